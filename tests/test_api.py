@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.core.units import MIB
+from turbofit.machine.source import machine_from
 
 
 class TestStories:
@@ -24,12 +26,6 @@ class TestStories:
         assert photo.limits.units_per_image == 62208
         assert "aborts on one image request" in photo.verdict
 
-    def test_and_turbofit_plans_settings_that_live(self):
-        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090")
-        assert plan.fits
-        assert plan.limits.max_pixels_per_image == 12845056  # the model's own
-        assert plan.kv.tokens >= plan.settings.session_len
-
     def test_images_meet_only_where_the_cache_has_room_for_their_prompts(self):
         """Two of 16,384 tokens never met in 24,768 (rehearsed on a pretend RTX 2080 Ti)."""
         told = turbofit.predict("qwen2-vl-7b-awq", on="1xrtx2080ti", cache_max_entry_count=0.4)
@@ -42,13 +38,12 @@ class TestStories:
         )  # fmt: skip
         assert shared.limits.units_per_forward == 2 * 65536  # of one picture's blocks
 
-    def test_a_cache_below_one_warm_up_request_hangs(self):
+    def test_a_start_that_hangs_or_dies_while_loading(self):
         plan = turbofit.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.1)
         assert "never starts" in plan.verdict
         assert "waits without a word" in plan.verdict
         assert plan.remedies
-
-    def test_26b_awq_on_one_24_gb_card(self):
+        # Weights of 4 bits are too large for one card of 24 GB.
         plan = turbofit.predict("internvl2-26b-awq", on="1xrtx3090")
         assert "runs out of memory while loading" in plan.verdict
         assert "never starts" in "\n".join(plan.reasons)  # what would come next
@@ -59,24 +54,6 @@ class TestStories:
 class TestPlan:
     """`plan` as programs use it."""
 
-    @pytest.mark.parametrize(
-        ("model", "on"),
-        [
-            ("internvl2-8b", "4xrtx3090"),
-            ("internvl2-1b", "1xrtx3060"),
-            ("qwen2-vl-7b", "1xv100-32g"),
-            ("qwen2-vl-7b", "2xrtx4090"),
-            ("internvl2-8b", "1xl4:free=19GiB"),
-            ("llama-3.1-8b", "1xrtx3090"),
-        ],
-    )
-    def test_our_users_machines_get_a_plan(self, model, on):
-        plan = turbofit.plan(model, on=on)
-        assert plan.fits, plan.verdict
-        assert all(ledger.headroom >= ledger.margin for ledger in plan.gpus)
-        assert plan.considered[0].why_not == ""
-        assert len(plan.commands) == plan.parallel.replicas
-
     def test_nvlinked_cards_go_together(self):
         plan = turbofit.plan("internvl2-26b-awq", on="4xrtx3090,nvlink=0-2+1-3", tp=2)
         assert {frozenset(group) for group in plan.parallel.groups} == {
@@ -85,39 +62,24 @@ class TestPlan:
         }
 
     def test_what_the_user_sets_is_kept_and_named_as_the_cause(self):
-        kept = {"cache_max_entry_count": 0.8, "max_pixels": 12845056, "queue_images": False}
-        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", engine="turbomind", **kept)
+        kept = {"engine": "turbomind", "cache_max_entry_count": 0.8, "queue_images": False}
+        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", max_pixels=12845056, **kept)
         assert plan.settings.cache_max_entry_count == 0.8
         assert plan.limits.max_pixels_per_image == 12845056
         assert not plan.fits
         assert "leave --cache-max-entry-count to turbofit" in [one.change for one in plan.remedies]
-
-    def test_images_are_lowered_where_nothing_else_serves(self):
-        plan = turbofit.plan(
-            "qwen2-vl-7b",
-            on="1xrtx3090",
-            engine="turbomind",
-            cache_max_entry_count=0.8,
-            queue_images=False,
-        )
+        # Images that nobody sets are lowered where nothing else serves.
+        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", **kept)
         assert plan.fits
-        assert plan.limits.max_pixels_per_image is not None
-        assert plan.limits.max_pixels_per_image < 12845056
+        assert (plan.limits.max_pixels_per_image or 1 << 30) < 12845056
         assert any("the largest that can be served" in reason for reason in plan.reasons)
 
-    def test_a_model_too_large_says_what_would_do(self):
-        plan = turbofit.plan("qwen2-vl-72b", on="2xrtx3090")
-        assert not plan.fits
-        assert "short" in plan.verdict
-        assert plan.remedies
-
-    def test_a_budget_caps_what_is_taken(self):
+    def test_budgets_and_margins(self):
         plan = turbofit.plan("internvl2-2b", on="1xrtx3090", budget="10GiB")
         assert plan.fits
         ledger = plan.gpus[0]
         assert ledger.peak - ledger.used + 256 * MIB <= 10 * 1024 * MIB
-
-    def test_margins_as_bytes_and_shares(self):
+        # Margins are bytes or shares.
         for margin, expected in (("1GiB", 1024 * MIB), ("5%", None), (600 * MIB, 600 * MIB)):
             ledger = turbofit.plan("internvl2-2b", on="1xrtx3090", margin=margin).gpus[0]
             assert ledger.margin == (expected or int(ledger.total * 0.05))
@@ -126,14 +88,10 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("keywords", "message"),
         [
-            ({"tp": 3}, "--tp 3"),
             ({"engine": "sglang"}, "engine 'sglang': it should be 'auto'"),
-            ({"context": 10**9}, "reads"),
             ({"images": -1}, "images -1: it should be 0 or more"),
-            ({"context": 4096, "session_len": 4096}, "one setting"),
             ({"no_such_option": 1}, "no_such_option"),
             ({"margin": "many%"}, "share"),
-            ({"communicator": "cuda-ipc", "tp": 2}, "peer access"),
             ({"cache_max_entry_count": 1.0}, "cache_max_entry_count 1.0: it should be less than 1"),
             ({"quant_policy": 5}, "quant_policy 5: it should be 0, 4, 8"),
         ],
@@ -149,9 +107,7 @@ class TestPlan:
         [
             ("qwen2-vl-7b", {"max_dynamic_patch": 4}, "--max-pixels"),
             ("internvl2-8b", {"max_pixels": 10**6}, "--max-dynamic-patch"),
-            ("llava-1.5-7b", {"max_dynamic_patch": 4}, "leave it out"),
             ("llama-3.2-11b-vision", {"max_dynamic_patch": 2}, "leave it out"),
-            ("qwen2.5-7b", {"max_pixels": 10**6}, "leave it out"),
             ("internvl2-8b", {"max_dynamic_patch": 99, "images": 0}, "or serve images"),
             ("internvl2-8b", {"max_dynamic_patch": 9, "language_model_only": True}, "or serve"),
         ],
@@ -167,35 +123,25 @@ class TestPlan:
         with pytest.raises(UsageError, match="no stand-in checkpoint"):
             turbofit.rehearse("llava-onevision-7b", on="1xrtx3090")
 
-    def test_a_limit_beyond_what_images_can_have_is_refused(self):
+    def test_limits_that_nothing_could_keep_are_refused(self):
         with pytest.raises(UsageError, match="no image of LLaVA-OneVision-7B has more than 36"):
             turbofit.plan("llava-onevision-7b", on="4xrtx3090", max_dynamic_patch=99)
-
-    def test_a_context_too_short_to_start_is_refused(self):
         with pytest.raises(UsageError, match="a session of 1 tokens is shorter than"):
             turbofit.plan("llama-3.1-8b", on="1xrtx3090", context=1)
 
-    def test_its_repr_is_one_line(self):
-        plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
-        assert repr(plan) == (
-            "<Plan: InternVL2-8B on 4xrtx3090, turbomind, tp 1 x 4, 216,064 KV tokens: fits>"
-        )
-
     def test_mig_instances_are_never_joined(self):
-        from msgspec.structs import replace
-
-        from turbofit.machine.source import machine_from
-
         machine = machine_from("2xa100-40g")
         machine = replace(
             machine, gpus=tuple(replace(gpu, mig=True) for gpu in machine.gpus), links=()
         )
-        plan = turbofit.plan("internvl2-8b", on=machine)
-        assert plan.parallel.tp == 1
+        assert turbofit.plan("internvl2-8b", on=machine).parallel.tp == 1
 
 
 def test_a_plan_for_transformers_has_no_config_of_lmdeploy():
     plan = turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", engine="transformers")
+    assert repr(plan).startswith(
+        "<Plan: Qwen2.5-VL-7B-Instruct on 1xrtx3090, transformers, tp 1 x 1, "
+    )
     with pytest.raises(UsageError, match="planned for Transformers"):
         plan.engine_config()
     assert set(plan.lmdeploy_settings()) == {"dtype", "max_batch_size", "session_len"}

@@ -1,14 +1,17 @@
-"""The page about a newer LMDeploy, made of two small packages."""
+"""A newer LMDeploy: what the source cites of it still stands there, and the page about it."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from scripts import new_lmdeploy
-from scripts.citations import Citation
+from scripts.citations import ROOT, Citation, citations, digest, state
 from scripts.new_lmdeploy import (
     Difference,
     Ran,
@@ -17,13 +20,16 @@ from scripts.new_lmdeploy import (
     write_kernels,
 )  # fmt: skip
 from turbofit.core.presets import load_yaml
+from turbofit.core.version import REFERENCE
 from turbofit.kernels.census import Census, Count
+
+Patch = pytest.MonkeyPatch
 
 ROUTES = 'router.{method}("{path}")\nclass ChatCompletionRequest:\n    {field}: int\n'
 
 
 @pytest.fixture
-def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def wheels(tmp_path: Path, monkeypatch: Patch) -> tuple[Path, Path]:
     """0.18.0 and 0.19.0: one function grew, one moved, one file is gone, and tables differ."""
     files = {
         "0.18.0": {
@@ -42,9 +48,9 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
             "turbomind/supported_models.py": "X = {'LlamaForCausalLM': 1, 'NewForCausalLM': 2}\n",
         },
     }
-    for version, named in files.items():
+    for release, named in files.items():
         for name, text in named.items():
-            path = tmp_path / version / "lmdeploy" / name
+            path = tmp_path / release / "lmdeploy" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     cited = [("a/same.py", "same", ""), ("a/grown.py", "grown", ""), ("a/moved.py", "Box.held", ""),
@@ -80,28 +86,9 @@ def test_what_changed_moved_and_went_is_named_with_what_rests_on_it(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("older", "newer", "file", "gone"), [
-    ("0.16.0", "0.17.0", "known-bad.yaml", ["fp8-before-hopper"]),
-    ("0.17.0", "0.18.0", "generations.yaml", ["buffers", "loading", "vision"]),
-])  # fmt: skip
-def test_what_only_our_data_know_of_two_releases_is_named(
-    wheels: tuple[Path, Path], older: str, newer: str, file: str, gone: list[str]
-) -> None:
-    wheels[1].rename(wheels[1].with_name("newer"))
-    old = wheels[0].rename(wheels[0].with_name(older))
-    new = wheels[1].with_name("newer").rename(wheels[1].with_name(newer))
-    known = [one.what for one in compared(old, new) if one.kind == "known to us"]
-    assert known == [f"`{name} of {file}` is gone" for name in gone]
-
-
 def test_what_a_person_must_decide_stands_first(wheels: tuple[Path, Path]) -> None:
     ran = [Ran("rest", "FAILED tests/a.py::test_b", 3.0), Ran("grammars", "", 4.0)]
-    text = page(
-        "0.18.0",
-        "0.19.0",
-        [*compared(*wheels), Difference("x", "y", known="z")],
-        ran,
-    )
+    text = page("0.18.0", "0.19.0", [*compared(*wheels), Difference("x", "y", known="z")], ran)
     decide, known, equal = text.split("\n## ")[1:]
     assert "- rest on 0.19.0: FAILED tests/a.py::test_b" in decide
     assert "/v2/new" in decide
@@ -111,9 +98,7 @@ def test_what_a_person_must_decide_stands_first(wheels: tuple[Path, Path]) -> No
     assert "- grammars: 4 s" in equal
 
 
-def test_the_kernels_of_a_release_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kernels_of_a_release_are_written(tmp_path: Path, monkeypatch: Patch) -> None:
     counts = {"gemm": {"80": Count(code=3), "90a": Count(code=1, empty=2)}, "KV cache": {}}
     census = Census(library="_turbomind.so", architectures=("80", "90a"), ptx=(), families=counts)
     for python in ("310", "311", "312", "313"):
@@ -143,3 +128,64 @@ def test_tables_are_read_of_a_whole_wheel() -> None:
     assert read["option"]["--cache-max-entry-count"] == "0.8"
     assert "ChatCompletionRequest.min_new_tokens" in read["request field"]
     assert "pytorch: InternVLChatModel" in read["architecture"]
+
+
+CITATIONS = list(citations())
+
+
+def test_each_has_what_stands_there() -> None:
+    """A hash or words; of C++, which no wheel has, a name does. Another version is written out."""
+    assert len(CITATIONS) > 140
+    bare = [one for one in CITATIONS if not one.digest and not one.text]
+    assert [one for one in bare if not one.path.startswith("src/")] == []
+    assert [one for one in CITATIONS if one.package != "lmdeploy" and not one.version] == []
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.parametrize("package", sorted({one.package for one in CITATIONS}))
+def test_it_still_does(package: str) -> None:
+    cited = [one for one in CITATIONS if one.package == package]
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    installed = version(package).partition("+")[0]
+    for one in cited:
+        read = one.version or f"{REFERENCE}.0"
+        if not one.path.startswith("src/"):
+            assert read == installed, f"{one.file}:{one.line}: run python -m scripts.citations"
+    moved = [
+        f"{one.file}:{one.line}: {one.cited}"
+        for one in cited
+        if state(one, Path(str(spec.origin)).parent) not in ("equal", "unseen")
+    ]
+    assert moved == []
+
+
+def test_a_hash_is_of_what_code_does() -> None:
+    def of(text: str) -> str:
+        return digest(ast.parse(text))
+
+    plain = of("def f(a):\n    return a + 8\n")
+    assert of("def f(a: int) -> int:\n    # more\n    return (a +\n            8)\n") == plain
+    assert of("def f(a):\n    return a + 16\n") != plain
+    assert of("if a:\n    b()\nelse:\n    c()\n") != of("if a:\n    c()\nelse:\n    b()\n")
+    assert of("if a:\n    b()\nelse:\n    c()\n") != of("if a:\n    b()\n    c()\n")
+    assert of("b = a[1:]\n") != of("b = a[:1]\n")
+    assert of("a: int = 8\n") == of("a: float = 8\n")
+
+
+def test_the_version_that_plans_are_for_stands_in_one_place() -> None:
+    """`turbofit.core.version` has it; whose figures older versions have is another matter."""
+    found = []
+    for path in sorted((ROOT / "turbofit").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if REFERENCE not in text:
+            continue
+        tree = ast.parse(text)
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        found += [
+            f"{path.relative_to(ROOT)}: {node.value}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and id(node) not in docs
+            and isinstance(node.value, str) and REFERENCE in node.value
+        ]  # fmt: skip
+    assert found == ["turbofit/core/version.py: 0.18", "turbofit/memory/versions.py: 0.18"]

@@ -51,7 +51,10 @@ def test_a_workflow_pins_its_actions_and_calls_what_is_there(path: Path) -> None
         assert (ROOT / called).exists()
 
 
-def test_every_python_that_the_metadata_names_is_checked() -> None:
+def test_every_python_that_the_metadata_names_is_checked_and_the_citation_is_read() -> None:
+    citation = read(ROOT / "CITATION.cff")
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", turbofit.__version__)
+    assert {"title", "message", "authors"} <= set(citation)
     checked = read(ROOT / ".github" / "workflows" / "check.yml")["jobs"]["quick"]
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
@@ -129,49 +132,26 @@ def test_a_tag_that_is_not_ready_is_refused(tmp_path: Path) -> None:
     assert any("no address of the repository" in line for line in missing(f"v{version}", root))
 
 
-def test_the_citation_can_be_read() -> None:
-    citation = read(ROOT / "CITATION.cff")
-    assert citation["cff-version"] == "1.2.0"
-    assert citation["version"] == turbofit.__version__
-    assert {"title", "message", "authors"} <= set(citation)
-
-
-RECIPE = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def pyproject() -> Any:
+def test_the_recipe_and_the_extras_are_those_of_the_wheel() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-def requirements(section: str) -> set[str]:
-    return {one.replace(" ", "") for one in RECIPE["requirements"][section]}
-
-
-def test_it_is_this_version(pyproject: Any) -> None:
-    assert RECIPE["context"]["version"] == turbofit.__version__
-    assert RECIPE["about"]["summary"] == pyproject["project"]["description"]
-    assert RECIPE["about"]["license"] == pyproject["project"]["license"]
-    assert (ROOT / RECIPE["about"]["license_file"]).exists()
-
-
-def test_it_needs_what_the_wheel_needs(pyproject: Any) -> None:
-    python = f"python{pyproject['project']['requires-python']}"
-    assert requirements("run") == {python, *pyproject["project"]["dependencies"]}
-    assert requirements("host") == {python, "pip", *pyproject["build-system"]["requires"]}
-
-
-def test_it_has_the_wheels_scripts(pyproject: Any) -> None:
-    scripts = {f"{name} = {target}" for name, target in pyproject["project"]["scripts"].items()}
-    assert set(RECIPE["build"]["python"]["entry_points"]) == scripts
-
-
-def test_all_is_every_extra_that_adds_a_feature(pyproject: Any) -> None:
-    extras = pyproject["project"]["optional-dependencies"]
-    (all_of_them,) = extras["all"]
-    named = set(all_of_them.removeprefix("turbofit[").removesuffix("]").split(","))
-    assert named == set(extras) - {"all", "gateway"}  # which comes with each
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, recipe = whole["project"], read(ROOT / "recipe" / "recipe.yaml")
+    assert recipe["context"]["version"] == turbofit.__version__
+    assert recipe["about"]["summary"] == project["description"]
+    assert recipe["about"]["license"] == project["license"]
+    assert (ROOT / recipe["about"]["license_file"]).exists()
+    python = f"python{project['requires-python']}"
+    needed = {
+        section: {one.replace(" ", "") for one in names}
+        for section, names in recipe["requirements"].items()
+    }
+    assert needed["run"] == {python, *project["dependencies"]}
+    assert needed["host"] == {python, "pip", *whole["build-system"]["requires"]}
+    scripts = {f"{name} = {target}" for name, target in project["scripts"].items()}
+    assert set(recipe["build"]["python"]["entry_points"]) == scripts
+    extras = project["optional-dependencies"]
+    named = extras["all"][0].removeprefix("turbofit[").removesuffix("]").split(",")
+    assert set(named) == set(extras) - {"all", "gateway"}  # which comes with each
 
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -194,20 +174,12 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_it_is_lmdeploys_image_of_the_reference() -> None:
+def test_the_image_is_lmdeploys_and_what_the_manifests_say() -> None:
     assert last("FROM") == "openmmlab/lmdeploy:${LMDEPLOY}"
     arguments = dict(line[4:].split("=", 1) for line in LINES if line.startswith("ARG "))
-    image = re.fullmatch(r"v(\d+\.\d+)\.\d+-\$\{CUDA\}", arguments["LMDEPLOY"])
-    assert image is not None
-    assert image[1] == REFERENCE
+    assert re.fullmatch(rf"v{REFERENCE}\.\d+-\$\{{CUDA\}}", arguments["LMDEPLOY"])
     assert re.fullmatch(r"cu\d+\.\d+", arguments["CUDA"])
-
-
-def test_nobody_runs_it_as_root() -> None:
     assert int(last("USER")) > 999  # a number: Kubernetes can tell that it is not root
-
-
-def test_the_manifests_fit_it() -> None:
     assert json.loads(last("ENTRYPOINT")) == ["turbofit"]
     hub, state = json.loads(last("VOLUME"))
     assert {f"HF_HOME={hub}", f"XDG_STATE_HOME={state}"} <= set(last("ENV").split())

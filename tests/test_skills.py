@@ -72,26 +72,16 @@ def test_what_is_said_of_a_plan_is_in_it(capsys: pytest.CaptureFixture[str]) -> 
             value = value[part]
 
 
-def test_the_table_names_commands() -> None:
-    rows = re.findall(r"^\| [^|]+\? \| (.+) \|$", SKILL, re.MULTILINE)
-    named = {word for row in rows for word in re.findall(r"`(\w+)", row)}
-    assert len(rows) >= 9
-    assert named <= set(COMMANDS)
-
-
-def test_pages_are_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)", SKILL + LLMS):
-        assert (ROOT / target).exists(), target
-
-
-def test_nobody_is_sent_to_an_index_that_does_not_have_it() -> None:
-    assert "in no package index yet" in SKILL
-    assert not re.search(r"pip install \"?turbofit", SKILL + LLMS)
-
-
-def test_the_skill_has_its_head() -> None:
+def test_the_skill_has_its_head_and_names_commands_and_pages() -> None:
     head = SKILL.split("---")[1]
     assert re.search(r"^name: turbofit$", head, re.MULTILINE)
     described = re.search(r"^description: (.+)$", head, re.MULTILINE)
     assert described is not None
     assert len(described[1]) <= 1024
+    rows = re.findall(r"^\| [^|]+\? \| (.+) \|$", SKILL, re.MULTILINE)
+    assert len(rows) >= 9
+    assert {word for row in rows for word in re.findall(r"`(\w+)", row)} <= set(COMMANDS)
+    for target in re.findall(r"\]\(([^)#]+)", SKILL + LLMS):
+        assert (ROOT / target).exists(), target
+    assert "in no package index yet" in SKILL
+    assert not re.search(r"pip install \"?turbofit", SKILL + LLMS)

@@ -12,13 +12,6 @@ from tests import virtual_time
 from tests.support.waiting import HANG, auntil, until
 
 
-def test_it_is_asked_until_the_answer_is_true() -> None:
-    answers = iter([None, [], 0, "x"])
-    assert until(lambda: next(answers), "an answer") == "x"
-    answers = iter([None, [], 0, "x"])
-    assert virtual_time.run(auntil(lambda: next(answers), "an answer")) == "x"
-
-
 def test_what_never_comes_is_named() -> None:
     with pytest.raises(AssertionError, match="waited 0 s for the moon"):
         until(lambda: None, "the moon", 0)

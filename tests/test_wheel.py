@@ -61,23 +61,31 @@ def test_the_sdist_has_all_that_git_has(sdist: Path) -> None:
     assert {name for name in listed if (ROOT / name).exists()} <= packed
 
 
-def test_the_wheel_plans(installed: Path, tmp_path: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(installed)}
-    argv = ["-m", "turbofit", "plan", "internvl2-8b", "--on", "4xrtx3090", "--json"]
-    done = subprocess.run(
-        [sys.executable, *argv], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
-    )
-    plan = json.loads(done.stdout)
-    assert plan["fits"]
-    where = subprocess.run(
-        [sys.executable, "-c", "import turbofit; print(turbofit.__file__)"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert str(installed) in where
+def said(folder: Path, *words: str, **environ: str) -> str:
+    """What a command prints that is run in a folder."""
+    return subprocess.run(
+        words, cwd=folder, env=os.environ | environ, check=True, capture_output=True, text=True
+    ).stdout
 
 
-def test_every_preset_is_in_the_wheel(installed: Path) -> None:
+def test_the_wheel_plans_and_reports(installed: Path, tmp_path: Path) -> None:
+    env = {"PYTHONPATH": str(installed), "XDG_STATE_HOME": str(tmp_path)}
+    run = (sys.executable, "-m", "turbofit")
+    plan = said(tmp_path, *run, "plan", "internvl2-8b", "--on", "4xrtx3090", "--json", **env)
+    assert json.loads(plan)["fits"]
+    said(tmp_path, *run, "report", "latest", "--html", "report.html", **env)
+    assert "InternVL2-8B" in (tmp_path / "report.html").read_text()
+    schema = said(tmp_path, *run, "report", "--schema", **env)
+    assert json.loads(schema)["$id"] == "urn:turbofit:plan:1"
+    program = "import turbofit; print(turbofit.__file__)"
+    assert str(installed) in said(tmp_path, sys.executable, "-c", program, **env)
+
+
+def test_every_preset_is_in_the_wheel_which_is_small(installed: Path, wheel: Path) -> None:
     """Rooms of many are one file each."""
+    with zipfile.ZipFile(wheel) as packed:
+        assert len(packed.namelist()) <= 720
+    assert wheel.stat().st_size <= 1_550_000
     inside, texts = installed / "turbofit" / "_presets", {}
     for path in inside.rglob("*.*"):
         if path.parent == inside and path.suffix == ".json" and "profile" not in path.name:
@@ -94,12 +102,6 @@ def test_every_preset_is_in_the_wheel(installed: Path) -> None:
     assert (installed / "turbofit" / "py.typed").exists()
 
 
-def test_the_wheel_is_small(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as packed:
-        assert len(packed.namelist()) <= 720
-    assert wheel.stat().st_size <= 1_550_000
-
-
 def test_the_wheel_knows_all_that_the_checkout_knows(installed: Path, tmp_path: Path) -> None:
     program = (
         "import json; from turbofit.machine.presets import preset_names;"
@@ -108,29 +110,11 @@ def test_the_wheel_knows_all_that_the_checkout_knows(installed: Path, tmp_path: 
         "print(json.dumps([sorted(preset_names()), sorted(known_presets()), sorted(kinds()),"
         "find_preset('qwen2-vl-7b'), find_preset('nothing')]))"
     )
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
-            check=True, capture_output=True, text=True,
-        ).stdout
-        for path in (str(installed), str(ROOT))
-    ]  # fmt: skip
-    assert said[0] == said[1]
-
-
-def test_the_wheel_reports(installed: Path, tmp_path: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(installed), "XDG_STATE_HOME": str(tmp_path)}
-    run = [sys.executable, "-m", "turbofit"]
-
-    def said(*words: str) -> str:
-        return subprocess.run(
-            [*run, *words], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
-        ).stdout
-
-    said("plan", "internvl2-8b", "--on", "4xrtx3090")
-    said("report", "latest", "--html", "report.html")
-    assert "InternVL2-8B" in (tmp_path / "report.html").read_text()
-    assert json.loads(said("report", "--schema"))["$id"] == "urn:turbofit:plan:1"
+    there, here = (
+        said(tmp_path, sys.executable, "-c", program, PYTHONPATH=str(path))
+        for path in (installed, ROOT)
+    )
+    assert there == here
 
 
 @pytest.mark.exhaustive
@@ -174,22 +158,24 @@ def _interpreters() -> list[str]:
 @pytest.mark.parametrize("python", sweep(_interpreters(), 9))
 def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_path: Path) -> None:
     """With its dependencies, in an environment of its own."""
-    folder, own = tmp_path, tmp_path / "venv" / "bin"
+    own = tmp_path / "venv" / "bin"
     words = ["-m", "venv", "--without-pip", str(own.parent)]
     subprocess.run([python, *words], check=True, capture_output=True)
     words = ["--python", str(own / "python"), "install", str(wheel)]
     subprocess.run([*PIP, *words], check=True, capture_output=True)
     assert not list(own.parent.glob("lib/python*/site-packages/torch*"))
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    env["XDG_STATE_HOME"] = str(folder)
-    turbofit = str(own / "turbofit")
-    plan = [turbofit, "plan", "internvl2-8b", "--on", "rtx3090+rtx4090", "--json"]
-    done = subprocess.run(plan, cwd=folder, env=env, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["fits"]
-    shown = [turbofit, "report", "latest", "--html", str(folder / "report.html")]
-    subprocess.run(shown, cwd=folder, env=env, check=True, capture_output=True)
-    assert "InternVL2-8B" in (folder / "report.html").read_text(encoding="utf-8")
-    done = subprocess.run(
-        [turbofit, "completion", "bash"], env=env, capture_output=True, text=True, check=True
-    )
-    assert "_TURBOFIT_COMPLETE=bash_complete" in done.stdout
+    env["XDG_STATE_HOME"] = str(tmp_path)
+
+    def told(*words: str) -> str:
+        command = [str(own / "turbofit"), *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    plan = told("plan", "internvl2-8b", "--on", "rtx3090+rtx4090", "--json")
+    assert json.loads(plan)["fits"]
+    told("report", "latest", "--html", "report.html")
+    assert "InternVL2-8B" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "_TURBOFIT_COMPLETE=bash_complete" in told("completion", "bash")

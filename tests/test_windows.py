@@ -20,16 +20,20 @@ from turbofit.cli.terminal import output
 from turbofit.cli.terminal import progress_display as terminal
 from turbofit.core.process.files import _state_folder
 
+Patch = pytest.MonkeyPatch
+
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = [sys.executable, "-m", "tests.without_posix"]
 
 
-def run(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *words: str, given: str | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """The command line without POSIX, in a folder."""
     here = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder)}
     return subprocess.run(
         [*RUNNER, *words],
-        cwd=folder, env={**os.environ, **here, **environ},
+        cwd=folder, env={**os.environ, **here, **environ}, input=given,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -67,11 +71,7 @@ REFUSED = {
 
 def test_what_needs_no_engine_runs_and_what_runs_engines_says_so(tmp_path: Path) -> None:
     lines = [*ANSWERED, *REFUSED]
-    done = subprocess.run(
-        [*RUNNER, "--each"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path)},
-        input="\n".join(lines), capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run(tmp_path, "--each", given="\n".join(lines))
     answers = map(json.loads, done.stdout.splitlines())
     for line, (code, out, err) in zip(lines, answers, strict=True):
         if line in REFUSED:
@@ -93,15 +93,10 @@ def test_a_measured_machine_is_saved_and_planned_for(
     assert plan["machine"]["host"]["shm_available"] == "NA"
 
 
-def test_the_simulation_takes_away_what_engines_need(tmp_path: Path) -> None:
-    code = (
-        "from tests.without_posix import take_away; take_away(); "
-        "import turbofit.launch.serve.leases"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert "import of fcntl halted" in done.stderr
+def test_the_simulation_takes_away_what_engines_need() -> None:
+    code = "import tests.without_posix as w; w.take_away(); import turbofit.launch.serve.leases"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert b"import of fcntl halted" in done.stderr
 
 
 def test_the_page_names_what_needs_linux() -> None:
@@ -121,31 +116,22 @@ def test_the_page_names_what_needs_linux() -> None:
         ({"LOCALAPPDATA": "/c", "XDG_STATE_HOME": "d"}, "/c"),
     ],
 )
-def test_the_state_folder(
-    environ: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_state_folder(environ: dict[str, str], folder: str, monkeypatch: Patch) -> None:
     monkeypatch.delenv("XDG_STATE_HOME")
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert _state_folder(windows=True) == folder
 
 
-def test_files_get_utf_8_whatever_the_code_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cp1252 writes a multiplication sign as a byte that no JSON reader takes."""
+def test_what_is_written_on_windows(monkeypatch: Patch) -> None:
+    """In cp1252 a multiplication sign is a byte that no JSON reader takes."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
     monkeypatch.setattr(terminal, "WINDOWS", True)
     output.prepare_streams()
     output.answer("4 × 3090, 中文")
     assert raw.getvalue().decode("utf-8") == "4 × 3090, 中文"
-
-
-@pytest.mark.parametrize(
-    ("environ", "colour"),
-    [({}, False), ({"WT_SESSION": "1"}, True), ({"WT_SESSION": "1", "NO_COLOR": "1"}, False)],
-)
-def test_colour_in_windows_terminal_only(
-    environ: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(terminal, "WINDOWS", True)
-    assert terminal.takes_colour(environ) is colour
+    # Colour is for Windows Terminal only.
+    in_terminal = {"WT_SESSION": "1"}
+    environs = ({}, in_terminal, {**in_terminal, "NO_COLOR": "1"})
+    assert [terminal.takes_colour(one) for one in environs] == [False, True, False]

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from bench.accuracy.__main__ import main
 from bench.accuracy.report import report
-from bench.accuracy.rows import HERE, Row, model_of, read_rows
+from bench.accuracy.rows import HERE, Row, read_rows
 from bench.accuracy.score import score, summary
 
 ROWS = {row.id: row for row in read_rows()}
@@ -67,29 +67,6 @@ def test_contradicted_outcomes_are_named_but_for_cards_that_nobody_named() -> No
     assert summary(*score(swapped))["wrong_outcomes"] == ["table", "too-large"]
     unknown = [replace(row, card_known=False) for row in swapped]
     assert summary(*score(unknown))["wrong_outcomes"] == []
-
-
-def test_a_sum_over_cards_is_compared_with_the_sum() -> None:
-    """A maintainer counts the whole model: 140 GB of weights and 15 of cache on four cards."""
-    row = Row(
-        id="sum", source="InternLM/lmdeploy#684", engine="turbomind", version="0.0.10",
-        model="llama-2-70b", on="4xa100-40g", tp=4, outcome="oom",
-        settings={"cache_max_entry_count": 12, "session_len": 4104},
-        figures={"weights_gb": 140, "cache_gb": 15},
-    )  # fmt: skip
-    found = {one.figure: one for one in score([row])[0][0].scores}
-    assert abs(found["weights"].percent) < 7  # 140 are decimal
-    assert abs(found["cache"].percent) < 1
-    assert found["weights"].card_mib == 4 * 40960
-
-
-def test_weights_are_packed_where_the_row_says_so() -> None:
-    packed = [row for row in ROWS.values() if row.packed]
-    assert packed
-    for row in packed:
-        quantization = model_of(row).quantization
-        assert quantization is not None
-        assert quantization.method == row.packed
 
 
 def test_every_row_has_a_source_and_a_forecast_or_a_reason() -> None:

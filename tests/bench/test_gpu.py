@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +10,17 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bench.gpu import ballast, held, implied, results, speeds, table, terms
+from bench.gpu import ballast, held, implied, results, speeds, table
 from bench.gpu.__main__ import main
 from bench.gpu.check import impossible
 from bench.gpu.implied import Implied
 from bench.gpu.results import RESULTS, kept, observed
-from turbofit import api
 from turbofit.core.machine import Pcie
 from turbofit.core.plan import Plan
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode, to_builtins, to_json
 from turbofit.load.result import LoadResult
 from turbofit.machine.source import machine_from
-from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibration import Observation
 from turbofit.report.share import SharedRun, shared_run
@@ -183,15 +179,8 @@ def test_a_twin_is_a_checkpoint_of_its_shapes(tmp_path: Path) -> None:
     assert model.parameters == preset.parameters
 
 
-CARD = "1xh200:used=116GiB"
-PLAN = api.plan("internvl2-8b", on=CARD, engine="turbomind", tp=1)
-CHARGED = {term.term: term.bytes for term in PLAN.gpus[0].ledger}
 #: Of prompts, batches, and tokens of an answer that were timed.
 LENGTHS, BATCHES, TOKENS = (512, 2048, 8192, 30000), (1, 4, 16, 64), 128
-
-
-def charged(name: str) -> int:
-    return CHARGED[name]
 
 
 def machine(folder: Path, **facts: Any) -> Path:
@@ -207,49 +196,6 @@ def machine(folder: Path, **facts: Any) -> Path:
 
 def write(folder: Path, name: str, document: dict[str, Any]) -> None:
     (folder / f"{name}.json").write_text(json.dumps({"code": 0, **document}))
-
-
-def trial(
-    folder: Path, name: str, *, plan: Plan = PLAN, context: int, kernels: int, image: int = 0
-) -> None:
-    """A trial on a card whose context and cuBLAS, later kernels, and images take so much."""
-    ledger = plan.gpus[0]
-    own = {term.term: term for term in ledger.ledger}
-    unseen = sum(own[n].bytes for n in terms.BEFORE if n in own)
-    later = sum(own[n].bytes for n in terms.AFTER if n in own)
-    usable = ledger.total - ledger.reserved
-    early = [t.bytes for t in ledger.ledger if t.phase in ("before", "context", "weights")]
-    free = usable - sum(early) + unseen - context
-    region = int(plan.settings.cache_max_entry_count * free)
-    cache = -(-region // (2 * MIB)) * 2 * MIB
-    grown = (context - unseen) + (cache - own["kv_cache"].bytes) + (kernels - later)
-    peak, steady = ledger.peak + grown + image, ledger.steady + grown
-    rows = [
-        ("context and weights", sum(early), usable - free),
-        ("cache", own["kv_cache"].bytes, cache),
-        ("steady", ledger.steady, steady),
-        ("kernels", ledger.steady, steady),
-        ("vision_forward", ledger.peak, peak),
-    ]
-    found = {
-        "outcome": "survived", "restarts": [], "settings": to_builtins(plan.settings),
-        "seen": [{"group": 0, "free": free, "region": region, "cards": []}],
-        "phases": [
-            {"group": 0, "gpu": 0, "phase": phase, "forecast": f, "measured": m, "over": f - m}
-            for phase, f, m in rows
-        ],
-    }  # fmt: skip
-    write(folder, name, found)
-    keep(folder, name, plan)
-
-
-def keep(folder: Path, name: str, plan: Plan, log: str = "") -> None:
-    (folder / "logs").mkdir(exist_ok=True)
-    with tarfile.open(folder / "logs" / f"{name}.tar.gz", "w:gz") as tar:
-        for to, text in (("plan.json", plan.to_json()), ("engine-0.log", log)):
-            member = tarfile.TarInfo(to)
-            member.size = len(text.encode())
-            tar.addfile(member, io.BytesIO(text.encode()))
 
 
 def found(folder: Path) -> dict[str, Implied]:
@@ -274,77 +220,29 @@ def handles(first: int, each: int, used: int = 0) -> dict[str, Any]:
     return {"code": 0, "marks": [{"mark": "base", "handles": 0, "took": 0}, *made, *done]}
 
 
-def pool(step: int, at_once: int = 1, after: int = 0) -> dict[str, Any]:
-    grown = [step * n for n in range(1, 80 * MIB // step + 1)]
-    freed = {"asked": MIB, "taken": step, "kept_at_once": at_once, "kept_after_wait": after}
-    return {
-        "code": 0,
-        "marks": [
-            {"mark": "default_1_mib", **freed},
-            {"mark": "growth", "asked": 80 * MIB, "taken": grown[-1], "steps": grown},
-        ],
+def test_what_a_real_card_implies_of_memory() -> None:
+    seen = found(RESULTS / "h200")
+    whole = {
+        "context_mib.low": 527, "context_mib.high": 527, "total_mib.value": 143_771,
+        "sm_count.value": 132, "cublas_handle.value.hopper": 67_947_725,
+        "torch_kernels.value": 105_646_653, "pool_granularity.value": 32 * MIB,
+        "pool_growth.value.most": 352_318_915,
     }  # fmt: skip
+    assert {name: round(seen[name].value) for name in whole} == whole
+    assert seen["context_mib.low"].meaning == "told in notes, charged nowhere"
+    assert round(seen["pool_growth.value.most"].lowest) == 278_918_595  # the larger counts
+    share = seen["pool_growth.value.share"]
+    assert share.value == pytest.approx(0.2443, abs=1e-4)
+    assert share.meaning == "over: cache is wasted"
 
 
-def test_results_that_are_as_forecast_change_nothing(tmp_path: Path) -> None:
+def test_a_planted_context_is_found(tmp_path: Path) -> None:
     folder = machine(tmp_path / "h200")
-    context, kernels = charged("cuda_context"), charged("torch_kernels")
-    write(
-        folder, "a-context",
-        {"plain": marks(context=518 * MIB), "turbomind": marks(context=context)},
-    )  # fmt: skip
-    write(folder, "a-handles", {"handles": handles(0, load_constants().cublas_handle["hopper"])})
-    write(folder, "a-pool", {"pool": pool(32 * MIB)})
-    later = charged("kernel_modules") + charged("pool_growth")
-    trial(folder, "b-x-plan", context=context + charged("cublas") + kernels, kernels=later)
-    seen = found(folder)
-    assert not any(one.changes for one in seen.values()), seen
-    assert {"torch_kernels.value", "pool_growth.value.share", "pool_granularity.value"} <= set(seen)
-
-
-def test_each_planted_difference_of_memory_is_found(tmp_path: Path) -> None:
-    folder = machine(tmp_path / "h200")
-    write(
-        folder, "a-context",
-        {"plain": marks(context=530 * MIB), "turbomind": marks(context=530 * MIB, first=612 * MIB)},
-    )  # fmt: skip
-    write(folder, "a-handles", {"handles": handles(45 * MIB, 8 * MIB, 3 * MIB)})
-    write(folder, "a-pool", {"pool": pool(2 * MIB)})
-    used = (45 + 5 * 8 + 3) * MIB
-    trial(folder, "b-x-plan", context=680 * MIB + used, kernels=140 * MIB)
-    trial(folder, "b-x-defaults", context=710 * MIB + used, kernels=111 * MIB)
-    seen = found(folder)
-    context = seen["context_mib.high"]
+    plain, turbomind = marks(context=530 * MIB), marks(context=530 * MIB, first=612 * MIB)
+    write(folder, "a-context", {"plain": plain, "turbomind": turbomind})
+    context = found(folder)["context_mib.high"]
     assert (context.now, context.value) == (527, 610)  # a page of the first piece is not its own
     assert context.meaning == "under: memory is not paid for"
-    assert (seen["context_mib.low"].value, seen["context_mib.low"].changes) == (530, True)
-    handle = seen["cublas_handle.value.hopper"]
-    # Its kernels are spread over the handles that a GPU has.
-    assert handle.value == round(used / 5)
-    assert handle.meaning == "over: cache is wasted"
-    torch_kernels = seen["torch_kernels.value"]
-    assert (torch_kernels.value, torch_kernels.lowest) == (100 * MIB, 70 * MIB)
-    growth = seen["pool_growth.value.share"]
-    # All that came after the cache but a few kernels is holes; the larger counts.
-    largest = max(t.bytes for t in PLAN.gpus[0].ledger if t.phase == "transient")
-    holes = [(kernels * MIB - charged("kernel_modules")) / largest for kernels in (111, 140)]
-    assert [growth.lowest, growth.value] == pytest.approx(holes, abs=0.03)
-    assert growth.meaning == "over: cache is wasted"
-    assert seen["pool_granularity.value"].meaning == "over: cache is wasted"
-
-
-def test_terms_and_cases_are_told_apart_though_the_cache_moved(tmp_path: Path) -> None:
-    folder = machine(tmp_path / "h200")
-    trial(folder, "b-x-plan", context=900 * MIB, kernels=60 * MIB, image=77 * MIB)
-    one = results.load(folder)[0]
-    by_what = {what.split(":")[0]: measured for _, what, _, measured in implied.sums(one)}
-    assert by_what["before the cache"] == 900 * MIB
-    assert abs(by_what["after the cache"] - (60 + 77) * MIB) <= 32 * MIB
-    (_, document, plan) = next(iter(one.trials()))
-    case, forecast, measured = terms.cases(document)[0]
-    assert (case, measured - forecast) == ("vision_forward", 77 * MIB)
-    formula, there = terms.cache_of(plan, document) or (0, -1)
-    assert formula == there
 
 
 def speed_document(model: str, memory: float, compute: float, layer: float) -> dict[str, Any]:
@@ -399,47 +297,29 @@ def test_each_planted_constant_of_speed_is_found(tmp_path: Path) -> None:
     assert too_fast.meaning.startswith("impossible")
 
 
-def test_the_report_tells_what_would_change_and_of_whom(tmp_path: Path, capsys) -> None:
-    folder = machine(tmp_path / "results" / "h200")
-    trial(folder, "b-x-plan", context=900 * MIB, kernels=60 * MIB)
-    write(folder, "a-handles", {"handles": handles(0, 8 * MIB)})
-    write(folder, "a-pool", {"pool": pool(2 * MIB, at_once=0)})
-    died = {
-        "outcome": "died", "as_forecast": False, "forecast_lives": True,
-        "ending": {"kind": "out_of_memory"},
-    }  # fmt: skip
-    write(folder, "b-x-ratio-0.9", died)
-    keep(
-        folder, "b-x-ratio-0.9", PLAN,
-        "[TM][FATAL][1119.01:01:01.000001][x.cc:1] CUDA error: out of memory\n",
-    )  # fmt: skip
-    (folder / "b-x-failed.json").write_text(json.dumps({"code": 1, "outcome": "out_of_time"}))
+def test_the_report_tells_what_real_cards_showed(tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    words = ["held", str(tmp_path / "results"), "--out", str(out)]
-    assert main(words) == 0
+    assert main(["held", str(RESULTS), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert said == (out / "HELD.md").read_text() + "\n"
-    assert "## NVIDIA H200" in said
-    assert "`cublas_handle.value.hopper` 67,947,725 \N{RIGHTWARDS ARROW} 8,388,608 (over" in said
-    assert "is free at once: temporaries of loading do not lower the cache" in said
-    assert "| b-x-ratio-0.9 | lives | died | **no** | out_of_memory | out_of_memory |" in said
-    assert "out_of_time" not in said
-    keys = {one["key"]: one for one in json.loads((out / "held.json").read_text())["constants"]}
-    assert keys["cublas_handle.value.hopper"]["value"] == 8 * MIB
-    card = json.loads((out / "held.json").read_text())["cards"][0]
-    before = card["Terms that only a card shows"][0]
-    assert before["measured"] == 900 * MIB
-    assert before["over"] == before["charged"] - 900 * MIB
+    assert said.count("## NVIDIA H200") == 2
+    assert "What is freed is free when its stream was waited for" in said
+    lived, died = (f"| b-internvl2-8b-turbomind-{name} |" for name in ("plan-23g", "defaults-23g"))
+    assert f"{lived} lives | survived | yes |" in said
+    assert f"{died} dies | died | yes | out_of_memory | out_of_memory |" in said
+    document = json.loads((out / "held.json").read_text())
+    for card in document["cards"]:
+        before = card["Terms that only a card shows"][0]
+        assert before["over"] == before["charged"] - before["measured"]
+    # Memory that one of two cards did not pay for would kill there: the larger counts.
+    for name, each in (("one", 8 * MIB), ("two", 12 * MIB)):
+        write(machine(tmp_path / "results" / name), "a-handles", {"handles": handles(0, each)})
+    assert main(["held", str(tmp_path / "results"), "--out", str(out)]) == 0
+    constants = json.loads((out / "held.json").read_text())["constants"]
+    found = {one["key"]: one["value"] for one in constants}
+    assert found["cublas_handle.value.hopper"] == 12 * MIB
     assert main(["held", str(tmp_path)]) == 2
     assert "has no machine.json" in capsys.readouterr().err
-
-
-def test_results_of_several_cards_are_used_alike(tmp_path: Path) -> None:
-    for name, each in (("one", 8 * MIB), ("two", 12 * MIB)):
-        write(machine(tmp_path / name), "a-handles", {"handles": handles(0, each)})
-    said = held.hold(results.load(tmp_path))
-    # Memory that one of two cards did not pay for would kill there: the larger counts.
-    assert "67,947,725 \N{RIGHTWARDS ARROW} 12,582,912" in said
 
 
 def test_a_card_that_no_preset_knows_is_described(tmp_path: Path) -> None:

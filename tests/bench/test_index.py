@@ -78,20 +78,13 @@ def test_all_benches_are_listed() -> None:
     assert all(f"python -m {one}" in said for one in COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(BENCH.rglob("*.py")), ids=lambda p: str(p.relative_to(BENCH))
-)
-def test_a_bench_imports_of_the_tests_what_both_need(path: Path) -> None:
-    """So does a program in a string that it starts."""
-    found = re.findall(r"^\s*(?:from|import) (tests\b\S*)", path.read_text(), re.MULTILINE)
-    assert all(name.startswith("tests.support.") for name in found), found
-
-
-def test_what_both_need_imports_no_test_and_no_bench() -> None:
-    for path in (ROOT / "tests" / "support").rglob("*.py"):
-        found = re.findall(
-            r"^\s*(?:from|import) ((?:tests|bench)\S*)", path.read_text(), re.MULTILINE
-        )
+def test_benches_and_tests_share_support_alone() -> None:
+    """A bench imports nothing else of the tests, in a program in a string neither."""
+    of_bench = dict.fromkeys(BENCH.rglob("*.py"), "tests")
+    of_support = dict.fromkeys((ROOT / "tests" / "support").rglob("*.py"), "tests|bench")
+    for path, rooms in (of_bench | of_support).items():
+        imports = rf"^\s*(?:from|import) ((?:{rooms})\b\S*)"
+        found = re.findall(imports, path.read_text(), re.MULTILINE)
         assert all(name.startswith("tests.support.") for name in found), (path, found)
 
 
@@ -121,7 +114,4 @@ def test_what_differs_without_a_reason_is_named() -> None:
     assert "| a \\| b | 200 | 200 |  |" in text
     assert "| c | 1 | X 400 | **not explained**: no c here |" in text
     assert "load balancers" in text
-
-
-def test_a_check_that_one_server_never_saw_differs() -> None:
-    assert run({"a": Seen("1")}, {}).different() == ["a"]
+    assert run({"a": Seen("1")}, {}).different() == ["a"]  # what one server never saw

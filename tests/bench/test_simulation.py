@@ -88,33 +88,32 @@ def samples(**growing):
 
 
 def test_what_stays_is_flat() -> None:
-    rows = verdict(samples())
-    assert [one.what for one in rows] == list(TOLERANCES)
-    assert all(one.flat for one in rows)
+    assert [(one.what, one.flat) for one in verdict(samples())] == [(n, True) for n in TOLERANCES]
+    # A folder may grow by request.
+    assert all(one.flat for one in verdict(samples(disk=20_000)))
+    with pytest.raises(ValueError, match="too few"):
+        verdict(samples()[:9])
+
+
+def faster(name):
+    """A figure that grows faster than by request."""
+    return [one._replace(**{name: number**3}) for number, one in enumerate(samples())]
 
 
 @pytest.mark.parametrize(
-    ("name", "by"), [("memory", MIB), ("descriptors", 1), ("threads", 0.2), ("added", 0.5)]
+    ("grown", "named"),
+    [
+        (samples(memory=MIB), {"memory"}),
+        (samples(descriptors=1), {"descriptors"}),
+        (samples(threads=0.2), {"threads"}),
+        (samples(added=0.5), {"added p50", "added p90"}),
+        (faster("disk"), {"disk"}),
+        (faster("processor"), {"processor time"}),
+    ],
+    ids=["memory", "descriptors", "threads", "added", "disk", "processor"],
 )
-def test_what_grows_is_named(name, by) -> None:
-    found = {one.what for one in verdict(samples(**{name: by})) if not one.flat}
-    assert found == ({"added p50", "added p90"} if name == "added" else {name})
-
-
-def test_a_folder_may_grow_by_request_but_no_faster() -> None:
-    assert all(one.flat for one in verdict(samples(disk=20_000)))
-    faster = [one._replace(disk=one.disk + number**3) for number, one in enumerate(samples())]
-    assert [one.what for one in verdict(faster) if not one.flat] == ["disk"]
-
-
-def test_a_request_may_not_take_longer_of_the_processor() -> None:
-    slower = [one._replace(processor=number**3) for number, one in enumerate(samples())]
-    assert [one.what for one in verdict(slower) if not one.flat] == ["processor time"]
-
-
-def test_too_few_samples_are_no_verdict() -> None:
-    with pytest.raises(ValueError, match="too few"):
-        verdict(samples()[:9])
+def test_what_grows_is_named(grown, named) -> None:
+    assert {one.what for one in verdict(grown) if not one.flat} == named
 
 
 def test_a_process_is_looked_at(tmp_path: Path) -> None:
@@ -129,21 +128,6 @@ def test_a_process_is_looked_at(tmp_path: Path) -> None:
     assert 0 < before["processor"] <= after["processor"]
     assert before.pop("connections") == 0
     assert min(before.values()) > 0
-
-
-def test_a_connection_counts_as_a_descriptor_once_its_client_has_closed_it(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            before = taken(os.getpid(), port, tmp_path)  # not accepted yet
-            accepted, _ = server.accept()
-            held = taken(os.getpid(), port, tmp_path)
-        with accepted:
-            assert accepted.recv(1) == b""  # its end has come
-            left = taken(os.getpid(), port, tmp_path)
-    assert client.fileno() == -1
-    assert [one["connections"] for one in (before, held, left)] == [0, 1, 0]
-    assert before["descriptors"] == held["descriptors"] == left["descriptors"]
 
 
 def test_a_process_that_got_an_engines_number_is_none(tmp_path: Path) -> None:

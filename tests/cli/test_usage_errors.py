@@ -208,7 +208,6 @@ def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) 
         ("plan internvl2-8b --precision int4", "as internvl2-8b-awq"),
         ("gateway --upstream http://x:1", "add --plan FILE, which turbofit plan MODEL --json"),
         ("compare internvl2-8b --on t4 --on l4", "turbofit plan internvl2-8b --on SPEC --json"),
-        ("which qwen2-vl-7b --images 2 --context 16k", "--image-size 1920x1080 says what clients"),
         ("compare t4 vs l4 internvl2-8b", "page --models internvl2-8b --cards t4 l4"),
         ("merge ./lora internvl2-8b out", "turbofit merge internvl2-8b ./lora out"),
         ("diagnose error.png", "paste the message in quotes"),

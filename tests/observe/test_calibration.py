@@ -81,28 +81,29 @@ def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
     """The same launch on the machine with what was learned."""
     limits, gpus = plan.limits, [machine.gpu(index) for index in plan.parallel.groups[0]]
     vision_load = VisionLoad(
-        units_per_image=limits.units_per_image,
-        images_per_request=limits.images_per_request,
+        units_per_image=limits.units_per_image, images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
         units_per_forward=limits.units_per_forward,
-    )
-    account = engine_named(plan.engine.name).account(
-        EngineLaunch(
-            model=plan.model,
-            settings=plan.settings,
-            gpus=tuple(gpus),
-            machine=machine,
-            vision_load=vision_load,
-            margins=tuple(one.margin for one in plan.gpus),
-        )
-    )
+    )  # fmt: skip
+    launch = EngineLaunch(
+        model=plan.model, settings=plan.settings, gpus=tuple(gpus), machine=machine,
+        vision_load=vision_load, margins=tuple(one.margin for one in plan.gpus),
+    )  # fmt: skip
+    account = engine_named(plan.engine.name).account(launch)
     return account.at(plan.settings.cache_max_entry_count).ledgers
 
 
-def learned(plan: Plan, seen: Observation) -> Machine:
-    found = learn(plan, [seen], lmdeploy="0.18.0", when="2026-11-20T00:00:00+00:00", pretend=False)
+def learned(plan: Plan, *seen: Observation) -> Machine:
+    when = "2026-11-20T00:00:00+00:00"
+    found = learn(plan, list(seen), lmdeploy="0.18.0", when=when, pretend=False)
     assert len(found) == 1
     return replace(plan.machine, calibrations=found)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """InternVL2-8B on one card."""
+    return planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -121,8 +122,7 @@ def test_the_corrected_forecast_of_a_launch_is_what_it_took_and_no_less(case) ->
                 assert one.peak <= card.used["vision_forward"] + STEP + 2 * MIB
 
 
-def test_no_correction_takes_more_than_was_estimated_or_learned_before() -> None:
-    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+def test_no_correction_takes_more_than_was_estimated_or_learned_before(plan: Plan) -> None:
     estimates = {
         phases: sum(
             t.bytes for t in plan.gpus[0].ledger if t.basis == "estimate" and t.phase in phases
@@ -150,8 +150,7 @@ def test_a_plan_of_smaller_forwards_is_not_charged_less_than_nothing() -> None:
     assert terms[BUFFERS] == -sum(terms[name] for name in later)
 
 
-def test_the_next_plan_uses_it_and_says_so() -> None:
-    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+def test_the_next_plan_uses_it_and_says_so(plan: Plan) -> None:
     machine = learned(plan, launched(plan, -60 * MIB, -40 * MIB))
     again = planned("internvl2-8b", machine, "turbomind")
     assert again.kv.tokens > plan.kv.tokens
@@ -168,10 +167,13 @@ def test_the_next_plan_uses_it_and_says_so() -> None:
     assert said
     assert "turbofit calibrate" in said[0]
     assert Plan.from_json(again.to_json()) == again
+    # More than the forecast makes it smaller.
+    less = planned("internvl2-8b", learned(plan, launched(plan, 0, 250 * MIB)), "turbomind")
+    assert less.kv.tokens < plan.kv.tokens
+    assert any("282 MiB more than estimated" in reason for reason in less.reasons)
 
 
-def test_it_is_for_nothing_but_what_was_measured() -> None:
-    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+def test_it_is_for_nothing_but_what_was_measured(plan: Plan) -> None:
     machine = learned(plan, launched(plan, -60 * MIB, 0))
     (one,) = machine.calibrations
     assert one.model.startswith("InternVL2-8B (")
@@ -188,15 +190,7 @@ def test_it_is_for_nothing_but_what_was_measured() -> None:
         assert changed.gpus[0].ledger == plan.gpus[0].ledger
 
 
-def test_what_others_took_meanwhile_is_not_the_engines() -> None:
-    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
-    (alone,) = learned(plan, launched(plan, 40 * MIB, 20 * MIB)).calibrations
-    (moved,) = learned(plan, launched(plan, 40 * MIB, 20 * MIB, moved=100 * MIB)).calibrations
-    assert abs(moved.context - alone.context) <= MIB
-    assert abs(moved.buffers - alone.buffers) <= MIB
-
-
-@pytest.mark.parametrize("moved", [(0, 700), (700, 0), (512, -1000), (-1000, 512)])
+@pytest.mark.parametrize("moved", [(100, 100), (0, 700), (512, -1000), (-1000, 512)])
 def test_others_who_move_on_one_card_of_a_group_are_not_taken_for_the_engine(moved) -> None:
     """The log tells what was free on the fullest card, which may be another one than planned."""
     plan = planned("internvl2-8b", machine_from("2xrtx3090:used=2GiB"), "turbomind")
@@ -207,25 +201,14 @@ def test_others_who_move_on_one_card_of_a_group_are_not_taken_for_the_engine(mov
     assert abs(made.buffers - still.buffers) <= MIB
 
 
-def test_more_than_the_forecast_makes_the_next_plan_smaller() -> None:
-    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
-    again = planned("internvl2-8b", learned(plan, launched(plan, 0, 250 * MIB)), "turbomind")
-    assert again.kv.tokens < plan.kv.tokens
-    assert any("282 MiB more than estimated" in reason for reason in again.reasons)
-
-
-def test_phases_are_told_beside_the_forecast() -> None:
-    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+def test_phases_are_told_beside_the_forecast(plan: Plan) -> None:
     rows = {row["phase"]: row for row in phase_rows(plan, [launched(plan, 0, 5 * MIB)])}
     assert list(rows) == ["context and weights", "cache", "steady", "kernels", "vision_forward"]
     assert rows["context and weights"]["over"] == 0
     assert rows["vision_forward"]["over"] == -5 * MIB
     assert rows["vision_forward"]["forecast"] == plan.gpus[0].peak
     assert rows["cache"]["measured"] == round_up(plan.kv.region_bytes, STEP)
-
-
-def test_cases_after_a_restart_are_told_with_what_was_seen_before_it() -> None:
-    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    # Of cases after a restart, what was seen before it counts.
     seen = launched(plan, 0, 0)
     (card,) = seen.cards
     later = replace(card, used={**card.used, "sampling": plan.gpus[0].steady})
@@ -234,8 +217,7 @@ def test_cases_after_a_restart_are_told_with_what_was_seen_before_it() -> None:
     assert rows["sampling"]["measured"] == plan.gpus[0].peak
 
 
-def test_a_log_that_tells_what_is_free_is_not_corrected_before_the_cache() -> None:
-    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+def test_a_log_that_tells_what_is_free_is_not_corrected_before_the_cache(plan: Plan) -> None:
     machine = learned(plan, launched(plan, -60 * MIB, 30 * MIB))
     told = api.predict("internvl2-8b", on=machine, free_at_cache="8GiB", engine="turbomind")
     terms = {t.term: t.bytes for t in told.gpus[0].ledger}
@@ -247,35 +229,24 @@ def test_without_images_nothing_is_learned_to_be_less() -> None:
     """The tower's kernels were not loaded: a plan with images would count on their room."""
     machine = machine_from("1xrtx3090")
     text = planned("internvl2-8b", machine, "turbomind", images=0)
-    (less,) = learn(
-        text, [launched(text, -40 * MIB, -60 * MIB)], lmdeploy="0.18.0", when="now", pretend=False
-    )
+    (less,) = learned(text, launched(text, -40 * MIB, -60 * MIB)).calibrations
     assert (less.context, less.buffers) == (0, 0)
-    (more,) = learn(
-        text, [launched(text, 40 * MIB, 60 * MIB)], lmdeploy="0.18.0", when="now", pretend=False
-    )
+    (more,) = learned(text, launched(text, 40 * MIB, 60 * MIB)).calibrations
     assert more.context + more.buffers >= 100 * MIB
-    (never,) = learn(
-        planned("qwen2.5-7b", machine, "turbomind"),
-        [launched(planned("qwen2.5-7b", machine, "turbomind"), -40 * MIB, -20 * MIB)],
-        lmdeploy="0.18.0",
-        when="now",
-        pretend=False,
-    )
+    without = planned("qwen2.5-7b", machine, "turbomind")
+    (never,) = learned(without, launched(without, -40 * MIB, -20 * MIB)).calibrations
     assert never.context < 0
 
 
 def test_equal_groups_tell_by_how_much_they_differ_whatever_was_learned_before() -> None:
-    def spread(machine: Machine, *more: int) -> tuple[Machine, int]:
+    def spread(machine: Machine, *sizes: int) -> tuple[Machine, int]:
         plan = api.plan("internvl2-8b", on=machine, engine="turbomind", tp=1, replicas=2)
         seen = [
             replace(launched(replace(plan, gpus=(gpu,)), size * MIB, 0), group=group)
-            for group, (gpu, size) in enumerate(zip(plan.gpus, more, strict=True))
+            for group, (gpu, size) in enumerate(zip(plan.gpus, sizes, strict=True))
         ]
-        (one,) = learn(
-            plan, seen, lmdeploy="0.18.0", when="2026-11-20T00:00:00+00:00", pretend=False
-        )
-        return replace(machine, calibrations=(one,)), one.spread
+        more = learned(plan, *seen)
+        return more, more.calibrations[0].spread
 
     machine, apart = spread(machine_from("2xrtx3090"), 40, 70)
     assert abs(apart - 30 * MIB) <= MIB  # what is learned is rounded up

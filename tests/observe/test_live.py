@@ -20,17 +20,6 @@ ENGINES = {
     'lmdeploy:generation_tokens_total{model_name="m"} 300\n',
     1: "",
 }
-PAGE = """# HELP lmdeploy:generation_tokens_total Tokens.
-# TYPE lmdeploy:generation_tokens_total counter
-lmdeploy:generation_tokens_total{engine="0",model_name="a\\"b,c\\\\d"} 124.0
-lmdeploy:generation_tokens_total{engine="1"} 1.5e3
-waiting 3
-waiting_bucket{le="+Inf"} 7 1700000000
-spaced { le = "0.5" , to="}" } 8 17.5
-exemplar_total{le="1"} 9 # {trace_id="a} 3"} 0.67 1.5
-broken{ 1
-odd NaNo
-"""
 
 
 def page() -> str:
@@ -120,14 +109,24 @@ def test_what_answers_there_speaks_no_http() -> None:
         with pytest.raises(UsageError, match="nobody answers"):
             fetch_page(f"http://127.0.0.1:{listener.getsockname()[1]}")
         thread.join()
-
-
-def test_nobody_there() -> None:
     with pytest.raises(UsageError, match="nobody answers"):
         fetch_page("http://127.0.0.1:9")
 
 
-def test_samples_with_their_labels() -> None:
+PAGE = """# HELP lmdeploy:generation_tokens_total Tokens.
+# TYPE lmdeploy:generation_tokens_total counter
+lmdeploy:generation_tokens_total{engine="0",model_name="a\\"b,c\\\\d"} 124.0
+lmdeploy:generation_tokens_total{engine="1"} 1.5e3
+waiting 3
+waiting_bucket{le="+Inf"} 7 1700000000
+spaced { le = "0.5" , to="}" } 8 17.5
+exemplar_total{le="1"} 9 # {trace_id="a} 3"} 0.67 1.5
+broken{ 1
+odd NaNo
+"""
+
+
+def test_samples_and_totals_by_their_labels() -> None:
     page = parse_page(PAGE)
     first, second = page.of("lmdeploy:generation_tokens_total")
     assert first == ({"engine": "0", "model_name": 'a"b,c\\d'}, 124.0)
@@ -136,10 +135,6 @@ def test_samples_with_their_labels() -> None:
     assert page.of("spaced") == [({"le": "0.5", "to": "}"}, 8.0)]
     assert page.of("exemplar_total") == [({"le": "1"}, 9.0)]
     assert page.of("broken") == page.of("odd") == []
-
-
-def test_totals_by_label() -> None:
-    page = parse_page(PAGE)
     assert page.total("lmdeploy:generation_tokens_total") == 1624.0
     assert page.total("lmdeploy:generation_tokens_total", engine="1") == 1500.0
     assert page.total("waiting") == 3

@@ -12,6 +12,9 @@ from turbofit.observe.calibration import cached_tokens
 from turbofit.observe.log_reader import SmiTable, read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
+FATAL = "[TM][FATAL][1120.08:30:01.123456]"
+OUT_OF_MEMORY = log.CudaError(message="out of memory")
+SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
 
 
 @pytest.mark.parametrize(
@@ -29,42 +32,28 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
         (PREFIX + "Warm-up lengths: 8, 16, 8320", log.WarmupLengths(lengths=(8, 16, 8320))),
         (PREFIX + "8320", log.WarmupLength(tokens=8320)),
         (PREFIX + "Warm-up finished in 12.34 seconds.", log.WarmupFinished(seconds=12.34)),
-        (
-            "[TM][INFO][1120.08:30:01.123456][scheduler.cc:1186] out of memory at 0/1",
-            log.Backpressure(cause="memory", at=0, of=1),
-        ),
         # As `launch.engine.process` hands it on, without its time.
         (
             "[TM][INFO][scheduler.cc:1186] out of memory at 0/1",
             log.Backpressure(cause="memory", at=0, of=1),
         ),
         (PREFIX + "hit resource limit at 3/9", log.Backpressure(cause="limit", at=3, of=9)),
+        (FATAL + "[allocator.cc:44] CUDA error: out of memory", OUT_OF_MEMORY),
         (
-            "[TM][FATAL][1120.08:30:01.123456][allocator.cc:44] CUDA error: out of memory",
-            log.CudaError(message="out of memory"),
-        ),
-        (
-            "[TM][FATAL][1120.08:30:01.123456][allocator.cc:105] CUDA error: out of memory",
+            FATAL + "[allocator.cc:105] CUDA error: out of memory",
             log.CudaError(message="out of memory", pinned=True),
         ),
         (
-            "[TM][FATAL][1120.08:30:01.123456][measurer.cu:83] "
-            "Check failed: status == cudaSuccess out of memory",
-            log.CudaError(message="out of memory"),
+            FATAL + "[measurer.cu:83] Check failed: status == cudaSuccess out of memory",
+            OUT_OF_MEMORY,
         ),
         (
-            "[TM][FATAL][1120.08:30:01.123456][cuda_ipc_comm.cu:196] CUDA Driver error: "
-            "CUDA_ERROR_NOT_SUPPORTED",
+            FATAL + "[cuda_ipc_comm.cu:196] CUDA Driver error: CUDA_ERROR_NOT_SUPPORTED",
             log.CudaError(message="CUDA_ERROR_NOT_SUPPORTED", driver=True),
         ),
         (
-            "[TM][FATAL][1120.08:30:01.123456][buffer.cc:25] "
-            "Check failed: base + size <= size_ (9 vs. 8) ",
+            FATAL + "[buffer.cc:25] Check failed: base + size <= size_ (9 vs. 8) ",
             log.CheckFailed(message="base + size <= size_ (9 vs. 8)"),
-        ),
-        (
-            PREFIX + "InternViT setup: mm_seqs=2 images_batched=3 images_skipped=0 patches=39",
-            log.VisionSetup(sequences=2, images=3, units=39),
         ),
         (
             PREFIX + "Qwen3.5 ViT setup: mm_seqs=1 images_batched=1 images_skipped=0 patches=62208",
@@ -80,25 +69,6 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
             log.Frame(number=0, name="LlamaLinear::Forward"),
         ),
         (
-            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 724.00 MiB. GPU 0 has",
-            log.TorchMemory(
-                message="CUDA out of memory. Tried to allocate 724.00 MiB. GPU 0 has",
-                requested=724 * MIB,
-            ),
-        ),
-        (
-            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 8.50 GiB. GPU 0 has a"
-            " total capacity of 11.62 GiB of which 7.00 GiB is free.",
-            log.TorchMemory(
-                message="CUDA out of memory. Tried to allocate 8.50 GiB. GPU 0 has a total capacity"
-                " of 11.62 GiB of which 7.00 GiB is free.",
-                requested=8704 * MIB,
-                gpu=0,
-                total=int(11.62 * 1024 * MIB),
-                free=7168 * MIB,
-            ),
-        ),
-        (
             "torch.cuda.OutOfMemoryError: CUDA out of memory.",
             log.TorchMemory(message="CUDA out of memory."),
         ),
@@ -107,33 +77,22 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
             log.NcclError(message="NCCL error /x/nccl.cu:24 'unhandled system error'"),
         ),
         # As libstdc++ ends a process that nobody's `catch` saved.
-        ("  what():  CUDA error: out of memory", log.CudaError(message="out of memory")),
+        ("  what():  CUDA error: out of memory", OUT_OF_MEMORY),
         (
             "  what():  CUDA driver error: out of memory",
             log.CudaError(message="out of memory", driver=True),
         ),
-        (
-            "  what():  std::bad_alloc: cudaErrorMemoryAllocation: out of memory",
-            log.CudaError(message="out of memory"),
-        ),
+        ("  what():  std::bad_alloc: cudaErrorMemoryAllocation: out of memory", OUT_OF_MEMORY),
         (
             "  what():  CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0",
             log.TorchMemory(
                 message="CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0", requested=2 * MIB
             ),
         ),
-        (
-            "  what():  NCCL error /x/nccl.cu:24 'unhandled system error'",
-            log.NcclError(message="NCCL error /x/nccl.cu:24 'unhandled system error'"),
-        ),
         ("  what():  std::bad_alloc", None),
         (
             "AssertionError: no valid parallel config: dp=1, tp=4",
             log.PythonError(name="AssertionError", message="no valid parallel config: dp=1, tp=4"),
-        ),
-        (
-            "huggingface_hub.errors.RepositoryNotFoundError: 404",
-            log.PythonError(name="huggingface_hub.errors.RepositoryNotFoundError", message="404"),
         ),
         (
             "2026-11-20 08:30:01,123 - lmdeploy - WARNING - archs.py:38 - "
@@ -142,6 +101,16 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
                 message="Fallback to pytorch engine because turbomind is not built."
             ),
         ),
+        (SERVER + "engine.py:671 - Engine main loop failed.", log.LoopFailed()),
+        (SERVER + "engine_loop.py:686 - EngineLoop wait_tasks failed.", log.LoopFailed()),
+        # LMDEPLOY_LOG_PID=1
+        (SERVER + "[pid=7 ppid=6] - engine.py:671 - Engine main loop failed.", log.LoopFailed()),
+        ("Loading weights from safetensors:   0%|          | 0/4", log.LoadingWeights()),
+        ("Warming up decoding:  20%|##        | 1/5", log.WarmingUp()),
+        ("RuntimeError: No enough gpu memory for kv cache.", log.NoCache(what="kv cache")),
+        ("EOFError", log.LostLock()),
+        ("    image_embeds = self.visual(pixel_values,", log.VisionFrame()),
+        ("    self.build_cache_engine()", log.CacheFrame()),
         ("INFO:     Uvicorn running on http://127.0.0.1:23333 (Press CTRL+C)", log.ServerUp()),
     ],
 )
@@ -166,17 +135,11 @@ def test_other_lines(line: str) -> None:
     assert read_line(line) is None
 
 
-def test_out_of_memory_is_told_from_other_cuda_errors() -> None:
-    assert log.CudaError(message="out of memory").out_of_memory
-    assert not log.CudaError(message="an illegal memory access was encountered").out_of_memory
-
-
 @pytest.mark.parametrize(
     ("budget", "slab", "tokens"),
     [
         # InternVL2-8B at tp 1, 1712.8 MiB: the binary held 13312 or 13568 tokens by its alignment.
         (round(1712.8 * MIB), (32, 8), 13312),
-        (16 * 1024 * MIB, (32, 2), 511 * 16 * 64),
         # 48 layers: objects of 12 MiB in slabs of 256.
         (1000 * MIB, (256, 12), 3 * 21 * 64),
         (31 * MIB, (32, 8), 0),
@@ -187,28 +150,6 @@ def test_tokens_from_the_log(budget: int, slab: tuple[int, int], tokens: int) ->
     size, block = slab[0] * MIB, slab[1] * MIB
     shape = log.Slab(slab_size=size, object_size=block, object_count=size // block)
     assert cached_tokens(budget, shape, 64) == tokens
-
-
-SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
-
-
-@pytest.mark.parametrize(
-    ("line", "event"),
-    [
-        (SERVER + "engine.py:671 - Engine main loop failed.", log.LoopFailed()),
-        (SERVER + "engine_loop.py:686 - EngineLoop wait_tasks failed.", log.LoopFailed()),
-        # LMDEPLOY_LOG_PID=1
-        (SERVER + "[pid=7 ppid=6] - engine.py:671 - Engine main loop failed.", log.LoopFailed()),
-        ("Loading weights from safetensors:   0%|          | 0/4", log.LoadingWeights()),
-        ("Warming up decoding:  20%|##        | 1/5", log.WarmingUp()),
-        ("RuntimeError: No enough gpu memory for kv cache.", log.NoCache(what="kv cache")),
-        ("EOFError", log.LostLock()),
-        ("    image_embeds = self.visual(pixel_values,", log.VisionFrame()),
-        ("    self.build_cache_engine()", log.CacheFrame()),
-    ],
-)
-def test_what_the_engine_prints(line: str, event: object) -> None:
-    assert read_line(line) == event
 
 
 def test_a_long_line_takes_no_longer_than_it_is() -> None:

@@ -7,6 +7,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from tests.support.nvml import LOST, Scenario, gpu_3090, in_process
@@ -43,28 +44,17 @@ def test_peaks_and_last_values_between_two_times(nvml_library: Path, tmp_path: P
         )
 
 
-def test_a_gpu_that_cannot_be_read_is_said(nvml_library: Path, tmp_path: Path) -> None:
-    scenario = Scenario([gpu_3090()])
-    with in_process(nvml_library, scenario, tmp_path) as path:
-        with pytest.raises(MachineError, match="no GPU 7"):
-            memory_now(7)
-        scenario.gpus[0].error = LOST
-        scenario.write(path)
-        with pytest.raises(MachineError):
-            memory_now(0)
-
-
-def test_a_lost_gpu_without_a_handle_is_said_and_the_others_are_sampled(
+def test_a_gpu_that_cannot_be_read_is_said_and_the_others_are_sampled(
     nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pynvml
-
     def lost(_: str) -> None:  # as NVML documents it
         raise pynvml.NVMLError(LOST)
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lost)
     scenario = Scenario([gpu_3090(no_handle=LOST), gpu_3090(1, used=5 * MIB)])
-    with in_process(nvml_library, scenario, tmp_path):
+    with in_process(nvml_library, scenario, tmp_path) as path:
+        with pytest.raises(MachineError, match="no GPU 7"):
+            memory_now(7)
         for gpu in (0, scenario.gpus[0].uuid):
             with pytest.raises(MachineError, match="is lost"):
                 memory_now(gpu)
@@ -72,6 +62,10 @@ def test_a_lost_gpu_without_a_handle_is_said_and_the_others_are_sampled(
         with Sampler([0, 1], seconds=0.001) as sampler:
             until(lambda: sampler.between(1, begun, time.monotonic()) is not None, "a sample")
         assert sampler.between(0, begun, time.monotonic()) is None
+        scenario.gpus[1].error = LOST
+        scenario.write(path)
+        with pytest.raises(MachineError):
+            memory_now(1)
 
 
 def test_a_driver_that_never_answers_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

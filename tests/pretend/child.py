@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,9 @@ class Ran:
 
     def tagged(self, tag: str) -> list[Event]:
         return [e for e in self.events if e.tag == tag]
+
+
+Pretend = Callable[..., Ran]
 
 
 def run(libraries: Path, folder: Path, code: str, scenario: Scenario | None = None) -> Ran:

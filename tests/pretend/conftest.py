@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.pretend.child import Machine, Pretend, make, run
 from turbofit.pretend.build import build
 
 
@@ -14,3 +16,15 @@ def libraries() -> Path:
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         pytest.skip("no C compiler")
     return build()
+
+
+@pytest.fixture
+def pretend(libraries: Path, tmp_path: Path) -> Pretend:
+    """Runs code on a pretend machine of one card, or of a scenario."""
+    return partial(run, libraries, tmp_path)
+
+
+@pytest.fixture
+def machine(libraries: Path, tmp_path: Path) -> Machine:
+    """One card for several processes."""
+    return make(libraries, tmp_path)

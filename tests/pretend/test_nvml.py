@@ -107,20 +107,6 @@ print(json.dumps([len(h), n.nvmlDeviceGetName(h[0]), n.nvmlDeviceGetCudaComputeC
     assert machine.timelines() == set()
 
 
-def test_turbofit_measures_a_pretend_machine(machine: Machine) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "turbofit", "machine", "--json"],
-        env=machine.env(),
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=True,
-    )
-    gpus = json.loads(done.stdout)["gpus"]
-    assert [g["used"] // MIB for g in gpus] == [100, 0, 0]
-    assert [g["reserved"] // MIB for g in gpus] == [24, 0, 0]
-
-
 def test_without_a_machine_there_is_no_driver(libraries: Path) -> None:
     code = "import pynvml\ntry: pynvml.nvmlInit()\nexcept pynvml.NVMLError as e: print(e.value)"
     env = {"LD_LIBRARY_PATH": str(libraries), "PATH": "/usr/bin"}

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.pretend.child import CARD, ask, make, tell
+from tests.pretend.child import CARD, Machine, ask, make, tell
 from tests.support.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.usage import CONTEXT, read_usage
@@ -19,8 +17,7 @@ def end(*processes: subprocess.Popen[str]) -> None:
         assert process.returncode == 0
 
 
-def test_two_processes_share_a_card(libraries: Path, tmp_path: Path) -> None:
-    machine = make(libraries, tmp_path)
+def test_two_processes_share_a_card(machine: Machine) -> None:
     code = """
     a = malloc(400); say([free(), a != 2]); wait()
     b = malloc(300); say([free(), b != 2]); wait()
@@ -50,8 +47,7 @@ def test_two_processes_share_a_card(libraries: Path, tmp_path: Path) -> None:
     assert [death.number(i) for i in range(6)] == [0, 0, -1, 300 * MIB, 100 * MIB, 300 * MIB]
 
 
-def test_the_peak_of_a_machine_is_of_those_that_live(libraries: Path, tmp_path: Path) -> None:
-    machine = make(libraries, tmp_path)
+def test_the_peak_of_a_machine_is_of_those_that_live(machine: Machine) -> None:
     for _ in range(3):
         machine.run("malloc(400); malloc(100)")
     assert machine.shared.peak[0] == 500 * MIB
@@ -68,23 +64,8 @@ def test_the_peak_of_a_machine_is_of_those_that_live(libraries: Path, tmp_path: 
     end(stays)
 
 
-def test_a_killed_process_blocks_nobody(libraries: Path, tmp_path: Path) -> None:
-    machine = make(libraries, tmp_path)
-    busy = [
-        machine.start("say(1)\nwhile True:\n    a = malloc(50); rt.cudaFree(a)") for _ in range(3)
-    ]
-    for process in busy:
-        ask(process)
-    for process in busy:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert machine.run("a = malloc(20); rt.cudaFree(a); say(a != 2)") is True
-    assert machine.run("say(free())") == 900
-
-
-def test_killed_while_it_holds_the_lock(libraries: Path, tmp_path: Path) -> None:
+def test_killed_while_it_holds_the_lock(machine: Machine) -> None:
     """The lock's owner dies between its slot and the sum: the next one counts anew."""
-    machine = make(libraries, tmp_path)
     code = """
     malloc(100)
     import mmap
@@ -98,7 +79,7 @@ def test_killed_while_it_holds_the_lock(libraries: Path, tmp_path: Path) -> None
     say(1)
     os.kill(os.getpid(), 9)
     """
-    process = machine.start(code, SHARED=str(tmp_path / "shared"))
+    process = machine.start(code, SHARED=str(machine.folder / "shared"))
     ask(process)
     process.communicate()
     assert process.returncode == -9
@@ -176,9 +157,7 @@ def test_a_context_is_charged_to_each_process_and_card(libraries: Path, tmp_path
     ("call", "cards"),
     [
         ("rt.cudaSetDevice(1)", [1]),  # as from CUDA 12.0 on
-        ("rt.cudaSetDevice(9)", []),
         ("rt.cudaHostAlloc(byref(void_p()), size_t(4096), 0)", [0]),
-        ("rt.cudaHostRegister(void_p(4096), size_t(4096), 0)", [0]),
         ("rt.cudaStreamCreate(byref(void_p()))", [0]),
         ("rt.cudaEventCreateWithFlags(byref(void_p()), 2)", [0]),
         ("rt.cudaFree(None)", [0]),
@@ -213,10 +192,8 @@ def test_what_needs_a_context_makes_it(
         ("cu.cuInit(0)", 0),
         ("rt.cudaGetDevice(byref(ctypes.c_int()))", 0),
         ("cu.cuDevicePrimaryCtxRetain(byref(void_p()), 1)", 0),
-        ("cu.cuDevicePrimaryCtxRetain(byref(void_p()), 0)", 0),
         ("rt.cudaSetDevice(1)", 2),
         ("rt.cudaFree(None)", 1),
-        ("malloc(1)", 1),
         ("cu.cuCtxSetCurrent(void_p(2))", 2),
         ("rt.cudaSetDevice(1); cu.cuCtxSetCurrent(None)", 0),
         ("in_a_thread(lambda: rt.cudaSetDevice(1))", 0),
@@ -259,19 +236,14 @@ THREE = tuple(PretendGpu(f"Card {i}", total=(i + 1) * 100 * MIB) for i in range(
     [
         (None, [0, 1, 2]),
         ("", []),
-        ("-1", []),
         ("2,0", [2, 0]),
-        ("0, 1", [0, 1]),
         ("1,7,0", [1]),
-        ("1,-1,0", [1]),
         ("1,1", []),
         ("nothing", []),
         ("2x,0", [2, 0]),
         ("GPU-3c6ef362,GPU-9e", [1, 0]),
         ("gpu-9e", []),
-        ("GPU-", []),
         ("GPU-9e3779b1-7072-6574-656e-642067707500,1", [0]),
-        ("0,GPU-3c", [0]),
     ],
 )
 def test_visible_devices(
@@ -338,9 +310,8 @@ def test_a_child_of_fork_has_its_own(libraries: Path, tmp_path: Path) -> None:
     assert [e.number(3) for e in parent_lines if e.tag == "A"] == [28 * MIB, 32 * MIB]
 
 
-def test_fork_while_other_threads_allocate(libraries: Path, tmp_path: Path) -> None:
-    machine = make(libraries, tmp_path)
-    code = """
+FORKS = {
+    "while other threads allocate": """
     stop = []
     def work():
         while not stop: rt.cudaFree(malloc(1))
@@ -354,13 +325,8 @@ def test_fork_while_other_threads_allocate(libraries: Path, tmp_path: Path) -> N
         codes.append(os.waitpid(child, 0)[1])
     stop.append(1); [t.join() for t in threads]
     say([sum(codes), free()])
-    """
-    assert machine.run(code) == [0, 900]
-
-
-def test_fork_while_another_thread_begins(libraries: Path, tmp_path: Path) -> None:
-    machine = make(libraries, tmp_path)
-    code = """
+    """,
+    "while another thread begins": """
     def forks_at_once():
         thread = threading.Thread(target=malloc, args=(1,))
         thread.start()
@@ -377,12 +343,16 @@ def test_fork_while_another_thread_begins(libraries: Path, tmp_path: Path) -> No
             os._exit(1 if forks_at_once() else 0)
         codes.append(os.waitpid(child, 0)[1])
     say([sum(codes), free()])
-    """
-    assert machine.run(code) == [0, 900]
+    """,
+}
 
 
-def test_exec_begins_anew_under_the_same_pid(libraries: Path, tmp_path: Path) -> None:
-    machine = make(libraries, tmp_path)
+@pytest.mark.parametrize("when", FORKS)
+def test_a_fork_at_any_time_is_safe(machine: Machine, when: str) -> None:
+    assert machine.run(FORKS[when]) == [0, 900]
+
+
+def test_exec_begins_anew_under_the_same_pid(machine: Machine) -> None:
     code = """
     if len(sys.argv) < 2:
         malloc(300)
@@ -395,8 +365,7 @@ def test_exec_begins_anew_under_the_same_pid(libraries: Path, tmp_path: Path) ->
     assert machine.timelines() == {f"{pid}.timeline", f"{pid}-1.timeline"}
 
 
-def test_a_site_follows_its_peak(libraries: Path, tmp_path: Path) -> None:
-    machine = make(libraries, tmp_path)
+def test_a_site_follows_its_peak(machine: Machine) -> None:
     code = """
     account.pretend_peak.restype = size_t
     a = malloc(100); account.pretend_site(b"model.py:7 forward\\nin two lines"); rt.cudaFree(a)
@@ -425,11 +394,9 @@ def test_pinned_memory_is_the_hosts(libraries: Path, tmp_path: Path) -> None:
     assert machine.shared.pinned_peak == 60 * MIB
 
 
-def test_without_a_shared_file_each_process_has_its_own_machine(
-    libraries: Path, tmp_path: Path
-) -> None:
-    machine = make(libraries, tmp_path)
-    (tmp_path / "scenario").write_text(Scenario((CARD,)).text(f"{tmp_path}/timelines/"))
+def test_without_a_shared_file_each_process_has_its_own_machine(machine: Machine) -> None:
+    folder = machine.folder
+    (folder / "scenario").write_text(Scenario((CARD,)).text(f"{folder}/timelines/"))
     code = """
     malloc(300)
     child = os.fork()
@@ -441,7 +408,7 @@ def test_without_a_shared_file_each_process_has_its_own_machine(
     assert ask(process) == [900, 0]
     assert ask(process) == 600
     end(process)
-    assert not os.path.exists(tmp_path / "shared")
+    assert not (folder / "shared").exists()
 
 
 def test_the_nth_allocations_of_a_machine_fail(libraries: Path, tmp_path: Path) -> None:

@@ -70,16 +70,16 @@ def python(tmp_path: Path) -> Path:
     return script
 
 
-def test_a_python_is_asked(python: Path) -> None:
-    assert site_of([str(python), "train.py"]) == python.parents[1] / "site"
-
-
-def test_a_script_names_its_python(python: Path) -> None:
+def test_the_site_of_a_python_or_of_a_scripts_python(python: Path) -> None:
+    site = python.parents[1] / "site"
+    assert site_of([str(python), "train.py"]) == site
     for first in (f"#!{python}\n", f"#!/usr/bin/env {python}\n"):
         script = python.with_name("lmdeploy")
         script.write_text(f"{first}pass\n")
         script.chmod(0o755)
-        assert site_of([str(script), "serve"]) == python.parents[1] / "site"
+        assert site_of([str(script), "serve"]) == site
+    (site / "torch" / "lib" / "libtorch_cuda.so").unlink()
+    assert site_of([str(python)]) is None  # a CPU torch wants nothing
 
 
 def test_of_anything_else_it_is_this_one(
@@ -89,14 +89,6 @@ def test_of_anything_else_it_is_this_one(
     assert site_of(["sh", "-c", "true"]) == tmp_path
     assert site_of(["no-such-command"]) == tmp_path
     assert site_of(["sh", "-c", "true"], str(python)) == python.parents[1] / "site"
-
-
-def test_cpu_torch_wants_nothing(python: Path) -> None:
-    (python.parents[1] / "site" / "torch" / "lib" / "libtorch_cuda.so").unlink()
-    assert site_of([str(python)]) is None
-
-
-def test_no_such_python() -> None:
     with pytest.raises(UsageError, match="no Python"):
         site_of(["sh"], "/no/python")
 

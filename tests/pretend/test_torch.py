@@ -9,10 +9,7 @@ import pytest
 
 from tests.pretend.cuda_torch import CUDA_PATH, HEAD, Ran, run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")]
 MIB = 1 << 20
 
 
@@ -138,9 +135,7 @@ def test_torch_and_the_account_agree(ran: Ran) -> None:
     assert seen["name"] == "NVIDIA GeForce RTX 3090"
     # The context is gone before anything was allocated.
     assert seen["total"] - before == ran.report["processes"][0]["gpus"][0]["context"] > 0
-
-
-def test_out_of_memory_is_torchs_own_and_its_line_is_told(ran: Ran) -> None:
+    # Out of memory is torch's own, and its line is told.
     assert "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB." in ran.text
     assert re.search(r"\b10\.\d\d GiB is allocated by PyTorch", ran.text)
     refused = ran.report["refused"]
@@ -154,7 +149,7 @@ def test_out_of_memory_is_torchs_own_and_its_line_is_told(ran: Ran) -> None:
     assert device["peak"] >= 10 << 30
 
 
-def test_what_programs_steer_by_is_computed(ran: Ran) -> None:
+def test_what_programs_steer_by_is_computed_and_large_work_is_not(ran: Ran) -> None:
     assert ran.result["steer"] == {
         "grid": [[[0, 0, 0], [1, 1, 1]], [[0, 1, 2], [0, 1, 2]]],
         "masked": [5, 6, 7, 8, 9],
@@ -169,36 +164,26 @@ def test_what_programs_steer_by_is_computed(ran: Ran) -> None:
         "argmax": [0] * 8,
         "thread": [0, 4],
     }
-
-
-def test_a_small_network_gives_what_it_gives_on_a_cpu(ran: Ran) -> None:
+    # A small network gives what it gives on a CPU.
     assert ran.result["network"] is True
-
-
-def test_large_work_is_allocated_and_not_computed(ran: Ran) -> None:
-    """Attention, convolution, products and a graph: torch asks its libraries as on a real card."""
+    # Attention, convolution, products and a graph: torch asks its libraries as on a real card.
     shapes = [[1, 32, 2048, 128], [4, 1024, 32, 32], [2048, 11008], [64, 64]]
     assert ran.result["large"] == shapes
     assert "CUDA Graph is empty" not in ran.text
 
 
-def test_a_child_sees_the_card_that_it_was_given(ran: Ran) -> None:
+def test_children_kernels_and_files_are_those_of_the_card(ran: Ran) -> None:
     both, seen, second = ran.result["child"]
     assert (both, seen) == (2, ["1", second, "False"])  # nor has it imported Dynamo for us
     parent = ran.report["processes"][0]["pid"]
     children = [p for p in ran.report["processes"] if p["parent"] == parent]
     assert [d["gpu"] for p in children for d in p["gpus"] if d["peak"]] == [1]
-
-
-def test_triton_compiles_for_the_card_and_refuses_what_it_has_not(ran: Ran) -> None:
+    # Triton compiles for the card, and refuses what it has not.
     arch, message = ran.result["kernels"]
     assert arch == 86
     assert "shared memory" in message
     assert "Hardware limit: 101376" in message
-
-
-def test_files_are_neither_copied_nor_read_whole(ran: Ran) -> None:
-    """Not weights, which torch would copy where operations are watched, nor Triton's compiler."""
+    # Neither weights, which torch would copy where operations are watched, nor Triton's compiler.
     shared, compiler = ran.result["files"]
     assert shared
     assert "libtriton.so" in compiler

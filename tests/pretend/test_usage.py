@@ -1,20 +1,26 @@
-"""The environment of a pretend machine, and what its processes used."""
+"""The environment of a pretend machine, its libraries and timelines, what its processes used."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError
-from turbofit.core.machine import Gpu, Link, Machine
-from turbofit.core.struct import NA
-from turbofit.pretend.build import ACCOUNT
+from turbofit.core.machine import Link
+from turbofit.core.struct import NA, decode, to_json
+from turbofit.kernels.families import demangle
+from turbofit.machine.source import machine_from
+from turbofit.pretend.build import compiler
 from turbofit.pretend.command import cuda_site, pretend_environment
-from turbofit.pretend.elf import dynamic_symbols
-from turbofit.pretend.scenario import MIB, pretend_twin
-from turbofit.pretend.usage import Usage, read_timeline, read_usage
+from turbofit.pretend.elf import Symbols, dynamic_symbols, short_name
+from turbofit.pretend.libraries import ACCOUNT, PretendError, check_surface
+from turbofit.pretend.scenario import PretendGpu, Scenario, pretend_twin
+from turbofit.pretend.usage import Event, TimelineReader, Usage, read_timeline, read_usage
+from turbofit.rehearse.packages import engine_library
 
 
 def test_only_the_child_is_changed() -> None:
@@ -25,12 +31,9 @@ def test_only_the_child_is_changed() -> None:
     assert env["PATH"] == "/bin"
     assert not {"CUDA_VISIBLE_DEVICES", "TM_X", "LD_PRELOAD"} & env.keys()
     assert "CUDA_VISIBLE_DEVICES" in base
-
-
-def test_a_users_own_command_keeps_what_changes_memory() -> None:
-    base = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": "1"}
+    # A user's own command keeps what changes memory.
     env = pretend_environment(Path("/lib"), Path("/s"), base, keep=True)
-    assert env["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert env["TM_X"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in env
 
 
@@ -57,41 +60,18 @@ def test_cpu_torch_is_no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert cuda_site() == tmp_path
 
 
-def _gpu(index: int, **values: object) -> Gpu:
-    known = {
-        "index": index,
-        "uuid": f"GPU-{index}",
-        "name": "NVIDIA A10",
-        "total": 23028 * MIB,
-        "reserved": 300 * MIB,
-        "used": 100 * MIB,
-        "free": 22628 * MIB,
-        "compute_capability": (8, 6),
-        "sm_count": 72,
-        "l2": 6 * MIB,
-    }
-    return Gpu(**(known | values))  # type: ignore[arg-type]
-
-
-def test_the_twin_of_a_machine() -> None:
-    machine = Machine(
-        name="m",
-        source="preset",
-        gpus=tuple(_gpu(i) for i in range(4)),
-        links=(Link(a=1, b=3, p2p_read=True, p2p_write=True), Link(a=0, b=1, p2p_read=True)),
-    )
-    scenario = pretend_twin(machine, [3, 1, 0])
-    assert scenario.gpus[0].total == 22728 * MIB
-    assert scenario.gpus[0].used == 100 * MIB
+def test_the_twin_of_a_machine_that_is_known() -> None:
+    links = (Link(a=1, b=3, p2p_read=True, p2p_write=True), Link(a=0, b=1, p2p_read=True))
+    four = replace(machine_from("4xl4:used=100MiB"), links=links)
+    scenario = pretend_twin(four, [3, 1, 0])
+    first, gpu = scenario.gpus[0], four.gpus[3]
+    assert (first.total, first.used) == (int(gpu.total) - int(gpu.reserved), gpu.used)
     assert scenario.peers == frozenset({(0, 1), (1, 0)})
-
-
-def test_what_is_not_known_is_an_error() -> None:
-    machine = Machine(name="m", source="nvml", gpus=(_gpu(0, l2=NA),))
+    unread = replace(four, gpus=(replace(four.gpus[0], l2=NA),))
     with pytest.raises(MachineError, match="l2 is not known"):
-        pretend_twin(machine, [0])
+        pretend_twin(unread, [0])
     with pytest.raises(MachineError, match="no GPU 5"):
-        pretend_twin(machine, [5])
+        pretend_twin(unread, [5])
 
 
 def usage(tmp_path: Path, *lines: str) -> Usage:
@@ -127,6 +107,8 @@ def test_peaks_phases_and_sites(tmp_path: Path) -> None:
     assert seen.phases == {1: {"load weights": 512, "step": 1536, "end": 200}}
     assert seen.ends == {1: {"load weights": 512, "step": 200, "end": 200}}
     assert seen.contexts == {1: 100}
+    empty = usage(tmp_path)
+    assert (empty.pid, empty.peaks, empty.refused) == (0, {}, [])
     (refusal,) = seen.refused
     assert (refusal.requested, refusal.left, refusal.short) == (9000, 500, 8000)
     assert (refusal.phase, refusal.site, refusal.kind) == ("end", "big.py:9", "cudaMalloc")
@@ -143,6 +125,88 @@ def test_a_native_trace_names_the_call(libraries: Path, tmp_path: Path) -> None:
     assert seen.refused[0].site is None
 
 
-def test_an_empty_timeline(tmp_path: Path) -> None:
-    seen = usage(tmp_path)
-    assert (seen.pid, seen.peaks, seen.refused) == (0, {}, [])
+def test_timeline_stops_at_zero_bytes_and_unfinished_lines(tmp_path: Path) -> None:
+    path = tmp_path / "timeline"
+    path.write_bytes(b"P case one image\nA 0 1 2 512 1024 9c @1f,2e\nF 9c 0\nA 0 1" + bytes(4096))
+    assert list(read_timeline(path)) == [
+        Event("P", ("case one image",), ()),
+        Event("A", ("0", "1", "2", "512", "1024", "9c"), (0x1F, 0x2E)),
+        Event("F", ("9c", "0"), ()),
+    ]
+
+
+def test_a_timeline_is_read_on_from_where_the_reading_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "timeline"
+    reader = TimelineReader(path)
+    path.write_bytes(b"P import\nF 9c 0\nP con" + bytes(4096))
+    assert list(reader.new_events()) == [Event("P", ("import",), ()), Event("F", ("9c", "0"), ())]
+    # What was read is not read again: it could be anything now.
+    path.write_bytes(b"X" * 16 + b"P context\nF 1f 0\n" + bytes(4096))
+    assert list(reader.new_events()) == [Event("P", ("context",), ()), Event("F", ("1f", "0"), ())]
+    assert list(reader.new_events()) == []
+
+
+def test_names_are_short() -> None:
+    name = demangle("_ZN9turbomind9InternVit4Impl7ForwardEiRNS_4core9TensorMapE")
+    assert name.startswith("turbomind::InternVit::Impl::Forward(")
+    assert short_name(name) == "InternVit::Impl::Forward"
+    assert short_name("void turbomind::gemm::Tune<int, A<B> >(int (*)(long)) const") == "gemm::Tune"
+    assert demangle("cudaMalloc") == "cudaMalloc"
+
+
+def test_symbols_of_our_own_library_and_of_none(libraries: Path, tmp_path: Path) -> None:
+    library = libraries / ACCOUNT
+    found = {s.name: s for s in dynamic_symbols(library)}
+    entry = found["pretend_pool_malloc"]
+    assert entry.defined
+    assert entry.function
+    assert not found["mmap"].defined
+    assert Symbols(library).name(entry.offset + 1) == "pretend_pool_malloc"
+    assert Symbols(library).name(1) == "?"
+    path = tmp_path / "x.so"
+    path.write_bytes(b"MZ" + bytes(100))
+    with pytest.raises(ValueError, match="ELF"):
+        list(dynamic_symbols(path))
+
+
+def test_a_new_entry_point_is_named(libraries: Path, tmp_path: Path) -> None:
+    source, engine = tmp_path / "e.c", tmp_path / "_engine.so"
+    source.write_text(
+        "int cudaMalloc(void **, long); int cudaFromTheFuture(void); int cuNew(void);"
+        "int f(void) { return cudaMalloc(0, 1) + cudaFromTheFuture() + cuNew(); }"
+    )
+    subprocess.run([*compiler(), "-shared", "-fPIC", source, "-o", engine], check=True)
+    with pytest.raises(PretendError, match="cuNew, cudaFromTheFuture"):
+        check_surface(engine, libraries)
+
+
+@pytest.mark.lmdeploy
+def test_the_wheel_imports_nothing_that_we_lack(libraries: Path) -> None:
+    check_surface(engine_library(), libraries)
+    asked = {symbol.name for symbol in dynamic_symbols(engine_library()) if not symbol.defined}
+    assert {"cudaMallocFromPoolAsync", "cuMemCreate", "cublasGemmEx", "ncclMemAlloc"} <= asked
+
+
+def test_what_older_wheels_import_is_there(libraries: Path) -> None:
+    """Of 0.16 and 0.17, which `scripts/new-lmdeploy` compares with."""
+    for library, name in (
+        ("libcublas.so.12", "cublasGemmGroupedBatchedEx"),
+        ("libcublas.so.12", "cublasSetMathMode"),
+        ("libcudart.so.12", "cudaOccupancyMaxPotentialClusterSize"),
+    ):
+        symbols = dynamic_symbols(libraries / library)
+        assert name in {symbol.name for symbol in symbols if symbol.defined}
+
+
+def test_scenario_text_has_everything() -> None:
+    card = PretendGpu(
+        "NVIDIA  GeForce\nRTX 3090", total=1000, used=10, sm=(8, 6), sm_count=82, l2=6291456
+    )
+    scenario = Scenario((card, card), peers=frozenset({(0, 1)}), extra=512)
+    assert decode(to_json(scenario), Scenario, what="scenario") == scenario
+    lines = scenario.text("/t").splitlines()
+    named = "device 1000 10 0 8 6 82 6291456 102400 101376 NVIDIA GeForce RTX 3090"
+    assert {named, "peer 0 1", "extra 512", "timeline /t"} <= set(lines)
+    assert "peer 1 0" not in lines
+    with pytest.raises(PretendError, match=r"compute capability 6\.1"):
+        Scenario((PretendGpu("GTX 1080", total=1, sm=(6, 1)),)).text("/t")

@@ -80,12 +80,9 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
         **settings: Any,
     ) -> dict[str, Any]:
         base = {
-            "tp": tp,
-            "max_batch_size": 128,
-            "max_prefill_token_num": 8192,
-            "cache_max_entry_count": 0.8,
-            "session_len": 32768,
-        }
+            "tp": tp, "max_batch_size": 128, "max_prefill_token_num": 8192,
+            "cache_max_entry_count": 0.8, "session_len": 32768,
+        }  # fmt: skip
         data = {
             "machine": {"gpus": [CARD | (card or {})] * tp} | (machine or {}),
             "model_dir": str(checkpoints(model)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,15 +26,11 @@ def plan() -> Plan:
 
 def ended(outcome: Any, missing: int = 0) -> Rehearsal:
     death = End(phase="serving", where="a call", asked=missing, left=0) if missing else None
+    kept = RehearsedCache(
+        free=(10 * GIB,), region=(None,), object_size=None, slab_size=None, tokens=None
+    )
     return Rehearsal(
-        outcome=outcome,
-        seconds=1.0,
-        engine_version="0.18.0",
-        cases=(),
-        cache=RehearsedCache(
-            free=(10 * GIB,), region=(None,), object_size=None, slab_size=None, tokens=None
-        ),
-        death=death,
+        outcome=outcome, seconds=1.0, engine_version="0.18.0", cases=(), cache=kept, death=death
     )
 
 
@@ -43,28 +40,35 @@ def seen_with(plan: Plan, *ends: Rehearsal) -> Plan:
     return replace(plan, by_group=by_group, rehearsal=ends[0])
 
 
-def test_only_the_card_that_ran_out_is_corrected(plan: Plan) -> None:
-    seen = seen_with(plan, ended("served"), ended("out_of_memory", 100 * MIB))
+def test_only_the_card_that_ran_out_is_corrected_and_those_like_it(plan: Plan) -> None:
+    short = ended("out_of_memory", 100 * MIB)
     ratio = plan.by_group[1].settings.cache_max_entry_count
+    seen = seen_with(plan, ended("served"), short)
     assert confirm.corrected_ratios(seen) == {1: pytest.approx(ratio - 0.01)}
     assert confirm.corrected_ratios(seen_with(plan, ended("served"), ended("served"))) == {}
-
-
-def test_like_groups_are_corrected_with_the_one_that_was_rehearsed() -> None:
-    plan = turbofit.plan("internvl2-2b", on="2xrtx3090+1xl4:free=12GiB")
-    assert plan.unlike_groups() == ((0, 1), (2,))
-    short = ended("out_of_memory", 100 * MIB)
-    seen = seen_with(plan, short, short, ended("served"))
+    alike = turbofit.plan("internvl2-2b", on="2xrtx3090+1xl4:free=12GiB")
+    assert alike.unlike_groups() == ((0, 1), (2,))
+    seen = seen_with(alike, short, short, ended("served"))
     assert set(confirm.corrected_ratios(seen)) == {0, 1}
+    equal = turbofit.plan("internvl2-8b", on="4xrtx3090")
+    assert set(confirm.corrected_ratios(replace(equal, rehearsal=short))) == {0, 1, 2, 3}
 
 
-def test_equal_cards_are_corrected_together() -> None:
-    plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
-    seen = replace(plan, rehearsal=ended("out_of_memory", 100 * MIB))
-    assert set(confirm.corrected_ratios(seen)) == {0, 1, 2, 3}
+Rehearsed = Callable[[Plan], Plan]
 
 
-def test_the_plan_is_made_again_with_the_one_ratio_lowered(monkeypatch, plan: Plan) -> None:
+@pytest.fixture
+def confirmed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """The plan that is confirmed by rehearsals that end so."""
+
+    def made(rehearse: Rehearsed, **options: object) -> Plan:
+        monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
+        return turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True, **options)
+
+    return made
+
+
+def test_the_plan_is_made_again_with_the_one_ratio_lowered(confirmed, plan: Plan) -> None:
     rehearsed: list[Plan] = []
 
     def rehearse(made: Plan) -> Plan:
@@ -72,8 +76,7 @@ def test_the_plan_is_made_again_with_the_one_ratio_lowered(monkeypatch, plan: Pl
         first = ended("out_of_memory", 100 * MIB) if len(rehearsed) == 1 else ended("served")
         return seen_with(made, first, ended("served"))
 
-    monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
-    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+    made = confirmed(rehearse)
     before, after = ([group_plan.settings for group_plan in one.by_group] for one in rehearsed)
     assert after[0].cache_max_entry_count == pytest.approx(before[0].cache_max_entry_count - 0.01)
     assert after[1] == before[1] == made.by_group[1].settings
@@ -91,15 +94,14 @@ def short_of_margin(made: Plan, missing: int) -> Plan:
     return replace(seen, gpus=(replace(gpu, ledger=ledger), *made.gpus[1:]))
 
 
-def test_no_plan_is_given_that_misses_its_margin(monkeypatch, plan: Plan) -> None:
+def test_no_plan_is_given_that_misses_its_margin(confirmed, plan: Plan) -> None:
     rehearsed: list[Plan] = []
 
     def rehearse(made: Plan) -> Plan:
         rehearsed.append(made)
         return short_of_margin(made, 100 * MIB)
 
-    monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
-    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+    made = confirmed(rehearse)
     ratios = [one.by_group[0].settings.cache_max_entry_count for one in (*rehearsed, made)]
     assert len(rehearsed) == 3
     assert ratios == sorted(set(ratios), reverse=True)
@@ -110,37 +112,28 @@ def test_no_plan_is_given_that_misses_its_margin(monkeypatch, plan: Plan) -> Non
     assert any(warning.startswith("not rehearsed: each of 3") for warning in made.warnings)
 
 
-def test_a_plan_that_still_dies_at_the_last_rehearsal_does_not_fit(monkeypatch, plan: Plan) -> None:
+def test_a_plan_that_still_dies_at_the_last_rehearsal_does_not_fit(confirmed, plan: Plan) -> None:
     died = ended("out_of_memory", 100 * MIB)
-
-    def rehearse(made: Plan) -> Plan:
-        return replace(seen_with(made, died, ended("served")), fits=False)
-
-    monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
-    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+    made = confirmed(lambda made: replace(seen_with(made, died, ended("served")), fits=False))
     assert not made.fits
     assert made.rehearsal == died
 
 
-def test_what_a_rehearsal_settles_is_not_charged_as_unsure(monkeypatch, plan: Plan) -> None:
-    monkeypatch.setattr(
-        confirm, "rehearse_plan", lambda made: seen_with(made, ended("served"), ended("served"))
-    )
-    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+def test_what_a_rehearsal_settles_is_not_charged_as_unsure(confirmed, plan: Plan) -> None:
+    def rehearse(made: Plan) -> Plan:
+        return seen_with(made, ended("served"), ended("served"))
+
+    made = confirmed(rehearse)
     assert made.fits
     assert {gpu.margin for gpu in plan.gpus} == {256 * MIB}
     assert {gpu.margin for gpu in made.gpus} == {96 * MIB}
     assert made.kv.total_tokens > plan.kv.total_tokens
     assert any(reason.startswith("margin 96.0 MiB: less than before") for reason in made.reasons)
-    kept = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True, margin=256 * MIB)
-    assert kept.kv == plan.kv
+    assert confirmed(rehearse, margin=256 * MIB).kv == plan.kv
 
 
-def test_a_rehearsal_that_could_not_be_held_settles_nothing(monkeypatch, plan: Plan) -> None:
-    monkeypatch.setattr(
-        confirm, "rehearse_plan", lambda made: seen_with(made, ended("failed"), ended("served"))
-    )
-    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+def test_a_rehearsal_that_could_not_be_held_settles_nothing(confirmed, plan: Plan) -> None:
+    made = confirmed(lambda made: seen_with(made, ended("failed"), ended("served")))
     assert made.kv == plan.kv
     assert [group_plan.settings for group_plan in made.by_group] == [
         group_plan.settings for group_plan in plan.by_group
@@ -149,21 +142,27 @@ def test_a_rehearsal_that_could_not_be_held_settles_nothing(monkeypatch, plan: P
     assert not made.fits
 
 
-def test_the_worst_end_is_the_plans(monkeypatch, plan: Plan) -> None:
-    ends = {0: ended("served"), 1: ended("hang")}
-    asked: list[int] = []
-
-    def one(whole: Plan, group: int, _: object) -> Plan:
-        asked.append(group)
-        return replace(whole.of_group(group), rehearsal=ends[group])
-
-    monkeypatch.setattr(confirm, "_rehearsed", one)
+@pytest.mark.parametrize(
+    ("ends", "corrected"),
+    [
+        ((ended("served"), ended("hang")), set()),
+        # A lack of memory counts before a rehearsal that could not be held.
+        ((ended("failed"), ended("out_of_memory", 100 * MIB)), {1}),
+    ],
+    ids=["hang", "out of memory"],
+)
+def test_the_worst_end_is_the_plans(
+    monkeypatch, plan: Plan, ends: tuple[Rehearsal, ...], corrected: set[int]
+) -> None:
+    monkeypatch.setattr(
+        confirm, "_rehearsed", lambda whole, i, _: replace(whole.of_group(i), rehearsal=ends[i])
+    )
     seen = confirm.rehearse_plan(plan)
-    assert asked == [0, 1]
     assert not seen.fits
     assert seen.rehearsal == ends[1]
-    assert [group_plan.rehearsal for group_plan in seen.by_group] == [ends[0], ends[1]]
+    assert tuple(group_plan.rehearsal for group_plan in seen.by_group) == ends
     assert [gpu.index for gpu in seen.gpus] == [0, 1]
+    assert set(confirm.corrected_ratios(seen)) == corrected
 
 
 def test_a_signal_lets_a_rehearsal_clear_away(monkeypatch, plan: Plan) -> None:
@@ -174,18 +173,6 @@ def test_a_signal_lets_a_rehearsal_clear_away(monkeypatch, plan: Plan) -> None:
             confirm.rehearse_plan(plan)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def test_a_lack_of_memory_counts_before_a_rehearsal_that_could_not_be_held(
-    monkeypatch, plan: Plan
-) -> None:
-    ends = {0: ended("failed"), 1: ended("out_of_memory", 100 * MIB)}
-    monkeypatch.setattr(
-        confirm, "_rehearsed", lambda whole, i, _: replace(whole.of_group(i), rehearsal=ends[i])
-    )
-    seen = confirm.rehearse_plan(plan)
-    assert seen.rehearsal == ends[1]
-    assert set(confirm.corrected_ratios(seen)) == {1}
 
 
 @pytest.mark.lmdeploy

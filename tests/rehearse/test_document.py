@@ -19,6 +19,8 @@ from turbofit.rehearse.run import Readings
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.turbomind import server
 
+Patch = pytest.MonkeyPatch
+
 
 def test_how_far_the_child_is_told(tmp_path: Path) -> None:
     spec: Any = SimpleNamespace(cases=("first", "second"))
@@ -65,7 +67,7 @@ def test_a_log_is_read_without_what_a_hang_repeats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_child_that_was_told_to_end_did_not_fail(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Whoever ends turbofit ends its child: nothing was seen of the engine's own end."""
     ended = SimpleNamespace(code=-number, usages=())
@@ -88,18 +90,14 @@ def test_what_is_charged_to_a_card_is_in_use_when_the_account_says_so() -> None:
         ("case vision_request", (1240,), (1235,)),
     ]
     assert [one.image for one in seen] == [False, False, True]
-
-
-def test_a_card_without_a_phase_stays_as_it_was() -> None:
+    # A card without a phase stays as it was.
     first = card(weights=(90, 80), cache=(180, 180), ready=(180, 180))
     second = card(weights=(70, 60), ready=(160, 150))
     seen = moments([first, second], [PretendGpu("x", 2000)] * 2)
     assert [one.phase for one in seen] == ["weights", "cache", "ready"]
     assert [one.peak for one in seen] == [(90, 70), (180, 60), (180, 160)]
     assert [one.end for one in seen] == [(80, 60), (180, 60), (180, 150)]
-
-
-def test_a_start_that_died_ends_where_it_died() -> None:
+    # A start that died ends where it died.
     seen = moments([card(**{"import": (0, 0)})], [PretendGpu("x", 2000, used=7)])
     assert [(one.phase, one.peak, one.end) for one in seen] == [("import", (7,), (7,))]
 
@@ -137,14 +135,8 @@ def test_how_it_ended(run: Any, outcome: str, where: str | None) -> None:
 
 
 def test_an_end_after_a_refused_allocation_is_out_of_memory() -> None:
-    refused = {
-        "phase": "warm-up",
-        "where": "Attn",
-        "asked": 9,
-        "left": 4,
-        "missing": 5,
-        "pool": "x",
-    }
+    sizes = {"asked": 9, "left": 4, "missing": 5}
+    refused = {"phase": "warm-up", "where": "Attn", "pool": "x", **sizes}
     outcome, end = outcome_and_end(ended(-6), seen(refused))
     assert outcome == "out_of_memory"
     assert end is not None
@@ -154,7 +146,7 @@ def test_an_end_after_a_refused_allocation_is_out_of_memory() -> None:
 
 
 def test_a_server_that_is_started_alone_says_how_it_is_started(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv("TURBOFIT_PRETEND_MACHINE", raising=False)
     assert server.main(["serve"]) == 2

@@ -29,9 +29,12 @@ def plans(engine: str, context: int, buffers: int) -> tuple[Plan, Plan]:
     return plan, api.plan("qwen2-vl-2b", on=known, engine=engine, cache_max_entry_count=0.5)
 
 
-@pytest.mark.parametrize(("context", "buffers"), [(-60, -38), (25, 140)])
-def test_turbominds_twin_has_the_corrections(context: int, buffers: int) -> None:
-    (before,), (after,) = (charged(plan).gpus for plan in plans("turbomind", context, buffers))
+@pytest.mark.parametrize(
+    ("engine", "context", "buffers"),
+    [("turbomind", -60, -38), ("turbomind", 25, 140), ("pytorch", 0, -20), ("pytorch", 0, 140)],
+)
+def test_a_twin_has_the_corrections(engine: str, context: int, buffers: int) -> None:
+    (before,), (after,) = (charged(plan).gpus for plan in plans(engine, context, buffers))
     assert after.used - before.used == context * MIB
     assert after.late - before.late == buffers * MIB
 
@@ -40,12 +43,6 @@ def test_no_twin_has_less_than_nothing() -> None:
     _, plan = plans("turbomind", -5000, -5000)
     (gpu,) = charged(plan).gpus
     assert gpu.used == gpu.late == 0
-
-
-@pytest.mark.parametrize("buffers", [-20, 140])
-def test_the_pytorch_engines_twin_has_them(buffers: int) -> None:
-    before, after = (charged(plan).gpus[0] for plan in plans("pytorch", 0, buffers))
-    assert after.late - before.late == buffers * MIB
 
 
 def tile(units: int, tokens: int) -> Image | None:
@@ -71,31 +68,21 @@ def test_an_image_is_as_large_as_its_prompt_has_room() -> None:
         MAKER.prompt(0)
 
 
-def test_whole_images_are_filled_in_from_the_largest() -> None:
+def test_prompts_are_filled_with_whole_images_from_the_largest() -> None:
     assert MAKER.filled(8192, 8) == [tiles(13), tiles(13), tiles(5)]
     assert MAKER.filled(8192, 2) == [tiles(13), tiles(13)]
-
-
-def test_a_request_has_as_many_images_as_it_may() -> None:
     assert MAKER.request(99, 1 << 20, 1 << 20) == tiles(13, 13, 4)
     assert MAKER.request(20, 1 << 20, 1 << 20) == tiles(13, 7)
     # The last image needs one token of the forward, but its whole length in the context.
     assert MAKER.request(99, 1 << 20, 3330) == tiles(13, 13)
     assert MAKER.request(99, 2 + 14 * 256, 3330) == tiles(13, 1)
     assert MAKER.request(0, 1 << 20, 1 << 20) is None
-
-
-def test_a_gate_makes_the_last_image_smaller() -> None:
+    # A gate makes the last image smaller.
     assert MAKER.under([tiles(13)] * 4, 30, 8) == [tiles(13), tiles(13), tiles(4)]
     assert MAKER.under([tiles(13)] * 4, 30, 2) == [tiles(13), tiles(13)]
-
-
-def test_images_of_several_prompts_share_requests() -> None:
+    # Images of several prompts share requests.
     assert MAKER.together([tiles(13), tiles(13), tiles(5)]) == [tiles(13, 13), tiles(5)]
     assert MAKER.together([tiles(1)] * 4) == [tiles(1, 1, 1), tiles(1)]
-
-
-def test_the_worst_request_has_whole_images_and_what_is_left() -> None:
     assert units_of_request(13, 3, 30) == [13, 13, 4]
     assert units_of_request(13, 2, 30) == [13, 13]
 

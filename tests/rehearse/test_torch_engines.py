@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.pretend.cuda_torch import CUDA_PATH, cuda_json
+from tests.pretend.cuda_torch import CUDA_PATH, PATH, ROOT, cuda_json
 from turbofit.core.struct import to_json
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
@@ -103,3 +103,22 @@ def test_each_rank_keeps_its_own_books(checkpoint: Path) -> None:
         assert weights == pytest.approx(2366.6 * MIB, rel=0.01)
         assert {"build", "sizing", "cache", "warm-up", "case sampling"} <= set(card["phases"])
     assert document["cache"]["num_gpu_blocks"] > 2 * 7791
+
+
+def loaded(model: str, *words: str, path: str = PATH) -> Any:
+    """As TurboMind loads it: with the CUDA build of torch, or as its loading is modelled."""
+    return cuda_json("-m", "turbofit", "rehearse", model, *words, "--json", path=path)
+
+
+@pytest.mark.exhaustive
+def test_the_model_of_staging_is_what_torch_stages() -> None:
+    words = ("internvl2-2b", "--on", "2xrtx3090")
+    modelled, real = (loaded(*words, path=path) for path in (str(ROOT), PATH))
+    assert real["rehearsal"]["outcome"] == modelled["rehearsal"]["outcome"] == "served"
+    for ours, theirs in zip(modelled["gpus"], real["gpus"], strict=True):
+        pairs = zip(ours["ledger"], theirs["ledger"], strict=True)
+        assert all(one["rehearsed"] == other["rehearsed"] for one, other in pairs)
+    # Qwen2-VL-7B on 16 GB: what torch stages is what is too much.
+    rehearsal = loaded("qwen2-vl-7b", "--on", "1xv100-16g", "--defaults")["rehearsal"]
+    assert rehearsal["outcome"] == "out_of_memory"
+    assert rehearsal["death"]["phase"] in ("weights", "prepare")

@@ -66,6 +66,11 @@ class Browser:
         """The first of them."""
         return self.driver.find_element("css selector", query)
 
+    def copied(self) -> str:
+        """What the clipboard holds."""
+        read = "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
+        return str(self.driver.execute_async_script(read))
+
     def said(self) -> list[str]:
         """What the console has said since the page was opened."""
         return [entry["message"] for entry in self.driver.get_log("browser")]

@@ -19,6 +19,8 @@ from turbofit.load.result import ErrorCount, LoadResult
 from turbofit.observe.calibration import SEEN_FILE, CalibratedGpu, Observation
 from turbofit.report.schema import NAMES, schema_text
 
+Out = pytest.CaptureFixture[str]
+
 SECRETS = ("GPU-8f1c", "secret-host", "/srv/alice", "bob", "hunter2", "13:14", "4242424242")
 
 
@@ -70,9 +72,7 @@ def load(folder: Path) -> Path:
     return folder / "load.json"
 
 
-def test_it_has_the_figures_and_no_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     plan = measured()
     folder = run_folder(tmp_path / "run", plan)
     used = {"steady": plan.gpus[0].steady, "sampling": plan.gpus[0].peak - 5}
@@ -115,9 +115,7 @@ def test_eight_cards_go_into_an_issue(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["nvml", "preset"])
-def test_pretend_gpus_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
-) -> None:
+def test_pretend_gpus_are_refused(tmp_path: Path, capsys: Out, source: str) -> None:
     plan = measured()
     plan = replace(plan, machine=replace(plan.machine, source=source))
     folder = run_folder(tmp_path / "run", plan, pretend=source == "nvml")
@@ -126,7 +124,7 @@ def test_pretend_gpus_are_refused(
 
 
 def test_what_is_no_run_or_no_load_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     plan = measured()

@@ -15,11 +15,7 @@ from turbofit.core.model import Quantization
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.kinds import kinds, rows_of
-from turbofit.rehearse.checkpoint.twin import (
-    tensors,
-    twin_of,
-    write_model,
-)
+from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
 
 
 def test_int4_of_every_layer_has_no_twin() -> None:
@@ -35,48 +31,28 @@ LARGEST = {"intern-s1-pro", "kimi-k2.5"}
 #: Of one preset of each kind: digests of names, types and shapes, as functions of Python wrote them
 #: before they were rows (0cd5383e).
 HEADERS = {
-    "deepseek-moe-16b": "683ee4a6c3193234",
-    "deepseek-v2-lite": "bf4720d7ebc0ddbe",
-    "glm-4.5-air": "46de61fad58a878d",
-    "glm-4.7-flash": "456e63f81f21f7be",
-    "gpt-oss-20b": "429f857d4da2b46e",
-    "gpt-oss-20b-bf16": "2007db0171e9b527",
-    "intern-s1": "d2fe807f4570802b",
-    "intern-s1-mini": "b7ab0a8fd84a8ee8",
-    "intern-s1-pro": "4508afcbc47fec44",
-    "internlm2.5-7b": "513476db637ec7f9",
-    "internvl-chat-v1.5": "aaddde90714663bd",
-    "internvl-chat-v1.5-awq": "3234133a8dcf7e90",
-    "internvl2-1b": "f5da36afd7a310cc",
-    "internvl2-40b": "2fa16ab97e634b3c",
-    "internvl2-40b-awq": "6732a41c8790a2e5",
-    "internvl2.5-4b-awq": "efb4c1166df7fd0b",
-    "internvl3-1b-hf": "a8c51fa44f57d91e",
-    "internvl3.5-1b": "c4dad465c359fc02",
-    "internvl3.5-30b-a3b": "b6cf4f7f6429bf84",
-    "internvl3.5-gpt-oss-20b-a4b": "03e6027af99fe6e3",
-    "kimi-k2.5": "d10a8a1b2ec485ed",
-    "llama-2-7b": "c7caa20e9d8748f9",
-    "minicpm3-4b": "ce1454d0ebdd0750",
-    "mixtral-8x7b": "91b827df9bea0d1c",
-    "phi-3.5-moe": "5cd750ad9f5acb69",
-    "qwen2-vl-2b": "134825088960bcd6",
-    "qwen2-vl-2b-awq": "4e627d04bd33b916",
-    "qwen2.5-0.5b": "4a780f26beab1995",
-    "qwen2.5-1.5b-awq": "c072dacd54be9b6e",
-    "qwen2.5-omni-7b": "59d09dd0833c8ce1",
-    "qwen2.5-vl-3b": "7c290a0bccb800bf",
-    "qwen2.5-vl-3b-awq": "2b302fda77e5db76",
-    "qwen3-0.6b": "cec970947df80e2c",
-    "qwen3-30b-a3b": "1e2a997253a5cdf6",
-    "qwen3-4b-awq": "5c12ccf03140cdf3",
-    "qwen3-next-80b-a3b": "cb11c50dd5d4c73b",
-    "qwen3-omni-30b-a3b": "d7ae7c53b82c58e0",
-    "qwen3-vl-2b": "9a78798a60e128fa",
-    "qwen3-vl-30b-a3b": "6a3365864dda3a9c",
-    "qwen3.5-35b-a3b": "648cfcb1484ab19a",
+    "deepseek-moe-16b": "683ee4a6c3193234", "deepseek-v2-lite": "bf4720d7ebc0ddbe",
+    "glm-4.5-air": "46de61fad58a878d", "glm-4.7-flash": "456e63f81f21f7be",
+    "gpt-oss-20b": "429f857d4da2b46e", "gpt-oss-20b-bf16": "2007db0171e9b527",
+    "intern-s1": "d2fe807f4570802b", "intern-s1-mini": "b7ab0a8fd84a8ee8",
+    "intern-s1-pro": "4508afcbc47fec44", "internlm2.5-7b": "513476db637ec7f9",
+    "internvl-chat-v1.5": "aaddde90714663bd", "internvl-chat-v1.5-awq": "3234133a8dcf7e90",
+    "internvl2-1b": "f5da36afd7a310cc", "internvl2-40b": "2fa16ab97e634b3c",
+    "internvl2-40b-awq": "6732a41c8790a2e5", "internvl2.5-4b-awq": "efb4c1166df7fd0b",
+    "internvl3-1b-hf": "a8c51fa44f57d91e", "internvl3.5-1b": "c4dad465c359fc02",
+    "internvl3.5-30b-a3b": "b6cf4f7f6429bf84", "internvl3.5-gpt-oss-20b-a4b": "03e6027af99fe6e3",
+    "kimi-k2.5": "d10a8a1b2ec485ed", "llama-2-7b": "c7caa20e9d8748f9",
+    "minicpm3-4b": "ce1454d0ebdd0750", "mixtral-8x7b": "91b827df9bea0d1c",
+    "phi-3.5-moe": "5cd750ad9f5acb69", "qwen2-vl-2b": "134825088960bcd6",
+    "qwen2-vl-2b-awq": "4e627d04bd33b916", "qwen2.5-0.5b": "4a780f26beab1995",
+    "qwen2.5-1.5b-awq": "c072dacd54be9b6e", "qwen2.5-omni-7b": "59d09dd0833c8ce1",
+    "qwen2.5-vl-3b": "7c290a0bccb800bf", "qwen2.5-vl-3b-awq": "2b302fda77e5db76",
+    "qwen3-0.6b": "cec970947df80e2c", "qwen3-30b-a3b": "1e2a997253a5cdf6",
+    "qwen3-4b-awq": "5c12ccf03140cdf3", "qwen3-next-80b-a3b": "cb11c50dd5d4c73b",
+    "qwen3-omni-30b-a3b": "d7ae7c53b82c58e0", "qwen3-vl-2b": "9a78798a60e128fa",
+    "qwen3-vl-30b-a3b": "6a3365864dda3a9c", "qwen3.5-35b-a3b": "648cfcb1484ab19a",
     "qwen3.5-4b": "02becb145799df7a",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A torch engine's document, and what stands in for the card of gated delta nets."""
+"""A torch engine's cases, records and document, and what stands in for gated delta nets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 import turbofit.pretend
-from turbofit.core.errors import PackageError
+from turbofit.cli.main import main
+from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.images import PatchRule, TileRule
+from turbofit.core.struct import decode, to_json
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.pretend.command import find_turbofit, put_first
@@ -26,11 +29,14 @@ from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import report
 from turbofit.rehearse.packages import SERVED
 from turbofit.rehearse.run import EndedRun
-from turbofit.rehearse.spec import Spec
+from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch import delta_nets
 from turbofit.rehearse.torch.delta_nets import most_chunks
-from turbofit.rehearse.torch.readings import read_run
+from turbofit.rehearse.torch.phase_recorder import Phases, read_records
+from turbofit.rehearse.torch.readings import _death, read_run, span
+from turbofit.rehearse.torch.torch_image_overlap import rehearsed_size
 
+Patch = pytest.MonkeyPatch
 INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
 
 
@@ -46,7 +52,7 @@ def test_no_prompts_make_more_chunks() -> None:
         assert most_chunks(tokens, 1) == -(-tokens // 64)
 
 
-def test_kernels_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_are_missing_are_named(monkeypatch: Patch) -> None:
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(PackageError, match=r"Qwen3NextForCausalLM runs its kernels") as error:
         packages.need_kernels(preset_model("qwen3-next-80b-a3b").text)
@@ -54,23 +60,7 @@ def test_kernels_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     packages.need_kernels(preset_model("qwen3-8b").text)
 
 
-def test_every_module_asks_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And tries two variants of each kernel, however it is wrapped."""
-    index, chunk, other = (ModuleType(name) for name in ("fla.index", "fla.chunk", "torch.chunk"))
-    tuned = SimpleNamespace(configs=[1, 2, 3, 4], fn=None)
-    own: Any = lambda *_: None  # noqa: E731
-    for module in (index, chunk, other):
-        vars(module)["prepare_chunk_indices"] = own
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    vars(chunk)["kernel"] = SimpleNamespace(fn=tuned)
-    stand_in = delta_nets._Indices()
-    delta_nets._replace(stand_in)
-    assert vars(index)["prepare_chunk_indices"] is vars(chunk)["prepare_chunk_indices"] is stand_in
-    assert vars(other)["prepare_chunk_indices"] is own
-    assert tuned.configs == [1, 2]
-
-
-def test_a_process_finds_kernels_that_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_finds_kernels_that_do_nothing(monkeypatch: Patch) -> None:
     """In TileLang's place; chunks are those of the step's own tokens, made once a step."""
     torch = pytest.importorskip("torch")
     rule: Any = ModuleType("lmdeploy.pytorch.backends.cuda.gated_delta_rule")
@@ -84,9 +74,11 @@ def test_a_process_finds_kernels_that_do_nothing(monkeypatch: pytest.MonkeyPatch
     cuda: Any = ModuleType("lmdeploy.pytorch.backends.cuda")
     cuda.gated_delta_rule = rule
     fla: Any = ModuleType("fla.ops.chunk")
-    fla.prepare_chunk_indices = None
+    fla.kernel = SimpleNamespace(fn=SimpleNamespace(configs=[1, 2, 3, 4], fn=None))
+    other: Any = ModuleType("torch.ops.chunk")
+    fla.prepare_chunk_indices = other.prepare_chunk_indices = None
     parents = ("lmdeploy", "lmdeploy.pytorch", "lmdeploy.pytorch.backends")
-    for module in (*map(ModuleType, parents), cuda, rule, fla):
+    for module in (*map(ModuleType, parents), cuda, rule, fla, other):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     spec = importlib.util.spec_from_file_location("tilelang", INSIDE / "tilelang" / "__init__.py")
     assert spec is not None
@@ -107,32 +99,23 @@ def test_a_process_finds_kernels_that_do_nothing(monkeypatch: pytest.MonkeyPatch
     made = fla.prepare_chunk_indices(lengths, 64)
     assert made.shape == (3, 2)
     assert fla.prepare_chunk_indices(lengths, 64, cu_seqlens_cpu=None) is made
+    assert other.prepare_chunk_indices is None  # of fla alone
+    assert fla.kernel.fn.configs == [1, 2]  # fewer variants are tried, however it is wrapped
 
 
 ORDER = (
-    "import",
-    "build",
-    "sizing",
-    "graph runner",
-    "cache",
-    "warm-up",
-    "ready",
-    "case a",
-    "case b",
-)
+    "import", "build", "sizing", "graph runner", "cache", "warm-up", "ready", "case a", "case b",
+)  # fmt: skip
 
 
-def row(phase: str, allocated: int, reserved: int, peak: int, reserved_peak: int) -> dict[str, Any]:
-    return {
-        "phase": phase,
-        "gpu": 0,
-        "requested": (allocated - 1) * MIB,
-        "allocated": allocated * MIB,
-        "reserved": reserved * MIB,
-        "allocated_peak": peak * MIB,
-        "reserved_peak": reserved_peak * MIB,
-        "retries": 0,
-    }
+def row(phase: str, allocated: int, reserved: int, peak: int) -> dict[str, Any]:
+    """What torch counted in a phase; it reserved most at its end."""
+    sizes = {
+        "requested": allocated - 1, "allocated": allocated, "reserved": reserved,
+        "allocated_peak": peak, "reserved_peak": reserved,
+    }  # fmt: skip
+    mib = {name: size * MIB for name, size in sizes.items()}
+    return {"phase": phase, "gpu": 0, "retries": 0, **mib}
 
 
 def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
@@ -144,14 +127,14 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
         lines.append(f"P {phase}\nA 0 0 0 {more} {held} {number:x}")
     (folder / "7.timeline").write_text("\n".join(lines) + "\n")
     rows = [
-        row("build", 3900, 4000, 3950, 4000),
-        row("sizing", 3900, 4000, 3900, 4000),
-        row("graph runner", 3900, 4000, 3900, 4000),
-        row("cache", 8900, 9000, 8900, 9000),
-        row("warm-up", 8920, 9100, 8990, 9100),
-        row("ready", 8920, 9100, 8920, 9100),
-        row("case a", 8930, 9900, 9800, 9900),
-        row("case b", 8930, 9950, 9500, 9950),
+        row("build", 3900, 4000, 3950),
+        row("sizing", 3900, 4000, 3900),
+        row("graph runner", 3900, 4000, 3900),
+        row("cache", 8900, 9000, 8900),
+        row("warm-up", 8920, 9100, 8990),
+        row("ready", 8920, 9100, 8920),
+        row("case a", 8930, 9900, 9800),
+        row("case b", 8930, 9950, 9500),
     ]
     cases = [
         {"name": "a", "tokens": [500], "statuses": {"finished": 1}},
@@ -178,14 +161,9 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
     scenario = Scenario((PretendGpu("Some card", total=12000 * MIB, used=100 * MIB),))
     usages = [read_usage(read_timeline(path)) for path in folder.glob("*.timeline")]
     ran: Any = SimpleNamespace(
-        code=0,
-        exit_code=0,
-        seconds=9.0,
-        command=(),
-        shared=shared,
-        scenario=scenario,
+        code=0, exit_code=0, seconds=9.0, command=(), shared=shared, scenario=scenario,
         usages=usages,
-    )
+    )  # fmt: skip
     (folder / "records").mkdir()
     record = {"pid": 7, "number": 9, "rows": rows}
     (folder / "records" / "7.json").write_text(json.dumps(record))
@@ -193,7 +171,7 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
     return report(ended, read_run(ended), {"torch": "2.12.1", "lmdeploy": "0.18.0"})
 
 
-def test_a_start_in_parts_and_its_cases(tmp_path: Path) -> None:
+def test_a_start_in_parts_its_cases_and_a_death_in_one(tmp_path: Path) -> None:
     made = document(tmp_path)
     assert (made["outcome"], made["death"]) == ("served", None)
     (card,), (terms,) = made["gpus"], made["terms"]
@@ -214,12 +192,10 @@ def test_a_start_in_parts_and_its_cases(tmp_path: Path) -> None:
         "b": (9500 - 8930) * MIB,
     }
     assert [case["transient"] for case in made["cases"]] == [[870 * MIB], [570 * MIB]]
-
-
-def test_a_death_in_a_case(tmp_path: Path) -> None:
-    made = document(tmp_path, dies=True)
-    assert made["outcome"] == "out_of_memory"
-    assert made["death"]["phase"] == "case b"
+    dead = tmp_path / "dead"
+    dead.mkdir()
+    made = document(dead, dies=True)
+    assert (made["outcome"], made["death"]["phase"]) == ("out_of_memory", "case b")
     assert made["death"]["message"] == "CUDA out of memory. Tried to allocate 640.00 MiB."
 
 
@@ -254,3 +230,147 @@ def test_a_new_process_reads_stand_ins_of_families_with_code_of_their_own(tmp_pa
         env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
+PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 6, 11, 12])
+def test_a_picture_gives_as_many_tiles_as_any(limit: int) -> None:
+    size = rehearsed_size(TILES, limit)
+    seen = TILES.units(*size, limit)
+    assert seen == TILES.worst_units(limit)
+    # The engine is not told of the limit: the picture keeps to it by itself.
+    assert TILES.units(*size) == seen
+
+
+@pytest.mark.parametrize("pixels", [12845056, 1003520, 602112, 100352, 3136])
+def test_a_picture_gives_nearly_as_many_patches_as_any(pixels: int) -> None:
+    size = rehearsed_size(PATCHES, pixels)
+    seen, worst = PATCHES.units(*size), PATCHES.worst_units(pixels)
+    assert 0.97 * worst <= seen <= worst
+
+
+def test_a_picture_is_a_square_and_no_larger_than_the_checkpoints_own() -> None:
+    assert rehearsed_size(PATCHES, None) == (3584, 3584)
+    with pytest.raises(UsageError, match="checkpoint's own 12"):
+        rehearsed_size(TILES, 24)
+
+
+def test_a_specification_survives_its_text() -> None:
+    request = RehearsalRequest(LONGEST, sizes=((448, 896),), images=3)
+    scenario = Scenario((PretendGpu("x", 1 << 30),), peers=frozenset({(0, 1)}))
+    cases = (RehearsalCase("a", (request,)),)
+    spec = Spec(scenario, "somewhere", "pytorch", {"tp": 2}, cases)
+    assert decode(to_json(spec), Spec, what="spec") == spec
+
+
+def test_a_phase_waits_for_living_processes_only(tmp_path: Path) -> None:
+    phases = Phases(tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    record = {"pid": gone.pid, "number": 0, "rows": [{"phase": "build", "gpu": 0}]}
+    (tmp_path / "records" / "1.json").write_text(json.dumps(record))
+    phases.enter("build  model")
+    assert (tmp_path / "phase").read_text() == "1 build model"
+    assert read_records(tmp_path) == [record]
+
+
+def timeline(folder: Path, pid: int, *lines: str) -> None:
+    head = [f"I {pid} 1 0", f"N python worker{pid}"]
+    (folder / f"{pid}.timeline").write_text("\n".join([*head, *lines]) + "\n")
+
+
+def test_what_processes_hold_together(tmp_path: Path) -> None:
+    timeline(
+        tmp_path, 10,
+        "K 0 300 900",
+        "A 0 0 0 5 5 aa", "P build", "A 0 0 0 20 25 bb", "F bb 5", "P ready", "A 0 3 0 99 5 cc",
+        "P case x", "A 0 0 0 7 12 dd", "F dd 5",
+    )  # fmt: skip
+    timeline(tmp_path, 11, "K 0 200 600")  # never marked: a context and no more
+    held = [read_usage(read_timeline(path)) for path in sorted(tmp_path.glob("*.timeline"))]
+
+    def together(phase: str) -> tuple[int, int]:
+        spans = [span(usage, 0, phase, order) for usage in held]
+        return sum(peak for peak, _ in spans), sum(end for _, end in spans)
+
+    order = ["import", "build", "ready", "case x"]
+    assert [span(held[0], 0, name, order)[0] - 300 for name in order] == [0, 25, 5, 12]
+    assert together("build") == (525, 505)
+    assert together("case x")[0] == 512
+    # A phase in which a process was not marked: what it held after the one before.
+    assert span(held[0], 0, "later", [*order, "later"])[1] == 305
+
+
+OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capacity of 23.70 GiB"
+
+
+def death(log: str, **told: Any) -> dict[str, Any]:
+    ran = SimpleNamespace(usages=(), shared=SimpleNamespace(processes=()))
+    ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
+    return _death(ended)
+
+
+def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
+    log = f"""Traceback (most recent call last):
+  File "/x/site-packages/torch/nn/modules/module.py", line 1, in _call_impl
+  File "/x/site-packages/lmdeploy/pytorch/models/qwen2_vl.py", line 483, in forward
+  File "/x/site-packages/lmdeploy/pytorch/models/qwen2_vl.py", line 449, in forward
+  File "/x/site-packages/torch/_ops.py", line 871, in __call__
+torch.OutOfMemoryError: {OOM}
+later lines"""
+    found = death(log, cases=[{"name": "vision", "statuses": {"unavailable": 1}}])
+    assert found["refused"]["phase"] == "case vision"
+    assert found["message"] == OOM
+    assert found["where"] == (
+        "lmdeploy/pytorch/models/qwen2_vl.py:449 forward"
+        " < lmdeploy/pytorch/models/qwen2_vl.py:483 forward"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "phase", "refused"),
+    [
+        ("OutOfMemoryError", OOM, "build", True),
+        ("RuntimeError", "No enough gpu memory for kv cache.", "sizing", True),
+        ("AssertionError", "num_key_value_heads % tp", "build", False),
+        ("ValueError", "no such thing", "case x", False),
+    ],
+)
+def test_a_death_before_any_request(kind: str, message: str, phase: str, refused: bool) -> None:
+    error = {"type": kind, "message": message, "phase": phase, "frames": ["a.py:1 f"]}
+    found = death(f"{kind}: {message}", error=error, phase="end")
+    assert (found["refused"] is not None) == refused
+    assert found["phase"] == phase
+    assert message in found["message"]
+
+
+def test_torch_without_cuda_is_said_in_one_line(
+    monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packages, "cuda_site", lambda: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: object())
+    words = ["rehearse", "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090"]
+    assert main(words) == 7
+    cause, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert cause == "error: this Python's torch is no CUDA build, which rehearsing pytorch runs"
+    assert hint.startswith("hint: install torch")
+    # A package that is missing is named.
+    monkeypatch.setattr(
+        packages.importlib.util, "find_spec", lambda name: None if name == "ray" else object()
+    )
+    with pytest.raises(PackageError, match="ray is not installed"):
+        packages.need_packages("pytorch", ray=True)
+
+
+def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
+    code = (
+        "import sys; import turbofit.rehearse.confirm; "
+        "print(sorted({'torch', 'lmdeploy', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "[]"

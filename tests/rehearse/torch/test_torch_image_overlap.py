@@ -27,26 +27,21 @@ def tiles(*counts: int, text: int = 1) -> Prompt:
     return Prompt(text, tuple(Image(count, 256 * count) for count in counts), 0)
 
 
-def test_whole_prompts_join_while_their_tokens_last() -> None:
+def test_prompts_that_meet_in_a_forward() -> None:
+    # Whole prompts join while their tokens last.
     assert most_met([tiles(13), tiles(13), tiles(5)], 8192) == 31
     assert most_met([tiles(13), tiles(13), tiles(6)], 8192) == 26
-
-
-def test_a_longer_prompt_is_cut_between_its_images() -> None:
+    # A longer prompt is cut between its images; what follows it does not join it.
     assert most_met([tiles(13, 13, 3)], 4096) == 16
     assert most_met([tiles(13, 13, 4)], 4096) == 13
-
-
-def test_an_image_that_is_longer_than_a_forward_is_never_cut() -> None:
-    assert most_met([tiles(13, 6, 6)], 2048) == 13
-    # All chunks are as long as the longest image, so that smaller ones meet in another.
-    assert most_met([tiles(13, 6, 7)], 2048) == 13
-    assert most_met([tiles(6, 7, 13)], 2048) == 13
-    assert most_met([tiles(6, 6, 13), tiles(4), tiles(3)], 2048) == 13
-
-
-def test_what_follows_a_long_prompt_does_not_join_it() -> None:
     assert most_met([tiles(5, 5), tiles(3)], 2048) == 5
+    # An image that is longer than a forward is never cut. All chunks are as long as the longest
+    # image, so that smaller ones meet in another.
+    for prompts in (
+        [tiles(13, 6, 6)], [tiles(13, 6, 7)], [tiles(6, 7, 13)],
+        [tiles(6, 6, 13), tiles(4), tiles(3)],
+    ):  # fmt: skip
+        assert most_met(prompts, 2048) == 13
 
 
 def units(pictures: Pictures, room: ServerRoom) -> list[list[int]]:
@@ -62,6 +57,10 @@ def test_unequal_tiles_fill_a_forward_twice() -> None:
     assert units(pictures, ServerRoom(8, 8192)) == [[13], [13], [5]] * 2
     assert units(pictures, ServerRoom(2, 8192)) == [[13], [13]]
     assert units(pictures, ServerRoom(8, 8192, gate=22)) == [[13], [9]]
+    # No request has more units than it may.
+    pictures = Pictures(TILES, rehearsed_size(TILES, None), 3, request_units=20)
+    assert [image[0] for image in pictures.request().images] == [13, 7]
+    assert all(sum(request) <= 20 for request in units(pictures, ServerRoom(8, 8192)))
 
 
 def test_several_images_a_request_save_text_of_prompts() -> None:
@@ -71,12 +70,6 @@ def test_several_images_a_request_save_text_of_prompts() -> None:
     # The first image ends a chunk; the next chunk has no text.
     assert first == one == 10752
     assert one + other < sum(chunk) <= 4096 * 4
-
-
-def test_no_request_has_more_units_than_it_may() -> None:
-    pictures = Pictures(TILES, rehearsed_size(TILES, None), 3, request_units=20)
-    assert [image[0] for image in pictures.request().images] == [13, 7]
-    assert all(sum(request) <= 20 for request in units(pictures, ServerRoom(8, 8192)))
 
 
 def sent(plan: Plan) -> tuple[list[list[int]], set[int | None]]:

@@ -24,31 +24,22 @@ def prompts(lengths: list[tuple[int, int, int]]) -> list[Prompt]:
     return [prompt(lead, tokens // 256, tokens, rest) for lead, tokens, rest in lengths]
 
 
-def test_whole_prompts_meet_while_tokens_last() -> None:
+def test_prompts_that_meet_in_a_forward() -> None:
     # 8320 tokens: two prompts of 3330, and of the third what is left, which has its image's head.
-    assert most_met(prompts([(1, 3328, 1)] * 4), 8320, 32768) == 39
-
-
-def test_prompts_that_meet_are_as_long_as_the_context_at_most() -> None:
-    assert most_met(prompts([(1, 3328, 1)] * 4), 8320, 6660) == 26
-    assert most_met(prompts([(1, 3328, 1)] * 4), 8320, 6659) == 13
-
-
-def test_a_chunk_ends_at_a_blocks_edge() -> None:
+    four = prompts([(1, 3328, 1)] * 4)
+    assert most_met(four, 8320, 32768) == 39
+    # As long as the context at most.
+    assert most_met(four, 8320, 6660) == 26
+    assert most_met(four, 8320, 6659) == 13
+    assert most_met([prompt(0, 13, 3328, 0)], 8192, 100) == 0
     # The second prompt's image begins at its 64th token: 63 tokens of room do not reach it.
     long = prompt(8192 - 3328 - 63, 13, 3328, 0)
     assert most_met([long, prompt(63, 1, 256, 1)], 8192, 32768) == 13
     assert most_met([long, prompt(0, 1, 256, 1)], 8192 + 1, 32768) == 14
-
-
-def test_an_image_is_encoded_in_every_chunk_that_it_lies_in() -> None:
+    # An image is encoded in every chunk that it lies in.
     cut = prompt(4096 + 1 - 3328, 13, 3328, 8)
     assert most_met([cut], 4104, 32768) == 13
     assert most_met([cut, prompt(1, 13, 3328, 1)], 4104, 32768) == 26
-
-
-def test_a_prompt_beyond_the_context_ends_it() -> None:
-    assert most_met([prompt(0, 13, 3328, 0)], 8192, 100) == 0
 
 
 def aimed(plan: Plan) -> tuple[int, int]:
@@ -91,45 +82,44 @@ def test_nearly_as_many_meet_as_the_account_pays_for(
     assert 0.96 * paid <= met <= paid
 
 
+def forward(plan: Plan, units: int | None = None) -> list[tuple[tuple[Any, ...], int | None]]:
+    """Units and images of the fullest forward's requests, where a gateway lets so many through."""
+    if units is not None:
+        plan = replace(plan, limits=replace(plan.limits, units_per_forward=units))
+    (case,) = (case for case in worst_cases(plan) if case.name == "vision_forward")
+    return [(request.units, request.images) for request in case.requests]
+
+
 def test_a_prefix_cache_is_asked_again_about_what_it_has_seen() -> None:
-    plan = turbofit.api.plan(
-        "internvl2-8b",
-        on="1xrtx3090",
-        enable_prefix_caching=True,
-        max_batch_size=8,
-        queue_images=False,
-    )
+    keywords: dict[str, Any] = {"on": "1xrtx3090", "enable_prefix_caching": True}
+    plan = turbofit.api.plan("internvl2-8b", max_batch_size=8, queue_images=False, **keywords)
     cases = {case.name: case.requests for case in worst_cases(plan)}
     assert cases["vision_request"][0].images == 1
-    again = cases["vision_forward"]
-    assert {request.images for request in again} == {1}
-    assert (
-        sum(unit for request in again for unit in request.units if isinstance(unit, int))
-        == plan.limits.units_per_forward
-    )
+    again = forward(plan)
+    assert {images for _, images in again} == {1}
+    assert sum(sum(units) for units, _ in again) == plan.limits.units_per_forward
+    # A gate leaves room for a smaller image.
+    plan = turbofit.api.plan("internvl2-8b", **keywords)
+    assert forward(plan, 60) == [*[((13,), 1)] * 4, ((8,), None)]
 
 
 def test_the_gateway_lets_no_more_through_than_was_paid_for() -> None:
     plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090")
-    less = replace(plan, limits=replace(plan.limits, units_per_forward=26))
-    cases = {case.name: case.requests for case in worst_cases(less)}
-    assert [request.units for request in cases["vision_forward"]] == [(13,), (13,)]
+    assert [units for units, _ in forward(plan, 26)] == [(13,), (13,)]
 
 
-def _sent(plan: Plan) -> list[list[int]]:
+def _sent(plan: Plan, gate: int | None = None) -> list[list[int]]:
     """Units of the images of each request of the case, in its order."""
-    cases = {case.name: case.requests for case in worst_cases(plan)}
     return [
-        [unit if isinstance(unit, int) else unit[1] * unit[2] for unit in request.units]
-        for request in cases["vision_forward"]
+        [unit if isinstance(unit, int) else unit[1] * unit[2] for unit in units]
+        for units, _ in forward(plan, gate)
     ]
 
 
 @pytest.mark.parametrize("gate", [65536, 70000, 86016, 100000])
 def test_unequal_images_fill_what_the_gateway_lets_through(gate: int) -> None:
     plan = turbofit.api.plan("qwen2-vl-2b", on="1xrtx3060")
-    less = replace(plan, limits=replace(plan.limits, units_per_forward=gate))
-    sent = [sum(request) for request in _sent(less)]
+    sent = [sum(request) for request in _sent(plan, gate)]
     assert max(sent) <= plan.limits.units_per_image == 65536
     assert gate - 64 <= sum(sent) <= gate
 
@@ -157,17 +147,6 @@ def test_one_row_meets_the_images_of_one_request() -> None:
         "qwen2.5-vl-3b", on="1xrtx3060", images=2, max_batch_size=1, engine="turbomind"
     )
     assert _sent(plan) == [[plan.limits.units_per_image] * 2]
-
-
-def test_a_prefix_cache_and_a_gate_leave_room_for_a_smaller_image() -> None:
-    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", enable_prefix_caching=True)
-    less = replace(plan, limits=replace(plan.limits, units_per_forward=60))
-    cases = {case.name: case.requests for case in worst_cases(less)}
-    again = cases["vision_forward"]
-    assert [(request.units, request.images) for request in again] == [
-        *[((13,), 1)] * 4,
-        ((8,), None),
-    ]
 
 
 def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:

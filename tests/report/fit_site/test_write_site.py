@@ -25,22 +25,19 @@ from turbofit.report.fit_site.choices import SiteRequest, choices_of, points
 from turbofit.report.fit_site.site import answer_of, index_page, refused, table_of, write_site
 
 
-def test_all_has_more_of_what_is_not_given() -> None:
-    few, more = (SiteRequest.of(all=every, contexts=(4096,)).complete() for every in (False, True))
-    assert (few.used, few.images, few.contexts) == ((), ((1, (1920, 1080)),), (4096,))
-    assert (more.used, more.contexts) == ((2 * GIB,), (4096,))
-    assert more.images == ((1, (1920, 1080)), (4, (1280, 720)))
-
-
 @pytest.mark.parametrize("text", ["x", "4@", "@1x1", "4@wide", "-1", "4@12"])
 def test_images_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):
         SiteRequest.of_options({"images": (text,)}, str)
 
 
-def test_the_default_is_whole() -> None:
-    few, choices = (choices_of(SiteRequest.of(all=every), "today") for every in (False, True))
-    assert few.answers == 10 * 11 * 3 * 2
+def test_the_default_is_whole_and_all_has_more() -> None:
+    few, more = (SiteRequest.of(all=every, contexts=(4096,)).complete() for every in (False, True))
+    assert (few.used, few.images, few.contexts) == ((), ((1, (1920, 1080)),), (4096,))
+    assert (more.used, more.contexts) == ((2 * GIB,), (4096,))
+    assert more.images == ((1, (1920, 1080)), (4, (1280, 720)))
+    short, choices = (choices_of(SiteRequest.of(all=every), "today") for every in (False, True))
+    assert short.answers == 10 * 11 * 3 * 2
     assert choices.answers == 10 * 11 * 3 * 2 * 3 * 3 * 3
     assert choices.answers == len(choices.models) * len(choices.cards) * len(list(points(choices)))
     assert [one.key for one in choices.used] == ["0", "2GiB"]
@@ -53,12 +50,7 @@ def test_the_default_is_whole() -> None:
 
 def test_each_point_is_what_its_words_say() -> None:
     """The words stand on the page, the request was planned: they are the same."""
-    choices = choices_of(
-        SiteRequest.of(
-            used=(3 * GIB + MIB, 1000),
-        ),
-        "today",
-    )
+    choices = choices_of(SiteRequest.of(used=(3 * GIB + MIB, 1000)), "today")
     for point in points(choices):
         request = point.request("internvl3-8b", "l4")
         given = request.option_arguments(without=("model", "on"))
@@ -93,28 +85,20 @@ def test_every_name_that_plan_takes_is_offered_once() -> None:
     assert [one.name for one in choices.cards] == ["rtx3090", "rtx4090"]
 
 
-def test_a_plan_that_never_starts_holds_nothing() -> None:
-    plan = msgspec.structs.replace(planned("fits"), fits=False)
-    answer = answer_of(plan)
-    assert (answer.kv_tokens, answer.requests_at_once, answer.throughput) == (0, 0, None)
-
-
-def test_a_refusal_says_its_hint() -> None:
-    answer = refused(UsageError("no", hint="do this"))
-    assert answer.verdict == "no; do this"
-    assert answer.memory is None
-
-
 def test_a_refusal_is_an_answer_too() -> None:
-    """So many images fit no context of the model: no plan, but an answer."""
+    """So many images fit no context of the model; and what does not fit holds nothing."""
     request = SiteRequest.of(
         models=("llava-1.5-7b",), cards=("rtx4090",), counts=(1,), used=(0,),
         images=((99, None),), contexts=(4096,), concurrencies=(8,),
     )  # fmt: skip
     table = table_of(choices_of(request, "today"), "llava-1.5-7b", "rtx4090")
-    said = table.answers[table.order[-1]].verdict
-    assert not table.answers[table.order[-1]].fits
-    assert "99" in said
+    answer = table.answers[table.order[-1]]
+    assert not answer.fits
+    assert "99" in answer.verdict
+    answer = refused(UsageError("no", hint="do this"))
+    assert (answer.verdict, answer.memory) == ("no; do this", None)
+    answer = answer_of(msgspec.structs.replace(planned("fits"), fits=False))
+    assert (answer.kv_tokens, answer.requests_at_once, answer.throughput) == (0, 0, None)
 
 
 def test_a_worker_ends_with_its_parent() -> None:
@@ -193,9 +177,6 @@ def test_sizes_and_rates_read_as_in_the_terminal() -> None:
     assert told(f"{sizes}.map(bytes)") == [format_bytes(size) for size in sizes]
     rates = [0.857142, 26.71, 999.4, 999.6, 1133.7, 242176.0]
     assert told(f"{rates}.map(three)") == [three_digits(rate) for rate in rates]
-
-
-@pytest.mark.skipif(NODE is None, reason="no Node is installed here")
-@pytest.mark.parametrize("name", ["constructor", "toString", "__proto__", "fr"])
-def test_a_link_can_name_no_language_that_is_none(name: str) -> None:
-    assert told(f"Boolean(WORDING[{name!r}])") is False
+    # Nor can a link name a language that is none.
+    names = ["constructor", "toString", "__proto__", "fr"]
+    assert told(f"{names}.map((name) => Boolean(WORDING[name]))") == [False] * 4

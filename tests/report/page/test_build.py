@@ -16,14 +16,59 @@ from msgspec.structs import replace
 
 import turbofit.api
 from tests.report.documents import KINDS, planned, served_run
-from tests.report.page.pages import EVIL, evil_plan, page_of
+from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
-from turbofit.core.plan import Plan
+from turbofit.core.machine import Holder
+from turbofit.core.plan import Command, Plan, Remedy
 from turbofit.core.units import format_bytes
 from turbofit.report.page import html as html_page
 from turbofit.report.page.html import Markup, join, json_text, tag
 from turbofit.report.stored_documents import StoredPlan
 from turbofit.report.views.plan_view import plan_page
+
+EVIL = (
+    "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">"
+    "'\"&<b>\u2028\u202e${x}$title"
+)
+
+
+def page_of(kind: str) -> str:
+    """The page of a kind of plan, or of a run."""
+    if kind == "run":
+        plan = planned("mixed cards")
+        return plan_page(StoredPlan(plan, served_run(plan), "run"))
+    if kind == "pretend run":
+        plan = planned("fits")
+        return plan_page(StoredPlan(plan, served_run(plan, pretend=True), "run"))
+    return plan_page(StoredPlan(planned(kind), None, kind))
+
+
+def evil_plan() -> Plan:
+    """A plan whose names and sentences try to get out of their places."""
+    plan = plausible_plan(
+        verdict=EVIL, warnings=(EVIL,), reasons=(EVIL, f"dtype: {EVIL}"),
+        remedies=(Remedy(change=EVIL, effect=EVIL),),
+        commands=(Command(env={"A": EVIL}, argv=("lmdeploy", EVIL), group=0),),
+    )  # fmt: skip
+    holder = Holder(pid=1, name=EVIL, bytes=5)
+    gpus = tuple(replace(gpu, name=EVIL, uuid=EVIL, holders=(holder,)) for gpu in plan.machine.gpus)
+    ledgers = tuple(
+        replace(
+            gpu, name=EVIL,
+            ledger=tuple(replace(term, term=term.term + EVIL, note=EVIL) for term in gpu.ledger),
+        )
+        for gpu in plan.gpus
+    )  # fmt: skip
+    considered = tuple(replace(one, why_not=EVIL, engine=EVIL) for one in plan.considered)
+    return replace(
+        plan,
+        gpus=ledgers,
+        considered=considered,
+        model=replace(plan.model, name=EVIL, architecture=EVIL),
+        machine=replace(plan.machine, name=EVIL, source=EVIL, gpus=gpus),
+        created=EVIL,
+    )
+
 
 ALL = (*KINDS, "served", "died", "run", "pretend run")
 VOID = {"meta", "link", "br"}
@@ -76,6 +121,11 @@ def test_a_page_is_whole_small_and_asks_nobody(kind: str) -> None:
             assert re.fullmatch(r"data:,|#part-[0-9]+", attributes["href"] or "")
     assert "url(" not in reader.data["style"]
     assert "@import" not in reader.data["style"]
+    ids = [attributes["id"] for _, attributes in reader.seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in reader.seen:
+        assert attributes.get("aria-labelledby", ids[0]) in ids
+        assert attributes.get("role") != "img" or attributes.get("aria-label")
 
 
 @pytest.mark.parametrize("kind", ["fits", "served", "run"])
@@ -106,32 +156,6 @@ def test_what_others_wrote_stays_text() -> None:
     assert sum(name == "script" for name, _ in reader.seen) == 2
     document = json.loads(reader.data["turbofit-json"])
     assert document["verdict"] == EVIL
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_every_id_is_once_and_every_label_is_there(kind: str) -> None:
-    reader = read(page_of(kind))
-    ids = [attributes["id"] for _, attributes in reader.seen if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    for _, attributes in reader.seen:
-        if "aria-labelledby" in attributes:
-            assert attributes["aria-labelledby"] in ids
-        if attributes.get("role") == "img":
-            assert attributes.get("aria-label")
-
-
-def test_the_command_comes_before_everything_but_the_verdict() -> None:
-    text = page_of("mixed cards")
-    places = [
-        text.index(one) for one in ('class="badge', 'class="command"', "<dt>worst size", "<main")
-    ]
-    assert places == sorted(places)
-    assert text.count('class="command"') == 3  # what serves it, and each group's own
-    assert page_of("fits").count('class="command"') == 2
-    for kind in ("fits", "mixed cards", "served"):
-        text = page_of(kind)
-        places = [text.index(one) for one in ("turbofit serve", "LMDeploy alone", "api_server")]
-        assert places == sorted(places)
 
 
 def test_a_plan_that_does_not_fit_shows_what_it_lacks() -> None:
@@ -212,11 +236,5 @@ def test_a_plan_shows_its_page_in_a_frame() -> None:
     assert "Memory from empty to full" in page
     assert "<html" in page
     assert 'sandbox="allow-scripts"' in shown  # not allow-same-origin: it reaches nothing outside
-
-
-def test_a_hostile_name_stays_in_its_attribute() -> None:
-    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090")
     odd: Plan = replace(plan, model=replace(plan.model, name='"><script>alert(1)</script>'))
-    shown = odd._repr_html_()
-    assert shown is not None
-    assert "<script>" not in shown
+    assert "<script>" not in (odd._repr_html_() or "<script>")

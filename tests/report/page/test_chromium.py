@@ -9,8 +9,7 @@ import pytest
 
 from tests.report.conftest import Browser
 from tests.report.documents import planned
-from tests.report.page.pages import EVIL, evil_plan, page_of
-from tests.report.page.test_build import ALL
+from tests.report.page.test_build import ALL, EVIL, evil_plan, page_of
 from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib
@@ -117,9 +116,7 @@ def test_a_command_is_copied_as_it_is(browser: Browser) -> None:
     assert button.accessible_name == "Copy the command"
     button.click()
     shown(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
-    copied = browser.driver.execute_async_script(
-        "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
-    )
+    copied = browser.copied()
     serve = planned("fits").serve
     assert serve is not None
     assert copied == shell_words(serve.argv)
@@ -130,9 +127,7 @@ def test_the_json_is_copied_and_saved(browser: Browser) -> None:
     browser.open(page_of("served"))
     browser.one("#copy-json").click()
     shown(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
-    copied = browser.driver.execute_async_script(
-        "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
-    )
+    copied = browser.copied()
     assert Plan.from_json(copied) == planned("served")
     browser.one("#save-json").click()
     assert browser.one("#status").text == "Saved as turbofit.json."

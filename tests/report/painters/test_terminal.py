@@ -67,11 +67,7 @@ def test_control_characters_of_others_never_reach_the_terminal() -> None:
 
 
 def test_colour_only_when_asked() -> None:
-    blocks = [
-        Heading("head"),
-        Paragraph("bad", tone="bad"),
-        Items(("w",), tone="warn"),
-    ]
+    blocks = [Heading("head"), Paragraph("bad", tone="bad"), Items(("w",), tone="warn")]
     assert "\x1b" not in paint(blocks)
     coloured = paint(blocks, colour=True)
     assert "\x1b[31mbad\x1b[0m" in coloured
@@ -89,15 +85,6 @@ def test_no_text_is_lost(rows: list[tuple[str, str, str]], width: int) -> None:
         for cell in row:
             for word in cell.split():
                 assert word in text
-
-
-def test_nothing_is_nothing() -> None:
-    assert paint([]) == ""
-
-
-def test_a_long_heading_is_folded_as_text_is() -> None:
-    lines = paint([Heading("many words " * 12)]).splitlines()
-    assert max(map(len, lines)) <= 80
 
 
 def test_wide_characters_take_two_columns() -> None:
@@ -135,11 +122,7 @@ def test_markdown_tables_are_whole_and_names_cannot_break_them() -> None:
         assert {line.count("|") for line in painted.splitlines()} == {columns + 1}
 
 
-def test_a_fence_in_the_code_does_not_end_it() -> None:
-    text = markdown.paint([Code("echo ```")])
-    assert text.startswith("````sh")
-
-
-def test_control_characters_of_others_never_reach_a_terminal_by_markdown() -> None:
+def test_code_of_others_neither_ends_its_fence_nor_steers_a_terminal() -> None:
+    assert markdown.paint([Code("echo ```")]).startswith("````sh")
     text = markdown.paint([Code("serve '\x1b]0;owned\x07'\nnext \u202eline")])
     assert text == "```sh\nserve '?]0;owned?'\nnext ?line\n```\n"

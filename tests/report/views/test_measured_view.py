@@ -27,12 +27,11 @@ def several() -> Tuning:
     )  # fmt: skip
 
 
-def test_the_front_is_what_nothing_beats_in_both() -> None:
-    assert pareto(several()) == {1, 2}
-
-
 def test_all_is_said() -> None:
+    assert pareto(several()) == {1, 2}
     text = paint(tune_view(several()))
+    assert "PRETEND GPUs" not in text
+    assert "PRETEND GPUs" in paint(tune_view(replace(several(), pretend=True)))
     for words in (
         "best: turbomind", "+100% against the plan without tuning", "died: ", "misses the SLO",
         "the time is up",
@@ -40,11 +39,6 @@ def test_all_is_said() -> None:
         assert words in text, words
     none = paint(tune_view(replace(several(), best=None)))
     assert "none of 4 settings keeps the SLO" in none
-
-
-def test_pretend_gpus_are_named() -> None:
-    assert "PRETEND GPUs" not in paint(tune_view(several()))
-    assert "PRETEND GPUs" in paint(tune_view(replace(several(), pretend=True)))
 
 
 def test_a_page_has_every_trial() -> None:

@@ -6,14 +6,14 @@ import msgspec
 import pytest
 
 from tests.report.documents import KINDS, planned
-from tests.support.plans import ledger, plausible_plan
+from tests.support.plans import ledger
 from turbofit.core.messages import indices
 from turbofit.core.plan import Term
 from turbofit.core.units import MIB
 from turbofit.report.painters.document import Bar, BarPiece
-from turbofit.report.painters.terminal import END, OVER, cells, legend, paint
+from turbofit.report.painters.terminal import END, OVER, cells, legend
 from turbofit.report.views.memory_view import KINDS as PIECES
-from turbofit.report.views.memory_view import fold, memory_blocks, stack, sums
+from turbofit.report.views.memory_view import stack, sums
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "died"])
@@ -40,9 +40,7 @@ def test_what_a_term_gives_back_shortens_the_term() -> None:
     found = {piece.name: piece.bytes for piece in stack(gpu)}
     assert found["weights"] == 3800 * MIB
     assert "weights.returned" not in found
-
-
-def test_what_the_lines_do_not_tell_apart_is_said() -> None:
+    # What the lines do not tell apart is said.
     gpu = msgspec.structs.replace(ledger(0), steady=ledger(0).steady + 5 * MIB)
     assert next(p.bytes for p in stack(gpu) if p.name == "not told apart") == 5 * MIB
 
@@ -73,34 +71,6 @@ def test_what_the_card_does_not_have_is_behind_its_end() -> None:
     assert legend(bar(50, 150))[-1] == "!=100 B more than the card has"
 
 
-def test_the_bars_at_eighty_columns_say_the_same_without_colour() -> None:
-    blocks = [one for one in memory_blocks(plausible_plan()) if isinstance(one, Bar)]
-    plain = paint(blocks, width=80)
-    assert max(map(len, plain.splitlines())) <= 80
-    assert "\x1b" not in plain
-    rows = [line for line in plain.splitlines() if line.startswith("  [")]
-    assert len(rows) == 2  # GPU 0, and GPU 1-3 that are equal
-    assert {len(row) for row in rows} == {80}
-    for letter in "rocWKbt.m":
-        assert letter in rows[0]
-        assert f"{letter}=" in plain
-    coloured = paint(blocks, width=80, colour=True)
-    assert "\x1b[34mW" in coloured
-    import re
-
-    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
-
-
-def test_equal_gpus_share_a_column_and_others_do_not() -> None:
-    plan = plausible_plan()
-    assert [title for title, _ in fold(plan.gpus)] == ["GPU 0", "GPU 1-3"]
-    other = msgspec.structs.replace(ledger(2), name="NVIDIA GeForce RTX 4090")
-    titles = [title for title, _ in fold((ledger(0), ledger(1), other, ledger(3)))]
-    assert titles == ["GPU 0-1,3", "GPU 2"]
-
-
-@pytest.mark.parametrize(
-    ("gpus", "text"), [((), ""), ((3,), "3"), ((2, 0, 1), "0-2"), ((0, 2, 3, 5), "0,2-3,5")]
-)
-def test_indices(gpus: tuple[int, ...], text: str) -> None:
-    assert indices(gpus) == text
+def test_indices() -> None:
+    assert [indices(gpus) for gpus in ((), (3,), (2, 0, 1))] == ["", "3", "0-2"]
+    assert indices((0, 2, 3, 5)) == "0,2-3,5"

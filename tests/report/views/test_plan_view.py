@@ -13,16 +13,9 @@ from tests.support.plans import plausible_plan
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Command, Plan
 from turbofit.machine.source import machine_from
-from turbofit.report.painters import markdown, terminal
-from turbofit.report.painters.document import Code
+from turbofit.report.painters import terminal
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.figures import (
-    differing,
-    images_held,
-    per_engine_blocks,
-    shell_words,
-    users_of,
-)
+from turbofit.report.views.figures import images_held, per_engine_blocks, shell_words, users_of
 from turbofit.report.views.plan_view import plan_view
 
 SPECS = (
@@ -41,9 +34,7 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
 ) -> None:
     plan = turbofit.plan(model, on=on)
     text = paint(plan_view(plan), short=True)
-    lines = text.splitlines()
-    assert len(lines) <= 26
-    assert max(map(len, lines)) <= 80
+    assert len(text.splitlines()) <= 26
     assert plan.verdict in " ".join(text.split())
     assert f"{plan.settings.session_len:,} tokens with the answer" in text
     queued = QUEUED in plan.warnings
@@ -53,7 +44,6 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
     if plan.fits and not queued:
         places = [text.index(one) for one in ("turbofit serve", "LMDeploy alone", "api_server")]
         assert places == sorted(places)
-    assert lines[-1].startswith("more: --full")
 
 
 def told(plan: Plan) -> str:
@@ -84,9 +74,6 @@ def test_what_was_assumed_of_the_machine_is_said_first_and_what_is_always_so_nev
     assert "rtx3080 was read as the 10 GB card" in told(both)
     assert any(BEYOND in text for text in both.warnings)
     assert BEYOND not in told(both)
-    alone = turbofit.plan("qwen2-vl-2b", on="1xrtx3090")
-    assert [BEYOND in text for text in alone.warnings] == [True]
-    assert "more warning" not in told(alone)
 
 
 def test_of_several_warnings_the_plans_first_is_shown_and_the_others_are_counted() -> None:
@@ -98,19 +85,6 @@ def test_of_several_warnings_the_plans_first_is_shown_and_the_others_are_counted
     said = told(plan)
     assert "- of the plan (and 2 more warnings)" in said
     assert "of the machine" not in said
-
-
-def test_the_largest_image_and_a_usual_one_stand_one_below_the_other() -> None:
-    plan = turbofit.plan("qwen2-vl-7b", on="1xv100-32g")
-    usual = plan.usual_image
-    assert usual
-    assert usual.image_tokens < plan.limits.image_tokens_per_request
-    assert plan.throughput is not None
-    assert usual.requests_per_second > plan.throughput.requests_per_second
-    lines = paint(plan_view(plan), short=True).splitlines()
-    (place,) = (i for i, line in enumerate(lines) if line.startswith("  worst size"))
-    assert lines[place + 1].startswith(f"  1920x1080   {usual.requests_at_once:,} at once")
-    assert "median error" not in told(plan)  # no figure of a vision model is published
 
 
 @pytest.mark.parametrize(
@@ -137,48 +111,21 @@ def test_users_are_whole_blocks_of_the_cache() -> None:
     assert users[-1].tokens == plan.kv.longest_request_tokens
 
 
+def test_what_holds_no_image_or_nothing_or_one_request() -> None:
+    text_only, too_small, serial = map(planned, ("text only", "does not fit", "fallback"))
+    assert images_held(text_only) is None
+    assert users_of(text_only)[0].what == "512 tokens of text"
+    assert (images_held(too_small), users_of(too_small)) == (0, [])
+    assert images_held(serial) == 1
+    assert {(row.in_cache, row.running) for row in users_of(serial)} == {(1, 1)}
+
+
 def test_a_request_never_lies_in_two_caches() -> None:
     plan = planned("mixed cards")
     first = users_of(plan)[0]
     each = [plan.of_group(number).kv.tokens for number in range(2)]
     assert each[0] != each[1]
     assert first.in_cache == sum(tokens // first.tokens for tokens in each)
-
-
-def test_no_images_no_figure_for_them() -> None:
-    plan = planned("text only")
-    assert images_held(plan) is None
-    assert users_of(plan)[0].what == "512 tokens of text"
-
-
-def test_a_cache_that_holds_nothing() -> None:
-    plan = planned("does not fit")
-    assert (images_held(plan), users_of(plan)) == (0, [])
-
-
-def test_transformers_answers_one_request_at_a_time() -> None:
-    plan = planned("fallback")
-    assert {(row.in_cache, row.running) for row in users_of(plan)} == {(1, 1)}
-    assert images_held(plan) == 1
-
-
-TITLE = "Settings of each engine's own"
-
-
-def test_only_what_differs_is_shown_for_each_engine() -> None:
-    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-    assert differing(plan) == ("cache_max_entry_count", "max_batch_size")
-    text = terminal.paint([block for block in plan_view(plan) if not isinstance(block, Code)])
-    assert max(map(len, text.splitlines())) <= 80
-    group_plan = text[text.index(TITLE) : text.index("Considered")]
-    for one in plan.by_group:
-        assert f"{one.settings.cache_max_entry_count:.3f}" in group_plan
-        assert f"{one.kv.tokens:,}" in group_plan
-    assert "session_len" not in group_plan
-    rows = [line for line in text.splitlines() if line.startswith("  cache_max_entry_count")]
-    assert "see below" in rows[0]
-    assert f"at least {plan.kv.tokens:,} tokens" in text
-    assert TITLE in markdown.paint(plan_view(plan))
 
 
 @pytest.mark.parametrize("on", ["rtx3090+rtx4090+l4+a100-40g", "2xrtx3090+rtx4090"])
@@ -189,27 +136,6 @@ def test_equal_engines_share_a_column_and_eighty_columns_hold_them(on: str) -> N
     assert max(map(len, text.splitlines())) <= 80
     heads = [line for line in text.splitlines() if "each engine " in line]
     assert sum(line.count("GPU") for line in heads) == len(plan.unlike_groups())
-
-
-def test_a_candidate_shows_the_span_of_its_engines_settings() -> None:
-    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-    batches = sorted(group_plan.settings.max_batch_size for group_plan in plan.by_group)
-    text = terminal.paint(plan_view(plan))
-    chosen = next(line for line in text.splitlines() if line.endswith("  chosen"))
-    assert f" {batches[0]}-{batches[1]} " in chosen
-
-
-def test_the_plan_at_eighty_columns() -> None:
-    plan = plausible_plan()
-    blocks = plan_view(plan)
-    text = terminal.paint([block for block in blocks if not isinstance(block, Code)])
-    assert max(map(len, text.splitlines())) <= 80
-    for word in (
-        "fits", "cache_max_entry_count", "0.873", "the largest that leaves the margin", "kv_cache",
-        "17,000.0", "GPU 1-3", "vision *", "headroom", "544,000 tokens", "the longest request",
-        "Considered", "why not", "GPUs cannot reach each other directly",
-    ):  # fmt: skip
-        assert " ".join(word.split()) in " ".join(text.split()), word
 
 
 def test_the_shell_reads_the_command_back() -> None:

@@ -19,25 +19,22 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.observe.live import LiveEngine, LiveServer
 from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.plan_view import plan_view
 from turbofit.report.views.run_view import became_blocks, sides, watch_view
 
 
-def test_a_forecast_alone_has_nothing_beside_it() -> None:
-    assert sides(planned("fits")) == []
+def run_of(*engines: EngineRecord, pretend: bool = False) -> RunReport:
+    attempt = RunAttempt(started="", engines=engines)
+    return RunReport(
+        schema=RUN_SCHEMA, turbofit_version="", started="", state="", pretend=pretend,
+        attempts=(attempt,),
+    )  # fmt: skip
 
 
-def test_a_rehearsal_beside_its_forecast() -> None:
-    plan = planned("served")
-    ((title, rows),) = sides(plan)
-    assert title == "GPU 0"
-    found = {row.what: row for row in rows}
-    first = plan.gpus[0]
-    loading = found["in use while loading, at most"]
-    assert (loading.forecast, loading.rehearsed) == (first.load_peak, first.load_peak + MIB)
-    assert found["in use at rest"].rehearsed == first.steady
-    assert found["in use in the worst case"].rehearsed == first.peak + MIB
-    assert all(row.measured is None for row in rows)
+def rehearsal(kept: RehearsedCache, *timeline: Moment) -> Rehearsal:
+    return Rehearsal(
+        outcome="served", seconds=1.0, engine_version="0.18.0", cases=(), cache=kept, death=None,
+        timeline=timeline,
+    )  # fmt: skip
 
 
 def test_a_run_beside_its_forecast() -> None:
@@ -46,32 +43,16 @@ def test_a_run_beside_its_forecast() -> None:
     found = {row.what: row for row in rows}
     assert found["in use in the worst case"].measured == plan.gpus[0].peak - MIB
     assert found["KV cache"].measured == plan.kv.region_bytes + MIB
-    tables = [b for b in became_blocks(plan, served_run(plan)) if isinstance(b, Table)]
-    assert [c.title for c in tables[0].columns[1:3]] == ["forecast", "measured"]
-    pretend = served_run(plan, pretend=True)
-    tables = [b for b in became_blocks(plan, pretend) if isinstance(b, Table)]
-    assert [c.title for c in tables[0].columns[1:3]] == ["forecast", "pretend run"]
-
-
-def test_a_run_at_eighty_columns() -> None:
-    plan = planned("text only")
-    text = paint(plan_view(plan, served_run(plan)))
-    run = text[text.index("\nRun\n") : text.index("\nWhat was asked")]
-    assert max(map(len, run.splitlines())) <= 80
-    for word in ("ended (SIGTERM)", "From the start to the last image", "check", "somebody grows"):
-        assert word in run
-    assert "pretend" not in run
-    assert "on pretend GPUs" in paint(plan_view(plan, served_run(plan, pretend=True)))
+    for pretend, title in ((False, "measured"), (True, "pretend run")):
+        blocks = became_blocks(plan, served_run(plan, pretend=pretend))
+        table = next(block for block in blocks if isinstance(block, Table))
+        assert [column.title for column in table.columns[1:3]] == ["forecast", title]
 
 
 def test_groups_that_differ_are_told_by_their_own() -> None:
     plan = planned("mixed cards")
     kept = RehearsedCache(free=(1,), region=(2,), object_size=None, slab_size=None, tokens=7)
-    moment = Moment(phase="ready", peak=(5,), end=(4,))
-    seen = Rehearsal(
-        outcome="served", seconds=1.0, engine_version="0.18.0", cases=(), cache=kept, death=None,
-        timeline=(moment,),
-    )  # fmt: skip
+    seen = rehearsal(kept, Moment(phase="ready", peak=(5,), end=(4,)))
     group_plans = tuple(replace(one, rehearsal=seen) for one in plan.by_group)
     told = sides(replace(plan, rehearsal=seen, by_group=group_plans))
     assert len(told) == 2
@@ -94,18 +75,11 @@ def test_equal_cards_show_the_worst_that_any_of_them_measured() -> None:
         cache = RunFigure(what="KV tokens", forecast=tokens, actual=tokens, unit="tokens")
         return EngineRecord(group=group, beside=(used, cache))
 
-    engines = [engine(0, -MIB, 900), engine(2, 900 * MIB, 900), engine(3, -MIB, 700)]
-    attempt = RunAttempt(started="", engines=tuple(engines))
-    run = RunReport(
-        schema=RUN_SCHEMA, turbofit_version="", started="", state="", attempts=(attempt,)
-    )
+    run = run_of(engine(0, -MIB, 900), engine(2, 900 * MIB, 900), engine(3, -MIB, 700))
     ((title, rows),) = sides(plan, run)
     assert title == "GPU 0-3, the worst of them"
     measured = {row.what: row.measured for row in rows}
-    assert measured == {
-        "KV tokens": 700,
-        "in use in the worst case": ledger.peak + 900 * MIB,
-    }
+    assert measured == {"KV tokens": 700, "in use in the worst case": ledger.peak + 900 * MIB}
 
 
 def test_equal_cards_show_the_worst_that_any_of_them_rehearsed() -> None:
@@ -116,14 +90,11 @@ def test_equal_cards_show_the_worst_that_any_of_them_rehearsed() -> None:
     more = tuple(replace(term, rehearsed=term.bytes + MIB) for term in first.ledger)
     kept = RehearsedCache(free=(9, 8), region=(7, 6), object_size=None, slab_size=None, tokens=5)
     peak = first.peak
-    timeline = (
+    seen = rehearsal(
+        kept,
         Moment(phase="ready", peak=(4, 4), end=(3, 5)),
         Moment(phase="case vision_request", peak=(peak - MIB, peak + 900 * MIB), end=(3, 5)),
     )
-    seen = Rehearsal(
-        outcome="served", seconds=1.0, engine_version="0.18.0", cases=(), cache=kept, death=None,
-        timeline=timeline,
-    )  # fmt: skip
     gpus = (replace(first, ledger=terms), replace(second, ledger=more))
     ((title, rows),) = sides(replace(plan, gpus=gpus, rehearsal=seen))
     assert title == "GPU 0-1, the worst of them"
@@ -149,14 +120,13 @@ def test_the_most_of_a_run_stands_beside_that_of_loading_where_loading_needs_mos
     ledger = plan.gpus[0]
     assert ledger.load_peak > ledger.peak
     seen = RunFigure(what="in use at most", forecast=ledger.most, actual=ledger.most, gpu=0)
-    attempt = RunAttempt(started="", engines=(EngineRecord(group=0, beside=(seen,)),))
-    run = RunReport(
-        schema=RUN_SCHEMA, turbofit_version="", started="", state="", pretend=True,
-        attempts=(attempt,),
-    )  # fmt: skip
-    ((_, (row,)),) = sides(plan, run)
+    ((_, (row,)),) = sides(plan, run_of(EngineRecord(group=0, beside=(seen,)), pretend=True))
     assert row.what == "in use at most, loading included"
     assert row.forecast == row.measured == ledger.most
+    # And a server that loads is not over it.
+    told = " ".join(paint(watch_view(plan, RUN, None, None, {0: ledger.load_peak})).split())
+    assert f"{format_bytes(ledger.load_peak)} at most" in told
+    assert " over;" not in told
 
 
 PLAN = api.plan("internvl2-8b", on="2xrtx3090")
@@ -209,12 +179,3 @@ def test_memory_beside_the_forecast() -> None:
     assert "300 MiB over" in told
     assert told.count("in use now") == 2
     assert "in use now" not in text(RUN, None)
-
-
-def test_loading_is_part_of_the_most_that_is_forecast() -> None:
-    plan = api.predict("internvl2-8b", on="1xrtx4090", cache_max_entry_count=0.1)
-    gpu = plan.gpus[0]
-    assert gpu.load_peak > gpu.peak
-    told = " ".join(paint(watch_view(plan, RUN, None, None, {0: gpu.load_peak})).split())
-    assert f"{format_bytes(gpu.load_peak)} at most" in told
-    assert " over;" not in told
