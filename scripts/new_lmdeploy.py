@@ -47,7 +47,7 @@ from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.versions import is_legacy, listed_since
 from turbofit.model.families.support import unplanned
 from turbofit.pretend.build import build
-from turbofit.pretend.environment import cuda_site
+from turbofit.pretend.command import cuda_site
 from turbofit.pretend.libraries import check_surface
 
 #: Of unlike kinds: towers, text, experts, delta nets, packed weights, both engines, three cards.

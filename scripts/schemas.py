@@ -20,9 +20,9 @@ from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
 from turbofit.core.struct import Struct
 from turbofit.core.tuning import Tuning
-from turbofit.core.which import Which
 from turbofit.load.result import LoadResult
 from turbofit.load.trace_forecast import TraceForecast
+from turbofit.planning.which import Which
 from turbofit.report.compare import Comparison
 from turbofit.report.fit_site.site import PageDocument
 from turbofit.report.schema import NAMES, schema_path, version_of

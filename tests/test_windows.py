@@ -18,7 +18,7 @@ from tests.support.nvml import Scenario, four_3090
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal import progress_display as terminal
-from turbofit.core.process.state import _base
+from turbofit.core.process.files import _state_folder
 
 Patch = pytest.MonkeyPatch
 
@@ -120,7 +120,7 @@ def test_the_state_folder(environ: dict[str, str], folder: str, monkeypatch: Pat
     monkeypatch.delenv("XDG_STATE_HOME")
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert _base(windows=True) == folder
+    assert _state_folder(windows=True) == folder
 
 
 def test_what_is_written_on_windows(monkeypatch: Patch) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from turbofit.batch.output_file import BatchLine
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.model import Model
-    from turbofit.core.which import Which
     from turbofit.planning.request import PredictRequest
+    from turbofit.planning.which import Which
 
 _Request = TypeVar("_Request", bound=PlanRequest)
 

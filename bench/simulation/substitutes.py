@@ -397,7 +397,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.machine.nvml_machine.ask_driver": _ask_driver,
         f"{_SERVE}.gpu_monitor._heat": lambda _: [],
         f"{_ENGINE}.kernel.host_kills": lambda: machine.host_kills,
-        "turbofit.core.process.locks.time": clock,
+        "turbofit.core.process.files.time": clock,
         "turbofit.gateway.routing.deny_file.os": LeaseOs(),
         "turbofit.gateway.routing.deny_file.secrets": one.secrets,
         "turbofit.gateway.routing.deny_file.time": clock,

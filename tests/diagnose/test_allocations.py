@@ -20,7 +20,7 @@ from turbofit.core.units import MIB
 from turbofit.diagnose.explain import diagnose
 from turbofit.pretend.elf import Symbols
 from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.pretend.timeline import PINNED, read_timeline
+from turbofit.pretend.usage import PINNED, read_timeline
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.notes import NOT_FINISHED

@@ -16,7 +16,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_json
 from turbofit.core.units import GIB, MIB
 from turbofit.diagnose.explain import diagnose
-from turbofit.observe.forecast import cached_tokens
+from turbofit.observe.calibration import cached_tokens
 from turbofit.observe.live import now_of
 from turbofit.observe.log_events import CacheBudget, Slab
 from turbofit.observe.log_reader import read_line

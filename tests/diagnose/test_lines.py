@@ -23,8 +23,7 @@ from turbofit.observe.log_events import (
     Starting,
     TorchMemory,
 )
-from turbofit.observe.log_reader import read_line
-from turbofit.observe.torch_memory import torch_memory
+from turbofit.observe.log_reader import read_line, torch_memory
 
 
 @pytest.mark.parametrize(

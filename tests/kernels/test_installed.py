@@ -14,12 +14,11 @@ import pytest
 
 from tests.kernels.device_code import CODE, EMPTY, cubin, fatbin, library
 from turbofit.core.errors import UsageError
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.files import state_dir
 from turbofit.kernels import installed as module
-from turbofit.kernels.census import Census, Count, take_census
+from turbofit.kernels.census import Census, Count, is_released, released, take_census
 from turbofit.kernels.families import decode, demangle, experts, family, gemm, prefill
 from turbofit.kernels.installed import census_of, installed, turbomind_library
-from turbofit.kernels.released import is_released, released
 
 NAME = "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so"
 MOE, OTHER = "_ZN9turbomind15MoeGatherKernelEv", "_ZN9turbomind9transposeEv"

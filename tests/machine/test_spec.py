@@ -11,7 +11,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, parse_bytes
 from turbofit.machine.presets import load_preset, nominal_gigabytes, preset_names
-from turbofit.machine.snapshot import check_possible
+from turbofit.machine.source import check_possible
 from turbofit.machine.spec import MAX_GPUS, parse_spec
 from turbofit.planning.commands import read_map
 from turbofit.planning.request import PlanRequest

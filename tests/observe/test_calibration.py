@@ -7,15 +7,27 @@ import itertools
 import pytest
 from msgspec.structs import replace
 
+import turbofit
+from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.machine import Machine
 from turbofit.core.plan import GpuLedger, Plan
+from turbofit.core.run_report import RunFigure
 from turbofit.core.units import MIB, round_up
 from turbofit.machine.source import machine_from
 from turbofit.memory.account import EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_named
-from turbofit.observe.calibration import CalibratedGpu, Observation, learn, phase_rows
+from turbofit.observe.calibration import (
+    CalibratedGpu,
+    Observation,
+    cache_beside,
+    in_words,
+    learn,
+    phase_rows,
+    tokens_beside,
+)
+from turbofit.observe.log_events import CacheBudget, Slab
 
 CASES = (
     ("internvl2-8b", "1xrtx3090", "turbomind"),
@@ -240,3 +252,30 @@ def test_equal_groups_tell_by_how_much_they_differ_whatever_was_learned_before()
     assert abs(apart - 30 * MIB) <= MIB  # what is learned is rounded up
     # The next plan counts what was learned; a launch that takes just that has no spread.
     assert spread(machine, 0, 0)[1] == 0
+
+
+def test_the_engines_figures_beside_the_plans() -> None:
+    plan = plausible_plan()
+    budget = CacheBudget(budget=17170 * MIB, free=19667 * MIB, ratio=0.873)
+    free, cache = cache_beside(plan, budget)
+    assert free.forecast == round(17000 * MIB / 0.873)
+    beside, _ = cache_beside(plan, CacheBudget(budget=17000 * MIB, free=17100 * MIB, ratio=0.994))
+    assert beside.forecast == round(17000 * MIB / 0.994)
+    assert "19,667.0 MiB (forecast 19,473.1, +1.0%)" in in_words(free)
+    assert "17,170.0 MiB (forecast 17,000.0, +1.0%)" in in_words(cache)
+    slab = Slab(slab_size=32 * MIB, object_size=2 * MIB, object_count=16)
+    tokens = tokens_beside(plan, budget, slab)
+    assert tokens.actual == 535 * 16 * 64
+    assert "547,840 (forecast 544,000, +0.7%)" in in_words(tokens)
+    on_card = RunFigure(what="in use", forecast=100 * MIB, actual=99 * MIB, gpu=1)
+    assert in_words(on_card) == "GPU 1: in use: 99.0 MiB (forecast 100.0, -1.0%)"
+
+
+def test_tokens_of_a_hybrid_model_are_beside_its_states() -> None:
+    plan = turbofit.predict(
+        "qwen3.5-4b", on="1xrtx3090", engine="turbomind", tp=1, cache_max_entry_count=0.5
+    )
+    region = plan.kv.region_bytes
+    budget = CacheBudget(budget=region, free=2 * region, ratio=0.5)
+    slab = Slab(slab_size=32 * MIB, object_size=2 * MIB, object_count=16)
+    assert tokens_beside(plan, budget, slab).actual == plan.kv.tokens

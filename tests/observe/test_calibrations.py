@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from tests.support.plans import machine
 from turbofit.core.machine import Calibration
 from turbofit.core.tuning import Tuning
-from turbofit.observe import calibrations, tuned
+from turbofit.observe import calibrations
+from turbofit.planning import tuned
 
 
 def installs(monkeypatch, **versions: str) -> None:

@@ -10,8 +10,7 @@ from aiohttp import web
 from tests.load.scripted import ThreadedServer
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.metrics import Metrics, merge
-from turbofit.observe.live import fetch_page, now_of
-from turbofit.observe.prometheus import parse_page
+from turbofit.observe.live import fetch_page, now_of, parse_page
 
 ENGINES = {
     0: 'lmdeploy:num_requests_running{model_name="m"} 2\n'

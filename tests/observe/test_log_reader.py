@@ -8,7 +8,7 @@ import pytest
 
 from turbofit.core.units import MIB
 from turbofit.observe import log_events as log
-from turbofit.observe.forecast import cached_tokens
+from turbofit.observe.calibration import cached_tokens
 from turbofit.observe.log_reader import SmiTable, read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "

@@ -10,10 +10,10 @@ from tests.support.plans import machine
 from turbofit.core.tuning import TrialForecast, TrialRecord, Tuning
 from turbofit.memory.calibrated import identity
 from turbofit.model.source import resolve_model
-from turbofit.observe.tuned import cards_of, keep_tuned
 from turbofit.planning import tuned
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
+from turbofit.planning.tuned import cards_of, keep_tuned
 from turbofit.rehearse import confirm
 
 HERE = replace(machine(1, driver="570.1"), source="nvml")

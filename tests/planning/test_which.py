@@ -8,13 +8,12 @@ import pytest
 
 import turbofit
 from tests.support.plans import few_presets
-from turbofit.core.which import Serving
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
-from turbofit.planning.which import COUNTS, blank_line, serving
+from turbofit.planning.which import COUNTS, Serving, blank_line, serving
 
 
 def test_cards_are_told_as_plan_tells_them_the_smallest_first():

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.waiting import HANG
-from turbofit.pretend.environment import pretend_environment
+from turbofit.pretend.command import pretend_environment
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario, write_scenario
-from turbofit.pretend.shared import SharedRecord, read_shared
-from turbofit.pretend.timeline import Event, read_timeline
+from turbofit.pretend.usage import Event, SharedRecord, read_shared, read_timeline
 
 MORE = """
 def uuid_of(device):

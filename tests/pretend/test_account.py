@@ -4,7 +4,7 @@ import pytest
 
 from tests.pretend.child import CARD, Pretend
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.pretend.timeline import MALLOC, PINNED, POOL, VMM
+from turbofit.pretend.usage import MALLOC, PINNED, POOL, VMM
 
 
 def test_malloc_fills_and_refuses(pretend: Pretend) -> None:

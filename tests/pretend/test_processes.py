@@ -8,8 +8,7 @@ import pytest
 from tests.pretend.child import CARD, Machine, ask, make, tell
 from tests.support.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.pretend.timeline import CONTEXT
-from turbofit.pretend.usage import read_usage
+from turbofit.pretend.usage import CONTEXT, read_usage
 
 
 def end(*processes: subprocess.Popen[str]) -> None:

@@ -15,13 +15,18 @@ from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
 from turbofit.pretend import run
-from turbofit.pretend.command import run_command
-from turbofit.pretend.environment import SCENARIO
+from turbofit.pretend.command import SCENARIO, run_command
 from turbofit.pretend.report import report
 from turbofit.pretend.run import FinishedRun, run_pretend, scenario_of, site_of
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.pretend.shared import Process, SharedRecord, read_shared
-from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
+from turbofit.pretend.usage import (
+    Peak,
+    Process,
+    RefusedAllocation,
+    SharedRecord,
+    Usage,
+    read_shared,
+)
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.measured_view import pretend_view
 

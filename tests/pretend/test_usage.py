@@ -15,12 +15,11 @@ from turbofit.core.struct import NA, decode, to_json
 from turbofit.kernels.families import demangle
 from turbofit.machine.source import machine_from
 from turbofit.pretend.build import compiler
+from turbofit.pretend.command import cuda_site, pretend_environment
 from turbofit.pretend.elf import Symbols, dynamic_symbols, short_name
-from turbofit.pretend.environment import cuda_site, pretend_environment
 from turbofit.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.pretend.scenario import PretendGpu, Scenario, pretend_twin
-from turbofit.pretend.timeline import Event, TimelineReader, read_timeline
-from turbofit.pretend.usage import Usage, read_usage
+from turbofit.pretend.usage import Event, TimelineReader, Usage, read_timeline, read_usage
 from turbofit.rehearse.packages import engine_library
 
 

@@ -10,7 +10,7 @@ from tests.sweep import sweep
 from turbofit.core.errors import UsageError
 from turbofit.model.folder import FolderFiles
 from turbofit.model.presets import known_presets, load_preset, preset_model
-from turbofit.pretend.timeline import Event
+from turbofit.pretend.usage import Event
 from turbofit.rehearse.checkpoint.kinds import kinds
 from turbofit.rehearse.checkpoint.twin import main, tensors, twin_of, write_checkpoint
 from turbofit.rehearse.turbomind.ledger import LOADER, STAGING, CallSites, Ledger

@@ -11,7 +11,7 @@ from tests.rehearse.conftest import Rehearse, mib, tiles
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
 from turbofit.pretend.scenario import MIB
-from turbofit.pretend.timeline import read_timeline
+from turbofit.pretend.usage import read_timeline
 
 pytestmark = pytest.mark.lmdeploy
 

@@ -27,7 +27,7 @@ from turbofit.core.struct import decode, to_json
 from turbofit.kernels.census import Census
 from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases
-from turbofit.machine.snapshot import load_snapshot
+from turbofit.machine.source import load_snapshot
 from turbofit.observe import calibrations
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan, keep, read_plan, read_saved, saved_document

@@ -22,8 +22,7 @@ from tests.support.nvml import (
 )
 from turbofit.core.machine import Host, Machine
 from turbofit.core.units import GIB
-from turbofit.kernels.census import Census
-from turbofit.kernels.released import released
+from turbofit.kernels.census import Census, released
 from turbofit.machine import nvml_machine
 from turbofit.planning.checks import DoctorReport, Finding, examine
 from turbofit.planning.examine.scene import Sources

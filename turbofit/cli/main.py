@@ -109,7 +109,7 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
     """The error document of a bug; the traceback goes to a file of the state folder."""
     import traceback
 
-    from turbofit.core.process.state import new_path
+    from turbofit.core.process.files import new_path
 
     text = "".join(traceback.format_exception(exc))
     try:

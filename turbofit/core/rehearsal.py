@@ -43,7 +43,7 @@ class RehearsedCache(Struct):
 class End(Struct):
     """How a run of an engine ended: a launch, a rehearsal, an allocation on pretend GPUs.
 
-    `turbofit.observe.ends` says which kind it was, from evidence that agrees.
+    `turbofit.observe.log_events` says which kind it was, from evidence that agrees.
     """
 
     kind: EndKind = "unknown"

@@ -37,8 +37,7 @@ from turbofit.observe.log_events import (
     WarmupFinished,
     WarmupLengths,
 )
-from turbofit.observe.log_reader import SmiTable, read_line
-from turbofit.observe.torch_memory import torch_memory
+from turbofit.observe.log_reader import SmiTable, read_line, torch_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -91,7 +91,7 @@ def _kept_name(folder: Path) -> Path:
 
 
 def _new_root(base: Path | None) -> Path:
-    from turbofit.core.process.state import new_path
+    from turbofit.core.process.files import new_path
 
     try:
         if base is None:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.process.files import write_atomic
+from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.state import state_dir
 from turbofit.core.struct import decode, to_json
-from turbofit.kernels.census import Census, take_census
-from turbofit.kernels.released import Version, is_released, released
+from turbofit.kernels.census import Census, Version, is_released, released, take_census
 
 _LOG: Final = LazyLogger(__name__)
 _LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")

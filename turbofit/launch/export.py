@@ -16,8 +16,8 @@ from turbofit.core.messages import plural
 from turbofit.core.presets import presets_dir
 from turbofit.core.struct import Struct, known
 from turbofit.launch.engine.engine_client import Timing
+from turbofit.planning.commands import is_prediction, request_of
 from turbofit.planning.request import PlanRequest
-from turbofit.planning.serve_command import is_prediction, request_of
 from turbofit.planning.tuned import pinned
 
 if TYPE_CHECKING:

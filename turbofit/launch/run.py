@@ -58,8 +58,8 @@ from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.runs import Record, facts_of, run_folder
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
+from turbofit.observe.calibration import in_words
 from turbofit.observe.calibrations import pretends
-from turbofit.observe.forecast import in_words
 from turbofit.planning import checks
 from turbofit.planning.checks import refuse
 from turbofit.planning.commands import commands, module_of, private_commands

@@ -22,10 +22,9 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.machine import CardSpeed, Link, Machine, Measured, PairSpeed, ReduceSpeed
-from turbofit.core.process.files import write_atomic
+from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
-from turbofit.core.process.state import digest_of_parts, state_dir
 from turbofit.core.struct import decode, to_json
 
 _LOG: Final = LazyLogger(__name__)

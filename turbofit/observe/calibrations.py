@@ -14,9 +14,8 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.installation import installed
 from turbofit.core.machine import Calibration
-from turbofit.core.process.files import write_atomic
+from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.state import digest_of_parts, state_dir
 from turbofit.core.struct import to_builtins
 
 if TYPE_CHECKING:

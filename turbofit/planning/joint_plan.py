@@ -20,9 +20,9 @@ from turbofit.core.plan import Plan, ServeCommand
 from turbofit.core.struct import Struct, const, known, to_json
 from turbofit.core.units import format_bytes
 from turbofit.machine.source import machine_from
+from turbofit.planning.commands import joint_serve_command
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.resolve import model_of
-from turbofit.planning.serve_command import joint_serve_command
 from turbofit.tuner.resolved_request import budget_on
 
 if TYPE_CHECKING:

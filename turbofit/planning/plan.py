@@ -10,11 +10,10 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.planning.checks import plan_warnings
-from turbofit.planning.commands import commands, left_out
+from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
 from turbofit.planning.examine.scene import Sources
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
-from turbofit.planning.serve_command import cluster_serve_command, serve_command
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
@@ -135,7 +134,7 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
     Raises:
         As :func:`turbofit.planning.plan.plan`, where it is so on every node.
     """
-    from turbofit.tuner.cluster.cluster_plan import make_cluster_plan
+    from turbofit.tuner.cluster_plan import make_cluster_plan
 
     if request.paced:
         raise UsageError(
@@ -159,7 +158,7 @@ def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePla
     Returns:
         Its plan, or why it cannot serve what is promised.
     """
-    from turbofit.tuner.cluster.cluster_plan import plan_joining_node
+    from turbofit.tuner.cluster_plan import plan_joining_node
 
     resolved = _anywhere(request.changed(model=plan.model, revision=None))
     return _commanded(plan_joining_node(resolved, plan, node, request.engine))

@@ -8,8 +8,7 @@ from typing import Any
 
 from turbofit.core.json_types import Document
 from turbofit.pretend.run import NOTICE, FinishedRun
-from turbofit.pretend.shared import Process
-from turbofit.pretend.usage import Peak, Usage
+from turbofit.pretend.usage import Peak, Process, Usage
 
 SCHEMA = "turbofit.pretend-run/1"
 

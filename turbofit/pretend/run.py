@@ -17,12 +17,17 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.build import build
-from turbofit.pretend.command import run_command
-from turbofit.pretend.environment import cuda_site, pretend_environment
+from turbofit.pretend.command import cuda_site, pretend_environment, run_command
 from turbofit.pretend.scenario import MIB, Scenario, pretend_twin, write_scenario
-from turbofit.pretend.shared import SharedRecord, read_shared
-from turbofit.pretend.timeline import TimelineReader, read_timeline, timeline_is_full
-from turbofit.pretend.usage import Usage, read_usage
+from turbofit.pretend.usage import (
+    SharedRecord,
+    TimelineReader,
+    Usage,
+    read_shared,
+    read_timeline,
+    read_usage,
+    timeline_is_full,
+)
 
 _LOG: Final = LazyLogger(__name__)
 

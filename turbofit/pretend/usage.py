@@ -1,21 +1,34 @@
-"""Reduces one process's timeline to what it held: by device and phase, its peaks, its refusals.
+"""What the processes of a pretend machine used, from the files that the account writes.
 
-Sizes are bytes, devices the machine's own indices.
+One is the timeline of each process (its format: csrc/timeline.c), which is reduced to what was
+held, by device and phase, its peaks and its refusals. The other is the file that all processes
+share (its layout: csrc/shared.h). Nothing of that is locked: each number is whole, but numbers that
+change together may be read apart. Sizes are bytes, times nanoseconds of CLOCK_MONOTONIC, devices
+the machine's own indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from turbofit.pretend.elf import PLUMBING, Symbols
-from turbofit.pretend.timeline import KINDS, PINNED, Event
 
 #: The phase before the first mark.
 BEFORE = "start"
 _MOST_NAMES = 3
+KINDS = ("cudaMalloc", "pool", "VMM", "pinned host", "CUDA context")
+MALLOC, POOL, VMM, PINNED, CONTEXT = range(5)
+_LONGEST_LINE = 1024  # bytes; csrc/timeline.c writes no longer one
+_MAGIC = 0x3230454D46425254
+_ROWS = 17  # 16 devices, and page-locked host memory
+_PINNED = _ROWS - 1
+_HEAD = struct.Struct(f"<QII{_ROWS}Q{_ROWS}Q{_ROWS}Q64x2Q")
+_SLOT = struct.Struct(f"<IiQQQ{5 * _ROWS}Q")
+_LIVE = 1
 
 
 @dataclass(eq=False)
@@ -152,3 +165,178 @@ def _symbols(library: str) -> Symbols | None:
         return Symbols(Path(library))
     except (OSError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the timeline.
+
+    Attributes:
+        tag: I whose it is, N its command, L the library of its traces, P mark, S where the newest
+            peak came from, K context made, C pool made, A given, F given back, R pool resized, G
+            free memory asked, O out of memory, E failed because the scenario says so, X peer access
+            refused.
+        fields: the rest of the line, by position.
+        trace: offsets into the engine's library, innermost first.
+    """
+
+    tag: str
+    fields: tuple[str, ...]
+    trace: tuple[int, ...]
+
+    def number(self, index: int) -> int:
+        """The word at ``index`` as a number."""
+        return int(self.fields[index])
+
+
+class TimelineReader:
+    """Reads a timeline while it is written.
+
+    ``read_bytes`` are those of the events so far.
+
+    Args:
+        path: the file, which may grow between two readings.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.read_bytes = path, 0
+
+    def new_events(self) -> Iterator[Event]:
+        """Yields the events since the last reading in order; an unfinished last line is left out.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with self._path.open("rb") as file:
+            file.seek(self.read_bytes)
+            rest = b""
+            while True:
+                chunk = file.read(1 << 20)
+                end = chunk.find(b"\0")
+                text = rest + (chunk if end < 0 else chunk[:end])
+                lines = text.split(b"\n")
+                rest = lines.pop()
+                for line in lines:
+                    self.read_bytes += len(line) + 1
+                    if line:
+                        yield _event(line.decode("utf-8", "replace"))
+                if not chunk or end >= 0:
+                    return
+
+
+def read_timeline(path: Path) -> Iterator[Event]:
+    """Yields all events in order; an unfinished last line is left out."""
+    return TimelineReader(path).new_events()
+
+
+def timeline_is_full(path: Path) -> bool:
+    """Whether events are missing because the file's length (``timeline_limit``) was reached."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LONGEST_LINE))
+        return bool(file.read(_LONGEST_LINE).strip(b"\0"))
+
+
+def _event(line: str) -> Event:
+    tag, _, rest = line.partition(" ")
+    if tag in ("P", "S", "N", "L"):
+        return Event(tag, (rest,), ())
+    head, _, frames = rest.partition(" @")
+    return Event(tag, tuple(head.split()), tuple(int(f, 16) for f in frames.split(",") if f))
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of the machine, alive or as it ended; tuples go by device.
+
+    Attributes:
+        pid: its number.
+        refused_at: when an allocation of its was last refused, 0 for never.
+        alive: whether it still lives.
+        allocated: what it holds (at its end, where it is dead), without its context.
+        context: its context.
+        late: what was gone once it had asked for the free memory.
+        peak: what it held at most.
+        at_peak: what it had, all in all, when the machine's processes together had most.
+        pinned_peak: page-locked host memory at most.
+    """
+
+    pid: int
+    refused_at: int
+    alive: bool
+    allocated: tuple[int, ...]
+    context: tuple[int, ...]
+    late: tuple[int, ...]
+    peak: tuple[int, ...]
+    at_peak: tuple[int, ...]
+    pinned_peak: int
+
+    @property
+    def used(self) -> bool:
+        """Whether it ever had a context, device memory or page-locked memory."""
+        return any(self.context) or any(self.peak) or self.pinned_peak > 0
+
+
+@dataclass(frozen=True)
+class SharedRecord:
+    """All processes that were on the machine, and what each device had at most, together.
+
+    ``allocations`` and ``pinned_allocations`` are how many were asked for, of devices and of
+    page-locked host memory, by all processes since the machine began.
+    """
+
+    processes: tuple[Process, ...]
+    peak: tuple[int, ...]
+    pinned_peak: int
+    allocations: int = 0
+    pinned_allocations: int = 0
+
+    def holders(self, device: int) -> list[tuple[Process, int]]:
+        """The living processes with something on a device, and how much, contexts included."""
+        holders = [(p, p.allocated[device] + p.context[device]) for p in self.processes if p.alive]
+        return [(process, size) for process, size in holders if size]
+
+
+def read_shared(path: Path) -> SharedRecord:
+    """The state of a machine's processes; empty where none called CUDA yet.
+
+    Raises:
+        ValueError: the file is not one of this turbofit's.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if len(data) < _HEAD.size or not any(data[:8]):
+        return SharedRecord((), (0,) * _PINNED, 0)
+    magic, used, _, *numbers = _HEAD.unpack_from(data)
+    if magic != _MAGIC:
+        raise ValueError(f"{path} is not a shared account of this turbofit")
+    slots = (_SLOT.unpack_from(data, _HEAD.size + i * _SLOT.size) for i in range(used))
+    peak = numbers[_ROWS : 2 * _ROWS]
+    return SharedRecord(
+        tuple(_process(slot) for slot in slots if slot[0]),
+        tuple(peak[:_PINNED]),
+        peak[_PINNED],
+        *numbers[3 * _ROWS :],
+    )
+
+
+def _process(slot: tuple[int, ...]) -> Process:
+    state, pid, started, _, refused_at, *rows = slot
+    alive = state == _LIVE and lives(pid, started)
+    # Each row ends with page-locked host memory.
+    allocated, context, late, peak, at_peak = (
+        tuple(rows[i * _ROWS : i * _ROWS + _PINNED]) for i in range(5)
+    )
+    pinned = rows[3 * _ROWS + _PINNED]
+    return Process(pid, refused_at, alive, allocated, context, late, peak, at_peak, pinned)
+
+
+def lives(pid: int, started: int | None = None) -> bool:
+    """Whether a process lives, which began so many ticks after boot."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    fields = text.rpartition(")")[2].split()
+    return fields[0] not in "ZX" and started in (None, int(fields[19]))

@@ -12,7 +12,7 @@ from turbofit.core.model import TextDims
 from turbofit.core.version import REFERENCE
 from turbofit.kernels.installed import turbomind_library
 from turbofit.pretend.build import build
-from turbofit.pretend.environment import cuda_site
+from turbofit.pretend.command import cuda_site
 from turbofit.pretend.libraries import check_surface
 from turbofit.rehearse.spec import Spec
 

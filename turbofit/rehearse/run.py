@@ -17,10 +17,10 @@ from typing import Any, Final
 from turbofit.core.json_types import Document
 from turbofit.core.process.progress import Step, listening, tell
 from turbofit.core.struct import to_json
-from turbofit.pretend.environment import CHANGING, find_turbofit, put_first
+from turbofit.pretend.command import CHANGING, find_turbofit, put_first
 from turbofit.pretend.run import FinishedRun, run_pretend
 from turbofit.pretend.scenario import Scenario
-from turbofit.pretend.shared import SharedRecord
+from turbofit.pretend.usage import SharedRecord
 from turbofit.rehearse.notes import read_notes
 from turbofit.rehearse.spec import Spec
 

@@ -17,7 +17,7 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import PLAN_SCHEMA, Plan
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunReport
 from turbofit.core.struct import Struct, const, decode
 

@@ -9,7 +9,7 @@ import pytest
 
 from turbofit.cli.main import main
 from turbofit.core.machine import CardSpeed, Machine, Measured
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.files import state_dir
 from turbofit.core.struct import decode
 from turbofit.machine import source, speed
 from turbofit.machine.spec import parse_spec

@@ -7,8 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.files import write_atomic, write_output
-from turbofit.core.process.state import new_path, state_dir
+from turbofit.core.process.files import new_path, state_dir, write_atomic, write_output
 
 
 def mode_of(path: Path) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.gateway import plan_for
 from turbofit.core.errors import UsageError
-from turbofit.core.process import locks
+from turbofit.core.process import files
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import (
     DAY_SECONDS,
@@ -152,7 +152,7 @@ def test_who_may_not_pardon_is_told(state: Path) -> None:
 
 def test_a_lock_that_somebody_keeps_is_waited_for_briefly_and_nothing_is_lost(monkeypatch) -> None:
     """A process that was stopped in the middle of a pardon keeps it for good."""
-    monkeypatch.setattr(locks, "_SECONDS", 0.01)
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.01)
     file = refusing("a")
     descriptor = os.open(path_of().with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -24,7 +24,7 @@ from turbofit.launch.serve import ladder
 from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget
 from turbofit.observe.sampler import Memory, SampledRange
-from turbofit.pretend import timeline as timelines
+from turbofit.pretend import usage as pretend_usage
 from turbofit.report.views.measured_view import calibration_view
 
 pytestmark = pytest.mark.usefixtures("state")
@@ -39,8 +39,8 @@ def allocated(size: int, held: int, address: str) -> str:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The events that were read from any timeline."""
     found: list[Any] = []
-    event = timelines._event
-    monkeypatch.setattr(timelines, "_event", lambda line: found.append(line) or event(line))
+    event = pretend_usage._event
+    monkeypatch.setattr(pretend_usage, "_event", lambda line: found.append(line) or event(line))
     # Any library will do: these events have no traces.
     library = Path(sys.executable).resolve()
     packages = import_module("turbofit.rehearse.packages")

@@ -33,7 +33,7 @@ from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here,
 from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode, ResultTimeoutError
 from turbofit.launch.engine.kernel import start_time
 from turbofit.launch.serve.runs import StateFile
-from turbofit.machine.snapshot import save_snapshot
+from turbofit.machine.source import save_snapshot
 from turbofit.machine.spec import parse_spec
 
 ACTORS: list[NodeActor] = []

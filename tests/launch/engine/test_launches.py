@@ -22,7 +22,7 @@ from turbofit.launch.engine import kernel, launches
 from turbofit.launch.engine.launches import KEY, RATIO, Launch, fitted_ratio
 from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
-from turbofit.pretend.environment import SCENARIO
+from turbofit.pretend.command import SCENARIO
 
 
 def test_kills_are_the_groups_own_else_the_machines(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.core.process.state import new_path
+from turbofit.core.process.files import new_path
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import EngineClient, Timing
 from turbofit.launch.engine.launches import Lmdeploy

@@ -21,7 +21,7 @@ from tests.support.plans import gpu, machine, plausible_plan
 from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
-from turbofit.core.process import locks
+from turbofit.core.process import files
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine.kernel import group_of, members, start_time
 from turbofit.launch.serve import leases as module
@@ -127,7 +127,7 @@ def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path, engi
 
 def test_a_lock_that_somebody_keeps_costs_a_lease_only_for_a_while(tmp_path, monkeypatch) -> None:
     """Another process looks at the lock of a new lease, and is stopped in the middle of it."""
-    monkeypatch.setattr(locks, "_SECONDS", 0.01)
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.01)
     create, looking = module._create, []
 
     def watched(path: Path) -> int:

@@ -23,7 +23,7 @@ from tests.support.processes import REPO, put_for_python
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.launch.engine.kernel import start_time

@@ -17,9 +17,9 @@ from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.launch.tune import runner
 from turbofit.launch.tune.runner import TrialEnd, _Load, run_trial
 from turbofit.load.spec import LoadSpec
-from turbofit.observe.tuned import plain
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
+from turbofit.planning.tuned import plain
 
 PLAN = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", engine="turbomind"))
 

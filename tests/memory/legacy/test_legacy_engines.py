@@ -11,7 +11,7 @@ from tests.memory.conftest import check_ledger, launch_on
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Quantization
 from turbofit.core.units import GIB, MIB
-from turbofit.kernels.released import released
+from turbofit.kernels.census import released
 from turbofit.machine.source import machine_from
 from turbofit.memory.account import Account, EngineLaunch
 from turbofit.memory.engines import engine_for, engine_named
@@ -21,8 +21,11 @@ from turbofit.memory.legacy.generations import (
     generation_of,
     generations,
     legacy_constants,
+    legacy_weight_classes,
     torch_generation_of,
     torch_generations,
+    tower_activations,
+    tower_bytes,
     unread,
 )
 from turbofit.memory.legacy.pytorch import LegacyPytorch, LegacyTorchAccount
@@ -32,7 +35,6 @@ from turbofit.memory.legacy.turbomind import (
     _Forward,
     legacy_account,
 )
-from turbofit.memory.legacy.weights import legacy_weight_classes, tower_activations, tower_bytes
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.weights import load_constants, weight_classes

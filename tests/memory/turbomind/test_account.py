@@ -12,8 +12,7 @@ from tests.memory.conftest import Case, card, check_ledger, launch_on, machine_o
 from tests.sweep import part
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.units import MIB
-from turbofit.kernels.census import Census
-from turbofit.kernels.released import released
+from turbofit.kernels.census import Census, released
 from turbofit.memory.turbomind.account import missing_kernels
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes

@@ -26,12 +26,12 @@ from turbofit.model.families.registry import VISION_READERS, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.header_only import write_header
 from turbofit.rehearse.checkpoint.twin import (
     config_of,
     tensors,
     twin_of,
     write_checkpoint,
+    write_header,
     write_model,
 )
 

@@ -21,10 +21,9 @@ from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.struct import decode, to_json
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.pretend.environment import find_turbofit, put_first
+from turbofit.pretend.command import find_turbofit, put_first
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.pretend.timeline import read_timeline
-from turbofit.pretend.usage import read_usage
+from turbofit.pretend.usage import read_timeline, read_usage
 from turbofit.rehearse import packages
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import report

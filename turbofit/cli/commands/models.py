@@ -73,8 +73,7 @@ def gpus(words: tuple[str, ...], form: Form) -> int:
 def machine(
     *, on: str | None, gpus: str | None, save: str | None, measure: bool, form: Form
 ) -> int:
-    from turbofit.machine.snapshot import save_snapshot
-    from turbofit.machine.source import machine_from
+    from turbofit.machine.source import machine_from, save_snapshot
     from turbofit.report.views.machine_view import machine_view
 
     hardware = machine_from(on, gpus=gpus)

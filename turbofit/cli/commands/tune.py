@@ -178,7 +178,7 @@ def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
 def _forget(model: str, request: PlanRequest, *, apart: bool) -> int:
     from turbofit.memory.calibrated import identity
     from turbofit.model.source import resolve_model
-    from turbofit.observe.tuned import forget_tuned
+    from turbofit.planning.tuned import forget_tuned
 
     name = identity(resolve_model(model, revision=request.revision))
     say(f"forgot {forget_tuned(name, pretend=apart)} tunings")

@@ -1,14 +1,25 @@
-"""Writes files whole or not at all."""
+"""Files of this user: written whole or not at all, locked, and kept between runs.
+
+What is kept is in the folder ``turbofit`` of the user's state folder: ``$XDG_STATE_HOME``, else
+``~/.local/state``; on Windows ``%LOCALAPPDATA%``, as the package platformdirs has it. A relative
+path is ignored, as the XDG Base Directory Specification wants.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import Final
 
 from turbofit.core.errors import UsageError
+
+#: A process writes a small file under the lock, which takes less, unless somebody stops it.
+_LOCK_SECONDS: Final = 2.0
+_LOCK_PAUSE: Final = 0.02
 
 
 def write_atomic(
@@ -135,3 +146,83 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def lock_soon(descriptor: int) -> None:
+    """Lock an open file against other processes, within two seconds.
+
+    The lock ends when the descriptor is closed. Windows has none: there is no server there.
+
+    Raises:
+        TimeoutError: somebody else keeps it, such as a process that was stopped.
+        OSError: the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(0, "another process keeps its lock") from None
+        else:
+            return
+        time.sleep(_LOCK_PAUSE)
+
+
+def state_dir(room: str, *, make: bool = True) -> Path:
+    """The state folder of one room, e.g. ``state_dir("runs")``; made where it is missing.
+
+    Only the user can read it: logs of a server may hold what its clients sent.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = Path(_state_folder(windows=os.name == "nt"))
+    for name in ("turbofit", *Path(room).parts):
+        folder /= name
+        if make:  # mkdir gives its mode to the last folder alone
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def digest_of_parts(*parts: str) -> str:
+    """A file's name for what belongs to all of these texts together."""
+    from hashlib import sha256
+
+    return sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _state_folder(*, windows: bool) -> str:
+    """The user's state folder."""
+    chosen = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(chosen):
+        return chosen
+    if not windows:
+        return os.path.expanduser("~/.local/state")
+    return os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+
+
+def new_path(room: str, stem: str, suffix: str = "") -> Path:
+    """Make an empty folder in a room's folder, with a name that no other run has.
+
+    Where there is a ``suffix``, an empty file of that name.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    base = state_dir(room) / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
+    for attempt in range(1000):
+        path = base.with_name(f"{base.name}{f'-{attempt}' if attempt else ''}{suffix}")
+        try:
+            if suffix:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            else:
+                path.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(f"{base}{suffix}")

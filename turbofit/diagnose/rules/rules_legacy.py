@@ -9,8 +9,7 @@ from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.memory.legacy.generations import generation_of
-from turbofit.memory.legacy.weights import legacy_weight_classes
+from turbofit.memory.legacy.generations import generation_of, legacy_weight_classes
 from turbofit.memory.turbomind.weights import load_constants, weight_classes
 from turbofit.observe.log_events import KvBlocks, LegacyCuda
 

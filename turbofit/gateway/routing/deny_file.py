@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.files import write_atomic
-from turbofit.core.process.locks import lock_soon
+from turbofit.core.process.files import digest_of_parts, lock_soon, state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.state import digest_of_parts, state_dir
 from turbofit.core.struct import Struct, to_json
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.gateway.upstream import HEALTH_SECONDS
-from turbofit.observe.prometheus import parse_page
+from turbofit.observe.live import parse_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

@@ -27,7 +27,7 @@ from turbofit.core.errors import (
     TurbofitError,
     UsageError,
 )
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.files import state_dir
 from turbofit.core.struct import Struct
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.accesslog import access_log

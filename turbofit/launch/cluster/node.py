@@ -22,8 +22,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.process.files import write_atomic
-from turbofit.core.process.state import state_dir
+from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import measure_here, raylet_environment

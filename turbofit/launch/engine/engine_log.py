@@ -13,8 +13,7 @@ from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import release
-from turbofit.observe.ends import MemoryPhase, end_kind, exit_words
-from turbofit.observe.forecast import cache_beside, in_words, tokens_beside
+from turbofit.observe.calibration import cache_beside, in_words, tokens_beside
 from turbofit.observe.log_events import (
     Backpressure,
     CacheBudget,
@@ -26,6 +25,7 @@ from turbofit.observe.log_events import (
     LoadingWeights,
     LoopFailed,
     LostLock,
+    MemoryPhase,
     NcclError,
     NoCache,
     PythonError,
@@ -38,6 +38,8 @@ from turbofit.observe.log_events import (
     WarmupFinished,
     WarmupLength,
     WarmupLengths,
+    end_kind,
+    exit_words,
 )
 from turbofit.observe.log_reader import read_line
 

@@ -23,7 +23,7 @@ from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.version import REFERENCE
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import OLDEST_SERVED, release
-from turbofit.observe.forecast import free_for_cache
+from turbofit.observe.calibration import free_for_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.pretend.scenario import Scenario
-    from turbofit.pretend.timeline import TimelineReader
+    from turbofit.pretend.usage import TimelineReader
     from turbofit.rehearse.turbomind.ledger import Ledger
 
 
@@ -103,7 +103,7 @@ class PretendLaunch(Launch):
         Raises:
             PackageError: torch is no CUDA build.
         """
-        from turbofit.pretend.environment import cuda_site, find_turbofit, put_first
+        from turbofit.pretend.command import cuda_site, find_turbofit, put_first
         from turbofit.pretend.run import prepare
         from turbofit.rehearse.packages import SERVED, need_packages
 
@@ -183,7 +183,7 @@ class PretendReader:
 
     def _torch_held(self) -> list[tuple[int, int, int | None]]:
         from turbofit.pretend.run import PreparedRun
-        from turbofit.pretend.shared import read_shared
+        from turbofit.pretend.usage import read_shared
 
         try:
             shared = read_shared(PreparedRun(self.timeline).shared)
@@ -197,7 +197,7 @@ class PretendReader:
 
     def _torch_death(self) -> dict[str, Any] | None:
         from turbofit.pretend.run import PreparedRun
-        from turbofit.pretend.shared import read_shared
+        from turbofit.pretend.usage import read_shared
 
         try:
             files = PreparedRun(self.timeline)
@@ -217,7 +217,7 @@ class PretendReader:
     def _read(self) -> Ledger | None:
         """TurboMind's ledger so far; None where the timeline cannot be read."""
         from turbofit.pretend.elf import Symbols
-        from turbofit.pretend.timeline import TimelineReader
+        from turbofit.pretend.usage import TimelineReader
         from turbofit.rehearse.packages import engine_library
         from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.process.state import digest_of_parts
+from turbofit.core.process.files import digest_of_parts
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib, round_up
 from turbofit.launch.serve.runs import StateFile

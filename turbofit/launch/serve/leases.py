@@ -24,8 +24,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
-from turbofit.core.process.files import write_atomic
-from turbofit.core.process.locks import lock_soon
+from turbofit.core.process.files import lock_soon, write_atomic
 from turbofit.core.process.variables import variables
 from turbofit.core.struct import Struct, to_json
 from turbofit.launch.engine.kernel import group_of, members, start_time

@@ -22,8 +22,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Limits, Settings
-from turbofit.core.process.files import write_atomic
-from turbofit.core.process.state import new_path, state_dir
+from turbofit.core.process.files import new_path, state_dir, write_atomic
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import Struct, to_json
 from turbofit.core.version import __version__

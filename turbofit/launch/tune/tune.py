@@ -22,7 +22,7 @@ from turbofit.launch.tune.runner import TrialEnd, figures_of, run_trial
 from turbofit.launch.tune.search import TrialSearch, meets
 from turbofit.launch.tune.space import choices, mean_request
 from turbofit.memory.calibrated import identity
-from turbofit.observe.tuned import (
+from turbofit.planning.tuned import (
     cards_of,
     keep_tuned,
     plain,

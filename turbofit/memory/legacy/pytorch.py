@@ -30,9 +30,10 @@ from turbofit.memory.legacy.generations import (
     VisionRule,
     legacy_constants,
     torch_generation_of,
+    tower_activations,
+    tower_bytes,
 )
 from turbofit.memory.legacy.turbomind import GroupAccount
-from turbofit.memory.legacy.weights import tower_activations, tower_bytes
 from turbofit.memory.pytorch.account import Pytorch
 from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes

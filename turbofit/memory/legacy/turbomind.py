@@ -31,8 +31,10 @@ from turbofit.memory.account import (
     total_bytes,
     transients,
 )  # fmt: skip
-from turbofit.memory.legacy.generations import Generation, generation_of, legacy_constants
-from turbofit.memory.legacy.weights import (
+from turbofit.memory.legacy.generations import (
+    Generation,
+    generation_of,
+    legacy_constants,
     legacy_weight_classes,
     older_layouts,
     tower_activations,

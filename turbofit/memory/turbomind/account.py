@@ -18,8 +18,7 @@ from turbofit.core.plan import EngineName, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes, round_up
 from turbofit.kernels import families
-from turbofit.kernels.census import Census
-from turbofit.kernels.released import released
+from turbofit.kernels.census import Census, released
 from turbofit.machine.presets import context_bytes
 from turbofit.memory import versions
 from turbofit.memory.account import (

@@ -1,5 +1,5 @@
 /* The memory that all processes of a machine share: who holds what. The layout is read by
- * turbofit/pretend/shared.py too: change both, and SHARED_MAGIC.
+ * turbofit/pretend/usage.py too: change both, and SHARED_MAGIC.
  *
  * A row is a physical device, or page-locked host memory (the last row). A slot belongs to one
  * process, which alone writes its `held`, `context` and `late`; the sums and peaks of the machine
@@ -46,9 +46,9 @@ struct shared {
     struct slot slots[SHARED_SLOTS];
 };
 
-_Static_assert(sizeof(struct slot) == 32 + 5 * 8 * SHARED_ROWS, "shared.py knows this");
+_Static_assert(sizeof(struct slot) == 32 + 5 * 8 * SHARED_ROWS, "usage.py knows this");
 _Static_assert(sizeof(struct shared) == 96 + 3 * 8 * SHARED_ROWS + SHARED_SLOTS * sizeof(struct slot),
-               "shared.py knows this");
+               "usage.py knows this");
 
 void shared_open(void);
 void shared_join(void); /* a slot for this process, in place of any that it has */

@@ -1,5 +1,7 @@
 """The header-only twin of a model that turbofit knows, from a preset or a hub's headers.
 
+It has what an engine needs to allocate, and no weights. Its files are as long as real ones and
+sparse: they take a few blocks of the disk, and a loader that maps them reads zeros.
 ``python -m turbofit.rehearse.checkpoint.twin NAME FOLDER`` writes the twin of a preset.
 """
 
@@ -7,10 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
@@ -18,7 +24,6 @@ from turbofit.core.model import Model
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import find_preset, nearest_names, preset_model
-from turbofit.rehearse.checkpoint.header_only import write_weights
 from turbofit.rehearse.checkpoint.kinds import (
     Entry,
     Kind,
@@ -51,6 +56,12 @@ _WHY_NONE: Final = {
 }
 #: Ways of packing for which tensors are written: method, and size of a group.
 _PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
+_SHARD = 8 << 30
+#: What a packed tensor's shape was: LMDeploy compares its two numbers with the model's own.
+_WEIGHT_SHAPE, _PACKED_WEIGHT = ".weight_shape", ".weight_packed"
+_IN_A_WORD = 8
+_NONE: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +171,67 @@ def tensors(twin: Twin) -> Iterator[Entry]:
     for rows in (whole.rows, whole.more_rows):
         for name, dtype, shape in rows_of(rows, whole.parts, values, twin.packing):
             yield f"{whole.at}{name}", dtype, shape
+
+
+def write_header(
+    path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]] = _NONE
+) -> int:
+    """Writes a safetensors file whose data is a hole; returns the data's bytes.
+
+    Args:
+        path: of the file.
+        entries: of its tensors.
+        stored: the numbers of those that hold a shape.
+
+    Raises:
+        OSError: the file system has no files of this length.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
+    at, shapes = 0, b""
+    ordered = sorted(entries, key=lambda entry: entry[0].endswith(_WEIGHT_SHAPE))
+    for name, dtype, shape in ordered:
+        if name.endswith(_WEIGHT_SHAPE):
+            shapes += struct.pack("<2i", *stored[name])
+        size = _BYTES[dtype] * prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + at)
+    if shapes:
+        with path.open("r+b") as file:
+            file.seek(-len(shapes), os.SEEK_END)
+            file.write(shapes)
+    return at
+
+
+def write_weights(entries: Iterable[Entry], folder: Path) -> None:
+    """Writes one file, or several and an index: Linux maps none that is larger than its memory."""
+    shards: list[list[Entry]] = []
+    room = 0
+    shapes: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        if entry[0].endswith(_PACKED_WEIGHT):
+            outs, words = entry[2]
+            shapes[entry[0].removesuffix(_PACKED_WEIGHT) + _WEIGHT_SHAPE] = outs, words * _IN_A_WORD
+        size = _BYTES[entry[1]] * prod(entry[2])
+        if size > room:
+            shards.append([])
+            room = _SHARD
+        shards[-1].append(entry)
+        room -= size
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+        weight_map = {
+            entry[0]: name for name, shard in zip(names, shards, strict=True) for entry in shard
+        }
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    for name, shard in zip(names, shards, strict=True):
+        write_header(folder / name, shard, shapes)
 
 
 def write_model(twin: Twin, folder: Path) -> Path:

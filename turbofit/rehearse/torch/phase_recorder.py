@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from turbofit.core.json_types import Document
-from turbofit.pretend.shared import lives
+from turbofit.pretend.usage import lives
 from turbofit.rehearse.notes import replaced
 
 _LOOK: Final = 0.01  # seconds
@@ -95,7 +95,7 @@ def _has_context() -> bool:
 
 class _ProcessRecord:
     def __init__(self, folder: Path) -> None:
-        from turbofit.pretend.library import LibraryAccount
+        from turbofit.pretend.libraries import LibraryAccount
 
         self._account = LibraryAccount(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
         self._folder = folder

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from turbofit.pretend.library import LibraryAccount
+from turbofit.pretend.libraries import LibraryAccount
 from turbofit.rehearse.notes import NOT_FINISHED, Notes, engine_config
 from turbofit.rehearse.run import LIMITS_WHILE_ACTIVE, InactivityTimer
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Spec, Unit

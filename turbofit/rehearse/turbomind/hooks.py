@@ -1,17 +1,139 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
 A CUDA build of torch runs on the pretend machine itself, so that LMDeploy and torch load as usual,
-and only marks are added. What CPU torch lacks is in ``cpu_torch``.
+and only marks are added.
+
+Beside CPU torch the loader needs more. It maps the checkpoint, copies each tensor to the first GPU,
+and splits, casts, pads and joins it there before it hands the shards to TurboMind. Here a copy on
+the GPU is a ``meta`` tensor: it has no data, and as the loader itself runs, its lifetime is real.
+Memory that torch's caching allocator would keep is kept until ``torch.cuda.empty_cache``. This is a
+model of that allocator (a pool that keeps its high-water mark): fragmentation between its segments
+is not in it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+import importlib.util
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
 
-from turbofit.pretend.library import LibraryAccount
-from turbofit.pretend.scenario import Scenario
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from turbofit.pretend.libraries import LibraryAccount
+from turbofit.pretend.scenario import PretendGpu, Scenario
+
+_ROUND: Final = 512  # bytes; torch's caching allocator rounds each block up to this
+_SEGMENT: Final = 2 << 20  # by which that allocator's segments grow, unlike a pool of the driver
+_KEPT: Final[list[Any]] = []
+
+
+class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
+    """Charges the ``meta`` tensors that are made while it is active to the first card."""
+
+    def __init__(self, account: LibraryAccount, device: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
+        self._account, self._pool = account, account.pool(device, _SEGMENT)
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
+                self._charge(leaf)
+        return out
+
+    def _charge(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, -(-storage.nbytes() // _ROUND) * _ROUND
+        known = self._seen.get(key)
+        if not size or (known is not None and known() is not None):
+            return
+        address = self._account.allocate(self._pool, size)
+        if address is None:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB "
+                "(turbofit pretend: staging of weights on the first GPU)"
+            )
+
+        def gone(_: Any) -> None:
+            self._seen.pop(key, None)
+            self._account.free(address)
+
+        self._seen[key] = weakref.ref(storage, gone)
+
+    def empty_cache(self) -> None:
+        """What ``torch.cuda.empty_cache`` does: gives back what no tensor uses."""
+        self._account.trim(self._pool)
+
+
+def patch_torch(scenario: Scenario, staging: Staging) -> None:
+    """Gives ``torch.cuda`` answers about the pretend machine, and its copies no data."""
+    _declare_torchvision()
+    gpus, current = scenario.gpus, 0
+    cuda: Any = torch.cuda
+    version: Any = torch.version
+    tensor: Any = torch.Tensor
+
+    @contextlib.contextmanager
+    def device(chosen: Any) -> Iterator[None]:
+        nonlocal current
+        before, current = current, int(getattr(chosen, "index", chosen) or 0)
+        try:
+            yield
+        finally:
+            current = before
+
+    def gpu(number: Any = 0) -> PretendGpu:
+        return gpus[int(number or 0)]
+
+    def properties(number: Any = 0) -> SimpleNamespace:
+        card = gpu(number)
+        major, minor = card.sm
+        return SimpleNamespace(
+            name=card.name, major=major, minor=minor, total_memory=card.total,
+            multi_processor_count=card.sm_count,
+        )  # fmt: skip
+
+    cuda.device = device
+    cuda.current_device = lambda: current
+    cuda.device_count = lambda: len(gpus)
+    cuda.is_available = lambda: True
+    cuda.get_device_name = lambda number=0: gpu(number).name
+    cuda.get_device_properties = properties
+    cuda.get_device_capability = lambda number=0: gpu(number).sm
+    cuda.mem_get_info = lambda number=0: (gpu(number).total - gpu(number).used, gpu(number).total)
+    version.cuda = version.cuda or "12.8"  # LMDeploy asks it before it uses bfloat16
+    cuda.is_bf16_supported = lambda *_: gpus[0].sm >= (8, 0)
+    cuda.empty_cache = staging.empty_cache
+    cuda.synchronize = lambda *_: None
+    tensor.cuda = lambda self, *_, **__: torch.empty_like(self, device="meta")
+
+
+def _declare_torchvision() -> None:
+    """Declares two operators without which torchvision cannot be imported.
+
+    Only where torchvision's own library does not load: its CUDA build beside CPU-only torch.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    libraries = list(Path(spec.origin).parent.glob("_C*.so")) if spec and spec.origin else []
+    if not libraries:
+        return
+    operators: Any = torch.ops
+    try:
+        operators.load_library(str(libraries[0]))
+    except OSError:
+        make: Any = torch.library.Library
+        library = make("torchvision", "DEF")
+        boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(f"nms{boxes}")
+        library.define(f"qnms{boxes}")
+        _KEPT.append(library)
 
 
 def install(
@@ -31,14 +153,10 @@ def install(
         tokenizer: keep the model's tokenizer (a server needs it, a driver of token ids does not).
         ready: called with the TurboMind object after its start.
     """
-    import torch
-
     staging: Any = None
     if torch.version.cuda is None:
-        from turbofit.rehearse.turbomind import cpu_torch
-
-        staging = cpu_torch.Staging(account, first_device)
-        cpu_torch.patch_torch(scenario, staging)
+        staging = Staging(account, first_device)
+        patch_torch(scenario, staging)
     from lmdeploy.turbomind import turbomind
     from lmdeploy.turbomind.model_loader import ModelLoader
     from lmdeploy.turbomind.turbomind import _tm

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from turbofit.pretend.elf import PLUMBING
-from turbofit.pretend.timeline import KINDS, PINNED, POOL, Event
+from turbofit.pretend.usage import KINDS, PINNED, POOL, Event
 
 LOADER = "LMDeploy's weight loader"
 STAGING = "torch staging"

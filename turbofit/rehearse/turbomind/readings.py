@@ -15,7 +15,7 @@ from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planne
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.pretend.elf import Symbols
 from turbofit.pretend.libraries import PretendError
-from turbofit.pretend.timeline import KINDS, VMM, read_timeline
+from turbofit.pretend.usage import KINDS, VMM, read_timeline
 from turbofit.rehearse.packages import engine_library
 from turbofit.rehearse.run import EndedRun, Readings
 from turbofit.rehearse.turbomind.ledger import CallSites, Ledger

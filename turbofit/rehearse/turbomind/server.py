@@ -18,9 +18,8 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.model import Model
 from turbofit.core.struct import decode, to_json
 from turbofit.pretend.build import build
-from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment, put_first
-from turbofit.pretend.libraries import check_surface
-from turbofit.pretend.library import LibraryAccount
+from turbofit.pretend.command import cuda_site, find_turbofit, pretend_environment, put_first
+from turbofit.pretend.libraries import LibraryAccount, check_surface
 from turbofit.pretend.scenario import Scenario, write_scenario
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.packages import SERVED, engine_library

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.model import Model
-    from turbofit.core.which import Serving, Which
     from turbofit.machine.presets import GpuPreset
+    from turbofit.planning.which import Serving, Which
     from turbofit.report.painters.document import Block
 
 

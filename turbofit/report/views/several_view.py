@@ -26,7 +26,7 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.figures import shell_words
 from turbofit.report.views.machine_view import assumed_of
 from turbofit.report.views.plan_view import speed_in_short
-from turbofit.tuner.cluster.cluster_plan import cards_of
+from turbofit.tuner.cluster_plan import cards_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

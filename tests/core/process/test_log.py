@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.waiting import HANG, until
-from turbofit.core.process import locks
-from turbofit.core.process.locks import lock_soon
-from turbofit.core.process.log_queue import CappedLog, LogQueue, dropped_lines, queued_stderr
+from turbofit.core.process import files
+from turbofit.core.process.files import lock_soon
+from turbofit.core.process.log import CappedLog, LogQueue, dropped_lines, queued_stderr
 
 
 def notice(missing: int) -> bytes:
@@ -85,7 +85,7 @@ def piped() -> Iterator[int]:
 
 EVERYBODY = """
 import logging, sys, threading, traceback, warnings
-from turbofit.core.process.log_queue import queued_stderr
+from turbofit.core.process.log import queued_stderr
 
 before = sys.stderr
 with queued_stderr():
@@ -155,8 +155,8 @@ def test_a_lock_is_waited_for_until_its_owner_lets_it_go_or_is_given_up(
     owner, other = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(2))
     fcntl.flock(owner, fcntl.LOCK_EX)
     pauses: list[float] = []
-    monkeypatch.setattr(locks.time, "monotonic", lambda: sum(pauses))
-    monkeypatch.setattr(locks.time, "sleep", pauses.append)
+    monkeypatch.setattr(files.time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
     with pytest.raises(TimeoutError, match="keeps its lock"):
         lock_soon(other)
     assert sum(pauses) == pytest.approx(2.0, abs=0.1)
@@ -167,7 +167,7 @@ def test_a_lock_is_waited_for_until_its_owner_lets_it_go_or_is_given_up(
         if len(pauses) == 3:
             fcntl.flock(owner, fcntl.LOCK_UN)
 
-    monkeypatch.setattr(locks.time, "sleep", paused)
+    monkeypatch.setattr(files.time, "sleep", paused)
     lock_soon(other)
     assert len(pauses) == 3
     with pytest.raises(BlockingIOError):

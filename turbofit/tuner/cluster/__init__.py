@@ -1,1 +1,0 @@
-"""Planning for several machines: kinds of nodes, one promise over all, what each serves."""
