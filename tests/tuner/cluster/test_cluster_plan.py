@@ -240,6 +240,10 @@ def test_a_lower_promise_is_kept_by_a_node_that_could_more() -> None:
     made = own(joining(plan, node(2, "2xa100")))
     assert made.limits.max_pixels_per_image == limits(plan).max_pixels_per_image
     assert made.settings.session_len == plan.longest_request_tokens
+    # Settings that the cluster was given are kept too.
+    plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), session_len=8192)
+    made = own(joining(plan, node(2, "2xrtx3090"), session_len=8192))
+    assert made.settings.session_len == 8192
 
 
 def test_answers_a_request_are_part_of_the_promise() -> None:
@@ -251,12 +255,6 @@ def test_answers_a_request_are_part_of_the_promise() -> None:
     made = own(joining(plan, node(2, "2xa100-80g")))
     assert made.parallel.replicas == 2
     assert made.limits.n == limits(plan).n
-
-
-def test_settings_of_the_cluster_are_kept() -> None:
-    plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), session_len=8192)
-    made = own(joining(plan, node(2, "2xrtx3090"), session_len=8192))
-    assert made.settings.session_len == 8192
 
 
 def test_who_cannot_join_is_told_why() -> None:
