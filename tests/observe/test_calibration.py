@@ -156,10 +156,8 @@ def test_the_next_plan_uses_it_and_says_so(plan: Plan) -> None:
     assert again.kv.tokens > plan.kv.tokens
     assert again.gpus[0].headroom >= again.gpus[0].margin
     terms = {t.term: t for t in again.gpus[0].ledger}
-    assert (terms[CONTEXT].bytes, terms[BUFFERS].bytes) == (
-        -60 * MIB,
-        -40 * MIB + STEP,
-    )  # a step of the cache on top
+    # A step of the cache is on top.
+    assert (terms[CONTEXT].bytes, terms[BUFFERS].bytes) == (-60 * MIB, -40 * MIB + STEP)
     assert terms[CONTEXT].basis == terms[BUFFERS].basis == "measured"
     assert "RTX 3090" in terms[CONTEXT].note
     assert "2026-11-20" in terms[CONTEXT].note

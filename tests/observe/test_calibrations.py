@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import machine
-from turbofit.core.machine import Calibration
+from turbofit.core.machine import Calibration, Machine
 from turbofit.core.tuning import Tuning
 from turbofit.observe import calibrations
 from turbofit.planning import tuned
@@ -33,17 +33,22 @@ ONE = Calibration(
 )  # fmt: skip
 
 
+HERE = machine(1, driver="570.1")
+
+
+def known(on: Machine = HERE) -> tuple[Calibration, ...]:
+    return calibrations.with_calibrations(on, pretend=False).calibrations
+
+
 def test_what_is_kept_comes_back_on_such_a_machine_and_no_other() -> None:
-    here = machine(1, driver="570.1")
-    assert calibrations.with_calibrations(here, pretend=False) == here
+    assert calibrations.with_calibrations(HERE, pretend=False) == HERE
     path = calibrations.keep(ONE, {"phases": [1]})
-    assert calibrations.with_calibrations(here, pretend=False).calibrations == (ONE,)
+    assert known() == (ONE,)
     assert calibrations.read(ONE)["phases"] == [1]
     assert path == calibrations.path_of(ONE)
-    assert calibrations.with_calibrations(replace(here, driver="1"), pretend=False).driver == "1"
-    assert not calibrations.with_calibrations(replace(here, driver="1"), pretend=False).calibrations
-    other = replace(here, gpus=(replace(here.gpus[0], name="NVIDIA L4"),))
-    assert not calibrations.with_calibrations(other, pretend=False).calibrations
+    assert not known(replace(HERE, driver="1"))
+    other = replace(HERE, gpus=(replace(HERE.gpus[0], name="NVIDIA L4"),))
+    assert not known(other)
     newer = replace(ONE, when="2026-11-21T00:00:00+00:00", context=1)
     assert calibrations.keep(newer, {}) == path
     assert calibrations.recall(pretend=False) == (newer,)
@@ -62,27 +67,24 @@ def test_a_later_measurement_tells_how_far_they_lie_apart() -> None:
 def test_another_lmdeploy_has_learned_nothing(monkeypatch) -> None:
     calibrations.keep(ONE, {})
     installs(monkeypatch, lmdeploy="0.18.1")
-    assert not calibrations.with_calibrations(
-        machine(1, driver="570.1"), pretend=False
-    ).calibrations
+    assert not known()
     installs(monkeypatch)
-    assert calibrations.with_calibrations(machine(1, driver="570.1"), pretend=False).calibrations
+    assert known()
 
 
 @pytest.mark.parametrize("package", ["torch", "nvidia-cuda-runtime"])
 def test_another_torch_or_cuda_has_learned_nothing(monkeypatch, package: str) -> None:
-    here = machine(1, driver="570.1")
     installs(monkeypatch, **{package: "1"})
     made = calibrations.completed(ONE)
     assert "1" in (made.torch, made.cuda)
     calibrations.keep(made, {})
-    assert calibrations.with_calibrations(here, pretend=False).calibrations == (made,)
+    assert known() == (made,)
     installs(monkeypatch, **{package: "2"})
-    assert not calibrations.with_calibrations(here, pretend=False).calibrations
+    assert not known()
     calibrations.keep(calibrations.completed(ONE), {})
     assert len(calibrations.recall(pretend=False)) == 2  # each is kept for its own
     installs(monkeypatch)
-    assert len(calibrations.with_calibrations(here, pretend=False).calibrations) == 2
+    assert len(known()) == 2
 
 
 def test_pretend_ones_never_reach_a_real_plan(state: Path) -> None:
@@ -95,6 +97,11 @@ def test_pretend_ones_never_reach_a_real_plan(state: Path) -> None:
     real.mkdir()
     (real / path.name).write_bytes(path.read_bytes())
     assert calibrations.recall(pretend=False) == ()
+    path = tuned.keep_tuned(replace(TUNED, pretend=True))
+    assert tuned.recall_tuned(pretend=False) == ()
+    (state / "tuned").mkdir()
+    path.rename(state / "tuned" / path.name)
+    assert tuned.recall_tuned(pretend=False) == ()
 
 
 def test_damaged_files_are_as_good_as_none_and_forgotten_ones_are_gone(state: Path) -> None:
@@ -121,25 +128,13 @@ def test_the_same_kind_replaces_and_another_stays() -> None:
     assert tuned.recall_tuned(pretend=False) == (newer,)
     other = replace(TUNED, lmdeploy="0.19.0")
     tuned.keep_tuned(other)
-    assert tuned.recall_tuned(pretend=False) == (newer, other)
-    assert tuned.forget_tuned(TUNED.model, pretend=False) == 2
-    assert tuned.recall_tuned(pretend=False) == ()
-
-
-def test_pretend_tunings_never_reach_a_real_plan(state: Path) -> None:
-    path = tuned.keep_tuned(replace(TUNED, pretend=True))
-    assert tuned.recall_tuned(pretend=False) == ()
-    (state / "tuned").mkdir()
-    path.rename(state / "tuned" / path.name)
-    assert tuned.recall_tuned(pretend=False) == ()
-
-
-def test_what_cannot_be_read_is_left_out(state: Path) -> None:
-    path = tuned.keep_tuned(TUNED)
+    # What cannot be read is left out.
     (path.parent / "half.json").write_bytes(path.read_bytes()[:40])
     (path.parent / "other.json").write_text('{"schema": "x"}')
     (path.parent / "bytes.json").write_bytes(b"\xff\xfe")
-    assert tuned.recall_tuned(pretend=False) == (TUNED,)
+    assert tuned.recall_tuned(pretend=False) == (newer, other)
+    assert tuned.forget_tuned(TUNED.model, pretend=False) == 2
+    assert tuned.recall_tuned(pretend=False) == ()
 
 
 def test_a_promise_is_what_settings_depend_on() -> None:

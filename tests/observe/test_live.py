@@ -82,9 +82,6 @@ def test_of_several_models_each_has_its_own_numbers() -> None:
     assert (now_of(text, "a").waiting, now_of(text, "b").waiting, now_of(text).waiting) == (1, 4, 5)
     assert [len(now_of(text, name).engines) for name in ("a", "b")] == [0, 1]
     assert now_of(text, "called otherwise").waiting == 5
-
-
-def test_another_page_is_none() -> None:
     with pytest.raises(UsageError, match="not of turbofit's gateway"):
         now_of("process_cpu_seconds_total 3\n")
 

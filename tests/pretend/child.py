@@ -17,17 +17,53 @@ from turbofit.pretend.command import pretend_environment
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario, write_scenario
 from turbofit.pretend.usage import Event, SharedRecord, read_shared, read_timeline
 
-MORE = """
+CARD = PretendGpu("Pretend RTX 3090", total=1000 * MIB, used=100 * MIB)
+PRELUDE = """
+import ctypes, json, os, resource, sys, threading, time
+MIB = 1024 * 1024
+folder = os.environ["TURBOFIT_PRETEND_LIBRARIES"]
+account = ctypes.CDLL(f"{folder}/libturbofit_pretend.so", mode=ctypes.RTLD_GLOBAL)
+rt = ctypes.CDLL(f"{folder}/libcudart.so.12")
+cu = ctypes.CDLL(f"{folder}/libcuda.so.1")
+nccl = ctypes.CDLL(f"{folder}/libnccl.so.2")
+size_t, void_p, byref, u64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.byref, ctypes.c_uint64
+rt.cudaGetErrorString.restype = ctypes.c_char_p
+account.pretend_held.restype = size_t
+
+def free():
+    a, b = size_t(), size_t()
+    assert rt.cudaMemGetInfo(byref(a), byref(b)) == 0
+    return a.value // MIB
+
+def malloc(mib):
+    p = void_p()
+    code = rt.cudaMalloc(byref(p), size_t(int(mib * MIB)))
+    return p if code == 0 else code
+
+def pool(threshold=None):
+    p = void_p()
+    props = (ctypes.c_int * 22)(1, 0, 1, 0)
+    assert rt.cudaMemPoolCreate(byref(p), props) == 0
+    if threshold is not None:
+        rt.cudaMemPoolSetAttribute(p, 4, byref(u64(threshold)))
+    return p
+
+def take(p, mib):
+    out = void_p()
+    code = rt.cudaMallocFromPoolAsync(byref(out), size_t(int(mib * MIB)), p, None)
+    return out if code == 0 else code
+
 def uuid_of(device):
     b = ctypes.create_string_buffer(16)
     assert account.pretend_uuid(device, b) == 0
     return b.raw.hex()
 def count():
     n = ctypes.c_int(); rt.cudaGetDeviceCount(byref(n)); return n.value
-def say(value):
+def say(value=None):
     print(json.dumps(value), flush=True)
 def wait():
     return sys.stdin.readline()
+done = say
 """
 
 
@@ -43,7 +79,7 @@ class Machine:
 
     def start(self, code: str, **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-S", "-c", PRELUDE + MORE + textwrap.dedent(code)],
+            [sys.executable, "-S", "-c", PRELUDE + textwrap.dedent(code)],
             env=self.env(**env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -90,49 +126,6 @@ def tell(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-CARD = PretendGpu("Pretend RTX 3090", total=1000 * MIB, used=100 * MIB)
-
-
-PRELUDE = """
-import ctypes, json, os, resource, sys, threading, time
-MIB = 1024 * 1024
-folder = os.environ["TURBOFIT_PRETEND_LIBRARIES"]
-account = ctypes.CDLL(f"{folder}/libturbofit_pretend.so", mode=ctypes.RTLD_GLOBAL)
-rt = ctypes.CDLL(f"{folder}/libcudart.so.12")
-cu = ctypes.CDLL(f"{folder}/libcuda.so.1")
-nccl = ctypes.CDLL(f"{folder}/libnccl.so.2")
-size_t, void_p, byref, u64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.byref, ctypes.c_uint64
-rt.cudaGetErrorString.restype = ctypes.c_char_p
-account.pretend_held.restype = size_t
-
-def free():
-    a, b = size_t(), size_t()
-    assert rt.cudaMemGetInfo(byref(a), byref(b)) == 0
-    return a.value // MIB
-
-def malloc(mib):
-    p = void_p()
-    code = rt.cudaMalloc(byref(p), size_t(int(mib * MIB)))
-    return p if code == 0 else code
-
-def pool(threshold=None):
-    p = void_p()
-    props = (ctypes.c_int * 22)(1, 0, 1, 0)
-    assert rt.cudaMemPoolCreate(byref(p), props) == 0
-    if threshold is not None:
-        rt.cudaMemPoolSetAttribute(p, 4, byref(u64(threshold)))
-    return p
-
-def take(p, mib):
-    out = void_p()
-    code = rt.cudaMallocFromPoolAsync(byref(out), size_t(int(mib * MIB)), p, None)
-    return out if code == 0 else code
-
-def done(value=None):
-    print(json.dumps(value))
-"""
-
-
 @dataclass
 class Ran:
     """What a child printed as JSON, and its timeline."""
@@ -149,16 +142,6 @@ Pretend = Callable[..., Ran]
 
 def run(libraries: Path, folder: Path, code: str, scenario: Scenario | None = None) -> Ran:
     """Runs code on a pretend machine."""
-    scenario = scenario or Scenario((CARD,))
-    text, timeline = folder / "scenario", folder / "timeline"
-    write_scenario(text, scenario, str(timeline))
-    process = subprocess.run(
-        [sys.executable, "-S", "-c", PRELUDE + textwrap.dedent(code)],
-        env=pretend_environment(libraries, text),
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return Ran(json.loads(process.stdout or "null"), list(read_timeline(timeline)))
+    timeline = folder / "timeline"
+    write_scenario(folder / "scenario", scenario or Scenario((CARD,)), str(timeline))
+    return Ran(Machine(libraries, folder).run(code), list(read_timeline(timeline)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from tests.pretend.child import Machine, Pretend, make, run
 from turbofit.pretend.build import build
+from turbofit.pretend.scenario import Scenario
+
+MachineOf = Callable[[Scenario], Machine]
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +26,12 @@ def libraries() -> Path:
 def pretend(libraries: Path, tmp_path: Path) -> Pretend:
     """Runs code on a pretend machine of one card, or of a scenario."""
     return partial(run, libraries, tmp_path)
+
+
+@pytest.fixture
+def machine_of(libraries: Path, tmp_path: Path) -> MachineOf:
+    """A scenario for several processes."""
+    return partial(make, libraries, tmp_path)
 
 
 @pytest.fixture

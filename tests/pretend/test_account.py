@@ -239,7 +239,7 @@ CALLS: dict[str, tuple[str, Scenario | None, object]] = {
         import struct
         rt.cudaSetDevice(1)
         a, host = malloc(1), ctypes.create_string_buffer(8)
-        pinned = void_p(); rt.cudaHostAlloc(byref(pinned), size_t(8), 0)
+        pinned, there = void_p(), void_p(); rt.cudaHostAlloc(byref(pinned), size_t(8), 0)
         kinds = []
         for p in (a, pinned, host):
             raw = ctypes.create_string_buffer(24)
@@ -251,7 +251,8 @@ CALLS: dict[str, tuple[str, Scenario | None, object]] = {
         # offsets of name, totalGlobalMem, major, multiProcessorCount, l2CacheSize and
         # sharedMemPerBlockOptin in CUDA 12's driver_types.h
         done([kinds, raw.raw[:256].split(bytes(1))[0].decode(), at("Q", 288) // MIB, at("i", 360),
-              at("i", 388), at("i", 616) // MIB, at("Q", 696) // 1024, rt.cudaSetDevice(2)])
+              at("i", 388), at("i", 616) // MIB, at("Q", 696) // 1024, rt.cudaSetDevice(2),
+              rt.cudaHostGetDevicePointer(byref(there), pinned, 0), there.value == pinned.value])
         """,
         Scenario(
             (
@@ -261,16 +262,7 @@ CALLS: dict[str, tuple[str, Scenario | None, object]] = {
                 ),
             )
         ),
-        [[[2, 1], [1, 1], [0, -1]], "Pretend H100", 80 * 1024, 9, 132, 50, 227, 101],
-    ),
-    "pinned memory is seen where it is": (
-        """
-        pinned, seen = void_p(), void_p()
-        rt.cudaHostAlloc(byref(pinned), size_t(8), 0)
-        done([rt.cudaHostGetDevicePointer(byref(seen), pinned, 0), seen.value == pinned.value])
-        """,
-        None,
-        [0, True],
+        [[[2, 1], [1, 1], [0, -1]], "Pretend H100", 80 * 1024, 9, 132, 50, 227, 101, 0, True],
     ),
     "threads are held and let go": (
         """

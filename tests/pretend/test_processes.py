@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests.pretend.child import CARD, Machine, ask, make, tell
+from tests.pretend.child import CARD, Machine, ask, tell
+from tests.pretend.conftest import MachineOf
 from tests.support.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.usage import CONTEXT, read_usage
@@ -86,10 +86,10 @@ def test_killed_while_it_holds_the_lock(machine: Machine) -> None:
     assert machine.run("say([free(), malloc(900) != 2])") == [900, True]
 
 
-def test_four_processes_never_exceed_a_card(libraries: Path, tmp_path: Path) -> None:
+def test_four_processes_never_exceed_a_card(machine_of: MachineOf) -> None:
     """Whoever looks, at any time: the living hold no more than the card has; sums come back."""
     card = PretendGpu("Pretend L4", total=256 * MIB, used=16 * MIB)
-    machine = make(libraries, tmp_path, Scenario((card,), context=8 * MIB, timeline_limit=4 << 20))
+    machine = machine_of(Scenario((card,), context=8 * MIB, timeline_limit=4 << 20))
     code = """
     import random
     import select
@@ -122,9 +122,9 @@ def test_four_processes_never_exceed_a_card(libraries: Path, tmp_path: Path) -> 
     assert machine.run("say(free())") == 232
 
 
-def test_a_context_is_charged_to_each_process_and_card(libraries: Path, tmp_path: Path) -> None:
+def test_a_context_is_charged_to_each_process_and_card(machine_of: MachineOf) -> None:
     cards = (CARD, PretendGpu("Small", total=300 * MIB))
-    machine = make(libraries, tmp_path, Scenario(cards, context=250 * MIB, timeline_limit=1 << 20))
+    machine = machine_of(Scenario(cards, context=250 * MIB, timeline_limit=1 << 20))
     one = machine.start("count(); say(1); wait(); say([free(), free()]); wait()")
     ask(one)
     assert not any(machine.shared.processes[0].context)  # counting cards uses none
@@ -167,11 +167,9 @@ def test_a_context_is_charged_to_each_process_and_card(libraries: Path, tmp_path
         ("rt.cudaGetDevice(byref(ctypes.c_int()))", []),
     ],
 )
-def test_what_needs_a_context_makes_it(
-    libraries: Path, tmp_path: Path, call: str, cards: list[int]
-) -> None:
+def test_what_needs_a_context_makes_it(machine_of: MachineOf, call: str, cards: list[int]) -> None:
     scenario = Scenario((CARD, CARD), context=250 * MIB, timeline_limit=1 << 20)
-    machine = make(libraries, tmp_path, scenario)
+    machine = machine_of(scenario)
     code = f"""
     {call}
     def active(device):
@@ -200,9 +198,9 @@ def test_what_needs_a_context_makes_it(
     ],
 )
 def test_a_context_is_current_where_a_thread_made_it_so(
-    libraries: Path, tmp_path: Path, calls: str, current: int
+    machine_of: MachineOf, calls: str, current: int
 ) -> None:
-    machine = make(libraries, tmp_path, Scenario((CARD, CARD), context=250 * MIB))
+    machine = machine_of(Scenario((CARD, CARD), context=250 * MIB))
     code = f"""
     def in_a_thread(work):
         thread = threading.Thread(target=work)
@@ -216,11 +214,9 @@ def test_a_context_is_current_where_a_thread_made_it_so(
     assert machine.run(code) == [0, current, 0 if current else invalid_context]
 
 
-def test_a_stream_is_refused_where_its_context_does_not_fit(
-    libraries: Path, tmp_path: Path
-) -> None:
+def test_a_stream_is_refused_where_its_context_does_not_fit(machine_of: MachineOf) -> None:
     full = Scenario((PretendGpu("Full", total=100 * MIB),), context=250 * MIB)
-    machine = make(libraries, tmp_path, full)
+    machine = machine_of(full)
     code = """
     asked = rt.cudaStreamCreate(byref(void_p())), rt.cudaHostAlloc(byref(void_p()), size_t(1), 0)
     say([*asked, rt.cudaGetLastError()])
@@ -246,10 +242,8 @@ THREE = tuple(PretendGpu(f"Card {i}", total=(i + 1) * 100 * MIB) for i in range(
         ("GPU-9e3779b1-7072-6574-656e-642067707500,1", [0]),
     ],
 )
-def test_visible_devices(
-    libraries: Path, tmp_path: Path, value: str | None, shown: list[int]
-) -> None:
-    machine = make(libraries, tmp_path, Scenario(THREE, timeline_limit=1 << 20))
+def test_visible_devices(machine_of: MachineOf, value: str | None, shown: list[int]) -> None:
+    machine = machine_of(Scenario(THREE, timeline_limit=1 << 20))
     env = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
     code = """
     at = account.pretend_physical
@@ -258,12 +252,8 @@ def test_visible_devices(
     assert machine.run(code, **env) == [len(shown), shown, -1]
 
 
-def test_ordinals_are_the_processes_own(libraries: Path, tmp_path: Path) -> None:
-    machine = make(
-        libraries,
-        tmp_path,
-        Scenario(THREE, peers=frozenset({(0, 2), (2, 0)}), timeline_limit=1 << 20),
-    )
+def test_ordinals_are_the_processes_own(machine_of: MachineOf) -> None:
+    machine = machine_of(Scenario(THREE, peers=frozenset({(0, 2), (2, 0)}), timeline_limit=1 << 20))
     code = """
     def can(a, b):
         n = ctypes.c_int(); rt.cudaDeviceCanAccessPeer(byref(n), a, b); return n.value
@@ -280,8 +270,8 @@ def test_ordinals_are_the_processes_own(libraries: Path, tmp_path: Path) -> None
     assert (given.tag, given.number(0)) == ("A", 2)
 
 
-def test_a_child_of_fork_has_its_own(libraries: Path, tmp_path: Path) -> None:
-    machine = make(libraries, tmp_path, Scenario(THREE, timeline_limit=1 << 20))
+def test_a_child_of_fork_has_its_own(machine_of: MachineOf) -> None:
+    machine = machine_of(Scenario(THREE, timeline_limit=1 << 20))
     code = """
     p = pool(2**64 - 1)
     rt.cudaSetDevice(0)
@@ -379,10 +369,8 @@ def test_a_site_follows_its_peak(machine: Machine) -> None:
     assert set(long) == {"x"}
 
 
-def test_pinned_memory_is_the_hosts(libraries: Path, tmp_path: Path) -> None:
-    machine = make(
-        libraries, tmp_path, Scenario((CARD,), pinned_limit=100 * MIB, timeline_limit=1 << 20)
-    )
+def test_pinned_memory_is_the_hosts(machine_of: MachineOf) -> None:
+    machine = machine_of(Scenario((CARD,), pinned_limit=100 * MIB, timeline_limit=1 << 20))
     code = "p = void_p(); say(rt.cudaHostAlloc(byref(p), size_t(60 * MIB), 0)); wait()"
     one = machine.start(code)
     assert ask(one) == 0
@@ -411,10 +399,8 @@ def test_without_a_shared_file_each_process_has_its_own_machine(machine: Machine
     assert not (folder / "shared").exists()
 
 
-def test_the_nth_allocations_of_a_machine_fail(libraries: Path, tmp_path: Path) -> None:
-    machine = make(
-        libraries, tmp_path, Scenario((CARD,), fail_at=3, fail_pinned_at=2, fail_times=2)
-    )
+def test_the_nth_allocations_of_a_machine_fail(machine_of: MachineOf) -> None:
+    machine = machine_of(Scenario((CARD,), fail_at=3, fail_pinned_at=2, fail_times=2))
     code = """
         p = pool()
         seen = [isinstance(one, int) for one in (malloc(1), take(p, 1), malloc(1))]

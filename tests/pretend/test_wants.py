@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.pretend import build as build_module
-from turbofit.pretend.build import build, cache_folder, compiler, stub_source
+from turbofit.pretend.build import build, cache_folder, compiler
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 from turbofit.pretend.libraries import (
     LIBRARIES,
@@ -175,14 +174,8 @@ def test_the_program_runs_on_what_is_built(site: Path, built: Path) -> None:
     assert done.stderr.count("cuMemNobodyWrote does nothing here") == 1
 
 
-def test_what_is_written_by_hand_takes_its_place() -> None:
-    source = stub_source("libcudart", ["cudaMalloc", "cudaNew"])
-    assert "STUB(cudaMalloc)" in source
-    assert "weak" in source
-    assert "return 801" in source
-    assert "return 0" in stub_source("libcublas", ["cublasNew"])
+def test_two_runtimes_are_built_of_the_same_sources() -> None:
     assert [family_of(f"lib{name}.so.6") for name in ("nvrtc", "c")] == ["libnvrtc", None]
-    # Two runtimes are built of the same sources.
     every = {one.name: one for one in libraries_for({"libcudart.so.13": LibraryInterface()})}
     old, new = every["libcudart.so.12"], every["libcudart.so.13"]
     assert old.sources == new.sources
@@ -204,4 +197,3 @@ def test_each_runtime_keeps_its_own_error(built: Path, tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["101", "0", "101"]
-    assert ctypes.sizeof(ctypes.c_void_p) == 8

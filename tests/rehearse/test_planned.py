@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -121,40 +121,26 @@ def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
     assert "model.layers.0.self_attn.q_norm.weight" in FolderFiles(str(folder)).header(first)
 
 
-class Seen(NamedTuple):
-    """The plan after its rehearsal, the specification and the document of that."""
-
-    plan: Plan
-    spec: Spec
-    document: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def seen(run: Rehearse) -> Seen:
-    """The plan on the pretend card, once for all that is asked about it."""
+@pytest.mark.lmdeploy
+def test_the_plan_holds_on_the_pretend_card(
+    run: Rehearse, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     documents: list[tuple[Spec, dict[str, Any]]] = []
 
     def kept(spec: Spec, keep: Path | None) -> dict[str, Any]:
         documents.append((spec, rehearse(spec, keep)))
         return documents[-1][1]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "rehearse", kept)
-        plan = turbofit.api.rehearse("internvl2-8b", on="1xrtx3090")
-    (kept_once,) = documents
-    return Seen(plan, *kept_once)
-
-
-@pytest.mark.lmdeploy
-def test_the_plan_holds_on_the_pretend_card(seen: Seen, planned: Plan) -> None:
-    document = seen.document
+    monkeypatch.setattr(module, "rehearse", kept)
+    plan = turbofit.api.rehearse("internvl2-8b", on="1xrtx3090")
+    ((spec, document),) = documents
     assert document["outcome"] == "served"
-    assert seen.plan.fits
-    assert seen.plan.kv == planned.kv
-    assert seen.plan.rehearsal is not None
-    assert seen.plan.rehearsal.cache.tokens is not None
-    assert planned.kv.tokens <= seen.plan.rehearsal.cache.tokens <= planned.kv.tokens * 1.01
-    assert Plan.from_json(seen.plan.to_json()) == seen.plan
+    assert plan.fits
+    assert plan.kv == planned.kv
+    assert plan.rehearsal is not None
+    assert plan.rehearsal.cache.tokens is not None
+    assert planned.kv.tokens <= plan.rehearsal.cache.tokens <= planned.kv.tokens * 1.01
+    assert Plan.from_json(plan.to_json()) == plan
     over = differences(planned, document)
     for exact in ("weights", "kv_cache", "pool_warmup"):
         assert over[exact] == 0
@@ -162,11 +148,11 @@ def test_the_plan_holds_on_the_pretend_card(seen: Seen, planned: Plan) -> None:
         assert abs(over[close]) < 32 * 1024
     for term in TRANSIENT:
         assert over[term] <= 0
-    (ledger,) = seen.plan.gpus
+    (ledger,) = plan.gpus
     terms = {term.term: term for term in ledger.ledger}
     assert terms["kv_cache"].rehearsed == terms["kv_cache"].bytes
     assert terms["cuda_context"].rehearsed is None
-    gpu = seen.spec.machine.gpus[0]
+    gpu = spec.machine.gpus[0]
     peak = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
     assert 0 <= planned.gpus[0].peak - peak < 256 * MIB
     # All of the pool, but for a tile and rounding; with a prefix cache see `test_image_overlap`.

@@ -16,13 +16,12 @@ from turbofit.pretend.usage import read_timeline
 pytestmark = pytest.mark.lmdeploy
 
 
-def pool(document: dict[str, Any], phase: str, gpu: int = 0) -> float | None:
-    return mib(document["gpus"][gpu]["pools"]["executor"]["live_peak"][phase])
+def pool(document: dict[str, Any], phase: str) -> float | None:
+    return mib(document["gpus"][0]["pools"]["executor"]["live_peak"][phase])
 
 
-@pytest.fixture(scope="module")
-def one(run: Rehearse, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """InternVL2-8B on one card."""
+def test_one_card_from_start_to_the_last_case(run: Rehearse, tmp_path: Path) -> None:
+    """InternVL2-8B."""
     cases = tiles(1, 6, 13, 26, 40)
     full = {"text_tokens": 20, "max_new_tokens": 2}
     cases += [
@@ -30,10 +29,7 @@ def one(run: Rehearse, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
         {"name": "full batch", "requests": [full | {"top_k": 1}] * 128},
         {"name": "full batch, top_k 0", "requests": [full | {"top_k": 0}] * 128},
     ]
-    return run("internvl2-8b", cases=cases, keep=tmp_path_factory.mktemp("one"))
-
-
-def test_one_card_from_start_to_ready(one: dict[str, Any]) -> None:
+    one = run("internvl2-8b", cases=cases, keep=tmp_path)
     assert one["outcome"] == "served"
     assert one["schema"] == "turbofit.rehearsal/1"
     cache = one["cache"]
@@ -50,10 +46,7 @@ def test_one_card_from_start_to_ready(one: dict[str, Any]) -> None:
     assert mib(one["pinned"]["ready"]) == pytest.approx(149.1, abs=0.05)
     # Weights and what torch stages of them on the first card.
     assert mib(one["gpus"][0]["load_peak"]) == 17594
-
-
-def test_buffers_by_the_engines_call(one: dict[str, Any]) -> None:
-    wanted = {
+    buffers = {
         "attention": pytest.approx(66, abs=0.2),
         "token_ids": pytest.approx(16, abs=0.02),
         "guided_decoding": pytest.approx(2.83, abs=0.01),
@@ -61,11 +54,8 @@ def test_buffers_by_the_engines_call(one: dict[str, Any]) -> None:
         "gemm_workspace": pytest.approx(35, abs=0.01),
         "l2_flush": 6,
     }
-    assert {name: mib(one["terms"][0][name]) for name in wanted} == wanted
+    assert {name: mib(one["terms"][0][name]) for name in buffers} == buffers
     assert pool(one, "warm-up") == 585
-
-
-def test_vision_cases(one: dict[str, Any]) -> None:
     peaks = [pool(one, f"case {n}") for n in (1, 6, 13, 26, 40)]
     assert peaks == [22.25, 122.25, 262.25, 522.25, 720.63]
     assert [c["statuses"] for c in one["cases"]] == [
@@ -78,9 +68,6 @@ def test_vision_cases(one: dict[str, Any]) -> None:
     assert pool(one, "case four queued") == pytest.approx(39 * 18.0156, abs=0.1)
     assert all(case["queued_whole"] for case in one["cases"])
     assert one["cases"][2]["tokens"] == [13 * 256 + 32]
-
-
-def test_sampling_cases_and_the_whole_timeline(one: dict[str, Any]) -> None:
     vocab = 92553
     top_k = 128 * vocab * (2 + 4)
     assert pool(one, "case full batch") >= mib(top_k)

@@ -50,15 +50,9 @@ def rehearsed(
     return document
 
 
-@pytest.fixture(scope="module")
-def killed(checkpoint: Path) -> dict[str, Any]:
-    """Served at LMDeploy's defaults until a huge picture."""
+def test_qwen2_vl_2b_at_lmdeploys_defaults_until_a_picture_kills_it(checkpoint: Path) -> None:
     huge = RehearsalCase("huge", (RehearsalRequest(32, sizes=((3584, 3584),)),))
-    return rehearsed(checkpoint, PICTURE, huge, late=GONE)
-
-
-def test_qwen2_vl_2b_at_lmdeploys_defaults(killed: dict[str, Any]) -> None:
-    document = killed
+    document = rehearsed(checkpoint, PICTURE, huge, late=GONE)
     assert document["schema"] == "turbofit.rehearsal/1"
     cache, (card,) = document["cache"], document["gpus"]
     assert cache["free"] == [19492 * MIB]
@@ -68,8 +62,9 @@ def test_qwen2_vl_2b_at_lmdeploys_defaults(killed: dict[str, Any]) -> None:
     # To the MiB with torch 2.12.1; other torches allocate a little otherwise.
     assert after["allocated"] / MIB == pytest.approx(17868.6, rel=0.001)
     assert after["reserved"] == pytest.approx(18158 * MIB, rel=0.002)
-    served, _ = document["cases"]
+    served, dead = document["cases"]
     assert set(served["statuses"]) == {"finished"}
+    assert dead["statuses"] == {"unavailable": 1}
     picture = card["phases"]["case vision_request"]
     assert picture["allocated_peak"] == pytest.approx(18332.7 * MIB, rel=0.001)
     assert picture["reserved_peak"] == pytest.approx(18838 * MIB, rel=0.002)
@@ -79,16 +74,12 @@ def test_qwen2_vl_2b_at_lmdeploys_defaults(killed: dict[str, Any]) -> None:
         assert phase["reserved"] + card["contexts"] == phase["held"]
     peaks = [phase["peak"] for phase in card["phases"].values()]
     assert card["left_at_peak"] == CARD.total - GONE - max(peaks)
-
-
-def test_a_picture_kills_it(killed: dict[str, Any]) -> None:
-    assert killed["outcome"] == "out_of_memory"
-    death = killed["death"]
+    assert document["outcome"] == "out_of_memory"
+    death = document["death"]
     assert death["phase"] == "case huge"
     assert death["message"].startswith("CUDA out of memory. Tried to allocate")
     assert death["asked"] > death["left"] >= 0
     assert "qwen2_vl.py" in death["where"]
-    assert killed["cases"][-1]["statuses"] == {"unavailable": 1}
 
 
 @pytest.mark.exhaustive

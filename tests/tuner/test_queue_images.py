@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import turbofit
@@ -14,7 +12,6 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.model.presets import known_presets, load_preset
-from turbofit.rehearse.planned import plan_spec
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
 
@@ -66,14 +63,6 @@ def test_a_prediction_pays_for_one_too() -> None:
     assert turbofit.predict("qwen2-vl-7b", queue_images=True, **asked).fits
 
 
-def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_path: Path) -> None:
-    counts = []
-    for plan in both("internvl3-8b-hf", "1xrtx3090", engine="pytorch", max_prefill_token_num=8192):
-        cases = {case.name: case for case in plan_spec(plan, tmp_path).cases}
-        counts.append(len(cases["vision_forward"].requests))
-    assert counts[0] > 1 == counts[1]
-
-
 def test_where_the_cache_is_short_queueing_serves_more_and_is_as_wide_as_costs_nothing() -> None:
     chosen, without, forced = (
         turbofit.plan("internvl2-2b", on="1xl4:free=8GiB", queue_images=queue)
@@ -109,8 +98,6 @@ def test_where_there_is_cache_enough_nothing_queues(model: str) -> None:
 
 #: A template, a question and the answer of the request that readiness asks.
 TEXT = 256
-
-
 #: Presets with images that are not another one's quantisation.
 WITH_IMAGES = [
     name for name in known_presets()

@@ -69,10 +69,6 @@ class Cloud:
         return self._cluster.head_node
 
     @property
-    def logs(self) -> Path:
-        return Path(self.head.get_logs_dir_path())
-
-    @property
     def address(self) -> str:
         """For ``--cluster``."""
         return f"ray:{self._cluster.address}"
@@ -110,10 +106,10 @@ class Cloud:
     def kill(self, name: str) -> None:
         """The node's raylet dies: what it started has to go by itself."""
         node = self.nodes.pop(name)
-        raylet = node.all_processes["raylet"][0].process.pid
-        _kill(raylet)
+        raylet = node.all_processes["raylet"][0].process
+        raylet.kill()
         # Whoever started it reaps it, or its processes never see that it has gone.
-        node.all_processes["raylet"][0].process.wait()
+        raylet.wait()
         self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
@@ -207,7 +203,8 @@ class Serving:
         raise AssertionError(f"no {title!r}")
 
     def ray_logs(self) -> list[Path]:
-        return [path for path in self.cloud.logs.rglob("*") if path.is_file()]
+        logs = Path(self.cloud.head.get_logs_dir_path())
+        return [path for path in logs.rglob("*") if path.is_file()]
 
     def _folder(self, name: str) -> Path:
         found = (self.state / "turbofit" / "nodes").glob(f"*-{self.cloud.identity(name)[:12]}")
@@ -345,10 +342,3 @@ def cloud_of(*nodes: tuple[str, str, int], **environ: str) -> Iterator[Cloud]:
         yield cloud
     finally:
         cloud.stop()
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -16,9 +16,7 @@ import pytest
 
 import turbofit.pretend
 from turbofit.cli.main import main
-from turbofit.core.errors import PackageError, UsageError
-from turbofit.core.images import PatchRule, TileRule
-from turbofit.core.struct import decode, to_json
+from turbofit.core.errors import PackageError
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.pretend.command import find_turbofit, put_first
@@ -29,12 +27,11 @@ from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import report
 from turbofit.rehearse.packages import SERVED
 from turbofit.rehearse.run import EndedRun
-from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.torch import delta_nets
 from turbofit.rehearse.torch.delta_nets import most_chunks
 from turbofit.rehearse.torch.phase_recorder import Phases, read_records
 from turbofit.rehearse.torch.readings import _death, read_run, span
-from turbofit.rehearse.torch.torch_image_overlap import rehearsed_size
 
 Patch = pytest.MonkeyPatch
 INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
@@ -230,40 +227,6 @@ def test_a_new_process_reads_stand_ins_of_families_with_code_of_their_own(tmp_pa
         env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
-PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
-
-
-@pytest.mark.parametrize("limit", [1, 2, 5, 6, 11, 12])
-def test_a_picture_gives_as_many_tiles_as_any(limit: int) -> None:
-    size = rehearsed_size(TILES, limit)
-    seen = TILES.units(*size, limit)
-    assert seen == TILES.worst_units(limit)
-    # The engine is not told of the limit: the picture keeps to it by itself.
-    assert TILES.units(*size) == seen
-
-
-@pytest.mark.parametrize("pixels", [12845056, 1003520, 602112, 100352, 3136])
-def test_a_picture_gives_nearly_as_many_patches_as_any(pixels: int) -> None:
-    size = rehearsed_size(PATCHES, pixels)
-    seen, worst = PATCHES.units(*size), PATCHES.worst_units(pixels)
-    assert 0.97 * worst <= seen <= worst
-
-
-def test_a_picture_is_a_square_and_no_larger_than_the_checkpoints_own() -> None:
-    assert rehearsed_size(PATCHES, None) == (3584, 3584)
-    with pytest.raises(UsageError, match="checkpoint's own 12"):
-        rehearsed_size(TILES, 24)
-
-
-def test_a_specification_survives_its_text() -> None:
-    request = RehearsalRequest(LONGEST, sizes=((448, 896),), images=3)
-    scenario = Scenario((PretendGpu("x", 1 << 30),), peers=frozenset({(0, 1)}))
-    cases = (RehearsalCase("a", (request,)),)
-    spec = Spec(scenario, "somewhere", "pytorch", {"tp": 2}, cases)
-    assert decode(to_json(spec), Spec, what="spec") == spec
 
 
 def test_a_phase_waits_for_living_processes_only(tmp_path: Path) -> None:

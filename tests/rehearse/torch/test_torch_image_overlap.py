@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit.api
+from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.rehearse.mixes import Image, Prompt
@@ -20,6 +21,28 @@ from turbofit.rehearse.torch.torch_image_overlap import (
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 6, 11, 12])
+def test_a_picture_gives_as_many_tiles_as_any(limit: int) -> None:
+    size = rehearsed_size(TILES, limit)
+    seen = TILES.units(*size, limit)
+    assert seen == TILES.worst_units(limit)
+    # The engine is not told of the limit: the picture keeps to it by itself.
+    assert TILES.units(*size) == seen
+
+
+@pytest.mark.parametrize("pixels", [12845056, 1003520, 602112, 100352, 3136])
+def test_a_picture_gives_nearly_as_many_patches_as_any(pixels: int) -> None:
+    size = rehearsed_size(PATCHES, pixels)
+    seen, worst = PATCHES.units(*size), PATCHES.worst_units(pixels)
+    assert 0.97 * worst <= seen <= worst
+
+
+def test_a_picture_is_a_square_and_no_larger_than_the_checkpoints_own() -> None:
+    assert rehearsed_size(PATCHES, None) == (3584, 3584)
+    with pytest.raises(UsageError, match="checkpoint's own 12"):
+        rehearsed_size(TILES, 24)
 
 
 def tiles(*counts: int, text: int = 1) -> Prompt:

@@ -14,19 +14,18 @@ from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.planned import plan_spec
 from turbofit.rehearse.turbomind.image_overlap import Image, Prompt, most_met, queue, worst_cases
 
+#: A batch and no queue, so that the images of whole requests fill what is paid for.
+EIGHT: dict[str, Any] = {"max_batch_size": 8, "queue_images": False}
+
 
 def prompt(lead: int, units: int, tokens: int, rest: int) -> Prompt:
     """With one image."""
     return Prompt(lead, (Image(units, tokens),), rest)
 
 
-def prompts(lengths: list[tuple[int, int, int]]) -> list[Prompt]:
-    return [prompt(lead, tokens // 256, tokens, rest) for lead, tokens, rest in lengths]
-
-
 def test_prompts_that_meet_in_a_forward() -> None:
     # 8320 tokens: two prompts of 3330, and of the third what is left, which has its image's head.
-    four = prompts([(1, 3328, 1)] * 4)
+    four = [prompt(1, 13, 3328, 1)] * 4
     assert most_met(four, 8320, 32768) == 39
     # As long as the context at most.
     assert most_met(four, 8320, 6660) == 26
@@ -92,7 +91,7 @@ def forward(plan: Plan, units: int | None = None) -> list[tuple[tuple[Any, ...],
 
 def test_a_prefix_cache_is_asked_again_about_what_it_has_seen() -> None:
     keywords: dict[str, Any] = {"on": "1xrtx3090", "enable_prefix_caching": True}
-    plan = turbofit.api.plan("internvl2-8b", max_batch_size=8, queue_images=False, **keywords)
+    plan = turbofit.api.plan("internvl2-8b", **EIGHT, **keywords)
     cases = {case.name: case.requests for case in worst_cases(plan)}
     assert cases["vision_request"][0].images == 1
     again = forward(plan)
@@ -101,11 +100,6 @@ def test_a_prefix_cache_is_asked_again_about_what_it_has_seen() -> None:
     # A gate leaves room for a smaller image.
     plan = turbofit.api.plan("internvl2-8b", **keywords)
     assert forward(plan, 60) == [*[((13,), 1)] * 4, ((8,), None)]
-
-
-def test_the_gateway_lets_no_more_through_than_was_paid_for() -> None:
-    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090")
-    assert [units for units, _ in forward(plan, 26)] == [(13,), (13,)]
 
 
 def _sent(plan: Plan, gate: int | None = None) -> list[list[int]]:
@@ -126,14 +120,8 @@ def test_unequal_images_fill_what_the_gateway_lets_through(gate: int) -> None:
 
 @pytest.mark.parametrize("prefix", [False, True])
 def test_several_images_a_request_meet_too(prefix: bool) -> None:
-    plan = turbofit.api.plan(
-        "internvl2-8b",
-        on="1xrtx3090",
-        images=4,
-        enable_prefix_caching=prefix,
-        max_batch_size=8,
-        queue_images=False,
-    )
+    options: dict[str, Any] = {"images": 4, "enable_prefix_caching": prefix, **EIGHT}
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", **options)
     sent, limits = _sent(plan), plan.limits
     assert all(len(request) <= 4 and sum(request) <= limits.units_per_request for request in sent)
     assert any(len(request) > 1 for request in sent)
@@ -154,10 +142,6 @@ def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
     assert told.model.image_rule is not None
     (one,) = queue(told, told.model.image_rule, 13)
     assert one.units == (13,)
-
-
-#: A batch and no queue, so that the images of whole requests fill what is paid for.
-EIGHT = {"max_batch_size": 8, "queue_images": False}
 
 
 @pytest.mark.lmdeploy

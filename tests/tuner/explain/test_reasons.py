@@ -13,7 +13,6 @@ from turbofit.core.machine import Calibration, Machine
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.calibrated import identity
-from turbofit.tuner.resolved_request import Margin
 
 
 def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:
@@ -159,12 +158,3 @@ def test_what_a_person_asks_for_stays_and_a_large_spread_adds_nothing() -> None:
         assert api.plan(MODEL, on=on, **asked).gpus[0].margin == margin
     (gpu,) = api.plan(MODEL, on=machine, budget=12 * GIB).gpus
     assert gpu.peak - gpu.used + 64 * MIB <= 12 * GIB
-
-
-def test_a_rehearsed_plan_keeps_three_eighths() -> None:
-    (gpu,) = parse_spec("1xrtx3090").gpus
-    (large,) = parse_spec("1xa100-80g").gpus
-    for card in (gpu, large):
-        assert Margin(rehearsed=True).of(card) == int(Margin().of(card) * 3 / 8)
-    assert Margin(bytes=5, rehearsed=True).of(gpu) == 5
-    assert Margin(rehearsed=True).saved(gpu) == 32 * MIB
