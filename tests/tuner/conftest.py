@@ -62,8 +62,8 @@ def keeps_promises(plan: Plan) -> None:
     assert Plan.from_json(plan.to_json()) == plan
     assert all(ledger.fits for ledger in plan.gpus)
     assert plan.settings.session_len <= plan.kv.tokens
-    assert plan.kv.tokens == min(own.kv.tokens for own in plan.each())
-    for own in plan.each():
+    assert plan.kv.tokens == min(own.kv.tokens for own in plan.group_plans())
+    for own in plan.group_plans():
         ratio = own.settings.cache_max_entry_count
         assert 0 < ratio < 1
         assert round(ratio * 1000) == pytest.approx(ratio * 1000)

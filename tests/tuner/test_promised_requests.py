@@ -37,7 +37,7 @@ ASKED: list[tuple[str, str, dict[str, Any], int]] = [
 def at_once(plan: Plan) -> int:
     """What the caches hold of the request that the plan counts with."""
     size = plan.held.request_tokens
-    return sum(one.kv.tokens // size for one in plan.each())
+    return sum(one.kv.tokens // size for one in plan.group_plans())
 
 
 @pytest.mark.parametrize(("model", "on", "asked", "many"), sweep(ASKED, 4))

@@ -478,7 +478,7 @@ class Plan(JsonDocument):
             rehearsal=group.rehearsal,
         )
 
-    def each(self) -> tuple[Plan, ...]:
+    def group_plans(self) -> tuple[Plan, ...]:
         """The plan of each group, in their order."""
         return tuple(self.of_group(number) for number in range(len(self.parallel.groups)))
 
@@ -516,14 +516,14 @@ class Plan(JsonDocument):
     @property
     def requests_at_once(self) -> int:
         """Requests that all engines run at once."""
-        return sum(plan.settings.max_batch_size for plan in self.each())
+        return sum(plan.settings.max_batch_size for plan in self.group_plans())
 
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.
 
         It then evicts the youngest, which later begins again, images included.
         """
-        return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.each())
+        return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.group_plans())
 
     def engine_config(self) -> Any:
         """The settings as LMDeploy's own ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.

@@ -97,7 +97,7 @@ def _note(case: LogCase) -> str:
 
 def _value(plan: Plan, name: str) -> object:
     """A setting; where engines on unequal cards differ, each one's in the order of the groups."""
-    values = [getattr(group.settings, name) for group in plan.each()]
+    values = [getattr(group.settings, name) for group in plan.group_plans()]
     return values[0] if len(set(values)) == 1 else " | ".join(map(str, values))
 
 

@@ -137,7 +137,7 @@ def about_plan(plan: Plan) -> Document:
 
 def digest_of(plan: Plan) -> str:
     """What tells plans apart: all that engines are started with, and that clients are held to."""
-    settings = [group.settings for group in plan.each()]
+    settings = [group.settings for group in plan.group_plans()]
     promise = (plan.limits, plan.kv.longest_request_tokens)
     parts = (plan.model.name, plan.engine, plan.parallel.groups, settings, promise)
     return sha256(msgspec.json.encode(parts)).hexdigest()[:16]

@@ -183,7 +183,7 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
 def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
     """The plan's engines as their rates, caches and batches are."""
     engine = engine_named(plan.engine.name)
-    for number, group in enumerate(plan.each()):
+    for number, group in enumerate(plan.group_plans()):
         gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[number]]
         yield SimulatedEngine(
             rates=group_rates(plan.model, group.settings, plan.machine, gpus, engine),

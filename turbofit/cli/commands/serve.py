@@ -330,7 +330,7 @@ def _read_saved(arguments: _Arguments, file: str) -> Plan:
         what = option_name(next(iter(given))) if arguments.request.model == _NO_MODEL else "a model"
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
     plan = read_plan(file)
-    settings_of_groups = [to_builtins(group.settings) for group in plan.each()]
+    settings_of_groups = [to_builtins(group.settings) for group in plan.group_plans()]
     for name, value in _modelled(arguments.passed).items():
         planned = list(dict.fromkeys(settings.get(name) for settings in settings_of_groups))
         if planned != [value]:

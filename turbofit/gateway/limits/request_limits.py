@@ -299,7 +299,7 @@ def _kv(plan: Plan) -> KvCache:
     Where each holds a whole batch of those, it never runs out: what an engine has beyond its batch
     waits there, and holds nothing.
     """
-    plans = plan.each()
+    plans = plan.group_plans()
     return KvCache(
         tokens=min(group.kv.tokens for group in plans) if plan.may_evict() else UNSTATED,
         longest=max(group.settings.session_len for group in plans),

@@ -115,7 +115,7 @@ class Planner:
 
 
 def _ratios(plan: Plan) -> list[float]:
-    return [group.settings.cache_max_entry_count for group in plan.each()]
+    return [group.settings.cache_max_entry_count for group in plan.group_plans()]
 
 
 def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Machine:

@@ -64,7 +64,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
         images=images,
     )
     rate, ttft, tpot = 0.0, 0.0, 0.0
-    for group, group_plan in zip(plan.parallel.groups, plan.each(), strict=True):
+    for group, group_plan in zip(plan.parallel.groups, plan.group_plans(), strict=True):
         settings, gpus = group_plan.settings, [plan.machine.gpu(index) for index in group]
         here = group_rates(plan.model, settings, plan.machine, gpus, engine)
         speed = speed_of(here, rates(), load, settings, group_plan.kv.tokens)

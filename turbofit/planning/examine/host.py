@@ -155,7 +155,7 @@ def address_space(sources: Sources, scene: Scene) -> Answer | None:
 
 def open_files(plan: Plan, scene: Scene) -> Answer | None:
     """Raise the limit as far as it may be raised; engines inherit it."""
-    need = _FILES + 4 * sum(group_plan.settings.max_batch_size for group_plan in plan.each())
+    need = _FILES + 4 * sum(group_plan.settings.max_batch_size for group_plan in plan.group_plans())
     allowed = scene.sources.open_files(need)
     if allowed >= need:
         return None

@@ -47,7 +47,7 @@ def images_held(plan: Plan) -> int | None:
 
     With Transformers, which answers one request at a time, those of one request a group.
     """
-    kv, limits, groups = plan.kv, plan.limits, plan.each()
+    kv, limits, groups = plan.kv, plan.limits, plan.group_plans()
     per_image = -(-_pictures(plan) // max(1, limits.images_per_request))
     if not per_image:
         return None
@@ -58,7 +58,7 @@ def images_held(plan: Plan) -> int | None:
 
 def users_of(plan: Plan) -> list[Users]:
     """Conversations of some sizes, the longest request last; none where the cache holds nothing."""
-    groups, pictures, longest = plan.each(), _pictures(plan), plan.kv.longest_request_tokens
+    groups, pictures, longest = plan.group_plans(), _pictures(plan), plan.kv.longest_request_tokens
     images = plan.limits.images_per_request
     beside = f"{images} worst {plural(images, 'image')} and " if pictures else ""
     rows = [
