@@ -72,6 +72,7 @@ class World:
         self.alive: dict[str, RayNode] = {}
         self.free: dict[str, int] = {}
         self.log: list[str] = []
+        self.said: list[str] = []
         self.questions: dict[int, Any] = {}
         self.fails: dict[str, tuple[str, int]] = {}
         self.now = 1000.0
@@ -246,6 +247,17 @@ def test_an_urgent_end_still_lets_the_actors_pass_it_on(
     assert 1.0 <= 0.2 * world.log.count("time") < 2.0
 
 
+def test_the_end_does_not_wait_for_a_node_that_has_died(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = serving(world, "2xrtx3090")
+    monkeypatch.setattr(ray_adapter, "outcome", lambda *_: ray_adapter.RayCallError("it died"))
+    monkeypatch.setattr(module.time, "sleep", lambda _: setattr(world, "now", world.now + 1))
+    began = world.now
+    made.end(140.0, lambda: False)
+    assert world.now - began < 15
+
+
 def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: World) -> None:
     first = serving(world)
     first.answer({"kind": "drain", "node": "host-2"})
@@ -255,6 +267,28 @@ def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: Wo
     made.resume(first.saved())
     ticks(made)
     assert states(made) == {"host-1": "serving", "host-2": "drained"}
+
+
+def test_the_next_controller_goes_on_with_a_change(world: World) -> None:
+    first = serving(world)
+    target(first, context=16384)
+    while "serve host-1 16384" not in world.log:
+        first.tick()
+    made = world.controller()
+    made.nodes.clear()
+    made.resume(first.saved())
+    world.log.clear()
+    ticks(made, 10)
+    assert world.log == ["end host-2", "serve host-2 16384"]
+    assert set(states(made).values()) == {"serving"}
+
+
+def test_an_actor_that_has_just_begun_does_not_say_that_its_server_has_ended(world: World) -> None:
+    made = serving(world, "2xrtx3090")
+    (node_state,) = made.nodes.values()
+    node_state.actor.told = NodeReport(state="", key="k")
+    made.tick()
+    assert [one.url for one in made.addresses()] == [node_state.report.url]
 
 
 def test_what_is_said_of_an_earlier_plan_is_no_failure_of_this_one(world: World) -> None:
@@ -357,6 +391,17 @@ def test_a_node_that_has_no_room_any_more_for_the_new_plan_brings_the_old_one_ba
     assert made.plan.longest_request_tokens == 8192
 
 
+def test_a_change_does_not_count_on_a_node_that_is_drained(world: World) -> None:
+    made = serving(world, "1xrtx3090:free=18500MiB", "2xrtx3090", context=8192)
+    made.answer({"kind": "drain", "node": "host-2"})
+    ticks(made)
+    told = made.answer({"kind": "change", "keywords": {"context": 32768}})
+    assert told["error"]["hint"].startswith("nothing has changed")
+    target(made, context=4096)
+    ticks(made, 10)
+    assert states(made) == {"host-1": "serving", "host-2": "drained"}
+
+
 def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:
     made = serving(world, "2xrtx3090")
     told = made.answer({"kind": "change", "keywords": {"margin": "23GiB"}})
@@ -411,7 +456,7 @@ def served(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any
 
     def serve(stop: Stop, model: str = "internvl2-8b") -> list[str]:
         config = ClusterServeConfig(request=PlanRequest(model=model), gateway=gateway)
-        said: list[str] = []
+        said = world.said
         ended = module.serve_cluster(config, stop, say=said.append, on_open=said.extend)  # type: ignore[arg-type]
         assert ended is signal.SIGTERM
         return said
@@ -431,11 +476,22 @@ def test_a_signal_ends_what_it_has_started_in_order(
     assert not list(tmp_path.rglob("cluster-state.json"))
 
 
+def test_a_signal_while_nodes_are_measured_is_no_lack_of_memory(
+    world: World, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(1, "2xrtx3090")
+    late = ray_adapter.ResultTimeoutError("late")
+    monkeypatch.setattr(ray_adapter, "outcome", lambda *_: late)
+    monkeypatch.setattr(Controller, "end", lambda *_: None)
+    assert served(Stop(lambda: True))[-1] == "stopping: SIGTERM"
+
+
 def test_what_cannot_be_served_gives_the_cards_back(world: World, served: Any) -> None:
     world.add(1, "1xt4")
     stop = Stop()
     with pytest.raises(DoesNotFitError, match="on none of 1 node") as caught:
         served(stop)
     assert "AWQ" in caught.value.hint
+    assert not [line for line in world.said if line.startswith("draining")]
     assert world.log == ["end host-1", "free host-1"]
     assert stop.abrupt

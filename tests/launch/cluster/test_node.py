@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.fixtures.clusters import cluster, node
-from tests.support.processes import put_for_python
+from tests.support.processes import HANG, put_for_python
 from tests.support.waiting import until
 from turbofit.cli.options.launch_options import ray_address
 from turbofit.core.cluster import Cluster, Node
@@ -32,6 +32,7 @@ from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode, ResultTimeoutError
 from turbofit.launch.engine.kernel import start_time
+from turbofit.launch.serve.runs import StateFile
 from turbofit.machine.snapshot import save_snapshot
 from turbofit.machine.spec import parse_spec
 
@@ -125,6 +126,37 @@ def test_the_next_actor_adopts_what_lives_and_ends_what_is_another_plan(serve_is
     second.serve("d2", "{}", ())
     assert opened(second, "d2") != pid
     assert not start_time(pid)
+
+
+def test_a_node_that_cannot_be_measured_ends_its_server_all_the_same(serve_is, monkeypatch) -> None:
+    serve_is(SERVER)
+    made = actor()
+    made.serve("d1", "{}", ())
+    opened(made, "d1")
+
+    def broken(pretend: bool) -> bytes:
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(module, "measure_here", broken)
+    made.end()
+    until(lambda: made.tell().state == "idle", "the end")
+    until(lambda: made.tell().why == "RuntimeError: no driver", "the reason")
+
+
+def test_a_server_ends_where_nothing_can_be_written(serve_is, monkeypatch) -> None:
+    serve_is(SERVER)
+    made = actor()
+    made.serve("d1", "{}", ())
+    pid = opened(made, "d1")
+    monkeypatch.setattr(StateFile, "write", lambda *_: None)
+    made.end()
+    idle(made)
+    assert not start_time(pid)
+
+
+def test_an_actor_that_has_not_looked_yet_says_nothing_of_a_server(serve_is, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_TICK", HANG)
+    assert actor().tell().state == ""
 
 
 def test_a_killed_server_starts_again_and_a_few_times_only(serve_is) -> None:
@@ -296,8 +328,8 @@ def test_a_node_is_planned_for_the_gpus_that_its_actor_has() -> None:
     machine = replace(parse_spec("4xrtx3090"), source="nvml")
     assert held(machine, "3", "0", machine.gpus[2].uuid) == (0, 2, 3)
     assert held(replace(machine, visible=(0, 1)), "1", "2") == (1,)
-    with pytest.raises(UsageError):
-        held(machine, "9")
+    many = held_only(Node(id="a", name="a", address="", machine=machine), ["9"])
+    assert (many.machine, "'9'" in many.why_not) == (None, True)
     # A pretend machine may have fewer than Ray was told.
     assert held(parse_spec("2xrtx3090"), "0", "1", "2") == (0, 1)
 

@@ -335,6 +335,20 @@ def test_a_node_of_the_plan_has_the_share_that_it_has_there() -> None:
     assert again.at_once == plan.nodes[0].at_once == 12
 
 
+def test_nodes_that_run_unlike_engines_are_told_of() -> None:
+    plan = api.plan_cluster("qwen3.5-9b", cluster("1xh100", "1xrtx4090"))
+    assert {own(member).engine.name for member in plan.nodes} == {"turbomind", "pytorch"}
+    assert "nodes run pytorch and turbomind: answers may differ in wording" in plan.warnings
+
+
+def test_nodes_of_the_plan_hold_what_it_counts_on() -> None:
+    machines = cluster("2xrtx3090", "1xl4", "2xrtx4090")
+    plan = api.plan_cluster("qwen2.5-vl-7b", machines, concurrency=30)
+    for given, member in zip(machines.nodes, plan.nodes, strict=True):
+        joined, planned = own(joining(plan, given, concurrency=30)), own(member)
+        assert (joined.settings, joined.kv) == (planned.settings, planned.kv)
+
+
 def test_a_node_that_holds_less_than_its_share_joins_where_that_is_no_promise() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("1xrtx4090"), concurrency=12)
     joined = joining(plan, node(2, "1xrtx3090:used=1GiB"))

@@ -60,6 +60,8 @@ _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
 #: Seconds that servers have to end, beside those of the drain.
 _LAST_SECONDS: Final = 20.0
+#: Seconds that the end waits for an actor that does not answer: its server ends by its lease.
+_SILENT_SECONDS: Final = 10.0
 #: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
 _URGENT_SECONDS: Final = 1.0
 #: Those of a node that has a plan, and a server of it.
@@ -72,7 +74,7 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
     """What the next controller needs to go on.
 
     The run's name, its request in words, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing. ``at`` is when.
+    ids of nodes that are to serve nothing, or another plan. ``at`` is when.
     """
 
     run: str
@@ -81,6 +83,7 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
     changes: dict[str, Any]
     plan: ClusterPlan
     drained: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -96,7 +99,7 @@ class NodeState:
         drained   it serves nothing until it leaves Ray and joins again
 
     ``until`` is when the state's time is over. ``version`` is that of the cluster's plan under
-    which the node was planned.
+    which the node was planned. ``silent``: its actor starts again, or its node is gone.
     """
 
     ray: RayNode
@@ -113,6 +116,7 @@ class NodeState:
     margin: int | None = None
     digest: str = ""
     report: NodeReport = field(default_factory=NodeReport)
+    silent: bool = False
 
     @property
     def name(self) -> str:
@@ -132,9 +136,11 @@ class NodeState:
 
     @property
     def known(self) -> Node:
-        """The node as it was measured, or why it was not."""
+        """The node as it was measured, or why it serves nothing."""
         ray, why = self.ray, self.why or "it was not measured in time"
-        return self.node or Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
+        if self.node is not None and self.after != "drained":
+            return self.node
+        return Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
 
     def be(self, state: str, why: str = "", seconds: float = 0.0) -> None:
         """Change the state, with the reason, for so many seconds."""
@@ -185,7 +191,9 @@ class Controller:
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
         while any(node.state == "joining" and not node.node for node in self.nodes.values()):
-            if stopped() or time.monotonic() > end:
+            if stopped():
+                return
+            if time.monotonic() > end:
                 break
             self._hear()
             time.sleep(_TICK)
@@ -214,6 +222,8 @@ class Controller:
                 machine, pretend = planned.plan.machine, self.config.pretend
                 node.node = replace(node.known, machine=machine, pretend=pretend, why_not="")
                 self.serve(node, planned)
+                if ray_node.id in saved.outdated:
+                    node.version = -1  # it changes next
             else:
                 continue
             self.nodes[ray_node.id] = node
@@ -271,7 +281,8 @@ class Controller:
             if urgent() and took > _URGENT_SECONDS:
                 break
             self._hear()
-            left = [node for node in left if node.report.state != "idle"]
+            late = took > _SILENT_SECONDS
+            left = [n for n in left if n.report.state != "idle" and not (late and n.silent)]
             time.sleep(_TICK)
         for node in self.nodes.values():
             self._free(node)
@@ -328,10 +339,10 @@ class Controller:
             if isinstance(answer, ResultTimeoutError):
                 continue
             node.pending = None
-            # An actor that does not answer starts again, or its node is gone.
-            if not (fails := isinstance(answer, RayCallError)):
+            node.silent = isinstance(answer, RayCallError)
+            if not node.silent and answer.state:
                 node.report = answer
-            measured = answer if fails else answer.measured
+            measured = answer if node.silent else answer.measured
             if node.state == "joining" and (measured or node.report.why):
                 known = node_of(node.ray, measured or RayCallError(node.report.why))
                 node.node = held_only(known, node.report.gpus)
@@ -551,10 +562,12 @@ class Controller:
 
     def saved(self) -> _Saved:
         """What the next controller goes on with."""
-        drained = (key for key, node in self.nodes.items() if node.after == "drained")
+        nodes = self.nodes.items()
         return _Saved(
             run=self.run, at=time.time(), request=_words_of(self.config), changes=self.changes,
-            plan=self._served(), drained=tuple(drained),
+            plan=self._served(),
+            drained=tuple(key for key, node in nodes if node.after == "drained"),
+            outdated=tuple(key for key, node in nodes if node.version != self.version),
         )  # fmt: skip
 
     def resumable(self, saved: _Saved) -> bool:
@@ -597,7 +610,7 @@ def serve_cluster(
             return controller.follow(stop, front, partial(controller.post, board, state), on_open)
         finally:
             stop.on_second(front.cut_off)
-            if not stop.urgent:
+            if front.alive and not stop.urgent:
                 controller.say("draining: what is under way may end")
             front.stop(drain=not stop.urgent)
             if stop.signal is not None:

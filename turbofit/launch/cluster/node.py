@@ -48,6 +48,7 @@ _KEPT_SECONDS: Final = 7 * 86400.0
 class NodeReport(Struct):
     """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
+    It is empty until the actor has looked: a server of an actor before it may be open.
     ``digest`` is of the plan that runs; ``why`` and ``exit_code`` say why the node is unfit.
     ``measured`` is a `Node` in JSON, as it is while nothing serves; ``gpus`` are the actor's, by
     Ray's ids.
@@ -83,7 +84,8 @@ class NodeActor:
         self._raylet = os.getppid()
         self._child: subprocess.Popen[bytes] | None = None
         gpus = tuple(ray_adapter.gpus_of_this_task())
-        self._report = NodeReport(folder=str(self._folder), gpus=gpus, key=self._begin())
+        key, folder = self._begin(), str(self._folder)
+        self._report = NodeReport(state="", folder=folder, gpus=gpus, key=key)
         self._ends: list[float] = []
         self._again = 0.0
         self._gone = threading.Event()
@@ -100,8 +102,8 @@ class NodeActor:
         self._wanted.write(_Wanted(run=self._run, digest=digest, words=words))
 
     def end(self) -> None:
-        """End the server in order, and start none."""
-        self._wanted.write(_Wanted(run=self._run))
+        """End the server in order, and start none; a full disk does not keep it from that."""
+        self._wanted.forget()
 
     def tell(self) -> NodeReport:
         """What the node tells of itself now."""
@@ -121,7 +123,8 @@ class NodeActor:
                 try:
                     self._look()
                 except Exception as exc:  # noqa: BLE001 - this thread must not end
-                    self._tell(why=f"{type(exc).__name__}: {exc}")
+                    state, why = self._report.state or "idle", f"{type(exc).__name__}: {exc}"
+                    self._tell(state=state, why=why)
 
     def _begin(self) -> str:
         """Go on with this run, or begin it; the key by which its server trusts fronts."""
@@ -152,8 +155,8 @@ class NodeActor:
                 self._ended(digest, now)
             (self._folder / "lock").write_text("")
         elif not digest:
-            measured = self._report.measured or measure_here(self._pretend)
-            self._tell(state="idle", measured=measured, digest="", url="")
+            self._tell(state="idle", digest="", url="", why="")
+            self._tell(measured=self._report.measured or measure_here(self._pretend))
         elif now >= self._again and (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
 

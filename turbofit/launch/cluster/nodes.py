@@ -72,7 +72,10 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
     known = [gpu.index for gpu in machine.gpus]
     if machine.source != "nvml":  # a pretend machine may have fewer GPUs than Ray was told
         gpus = [gpu for gpu in gpus if not gpu.isdigit() or int(gpu) < len(known)]
-    indices = {select(gpu, machine.gpus, known)[0] for gpu in gpus}
+    try:
+        indices = {select(gpu, machine.gpus, known)[0] for gpu in gpus}
+    except TurbofitError as exc:  # Ray was told of more than there are
+        return replace(node, machine=None, why_not=exc.message)
     visible = tuple(index for index in machine.visible if index in indices)
     return replace(node, machine=replace(machine, visible=visible))
 
@@ -134,7 +137,7 @@ def _simulated(text: str) -> Cluster:
         count = int(number) if number.isdecimal() else 0
         if not 1 <= count <= MOST_NODES - len(nodes):
             raise UsageError(
-                f"--cluster: {part[:60]!r} is not SPEC@COUNT",
+                f"--cluster: {part[:60]!r} is not SPEC@COUNT, or more nodes than are simulated",
                 hint=f"write it like sim:4xrtx3090@100/8xh100@2, {MOST_NODES:,} nodes at most",
             )
         if text and not spec.strip("./~ "):

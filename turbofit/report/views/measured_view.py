@@ -91,11 +91,11 @@ def _traced(plan: TracedPlan) -> dict[str, str]:
     reasons = ", ".join(f"{row.count:,} {row.reason}" for row in plan.refused)
     return {
         "engines": plan.engine,
-        "first token, p50 / p90 / p99": times(plan.ttft),
+        "first token, p50/p90/p99": times(plan.ttft),
         "a token after it": times(plan.tpot),
         "whole answer": times(plan.e2e),
         "before a prompt is read": times(plan.queue),
-        "waiting at an engine, at most": f"{plan.most_waiting:,}",
+        "waiting at most": f"{plan.most_waiting:,}",
         "refused": reasons if refused else "none",
         "made smaller": f"{plan.lowered:,}",
         "answered": f"{plan.answered:,}, {two_digits(plan.requests_per_second)} a second",

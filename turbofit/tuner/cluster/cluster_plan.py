@@ -264,30 +264,34 @@ def plan_joining_node(
 ) -> NodePlan:
     """What a node serves under a plan's promise, without the command lines; no other node changes.
 
-    ``base`` is what the plan was asked for; its machine and workload are not read.
+    ``base`` is what the plan was asked for; its machine is not read.
     """
     node_plan, why, limits = _named(node), why_unusable(node), plan.limits
     if why or limits is None:
         return replace(node_plan, why_not=why or "nothing is promised: no node served")
     promise = Promise(limit=limits.image_limit, context=plan.longest_request_tokens)
-    share = _share(plan, node)
-    # Its share is planned for, and is no promise: the others hold all requests.
+    share, kinds = _share(plan, node), kinds_of([node])
+    # The share of one that the plan has not is planned for, and is no promise: the others hold all.
     workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))
     if "session_len" not in base.fixed:
         workload = replace(workload, context=promise.context)
-    base = replace(base, workload=workload, load_only=True)
-    planner = _Planner(base, kinds_of([node]), engine)
-    serial = {other.plan.engine.serial for other in plan.nodes if other.plan is not None}
+    planner = _Planner(replace(base, workload=workload, load_only=True), kinds, engine)
     # A batch bounds the answers a request: the second try gives each engine the promised ones.
-    for requests in (share, float(limits.n * len(_machine(node).visible))):
-        tried = planner.plan(0, requests, promise)
+    tries = [(planner, share), (planner, float(limits.n * len(_machine(node).visible)))]
+    member = plan.node(node.id)
+    if member is not None and member.plan is not None:
+        # The plan counts on its share, which it may still hold.
+        tries.insert(0, (_Planner(base, kinds, engine), member.at_once))
+    serial = {other.plan.engine.serial for other in plan.nodes if other.plan is not None}
+    for trier, requests in tries:
+        tried = trier.plan(0, requests, promise)
         why = tried.why_not or promise.why_broken(tried.served, planner.unit)
         if not why and serial and tried.served.engine.serial not in serial:
             why = f"only {tried.served.engine.name} serves on it: not mixed with LMDeploy's engines"
         why = why or _below(tried.served.limits, limits)
         if not why:
             joined = _held_to(tried.served, limits, promise)
-            return replace(node_plan, plan=joined, at_once=share)
+            return replace(node_plan, plan=joined, at_once=min(requests, share))
     return replace(node_plan, why_not=why)
 
 
@@ -451,6 +455,9 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
             f"nodes compute in {' and '.join(dtypes)}, as their cards can: the same request may be"
             " answered differently; --dtype float16 makes them one"
         )
+    engines = sorted({served.engine.name for served in used})
+    if len(engines) > 1:
+        yield f"nodes run {' and '.join(engines)}: answers may differ in wording"
     texts = (
         text for served in used for text in served.warnings if not text.startswith("not used: ")
     )
