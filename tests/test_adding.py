@@ -32,23 +32,15 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-#: Of a ledger, what rests on the terms above.
-SUMS = {"steady", "peak", "headroom"}
-
-
 def follow(tree: Path, recipe: str, **environment: str) -> str:
     """What the recipe's last command says."""
     python = str(Path(sys.executable).parent)
+    here = {"PYTHONPATH": str(tree), "PATH": f"{python}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-eu", "-c", recipe],
-        cwd=tree,
-        env=os.environ
-        | {"PYTHONPATH": str(tree), "PATH": f"{python}:{os.environ['PATH']}"}
-        | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        cwd=tree, env={**os.environ, **here, **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode in (0, 3), done.stderr
     return done.stdout
 
@@ -112,5 +104,6 @@ def test_a_changed_formula(tree: Path) -> None:
     )
     assert before.keys() == after.keys() > {"weights.mlp", "kv_cache", "text_prefill"}
     moved = {name for name, size in after.items() if size != before[name]}
-    assert "vision_forward" in moved <= {"vision_request", "vision_forward", "pool_growth", *SUMS}
+    sums = {"steady", "peak", "headroom"}  # of a ledger's terms
+    assert "vision_forward" in moved <= {"vision_request", "vision_forward", "pool_growth", *sums}
     assert "newer than" not in newer  # it has an account of its own

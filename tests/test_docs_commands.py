@@ -1,11 +1,15 @@
-"""Each command line of README, docs and help pages: parsed, and run."""
+"""Command lines of README, docs, help pages, the skill and the notebook: parsed, and run."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
@@ -13,14 +17,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import pynvml
 import pytest
 import yaml
 
 import turbofit
 from tests.support.plans import few_presets
+from tests.support.waiting import HANG
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.main import main
 from turbofit.cli.manual import MANUAL
+from turbofit.cli.usage_errors import options_by_command
 from turbofit.core.errors import UsageError
 from turbofit.core.synonyms import synonym
 
@@ -139,23 +146,14 @@ def test_a_command_line_parses(one: Shown, tmp_path: Path, monkeypatch: pytest.M
         assert not problem or (not one.whole and _UNFINISHED.search(problem)), problem
 
 
-def options() -> set[str]:
-    found = set()
-    for name in COMMANDS:
-        command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
-        assert command is not None
-        for param in command.params:
-            found |= {*param.opts, *param.secondary_opts}
-    return found
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_an_option_in_back_ticks_exists(page: str) -> None:
-    known = options()
-    text = (ROOT / page).read_text(encoding="utf-8")
-    named = re.findall(r"`(--[a-z][\w-]+)[^`]*`", text)
-    foreign = {one for one in named if one not in known and synonym(one) is None}
-    assert foreign <= set().union(*_OF_OTHERS.values())
+def test_an_option_in_back_ticks_exists() -> None:
+    ctx = click.Context(TURBOFIT)
+    known = set().union(*_OF_OTHERS.values())
+    for _, param in options_by_command(ctx):
+        known |= {*param.opts, *param.secondary_opts}
+    for page in PAGES:
+        named = re.findall(r"`(--[a-z][\w-]+)[^`]*`", (ROOT / page).read_text(encoding="utf-8"))
+        assert {one for one in named if one not in known and synonym(one) is None} == set(), page
 
 
 def runs(one: Shown) -> bool:
@@ -197,3 +195,141 @@ def test_no_page_and_nothing_that_can_run_is_left_out() -> None:
     ran = Counter(one.argv[0] for lines in LINES.values() for one in lines)
     assert {"plan", "which", "init", "export", "report", "compare"} <= set(ran)
     assert ran["plan"] >= 8
+
+
+SKILL = (ROOT / "skills" / "turbofit" / "SKILL.md").read_text(encoding="utf-8")
+LLMS = (ROOT / "llms.txt").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```", SKILL + LLMS, re.MULTILINE | re.DOTALL)
+SKILL_LINES = [line.removeprefix("turbofit ") for block in BLOCKS for line in block.splitlines()]
+LOG = (
+    "[TM][FATAL][1119.01:01:01.000001][allocator.cc:105] CUDA runtime error: out of memory\n"
+    "Aborted (core dumped)\n"
+)
+#: What a machine without GPUs and servers may answer, by the command; of others 0.
+CODES = {
+    "machine": {4}, "serve": {4}, "calibrate": {4}, "bench": {3}, "watch": {2}, "logs": {2},
+    "stop": {2}, "doctor": {0, 3, 4}, "predict": {0, 3},
+}  # fmt: skip
+
+
+def no_driver() -> None:
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+
+def test_every_command_of_the_skill_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(pynvml, "nvmlInit", no_driver)
+    few_presets(monkeypatch)
+    (tmp_path / "engine.log").write_text(LOG)
+    for line in SKILL_LINES:
+        command, _, file = line.partition(" > ")
+        argv = shlex.split(command.replace(":23333", ":1"))  # where nobody listens
+        code, said = main(argv), capsys.readouterr()
+        needs_gpus = argv[0] == "plan" and "--on" not in argv
+        codes = {4} if needs_gpus else CODES.get(argv[0], {0})
+        assert code in codes, (line, code, said.err)
+        if "--json" in argv or argv[:2] == ["report", "--schema"]:
+            document = json.loads(said.out)
+            assert "error" in document or code in (0, 3) or argv[0] == "doctor", line
+        if file:
+            (tmp_path / file).write_text(said.out)
+
+
+def test_what_is_said_of_a_plan_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "qwen2-vl-7b", "--on", "1xrtx3090", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    (told,) = re.findall(r"^In a plan, read (.*?)^\n", SKILL, re.MULTILINE | re.DOTALL)
+    for name in re.findall(r"`([\w.]+)`", told):
+        value = plan
+        for part in name.split("."):
+            assert part in value, name
+            value = value[part]
+
+
+def test_the_skill_has_its_head_and_names_commands_and_pages() -> None:
+    head = SKILL.split("---")[1]
+    assert re.search(r"^name: turbofit$", head, re.MULTILINE)
+    described = re.search(r"^description: (.+)$", head, re.MULTILINE)
+    assert described is not None
+    assert len(described[1]) <= 1024
+    rows = re.findall(r"^\| [^|]+\? \| (.+) \|$", SKILL, re.MULTILINE)
+    assert len(rows) >= 9
+    assert {word for row in rows for word in re.findall(r"`(\w+)", row)} <= set(COMMANDS)
+    for target in re.findall(r"\]\(([^)#]+)", SKILL + LLMS):
+        assert (ROOT / target).exists(), target
+    assert "in no package index yet" in SKILL
+    assert not re.search(r"pip install \"?turbofit", SKILL + LLMS)
+
+
+NOTEBOOK = json.loads((ROOT / "notebooks" / "free-cards.ipynb").read_text(encoding="utf-8"))
+CELLS = ["".join(one["source"]) for one in NOTEBOOK["cells"] if one["cell_type"] == "code"]
+TEXT = "\n".join("".join(one["source"]) for one in NOTEBOOK["cells"])
+#: IPython's `!`.
+HEAD = """
+import subprocess, sys
+def shell(line):
+    sys.stdout.flush()
+    subprocess.run(line, shell=True)
+"""
+
+
+def program(*, calibrates: bool) -> str:
+    """The cells as a script; what downloads, or takes minutes, is left out."""
+    lines = []
+    for line in "\n".join(CELLS).replace('SOURCE = ""', 'SOURCE = "set"').splitlines():
+        if line.startswith(("!pip", "!cat")) or ("calibrate" in line and not calibrates):
+            continue
+        told = line.replace("turbofit calibrate {MODEL}",
+                            "turbofit calibrate {MODEL} --pretend --on 1xt4")  # fmt: skip
+        command = told.removeprefix("!").replace("turbofit", "{sys.executable} -m turbofit", 1)
+        lines.append(f"shell(f{command!r})" if line.startswith("!") else line)
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def ran(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    (folder / "cells.py").write_text(script)
+    words = ["--on", "1xt4", "--model", "qwen2-vl-2b", "--", sys.executable, "cells.py"]
+    env = {**os.environ, "XDG_STATE_HOME": str(folder), "TURBOFIT_LEASES": str(folder / "leases")}
+    return subprocess.run(
+        [sys.executable, "-m", "turbofit", "pretend", *words],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=HANG, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.exhaustive
+@pytest.mark.lmdeploy
+def test_its_cells_run(tmp_path: Path) -> None:
+    done = ran(tmp_path, program(calibrates=False))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for words in ("Tesla T4", "fits: Qwen2-VL-2B-Instruct"):
+        assert words in done.stdout
+    assert "nothing was served yet" in done.stderr  # `share` has no run to tell of
+    # And its last cells.
+    whole = program(calibrates=True)
+    asked = whole.index("from PIL"), whole.index("shell(", whole.index("with turbofit"))
+    done = ran(tmp_path, whole[: asked[0]] + whole[asked[1] :])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Calibration of Qwen2-VL-2B-Instruct" in done.stdout
+    assert "ran on pretend GPUs: it says nothing of any card" in done.stderr
+
+
+def test_it_installs_nothing_until_its_source_is_set() -> None:
+    cell = next(one for one in CELLS if "!pip" in one)
+    before, _, line = cell.partition("!pip")
+    assert line.endswith('"turbofit[lmdeploy] @ {SOURCE}"')
+    with pytest.raises(AssertionError, match="set SOURCE to git"):
+        exec(before, {})
+    exec(before.replace('""', '"git+https://example.com/turbofit"', 1), {})
+
+
+def test_the_models_of_its_table_fit() -> None:
+    table = re.findall(r"^\| (one T4|one L4|two T4s)[^|]*\| ([^|]+) \|$", TEXT, re.MULTILINE)
+    assert [card for card, _ in table] == ["one T4", "one L4", "two T4s"]
+    models: list[str] = []
+    for (card, cell), spec in zip(table, ("1xt4", "1xl4", "2xt4"), strict=True):
+        models += re.findall(r"`([\w.-]+)`", cell)
+        for model in models:
+            assert turbofit.plan(model, on=spec).fits, (card, model)

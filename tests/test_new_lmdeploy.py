@@ -12,13 +12,7 @@ import pytest
 
 from scripts import new_lmdeploy
 from scripts.citations import ROOT, Citation, citations, digest, state
-from scripts.new_lmdeploy import (
-    Difference,
-    Ran,
-    compared,
-    page,
-    write_kernels,
-)  # fmt: skip
+from scripts.new_lmdeploy import Difference, Ran, compared, page, write_kernels
 from turbofit.core.presets import load_yaml
 from turbofit.core.version import REFERENCE
 from turbofit.kernels.census import Census, Count

@@ -1,4 +1,4 @@
-"""The README says what the commands in it say."""
+"""README, pages of docs and rows of bench/advice say what the commands in them say."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from scripts import record
 from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+#: The same on one line.
+SAID = " ".join(TEXT.split())
 CASES_PAGE = (ROOT / "docs" / "cases.md").read_text()
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
 ACCURACY_PAGE = (ROOT / "docs" / "accuracy.md").read_text()
@@ -63,12 +66,9 @@ def test_the_picture_at_the_top_is_what_the_command_says() -> None:
     assert record.SHOWN.read_text() == record.drawn(), "run python scripts/record.py"
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_it_is_short(name: str) -> None:
-    assert len((ROOT / name).read_text().splitlines()) <= 120
-
-
-def test_every_command_is_there() -> None:
+def test_it_is_short_and_every_command_is_on_its_page() -> None:
+    for page in ("README.md", "README.zh-CN.md"):
+        assert len((ROOT / page).read_text().splitlines()) <= 120, page
     assert "    ./scripts/check\n" in TEXT
     table = COMMANDS_PAGE.split("\n\n`MODEL`")[0]
     for name in COMMANDS:
@@ -82,7 +82,7 @@ def test_accuracy_is_quoted_as_it_was_reached() -> None:
     worst = bars["InternVL2 table, TurboMind: worst 3 %"]
     said = " ".join(ACCURACY_PAGE.split())
     assert f"a median error of {median} of the card, worst {worst}" in said
-    assert f"a median error of {median} of the card" in " ".join(TEXT.split())
+    assert f"a median error of {median} of the card" in SAID
     assert f"counts within {bars['KV block count within 2 %']}" in said
     missed = bars["no row that ran is forecast to run out"].split(", ")
     assert len(missed) == 1
@@ -93,10 +93,7 @@ def test_accuracy_is_quoted_as_it_was_reached() -> None:
 def test_what_the_gateway_costs_is_quoted_as_it_was_measured() -> None:
     results = (ROOT / "bench" / "gateway" / "RESULTS.md").read_text()
     text, image = (float(cells[3].split()[0]) for cells in rows(results, "| request | direct")[:2])
-    said = " ".join(TEXT.split())
-    assert (
-        f"adds {text:.1f} ms to a request of text and {image:.1f} ms to one with an image" in said
-    )
+    assert f"{text:.1f} ms to a request of text and {image:.1f} ms to one with an image" in SAID
 
 
 def test_what_queued_images_gain_is_what_the_plans_say(capsys) -> None:
@@ -111,10 +108,8 @@ def test_what_queued_images_gain_is_what_the_plans_say(capsys) -> None:
 def test_the_error_of_the_forecast_of_speed_is_quoted_as_it_was_reached() -> None:
     results = (ROOT / "bench" / "speed" / "RESULTS.md").read_text()
     (median,) = re.findall(r"^\| median error at most 25% \| ([\d.]+)% \|", results, re.MULTILINE)
-    pages = ("README.md", "docs/accuracy.md")
-    for page in pages:
-        said = " ".join((ROOT / page).read_text().split())
-        assert re.findall(r"median error is ([\d.]+) %", said) == [median], page
+    for page in (TEXT, ACCURACY_PAGE):
+        assert re.findall(r"median\s+error\s+is\s+([\d.]+)\s+%", page) == [median], page[:20]
 
 
 def test_the_python_example_plans(capsys) -> None:
@@ -125,3 +120,76 @@ def test_the_python_example_plans(capsys) -> None:
     exec(code, {"turbofit": turbofit}, found)
     assert found["plan"].fits
     assert json.loads(found["plan"].to_json())["engine"]["name"] == "pytorch"
+
+
+ADVICE_PAGE = (ROOT / "bench" / "advice" / "RESULTS.md").read_text()
+#: What was advised, what that does, how it is judged, and the command that computes it.
+ADVICE = re.findall(r"^\| (.+?) \| (.+?) \| (.*?) \| `(p.+?)` \|$", ADVICE_PAGE, re.MULTILINE)
+#: How the page says an end, and how a verdict says it.
+ENDS = {
+    "dies while loading": "while loading",
+    "never starts": "never starts",
+    "dies in its warm-up or of the first image": "warm-up",
+    "dies of one image": "one image request at the limit",
+    "dies of an image beside long prompts": "an image beside the longest prompts",
+    "dies of images that meet": "image requests that meet",
+    "dies of a full batch": "a full batch sampling",
+}
+
+
+def tokens(does: str) -> int:
+    found = re.match(r"lives, ([\d,]+) tokens", does)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def check(command: str, does: str, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether the command's answer is a plan that serves; its figures are those of the page."""
+    main([*shlex.split(command), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    if does.startswith("refused: "):
+        assert does == f"refused: {document['error']['message']}"
+        return False
+    plan = Plan.from_json(json.dumps(document))
+    serves = plan.fits or ": serves" in plan.verdict
+    assert serves == does.startswith("lives"), plan.verdict
+    if not serves:
+        end, _, short = does.removesuffix(" short").partition(", ")
+        assert ENDS[end] in plan.verdict
+        assert re.search(rf"{re.escape(short)} (short|more)", plan.verdict)
+    elif "one request" in does:
+        assert f"one request of {plan.settings.session_len:,} tokens at a time" in does
+        layers = re.search(r"(\d+ of \d+) layers on no GPU: at best ([\d.]+ s a token)", does)
+        assert layers is None or all(one in " ".join(plan.warnings) for one in layers.groups())
+    else:
+        assert f"lives, {plan.kv.total_tokens:,} tokens" in does
+        spare = min(gpu.headroom for gpu in plan.gpus) // MIB
+        assert plan.fits or f", {spare} MiB to spare" in does
+    return serves
+
+
+@pytest.mark.parametrize(
+    ("advice", "does", "judged", "command"), ADVICE, ids=[row[3] for row in ADVICE]
+)
+def test_a_row_is_what_its_command_says(advice, does, judged, command, capsys) -> None:
+    serves = check(command, does, capsys)
+    assert not judged.startswith("helps") or serves
+    assert not re.match("no help|not enough|worse|cannot be", judged) or not serves
+    better = re.match(r"([\d.]+) times the tokens of \"(.+?)\"", judged)
+    if better is not None:
+        others = [tokens(row[1]) for row in ADVICE if row[0] == better[2]]
+        assert better[1] in [f"{tokens(does) / other:.2g}" for other in others if other]
+    alike = re.search(r"about as many tokens as \"(.+?)\"", judged)
+    if alike is not None:
+        others = [tokens(row[1]) for row in ADVICE if row[0] == alike[1] and tokens(row[1])]
+        assert any(abs(tokens(does) - other) <= 0.02 * other for other in others)
+    older = re.search(r"on ([\d.]+): ([^;]+)", judged)
+    # What others hold is another figure there: of what that version itself takes.
+    if older is not None and not re.search(":(free|used)=", command):
+        check(f"{command} --lmdeploy {older[1]}", older[2], capsys)
+
+
+def test_the_page_of_cases_quotes_the_rows() -> None:
+    table = CASES_PAGE[CASES_PAGE.index("| case | advice |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) >= 10
+    assert all(row in ADVICE_PAGE for row in table)
+    assert len(ADVICE) >= 40

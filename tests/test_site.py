@@ -19,6 +19,7 @@ from scripts.reference import SCHEMAS, reference_pages
 from tests.report.conftest import Browser, browser  # noqa: F401 - pytest's fixture
 from tests.support.waiting import until
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
+from turbofit.cli.usage_errors import options_by_command
 from turbofit.planning.request import PlanRequest
 
 ROOT = Path(__file__).parents[1]
@@ -61,9 +62,7 @@ def test_the_start_page_has_first_steps_in_the_place_of_the_check() -> None:
 def test_the_navigation_has_every_page_once() -> None:
     docs = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert sorted(NAV) == sorted({*docs, *OTHERS, *reference_pages()})
-
-
-def test_nothing_is_loaded_from_a_network() -> None:
+    # Nothing is loaded from a network.
     assert CONFIG["theme"]["font"] is False
     assert "offline" in CONFIG["plugins"]
     assert "iframe-worker" in CONFIG["extra"]["polyfills"][0]  # else `offline` names a CDN's
@@ -73,14 +72,10 @@ def test_the_reference_has_every_command_field_and_schema() -> None:
     made = reference_pages()
     heads = re.findall(r"^## (.+)$", made["reference/cli.md"], re.MULTILINE)
     assert heads == [*COMMANDS, "Exit codes"]
-    root = click.Context(TURBOFIT)
-    for name in COMMANDS:
-        command = TURBOFIT.get_command(root, name)
-        assert command is not None
+    for name, one in options_by_command(click.Context(TURBOFIT)):
         section = made["reference/cli.md"].partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-        for one in command.params:
-            if isinstance(one, click.Option) and not one.hidden:
-                assert all(re.search(rf"{word}(?![\w-])", section) for word in one.opts), one.opts
+        if isinstance(one, click.Option) and not one.hidden:
+            assert all(re.search(rf"{word}(?![\w-])", section) for word in one.opts), one.opts
     for field in PlanRequest.model_fields:
         assert f"| `{field}` |" in made["reference/python.md"]
     for path in SCHEMAS:
@@ -92,18 +87,13 @@ _LOADED = re.compile(
 )
 
 
-def python_with_mkdocs() -> str | None:
-    """This interpreter, or that of the environment that scripts/docs makes."""
-    if all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))):
-        return sys.executable
-    other = ROOT / ".venv-docs" / "bin" / "python"
-    return str(other) if other.exists() else None
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    python = python_with_mkdocs()
-    if python is None:
+    """Built by this interpreter, or by that of the environment that scripts/docs makes."""
+    python = ROOT / ".venv-docs" / "bin" / "python"
+    if all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))):
+        python = Path(sys.executable)
+    if not python.exists():
         pytest.skip("no MkDocs Material here: ./scripts/docs installs it")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(

@@ -1,9 +1,11 @@
-"""A plan from the built wheel: presets travel inside it, and nothing of the checkout is needed."""
+"""What is built and installed: the wheel has all it needs; the lines of pages install it."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,9 +20,24 @@ from tests.sweep import sweep
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
+#: Without what would lead an interpreter to this checkout.
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+
+
+def said(folder: Path, *words: str, **environ: str) -> str:
+    """What a command prints that is run in a folder."""
+    return subprocess.run(
+        words, cwd=folder, env=ENVIRON | environ, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def in_git(*parts: str) -> list[str]:
+    """What git keeps of this checkout, and is there."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git here: an sdist")
+    names = said(ROOT, "git", "ls-files", *parts).splitlines()
+    return [name for name in names if (ROOT / name).exists()]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +45,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     build = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
-    subprocess.run(
-        [sys.executable, "-c", build, str(folder)], cwd=ROOT, check=True, capture_output=True
-    )
+    said(ROOT, sys.executable, "-c", build, str(folder))
     return next(folder.glob("turbofit-*.tar.gz"))
 
 
@@ -38,8 +53,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(sdist: Path) -> Path:
     """Built of the sdist, as an index's users without a wheel would, in pip's own environment."""
     folder = sdist.parent
-    words = ["wheel", "--no-deps", "--wheel-dir", str(folder), str(sdist)]
-    subprocess.run([*PIP, *words], check=True, capture_output=True)
+    said(folder, *PIP, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sdist))
     return next(folder.glob("turbofit-*.whl"))
 
 
@@ -47,34 +61,28 @@ def wheel(sdist: Path) -> Path:
 def installed(wheel: Path) -> Path:
     target = wheel.parent / "site"
     words = ["install", "--no-deps", "--no-compile", "--target", str(target), str(wheel)]
-    subprocess.run([*PIP, *words], check=True, capture_output=True)
+    said(wheel.parent, *PIP, *words)
     return target
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git here: an sdist")
 def test_the_sdist_has_all_that_git_has(sdist: Path) -> None:
     with tarfile.open(sdist) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    assert {name for name in listed if (ROOT / name).exists()} <= packed
+    assert set(in_git()) <= packed
 
 
-def said(folder: Path, *words: str, **environ: str) -> str:
-    """What a command prints that is run in a folder."""
-    return subprocess.run(
-        words, cwd=folder, env=os.environ | environ, check=True, capture_output=True, text=True
-    ).stdout
+def plans_and_reports(folder: Path, *run: str, **environ: str) -> None:
+    environ["XDG_STATE_HOME"] = str(folder)
+    words = ("plan", "internvl2-8b", "--on", "rtx3090+rtx4090", "--json")
+    assert json.loads(said(folder, *run, *words, **environ))["fits"]
+    said(folder, *run, "report", "latest", "--html", "report.html", **environ)
+    assert "InternVL2-8B" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_wheel_plans_and_reports(installed: Path, tmp_path: Path) -> None:
-    env = {"PYTHONPATH": str(installed), "XDG_STATE_HOME": str(tmp_path)}
+    env = {"PYTHONPATH": str(installed)}
     run = (sys.executable, "-m", "turbofit")
-    plan = said(tmp_path, *run, "plan", "internvl2-8b", "--on", "4xrtx3090", "--json", **env)
-    assert json.loads(plan)["fits"]
-    said(tmp_path, *run, "report", "latest", "--html", "report.html", **env)
-    assert "InternVL2-8B" in (tmp_path / "report.html").read_text()
+    plans_and_reports(tmp_path, *run, **env)
     schema = said(tmp_path, *run, "report", "--schema", **env)
     assert json.loads(schema)["$id"] == "urn:turbofit:plan:1"
     program = "import turbofit; print(turbofit.__file__)"
@@ -159,23 +167,79 @@ def _interpreters() -> list[str]:
 def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_path: Path) -> None:
     """With its dependencies, in an environment of its own."""
     own = tmp_path / "venv" / "bin"
-    words = ["-m", "venv", "--without-pip", str(own.parent)]
-    subprocess.run([python, *words], check=True, capture_output=True)
-    words = ["--python", str(own / "python"), "install", str(wheel)]
-    subprocess.run([*PIP, *words], check=True, capture_output=True)
+    said(tmp_path, python, "-m", "venv", "--without-pip", str(own.parent))
+    said(tmp_path, *PIP, "--python", str(own / "python"), "install", str(wheel))
     assert not list(own.parent.glob("lib/python*/site-packages/torch*"))
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    env["XDG_STATE_HOME"] = str(tmp_path)
+    command = str(own / "turbofit")
+    plans_and_reports(tmp_path, command)
+    assert "_TURBOFIT_COMPLETE=bash_complete" in said(tmp_path, command, "completion", "bash")
 
-    def told(*words: str) -> str:
-        command = [str(own / "turbofit"), *words]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
-        )
-        return done.stdout
 
-    plan = told("plan", "internvl2-8b", "--on", "rtx3090+rtx4090", "--json")
-    assert json.loads(plan)["fits"]
-    told("report", "latest", "--html", "report.html")
-    assert "InternVL2-8B" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "_TURBOFIT_COMPLETE=bash_complete" in told("completion", "bash")
+_PAGES = (ROOT / "README.md", ROOT / "docs" / "installation.md")
+_PIP = re.compile(r'^    pip install "?\.(?:\[([a-z,]+)\])?"?(?:\s|$)', re.MULTILINE)
+EXTRAS = sorted({found for page in _PAGES for found in _PIP.findall(page.read_text("utf-8"))})
+#: What pip and uv say where no registry answers, or an offline one has not everything.
+_NO_REGISTRY = re.compile(
+    r"No matching distribution|NewConnectionError|Could not fetch|Failed to fetch|error sending "
+    r"request|not found in the (?:package registry|provided package locations)"
+)
+
+
+def succeeded(folder: Path, *words: str, **environ: str) -> str:
+    """What a command prints; skips the test where the registry is the cause of a failure."""
+    try:
+        return said(folder, *words, **environ)
+    except subprocess.CalledProcessError as exc:
+        if why := _NO_REGISTRY.search(exc.stderr):
+            pytest.skip(f"the registry does not have everything: {why[0]}")
+        pytest.fail(exc.stderr[-2000:])
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What git keeps of the package, in a folder of its own."""
+    parts = ("turbofit", "presets", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")
+    for name in in_git(*parts):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.exhaustive
+def test_the_first_line_of_the_readme_plans(clone: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^    (python3 -m venv .*turbofit plan .*)$", text, re.MULTILINE)
+    env = {"XDG_STATE_HOME": str(clone / "state"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    line = line.replace("python3", shlex.quote(sys.executable), 1)
+    assert "fits: InternVL2-8B" in succeeded(clone, "bash", "-c", line, **env)
+    (site,) = (clone / ".venv").glob("lib/python*/site-packages")
+    assert not list(site.glob("torch*"))
+
+
+@pytest.mark.parametrize("tool", ["uvx", "pipx"])
+def test_it_runs_without_an_environment(tool: str, clone: Path) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool} here")
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^    ({tool} .*turbofit plan .*)$", page, re.MULTILINE)
+    caches = {"UV_CACHE_DIR": "uv", "PIPX_HOME": "pipx", "XDG_STATE_HOME": "state"}
+    env = {name: str(clone / folder) for name, folder in caches.items()}
+    assert "fits: InternVL2-8B" in succeeded(clone, *shlex.split(line), **env)
+
+
+def test_the_lines_name_extras() -> None:
+    assert {"", "all", "lmdeploy", "lmdeploy,ray"} <= set(EXTRAS)
+
+
+@pytest.mark.parametrize("extras", EXTRAS, ids=lambda extras: extras or "none")
+def test_a_line_resolves(extras: str) -> None:
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("no uv here, and pip would download gigabytes to resolve it")
+    options = [word for extra in extras.split(",") if extra for word in ("--extra", extra)]
+    options += ["--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.12"]
+    options += ["--only-binary", ":all:", "--no-binary", "docopt", "--no-python-downloads"]
+    words = (uv, "pip", "compile", "--quiet", "--no-header", *options, "pyproject.toml")
+    resolved = succeeded(ROOT, *words)
+    assert re.search(r"^click==", resolved, re.MULTILINE)
+    assert ("lmdeploy" in extras.split(",") or extras == "all") == ("lmdeploy==" in resolved)

@@ -26,8 +26,6 @@ TOO_LARGE = Row(
     model="internvl2-40b-awq", on="1xrtx4090", quant_policy=4, outcome="oom", phase="load",
     settings={"cache_max_entry_count": 0.8, "session_len": 500},
 )  # fmt: skip
-LACKING = Row(id="nameless", source="owner/repo#4", engine="turbomind", missing="the card",
-              figures={"used_gb": 20})  # fmt: skip
 
 
 def scores(row: Row) -> dict[str, tuple[float, float]]:
@@ -45,7 +43,9 @@ def test_figures_are_put_beside_what_the_account_says() -> None:
 
 
 def test_the_summary_counts() -> None:
-    scored, unscored = score([TABLE, BLOCKS, TOO_LARGE, LACKING])
+    lacking = {"missing": "the card", "figures": {"used_gb": 20}}
+    nameless = Row(id="nameless", source="owner/repo#4", engine="turbomind", **lacking)
+    scored, unscored = score([TABLE, BLOCKS, TOO_LARGE, nameless])
     facts = summary(scored, unscored)
     assert (facts["rows"], facts["scored"]) == (4, 3)
     assert (facts["with_a_figure"], facts["with_a_figure_scored"]) == (3, 2)

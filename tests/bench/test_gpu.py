@@ -34,10 +34,8 @@ STAGES = sorted(
 
 def real(stage: Path) -> SharedRun:
     """A trial on an H200, as `share` would have told it."""
-    run = kept(stage.parent, stage.stem, "run.json")
-    plan = kept(stage.parent, stage.stem, "plan.json")
-    assert run is not None
-    assert plan is not None
+    run = kept(stage.parent, stage.stem, "run.json") or ""
+    plan = kept(stage.parent, stage.stem, "plan.json") or ""
     seen = msgspec.convert(json.loads(stage.read_text())["seen"], tuple[Observation, ...])
     return shared_run(Plan.from_json(plan), decode(run, RunReport, what="run"), seen)
 
@@ -51,9 +49,7 @@ def test_what_a_card_showed_can_be(stage: Path) -> None:
 
 
 def with_gpu(one: SharedRun, **facts: Any) -> SharedRun:
-    machine = one.plan.machine
-    changed = replace(machine, gpus=(replace(machine.gpus[0], **facts),))
-    return replace(one, plan=replace(one.plan, machine=changed))
+    return with_machine(one, gpus=(replace(one.plan.machine.gpus[0], **facts),))
 
 
 def with_machine(one: SharedRun, **facts: Any) -> SharedRun:
@@ -120,10 +116,7 @@ FORGED = {
 @pytest.mark.parametrize("why", FORGED)
 def test_what_no_card_shows_is_refused(why: str) -> None:
     assert any(why in reason for reason in impossible(FORGED[why])), impossible(FORGED[why])
-
-
-def test_a_load_that_the_memory_allows_can_be() -> None:
-    assert impossible(fast(ONE, 500.0)) == []
+    assert impossible(fast(ONE, 500.0)) == []  # a load that the memory allows
 
 
 def test_files_are_checked_and_kept(
@@ -161,7 +154,6 @@ def test_a_card_without_a_preset_and_a_run_without_a_calibration_have_rows(tmp_p
 def test_the_page_has_the_table_of_what_is_kept() -> None:
     text = table.PAGE.read_text(encoding="utf-8")
     assert text == table.page(table.every()), "run python -m bench.gpu table"
-    assert "nobody yet" in text
 
 
 def test_less_than_two_mib_more_is_left() -> None:
@@ -183,18 +175,17 @@ def test_a_twin_is_a_checkpoint_of_its_shapes(tmp_path: Path) -> None:
 LENGTHS, BATCHES, TOKENS = (512, 2048, 8192, 30000), (1, 4, 16, 64), 128
 
 
-def machine(folder: Path, **facts: Any) -> Path:
+def machine(folder: Path) -> Path:
     """A folder of results of one card, without any stage."""
     folder.mkdir(parents=True, exist_ok=True)
     found = dict(to_builtins(machine_from("1xh200")))
     for gpu in found["gpus"]:
         del gpu["uuid"]
-    document = {"code": 0, "machine": found, "packages": {"torch": "2.12.1", "lmdeploy": None}}
-    (folder / "machine.json").write_text(json.dumps({**document, **facts}))
+    write(folder, "machine", machine=found, packages={"torch": "2.12.1", "lmdeploy": None})
     return folder
 
 
-def write(folder: Path, name: str, document: dict[str, Any]) -> None:
+def write(folder: Path, name: str, **document: Any) -> None:
     (folder / f"{name}.json").write_text(json.dumps({"code": 0, **document}))
 
 
@@ -209,14 +200,12 @@ def marks(**figures: int) -> dict[str, Any]:
     return {"code": 0, "marks": [{"mark": name, "used": used} for name, used in figures.items()]}
 
 
-def handles(first: int, each: int, used: int = 0) -> dict[str, Any]:
-    """cuBLAS: its kernels with the first handle, so much for each, and more once all are used."""
+def handles(each: int) -> dict[str, Any]:
+    """cuBLAS: so much for each handle."""
     made = [
-        {"mark": f"made_{n}", "handles": n, "took": first + n * each, "used": 0}
-        for n in (1, 2, 5, 10, 15)
+        {"mark": f"made_{n}", "handles": n, "took": n * each, "used": 0} for n in (1, 2, 5, 10, 15)
     ]
-    most = first + 15 * each + used
-    done = [{"mark": f"used_{n}", "handles": n, "took": most, "used": 0} for n in (1, 15)]
+    done = [{"mark": f"used_{n}", "handles": n, "took": 15 * each, "used": 0} for n in (1, 15)]
     return {"code": 0, "marks": [{"mark": "base", "handles": 0, "took": 0}, *made, *done]}
 
 
@@ -239,7 +228,7 @@ def test_what_a_real_card_implies_of_memory() -> None:
 def test_a_planted_context_is_found(tmp_path: Path) -> None:
     folder = machine(tmp_path / "h200")
     plain, turbomind = marks(context=530 * MIB), marks(context=530 * MIB, first=612 * MIB)
-    write(folder, "a-context", {"plain": plain, "turbomind": turbomind})
+    write(folder, "a-context", plain=plain, turbomind=turbomind)
     context = found(folder)["context_mib.high"]
     assert (context.now, context.value) == (527, 610)  # a page of the first piece is not its own
     assert context.meaning == "under: memory is not paid for"
@@ -247,7 +236,7 @@ def test_a_planted_context_is_found(tmp_path: Path) -> None:
 
 def speed_document(model: str, memory: float, compute: float, layer: float) -> dict[str, Any]:
     """What an engine with these constants would show on an H200."""
-    plan, work = speeds._work(model)
+    _, work = speeds._work(model)
     bandwidth, peak = 4.8e12, 989.4e12
     step = rates().step_seconds
     timed: list[dict[str, Any]] = []
@@ -264,14 +253,13 @@ def speed_document(model: str, memory: float, compute: float, layer: float) -> d
         timed.append({"mark": f"first_{rows}", "tokens": 1, "seconds": 0.5, **facts})
         whole = 0.5 + (TOKENS - 1) * one
         timed.append({"mark": f"decode_{rows}", "tokens": TOKENS, "seconds": whole, **facts})
-    assert plan.model.name
     return {"model": model, "marks": timed}
 
 
 def test_each_planted_constant_of_speed_is_found(tmp_path: Path) -> None:
     folder = machine(tmp_path / "h200")
     for model in ("internvl2-8b", "qwen2-vl-2b"):
-        write(folder, f"s-{model}-turbomind", speed_document(model, 0.61, 0.83, 70e-6))
+        write(folder, f"s-{model}-turbomind", **speed_document(model, 0.61, 0.83, 70e-6))
     seen = found(folder)
     assert seen["memory_efficiency.value"].value == pytest.approx(0.61, rel=1e-3)
     assert seen["memory_efficiency.value"].meaning == "forecast too fast"
@@ -283,7 +271,7 @@ def test_each_planted_constant_of_speed_is_found(tmp_path: Path) -> None:
     now = rates()
     (folder / "s-qwen2-vl-2b-turbomind.json").unlink()
     as_it_is = (now.memory_efficiency, now.compute_efficiency, now.layer_seconds)
-    write(folder, "s-internvl2-8b-turbomind", speed_document("internvl2-8b", *as_it_is))
+    write(folder, "s-internvl2-8b-turbomind", **speed_document("internvl2-8b", *as_it_is))
     seen = found(folder)
     assert not any(one.changes for one in seen.values())
     assert "layer_seconds.value" not in seen
@@ -291,7 +279,7 @@ def test_each_planted_constant_of_speed_is_found(tmp_path: Path) -> None:
         results.load(folder)[0])}  # fmt: skip
     for part in ("prefill_8192", "decode_4"):
         assert rows[part][0] == pytest.approx(rows[part][1], rel=1e-6)
-    write(folder, "s-internvl2-8b-turbomind", speed_document("internvl2-8b", 3.0, 0.5, 4e-5))
+    write(folder, "s-internvl2-8b-turbomind", **speed_document("internvl2-8b", 3.0, 0.5, 4e-5))
     too_fast = found(folder)["memory_efficiency.value"]
     assert too_fast.impossible
     assert too_fast.meaning.startswith("impossible")
@@ -313,20 +301,17 @@ def test_the_report_tells_what_real_cards_showed(tmp_path: Path, capsys) -> None
         assert before["over"] == before["charged"] - before["measured"]
     # Memory that one of two cards did not pay for would kill there: the larger counts.
     for name, each in (("one", 8 * MIB), ("two", 12 * MIB)):
-        write(machine(tmp_path / "results" / name), "a-handles", {"handles": handles(0, each)})
+        write(machine(tmp_path / "results" / name), "a-handles", handles=handles(each))
     assert main(["held", str(tmp_path / "results"), "--out", str(out)]) == 0
     constants = json.loads((out / "held.json").read_text())["constants"]
     found = {one["key"]: one["value"] for one in constants}
     assert found["cublas_handle.value.hopper"] == 12 * MIB
     assert main(["held", str(tmp_path)]) == 2
     assert "has no machine.json" in capsys.readouterr().err
-
-
-def test_a_card_that_no_preset_knows_is_described(tmp_path: Path) -> None:
+    # A card that no preset knows is described.
     folder = machine(tmp_path / "new")
-    document = json.loads((folder / "machine.json").read_text())
-    document["machine"]["gpus"][0]["name"] = "NVIDIA B9000"
-    (folder / "machine.json").write_text(json.dumps(document))
+    text = (folder / "machine.json").read_text().replace("NVIDIA H200", "NVIDIA B9000")
+    (folder / "machine.json").write_text(text)
     said = held.hold(results.load(folder))
     assert "No preset knows this card" in said
     assert "132 SMs" in said

@@ -16,6 +16,7 @@ from turbofit.core.errors import UsageError
 pytestmark = pytest.mark.slow
 
 PLANS_SEED, COUNT = 22, part(40, 2)
+SEED, PAIRS = 20_261_122, part(160, 10)
 
 
 @pytest.mark.parametrize("case", list(requests(COUNT, PLANS_SEED)), ids=str)
@@ -35,10 +36,6 @@ def test_what_breaks_a_property_is_told() -> None:
     other = replace(plan, machine=replace(plan.machine, gpus=(newer,)))
     assert [text.partition(" for")[0] for text in of_plan(other)] == ["TurboMind has no code"]
     assert list(of_refusal(UsageError("no", hint="")))
-
-
-PAIRS = part(160, 10)
-SEED = 20_261_122
 
 
 def test_no_promise_shrinks() -> None:

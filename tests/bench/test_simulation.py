@@ -17,6 +17,7 @@ from bench.simulation.scenario import simulate
 from bench.soak.samples import TOLERANCES, Sample, taken, verdict
 from bench.soak.served import running
 from tests.sweep import sweep
+from turbofit.core.units import MIB
 from turbofit.gateway.routing.admission import Place
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
@@ -67,9 +68,6 @@ def test_a_planted_bug_is_found() -> None:
 def test_a_bug_can_be_planted(bug: Bug) -> None:
     assert (PACKAGE / bug.file).read_text().count(bug.old) == 1
     assert bug.old != bug.new
-
-
-MIB = 1 << 20
 
 
 def samples(**growing):

@@ -23,19 +23,16 @@ from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 PLANTED = replace(
     rates(FITTED), memory_efficiency=0.7, compute_efficiency=0.6, layer_seconds=60e-6
 )  # fmt: skip
-
-
 ERRORS = ("median_error", "p90_error", "error_figures", "error_cards")
 
 
-def row(number: int = 0, source: str = "one", **fields: object) -> Row:
+def row(number: int = 0, source: str = "one", model: str = "qwen2.5-7b", **fields: object) -> Row:
     plain = Row(
-        id=f"{source}-{number}", source=source, engine="turbomind", version="0.6.2", name="m",
-        card="c", model="qwen2.5-7b", on="1xa100-80g", concurrency=1, prompt=128, output=256,
+        id=f"{source}-{number}", source=source, engine="turbomind", version="0.6.2", name=model,
+        card="c", model=model, on="1xa100-80g", concurrency=1, prompt=128, output=256,
         output_tokens_per_second=1.0, why="planted",
     )  # fmt: skip
-    given = {"name": fields["model"], **fields} if "model" in fields else fields
-    return replace(plain, **given)
+    return replace(plain, **fields)
 
 
 def planted(source: str = "one") -> list[Row]:

@@ -14,20 +14,6 @@ from turbofit.core.errors import LaunchError, TurbofitError, UsageError, error_f
 from turbofit.core.plan import Plan, Workload
 
 
-def plan() -> ClusterPlan:
-    node_plan = plausible_plan()
-    return ClusterPlan(
-        turbofit_version="0.1.0", created="2026-11-21T08:00:00Z", fits=True, verdict="fits",
-        model=model(), workload=Workload(), limits=node_plan.limits,
-        longest_request_tokens=node_plan.kv.longest_request_tokens,
-        total_tokens=node_plan.kv.total_tokens, engines=2,
-        nodes=(
-            NodePlan(node="a", name="host-a", address="10.0.0.1", plan=node_plan, at_once=8.0),
-            NodePlan(node="b", name="host-b", address="10.0.0.2", why_not="no GPU"),
-        ),
-    )  # fmt: skip
-
-
 def test_clusters_and_their_plans_survive_json() -> None:
     cluster = Cluster(
         source="ray 10.0.0.1:6379",
@@ -37,7 +23,17 @@ def test_clusters_and_their_plans_survive_json() -> None:
         ),
     )
     assert Cluster.from_json(cluster.to_json()) == cluster
-    whole = plan()
+    plan = plausible_plan()
+    whole = ClusterPlan(
+        turbofit_version="0.1.0", created="2026-11-21T08:00:00Z", fits=True, verdict="fits",
+        model=model(), workload=Workload(), limits=plan.limits,
+        longest_request_tokens=plan.kv.longest_request_tokens,
+        total_tokens=plan.kv.total_tokens, engines=2,
+        nodes=(
+            NodePlan(node="a", name="host-a", address="10.0.0.1", plan=plan, at_once=8.0),
+            NodePlan(node="b", name="host-b", address="10.0.0.2", why_not="no GPU"),
+        ),
+    )  # fmt: skip
     assert ClusterPlan.from_json(whole.to_json()) == whole
     assert whole.node("b").why_not == "no GPU"
     assert whole.node("z") is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -526,3 +526,60 @@ def test_lines_become_events_or_nothing(data: bytes) -> None:
 def test_there_is_always_an_answer(data: bytes) -> None:
     with suppress(UsageError):  # a model or a machine that cannot be meant
         to_json(diagnose([data]))
+
+
+LOADING: Final = (
+    "# InternVL2-40B, {}\n2025-02-11 09:14:02,311 - lmdeploy - INFO - Using turbomind engine\n"
+    "RuntimeError: [TM][ERROR] CUDA runtime error: out of memory"
+    " /lmdeploy/src/turbomind/utils/memory_utils.cu:32\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("cards", "machine"),
+    [
+        ("one A100 80G", "1xa100-80g"),
+        ("A100 (80 GB) x 2", "2xa100-80g"),
+        ("2x 80GB A100", "2xa100-80g"),
+        ("A100, 80GB", "1xa100-80g"),
+        ("an A100, then NVIDIA A100-SXM4-80GB", "1xa100-80g"),
+        ("RTX 4090 (24 GB)", "1xrtx4090"),
+        ("RTX 4090 48G", "1xrtx4090-48g"),
+        ("RTX 3090, 64GB", "1xrtx3090"),
+        ("RTX 3090 64GB RAM", "1xrtx3090"),
+        ("2x RTX 3090, 48 GB together", "2xrtx3090"),
+        ("T4 15G", "1xt4"),
+        ("a server with two RTX 3090", "2xrtx3090"),
+        ("4 A100 80G", "4xa100-80g"),
+        ("on GPU 2 A100 80G", "1xa100-80g"),
+        ("RTX 3080 (20480 MiB)", None),
+        ("RTX 4090 Laptop GPU", None),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_card_has_the_size_that_stands_beside_its_name(cards: str, machine: str | None) -> None:
+    found = explain(LOADING.format(cards))
+    assert found.read.machine == machine
+    assert machine or any("which machine" in one for one in found.unknown)
+
+
+@pytest.mark.parametrize(
+    ("total", "machine"),
+    [("39.38", "1xa100-40g"), ("79.15", "1xa100-80g"),
+     ("19.50", "1xNVIDIA A100-SXM4-40GB:total=19968MiB")],
+)  # fmt: skip
+@pytest.mark.parametrize("card", ["an A100", "GPU 0: NVIDIA A100"])
+def test_a_card_has_the_size_that_torch_prints(total: str, machine: str, card: str) -> None:
+    found = explain(
+        f"{card}\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"
+        f" a total capacity of {total} GiB of which 61.00 MiB is free.\n"
+    )
+    assert found.read.machine == machine
+
+
+def test_a_plan_for_the_machine_on_which_loading_died_is_no_promise() -> None:
+    advice = some(explain(LOADING.format("A100 80G")).would_work)
+    assert advice.fits is None
+    assert "ran out of memory while it loaded" in advice.note
+    on_two = some(explain(LOADING.format("2x A100 80G")).would_work)
+    assert (on_two.fits, on_two.settings["tp"]) == (True, 2)

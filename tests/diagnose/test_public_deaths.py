@@ -37,4 +37,4 @@ def test_a_model_and_a_machine_never_make_it_fail(name: str) -> None:
     """Whatever a log says of others, a SPEC of four 24 GB cards can be planned for."""
     text = [log_of(CASES[name]).encode()]
     advice = diagnose(text, model="internvl2-8b", on="4xrtx3090").would_work
-    assert advice is None or advice.fits is not None
+    assert advice is None or advice.settings or advice.fits is False

@@ -33,7 +33,7 @@ def test_1_internvl_on_four_3090_under_torchrun() -> None:
         "556 MiB stayed",
         # Tensor parallel weights of 24 GB cards do not explain that only 2.7 GiB were free.
         "the cards were not empty (ratio 0.8, if nobody set another)",
-        "4 models where one was meant",
+        "4 models in the place of one",
         "the peer access warning is not the cause",
         "not under torchrun",
         "0.5, then 0.4",

@@ -150,7 +150,6 @@ def test_links_and_ram():
         ("", "empty", "4xrtx3090"),
         ("4x", "no GPU preset is called '4x'", "is written"),
         ("☃", "no GPU preset", "`turbofit gpus` lists"),
-        ("0", "0 is a GPU's index", "--gpus 0"),
         ("cuda:1", "cuda:1 is a GPU's index", "--gpus 1"),
         ("4xrtx3900", "rtx3900", "rtx3090"),
         ("rtx3090+", "no GPU name", "4xrtx3090"),
@@ -160,7 +159,6 @@ def test_links_and_ram():
         ("l4:free=", "not key=value", "free=19GiB"),
         ("l4:memory=2GiB", "unknown key 'memory'", "total"),
         ("l4:free=19", "free of l4: 19 bytes?", "for 19 GiB write 19GiB"),
-        ("l4:total=0.5", "total of l4: 0.5 bytes?", "0.5MiB"),
         ("l4,ram=64", "ram: 64 bytes?", "64GiB"),
         ("rtx3090,16GB", "rtx3090 has 24 GB", "rtx3090:total="),
         ("l4:free=120%", "free of l4 '120%' is no share", "2%"),
@@ -176,7 +174,6 @@ def test_links_and_ram():
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
         ("2xrtx3090,nvlink=0-1,p2p=none", "contradicts", "leave out"),
         ("2xrtx3090,ecc=on", "unknown machine option", "nvlink, p2p, ram"),
-        ("2xrtx3090,", "not key=value", "nvlink"),
     ],
 )
 def test_mistyped_specs(spec: str, cause: str, hint: str):

@@ -53,9 +53,8 @@ def test_every_line_is_kept_under_the_machines_own_indices(tmp_path) -> None:
     on = replace(machine("3xrtx3090"), visible=(2, 0))
     said: list[str] = []
     facts = [*lines_of(pair(0, 1), pair(1, 0)), "noise", {"failed": "reduce", "of": [[0, 1]]}]
-    found = measure(
-        tmp_path, facts, on, "print(os.environ['CUDA_VISIBLE_DEVICES'])", say=said.append
-    )
+    ending = "print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    found = measure(tmp_path, facts, on, ending, say=said.append)
     assert [one.index for one in found.cards] == [2, 0]
     assert [(one.source, one.target) for one in found.pairs] == [(2, 0), (0, 2)]
     assert found.torch == "2.9"

@@ -108,14 +108,6 @@ def test_parts_that_there_are_not():
         assert cause in refused(typed).message
 
 
-def test_a_profile_that_no_list_has_counts_as_the_least_of_its_name():
-    machine = parse_spec("b200:mig=3g.90gb")
-    assert machine.gpus[0].total == int(90 * 10**9 * 0.89) // MIB * MIB
-    assert machine.gpus[0].sm_count == 148 * 3 // 7
-    assert "89% of the nominal 90 GB" in machine.warnings[0]
-    assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
-
-
 def test_a_slice_is_a_part_of_its_card():
     for key, profile in ((row["cards"][0], name) for row in MIG for name in row["profiles"]):
         whole, gpu = load_preset(key), parse_spec(f"{key}:mig={profile}").gpus[0]
@@ -123,6 +115,12 @@ def test_a_slice_is_a_part_of_its_card():
         assert 0.89 * nominal < gpu.total < 1.07 * nominal
         assert gpu.total <= whole.total - whole.reserved
         assert gpu.sm_count <= whole.sm_count.value
+    # A profile that no list has counts as the least of its name.
+    machine = parse_spec("b200:mig=3g.90gb")
+    assert machine.gpus[0].total == int(90 * 10**9 * 0.89) // MIB * MIB
+    assert machine.gpus[0].sm_count == 148 * 3 // 7
+    assert "89% of the nominal 90 GB" in machine.warnings[0]
+    assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
 
 
 def test_a_partial_name_is_answered_with_sizes_and_a_size_with_cards_of_it():

@@ -208,9 +208,7 @@ def test_what_a_release_cannot_be_told_is_said_first_with_the_release_that_can()
         assert words in said
     assert not {"--max-prefill-token-num", "--dtype", "--async"} & options_of(made)
     assert made.settings.max_prefill_token_num == 4096  # what is predicted stays what was asked
-
-
-def test_a_value_can_be_newer_than_its_option():
+    # A value can be newer than its option.
     made = predicted("0.9.2", communicator="cuda-ipc")
     assert "--communicator" not in options_of(made)
     assert "no --communicator cuda-ipc (from 0.10.0 on)" in made.warnings[0]

@@ -22,24 +22,19 @@ from turbofit.tuner.resolved_request import Margin
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ({"margin": "512MiB"}, {"margin": 512 << 20}),
         ({"margin": "2%"}, {"margin": "2%"}),
-        ({"image_size": "1920x1080"}, {"image_size": (1920, 1080)}),
+        ({"image_size": "Full HD"}, {"image_size": (1920, 1080)}),
         ({"dtype": "fp16"}, {"dtype": "float16"}),
         ({"context": "32,768"}, {"context": 32768}),
         ({"context": "1.5k"}, {"context": 1536}),
         ({"context": "max"}, {"context": "max"}),
-        ({"concurrency": "2k"}, {"concurrency": 2000}),
         ({"budget": "19.5 GB"}, {"budget": 19_500_000_000}),
-        ({"budget": "80%"}, {"budget": "80%"}),
         ({"image_size": "4k"}, {"image_size": (3840, 2160)}),
-        ({"image_size": "Full HD"}, {"image_size": (1920, 1080)}),
         ({"image_size": "1,024 x 768 px"}, {"image_size": (1024, 768)}),
         ({"max_pixels": "1280*28*28"}, {"max_pixels": 1_003_520}),
         ({"max_pixels": "12.8 MP"}, {"max_pixels": 12_800_000}),
         ({"max_pixels": "1080p"}, {"max_pixels": 1920 * 1080}),
         ({"cache_max_entry_count": "80%"}, {"cache_max_entry_count": 0.8}),
-        ({"on": "4090"}, {"on": "4090"}),
         ({"first_token": "500ms"}, {"first_token": 0.5}),
         ({"quant_policy": "8-bit"}, {"quant_policy": 8}),
         ({"margin": 1}, {"margin": 1}),  # a whole number of Python is bytes
@@ -60,13 +55,14 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
         ({"goal": "througput"}, "goal 'througput': it should be", "did you mean throughput?"),
         ({"max_batchsize": 4}, "max_batchsize is nothing that", "did you mean max_batch_size"),
         ({"margin": "many%"}, "margin 'many%' is no share of a card", "2%"),
+        ({"engine": "sglang"}, "engine 'sglang': it should be 'auto'", "the first engine that"),
+        ({"cache_max_entry_count": 1.0}, "it should be less than 1", "share of the free"),
+        ({"quant_policy": 5}, "quant_policy 5: it should be 0, 4, 8", "cache"),
         ({"budget": "lots"}, "'lots' is not a size", "19GiB"),
         ({"image_size": "2k"}, "image_size '2k' is not", "2560x1440 or 2048x1080"),
-        ({"image_size": "640,480"}, "image_size '640,480' is not", "640x480"),
         ({"image_size": "[640, 480]"}, "image_size '[640, 480]' is not", "write it as 640x480"),
         ({"context": "32.768"}, "context '32.768' is not a whole number", "32 or 32768"),
         ({"context": "1,5"}, "context '1,5': it should be a whole number", "answer included"),
-        ({"budget": "120%"}, "budget '120%' is no share of a card", "2%"),
         ({"margin": "1"}, "margin: 1 bytes?", "for 1 GiB write 1GiB"),
         ({"tp": "4"}, "tp '4': it should be a whole number", "GPUs of one engine"),
         ({"tp": "4.0"}, "tp '4.0' is not a whole number", "write it as 4"),
@@ -94,8 +90,6 @@ def test_a_command_line_has_texts_alone() -> None:
     assert PlanRequest.of_options(words, str).given() == {
         "model": "m", "tp": 4, "image_size": (640, 480), "context": 4096, "async_": 1,
     }  # fmt: skip
-    with pytest.raises(UsageError, match="is not a whole number"):
-        PlanRequest.of_options({"model": "m", "tp": "4.0"}, str)
     with pytest.raises(UsageError, match="model is not given"):
         PlanRequest.of()
     # Every setting of a plan can be fixed.

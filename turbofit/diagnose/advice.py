@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
@@ -42,7 +44,23 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
         return Advice(
             model=case.model.name, on=spec, fits=None, verdict=f"{exc.message} ({exc.hint})"
         )
-    return _planned(case, plan, spec, plan.verdict)
+    return _doubted(case, draft, plan, _planned(case, plan, spec, plan.verdict))
+
+
+def _doubted(case: LogCase, draft: RuleAnswer, plan: Plan, planned: Advice) -> Advice:
+    """A plan that fits, where LMDeploy ran out of memory as it loaded on no fewer GPUs a model."""
+    loading = (draft.kind, draft.phase) == ("out_of_memory", "weights")
+    alone = case.facts.subject.programs == {"lmdeploy"} and not draft.others
+    if not (plan.fits and loading and alone) or plan.parallel.tp > (case.tp or 1):
+        return planned
+    return replace(
+        planned,
+        fits=None,
+        verdict=f"by turbofit's account it {planned.verdict}",
+        note="this log ran out of memory while it loaded there: where nothing else was on the"
+        " cards, the account is too low, and a quantised variant or more GPUs are what helps"
+        + (f"; {planned.note}" if planned.note else ""),
+    )
 
 
 def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:

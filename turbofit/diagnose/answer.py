@@ -73,8 +73,9 @@ class Others(Struct):
 class Advice(Struct):
     """What would have worked: a plan for the model and machine, or what stands in its way.
 
+    ``fits`` is None where no plan could be made, or where the log itself speaks against it.
     ``settings`` are LMDeploy's options that matter; ``command`` starts it, without the environment;
-    ``note`` says why the settings are not to be compared with the log's.
+    ``note`` says what is to be known before they are used.
     """
 
     model: str

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
-from turbofit.core.units import MIB, format_bytes
+from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.event import event_of
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
-from turbofit.machine.presets import match_preset
+from turbofit.machine.presets import load_preset, match_key, presets_with
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _NO_PEERS: Final = ",p2p=none"
 #: Less than so much of a table is a display's, or the driver's own.
 _IN_USE: Final = 256 * MIB
+#: Two figures of one card's memory differ by less: what a driver keeps, and ECC.
+_SAME_TOTAL: Final = 0.07
 
 
 class LogCase:
@@ -127,7 +129,11 @@ class LogCase:
         if names and slices:
             return f"{names[min(names)].name} MIG {slices[0].profile}"
         if names:
-            listed = [f"{gpu.count}x{gpu.name}" for _, gpu in sorted(names.items())]
+            alike = len({gpu.name for gpu in names.values()}) == 1
+            listed = [
+                f"{gpu.count}x{self._as_large(gpu.name) if alike else gpu.name}"
+                for _, gpu in sorted(names.items())
+            ]
             return "+".join(listed) + (alone if sum(g.count for g in names.values()) > 1 else "")
         cards = self.facts.subject.cards
         if len(cards) != 1:
@@ -136,7 +142,23 @@ class LogCase:
         peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
         number = count or max([1, *peers, self.tp or 1, *counts])
-        return f"{number}x{key}" + (alone if number > 1 else "")
+        return f"{number}x{self._as_large(key)}" + (alone if number > 1 else "")
+
+    def _as_large(self, name: str) -> str:
+        """The card of a name that has the memory that torch or vLLM printed."""
+        totals = [event.total for _, event in self.facts.every(TorchMemory) if event.total]
+        printed = self.facts.subject.facts.get("total_gib")
+        total = totals[-1] if totals else round(float(printed or 0) * GIB)
+        known = find_gpu(name)
+        if not total or known is None:
+            return name
+        chip = known.partition("-")[0]
+        same = (key for key in presets_with([chip]) if key.partition("-")[0] == chip)
+        for key in (known, *same):
+            preset = load_preset(key)
+            if abs(preset.total - preset.reserved - total) <= total * _SAME_TOTAL:
+                return key
+        return f"{known}:total={total // MIB}MiB"
 
     def _row(self, line: int, gpu: SmiGpu) -> str:
         """A GPU as a line of SPEC, with nvidia-smi's memory; use counts before the engine began.
@@ -180,11 +202,8 @@ def with_used(machine: Machine, on: str, used: int) -> tuple[Machine, str]:
 
 def _spec_of(gpu: Gpu) -> str:
     """A GPU as a SPEC names it."""
-    preset = match_preset(gpu)
-    total = usable(gpu)
+    key, total = match_key(gpu), usable(gpu)
     taken = "" if gpu.used in (NA, 0) else f":used={int(gpu.used) // MIB}MiB"
-    if preset is not None and total is not None:
-        key = find_gpu(preset.name)
-        if key is not None:
-            return key + taken
+    if key is not None and total is not None:
+        return key + taken
     return f"{gpu.name}:total={(total or 0) // MIB}MiB{taken}"

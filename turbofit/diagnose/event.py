@@ -30,11 +30,15 @@ _END: Final = re.compile(
     r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
     r"|status=|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
 )
+#: The last line of a traceback.
+_RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 #: What a program goes on after, by the level that it prints.
 _WARNED: Final = re.compile(
     r"\W*(?:INFO|DEBUG|WARN(?:ING)?)\b|.{0,240}?(?:\bWARNING\b|[a-z]Warning: "
     r"|\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
 )
+#: What Python's warnings module prints, whatever it quotes.
+_PYTHON_WARNING: Final = re.compile(r"\S*\.py:\d+: \w*Warning: ")
 #: Kinds of the machine: a warning about it is an answer by itself, whichever program printed it.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
@@ -77,6 +81,7 @@ def event_of(facts: LogFacts) -> Event:
         default=0,
     )
     last = next((mark for mark, _ in reversed(facts.every(PythonError))), None)
+    raised = max((mark.line for mark in facts.marks if _RAISED.match(mark.text)), default=0)
     fatal: list[LogEvent] = []
     complaints: list[LogEvent] = []
     warned: list[LogEvent] = []
@@ -89,7 +94,10 @@ def event_of(facts: LogFacts) -> Event:
             if cause_match is not None and cause_match[0].rank == "notice":
                 complaints.append(mark)
                 continue
-            if last is not None and last.line > mark.line and not _END.search(mark.text):
+            unlike_an_end = not _END.search(mark.text)
+            if unlike_an_end and last is not None and last.line > mark.line:
+                continue
+            if unlike_an_end and mark.line < raised and _kind(mark) not in _MACHINE:
                 continue
         if mark.line < ready or (
             mark.line < facts.outlived_before
@@ -97,7 +105,8 @@ def event_of(facts: LogFacts) -> Event:
             and not any(word in mark.text for word in _NEVER_OUTLIVED)
         ):
             continue
-        (warned if known and _WARNED.match(mark.text) else fatal).append(mark)
+        warns = (_WARNED if known else _PYTHON_WARNING).match(mark.text)
+        (warned if warns else fatal).append(mark)
     # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone, a
     # warning is the event where it tells of the machine; what else is warned of is outlived.
     if all(_kind(mark) == "no_gpu" for mark in fatal):

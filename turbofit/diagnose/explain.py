@@ -118,12 +118,21 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
-        changes=draft.changes,
+        changes=_changes(case, draft),
         would_work=would_work,
         unknown=tuple(dict.fromkeys((*draft.unknown, *lacks))),
         also=also,
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
         read=_read(case),
+    )
+
+
+def _changes(case: LogCase, draft: RuleAnswer) -> tuple[str, ...]:
+    """What to change; a model in few bits has no variant in fewer."""
+    if case.model is None or case.model.quantization is None:
+        return draft.changes
+    return tuple(
+        change.replace("a quantised variant", "a smaller model") for change in draft.changes
     )
 
 
@@ -166,7 +175,7 @@ def _unknown(
     errors = case.facts.every(PythonError)
     if errors and not errors[-1][0].stack:
         about += " (no traceback)"
-    if case.facts.lines <= _SHORT:
+    if case.facts.lines <= _SHORT and not case.facts.commanded:
         about += " (short log)"
     would_work, lacks = _plan(case, draft)
     return Diagnosis(

@@ -57,6 +57,9 @@ _BEGUN: Final = re.compile(
     r"\blmdeploy (?:serve|chat)\b|\bapi_server\b|\bturbofit \w+ |\bpipeline\(|\bLoading\b"
     r"|max_context_token_num"
 )
+_COMMAND: Final = re.compile(
+    r"[$#>] \w|(?:lmdeploy|vllm|sglang|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
+)
 #: What an engine says again when it is started again, and nothing else does.
 _BEGINS: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
@@ -69,7 +72,7 @@ _PAST: Final = (
 _COMPLAINT: Final = re.compile(
     r"(?!.{0,60}?(?:\b(?:INFO|DEBUG|WARN|WARNING|NOTICE|info|debug|warn|warning|notice)\b|Warning:))"
     r"(?!.*Last error:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
-    r"|Killed|denied|refused|Segmentation)\b|NCCL WARN"
+    r"|Killed|denied|refused|Segmentation)\b|NCCL WARN|(?<=\.)\w*(?:Timeout|Expired|Disconnected): "
     r"|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
 )
 #: What a program says while it goes on: a level, a bar that grows; not while it ends. A server
@@ -88,6 +91,8 @@ _ALARM: Final = re.compile(
     r"|invalid|crash|kill|fatal|dump|lost|oom|out of|exit|shut|stop|traceback|mismatch|missing",
     re.IGNORECASE,
 )
+#: A warning of Python with nothing behind its name, or with a colon at its end.
+_WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
 #: A word of failures, and of the lines that Python's own warnings go on with.
 _DENIAL: Final = re.compile(r"\bnot?\b", re.IGNORECASE)
 #: Rows of the longest log that is said to have no error.
@@ -150,6 +155,8 @@ class LogFacts:
         self.subject = FactCollector()
         #: The line of an engine's beginning.
         self.begun_at: int | None = None
+        #: Whether the command that was run stands in the log.
+        self.commanded = False
         #: The last line that tells of an error, and that is no event.
         self.last_complaint: LogEvent | None = None
         #: The last two lines of progress.
@@ -168,6 +175,8 @@ class LogFacts:
         self._counts: dict[type, int] = {}
         self._past = False
         self._followed = False
+        #: A warning of Python whose message begins in the next row.
+        self._warning = ""
         #: Rows that belong to no traceback, and events that are none of its source lines: a chain
         #: of exceptions counts once.
         self.rows_beside = 0
@@ -194,7 +203,7 @@ class LogFacts:
         if repeated is not None:
             self.waits += repeated if self.waits else 0
             return
-        event = self._event(text)
+        text, event = self._read(text)
         if isinstance(event, Backpressure):
             if event.cause == "memory":
                 self.waits += 1
@@ -244,6 +253,7 @@ class LogFacts:
         """What a row tells beside its event."""
         if text.startswith(_PASSES_ON):
             self.passed_on = line
+        self.commanded = self.commanded or _COMMAND.match(text) is not None
         if _UNANSWERED.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage())
 
@@ -295,6 +305,14 @@ class LogFacts:
         mark, limit = self.first(WarmupLengths), self.session_limit
         lengths = mark.event.lengths if mark and isinstance(mark.event, WarmupLengths) else ()
         return max((length for length in lengths if limit is None or length <= limit), default=0)
+
+    def _read(self, text: str) -> tuple[str, Struct | None]:
+        """A row with its event, behind the warning of Python whose message begins in it."""
+        event = self._event(text)
+        if isinstance(event, KnownMessage) and self._warning:
+            text = f"{self._warning} {text}"
+        self._warning = text if _WARNS_BELOW.match(text) else ""
+        return text, event
 
     def _event(self, text: str) -> Struct | None:
         event = read_line(text)

@@ -196,6 +196,12 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
 
     A part of a GPU (MIG) has none.
     """
+    key = match_key(gpu)
+    return None if key is None else load_preset(key)
+
+
+def match_key(gpu: Gpu) -> str | None:
+    """The own name of the preset of a measured GPU, which cards of one name do not share."""
     return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
@@ -294,16 +300,16 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
 
 
 @cache
-def _matched(name: str, total: int | Literal["NA"]) -> GpuPreset | None:
+def _matched(name: str, total: int | Literal["NA"]) -> str | None:
     """The preset of a GPU's name whose memory is as large; a plan asks for few GPUs many times."""
     key = find_preset(name)
-    if key is None:
-        return None
-    if total == NA:
-        return load_preset(key)
-    for preset in map(load_preset, (key, *_names().twins.get(key, ()))):
-        if abs(total - preset.total) <= _SAME_MEMORY * preset.total:
-            return preset
+    if key is None or total == NA:
+        return key
+    twins: tuple[str, ...] = (key, *_names().twins.get(key, ()))
+    for twin in twins:
+        whole = load_preset(twin).total
+        if abs(total - whole) <= _SAME_MEMORY * whole:
+            return twin
     return None
 
 

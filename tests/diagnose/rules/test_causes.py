@@ -228,6 +228,48 @@ def test_what_a_run_outlived_or_a_client_wrote_is_no_cause(kind: str, log: str) 
     assert explain(log).kind == kind
 
 
+def test_versions_of_the_log_prove_what_the_message_leaves_open() -> None:
+    line = "RuntimeError: Can not found rewrite for architectures: ['Qwen2_5_VLForConditional"
+    line += "Generation']"
+    old = explain(f"lmdeploy==0.7.1\n{line}\n")
+    assert (old.kind, old.others) == ("unsupported_model", None)
+    assert "0.7.2 or newer" in old.changes[0]
+    assert explain(f"lmdeploy==0.9.0\n{line}\n").kind == "unknown"
+
+
+def test_a_command_that_stands_in_the_log_is_not_asked_for() -> None:
+    line = "[TM][ERROR]  Assertion fail: /w/src/turbomind/python/bind.cpp:9"
+    assert any("command that was run" in one for one in explain(line).send)
+    given = explain(f"$ lmdeploy serve api_server /m\n{line}\n")
+    assert not any("command that was run" in one for one in given.send)
+
+
+def test_advice_of_another_program_is_left_out() -> None:
+    line = "AttributeError: 'Qwen2MoeConfig' object has no attribute 'mlp_only_layers'"
+    of_vllm = tried(explain(f"INFO api_server.py:585] vLLM API server version 0.6.4\n{line}\n"))
+    assert of_vllm
+    assert not any("lmdeploy" in one for one in of_vllm)
+    assert any("lmdeploy" in one for one in tried(explain(f"lmdeploy serve\n{line}\n")))
+
+
+def test_a_utilization_is_advised_once() -> None:
+    found = explain(VLLM.format("24.00", "14.00", "-0.50"))
+    assert sum("gpu-memory-utilization" in one for one in found.changes) == 1
+    beyond = explain(VLLM.format("12.00", "14.00", "-9.00"))
+    assert not any("gpu-memory-utilization" in one for one in beyond.changes)
+
+
+def test_a_warning_of_python_of_two_lines_is_no_cause() -> None:
+    found = explain(
+        "/w/vllm/connections.py:8: RuntimeWarning: Failed to read commit hash:\nNo module named"
+        " 'vllm.commit_id'\nImportError: cannot import name '_C' from 'vllm' (unknown location)\n"
+    )
+    assert (message(found), found.also) == ("missing_extension", ())
+    assert [one.line for one in found.evidence] == [3]
+    quoted = "/x.py:3: UserWarning: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate"
+    assert explain(f"{quoted}\nZeroDivisionError: division by zero\n").kind == "unknown"
+
+
 def test_rows_use_figures_and_groups_that_exist() -> None:
     rows: Any = load_yaml(presets_dir() / "causes.yaml")
     facts = {name for row in rows["facts"] for name in re.compile(row["pattern"]).groupindex}

@@ -110,3 +110,36 @@ def test_a_program_s_name_says_nothing() -> None:
     assert phase_of(tuple(stack)) == "unknown"
     windows = PythonFrame(path="C:\\site-packages\\x\\modeling_intern_vit.py", function="forward")
     assert phase_of((windows,)) == "vision"
+
+
+def test_one_tensor_larger_than_the_card_needs_a_smaller_input() -> None:
+    """No share of the card is enough; sdpa asked for it, and vLLM has no such option."""
+    tower = 'File "/opt/vllm/model_executor/models/qwen2_5_vl.py", line 3, in forward'
+    found = explain(
+        f"{TRACE}  {tower}\n    output_i = F.scaled_dot_product_attention(q_i,\n"
+        + SAID.replace("8.37", "128.00")
+    )
+    assert found.phase == "vision"
+    assert [one.partition(" (")[0] for one in found.changes] == ["smaller images"]
+    assert "attn_implementation" not in " ".join(found.why)
+
+
+def test_the_method_that_a_worker_ran_tells_the_phase() -> None:
+    found = explain(
+        "ERROR 09-14 10:04:59 [multiproc_worker_utils.py:238] Exception in worker VllmWorkerProcess"
+        " while processing method determine_num_available_blocks.\n"
+        "torch.OutOfMemoryError: CUDA out of memory.\n"
+    )
+    assert found.phase == "warm-up"
+    assert not any("traceback" in one for one in found.unknown)
+
+
+def test_what_is_in_use_already_is_not_advised() -> None:
+    trace = f'{TRACE}  File "/opt/vllm/v1/worker/gpu_model_runner.py", line 3, in profile_run\n'
+    graphs = "--enforce-eager does without CUDA graphs"
+    assert graphs in explain(trace + SAID).changes
+    assert graphs not in explain(f"vllm serve /m --enforce-eager\n{trace}{SAID}").changes
+    loading = "RuntimeError: [TM][ERROR] CUDA runtime error: out of memory /utils/memory_utils.cu:3"
+    for model, smaller in (("InternVL2-8B-AWQ", "a smaller model"), ("InternVL2-8B", "quantised")):
+        found = explain(f"lmdeploy serve api_server OpenGVLab/{model}\n{loading}\n")
+        assert smaller in found.changes[0]

@@ -159,7 +159,8 @@ def _diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
         titles = ("GPU", "who", "size", "lines")
         yield table(titles, rows, right=("GPU", "size", "lines"), wrap=("who",))
     if diagnosis.would_work is not None:
-        title = "What would have worked" if diagnosis.known else "What turbofit would run"
+        worked = diagnosis.known and diagnosis.would_work.fits is not None
+        title = "What would have worked" if worked else "What turbofit would run"
         yield from _advice(title, diagnosis.would_work)
     yield from listed("What to change", diagnosis.changes)
     yield from listed("What to send", diagnosis.send)

@@ -77,7 +77,7 @@ def fact_lines() -> tuple[_Fact, ...]:
     return _table().facts
 
 
-def less_memory(program: str | None, phase: PhaseName) -> tuple[str, ...]:
+def less_memory(program: str | None, phase: PhaseName | Literal["oversized"]) -> tuple[str, ...]:
     """What takes less memory in a phase of a program, in its own options."""
     table = _table().out_of_memory
     rows = table.get(program or "other", table["other"])

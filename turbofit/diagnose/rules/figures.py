@@ -37,6 +37,11 @@ _RAISES: Final = re.compile(
     r"raise (?:\w+\.)*((?!\w*(?:Timeout|Connection|HTTP|Cancel|Dead|Exit))[A-Z]\w*)\("
     r"(?!.*\bfrom \w+$)"
 )
+#: A sentence for users of one program.
+_OF_PROGRAM: Final = re.compile(
+    r"(?:of |for |in |under )?(?:pip install (?:-U |--force-reinstall ))?(LMDeploy|vLLM|SGLang)\b",
+    re.IGNORECASE,
+)
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = ("no_kv_memory", "out_of_memory", "host_out_of_memory", "card_occupied")
 
@@ -95,7 +100,13 @@ class Figures:
 
     def sentences(self, texts: Iterable[str]) -> tuple[str, ...]:
         """Those whose figures are known."""
-        return tuple(sentence for text in texts if (sentence := self.sentence(text)) is not None)
+        known = tuple(sentence for text in texts if (sentence := self.sentence(text)) is not None)
+        return tuple(text for text in known if not self._of_another(text)) or known
+
+    def _of_another(self, text: str) -> bool:
+        """Whether a sentence is of a program of which the log does not speak, but of another."""
+        programs, match = self.case.facts.subject.programs, _OF_PROGRAM.match(text)
+        return match is not None and bool(programs) and match[1].lower() not in programs
 
     def missing(self, kind: str) -> Missing | None:
         """The bytes that were missing, by the log's own figures."""
@@ -159,6 +170,14 @@ def _listed_since(figures: Figures) -> str | None:
 
     name = figures.get("architecture")
     return listed_since(name) if name else None
+
+
+def _too_old_for(figures: Figures) -> str | None:
+    """The log's LMDeploy, where it is older than the first that runs the architecture."""
+    from turbofit.memory.versions import written
+
+    since, version = _listed_since(figures), figures.case.facts.subject.version
+    return version if since and version and written(version) < written(since) else None
 
 
 def _meant(figures: Figures) -> str | None:
@@ -280,7 +299,9 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "short": _short,
     "short_gib": _short_gib,
     "table": _table,
+    "too_old_for": _too_old_for,
     "tried": _tried,
+    "unmeasured": lambda figures: None if figures.get("weights_gib") else "",
     "untried": lambda figures: "" if _tried(figures) is None else None,
     "utilization": _utilization,
     "utilization_needed": _utilization_needed,

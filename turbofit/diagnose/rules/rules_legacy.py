@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.versions import is_legacy
 
+START_ONCE: Final = (
+    "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
+)
 #: Cache ratios to try, one after the other.
 _RATIOS: Final = (0.5, 0.4, 0.3, 0.2)
 #: LMDeploy's own default since 0.2.2.
@@ -211,7 +214,7 @@ def double_start(case: LogCase) -> tuple[str, Evidence] | None:
     count, (line, text) = ranks
     return (
         f"a rank launcher started the program {count} times, and each start builds a whole engine"
-        f" with tp {case.tp} on the same cards: {count} models where one was meant; start it once,"
+        f" with tp {case.tp} on the same cards: {count} models in the place of one; start it once,"
         " without torchrun",
         Evidence(line=line, text=text.strip()[:240], tells=f"{count} processes of one program"),
     )
@@ -221,7 +224,7 @@ def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
     """What to change, surest first."""
     changes = []
     if double_start(case):
-        changes.append("start the engine once (plain python), not under torchrun")
+        changes.append(START_ONCE)
     if phase in ("weights", "unknown"):
         changes.append("more GPUs (--tp), a quantised variant, or freer cards")
     if phase == "weights":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from turbofit.diagnose.rules.holders import (
     what_to_end,
 )
 from turbofit.diagnose.rules.rules_legacy import (
+    START_ONCE,
     blocks,
     cache_holders,
     cache_story,
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 #: A tensor of a forward is rarely as large.
 _ONE_TENSOR: Final = 4 * GIB
-_WITHOUT: Final = "attn_implementation sdpa or flash_attention_2 does without"
+#: Of Transformers alone, which takes the option; torch's own call is sdpa already.
+_WITHOUT: Final = ": attn_implementation sdpa or flash_attention_2 does without"
 _WHEN: Final[dict[PhaseName, str]] = {
     "vision": "when images were encoded",
     "cache": "when the cache was made",
@@ -65,6 +68,10 @@ _PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
+#: Advice that the log shows to be followed already, by the fact that does.
+_IN_USE: Final = {"eager": "--enforce-eager", "expandable": "PYTORCH_CUDA_ALLOC_CONF"}
+#: Of which a tensor larger than the card needs a smaller input: no share of the card is enough.
+_FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
@@ -85,20 +92,24 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    phase = phase_of(mark.stack)
+    method = case.facts.subject.facts.get("method")
+    named = (PythonFrame(path="", function=method),) if method else ()
+    phase = phase_of(mark.stack or named)
     lines = [evidence(mark, "torch's own figures")]
     program = _program_of(mark.stack, case.facts.subject.programs)
     why = list(_figures(case, memory, program))
+    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+    without = "" if program or fused else _WITHOUT
     if phase == "vision" and _whole_matrix(mark.stack):
         why.append(
             "attention was computed with its whole matrix, which grows with the square of the"
-            f" image's patches: {_WITHOUT}"
+            f" image's patches{without}"
         )
     elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
         why.append(
             f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
             " allocated in all, as attention with its whole matrix does, which grows with the"
-            f" square of the tokens or patches: {_WITHOUT}"
+            f" square of the tokens or patches{without}"
         )
     holdings = list(holders(case, mark, memory))
     kv_blocks = blocks(case)
@@ -111,7 +122,9 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         if reason:
             why.append(reason[0])
             lines.append(reason[1])
-    unknown = [] if mark.stack else ["where: the log has no traceback before the error"]
+    unknown = []
+    if not mark.stack and phase == "unknown":
+        unknown.append("where: the log has no traceback before the error")
     unknown += doubts(case, memory)
     others = foreign(case, memory)
     if others and memory.gpu is not None:
@@ -217,9 +230,11 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
 def _changes(
     case: LogCase, phase: PhaseName, memory: TorchMemory, program: str | None
 ) -> tuple[str, ...]:
+    if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
+        return less_memory(program, "oversized")
     changes = []
     if double_start(case):
-        changes.append("start the engine once (plain python), not under torchrun")
+        changes.append(START_ONCE)
     if _loaded_twice(case):
         changes.append(
             "load the model once; over several cards choose one: a whole model on each card, or one"
@@ -239,7 +254,8 @@ def _changes(
         and memory.process is not None  # not under WSL and Windows, where it is said to fail
     ):
         changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
-    return tuple(changes)
+    in_use = [option for fact, option in _IN_USE.items() if fact in case.facts.subject.facts]
+    return tuple(change for change in changes if not change.startswith(tuple(in_use)))
 
 
 def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
