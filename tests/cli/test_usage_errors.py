@@ -43,6 +43,7 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--enforce-eager", "", "here: --eager-mode"),
         ("-o json", "", "here: --json (--md prints Markdown"),
         ("--hf-token hf_x", " ***", "set HF_TOKEN to it"),
+        ("--max-num-batched-tokens 8k", " 8k", "here: --max-prefill-token-num 8k"),
         ("--env HF_TOKEN=hf_x", " ***", "NAME=VALUE turbofit"),
         ("--api-keys sk-x", " ***", "--api-key ***"),
     ],
@@ -73,6 +74,21 @@ def test_all_unknown_options_are_named_at_once(capsys: Out) -> None:
     assert error == "unknown options --tensor-parallel-size 4, --time 9, --foo, --bar"
     docker = "--time: an option of docker; here: --wait 9"
     assert f"{docker}; --foo, --bar: its options are --all, --wait" in hint
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--tp", "--tp N: GPUs of one engine; see"),
+        ("--json=1", "--json: one JSON document on stdout; see"),
+        ("--no-queue-images=1", "--no-queue-images: image requests wait"),
+        ("--help=1", "--help: this page; see"),
+    ],
+)
+def test_an_option_without_its_value_or_with_one_too_many(
+    words: str, hint: str, capsys: Out
+) -> None:
+    assert refused(capsys, "plan", "internvl2-8b", *words.split())[1].startswith(hint)
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - PLAIN))
@@ -207,7 +223,7 @@ def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) 
         ("which --on t4 --vision", "turbofit models vl"),
         ("plan internvl2-8b --precision int4", "as internvl2-8b-awq"),
         ("gateway --upstream http://x:1", "add --plan FILE, which turbofit plan MODEL --json"),
-        ("compare internvl2-8b --on t4 --on l4", "turbofit plan internvl2-8b --on SPEC --json"),
+        ("compare internvl2-8b --on t4 --on l4", "page --models internvl2-8b --cards t4 l4"),
         ("compare t4 vs l4 internvl2-8b", "page --models internvl2-8b --cards t4 l4"),
         ("merge ./lora internvl2-8b out", "turbofit merge internvl2-8b ./lora out"),
         ("diagnose error.png", "paste the message in quotes"),
@@ -221,6 +237,10 @@ def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) 
         ("plan foo-9b --on rtx9090", "for the machine: did you mean"),
         ("plan internvl2-8b --on 4xrtx3090,nvlink", "nvlink=0-1+2-3"),
         ("plan ./plan.json", "turbofit serve --plan FILE"),
+        ("export systemd turbofit.yaml", "a profile is -f FILE"),
+        ("plan internvl2-8b --on 4xrtx3090 --nvlink", "--on 4xrtx3090,nvlink=0-1+2-3"),
+        ("plan internvl2-8b --ram 64GiB", "--on 4xrtx3090,ram=64GiB"),
+        ("plan internvl2-8b --limit-mm-per-prompt.image 4", "--images 4"),
         ("pretend --on 1xl4 nvidia-smi", "a command stands behind --: -- nvidia-smi"),
         ("export plan.json --format k8s", "turbofit export systemd, compose or k8s"),
         ("logs -f", "tail -F"),
@@ -239,6 +259,8 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     error, hint = refused(capsys, "plan")
     assert error == "MODEL is missing"
     assert hint.startswith("as turbofit plan internvl2-8b")
+    of_heads = refused(capsys, "plan", "internvl3-8b", "--on", "4xrtx3090", "--tp", "8")
+    assert of_heads[1] == "let turbofit choose --tp and --replicas"  # eight cards change nothing
     assert "--on 4xrtx3090" in refused(capsys, "predict", "internvl2-8b", "4xrtx3090")[1]
     assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
     assert refused(capsys, "compare", "internvl2-8b", "x") == (

@@ -288,6 +288,9 @@ def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.gguf", "models/a.gguf", "./models/a.gguf"):
         assert "is GGUF" in refused(name).message
     assert "is a file, not a checkpoint's folder" in refused("models/pytorch_model.bin").message
+    (tmp_path / "turbofit.yaml").write_text("")
+    for name in ("turbofit.yaml", "nowhere.yaml"):
+        assert "turbofit serve -f FILE" in refused(name).hint
     (tmp_path / "models" / "config.json").write_text("{}")
     assert refused("models/pytorch_model.bin").hint == f"name its folder: {tmp_path / 'models'}"
 

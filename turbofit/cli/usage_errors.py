@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _MODELS: Final = ("model", "run", "fragments")
 #: Options, and variables as NAME=VALUE, whose value is a secret; compiled where it is needed.
 _SECRET: Final = r"(?i)(?:token|key|password|secret)(?:s?\b|\w*=)"
+#: A count of tokens: digits, of which a key has more.
+_NUMBER: Final = r"(?i)\d[\d.,_]{,11}[km]?i?"
 #: Options of every command.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
 #: A command with no more options than these names them all.
@@ -54,10 +56,12 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
         return UsageError(f"{_spelled(exc.param, ctx)}{problem}", hint=hint)
     text = exc.format_message().rstrip(".")
     if isinstance(exc, click.BadOptionUsage):
-        option = next(param for param in ctx.command.params if exc.option_name in param.opts)
-        texts = option_texts(ctx.info_name or "")
-        what = getattr(option, "help", "") or texts.get(exc.option_name, "a value behind it")
-        hint = f"{exc.option_name} {option.make_metavar(ctx)}: {what}; {hint}"
+        name = exc.option_name
+        params = ctx.command.params
+        option = next(it for it in params if name in (*it.opts, *it.secondary_opts))
+        what = getattr(option, "help", "") or option_texts(ctx.info_name or "").get(name)
+        typed = name if getattr(option, "bare", False) else f"{name} {option.make_metavar(ctx)}"
+        hint = f"{typed}: {what or 'a value behind it'}; {hint}"
     if extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
         known = _about_extra_words(extra[1], ctx)
         hint = f"{known}; {hint}" if known else hint
@@ -83,8 +87,8 @@ def without_secret(word: str) -> str:
 
 
 def _shown(value: str, text: str) -> str:
-    """The value; *** where the text names a secret, which a number is not."""
-    return "***" if not value.isdigit() and re.search(_SECRET, text) else value
+    """The value; *** where the text names a secret, which a number, as 8k, is not."""
+    return "***" if not re.fullmatch(_NUMBER, value) and re.search(_SECRET, text) else value
 
 
 def takes_model(ctx: click.Context) -> bool:

@@ -31,6 +31,11 @@ _FOREIGN: Final = {
     ".gguf": "GGUF, which llama.cpp and Ollama read and LMDeploy does not",
     ".pth": f"the original format of Llama, which LMDeploy {REFERENCE} does not read",
 }
+#: Files that are no weights, and what reads them.
+READ_ELSEWHERE: Final = {
+    ".json": "turbofit serve --plan FILE starts a plan, report and export read one",
+    ".yaml": "a profile is -f FILE, as turbofit plan -f FILE or turbofit serve -f FILE",
+}
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt")
 _HUB: Final = "name the safetensors checkpoint that it was made of, as a folder or a hub id"
 _CHECKPOINT: Final = "name a checkpoint's folder in Hugging Face's format, or a hub id"
@@ -191,7 +196,8 @@ def _no_folder(path: str) -> UsageError:
     for end, why in _FOREIGN.items():
         if name.lower().endswith(end):
             return UsageError(f"{path} is {why}", hint=_HUB)
-    hint = f"name its folder: {folder}" if has_config(folder) else _CHECKPOINT
+    elsewhere = READ_ELSEWHERE.get(os.path.splitext(name)[1], _CHECKPOINT)
+    hint = f"name its folder: {folder}" if has_config(folder) else elsewhere
     return UsageError(f"{path} is a file, not a checkpoint's folder", hint=hint)
 
 

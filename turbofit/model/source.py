@@ -246,14 +246,13 @@ def _unknown(name: str) -> UsageError:
     """The error for a name or a path that is none; its last part may be a preset's name."""
     from turbofit.machine.spec import is_spec
     from turbofit.model.families.support import named_refusal
+    from turbofit.model.folder import READ_ELSEWHERE
     from turbofit.model.names import near_by_name, unrunnable
 
     if refused := named_refusal(name) or unrunnable(name):
         return refused
-    if name.endswith(".json"):
-        hint = "turbofit serve --plan FILE starts a plan, report and export read one"
-        hint += near_by_name(name)
-        return UsageError(f"{name[:160]!r} is no model", hint=hint)
+    if elsewhere := READ_ELSEWHERE.get(os.path.splitext(name)[1]):
+        return UsageError(f"{name[:160]!r} is no model", hint=elsewhere + near_by_name(name))
     if _is_path(name) or ("/" in name and " " not in name):
         also = near_by_name(name)
         if cached := re.search(r"models--(.+?)--([^/]+)", name):  # a folder of the hub's cache

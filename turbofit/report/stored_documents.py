@@ -136,6 +136,11 @@ def read_plan(path: str) -> Plan:
 
 def _plan(data: bytes, path: str) -> Plan:
     head = _head(data)
+    if path.endswith(".yaml") and head == _Head():
+        raise UsageError(
+            f"{path} is by its name a profile, not a plan",
+            hint=f"turbofit plan -f {path} --json > plan.json writes its plan",
+        )
     if head.schema not in ("", PLAN_SCHEMA):
         raise UsageError(
             f"{path} cannot be read as a plan: its schema is {head.schema!r}, not {PLAN_SCHEMA!r}",

@@ -60,4 +60,6 @@ def test_nothing_that_keeps_the_promise_and_a_machine_where_a_model_should_stand
     assert main(["which", "2x24GB", "--engine", "turbomind", "--context", "1k"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("Models on 2x24GB\n")
+    assert " images " in told.out  # which the context makes smaller
+    assert " tiles " in told.out
     assert "assumed: 24GB has no preset" in told.err

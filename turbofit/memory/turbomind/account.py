@@ -298,7 +298,7 @@ def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
     if settings.quant_policy not in (0, 4, 8):
         yield (
             f"--quant-policy {settings.quant_policy} does not run on TurboMind, whose caches are 0,"
-            " 4 and 8: --engine pytorch takes it"
+            " 4 and 8: --engine pytorch takes 16 (fp8), 17 (fp8_e5m2) and 42 (turbo_quant)"
         )
     if settings.session_len < constants.warmup_lengths[0]:
         yield (

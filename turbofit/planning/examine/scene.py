@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
-#: the machine as it is; each start of its engines; while they serve.
+#: the machine as it is; each start of its engines.
 When = Literal["install", "plan", "launch", "lease", "start"]
 
 CHILD_SECONDS: Final = 60.0

@@ -84,8 +84,10 @@ _ROWS: Final = 12
 _OTHERS: Final = 3
 #: Columns that a summary leaves out.
 _WIDE: Final = ("engine", "shape", "KV tokens")
+#: No image is cut into more tiles.
+_MOST_TILES: Final = 1000
 _NUMBERS: Final = (
-    "memory", "context", "KV tokens", "at once", "requests/s", "first token"
+    "memory", "context", "images", "KV tokens", "at once", "requests/s", "first token",
 )  # fmt: skip
 
 
@@ -153,8 +155,17 @@ def _row(which: Which, serving: Serving) -> dict[str, str]:
         "engine": serving.engine or "",
         "shape": f"tp {serving.tp} x {serving.replicas}",
         "context": f"{serving.context:,}",
+        # A context that is given may hold no images as large as the model's own limit.
+        **({"images": _largest(serving.image_limit)} if "context" in which.request else {}),
         "KV tokens": f"{serving.kv_tokens:,}",
         "at once": f"{serving.requests_at_once:,}",
         "requests/s": "-" if rate is None else f"{rate:.2f}",
         "first token": "-" if first is None else f"{first:.1f} s",
     }
+
+
+def _largest(limit: int | None) -> str:
+    """An image limit in words: tiles are few, pixels are not."""
+    if limit is None:
+        return "-"
+    return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else f"{limit} {plural(limit, 'tile')}"
