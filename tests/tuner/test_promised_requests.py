@@ -16,11 +16,13 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
+from turbofit.core.units import round_up
 
 pytestmark = pytest.mark.slow
 
 #: A model, a machine, what else is asked, and more requests than it holds.
 ASKED: list[tuple[str, str, dict[str, Any], int]] = [
+    ("phi-3.5-vision", "1xrtx4060ti", {"cache_block_seq_len": 128}, 50),  # 1,293 tokens, 11 blocks
     ("internvl3-8b", "1xrtx4090", {}, 1000),
     ("internvl3-8b", "1xrtx3090", {"engine": "pytorch"}, 64),
     ("internvl2-8b", "2xrtx3090", {"tp": 1, "replicas": 2, "context": 8192}, 64),
@@ -35,8 +37,8 @@ ASKED: list[tuple[str, str, dict[str, Any], int]] = [
 
 
 def at_once(plan: Plan) -> int:
-    """What the caches hold of the request that the plan counts with."""
-    size = plan.held.request_tokens
+    """What the caches hold of the request that the plan counts with, in whole blocks."""
+    size = round_up(plan.held.request_tokens, plan.settings.cache_block_seq_len)
     return sum(one.kv.tokens // size for one in plan.group_plans())
 
 

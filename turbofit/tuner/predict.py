@@ -69,7 +69,7 @@ def make_prediction(
     cache = smallest if serves else None
     tokens = [cache or 0] * len(groups)
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
-    words = cache_words(tokens, vision_load, settings.session_len)
+    words = cache_words(tokens, vision_load, settings)
     words += _promise_words(at_once, promised)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
     helps = not serves and free_at_cache is None

@@ -25,8 +25,6 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 
-#: Tokens of a block of the cache, as LMDeploy makes them. A plan of larger ones counts over.
-BLOCK = 64
 #: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
 _UNKNOWN_FLOPS = 20 * 10**12
@@ -379,9 +377,9 @@ def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
     return min(request_tokens(vision_load), session_len)
 
 
-def requests_in(kv_tokens: int, size: int) -> int:
+def requests_in(kv_tokens: int, size: int, settings: Settings) -> int:
     """Requests of so many tokens that a cache holds together: each takes whole blocks."""
-    return kv_tokens // round_up(size, BLOCK)
+    return kv_tokens // round_up(size, settings.cache_block_seq_len)
 
 
 class Pace(Struct):

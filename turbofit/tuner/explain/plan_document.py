@@ -158,9 +158,10 @@ def verdict_of(
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     batches = [account.settings.max_batch_size for account in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
-    size = counted_tokens(vision_load, accounts[0].settings.session_len)
+    settings = accounts[0].settings
+    size = counted_tokens(vision_load, settings.session_len)
     running_words = f"{running:,} {plural(running, 'request')} at once"
-    if running > sum(requests_in(cache, size) for cache in tokens):  # a batch that was given
+    if running > sum(requests_in(cache, size, settings) for cache in tokens):  # it was given
         running_words = f"a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
@@ -185,11 +186,12 @@ def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str
     return f"not used: {', '.join(idle)}" if idle and not request.least else ""
 
 
-def cache_words(tokens: Sequence[int], vision_load: VisionLoad, context: int) -> str:
+def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settings) -> str:
     """What caches of so many tokens hold together; no request lies in two of them."""
+    context = settings.session_len
     size = counted_tokens(vision_load, context)
     requests, longest = (
-        sum(requests_in(cache, length) for cache in tokens) for length in (size, context)
+        sum(requests_in(cache, length, settings) for cache in tokens) for length in (size, context)
     )
     whole = "" if size == context else f" or {longest:,} of {context:,}"
     return (
@@ -204,7 +206,7 @@ def requests_held(
     """Requests that all engines run at once with all their tokens in the caches."""
     sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
-        min(account.settings.max_batch_size, requests_in(cache, size))
+        min(account.settings.max_batch_size, requests_in(cache, size, account.settings))
         for account, cache, size in zip(accounts, tokens, sizes, strict=True)
     )
 

@@ -317,7 +317,7 @@ def _shorter(fit: EngineFit) -> Iterator[Remedy]:
     request, best = fit.request, fit.best
     rivals = [rival for rival in fit.evaluations if rival.fits and rival.served == best.served]
     left_out = any(rival.settings.session_len < best.settings.session_len for rival in rivals)
-    requests = requests_in(best.kv_tokens, request_tokens(fit.requested_load))
+    requests = requests_in(best.kv_tokens, request_tokens(fit.requested_load), best.settings)
     if not left_out and requests <= best.settings.max_batch_size:
         return  # the context left out no shape, and no requests
     for context in _SHORTER:

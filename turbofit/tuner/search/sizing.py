@@ -16,7 +16,6 @@ from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.shapes import Evaluation, Shape, shape_settings
 from turbofit.tuner.speed import (
-    BLOCK,
     GroupRates,
     Speed,
     counted_tokens,
@@ -124,8 +123,9 @@ class Sizer:
 
     def lacking(self, kv_tokens: int, session_len: int, wanted: int) -> int:
         """Bytes that a cache of so many tokens lacks for so many requests of that size."""
-        size = round_up(counted_tokens(self.vision_load, session_len), BLOCK)
-        return max(0, wanted * size - kv_tokens) * self.accounts(session_len)[0].bytes_per_token
+        account, size = self.accounts(session_len)[0], counted_tokens(self.vision_load, session_len)
+        tokens = wanted * round_up(size, account.settings.cache_block_seq_len)
+        return max(0, tokens - kv_tokens) * account.bytes_per_token
 
     def accounts(self, session_len: int) -> list[Account]:
         """The accounts of the groups that differ; their indices may be another equal group's."""
@@ -360,7 +360,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     # LMDeploy's default on these cards; no larger one is chosen.
     sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
     default = min(size for size in sizes if isinstance(size, int))
-    most = min(default, max(1, requests_in(alone.kv_tokens, need)))
+    most = min(default, max(1, requests_in(alone.kv_tokens, need, alone.settings)))
     by_tokens = sizer.request.workload.goal == "context"
     least = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
     least = max(least, min(session_len, alone.kv_tokens))
@@ -373,7 +373,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
     def holds(batch: int) -> bool:
         sized = sizer.with_batch(batch).evaluation(session_len)
-        held = requests_in(sized.kv_tokens, need)
+        held = requests_in(sized.kv_tokens, need, sized.settings)
         return sized.fits and held >= batch and sized.kv_tokens >= least
 
     # The rate grows up to one maximum, which is looked for among powers of two and the most.
@@ -390,10 +390,10 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
 def held_by(sized: Evaluation) -> int:
     """Requests of the size that verdicts count by which one engine runs and holds at once."""
-    size = counted_tokens(sized.vision_load, sized.settings.session_len)
-    return (
-        min(sized.settings.max_batch_size, requests_in(sized.kv_tokens, size)) if sized.fits else 0
-    )
+    settings = sized.settings
+    size = counted_tokens(sized.vision_load, settings.session_len)
+    held = requests_in(sized.kv_tokens, size, settings)
+    return min(settings.max_batch_size, held) if sized.fits else 0
 
 
 def most_held(sizer: Sizer, wanted: int) -> int:
