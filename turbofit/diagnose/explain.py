@@ -212,14 +212,17 @@ def _last_error(case: LogCase) -> _Quote:
             others = Others(message="check_failed", had=_CHECKED, tried=_CHECK_AGAIN)
         return _Quote(what, (evidence(last, "the last error"),), raised_in(last), others)
     line = case.facts.last_complaint or (messages[-1][0] if messages else None)
+    line = line or (None if case.facts.calm else case.facts.last_refusal)
     if line is None:
         return _Quote(_QUIET if case.facts.calm else _FOREIGN)
     text = evidence(line, "").text
     if _WARNING.match(text):
         told = f"this log has a warning, and no error: {text}"
         return _Quote(told, (evidence(line, "the last warning"),), raised_in(line))
-    told = f"turbofit does not know this message: {text}"
-    return _Quote(told, (evidence(line, "the last error"),), raised_in(line))
+    told = "turbofit does not know this message"
+    if line.stack and line.text == line.stack[-1].code:
+        told = "turbofit does not know the error of the traceback that ends at"
+    return _Quote(f"{told}: {text}", (evidence(line, "the last error"),), raised_in(line))
 
 
 #: Not NCCL's, whose errors have that level.

@@ -67,12 +67,18 @@ _BEGINS: Final = re.compile(
 _PAST: Final = (
     CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
 )  # fmt: skip
+#: A line of no level below an error.
+_NO_LESS = r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
 #: A line that no row knows and that tells of an error, whoever wrote it.
 _COMPLAINT: Final = re.compile(
-    r"(?!.{0,60}?(?:\b(?:INFO|DEBUG|WARN|WARNING|NOTICE|info|debug|warn|warning|notice)\b|Warning:))"
-    r"(?!.*Last error:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted"
-    r"|Killed|denied|refused|Segmentation)\b|NCCL WARN|(?<=\.)\w*(?:Timeout|Expired|Disconnected): "
-    r"|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
+    rf"{_NO_LESS}(?!.*Last error:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed"
+    r"|Aborted|Killed|denied|refused|Segmentation)\b|NCCL WARN"
+    r"|(?<=\.)\w*(?:Timeout|Expired|Disconnected): |NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
+)
+#: A line that may tell of one: words in which a program refuses, an exception of any name.
+_REFUSAL: Final = re.compile(
+    rf"{_NO_LESS}(?:.*?(?i:error|failed|exce(?:ption|ed)|can(?:no|')t |could not|unable to|invalid"
+    r"|unsupported|not (supported|found)|has no |(should|must) (not )?be )|(\w+\.)+[A-Z]\w*(: |$))"
 )
 #: What a program says while it goes on: a level, a bar that grows; not while it ends. A server
 #: answers probes and counts tokens, and NCCL's threads speak, also after their engine has died.
@@ -156,8 +162,9 @@ class LogFacts:
         self.begun_at: int | None = None
         #: Whether the command that was run stands in the log.
         self.commanded = False
-        #: The last line that tells of an error, and that is no event.
+        #: The last line that tells of an error, and that is no event; and the last that may.
         self.last_complaint: LogEvent | None = None
+        self.last_refusal: LogEvent | None = None
         #: The last two lines of progress.
         self._progress = (0, 0)
         #: Two lines of progress stand between here and the last exception that no row knows.
@@ -196,8 +203,6 @@ class LogFacts:
         self.subject.notice(text)
         self._note(line, text)
         self._weigh(text)
-        if self.begun_at is None and _BEGUN.search(text):
-            self.begun_at = line
         repeated = repeats(text)
         if repeated is not None:
             self.waits += repeated if self.waits else 0
@@ -234,9 +239,11 @@ class LogFacts:
         elif event is not None:
             self._keep(line, text, event)
         elif call:
-            self._code(call[1])
+            self._code(line, call[1])
         elif _COMPLAINT.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage(), tuple(self._stack))
+        elif _REFUSAL.match(text):
+            self.last_refusal = LogEvent(line, text, KnownMessage(), tuple(self._stack))
         elif ("INFO" in text or "%|" in text) and _PROGRESS.match(text):
             self._progress = (self._progress[1], line)
         if _TRACEBACK in text:
@@ -250,6 +257,8 @@ class LogFacts:
 
     def _note(self, line: int, text: str) -> None:
         """What a row tells beside its event."""
+        if self.begun_at is None and _BEGUN.search(text):
+            self.begun_at = line
         if text.startswith(_PASSES_ON):
             self.passed_on = line
         self.commanded = self.commanded or _COMMAND.match(text) is not None
@@ -348,11 +357,12 @@ class LogFacts:
                 self.marks[last] = old._replace(event=KnownMessage(), text=best)
         return True
 
-    def _code(self, text: str) -> None:
+    def _code(self, line: int, text: str) -> None:
         """The source line of the last frame."""
         last = self._stack[-1]
         if not last.code and not text.startswith(("^", "~")):
             self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)
+            self.last_refusal = LogEvent(line, text, KnownMessage(), tuple(self._stack))
 
     def _keep(self, line: int, text: str, event: Struct) -> None:
         self._followed = False

@@ -160,6 +160,24 @@ def test_kinds_that_people_report(kind: str, line: str) -> None:
     assert message(explain(f"INFO: a GPU server starts\n{line}\n")) == kind
 
 
+@pytest.mark.parametrize(
+    ("line", "figures"),
+    [
+        ("'message': 'Prompt length of 16180 is longer than the maximum model length 10000.",
+         "16180 tokens, 10000 at most"),
+        ("The decoder prompt (length 9000) is longer than the maximum model length of 8192.",
+         "9000 tokens, 8192 at most"),
+        ("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",
+         "5000 tokens, prompt and answer together, of a server that takes 4096"),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_is_too_long_is_told_by_its_figures(line: str, figures: str) -> None:
+    found = explain(f"ValueError: {line}")
+    assert found.kind == "request_rejected"
+    assert figures in found.what
+    assert not any("base64" in why for why in found.why)
+
+
 def test_a_divisor_of_the_heads_is_named() -> None:
     found = explain(LEARNED[0][1])
     assert any("e.g. 4" in one for one in found.changes)

@@ -287,6 +287,38 @@ def test_a_server_that_refuses_requests_is_not_healthy(request_line: str, health
     assert healthy or request_line[-12:] in found.what
 
 
+UNENDED: Final = (
+    "Exception in callback <function f at 0x7f>\nTraceback (most recent call last):\n"
+    '  File "/v/lmdeploy/vl/x.py", line 90, in f\n    a = self._slice(image)\n    ^^^^^^\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "told", "where"),
+    [
+        ("'MoonEngine' object has no attribute 'tide'", "this message: 'MoonEngine' object", ()),
+        ("I want 9 tokens\nlen 7 should be equal to N (9)\nbye", "this message: len 7 should", ()),
+        (f"{UNENDED}_queue.Empty\n", "this message: _queue.Empty", ("f",)),
+        (UNENDED, "the error of the traceback that ends at: a = self._slice(image)", ("f",)),
+        ("".join(f"(VllmWorker rank=0 pid=3) ERROR 07-02 10:05:12 [e.py:4] {line}\n"
+                 for line in ('  File "/v/vllm/x.py", line 7, in g', "    assert moons > 1")),
+         "the error of the traceback that ends at: assert moons > 1", ("g",)),
+    ],
+)  # fmt: skip
+def test_a_line_that_looks_like_an_error_is_quoted(
+    log: str, told: str, where: tuple[str, ...]
+) -> None:
+    found = explain(log)
+    assert not found.known
+    assert found.what.startswith(f"turbofit does not know {told}")
+    assert found.evidence[0].text in found.what
+    assert tuple(why.rpartition(" in ")[2] for why in found.why) == where
+
+
+def test_an_error_goes_before_a_line_that_only_looks_like_one() -> None:
+    assert "the moon fell" in explain("ERROR the moon fell\nphase must be full\n").what
+
+
 RAISED: Final = (
     'Traceback (most recent call last):\n  File "/a/{}/vl/x.py", line 4, in {}\n    {}\n{}\n'
 )
