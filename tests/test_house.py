@@ -37,11 +37,11 @@ BUDGETS = {
     "load": 1_365,
     "launch": 9_935,
     "batch": 1_800,
-    "diagnose": 3_815,
+    "diagnose": 3_830,
     "report": 4_940,
     "cli": 5_200,
     "turbofit": 290,
-    "tests": 50_975,
+    "tests": 50_995,
     "tests/support": 3_375,
     "bench": 12_810,
 }

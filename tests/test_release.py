@@ -189,7 +189,6 @@ def test_the_image_is_lmdeploys_and_what_the_manifests_say() -> None:
 
 @pytest.mark.exhaustive
 def test_what_docker_copies_is_enough(tmp_path: Path) -> None:
-    """Whatever `.dockerignore` lets in makes the wheel."""
     pytest.importorskip("hatchling")
     named = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     for name in (line[1:] for line in named if line.startswith("!")):

@@ -165,7 +165,6 @@ def _interpreters() -> list[str]:
 
 @pytest.mark.parametrize("python", sweep(_interpreters(), 9))
 def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_path: Path) -> None:
-    """With its dependencies, in an environment of its own."""
     own = tmp_path / "venv" / "bin"
     said(tmp_path, python, "-m", "venv", "--without-pip", str(own.parent))
     said(tmp_path, *PIP, "--python", str(own / "python"), "install", str(wheel))

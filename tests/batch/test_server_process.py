@@ -172,7 +172,6 @@ def test_defaults_are_the_server_s_and_bound_answers_that_state_none(tmp_path) -
 @pytest.mark.lmdeploy
 @pytest.mark.exhaustive
 def test_lmdeploys_engine_may_die(tmp_path) -> None:
-    """Every image has one answer in the end."""
     output = tmp_path / "out.jsonl"
     words = [
         "--model",

@@ -55,7 +55,6 @@ def test_the_packages_that_lack_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_nothing_that_is_said_needs_an_index() -> None:
-    """Whoever registered the name there would get everybody who pastes it."""
     named = re.compile(r"turbofit\[|pip install -?-?\w* ?turbofit\b")
     pages = [
         *(REPO / "turbofit").rglob("*.py"),

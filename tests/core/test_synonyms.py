@@ -12,7 +12,6 @@ from turbofit.launch.serve.passthrough import option_classes
 
 
 def test_every_option_that_the_table_names_is_one() -> None:
-    """Or it is LMDeploy's, behind --."""
     ctx = click.Context(TURBOFIT)
     ours = {name for _, it in options_by_command(ctx) for name in (*it.opts, *it.secondary_opts)}
     tables = _tables()

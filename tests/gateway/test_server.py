@@ -273,7 +273,6 @@ class Dying(Engine):
 
 
 def test_who_was_at_a_death_is_answered_by_another_engine_when_it_asks_again(engine) -> None:
-    """On real sockets."""
     with Dying() as dying:
         app = make_gateway(plan_for(), [dying.url, engine.url], config(idle_seconds=1000.0))
         app.engines[0].share = 1000.0  # the least busy one, whatever it has

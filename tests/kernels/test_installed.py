@@ -68,7 +68,6 @@ def test_a_library_of_ones_own_is_read_once(
 def test_a_released_library_is_not_read(
     install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its hash in RECORD is the wheel's."""
     install(digest="XDy6RN7tcW9b4a6EhZkv1mC43Ipd9Na_LCsn4aRh6qM")
     monkeypatch.setattr(module, "take_census", lambda library: pytest.fail("read"))
     assert installed() == released((0, 18, 0))

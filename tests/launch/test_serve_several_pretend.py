@@ -22,7 +22,6 @@ def ask(served: Served, model: str) -> int:
 
 
 def test_two_share_a_card_and_one_starts_again(children, tmp_path, internvl2, qwen2_vl) -> None:
-    """Each has the cache of its part, and one that died has it again."""
     served = serve_pretend(
         children, tmp_path, str(internvl2), str(qwen2_vl), "--on", "1xrtx3060",
         "--context", "4096", "--no-check", TMPDIR=str(tmp_path),

@@ -121,7 +121,6 @@ def test_a_hundred_thousand_requests_take_seconds() -> None:
 
 
 def test_the_command_compares_plans_that_are_kept(tmp_path, capsys) -> None:
-    """Of machines: bench/golden."""
     path = written(tmp_path, "".join(f"{n / 4},200,1,64\n" for n in range(40)), "trace.csv")
     saved = tmp_path / "plan.json"
     command = ["predict", "internvl2-2b", "--on", "1xrtx3090", "--trace", path, "--vs", str(saved)]

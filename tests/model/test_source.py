@@ -266,7 +266,6 @@ def test_it_is_where_the_hub_downloads_to(given: dict[str, str]) -> None:
 )
 @pytest.mark.parametrize("name", ["{path}", "org/name", "name"])
 def test_a_folder(name, files, message, hint, tmp_path, monkeypatch):
-    """Named by its whole path, as a hub id is written, and by one word."""
     root = tmp_path / "org"
     folder = root / "name"
     folder.mkdir(parents=True)

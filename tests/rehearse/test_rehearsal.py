@@ -21,7 +21,6 @@ def pool(document: dict[str, Any], phase: str) -> float | None:
 
 
 def test_one_card_from_start_to_the_last_case(run: Rehearse, tmp_path: Path) -> None:
-    """InternVL2-8B."""
     cases = tiles(1, 6, 13, 26, 40)
     full = {"text_tokens": 20, "max_new_tokens": 2}
     cases += [

@@ -29,7 +29,6 @@ def sample(option: Option) -> str:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_takes_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But the help page and the forms of the answer."""
     command, prefix = TURBOFIT.get_command(click.Context(TURBOFIT), name), f"{ROOT}_{name.upper()}"
     options = [one for one in command.params if isinstance(one, Option)]
     options = [one for one in options if one.expose_value is not False and not one.form]

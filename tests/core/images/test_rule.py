@@ -203,7 +203,6 @@ def between(smallest: int, largest: int) -> PatchRule:
 @settings(max_examples=part(60, 3))
 @given(st.integers(200_000, 13_000_000), st.integers(1, 4000))
 def test_the_worst_patches_are_nearly_reached(largest, smallest):
-    """Grids that touch the bound exist a few windows below it at most."""
     rule, windows = between(smallest, largest), largest // 784
     best = max(
         rule.units(28 * (windows // rows), 28 * rows)

@@ -163,7 +163,6 @@ def test_what_was_not_begun_is_no_answer(path, body, end) -> None:
 )
 @pytest.mark.parametrize("cut", [0, None, -1, 40, -2])
 def test_what_was_begun_ends_with_an_error_event(path, body, begun, end, cut) -> None:
-    """However it comes in pieces."""
     whole = begun + end
     at = len(whole) if cut is None else len(begun) + cut
     parts = (whole[:at], whole[at:])

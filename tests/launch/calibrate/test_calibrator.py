@@ -90,7 +90,6 @@ class Samples(nullcontext):  # type: ignore[type-arg]
 
 
 def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) -> None:
-    """The worst case may have come after it."""
     clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
     monkeypatch.setattr(calibrate, "time", clock)
     monkeypatch.setattr(calibrate, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
@@ -161,7 +160,6 @@ def driven() -> Calibrator:
 
 
 def test_every_step_is_driven_and_kept() -> None:
-    """Also where a log that is read late says what was free."""
     late = engine()
     budget, late.tracker.budget = late.tracker.budget, None
     first = begun(Usage(*range(20000, 20600, 100)))
@@ -196,7 +194,6 @@ def test_an_engine_that_is_started_again_shows_all_steps_again() -> None:
 
 
 def test_an_engine_of_an_earlier_plan_is_not_read() -> None:
-    """Its last question was answered while turbofit planned anew."""
     usages = iter([Usage(*[20000] * 6), Usage(), Usage()])
 
     def usage_of(plan: Any) -> Usage:

@@ -328,7 +328,6 @@ def test_a_change_goes_node_by_node_each_out_of_the_front_first(world: World) ->
 def test_the_next_node_changes_once_fronts_have_the_last_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else there is none for a moment."""
     monkeypatch.setattr(module, "_FRONTS_SECONDS", 3.0)
     made = serving(world)
     heard: set[str] = set()
@@ -381,7 +380,6 @@ def test_a_node_that_the_new_plan_left_out_joins_again_when_the_old_one_is_back(
 def test_a_node_that_has_no_room_any_more_for_the_new_plan_brings_the_old_one_back(
     world: World,
 ) -> None:
-    """It is measured when its server has ended."""
     made = serving(world, "1xrtx3090", context=8192)
     target(made, context=32768)
     world.specs["host-1"] = node(1, "1xrtx3090:free=18500MiB")

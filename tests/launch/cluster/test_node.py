@@ -291,7 +291,6 @@ def test_ray_is_asked_only_where_it_is_named(
 
 
 def test_a_node_that_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only where it is asked to."""
     monkeypatch.setenv("TURBOFIT_NODE_SPEC", "2xrtx3090")
     node = msgspec.json.decode(measure_here(True), type=Node)
     assert node.machine is not None
@@ -300,7 +299,6 @@ def test_a_node_that_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_node_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a reason, and no machine."""
     monkeypatch.setenv("TURBOFIT_NODE_SPEC", "3xnosuchcard")
     node = msgspec.json.decode(measure_here(True), type=Node)
     assert node.machine is None
@@ -357,7 +355,6 @@ def test_ray_client_is_refused() -> None:
 
 
 def test_addresses() -> None:
-    """``ray`` is the cluster of this host."""
     assert ray_address("ray") is None
     assert ray_address("ray:10.0.0.1:6379") == "10.0.0.1:6379"
     with pytest.raises(UsageError, match="no Ray cluster"):

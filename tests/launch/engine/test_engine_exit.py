@@ -143,7 +143,6 @@ def test_the_pretend_account_adds_the_bytes() -> None:
     ("kills", "kind"), [(1, "host_memory"), (None, "host_memory"), (0, "killed")]
 )
 def test_who_killed_it(kills: int | None, kind: str) -> None:
-    """The kernel, nobody knows, and somebody else."""
     end = end_of(-9, tracker(START), host_kills=kills)
     assert (end.kind, end.retryable) == (kind, kind == "killed")
     assert (type(end.error) is LaunchError) is (kind == "killed")

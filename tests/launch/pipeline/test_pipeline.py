@@ -188,7 +188,6 @@ def broken(*_: Any, **__: Any) -> None:
 def test_its_memory_is_reserved_until_it_is_closed(
     closes: bool, pipeline: Any, internvl2: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In order, or not."""
     pipe = pipeline(internvl2, on=None)
     with Leases(here) as other:
         (lease,) = other.others()

@@ -133,7 +133,6 @@ def test_what_is_left_of_others_when_ours_is_back() -> None:
 
 
 def test_a_lost_card_is_said(ground: Ground) -> None:
-    """By its thread, which looks on its own."""
     others = ["GPU-of-another-machine"]
     assert not any_lost([*others, ground.card.uuid])
     monitor = ground.monitor()

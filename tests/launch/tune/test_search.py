@@ -43,7 +43,6 @@ def serve(
 
 
 def test_the_first_option_is_tried_first_and_the_peak_is_found() -> None:
-    """It serves most at 32, whatever the forecast says."""
     best, tried = serve(lambda n: 30 * math.exp(-((n - 5) ** 2) / 2))
     assert (best, tried[0]) == (5, 0)
     assert len(tried) < len(OPTIONS)

@@ -75,7 +75,6 @@ def test_what_no_table_could_answer(values: dict[str, tuple[object, ...]], cause
 
 
 def test_every_name_that_plan_takes_is_offered_once() -> None:
-    """By the preset's name: it is a file's too."""
     request = SiteRequest.of(
         models=("OpenGVLab/InternVL2-2B", "mineru2.5", "internvl2-2b"),
         cards=("rtx3090", "3090", "RTX 4090"),

@@ -25,7 +25,6 @@ def shown(browser: Browser, script: str) -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_it_opens_in_silence_and_nothing_is_cut_on_a_phone(browser: Browser, kind: str) -> None:
-    """Tables and commands scroll in their boxes."""
     for dark, width in ((False, 800), (True, 360)):
         browser.open(page_of(kind), dark=dark, width=width)
         assert scrolls(browser) <= width

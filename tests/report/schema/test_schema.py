@@ -38,7 +38,6 @@ def check(name: str, text: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schema_is_one_and_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the types; else: python -m scripts.schemas."""
     Draft202012Validator.check_schema(SCHEMAS[name])
     assert SCHEMAS[name] == json.loads(json.dumps(document(name)))
     assert main(["report", "--schema", name]) == 0
