@@ -23,7 +23,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_195,
+    "core": 5_200,
     "machine": 2_520,
     "kernels": 635,
     "model": 6_315,
@@ -35,7 +35,7 @@ BUDGETS = {
     "rehearse": 4_565,
     "gateway": 9_175,
     "load": 1_365,
-    "launch": 9_935,
+    "launch": 9_940,
     "batch": 1_800,
     "diagnose": 3_830,
     "report": 4_940,

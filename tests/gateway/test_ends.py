@@ -136,7 +136,7 @@ def test_what_ends_while_it_drains_is_answered(served: tuple[Child, str]) -> Non
 CLIENTS, EACH = 4, 120
 PROGRAM = """
 from turbofit.cli.main import entry
-from turbofit.core.process.log import CappedLog, LogQueue
+from turbofit.core.process.log_queue import CappedLog, LogQueue
 
 for log in (CappedLog, LogQueue):
     log.__init__.__defaults__ = (None, 1 << 16)

@@ -12,7 +12,7 @@ import click
 from turbofit.cli import usage_errors
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
 from turbofit.core.errors import NoGpuError, UnknownModelError, UsageError
-from turbofit.core.process.log import queued_stderr
+from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 
 if TYPE_CHECKING:

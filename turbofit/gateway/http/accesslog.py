@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.log import CappedLog
+from turbofit.core.process.log_queue import CappedLog
 from turbofit.core.units import MIB
 from turbofit.gateway.media.pictures import Picture
 

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.process.log import dropped_lines
+from turbofit.core.process.log_queue import dropped_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.process.log import CappedLog, LazyLogger
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.log_queue import CappedLog
 from turbofit.launch.engine.guard import guarded
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pytest
 from tests.support.waiting import HANG, until
 from turbofit.core.process import files
 from turbofit.core.process.files import lock_soon
-from turbofit.core.process.log import CappedLog, LogQueue, dropped_lines, queued_stderr
+from turbofit.core.process.log_queue import CappedLog, LogQueue, dropped_lines, queued_stderr
 
 
 def notice(missing: int) -> bytes:
@@ -85,7 +85,7 @@ def piped() -> Iterator[int]:
 
 EVERYBODY = """
 import logging, sys, threading, traceback, warnings
-from turbofit.core.process.log import queued_stderr
+from turbofit.core.process.log_queue import queued_stderr
 
 before = sys.stderr
 with queued_stderr():
