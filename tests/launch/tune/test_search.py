@@ -17,6 +17,8 @@ from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
+pytest.importorskip("numpy", reason="LMDeploy brings it")
+
 #: Batches of 1, 2, 4, … 128; the forecast says that more is better.
 OPTIONS = [
     SearchPoint((n / 2,), TrialForecast(requests_per_second=2.0**n, ttft=0.1 * 2**n, tpot=0.01))
