@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 
 import pytest
 from msgspec.structs import replace
@@ -17,7 +18,7 @@ from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
-pytest.importorskip("numpy", reason="LMDeploy brings it")
+pytestmark = pytest.mark.skipif(find_spec("numpy") is None, reason="LMDeploy brings it")
 
 #: Batches of 1, 2, 4, … 128; the forecast says that more is better.
 OPTIONS = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.tune.test_search import MEAN
+from tests.launch.tune.test_search import MEAN, pytestmark  # noqa: F401 - its mark, here too
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
