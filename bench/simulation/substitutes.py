@@ -395,7 +395,6 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.machine.nvml.Nvml": partial(SimulatedNvml, machine),
         f"{_SERVE}.gpu_monitor.ask_driver": _ask_driver,
         "turbofit.machine.nvml_machine.ask_driver": _ask_driver,
-        f"{_SERVE}.gpu_monitor._heat": lambda _: [],
         f"{_ENGINE}.kernel.host_kills": lambda: machine.host_kills,
         "turbofit.core.process.files.time": clock,
         "turbofit.gateway.routing.deny_file.os": LeaseOs(),

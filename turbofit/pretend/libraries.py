@@ -19,8 +19,8 @@ from turbofit.core.errors import PackageError
 from turbofit.core.version import REFERENCE
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 
-_ABI = 5
-NO_MEMORY = 2
+#: Of csrc/account.h: what this file calls, and its answer where a card is full.
+_ABI, _NO_MEMORY = 5, 2
 
 
 class PretendError(PackageError):
@@ -217,7 +217,7 @@ def libraries_for(wanted: Mapping[str, LibraryInterface] | None = None) -> tuple
     """All libraries, the account first.
 
     Args:
-        wanted: by soname, see ``wants.wanted_from``; what TurboMind wants is always there.
+        wanted: by soname, see `wanted_from`; what TurboMind wants is always there.
     """
     every = dict(_ENGINE)
     for name, wants in (wanted or {}).items():
@@ -307,7 +307,7 @@ class LibraryAccount:
     def allocate(self, pool: ctypes.c_void_p, size: int) -> int | None:
         """The address of ``size`` bytes from the pool, 0 for none, None if the card is full."""
         pointer, length = ctypes.c_void_p(), ctypes.c_size_t(size)
-        if self._lib.pretend_pool_malloc(pool, length, ctypes.byref(pointer)) == NO_MEMORY:
+        if self._lib.pretend_pool_malloc(pool, length, ctypes.byref(pointer)) == _NO_MEMORY:
             return None
         return pointer.value or 0
 

@@ -271,20 +271,20 @@ def plan_joining_node(
         return replace(node_plan, why_not=why or "nothing is promised: no node served")
     promise = Promise(limit=limits.image_limit, context=plan.longest_request_tokens)
     share, kinds = _share(plan, node), kinds_of([node])
-    # The share of one that the plan has not is planned for, and is no promise: the others hold all.
+    # A node beside the plan is planned for its share; that is no promise: the others hold all.
     workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))
     if "session_len" not in base.fixed:
         workload = replace(workload, context=promise.context)
-    planner = _Planner(replace(base, workload=workload, load_only=True), kinds, engine)
+    joining = _Planner(replace(base, workload=workload, load_only=True), kinds, engine)
     # A batch bounds the answers a request: the second try gives each engine the promised ones.
-    tries = [(planner, share), (planner, float(limits.n * len(_machine(node).visible)))]
+    tries = [(joining, share), (joining, float(limits.n * len(_machine(node).visible)))]
     member = plan.node(node.id)
     if member is not None and member.plan is not None:
         # The plan counts on its share, which it may still hold.
         tries.insert(0, (_Planner(base, kinds, engine), member.at_once))
     serial = {other.plan.engine.serial for other in plan.nodes if other.plan is not None}
-    for trier, requests in tries:
-        tried = trier.plan(0, requests, promise)
+    for planner, requests in tries:
+        tried = planner.plan(0, requests, promise)
         why = tried.why_not or promise.why_broken(tried.served, planner.unit)
         if not why and serial and tried.served.engine.serial not in serial:
             why = f"only {tried.served.engine.name} serves on it: not mixed with LMDeploy's engines"
@@ -539,7 +539,7 @@ def kinds_of(nodes: Sequence[Node]) -> tuple[Kind, ...]:
     """The nodes by kind, in their order."""
     by_kind: dict[Hashable, list[Node]] = {}
     for node in nodes:
-        by_kind.setdefault(_looks(_machine(node)), []).append(node)
+        by_kind.setdefault(_kind_key(_machine(node)), []).append(node)
     return tuple(
         Kind(machine=min(map(_machine, members), key=_host_room), nodes=tuple(members))
         for members in by_kind.values()
@@ -550,8 +550,8 @@ def _host_room(machine: Machine) -> int:
     return known(machine.host.ram_available, maxsize)
 
 
-def _looks(machine: Machine) -> Hashable:
-    """What a machine is planned by, without names."""
+def _kind_key(machine: Machine) -> Hashable:
+    """What planning reads of a machine: the same for all nodes of a kind."""
     gpus = tuple(replace(gpu, uuid="", holders=()) for gpu in machine.gpus)
     learned = tuple(replace(calibration, when="") for calibration in machine.calibrations)
     alike = replace(

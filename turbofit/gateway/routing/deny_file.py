@@ -216,7 +216,7 @@ def pardon(name: str) -> int:
     path, number = Path(), 0
     try:
         for path in sorted(state_dir(_ROOM, make=False).glob("*.json")):
-            path.open("rb").close()  # who may not read it is not told that nobody was refused
+            path.open("rb").close()  # `DenyFile` takes one that it may not read for empty
             file = DenyFile(path)
             if name in file.denied:
                 file.change({name: None})

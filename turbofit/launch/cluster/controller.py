@@ -64,9 +64,9 @@ _LAST_SECONDS: Final = 20.0
 _SILENT_SECONDS: Final = 10.0
 #: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
 _URGENT_SECONDS: Final = 1.0
-#: Those of a node that has a plan, and a server of it.
+#: States of a node that has a plan, and a server of it.
 _WITH_PLAN: Final = ("starting", "serving")
-#: Those of one that has no GPUs.
+#: States of a node that has no GPUs.
 _EMPTY: Final = ("unfit", "drained")
 
 
@@ -74,7 +74,7 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
     """What the next controller needs to go on.
 
     The run's name, its request in words, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing, or another plan. ``at`` is when.
+    ids of nodes that are to serve nothing, or another plan. ``at`` is when this was written.
     """
 
     run: str
@@ -163,7 +163,7 @@ class Controller:
     ) -> None:
         self._connection, self._say, self.config = connection, say, config
         self.name = config.name or _model_name(config)
-        #: Of its folders.
+        #: The name, as folders may have it.
         self.room = "".join(c if c.isalnum() else "-" for c in self.name)
         self.changes: Document = {}
         self.before: tuple[ClusterPlan, Document] | None = None

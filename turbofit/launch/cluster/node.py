@@ -97,7 +97,7 @@ class NodeActor:
         """Serve this plan from now on; a server with another plan ends in order."""
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
         self._ends, self._again = [], 0.0
-        self._tell(state="starting", digest=digest, url="", why="", exit_code=0)
+        self._note(state="starting", digest=digest, url="", why="", exit_code=0)
         self._wanted.write(_Wanted(run=self._run, digest=digest, words=words))
 
     def end(self) -> None:
@@ -108,7 +108,7 @@ class NodeActor:
         """What the node tells of itself now."""
         return self._report
 
-    def _tell(self, **facts: Any) -> None:
+    def _note(self, **facts: Any) -> None:
         self._report = replace(self._report, **facts)
 
     def _live(self) -> None:
@@ -123,7 +123,7 @@ class NodeActor:
                     self._look()
                 except Exception as exc:  # noqa: BLE001 - this thread must not end
                     state, why = self._report.state or "idle", f"{type(exc).__name__}: {exc}"
-                    self._tell(state=state, why=why)
+                    self._note(state=state, why=why)
 
     def _begin(self) -> str:
         """Go on with this run, or begin it; the key by which its server trusts fronts."""
@@ -148,14 +148,14 @@ class NodeActor:
             if runs == digest:
                 url, last_line = self._url(), "".join(self._lines()[-1:])
                 state = "open" if url else "starting"
-                self._tell(state=state, digest=digest, url=url, last_line=last_line)
+                self._note(state=state, digest=digest, url=url, last_line=last_line)
         elif runs:
             if runs == digest:
                 self._ended(digest, now)
             (self._folder / "lock").write_text("")
         elif not digest:
-            self._tell(state="idle", digest="", url="", why="")
-            self._tell(measured=self._report.measured or measure_here(self._pretend))
+            self._note(state="idle", digest="", url="", why="")
+            self._note(measured=self._report.measured or measure_here(self._pretend))
         elif now >= self._again and (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
 
@@ -177,11 +177,11 @@ class NodeActor:
         if helps and len(self._ends) <= len(_PAUSES):
             # What the driver still holds of a killed one's memory comes back meanwhile.
             self._again = now + _PAUSES[len(self._ends) - 1]
-            self._tell(state="starting", digest=digest, url="")
+            self._note(state="starting", digest=digest, url="")
             return
         errors = [line for line in self._lines() if line.startswith("error: ")]
         why = "".join(errors[-1:]).removeprefix("error: ") or f"turbofit serve ended with {code}"
-        self._tell(state="unfit", digest=digest, url="", why=why, exit_code=code)
+        self._note(state="unfit", digest=digest, url="", why=why, exit_code=code)
 
     def _start(self, wanted: _Wanted) -> None:
         folder, digest = self._folder, wanted.digest
@@ -206,7 +206,7 @@ class NodeActor:
                 argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
                 cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
-        self._tell(state="starting", url="", digest=digest, last_line="", measured=b"")
+        self._note(state="starting", url="", digest=digest, last_line="", measured=b"")
 
     def _url(self) -> str:
         return _text(self._folder / "url").partition("\n")[0]

@@ -162,7 +162,7 @@ def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> 
         math.log2(settings.max_prefill_token_num) / _PREFILL_SCALE,
         math.log2(settings.tp) * _APART,
         math.log2(plan.parallel.replicas) * _APART,
-        *(_APART if plan.engine.name == name else 0.0 for name in ("turbomind", "pytorch")),
+        *(_APART if plan.engine.on_torch == on_torch else 0.0 for on_torch in (False, True)),
         *(_APART if settings.quant_policy == kind else 0.0 for kind in (0, 8, 4)),
         _APART if settings.enable_prefix_caching else 0.0,
         _APART if _queues(plan) else 0.0,

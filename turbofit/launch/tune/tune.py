@@ -51,9 +51,9 @@ _SHOWN: Final = 120
 class TuneRequest(NamedTuple):
     """What is to be tuned: a promise, under a load.
 
-    ``seconds``: no trial begins that would end later after ``began``, by the monotonic clock;
-    ``apart``: what is found holds for pretend GPUs only; ``again``: what was tuned before is tried
-    again.
+    ``seconds``: no trial begins that would still run so long after ``began``, by the monotonic
+    clock; ``apart``: what is found holds for pretend GPUs only; ``again``: what was tuned before is
+    tried again.
     """
 
     request: PlanRequest
@@ -248,7 +248,7 @@ class Tuner:
         """Why nothing more is tried; empty while the search goes on."""
         if len(self._trials) >= self.starts:
             return f"{len(self._trials)} settings were tried"
-        # Another one, as long as those so far, would end later.
+        # Another trial, as long as the longest so far, would end after the time is up.
         longest = max((trial.seconds for trial in self._trials), default=0.0)
         return "the time is up" if self._trials and self.left < longest else ""
 

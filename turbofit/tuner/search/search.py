@@ -201,8 +201,8 @@ class _Search(SearchState):
             if request.tp or request.replicas:
                 need = (request.tp or 1) * (request.replicas or 1)
                 hint = "let turbofit choose --tp and --replicas"
-                split = engine.tp_problem(request.model, request.tp or 1) is None
-                if need > len(request.visible) and split:
+                tp_works = engine.tp_problem(request.model, request.tp or 1) is None
+                if tp_works and need > len(request.visible):
                     hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
             raise UsageError(no_shape(request, engine), hint=hint)
         launches = [(shape, self._launches(shape)) for shape in possible]
