@@ -14,8 +14,7 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-#: Each command is ``turbofit.cli.commands.NAME.NAME``, but for some that share a file, and imported
-#: when it is named.
+#: A command is in the module of its name, or in that of `_FILES`; it is imported when it is named.
 COMMANDS: Final[dict[str, str]] = {
     "plan": "the best plan for a model on a machine: settings, ledger, command",
     "predict": "what given settings would do, without a search",
@@ -51,7 +50,7 @@ COMMANDS: Final[dict[str, str]] = {
     "help": "this list, or the page of one command",
     "version": "turbofit's version",
 }
-#: The modules of commands that stand beside another one.
+#: The module of a command that shares the module of another one.
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
     "stop": "watch", "gpus": "models", "machine": "models", "version": "help",

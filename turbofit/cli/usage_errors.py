@@ -86,7 +86,7 @@ def without_secret(word: str) -> str:
     return f"{name}=***" if equals and re.search(_SECRET, name) else word
 
 
-def _shown(value: str, text: str) -> str:
+def _value_without_secret(value: str, text: str) -> str:
     """The value; *** where the text names a secret, which a number, as 8k, is not."""
     return "***" if not re.fullmatch(_NUMBER, value) and re.search(_SECRET, text) else value
 
@@ -105,7 +105,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     known = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
     begin = [option for option in known if option.startswith(f"-{name}")]
-    longer = [option for option in known if name.startswith(f"{option}-")]
+    shorter = [option for option in known if name.startswith(f"{option}-")]
     if commands and name.startswith("--"):
         example = MANUAL[ctx.info_name or ""].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
@@ -118,8 +118,8 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         pass
     elif instead := by_its_words(name, ctx.info_name or ""):
         return UsageError(what, hint=instead)
-    elif longer:
-        hint = f"did you mean {longer[0]}? "
+    elif shorter:
+        hint = f"did you mean {shorter[0]}? "
     elif instead := by_its_words("option", ctx.info_name or ""):
         return UsageError(what, hint=instead)
     elif len(options := [name for name in known if name not in _EVERYWHERE]) <= _LISTED:
@@ -207,7 +207,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         more = f"; {meaning.say}" if meaning.say else ""
         say(f"{name} of {meaning.of} is taken as {option}{more}")
         return f"{option}{equals}{value if equals else ''}"
-    value = _shown(value, f"{name} {value}")
+    value = _value_without_secret(value, f"{name} {value}")
     what = f"unknown option {name}{f' {value}' if value else ''}"
     form = "--{option} {value}"
     if takes and (line := meant_line(ctx)):
@@ -309,7 +309,7 @@ def meant_line(ctx: click.Context) -> str:
         bare = getattr(option, "bare", meaning is None or meaning.flag)
         if left and not (equals or bare or left[0].startswith("-")):
             value = left.pop(0)
-        value = _shown(value, name)
+        value = _value_without_secret(value, name)
         if name == "--on" or (meaning is not None and meaning.to == "MODEL"):
             texts.append(value)
         elif option is not None:

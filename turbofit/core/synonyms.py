@@ -114,10 +114,10 @@ def command_synonym(name: str) -> str | None:
 
 def by_its_words(name: str, command: str) -> str:
     """What to do instead of an option that nobody has; empty unless its words mean one thing."""
-    parts, said = _tables().parts, _tables().say_nothing
-    words = [word for word in re.split("[-_]+", name.lower()) if word and word not in said]
-    known = {parts.get(f"{command} {word}", parts.get(word, "")) for word in words}
-    return known.pop() if len(known) == 1 else ""
+    parts, left_out = _tables().parts, {"", *_tables().say_nothing}
+    words = set(re.split("[-_]+", name.lower())) - left_out
+    advice = {parts.get(f"{command} {word}", parts.get(word, "")) for word in words}
+    return advice.pop() if len(advice) == 1 else ""
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:

@@ -153,15 +153,13 @@ def find_preset(name: str) -> str | None:
 
 def presets_with(words: Iterable[str]) -> list[str]:
     """The presets in one of whose names all of these words stand, or that are of a generation."""
-    wanted, known = [bare_name(word) for word in words], _names().generations
-    of = [known[word] for word in wanted if word in known]
-    rest = [word for word in wanted if word not in known]
+    wanted, generations = [bare_name(word) for word in words], _names().generations
+    capabilities = [generations[word] for word in wanted if word in generations]
+    rest = [word for word in wanted if word not in generations]
     keys = {key for name, key in _index().items() if all(word in name for word in rest)}
-    return [
-        key
-        for key in preset_names()
-        if key in keys and all(load_preset(key).compute_capability.value in kind for kind in of)
-    ]
+    for allowed in capabilities:
+        keys = {key for key in keys if load_preset(key).compute_capability.value in allowed}
+    return [key for key in preset_names() if key in keys]
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
@@ -201,7 +199,7 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
 
 
 def match_key(gpu: Gpu) -> str | None:
-    """The own name of the preset of a measured GPU, which cards of one name do not share."""
+    """The name of the preset of a measured GPU; `GpuPreset.name` is NVML's, which several share."""
     return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 

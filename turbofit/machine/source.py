@@ -6,7 +6,6 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, UsageError
@@ -69,7 +68,6 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
     else:
-        from turbofit.machine.source import load_snapshot
         from turbofit.machine.spec import is_pasted, parse_spec
 
         is_path = on.endswith(".json") or ("/" in on and not is_pasted(on))
@@ -185,7 +183,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
     machine = decode(data, Machine, what=what)
     check_possible(machine, what)
     visible = machine.visible or tuple(gpu.index for gpu in machine.gpus)
-    return msgspec.structs.replace(machine, source=f"snapshot {name}", visible=visible)
+    return replace(machine, source=f"snapshot {name}", visible=visible)
 
 
 def check_possible(machine: Machine, what: str) -> None:

@@ -356,7 +356,7 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
     old = plan.engine.of_lmdeploy and release(plan.engine.version) < OLDEST_SERVED
     if not plan.fits or old:
         return None
-    model = _word(plan.model, request.model)
+    model = _model_word(plan.model, request.model)
     served = request_of(plan, model).changed(revision=plan.model.revision, gpus=request.gpus)
     if request.paced and plan.engine.of_lmdeploy and not plan.by_group:
         # `serve` is not asked for a pace: what has it is named.
@@ -366,7 +366,7 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
     if not is_prediction(plan) and plan.machine.source != _MEASURED:
         context = plan.kv.longest_request_tokens or plan.settings.session_len
         served = _with_limits(served, plan.model, plan.limits, context)
-    return _command([model], served)
+    return _serving([model], served)
 
 
 def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeCommand | None:
@@ -380,12 +380,12 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
     """
     if not plan.fits or plan.limits is None:
         return None
-    model, cluster = _word(plan.model, request.model), "ray"
+    model, cluster = _model_word(plan.model, request.model), "ray"
     if plan.source.startswith(_RAY):
         cluster = plan.source.replace(" ", ":", 1)
     else:
         request = _with_limits(request, plan.model, plan.limits, plan.longest_request_tokens)
-    return _command([model], request, "--cluster", cluster)
+    return _serving([model], request, "--cluster", cluster)
 
 
 def joint_serve_command(
@@ -400,7 +400,8 @@ def joint_serve_command(
         requests: one a model.
     """
     models = [
-        _word(plan.model, request.model) for plan, request in zip(plans, requests, strict=True)
+        _model_word(plan.model, request.model)
+        for plan, request in zip(plans, requests, strict=True)
     ]
     common, *others = (
         _of_all(plan.model, request) for plan, request in zip(plans, requests, strict=True)
@@ -411,7 +412,7 @@ def joint_serve_command(
     if plans[0].machine.source != _MEASURED and not given.keys() & {"context", "session_len"}:
         contexts = {plan.kv.longest_request_tokens for plan in plans}
         common = common.changed(context=min(contexts) if len(contexts) == 1 else None)
-    return _command(models, common)
+    return _serving(models, common)
 
 
 def request_of(plan: Plan, model: str) -> PlanRequest:
@@ -439,13 +440,14 @@ def is_prediction(plan: Plan) -> bool:
     return plan.engine.of_lmdeploy and not plan.considered
 
 
-def _command(models: Sequence[str], request: PlanRequest, *words: str) -> ServeCommand:
+def _serving(models: Sequence[str], request: PlanRequest, *words: str) -> ServeCommand:
+    """``turbofit serve`` of these models, with what the request has given."""
     fields = set(type(request).model_fields) - set(PlanRequest.model_fields)
     options = request.option_arguments((*_UNSAID, *fields))
     return ServeCommand(argv=("turbofit", "serve", *models, *options, *words))
 
 
-def _word(model: Model, given: str | Model) -> str:
+def _model_word(model: Model, given: str | Model) -> str:
     """How a command line names a model; a folder wherever it is pasted."""
     if model.source.kind == "folder" and model.source.checkpoint:
         return model.source.checkpoint

@@ -12,6 +12,7 @@ from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal.output import INTERRUPTED, Form, answer, complain, say
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import tell
+from turbofit.core.struct import to_json
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.request import PlanRequest
 
@@ -54,13 +55,18 @@ def bench(
     show_load(result, form)
     if not result.answered and result.begun:
         worst = result.errors[0]
-        error = UnservedError(
+        return _unserved(
             f"no request was answered: {worst.count} times {worst.kind}",
-            hint=worst.example or "see what the server logs",
+            worst.example or "see what the server logs",
         )
-        complain(error.to_dict(), as_json=False)  # stdout has its document
-        return error.exit_code
     return INTERRUPTED if result.stopped.startswith("SIG") else 0
+
+
+def _unserved(message: str, hint: str) -> int:
+    """Say on stderr that nothing was answered: stdout has its document; the exit code."""
+    error = UnservedError(message, hint=hint)
+    complain(error.to_dict(), as_json=False)
+    return error.exit_code
 
 
 def show_load(result: LoadResult, form: Form) -> None:
@@ -112,16 +118,16 @@ def batch(
     spec = common.filled(BatchSpec, given)
     request = common.filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)
-    tell = (lambda _: None) if form.as_json else say
-    job = BatchJob((Path(source), Path(output)), spec, target, say=tell)
+    paths = Path(source), Path(output)
+    job = BatchJob(paths, spec, target, say=(lambda _: None) if form.as_json else say)
     result = asyncio.run(_stoppable(job))
     _show_batch(result, form)
     if job.interrupted:
         return INTERRUPTED
     if result.items and not result.answered:
-        raise UnservedError(
+        return _unserved(
             f"no item was answered: {result.failed:,} failed",
-            hint=f"see the error of each line of {result.output}",
+            f"see the error of each line of {result.output}",
         )
     return 0
 
@@ -137,8 +143,6 @@ async def _stoppable(job: BatchJob) -> BatchResult:
 
 def _show_batch(result: BatchResult, form: Form) -> None:
     if form.as_json:
-        from turbofit.core.struct import to_json
-
         answer(to_json(result))
         return
     sent = result.answered + result.failed - result.before

@@ -9,6 +9,7 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, machine_options
 from turbofit.cli.terminal.output import Form, answer, note, say, show
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Machine
@@ -24,8 +25,6 @@ def models(fragments: tuple[str, ...], form: Form) -> int:
     known = [(name, model) for name, model in presets if not isinstance(model, str)]
     unsupported = [(name, why) for name, why in presets if isinstance(why, str)]
     if form.as_json:
-        from turbofit.core.struct import to_json
-
         answer(to_json({"models": dict(known), "unsupported": dict(unsupported)}))
     else:
         from turbofit.report.painters.terminal import paint

@@ -125,12 +125,12 @@ def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: For
     from turbofit.report.stored_documents import read_run
 
     try:
-        path = read_run(run)
+        saved = read_run(run)
     except UsageError as exc:
         if run is None:  # and one on pretend GPUs would be refused
             exc.hint = "turbofit serve MODEL, or calibrate MODEL, on real cards makes a run"
         raise
-    document = shared(path, loads)
+    document = shared(saved, loads)
     form.show(document, share_view)
     if out is not None:
         # An issue takes 65,536 characters: indented, eight cards are more.

@@ -299,10 +299,8 @@ def _show_commands(arguments: _Arguments, form: output.Form) -> int:
         raise refusal(plan)
     for text in plan.model.warnings:
         output.say(f"warning: {text}")
-    behind = (
-        "" if arguments.options.no_gateway else "turbofit serve starts this behind its gateway: "
-    )
-    head = f"# {behind}{unheld(plan)}\n"
+    behind = "turbofit serve starts this behind its gateway: "
+    head = f"# {'' if arguments.options.no_gateway else behind}{unheld(plan)}\n"
     texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
     output.answer(head + "\n".join(texts))
     return 0

@@ -84,7 +84,7 @@ _ROWS: Final = 12
 _OTHERS: Final = 3
 #: Columns that a summary leaves out.
 _WIDE: Final = ("engine", "shape", "KV tokens")
-#: No image is cut into more tiles.
+#: A limit above it is of pixels: no model of a preset cuts an image into so many tiles.
 _MOST_TILES: Final = 1000
 _NUMBERS: Final = (
     "memory", "context", "images", "KV tokens", "at once", "requests/s", "first token",
@@ -156,7 +156,7 @@ def _row(which: Which, serving: Serving) -> dict[str, str]:
         "shape": f"tp {serving.tp} x {serving.replicas}",
         "context": f"{serving.context:,}",
         # A context that is given may hold no images as large as the model's own limit.
-        **({"images": _largest(serving.image_limit)} if "context" in which.request else {}),
+        **({"images": _image_limit(serving.image_limit)} if "context" in which.request else {}),
         "KV tokens": f"{serving.kv_tokens:,}",
         "at once": f"{serving.requests_at_once:,}",
         "requests/s": "-" if rate is None else f"{rate:.2f}",
@@ -164,7 +164,7 @@ def _row(which: Which, serving: Serving) -> dict[str, str]:
     }
 
 
-def _largest(limit: int | None) -> str:
+def _image_limit(limit: int | None) -> str:
     """An image limit in words: tiles are few, pixels are not."""
     if limit is None:
         return "-"
