@@ -66,15 +66,15 @@ def symptoms() -> tuple[Symptom, ...]:
     found = []
     for group, rows in _table().items():
         for row in rows if group != _WORDS else ():
-            said = diagnose([row.get("log", row["message"]).encode()])
-            others = said.others
-            told = (
+            diagnosis = diagnose([row.get("log", row["message"]).encode()])
+            others = diagnosis.others
+            answer = (
                 (others.message, _UNTOLD, others.had, others.tried)
                 if others
-                else (said.kind, said.what, (), said.changes)
+                else (diagnosis.kind, diagnosis.what, (), diagnosis.changes)
             )
             chinese = row.get("zh", "").splitlines()
-            found.append(Symptom(group, row["message"], row["page"], *told, chinese))
+            found.append(Symptom(group, row["message"], row["page"], *answer, chinese))
     return tuple(found)
 
 

@@ -22,14 +22,14 @@ def explain_file(name: str, **options: Any) -> Diagnosis:
     return diagnose([(LOGS / f"{name}.log").read_bytes()], **options)
 
 
-def message(found: Diagnosis) -> str:
+def message(diagnosis: Diagnosis) -> str:
     """The name of what is answered: a cause, or a message that does not tell its cause."""
-    return found.others.message if found.others else found.kind
+    return diagnosis.others.message if diagnosis.others else diagnosis.kind
 
 
-def tried(found: Diagnosis) -> tuple[str, ...]:
+def tried(diagnosis: Diagnosis) -> tuple[str, ...]:
     """What to change, or what others tried."""
-    return found.others.tried if found.others else found.changes
+    return diagnosis.others.tried if diagnosis.others else diagnosis.changes
 
 
 def some(value: _T | None) -> _T:

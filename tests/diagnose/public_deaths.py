@@ -71,7 +71,7 @@ def judge(name: str, case: dict[str, Any]) -> Judged:
     )
 
 
-def said(one: Judged) -> str:
+def in_short(one: Judged) -> str:
     """The answer in short."""
     return f"unknown; others had {one.kind}" if one.listed else f"{one.kind}, {one.phase}"
 
@@ -118,7 +118,7 @@ def report(cases: Sequence[Judged]) -> str:
     for one in cases:
         expected = ", ".join(one.expected.values())
         lines.append(
-            f"| [{one.name}]({one.at}) | {one.model} | {expected} | {said(one)} |"
+            f"| [{one.name}]({one.at}) | {one.model} | {expected} | {in_short(one)} |"
             f" {', '.join(one.wrong)} |"
         )
     return "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins, to_json
+from turbofit.core.units import round_up
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
@@ -101,6 +102,10 @@ class Settings(Struct):
     eager_mode: bool = False
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
+
+    def requests_in(self, kv_tokens: int, size: int) -> int:
+        """Requests of so many tokens that a cache holds together: each takes whole blocks."""
+        return kv_tokens // round_up(size, self.cache_block_seq_len)
 
 
 class Term(Struct):

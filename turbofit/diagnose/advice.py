@@ -48,7 +48,7 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
 
 
 def _doubted(case: LogCase, draft: RuleAnswer, plan: Plan, planned: Advice) -> Advice:
-    """A plan that fits, where LMDeploy ran out of memory as it loaded on no fewer GPUs a model."""
+    """The advice, in doubt where loading failed on no fewer GPUs a model than the plan takes."""
     loading = (draft.kind, draft.phase) == ("out_of_memory", "weights")
     alone = case.facts.subject.programs == {"lmdeploy"} and not draft.others
     if not (plan.fits and loading and alone) or plan.parallel.tp > (case.tp or 1):

@@ -59,7 +59,7 @@ class Missing(Struct):
 
 
 class Others(Struct):
-    """What others had who met a message that does not tell its cause: no finding about this log.
+    """Causes that others had of a message that does not tell its cause: nothing about this log.
 
     ``message`` names it, for scripts; ``had`` are causes, the likeliest first, and never all of
     them; ``tried`` is what told them apart or helped.

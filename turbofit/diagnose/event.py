@@ -90,14 +90,14 @@ def event_of(facts: LogFacts) -> Event:
             continue
         known = isinstance(mark.event, KnownMessage)
         if known:
-            cause_match = next(matches(mark.text), None)
-            if cause_match is not None and cause_match[0].rank == "notice":
+            row = next((row for row, _ in matches(mark.text)), None)
+            if row is not None and row.rank == "notice":
                 complaints.append(mark)
                 continue
             unlike_an_end = not _END.search(mark.text)
             if unlike_an_end and last is not None and last.line > mark.line:
                 continue
-            if unlike_an_end and mark.line < raised and _kind(mark) not in _MACHINE:
+            if unlike_an_end and mark.line < raised and not (row and row.kind in _MACHINE):
                 continue
         if mark.line < ready or (
             mark.line < facts.outlived_before

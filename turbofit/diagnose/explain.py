@@ -94,9 +94,8 @@ def diagnose(
         best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
     ):
         return _unknown(of_run, also=(_in_short(best),))
-    if not best.what:
-        return _unknown(of_run, best, tuple(reversed(also.values())))
-    return _answer(of_run, best, tuple(reversed(also.values())))
+    answer = _answer if best.what else _unknown
+    return answer(of_run, best, tuple(reversed(also.values())))
 
 
 def _in_short(draft: RuleAnswer) -> str:
@@ -166,11 +165,12 @@ def _unknown(
     case: LogCase, draft: RuleAnswer | None = None, also: tuple[str, ...] = ()
 ) -> Diagnosis:
     """No cause is proven: a message that a rule knows, else the last error."""
-    quote = _last_error(case)
-    if draft:
+    if draft is None:
+        quote = _last_error(case)
+    else:
         others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
-        told = f"{_NO_CAUSE}: {draft.quoted}"
-        quote = _Quote(told, draft.evidence, draft.why, others if draft.possible else None)
+        what = f"{_NO_CAUSE}: {draft.quoted}"
+        quote = _Quote(what, draft.evidence, draft.why, others if draft.possible else None)
     about = " ".join((quote.what, *case.facts.subject.programs))
     errors = case.facts.every(PythonError)
     if errors and not errors[-1][0].stack:
@@ -217,12 +217,12 @@ def _last_error(case: LogCase) -> _Quote:
         return _Quote(_QUIET if case.facts.calm else _FOREIGN)
     text = evidence(line, "").text
     if _WARNING.match(text):
-        told = f"this log has a warning, and no error: {text}"
-        return _Quote(told, (evidence(line, "the last warning"),), raised_in(line))
-    told = "turbofit does not know this message"
+        what = f"this log has a warning, and no error: {text}"
+        return _Quote(what, (evidence(line, "the last warning"),), raised_in(line))
+    what = "turbofit does not know this message"
     if line.stack and line.text == line.stack[-1].code:
-        told = "turbofit does not know the error of the traceback that ends at"
-    return _Quote(f"{told}: {text}", (evidence(line, "the last error"),), raised_in(line))
+        what = "turbofit does not know the error of the traceback that ends at"
+    return _Quote(f"{what}: {text}", (evidence(line, "the last error"),), raised_in(line))
 
 
 #: Not NCCL's, whose errors have that level.

@@ -56,6 +56,7 @@ _BEGUN: Final = re.compile(
     r"\blmdeploy (?:serve|chat)\b|\bapi_server\b|\bturbofit \w+ |\bpipeline\(|\bLoading\b"
     r"|max_context_token_num"
 )
+#: A command that somebody ran, with or without the prompt of a shell.
 _COMMAND: Final = re.compile(
     r"[$#>] \w|(?:lmdeploy|vllm|sglang|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
 )
@@ -162,8 +163,9 @@ class LogFacts:
         self.begun_at: int | None = None
         #: Whether the command that was run stands in the log.
         self.commanded = False
-        #: The last line that tells of an error, and that is no event; and the last that may.
+        #: The last line that tells of an error and is no event.
         self.last_complaint: LogEvent | None = None
+        #: The last line that may tell of an error.
         self.last_refusal: LogEvent | None = None
         #: The last two lines of progress.
         self._progress = (0, 0)

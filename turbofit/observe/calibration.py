@@ -310,7 +310,6 @@ def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
 def _beside_states(plan: Plan, region: int) -> int:
     """Tokens of a hybrid model, whose sequences have states in the same cache."""
     from turbofit.memory.turbomind.cache import cache_shape, tokens_planned
-    from turbofit.memory.turbomind.weights import load_constants
 
     constants = load_constants()
     shape = cache_shape(plan.model.text, plan.settings, constants)

@@ -4,8 +4,8 @@ A launch follows its engine by it, and `diagnose` reads what people paste. Forma
 0.2 on (``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]`` before TurboMind's messages since 0.15),
 torch, Transformers, Accelerate, the kernel, nvidia-smi, check_env of LMDeploy and collect_env of
 torch. A line that is not known, and a figure that a torn line damaged, give None. Each pattern is
-linear in its line. Torch's out-of-memory text is read in all its forms, and which of the processes
-that it names is its own.
+linear in its line. Torch's out-of-memory text is read in all its forms: it names processes, and
+the reader finds which of them wrote it.
 """
 
 from __future__ import annotations

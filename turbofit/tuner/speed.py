@@ -22,7 +22,6 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Throughput
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
-from turbofit.core.units import round_up
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 
 #: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
@@ -375,11 +374,6 @@ def request_tokens(vision_load: VisionLoad) -> int:
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
     """Tokens of the request that verdicts count by: the workload's, as far as a session goes."""
     return min(request_tokens(vision_load), session_len)
-
-
-def requests_in(kv_tokens: int, size: int, settings: Settings) -> int:
-    """Requests of so many tokens that a cache holds together: each takes whole blocks."""
-    return kv_tokens // round_up(size, settings.cache_block_seq_len)
 
 
 class Pace(Struct):

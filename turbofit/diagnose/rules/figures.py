@@ -99,12 +99,12 @@ class Figures:
         return without_secrets(filled.replace(" ()", "").rstrip(": "))
 
     def sentences(self, texts: Iterable[str]) -> tuple[str, ...]:
-        """Those whose figures are known."""
+        """Those whose figures are known, without advice for users of other programs."""
         known = tuple(sentence for text in texts if (sentence := self.sentence(text)) is not None)
         return tuple(text for text in known if not self._of_another(text)) or known
 
     def _of_another(self, text: str) -> bool:
-        """Whether a sentence is of a program of which the log does not speak, but of another."""
+        """Whether the log names programs, but not the one for whose users a sentence is."""
         programs, match = self.case.facts.subject.programs, _OF_PROGRAM.match(text)
         return match is not None and bool(programs) and match[1].lower() not in programs
 

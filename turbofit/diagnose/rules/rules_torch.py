@@ -68,9 +68,9 @@ _PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
-#: Advice that the log shows to be followed already, by the fact that does.
+#: Advice that is followed already, by the fact of the log that shows it.
 _IN_USE: Final = {"eager": "--enforce-eager", "expandable": "PYTORCH_CUDA_ALLOC_CONF"}
-#: Of which a tensor larger than the card needs a smaller input: no share of the card is enough.
+#: Phases in which a tensor larger than the card needs a smaller input: no share is enough.
 _FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import QUEUED, groups_of, indices, plural
 from turbofit.core.struct import Struct
-from turbofit.core.units import round_up, three_digits
+from turbofit.core.units import three_digits
 from turbofit.planning.commands import ratio
 from turbofit.report.painters.document import (
     ONLY_SHORT,
@@ -78,7 +78,7 @@ def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
     """Conversations take whole blocks of one cache; Transformers answers one at a time."""
     in_cache = running = 0
     for plan in groups:
-        most = plan.kv.tokens // round_up(tokens, plan.settings.cache_block_seq_len)
+        most = plan.settings.requests_in(plan.kv.tokens, tokens)
         most = min(1, plan.kv.tokens // tokens) if plan.engine.serial else most
         in_cache += most
         running += min(most, plan.settings.max_batch_size)

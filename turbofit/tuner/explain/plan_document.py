@@ -26,7 +26,7 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
 from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.speed import counted_tokens, group_class, requests_in
+from turbofit.tuner.speed import counted_tokens, group_class
 
 #: Encoded bytes that one image and one request body may have.
 _BYTES_PER_IMAGE = 32 * MIB
@@ -161,7 +161,7 @@ def verdict_of(
     settings = accounts[0].settings
     size = counted_tokens(vision_load, settings.session_len)
     running_words = f"{running:,} {plural(running, 'request')} at once"
-    if running > sum(requests_in(cache, size, settings) for cache in tokens):  # it was given
+    if running > sum(settings.requests_in(cache, size) for cache in tokens):  # it was given
         running_words = f"a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
@@ -191,7 +191,7 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settin
     context = settings.session_len
     size = counted_tokens(vision_load, context)
     requests, longest = (
-        sum(requests_in(cache, length, settings) for cache in tokens) for length in (size, context)
+        sum(settings.requests_in(cache, length) for cache in tokens) for length in (size, context)
     )
     whole = "" if size == context else f" or {longest:,} of {context:,}"
     return (
@@ -206,7 +206,7 @@ def requests_held(
     """Requests that all engines run at once with all their tokens in the caches."""
     sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
-        min(account.settings.max_batch_size, requests_in(cache, size, account.settings))
+        min(account.settings.max_batch_size, account.settings.requests_in(cache, size))
         for account, cache, size in zip(accounts, tokens, sizes, strict=True)
     )
 

@@ -24,7 +24,7 @@ from turbofit.tuner.search.candidates import too_few
 from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits
 from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens, shortest_context
-from turbofit.tuner.speed import counted_tokens, link_class, request_tokens, requests_in
+from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
 
 #: The name of a machine that does not exist.
 MORE_GPUS: Final = "more of these GPUs"
@@ -317,7 +317,7 @@ def _shorter(fit: EngineFit) -> Iterator[Remedy]:
     request, best = fit.request, fit.best
     rivals = [rival for rival in fit.evaluations if rival.fits and rival.served == best.served]
     left_out = any(rival.settings.session_len < best.settings.session_len for rival in rivals)
-    requests = requests_in(best.kv_tokens, request_tokens(fit.requested_load), best.settings)
+    requests = best.settings.requests_in(best.kv_tokens, request_tokens(fit.requested_load))
     if not left_out and requests <= best.settings.max_batch_size:
         return  # the context left out no shape, and no requests
     for context in _SHORTER:

@@ -25,7 +25,6 @@ from turbofit.tuner.speed import (
     nvlink_bandwidth,
     reduce_class,
     request_tokens,
-    requests_in,
 )
 
 T = TypeVar("T")
@@ -360,7 +359,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     # LMDeploy's default on these cards; no larger one is chosen.
     sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
     default = min(size for size in sizes if isinstance(size, int))
-    most = min(default, max(1, requests_in(alone.kv_tokens, need, alone.settings)))
+    most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
     by_tokens = sizer.request.workload.goal == "context"
     least = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
     least = max(least, min(session_len, alone.kv_tokens))
@@ -373,7 +372,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
     def holds(batch: int) -> bool:
         sized = sizer.with_batch(batch).evaluation(session_len)
-        held = requests_in(sized.kv_tokens, need, sized.settings)
+        held = sized.settings.requests_in(sized.kv_tokens, need)
         return sized.fits and held >= batch and sized.kv_tokens >= least
 
     # The rate grows up to one maximum, which is looked for among powers of two and the most.
@@ -392,7 +391,7 @@ def held_by(sized: Evaluation) -> int:
     """Requests of the size that verdicts count by which one engine runs and holds at once."""
     settings = sized.settings
     size = counted_tokens(sized.vision_load, settings.session_len)
-    held = requests_in(sized.kv_tokens, size, settings)
+    held = settings.requests_in(sized.kv_tokens, size)
     return min(settings.max_batch_size, held) if sized.fits else 0
 
 
