@@ -41,20 +41,22 @@ LONGEST = (
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
-    "model/test_oracle_|gateway/test_lmdeploy|launch/pipeline/|launch/fallback/"
-    "|memory/transformers/|memory/pytorch/test_oracle_|bench/test_registry",
+    "model/test_(oracle_|parameters)|model/families/test_text|gateway/test_lmdeploy"
+    "|launch/pipeline/|launch/fallback/|memory/transformers/|memory/pytorch/test_oracle_"
+    "|bench/test_registry",
     "test_(site_)?chromium",
 )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A file is not imported where all its tests need LMDeploy and none of these is asked for."""
-    if "not lmdeploy" not in config.option.markexpr or collection_path.suffix != ".py":
+    """A file is not imported where all its tests have a mark whose tests nobody asks for."""
+    left_out = re.findall(r"\bnot (\w+)", config.option.markexpr)
+    if not left_out or collection_path.suffix != ".py":
         return None
     marks = re.search(
         r"^pytestmark = .*?\n(?=\S)", collection_path.read_text(), re.MULTILINE | re.DOTALL
     )
-    return True if marks is not None and "mark.lmdeploy" in marks[0] else None
+    return True if marks and set(left_out) & set(re.findall(r"mark\.(\w+)", marks[0])) else None
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -17,6 +17,7 @@ from turbofit.core.errors import UsageError
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SECTIONS = {
     part.splitlines()[0]: re.findall(r"```sh\n(.*?)```", part, re.DOTALL)

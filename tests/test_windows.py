@@ -22,6 +22,7 @@ from turbofit.core.process.files import _state_folder
 
 Patch = pytest.MonkeyPatch
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = [sys.executable, "-m", "tests.without_posix"]
 

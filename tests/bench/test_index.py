@@ -37,6 +37,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_benches_answer_help() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HELP, *COMMANDS],

@@ -36,6 +36,7 @@ def test_nothing_breaks_in_simulated_days(first: int) -> None:
     assert broken == {}
 
 
+@pytest.mark.slow
 def test_equal_seeds_have_equal_histories_whatever_plans_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

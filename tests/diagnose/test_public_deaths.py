@@ -32,6 +32,7 @@ def test_the_collection_is_of_threads_once_each() -> None:
     assert all(re.fullmatch(r"https://github\.com/\S+/(issues|pull)/\d+", one) for one in places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_and_a_machine_never_make_it_fail(name: str) -> None:
     """Whatever a log says of others, a SPEC of four 24 GB cards can be planned for."""

@@ -28,6 +28,7 @@ from turbofit.gateway.media.pictures import (
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", [True, False])
 @pytest.mark.parametrize(
     ("rule", "limits"),

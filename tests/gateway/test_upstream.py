@@ -194,6 +194,7 @@ def _remove(name: str, near: str) -> None:
             ip(words)
 
 
+@pytest.mark.slow
 @linux
 def test_a_request_that_waits_there_is_told_soon(namespace) -> None:
     name, far = namespace

@@ -51,7 +51,6 @@ def only_a_card_shows(state: Path) -> None:
     assert any(reason.startswith("cache was measured as it was forecast") for reason in reasons)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_it_measures_and_the_next_plan_knows(cut, children, tmp_path, monkeypatch, capsys) -> None:
     """Also after a calibration that was cut short."""

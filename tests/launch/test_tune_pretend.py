@@ -46,7 +46,6 @@ def tune(children: list[Child], state: Path, *words: str, code: int = 0) -> tupl
     return child, json.loads(child.process.stdout.read())
 
 
-@pytest.mark.slow
 def test_it_tries_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
     _, result = tune(children, tmp_path, "--starts", "1")
     assert [one["outcome"] for one in result["trials"]] == ["measured"]

@@ -111,6 +111,7 @@ def test_a_smaller_cache_is_fuller_and_more_cards_are_faster() -> None:
     assert 0 < two.busy <= 1
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_requests_take_seconds() -> None:
     made, sizes = plan("internvl2-8b", "4xrtx3090"), ((640, 480), (1920, 1080), (800, 3000))
     trace = [request(n / 2, 50 + n % 500, 1 + n % 300, (sizes[n % 3],)) for n in range(100_000)]

@@ -108,6 +108,7 @@ def test_a_newer_version_is_the_nearest_older_one_with_twice_the_margin() -> Non
     assert asked.gpus[0].margin == 1 << 30
 
 
+@pytest.mark.slow
 def test_another_reference_changes_no_older_version_s_answer(tmp_path: Path) -> None:
     folder = tmp_path / "presets"
     shutil.copytree(presets_dir(), folder)

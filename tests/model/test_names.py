@@ -235,6 +235,7 @@ def test_a_hub_that_answers_knows_better(monkeypatch: pytest.MonkeyPatch) -> Non
     assert resolve_model("OpenGVLab/InternVL3-8B-Instruc").source.sizes == "estimate"
 
 
+@pytest.mark.slow
 def test_of_a_pasted_log_only_the_beginning_is_read_as_a_question() -> None:
     question = "can I run qwen2-vl-7b on 1xl4?"
     named = (["qwen2-vl-7b"], ["1xl4"])

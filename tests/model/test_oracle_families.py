@@ -121,6 +121,7 @@ def checkpoint_of(transformers, family, seed, folder):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(5))
 def test_every_element_is_explained(transformers, tmp_path, family, seed):

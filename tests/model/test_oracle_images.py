@@ -180,6 +180,7 @@ def edge_rule(tile, tokens, side):
     return LongestEdgeRule(tile_size=tile, tokens_per_tile=tokens, max_dynamic_patch=side**2)
 
 
+@pytest.mark.slow
 def test_tiles_are_the_preprocessor_s(transformers):
     """Small tiles, so that thousands of images are cheap; every limit of each."""
     import torch

@@ -203,6 +203,7 @@ def test_what_is_not_run_or_accounted_for_is_refused(tmp_path, config, match):
         model_of(tmp_path, config, {**BOUNDS, "media_proc_cfg": MEDIA})
 
 
+@pytest.mark.slow
 def test_the_stand_in_has_the_published_tensors():
     """Number, elements and GiB, as a listing of the published files counts them."""
     preset = preset_model("kimi-k2.5")

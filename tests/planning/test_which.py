@@ -15,6 +15,8 @@ from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.which import COUNTS, Serving, blank_line, serving
 
+pytestmark = pytest.mark.slow
+
 
 def test_cards_are_told_as_plan_tells_them_the_smallest_first():
     asked = {"model": "internvl2-8b", "context": 8192, "concurrency": 4}

@@ -269,6 +269,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Any:
         yield from leaves(value[0], (*path, 0))
 
 
+@pytest.mark.slow
 def test_no_number_and_no_empty_list_breaks_a_report(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     shown = 0

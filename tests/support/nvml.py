@@ -180,7 +180,7 @@ def build(folder: Path) -> Path:
     It is the pretend machine's own NVML (turbofit/pretend/csrc/nvml*.c), told to play a script.
     """
     try:
-        libraries = libraries_in(folder / "built")
+        libraries = libraries_in()
     except PretendError:
         pytest.skip("no C compiler")
     for name in (ACCOUNT, LIBRARY):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from msgspec.structs import replace
 
+from tests.fixtures.clusters import filled
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Workload
 from turbofit.core.units import MIB
@@ -23,11 +23,8 @@ MODELS = [
 
 def with_used(machine: Machine, used: list[int]) -> Machine:
     """The machine with so many bytes of each GPU held by others, as far as it has them."""
-    gpus = []
-    for gpu, wanted in zip(machine.gpus, used, strict=True):
-        taken = min(wanted, gpu.usable - 1)
-        gpus.append(replace(gpu, used=taken, free=gpu.usable - taken))
-    return replace(machine, gpus=tuple(gpus))
+    pairs = zip(machine.gpus, used, strict=True)
+    return filled(machine, [min(wanted, gpu.usable - 1) for gpu, wanted in pairs])
 
 
 def random_machine(rng: random.Random, most: int = 4) -> Machine:

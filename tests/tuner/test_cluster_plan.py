@@ -27,8 +27,6 @@ pytestmark = pytest.mark.slow
 SPECS = {"1xrtx4090": 1, "2xrtx3090": 2, "2xrtx2080ti": 2, "1xl4": 1, "1xt4": 1, "2xa100": 2}
 MODELS = ("internvl2-8b", "qwen2-vl-7b", "gemma-3-12b", "internlm2.5-7b", "internvl2-76b")
 
-pytestmark = pytest.mark.slow
-
 
 def serving(plan: ClusterPlan) -> list[str]:
     return [one.name for one in plan.nodes if one.plan is not None]

@@ -35,6 +35,7 @@ def fish(line: str) -> str:
     return f"complete -C '{line}'"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asks", [bash, fish])
 def test_a_shell_completes_commands_options_and_presets(asks, capsys, tmp_path) -> None:
     shell = asks.__name__

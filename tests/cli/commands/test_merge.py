@@ -14,6 +14,8 @@ pytest.importorskip("safetensors")
 from tests.model.merge.cases import GOLDEN, digest, load, make_adapter, make_base
 from turbofit.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folders(tmp_path):

@@ -21,9 +21,8 @@ from tests.support.processes import gone
 from tests.support.waiting import HANG
 from turbofit.core.units import GIB, MIB
 
-pytestmark = pytest.mark.skipif(
-    not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="no C compiler"
-)
+COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not COMPILER, reason="no C compiler")]
 
 PRELUDE = """
 import ctypes, os, signal, subprocess, sys, time

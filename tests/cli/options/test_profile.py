@@ -181,6 +181,7 @@ def test_what_serves_a_profile(file, capsys):
     assert main(["export", "systemd"]) == 2
 
 
+@pytest.mark.slow
 def test_several_models_of_a_profile_are_planned_together(file, capsys):
     def plans(second: str, *words: str) -> list[dict]:
         file.write_text(entries % second)

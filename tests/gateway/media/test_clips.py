@@ -116,6 +116,7 @@ def looked(url: str, fetched=None) -> Clip:
     return asyncio.run(clips.VideoInspector().look(read_body("chat", body), fetched or {}, MOST))
 
 
+@pytest.mark.slow
 @opencv
 @pytest.mark.parametrize(
     ("kind", "mime"), [("mp4", "mp4"), ("mkv", "webm"), ("avi", "x-msvideo"), ("mov", "mp4")]

@@ -218,17 +218,13 @@ def stored(image: Image.Image, kind: str) -> bytes:
     return file.getvalue()
 
 
-def opened(picture) -> Image.Image:
-    return Image.open(BytesIO(b64decode(picture.base64)))
-
-
 @pytest.mark.parametrize(
     ("mode", "kind"), [("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("L", "PNG"), ("RGB", "JPEG")]
 )
 def test_a_picture_is_resized_without_loss(mode, kind) -> None:
     data = stored(gradient(mode), kind)
     small = resized(from_bytes(data, MOST), (112, 56))
-    png = opened(small)
+    png = Image.open(BytesIO(b64decode(small.base64)))
     assert (png.format, png.mode, png.size, small.size) == ("PNG", "RGB", (112, 56), (112, 56))
     assert small.mime == "image/png"
     difference = ImageChops.difference(png, resized_image(Image.open(BytesIO(data)), (112, 56)))

@@ -99,11 +99,6 @@ def account(
     return PytorchAccount(launch, CONSTANTS)
 
 
-def problem(model: str | Model, **options: Any) -> str | None:
-    """What the engine refuses of these options."""
-    return ENGINE.problem(launch_on("1xa100-80g", model, **options))
-
-
 def tp_problem(model: Model, tp: int) -> str | None:
     return ENGINE.tp_problem(model, tp)
 
@@ -397,7 +392,7 @@ def test_states_in_bfloat16_alone() -> None:
     ],
 )  # fmt: skip
 def test_options(model: str, options: dict[str, object], words: str | None) -> None:
-    said = problem(model, **options)
+    said = ENGINE.problem(launch_on("1xa100-80g", model, **options))
     assert said is None if words is None else words in str(said)
 
 

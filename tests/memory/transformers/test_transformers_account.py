@@ -260,7 +260,6 @@ print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.slow
 @pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 # One card; two cards, whose cut the real hooks carry tensors across; layers in host memory.
 @pytest.mark.parametrize(

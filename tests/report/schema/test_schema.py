@@ -25,6 +25,7 @@ from turbofit.report.compare import compare
 from turbofit.report.schema import NAMES, schema_path, schema_text
 from turbofit.report.stored_documents import StoredPlan, check_consistent, saved_document
 
+pytestmark = pytest.mark.slow
 SCHEMAS: dict[str, Any] = {name: json.loads(schema_text(name)) for name in NAMES}
 REGISTRY: Any = Registry().with_resources(
     (schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()
@@ -35,7 +36,6 @@ def check(name: str, text: str) -> None:
     Draft202012Validator(SCHEMAS[name], registry=REGISTRY).validate(json.loads(text))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schema_is_one_and_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     Draft202012Validator.check_schema(SCHEMAS[name])
@@ -44,14 +44,12 @@ def test_a_schema_is_one_and_is_printed(name: str, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out) == SCHEMAS[name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "served", "died"])
 def test_plans_predictions_and_rehearsals(kind: str) -> None:
     check("plan", planned(kind).to_json())
     check_consistent(planned(kind), kind)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sweep(load_yaml(preset_path("models", "aliases"))))
 def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
     try:
@@ -66,7 +64,6 @@ def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
         return  # Transformers is planned for, never predicted
 
 
-@pytest.mark.slow
 def test_a_run_and_a_comparison() -> None:
     plan = planned("fits")
     for pretend in (False, True):
@@ -76,7 +73,6 @@ def test_a_run_and_a_comparison() -> None:
     check("compare", msgspec.json.encode(found).decode())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", [(), ("gpus", 0), ("gpus", 0, "ledger", 0), ("settings",)])
 def test_a_field_that_nobody_described_fails(place: tuple[Any, ...]) -> None:
     document = json.loads(plausible_plan().to_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.fixtures.clusters import cluster
 from turbofit import api
-from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, Node, NodeStatus
+from turbofit.core.cluster import Cluster, ClusterStatus, Node, NodeStatus
 from turbofit.core.units import parse_bytes
 from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.planning.joint_plan import joint_plan
@@ -54,19 +54,13 @@ def test_the_budgets_as_they_stand_there_do_not_go_beyond_the_card() -> None:
     assert sum(found.budgets) - (2 << 20) < sum(budgets) <= card.total - card.reserved - card.used
 
 
-def planned(spec: str, model: str = "internvl2-8b", **asked: int) -> ClusterPlan:
-    return api.plan_cluster(model, cluster_from(spec), **asked)  # type: ignore[arg-type]
-
-
-def tables(plan: ClusterPlan) -> list[Table]:
-    return [block for block in cluster_view(plan) if isinstance(block, Table) and block.whole]
-
-
 def test_a_thousand_nodes_read_as_well_as_three() -> None:
-    many = planned("sim:4xrtx3090@900/2xrtx4090@90/1xt4@10", concurrency=4000)
-    text = paint(cluster_view(many), width=100, colour=False)
+    cluster = cluster_from("sim:4xrtx3090@900/2xrtx4090@90/1xt4@10")
+    many = api.plan_cluster("internvl2-8b", cluster, concurrency=4000)
+    blocks = cluster_view(many)
+    text = paint(blocks, width=100, colour=False)
     assert len(text.splitlines()) < 120
-    kinds, left = tables(many)
+    kinds, left = (block for block in blocks if isinstance(block, Table) and block.whole)
     assert [row[0] for row in kinds.rows] == ["900", "90"]
     assert [row[0] for row in left.rows] == ["10"]
     assert kinds.rows[0][1] == "4x NVIDIA GeForce RTX 3090"

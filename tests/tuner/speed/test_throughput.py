@@ -305,6 +305,7 @@ def test_a_larger_cache_runs_more_and_evicts_less(room: float) -> None:
     assert max(running) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prompt", "output", "fitting"), [c for c in CASES if c[2] < 100])
 @pytest.mark.parametrize("crowd", [1.3, 2.5])
 def test_the_formula_is_near_the_simulation(prompt, output, fitting, crowd) -> None:
