@@ -11,37 +11,31 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Held, Limits, Plan, Remedy, ServeCommand, Throughput, Workload
 from turbofit.core.struct import JsonDocument, Struct, const, doc
 
-CLUSTER_SCHEMA: Final = "turbofit.cluster/1"
 CLUSTER_PLAN_SCHEMA: Final = "turbofit.cluster-plan/1"
 CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/2"
 
 
 class Node(Struct):
-    """One machine of a cluster.
+    """One machine of a cluster, under the cluster's own ``id``; ``address`` is for other nodes.
 
     ``machine`` is None where it could not be measured or has nothing to serve with; ``why_not``
-    then says why.
+    then says why. Versions are empty where nobody told.
     """
 
-    id: Annotated[str, doc("The cluster's own name for it.")]
-    name: Annotated[str, doc("The host's name.")]
-    address: Annotated[str, doc("Where other nodes reach it.")]
+    id: str
+    name: str
+    address: str
     machine: Machine | None = None
     why_not: str = ""
-    turbofit: Annotated[str, doc("The version on it, empty where nobody told.")] = ""
-    lmdeploy: Annotated[str, doc("The version on it, empty where nobody told.")] = ""
-    pretend: Annotated[bool, doc("Whether its GPUs are pretend ones.")] = False
+    turbofit: str = ""
+    lmdeploy: str = ""
+    pretend: bool = False
 
 
-class Cluster(JsonDocument):
-    """The nodes at one moment; ``source`` says where it comes from: ``ray ADDRESS`` or a file."""
+class Cluster(Struct):
+    """The nodes at one moment; ``source`` is ``ray ADDRESS``, or names simulated machines."""
 
-    what: ClassVar[str] = "cluster"
-    schema: Annotated[str, const(CLUSTER_SCHEMA)] = CLUSTER_SCHEMA
-    source: Annotated[
-        str,
-        doc("Where it comes from: Ray's address, or machines that are simulated."),
-    ]
+    source: str
     nodes: tuple[Node, ...]
 
 

@@ -13,7 +13,6 @@ from turbofit.cli.options import common_options as common
 from turbofit.cli.options.launch_options import GatewayOptions, needs_cluster, ray_address
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,7 +155,7 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
         return _serve(front, form)
 
 
-_ACTIONS: Final = ("status", "nodes", "change", "drain")
+_ACTIONS: Final = ("status", "change", "drain")
 #: What serves looks once a second; a plan for a thousand nodes takes seconds.
 _LOOK_SECONDS: Final = 15.0
 _PLAN_SECONDS: Final = 300.0
@@ -167,11 +166,10 @@ _PLAN_SECONDS: Final = 300.0
     Argument("node", metavar="NODE", required=False),
     Option("--cluster", metavar="RAY", default="ray"),
     Option("--name"),
-    Option("--pretend", is_flag=True),
     *common.FORMS,
     *common.planning_options(),
     only_linux=True,
-    usage="status|nodes|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
+    usage="status|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
 )
 def cluster(
     *,
@@ -179,7 +177,6 @@ def cluster(
     node: str | None,
     cluster: str,
     name: str | None,
-    pretend: bool,
     form: Form,
     **given: Any,
 ) -> int:
@@ -192,8 +189,6 @@ def cluster(
     if (node is not None) != (action == "drain"):
         raise UsageError("drain takes a node, others none", hint="turbofit cluster drain NODE")
     address = ray_address(cluster)
-    if action == "nodes":
-        return _nodes(address, form, pretend=pretend)
     if action == "status":
         return _status(address, name, form)
     question, seconds = {"kind": action, "node": node, "keywords": keywords}, _LOOK_SECONDS
@@ -208,16 +203,6 @@ def cluster(
     with connected(address):
         reply = ask(one_board(name), question, seconds)
     answer(to_json(reply) if form.as_json else f"{reply['said']}\n")
-    return 0
-
-
-def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
-    from turbofit.launch.cluster.nodes import measure_nodes
-    from turbofit.report.views.several_view import nodes_view
-
-    with under_way("measuring the nodes"):
-        measured = measure_nodes(address, pretend=pretend)
-    form.show(measured, nodes_view)
     return 0
 
 

@@ -8,7 +8,6 @@ again within the servers' lease, it goes on with what still serves.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections import deque
 from contextlib import suppress
@@ -34,7 +33,7 @@ from turbofit.gateway.http.accesslog import access_log
 from turbofit.gateway.server import GatewayThread, digest_of
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor, NodeReport
-from turbofit.launch.cluster.nodes import held_only, node_of
+from turbofit.launch.cluster.nodes import node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError, pin_board
 from turbofit.launch.serve.runs import LEASE_SECONDS, StateFile
 from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, refusal
@@ -58,26 +57,21 @@ _NO_GPU_SECONDS: Final = 15.0
 #: Seconds that the first plan waits until all nodes are measured; the others join later.
 _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
-#: Seconds that servers have to end, beside those of the drain.
+#: Seconds that servers have to end, beside those of the drain, and actors to hear of it.
 _LAST_SECONDS: Final = 20.0
-#: Seconds that the end waits for an actor that does not answer: its server ends by its lease.
-_SILENT_SECONDS: Final = 10.0
-#: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
-_URGENT_SECONDS: Final = 1.0
-#: States of a node that has a plan, and a server of it.
+_HEAR_SECONDS: Final = 5.0
+#: States of a node that has a plan and a server of it; and of one without GPUs.
 _WITH_PLAN: Final = ("starting", "serving")
-#: States of a node that has no GPUs.
 _EMPTY: Final = ("unfit", "drained")
 
 
-class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
+class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/3"):
     """What the next controller needs to go on.
 
-    The run's name, its request in words, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing, or another plan. ``at`` is when this was written.
+    The request in words, what was changed since, what each node serves, and the ids of nodes that
+    are to serve nothing, or another plan. ``at`` is when this was written.
     """
 
-    run: str
     at: float
     request: str
     changes: dict[str, Any]
@@ -90,7 +84,7 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
 class NodeState:
     """One node and its state in this run.
 
-        joining   its actor measures it, then it is planned under the promise
+        joining   what served there ends, its actor measures it, then it is planned
         starting  its server starts
         serving   the front sends requests there
         draining  the front sends nothing new, its server ends in order; then it is ``after``:
@@ -99,7 +93,7 @@ class NodeState:
         drained   it serves nothing until it leaves Ray and joins again
 
     ``until`` is when the state's time is over. ``version`` is that of the cluster's plan under
-    which the node was planned. ``silent``: its actor starts again, or its node is gone.
+    which the node was planned.
     """
 
     ray: RayNode
@@ -109,14 +103,12 @@ class NodeState:
     until: float = 0.0
     actor: Any = None
     gpus: int = 0
-    pending: Any = None
     node: Node | None = None
     plan: NodePlan | None = None
     version: int = 0
     margin: int | None = None
     digest: str = ""
     report: NodeReport = field(default_factory=NodeReport)
-    silent: bool = False
 
     @property
     def name(self) -> str:
@@ -135,12 +127,9 @@ class NodeState:
         return report.why if report.state == "unfit" and report.digest == self.digest else ""
 
     @property
-    def known(self) -> Node:
-        """The node as it was measured, or why it serves nothing."""
-        ray, why = self.ray, self.why or "it was not measured in time"
-        if self.node is not None and self.after != "drained":
-            return self.node
-        return Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
+    def drained(self) -> bool:
+        """Whether it serves nothing, or soon does."""
+        return "drained" in (self.state, self.after)
 
     def be(self, state: str, why: str = "", seconds: float = 0.0) -> None:
         """Change the state, with the reason, for so many seconds."""
@@ -169,15 +158,9 @@ class Controller:
         self.before: tuple[ClusterPlan, Document] | None = None
         self.version, self.given_up = 0, ""
         self.nodes: dict[str, NodeState] = {}
-        self.run = secrets.token_hex(4)
         self.events: deque[str] = deque(maxlen=_MOST_EVENTS)
         #: What the board was told last, and gives questions for.
         self._posted: Any = None
-
-    @property
-    def request(self) -> PlanRequest:
-        """What is planned for now."""
-        return self.config.request.changed(**self.changes)
 
     def say(self, text: str) -> None:
         """Tell people, and remember it."""
@@ -197,7 +180,7 @@ class Controller:
                 break
             self._hear()
             time.sleep(_TICK)
-        plan = self._plan_all(self.request, f"ray {self._connection.address}")
+        plan = self._plan_all(self.config.request, f"ray {self._connection.address}")
         self.say(plan.verdict)
         for warning in plan.warnings:
             self._say(f"warning: {warning}")
@@ -206,27 +189,36 @@ class Controller:
         self.plan = plan
 
     def _plan_all(self, request: PlanRequest, source: str) -> ClusterPlan:
-        known = tuple(node.known for node in self.nodes.values())
-        return plan_cluster(request, Cluster(source=source, nodes=known))
+        nodes = []
+        for node in self.nodes.values():
+            ray, why = node.ray, node.why or "it was not measured in time"
+            absent = Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
+            nodes.append(absent if node.drained or node.node is None else node.node)
+        return plan_cluster(request, Cluster(source=source, nodes=tuple(nodes)))
 
     def resume(self, saved: _Saved) -> None:
         """Go on with what an earlier controller has left."""
-        self.run, self.plan, self.changes = saved.run, saved.plan, saved.changes
-        for ray_node in self._connection.watched().values():
-            node, planned = NodeState(ray_node), saved.plan.node(ray_node.id)
-            if ray_node.id in saved.drained:
-                node.after = "drained"
+        self.plan, self.changes = saved.plan, saved.changes
+        for identity, ray in self._connection.watched().items():
+            node, planned = NodeState(ray), saved.plan.node(identity)
+            if identity in saved.drained:
                 node.be("drained")
-            elif planned is not None and planned.plan is not None and not ray_node.leaving:
+            elif planned is not None and planned.plan is not None and not ray.leaving:
                 self._take(node, len(planned.gpus()))
                 machine, pretend = planned.plan.machine, self.config.pretend
-                node.node = replace(node.known, machine=machine, pretend=pretend, why_not="")
+                node.node = Node(
+                    id=identity,
+                    name=ray.name,
+                    address=ray.address,
+                    machine=machine,
+                    pretend=pretend,
+                )
                 self.serve(node, planned)
-                if ray_node.id in saved.outdated:
+                if identity in saved.outdated:
                     node.version = -1  # it changes next
             else:
                 continue
-            self.nodes[ray_node.id] = node
+            self.nodes[identity] = node
 
     def follow(
         self,
@@ -266,23 +258,25 @@ class Controller:
     @property
     def hopeless(self) -> str:
         """Why nothing serves or will; empty where something does."""
-        nodes = self.nodes.values()
-        if any(node.state not in _EMPTY for node in nodes):
-            return ""
-        return next((node.why for node in nodes if node.state == "unfit"), "")
+        unfit = [node.why for node in self.nodes.values() if node.state == "unfit"]
+        empty = all(node.state in _EMPTY for node in self.nodes.values())
+        return unfit[0] if unfit and empty else ""
 
     def end(self, seconds: float, urgent: Callable[[], bool]) -> None:
-        """End all servers in order, and give all GPUs back."""
-        left = [node for node in self.nodes.values() if node.actor is not None]
-        for node in left:
-            node.actor.end.remote()
+        """End all servers in order, and give all GPUs back.
+
+        An actor that does not answer any more is not waited for: its server ends by its lease.
+        """
         began = time.monotonic()
-        while left and (took := time.monotonic() - began) < seconds:
-            if urgent() and took > _URGENT_SECONDS:
-                break
-            self._hear()
-            late = took > _SILENT_SECONDS
-            left = [n for n in left if n.report.state != "idle" and not (late and n.silent)]
+        calls = [(n, n.actor.end.remote()) for n in self.nodes.values() if n.actor is not None]
+        # Even an urgent end waits until actors know: servers would serve on.
+        left = [
+            node for node, call in calls
+            if not isinstance(ray_adapter.outcome(call, _HEAR_SECONDS), RayCallError)
+        ]  # fmt: skip
+        while left and not urgent() and time.monotonic() - began < seconds:
+            lost = self._hear()
+            left = [node for node in left if node.report.state != "idle" and node not in lost]
             time.sleep(_TICK)
         for node in self.nodes.values():
             self._free(node)
@@ -294,11 +288,11 @@ class Controller:
         alive = self._connection.watched()
         for identity in self.nodes.keys() - alive.keys():
             self.say(f"node {self.nodes.pop(identity).name} has left the cluster")
-        for identity, ray_node in alive.items():
-            if identity in self.nodes and ray_node.leaving:
+        for identity, ray in alive.items():
+            if identity in self.nodes and ray.leaving:
                 self.drain(self.nodes[identity], "Ray drains it")
-            elif identity not in self.nodes and not ray_node.leaving:
-                self.nodes[identity] = NodeState(ray_node)
+            elif identity not in self.nodes and not ray.leaving:
+                self.nodes[identity] = NodeState(ray)
                 self._join(self.nodes[identity])
 
     def _join(self, node: NodeState, gpus: int = 0) -> None:
@@ -308,6 +302,7 @@ class Controller:
             gpus = ray_adapter.free_gpus().get(node.ray.id, 0)
         if gpus:
             self._take(node, gpus)
+            node.actor.end.remote()  # what an earlier run has left
             node.node = None
             node.be("joining")
         else:
@@ -318,7 +313,7 @@ class Controller:
         self._free(node)
         node.gpus = gpus
         node.actor = ray_adapter.start_actor(
-            NodeActor, self.room, self.run, node.ray.id, node.ray.address, self.config.node_port,
+            NodeActor, self.room, node.ray.id, node.ray.address, self.config.node_port,
             self.config.pretend, node=node.ray.id, gpus=gpus,
         )  # fmt: skip
 
@@ -326,26 +321,28 @@ class Controller:
         """Give a node's GPUs back."""
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
-        node.actor = node.pending = None
-        node.gpus, node.report, node.digest = 0, NodeReport(), ""
+        node.actor, node.gpus, node.report, node.digest = None, 0, NodeReport(), ""
 
-    def _hear(self) -> None:
-        """Take what actors have answered, and ask them again."""
-        for node in self.nodes.values():
-            if node.actor is None:
+    def _hear(self) -> list[NodeState]:
+        """Take what actors tell; the nodes whose actors start again, or are gone."""
+        lost = []
+        calls = [(n, n.actor.tell.remote()) for n in self.nodes.values() if n.actor is not None]
+        for node, call in calls:
+            report = ray_adapter.outcome(call, _TICK)
+            if isinstance(report, ResultTimeoutError):
                 continue
-            node.pending = node.pending or node.actor.tell.remote()
-            answer = ray_adapter.outcome(node.pending, 0)
-            if isinstance(answer, ResultTimeoutError):
-                continue
-            node.pending = None
-            node.silent = isinstance(answer, RayCallError)
-            if not node.silent and answer.state:
-                node.report = answer
-            measured = answer if node.silent else answer.measured
-            if node.state == "joining" and (measured or node.report.why):
-                known = node_of(node.ray, measured or RayCallError(node.report.why))
-                node.node = held_only(known, node.report.gpus)
+            if isinstance(report, RayCallError):
+                lost.append(node)
+                measured = node_of(node.ray, report)
+            else:
+                measured = report.measured
+                if report.state == "idle" and report.why:
+                    measured = node_of(node.ray, RayCallError(report.why))
+                if report.state:
+                    node.report = report
+            if node.state == "joining":
+                node.node = measured
+        return lost
 
     def _step(self, node: NodeState) -> None:
         """What follows from where a node stands."""
@@ -357,7 +354,7 @@ class Controller:
             self._failed(node)
         elif node.state == "starting" and node.open and self.has_front(node):
             self.say(f"node {node.name} serves at {node.report.url}")
-            node.be("serving", seconds=_FRONTS_SECONDS if node.after else 0.0)
+            node.be("serving", seconds=_FRONTS_SECONDS)
             node.after = ""
         elif node.state == "draining" and node.report.state == "idle":
             if node.after == "joining":
@@ -371,7 +368,8 @@ class Controller:
 
     def _settle(self, node: NodeState, measured: Node) -> None:
         """Have a node serve its plan under the promise, or say why it cannot."""
-        node.version, request = self.version, self.request
+        node.version = self.version
+        request = self.config.request.changed(**self.changes)
         if node.margin is not None:
             request = request.changed(margin=node.margin)
         try:
@@ -394,13 +392,13 @@ class Controller:
         digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
-        node.report, node.pending = replace(node.report, state="starting", digest=digest), None
+        node.report = replace(node.report, state="starting", digest=digest)
         node.be("starting")
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
         plan, ran_out = node.plan and node.plan.plan, OutOfMemoryError.exit_code
-        if plan and node.report.exit_code == ran_out and not node.margin and self.before is None:
+        if plan and node.report.exit_code == ran_out and not node.margin:
             node.margin = doubled_margin(plan)
             self._let_go(node, "joining", "out of memory: it is planned with twice the margin")
         else:
@@ -420,7 +418,7 @@ class Controller:
 
     def drain(self, node: NodeState, why: str = "it is to leave") -> None:
         """Send a node nothing new, and end its server in order; it serves nothing then."""
-        if node.after != "drained":
+        if not node.drained:
             self._let_go(node, "drained", why)
 
     def _let_go(self, node: NodeState, after: str, why: str) -> None:
@@ -527,7 +525,7 @@ class Controller:
         if isinstance(questions, RayCallError):
             questions = {}  # the board starts again
         answers = {number: self.answer(question) for number, question in questions.items()}
-        self._posted = board.post.remote(status, self.addresses(), answers)
+        self._posted = board.post.remote((status, self.addresses()), answers)
 
     def status(self, front: Front) -> ClusterStatus:
         """All of it, for people; runs in the front's loop."""
@@ -564,9 +562,8 @@ class Controller:
         """What the next controller goes on with."""
         nodes = self.nodes.items()
         return _Saved(
-            run=self.run, at=time.time(), request=_words_of(self.config), changes=self.changes,
-            plan=self._served(),
-            drained=tuple(key for key, node in nodes if node.after == "drained"),
+            at=time.time(), request=_words_of(self.config), changes=self.changes,
+            plan=self._served(), drained=tuple(key for key, node in nodes if node.drained),
             outdated=tuple(key for key, node in nodes if node.version != self.version),
         )  # fmt: skip
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,10 +21,11 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.cluster import Node
 from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.nodes import measure_here, raylet_environment
+from turbofit.launch.cluster.nodes import held_only, measure_here, raylet_environment
 from turbofit.launch.cluster.ray_adapter import server_words
 from turbofit.launch.serve.runs import StateFile
 
@@ -40,22 +40,18 @@ _LAST_BYTES: Final = 4096
 #: A worker of Ray that ends in order kills its children. So the server is a grandchild, whose exit
 #: code the shell between them writes down.
 _BETWEEN: Final = '"$@"; echo $? > code'
-#: Folders of earlier runs, with their logs, are kept for so long.
-_KEPT_SECONDS: Final = 7 * 86400.0
 
 
 class NodeReport(Struct):
     """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
     It is empty until the actor has looked: a server of an actor before it may be open.
-    ``digest`` is of the plan that runs; ``why`` and ``exit_code`` say why the node is unfit.
-    ``measured`` is a `Node` in JSON, as it is while nothing serves; ``gpus`` are the actor's, by
-    Ray's ids.
+    ``measured`` is the node with the actor's GPUs, as it is while nothing serves. ``digest`` is of
+    the plan that runs; ``why`` and ``exit_code`` say why the node is unfit.
     """
 
     state: str = "idle"
-    measured: bytes = b""
-    gpus: tuple[str, ...] = ()
+    measured: Node | None = None
     digest: str = ""
     url: str = ""
     key: str = ""
@@ -65,26 +61,25 @@ class NodeReport(Struct):
     folder: str = ""
 
 
-class _Wanted(Struct, tag_field="schema", tag="turbofit.wanted/1"):
-    """What a node is to serve in a run; no digest: nothing."""
+class _Wanted(Struct, tag_field="schema", tag="turbofit.wanted/2"):
+    """What a node is to serve; where there is no such file, nothing."""
 
-    run: str
     digest: str = ""
     words: tuple[str, ...] = ()
 
 
 class NodeActor:
-    """Keeps a server of the service ``name``; what an earlier ``run`` of it has left ends."""
+    """Keeps a server of the service ``name`` on the node with this id of Ray and this address."""
 
-    def __init__(self, name: str, run: str, node: str, host: str, port: int, pretend: bool) -> None:
+    def __init__(self, name: str, node: str, address: str, port: int, pretend: bool) -> None:
         room = f"nodes/{name}-{node[:12]}"
         self._folder, self._wanted = state_dir(room), StateFile(room, "wanted", _Wanted)
-        self._run, self._host, self._port, self._pretend = run, host, port, pretend
-        self._raylet = os.getppid()
+        self._node, self._address, self._port, self._pretend = node, address, port, pretend
+        self._raylet, self._gpus = os.getppid(), ray_adapter.gpus_of_this_task()
         self._child: subprocess.Popen[bytes] | None = None
-        gpus = tuple(ray_adapter.gpus_of_this_task())
-        key, folder = self._begin(), str(self._folder)
-        self._report = NodeReport(state="", folder=folder, gpus=gpus, key=key)
+        self._report = NodeReport(
+            state="", folder=str(self._folder), key=_text(self._folder / "key")
+        )
         self._ends: list[float] = []
         self._again = 0.0
         self._gone = threading.Event()
@@ -95,14 +90,22 @@ class NodeActor:
 
     def serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
         """Serve this plan from now on; a server with another plan ends in order."""
+        key = self._folder / "key"
+        if not key.exists():
+            write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
         self._ends, self._again = [], 0.0
-        self._note(state="starting", digest=digest, url="", why="", exit_code=0)
-        self._wanted.write(_Wanted(run=self._run, digest=digest, words=words))
+        self._note(state="starting", digest=digest, url="", why="", exit_code=0, key=_text(key))
+        self._wanted.write(_Wanted(digest=digest, words=words))
 
     def end(self) -> None:
-        """End the server in order, and start none; a full disk does not keep it from that."""
+        """End the server in order, and start none; the next one has another key.
+
+        A full disk does not keep it from that.
+        """
         self._wanted.forget()
+        self._keep_lease("")
+        (self._folder / "key").unlink(missing_ok=True)
 
     def tell(self) -> NodeReport:
         """What the node tells of itself now."""
@@ -125,21 +128,8 @@ class NodeActor:
                     state, why = self._report.state or "idle", f"{type(exc).__name__}: {exc}"
                     self._note(state=state, why=why)
 
-    def _begin(self) -> str:
-        """Go on with this run, or begin it; the key by which its server trusts fronts."""
-        key, wanted = self._folder / "key", self._wanted.read()
-        if wanted is None or wanted.run != self._run:
-            write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
-            self._wanted.write(_Wanted(run=self._run))
-        for folder in self._folder.parent.iterdir():
-            with suppress(OSError):  # other nodes of this host look, too
-                is_old = time.time() - folder.stat().st_mtime > _KEPT_SECONDS
-                if is_old and not _is_held(folder / "lock"):
-                    shutil.rmtree(folder)
-        return _text(key)
-
     def _look(self) -> None:
-        wanted = self._wanted.read() or _Wanted(run=self._run)
+        wanted = self._wanted.read() or _Wanted()
         digest, runs, now = wanted.digest, _text(self._folder / "lock"), time.monotonic()
         self._keep_lease(digest)
         if self._child is not None:
@@ -155,9 +145,13 @@ class NodeActor:
             (self._folder / "lock").write_text("")
         elif not digest:
             self._note(state="idle", digest="", url="", why="")
-            self._note(measured=self._report.measured or measure_here(self._pretend))
+            self._note(measured=self._report.measured or self._measure())
         elif now >= self._again and (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
+
+    def _measure(self) -> Node:
+        node = held_only(measure_here(pretend=self._pretend), self._gpus)
+        return replace(node, id=self._node, address=self._address)
 
     def _keep_lease(self, digest: str) -> None:
         """Renew the lease of a plan's server; those without one end in order."""
@@ -187,7 +181,7 @@ class NodeActor:
         folder, digest = self._folder, wanted.digest
         argv = [
             "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
-            "--plan", f"{folder}/plan-{digest}.json", "--host", self._host,
+            "--plan", f"{folder}/plan-{digest}.json", "--host", self._address,
             "--port", str(self._port), "--front-key-file", f"{folder}/key",
             "--lease", f"{folder}/lease-{digest}", *server_words(os.environ), *wanted.words,
         ]  # fmt: skip
@@ -206,7 +200,7 @@ class NodeActor:
                 argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
                 cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
-        self._note(state="starting", url="", digest=digest, last_line="", measured=b"")
+        self._note(state="starting", url="", digest=digest, last_line="", measured=None)
 
     def _url(self) -> str:
         return _text(self._folder / "url").partition("\n")[0]

@@ -1,11 +1,7 @@
 """All calls of Ray: its connection, nodes, tasks and actors.
 
-No other module imports Ray (`tests/test_house.py`). Ray is imported inside the functions, so that a
-module which imports this one needs no Ray. Others get Ray's handles: ``handle.method.remote(...)``
-calls an actor, and `outcome` takes what that gives.
-
-Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates, which
-Ray takes from variables that every node must have (``RAY_USE_TLS`` and three files).
+No other module imports Ray (`tests/test_house.py`), and this one only inside its functions. Others
+get Ray's handles: ``handle.method.remote(...)`` calls an actor, `outcome` takes what that gives.
 """
 
 from __future__ import annotations
@@ -30,13 +26,8 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.front import NodeAddress
 
-    #: Of an actor.
-    Handle = Any
-    #: What a function gives, or a `RayCallError`.
-    Result = Any
-
-    #: Where fronts reach the nodes, with their keys.
-    Nodes = tuple[NodeAddress, ...]
+    #: What is served, None where nobody has told yet; where fronts reach the nodes, with keys.
+    Page = tuple[ClusterStatus | None, tuple[NodeAddress, ...]]
 
 #: Of Ray: names of actors are unique in it.
 _NAMESPACE: Final = "turbofit"
@@ -64,10 +55,7 @@ class RayNode(Struct):
 
 
 class RayConnection:
-    """A cluster that this process is connected to; ``here`` is this node's id.
-
-    Once `watched` was called it looks in a thread: while the head is gone, Ray does not return.
-    """
+    """A cluster that this process is connected to; ``here`` is this node's id."""
 
     def __init__(self) -> None:
         import ray
@@ -78,7 +66,9 @@ class RayConnection:
         self._at, self._error = 0.0, ""
 
     def watched(self) -> dict[str, RayNode]:
-        """The nodes that were there when the head was last heard of, a second ago; never waits.
+        """The nodes that were there when the head was last heard of, a second ago.
+
+        It never waits: a thread looks, since Ray does not return while the head is gone.
 
         Raises:
             MachineError: the cluster's head does not answer any more.
@@ -197,16 +187,15 @@ def free_gpus() -> dict[str, int]:
 
 
 def run_on_each(
-    nodes: Iterable[str], function: Callable[[Any], Any], argument: Any, seconds: float
-) -> dict[str, Result]:
+    nodes: Iterable[str], function: Callable[[], Any], seconds: float
+) -> dict[str, Any]:
     """Run a function on nodes, once on each and without a CPU: what it gives, or `RayCallError`."""
     import ray
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    refs = {n: remote.options(scheduling_strategy=_on(n)).remote(argument) for n in nodes}
-    if refs:
-        ray.wait(list(refs.values()), num_returns=len(refs), timeout=seconds)
-    return {node: outcome(ref, 0.1) for node, ref in refs.items()}
+    refs = {node: remote.options(scheduling_strategy=_on(node)).remote() for node in nodes}
+    end = time.monotonic() + seconds
+    return {node: outcome(ref, max(0.1, end - time.monotonic())) for node, ref in refs.items()}
 
 
 def _on(node: str) -> Any:
@@ -248,10 +237,9 @@ def gpus_of_this_task() -> list[str]:
 
 
 def outcome(ref: Any, seconds: float) -> Any:
-    """What a task or an actor's method gives within so many seconds, or why it gives nothing.
+    """What a call gives within so many seconds, or why it gives nothing: a `RayCallError`.
 
-    That is a `ResultTimeoutError` where there is no result yet, else another `RayCallError`: what
-    the function raised, too.
+    That is what the function raised, too; a `ResultTimeoutError` where there is no result yet.
     """
     import ray
 
@@ -268,9 +256,8 @@ def _one_line(exc: BaseException) -> str:
     return " ".join(str(exc).split())[:200]
 
 
-#: The certificate, its key, and the authority.
-_CERTIFICATE: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")
-_AUTHORITY: Final = "RAY_TLS_CA_CERT"
+# Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates: Ray
+# takes them from variables that every node must have (``RAY_USE_TLS`` and three files).
 
 
 def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -278,9 +265,9 @@ def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
 
     It asks fronts for none: they show the node's key.
     """
-    if not _used(environ):
+    if not _uses_tls(environ):
         return ()
-    certificate, key = (environ.get(name, "") for name in _CERTIFICATE)
+    certificate, key = environ.get("RAY_TLS_SERVER_CERT", ""), environ.get("RAY_TLS_SERVER_KEY", "")
     return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
 
 
@@ -289,24 +276,24 @@ def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
 
     A node has a certificate of Ray's authority that names its address, as Ray itself demands.
     """
-    if not _used(environ):
+    if not _uses_tls(environ):
         return None
     import ssl
 
     try:
-        return ssl.create_default_context(cafile=environ.get(_AUTHORITY, ""))
+        return ssl.create_default_context(cafile=environ.get("RAY_TLS_CA_CERT", ""))
     except OSError as exc:
         raise LaunchError(
             f"RAY_USE_TLS is set, but the certificate of its authority cannot be used: {exc}",
-            hint=f"check {_AUTHORITY} on this node",
+            hint="check RAY_TLS_CA_CERT on this node",
         ) from None
 
 
-def _used(environ: Mapping[str, str]) -> bool:
+def _uses_tls(environ: Mapping[str, str]) -> bool:
     return environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
-# Where a run is found in a Ray cluster: what is served, where nodes are, what is asked of it.
+# A run's board: what is served, where nodes are, what is asked of it.
 
 
 #: Calls that the actor takes at once: questions wait in it.
@@ -319,25 +306,21 @@ class Board:
 
     def __init__(self) -> None:
         self._lock, self._numbers = threading.Condition(), itertools.count()
-        self._status: ClusterStatus | None = None
-        self._nodes: Nodes = ()
+        self._page: Page = (None, ())
         self._questions: dict[int, Document] = {}
         self._answers: dict[int, Document] = {}
 
-    def post(
-        self, status: ClusterStatus, nodes: Nodes, answers: dict[int, Document]
-    ) -> dict[int, Document]:
+    def post(self, page: Page, answers: dict[int, Document]) -> dict[int, Document]:
         """Write it, and take what was asked since."""
         with self._lock:
-            self._status, self._nodes = status, nodes
+            self._page = page
             self._answers |= answers
             self._lock.notify_all()
             questions, self._questions = self._questions, {}
             return questions
 
-    def read(self) -> tuple[ClusterStatus | None, Nodes]:
-        """What is served, and where fronts reach the nodes, with their keys."""
-        return self._status, self._nodes
+    def read(self) -> Page:
+        return self._page
 
     def ask(self, question: Document, seconds: float) -> Document | None:
         """The controller's answer; None where it does not come in time."""
@@ -362,7 +345,7 @@ def pin_board(name: str, node: str) -> Any:
         ) from None
 
 
-def boards(name: str | None) -> dict[str, Handle]:
+def boards(name: str | None) -> dict[str, Any]:
     """The boards of all runs, or of the one with this name: no other actor has a name.
 
     Raises:
@@ -398,25 +381,25 @@ def one_board(name: str | None) -> Any:
     return next(iter(runs.values()))
 
 
-def read(board: Any, seconds: float = _SECONDS) -> tuple[ClusterStatus | None, Nodes]:
-    """What is served, None where nobody has told yet, and where its nodes are.
+def read(board: Any, seconds: float = _SECONDS) -> Page:
+    """What is served, and where its nodes are.
 
     Raises:
         LaunchError: the board does not answer.
     """
-    answer: tuple[ClusterStatus | None, Nodes] = _heard(board.read.remote(), seconds)
-    return answer
+    page: Page = _answer(board.read.remote(), seconds)
+    return page
 
 
 def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
     """What a run answers; raises what it refuses with."""
-    answer: Document = _heard(board.ask.remote(question, seconds), seconds + _SECONDS)
+    answer: Document = _answer(board.ask.remote(question, seconds), seconds + _SECONDS)
     if "error" in answer:
         raise error_from(answer["error"])
     return answer
 
 
-def _heard(ref: object, seconds: float) -> Any:
+def _answer(ref: object, seconds: float) -> Any:
     answer = outcome(ref, seconds)
     if answer is None or isinstance(answer, RayCallError):
         hint = "see the output of turbofit serve"

@@ -26,12 +26,11 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.figures import shell_words
 from turbofit.report.views.machine_view import assumed_of
 from turbofit.report.views.plan_view import speed_in_short
-from turbofit.tuner.cluster_plan import cards_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, NodePlan
+    from turbofit.core.cluster import ClusterPlan, ClusterStatus, NodePlan
     from turbofit.core.plan import Plan
     from turbofit.planning.joint_plan import JointGpu, JointPlan
     from turbofit.report.painters.document import Block
@@ -145,7 +144,7 @@ _KINDS: Final = 4
 #: Columns of numbers, and of texts that may be cut into lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once", "requests")
 _WRAPPED: Final = (
-    "cards", "which", "why", "GPUs", "node", "state", "why, or said last", "why it cannot serve",
+    "cards", "which", "why", "GPUs", "node", "state", "why, or said last",
 )  # fmt: skip
 
 
@@ -299,17 +298,3 @@ def status_view(status: ClusterStatus) -> list[Block]:
     return [
         *blocks, known_facts(facts), _table(names, rows), *listed("What happened", status.events)
     ]  # fmt: skip
-
-
-def nodes_view(cluster: Cluster) -> list[Block]:
-    """The nodes as they were measured."""
-    rows = [
-        (
-            node.name, node.id[:8], node.address, cards_of(node.machine), node.lmdeploy or "none",
-            node.why_not or ("pretend" if node.pretend else ""),
-        )
-        for node in cluster.nodes
-    ]  # fmt: skip
-    names = ("node", "id", "address", "GPUs", "LMDeploy", "why it cannot serve")
-    title = f"{len(cluster.nodes):,} nodes of {cluster.source}"
-    return [Heading(title), _table(names, rows)]
