@@ -108,9 +108,19 @@ class World:
         made.begin(lambda: False)
         return made
 
+    def resumed(self, first: Controller) -> Controller:
+        """The next controller, which goes on with what the first one has written down."""
+        first.front = SimpleNamespace(url="", call=lambda status: status(SimpleNamespace(nodes={})))
+        first.post(SimpleNamespace(post=Method(lambda *_: {})))
+        made = Controller(self, first.config, lambda _: None)  # type: ignore[arg-type]
+        made.has_front = lambda _: True  # type: ignore[method-assign]
+        assert made.resume()
+        return made
+
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     return World(monkeypatch)
 
 
@@ -257,9 +267,7 @@ def test_the_next_controller_serves_on_and_leaves_a_drained_node_empty(world: Wo
     first = serving(world)
     first.answer({"kind": "drain", "node": "host-2"})
     ticks(first)
-    made = world.controller()
-    made.nodes.clear()
-    made.resume(first.saved())
+    made = world.resumed(first)
     ticks(made)
     assert states(made) == {"host-1": "serving", "host-2": "drained"}
 
@@ -269,9 +277,7 @@ def test_the_next_controller_goes_on_with_a_change(world: World) -> None:
     target(first, context=16384)
     while "serve host-1 16384" not in world.log:
         first.tick()
-    made = world.controller()
-    made.nodes.clear()
-    made.resume(first.saved())
+    made = world.resumed(first)
     world.log.clear()
     ticks(made, 10)
     assert world.log == ["end host-2", "serve host-2 16384"]
@@ -429,9 +435,8 @@ class Stop:
 
 
 @pytest.fixture
-def served(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def served(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`serve_cluster` on this world, until a signal."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(ray_adapter, "connected", lambda _: nullcontext(world))
     board = SimpleNamespace(post=Method(lambda *_: world.questions))
     monkeypatch.setattr(module, "pin_board", lambda *_: board)

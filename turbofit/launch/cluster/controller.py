@@ -66,18 +66,18 @@ _EMPTY: Final = ("unfit", "drained")
 
 
 class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/3"):
-    """What the next controller needs to go on.
+    """What the next controller goes on with; ``at`` is when it was written.
 
-    The request in words, what was changed since, what each node serves, and the ids of nodes that
-    are to serve nothing, or another plan. ``at`` is when this was written.
+    ``request`` is what `serve` was asked, in words. ``plan`` has what each node serves now,
+    ``outdated`` are ids of nodes that serve an older plan.
     """
 
     at: float
     request: str
     changes: dict[str, Any]
     plan: ClusterPlan
-    drained: tuple[str, ...] = ()
-    outdated: tuple[str, ...] = ()
+    drained: tuple[str, ...]
+    outdated: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -88,12 +88,11 @@ class NodeState:
         starting  its server starts
         serving   the front sends requests there
         draining  the front sends nothing new, its server ends in order; then it is ``after``:
-        joining   again, for another plan
-        unfit     it cannot serve, and joins again later
+                  joining for another plan, or
+        unfit     it cannot serve, and joins again once its time is over (``until``)
         drained   it serves nothing until it leaves Ray and joins again
 
-    ``until`` is when the state's time is over. ``version`` is that of the cluster's plan under
-    which the node was planned.
+    ``version`` is that of the cluster's plan under which the node was planned.
     """
 
     ray: RayNode
@@ -126,11 +125,6 @@ class NodeState:
         report = self.report
         return report.why if report.state == "unfit" and report.digest == self.digest else ""
 
-    @property
-    def drained(self) -> bool:
-        """Whether it serves nothing, or soon does."""
-        return "drained" in (self.state, self.after)
-
     def be(self, state: str, why: str = "", seconds: float = 0.0) -> None:
         """Change the state, with the reason, for so many seconds."""
         self.state, self.why, self.until = state, why, time.monotonic() + seconds
@@ -141,7 +135,7 @@ class Controller:
 
     ``plan`` is in force, ``version`` is its number, and ``changes`` what `cluster change` has made
     another of the request. ``before`` is what was in force until a change began that is under way,
-    ``given_up`` why the last change did not hold.
+    ``given_up`` why the last change did not hold. ``room`` is the name as folders may have it.
     """
 
     plan: ClusterPlan
@@ -152,8 +146,8 @@ class Controller:
     ) -> None:
         self._connection, self._say, self.config = connection, say, config
         self.name = config.name or _model_name(config)
-        #: The name, as folders may have it.
         self.room = "".join(c if c.isalnum() else "-" for c in self.name)
+        self.state = StateFile(f"clusters/{self.room}", "cluster-state", _Saved)
         self.changes: Document = {}
         self.before: tuple[ClusterPlan, Document] | None = None
         self.version, self.given_up = 0, ""
@@ -173,11 +167,11 @@ class Controller:
         """Measure all nodes, and plan for them."""
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
-        while any(node.state == "joining" and not node.node for node in self.nodes.values()):
+        while time.monotonic() < end and not all(
+            node.node or node.state == "unfit" for node in self.nodes.values()
+        ):
             if stopped():
                 return
-            if time.monotonic() > end:
-                break
             self._hear()
             time.sleep(_TICK)
         plan = self._plan_all(self.config.request, f"ray {self._connection.address}")
@@ -193,15 +187,22 @@ class Controller:
         for node in self.nodes.values():
             ray, why = node.ray, node.why or "it was not measured in time"
             absent = Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
-            nodes.append(absent if node.drained or node.node is None else node.node)
+            nodes.append(node.node if node.node and node.after != "drained" else absent)
         return plan_cluster(request, Cluster(source=source, nodes=tuple(nodes)))
 
-    def resume(self, saved: _Saved) -> None:
-        """Go on with what an earlier controller has left."""
+    def resume(self) -> bool:
+        """Go on with what an earlier controller of the same request has left; whether it did."""
+        saved = self.state.read()
+        if saved is None or saved.request != _words_of(self.config):
+            return False
+        if not 0 <= time.time() - saved.at < LEASE_SECONDS:
+            return False
+        self.say("going on with what an earlier turbofit serve has left")
         self.plan, self.changes = saved.plan, saved.changes
         for identity, ray in self._connection.watched().items():
             node, planned = NodeState(ray), saved.plan.node(identity)
             if identity in saved.drained:
+                node.after = "drained"
                 node.be("drained")
             elif planned is not None and planned.plan is not None and not ray.leaving:
                 self._take(node, len(planned.gpus()))
@@ -219,12 +220,13 @@ class Controller:
             else:
                 continue
             self.nodes[identity] = node
+        return True
 
     def follow(
         self,
         stop: StopSignal,
         front: GatewayThread[Front],
-        post: Callable[[], None],
+        board: Any,
         on_open: Callable[[list[str]], None],
     ) -> signal.Signals:
         """Serve until a signal comes, or nothing is left to serve with."""
@@ -238,7 +240,7 @@ class Controller:
                 followed = addresses
             if time.monotonic() - posted > _POST_SECONDS:
                 posted = time.monotonic()
-                post()
+                self.post(board)
             if not opened and any(node.state == "serving" for node in self.nodes.values()):
                 opened = True
                 on_open([front.url])
@@ -418,7 +420,7 @@ class Controller:
 
     def drain(self, node: NodeState, why: str = "it is to leave") -> None:
         """Send a node nothing new, and end its server in order; it serves nothing then."""
-        if not node.drained:
+        if node.after != "drained":
             self._let_go(node, "drained", why)
 
     def _let_go(self, node: NodeState, after: str, why: str) -> None:
@@ -433,18 +435,19 @@ class Controller:
 
     def _change_next(self) -> None:
         """The next node leaves the front, once fronts have the last one that has changed."""
-        nodes, now = self.nodes.values(), time.monotonic()
-        changing = any(node.after == "joining" for node in nodes)
-        if changing or any(node.until > now for node in nodes if node.state == "serving"):
+        serving = [node for node in self.nodes.values() if node.state == "serving"]
+        changing = any(node.after == "joining" for node in self.nodes.values())
+        if changing or any(node.until > time.monotonic() for node in serving):
             return
-        if old := [node for node in self._with_plan() if node.version != self.version]:
+        if old := self._outdated():
             self._let_go(old[0], "joining", "another plan is in force")
         elif self.before is not None:
             self.before = None
             self.say(f"the plan has changed: {promise_of(self.plan)}")
 
-    def _with_plan(self) -> list[NodeState]:
-        return [node for node in self.nodes.values() if node.state in _WITH_PLAN]
+    def _outdated(self) -> list[NodeState]:
+        nodes = self.nodes.values()
+        return [n for n in nodes if n.state in _WITH_PLAN and n.version != self.version]
 
     @property
     def change(self) -> str:
@@ -480,7 +483,7 @@ class Controller:
             return exc.to_dict()
 
     def _change(self, changes: Document) -> str:
-        if self.before or any(node.version != self.version for node in self._with_plan()):
+        if self.before or self._outdated():
             hint = "see turbofit cluster status, and wait"
             raise LaunchError("a change is under way already", hint=hint)
         target = self._plan_all(self.config.request.changed(**changes), self.plan.source)
@@ -515,17 +518,25 @@ class Controller:
             if node.open
         )  # fmt: skip
 
-    def post(self, board: Any, state: StateFile[_Saved]) -> None:
+    def post(self, board: Any) -> None:
         """Write the state down, tell the board, and answer what was asked there."""
-        status = self.front.call(self.status)
-        state.write(self.saved())
+        nodes = self.nodes.items()
+        self.state.write(
+            _Saved(
+                at=time.time(), request=_words_of(self.config), changes=self.changes,
+                plan=self._served(),
+                drained=tuple(key for key, node in nodes if node.after == "drained"),
+                outdated=tuple(key for key, node in nodes if node.version != self.version),
+            )
+        )  # fmt: skip
         questions = ray_adapter.outcome(self._posted, 0) if self._posted else {}
         if isinstance(questions, ResultTimeoutError):
             return
         if isinstance(questions, RayCallError):
             questions = {}  # the board starts again
         answers = {number: self.answer(question) for number, question in questions.items()}
-        self._posted = board.post.remote((status, self.addresses()), answers)
+        page = self.front.call(self.status), self.addresses()
+        self._posted = board.post.remote(page, answers)
 
     def status(self, front: Front) -> ClusterStatus:
         """All of it, for people; runs in the front's loop."""
@@ -558,20 +569,6 @@ class Controller:
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
         return replace(self.plan, nodes=nodes)
 
-    def saved(self) -> _Saved:
-        """What the next controller goes on with."""
-        nodes = self.nodes.items()
-        return _Saved(
-            at=time.time(), request=_words_of(self.config), changes=self.changes,
-            plan=self._served(), drained=tuple(key for key, node in nodes if node.drained),
-            outdated=tuple(key for key, node in nodes if node.version != self.version),
-        )  # fmt: skip
-
-    def resumable(self, saved: _Saved) -> bool:
-        """Whether that is of the same request, while its servers' leases last."""
-        lasts = 0 <= time.time() - saved.at < LEASE_SECONDS
-        return lasts and saved.request == _words_of(self.config)
-
 
 def serve_cluster(
     config: ClusterServeConfig,
@@ -590,8 +587,7 @@ def serve_cluster(
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(connection, config, tell)
         board = pin_board(controller.name, connection.here)
-        room = f"clusters/{controller.room}"
-        folder, state = state_dir(room), StateFile(room, "cluster-state", _Saved)
+        folder = state_dir(controller.state.room)
         assert config.gateway is not None
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         log = access_log(config.access_log or str(folder / "access.log"))
@@ -599,12 +595,9 @@ def serve_cluster(
         front = GatewayThread(Front((), public, log, tls=tls))
         stop.abrupt = False
         try:
-            if (saved := state.read()) is not None and controller.resumable(saved):
-                controller.say("going on with what an earlier turbofit serve has left")
-                controller.resume(saved)
-            else:
+            if not controller.resume():
                 controller.begin(lambda: stop.signal is not None)
-            return controller.follow(stop, front, partial(controller.post, board, state), on_open)
+            return controller.follow(stop, front, board, on_open)
         finally:
             stop.on_second(front.cut_off)
             if front.alive and not stop.urgent:
@@ -614,7 +607,7 @@ def serve_cluster(
                 controller.say(f"stopping: {stop.signal.name}")
             with suppress(Exception):  # Ray may be gone: nodes end by their lease
                 controller.end(config.timing.drain + _LAST_SECONDS, lambda: stop.urgent)
-            state.forget()
+            controller.state.forget()
             stop.abrupt = stop.signal is None
 
 
