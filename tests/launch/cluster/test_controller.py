@@ -207,6 +207,20 @@ def test_a_node_that_ran_out_of_memory_is_planned_with_a_larger_margin_once(worl
     assert len([line for line in world.log if line.startswith("serve")]) == 2
 
 
+def test_a_node_whose_server_was_killed_joins_again(world: World) -> None:
+    made = serving(world, "2xrtx3090")
+    (node_state,) = made.nodes.values()
+    killed = {"state": "unfit", "why": "killed", "exit_code": 0}
+    node_state.actor.told = replace(node_state.report, **killed)
+    world.log.clear()
+    ticks(made)
+    assert states(made) == {"host-1": "draining"}
+    world.now += 3
+    ticks(made)
+    assert states(made) == {"host-1": "serving"}
+    assert world.log == ["end host-1", "serve host-1 32768"]
+
+
 def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None:
     made = serving(world)
     world.log.clear()

@@ -47,7 +47,6 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """What runs in the place of ``python -m turbofit serve …``."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(module, "_TICK", 0.02)
-    monkeypatch.setattr(module, "_PAUSES", (0.05, 0.05))
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
 
@@ -159,17 +158,13 @@ def test_an_actor_that_has_not_looked_yet_says_nothing_of_a_server(serve_is, mon
     assert actor().tell().state == ""
 
 
-def test_a_killed_server_starts_again_and_a_few_times_only(serve_is) -> None:
+def test_of_a_killed_server_there_is_no_exit_code(serve_is) -> None:
     serve_is(SERVER)
     made = actor()
     made.serve("d1", "{}", ())
-    pid = opened(made, "d1")
-    for _ in range(2):
-        os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: opened(made, "d1") != pid, "another one")
-        pid = opened(made, "d1")
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: made.tell().state == "unfit", "it to be given up")
+    os.kill(opened(made, "d1"), signal.SIGKILL)
+    told = until(lambda: made.tell() if made.tell().state == "unfit" else None, "its end")
+    assert (told.why, told.exit_code) == ("its turbofit serve has ended", 0)
 
 
 @pytest.mark.parametrize(("code", "starts"), [(2, 1), (6, 1), (3, 1)])

@@ -54,6 +54,8 @@ _FRONTS_SECONDS: Final = 3.0
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
+#: Seconds until a node whose server was killed is measured again.
+_KILLED_SECONDS: Final = 3.0
 #: Seconds that the first plan waits until all nodes are measured; the others join later.
 _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
@@ -348,8 +350,7 @@ class Controller:
 
     def _step(self, node: NodeState) -> None:
         """What follows from where a node stands."""
-        # Another promise may be one that it keeps.
-        due = node.version != self.version or time.monotonic() >= node.until
+        over, another_promise = time.monotonic() >= node.until, node.version != self.version
         if node.state == "joining" and node.node is not None:
             self._settle(node, node.node)
         elif node.state in _WITH_PLAN and node.failed:
@@ -358,14 +359,14 @@ class Controller:
             self.say(f"node {node.name} serves at {node.report.url}")
             node.be("serving", seconds=_FRONTS_SECONDS)
             node.after = ""
-        elif node.state == "draining" and node.report.state == "idle":
+        elif node.state == "draining" and node.report.state == "idle" and over:
             if node.after == "joining":
                 node.node = None
             else:
                 self._free(node)
                 self.say(f"node {node.name} is {node.after}, its GPUs are given back")
             node.be(node.after, node.why, _AGAIN_SECONDS)
-        elif node.state == "unfit" and self.before is None and due:
+        elif node.state == "unfit" and self.before is None and (over or another_promise):
             self._join(node)
 
     def _settle(self, node: NodeState, measured: Node) -> None:
@@ -399,8 +400,11 @@ class Controller:
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
-        plan, ran_out = node.plan and node.plan.plan, OutOfMemoryError.exit_code
-        if plan and node.report.exit_code == ran_out and not node.margin:
+        plan, code = node.plan and node.plan.plan, node.report.exit_code
+        if not code:
+            # What the driver still holds of its memory comes back meanwhile.
+            self._let_go(node, "joining", node.failed, _KILLED_SECONDS)
+        elif plan and code == OutOfMemoryError.exit_code and not node.margin:
             node.margin = doubled_margin(plan)
             self._let_go(node, "joining", "out of memory: it is planned with twice the margin")
         else:
@@ -423,9 +427,9 @@ class Controller:
         if node.after != "drained":
             self._let_go(node, "drained", why)
 
-    def _let_go(self, node: NodeState, after: str, why: str) -> None:
+    def _let_go(self, node: NodeState, after: str, why: str, seconds: float = 0.0) -> None:
         node.after = after
-        node.be("draining", why)
+        node.be("draining", why, seconds)
         if node.actor is not None:
             node.actor.end.remote()
         ends = "does not serve" if after == "unfit" else "finishes what it has"

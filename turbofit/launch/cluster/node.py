@@ -1,4 +1,4 @@
-"""The Ray actor of a node: it keeps one `turbofit serve` there, and adopts one that runs already.
+"""The Ray actor of a node: it starts a `turbofit serve` there, and adopts one that runs already.
 
 Files in the node's state folder are what the next actor knows, where Ray starts this one again:
 ``wanted.json`` names the plan that is to run; ``lock`` names the one that runs, and the server's
@@ -14,7 +14,6 @@ import secrets
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -30,10 +29,6 @@ from turbofit.launch.cluster.ray_adapter import server_words
 from turbofit.launch.serve.runs import StateFile
 
 _TICK: Final = 0.25
-#: Pauses before it starts again what somebody killed, within ten minutes.
-_PAUSES: Final = (1.0, 4.0, 10.0)
-_WINDOW: Final = 600.0
-_DOES_NOT_FIT: Final = 3
 #: A shell's exit code is larger where a signal ended the process.
 _SIGNALLED: Final = 128
 _LAST_BYTES: Final = 4096
@@ -47,7 +42,8 @@ class NodeReport(Struct):
 
     It is empty until the actor has looked: a server of an actor before it may be open.
     ``measured`` is the node with the actor's GPUs, as it is while nothing serves. ``digest`` is of
-    the plan that runs; ``why`` and ``exit_code`` say why the node is unfit.
+    the plan that runs; ``why`` and ``exit_code``, 0 where somebody ended the server, say why the
+    node is unfit.
     """
 
     state: str = "idle"
@@ -80,8 +76,6 @@ class NodeActor:
         self._report = NodeReport(
             state="", folder=str(self._folder), key=_text(self._folder / "key")
         )
-        self._ends: list[float] = []
-        self._again = 0.0
         self._gone = threading.Event()
         # Ray starts its workers at a niceness of 15, which engines would have from this thread.
         with suppress(PermissionError):
@@ -94,7 +88,6 @@ class NodeActor:
         if not key.exists():
             write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
-        self._ends, self._again = [], 0.0
         self._note(state="starting", digest=digest, url="", why="", exit_code=0, key=_text(key))
         self._wanted.write(_Wanted(digest=digest, words=words))
 
@@ -130,7 +123,7 @@ class NodeActor:
 
     def _look(self) -> None:
         wanted = self._wanted.read() or _Wanted()
-        digest, runs, now = wanted.digest, _text(self._folder / "lock"), time.monotonic()
+        digest, runs = wanted.digest, _text(self._folder / "lock")
         self._keep_lease(digest)
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
@@ -141,12 +134,12 @@ class NodeActor:
                 self._note(state=state, digest=digest, url=url, last_line=last_line)
         elif runs:
             if runs == digest:
-                self._ended(digest, now)
+                self._ended(digest)
             (self._folder / "lock").write_text("")
         elif not digest:
             self._note(state="idle", digest="", url="", why="")
             self._note(measured=self._report.measured or self._measure())
-        elif now >= self._again and (self._report.state, self._report.digest) != ("unfit", digest):
+        elif (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
 
     def _measure(self) -> Node:
@@ -161,21 +154,17 @@ class NodeActor:
         if digest:
             (self._folder / f"lease-{digest}").touch(mode=0o600)
 
-    def _ended(self, digest: str, now: float) -> None:
-        """The server's process is gone: it is started again, unless that would not help."""
-        code, was_open = int(_text(self._folder / "code") or 0), bool(self._url())
-        self._ends = [at for at in self._ends if now - at < _WINDOW] + [now]
-        helps = not code or code > _SIGNALLED or was_open
-        if code == _DOES_NOT_FIT:
-            helps = len(self._ends) > 1  # beside what the driver still holds of a killed one
-        if helps and len(self._ends) <= len(_PAUSES):
-            # What the driver still holds of a killed one's memory comes back meanwhile.
-            self._again = now + _PAUSES[len(self._ends) - 1]
-            self._note(state="starting", digest=digest, url="")
-            return
+    def _ended(self, digest: str) -> None:
+        """The server's process is gone."""
+        code = int(_text(self._folder / "code") or 0)
+        if code > _SIGNALLED or self._url():
+            code = 0
         errors = [line for line in self._lines() if line.startswith("error: ")]
         why = "".join(errors[-1:]).removeprefix("error: ") or f"turbofit serve ended with {code}"
-        self._note(state="unfit", digest=digest, url="", why=why, exit_code=code)
+        self._note(
+            state="unfit", digest=digest, url="", exit_code=code,
+            why=why if code else "its turbofit serve has ended",
+        )  # fmt: skip
 
     def _start(self, wanted: _Wanted) -> None:
         folder, digest = self._folder, wanted.digest
