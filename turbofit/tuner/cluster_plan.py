@@ -42,6 +42,11 @@ class Promise(Struct):
     limit: int | None = None
     context: int | None = None
 
+    def is_all_of(self, plan: Plan) -> bool:
+        """Whether a plan keeps just this."""
+        limit, context = plan.limits.image_limit, plan.kv.longest_request_tokens
+        return self.limit in (None, limit) and self.context in (None, context)
+
     def why_broken(self, plan: Plan, unit: str) -> str:
         """How a plan falls short of it; empty where it does not."""
         limit, most = plan.limits.image_limit, plan.kv.longest_request_tokens
@@ -90,18 +95,12 @@ class _Planner:
     def plan(self, kind: int, share: float, promise: Promise = _ALONE) -> _Tried:
         """One kind with a share of the requests; what it does alone where that is the promise."""
         requests = None if self.requests is None else max(1, ceil(share - _ALMOST))
-        alone = self._once(kind, requests, _ALONE)
-        if not alone.why_not:
-            kept = alone.served
-            same = promise.limit in (None, kept.limits.image_limit)
-            if same and promise.context in (None, kept.kv.longest_request_tokens):
-                return alone
-        return self._once(kind, requests, promise)
-
-    def _once(self, kind: int, requests: int | None, promise: Promise) -> _Tried:
         key = (kind, requests, promise)
         if key not in self._made:
-            self._made[key] = self._tried(self.kinds[kind].machine, requests, promise)
+            alone = None if promise == _ALONE else self.plan(kind, share)
+            if alone is None or alone.why_not or not promise.is_all_of(alone.served):
+                alone = self._tried(self.kinds[kind].machine, requests, promise)
+            self._made[key] = alone
         return self._made[key]
 
     def _tried(self, machine: Machine, requests: int | None, promise: Promise) -> _Tried:
@@ -142,8 +141,8 @@ class _Planner:
 
     def _weight(self, kind: int) -> float:
         """What a node of a kind does of all requests, beside others."""
-        tried = self._once(kind, 1, _ALONE)
-        speed = tried.plan.throughput if tried.plan is not None and not tried.why_not else None
+        tried = self.plan(kind, 1.0)
+        speed = None if tried.why_not else tried.served.throughput
         return speed.requests_per_second if speed else 0.01 * len(self.kinds[kind].machine.visible)
 
     def at_once(self, shares: Mapping[int, float]) -> float:
@@ -171,10 +170,8 @@ class _Planner:
             if len(short) == len(members) and not self.base.context_given:
                 # A larger batch leaves a little less cache: what the longest of them still holds.
                 free = [self.plan(k, shares[k], Promise(limit=promise.limit)) for k in short]
-                contexts = [
-                    trial.served.kv.longest_request_tokens for trial in free if not trial.why_not
-                ]
-                longest = max(contexts, default=0)
+                held = [trial.served.kv for trial in free if not trial.why_not]
+                longest = max((kv.longest_request_tokens for kv in held), default=0)
                 if 0 < longest < (promise.context or 0):
                     promise = replace(promise, context=longest)
                     continue
@@ -183,16 +180,17 @@ class _Planner:
 
     def choose(self, alone: Mapping[int, Plan]) -> _Choice:
         """The best promise that holds all requests, else the one that holds the most of them."""
-        pairs = {
-            Promise(limit=plan.limits.image_limit, context=plan.kv.longest_request_tokens)
+        limit = max((plan.limits.image_limit or 0 for plan in alone.values()), default=0) or None
+        contexts = {
+            plan.kv.longest_request_tokens
             for plan in alone.values()
+            if plan.limits.image_limit == limit
         }
         if self.base.workload.context is not None:
-            pairs = {replace(pair, context=self.base.workload.context) for pair in pairs}
-        order = sorted(pairs, key=lambda pair: (pair.limit or 0, pair.context or 0), reverse=True)
+            contexts = {self.base.workload.context}
         tried = []
-        for promise in [pair for pair in order if pair.limit == order[0].limit][:_MOST_CONTEXTS]:
-            tried.append(self.kept(promise, alone))
+        for context in sorted(contexts, reverse=True)[:_MOST_CONTEXTS]:
+            tried.append(self.kept(Promise(limit=limit, context=context), alone))
             if self.holds_all(tried[-1]):
                 return tried[-1]
         return max(tried, key=lambda choice: self.at_once(choice.shares))
@@ -253,7 +251,7 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     return replace(
         document,
         verdict=_verdict(document),
-        reasons=tuple(_reasons(planner, document, kept)) if kept else (),
+        reasons=tuple(_reasons(planner, common, kept)) if kept and common else (),
         remedies=() if kept else tuple(_remedies(planner, tried, choice)),
         warnings=tuple(_warnings(cluster, document)),
     )
@@ -371,22 +369,17 @@ def _left_out(
     planner: _Planner, kind: int, tried: Mapping[int, _Tried], choice: _Choice | None
 ) -> str:
     """Why a node that can be planned for does not serve."""
-    serves = tried[kind]
-    if serves.why_not and planner.requests is not None:
-        # What it would serve of fewer requests says more than that it does not hold its share.
-        fewer = planner.plan(kind, 1.0)
-        serves = serves if fewer.why_not else fewer
-    if serves.why_not or choice is None:
-        return tried[kind].why_not
+    trial = tried[kind]
+    if trial.why_not or choice is None:
+        return trial.why_not
     if not planner.holds_all(choice):
         count, wanted = round(planner.at_once(choice.shares)), planner.requests
         return f"all nodes together hold {count:,} of {wanted:,} requests at once"
-    why = choice.promise.why_broken(serves.served, planner.unit)
-    if not why and not serves.served.engine.of_lmdeploy:
-        return f"only {serves.served.engine.name} serves on it: not mixed with LMDeploy's engines"
+    why = choice.promise.why_broken(trial.served, planner.unit)
+    if not why and not trial.served.engine.of_lmdeploy:
+        return f"only {trial.served.engine.name} serves on it: not mixed with LMDeploy's engines"
     context = choice.promise.context or 0
-    less = f"holds less than {context:,} tokens with its share of the requests"
-    return why or tried[kind].why_not or less
+    return why or f"holds less than {context:,} tokens with its share of the requests"
 
 
 def _verdict(plan: ClusterPlan) -> str:
@@ -414,29 +407,17 @@ def _verdict(plan: ClusterPlan) -> str:
     )
 
 
-def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice) -> Iterator[str]:
-    """Why this promise; and that there are few requests for many engines."""
-    base, limit, longest = planner.base, choice.promise.limit, plan.longest_request_tokens
-    rule, positions = base.model.image_rule, base.model.text.max_position_embeddings
-    if limit is not None and rule is not None and plan.limits and plan.limits.vision_unit:
-        why = "the model's own; nodes that cannot serve it are left out"
-        if base.fixed_limit is not None or base.workload.image_size is not None:
-            why = "as set by you"
-        elif limit != base.requested_limit:
-            why = f"the largest of any node; none serves the model's own {base.requested_limit}"
-        yield f"{rule.limit_name} {limit}: {why}"
-    why = "the longest that any node promises; who holds less is left out"
-    if base.context_given:
-        why = "as asked; nodes that do not hold it are left out"
-    elif longest >= positions:
-        why = "the model's own, which every used node holds"
-    yield f"context {longest}: {why}"
-    requests = plan.requests_at_once
-    if plan.engines > requests:
-        yield (
-            f"{plan.engines:,} engines for {_count(requests, 'request')} at once: most of them wait"
-            " for requests; --concurrency says how many there will be over all nodes"
-        )
+def _reasons(planner: _Planner, limits: Limits, choice: _Choice) -> Iterator[str]:
+    """Where images have a limit: whose it is."""
+    base, limit, rule = planner.base, choice.promise.limit, planner.base.model.image_rule
+    if limit is None or rule is None or limits.vision_unit is None:
+        return
+    why = "the model's own; nodes that cannot serve it are left out"
+    if base.fixed_limit is not None or base.workload.image_size is not None:
+        why = "as set by you"
+    elif limit != base.requested_limit:
+        why = f"the largest of any node; none serves the model's own {base.requested_limit}"
+    yield f"{rule.limit_name} {limit}: {why}"
 
 
 def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
@@ -473,15 +454,13 @@ def _remedies(
             effect = f"fits: {_count(fewer, 'request')} at once over all nodes"
             yield Remedy(change=f"--concurrency {fewer}", effect=effect)
         return
-    changes = set()
     for k, trial in tried.items():
-        for remedy in trial.plan.remedies if trial.plan is not None else ():
-            if remedy.effect.startswith("fits") and remedy.change not in changes:
-                changes.add(remedy.change)
-                kind = planner.kinds[k]
-                where = f"{_count(len(kind.nodes), 'node')} of {cards_of(kind.machine)}"
-                yield replace(remedy, effect=f"{where}: {remedy.effect}")
-                break
+        kind = planner.kinds[k]
+        where = f"{_count(len(kind.nodes), 'node')} of {cards_of(kind.machine)}"
+        remedies = trial.plan.remedies if trial.plan is not None else ()
+        fitting = [remedy for remedy in remedies if remedy.effect.startswith("fits")]
+        for remedy in fitting[:1]:
+            yield replace(remedy, effect=f"{where}: {remedy.effect}")
 
 
 def cards_of(machine: Machine | None) -> str:

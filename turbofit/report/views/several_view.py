@@ -138,9 +138,8 @@ def _card(gpu: JointGpu) -> Table:
 
 #: Names of a row's nodes that are written out.
 _NAMES: Final = 3
-#: Remedies and kinds of nodes of the short text; the whole text has all.
+#: Remedies of the short text; the whole text has all.
 _REMEDIES: Final = 3
-_KINDS: Final = 4
 #: Columns of numbers, and of texts that may be cut into lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once", "requests")
 _WRAPPED: Final = (
@@ -168,10 +167,8 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         blocks += [Heading("What is promised"), *_promise(plan)]
     else:
         blocks += remedies_table(plan.remedies, "What would fit")
-    folded = _folded_nodes(plan.nodes)
-    if folded:
-        blocks.append(_nodes_table(folded[:_KINDS], **ONLY_SHORT))
-        blocks += [Heading("Nodes that serve, by kind"), _nodes_table(folded)]
+    if plan.fits:
+        blocks += [Heading("Nodes that serve, by kind"), _nodes_that_serve(plan)]
     blocks += [*listed("Notes", plan.warnings), *listed("Why", plan.reasons)]
     blocks += remedies_table(plan.remedies[:_REMEDIES], "What would fit", **ONLY_SHORT)
     # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
@@ -179,9 +176,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     if plan.serve is not None:
         blocks.append(remark("on a node of the Ray cluster:", short=True))
         blocks.append(Code(shell_words(plan.serve.argv), short=True))
-    rest = len(folded) - _KINDS
-    kinds = f" ({rest} more {plural(rest, 'kind')} of nodes)" if rest > 0 else ""
-    more = f"more: --full{kinds}, --md, or --json with each node's settings"
+    more = "more: --full, --md, or --json with each node's settings"
     return [*blocks, remark(more, **ONLY_SHORT)]
 
 
@@ -208,43 +203,34 @@ def _promise(plan: ClusterPlan) -> list[Block]:
     return [known_facts(facts, short=True), known_facts(more)]
 
 
-#: A kind of nodes: its first node's plan, and all of them.
-_Kind = tuple["Plan", list["NodePlan"]]
-
-
-def _folded_nodes(nodes: Sequence[NodePlan]) -> list[_Kind]:
-    """Nodes that serve, by their cards, groups and settings; the most nodes first."""
-    kinds: dict[object, _Kind] = {}
-    for node in nodes:
-        if node.plan is not None:
-            plan = node.plan
-            group_settings = tuple(group.settings for group in plan.by_group)
-            key = (node.cards, plan.engine, plan.parallel.groups, plan.settings, group_settings)
-            kinds.setdefault(key, (plan, []))[1].append(node)
-    return sorted(kinds.values(), key=lambda kind: len(kind[1]), reverse=True)
-
-
-def _nodes_table(folded: Sequence[_Kind], **places: Any) -> Table:
-    """What each kind of node runs, and how many there are."""
+def _nodes_that_serve(plan: ClusterPlan) -> Table:
+    """What each kind of node runs, by cards, groups and settings; the most nodes first."""
+    kinds: dict[object, list[tuple[NodePlan, Plan]]] = {}
+    for node in plan.nodes:
+        if (own := node.plan) is not None:
+            group_settings = tuple(group.settings for group in own.by_group)
+            key = (node.cards, own.engine, own.parallel.groups, own.settings, group_settings)
+            kinds.setdefault(key, []).append((node, own))
     rows = []
-    for plan, members in folded:
-        tokens = [node.plan.kv.total_tokens for node in members if node.plan is not None]
+    for members in sorted(kinds.values(), key=len, reverse=True):
+        node, own = members[0]
+        tokens = [plan.kv.total_tokens for _, plan in members]
         spans = dict.fromkeys((f"{min(tokens):,}", f"{max(tokens):,}"))
-        speed, layout = plan.throughput, plan.parallel
+        speed, layout = own.throughput, own.parallel
         rows.append(
             (
                 f"{len(members):,}",
-                members[0].cards,
-                plan.engine.name,
+                node.cards,
+                own.engine.name,
                 f"{layout.tp}x{layout.replicas}",
                 " to ".join(spans),
                 three_digits(speed.requests_per_second) if speed is not None else "-",
-                three_digits(members[0].at_once),
-                _names(members),
+                three_digits(node.at_once),
+                _names([node for node, _ in members]),
             )
         )
     names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
-    return _table(names, rows, **places)
+    return _table(names, rows, short=True)
 
 
 def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
