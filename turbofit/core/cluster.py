@@ -18,13 +18,17 @@ CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/2"
 class Node(Struct):
     """One machine of a cluster, under the cluster's own ``id``; ``address`` is for other nodes.
 
-    ``machine`` is None where it could not be measured or has nothing to serve with; ``why_not``
-    then says why. Versions are empty where nobody told.
+    ``gpus`` is as Ray counts them, ``free`` how many of them no job holds; ``leaving``: Ray drains
+    the node. ``machine`` is None where it could not be measured or has nothing to serve with;
+    ``why_not`` then says why. Versions are empty where nobody told.
     """
 
     id: str
     name: str
     address: str
+    gpus: int = 0
+    free: int = 0
+    leaving: bool = False
     machine: Machine | None = None
     why_not: str = ""
     turbofit: str = ""

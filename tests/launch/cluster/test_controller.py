@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.fixtures.clusters import node
-from turbofit.core.cluster import ClusterPlan
+from turbofit.core.cluster import ClusterPlan, Node
 from turbofit.core.errors import DoesNotFitError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster import controller as module
@@ -21,7 +21,6 @@ from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.controller import Controller
 from turbofit.launch.cluster.node import NodeReport
 from turbofit.launch.cluster.nodes import held_only
-from turbofit.launch.cluster.ray_adapter import RayNode
 from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.planning.request import PlanRequest
 
@@ -70,14 +69,12 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.specs: dict[str, Any] = {}
-        self.alive: dict[str, RayNode] = {}
-        self.free: dict[str, int] = {}
+        self.alive: dict[str, Node] = {}
         self.log: list[str] = []
         self.said: list[str] = []
         self.questions: dict[int, Any] = {}
         self.fails: dict[str, tuple[str, int]] = {}
         self.now = 1000.0
-        monkeypatch.setattr(ray_adapter, "free_gpus", lambda: self.free)
         monkeypatch.setattr(
             ray_adapter, "kill_actor", lambda actor: self.log.append(f"free {actor.spec}")
         )
@@ -90,15 +87,14 @@ class World:
     def _start_actor(self, *_: Any, node: str, gpus: int, **__: Any) -> Actor:
         return Actor(self, self.alive[node].name, gpus)
 
-    def watched(self) -> dict[str, RayNode]:
+    def watched(self) -> dict[str, Node]:
         return dict(self.alive)
 
     def add(self, number: int, spec: str) -> str:
         found = node(number, spec)
         self.specs[found.name] = found
         gpus = len(found.machine.gpus)
-        self.alive[found.id] = RayNode(id=found.id, name=found.name, address="10.0.0.1", gpus=gpus)
-        self.free[found.id] = gpus
+        self.alive[found.id] = replace(found, machine=None, gpus=gpus, free=gpus)
         return found.id
 
     def controller(self, **asked: Any) -> Controller:
@@ -421,11 +417,11 @@ def test_a_change_that_cannot_be_is_refused_and_changes_nothing(world: World) ->
 def test_no_free_gpu_is_told_and_looked_at_again_soon(world: World) -> None:
     world.add(1, "2xrtx3090")
     late = world.add(2, "2xrtx3090")
-    world.free[late] = 0
+    world.alive[late] = replace(world.alive[late], free=0)
     made = world.controller()
     ticks(made)
     assert "no GPU of it is free" in made.nodes[late].why
-    world.free[late] = 2
+    world.alive[late] = replace(world.alive[late], free=2)
     world.now += 16
     ticks(made)
     assert states(made)["host-2"] == "serving"

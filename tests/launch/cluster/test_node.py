@@ -28,13 +28,14 @@ from turbofit.launch.cluster import node as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
-from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode, ResultTimeoutError
+from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError
 from turbofit.launch.engine.kernel import start_time
 from turbofit.launch.serve.runs import StateFile
 from turbofit.machine.source import save_snapshot
 from turbofit.machine.spec import parse_spec
 
 ACTORS: list[NodeActor] = []
+HERE = Node(id="a" * 56, name="here", address="127.0.0.1", gpus=2)
 #: It serves as long as its lease is there.
 SERVER = """
 echo $$ > pid; echo "$@" > words; env > env; echo http://127.0.0.1:5
@@ -51,7 +52,7 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
         monkeypatch.delenv(name)
 
     monkeypatch.setattr(ray_adapter, "gpus_of_this_task", lambda: ["0"])
-    here = Node(id="", name="here", address="", machine=parse_spec("2xrtx3090"))
+    here = Node(id="", name="", address="", machine=parse_spec("2xrtx3090"))
     monkeypatch.setattr(module, "measure_here", lambda pretend: here)
     yield partial(put_for_python, tmp_path, monkeypatch)
     while ACTORS:
@@ -62,7 +63,7 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
 
 
 def actor() -> NodeActor:
-    ACTORS.append(NodeActor("name", "a" * 56, "127.0.0.1", 0, True))
+    ACTORS.append(NodeActor("name", HERE, 0, True))
     return ACTORS[-1]
 
 
@@ -96,7 +97,8 @@ def test_it_serves_with_a_lease_and_a_key_and_without_rays_variables(serve_is, m
     assert not told.measured
     made.end()
     here = idle(made).measured
-    assert (here.id, here.address, here.machine.visible) == ("a" * 56, "127.0.0.1", (0,))
+    assert here == replace(HERE, gpus=0, machine=here.machine)
+    assert here.machine.visible == (0,)
     assert not start_time(pid)
 
 
@@ -293,12 +295,11 @@ def test_a_node_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_why_a_node_says_nothing_is_told_in_words() -> None:
-    here = RayNode(id="a", name="host", address="10.0.0.1", gpus=1)
     missing = RayCallError("ray::f\nModuleNotFoundError: No module named 'turbofit'")
-    assert node_of(here, missing).why_not == "turbofit is not installed there"
-    assert node_of(here, ResultTimeoutError("late")).why_not == "it did not answer within 120 s"
-    assert "the node died" in node_of(here, RayCallError("the node died")).why_not
-    assert "no GPU" in node_of(here, None).why_not
+    assert node_of(HERE, missing).why_not == "turbofit is not installed there"
+    assert node_of(HERE, ResultTimeoutError("late")).why_not == "it did not answer within 120 s"
+    assert "the node died" in node_of(HERE, RayCallError("the node died")).why_not
+    assert "no GPU" in node_of(HERE, None).why_not
 
 
 def held(machine: Machine, *gpus: str) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.json_types import Document
-    from turbofit.launch.cluster.ray_adapter import RayConnection, RayNode
+    from turbofit.launch.cluster.ray_adapter import RayConnection
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.planning.request import PlanRequest
@@ -97,7 +97,7 @@ class NodeState:
     ``version`` is that of the cluster's plan under which the node was planned.
     """
 
-    ray: RayNode
+    ray: Node
     state: str = "joining"
     why: str = ""
     after: str = ""
@@ -126,6 +126,13 @@ class NodeState:
         """Why the server of its plan cannot serve; empty where it can, or may."""
         report = self.report
         return report.why if report.state == "unfit" and report.digest == self.digest else ""
+
+    @property
+    def known(self) -> Node:
+        """The node as it was measured, or why it serves nothing."""
+        if self.node is not None and self.after != "drained":
+            return self.node
+        return replace(self.ray, why_not=self.why or "it was not measured in time")
 
     def be(self, state: str, why: str = "", seconds: float = 0.0) -> None:
         """Change the state, with the reason, for so many seconds."""
@@ -185,12 +192,8 @@ class Controller:
         self.plan = plan
 
     def _plan_all(self, request: PlanRequest, source: str) -> ClusterPlan:
-        nodes = []
-        for node in self.nodes.values():
-            ray, why = node.ray, node.why or "it was not measured in time"
-            absent = Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
-            nodes.append(node.node if node.node and node.after != "drained" else absent)
-        return plan_cluster(request, Cluster(source=source, nodes=tuple(nodes)))
+        nodes = tuple(node.known for node in self.nodes.values())
+        return plan_cluster(request, Cluster(source=source, nodes=nodes))
 
     def resume(self) -> bool:
         """Go on with what an earlier controller of the same request has left; whether it did."""
@@ -208,14 +211,7 @@ class Controller:
                 node.be("drained")
             elif planned is not None and planned.plan is not None and not ray.leaving:
                 self._take(node, len(planned.gpus()))
-                machine, pretend = planned.plan.machine, self.config.pretend
-                node.node = Node(
-                    id=identity,
-                    name=ray.name,
-                    address=ray.address,
-                    machine=machine,
-                    pretend=pretend,
-                )
+                node.node = replace(ray, machine=planned.plan.machine)
                 self.serve(node, planned)
                 if identity in saved.outdated:
                     node.version = -1  # it changes next
@@ -295,16 +291,16 @@ class Controller:
         for identity, ray in alive.items():
             if identity in self.nodes and ray.leaving:
                 self.drain(self.nodes[identity], "Ray drains it")
-            elif identity not in self.nodes and not ray.leaving:
+            elif identity in self.nodes:
+                self.nodes[identity].ray = ray
+            elif not ray.leaving:
                 self.nodes[identity] = NodeState(ray)
                 self._join(self.nodes[identity])
 
     def _join(self, node: NodeState, gpus: int = 0) -> None:
         """Take so many GPUs of a node, or all that are free, and measure it."""
         node.version = self.version
-        if node.ray.gpus and not gpus:
-            gpus = ray_adapter.free_gpus().get(node.ray.id, 0)
-        if gpus:
+        if gpus := gpus or node.ray.free:
             self._take(node, gpus)
             node.actor.end.remote()  # what an earlier run has left
             node.node = None
@@ -317,8 +313,8 @@ class Controller:
         self._free(node)
         node.gpus = gpus
         node.actor = ray_adapter.start_actor(
-            NodeActor, self.room, node.ray.id, node.ray.address, self.config.node_port,
-            self.config.pretend, node=node.ray.id, gpus=gpus,
+            NodeActor, self.room, node.ray, self.config.node_port, self.config.pretend,
+            node=node.ray.id, gpus=gpus,
         )  # fmt: skip
 
     def _free(self, node: NodeState) -> None:

@@ -24,7 +24,7 @@ from turbofit.core.cluster import Node
 from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.nodes import held_only, measure_here, raylet_environment
+from turbofit.launch.cluster.nodes import held_only, measure_here, node_of, raylet_environment
 from turbofit.launch.cluster.ray_adapter import server_words
 from turbofit.launch.serve.runs import StateFile
 
@@ -65,12 +65,12 @@ class _Wanted(Struct, tag_field="schema", tag="turbofit.wanted/2"):
 
 
 class NodeActor:
-    """Keeps a server of the service ``name`` on the node with this id of Ray and this address."""
+    """Keeps a server of the service ``name`` on this node."""
 
-    def __init__(self, name: str, node: str, address: str, port: int, pretend: bool) -> None:
-        room = f"nodes/{name}-{node[:12]}"
+    def __init__(self, name: str, node: Node, port: int, pretend: bool) -> None:
+        room = f"nodes/{name}-{node.id[:12]}"
         self._folder, self._wanted = state_dir(room), StateFile(room, "wanted", _Wanted)
-        self._node, self._address, self._port, self._pretend = node, address, port, pretend
+        self._node, self._port, self._pretend = node, port, pretend
         self._raylet, self._gpus = os.getppid(), ray_adapter.gpus_of_this_task()
         self._child: subprocess.Popen[bytes] | None = None
         self._report = NodeReport(
@@ -143,8 +143,8 @@ class NodeActor:
             self._start(wanted)
 
     def _measure(self) -> Node:
-        node = held_only(measure_here(pretend=self._pretend), self._gpus)
-        return replace(node, id=self._node, address=self._address)
+        measured = measure_here(pretend=self._pretend)
+        return held_only(node_of(self._node, measured), self._gpus)
 
     def _keep_lease(self, digest: str) -> None:
         """Renew the lease of a plan's server; those without one end in order."""
@@ -170,7 +170,7 @@ class NodeActor:
         folder, digest = self._folder, wanted.digest
         argv = [
             "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
-            "--plan", f"{folder}/plan-{digest}.json", "--host", self._address,
+            "--plan", f"{folder}/plan-{digest}.json", "--host", self._node.address,
             "--port", str(self._port), "--front-key-file", f"{folder}/key",
             "--lease", f"{folder}/lease-{digest}", *server_words(os.environ), *wanted.words,
         ]  # fmt: skip

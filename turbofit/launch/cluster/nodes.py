@@ -11,7 +11,6 @@ node that cannot be measured is a node with a reason, never an error.
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +26,7 @@ from turbofit.machine.source import machine_from
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode
+    from turbofit.launch.cluster.ray_adapter import RayCallError
 _SECONDS: Final = 120.0
 
 
@@ -49,7 +48,7 @@ def measure_here(*, pretend: bool = True) -> Node:
     from turbofit.launch.engine.launches import find_lmdeploy
     from turbofit.observe.calibrations import pretends, with_calibrations
 
-    node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
+    node = Node(id="", name="", address="", turbofit=__version__)
     with suppress(TurbofitError):  # the engine may be another one; planning tells
         node = replace(node, lmdeploy=find_lmdeploy().version)
     try:
@@ -81,10 +80,10 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
     return replace(node, machine=replace(machine, visible=visible))
 
 
-def node_of(node: RayNode, answer: Node | RayCallError | None) -> Node:
-    """What a node says, or why it says nothing."""
+def node_of(node: Node, answer: Node | RayCallError | None) -> Node:
+    """A node with what it says of itself, or why it says nothing."""
     if isinstance(answer, Node):
-        return replace(answer, id=node.id, address=node.address)
+        return replace(answer, id=node.id, name=node.name, address=node.address)
     text = " ".join(str(answer).split())
     why = f"it could not be measured: {text[-200:]}"
     if answer is None:
@@ -93,7 +92,7 @@ def node_of(node: RayNode, answer: Node | RayCallError | None) -> Node:
         why = f"it did not answer within {_SECONDS:.0f} s"
     elif "No module named 'turbofit" in text:
         why = "turbofit is not installed there"
-    return Node(id=node.id, name=node.name, address=node.address, why_not=why)
+    return replace(node, why_not=why)
 
 
 def raylet_environment() -> Mapping[str, str]:

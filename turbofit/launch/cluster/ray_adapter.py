@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.cluster import Node
 from turbofit.core.errors import LaunchError, MachineError, PackageError, UsageError, error_from
 from turbofit.core.installation import install_command
-from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
     import ssl
@@ -44,16 +44,6 @@ class ResultTimeoutError(RayCallError):
     """There is no result yet."""
 
 
-class RayNode(Struct):
-    """A node that Ray has; ``gpus`` as Ray counts them; ``leaving``: it is being drained."""
-
-    id: str
-    name: str
-    address: str
-    gpus: int
-    leaving: bool = False
-
-
 class RayConnection:
     """A cluster that this process is connected to; ``here`` is this node's id."""
 
@@ -62,10 +52,10 @@ class RayConnection:
 
         context = ray.get_runtime_context()
         self.address, self.here = str(context.gcs_address), str(context.get_node_id())
-        self._seen: dict[str, RayNode] = {}
+        self._seen: dict[str, Node] = {}
         self._at, self._error = 0.0, ""
 
-    def watched(self) -> dict[str, RayNode]:
+    def watched(self) -> dict[str, Node]:
         """The nodes that were there when the head was last heard of, a second ago.
 
         It never waits: a thread looks, since Ray does not return while the head is gone.
@@ -84,7 +74,7 @@ class RayConnection:
             )
         return self._seen
 
-    def alive(self) -> dict[str, RayNode]:
+    def alive(self) -> dict[str, Node]:
         """The nodes that are there now, by id.
 
         Raises:
@@ -99,18 +89,20 @@ class RayConnection:
                 f"the Ray cluster at {self.address} does not answer: {_one_line(exc)}",
                 hint="see ray status",
             ) from None
-        leaving: Any = ()
-        with suppress(Exception):  # no public call: without it nodes just die
+        leaving, free = (), {}
+        with suppress(Exception):  # no public calls
             from ray._private import state
 
             # Those that Ray drains, e.g. before a spot instance ends; as Ray Serve asks.
             leaving = state.state.get_draining_nodes()
+            free = state.available_resources_per_node()
         return {
-            node["NodeID"]: RayNode(
+            node["NodeID"]: Node(
                 id=node["NodeID"],
                 name=node.get("NodeManagerHostname") or node["NodeName"],
                 address=node["NodeManagerAddress"],
                 gpus=int(node["Resources"].get("GPU", 0)),
+                free=int(free.get(node["NodeID"], {}).get("GPU", 0)),
                 leaving=node["NodeID"] in leaving,
             )
             for node in nodes
@@ -173,17 +165,6 @@ def connected(address: str | None) -> Iterator[RayConnection]:
         yield RayConnection()
     finally:
         ray.shutdown()
-
-
-def free_gpus() -> dict[str, int]:
-    """How many GPUs Ray counts free, by the node's id; none while its head is silent."""
-    from ray._private.state import available_resources_per_node
-
-    try:
-        available = available_resources_per_node()
-    except Exception:  # noqa: BLE001 - Ray raises any type when its head is gone
-        return {}
-    return {node: int(resources.get("GPU", 0)) for node, resources in available.items()}
 
 
 def run_on_each(
