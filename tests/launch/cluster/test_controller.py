@@ -99,16 +99,16 @@ class World:
 
     def controller(self, **asked: Any) -> Controller:
         config = ClusterServeConfig(request=PlanRequest(model="internvl2-8b", **asked))
-        made = Controller(self, config, lambda _: None)  # type: ignore[arg-type]
+        made = Controller(self, config, Stop(), lambda _: None)  # type: ignore[arg-type]
         made.has_front = lambda _: True  # type: ignore[method-assign]
-        made.begin(lambda: False)
+        made.begin()
         return made
 
     def resumed(self, first: Controller) -> Controller:
         """The next controller, which goes on with what the first one has written down."""
         first.front = SimpleNamespace(url="", call=lambda status: status(SimpleNamespace(nodes={})))
         first.post(SimpleNamespace(post=Method(lambda *_: {})))
-        made = Controller(self, first.config, lambda _: None)  # type: ignore[arg-type]
+        made = Controller(self, first.config, Stop(), lambda _: None)  # type: ignore[arg-type]
         made.has_front = lambda _: True  # type: ignore[method-assign]
         assert made.resume()
         return made
@@ -258,7 +258,8 @@ def test_an_urgent_end_still_lets_the_actors_pass_it_on(
     actor.end = Method(lambda: "passed on")  # its server takes long
     monkeypatch.setattr(ray_adapter, "outcome", lambda call, _: world.log.append(call))
     world.log.clear()
-    made.end(60.0, lambda: True)
+    made._stop.urgent = True
+    made.end()
     assert world.log == ["passed on", "free host-1"]
 
 
@@ -269,7 +270,7 @@ def test_the_end_does_not_wait_for_a_node_that_has_died(
     monkeypatch.setattr(ray_adapter, "outcome", lambda *_: ray_adapter.RayCallError("it died"))
     monkeypatch.setattr(module.time, "sleep", lambda _: setattr(world, "now", world.now + 1))
     began = world.now
-    made.end(140.0, lambda: False)
+    made.end()
     assert world.now - began < 15
 
 

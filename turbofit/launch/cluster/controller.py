@@ -151,9 +151,13 @@ class Controller:
     front: GatewayThread[Front]
 
     def __init__(
-        self, connection: RayConnection, config: ClusterServeConfig, say: Callable[[str], None]
+        self,
+        connection: RayConnection,
+        config: ClusterServeConfig,
+        stop: StopSignal,
+        say: Callable[[str], None],
     ) -> None:
-        self._connection, self._say, self.config = connection, say, config
+        self._connection, self.config, self._stop, self._say = connection, config, stop, say
         self.name = config.name or _model_name(config)
         self.room = "".join(c if c.isalnum() else "-" for c in self.name)
         self.state = StateFile(f"clusters/{self.room}", "cluster-state", _Saved)
@@ -168,25 +172,25 @@ class Controller:
     def say(self, text: str) -> None:
         """Tell people, and remember it."""
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
-        self._say(text)
+        with suppress(OSError, ValueError):  # nobody may listen any more
+            self._say(text)
 
     # From the first look to the last.
 
-    def begin(self, stopped: Callable[[], bool]) -> None:
+    def begin(self) -> None:
         """Measure all nodes, and plan for them."""
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
         while time.monotonic() < end and not all(
             node.node or node.state == "unfit" for node in self.nodes.values()
         ):
-            if stopped():
+            if self._stop.signal is not None:
                 return
             self._hear()
             time.sleep(_TICK)
         plan = self._plan_all(self.config.request, f"ray {self._connection.address}")
-        self.say(plan.verdict)
-        for warning in plan.warnings:
-            self._say(f"warning: {warning}")
+        for text in (plan.verdict, *(f"warning: {warning}" for warning in plan.warnings)):
+            self.say(text)
         if not plan.fits:
             raise refusal(plan)
         self.plan = plan
@@ -220,32 +224,26 @@ class Controller:
             self.nodes[identity] = node
         return True
 
-    def follow(
-        self,
-        stop: StopSignal,
-        front: GatewayThread[Front],
-        board: Any,
-        on_open: Callable[[list[str]], None],
-    ) -> signal.Signals:
+    def follow(self, board: Any, on_open: Callable[[list[str]], None]) -> signal.Signals:
         """Serve until a signal comes, or nothing is left to serve with."""
-        self.front, opened, posted = front, False, 0.0
+        opened, posted = False, 0.0
         followed: tuple[NodeAddress, ...] = ()
-        front.start()
-        while stop.signal is None:
+        self.front.start()
+        while self._stop.signal is None:
             self.tick()
             if (addresses := self.addresses()) != followed:
-                front.call(partial(Front.follow, addresses=addresses))
+                self.front.call(partial(Front.follow, addresses=addresses))
                 followed = addresses
             if time.monotonic() - posted > _POST_SECONDS:
                 posted = time.monotonic()
                 self.post(board)
             if not opened and any(node.state == "serving" for node in self.nodes.values()):
                 opened = True
-                on_open([front.url])
+                on_open([self.front.url])
             if why := self.hopeless:
                 raise LaunchError(f"no node serves any more: {why}", hint="see the lines above")
             time.sleep(_TICK)
-        return stop.signal
+        return self._stop.signal
 
     def tick(self) -> None:
         """One look at everything."""
@@ -262,19 +260,19 @@ class Controller:
         empty = all(node.state in _EMPTY for node in self.nodes.values())
         return unfit[0] if unfit and empty else ""
 
-    def end(self, seconds: float, urgent: Callable[[], bool]) -> None:
+    def end(self) -> None:
         """End all servers in order, and give all GPUs back.
 
         An actor that does not answer any more is not waited for: its server ends by its lease.
         """
-        began = time.monotonic()
+        end = time.monotonic() + self.config.timing.drain + _LAST_SECONDS
         calls = [(n, n.actor.end.remote()) for n in self.nodes.values() if n.actor is not None]
         # Even an urgent end waits until actors know: servers would serve on.
         left = [
             node for node, call in calls
             if not isinstance(ray_adapter.outcome(call, _HEAR_SECONDS), RayCallError)
         ]  # fmt: skip
-        while left and not urgent() and time.monotonic() - began < seconds:
+        while left and not self._stop.urgent and time.monotonic() < end:
             lost = self._hear()
             left = [node for node in left if node.report.state != "idle" and node not in lost]
             time.sleep(_TICK)
@@ -578,26 +576,21 @@ def serve_cluster(
     on_open: Callable[[list[str]], None],
 ) -> signal.Signals:
     """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread."""
-
-    def tell(text: str) -> None:
-        with suppress(OSError, ValueError):
-            say(text)
-
     with ray_adapter.connected(config.address) as connection:
         stop.rearm()  # Ray takes SIGTERM
-        controller = Controller(connection, config, tell)
+        controller = Controller(connection, config, stop, say)
         board = pin_board(controller.name, connection.here)
         folder = state_dir(controller.state.room)
         assert config.gateway is not None
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         log = access_log(config.access_log or str(folder / "access.log"))
         tls = ray_adapter.client_context(os.environ)
-        front = GatewayThread(Front((), public, log, tls=tls))
+        front = controller.front = GatewayThread(Front((), public, log, tls=tls))
         stop.abrupt = False
         try:
             if not controller.resume():
-                controller.begin(lambda: stop.signal is not None)
-            return controller.follow(stop, front, board, on_open)
+                controller.begin()
+            return controller.follow(board, on_open)
         finally:
             stop.on_second(front.cut_off)
             if front.alive and not stop.urgent:
@@ -606,7 +599,7 @@ def serve_cluster(
             if stop.signal is not None:
                 controller.say(f"stopping: {stop.signal.name}")
             with suppress(Exception):  # Ray may be gone: nodes end by their lease
-                controller.end(config.timing.drain + _LAST_SECONDS, lambda: stop.urgent)
+                controller.end()
             controller.state.forget()
             stop.abrupt = stop.signal is None
 
