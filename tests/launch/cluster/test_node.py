@@ -28,7 +28,7 @@ from turbofit.launch.cluster import node as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
-from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError
+from turbofit.launch.cluster.ray_adapter import RayCallError
 from turbofit.launch.engine.kernel import start_time
 from turbofit.launch.serve.runs import StateFile
 from turbofit.machine.source import save_snapshot
@@ -297,7 +297,6 @@ def test_a_node_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None
 def test_why_a_node_says_nothing_is_told_in_words() -> None:
     missing = RayCallError("ray::f\nModuleNotFoundError: No module named 'turbofit'")
     assert node_of(HERE, missing).why_not == "turbofit is not installed there"
-    assert node_of(HERE, ResultTimeoutError("late")).why_not == "it did not answer within 120 s"
     assert "the node died" in node_of(HERE, RayCallError("the node died")).why_not
     assert "no GPU" in node_of(HERE, None).why_not
 
@@ -351,20 +350,23 @@ def test_addresses() -> None:
 def test_what_is_not_there_yet_is_told_from_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     kinds = ray.exceptions
-    cases: list[tuple[Exception, type[Exception]]] = [
-        (kinds.GetTimeoutError("late"), ray_adapter.ResultTimeoutError),
-        (kinds.ActorDiedError(), ray_adapter.RayCallError),
-        (kinds.NodeDiedError("gone"), ray_adapter.RayCallError),
-    ]
-    for said, expected in cases:
+    raised: list[Exception] = [
+        kinds.GetTimeoutError("late"), kinds.ActorDiedError(), kinds.NodeDiedError("gone"),
+    ]  # fmt: skip
+    outcomes = []
+    for error in raised:
 
-        def get(_ref: Any, timeout: float, said: Exception = said) -> None:
+        def get(_ref: Any, timeout: float, error: Exception = error) -> None:
             assert timeout == 0.5
-            raise said
+            raise error
 
         monkeypatch.setattr(ray, "get", get)
-        outcome = ray_adapter.outcome(object(), 0.5)
-        assert (type(outcome), str(outcome)) == (expected, str(said))
+        outcomes.append(ray_adapter.outcome(object(), 0.5))
+    late, *failed = outcomes
+    assert late is None
+    assert [(type(one), str(one)) for one in failed] == [
+        (RayCallError, str(error)) for error in raised[1:]
+    ]
 
 
 def test_a_silent_head_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

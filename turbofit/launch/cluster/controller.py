@@ -34,7 +34,7 @@ from turbofit.gateway.server import GatewayThread, digest_of
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import node_of
-from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError, pin_board
+from turbofit.launch.cluster.ray_adapter import RayCallError, pin_board
 from turbofit.launch.serve.runs import LEASE_SECONDS, StateFile
 from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, refusal
 
@@ -327,7 +327,7 @@ class Controller:
         calls = [(n, n.actor.tell.remote()) for n in self.nodes.values() if n.actor is not None]
         for node, call in calls:
             report = ray_adapter.outcome(call, _TICK)
-            if isinstance(report, ResultTimeoutError):
+            if report is None:
                 continue
             if isinstance(report, RayCallError):
                 lost.append(node)
@@ -528,7 +528,7 @@ class Controller:
             )
         )  # fmt: skip
         questions = ray_adapter.outcome(self._posted, 0) if self._posted else {}
-        if isinstance(questions, ResultTimeoutError):
+        if questions is None:
             return
         if isinstance(questions, RayCallError):
             questions = {}  # the board starts again

@@ -90,8 +90,6 @@ def node_of(node: Node, answer: Node | RayCallError | None) -> Node:
     why = f"it could not be measured: {text[-200:]}"
     if answer is None:
         why = "Ray counts no GPU there"
-    elif isinstance(answer, ray_adapter.ResultTimeoutError):
-        why = f"it did not answer within {_SECONDS:.0f} s"
     elif "No module named 'turbofit" in text:
         why = "turbofit is not installed there"
     return replace(node, why_not=why)

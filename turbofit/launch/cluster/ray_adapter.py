@@ -40,10 +40,6 @@ class RayCallError(Exception):
     """A task or an actor gives no result."""
 
 
-class ResultTimeoutError(RayCallError):
-    """There is no result yet."""
-
-
 class RayConnection:
     """A cluster that this process is connected to; ``here`` is this node's id."""
 
@@ -175,8 +171,10 @@ def run_on_each(
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
     refs = {node: remote.options(scheduling_strategy=_on(node)).remote() for node in nodes}
-    end = time.monotonic() + seconds
-    return {node: outcome(ref, max(0.1, end - time.monotonic())) for node, ref in refs.items()}
+    end, late = time.monotonic() + seconds, RayCallError(f"no answer within {seconds:.0f} s")
+    return {
+        node: outcome(ref, max(0.1, end - time.monotonic())) or late for node, ref in refs.items()
+    }
 
 
 def _on(node: str) -> Any:
@@ -218,16 +216,16 @@ def gpus_of_this_task() -> list[str]:
 
 
 def outcome(ref: Any, seconds: float) -> Any:
-    """What a call gives within so many seconds, or why it gives nothing: a `RayCallError`.
+    """What a call gives within so many seconds; None where there is no result yet.
 
-    That is what the function raised, too; a `ResultTimeoutError` where there is no result yet.
+    A `RayCallError` says why there will be none, or what the function raised.
     """
     import ray
 
     try:
         return ray.get(ref, timeout=seconds)
-    except ray.exceptions.GetTimeoutError as exc:
-        return ResultTimeoutError(str(exc))
+    except ray.exceptions.GetTimeoutError:
+        return None
     except ray.exceptions.RayError as exc:
         return RayCallError(str(exc))
 
