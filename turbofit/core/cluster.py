@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from msgspec import UNSET, UnsetType
 
 from turbofit.core.machine import Machine
+from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Held, Limits, Plan, Remedy, ServeCommand, Throughput, Workload
 from turbofit.core.struct import JsonDocument, Struct, const, doc
@@ -109,6 +110,16 @@ class ClusterPlan(JsonDocument):
         """Requests over all nodes: those that were asked for, or as many as run."""
         used = [node.at_once for node in self.nodes if node.plan is not None]
         return self.workload.concurrency or round(sum(used))
+
+    @property
+    def promise(self) -> str:
+        """What requests are held to on any node, in words."""
+        limits, words = self.limits, f"{self.longest_request_tokens:,} tokens a request"
+        if limits is None or limits.vision_unit is None:
+            return words
+        unit = plural(limits.units_per_image, limits.vision_unit)
+        images = f"{limits.images_per_request} of up to {limits.units_per_image:,} {unit}"
+        return f"{words}, images: {images}"
 
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""

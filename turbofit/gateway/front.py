@@ -43,7 +43,7 @@ _PASSED: Final = frozenset(
     {"content-type", "retry-after", "cache-control", "x-accel-buffering", "x-turbofit-limited"}
 )
 _DIED: Final = b'"engine_died"'
-#: What a node says of a request that an engine died of: it died now, it waits, it is refused.
+#: What a node says of a request that an engine died of: now, while it waits, as it is refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
 #: What a node's health page says of its promise.
@@ -91,15 +91,13 @@ class Node:
 
 
 class Front(AsgiApp):
-    """The app; ``source`` tells of all nodes each second, where they may come and go.
+    """The app; where nodes come and go, ``source`` tells of them each second, asked in a thread.
 
-    It is asked in a thread. ``tls`` is for nodes at https addresses, ``log`` takes a record a
-    request.
+    ``tls`` is for nodes at https addresses, ``log`` takes a record a request.
 
-    A request with which an engine ended goes to that engine's node again while the node serves: the
-    node's own list finds the request that ends engines, and refuses it. An answer clears a request.
-    Where the node does not serve, another node gets the request. So no innocent request waits or is
-    refused, but each node with a single engine may lose that engine.
+    A request with which an engine ended goes to that engine's node again while the node serves,
+    until it was answered: the node's own list finds what ends engines, and refuses it. So no
+    innocent request waits or is refused, but each node with a single engine may lose that engine.
     """
 
     def __init__(
@@ -310,20 +308,16 @@ class Front(AsgiApp):
             data = await response.content.readany()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
-        page = self.health()
-        return page, None if page["up"] else 5
-
-    def health(self) -> Document:
-        """How the nodes are, as `/health` tells it."""
+    def _health(self, _: RequestContext | None, /) -> tuple[Document, int | None]:
         up = [node for node in self.nodes.values() if node.up and not node.draining]
         about = up[0].about if up else {}
-        return {
+        page: Document = {
             "status": "healthy" if up else "unavailable",
             "nodes": len(self.nodes), "up": len(up), "draining": self.connections.draining,
             "at_once": round(sum(node.capacity for node in up)),
             **{name: about[name] for name in _PROMISE if name in about},
         }  # fmt: skip
+        return page, None if up else 5
 
     async def metrics_text(self) -> str:
         nodes = [((f"engine={node.name}",), node) for node in self.nodes.values()]

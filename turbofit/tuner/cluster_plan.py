@@ -496,10 +496,7 @@ class Kind(Struct):
 
 
 def why_unusable(node: Node) -> str:
-    """Why a node cannot be planned for, before any memory is counted; empty where it can.
-
-    A version that is not told is not held against a node: snapshots and SPECs have none.
-    """
+    """Why a node cannot be planned for, before any memory is counted; empty where it can."""
     if node.machine is None:
         return node.why_not or "it was not measured"
     if not node.machine.visible:

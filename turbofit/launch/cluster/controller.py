@@ -441,7 +441,7 @@ class Controller:
             self._let_go(old[0], "joining", "another plan is in force")
         elif self.before is not None:
             self.before = None
-            self.say(f"the plan has changed: {promise_of(self.plan)}")
+            self.say(f"the plan has changed: {self.plan.promise}")
 
     def _outdated(self) -> list[NodeState]:
         nodes = self.nodes.values()
@@ -488,7 +488,7 @@ class Controller:
         if not target.fits:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise DoesNotFitError(target.verdict, hint=hint)
-        self.say(f"a change of plan begins: {promise_of(self.plan)} -> {promise_of(target)}")
+        self.say(f"a change of plan begins: {self.plan.promise} -> {target.promise}")
         self.before, self.given_up = (self._served(), self.changes), ""
         self.plan, self.changes, self.version = target, changes, self.version + 1
         note = "node by node from here on; until the last one has changed, a request may meet"
@@ -558,7 +558,7 @@ class Controller:
             name=self.name, model=self.plan.model.name, source=self.plan.source,
             pretend=self.config.pretend,
             at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), urls=(self.front.url,),
-            promise=promise_of(self.plan), nodes=tuple(nodes), change=self.change,
+            promise=self.plan.promise, nodes=tuple(nodes), change=self.change,
             events=tuple(self.events),
         )  # fmt: skip
 
@@ -613,13 +613,3 @@ def _words_of(config: ClusterServeConfig) -> str:
 def _model_name(config: ClusterServeConfig) -> str:
     model = config.request.model
     return model if isinstance(model, str) else model.name
-
-
-def promise_of(plan: ClusterPlan) -> str:
-    """What requests are held to, in words."""
-    limits, words = plan.limits, f"{plan.longest_request_tokens:,} tokens a request"
-    if limits is None or limits.vision_unit is None:
-        return words
-    unit = f"{limits.vision_unit}{'' if limits.units_per_image == 1 else 's'}"
-    images = f"{limits.images_per_request} of up to {limits.units_per_image:,} {unit}"
-    return f"{words}, images: {images}"

@@ -182,16 +182,13 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
 
 def _promise(plan: ClusterPlan) -> list[Block]:
     """What requests are held to on any node, and what all nodes do together."""
-    limits = plan.limits
+    limits, speed = plan.limits, plan.throughput
     assert limits is not None
-    facts = {"context": f"{plan.longest_request_tokens:,} tokens with the answer"}
-    if limits.vision_unit is not None:
-        unit = plural(limits.units_per_image, limits.vision_unit)
-        text = f"at most {limits.units_per_image:,} {unit} each"
-        facts["images"] = f"{limits.images_per_request} a request, {text}"
-    facts["requests"] = f"{plan.requests_at_once:,} at once over all nodes"
-    if plan.throughput is not None:
-        facts["forecast"] = speed_in_short(plan.throughput, plan.model)
+    facts = {
+        "promise": plan.promise,
+        "requests": f"{plan.requests_at_once:,} at once over all nodes",
+        "forecast": None if speed is None else speed_in_short(speed, plan.model),
+    }
     patches, pixels = limits.max_dynamic_patch, limits.max_pixels_per_image
     engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
     more = {
