@@ -215,6 +215,9 @@ def test_a_node_whose_server_was_killed_joins_again(world: World) -> None:
     ticks(made)
     assert states(made) == {"host-1": "serving"}
     assert world.log == ["end host-1", "serve host-1 32768"]
+    node_state.actor.told = replace(node_state.report, **killed)
+    ticks(made)
+    assert states(made) == {"host-1": "unfit"}  # once in ten minutes
 
 
 def test_a_drain_ends_the_server_then_gives_the_cards_back(world: World) -> None:

@@ -94,7 +94,8 @@ class NodeState:
         unfit     it cannot serve, and joins again once its time is over (``until``)
         drained   it serves nothing until it leaves Ray and joins again
 
-    ``version`` is that of the cluster's plan under which the node was planned.
+    ``version`` is that of the cluster's plan under which the node was planned. A server that is
+    killed before ``may_be_killed`` makes it unfit.
     """
 
     ray: Node
@@ -108,6 +109,7 @@ class NodeState:
     plan: NodePlan | None = None
     version: int = 0
     margin: int | None = None
+    may_be_killed: float = 0.0
     digest: str = ""
     report: NodeReport = field(default_factory=NodeReport)
 
@@ -394,8 +396,9 @@ class Controller:
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
-        plan, code = node.plan and node.plan.plan, node.report.exit_code
-        if not code:
+        plan, code, now = node.plan and node.plan.plan, node.report.exit_code, time.monotonic()
+        if not code and now >= node.may_be_killed:
+            node.may_be_killed = now + _AGAIN_SECONDS
             # What the driver still holds of its memory comes back meanwhile.
             self._let_go(node, "joining", node.failed, _KILLED_SECONDS)
         elif plan and code == OutOfMemoryError.exit_code and not node.margin:

@@ -156,8 +156,7 @@ class NodeActor:
     def _ended(self, digest: str) -> None:
         """The server's process is gone."""
         code = int(_text(self._folder / "code") or 0)
-        if code > _SIGNALLED or self._url():
-            code = 0
+        code = 0 if code > _SIGNALLED else code
         errors = [line for line in self._lines() if line.startswith("error: ")]
         why = "".join(errors[-1:]).removeprefix("error: ") or f"turbofit serve ended with {code}"
         self._note(
