@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -94,8 +95,8 @@ class NodeState:
         unfit     it cannot serve, and joins again once its time is over (``until``)
         drained   it serves nothing until it leaves Ray and joins again
 
-    ``version`` is that of the cluster's plan under which the node was planned. A server that is
-    killed before ``may_be_killed`` makes it unfit.
+    ``version`` is that of the cluster's plan under which the node was planned. ``killed_at`` is
+    when its server was killed last.
     """
 
     ray: Node
@@ -109,7 +110,7 @@ class NodeState:
     plan: NodePlan | None = None
     version: int = 0
     margin: int | None = None
-    may_be_killed: float = 0.0
+    killed_at: float = -inf
     digest: str = ""
     report: NodeReport = field(default_factory=NodeReport)
 
@@ -397,8 +398,8 @@ class Controller:
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
         plan, code, now = node.plan and node.plan.plan, node.report.exit_code, time.monotonic()
-        if not code and now >= node.may_be_killed:
-            node.may_be_killed = now + _AGAIN_SECONDS
+        if not code and now - node.killed_at > _AGAIN_SECONDS:
+            node.killed_at = now
             # What the driver still holds of its memory comes back meanwhile.
             self._let_go(node, "joining", node.failed, _KILLED_SECONDS)
         elif plan and code == OutOfMemoryError.exit_code and not node.margin:
