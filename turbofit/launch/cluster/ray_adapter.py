@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.front import NodeAddress
 
+    #: Of an actor; what a function gives, or a `RayCallError`.
+    Handle = Any
+    Result = Any
     #: What is served, None where nobody has told yet; where fronts reach the nodes, with keys.
     Page = tuple[ClusterStatus | None, tuple[NodeAddress, ...]]
 
@@ -165,7 +168,7 @@ def connected(address: str | None) -> Iterator[RayConnection]:
 
 def run_on_each(
     nodes: Iterable[str], function: Callable[[], Any], seconds: float
-) -> dict[str, Any]:
+) -> dict[str, Result]:
     """Run a function on nodes, once on each and without a CPU: what it gives, or `RayCallError`."""
     import ray
 
@@ -324,7 +327,7 @@ def pin_board(name: str, node: str) -> Any:
         ) from None
 
 
-def boards(name: str | None) -> dict[str, Any]:
+def boards(name: str | None) -> dict[str, Handle]:
     """The boards of all runs, or of the one with this name: no other actor has a name.
 
     Raises:

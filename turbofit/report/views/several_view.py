@@ -204,22 +204,23 @@ def _nodes_that_serve(plan: ClusterPlan) -> Table:
     """What each kind of node runs, by cards, groups and settings; the most nodes first."""
     kinds: dict[object, list[tuple[NodePlan, Plan]]] = {}
     for node in plan.nodes:
-        if (own := node.plan) is not None:
-            group_settings = tuple(group.settings for group in own.by_group)
-            key = (node.cards, own.engine, own.parallel.groups, own.settings, group_settings)
-            kinds.setdefault(key, []).append((node, own))
+        if node.plan is not None:
+            served = node.plan
+            group_settings = tuple(group.settings for group in served.by_group)
+            layout = (served.engine, served.parallel.groups, served.settings, group_settings)
+            kinds.setdefault((node.cards, layout), []).append((node, served))
     rows = []
     for members in sorted(kinds.values(), key=len, reverse=True):
-        node, own = members[0]
+        node, served = members[0]
         tokens = [plan.kv.total_tokens for _, plan in members]
         spans = dict.fromkeys((f"{min(tokens):,}", f"{max(tokens):,}"))
-        speed, layout = own.throughput, own.parallel
+        speed = served.throughput
         rows.append(
             (
                 f"{len(members):,}",
                 node.cards,
-                own.engine.name,
-                f"{layout.tp}x{layout.replicas}",
+                served.engine.name,
+                f"{served.parallel.tp}x{served.parallel.replicas}",
                 " to ".join(spans),
                 three_digits(speed.requests_per_second) if speed is not None else "-",
                 three_digits(node.at_once),
