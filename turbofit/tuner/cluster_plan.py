@@ -9,7 +9,7 @@ context with more nodes is promised.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from math import ceil
 from sys import maxsize
@@ -77,29 +77,29 @@ class _Choice(Struct):
     """A promise, and the kinds that keep it: a node's share of the requests, and its plan."""
 
     promise: Promise
-    shares: dict[int, float]
-    plans: dict[int, Plan]
+    shares: dict[Kind, float]
+    plans: dict[Kind, Plan]
 
 
 class _Planner:
-    """The kinds of one cluster, and what was planned for them."""
+    """What was planned for the kinds of one cluster."""
 
-    def __init__(self, base: ResolvedRequest, kinds: Sequence[Kind], engine: str) -> None:
-        self.base, self.kinds, self.engine = base, tuple(kinds), engine
+    def __init__(self, base: ResolvedRequest, engine: str) -> None:
+        self.base, self.engine = base, engine
         self.requests = base.workload.concurrency
         self.errors: list[TurbofitError] = []
-        self._made: dict[tuple[int, int | None, Promise], _Tried] = {}
+        self._made: dict[tuple[Kind, int | None, Promise], _Tried] = {}
         rule = base.model.image_rule
         self.unit = "" if rule is None else rule.limit_unit
 
-    def plan(self, kind: int, share: float, promise: Promise = _ALONE) -> _Tried:
+    def plan(self, kind: Kind, share: float, promise: Promise = _ALONE) -> _Tried:
         """One kind with a share of the requests; what it does alone where that is the promise."""
         requests = None if self.requests is None else max(1, ceil(share - _ALMOST))
         key = (kind, requests, promise)
         if key not in self._made:
             alone = None if promise == _ALONE else self.plan(kind, share)
             if alone is None or alone.why_not or not promise.is_all_of(alone.served):
-                alone = self._tried(self.kinds[kind].machine, requests, promise)
+                alone = self._tried(kind.machine, requests, promise)
             self._made[key] = alone
         return self._made[key]
 
@@ -119,42 +119,40 @@ class _Planner:
         why = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
         return _Tried(plan=plan, why_not="" if plan.fits else why)
 
-    def shares(self, members: Iterable[int], promise: Promise = _ALONE) -> dict[int, float]:
+    def shares(self, members: Sequence[Kind], promise: Promise = _ALONE) -> dict[Kind, float]:
         """Requests of one node of each kind: by its forecast, or GPUs, and no more than it holds.
 
         Its own batch where nobody says how many requests there will be.
         """
-        numbers = list(members)
-        if self.requests is None:
-            plans = {k: self.plan(k, 1.0, promise).plan for k in numbers}
+        if (requests := self.requests) is None:
+            plans = {kind: self.plan(kind, 1.0, promise).plan for kind in members}
             return {k: float(plan.requests_at_once) if plan else 1.0 for k, plan in plans.items()}
-        sets = [(len(self.kinds[k].nodes), self._weight(k)) for k in numbers]
-        requests = self.requests
+        sets = [(len(kind.nodes), self._weight(kind)) for kind in members]
 
         def capacity(place: int, share: float) -> float:
-            plan = self.plan(numbers[place], share, promise).plan
+            plan = self.plan(members[place], share, promise).plan
             known = UNSET if plan is None else plan.held
             return share if known is UNSET or not known.requests else float(known.requests)
 
-        shares = held_shares(lambda most: evenly(sets, requests, most), capacity, len(numbers))
-        return dict(zip(numbers, shares, strict=True))
+        shares = held_shares(lambda most: evenly(sets, requests, most), capacity, len(members))
+        return dict(zip(members, shares, strict=True))
 
-    def _weight(self, kind: int) -> float:
+    def _weight(self, kind: Kind) -> float:
         """What a node of a kind does of all requests, beside others."""
         tried = self.plan(kind, 1.0)
         speed = None if tried.why_not else tried.served.throughput
-        return speed.requests_per_second if speed else 0.01 * len(self.kinds[kind].machine.visible)
+        return speed.requests_per_second if speed else 0.01 * len(kind.machine.visible)
 
-    def at_once(self, shares: Mapping[int, float]) -> float:
+    def at_once(self, shares: Mapping[Kind, float]) -> float:
         """Requests over all nodes."""
-        return sum(share * len(self.kinds[k].nodes) for k, share in shares.items())
+        return sum(share * len(kind.nodes) for kind, share in shares.items())
 
     def holds_all(self, choice: _Choice) -> bool:
         """Whether all requests that are asked for are held."""
         wanted = (self.requests or 0) * (1 - _ALMOST)
         return bool(choice.plans) and self.at_once(choice.shares) >= wanted
 
-    def kept(self, promise: Promise, alone: Mapping[int, Plan]) -> _Choice:
+    def kept(self, promise: Promise, alone: Mapping[Kind, Plan]) -> _Choice:
         """The kinds that keep a promise together, and what they have then."""
         members = [k for k, plan in alone.items() if not promise.why_broken(plan, self.unit)]
         while members:
@@ -178,7 +176,7 @@ class _Planner:
             members = [k for k in members if k not in short]
         return _Choice(promise=promise, shares={}, plans={})
 
-    def choose(self, alone: Mapping[int, Plan]) -> _Choice:
+    def choose(self, alone: Mapping[Kind, Plan]) -> _Choice:
         """The best promise that holds all requests, else the one that holds the most of them."""
         limit = max((plan.limits.image_limit or 0 for plan in alone.values()), default=0) or None
         contexts = {
@@ -208,28 +206,30 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     unusable = {node.id: why_unusable(node) for node in cluster.nodes}
     usable = [node for node in cluster.nodes if not unusable[node.id]]
     kinds = kinds_of(usable)
-    planner = _Planner(base, kinds, engine)
-    shares = planner.shares(range(len(kinds)))
-    tried = {k: planner.plan(k, share) for k, share in shares.items()}
+    planner = _Planner(base, engine)
+    shares = planner.shares(kinds)
+    tried = {kind: planner.plan(kind, share) for kind, share in shares.items()}
     if tried and all(trial.plan is None for trial in tried.values()):
         raise planner.errors[0]
     alone = {k: trial.served for k, trial in tried.items() if not trial.why_not}
     mixed = {k: plan for k, plan in alone.items() if plan.engine.of_lmdeploy} or alone
     choice = planner.choose(mixed) if mixed else None
     kept = choice if choice is not None and planner.holds_all(choice) else None
-    kind_of = {node.id: k for k, kind in enumerate(kinds) for node in kind.nodes}
+    kind_of = {node.id: kind for kind in kinds for node in kind.nodes}
     common = _common([plan.limits for plan in kept.plans.values()]) if kept else None
     nodes = []
     for node in cluster.nodes:
-        node_plan, k = _named(node), kind_of.get(node.id, -1)
-        if kept and common and k in kept.plans:
-            plan = kinds[k].on(node, _held_to(kept.plans[k], common, kept.promise))
-            first = node is kinds[k].nodes[0]
+        node_plan, kind = _named(node), kind_of.get(node.id)
+        if kind is None:
+            node_plan = replace(node_plan, why_not=unusable[node.id])
+        elif kept and common and kind in kept.plans:
+            plan = kind.on(node, _held_to(kept.plans[kind], common, kept.promise))
+            first = node is kind.nodes[0]
             plan = replace(plan, limit_costs=(), considered=plan.considered if first else ())
-            nodes.append(replace(node_plan, plan=plan, at_once=kept.shares[k]))
+            node_plan = replace(node_plan, plan=plan, at_once=kept.shares[kind])
         else:
-            why = unusable[node.id] or _left_out(planner, k, tried, choice)
-            nodes.append(replace(node_plan, why_not=why))
+            node_plan = replace(node_plan, why_not=_left_out(planner, tried[kind], choice))
+        nodes.append(node_plan)
     plans = [node.plan for node in nodes if node.plan is not None]
     longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
     document = ClusterPlan(
@@ -268,21 +268,21 @@ def plan_joining_node(
     if why or limits is None:
         return replace(node_plan, why_not=why or "nothing is promised: no node served")
     promise = Promise(limit=limits.image_limit, context=plan.longest_request_tokens)
-    share, kinds = _share(plan, node), kinds_of([node])
+    share, (kind,) = _share(plan, node), kinds_of([node])
     # A node beside the plan is planned for its share; that is no promise: the others hold all.
     workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))
     if "session_len" not in base.fixed:
         workload = replace(workload, context=promise.context)
-    joining = _Planner(replace(base, workload=workload, load_only=True), kinds, engine)
+    joining = _Planner(replace(base, workload=workload, load_only=True), engine)
     # A batch bounds the answers a request: the second try gives each engine the promised ones.
     tries = [(joining, share), (joining, float(limits.n * len(_machine(node).visible)))]
     member = plan.node(node.id)
     if member is not None and member.plan is not None:
         # The plan counts on its share, which it may still hold.
-        tries.insert(0, (_Planner(base, kinds, engine), member.at_once))
+        tries.insert(0, (_Planner(base, engine), member.at_once))
     serial = {other.plan.engine.serial for other in plan.nodes if other.plan is not None}
     for planner, requests in tries:
-        tried = planner.plan(0, requests, promise)
+        tried = planner.plan(kind, requests, promise)
         why = tried.why_not or promise.why_broken(tried.served, planner.unit)
         if not why and serial and tried.served.engine.serial not in serial:
             why = f"only {tried.served.engine.name} serves on it: not mixed with LMDeploy's engines"
@@ -365,11 +365,8 @@ def _held(planner: _Planner, plans: Sequence[Plan], choice: _Choice | None) -> H
     return Held(requests=requests, request_tokens=size)
 
 
-def _left_out(
-    planner: _Planner, kind: int, tried: Mapping[int, _Tried], choice: _Choice | None
-) -> str:
+def _left_out(planner: _Planner, trial: _Tried, choice: _Choice | None) -> str:
     """Why a node that can be planned for does not serve."""
-    trial = tried[kind]
     if trial.why_not or choice is None:
         return trial.why_not
     if not planner.holds_all(choice):
@@ -446,7 +443,7 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
 
 
 def _remedies(
-    planner: _Planner, tried: Mapping[int, _Tried], choice: _Choice | None
+    planner: _Planner, tried: Mapping[Kind, _Tried], choice: _Choice | None
 ) -> Iterator[Remedy]:
     """What would make it fit: as many requests as are held, or of each kind the cheapest change."""
     if choice is not None:
@@ -454,8 +451,7 @@ def _remedies(
             effect = f"fits: {_count(fewer, 'request')} at once over all nodes"
             yield Remedy(change=f"--concurrency {fewer}", effect=effect)
         return
-    for k, trial in tried.items():
-        kind = planner.kinds[k]
+    for kind, trial in tried.items():
         where = f"{_count(len(kind.nodes), 'node')} of {cards_of(kind.machine)}"
         remedies = trial.plan.remedies if trial.plan is not None else ()
         fitting = [remedy for remedy in remedies if remedy.effect.startswith("fits")]
@@ -482,7 +478,7 @@ def _count(number: int, noun: str) -> str:
 _HOST_STEP: Final = 8 * GIB
 
 
-class Kind(Struct):
+class Kind(Struct, eq=False):
     """Nodes that run the same settings; ``machine`` is what these are planned for."""
 
     machine: Machine
