@@ -462,12 +462,8 @@ class Controller:
 
     def has_front(self, node: NodeState) -> bool:
         """Whether the front sends requests to a node's present server."""
-
-        def up(front: Front) -> bool:
-            front_node = front.nodes.get(node.name)
-            return front_node is not None and front_node.up and front_node.url == node.report.url
-
-        return self.front.call(up)
+        front_node = self.front.call(lambda front: front.nodes.get(node.name))
+        return front_node is not None and front_node.up and front_node.url == node.report.url
 
     # What others are told, and ask.
 

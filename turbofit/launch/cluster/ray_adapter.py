@@ -148,17 +148,12 @@ def connected(address: str | None) -> Iterator[RayConnection]:
         )
     try:
         ray.init(address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except ray.exceptions.AuthenticationError:
-        raise MachineError(
-            "the Ray cluster wants a token, and the one here is none or another",
-            hint="copy its ~/.ray/auth_token to this host; RAY_AUTH_TOKEN_PATH names another file",
-        ) from None
-    except (ConnectionError, ValueError, RuntimeError) as exc:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as exc:
         at = f" at {where}" if where != "auto" else " here"
         raise MachineError(
             f"no Ray cluster answers{at}: {_one_line(exc)}",
             hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
-            "for a token wants its ~/.ray/auth_token here",
+            "for a token wants its ~/.ray/auth_token here (RAY_AUTH_TOKEN_PATH: another file)",
         ) from None
     try:
         yield RayConnection()
