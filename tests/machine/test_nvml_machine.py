@@ -203,7 +203,7 @@ def read(nvml_library: Path, tmp_path: Path):
 
 
 def test_what_nvml_does_not_say_comes_from_the_preset(read):
-    gpu = read(gpu_3090(cc=None, cores=None, pcie_generation=None, pcie_width=None)).gpu
+    gpu = read(gpu_3090(cc=None, cores=None, pcie_generation=None, pcie_width=None)).gpus[0]
     assert (gpu.compute_capability, gpu.sm_count, gpu.pcie.width) == ((8, 6), 82, 16)
 
 
@@ -213,7 +213,7 @@ def test_holders_largest_first_and_the_rest_unknown(read):
         compute=[Process(11, GIB, "/usr/bin/python3 -m x"), Process(12, 2 * GIB, "trtexec")],
         graphics=[Process(11, 300 * MIB, None), Process(13, 5 * MIB, "Xorg")],
     )
-    holders = read(gpu).gpu.holders
+    holders = read(gpu).gpus[0].holders
     assert [(holder.pid, holder.name, holder.bytes) for holder in holders] == [
         (12, "trtexec", 2 * GIB),
         (11, "python3", GIB),
@@ -225,7 +225,8 @@ def test_holders_largest_first_and_the_rest_unknown(read):
 def test_process_names_without_nvml(read):
     own = os.getpid()
     compute = [Process(own, GIB), Process(4_194_305, MIB), Process(5, MIB, "/opt/\x1b[31mx")]
-    names = {h.pid: h.name for h in read(gpu_3090(used=2 * GIB, compute=compute)).gpu.holders}
+    gpu = read(gpu_3090(used=2 * GIB, compute=compute)).gpus[0]
+    names = {holder.pid: holder.name for holder in gpu.holders}
     assert names[own] == Path("/proc/self/comm").read_text().strip()
     assert names[4_194_305] == "process 4194305"
     assert names[5] == "[31mx"
@@ -237,7 +238,7 @@ def test_mig_instances_are_gpus_of_their_own(read):
         Mig("MIG-33", 9984 * MIB, 9 * MIB, sms=16, gi=10, compute=[Process(7, 5 * MIB, "p")]),
     ]
     device = read(gpu_h100(mig=True, migs=parts))
-    first, second = device.parts
+    first, second = device.gpus
     assert first.mig
     assert (first.total, first.reserved, first.sm_count) == (40448 * MIB, 0, 60)
     assert first.compute_capability == (9, 0)
@@ -249,7 +250,7 @@ def test_mig_instances_are_gpus_of_their_own(read):
     # Compute instances that share memory are planned with once.
     parts = [Mig("MIG-1", 40 * GIB, sms=16, gi=2), Mig("MIG-2", 40 * GIB, sms=32, gi=2, ci=1)]
     device = read(gpu_h100(mig=True, migs=parts))
-    assert (len(device.parts), device.default) == (2, (1,))
+    assert (len(device.gpus), device.default) == (2, [1])
     assert "share one memory" in device.warnings[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -26,9 +27,6 @@ _LARGEST: Final = 16 << 20
 _LARGEST_SIZE: Final = 1 << 50
 #: More than any PCIe link has lanes, and than there are generations.
 _MOST_PCIE: Final = 64
-#: Without O_NONBLOCK a pipe that nobody writes to would be waited for; Windows has no such flag,
-#: but reads a file as text without O_BINARY.
-_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _HINT: Final = "write one with turbofit machine --save FILE"
 
 
@@ -50,7 +48,6 @@ def machine_from(
     Raises:
         UsageError: a SPEC, snapshot or ``--gpus`` that cannot be meant.
         MachineError: no NVML, no GPU, or a needed GPU's memory cannot be read.
-        PackageError: nvidia-ml-py is not installed.
     """
     env = os.environ if environ is None else environ
     chosen_by_user = gpus is not None
@@ -68,9 +65,9 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
     else:
-        from turbofit.machine.spec import is_pasted, parse_spec
+        from turbofit.machine.spec import parse_spec
 
-        is_path = on.endswith(".json") or ("/" in on and not is_pasted(on))
+        is_path = on.endswith(".json") or "/" in on
         machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
@@ -100,10 +97,7 @@ def _accounted(gpu: Gpu) -> Gpu:
 
 
 def _with_notes(machine: Machine) -> Machine:
-    """The machine with what its visible GPUs are, where they are not whole cards with a preset.
-
-    Each kind of card once.
-    """
+    """The machine with a warning for each kind of card that is no whole card with a preset."""
     if machine.source == "preset":
         return machine
     gpus = [machine.gpu(index) for index in machine.visible]
@@ -158,20 +152,12 @@ class _Schema(Struct):
 
 
 def save_snapshot(machine: Machine, path: str | os.PathLike[str]) -> None:
-    """Write the machine: a file whole or not at all, a pipe or a device as it is.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+    """Write the machine: a file whole or not at all, a pipe or a device as it is."""
     write_output(os.fspath(path), to_json(machine))
 
 
 def load_snapshot(path: str | os.PathLike[str]) -> Machine:
-    """Read a machine back; its ``source`` names the file.
-
-    Raises:
-        UsageError: no such file, another schema, or not a possible machine.
-    """
+    """Read a machine back; its ``source`` names the file."""
     name = os.path.expanduser(path)
     data = _bytes(name)
     what = f"snapshot {name}"
@@ -187,11 +173,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
 
 
 def check_possible(machine: Machine, what: str) -> None:
-    """Refuse a machine from a file that no machine can be like; ``what`` names it.
-
-    Raises:
-        UsageError: with what is impossible.
-    """
+    """Refuse a machine from a file that no machine can be like; ``what`` names it."""
     cause = _impossible(machine)
     if cause:
         raise UsageError(f"{what} is not a possible machine: {cause}", hint=_HINT)
@@ -199,20 +181,18 @@ def check_possible(machine: Machine, what: str) -> None:
 
 def _bytes(name: str) -> bytes:
     try:
-        with open(name, "rb", opener=lambda path, _: os.open(path, _FLAGS)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UsageError(f"snapshot {name} is not a file", hint=_HINT)
-            data = file.read(_LARGEST + 1)
+        facts = os.stat(name)
+        if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
+            raise UsageError(f"snapshot {name} is not a file", hint=_HINT)
+        if facts.st_size > _LARGEST:
+            raise UsageError(f"snapshot {name} is larger than 16 MiB", hint=_HINT)
+        return Path(name).read_bytes()
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or exc
         raise UsageError(f"snapshot {name} cannot be read: {reason}", hint=_HINT) from None
-    if len(data) > _LARGEST:
-        raise UsageError(f"snapshot {name} is larger than 16 MiB", hint=_HINT)
-    return data
 
 
 def _impossible(machine: Machine) -> str | None:
-    """Why no machine can be like this, or None."""
     indices = [gpu.index for gpu in machine.gpus]
     if not indices:
         return "it has no GPU"
