@@ -36,13 +36,14 @@ _P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
 _P2P_OK: Final = 0
 _P2P_UNKNOWN: Final = 6
 _SWITCH: Final = 2
-#: Seconds to read all GPUs: a driver that nobody keeps loaded is loaded first, some for each.
+#: Seconds to read all GPUs.
 _LONGEST: Final = 120.0
 
 Address = tuple[int, ...]
 #: The active NVLink lanes of one GPU by the address of their other end; None: a switch, or unknown.
 Lanes = Counter[Address | None]
 
+_MOST_NVLINKS: Final = 18  # NVML_NVLINK_MAX_LINKS
 #: The name of what no visible process explains.
 UNKNOWN_HOLDER: Final = "unknown (another container?)"
 #: CUDA cores of one SM by compute capability (CUDA C++ Programming Guide, arithmetic throughput).
@@ -50,7 +51,6 @@ _CORES: Final = {
     (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128,
     (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128, (12, 1): 128,
 }  # fmt: skip
-#: The lists of processes.
 _PROCESS_LISTS: Final = (
     "nvmlDeviceGetComputeRunningProcesses",
     "nvmlDeviceGetGraphicsRunningProcesses",
@@ -231,7 +231,7 @@ def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
     """The active lanes of a GPU, none of one that cannot have any; None where they are unread."""
     lanes = Lanes()
     try:
-        for link in range(nvml.max_nvlinks):
+        for link in range(_MOST_NVLINKS):
             state, absent = nvml.supported("nvmlDeviceGetNvLinkState", device.handle, link)
             if not answered(state):
                 return lanes if link or absent else None
@@ -357,7 +357,7 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
 
 
 def _process_name(nvml: Nvml, pid: int) -> str:
-    """The program's file name; NVML knows processes of other pid namespaces, procfs does not."""
+    """The program's file name; only NVML knows processes of other pid namespaces."""
     name = nvml.query("nvmlSystemGetProcessName", pid)
     if not answered(name) or not name:
         try:
@@ -371,7 +371,7 @@ def _process_name(nvml: Nvml, pid: int) -> str:
 
 
 def _read_parts(nvml: Nvml, device: Device, first_part: int) -> None:
-    """Read the MIG instances as GPUs of their own, numbered from ``first_part``."""
+    """Read the MIG instances, numbered from ``first_part``."""
     parent = str(nvml.query("nvmlDeviceGetName", device.handle))
     parent_uuid = str(nvml.query("nvmlDeviceGetUUID", device.handle))
     count = nvml.query("nvmlDeviceGetMaxMigDeviceCount", device.handle)

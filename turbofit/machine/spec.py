@@ -54,7 +54,7 @@ MAX_GPUS: Final = 64
 #: Characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
-#: ``4xrtx3090``; where the name alone is a card's also ``4 RTX 3090`` and ``3090x4``.
+#: ``4xrtx3090``; of a card's name also ``4 RTX 3090`` and ``3090x4``.
 _COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
@@ -70,7 +70,7 @@ _ANY: Final = re.compile(
     r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
 )
 _SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
-#: What parts no cards: the commas of 23,034 MiB; the head and the first column of nvidia-smi's CSV.
+#: What parts no cards: the commas of 23,034 MiB; head and first column of nvidia-smi's CSV.
 _NO_PARTS: Final = re.compile(
     r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^.*\bname,.*$|^\s*\d+\s*,(?=.*MiB)",
     re.IGNORECASE | re.MULTILINE,
@@ -110,8 +110,6 @@ def is_spec(text: str) -> bool:
 
 def parse_spec(spec: str) -> Machine:
     """Build the machine that a SPEC describes.
-
-    A given ``total`` is what CUDA can hand out, so nothing is reserved then.
 
     Raises:
         UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
@@ -165,7 +163,7 @@ def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
 
 
 def _lines(spec: str) -> list[str]:
-    """The lines of a SPEC, of nvidia-smi's the names: of a card that is cut its slices."""
+    """The lines of a SPEC; of nvidia-smi's the names, of a card that is cut those of its slices."""
     lines: list[str] = []
     whole = ""
     for line in map(str.strip, _SMI_LINES.split(spec)):
@@ -214,7 +212,7 @@ def _counted(text: str, *, anything: bool) -> tuple[int, str]:
 
 
 def _known(name: str) -> str | None:
-    """The name of a card, without what stands behind that of several; None for no card's."""
+    """The name of a card, without a plural; None for no card's."""
     for candidate in dict.fromkeys((name, _CARDS.sub("", name))):
         if find_preset(candidate) or _ANY.fullmatch(candidate) or MIG_NAME.fullmatch(candidate):
             return candidate
@@ -308,7 +306,10 @@ def _any_card(name: str, given: dict[str, str]) -> _Card:
 
 
 def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
-    """Apply ``total``, ``used`` and ``free``; a share is one of the total, free one of CUDA's."""
+    """Apply ``total`` (what CUDA can hand out, so nothing is reserved), ``used`` and ``free``.
+
+    A share of used is one of the total, one of free of what CUDA can hand out.
+    """
     total, reserved = int(gpu.total), int(gpu.reserved)
     if "total" in given:
         total, reserved = parse_bytes(given["total"], what=f"total of {name}"), 0
