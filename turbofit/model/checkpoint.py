@@ -5,14 +5,18 @@ config.json and the tensors must describe the same model.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
 from turbofit.model.config import Section, dtype_of, parse_json
+from turbofit.model.families.dims import CheckpointConfig
 from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import CROSS_EMBEDDINGS, parameters, stored_bytes
@@ -72,16 +76,6 @@ class Weights(NamedTuple):
     warning: str | None = None
 
 
-class Origin(NamedTuple):
-    """Where a checkpoint comes from, as :class:`ModelSource` will say it."""
-
-    name: str
-    kind: Literal["folder", "hub_cache", "hub"]
-    where: str
-    hub_id: str | None = None
-    checkpoint: str | None = None
-
-
 class Files(Protocol):
     """A checkpoint's files."""
 
@@ -92,8 +86,20 @@ class Files(Protocol):
         """Headers of the weight files."""
 
 
-def read_checkpoint(files: Files, origin: Origin) -> Model:
+def read_checkpoint(
+    files: Files,
+    source: ModelSource,
+    hub_id: str | None = None,
+    *,
+    weights: Weights | None = None,
+) -> Model:
     """Read one checkpoint.
+
+    Args:
+        files: its files.
+        source: where they are; whence the sizes are is found here.
+        hub_id: None: a folder.
+        weights: what takes the place of the files' own.
 
     Raises:
         UsageError: a file is missing, damaged, contradicts another, or the model is not one that
@@ -102,7 +108,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     config = read_section(files, "config.json")
     if config is None:
         raise UsageError(
-            f"{origin.where} has no config.json", hint="name a folder in Hugging Face's format"
+            f"{source.where} has no config.json", hint="name a folder in Hugging Face's format"
         )
     warnings: list[str] = []
     architecture = _architecture(config)
@@ -110,9 +116,9 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     video = None
     if architecture in WATCHING:
         video = _processor(files, "video_processor", "video_preprocessor_config.json")
-    dims = read_dims(config, architecture, processor, warnings, video)
+    dims = read_dims(CheckpointConfig(config, architecture, processor, warnings, video))
     quantization = read_quantization(config)
-    weights = files.weights()
+    weights = weights or files.weights()
     if weights.warning:
         warnings.append(weights.warning)
     tensors = None if weights.tensors is None else _without_unused(weights.tensors)
@@ -126,7 +132,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
                 "than its dims explain; the plan counts what the dims explain"
             )
     return Model(
-        name=origin.name,
+        name=hub_id.rpartition("/")[2] if hub_id else os.path.basename(source.where),
         architecture=architecture,
         parameters=parameters(dims.text, dims.vision),
         weight_bytes=sum(tensor.bytes for tensor in tensors.values())
@@ -139,13 +145,8 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
         quantization=quantization,
         tensor_bytes=_by_dtype(tensors or {}),
         needs_remote_code=_remote_code(files, config, architecture, processor),
-        hub_id=origin.hub_id,
-        source=ModelSource(
-            kind=origin.kind,
-            where=origin.where,
-            sizes="formula" if tensors is None else "file",
-            checkpoint=origin.checkpoint,
-        ),
+        hub_id=hub_id,
+        source=replace(source, sizes="formula" if tensors is None else "file"),
         warnings=tuple(warnings),
     )
 
@@ -196,12 +197,10 @@ def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
-    """Whether LMDeploy needs ``--trust-remote-code`` for this checkpoint.
+    """Whether LMDeploy needs ``--trust-remote-code``: for a tokenizer, a processor or a config.
 
-    The tokenizer's own class is one reason; the processor's another, for the families that load
-    one. The third is a config class: without InternVLChatModel's, LMDeploy reads
-    ``llm_config`` as a plain dict and fails at its first attribute; without the others' it has
-    only the keys that config.json spells out, none of the class's own defaults.
+    Without InternVLChatModel's config class, LMDeploy reads ``llm_config`` as a plain dict and fails
+    at its first attribute; without the others' it has no defaults of keys.
     """
     mapped = config.section("auto_map")
     if architecture in _REMOTE_CONFIG and mapped and "AutoConfig" in mapped:
@@ -228,11 +227,7 @@ def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
-    """Raise where the tensors are not those of these dims.
-
-    Raises:
-        UsageError: the message names the tensor's figure and the config's.
-    """
+    """Refuse tensors that are not those of these dims, with both figures."""
     tensors = {name: tensors[name] for name in tensors if _AUDIO not in name}
     _count_layers(tensors, "language model", text.layers, vision=False)
     if vision:

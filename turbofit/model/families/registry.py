@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.model.config import Section
 from turbofit.model.families import (
     eva_clip,
     gemma3,
@@ -66,28 +65,15 @@ WATCHING: Final = frozenset(
 )
 
 
-def read_dims(
-    config: Section,
-    architecture: str,
-    processor: Section | None,
-    warnings: list[str],
-    video: Section | None = None,
-) -> Dims:
+def read_dims(parts: CheckpointConfig) -> Dims:
     """Dims and image rule of a checkpoint.
-
-    Args:
-        config: config.json.
-        architecture: its ``architectures[0]``.
-        processor: the image processor's settings.
-        warnings: takes what a person should know.
-        video: the video processor's settings.
 
     Raises:
         UsageError: a key is missing or absurd, or turbofit has no account of the architecture.
     """
-    if architecture in TEXT_ARCHITECTURES:
-        return Dims(read_text(config, architecture))
-    reader = VISION_READERS.get(architecture)
+    if parts.architecture in TEXT_ARCHITECTURES:
+        return Dims(read_text(parts.config, parts.architecture))
+    reader = VISION_READERS.get(parts.architecture)
     if reader is None:
-        raise refusal(architecture)
-    return reader(CheckpointConfig(config, architecture, processor, warnings, video))
+        raise refusal(parts.architecture)
+    return reader(parts)
