@@ -199,8 +199,8 @@ def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Whether LMDeploy needs ``--trust-remote-code``: for a tokenizer, a processor or a config.
 
-    Without InternVLChatModel's config class, LMDeploy reads ``llm_config`` as a plain dict and fails
-    at its first attribute; without the others' it has no defaults of keys.
+    Without InternVLChatModel's config class, LMDeploy reads ``llm_config`` as a plain dict and
+    fails at its first attribute; without the others' it has no defaults of keys.
     """
     mapped = config.section("auto_map")
     if architecture in _REMOTE_CONFIG and mapped and "AutoConfig" in mapped:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from glob import glob
+from itertools import chain
 from typing import Final
 
 from turbofit.core.errors import UsageError
@@ -48,7 +50,7 @@ class FolderFiles:
         self.path = path
 
     def read(self, name: str) -> bytes | None:
-        """A small file's bytes, None where there is none."""
+        """As `Files.read`."""
         return self.read_up_to(name, LARGEST_JSON + 1)
 
     def read_up_to(self, name: str, limit: int) -> bytes | None:
@@ -77,17 +79,13 @@ class FolderFiles:
         index = self.read_up_to(INDEX, LARGEST_INDEX)
         if index is not None:
             return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
-        names = self._names()
+        names = self.names()
         safe = [name for name in names if name.endswith(".safetensors")]
         torch = [name for name in names if name.endswith((".bin", ".pt"))]
-        first = [name for name in safe if name.startswith("model")]
-        if not first and any(name.startswith("pytorch_model") for name in torch):
-            return Weights(None, _BIN_ONLY)
-        if first or safe:
-            tensors: dict[str, Tensor] = {}
-            for name in first or safe:
-                tensors |= self.header(name)
-            return Weights(tensors)
+        others = [] if any(name.startswith("pytorch_model") for name in torch) else safe
+        if chosen := [name for name in safe if name.startswith("model")] or others:
+            headers = map(self.header, chosen)
+            return Weights({key: tensor for header in headers for key, tensor in header.items()})
         if torch:
             return Weights(None, _BIN_ONLY)
         return Weights(
@@ -96,7 +94,7 @@ class FolderFiles:
             "not start from it",
         )
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         try:
             return sorted(os.listdir(self.path))
         except OSError as exc:
@@ -161,19 +159,11 @@ def no_checkpoint(path: str) -> UsageError:
     """
     if not os.path.isdir(path):
         return _no_folder(path)
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as exc:
-        return UsageError(
-            f"{path} cannot be read: {exc.strerror}", hint="check the path and its permissions"
-        )
-    inside = next((name for name in names if has_config(os.path.join(path, name))), None)
-    snapshots = os.path.join(path, "snapshots")
-    if inside is None and os.path.isdir(snapshots):  # a model's folder in the hub cache
-        revisions = sorted(os.listdir(snapshots))
-        whole = (name for name in revisions if has_config(os.path.join(snapshots, name)))
-        inside = next((os.path.join("snapshots", name) for name in whole), None)
-    if inside is not None:
+    names = FolderFiles(path).names()
+    # The latter is a model's folder in the hub cache.
+    places = (glob(f"{above}*/config.json", root_dir=path) for above in ("", "snapshots/"))
+    if configs := sorted(chain.from_iterable(places)):
+        inside = os.path.dirname(configs[0])
         return UsageError(
             f"{path} has no config.json, but {inside} in it has",
             hint=f"name {os.path.join(path, inside)}",

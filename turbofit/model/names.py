@@ -73,9 +73,6 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     Args:
         typed: as it stands on the command line; no such path is there.
         revision: what --revision says.
-
-    Raises:
-        UsageError: it names no model, or one revision beside another.
     """
     name = _read(plain(typed))
     named = None if name.revision in ("", "main", "master") else name.revision
@@ -129,7 +126,7 @@ def _read(text: str) -> Name:
 
 
 def _address(path: str, kind: str, host: str) -> Name:
-    """The model of an address: its path begins behind the host."""
+    """The model of an address, whose path begins behind the host."""
     path = unquote(path)
     if kind == "ollama":
         return _of_ollama(path.removeprefix("library/"))
@@ -270,7 +267,7 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
 
 
 def unrunnable(name: str) -> UsageError | None:
-    """Why LMDeploy does not run what a name's end says; None where it says no such thing."""
+    """Why LMDeploy does not run what a name's end says, if it says such a thing."""
     preset, ends, _ = _parts(name.replace(":", "-"))
     why = next((end["why"] for end in ends if "why" in end), None)
     what = f"LMDeploy {REFERENCE} does not run {name.rpartition('/')[2]}: by its name it is {why}"
@@ -280,7 +277,7 @@ def unrunnable(name: str) -> UsageError | None:
 def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     """A hub id as the preset that its name begins with, its weights as the end of the name says.
 
-    All of it is assumed: the warning says what, and which way a checkpoint that differs goes.
+    All of it is assumed, and the warning says so.
 
     Args:
         hub_id: no preset has it.
@@ -288,7 +285,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
         guess: a hub that answers knows better than a name.
 
     Returns:
-        Where nothing is guessed, what is near it; empty where nothing is.
+        Where nothing is guessed, what is near it, or an empty text.
     """
     preset, ends, rest = _parts(hub_id)
     model = preset_model(preset) if preset else None

@@ -118,7 +118,7 @@ def _compressed(section: Section) -> Quantization:
 def _check_groups(weights: Section, outer: Section) -> None:
     """Refuse scales that are none of groups, and a size of groups that the strategy has not.
 
-    Source: compressed_tensors/quantization/quant_args.py, which refuses the latter too.
+    Source: compressed_tensors/quantization/quant_args.py.
     """
     size = weights.values.get("group_size")
     if size not in (None, -1):

@@ -41,7 +41,6 @@ class Tensor(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """Number of elements, by the shape."""
         count = 1
         for size in self.shape:
             count *= size
@@ -63,11 +62,7 @@ class _Index(msgspec.Struct):
 
 
 def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
-    """The length of the header, checked against the file.
-
-    Raises:
-        UsageError: the file is too short, or the length is absurd.
-    """
+    """The length of the header, checked against the file."""
     length = int.from_bytes(prefix[:PREFIX], "little")
     if len(prefix) < PREFIX or not 2 <= length <= LARGEST_HEADER:
         raise UsageError(f"{what} is not a safetensors file", hint=_HINT)
@@ -77,15 +72,12 @@ def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
 
 
 def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, Tensor]:
-    """The tensors of one file, by name.
+    """The tensors of one file, by name; what the format forbids is refused.
 
     Args:
         header: the JSON header.
         file_size: bytes of the whole file, where known; the tensors must end there.
         what: the file's name.
-
-    Raises:
-        UsageError: anything that the format forbids.
     """
     try:
         entries = msgspec.json.decode(header, type=dict[str, _Entry])
@@ -112,11 +104,7 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
 
 
 def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[str, str]:
-    """``weight_map`` of a sharded checkpoint: tensor name → file name, which ends so.
-
-    Raises:
-        UsageError: not an index, or one that names files elsewhere.
-    """
+    """``weight_map`` of a sharded checkpoint: tensor name → file name, which ends so."""
     try:
         if len(data) > LARGEST_INDEX:
             raise msgspec.DecodeError("it is too large")

@@ -1,9 +1,7 @@
 """Finds a model by what the user typed: folder, hub cache, hub, preset, in this order.
 
-`names` reads what is none of these: addresses, Ollama's names, and ends of hub ids.
-
-Two hubs have caches: Hugging Face's and ModelScope's, which LMDEPLOY_USE_MODELSCOPE puts first and
-makes the hub that is asked, as LMDeploy does.
+LMDEPLOY_USE_MODELSCOPE puts ModelScope's cache before Hugging Face's, and makes it the hub that is
+asked, as LMDeploy does.
 
 A preset's alias stays off the network: it is the checkpoint in the hub cache where that is whole,
 else the preset. A hub id is looked up, unless the environment forbids it; where that fails, what

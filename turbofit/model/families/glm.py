@@ -29,11 +29,7 @@ _LARGEST_PIXELS: Final = 28 * 28 * 15000
 
 
 def read_chatglm(parts: CheckpointConfig) -> Dims:
-    """A ChatGLMModel, with EVA-CLIP where it is a GLM-4V; names and defaults are its remote code's.
-
-    Raises:
-        UsageError: a key is missing, or a variant that LMDeploy does not run.
-    """
+    """A ChatGLMModel, with EVA-CLIP where it is a GLM-4V; defaults are its remote code's."""
     config = parts.config
     text = _text(config)
     section = config.section("vision_config")

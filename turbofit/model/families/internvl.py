@@ -32,9 +32,7 @@ _HF_TOWER: Final = {
 def _chat_vision(config: Section) -> VisionDims:
     """The tower of an InternVLChatModel.
 
-    Raises:
-        UsageError: a tower or projector that LMDeploy does not run. Its PyTorch engine would
-            load a v1 and shuffle its pixels as a v2's.
+    LMDeploy's PyTorch engine would load a v1 and shuffle its pixels as a v2's: it is refused.
     """
     if config.string("ps_version", "v1") != "v2":
         raise config.error("ps_version", "is not v2, the only one that LMDeploy runs")
@@ -74,11 +72,8 @@ def _merge(config: Section) -> int:
 def _chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> TileRule:
     """The image rule of an InternVLChatModel.
 
-    Args:
-        config: config.json.
-        vision: its tower.
-        preprocessor: whether the checkpoint has a preprocessor_config.json; LMDeploy tiles images
-            where it has none, whatever ``dynamic_image_size`` says.
+    LMDeploy tiles images where there is no ``preprocessor`` config, whatever ``dynamic_image_size``
+    says.
     """
     size = vision.image_size or 0
     forced = config.integer("force_image_size", size, high=1 << 14)

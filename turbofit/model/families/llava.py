@@ -71,11 +71,7 @@ def read_onevision(parts: CheckpointConfig) -> Dims:
 
 
 def _read_grids(config: Section, processor: Section | None, vision: VisionDims) -> tuple[Grid, ...]:
-    """``image_grid_pinpoints``, which the model and its processor must agree on.
-
-    Raises:
-        UsageError: none, too many, or sizes that are not whole tiles.
-    """
+    """``image_grid_pinpoints``, which the model and its processor must agree on."""
     grids = _pinpoints(config, vision)
     if processor is not None and "image_grid_pinpoints" in processor:
         processor_grids = _pinpoints(processor, vision)

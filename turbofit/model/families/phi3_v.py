@@ -18,11 +18,7 @@ _MOST_CROPS: Final = 1 << 10
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Phi3VForCausalLM; the tower is the one that LMDeploy and the remote code both spell out.
-
-    Raises:
-        UsageError: another tower, or a variant that LMDeploy does not run.
-    """
+    """A Phi3VForCausalLM; the tower is the one that LMDeploy and the remote code both spell out."""
     parts.warn_without_processor()
     config = parts.config
     text = read_text(config, "Phi3ForCausalLM")

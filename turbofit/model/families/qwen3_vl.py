@@ -43,11 +43,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
-    """The rule of images, and with it that of videos.
-
-    A checkpoint without a video processor of its own lends it the image processor's settings, as
-    Transformers does.
-    """
+    """The rules of images and of videos; without a video processor its settings are the images'."""
     settings = parts.video or parts.processor
     size = settings.section("size") if settings else None
     size = size or Section({}, "video_preprocessor_config.json: size")
@@ -60,11 +56,7 @@ def _images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
 
 
 def read_vision(config: Section, text_hidden: int) -> VisionDims:
-    """The tower, with Transformers' defaults.
-
-    Raises:
-        UsageError: dims that contradict each other.
-    """
+    """The tower, with Transformers' defaults."""
     vision = config.part("vision_config")
     if vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden:
         raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")

@@ -22,11 +22,7 @@ _PIXELS_BOUND: Final = 1 << 32
 
 
 def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDims:
-    """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults.
-
-    Raises:
-        UsageError: dims that contradict each other.
-    """
+    """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults."""
     vision = config.part("vision_config")
     out = "out_hidden_size" if second else "hidden_size"
     if (width := vision.integer(out, 3584, high=1 << 18)) != text_hidden:
