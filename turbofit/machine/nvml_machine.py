@@ -180,8 +180,8 @@ def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes |
     handles = (first.handle, second.handle)
     try:
         over_nvlink = _p2p(nvml, *handles, _P2P_NVLINK)
-        read = _both_ways(nvml, *handles, _P2P_READ)
-        write = _both_ways(nvml, *handles, _P2P_WRITE)
+        read = _p2p(nvml, *handles, _P2P_READ)
+        write = _p2p(nvml, *handles, _P2P_WRITE)
         level = nvml.query("nvmlDeviceGetTopologyCommonAncestor", *handles)
     except GpuLostError:
         return Link(a=first.index, b=second.index)
@@ -200,18 +200,12 @@ def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes |
 
 
 def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
-    status = nvml.query("nvmlDeviceGetP2PStatus", first, second, capability)
-    if not answered(status) or status == _P2P_UNKNOWN:
-        return NA
-    return bool(status == _P2P_OK)
-
-
-def _both_ways(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
     """Peer access must work in both directions; one known "no" is enough for no."""
-    ways = {_p2p(nvml, first, second, capability), _p2p(nvml, second, first, capability)}
-    if False in ways:
+    ways = ((first, second), (second, first))
+    statuses = {nvml.query("nvmlDeviceGetP2PStatus", *way, capability) for way in ways}
+    if statuses - {_P2P_OK, _P2P_UNKNOWN, NA}:
         return False
-    return NA if NA in ways else True
+    return True if statuses == {_P2P_OK} else NA
 
 
 def _shared_lanes(

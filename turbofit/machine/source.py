@@ -13,7 +13,7 @@ from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine, Measured
 from turbofit.core.process.files import write_output
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import NA, Struct, decode, known, to_json
+from turbofit.core.struct import NA, NaType, Struct, decode, known, to_json
 from turbofit.machine.presets import match_preset
 from turbofit.machine.unlisted import vgpu_of
 from turbofit.machine.visible import select
@@ -194,44 +194,48 @@ def _bytes(name: str) -> bytes:
 
 def _impossible(machine: Machine) -> str | None:
     indices = [gpu.index for gpu in machine.gpus]
-    if not indices:
-        return "it has no GPU"
-    if len(set(indices)) != len(indices):
-        return "two GPUs have one index"
-    if len(set(machine.visible)) != len(machine.visible) or set(machine.visible) - set(indices):
-        return "visible names GPUs that it does not have"
-    for gpu in machine.gpus:
-        if cause := _impossible_gpu(gpu):
-            return f"GPU {gpu.index} {cause}"
     pairs = [(link.a, link.b) for link in machine.links]
-    if len(set(pairs)) != len(pairs) or any(
-        a >= b or a not in indices or b not in indices for a, b in pairs
-    ):
-        return "its links do not join its GPUs"
     measured = machine.measured or Measured(torch="")
     rates = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
     rates += [figure for reduce in measured.reduces for figure in (reduce.seconds, reduce.size)]
-    if any(rate <= 0 for rate in rates):
-        return "its measured speeds are not possible"
     host = (machine.host.ram_total, machine.host.ram_available, machine.host.shm_available)
-    if any(size != NA and not 0 <= size <= _LARGEST_SIZE for size in host):
-        return "its host memory has no possible size"
-    texts = (machine.name, machine.driver, machine.cuda, *machine.warnings)
-    return None if all(text.isprintable() for text in texts) else "it has unprintable text"
+    visible, texts = machine.visible, (machine.name, machine.driver, machine.cuda)
+    causes = {
+        "it has no GPU": not indices,
+        "two GPUs have one index": len(set(indices)) != len(indices),
+        "visible names GPUs that it does not have": len(set(visible)) != len(visible)
+        or not set(visible) <= set(indices),
+        **{
+            f"GPU {gpu.index} {cause}": True
+            for gpu in machine.gpus
+            if (cause := _impossible_gpu(gpu))
+        },
+        "its links do not join its GPUs": len(set(pairs)) != len(pairs)
+        or any(a >= b or not {a, b} <= set(indices) for a, b in pairs),
+        "its measured speeds are not possible": any(rate <= 0 for rate in rates),
+        "its host memory has no possible size": not all(map(_is_size, host)),
+        "it has unprintable text": not all(map(str.isprintable, (*texts, *machine.warnings))),
+    }
+    return next((cause for cause, holds in causes.items() if holds), None)
+
+
+def _is_size(size: int | NaType) -> bool:
+    return size == NA or 0 <= size <= _LARGEST_SIZE
 
 
 def _impossible_gpu(gpu: Gpu) -> str | None:
     sizes = (gpu.total, gpu.reserved, gpu.used, gpu.free, gpu.l2)
-    if gpu.index < 0 or any(size != NA and not 0 <= size <= _LARGEST_SIZE for size in sizes):
+    if gpu.index < 0 or not all(map(_is_size, sizes)):
         return "has no possible size"
     if not (gpu.total == NA or gpu.free == NA):  # noqa: PLR1714 - mypy narrows by these
-        parts = gpu.free + sum(part for part in (gpu.reserved, gpu.used) if part != NA)
+        parts = gpu.free + known(gpu.reserved, 0) + known(gpu.used, 0)
         if gpu.total == 0 or parts > gpu.total:
             return "holds more than it has"
+    rates = (gpu.sm_count, gpu.memory_bandwidth, gpu.dense_flops)
     pcie = (gpu.pcie.generation, gpu.pcie.width)
-    if any(
-        rate != NA and rate <= 0 for rate in (gpu.sm_count, gpu.memory_bandwidth, gpu.dense_flops)
-    ) or any(value != NA and not 0 <= value <= _MOST_PCIE for value in pcie):
+    if any(known(rate, 1) <= 0 for rate in rates) or not all(
+        0 <= known(value, 0) <= _MOST_PCIE for value in pcie
+    ):
         return "has no possible speed"
     texts = (gpu.name, gpu.uuid, *(holder.name for holder in gpu.holders))
-    return None if all(text.isprintable() for text in texts) else "has an unprintable name"
+    return None if all(map(str.isprintable, texts)) else "has an unprintable name"

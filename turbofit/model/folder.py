@@ -168,10 +168,9 @@ def no_checkpoint(path: str) -> UsageError:
             f"{path} has no config.json, but {inside} in it has",
             hint=f"name {os.path.join(path, inside)}",
         )
-    foreign = next((why for end, why in _FOREIGN.items() if _ends(names, end)), None)
-    if foreign is not None:
+    if foreign := _foreign(names):
         return UsageError(f"{path} has no config.json, and its weights are {foreign}", hint=_HUB)
-    if any(_ends(names, end) for end in _WEIGHTS):
+    if any(name.lower().endswith(_WEIGHTS) for name in names):
         return UsageError(
             f"{path} holds weights, but no config.json",
             hint="put config.json and the tokenizer's files of the model's hub page beside them",
@@ -183,13 +182,13 @@ def no_checkpoint(path: str) -> UsageError:
 def _no_folder(path: str) -> UsageError:
     """A file where a folder should be."""
     folder, name = os.path.split(path)
-    for end, why in _FOREIGN.items():
-        if name.lower().endswith(end):
-            return UsageError(f"{path} is {why}", hint=_HUB)
+    if foreign := _foreign([name]):
+        return UsageError(f"{path} is {foreign}", hint=_HUB)
     elsewhere = READ_ELSEWHERE.get(os.path.splitext(name)[1], _CHECKPOINT)
     hint = f"name its folder: {folder}" if has_config(folder) else elsewhere
     return UsageError(f"{path} is a file, not a checkpoint's folder", hint=hint)
 
 
-def _ends(names: list[str], end: str) -> bool:
-    return any(name.lower().endswith(end) for name in names)
+def _foreign(names: list[str]) -> str | None:
+    ends = {os.path.splitext(name)[1].lower() for name in names}
+    return next((why for end, why in _FOREIGN.items() if end in ends), None)

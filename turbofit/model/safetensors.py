@@ -84,22 +84,17 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise UsageError(f"{what} has a damaged header: {exc}", hint=_HINT) from None
     entries.pop("__metadata__", None)
-    spans: list[tuple[int, int]] = []
-    tensors: dict[str, Tensor] = {}
-    for name, entry in entries.items():
-        tensors[name] = _tensor(name, entry, spans, what, PREFIX + len(header))
-    end = 0
-    for begin, stop in sorted(spans):
-        if begin != end:
+    end = start = PREFIX + len(header)
+    tensors = {name: _tensor(name, entry, what, start) for name, entry in entries.items()}
+    for begin, size in sorted((tensor.begin, tensor.bytes) for tensor in tensors.values()):
+        if size and begin != end:
             raise UsageError(
-                f"{what} has a gap or an overlap before byte {begin} of its data", hint=_HINT
+                f"{what} has a gap or an overlap before byte {begin - start} of its data",
+                hint=_HINT,
             )
-        end = stop
-    if file_size is not None and PREFIX + len(header) + end != file_size:
-        raise UsageError(
-            f"{what} holds {file_size} bytes, its header describes {PREFIX + len(header) + end}",
-            hint=_HINT,
-        )
+        end += size
+    if file_size not in (None, end):
+        raise UsageError(f"{what} holds {file_size} bytes, its header describes {end}", hint=_HINT)
     return tensors
 
 
@@ -119,10 +114,7 @@ def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[st
     return files
 
 
-def _tensor(
-    name: str, entry: _Entry, spans: list[tuple[int, int]], what: str, start: int
-) -> Tensor:
-    """Check one entry and note the bytes that it covers."""
+def _tensor(name: str, entry: _Entry, what: str, start: int) -> Tensor:
     shape, offsets, bits = entry.shape, entry.data_offsets, BITS.get(entry.dtype or "")
     if shape is None or offsets is None or entry.dtype is None or bits is None:
         problem = f"the unknown dtype {entry.dtype[:20]!r}" if entry.dtype else "no dtype or shape"
@@ -133,6 +125,4 @@ def _tensor(
     tensor = Tensor(entry.dtype, shape, end - begin, what, start + begin)
     if not 0 <= begin <= end or tensor.elements * bits != 8 * tensor.bytes:
         raise UsageError(f"{what}: {name[:80]!r} does not fit its shape", hint=_HINT)
-    if end > begin:
-        spans.append((begin, end))
     return tensor
