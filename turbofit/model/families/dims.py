@@ -38,13 +38,10 @@ class CheckpointConfig(NamedTuple):
     warnings: list[str]
     video: Section | None = None
 
-    def warn_without_processor(self) -> None:
-        """Say that image limits are assumed, where no file tells them."""
-        if self.processor is None:
-            self.warnings.append(
-                "there is no preprocessor_config.json: Transformers' default image limits are"
-                " assumed, and LMDeploy will not start without it"
-            )
+    @property
+    def images(self) -> Section:
+        """The image processor's settings, empty where there is none."""
+        return self.processor or Section({}, "preprocessor_config.json")
 
 
 class Dims(NamedTuple):

@@ -57,6 +57,13 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "SmolVLMForConditionalGeneration": idefics3.read,
 }
 
+#: Those whose image limits stand elsewhere, or which LMDeploy starts without the processor's.
+_WITHOUT_PROCESSOR: Final[frozenset[Reader]] = frozenset(
+    {
+        eva_clip.read_cogvlm, glm.read_chatglm, internvl.read_chat, llava.read, llava.read_next,
+        llava.read_onevision, mllama.read,
+    }
+)  # fmt: skip
 #: Those whose videos LMDeploy takes: the front ends with a ``video_token`` that turbofit plans for.
 WATCHING: Final = frozenset(
     name
@@ -76,4 +83,9 @@ def read_dims(parts: CheckpointConfig) -> Dims:
     reader = VISION_READERS.get(parts.architecture)
     if reader is None:
         raise refusal(parts.architecture)
+    if parts.processor is None and reader not in _WITHOUT_PROCESSOR:
+        parts.warnings.append(
+            "there is no preprocessor_config.json: Transformers' default image limits are"
+            " assumed, and LMDeploy will not start without it"
+        )
     return reader(parts)
