@@ -66,11 +66,7 @@ def turbomind_library() -> Path | None:
 
 
 def census_of(library: Path) -> Census:
-    """The census of a library, read once: kept under its SHA-256.
-
-    Raises:
-        As :func:`take_census`.
-    """
+    """The census of a library, read once (see `take_census`): kept under its SHA-256."""
     import hashlib  # it loads OpenSSL
 
     with library.open("rb") as file:
@@ -89,7 +85,6 @@ def census_of(library: Path) -> Census:
 
 
 def _keep(path: Path, text: str) -> None:
-    """Spare the next reading; a folder that cannot be written costs only that."""
     try:
         state_dir("kernels")
         write_atomic(path, text)

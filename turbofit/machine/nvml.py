@@ -41,11 +41,10 @@ class GpuLostError(Exception):
 
 
 class Nvml:
-    """An open NVML. Use it as a context manager.
+    """An open NVML, a context manager.
 
     Raises:
         NoGpuError: there is no NVML library, no driver, or the driver does not answer.
-        PackageError: nvidia-ml-py is not installed.
     """
 
     def __init__(self) -> None:

@@ -63,7 +63,6 @@ def measure(environ: Mapping[str, str]) -> Machine:
 
     Raises:
         NoGpuError: no NVML, no GPU, or all hidden.
-        PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
         devices = read_devices(nvml)

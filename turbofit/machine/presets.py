@@ -327,10 +327,6 @@ def _context_rule() -> ContextRule:
 
 
 def read_table(file: str, type_: type[T]) -> T:
-    """A file of `presets/gpus/`.
-
-    Raises:
-        UsageError: the installed file is damaged.
-    """
+    """A file of `presets/gpus/`."""
     path = presets_dir() / "gpus" / file
     return converted(load_yaml(path), type_, path)

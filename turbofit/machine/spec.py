@@ -319,18 +319,20 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
 
     sizes: dict[str, int] = {}
     for key, whole in (("used", total), ("free", usable)):
-        if key in given:
-            share = parse_share(given[key], f"{key} of {name}")
-            if share is None:
-                sizes[key] = parse_bytes(given[key], what=f"{key} of {name}")
-            else:
-                sizes[key] = min(usable, int(whole * share))
-            if sizes[key] > usable:
-                _refuse(
-                    f"{name}: {key}={format_bytes(sizes[key])} is more than the "
-                    f"{format_bytes(usable)} that CUDA can hand out",
-                    f"lower {key}, or give the total as well",
-                )
+        if key not in given:
+            continue
+        what = f"{key} of {name}"
+        share = parse_share(given[key], what)
+        if share is None:
+            sizes[key] = parse_bytes(given[key], what=what)
+        else:
+            sizes[key] = min(usable, int(whole * share))
+        if sizes[key] > usable:
+            _refuse(
+                f"{name}: {key}={format_bytes(sizes[key])} is more than the "
+                f"{format_bytes(usable)} that CUDA can hand out",
+                f"lower {key}, or give the total as well",
+            )
     if len(sizes) == 2 and sum(sizes.values()) != usable:
         _refuse(
             f"{name}: used {format_bytes(sizes['used'])} and free {format_bytes(sizes['free'])} do "

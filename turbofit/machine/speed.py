@@ -47,7 +47,7 @@ def measure_speed(
     """Measure the machine's visible GPUs in a process of its own.
 
     Args:
-        machine: this machine, as NVML shows it.
+        machine: as NVML shows it.
         seconds: after which no further task begins.
         say: is told of each result at the end.
         command: the program, for tests.
@@ -139,8 +139,7 @@ def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
 def keep(machine: Machine, measured: Measured) -> Path:
     """Store what was measured for later plans on the same GPUs.
 
-    Raises:
-        OSError, UsageError: the folder or the file cannot be written.
+    OSError, UsageError: the folder or the file cannot be written.
     """
     path = state_dir("machines") / _name(machine)
     write_atomic(path, to_json(measured))
@@ -158,10 +157,7 @@ def recall(machine: Machine) -> Machine:
 
 
 def _name(machine: Machine) -> str:
-    """By the driver, which decides on peer access, and by each GPU's UUID at its index.
-
-    What was measured names GPUs by index: the same cards in other slots are measured again.
-    """
+    """By the driver, which decides on peer access, and by UUIDs at the indices of the results."""
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
     text = "\n".join([*gpus, str(machine.driver)])
     return f"{digest_of_parts(text)}.json"

@@ -122,12 +122,7 @@ def cut_card(key: str, profile: str) -> str:
 def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
     """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from.
 
-    Args:
-        key: the preset.
-        profile: what `MIG_NAME` found.
-
-    Raises:
-        UsageError: such cards are not cut, or not so: a number of slices has the sizes of the list.
+    Where the card's list has other profiles of as many slices, this one does not exist.
     """
     row = next((row for row in _table().mig if key in row.cards), None)
     slices, gigabytes = int(profile["slices"]), int(profile["gb"])

@@ -49,12 +49,8 @@ class FolderFiles:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self, name: str) -> bytes | None:
-        """As `Files.read`."""
-        return self.read_up_to(name, LARGEST_JSON + 1)
-
-    def read_up_to(self, name: str, limit: int) -> bytes | None:
-        """As :meth:`read`, for files of up to ``limit`` bytes."""
+    def read(self, name: str, limit: int = LARGEST_JSON + 1) -> bytes | None:
+        """As `Files.read`, for files of up to ``limit`` bytes."""
         size = self.size(name)
         if size is None:
             return None
@@ -76,7 +72,7 @@ class FolderFiles:
 
     def weights(self) -> Weights:
         """Headers of the weight files, picked in LMDeploy's order."""
-        index = self.read_up_to(INDEX, LARGEST_INDEX)
+        index = self.read(INDEX, LARGEST_INDEX)
         if index is not None:
             return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
         names = self.names()
@@ -142,7 +138,7 @@ def is_complete(folder: str) -> bool:
     """Whether a snapshot holds all the weights that it should, not only its small files."""
     files = FolderFiles(folder)
     try:
-        index = files.read_up_to(INDEX, LARGEST_INDEX)
+        index = files.read(INDEX, LARGEST_INDEX)
         if index is not None:
             names = set(parse_index(index, INDEX).values())
             return all(files.size(name) is not None for name in names)

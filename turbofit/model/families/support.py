@@ -38,20 +38,17 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
 
     def refusal(self) -> UsageError:
         """Why there is no account, and what to do."""
-        message = f"turbofit does not account for {self.name} yet"
-        if self.engine is None:
-            message = f"LMDeploy {REFERENCE} does not run {self.name}"
-        return UsageError(f"{message}: {self.why}" if self.why else message, hint=self._hint())
-
-    def _hint(self) -> str:
-        if self.hint:
-            return self.hint
         if self.engine is not None:
-            return _BY_HAND[self.engine]
-        if self.elsewhere:
+            message = f"turbofit does not account for {self.name} yet"
+            hint = _BY_HAND[self.engine]
+        else:
+            message = f"LMDeploy {REFERENCE} does not run {self.name}"
             runs = "run" if len(self.elsewhere) > 1 else "runs"
-            return f"{' and '.join(self.elsewhere)} {runs} it"
-        return "take a version of the model in Hugging Face's own format, if there is one"
+            hint = f"{' and '.join(self.elsewhere)} {runs} it"
+            if not self.elsewhere:
+                hint = "take a version of the model in Hugging Face's own format, if there is one"
+        message += f": {self.why}" if self.why else ""
+        return UsageError(message, hint=self.hint or hint)
 
 
 @cache

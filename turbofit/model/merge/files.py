@@ -116,7 +116,7 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
     files, tensors = FolderFiles(folder), {}
     if headers := files.weights().tensors:
         tensors = {key: _stored(folder, key, tensor) for key, tensor in headers.items()}
-    elif index := files.read_up_to(_BIN_INDEX, LARGEST_INDEX):
+    elif index := files.read(_BIN_INDEX, LARGEST_INDEX):
         where = parse_index(index, _BIN_INDEX, ".bin")
         tensors = sharded(where, _BIN_INDEX, partial(open_tensors, folder))
     else:

@@ -332,15 +332,12 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         decoder: JsonObject = config.get("added_tokens_decoder") or {}
         ids |= {entry["content"]: int(id_) for id_, entry in decoder.items()}
         ids |= {entry["content"]: int(entry["id"]) for entry in whole.get("added_tokens") or ()}
-        vocabulary = whole["model"]["vocab"] if whole else {}
-        # Unigram's is a list of pieces and scores.
-        last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        size = 1 + max(last, default=-1)
+        size = 1 + max(whole["model"]["vocab"].values(), default=-1) if whole else rows
     except (AttributeError, LookupError, TypeError, ValueError):
         raise UsageError(
             f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
         ) from None
-    count = max(size if whole else rows, *(1 + number for number in ids.values()), 0)
+    count = max(size, *(1 + number for number in ids.values()), 0)
     new = [token for token in (_IMAGE, _PAD) if token not in ids]
     ids |= {token: number for number, token in enumerate(new, count)}
     both = {token: ids[token] for token in (_IMAGE, _PAD)}
