@@ -32,12 +32,25 @@ TEXT_ARCHITECTURES: Final = frozenset(
 _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
 _PHI_MOE: Final = "PhiMoEForCausalLM"
-_BIASED_KEYS: Final = {
-    "Qwen2ForCausalLM", "Qwen2VLTextModel", "Qwen2_5OmniTextModel", "Glm4vTextModel",
-}  # fmt: skip
-_UNBIASED: Final = {
-    "MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
-    "MllamaForCausalLM",
+_ATTENTION_BIAS: Final = ("attention_bias", False)
+#: Biases of queries, keys and values, of outputs, of MLPs: each family has its own keys with their
+#: defaults, or always the same.
+_BIASES: Final[dict[str, tuple[bool | tuple[str, bool], ...]]] = {
+    "LlamaForCausalLM": (_ATTENTION_BIAS, _ATTENTION_BIAS, ("mlp_bias", False)),
+    "InternLM2ForCausalLM": (("bias", True), ("bias", True), False),
+    "InternLM3ForCausalLM": (("qkv_bias", False), ("bias", False), ("bias", False)),
+    "Qwen2MoeForCausalLM": (("qkv_bias", True), False, False),
+    **dict.fromkeys(
+        ("Qwen2ForCausalLM", "Qwen2VLTextModel", "Qwen2_5OmniTextModel", "Glm4vTextModel"),
+        (True, False, False),
+    ),
+    **dict.fromkeys(
+        ("MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
+         "MllamaForCausalLM"),
+        (False, False, False),
+    ),
+    **dict.fromkeys(("Glm4ForCausalLM", _GLM_MOE), (_ATTENTION_BIAS, False, False)),
+    _GPT_OSS: (("attention_bias", True), ("attention_bias", True), True),
 }  # fmt: skip
 
 #: Of ``TEXT_ARCHITECTURES``, what TurboMind runs.
@@ -158,26 +171,10 @@ def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int,
     return heads, kv_heads, config.integer("head_dim", usual, high=1 << 10)
 
 
-def _biases(config: Section, architecture: str) -> tuple[bool, bool, bool]:
-    """Whether queries, keys and values have biases, outputs, MLPs: each family has its own key."""
-    if architecture == "InternLM2ForCausalLM":
-        bias = config.boolean("bias", True)
-        return bias, bias, False
-    if architecture == "InternLM3ForCausalLM":
-        bias = config.boolean("bias", False)
-        return config.boolean("qkv_bias", False), bias, bias
-    if architecture == "Qwen2MoeForCausalLM":
-        return config.boolean("qkv_bias", True), False, False
-    if architecture in _BIASED_KEYS:
-        return True, False, False
-    if architecture in _UNBIASED:
-        return False, False, False
-    if architecture == _GPT_OSS:
-        bias = config.boolean("attention_bias", True)
-        return bias, bias, True
-    bias = config.boolean("attention_bias", False)
-    mlp = architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False)
-    return bias, bias and architecture not in {"Glm4ForCausalLM", _GLM_MOE}, mlp
+def _biases(config: Section, architecture: str) -> list[bool]:
+    """Whether queries, keys and values have biases, outputs, MLPs."""
+    biases = _BIASES.get(architecture, (_ATTENTION_BIAS, _ATTENTION_BIAS, False))
+    return [bias if isinstance(bias, bool) else config.boolean(*bias) for bias in biases]
 
 
 def _moe(
