@@ -52,10 +52,6 @@ def measure_speed(
         say: is told of each result at the end.
         command: the program, for tests.
         environ: the environment, by default the process's own.
-
-    Raises:
-        PackageError: no torch with CUDA.
-        MachineError: nothing could be measured.
     """
     gpus = [machine.gpu(index) for index in machine.visible]
     indices = [gpu.index for gpu in gpus]

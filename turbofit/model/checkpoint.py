@@ -1,7 +1,4 @@
-"""Puts a model together from a checkpoint's files, wherever these lie.
-
-config.json and the tensors must describe the same model.
-"""
+"""Puts a model together from a checkpoint's config.json and tensors, which must agree."""
 
 from __future__ import annotations
 
@@ -108,8 +105,8 @@ def read_checkpoint(
 
     Args:
         files: its files.
-        source: where they are; whence the sizes are is found here.
-        hub_id: None: a folder.
+        source: where they are; its ``sizes`` are decided here.
+        hub_id: None for a folder.
         weights: what takes the place of the files' own.
 
     Raises:
@@ -174,8 +171,7 @@ def _architecture(config: Section) -> str:
     names = config.strings("architectures")
     if names:
         return names[0]
-    mapped = config.section("auto_map")
-    model = mapped.string("AutoModelForCausalLM", "") if mapped else ""
+    model = config.part("auto_map").string("AutoModelForCausalLM", "")
     if not model:
         raise config.error("architectures", "is missing")
     return model.rpartition(".")[2]
@@ -221,21 +217,19 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     Without InternVLChatModel's config class, LMDeploy reads ``llm_config`` as a plain dict and
     fails at its first attribute; without the others' it has no defaults of keys.
     """
-    mapped = config.section("auto_map")
-    if architecture in _REMOTE_CONFIG and mapped and "AutoConfig" in mapped:
-        return True
-    tokenizer = read_section(files, "tokenizer_config.json")
-    classes = tokenizer.section("auto_map") if tokenizer else None
-    if classes and "AutoTokenizer" in classes:
-        return True
-    named = bool(tokenizer and tokenizer.string("tokenizer_class", ""))
-    if mapped and "AutoTokenizer" in mapped and not named:
+    mapped, name = config.part("auto_map"), "tokenizer_config.json"
+    tokenizer = read_section(files, name) or Section({}, name)
+    if (
+        (architecture in _REMOTE_CONFIG and "AutoConfig" in mapped)
+        or "AutoTokenizer" in tokenizer.part("auto_map")
+        or ("AutoTokenizer" in mapped and not tokenizer.string("tokenizer_class", ""))
+    ):
         return True
     if architecture in TEXT_ARCHITECTURES or architecture == "InternVLChatModel":
         return False
     processors = (read_section(files, "processor_config.json"), images)
-    maps = (part.section("auto_map") for part in processors if part)
-    return any(part and ("AutoProcessor" in part or "AutoImageProcessor" in part) for part in maps)
+    maps = [part.part("auto_map") for part in processors if part]
+    return any("AutoProcessor" in part or "AutoImageProcessor" in part for part in maps)
 
 
 def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

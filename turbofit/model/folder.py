@@ -148,11 +148,7 @@ def is_complete(folder: str) -> bool:
 
 
 def no_checkpoint(path: str) -> UsageError:
-    """Why a file, or a folder without config.json, is no checkpoint.
-
-    Args:
-        path: absolute.
-    """
+    """Why a file, or a folder without config.json, is no checkpoint."""
     if not os.path.isdir(path):
         return _no_folder(path)
     names = FolderFiles(path).names()

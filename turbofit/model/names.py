@@ -68,12 +68,7 @@ def _data() -> JsonObject:
 
 
 def read_name(typed: str, revision: str | None = None) -> Name:
-    """The folder, hub id or preset that is meant; what has none of the forms stays as it is.
-
-    Args:
-        typed: as it stands on the command line; no such path is there.
-        revision: what --revision says.
-    """
+    """The folder, hub id or preset that is meant; what has none of the forms stays as it is."""
     name = _read(plain(typed))
     named = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and named not in {None, revision}:

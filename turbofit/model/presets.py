@@ -123,11 +123,7 @@ def load_preset(preset_id: str) -> Preset:
 
 
 def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
-    """The model of a preset.
-
-    Raises:
-        UsageError: the preset only explains why the model has no account.
-    """
+    """The model of a preset; a refusal where that only explains why there is no account."""
     preset = load_preset(preset_id)
     if preset.unsupported is not None:
         raise UsageError(preset.unsupported.message, hint=preset.unsupported.hint)

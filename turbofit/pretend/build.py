@@ -95,17 +95,12 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
 
 
 def build(folder: Path | None = None, site: Path | None = None) -> Path:
-    """The folder with the built libraries; builds them where they are missing.
-
-    That takes about a second, or three where a CUDA build of torch wants its own.
+    """The folder with the libraries, built in one to three seconds where they are missing.
 
     Args:
         folder: keeps them; by default the user's cache folder.
         site: the ``site-packages`` folder of the program that is to run on them; None is TurboMind
             beside CPU torch.
-
-    Raises:
-        PretendError: no C compiler, or it fails.
     """
     libraries = libraries_for(wanted_from(site) if site else None)
     target = (folder or cache_folder()) / _digest(libraries)

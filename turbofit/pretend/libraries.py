@@ -186,11 +186,7 @@ _ENGINE = {
 def libraries_for(
     wanted: Mapping[str, LibraryInterface] | None = None,
 ) -> dict[str, LibraryInterface]:
-    """All libraries by soname, the account first; what TurboMind wants is always there.
-
-    Args:
-        wanted: see `wanted_from`.
-    """
+    """All libraries by soname, the account first: what TurboMind wants, and `wanted_from`'s."""
     every = {ACCOUNT: LibraryInterface(), **_ENGINE}
     for name, wants in (wanted or {}).items():
         every[name] = every.get(name, LibraryInterface()) | wants
@@ -212,11 +208,7 @@ def cuda_major(soname: str) -> int:
 
 
 def check_surface(engine: Path, libraries: Path) -> None:
-    """Checks that the built libraries have what an engine's library imports; 0.1 s.
-
-    Raises:
-        PretendError: with the names that are missing.
-    """
+    """Checks that the built libraries have what an engine's library imports; 0.1 s."""
     provided = {
         symbol.name
         for name in LIBRARIES

@@ -61,9 +61,7 @@ class FinishedRun:
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
     """The pretend twin of a machine; its processes pay for their CUDA contexts as they come.
 
-    Args:
-        machine: from a SPEC or a snapshot.
-        context: bytes of one process's context on a card; the largest counts for all of them.
+    ``context`` says the bytes of one on a card; the largest counts for all cards.
     """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
     largest = max((context(machine.gpu(index)) for index in indices), default=0)
@@ -193,11 +191,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     """The folder of packages whose CUDA libraries a command will load; None where there are none.
 
     A Python, or the one that a script's first line names, is asked; anything else (a shell script,
-    a compiled program) is taken to run this Python's packages.
-
-    Args:
-        command: program and arguments.
-        python: the Python that counts, whatever the command is.
+    a compiled program) is taken to run this Python's packages. ``python`` counts before all.
     """
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")

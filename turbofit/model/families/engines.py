@@ -117,12 +117,7 @@ _TURBOMIND_HEADS: Final = {"qwen2vit": {64, 80}, "qwen2_5vit": {64, 80}, "qwen3v
 
 
 def engine_problem(model: Model, engine: str) -> str | None:
-    """Why an engine does not run a model, None where it does.
-
-    Args:
-        model: the checkpoint.
-        engine: ``turbomind``, ``pytorch`` (both LMDeploy's) or ``transformers``.
-    """
+    """Why ``turbomind``, ``pytorch`` or ``transformers`` does not run a model, or None."""
     checks = {"turbomind": _turbomind, "pytorch": _pytorch, "transformers": _transformers}
     return checks[engine](model)
 

@@ -214,9 +214,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
-    """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
-
-    In RAM are one tensor and its change at a time.
+    """Merge an adapter into a checkpoint, convert an original LLaVA, or both; a tensor at a time.
 
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
@@ -228,7 +226,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         say: hears of progress, a line at a time.
 
     Raises:
-        UsageError: see the readers; nothing is left behind.
+        UsageError: nothing is left behind.
         PackageError: torch is missing.
     """
     folder = located(base, "config.json", say=say)
