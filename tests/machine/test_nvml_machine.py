@@ -154,6 +154,9 @@ def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(m
     assert measured(scenario, gpus="MIG-aaaa").visible == (2,)
     said = [text for text in machine.warnings if "is a MIG slice with" in text]
     assert [re.search(r"(\d+) SMs", text)[1] for text in said] == ["60", "32"]
+    uncut = measured(Scenario([gpu_h100(0, mig=True), gpu_h100(1), gpu_h100(2)]))
+    assert [(link.a, link.b) for link in uncut.links] == [(1, 2)]
+    assert "has no instance" in uncut.warnings[0]
     plan = turbofit.plan("internvl2-1b", on=machine_from(machine, gpus="2,3"))
     assert plan.fits
     assert {len(group) for group in plan.parallel.groups} == {1}

@@ -80,13 +80,9 @@ def census_of(library: Path) -> Census:
         except (OSError, TurbofitError) as exc:
             _LOG.info("%s is read anew: %s", library.name, exc)
     census = take_census(library)
-    _keep(kept, to_json(census))
-    return census
-
-
-def _keep(path: Path, text: str) -> None:
     try:
         state_dir("kernels")
-        write_atomic(path, text)
-    except (OSError, UsageError) as exc:
-        _LOG.info("%s is not kept: %s", path.name, exc)
+        write_atomic(kept, to_json(census))
+    except (OSError, UsageError) as exc:  # which costs another reading
+        _LOG.info("%s is not kept: %s", kept.name, exc)
+    return census

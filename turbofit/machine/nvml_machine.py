@@ -168,7 +168,11 @@ def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
         for first, part in combinations(sorted(gpus, key=lambda gpu: gpu.index), 2)
         if part.mig  # their indices are the highest
     ]
-    whole = [d for d in devices if answered(d.handle) and not any(gpu.mig for gpu in d.gpus)]
+    whole = [
+        device
+        for device in devices
+        if answered(device.handle) and device.gpus and not device.gpus[0].mig
+    ]
     buses = {device.bus for device in whole if device.bus}
     lanes = {device.index: _lanes(nvml, device, buses) for device in whole}
     links += [_link(nvml, first, second, lanes) for first, second in combinations(whole, 2)]

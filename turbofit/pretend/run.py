@@ -139,12 +139,8 @@ class PreparedRun:
 
     def timelines(self) -> list[Path]:
         """``PID.timeline`` comes before ``PID-1.timeline``, written by the process after exec."""
-
-        def place(path: Path) -> tuple[int, int]:
-            pid, _, count = path.stem.partition("-")
-            return int(pid), int(count or 0)
-
-        return sorted((self.folder / "timelines").iterdir(), key=place)
+        files = (self.folder / "timelines").iterdir()
+        return sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")])
 
     def usages(self) -> tuple[Usage, ...]:
         """What the timelines tell so far; they may still be written."""
