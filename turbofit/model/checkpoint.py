@@ -279,11 +279,11 @@ def _text_sizes(text: TextDims) -> _Sizes:
     query, key, mla = text.heads * text.head_dim, text.kv_heads * text.head_dim, text.mla
     if mla:
         query = text.heads * (mla.nope_dim + mla.rope_dim)
-    rows = "vocab_size and its extra rows" if text.cross_layers else "vocab_size"
+    vocabulary = "vocab_size and its extra rows" if text.cross_layers else "vocab_size"
     more = CROSS_EMBEDDINGS if text.cross_layers else 0
     gates, of_gates = (2, "2 x ") if text.output_gate else (1, "")
     sizes: _Sizes = [
-        (_EMBEDDINGS, 0, text.vocab + more, rows),
+        (_EMBEDDINGS, 0, text.vocab + more, vocabulary),
         (_EMBEDDINGS, 1, text.hidden, "hidden_size"),
         (_QUERIES, 0, gates * query, f"{of_gates}heads x head_dim"),
         (_KEYS, 0, key, "kv heads x head_dim"),

@@ -259,7 +259,7 @@ class LibraryAccount:
         return bool(self._lib.pretend_thaw())
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:
-        """A pool of our own on a card, which grows by ``step`` bytes, until it is trimmed."""
+        """A pool of our own on a card: it grows by ``step`` bytes, and keeps them until `trim`."""
         handle = self._lib.pretend_pool_create(device)
         if not handle:
             raise ValueError(f"no pretend device {device}")

@@ -200,7 +200,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return cuda_site()
-    return site_with(answer.stdout.strip())
+    return site_with(answer.stdout.strip() or "/nonexistent")
 
 
 def _interpreter(program: str) -> str | None:

@@ -27,7 +27,7 @@ _MODEL_TYPES: Final = {
 
 
 class CheckpointConfig(NamedTuple):
-    """What of a checkpoint says its dims; a reader adds to ``warnings``.
+    """What says a checkpoint's dims; a reader adds to ``warnings``.
 
     ``processor`` and ``video`` are the settings of its image and video processors.
     """

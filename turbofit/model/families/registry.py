@@ -57,7 +57,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "SmolVLMForConditionalGeneration": idefics3.read,
 }
 
-#: Those whose image limits stand elsewhere, or which LMDeploy starts without the processor's.
+#: Those whose image limits stand in config.json alone.
 _WITHOUT_PROCESSOR: Final[frozenset[Reader]] = frozenset(
     {
         eva_clip.read_cogvlm, glm.read_chatglm, internvl.read_chat, llava.read, llava.read_next,
