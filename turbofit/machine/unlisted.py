@@ -44,6 +44,8 @@ _SIZED: Final = re.compile(
 _LEAST_OF_NOMINAL: Final = 0.9
 #: Of a MIG profile's nominal gigabytes, where no driver's list is known: see unlisted.yaml. Low.
 _SLICE_OF_NOMINAL: Final = 0.89
+#: What the name of such a profile may say above its memory.
+_ROUNDING: Final = 1.1
 #: Memory without ECC's sixteenth: HBM, by compute capability.
 _HBM: Final = frozenset({(7, 0), (8, 0), (9, 0), (10, 0), (10, 3)})
 
@@ -120,20 +122,19 @@ def cut_card(key: str, profile: str) -> str:
 
 
 def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
-    """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from.
-
-    Where the card's list has other profiles of as many slices, this one does not exist.
-    """
+    """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from."""
     row = next((row for row in _table().mig if key in row.cards), None)
     slices, gigabytes = int(profile["slices"]), int(profile["gb"])
     name, whole = f"{slices}g.{gigabytes}gb", load_preset(key)
     if row is None:
         cut = ", ".join(row.cards[0] for row in _table().mig)
         raise UsageError(f"{key} is no card that MIG cuts", hint=f"cut are {cut}")
+    # At most: seven slices share eighths of the memory, one of them up to two.
+    most = nominal_gigabytes(key) * (slices + 1) / (row.slices + 1) * _ROUNDING
     if name in row.profiles:
         size, sms = row.profiles[name]
         basis = "as `nvidia-smi mig -lgip` lists it"
-    elif slices > row.slices or any(known.startswith(f"{slices}g.") for known in row.profiles):
+    elif slices > row.slices or gigabytes > most:
         known = ", ".join(row.profiles) or f"of 1 to {row.slices} slices"
         raise UsageError(f"{key} has no MIG profile {name}", hint=f"known are {known}")
     else:
