@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -53,6 +52,8 @@ def measure_speed(
         command: the program, for tests.
         environ: the environment, by default the process's own.
     """
+    from tempfile import TemporaryFile  # which a plan of what was measured does without
+
     gpus = [machine.gpu(index) for index in machine.visible]
     indices = [gpu.index for gpu in gpus]
     env = dict(os.environ if environ is None else environ)

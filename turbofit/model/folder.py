@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from glob import glob
-from itertools import chain
 from typing import Final
 
 from turbofit.core.errors import UsageError
@@ -151,11 +149,13 @@ def no_checkpoint(path: str) -> UsageError:
     """Why a file, or a folder without config.json, is no checkpoint."""
     if not os.path.isdir(path):
         return _no_folder(path)
+    from glob import glob
+
     names = FolderFiles(path).names()
     # The latter is a model's folder in the hub cache.
-    places = (glob(f"{above}*/config.json", root_dir=path) for above in ("", "snapshots/"))
-    if configs := sorted(chain.from_iterable(places)):
-        inside = os.path.dirname(configs[0])
+    configs = glob("*/config.json", root_dir=path) + glob("snapshots/*/config.json", root_dir=path)
+    if configs:
+        inside = os.path.dirname(min(configs))
         return UsageError(
             f"{path} has no config.json, but {inside} in it has",
             hint=f"name {os.path.join(path, inside)}",
