@@ -82,10 +82,10 @@ def read_name(typed: str, revision: str | None = None) -> Name:
 def _read(text: str) -> Name:
     scheme, _, rest = re.sub(r"^git@([^:/]+):", r"https://\1/", text).rpartition("://")
     host, _, path = rest.partition("/")
-    hosts: dict[str, str] = dict(_data()["hosts"])
-    mirror, modelscope = os.environ.get("HF_ENDPOINT"), os.environ.get("MODELSCOPE_ENDPOINT")
-    for address, kind in ((mirror, "hf"), (modelscope, "modelscope")):
-        hosts[(address or "").rpartition("://")[2].partition("/")[0].lower()] = kind
+    hosts = _data()["hosts"] | {
+        os.environ.get(key, "").rpartition("://")[2].partition("/")[0].lower(): kind
+        for key, kind in (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope"))
+    }
     if known := host and hosts.get(host.rpartition("@")[2].lower()):
         return _address(path, known, host)
     if known := _data()["schemes"].get(scheme.lower()):
