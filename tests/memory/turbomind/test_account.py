@@ -48,7 +48,7 @@ def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, un
         return
     assert 0 < ratio < 1
     assert account.fits_at(ratio)
-    assert account.at(ratio).fits
+    assert all(ledger.fits for ledger in account.at(ratio).ledgers)
     if ratio < 0.999:
         assert not account.fits_at(round(ratio + 0.001, 3))
 

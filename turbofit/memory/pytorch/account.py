@@ -458,9 +458,7 @@ class PytorchAccount(Account):
                 StaticMemory(before=before[i], buffers=(*states, *buffers), staged=staged)
             )
         pool = self.pool_term(work, settings, constants)
-        calibration = calibration_for(
-            launch.machine, gpus, model, settings, "pytorch", constants.version
-        )
+        calibration = calibration_for(launch, "pytorch", constants.version)
         static = [corrected(memory, calibration) for memory in static]
         super().__init__(launch, static, pool, transients, met.now, calibration)
 
@@ -480,11 +478,11 @@ class PytorchAccount(Account):
         )
         return before, round_up(largest, self.constants.page)
 
-    def _find_ratio(self) -> float:
+    def best_ratio(self) -> float | None:
         """Blocks that were asked for are as many at every ratio: one look tells that none fits."""
         if self.settings.num_gpu_blocks and not self.fits_at(1.0):
-            return 0.0
-        return super()._find_ratio()
+            return None
+        return super().best_ratio()
 
     @property
     def ratio_base(self) -> int:

@@ -493,9 +493,7 @@ class TurbomindAccount(Account):
             )
             for i, kind in enumerate(kinds)
         ]
-        calibration = calibration_for(
-            launch.machine, gpus, model, settings, "turbomind", constants.version
-        )
+        calibration = calibration_for(launch, "turbomind", constants.version)
         static = [corrected(memory, calibration) for memory in static]
         super().__init__(launch, static, warmup, transients, units, calibration)
 
