@@ -17,7 +17,6 @@ from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings, Term
 from turbofit.core.units import HALF, round_up
-from turbofit.kernels.census import Census
 from turbofit.memory.account import (
     PAGE,
     POOL_WARMUP,
@@ -473,10 +472,6 @@ class LegacyTurbomind(Turbomind):
         if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
             settings = replace(settings, cache_max_entry_count=_RATIO)
         return super().problem(replace(launch, settings=settings))
-
-    def known_census(self, launch: EngineLaunch) -> Census | None:  # noqa: ARG002
-        """That of its release: what is installed here is asked for another version."""
-        return self.released_census()
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """A tower under torch runs one image at a time."""
