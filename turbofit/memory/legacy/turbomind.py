@@ -1,14 +1,15 @@
 """TurboMind before 0.18: the same ledger, with the rules of its generation.
 
 Others hold ``used``; then the context, the communicator and the GEMM workspace, the torch tower
-where it comes first, the weights, the cache, and the buffers. What torch keeps of the first image
-and what the language model's pool keeps of it are ``pool_warmup``: most of these versions have no
-warm-up of their own, so ``steady`` is a server that has answered one image at its default limit.
+where it comes first, the weights, the cache, and the buffers. Most of these versions have no
+warm-up of their own: ``steady`` is a server that has answered one image at its default limit, and
+what the pools keep of that image is ``pool_warmup``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -66,8 +67,8 @@ _INT8 = 8
 class GroupAccount(Account):
     """What the accounts of all older engines add to the common one.
 
-    What the allocators keep of the first image is part of ``pool_warmup``, as most of them warm
-    nothing up; and what comes after the cache can depend on it.
+    ``pool_warmup`` has what the allocators keep of the first image, as most of these engines warm
+    nothing up; and what comes after the cache can depend on its size.
     """
 
     dies: ClassVar[str] = "aborts"
@@ -78,6 +79,17 @@ class GroupAccount(Account):
     #: Bytes of ``pool`` that the engine takes before any request.
     engine_warmup = 0
     least_blocks = 1
+
+    def before(self, launch: EngineLaunch) -> list[tuple[Term, ...]]:
+        """What each GPU holds before the cache, or all that a log did not call free."""
+        gpus, free = launch.gpus, launch.free_at_cache
+        if free is not None:
+            return [(given(gpu, free),) for gpu in gpus]
+        return [tuple(self._terms_before(i, launch)) for i in range(len(gpus))]
+
+    @abstractmethod
+    def _terms_before(self, i: int, launch: EngineLaunch) -> Iterable[Term]:
+        """Everything of one GPU that is not free when the cache is sized."""
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
         return cache_terms(round_up(self.region_at(ratio), PAGE), ratio, 0)
@@ -141,7 +153,7 @@ class _Forward:
         attention = (tokens * (2 * heads + 2 * kv) + flat) * text.head_dim * HALF
         ffn = tokens * self._feed_forward() * HALF
         sampling = _SAMPLING * lm_head_rows(text, tp)
-        if account.generation.pool.aliased:
+        if account.generation.aliased:
             size = max(attention, ffn) + tokens * text.hidden * HALF + sampling
         else:
             size = attention + ffn + sampling
@@ -175,20 +187,17 @@ def _buffers(
     tokens, session_len = forward.buffer_tokens, forward.buffer_session
     vocab = round_up(text.vocab, settings.tp)
     heads = text.heads // settings.tp
-    yield "hidden_states", rule.hidden * tokens * text.hidden * HALF, f"{tokens} tokens"
+    hidden = rule.hidden * tokens * text.hidden * HALF
+    yield "hidden_states", hidden, f"{tokens} tokens"
     if rule.kv_copies:
         kv = max(1, text.kv_heads // settings.tp) * text.head_dim
         yield "kv_copies", rule.kv_copies * tokens * kv * HALF, "linear keys and values"
-    yield (
-        "token_ids",
-        rule.token_ids * batch * session_len * _INT,
-        f"{rule.token_ids} of max_batch_size × session_len",
-    )
-    symmetric = max(0, batch * lm_head_rows(text, settings.tp) * HALF)
+    note = f"{rule.token_ids} of max_batch_size × session_len"
+    yield "token_ids", rule.token_ids * batch * session_len * _INT, note
     if rule.logits:
         yield "logits", rule.logits * batch * vocab, "max_batch_size × vocabulary"
     elif settings.tp > 1:  # one buffer serves hidden states and logits
-        larger = max(0, symmetric - rule.hidden * tokens * text.hidden * HALF)
+        larger = max(0, batch * lm_head_rows(text, settings.tp) * HALF - hidden)
         yield "logits", larger, "beyond the hidden states they share a buffer with"
     if rule.log_probs:
         yield "log_probs", 2 * batch * rule.log_probs * _INT, "and their indices"
@@ -203,31 +212,8 @@ def _buffers(
     yield "small_buffers", small, "block pointers, stop words, random states, positions"
 
 
-def legacy_account(
-    launch: EngineLaunch, constants: EngineConstants, generation: Generation
-) -> Account:
-    """The account of one engine of one generation; see :class:`LegacyAccount`.
-
-    Where the tower is native (0.16 and 0.17) the account is 0.18's with that generation's
-    paddings and workspaces.
-    """
-    if generation.vision.runs == "native":
-        older = replace(
-            older_layouts(constants, generation),
-            version=generation.first,
-            gemm_workspace=(),
-            gemm_in_context=generation.gemm_before,
-            copied_16bit=generation.copied_16bit,
-        )
-        return TurbomindAccount(launch, older)
-    return LegacyAccount(launch, constants, generation)
-
-
 class LegacyAccount(GroupAccount):
-    """One model under one set of settings on one group of GPUs, before 0.16.
-
-    ``constants`` are 0.18's, for what no generation changed (contexts, NCCL, pages).
-    """
+    """Before 0.16; ``constants`` are 0.18's, for what no generation changed (contexts, NCCL)."""
 
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: Generation
@@ -236,7 +222,6 @@ class LegacyAccount(GroupAccount):
         free_at_cache = launch.free_at_cache
         self.model, self.settings, self.vision_load = model, settings, launch.vision_load
         self.generation, self.constants = generation, constants
-        self._legacy = legacy_constants()
         self._total = min(gpu.usable for gpu in gpus)
         self.shape = self._cache_shape()
         self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
@@ -247,13 +232,13 @@ class LegacyAccount(GroupAccount):
         copies = generation.vision.copies_of(model.architecture)
         note = f"float16 under torch, {generation.vision.placed}"
         note += f"; loading left {copies:g} times its size" if copies > 1 else ""
+        tower = model if generation.vision.runs == "torch" else replace(model, vision=None)
+        spread = generation.vision.placed == "balanced"
         self._towers = [
             term("weights.vision_tower", "weights", int(size * copies), "formula", note)
-            for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
+            for size in tower_bytes(tower, len(gpus), spread=spread)
         ]
-        before: list[tuple[Term, ...]] = [self._terms_before(i, launch) for i in range(len(gpus))]
-        if free_at_cache is not None:
-            before = [(given(gpu, free_at_cache),) for gpu in gpus]
+        before = self.before(launch)
         #: Whether the buffers are part of what is not free when a log tells it.
         self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
         # Upper ends: a cache that cuts no session.
@@ -323,14 +308,12 @@ class LegacyAccount(GroupAccount):
         return region // self.block_bytes * self.block_tokens
 
     def _late(self, i: int, ratio: float) -> LateMemory:
-        """What one GPU holds after the cache, for the sequences that the cache admits."""
         forward = _Forward(self, self.tokens_at(ratio))
         return LateMemory(
             self._terms_after(i, forward), (self._first_request(forward),), self._cases(forward)
         )
 
     def _terms_before(self, i: int, launch: EngineLaunch) -> tuple[Term, ...]:
-        """Everything of one GPU that is not free when the cache is sized."""
         rules, settings = self.generation, self.settings
         linked = launch.machine.nvlinked(launch.gpus)
         note = "made before the cache is sized"
@@ -364,7 +347,7 @@ class LegacyAccount(GroupAccount):
         if self._buffers_given:
             return ()
         early, kernels = self.generation.first_layers, self.constants.kernel_modules
-        note, growth = f"{FIRST_CURRENT}'s, for want of older ones", self._legacy.pool_growth
+        note, growth = f"{FIRST_CURRENT}'s, for want of older ones", legacy_constants().pool_growth
         tower = [replace(self._towers[i], phase="buffers")]
         return (
             *(buffer for buffer in self._buffer_terms(forward) if buffer.term not in early),
@@ -420,7 +403,7 @@ class LegacyAccount(GroupAccount):
         vision = self.model.vision
         if not units or vision is None or self.generation.vision.runs != "torch":
             return 0
-        return round_up(tower_activations(vision, units, self._legacy, flash=flash), PAGE)
+        return round_up(tower_activations(vision, units, flash=flash), PAGE)
 
 
 class LegacyTurbomind(Turbomind):
@@ -441,7 +424,18 @@ class LegacyTurbomind(Turbomind):
         }
 
     def account(self, launch: EngineLaunch) -> Account:
-        return legacy_account(launch, self.constants, self.generation)
+        """With a native tower (0.16, 0.17) 0.18's, of that version's paddings and workspaces."""
+        generation = self.generation
+        if generation.vision.runs != "native":
+            return LegacyAccount(launch, self.constants, generation)
+        older = replace(
+            older_layouts(self.constants, generation),
+            version=generation.first,
+            gemm_workspace=(),
+            gemm_in_context=generation.gemm_before,
+            copied_16bit=generation.copied_16bit,
+        )
+        return TurbomindAccount(launch, older)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         """What its loaders could not divide; a tower under torch is not divided."""
