@@ -52,6 +52,7 @@ from turbofit.memory.turbomind.pool import (
     engine_bound,
     forward_tokens,
     meeting_workspace,
+    phases_of,
     pinned_buffers,
     symmetric_buffer,
     workspace,
@@ -199,9 +200,8 @@ def _delta_workspaces(
     sms = known(gpu.sm_count, _MOST_SMS)
     warm = workspace(delta, settings, kernel, sms, warmup_tokens(settings, constants))
     most = meeting_workspace(delta, settings, kernel, sms, forward_tokens(settings))
-    phases = 2 if settings.async_ else 1
     step = constants.pool_granularity
-    return warm, max(0, round_up(most * phases, step) - round_up(warm, step))
+    return warm, max(0, round_up(most * phases_of(settings), step) - round_up(warm, step))
 
 
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
@@ -558,8 +558,7 @@ class Turbomind(Engine):
         memory holds them in 32 bits while they are preprocessed, one request at a time.
         """
         pixels = model.pixel_bytes(units_per_forward)
-        phases = 2 if settings.async_ else 1
-        pinned = (pinned_buffers(model, settings) + pixels * phases) * settings.tp
+        pinned = (pinned_buffers(model, settings) + pixels * phases_of(settings)) * settings.tp
         pageable = self.constants.host_process + pixels * 3
         return HostMemory(pinned=pinned, pageable=pageable, available=None)
 
