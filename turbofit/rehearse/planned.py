@@ -32,9 +32,7 @@ _TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
     """The plan with what the engine did in its worst cases, on one group of GPUs.
 
-    Raises:
-        PackageError: LMDeploy, a C compiler or another package is missing.
-        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    Raises: as `plan_document`.
     """
     document = plan_document(plan, group, keep)
     versions = document["versions"]
@@ -66,13 +64,7 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
 
 
 def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
-    """The specification of a plan's rehearsal, for one of its groups of GPUs.
-
-    Args:
-        plan: what is rehearsed.
-        checkpoint: the model's folder.
-        group: which group.
-    """
+    """The specification of a rehearsal of one of a plan's groups of GPUs."""
     settings: dict[str, object] = {"dtype": plan.settings.dtype, "device_map": plan.device_map}
     environ: dict[str, str] = {}
     if plan.engine.of_lmdeploy:
@@ -92,7 +84,7 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
 def charged(plan: Plan, group: int = 0) -> Scenario:
     """The pretend machine of one group, charged with what a rehearsal cannot see.
 
-    That is taken from the plan's ledger: the CUDA context and libraries before the cache is sized,
+    The plan's ledger says how much: the CUDA context and libraries before the cache is sized,
     kernel modules and the holes of real pools after it.
     """
     adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
@@ -122,10 +114,7 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 
 
 def unanswered(plan: Plan, document: Document) -> End | None:
-    """What the plan promises and the engine that served did not take; None: it took all.
-
-    The plan itself refuses what is longer than its longest request.
-    """
+    """What the plan promises and the engine that served did not take; None: it took all."""
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = document["cache"].get("session_len")
     if taken is not None and taken < longest:

@@ -76,9 +76,8 @@ class Readings:
         cache: the cache as the engine cut it: ``free``, ``region``, ``object_size``, ``slab_size``,
             ``tokens``.
         cards: more of each card.
-        refused: of the allocation that ended it ``phase``, ``where``, ``asked``, ``left``,
-            ``missing``, ``gpu``, ``simulated``; None where none did.
-        phase, where, message: of any other end.
+        end: fields of an `End`, for where not all was served: ``out_of_memory`` where an allocation
+            was refused.
         pinned: page-locked host memory at most, by phase; nothing where no counter tells.
     """
 
@@ -86,10 +85,7 @@ class Readings:
     terms: list[dict[str, int]]
     cache: dict[str, Any]
     cards: list[dict[str, Any]]
-    refused: dict[str, Any] | None
-    phase: str
-    where: str
-    message: str = ""
+    end: dict[str, Any]
     pinned: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -101,8 +97,8 @@ def run_child(
     Args:
         spec: what to rehearse.
         folder: a new one.
-        environ: the engine's own variables.
-        path: folders in which its processes find modules first.
+        environ: variables of the engine's processes.
+        path: where they find modules first.
 
     Raises:
         KeyboardInterrupt: the child was told to end, as this process was.
@@ -137,11 +133,9 @@ def _environment(
 
 
 class InactivityTimer:
-    """Seconds since a value was last another one: on a busy machine a slow engine does not hang.
+    """Seconds since a value, such as a count of calls, was last another one.
 
-    Args:
-        look: gives the value now, such as a count of calls.
-        clock: seconds.
+    So on a busy machine a slow engine does not hang.
     """
 
     def __init__(
@@ -152,14 +146,12 @@ class InactivityTimer:
         self._started = self._changed = clock()
 
     def inactive(self) -> float:
-        """Seconds since the last change, or since the start where there was none."""
         now, value = self._clock(), self._look()
         if value != self._value:
             self._value, self._changed = value, now
         return now - self._changed
 
     def elapsed(self) -> float:
-        """Seconds since the start, whatever changed."""
         return self._clock() - self._started
 
 
@@ -187,13 +179,10 @@ class _Watch:
             self.stopped = "idle"
         if not self.stopped:
             return
-        for pid in {
-            notes.get("pid"),
-            *(process.pid for process in shared.processes if process.alive),
-        }:
+        alive = {process.pid for process in shared.processes if process.alive}
+        for pid in alive | ({notes["pid"]} if "pid" in notes else set()):
             with contextlib.suppress(OSError):
-                if pid:
-                    os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
 
 def _progress(folder: Path) -> tuple[int, ...]:

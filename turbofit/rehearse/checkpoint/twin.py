@@ -21,8 +21,6 @@ from typing import Any, Final
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model
-from turbofit.memory.engines import LMDEPLOY, engine_named
-from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.rehearse.checkpoint.kinds import (
     Entry,
@@ -41,11 +39,6 @@ from turbofit.rehearse.checkpoint.tokenizer import (
     write_tokenizer,
 )
 
-#: Source: lmdeploy nn/gated_delta.py `from fla.modules import`
-_DELTA_NETS: Final = (
-    "its gated delta nets run kernels of fla and TileLang under torch, which are compiled and tuned"
-    " on the card"
-)
 #: Why there is none, where LMDeploy runs the family. Of Llama 4 even Scout is 202 GiB of weights;
 #: each rank loads a layer's experts as one tensor, 16 x 5120 x 16384 values of 16 bits.
 _WHY_NONE: Final = {
@@ -69,7 +62,6 @@ class Twin:
     """What a header-only checkpoint is written from.
 
     Attributes:
-        model: its dims.
         decoder: the kind of its decoder.
         whole: the kind of the model around the decoder; None: the decoder is all.
         packing: awq (4 bits, groups of 128), fp8 (blocks of 128 x 128), mxfp4 (the experts of
@@ -178,10 +170,7 @@ def write_header(
 ) -> int:
     """Writes a safetensors file whose data is a hole; returns the data's bytes.
 
-    Args:
-        path: of the file.
-        entries: of its tensors.
-        stored: the numbers of those that hold a shape.
+    ``stored`` are the numbers of tensors that hold a shape.
 
     Raises:
         OSError: the file system has no files of this length.
@@ -221,13 +210,11 @@ def write_weights(entries: Iterable[Entry], folder: Path) -> None:
             room = _SHARD
         shards[-1].append(entry)
         room -= size
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        count = len(shards)
+    count, names = len(shards), ["model.safetensors"]
+    if count > 1:
         names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-        weight_map = {
-            entry[0]: name for name, shard in zip(names, shards, strict=True) for entry in shard
-        }
+        pairs = zip(names, shards, strict=True)
+        weight_map = {entry[0]: name for name, shard in pairs for entry in shard}
         index = json.dumps({"metadata": {}, "weight_map": weight_map})
         (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     for name, shard in zip(names, shards, strict=True):
@@ -263,10 +250,7 @@ def carries_limit(model: Model) -> bool:
 def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     """The model's own folder where its weights are on disk, else a twin made in ``folder``.
 
-    Args:
-        model: what is rehearsed.
-        folder: where a twin is made.
-        torch: the engine runs under torch, and nothing stands in for the kernels of delta nets.
+    ``torch``: the engine runs under torch, and nothing stands in for the kernels of delta nets.
 
     Raises:
         UsageError: there is no twin, or that engine cannot be followed with one.
@@ -275,20 +259,15 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     if model.source.kind in ("folder", "hub_cache") and any(checkpoint.glob("*.safetensors")):
         return checkpoint
     if torch and model.text.delta is not None:
+        # Source: lmdeploy nn/gated_delta.py `from fla.modules import`
         raise UsageError(
-            f"no stand-in checkpoint is made for {model.text.architecture}: {_DELTA_NETS}",
-            hint=_delta_hint(model),
+            f"no stand-in checkpoint is made for {model.text.architecture}: its gated delta nets"
+            " run kernels of fla and TileLang under torch, compiled and tuned on the card",
+            hint="turbofit rehearse --engine pytorch tries a plan of it, with"
+            " flash-linear-attention; --engine turbomind, where it runs the model, needs no such"
+            " kernels",
         )
     return write_model(twin_of(model), folder)
-
-
-def _delta_hint(model: Model) -> str:
-    """What runs the model on pretend GPUs."""
-    rehearsal = "turbofit rehearse --engine pytorch tries a plan of it, with flash-linear-attention"
-    for name in LMDEPLOY:
-        if engine_problem(model, name) is None and not engine_named(name).planned.on_torch:
-            return f"--engine {name} runs on pretend GPUs; {rehearsal}"
-    return rehearsal
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
