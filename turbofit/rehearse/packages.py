@@ -38,8 +38,7 @@ def needs(spec: Spec) -> dict[str, str]:
     """
     if "torch" not in _PACKAGES[spec.engine]:
         check_surface(engine_library(), build(site=cuda_site()))
-        return need_packages(spec.engine)
-    several = int(spec.settings.get("tp") or 1) > 1
+    several = spec.engine == "pytorch" and int(spec.settings.get("tp") or 1) > 1
     backend = spec.settings.get("distributed_executor_backend")
     return need_packages(spec.engine, ray=several and backend in (None, "ray"))
 
@@ -60,11 +59,7 @@ def engine_library() -> Path:
 
 
 def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
-    """The versions of what an engine runs.
-
-    Args:
-        engine: the engine's name.
-        ray: whether its workers are Ray's.
+    """The versions of what an engine runs, where ``ray`` with workers of Ray's.
 
     Raises:
         PackageError: something is missing, or torch is no CUDA build.
@@ -81,8 +76,7 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
             f"this Python's torch is no CUDA build, which rehearsing {engine} runs",
             hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",
         )
-    versions = {name: installed(name) for name in names}
-    return {name: version for name, version in versions.items() if version is not None}
+    return {name: version for name in names if (version := installed(name)) is not None}
 
 
 def need_kernels(text: TextDims) -> None:

@@ -116,8 +116,8 @@ def merged(below: JsonObject, above: JsonObject) -> JsonObject:
 def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
     """What expressions may name of a model.
 
-    A decoder's fields are as `TextDims` has them; those of latents and delta nets too, those of
-    experts as below. The tower's begin with ``v_``, the audio tower's with ``a_``.
+    A decoder's fields are as `TextDims` has them, with those of latents and delta nets. The tower's
+    begin with ``v_``, the audio tower's with ``a_``.
     """
     text, rule = model.text, model.image_rule
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
@@ -302,13 +302,9 @@ def _stacked(name: str, shape: tuple[int, ...], dtype: str, packing: str) -> Ite
 def rows_of(
     rows: list[Any], parts: Mapping[str, list[Any]], values: Values, packing: str
 ) -> Iterator[Entry]:
-    """The tensors of a list of rows.
+    """The tensors of a list of rows: strings, or blocks with rows of their own.
 
-    Args:
-        rows: strings, or blocks with rows of their own.
-        parts: what rows name.
-        values: of the model.
-        packing: how linear layers are stored; empty for 16 bits.
+    ``packing``: how linear layers are stored; empty for 16 bits.
     """
 
     def entries(rows: list[Any], at: str, layer: int) -> Iterator[Entry]:

@@ -1,7 +1,4 @@
-"""TurboMind in a rehearsal's child: starts the engine, and pushes the cases' requests into it.
-
-Memory is in the timeline, which the account writes.
-"""
+"""TurboMind in a rehearsal's child: starts the engine, and pushes the cases' requests into it."""
 
 from __future__ import annotations
 
@@ -113,12 +110,11 @@ def _run_case(
 
 @dataclass
 class Pending:
-    """A request that was pushed.
+    """A request that was pushed, of so many prompt tokens, its images' included.
 
     Attributes:
-        tokens: prompt tokens, image tokens included.
         done: set when the engine finished or refused it.
-        status: the engine's status code (7 finished, 11 out of memory, 6 too long).
+        status: the engine's, see ``_STATUS``.
         kept: what must stay alive until it is done.
     """
 

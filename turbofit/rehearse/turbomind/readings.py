@@ -111,11 +111,10 @@ def _ledger(ended: EndedRun) -> Ledger:
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
     """By line of the ledger: what a card held for it, or a case's executor pool at most."""
     pool, late = ledger.executor_pool(index), ledger.cards[index].late
-    terms = card_terms(ledger, index)
-    terms |= {name: late[site] for name, site in _SITES.items() if site in late}
-    if pool is not None:
-        terms |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
-    return terms
+    peaks = pool.live_peak if pool is not None else {}
+    sites = {name: late[site] for name, site in _SITES.items() if site in late}
+    pools = {case: peaks.get(f"case {case}", 0) for case in cases if pool is not None}
+    return card_terms(ledger, index) | sites | pools
 
 
 def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,12 +166,7 @@ def _states(slabs: list[tuple[int, int]], lines: Sequence[str]) -> tuple[StatePa
 
 
 def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
-    """What a card held when the engine was ready, by line of the ledger, as far as it came.
-
-    ``load_temporaries`` are those of weight preparation that are still held when free memory is
-    read, ``pool_warmup`` is the executor pool's high-water mark, and ``buffers`` are the persistent
-    ones that are made after the cache.
-    """
+    """What a card held when the engine was ready, by line of the ledger, as far as it came."""
     end = ledger.cards[index].end
     pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # the first of an owner
     terms = {}
