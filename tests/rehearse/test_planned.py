@@ -17,7 +17,7 @@ from turbofit.rehearse import planned as module
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
 from turbofit.rehearse.confirm import rehearse_plan
 from turbofit.rehearse.document import rehearse
-from turbofit.rehearse.planned import _counters, _lines, plan_spec, unanswered
+from turbofit.rehearse.planned import _lines, plan_spec, unanswered
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.turbomind.image_overlap import worst_cases
 
@@ -26,10 +26,11 @@ TRANSIENT = ("vision_request", "vision_forward", "text_prefill", "sampling")
 
 def differences(plan: Plan, document: dict[str, Any]) -> dict[str, int]:
     """Bytes that the engine took above the forecast, where its counters tell a line apart."""
+    ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
     return {
         name: counters[name] - sum(term.bytes for term in terms)
-        for gpu, counters in _counters(plan, document, 0)
-        for name, terms in _lines(gpu.ledger, counters).items()
+        for index, counters in zip(plan.parallel.groups[0], document["terms"], strict=True)
+        for name, terms in _lines(ledgers[index], counters).items()
     }
 
 

@@ -34,11 +34,7 @@ _KEPT_LINES: Final = 12
 
 
 def rehearse(spec: Spec, keep: Path | None = None) -> Document:
-    """Runs a rehearsal and returns its document.
-
-    Args:
-        spec: what to rehearse.
-        keep: where to leave timelines, notes and log; by default they are removed.
+    """Runs a rehearsal; ``keep`` is where to leave timelines, notes and log.
 
     Raises:
         PackageError: the engine, a package that it runs, or a C compiler is missing.
@@ -102,8 +98,7 @@ def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
 def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | None]:
     """What a child's end means: served, out_of_memory, hang or failed; and the end, if not served.
 
-    ``served`` means that every request came to an end: a prompt that the engine refuses shows in
-    its case's statuses.
+    ``served``: every request came to an end, of a prompt that the engine refuses too.
     """
     cases = ended.notes.get("cases", [])
     unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)

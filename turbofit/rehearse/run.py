@@ -31,8 +31,8 @@ KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _LOOK: Final = 0.5  # seconds
 #: How many times its limit a case may take as long as the engine works on it.
 LIMITS_WHILE_ACTIVE: Final = 5
-# TurboMind's line where nothing can be admitted; during warm-up it is printed for ever, by one rank
-# 36,000 times a second, by many ranks on few cores slowly.
+# TurboMind's line where nothing can be admitted; in a warm-up that lacks cache it is printed for
+# ever, by one rank 36,000 times a second, by many ranks on few cores slowly.
 _STUCK: Final = "out of memory at 0/"
 _STUCK_LINES: Final = 60
 _STUCK_LOOKS: Final = 2
@@ -48,7 +48,6 @@ class EndedRun:
     """A rehearsal that has ended.
 
     Attributes:
-        spec: what was rehearsed.
         ran: the run on the pretend machine.
         notes: what the child told.
         log: lines of its output and of the engine's log, the first and the last.
@@ -92,13 +91,9 @@ class Readings:
 def run_child(
     spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
 ) -> EndedRun:
-    """Runs a rehearsal's child, and all that it starts, to the end.
+    """Runs a rehearsal's child, and all that it starts, to the end, in a new folder.
 
-    Args:
-        spec: what to rehearse.
-        folder: a new one.
-        environ: variables of the engine's processes.
-        path: where they find modules first.
+    ``environ`` are variables of the engine's processes, which find modules first in ``path``.
 
     Raises:
         KeyboardInterrupt: the child was told to end, as this process was.
@@ -156,10 +151,7 @@ class InactivityTimer:
 
 
 class _Watch:
-    """Ends the machine's processes where they hang, and says so.
-
-    A child that allocates, or tells of itself, does not hang, however slow the machine is.
-    """
+    """Ends the machine's processes where they hang: where none allocates or tells anything."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.stopped = ""

@@ -44,13 +44,7 @@ class Decoder(Struct, forbid_unknown_fields=True):
 
 
 class Kind(Struct, forbid_unknown_fields=True):
-    """One file, its base filled in.
-
-    ``architectures`` (``for`` in the file) it stands for; ``names`` that expressions may use too;
-    ``rows`` and the ``parts`` that they name; of a model around a decoder ``decoder``,
-    ``decoder_parts`` in place of the decoder's own, ``decoder_rows`` after it, ``at`` the prefix of
-    the tower's ``rows`` and of ``more_rows``.
-    """
+    """One file, its base filled in; docs/adding.md says what each key is (``for`` in the file)."""
 
     source: str
     architectures: tuple[str, ...] = field(name="for", default=())

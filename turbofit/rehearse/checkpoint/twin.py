@@ -1,8 +1,7 @@
 """The header-only twin of a model that turbofit knows, from a preset or a hub's headers.
 
-It has what an engine needs to allocate, and no weights. Its files are as long as real ones and
-sparse: they take a few blocks of the disk, and a loader that maps them reads zeros.
-``python -m turbofit.rehearse.checkpoint.twin NAME FOLDER`` writes the twin of a preset.
+Its files are as long as real ones and sparse: they take a few blocks of the disk, and a loader that
+maps them reads zeros. ``python -m turbofit.rehearse.checkpoint.twin NAME FOLDER`` writes one.
 """
 
 from __future__ import annotations
@@ -75,12 +74,11 @@ class Twin:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What is the kind's own of it; None where the decoder is all."""
         return None if self.whole is None else self.whole.tokenizer
 
     @property
     def ids(self) -> dict[str, int]:
-        """Special tokens and their ids."""
+        """Ids of special tokens."""
         return special_tokens(self.model.text.vocab, self.tokenizer)
 
     @property
@@ -128,15 +126,14 @@ def config_of(twin: Twin) -> JsonObject:
     if whole is not None and whole.decoder is not None:
         template = merged(_nested(whole.decoder.config, template), whole.config)
         quantized = whole.decoder.quantized
-    packing: JsonObject = {}
-    if twin.packing:
-        packing = {"quantization_config": dict(common()["packings"][twin.packing])}
     quantization = twin.model.quantization
-    if quantization and quantization.method == "awq" and quantization.unconverted:
-        exempt = list(quantization.unconverted)
-        packing["quantization_config"]["modules_to_not_convert"] = exempt
-    config: JsonObject = config_from(merged(_nested(quantized, packing), template), twin.values)
-    if not twin.packing:
+    if quantization is not None:
+        packing = dict(common()["packings"][twin.packing])
+        if quantization.method == "awq" and quantization.unconverted:
+            packing["modules_to_not_convert"] = list(quantization.unconverted)
+        template = merged(_nested(quantized, {"quantization_config": packing}), template)
+    config: JsonObject = config_from(template, twin.values)
+    if quantization is None:
         config.pop("quantization_config", None)
     return config
 
@@ -149,7 +146,7 @@ def _nested(path: str, data: JsonObject) -> JsonObject:
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    """Yields name, safetensors type and shape of every tensor of a twin."""
+    """Name, safetensors type and shape of every tensor of a twin."""
     values, decoder, whole = twin.values, twin.decoder, twin.whole
     if whole is None or whole.decoder is None:
         yield from rows_of(decoder.rows, decoder.parts, values, twin.packing)
@@ -222,7 +219,7 @@ def write_weights(entries: Iterable[Entry], folder: Path) -> None:
 
 
 def write_model(twin: Twin, folder: Path) -> Path:
-    """Writes a twin's folder, which takes a few blocks of the disk; returns it."""
+    """Writes a twin's folder; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {"config.json": config_of(twin)}
     if twin.whole is not None:
