@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
+from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, Quantization, VisionDims
-from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.presets import load_yaml, merged, preset_path
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.weights import EngineConstants, vision_side, weight_classes
@@ -224,9 +225,9 @@ def torch_generations() -> tuple[TorchGeneration, ...]:
 
 
 def _read(key: str, type_: type[_Either]) -> Iterator[_Either]:
-    whole: dict[str, Any] = {}
+    whole: JsonObject = {}
     for entry in _file()[key]:
-        whole = _merged(whole, entry)
+        whole = merged({**whole, "source": {}}, entry)
         yield msgspec.convert(whole, type_, strict=False)
 
 
@@ -236,17 +237,8 @@ def legacy_constants() -> LegacyConstants:
     return msgspec.convert(values, LegacyConstants, strict=False)
 
 
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """``new`` over ``old``, one mapping inside another alike."""
-    whole = dict(old)
-    for key, value in new.items():
-        deep = isinstance(value, dict) and isinstance(whole.get(key), dict) and key != "source"
-        whole[key] = _merged(whole[key], value) if deep else value
-    return whole
-
-
 @cache
-def _file() -> dict[str, Any]:
+def _file() -> JsonObject:
     return load_yaml(preset_path("engines", "generations"))
 
 

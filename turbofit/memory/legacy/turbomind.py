@@ -104,17 +104,17 @@ class _Forward:
 
     Attributes:
         session_len: the longest sequence, as the engine cuts it to its cache.
-        buffer_session: the tokens of a sequence that buffers are made for: uncut where they come
-            first.
+        buffer_session: the longest that buffers are made for: uncut where they come first.
         buffer_tokens: tokens that the persistent buffers of a whole forward are made for.
-        tokens: the most tokens that one forward takes: all of its sequences lie in the cache.
-        context: the most tokens that one forward's sequences have together; those that share a
-            prefix count it each, up to ``max_context_token_num``: a session.
+        tokens: the most that one forward takes: all of its sequences lie in the cache.
+        context: the most that one forward's sequences have together; those that share a prefix
+            count it each, up to ``max_context_token_num``: a session.
         warmup_tokens: of the longest forward of the engine's own warm-up, 0 where it has none.
     """
 
     def __init__(self, account: LegacyAccount, cached: int) -> None:
         self._account, settings, rules = account, account.settings, account.generation
+        self._text, self._tp = account.model.text, settings.tp
         cached, session = max(1, cached), settings.session_len
         self.session_len = min(session, cached) if rules.cache.truncates_session else session
         self.buffer_session = session if rules.cache.after_buffers else self.session_len
@@ -133,45 +133,40 @@ class _Forward:
         longest = session if settings.enable_prefix_caching else self.session_len
         self.context = max(self.tokens, longest)
         most = self.buffer_tokens
-        lengths = (*legacy_constants().tuning_tokens, most)
-        if rules.warmup == "tuning":
-            lengths = legacy_constants().tuning_tokens
-        elif rules.warmup == "requests":
+        whole = () if rules.warmup in ("none", "tuning") else (most,)
+        lengths = () if rules.warmup == "none" else (*legacy_constants().tuning_tokens, *whole)
+        if rules.warmup == "requests":
             most = min(most, self.session_len)
         self.warmup_tokens = max((n for n in lengths if n <= most), default=0)
-        if rules.warmup == "none":
-            self.warmup_tokens = 0
 
     def pool(self, tokens: int, context: int) -> int:
         """The pool after a forward of so many tokens over so long contexts, one row sampled."""
         if tokens == 0:
             return 0
-        text, tp, account = self._account.model.text, self._account.settings.tp, self._account
+        text, tp, account = self._text, self._tp, self._account
         heads = text.heads // tp
         kv = kv_heads_held(text.kv_heads, tp) // tp
         flat = 2 * kv * (context + account.constants.kv_flatten_pad_tokens)
         attention = (tokens * (2 * heads + 2 * kv) + flat) * text.head_dim * HALF
         ffn = tokens * self._feed_forward() * HALF
-        sampling = _SAMPLING * lm_head_rows(text, tp)
+        size = attention + ffn
         if account.generation.aliased:
-            size = max(attention, ffn) + tokens * text.hidden * HALF + sampling
-        else:
-            size = attention + ffn + sampling
-        return round_up(size, PAGE)
+            size = max(attention, ffn) + tokens * text.hidden * HALF
+        return round_up(size + _SAMPLING * lm_head_rows(text, tp), PAGE)
 
     def batch(self, rows: int) -> int:
         """Beyond one row: what a batch of so many takes to sample and decode, never under.
 
         The split workspace of decoding grows with the batch in some generations.
         """
-        text, tp = self._account.model.text, self._account.settings.tp
+        text, tp = self._text, self._tp
         sampling = _SAMPLING * (rows - 1) * lm_head_rows(text, tp)
         splits = self._account.generation.buffers.split_rows
         return sampling + rows * splits * (text.heads // tp) * (text.head_dim + 2) * _FLOAT
 
     def _feed_forward(self) -> int:
         """Elements a token of gate and up together; experts count once for each chosen one."""
-        text, tp = self._account.model.text, self._account.settings.tp
+        text, tp = self._text, self._tp
         dense, moe = 2 * text.intermediate // tp, text.moe
         if moe is None:
             return dense
@@ -179,11 +174,10 @@ class _Forward:
         return max(dense, routed + 2 * moe.shared_intermediate // tp)
 
 
-def _buffers(
-    model: Model, settings: Settings, generation: Generation, forward: _Forward
-) -> Iterator[tuple[str, int, str]]:
+def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, int, str]]:
     """Persistent device buffers of one rank: (term, bytes, note)."""
-    text, rule, batch = model.text, generation.buffers, settings.max_batch_size
+    model, settings, rule = account.model, account.settings, account.generation.buffers
+    text, batch = model.text, settings.max_batch_size
     tokens, session_len = forward.buffer_tokens, forward.buffer_session
     vocab = round_up(text.vocab, settings.tp)
     heads = text.heads // settings.tp
@@ -286,8 +280,7 @@ class LegacyAccount(GroupAccount):
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank; a ratio of 1 or more counts blocks, or sessions.
 
-        Sessions are taken one by one as requests come: as many as the batch has, no more than the
-        entries.
+        Sessions are taken one by one as requests come: as the batch has, or as there are entries.
         """
         rule, free = self.generation.cache, max(0, self.free)
         if rule.objects:
@@ -357,10 +350,9 @@ class LegacyAccount(GroupAccount):
         )
 
     def _buffer_terms(self, forward: _Forward) -> list[Term]:
-        lines = _buffers(self.model, self.settings, self.generation, forward)
         return [
             term(name, "buffers", round_up(size, PAGE), "formula", note)
-            for name, size, note in lines
+            for name, size, note in _buffers(self, forward)
         ]
 
     def _first_request(self, forward: _Forward) -> Term:

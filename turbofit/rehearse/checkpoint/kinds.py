@@ -12,13 +12,12 @@ from functools import cache
 from math import prod
 from typing import Any, Final
 
-import msgspec
 from msgspec import field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, Quantization, TextDims
-from turbofit.core.presets import load_yaml, preset_path, presets_of
+from turbofit.core.presets import converted, load_yaml, merged, preset_path, presets_of
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
@@ -26,6 +25,7 @@ _DTYPE: Final = {"bfloat16": "BF16", "float16": "F16"}
 Values = Mapping[str, Any]
 #: Name, safetensors type and shape of a tensor.
 Entry = tuple[str, str, tuple[int, ...]]
+_ROOM: Final = "checkpoints"
 _GROUP: Final = 128
 #: Weights that share an exponent in mxfp4, and a scale in compressed-tensors.
 _MX_GROUP: Final = 32
@@ -71,37 +71,18 @@ def kinds() -> dict[str, Kind]:
     Raises:
         UsageError: a file is damaged.
     """
-    room = "checkpoints"
-    files = {name: load_yaml(preset_path(room, name)) for name in presets_of(room)}
     by_architecture: dict[str, Kind] = {}
-    for name in sorted(files):
-        try:
-            kind = msgspec.convert(_whole(name, files), Kind)
-        except (msgspec.ValidationError, KeyError) as error:
-            raise UsageError(
-                f"presets/checkpoints/{name}.yaml is damaged: {error}", hint="reinstall turbofit"
-            ) from None
+    for name in sorted(presets_of(_ROOM)):
+        kind = converted(_whole(name), Kind, preset_path(_ROOM, name))
         by_architecture |= dict.fromkeys(kind.architectures, kind)
     return by_architecture
 
 
-def _whole(name: str, files: Mapping[str, JsonObject]) -> JsonObject:
+@cache
+def _whole(name: str) -> JsonObject:
     """A file with its base's fields."""
-    data = dict(files[name])
-    base = data.get("base")
-    if base is None:
-        return data
-    return merged({**_whole(str(base), files), "for": []}, data)
-
-
-def merged(below: JsonObject, above: JsonObject) -> JsonObject:
-    """One mapping over another, mapping by mapping; lists and figures are the upper one's."""
-    mapping = dict(below)
-    for key, value in above.items():
-        old = mapping.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        mapping[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return mapping
+    data = load_yaml(preset_path(_ROOM, name))
+    return merged({**_whole(data["base"]), "for": []}, data) if "base" in data else data
 
 
 # ------------------------------------------------------------------------------- named values

@@ -20,6 +20,7 @@ from typing import Any, Final
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model
+from turbofit.core.presets import merged
 from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.rehearse.checkpoint.kinds import (
     Entry,
@@ -27,7 +28,6 @@ from turbofit.rehearse.checkpoint.kinds import (
     Values,
     config_from,
     kinds,
-    merged,
     rows_of,
     values_of,
 )
