@@ -47,7 +47,6 @@ class Notes:
         self.enter("ready")
 
     def enter(self, phase: str) -> None:
-        """Begins a phase, and notes the seconds since the child's start."""
         self.phase = phase
         self.data["seconds"][phase] = round(time.monotonic() - self._start, 3)
         self.begin(phase)

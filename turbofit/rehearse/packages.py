@@ -36,9 +36,10 @@ def needs(spec: Spec) -> dict[str, str]:
         PackageError: a package or a C compiler is missing, or TurboMind's library calls what
             nothing stands in for.
     """
-    if "torch" not in _PACKAGES[spec.engine]:
+    on_torch = "torch" in _PACKAGES[spec.engine]
+    if not on_torch:
         check_surface(engine_library(), build(site=cuda_site()))
-    several = spec.engine == "pytorch" and int(spec.settings.get("tp") or 1) > 1
+    several = on_torch and int(spec.settings.get("tp") or 1) > 1
     backend = spec.settings.get("distributed_executor_backend")
     return need_packages(spec.engine, ray=several and backend in (None, "ray"))
 
@@ -80,11 +81,7 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
 
 
 def need_kernels(text: TextDims) -> None:
-    """Kernels of gated delta nets, which LMDeploy requires and imports of such a model alone.
-
-    Raises:
-        PackageError: they are not there.
-    """
+    """Raises PackageError where kernels are missing that LMDeploy imports for gated delta nets."""
     if text.delta is not None and importlib.util.find_spec("fla") is None:
         raise PackageError(
             f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"

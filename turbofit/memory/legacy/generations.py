@@ -191,7 +191,8 @@ def torch_generation_of(version: str) -> TorchGeneration:
 
 def unread(engine: str, version: str, packed: Quantization) -> str | None:
     """Why a version of an engine does not read weights that are quantised so."""
-    known: Sequence[_Entry] = generations() if engine == "turbomind" else torch_generations()
+    of_engine = {"turbomind": generations, "pytorch": torch_generations}
+    known: Sequence[_Entry] = of_engine[engine]()
     if _nearest(version, known).reads(packed):
         return None
     came = next((entry.first for entry in known if entry.reads(packed)), None)

@@ -239,11 +239,6 @@ def write_model(twin: Twin, folder: Path) -> Path:
     return folder
 
 
-def carries_limit(model: Model) -> bool:
-    """Whether a stand-in checkpoint is written with the limit of the model's image rule."""
-    return model.vision is not None and model.vision.kind in ("internvit", "moonvit")
-
-
 def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     """The model's own folder where its weights are on disk, else a twin made in ``folder``.
 

@@ -33,7 +33,7 @@ def start(folder: str) -> None:
 
 
 class Phases:
-    """The child's side: names phases, and waits until all processes have begun the phase."""
+    """The child's side: names phases, and waits until all processes have begun them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -42,7 +42,6 @@ class Phases:
         self._write("import")
 
     def enter(self, name: str) -> None:
-        """Begins a phase in every process that has a CUDA context."""
         self._number += 1
         self._write(" ".join(name.split()))
         until = time.monotonic() + _PATIENCE

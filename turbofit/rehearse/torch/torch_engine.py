@@ -90,7 +90,7 @@ def _mark_start(notes: Notes) -> None:
 
 
 def _longest(engine: Any) -> int:
-    """Tokens that prompt and answer may have: the server's limit and what the cache holds."""
+    """Tokens of prompt and answer within the server's limit and the cache."""
     return int(min(engine.session_len, engine.engine.max_session_len))
 
 

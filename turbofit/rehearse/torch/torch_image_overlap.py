@@ -15,7 +15,6 @@ from turbofit.core.plan import Plan
 from turbofit.memory.account import vision_load_within
 from turbofit.memory.pytorch.cache import engine_bound
 from turbofit.rehearse import mixes
-from turbofit.rehearse.checkpoint.twin import carries_limit
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest
 
@@ -60,10 +59,11 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
 
 def limited(plan: Plan) -> Model:
     """The model with the planned limit as its own, where its stand-in is written with it."""
-    rule, limit = plan.model.image_rule, plan.limits.image_limit
-    if rule is None or limit is None or not carries_limit(plan.model):
-        return plan.model
-    return replace(plan.model, image_rule=rule.with_limit(limit))
+    model, limit = plan.model, plan.limits.image_limit
+    carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
+    if model.image_rule is None or limit is None or not carries:
+        return model
+    return replace(model, image_rule=model.image_rule.with_limit(limit))
 
 
 def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
@@ -72,10 +72,9 @@ def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
     Raises:
         UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
     """
-    checkpoint_limit = rule.checkpoint_limit
-    if limit is not None and limit > checkpoint_limit:
+    if limit is not None and limit > rule.checkpoint_limit:
         raise UsageError(
-            f"{rule.limit_option} {limit} is above the checkpoint's own {checkpoint_limit}",
+            f"{rule.limit_option} {limit} is above the checkpoint's own {rule.checkpoint_limit}",
             hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
         )
     return rule.worst_size(limit)

@@ -65,7 +65,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
 
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
-    """Waits until no thread calls CUDA any more; False where one does not stop."""
+    """Waits until no thread calls CUDA; False where one does not stop."""
     timer = InactivityTimer(account.calls)
     while timer.inactive() < seconds:
         if timer.elapsed() > limit:
@@ -126,7 +126,7 @@ class Pending:
 
 @lru_cache(maxsize=64)
 def _pixels(shape: tuple[int, ...], dtype: str) -> Any:
-    """Pixels without values, shared by all images of a shape; untouched memory costs no RAM."""
+    """Pixels without values, shared by all of a shape; untouched memory costs no RAM."""
     import torch
 
     return torch.empty(shape, dtype=getattr(torch, dtype))

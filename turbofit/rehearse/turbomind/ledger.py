@@ -136,11 +136,11 @@ class Ledger:
                 self.deaths.append(self._death(event))
 
     def executor_pool(self, index: int) -> Pool | None:
-        """The pool from which all activations of a card come; None before its engine started."""
+        """The pool of all activations of a card; None before its engine started."""
         return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
 
     def of_card(self, index: int) -> list[Pool]:
-        """The pools of a card, in the order in which they were made."""
+        """In the order in which they were made."""
         return [pool for pool in self.pools.values() if pool.device == index]
 
     def pinned(self) -> dict[str, int]:
