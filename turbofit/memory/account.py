@@ -30,7 +30,7 @@ from turbofit.core.units import round_up
 
 
 class VisionLoad(Struct):
-    """Units (tiles or patches) that the peak must pay for; ``tokens_per_request`` are images'.
+    """Units (tiles or patches) that the peak must pay for, and a request's image tokens.
 
     ``units_per_forward`` is None for the engine's own bound.
     """

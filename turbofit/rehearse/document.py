@@ -118,7 +118,7 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
 
 
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
-    """The phases in order, of ``peak`` and ``held`` by card: in use at most, and at the end."""
+    """The phases in order, from each card's ``peak`` and ``held``, with what was charged to it."""
     order, lanes = max(phases, key=len, default={}), []  # all cards pass through the same ones
     for spans, gpu in zip(phases, gpus, strict=True):
         base, in_use, lane = gpu.used, 0, []

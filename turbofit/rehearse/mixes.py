@@ -95,9 +95,9 @@ class PromptMaker:
         return prompts
 
     def request(self, units: int, context: int, room: int) -> Prompt | None:
-        """A request, within units and tokens (``context``), of images that all meet in one forward.
+        """A request of at most so many units and ``context`` tokens, met whole in one forward.
 
-        Of the ``room`` in tokens that the forward has left the last image needs one.
+        ``room``: tokens that the forward has left, of which the last image needs one.
         """
         images: list[Image] = []
         context -= self.lead + self.rest
@@ -161,9 +161,9 @@ def cases_of(
 
     ``vision_request``: one request with as many images as it may have. ``vision_forward``: the
     images, equal or not, that bring most units into one forward, of what the gateway lets through
-    at once. These come as ``images``. ``text_prefill``: the longest prompt. ``sampling``: a full
-    batch with ``top_k=0``. An engine that serves one request at a time has the first and the third.
-    Each request generates ``new`` tokens.
+    at once. (``images`` has both.) ``text_prefill``: the longest prompt. ``sampling``: a full batch
+    with ``top_k=0``. An engine that serves one request at a time has the first and the third. Each
+    request generates ``new`` tokens.
     """
     cases = {**images, "text_prefill": [RehearsalRequest(longest, max_new_tokens=new)]}
     if plan.engine.of_lmdeploy:

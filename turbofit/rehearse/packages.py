@@ -60,7 +60,7 @@ def engine_library() -> Path:
 
 
 def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
-    """The versions of what an engine runs, where ``ray`` with workers of Ray's.
+    """The versions of what an engine runs; ``ray``: its workers are Ray's.
 
     Raises:
         PackageError: something is missing, or torch is no CUDA build.

@@ -280,7 +280,7 @@ class LegacyAccount(GroupAccount):
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank; a ratio of 1 or more counts blocks, or sessions.
 
-        Sessions are taken one by one as requests come: as the batch has, or as there are entries.
+        Sessions are taken as requests come: as many as the batch has, no more than the entries.
         """
         rule, free = self.generation.cache, max(0, self.free)
         if rule.objects:

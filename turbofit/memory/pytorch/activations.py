@@ -88,9 +88,9 @@ def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
 
 
 class Prefill(Struct):
-    """``tokens`` of at most so many ``sequences``, the ``context`` they see, vision ``units``.
+    """One prefill: ``tokens`` of ``sequences``, the ``context`` that they see, vision ``units``.
 
-    The pixels of ``next_units`` are sent to the card meanwhile, for the forward after it.
+    The engine sends the pixels of ``next_units`` to the card meanwhile, for the next forward.
     """
 
     tokens: int
@@ -189,7 +189,7 @@ class Activations:
         return _UNFUSED * moe.experts_per_token * self.expert
 
     def _mlp_elements(self) -> int:
-        """Of a token in a layer's MLP: gate and up, and the hidden states alive.
+        """Elements of a token in a layer's MLP: gate and up, and the hidden states alive.
 
         A shared expert runs after those that are chosen, beside their sum.
         """
@@ -204,7 +204,7 @@ class Activations:
         return int(width + copies * text.hidden + self._token_elements())
 
     def _token_elements(self) -> int:
-        """Of a token beside its hidden states: rotary tables, positions and metadata.
+        """Elements of a token beside its hidden states: rotary tables, positions and metadata.
 
         Fourier position encoding has two tables a KV head.
         Source: lmdeploy nn/rotary_embedding.py::FopeRotaryEmbedding.forward #55d2a5
@@ -214,7 +214,7 @@ class Activations:
         return self.constants.token_elements + 2 * heads * text.head_dim
 
     def _moe_elements(self) -> int:
-        """Of a token among a layer's experts, with the sum of their outputs; 0 without."""
+        """Elements of a token among a layer's experts, with the sum of their outputs; 0 without."""
         text, moe, constants = self.text, self.text.moe, self.constants
         if moe is None:
             return 0
@@ -226,7 +226,7 @@ class Activations:
         return int(routed + copies * text.hidden + self._token_elements())
 
     def _latent_elements(self, mla: MlaDims, more: int = 0) -> int:
-        """Of a token in attention to latents, with so many more a head.
+        """Elements of a token in attention to latents, with so many more a head.
 
         Queries of the latent's and the position's channels, the latter turned too, the output in
         the latent's channels and then in the values'.
@@ -253,7 +253,7 @@ class Activations:
         return (tokens + 2 * kv * forward.context) * HALF
 
     def _attention_elements(self) -> int:
-        """Of a token in a layer's attention, without keys and values of others."""
+        """Elements of a token in a layer's attention, without keys and values of others."""
         text, constants = self.text, self.constants
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim

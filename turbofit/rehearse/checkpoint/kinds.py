@@ -44,7 +44,7 @@ class Decoder(Struct, forbid_unknown_fields=True):
 
 
 class Kind(Struct, forbid_unknown_fields=True):
-    """One file, its base filled in; docs/adding.md says what each key is (``for`` in the file)."""
+    """One file, its base filled in; docs/adding.md says what each key is."""
 
     source: str
     architectures: tuple[str, ...] = field(name="for", default=())

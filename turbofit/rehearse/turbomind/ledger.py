@@ -25,7 +25,7 @@ _OWNERS = {"ModelExecutor": "executor", "Engine": "engine thread", "TurboMind": 
 
 
 class CallSites:
-    """Turns traces, innermost first, into names; ``name`` tells the engine's function, or ``?``."""
+    """Turns traces, innermost first, into names; ``name`` is of a function, or ``?``."""
 
     def __init__(self, name: Callable[[int], str]) -> None:
         self._name = cache(name)
@@ -140,7 +140,7 @@ class Ledger:
         return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
 
     def of_card(self, index: int) -> list[Pool]:
-        """In the order in which they were made."""
+        """A card's pools, in the order in which they were made."""
         return [pool for pool in self.pools.values() if pool.device == index]
 
     def pinned(self) -> dict[str, int]:
@@ -213,7 +213,7 @@ class Ledger:
             self.pools[block.pool].live -= block.size
 
     def _death(self, event: Event) -> dict[str, Any]:
-        """Of a refused allocation what an `End` has; where the scenario let it fail none lacked."""
+        """A refused allocation as an `End` has it; where the scenario let it fail none lacked."""
         device, _, _, size, left, last = (event.number(i) for i in range(6))
         simulated = last if event.tag == "E" else None
         return {
