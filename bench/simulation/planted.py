@@ -39,7 +39,7 @@ _START, _LEASES = "launch/run.py", "launch/serve/leases.py"
 BUGS = (
     # Who is let in, and what is held of engines.
     Bug("units are never given back", _ADMISSION,
-        "        self.engine.gate.end(self.cost)\n", ""),
+        "        self.engine.gate.end(self._share)\n", ""),
     Bug("units are not taken", "gateway/limits/gate.py",
         "        self.counted += share.units\n", ""),
     Bug("room is given back twice", _ADMISSION,

@@ -22,7 +22,7 @@ from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine, prefixes_of
 from turbofit.gateway.routing.health import Monitor, healthy
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.routing.engines import Chooser, Outage
+    from turbofit.gateway.routing.engines import Outage
 
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
@@ -101,7 +101,6 @@ class Gateway(AsgiApp):
             self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
             self._bodies, self.metrics,
         )  # fmt: skip
-        self._affinity = Affinity() if config.prefix_affinity else None
 
     @property
     def engines(self) -> tuple[RoutedEngine, ...]:
@@ -160,12 +159,13 @@ class Gateway(AsgiApp):
         await self._bodies.take(request, receive)
         with while_connected(receive, request):
             try:
-                choose = await self._prepare(request, route) if route.method == "POST" else None
+                if route.method == "POST":
+                    await self._prepare(request, route)
                 if request.prepared.lowered:
                     lowered = ", ".join(request.prepared.lowered)[:1024]
                     request.out.append((b"x-turbofit-limited", lowered.encode("ascii", "replace")))
                     _LOG.debug("request %s is lowered: %s", request.id, lowered)
-                await self._forwarder.forward(request, choose, send)
+                await self._forwarder.forward(request, send)
             finally:
                 self._bodies.forget(request)
 
@@ -176,8 +176,8 @@ class Gateway(AsgiApp):
         words = limits_in_words(self.bounds) + self.config.defaults.words
         return dict.fromkeys(list(self.config.names)[:1], words)
 
-    async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
-        """The body as it goes on, and how to choose an engine for it."""
+    async def _prepare(self, request: RequestContext, route: Route) -> None:
+        """The body as it goes on, and what it costs."""
         prepared = Preparation(self.bounds, route.kind, request.body, self.config.defaults)
         hold_name(self.config.names, prepared.parsed.body)
         most = self.bounds.limits.bytes_per_image
@@ -203,9 +203,8 @@ class Gateway(AsgiApp):
             await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)
         request.body, request.prepared = prepared.finish()
-        if self._affinity is None or len(self.fleet) == 1:
-            return None
-        return self._affinity.chooser(prepared.parsed.body)
+        if self.config.prefix_affinity and len(self.fleet) > 1:
+            request.prefixes = prefixes_of(prepared.parsed.body)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
         """Count what was fetched for a request, or resized, as bytes of its body."""

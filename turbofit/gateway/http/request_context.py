@@ -12,6 +12,8 @@ from turbofit.gateway.http.connections import address_of, request_id
 from turbofit.gateway.http.prepare import PreparedBody
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.json_types import Document
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
@@ -68,6 +70,8 @@ class RequestContext:
         self.shows_page = False
         self.route: Route | None = None
         self.prepared = _EMPTY
+        #: Hashes of its beginnings, where engines keep these in their caches.
+        self.prefixes: Sequence[bytes] = ()
         self.engine: RoutedEngine | None = None
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import RequestContext, Send
     from turbofit.gateway.routing.admission import Admission, Place
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Chooser, EngineDeath, Fleet, RoutedEngine
+    from turbofit.gateway.routing.engines import EngineDeath, Fleet, RoutedEngine
     from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.upstream import Upstream
 
@@ -349,7 +348,7 @@ class RequestForwarder:
     bodies: Bodies
     metrics: Metrics
 
-    async def forward(self, request: RequestContext, choose: Chooser | None, send: Send) -> None:
+    async def forward(self, request: RequestContext, send: Send) -> None:
         """Wait for room, send the request to an engine, and pass the answer on.
 
         Raises:
@@ -361,7 +360,7 @@ class RequestForwarder:
             key = self.deny_list.file.key
             present.fingerprint = fingerprint(key, request.route.path, request.body)
         for _ in range(_MOST_ENGINES):
-            place = await self._take(request, present, choose)
+            place = await self._take(request, present)
             engine = request.engine = place.engine
             request.outcome = exchange = Exchange(self, request, present, place, send)
             try:
@@ -374,9 +373,7 @@ class RequestForwarder:
                 await _concluded(self.deny_list.nothing_listens(engine) if exc.ended else None)
         raise self.fleet.dead()
 
-    async def _take(
-        self, request: RequestContext, present: Present, choose: Chooser | None
-    ) -> Place:
+    async def _take(self, request: RequestContext, present: Present) -> Place:
         """A place at an engine, beside others, or in a suspect's turn.
 
         Raises:
@@ -384,8 +381,8 @@ class RequestForwarder:
         """
         while True:
             turn = await self.deny_list.turn(present)
-            cost = copy(request.prepared.cost)  # an object of its own for each place
-            place = await self.admission.admit(request.who, cost, choose, turn)
+            cost, prefixes = request.prepared.cost, request.prefixes
+            place = await self.admission.admit(request.who, cost, turn, prefixes)
             try:
                 # Much may have become known while it waited.
                 now = await self.deny_list.turn(present)
