@@ -431,11 +431,11 @@ async def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back(
         return True
 
     engine = RoutedEngine(0, "http://engine")
-    async with watching([engine], probe) as (monitor, _):
+    async with watching([engine], probe):
         await asked.wait()
         engine.note_death()
         answer.set()
-        await auntil(lambda: not monitor._asking, "the answer")
+        await virtual_time.settled()
         assert engine.answered is False
 
 
