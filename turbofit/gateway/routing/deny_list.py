@@ -252,7 +252,6 @@ class DenyList:
         self.keep()
 
     def _take_back(self, death: EngineDeath) -> None:
-        """A death had another cause."""
         self._deaths = tuple(other for other in self._deaths if other is not death)
         for name in death.refused:
             self._forget(name)
@@ -260,7 +259,6 @@ class DenyList:
         self.keep()
 
     def _forget(self, name: str) -> None:
-        """A person has pardoned it."""
         for death in self._deaths:
             death.accused.pop(name, None)
             for fingerprint, client in tuple(death.suspects.items()):

@@ -65,10 +65,7 @@ _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
 class Exchange(ForwardOutcome):
-    """One request sent to one engine, and its answer passed on.
-
-    ``heard_at``: when a byte of the answer last came. Its place is given back at the end.
-    """
+    """One request sent to one engine, and its answer passed on; an `engines.InFlight`."""
 
     def __init__(
         self,
@@ -90,13 +87,7 @@ class Exchange(ForwardOutcome):
         self._stuck = self._failed = False
 
     async def run(self) -> None:
-        """Send the request and pass the answer on.
-
-        Raises:
-            Unreachable: the request was never sent.
-            Refusal: the engine broke off, or was taken out, before anything was passed on; or its
-                answer in one piece is larger than the gateway holds.
-        """
+        """Send the request and pass the answer on; `Unreachable` where it was never sent."""
         engine, left = self._engine, False
         engine.in_flight[self] = None
         self.present.sent_at, self.present.begun = self.heard_at, False
@@ -125,7 +116,7 @@ class Exchange(ForwardOutcome):
             self._leave(left)
 
     def _leave(self, left: bool) -> None:
-        """Give the place back, and tell who watches the engine what was seen of it."""
+        """Give the place back, and tell the monitor what was seen of the engine."""
         engine, by = self._engine, self._by
         # A connection may break while the engine lives, and goes on with the request.
         goes_on = self._stuck or (not self.present.begun and (left or self.broken))
@@ -140,17 +131,13 @@ class Exchange(ForwardOutcome):
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def abort(self, *, stuck: bool = False) -> None:
-        """The engine was given up, or is stuck in this request: stop waiting for it.
-
-        Where it broke off, the client is being told so already.
-        """
+        """The engine was given up, or is stuck in this request: stop waiting for it."""
         if self._task is not None and not self.broken:
             self._aborted, self._stuck = True, stuck
             self._note_break()
             self._task.cancel()
 
     def _note_break(self) -> None:
-        """The engine broke off."""
         if self.broken:
             return
         self.broken = True
@@ -161,7 +148,6 @@ class Exchange(ForwardOutcome):
         self._engine.in_flight.pop(self, None)
 
     def _hear(self) -> None:
-        """A byte came."""
         self._engine.heard()
         self.heard_at = self._engine.last_byte
 
@@ -202,11 +188,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _take(self, events: bytes, kind: str) -> None:
-        """Pass whole events on; none where only a part of one came.
-
-        Raises:
-            Died: the engine's server says that the engine's loop has ended.
-        """
+        """Pass whole events on; none where only a part of one came."""
         end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
         if end is not None:
             events = events[: end.start()]
@@ -230,7 +212,6 @@ class Exchange(ForwardOutcome):
         return Died("the engine's loop has ended")
 
     def _note_events(self, events: bytes) -> None:
-        """Note what events say of the engine: when it was heard, whether it answers or failed."""
         if self.first_byte is not None:
             self._hear()
             return
@@ -259,18 +240,14 @@ class Exchange(ForwardOutcome):
             self._place.end_turn()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """An answer in one piece, kept back until it is whole.
-
-        Raises:
-            Refusal: 422 where it is too large; clients would try again after a 5xx. 400 where the
-                engine lacks an option.
-        """
+        """An answer in one piece, kept back until it is whole."""
         data = bytearray()
         while chunk := await response.content.readany():
             data += chunk
             self.present.begun = True
             self._hear()
             if len(data) > _LARGEST_ANSWER:
+                # 422: clients would try again after a 5xx.
                 raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
         if response.status == 503 and _UNAVAILABLE in data:
             self.present.begun = False
@@ -341,19 +318,13 @@ class RequestForwarder:
     fleet: Fleet
     admission: Admission
     upstream: Upstream
-    #: Told of failures.
     monitor: Monitor
     deny_list: DenyList
-    #: Counts the bodies that were not sent yet.
     bodies: Bodies
     metrics: Metrics
 
     async def forward(self, request: RequestContext, send: Send) -> None:
-        """Wait for room, send the request to an engine, and pass the answer on.
-
-        Raises:
-            Refusal: no room, no engine, its engine ended, or it is refused.
-        """
+        """Wait for room, send the request to an engine, and pass the answer on; or a `Refusal`."""
         assert request.route is not None
         present = Present(request.who)
         if request.body:
@@ -374,14 +345,10 @@ class RequestForwarder:
         raise self.fleet.dead()
 
     async def _take(self, request: RequestContext, present: Present) -> Place:
-        """A place at an engine, beside others, or in a suspect's turn.
-
-        Raises:
-            Refusal: no room, no engine, or it is refused.
-        """
+        """A place at an engine, beside others, or in a suspect's turn."""
+        cost, prefixes = request.prepared.cost, request.prefixes
         while True:
             turn = await self.deny_list.turn(present)
-            cost, prefixes = request.prepared.cost, request.prefixes
             place = await self.admission.admit(request.who, cost, turn, prefixes)
             try:
                 # Much may have become known while it waited.
@@ -402,13 +369,11 @@ class RequestForwarder:
 
 
 async def _concluded(death: EngineDeath | None) -> None:
-    """Wait until all that were at a death are suspected."""
     if death is not None and death.concluding is not None:
         await death.concluding
 
 
 async def _until_others_have_begun(engine: RoutedEngine) -> None:
-    """Wait until each request that an engine has answers: it gets no others meanwhile."""
     until = time.monotonic() + _LONGEST_WAIT
     while time.monotonic() < until and any(
         not exchange.present.begun for exchange in engine.in_flight
