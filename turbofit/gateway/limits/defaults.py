@@ -6,12 +6,11 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-from pydantic import Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.synonyms import meant
-from turbofit.core.validation import Metavar, Validated, parsed
+from turbofit.core.validation import Metavar, parsed
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.parameters import (
     ANSWER_LENGTHS,
@@ -19,7 +18,7 @@ from turbofit.gateway.limits.parameters import (
     RULES,
     TEMPLATE_ARGUMENTS,
 )
-from turbofit.gateway.limits.rules import IntegerRule, Number, Scope
+from turbofit.gateway.limits.rules import Scope
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
@@ -30,27 +29,7 @@ _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
 #: Bytes of the template's arguments, which stand in every request; fewer than any request may have.
 _LARGEST_ARGUMENTS: Final = 16 << 10
 _NO_RANGE: Final = Scope()
-
-
-def _range(name: str) -> Any:
-    """The range in which an engine survives a parameter, from the chat route's rule."""
-    rule = RULES["chat"][name]
-    assert isinstance(rule, (Number, IntegerRule))
-    assert not isinstance(rule.most, str)
-    if isinstance(rule, Number) and rule.above:
-        return Field(gt=rule.least, le=rule.most)
-    return Field(ge=rule.least, le=rule.most)
-
-
-class SamplingDefaults(Validated):
-    """Parameters of a request that have a default; the ranges are the chat route's."""
-
-    temperature: Annotated[float, _range("temperature")] | None = None
-    top_p: Annotated[float, _range("top_p")] | None = None
-    top_k: Annotated[int, _range("top_k")] | None = None
-    min_p: Annotated[float, _range("min_p")] | None = None
-    repetition_penalty: Annotated[float, _range("repetition_penalty")] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
 
 
 def _object(text: str, name: str) -> dict[str, Any]:
@@ -67,13 +46,17 @@ def _object(text: str, name: str) -> dict[str, Any]:
 
 
 def _sampling(text: str, name: str) -> dict[str, Any]:
-    values, known = _object(text, name), SamplingDefaults.model_fields
-    for unknown in values.keys() - known:
-        raise UsageError(f"{name} has no {unknown[:60]!r}", hint=meant(unknown, known))
-    try:
-        return SamplingDefaults.of(**values).given()
-    except UsageError as exc:
-        raise UsageError(f"{name}: {exc.message}", hint=exc.hint) from None
+    values = {field: value for field, value in _object(text, name).items() if value is not None}
+    for field, value in values.items():
+        if field not in _SAMPLING:
+            raise UsageError(f"{name} has no {field[:60]!r}", hint=meant(field, _SAMPLING))
+        try:
+            held = RULES["chat"][field].hold(field, value, _NO_RANGE)
+        except Refusal as refusal:
+            raise UsageError(f"{name}: {refusal.message}", hint="change or leave it out") from None
+        if held != value:
+            raise UsageError(f"{name}: an engine takes no {field} {value}", hint=f"write {held}")
+    return values
 
 
 def _arguments(text: str, name: str) -> dict[str, Any]:
@@ -104,24 +87,20 @@ JsonArguments = Annotated[dict[str, Any], parsed(_arguments), Metavar("JSON")]
 
 
 class Defaults(Struct):
-    """Defaults for requests: arguments of the chat ``template``, and parameters of ``sampling``.
-
-    A route gets a default where LMDeploy's request model has the field and takes the value.
-    """
+    """Arguments of the chat ``template``, and parameters of ``sampling``."""
 
     template: dict[str, Any] = msgspec.field(default_factory=dict)
     sampling: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def words(self) -> list[str]:
-        """One line for people, or none."""
         parts = [f"{name} {value}" for name, value in self.sampling.items()]
         if self.template:
             parts.append(f"{_TEMPLATE} {json.dumps(self.template)}")
         return [f"where a request does not say otherwise: {', '.join(parts)}"] if parts else []
 
     def complete(self, kind: str, body: JsonObject) -> None:
-        """Add each default to a body that does not give it; null gives nothing."""
+        """Add each default that a body does not give, and its route takes; null gives nothing."""
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():
             names = ANSWER_LENGTHS.get(kind, ()) if name == "max_tokens" else (name,)
@@ -136,7 +115,6 @@ class Defaults(Struct):
 
 
 def _takes(kind: str, name: str, value: Any) -> bool:
-    """Whether a route has the field, and takes the value."""
     rule = RULES.get(kind, {}).get(name)
     try:
         return rule is not None and rule.hold(name, value, _NO_RANGE) is not None

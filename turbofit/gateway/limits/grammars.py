@@ -58,9 +58,6 @@ def check_format(body: JsonObject) -> list[str]:
 
     Returns:
         What was left out, as ``maxLength=200->none``.
-
-    Raises:
-        Refusal: it costs too much all the same.
     """
     changes: list[str] = []
     for name in ("response_format", "text"):
@@ -86,11 +83,7 @@ def check_tools(tools: Any) -> list[str]:
 
 
 def grammar_seconds(name: str, value: Any) -> float:
-    """What compiling all schemas and patterns inside would cost, in seconds of one core.
-
-    Raises:
-        Refusal: nested too deep, or a pattern too long.
-    """
+    """What compiling all schemas and patterns inside would cost, in seconds of one core."""
     seconds = _BASE
     for schema in _objects(name, value):
         properties, required = schema.get("properties"), schema.get("required")
@@ -167,7 +160,7 @@ def pattern_weight(pattern: str, most: int) -> tuple[int, int]:
 
     A letter weighs 1; a class, which many tokens match, 16; ``.`` and other classes that nearly all
     tokens match, 160. Loops are ``?``, ``*`` and ``+``. Over for alternatives, of which only one is
-    matched. It reads the syntax no further: who compiles it finds what is wrong in it.
+    matched.
     """
     outer: list[tuple[int, int]] = []
     size = last = loops = last_loops = index = 0
@@ -213,7 +206,4 @@ def _atom(pattern: str, index: int) -> tuple[int, int]:
 
 
 def _number(digits: str, most: int) -> int:
-    """A count; one with many digits is more than any limit."""
-    if len(digits) > len(str(most)):
-        return most + 1
-    return int(digits) if digits else 0
+    return most + 1 if len(digits) > len(str(most)) else int(digits or 0)

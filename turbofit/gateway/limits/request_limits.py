@@ -54,13 +54,10 @@ class Bounds(Struct):
 
     ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
     ``gate`` are the units that one engine's forward may have, None where the plan paid for the
-    engine's own bound; ``kv`` is its cache then: what is evicted there is encoded again, see
-    `gate.Gate`.
-    ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
-    ``watches``: the engine and its model take videos, each in the place of an image. ``default`` is
-    the limit of an image without parameters, None where it follows from ``overlay``. ``heeds``:
-    whether the engine reads the parameters of a request's images at all. ``engines`` and
-    ``vocabulary`` (rows of the embedding, 0 where it is not known) decide what `parameters` may be.
+    engine's own bound; ``kv`` is its cache then, see `gate.Gate`. ``bytes_per_unit`` are bytes of
+    host memory while one unit is preprocessed. ``watches``: the engine and its model take videos,
+    each in the place of an image. ``heeds``: whether the engine reads the parameters of a request's
+    images at all. ``vocabulary`` are rows of the embedding, 0 where that is not known.
     """
 
     rule: AnyImageRule | None
@@ -71,8 +68,7 @@ class Bounds(Struct):
     kv: KvCache = KvCache()
     bytes_per_unit: int = 0
     watches: bool = False
-    default: int | None = None
-    engines: tuple[str, ...] = ("turbomind",)
+    engine: str = "turbomind"
     vocabulary: int = 0
     heeds: bool = True
 
@@ -91,8 +87,8 @@ class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
 
     ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``.
-    ``text_tokens`` stand between the frames of a video, beside its ``tokens``. ``resize`` is the
-    width and height that the picture itself must be given, since no parameter can hold it.
+    ``text_tokens`` stand between the frames of a video, beside its ``tokens``. ``resize``: the
+    sides that the picture itself must be given, since no parameter can hold it.
     """
 
     knobs: dict[str, int]
@@ -107,9 +103,8 @@ class LimitedImage(Struct):
 class RequestedImage(Struct):
     """An image of a request: its size in pixels, and what the client asks beside it.
 
-    Of its ``options`` only `KNOBS` are looked at. ``carries``: whether its place in the request can
-    carry parameters. ``by_request``: whether the request itself can carry pixel bounds, for all its
-    images together.
+    ``carries``: whether its place in the request can carry parameters. ``by_request``: whether the
+    request itself can carry pixel bounds, for all its images together.
     """
 
     size: tuple[int, int]
@@ -131,7 +126,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         kv=KvCache() if gate is None else _kv(plan),
         bytes_per_unit=plan.model.unit_values * _WIDE if rule is not None else 0,
         watches=plan.takes_videos,
-        engines=(plan.engine.name,),
+        engine=plan.engine.name,
         vocabulary=plan.model.text.vocab,
         heeds=not plan.engine.serial,
     )
@@ -139,11 +134,8 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
 
 def model_default(bounds: Bounds) -> int:
     """The limit of an image without parameters: the plan's on an overlay, else the checkpoint's."""
-    if bounds.default is not None:
-        return bounds.default
-    rule = bounds.rule
-    assert rule is not None
-    return planned_limit(bounds) if bounds.overlay else rule.checkpoint_limit
+    assert bounds.rule is not None
+    return planned_limit(bounds) if bounds.overlay else bounds.rule.checkpoint_limit
 
 
 def planned_limit(bounds: Bounds) -> int:
@@ -153,15 +145,10 @@ def planned_limit(bounds: Bounds) -> int:
 
 
 def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) -> LimitedImage:
-    """One image, lowered to the plan.
+    """One image, lowered to the planned limit, and to the units that the plan paid for an image.
 
-    Both kinds of limit hold: the planned one, and that this very image takes no more units than the
-    plan paid for an image. Values that LMDeploy would not read are not obeyed here either. ``cap``
-    is a limit in tiles or pixels below the planned one, for images that share a request; an image
-    that it does not make smaller stays as it is without.
-
-    Raises:
-        Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
+    ``cap`` is a limit in tiles or pixels below the planned one, for images that share a request; an
+    image that it does not make smaller stays as it is without.
     """
     rule = bounds.rule
     if rule is None:
@@ -174,42 +161,25 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
         raise Refusal("bad_image_size:model", cause=exc.message, hint=exc.hint) from None
     most = bounds.limits.units_per_image
     if limited.units > most:
+        width, height = image.size
+        name = plural(limited.units, rule.unit_name)
         raise Refusal(
-            "image_too_large",
-            width=image.size[0],
-            height=image.size[1],
-            units=limited.units,
-            name=plural(limited.units, rule.unit_name),
-            most=most,
+            "image_too_large", width=width, height=height, units=limited.units, name=name, most=most
         )
     return limited
 
 
 def check_images(bounds: Bounds, count: int) -> None:
-    """Refuse too many images before any of them is decoded.
-
-    Raises:
-        Refusal: more than can share what was planned.
-    """
+    """Refuse more images than can share what was planned, before any of them is decoded."""
     most = bounds.limits.most_images(bounds.rule)
     if count > most:
         if not most:
             raise Refusal("no_images")
-        images = plural(count, "image")
-        raise Refusal("too_many_images", count=count, images=images, most=most)
+        raise Refusal("too_many_images", count=count, images=plural(count, "image"), most=most)
 
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
-    """Refuse what no lowering can bring within the plan.
-
-    Args:
-        bounds: the plan's.
-        images: the images of the request, held.
-        n: copies, each of which is a request to the engine.
-
-    Raises:
-        Refusal: with the number asked and the limit.
-    """
+    """Refuse what no lowering can bring within the plan; ``n`` are copies of the request."""
     limits = bounds.limits
     check_images(bounds, len(images))
     unit_count, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
@@ -238,31 +208,24 @@ def _uncarried(
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
     dropped = [f"{name}={shown(options[name])}->default" for name in KNOBS if name in options]
-    resize, count = None, served.units(*size)
-    if count > most:
+    units, resize = served.units(*size), None
+    if units > most:
         paid = rule.largest_limit(most) or 1
         cap = paid if cap is None else min(cap, paid)
     if cap is not None and cap < default:
         resize = served.size_within(size, cap)
     if resize is not None:
         dropped.append(f"image={size[0]}x{size[1]}->{resize[0]}x{resize[1]}")
-        size = resize
-        count = served.units(*size)
-    return LimitedImage(
-        knobs={},
-        units=count,
-        tokens=served.tokens(*size),
-        lowered=tuple(dropped),
-        resize=resize,
-    )
+        size, units = resize, served.units(*resize)
+    tokens = served.tokens(*size)
+    return LimitedImage(knobs={}, units=units, tokens=tokens, lowered=tuple(dropped), resize=resize)
 
 
 def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
     """Parameters are given, whatever the model's default."""
-    planned, default = planned_limit(bounds), model_default(bounds)
-    to = Allowed(planned, default, bounds.limits.units_per_image, cap)
+    to = Allowed(planned_limit(bounds), model_default(bounds), bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, options, to)
     return LimitedImage(
         knobs=lowered.knobs,
