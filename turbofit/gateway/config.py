@@ -22,15 +22,12 @@ _UNKNOWN_HOST: Final = 4 * GIB
 
 
 class ConnectionLimits(Struct):
-    """What a connection may take before anybody has looked at its key; times in seconds.
+    """What a connection may take before anybody has looked at its key; see docs/security.md.
 
     ``header_bytes`` bounds one header and the address in the request line, ``all_headers_bytes``
-    both together, ``headers`` their number. ``headers_seconds`` is the time from the connection, or
-    from the first byte of a later request, to the end of the headers. ``keep_alive_seconds``: how
-    long a connection may be idle between two requests. ``unread_seconds``: how long the gateway
-    reads on, and throws away, what a client still sends after its refusal, so that the client can
-    read the refusal. ``write_seconds``: how long a client may take nothing of its answer.
-    ``connections_per_address`` does not hold for trusted proxies.
+    both together. ``unread_seconds``: how long the gateway reads on, and throws away, what a client
+    still sends after its refusal. ``write_seconds``: how long a client may take nothing of its
+    answer. ``connections_per_address`` does not hold for trusted proxies.
     """
 
     header_bytes: int = 16 * KIB
@@ -48,19 +45,16 @@ class GatewayConfig(Struct):
     """Settings of one gateway; times in seconds.
 
     ``api_keys`` empty means that everybody may. ``front_keys`` are of gateways in front of several
-    nodes, which say whose each request is. ``trusted_proxies`` are addresses and networks of
-    reverse proxies, whose ``X-Forwarded-For`` says who the client is. A body must be whole within
-    ``body_seconds``, and bring ``body_rate`` bytes a second in each ``body_window_seconds``.
-    ``host_bytes`` is the host memory of images in flight to one engine, see `host_budget`.
-    ``idle_seconds``, ``stall_seconds`` and ``stuck_seconds`` say when an engine is asked for a
-    token, and how it is, see `health.Monitor`. ``serial``: engines answer one request after the
-    other and are asked how they are instead. ``shares`` are the requests that the plan counts on at
-    each engine; empty where all take the same. ``pretend`` says in every answer that the GPUs are
-    pretend ones. ``record_trace`` is a file for a line about each answered request, see
-    `accesslog`. ``denied`` is the file of who is refused, since engines died of them; without one
-    nothing outlives the gateway. ``names`` is what the engines call the model, by each name that
-    clients may give, those of adapters among them; empty where every name is passed on.
-    ``defaults`` are those of requests. ``about`` is what `/health` tells of the plan.
+    nodes, which say whose each request is. A body must be whole within ``body_seconds``, and bring
+    ``body_rate`` bytes a second in each ``body_window_seconds``. ``host_bytes`` is the host memory
+    of images in flight to one engine, see `host_budget`. ``idle_seconds``, ``stall_seconds`` and
+    ``stuck_seconds`` say when an engine is asked for a token, and how it is, see `health.Monitor`.
+    ``serial``: engines answer one request after the other and are asked how they are instead.
+    ``shares`` are the requests that the plan counts on at each engine; empty where all take the
+    same. ``denied`` is the file of who is refused, since engines died of them; without one nothing
+    outlives the gateway. ``names`` is what the engines call the model, by each name that clients
+    may give, those of adapters among them; empty where every name is passed on. ``about`` is what
+    `/health` tells of the plan.
     """
 
     host: str = "127.0.0.1"

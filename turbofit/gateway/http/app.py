@@ -104,14 +104,12 @@ class Gateway(AsgiApp):
 
     @property
     def engines(self) -> tuple[RoutedEngine, ...]:
-        """All engines, in order."""
         return self.fleet.engines
 
     def rest(self, outage: Outage | None) -> None:
-        """No engine runs, or will for a while; None once they are started again.
+        """No engine runs for a while; None once they are started again. Call it in the loop.
 
-        To be called in the gateway's loop. Nothing is sent to where an engine was: somebody else
-        may listen there.
+        Nothing is sent to where an engine was: somebody else may listen there.
         """
         self.fleet.outage = outage
         for engine in self.engines if outage is not None else ():
@@ -121,28 +119,22 @@ class Gateway(AsgiApp):
     def engine_ended(self, index: int, *, other_cause: bool) -> None:
         """A supervisor saw an engine's process end; to be called in the gateway's loop.
 
-        ``other_cause``: somebody killed it, its GPU is lost, or others took its memory: its
-        requests did not end it.
+        ``other_cause``: somebody killed it, its GPU is lost, or others took its memory.
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
     def take_over(self, config: GatewayConfig) -> None:
-        """Take another config's keys, origins and media domains; call it in the gateway's loop.
-
-        Requests that were let in before go on.
-        """
+        """Take another config's keys, origins and media domains; call it in the gateway's loop."""
         self.config = self.config.taking_over(config)
         self._keys = Keys(config.api_keys, config.front_keys)
         self._origins = Origins(config.allow_origins)
         self._fetcher.allow(config.allowed_media_domains)
 
     async def startup(self) -> None:
-        """Begin to watch the engines; a server does it through ASGI's lifespan."""
         self.monitor.start()
         self.deny_list.keep()
 
     async def shutdown(self) -> None:
-        """Stop watching, and close all connections and the logs."""
         await self.monitor.stop()
         await self.deny_list.close()
         await self._upstream.close()
@@ -183,7 +175,6 @@ class Gateway(AsgiApp):
         most = self.bounds.limits.bytes_per_image
 
         def count(size: int) -> None:
-            """Count a file that was fetched, before others of the same request are."""
             self._keep_more(request, size)
             prepared.check_size(request.bytes_in)
 
@@ -207,14 +198,13 @@ class Gateway(AsgiApp):
             request.prefixes = prefixes_of(prepared.parsed.body)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
-        """Count what was fetched for a request, or resized, as bytes of its body."""
+        """Count what was added to a request as bytes of its body."""
         if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size
             self._bodies.check_room(request.who)
 
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
-        """It serves where at least one engine answers completions."""
         fleet, fine = self.fleet, healthy(self.fleet)
         page: Document = {
             "status": "healthy" if fine else "unavailable",
@@ -256,7 +246,6 @@ class Gateway(AsgiApp):
         }
 
     def _record(self, request: RequestContext) -> None:
-        """One line of the log, and the counters."""
         prepared, outcome = request.prepared, request.outcome
         if self.connections.ending:
             request.status, request.reason = 503, "ending"

@@ -38,15 +38,9 @@ _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class AsgiApp(ABC):
-    """An ASGI app of HTTP requests alone.
+    """An ASGI app of HTTP requests alone, with bodies of ``most`` bytes.
 
-    Subclasses provide: `_serve`, `_health`, `metrics_text`, `startup`, `shutdown`; those that know
-    models `_models` and `_cards`.
-
-    Args:
-        config: the public side.
-        most: bytes of a body.
-        log: takes one record a request; it holds no prompt and no image.
+    ``log`` takes one record a request; it holds no prompt and no image.
     """
 
     def __init__(
@@ -61,7 +55,6 @@ class AsgiApp(ABC):
         self._bodies = Bodies(most, config)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """ASGI."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
@@ -98,7 +91,7 @@ class AsgiApp(ABC):
         return []
 
     def _record(self, request: RequestContext) -> None:
-        """One line of the log for a request that has ended, and its counter."""
+        """One line of the log for a request that has ended, and counters."""
         outcome = request.outcome or ForwardOutcome()
         if outcome.started:
             request.status = outcome.status
@@ -118,7 +111,6 @@ class AsgiApp(ABC):
     async def _welcome(
         self, request: RequestContext, send: Send, refusal: Refusal | None = None
     ) -> None:
-        """The page at the address itself; for who shows no key, only where to put one."""
         page = welcome_page(
             request.scope.get("scheme", "http"),
             request.headers.get(b"host", b"").decode("latin-1"),
@@ -131,7 +123,7 @@ class AsgiApp(ABC):
         await answer(request, send, status, page, "text/html; charset=utf-8")
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
-        """Answer a route that the app answers itself; whether it did."""
+        """Answer a route that is the app's own; whether it is."""
         status, kind = 200, "application/json"
         if route.kind == "health":
             page, retry = self._health(request)

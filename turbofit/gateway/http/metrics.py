@@ -55,12 +55,10 @@ class Metrics:
         series[labels] = series.get(labels, 0) + by
 
     def first_byte(self, seconds: float) -> None:
-        """One answer began after so long."""
         self._first[bisect_left(_BUCKETS, seconds)] += 1
         self._first_sum += seconds
 
     def text(self, gauges: Mapping[str, Iterable[tuple[tuple[str, ...], float]]]) -> str:
-        """Everything, gauges included."""
         lines: list[str] = []
         for name, (kind, help_) in _HELP.items():
             lines += [f"# HELP {_PREFIX}{name} {help_}", f"# TYPE {_PREFIX}{name} {kind}"]
@@ -90,11 +88,10 @@ def logs_text() -> str:
 
 
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
-    """Several pages as one: each sample gets a label, each family stays together.
+    """Pages by a label's value as one: each sample gets the label, each family stays together.
 
     A label of that name that a sample has already is called ``exported_`` and its name, as
     Prometheus calls it: a sample with two labels of one name makes Prometheus refuse the page.
-    Pages are by the label's value, e.g. the engine's number or name.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
     theirs = re.compile(rf'([{{,]){label}="')

@@ -1,8 +1,7 @@
 """HTTP/1.1 as uvicorn and httptools speak it, with limits and deadlines on what strangers send.
 
 httptools has no limits of its own, and uvicorn's are a deadline for idle connections, which any
-byte ends, and a number of connections, beyond which everybody is refused. uvicorn's h11 protocol
-bounds the headers' size, but has no deadline either and is slower.
+byte ends, and a number of connections, beyond which everybody is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _AROUND: Final = 4
 
 
 class _Pipelined(Exception):  # noqa: N818
-    """A request that did not wait for the answer to the one before it."""
+    """A request did not wait for the answer to the one before it."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -54,7 +53,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unclaimed = self._headers_size = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """It is counted; where there is no room for it, that is answered."""
         super().connection_made(transport)
         refusal = self.all_connections.opened(self, self.client[0] if self.client else "")
         if refusal is not None:
@@ -69,7 +67,6 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came: they are read within the limits."""
         if self._deaf:
             return
         self._unset_keepalive_if_required()
@@ -83,8 +80,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if isinstance(why, _Pipelined):
                 self._end_after_this()
             else:
-                unreadable = Refusal("bad_request:http")
-                self._refuse(why if isinstance(why, Refusal) else unreadable)
+                self._refuse(why if isinstance(why, Refusal) else Refusal("bad_request:http"))
             return
         if self._unclaimed > self.limits.all_headers_bytes:
             self._refuse(_headers_too_big(self._unclaimed, self.limits))
@@ -92,7 +88,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self._within(self.limits.headers_seconds, self._late)
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
         if self.cycle is not None and not self.cycle.response_complete:
             raise _Pipelined
         super().on_message_begin()
@@ -174,7 +169,6 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        """It was idle between two requests for too long."""
         self._close()
 
     def make_room(self) -> None:
@@ -188,8 +182,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _late(self) -> None:
         """The headers are not whole in time."""
         self._timer = None
-        if not self._unclaimed:
-            # It never asked for anything; an answer would only confuse it.
+        if not self._unclaimed:  # it never asked for anything
             self.all_connections.count("connections_closed_total", "reason=idle")
             self._close()
             return

@@ -31,7 +31,7 @@ _LONGEST_WORD: Final = 64
 
 
 def uncancel(task: asyncio.Task[Any] | None) -> None:
-    """Take back a cancellation that was ours; Python 3.11 began to count them."""
+    """Take back a cancellation of ours; Python 3.11 began to count them."""
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
 
@@ -52,8 +52,6 @@ class ForwardOutcome:
 
 
 class RequestContext:
-    """One request on its way, and what the log will say of it."""
-
     def __init__(self, scope: Message) -> None:
         self.t0 = self.read = time.perf_counter()
         self.scope = scope
@@ -85,14 +83,14 @@ class RequestContext:
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
     def is_of_front(self) -> None:
-        """A front passes it on, whose key was shown: its client is who the front says it is."""
+        """A front passes it on: its client is who the front says it is."""
         client, key = (self.headers.get(name, b"") for name in (CLIENT, CLIENT_KEY))
         self.client = client.decode("latin-1")[:_LONGEST_WORD]
         self.key = key.decode("latin-1")[:_LONGEST_WORD]
 
     @property
     def who(self) -> str:
-        """Whose request it is, where clients share: the key's, else the address's."""
+        """Whose it is, where clients share: the key's, else the address's."""
         return self.key or address_of(self.client)
 
 

@@ -1,7 +1,5 @@
 """Which paths exist, and by which names clients may call a model.
 
-Only exact paths pass, with or without slashes at the end.
-
 The engine's path is a constant of the route, so that no spelling of a path (``//``, ``..``, percent
 encodings, upper case) can lead anywhere else. Where LMDeploy redirects a path that ends in a slash,
 the route is served: clients that do not send a body again after a redirect work too.
@@ -81,11 +79,7 @@ _CREATED: Final = int(time.time())
 
 
 def find_route(method: str, raw_path: bytes) -> Route:
-    """The route of a path as sent, without the query; HEAD counts as GET.
-
-    Raises:
-        Refusal: 403 for a closed route, 404 for what does not exist, 405 for the wrong method.
-    """
+    """The route of a path as sent, without the query; HEAD counts as GET."""
     path = raw_path.rstrip(b"/").decode("latin-1")
     route = ROUTES.get(path)
     if route is None:
@@ -107,19 +101,13 @@ def api_of(raw_path: bytes) -> Api:
 
 
 def is_health(raw_path: bytes) -> bool:
-    """Whether the path is the health page's, which needs no key."""
     return raw_path.rstrip(b"/") == b"/health"
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
-    """Write the engine's own name of the model into a body that names it otherwise.
+    """Write the engine's own name of the model into a body that names it otherwise, or refuse it.
 
-    Args:
-        names: the engine's name by each that clients may give; empty where all are passed on.
-        body: of a request; one that names no model stays as it is.
-
-    Raises:
-        Refusal: it names another model.
+    ``names``: the engine's name by each that clients may give; empty where all are passed on.
     """
     name = body.get("model")
     if not names or name is None:
@@ -130,16 +118,11 @@ def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
 
 
 def no_such_model(name: Any, known: Collection[str]) -> Refusal:
-    """What a client is told that asks for another model."""
     return Refusal("model_not_found", name=str(name)[:80], known=", ".join(known), param="model")
 
 
 def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The names of each model that mean no other one; its first name always does.
-
-    Args:
-        models: the names of each, the first of which no two share.
-    """
+    """The names of each model that mean no other one; no two share the first."""
     models_of = Counter(name for names in models for name in set(names))
     return [
         tuple(name for name in dict.fromkeys(names) if name == names[0] or models_of[name] == 1)
