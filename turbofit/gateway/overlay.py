@@ -31,18 +31,7 @@ _NESTED: Final = "image_processor"
 
 
 def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject]:
-    """The files that must change, with their whole new content; empty where nothing must.
-
-    Pure but for reading the folder.
-
-    Args:
-        folder: the checkpoint.
-        rule: its image rule.
-        limits: the plan's.
-
-    Raises:
-        UsageError: a config file that cannot be read.
-    """
+    """The files of a checkpoint that must change, with their whole new content."""
     limit = limits.image_limit
     if limit is None or limit == rule.checkpoint_limit:
         return {}
@@ -55,12 +44,8 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
 def overlay(plan: Plan, base: Path | None = None) -> Iterator[Path]:
     """The folder to give to LMDeploy in place of the checkpoint; it goes away at the end.
 
-    Args:
-        plan: what the limits come from; its checkpoint must be a folder on this machine.
-        base: where to make it; None is the state folder.
-
-    Yields:
-        The checkpoint itself where its own defaults are the plan's.
+    It is the checkpoint itself where its own defaults are the plan's. ``base``: where to make it;
+    None is the state folder.
 
     Raises:
         UsageError: the checkpoint is not here.

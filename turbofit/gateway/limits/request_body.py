@@ -103,12 +103,9 @@ class Parsed:
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:
-    """Find the images and numbers of a decoded body, and drop what is not passed on.
+    """Find the images and numbers of a decoded body, in place, and drop what is not passed on.
 
-    The body is changed in place.
-
-    Raises:
-        Refusal: a shape that LMDeploy does not take, or that could carry an image past the gateway.
+    Refuses a shape that LMDeploy does not take, or that could carry an image past the gateway.
     """
     if not isinstance(body, dict):
         raise Refusal("bad_body")

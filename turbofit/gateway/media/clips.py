@@ -51,7 +51,7 @@ class Clip(Struct):
     """One video: its ``data:`` URL, frames, their size in pixels, and its bytes.
 
     ``rate`` is in frames a second, None where the client sampled the frames itself: then the engine
-    takes all of them, else as many as it is told.
+    takes all of them.
     """
 
     url: str
@@ -72,19 +72,13 @@ class Clip(Struct):
 
 
 class VideoInspector:
-    """Looks at the video of a request."""
-
     def __init__(self) -> None:
         self._turn = asyncio.Semaphore(_AT_ONCE)
 
     async def look(
         self, parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int
     ) -> Clip | None:
-        """The request's video, None where it has none.
-
-        Raises:
-            Refusal: no usable video.
-        """
+        """The request's video, None where it has none."""
         slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
         if slot is None:
             return None
@@ -128,9 +122,6 @@ def frames_of(url: str, most_bytes: int) -> Clip | None:
     """The frames that a client sampled itself, None where the URL holds a film.
 
     All are of one size, as LMDeploy stacks them.
-
-    Raises:
-        Refusal: another kind of URL, or no usable frames.
     """
     head, payload = _split(url)
     if head != f"data:{_SEQUENCE};base64":
@@ -155,11 +146,7 @@ def frames_of(url: str, most_bytes: int) -> Clip | None:
 
 
 def film_of(url: str, most_bytes: int) -> bytes:
-    """The file of a ``data:`` URL.
-
-    Raises:
-        Refusal: another kind of URL, too large, or junk.
-    """
+    """The file of a ``data:`` URL."""
     _, payload = _split(url)
     if len(payload) > most_bytes * 4 // 3 + 4:
         raise _too_big(len(payload) * 3 // 4, most_bytes)
@@ -173,9 +160,7 @@ def film_of(url: str, most_bytes: int) -> bytes:
 def check_film(data: bytes, most_bytes: int) -> bytes:
     """The same bytes, where their first ones are a film's.
 
-    Raises:
-        Refusal: too large, or not one of the types taken. No playlist that names other files may
-            reach a demuxer.
+    No playlist that names other files may reach a demuxer.
     """
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
@@ -185,11 +170,7 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
 
 
 def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> Clip:
-    """A film as its header says it is.
-
-    Raises:
-        Refusal: frames that cannot be.
-    """
+    """A film as its header says it is, where that can be."""
     if not RATES[0] <= rate <= RATES[1]:
         raise Refusal("broken_video:rate", rate=rate)
     width, height = size

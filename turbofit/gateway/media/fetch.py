@@ -49,8 +49,7 @@ def is_public(address: str) -> bool:
 def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
     """Whether a URL's host, in lower case without a final dot, is one of those that were allowed.
 
-    These are ``example.com``, ``*.example.com`` (any name below it) or ``example.com:8443``;
-    without a port only the scheme's own is meant.
+    ``*.example.com`` is any name below; without a port the scheme's own is meant.
     """
     for entry in allowed:
         name, _, wanted = entry.lower().rpartition(":")
@@ -97,7 +96,6 @@ class MediaFetcher:
         self._session: aiohttp.ClientSession | None = None
 
     def allow(self, domains: Sequence[str]) -> None:
-        """Fetch from these domains, and no others, from now on."""
         self._allowed = tuple(domains)
 
     async def fetch_all(
@@ -106,10 +104,6 @@ class MediaFetcher:
         """Each address once, side by side.
 
         ``count`` is told the bytes of each file as soon as it is here; it may refuse the rest.
-
-        Raises:
-            Refusal: a domain that is not allowed, an inner address, a server that does not answer
-                in time, or with too much; or what ``count`` raises.
         """
         if not urls:
             return {}
@@ -123,7 +117,6 @@ class MediaFetcher:
                 task.cancel()
 
     async def close(self) -> None:
-        """Close what is open."""
         if self._session is not None:
             await self._session.close()
 
@@ -192,7 +185,6 @@ async def _body(response: Any, most_bytes: int) -> bytes:
 
 
 def _split(url: str) -> SplitResult:
-    """Parts of an http(s) address."""
     try:
         parts = urlsplit(url)
         _ = parts.port

@@ -81,11 +81,7 @@ class Picture(Struct):
 
 
 def from_url(url: str, most_bytes: int) -> Picture:
-    """The image of a ``data:`` URL.
-
-    Raises:
-        Refusal: another kind of URL, or no usable image.
-    """
+    """The image of a ``data:`` URL."""
     head, comma, payload = url.partition(",")
     if not comma or not head[:5].lower() == "data:":
         raise Refusal("bad_image_url")
@@ -99,11 +95,7 @@ def from_url(url: str, most_bytes: int) -> Picture:
 
 
 def from_base64(text: str, most_bytes: int) -> Picture:
-    """The image in base64, white space and missing padding forgiven.
-
-    Raises:
-        Refusal: junk, or no usable image.
-    """
+    """The image in base64, white space and missing padding forgiven."""
     if len(text) > most_bytes * 4 // 3 + (1 << 16):
         raise _too_big(len(text) * 3 // 4, most_bytes)
     try:
@@ -119,16 +111,7 @@ def from_base64(text: str, most_bytes: int) -> Picture:
 
 
 def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture:
-    """The image in these bytes.
-
-    Args:
-        data: the file.
-        most_bytes: how many bytes it may have.
-        text: its base64, where it is already there.
-
-    Raises:
-        Refusal: too large, not one of the types taken, animated, truncated or without pixels.
-    """
+    """The image in these bytes; ``text`` is its base64, where that is already there."""
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
     kind, size, frames = _header(data)
@@ -198,11 +181,10 @@ class _File(BytesIO):
 
 
 def _scan(data: bytes) -> int:
-    """Where the pixels of a JPEG begin, found as Pillow finds it.
+    """Where the pixels of a JPEG begin, found as Pillow finds it; -1 where none begin.
 
-    Returns:
-        -1 where none begin, or behind too much Exif: Pillow copies all of it again for each further
-        segment of it, an hour for the largest file.
+    Nor behind too much Exif: Pillow copies all of it again for each further segment of it, an hour
+    for the largest file.
     """
     at, exif = 2, 0
     for _ in range(_SEGMENTS):
@@ -280,11 +262,7 @@ decoded: Final = _decoder()
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    """A picture with these sides in pixels, as a PNG.
-
-    Raises:
-        Refusal: it cannot be decoded.
-    """
+    """A picture with these sides in pixels, as a PNG."""
     from PIL import Image
 
     try:
