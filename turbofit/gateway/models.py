@@ -20,7 +20,7 @@ import msgspec
 
 from turbofit.core.errors import LaunchError
 from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
-from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
+from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, no_such_model
@@ -342,8 +342,7 @@ class ModelsGateway(AsgiApp):
         """Each model's page with a label ``model``, and this address's numbers."""
 
         async def page(model: ServedModel) -> str:
-            text = "" if model.gateway is None else await model.gateway.metrics_text()
-            return text.partition(f"# HELP {DROPPED}")[0]
+            return "" if model.gateway is None else await model.gateway.metrics_text()
 
         models = list(self.models.values())
         pages = await asyncio.gather(*map(page, models))
@@ -358,7 +357,7 @@ class ModelsGateway(AsgiApp):
         named: dict[int | str, str] = dict(zip(self.models, pages, strict=True))
         # An empty label is none: what is refused before a model is known.
         ours = merge({**named, "": self.metrics.text({})}, "model")
-        return ours + "\n".join(lines) + "\n" + logs_text()
+        return ours + "\n".join(lines) + "\n"
 
 
 def _fine(model: ServedModel) -> bool:

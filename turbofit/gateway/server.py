@@ -174,7 +174,7 @@ class _Serving:
     async def serve(self) -> None:
         """Serve until it is told to end, then drain; cancelled, it cuts off what is open."""
         gateway, server = self._gateway, self._server
-        serving = asyncio.ensure_future(server.serve([self._listener]))
+        serving = asyncio.ensure_future(self._live())
         ending, urgent = (asyncio.ensure_future(e.wait()) for e in (self.ending, self._urgent))
         try:
             await asyncio.wait({serving, ending}, return_when="FIRST_COMPLETED")
@@ -189,6 +189,13 @@ class _Serving:
             self._listener.close()
         if serving.done():
             serving.result()
+
+    async def _live(self) -> None:
+        await self._gateway.startup()
+        try:
+            await self._server.serve([self._listener])
+        finally:
+            await self._gateway.shutdown()
 
     async def _force_end(self, serving: asyncio.Future[None]) -> None:
         """End what is still open, and the server: with a last word, then without."""
@@ -384,7 +391,7 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),
         ws="none",
-        lifespan="on",
+        lifespan="off",
         timeout_keep_alive=limits.keep_alive_seconds,
         backlog=_BACKLOG,
         ssl_certfile=config.ssl_certfile,

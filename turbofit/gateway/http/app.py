@@ -11,7 +11,7 @@ from turbofit.core.process.threads import in_thread
 from turbofit.gateway.http.accesslog import TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.connections import Keys, Origins
-from turbofit.gateway.http.metrics import logs_text, merge
+from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, hold_name
@@ -174,12 +174,10 @@ class Gateway(AsgiApp):
         hold_name(self.config.names, prepared.parsed.body)
         most = self.bounds.limits.bytes_per_image
 
-        def count(size: int) -> None:
-            self._keep_more(request, size)
-            prepared.check_size(request.bytes_in)
+        def count(url: str, size: int) -> None:
+            self._keep_more(request, prepared.inlines(url, size))
 
         fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
-        self._keep_more(request, prepared.inlined(fetched) - sum(map(len, fetched.values())))
         clip = await self._films.look(prepared.parsed, fetched, most)
         if len(prepared.parsed.slots) > 1:
             # Eight images that share a request take up to half a second: Llama 4's canvases.
@@ -223,7 +221,7 @@ class Gateway(AsgiApp):
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
         pages: dict[int | str, str] = dict(enumerate(texts))
-        return merge(pages) + self.metrics.text(self._gauges()) + logs_text()
+        return merge(pages) + self.metrics.text(self._gauges())
 
     def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
         labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]

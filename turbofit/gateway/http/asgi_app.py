@@ -13,7 +13,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Keys, Networks, Origins
-from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.metrics import Metrics, logs_text
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
@@ -40,7 +40,8 @@ _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 class AsgiApp(ABC):
     """An ASGI app of HTTP requests alone, with bodies of ``most`` bytes.
 
-    ``log`` takes one record a request; it holds no prompt and no image.
+    Whoever runs it calls `startup` and `shutdown` beside its requests. ``log`` takes one record a
+    request; it holds no prompt and no image.
     """
 
     def __init__(
@@ -55,14 +56,8 @@ class AsgiApp(ABC):
         self._bodies = Bodies(most, config)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
-            with suppress(asyncio.CancelledError):  # at the server's end, which has told its client
-                await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+        with suppress(asyncio.CancelledError):  # at the server's end, which has told its client
+            await self._http(scope, receive, send)
 
     @abstractmethod
     async def startup(self) -> None:
@@ -132,7 +127,7 @@ class AsgiApp(ABC):
                 request.out.append((b"retry-after", str(retry).encode()))
             body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
         elif route.kind == "metrics":
-            body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
+            body, kind = (await self.metrics_text() + logs_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (cards := self._cards()):
             body = msgspec.json.encode(models_document(cards, request.api))
         else:
@@ -160,7 +155,6 @@ class AsgiApp(ABC):
             if request.shows_page:
                 return await self._welcome(request, send)
             route = request.route = find_route(request.method, path)
-            request.api = route.api
             if not await self._page(request, route, send):
                 await self._serve(request, route, receive, send)
         except Refusal as refusal:
@@ -190,17 +184,6 @@ class AsgiApp(ABC):
             else:
                 body = refusal_body(request.api, refusal, request.id)
                 await answer(request, send, refusal.status, body, "application/json")
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self.startup()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self.shutdown()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
 
 
 @contextmanager

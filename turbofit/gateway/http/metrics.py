@@ -37,8 +37,7 @@ _HELP: Final = {
     "engine_up": ("gauge", "Whether requests go to an engine."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }
-#: The process's own, whatever gateways it has.
-DROPPED: Final = "turbofit_log_lines_dropped_total"
+_DROPPED: Final = "turbofit_log_lines_dropped_total"
 
 
 class Metrics:
@@ -80,10 +79,10 @@ class Metrics:
 
 
 def logs_text() -> str:
-    """How many lines of the process's logs were not written, for the end of a page."""
+    """The process's own lines at the end of a page, whatever gateways it has."""
     return (
-        f"# HELP {DROPPED} Lines of logs that were not written: nobody read them, or the disk was "
-        f"full or slow.\n# TYPE {DROPPED} counter\n{DROPPED} {dropped_lines()}\n"
+        f"# HELP {_DROPPED} Lines of logs that were not written: nobody read them, or the disk was "
+        f"full or slow.\n# TYPE {_DROPPED} counter\n{_DROPPED} {dropped_lines()}\n"
     )
 
 

@@ -64,14 +64,14 @@ class PreparedBody(Struct):
 class Preparation:
     """A body on its way from a client's bytes to those that an engine is given.
 
-    Its parameters are held at once, with the server's defaults; then come `inlined`, `hold`,
+    Its parameters are held at once, with the server's defaults; then come `inlines`, `hold`,
     `resize` and `finish`. Each raises a `Refusal` of what no lowering can bring within the plan.
     """
 
     def __init__(
         self, bounds: Bounds, kind: Kind, raw: bytes, defaults: Defaults | None = None
     ) -> None:
-        self._bounds, self.kind, self._came = bounds, kind, len(raw)
+        self._bounds, self.kind, self._size = bounds, kind, len(raw)
         body = decode(raw)
         if defaults is not None and isinstance(body, dict):
             defaults.complete(kind, body)
@@ -99,18 +99,14 @@ class Preparation:
         """Characters of all images and videos in the body."""
         return sum(medium.payload for medium in self.media)
 
-    def inlined(self, fetched: Mapping[str, bytes]) -> int:
-        """Bytes that the files of `remote_urls` add to the body; each place gets its own copy."""
-        files = [len(fetched[slot.source]) for slot in self.parsed.slots if slot.remote]
-        added = sum(-(-size // 3) * 4 for size in files)
-        if files:
-            self.check_size(self._came + added)
-        return added
-
-    def check_size(self, size: int) -> None:
+    def inlines(self, url: str, size: int) -> int:
+        """Bytes that a file of `remote_urls` adds to the body; each place gets its own copy."""
+        added = sum(slot.source == url for slot in self.parsed.slots) * -(-size // 3) * 4
+        self._size += added
         most = self._bounds.limits.bytes_per_body
-        if size > most:
-            raise Refusal("body_too_big:fetched", size=size, most=most)
+        if self._size > most:
+            raise Refusal("body_too_big:fetched", size=self._size, most=most)
+        return added
 
     def hold(self, fetched: Mapping[str, bytes], clip: Clip | None) -> None:
         """Hold every image and video to the plan, and all of them together."""

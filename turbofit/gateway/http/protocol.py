@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from turbofit.gateway.http.connections import request_id
 from turbofit.gateway.http.refusals import Refusal, ending, refusal_body, refusal_event
-from turbofit.gateway.http.routes import ROUTES, api_of
+from turbofit.gateway.http.routes import api_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -236,9 +236,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @property
     def _api(self) -> Api:
-        path: bytes = getattr(self, "url", b"").partition(b"?")[0]
-        route = ROUTES.get(path.rstrip(b"/").decode("latin-1"))
-        return api_of(path) if route is None else route.api
+        return api_of(getattr(self, "url", b"").partition(b"?")[0])
 
     def _answer(self, refusal: Refusal) -> bytes:
         number = request_id(dict(self.headers or ()))

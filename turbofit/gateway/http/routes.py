@@ -92,12 +92,11 @@ def find_route(method: str, raw_path: bytes) -> Route:
 
 
 def api_of(raw_path: bytes) -> Api:
-    """Whose error form fits a path that may not exist."""
-    if raw_path.startswith((b"/v1/messages", b"/anthropic/")):
-        return "anthropic"
-    if raw_path.rstrip(b"/") == b"/generate":
-        return "generate"
-    return "openai"
+    """Whose error form fits a path, which may not exist."""
+    route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
+    if route is not None:
+        return route.api
+    return "anthropic" if raw_path.startswith((b"/v1/messages", b"/anthropic/")) else "openai"
 
 
 def is_health(raw_path: bytes) -> bool:

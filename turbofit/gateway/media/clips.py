@@ -48,7 +48,7 @@ _NO_OPENCV: Final = 3
 
 
 class Clip(Struct):
-    """One video: its ``data:`` URL, frames, their size in pixels, and its bytes.
+    """One video: its ``data:`` URL, frames, and their size in pixels.
 
     ``rate`` is in frames a second, None where the client sampled the frames itself: then the engine
     takes all of them.
@@ -57,7 +57,6 @@ class Clip(Struct):
     url: str
     frames: int
     size: tuple[int, int]
-    bytes: int
     rate: float | None = None
 
     @property
@@ -141,7 +140,6 @@ def frames_of(url: str, most_bytes: int) -> Clip | None:
         url=f"data:{_SEQUENCE};base64,{','.join(frame.base64 for frame in frames)}",
         frames=len(frames),
         size=sizes.pop(),
-        bytes=sum(frame.bytes for frame in frames),
     )
 
 
@@ -182,7 +180,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
         # LMDeploy asks for each of them in turn, whether or not it is there.
         raise Refusal("broken_video:count", frames=frames, size=len(data))
     url = f"data:{_mime(data)};base64,{b64encode(data).decode()}"
-    return Clip(url=url, frames=frames, size=size, bytes=len(data), rate=rate)
+    return Clip(url=url, frames=frames, size=size, rate=rate)
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -99,19 +99,21 @@ class MediaFetcher:
         self._allowed = tuple(domains)
 
     async def fetch_all(
-        self, urls: Sequence[str], most_bytes: int, count: Callable[[int], None]
+        self, urls: Sequence[str], most_bytes: int, count: Callable[[str, int], None]
     ) -> dict[str, bytes]:
         """Each address once, side by side.
 
         ``count`` is told the bytes of each file as soon as it is here; it may refuse the rest.
         """
-        if not urls:
-            return {}
-        tasks = [asyncio.ensure_future(self._fetch(url, most_bytes)) for url in urls]
+
+        async def fetch(url: str) -> bytes:
+            file = await self._fetch(url, most_bytes)
+            count(url, len(file))
+            return file
+
+        tasks = [asyncio.ensure_future(fetch(url)) for url in urls]
         try:
-            for file in asyncio.as_completed(tasks):
-                count(len(await file))
-            return {url: task.result() for url, task in zip(urls, tasks, strict=True)}
+            return dict(zip(urls, await asyncio.gather(*tasks), strict=True))
         finally:
             for task in tasks:
                 task.cancel()

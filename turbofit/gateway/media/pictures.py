@@ -53,7 +53,7 @@ _COMPRESSION: Final = 1
 
 
 class Picture(Struct):
-    """One image: its type by content, its base64, its size in pixels and in bytes.
+    """One image: its type by content, its base64, its size in pixels.
 
     ``url`` is the client's own ``data:`` URL where that is spelled as LMDeploy reads it.
     """
@@ -61,7 +61,6 @@ class Picture(Struct):
     mime: str
     base64: str
     size: tuple[int, int]
-    bytes: int
     url: str | None = None
 
     @property
@@ -131,7 +130,6 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
         mime=_MIMES[kind],
         base64=b64encode(data).decode() if text is None else text,
         size=size,
-        bytes=len(data),
     )
 
 
@@ -277,7 +275,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     file = BytesIO()
     smaller.save(file, "PNG", compress_level=_COMPRESSION)
     data = file.getvalue()
-    return Picture(mime="image/png", base64=b64encode(data).decode(), size=size, bytes=len(data))
+    return Picture(mime="image/png", base64=b64encode(data).decode(), size=size)
 
 
 def resized_image(image: Any, size: tuple[int, int]) -> Any:
