@@ -323,7 +323,7 @@ class ModelsGateway(AsgiApp):
 
     def _cards(self) -> list[ModelCard]:
         return [
-            ModelCard(name, model.name, _facts(model))
+            ModelCard(name, model.name, {"turbofit": _facts(model)})
             for model in self.models.values()
             for name in model.names
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from turbofit.core.struct import Struct
@@ -130,30 +131,29 @@ def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 class ModelCard(NamedTuple):
-    """A name that clients may give, the model that it means, and where that stands."""
+    """A name that clients may give, the model that it means, and ``more`` of that."""
 
     name: str
     model: str
-    facts: Document | None = None
+    more: Mapping[str, Document] = MappingProxyType({})
 
 
 def models_document(cards: Sequence[ModelCard], api: Api) -> Document:
-    """The list of names in the form of its API; ``root`` is the model that a name means."""
-    facts = [{} if card.facts is None else {"turbofit": card.facts} for card in cards]
+    """The list of at least one name in the form of its API."""
     if api == "anthropic":
         data = [
-            {"type": "model", "id": card.name, "display_name": card.model, **more}
-            for card, more in zip(cards, facts, strict=True)
+            {"type": "model", "id": card.name, "display_name": card.model, **card.more}
+            for card in cards
         ]
-        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        first, last = cards[0].name, cards[-1].name
         return {"data": data, "has_more": False, "first_id": first, "last_id": last}
     return {
         "object": "list",
         "data": [
             {
                 "id": card.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
-                "root": card.model, "parent": None, "permission": [], **more,
+                "root": card.model, "parent": None, "permission": [], **card.more,
             }
-            for card, more in zip(cards, facts, strict=True)
+            for card in cards
         ],
     }  # fmt: skip

@@ -111,18 +111,16 @@ def _bound(name: str, value: Any) -> list[str]:
         raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     most, changes = min(cores or 1, _MOST_THREADS), []
-    seconds = grammar_seconds(name, value) + _BYTE * size
-    if seconds > most:
-        for schema in _objects(name, value):
-            changes += [f"{word}={shown(schema.pop(word))}->none" for word in _lengths(schema)]
-        seconds = grammar_seconds(name, value) + _BYTE * size
-    if seconds > most:
-        raise refused(
-            name,
-            f"would take about {seconds:.1f} s of one core to compile, the limit is {most} (no "
-            "other request is answered meanwhile); many optional properties of one object and "
-            "counted repetitions as .{1,99} cost most",
-        )
+    while (seconds := grammar_seconds(name, value) + _BYTE * size) > most:
+        counted = [(schema, word) for schema in _objects(name, value) for word in _lengths(schema)]
+        if not counted:
+            raise refused(
+                name,
+                f"would take about {seconds:.1f} s of one core to compile, the limit is {most} (no "
+                "other request is answered meanwhile); many optional properties of one object and "
+                "counted repetitions as .{1,99} cost most",
+            )
+        changes += [f"{word}={shown(schema.pop(word))}->none" for schema, word in counted]
     return changes
 
 

@@ -90,9 +90,11 @@ def hold_images(
         # Below the planned limit, the smallest first: each tile count, or whole windows. A
         # checkpoint's own ``min_pixels`` is never undercut.
         caps = rule.limits_below(max(planned_limit(bounds), model_default(bounds)))
-        best, limited = _largest(caps, limited_at, fits)
-        if best is not None and rule.few_limits:
-            _spend_rest(bounds, wanted, limited, caps[best + 1 :], fits)
+        if caps:
+            best = bisect(lambda place: fits(limited_at(caps[place])), 0, len(caps))[0]
+            limited = limited_at(caps[best])
+            if rule.few_limits and fits(limited):
+                _spend_rest(bounds, wanted, limited, caps[best + 1 :], fits)
     return _together(bounds, wanted, limited)
 
 
@@ -212,21 +214,6 @@ def hold_frames(
         text_tokens=text_tokens,
     )  # fmt: skip
     return limited, least, most
-
-
-def _largest(
-    caps: range,
-    limited_at: Callable[[int | None], list[LimitedImage]],
-    fits: Callable[[Sequence[LimitedImage]], bool],
-) -> tuple[int | None, list[LimitedImage]]:
-    """The largest limit under which all fit, the smallest if none does: its place, the images."""
-    if not caps:
-        return None, limited_at(None)
-    smallest = limited_at(caps[0])
-    if not fits(smallest):
-        return None, smallest
-    place = bisect(lambda place: fits(limited_at(caps[place])), 0, len(caps))[0]
-    return place, limited_at(caps[place])
 
 
 def _spend_rest(

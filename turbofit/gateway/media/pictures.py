@@ -32,6 +32,10 @@ _MIMES: Final = {
     "PNG": "image/png", "JPEG": "image/jpeg", "MPO": "image/jpeg", "WEBP": "image/webp",
     "GIF": "image/gif", "BMP": "image/bmp",
 }  # fmt: skip
+_BEGINS: Final = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"), (b"BM", "BMP"),
+)  # fmt: skip
 _TAKEN: Final = "PNG, JPEG, WebP, GIF (not animated) and BMP are taken"
 #: Measured: 8 of JPEG and PNG while Pillow decodes and converts, 10 of a progressive JPEG, and two
 #: more where it has four colours. Then four stay, and copies of three on their way to a tensor.
@@ -211,15 +215,9 @@ def _quiet() -> None:
 
 
 def _guess(data: bytes) -> str | None:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    return "BMP" if data.startswith(b"BM") else None
+    return next((kind for begin, kind in _BEGINS if data.startswith(begin)), None)
 
 
 def _whole(kind: str, data: bytes) -> bool:

@@ -211,13 +211,10 @@ def pardon(name: str) -> int:
                 file.change({name: None})
                 number += 1
     except OSError as exc:
-        hint = "run it as the user who runs the server"
-        if isinstance(exc, TimeoutError):
-            hint = (
-                "end the process that `fuser` shows for the file beside it that ends in .lock, and "
-                "run `turbofit watch --forget` again"
-            )
-        raise UsageError(f"{path} cannot be written: {exc.strerror or exc}", hint=hint) from None
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror or exc}",
+            hint="run `turbofit watch --forget` again, as the user who runs the server",
+        ) from None
     return number
 
 
