@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -12,15 +13,13 @@ from turbofit.core.struct import Struct
 from turbofit.core.synonyms import meant
 from turbofit.core.validation import Metavar, parsed
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.parameters import (
-    ANSWER_LENGTHS,
-    MOST_TEMPLATE_ARGUMENTS,
-    RULES,
-    TEMPLATE_ARGUMENTS,
-)
+from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, RULES
+from turbofit.gateway.limits.ranges import check_template, hold_fields
 from turbofit.gateway.limits.rules import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.core.json_types import JsonObject
 
 _TEMPLATE: Final = "chat_template_kwargs"
@@ -32,39 +31,16 @@ _NO_RANGE: Final = Scope()
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
 
 
-def _object(text: str, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise UsageError(
-            f"{name} {text[:60]!r} is no JSON object",
-            hint=f"quote it: {name} '{{\"NAME\": VALUE}}'",
-        )
-    return value
+def _hold_sampling(values: JsonObject, name: str) -> None:
+    for field in values.keys() - _SAMPLING:
+        raise UsageError(f"{name} has no {field[:60]!r}", hint=meant(field, _SAMPLING))
+    changes = hold_fields(RULES["chat"], values, _NO_RANGE)
+    if changes:
+        raise UsageError(f"{name} cannot be {', '.join(changes)}", hint="write the latter")
 
 
-def _sampling(text: str, name: str) -> dict[str, Any]:
-    values = {field: value for field, value in _object(text, name).items() if value is not None}
-    for field, value in values.items():
-        if field not in _SAMPLING:
-            raise UsageError(f"{name} has no {field[:60]!r}", hint=meant(field, _SAMPLING))
-        try:
-            held = RULES["chat"][field].hold(field, value, _NO_RANGE)
-        except Refusal as refusal:
-            raise UsageError(f"{name}: {refusal.message}", hint="change or leave it out") from None
-        if held != value:
-            raise UsageError(f"{name}: an engine takes no {field} {value}", hint=f"write {held}")
-    return values
-
-
-def _arguments(text: str, name: str) -> dict[str, Any]:
-    values = _object(text, name)
-    for argument in TEMPLATE_ARGUMENTS.intersection(values):
-        raise UsageError(
-            f"{name} may not hold {argument!r}: it is the server's", hint="leave it out"
-        )
+def _hold_arguments(values: JsonObject, name: str) -> None:
+    check_template(values)
     try:
         size = len(json.dumps(values, ensure_ascii=False, allow_nan=False).encode())
     except (ValueError, RecursionError):
@@ -73,17 +49,31 @@ def _arguments(text: str, name: str) -> dict[str, Any]:
             " lists in each other",
             hint="leave it out",
         ) from None
-    if len(values) > MOST_TEMPLATE_ARGUMENTS or size > _LARGEST_ARGUMENTS:
+    if size > _LARGEST_ARGUMENTS:
+        raise UsageError(f"{name} has {size:,} bytes", hint=f"at most {_LARGEST_ARGUMENTS:,} bytes")
+
+
+def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
+    """The JSON object of an option, which ``hold`` may refuse."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
         raise UsageError(
-            f"{name} has {len(values)} names and {size:,} bytes",
-            hint=f"at most {MOST_TEMPLATE_ARGUMENTS} names and {_LARGEST_ARGUMENTS:,} bytes",
+            f"{name} {text[:60]!r} is no JSON object",
+            hint=f"quote it: {name} '{{\"NAME\": VALUE}}'",
         )
+    try:
+        hold(values, name)
+    except Refusal as refusal:
+        raise UsageError(f"{name}: {refusal.message}", hint="change it, or leave it out") from None
     return values
 
 
 #: Fields of options, which read the text of a command line.
-JsonSampling = Annotated[dict[str, Any], parsed(_sampling), Metavar("JSON")]
-JsonArguments = Annotated[dict[str, Any], parsed(_arguments), Metavar("JSON")]
+JsonSampling = Annotated[dict[str, Any], parsed(partial(_read, _hold_sampling)), Metavar("JSON")]
+JsonArguments = Annotated[dict[str, Any], parsed(partial(_read, _hold_arguments)), Metavar("JSON")]
 
 
 class Defaults(Struct):

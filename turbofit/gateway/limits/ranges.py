@@ -61,7 +61,7 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
     """
     changes = hold_fields(RULES[kind], body, scope)
     _check_conversation(body, scope.session)
-    _check_template(body.get(_TEMPLATE))
+    check_template(body.get(_TEMPLATE))
     return changes + check_format(body) + check_tools(body.get("tools"))
 
 
@@ -137,7 +137,7 @@ def _parts(content: Any) -> int:
     return len(content) + sum(len(parts) for parts in inner if isinstance(parts, list))
 
 
-def _check_template(arguments: Any) -> None:
+def check_template(arguments: Any) -> None:
     if arguments is None:
         return
     if not isinstance(arguments, dict):

@@ -9,7 +9,6 @@ import asyncio
 import sys
 from base64 import b64encode
 from contextlib import suppress
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -112,7 +111,7 @@ class VideoInspector:
             frames, rate, width, height = msgspec.json.decode(text, type=list[float])
         except (msgspec.MsgspecError, ValueError):
             frames = rate = width = height = 0.0
-        if not all(isfinite(figure) for figure in (frames, rate, width, height)) or frames < 1:
+        if frames < 1:
             raise Refusal("broken_video:header")
         return int(frames), rate, (int(width), int(height))
 

@@ -93,7 +93,6 @@ class Place:
         """The next suspect may come to the engine."""
         if self.turn is not None and self.engine.turn_of is self.turn:
             self.engine.turn_of = None
-            self._admission.turns.discard(self.turn.name)
             self._admission.given_back()
 
     def _end(self) -> None:
@@ -143,8 +142,6 @@ class Admission:
     def __init__(self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0) -> None:
         self._fleet, self._seconds = fleet, seconds
         self._queue, self._suspects = _Queue(longest), _Queue(_SUSPECTS)
-        #: Names of those who have a turn.
-        self.turns: set[str] = set()
 
     @property
     def waiting(self) -> int:
@@ -245,16 +242,12 @@ class Admission:
             self.pump()
 
     def _take(self, place: Place) -> bool:
-        turn = place.turn
-        if turn is not None and turn.name in self.turns:
+        if place.turn is not None and place.turn.name in self._fleet.turns:
             return False
-        best = self._fleet.best(place.cost, turn, place.prefixes)
-        if best is None:
-            return False
-        if turn is not None:
-            self.turns.add(turn.name)
-        place.take(best)
-        return True
+        best = self._fleet.best(place.cost, place.turn, place.prefixes)
+        if best is not None:
+            place.take(best)
+        return best is not None
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
         """Why it need not wait: no engine is up, or none holds it, even an empty one."""

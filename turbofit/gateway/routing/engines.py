@@ -281,6 +281,11 @@ class Fleet:
         return sum(engine.up for engine in self.engines)
 
     @property
+    def turns(self) -> set[str]:
+        """Names of those who have a turn."""
+        return {engine.turn_of.name for engine in self.engines if engine.turn_of is not None}
+
+    @property
     def turns_left(self) -> bool:
         return any(engine.up and engine.turn_of is None for engine in self.engines)
 
