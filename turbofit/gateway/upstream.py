@@ -107,10 +107,9 @@ class Upstream:
                 "max_tokens": 1,
                 "temperature": 0,
             }
-            body = msgspec.json.encode(question)
-            headers = {"Content-Type": "application/json"}
-            response = await self.open(engine, "POST", "/v1/chat/completions", body, headers)
-            async with response:
+            body, headers = msgspec.json.encode(question), {"Content-Type": "application/json"}
+            path = "/v1/chat/completions"
+            async with await self.open(engine, "POST", path, body, headers) as response:
                 await response.read()
         except (Unreachable, Died, aiohttp.ClientError, OSError):
             return False
@@ -127,10 +126,8 @@ class Upstream:
             return ""  # before Python 3.11 a timeout of asyncio is no OSError
 
     async def _page(self, engine: RoutedEngine, path: str) -> str:
-        response = await self.open(engine, "GET", path, None, {})
-        async with response:
-            text = await response.text("utf-8")
-        return text if response.status == 200 else ""
+        async with await self.open(engine, "GET", path, None, {}) as response:
+            return await response.text("utf-8") if response.status == 200 else ""
 
     async def close(self) -> None:
         if self._session is not None:

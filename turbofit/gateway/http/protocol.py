@@ -48,7 +48,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.limits, self.all_connections = limits, connections
         self._timer: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
-        self._in_headers, self._whole = True, True
+        self._in_body = False
         self._deaf = False
         self._unclaimed = self._headers_size = 0
 
@@ -84,7 +84,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._unclaimed > self.limits.all_headers_bytes:
             self._refuse(_headers_too_big(self._unclaimed, self.limits))
-        elif self._in_headers and self._unclaimed and self._timer is None:
+        elif not self._in_body and self._unclaimed and self._timer is None:
             self._within(self.limits.headers_seconds, self._late)
 
     def on_message_begin(self) -> None:
@@ -110,7 +110,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise Refusal("too_many_headers", most=limits.headers)
         if self._headers_size + len(self.url) > limits.all_headers_bytes:
             raise _headers_too_big(self._headers_size + len(self.url), limits)
-        if self._in_headers:
+        if not self._in_body:
             # Trailers count, and mean nothing: after the body they would replace headers.
             super().on_header(name, value)
 
@@ -122,7 +122,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         if self.parser.should_upgrade() and any(map(_frames, self.headers)):
             raise Refusal("upgrade")
-        self._in_headers = self._whole = False
+        self._in_body = True
         self._unclaimed = 0
         self._no_deadline()
         self.all_connections.works(self)
@@ -133,7 +133,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_headers = self._whole = True
+        self._in_body = False
         self._unclaimed = 0
         super().on_message_complete()
         if self.cycle.response_complete:
@@ -149,7 +149,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.all_connections.waits(self)
         if self.transport.is_closing():
             self._within(self.limits.unread_seconds, self.transport.abort)
-        elif not self._whole:
+        elif self._in_body:
             self._unset_keepalive_if_required()
             self._within(self.limits.unread_seconds, self._close)
 
@@ -207,7 +207,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._last_words(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
         else:
             self._close()
-        if self._whole:
+        if not self._in_body:
             self._close()
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -80,14 +80,10 @@ def welcome_page(
     key: bool,
     notice: str = "",
 ) -> bytes:
-    """The page as HTML.
+    """The page as HTML, with the ``notice`` first.
 
-    Args:
-        scheme: ``http`` or ``https``.
-        host: as the client has it.
-        models: the limits of each model by its name; None for who shows no key.
-        key: whether clients need one.
-        notice: said first.
+    ``models`` are the limits of each by its name, None for who shows no key; ``key`` says whether
+    clients need one.
     """
     url = f"{scheme}://{host if _HOST.fullmatch(host) else 'HOST'}"
     if models is None:

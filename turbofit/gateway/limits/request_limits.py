@@ -2,7 +2,8 @@
 
 Every image that can carry parameters is given explicit ones, whatever the model's default, so that
 the limit holds with and without the overlay. Where it cannot (blocks of the Messages API, InternVL
-in the Transformers format), it is counted at the default and refused past the plan.
+in the Transformers format), it is counted at the default. What is past the plan all the same raises
+a `Refusal`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Videos as clients send them: how many frames of which size, from their headers. Never decoded.
 
-Headers are read as LMDeploy's first choice of a loader will, outside of this process.
+Headers are read as LMDeploy's first choice of a loader will, outside of this process. Whatever is
+no usable video raises a `Refusal`.
 """
 
 from __future__ import annotations

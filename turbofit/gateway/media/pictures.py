@@ -2,15 +2,15 @@
 
 Those apart that the gateway resizes, where no parameter of a request can hold them to their share:
 it decodes them with Pillow, as LMDeploy would, to RGB, without turning them, and with the same
-filter. What comes out is lossless.
+filter. What comes out is lossless. Whatever is no usable image raises a `Refusal`.
 """
 
 from __future__ import annotations
 
-import binascii
 import re
 import warnings
 from base64 import b64encode
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -101,15 +101,13 @@ def from_base64(text: str, most_bytes: int) -> Picture:
     """The image in base64, white space and missing padding forgiven."""
     if len(text) > most_bytes * 4 // 3 + (1 << 16):
         raise _too_big(len(text) * 3 // 4, most_bytes)
-    try:
+    with suppress(ValueError):
         return from_bytes(decoded(text), most_bytes, text)
-    except (ValueError, binascii.Error):
-        pass
     plain = "".join(text.split()).rstrip("=")
+    plain += "=" * (-len(plain) % 4)
     try:
-        plain += "=" * (-len(plain) % 4)
         return from_bytes(decoded(plain), most_bytes, plain)
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise Refusal("bad_image_base64") from None
 
 

@@ -68,8 +68,8 @@ class Place:
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
         """Give everything back, and let the next in.
 
-        The engine may still have the request for the seconds ``after``. ``left``: so did the
-        client, and the engine may yet die of its request.
+        For so many seconds ``after`` the engine may still have the request. ``left``: its client
+        left, and the engine may yet die of the request.
         """
         self._give_back_host()
         loop = asyncio.get_running_loop()

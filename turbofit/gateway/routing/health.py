@@ -11,9 +11,10 @@ engine may also be stuck in single requests, which its progress tells apart from
   once its images are prepared, which takes seconds.
   Source: lmdeploy core/async_engine.py::AsyncEngine `handle.async_stream_infer(`
 
-It is so at two looks. What waits in the engine's queue, or is evicted from its cache for others, is
-slow and not stuck, however long it takes. Under: an answer in one piece shows no token, so that one
-which is stuck beside others that run is found only when those have ended.
+A request is ended where either is so at two looks. What waits in the engine's queue, or is evicted
+from its cache for others, is slow and not stuck, however long it takes. Under: an answer in one
+piece shows no token, so that one which is stuck beside others that run is found only when those
+have ended.
 """
 
 from __future__ import annotations

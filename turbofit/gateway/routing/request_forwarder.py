@@ -80,7 +80,6 @@ class Exchange(ForwardOutcome):
         self._by, self._request, self._route, self._send = forwarder, request, request.route, send
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
-        self._aborted = False
         self.heard_at = time.monotonic()
         self._death: EngineDeath | None = None
         #: The engine lives, and sent nothing of this answer; it answered that it cannot serve.
@@ -102,8 +101,8 @@ class Exchange(ForwardOutcome):
             self._note_break()
             await self._end_broken()
         except asyncio.CancelledError:
-            if not self._aborted:
-                left = not self.broken
+            if not self.broken:  # by `abort`
+                left = True
                 if not engine.dead_since(self.present.sent_at):
                     self.present.left_at = time.monotonic()
                     engine.left.append(self.present)
@@ -133,7 +132,7 @@ class Exchange(ForwardOutcome):
     def abort(self, *, stuck: bool = False) -> None:
         """The engine was given up, or is stuck in this request: stop waiting for it."""
         if self._task is not None and not self.broken:
-            self._aborted, self._stuck = True, stuck
+            self._stuck = stuck
             self._note_break()
             self._task.cancel()
 
@@ -277,7 +276,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """An error event where the stream had begun, else a refusal, once it is known of whom."""
+        """An error event where the stream had begun, else a refusal once all are suspected."""
         fleet, key = self._by.fleet, "engine_died:stuck" if self._stuck else "engine_died"
         refusal = Refusal(key, retry_after=_RETRY_DIED if fleet.open else fleet.retry_seconds)
         if not self.started:
