@@ -64,8 +64,8 @@ class ServedModel:
         self.state: ModelState = "asleep"
         #: Requests that its gateway has.
         self.in_flight = 0
-        #: Requests that wait for its start, in the order in which they came; and when each came.
-        self.waiting: dict[asyncio.Future[Any], float] = {}
+        #: Requests that wait for its start.
+        self.waiting = 0
         #: Wakes them; each looks whether it waits on.
         self._changed = asyncio.Event()
         #: Whether the server ends.
@@ -75,9 +75,8 @@ class ServedModel:
         #: Starts that became ready, and how long the last one took.
         self.starts = 0
         self.start_seconds: float | None = None
-        #: When the first request came that it has not answered; and who did not wait.
+        #: When the first of those who wait came, or of those who may not wait and were refused.
         self.wanted_since: float | None = None
-        self._refused_at: float | None = None
         #: Why it does not start, and until when nobody tries again.
         self.trouble, self.again_at = "", 0.0
 
@@ -125,7 +124,6 @@ class ServedModel:
         if self.state == "starting":
             self.starts, self.start_seconds = self.starts + 1, now - self.began_at
         self.gateway, self.state, self.ready_at = gateway, "ready", now
-        self._refused_at = None
         self._wake()
 
     def close(self) -> None:
@@ -153,7 +151,7 @@ class ServedModel:
     def fail(self, trouble: str, again_at: float) -> None:
         """It does not start: who waits is told, and nobody tries again before that time."""
         self.gateway, self.state = None, "failed"
-        self.trouble, self.again_at, self._refused_at = trouble, again_at, None
+        self.trouble, self.again_at = trouble, again_at
         self._wake()
 
     def end(self) -> None:
@@ -189,33 +187,30 @@ class ServedModel:
                 raise ending()
             if self.state == "failed" and not self.rested:
                 raise self.refusal()
-            if left <= 0:
-                if not seconds:
-                    self._refused_at = came if self._refused_at is None else self._refused_at
-                    self._note()
+            if seconds and left <= 0:
                 raise self.refusal()
-            if len(self.waiting) >= longest:
-                count, again = len(self.waiting), self.retry_after
-                raise Refusal("busy:model", count=count, name=self.name, retry_after=again)
+            if self.waiting >= longest:
+                again = self.retry_after
+                raise Refusal("busy:model", count=longest, name=self.name, retry_after=again)
+            if self.wanted_since is None:
+                self.wanted_since = came
+            if not seconds:
+                raise self.refusal()
+            self.waiting += 1
             change: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
-            self.waiting[change] = came
-            self._note()
             try:
                 await asyncio.wait((change, gone), timeout=left, return_when="FIRST_COMPLETED")
             finally:
-                del self.waiting[change]
-                self._note()
+                self.waiting -= 1
+                if not self.waiting:
+                    self.wanted_since = None
                 change.cancel()
             if gone.done():
                 raise asyncio.CancelledError
         return self.gateway
 
-    def _note(self) -> None:
-        came = [*self.waiting.values(), *([] if self._refused_at is None else [self._refused_at])]
-        self.wanted_since = min(came, default=None)
-
     def _wake(self) -> None:
-        self._note()
+        self.wanted_since = None
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -224,7 +219,7 @@ _OUR_METRICS: Final[tuple[tuple[str, str, str, Callable[[ServedModel], float | N
     ("model_ready", "gauge", "Whether a model's engines are ready.",
      lambda model: model.state == "ready"),
     ("model_waiting", "gauge", "Requests that wait for a model's start.",
-     lambda model: len(model.waiting)),
+     lambda model: model.waiting),
     ("model_in_flight", "gauge", "Requests that a model's gateway has.",
      lambda model: model.in_flight),
     ("model_starts_total", "counter", "Starts of a model that became ready.",
@@ -369,7 +364,7 @@ def _fine(model: ServedModel) -> bool:
 
 def _facts(model: ServedModel) -> Document:
     state = "unavailable" if model.state == "ready" and not _fine(model) else model.state
-    facts: dict[str, Any] = {"state": state, "waiting": len(model.waiting)}
+    facts: dict[str, Any] = {"state": state, "waiting": model.waiting}
     if model.start_seconds is not None:
         facts["start_seconds"] = round(model.start_seconds, 1)
     if model.state not in ("ready", "asleep"):
