@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
@@ -17,7 +16,7 @@ from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, hold_name
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
-from turbofit.gateway.media.clips import VideoInspector
+from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
@@ -40,9 +39,9 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
-#: So many requests at once have a picture resized in a thread, and so many others have their images
-#: held to the plan in one: a decoded picture takes up to `pictures.LARGEST_PIXELS`.
-_IN_THREADS: Final = 2
+#: So many requests at once have a film's header read, so many their images held to the plan in a
+#: thread, and so many a picture resized there, which has up to `pictures.LARGEST_PIXELS`.
+_AT_ONCE: Final = 2
 
 
 class Gateway(AsgiApp):
@@ -87,15 +86,13 @@ class Gateway(AsgiApp):
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
-        self._films, self._resizing = VideoInspector(), asyncio.Semaphore(_IN_THREADS)
-        self._holding = asyncio.Semaphore(_IN_THREADS)
+        self._looking, self._holding, self._resizing = map(asyncio.Semaphore, (_AT_ONCE,) * 3)
         self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
         )
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
-        kept = None if config.denied is None else Path(config.denied)
-        self.deny_list = deny_list or DenyList(DenyFile(kept))
+        self.deny_list = deny_list or DenyList(DenyFile(config.denied))
         self.deny_list.count = self.metrics.count
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
@@ -178,7 +175,7 @@ class Gateway(AsgiApp):
             self._keep_more(request, prepared.inlines(url, size))
 
         fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
-        clip = await self._films.look(prepared.parsed, fetched, most)
+        clip = await look(prepared.parsed, fetched, most, self._looking)
         if len(prepared.parsed.slots) > 1:
             # Eight images that share a request take up to half a second: Llama 4's canvases.
             async with self._holding:

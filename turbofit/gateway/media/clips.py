@@ -43,7 +43,6 @@ _PROGRAM: Final = str(Path(__file__).with_name("film_header.py"))
 _SECONDS: Final = 20.0
 #: Seconds that it has to end after SIGKILL; a process that the kernel holds is not waited for.
 _LAST_SECONDS: Final = 5.0
-_AT_ONCE: Final = 2
 _NO_OPENCV: Final = 3
 
 
@@ -70,51 +69,49 @@ class Clip(Struct):
         return self.size[0] * self.size[1] * BYTES_OF_PIXEL
 
 
-class VideoInspector:
-    def __init__(self) -> None:
-        self._turn = asyncio.Semaphore(_AT_ONCE)
+async def look(
+    parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int, turn: asyncio.Semaphore
+) -> Clip | None:
+    """The request's video, None where it has none; ``turn`` is for readers of films."""
+    slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
+    if slot is None:
+        return None
+    if slot.remote:
+        film = check_film(fetched[slot.source], most_bytes)
+    else:
+        frames = frames_of(slot.source, most_bytes)
+        if frames is not None:
+            return frames
+        film = film_of(slot.source, most_bytes)
+    async with turn:
+        header = await _header(film)
+    return film_clip(film, *header)
 
-    async def look(
-        self, parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int
-    ) -> Clip | None:
-        """The request's video, None where it has none."""
-        slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
-        if slot is None:
-            return None
-        if slot.remote:
-            film = check_film(fetched[slot.source], most_bytes)
-        else:
-            frames = frames_of(slot.source, most_bytes)
-            if frames is not None:
-                return frames
-            film = film_of(slot.source, most_bytes)
-        return film_clip(film, *await self._header(film))
 
-    async def _header(self, data: bytes) -> tuple[int, float, tuple[int, int]]:
-        """Frames, frames a second, and size."""
-        async with self._turn:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-            try:
-                text, _ = await asyncio.wait_for(process.communicate(data), _SECONDS)
-            except (asyncio.TimeoutError, TimeoutError):
-                text = b""
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    with suppress(asyncio.TimeoutError, TimeoutError):
-                        await asyncio.wait_for(process.wait(), _LAST_SECONDS)
-        if process.returncode == _NO_OPENCV:
-            raise Refusal("no_video_reader")
-        try:
-            frames, rate, width, height = msgspec.json.decode(text, type=list[float])
-        except (msgspec.MsgspecError, ValueError):
-            frames = rate = width = height = 0.0
-        if frames < 1:
-            raise Refusal("broken_video:header")
-        return int(frames), rate, (int(width), int(height))
+async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
+    """Frames, frames a second, and size."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        text, _ = await asyncio.wait_for(process.communicate(data), _SECONDS)
+    except (asyncio.TimeoutError, TimeoutError):
+        text = b""
+    finally:
+        if process.returncode is None:
+            process.kill()
+            with suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(process.wait(), _LAST_SECONDS)
+    if process.returncode == _NO_OPENCV:
+        raise Refusal("no_video_reader")
+    try:
+        frames, rate, width, height = msgspec.json.decode(text, type=list[float])
+    except (msgspec.MsgspecError, ValueError):
+        frames = rate = width = height = 0.0
+    if frames < 1:
+        raise Refusal("broken_video:header")
+    return int(frames), rate, (int(width), int(height))
 
 
 def frames_of(url: str, most_bytes: int) -> Clip | None:

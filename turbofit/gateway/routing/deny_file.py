@@ -85,8 +85,8 @@ def _hashed(key: bytes, path: str, body: bytes) -> str:
 class DenyFile:
     """Who is refused, as the file of this path has it (see `deny_path`); None keeps nothing."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
         self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
         #: Who is refused: what the file has, with what it has not yet.
         self.denied: dict[str, Denied] = {}
