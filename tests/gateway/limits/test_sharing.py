@@ -34,13 +34,9 @@ from turbofit.gateway.limits.request_limits import (
     check_images,
     check_request,
     model_default,
-)
-from turbofit.gateway.limits.sharing import (
-    hold_clip,
-    hold_frames,
-    hold_images,
     within,
 )
+from turbofit.gateway.limits.sharing import hold_clip, hold_frames, hold_images
 from turbofit.gateway.media.clips import Clip
 from turbofit.launch.engine.worst_requests import worst_image, worst_image_tokens, worst_request
 

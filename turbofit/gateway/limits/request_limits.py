@@ -25,7 +25,7 @@ from turbofit.memory.account import vision_load_within
 from turbofit.memory.engines import engine_named
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
@@ -181,25 +181,34 @@ def check_images(bounds: Bounds, count: int) -> None:
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
     """Refuse what no lowering can bring within the plan; ``n`` are copies of the request."""
-    limits = bounds.limits
     check_images(bounds, len(images))
-    unit_count, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
-    unit = bounds.rule.units_name if bounds.rule is not None else "units"
-    copies = limits.n if images else max(limits.n, _TEXT_COPIES)
-    _within(n, copies, "copies", "n_over_limit")
-    _within(unit_count, limits.units_per_request, f"vision {unit} in a request")
-    _within(tokens, limits.image_tokens_per_request, "image tokens in a request")
-    tokens += sum(image.text_tokens for image in images)
+    copies = bounds.limits.n if images else max(bounds.limits.n, _TEXT_COPIES)
+    demands = [(n, copies, "copies", "n_over_limit"), *_demands(bounds, images, n)]
+    for number, limit, what, key in demands:
+        if number > limit:
+            param = key.partition("_")[0]
+            raise Refusal(key, number=number, what=what, limit=limit, param=param)
+
+
+def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
+    """Whether images of one request fit the plan together."""
+    return all(number <= limit for number, limit, *_ in _demands(bounds, images, 1))
+
+
+def _demands(
+    bounds: Bounds, images: Sequence[LimitedImage], n: int
+) -> Iterator[tuple[int, int, str, str]]:
+    """What a request takes, the limit, what that is, and the key of a refusal."""
+    limits, key = bounds.limits, "images_over_limit:request"
+    unit = "units" if bounds.rule is None else bounds.rule.units_name
+    units, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
+    yield units, limits.units_per_request, f"vision {unit} in a request", key
+    yield tokens, limits.image_tokens_per_request, "image tokens in a request", key
     if bounds.gate is not None:
-        _within(n * unit_count, bounds.gate, f"vision {unit} in {n} copies", "n_over_limit")
+        yield n * units, bounds.gate, f"vision {unit} in {n} copies", "n_over_limit"
     # One token of an answer, at least; `ranges.lower_answer` lowers longer ones.
-    _within(tokens + 1, bounds.longest_request_tokens, "tokens of images and an answer")
-
-
-def _within(number: int, limit: int, what: str, key: str = "images_over_limit:request") -> None:
-    if number > limit:
-        param = key.partition("_")[0]
-        raise Refusal(key, number=number, what=what, limit=limit, param=param)
+    least = tokens + sum(image.text_tokens for image in images) + 1
+    yield least, bounds.longest_request_tokens, "tokens of images and an answer", key
 
 
 def _uncarried(

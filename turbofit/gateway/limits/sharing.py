@@ -27,6 +27,7 @@ from turbofit.gateway.limits.request_limits import (
     model_default,
     planned_limit,
     shown,
+    within,
 )
 from turbofit.gateway.media.clips import MOST_FRAMES, RATES
 from turbofit.gateway.media.pictures import LARGEST_PIXELS
@@ -120,18 +121,6 @@ def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
     most = max(left, limits.units_per_request // (len(images) + 1))
     limits = replace(limits, units_per_image=min(limits.units_per_image, most))
     return replace(bounds, limits=limits)
-
-
-def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
-    """Whether images of one request fit the plan together."""
-    limits = bounds.limits
-    unit_count, tokens = sum(image.units for image in images), sum(image.tokens for image in images)
-    most = limits.units_per_request if bounds.gate is None else bounds.gate
-    return (
-        unit_count <= min(most, limits.units_per_request)
-        and tokens <= limits.image_tokens_per_request
-        and tokens + sum(image.text_tokens for image in images) < bounds.longest_request_tokens
-    )
 
 
 def check_clips(bounds: Bounds, count: int) -> None:
