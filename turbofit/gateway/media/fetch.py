@@ -105,6 +105,8 @@ class MediaFetcher:
 
         ``count`` is told the bytes of each file as soon as it is here; it may refuse the rest.
         """
+        if not urls:
+            return {}
 
         async def fetch(url: str) -> bytes:
             file = await self._fetch(url, most_bytes)
