@@ -101,13 +101,16 @@ class Monitor:
         self.suspect(engine)
 
     async def _watch(self, engine: RoutedEngine) -> None:
-        look = self._looks[engine]
+        look, loop = self._looks[engine], asyncio.get_running_loop()
         while not self._stopped:
             look.clear()
-            if self._due(engine):
-                await self._ask(engine)
-            await self._examine(engine)
-            tick = asyncio.get_running_loop().call_later(_TICK, look.set)
+            try:
+                if self._due(engine):
+                    await self._ask(engine)
+                await self._examine(engine)
+            except Exception as exc:  # noqa: BLE001 - a bug of ours must not end the watch
+                loop.call_exception_handler({"message": "a bug in the watch", "exception": exc})
+            tick = loop.call_later(_TICK, look.set)
             await look.wait()
             tick.cancel()
 
