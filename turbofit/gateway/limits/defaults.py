@@ -36,7 +36,10 @@ def _hold_sampling(values: JsonObject, name: str) -> None:
         raise UsageError(f"{name} has no {field[:60]!r}", hint=meant(field, _SAMPLING))
     changes = hold_fields(RULES["chat"], values, _NO_RANGE)
     if changes:
-        raise UsageError(f"{name} cannot be {', '.join(changes)}", hint="write the latter")
+        raise UsageError(
+            f"{name} is beyond what an engine takes: {', '.join(changes)}",
+            hint="write the value after the arrow",
+        )
 
 
 def _hold_arguments(values: JsonObject, name: str) -> None:
