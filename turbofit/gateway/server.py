@@ -22,7 +22,6 @@ from turbofit.core.errors import LaunchError, PackageError, TurbofitError, Usage
 from turbofit.core.installation import install_command
 from turbofit.core.process.ports import open_files
 from turbofit.core.units import MIB
-from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.limits.request_limits import bounds_of
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
@@ -102,17 +102,8 @@ def make_gateway(
     from turbofit.gateway.http.app import Gateway
 
     bounds = bounds_of(plan, overlay=overlay)
-    shares = tuple(group.at_once for group in plan.by_group)
-    settled = msgspec.structs.replace(
-        config,
-        host_bytes=host_budget(plan, bounds),
-        prefix_affinity=plan.settings.enable_prefix_caching,
-        serial=plan.engine.serial,
-        # Nothing is known of engines that were not planned.
-        shares=shares if len(shares) == len(upstreams) else (),
-        about=about_plan(plan),
-    )
-    return Gateway(bounds, upstreams, settled, log, deny_list=deny_list)
+    config = msgspec.structs.replace(config, about=about_plan(plan))
+    return Gateway(bounds, upstreams, config, log, deny_list=deny_list)
 
 
 def about_plan(plan: Plan) -> Document:

@@ -69,7 +69,9 @@ class Gateway(AsgiApp):
     ) -> None:
         super().__init__(config, bounds.limits.bytes_per_body, log)
         self.bounds = bounds
-        shares = config.shares or (1.0,) * len(upstreams)
+        # Nothing is known of engines that were not planned.
+        planned = len(bounds.shares) == len(upstreams)
+        shares = bounds.shares if planned else (1.0,) * len(upstreams)
         self.fleet = Fleet(
             [
                 RoutedEngine(
@@ -78,7 +80,7 @@ class Gateway(AsgiApp):
                     share,
                     key=config.upstream_key,
                     gate=Gate(bounds.gate, bounds.kv),
-                    host_limit=config.host_bytes,
+                    host_limit=bounds.host_bytes,
                 )
                 for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
             ]
@@ -87,7 +89,7 @@ class Gateway(AsgiApp):
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._looking, self._holding, self._resizing = map(asyncio.Semaphore, (_AT_ONCE,) * 3)
-        self._upstream = upstream or Upstream(serial=config.serial)
+        self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
         )
@@ -189,7 +191,7 @@ class Gateway(AsgiApp):
             await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)
         request.body, request.prepared = prepared.finish()
-        if self.config.prefix_affinity and len(self.fleet) > 1:
+        if self.bounds.keeps_prefixes and len(self.fleet) > 1:
             request.prefixes = prefixes_of(prepared.parsed.body)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:

@@ -19,8 +19,10 @@ from turbofit.core.messages import plural
 from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
+from turbofit.core.units import GIB
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, KvCache
+from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
 from turbofit.memory.account import vision_load_within
 from turbofit.memory.engines import engine_named
 
@@ -48,6 +50,8 @@ _BYTES_PER_TOKEN: Final = 8
 #: Under: most of what is shorter does not fit either. Tools and names have room in any case.
 _LONGEST_TOKEN: Final = 256
 _LEAST_BODY: Final = 1 << 16
+#: Bytes of host memory for images, at least; and where nobody knows how much there is.
+_LEAST_HOST, _UNKNOWN_HOST = 2 * GIB, 4 * GIB
 
 
 class Bounds(Struct):
@@ -57,8 +61,11 @@ class Bounds(Struct):
     ``gate`` are the units that one engine's forward may have, None where the plan paid for the
     engine's own bound; ``kv`` is its cache then, see `gate.Gate`. ``bytes_per_unit`` are bytes of
     host memory while one unit is preprocessed. ``watches``: the engine and its model take videos,
-    each in the place of an image. ``heeds``: whether the engine reads the parameters of a request's
-    images at all. ``vocabulary`` are rows of the embedding, 0 where that is not known.
+    each in the place of an image. ``serial``: engines answer one request after the other, and read
+    no parameters of images. ``vocabulary`` are rows of the embedding, 0 where that is not known.
+    ``host_bytes`` of images may be in flight to one engine. ``shares`` are the requests that the
+    plan counts on at each of its unequal engines. ``keeps_prefixes``: engines keep the beginnings
+    of requests in their caches.
     """
 
     rule: AnyImageRule | None
@@ -71,7 +78,10 @@ class Bounds(Struct):
     watches: bool = False
     engine: str = "turbomind"
     vocabulary: int = 0
-    heeds: bool = True
+    serial: bool = False
+    host_bytes: int = _UNKNOWN_HOST
+    shares: tuple[float, ...] = ()
+    keeps_prefixes: bool = False
 
     @property
     def beside_images(self) -> int:
@@ -117,7 +127,7 @@ class RequestedImage(Struct):
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
     """The bounds of a plan; ``overlay``: whether the engines run on `gateway.overlay`'s folder."""
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
-    gate = _gate(plan, rule)
+    gate, bytes_per_unit = _gate(plan, rule), plan.model.unit_values * _WIDE if rule else 0
     return Bounds(
         rule=rule,
         limits=plan.limits,
@@ -125,11 +135,14 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         overlay=overlay,
         gate=gate,
         kv=KvCache() if gate is None else _kv(plan),
-        bytes_per_unit=plan.model.unit_values * _WIDE if rule is not None else 0,
+        bytes_per_unit=bytes_per_unit,
         watches=plan.takes_videos,
         engine=plan.engine.name,
         vocabulary=plan.model.text.vocab,
-        heeds=not plan.engine.serial,
+        serial=plan.engine.serial,
+        host_bytes=_host_bytes(plan, bytes_per_unit),
+        shares=tuple(group.at_once for group in plan.by_group),
+        keeps_prefixes=plan.settings.enable_prefix_caching,
     )
 
 
@@ -154,7 +167,7 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
     rule = bounds.rule
     if rule is None:
         raise Refusal("no_images")
-    carried = bounds.heeds and (image.carries if rule.client_knobs else image.by_request)
+    carried = not bounds.serial and (image.carries if rule.client_knobs else image.by_request)
     hold = _carried if carried else _uncarried
     try:
         limited = hold(bounds, rule, image.size, image.options, cap)
@@ -264,6 +277,20 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
         if group.limits.units_per_forward < engine.units_bound(rule, vision_load, group.settings):
             gates.append(group.limits.units_per_forward)
     return min(gates, default=None)
+
+
+def _host_bytes(plan: Plan, bytes_per_unit: int) -> int:
+    """A quarter of what the plan leaves free, shared by the replicas.
+
+    Never less than one request at its limits needs, since the plan promises that one.
+    """
+    limits, available = plan.limits, plan.host.available
+    decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
+    least = decoded + limits.units_per_request * bytes_per_unit
+    if available is None:
+        return max(least, _UNKNOWN_HOST)
+    free = available - plan.host.pinned - plan.host.pageable
+    return max(least, _LEAST_HOST, free // 4 // max(1, plan.parallel.replicas))
 
 
 def _kv(plan: Plan) -> KvCache:

@@ -57,7 +57,7 @@ class SharedImages(Struct):
 
 def by_request(bounds: Bounds) -> bool:
     """Whether LMDeploy takes pixel bounds for all images of a request, and for none alone."""
-    return bounds.heeds and bounds.rule is not None and bounds.rule.by_request
+    return not bounds.serial and bounds.rule is not None and bounds.rule.by_request
 
 
 def request_bounds(bounds: Bounds, options: object) -> Options:
