@@ -374,7 +374,7 @@ class FallbackApp(AsgiApp):
         """
         parsed = read_body(kind, decode(raw))
         hold_name({self._options.name: self._options.name}, parsed.body)
-        scope = Scope(engines=("transformers",), vocabulary=0, session=self._options.session_len)
+        scope = Scope(engine="transformers", session=self._options.session_len)
         hold_parameters(kind, parsed.body, scope)
         field = "messages" if kind == "chat" else "prompt"
         if not parsed.body.get(field):

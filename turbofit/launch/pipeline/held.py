@@ -95,18 +95,18 @@ def queued(
         cost = _cost(request, units)
         while not gate.fits(cost):
             await room.wait()
-        gate.take(cost)
-        begun = False
+        share, begun = gate.take(cost), False
         try:
             async with aclosing(generate(request, *arguments, **keywords)) as answer:  # type: ignore[type-var]
                 async for item in answer:
-                    if not begun and gate.begin(cost):
+                    if not begun:
+                        begun = True
+                        gate.begin(share)
                         look_again()
-                    begun = True
                     yield item
         finally:
             # The engine has dropped it: LMDeploy's generator ends so.
-            gate.end(cost)
+            gate.end(share)
             look_again()
 
     return in_turn
