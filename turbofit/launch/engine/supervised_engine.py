@@ -162,7 +162,7 @@ class SupervisedEngine:
         # The signal that kills the rest of an engine whose loop has ended is not why it ended.
         if code is not None and not self.tracker.failing:
             return self._ended(code)
-        if self.tracker.fallback is not None:
+        if self.tracker.fallback:
             return fallback(self.tracker)
         if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
             if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
