@@ -1,4 +1,4 @@
-"""Requests to an engine on loopback, in plain blocking HTTP, and who asks them."""
+"""Asks an engine on loopback, in blocking HTTP: whether it is ready, and whether it still lives."""
 
 from __future__ import annotations
 
@@ -88,10 +88,6 @@ class EngineClient:
         return False
 
 
-# Whether an engine is ready: first its health, then real answers to the plan's worst requests. And
-# whether it still lives.
-
-
 class Timing(Struct):
     """Deadlines and pauses, in seconds.
 
@@ -127,7 +123,7 @@ class Probe(threading.Thread):
 
     ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` after three test
     completions in turn that failed. ``check``: requests as bad as the plan allows must be answered
-    before; ``exam`` asks other questions instead of these.
+    before, or what ``exam`` asks instead.
     """
 
     def __init__(
@@ -156,12 +152,10 @@ class Probe(threading.Thread):
 
     def run(self) -> None:
         """Wait for health, check, then look whether it lives."""
-        while not self._stopped.wait(_PAUSE):
-            if self._client.is_healthy(_HEALTH_TIMEOUT):
-                self.healthy.set()
-                break
-        if self._stopped.is_set():
-            return
+        while not self._client.is_healthy(_HEALTH_TIMEOUT):
+            if self._stopped.wait(_PAUSE):
+                return
+        self.healthy.set()
         try:
             self._ask_all()
         except LaunchError as exc:
@@ -186,8 +180,8 @@ class Probe(threading.Thread):
     def _look_after(self) -> None:
         """Ask a ready engine for one token from time to time.
 
-        A serial engine is asked how it is instead: a token would wait for whatever is under way,
-        and its health tells whether tokens still come.
+        A serial engine is asked how it is: a token would wait for whatever is under way, and its
+        health tells whether tokens still come.
         """
         ask = self._client.is_healthy if self._plan.engine.serial else self._client.completes
         failures = 0
@@ -212,20 +206,15 @@ class Probe(threading.Thread):
         if self._exam is not None:
             self._exam(name, self._ask)
             return
-        text = tokens = 0
         worst = worst_request(self._plan, name)
-        if worst is not None:
-            images = worst_image_tokens(self._plan)
-            tokens = self._ask(worst)
-            text = max(0, tokens - images)
+        tokens = 0 if worst is None else self._ask(worst)
         if self._plan.engine.serial:
-            longest = longest_request(self._plan, name, worst, tokens, self._ask)
-            if longest is not None:
-                self._ask(longest)
-            return
-        fullest = fullest_forward(self._plan, name, text)
-        if fullest is not None:
-            self._ask(fullest)
+            last = longest_request(self._plan, name, worst, tokens, self._ask)
+        else:
+            text = max(0, tokens - worst_image_tokens(self._plan))
+            last = fullest_forward(self._plan, name, text)
+        if last is not None:
+            self._ask(last)
 
     def _ask(self, question: ProbeRequest) -> int:
         """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Examiner(Protocol):
-    """Looks closer at engines than their readiness needs."""
+    """Asks engines more than their readiness needs."""
 
     def begin(self, plan: Plan) -> None:
         """The engines of this plan are about to be started."""
@@ -42,7 +42,7 @@ class Examiner(Protocol):
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """One of them is up: ask it, in a thread of its own, before it counts as ready.
+        """Ask one of them that is up, in a thread of its own, before it counts as ready.
 
         Raises:
             LaunchError: it does not answer as it should.
@@ -60,8 +60,8 @@ _CONFIRM_SECONDS: Final = 2.0
 class SupervisedEngine:
     """One group's engine, whose log goes into a folder.
 
-    ``check``: it must answer worst-case requests before it counts as ready; an examiner asks it
-    other questions instead of these.
+    ``check``: it must answer worst-case requests before it counts as ready, or what an examiner
+    asks instead.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -96,12 +96,10 @@ class SupervisedEngine:
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
         self._ends: deque[float] = deque()
-        self._began = 0.0
+        self._began = self._counted = self._heard = 0.0
         #: How many processes the kernel had killed at the last count but one, and at the last one.
-        self._earlier_kills: int | None = None
-        self._last_kills: int | None = None
-        self._counted = 0.0
-        self._heard, self._told = 0.0, False
+        self._kills: tuple[int | None, int | None] = (None, None)
+        self._silence_told = False
 
     @property
     def group(self) -> int:
@@ -120,15 +118,14 @@ class SupervisedEngine:
             from turbofit.launch.engine.pretended import PretendReader
 
             self.pretended = PretendReader(self._plan, self.group, timeline)
-        self._began = self._clock()
-        self._earlier_kills = self._last_kills = kernel.host_kills()
-        self._counted = self._began
+        self._began = self._counted = self._heard = self._clock()
+        self._kills = (kernel.host_kills(),) * 2
         self.phases = [("starting", 0.0)]
         # A disk that has become unwritable costs a restart its log, never the engine.
         self.process = EngineProcess(
             start_command.argv, start_command.env, self.log, log_required=self.starts == 1
         )
-        self.state, self._heard = "starting", self._began
+        self.state = "starting"
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
@@ -144,7 +141,7 @@ class SupervisedEngine:
     def look(self, now: float, *, last: bool = False) -> End | None:
         """Read on; how it ended, if it did.
 
-        ``last``: nobody looks again, and waits for what a loop that has ended may yet say.
+        ``last``: nobody looks again to wait for what a loop that has ended may yet say.
         """
         process, probe = self.process, self._probe
         if process is None or probe is None:
@@ -168,7 +165,7 @@ class SupervisedEngine:
             if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
                 self.tracker.survived(float("inf"))  # a line that only looked like the engine's own
                 return None
-            return end_of(None, self.tracker, death=self.death())
+            return self._ended(None)
         if self.tracker.hangs(now):
             return hang(self.tracker)
         # A loop that ends fails its requests at once; the reason comes later, in the log.
@@ -184,9 +181,9 @@ class SupervisedEngine:
         return None
 
     def end(self, seconds: float) -> bool:
-        """Kill what is left of it and forget this start; whether it has ended.
+        """Kill what is left of it; whether it has ended, at most so long after.
 
-        Where it has not, at most so long after, it keeps its memory, and `process` stays.
+        Where it has not, it keeps its memory, and `process` stays.
         """
         self.quiet()
         if self.process is not None and self.process.kill(seconds):
@@ -199,9 +196,9 @@ class SupervisedEngine:
             self._probe.stop()
 
     def wait(self, now: float, explained: int = 0) -> float | None:
-        """Plan its next start; the pause before it, or None once the circuit breaks.
+        """Set when it starts again; the pause until then, or None once the circuit breaks.
 
-        ``explained`` are ends within the window by requests that are refused from now on.
+        ``explained`` are ends within the window by requests that are refused since.
         """
         timing = self._timing
         while self._ends and now - self._ends[0] >= timing.window:
@@ -215,16 +212,10 @@ class SupervisedEngine:
         self.state, self.again_at = "waiting", now + pause
         return pause
 
-    def excuse(self, now: float, explained: int) -> bool:
-        """Start it again soon if the ends that broke the circuit are explained; whether it is."""
-        excused = len(self._ends) - explained <= self._timing.restarts
-        if excused:
+    def excuse(self, now: float, explained: int) -> None:
+        """Start it again at once if the ends that broke the circuit are explained."""
+        if len(self._ends) - explained <= self._timing.restarts:
             self.state, self.again_at = "waiting", now
-        return excused
-
-    def death(self) -> End | None:
-        """On pretend GPUs, the allocation that was refused."""
-        return None if self.pretended is None else self.pretended.death()
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start took, as far as it came."""
@@ -241,7 +232,7 @@ class SupervisedEngine:
         return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
 
     def _follow(self) -> None:
-        """Note phases that only the probe knows, and their times."""
+        """Note what only the probe knows, and when a phase began."""
         probe = self._probe
         if self.state == "starting" and probe is not None:
             if probe.ready.is_set():
@@ -255,35 +246,33 @@ class SupervisedEngine:
         self._time()
 
     def _time(self) -> None:
-        """Note when a phase began."""
         if self.phases[-1][0] != self.tracker.phase:
             self.phases.append((self.tracker.phase, self._clock() - self._began))
 
     def _forget_earlier(self, now: float) -> None:
         """Forget evidence that the engine has survived: it does not tell why the engine ends.
 
-        The kernel counts a process that it kills before that has ended, for want of memory even
-        seconds before: the last count is too new.
+        The last count of kills is too new: the kernel counts one before the process has ended, for
+        want of memory even seconds before.
         """
         if self._probe is not None:
             self.tracker.survived(self._probe.lived)
         if now - self._counted >= _COUNT_SECONDS:
-            self._earlier_kills, self._last_kills = self._last_kills, kernel.host_kills()
-            self._counted = now
+            self._kills, self._counted = (self._kills[1], kernel.host_kills()), now
 
     def _listen(self, printed: bool, now: float) -> None:
-        """Say what a long silence may mean, once for each."""
+        """Say what a long silence of a starting engine may mean, once for each."""
         if printed or self.state != "starting" or self.tracker.phase in ("serving", "check"):
-            self._heard, self._told = now, False
-        elif not self._told and now - self._heard >= self._timing.quiet:
-            self._told = True
+            self._heard, self._silence_told = now, False
+        elif not self._silence_told and now - self._heard >= self._timing.quiet:
+            self._silence_told = True
             self._tell(silence(self._plan, self.tracker.phase, self._timing.quiet))
 
-    def _ended(self, code: int) -> End:
-        _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
-        before, after = self._earlier_kills, kernel.host_kills()
+    def _ended(self, code: int | None) -> End:
+        _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
+        before, after = self._kills[0], kernel.host_kills()
         return end_of(
             code, self.tracker,
-            death=self.death() if self.tracker.fault is not None else None,
+            death=None if self.pretended is None else self.pretended.death(),
             host_kills=None if before is None or after is None else after - before,
         )  # fmt: skip

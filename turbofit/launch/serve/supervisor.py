@@ -48,9 +48,8 @@ class StopSignal:
         self.urgent = False
         #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
         self.abrupt = True
+        self._handlers: dict[signal.Signals, Any] = {}
         self._before: dict[signal.Signals, Any] = {}
-        #: SIGCHLD was ignored: the kernel would collect engines, and tell nobody how they ended.
-        self._sigchld_ignored = False
         self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
         #: A signal's exception was swallowed: the next signal is the same one, sent again.
@@ -62,25 +61,25 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self._terminals = tuple(filter(os.isatty, range(3)))
         heard = stop_signals()
-        self._before = {number: signal.signal(number, self._caught) for number in heard}
+        self._handlers = dict.fromkeys(heard, self._caught)
+        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            # The kernel would collect engines, and tell nobody how they ended.
+            self._handlers[signal.SIGCHLD] = signal.SIG_DFL
+        self._before = {number: signal.getsignal(number) for number in self._handlers}
+        self.rearm()
         self._raised_again.__enter__()
         unblock(heard)
-        self._sigchld_ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
-        if self._sigchld_ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._raised_again.__exit__(None, None, None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._sigchld_ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     def rearm(self) -> None:
         """Hear signals again, where a library has taken them since."""
-        for number in self._before:
-            signal.signal(number, self._caught)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the run in order, as that signal would."""
@@ -117,12 +116,12 @@ class StopSignal:
 
 
 class Supervisor:
-    """All engines of one plan that fits, one a launch.
+    """All engines of one plan, one a launch.
 
     ``on_end`` is told of each end of an engine that served, or is started again; ``on_rest`` when
-    no engine runs and none is started for a while, and, with None, when one is started again.
-    ``explained`` says how often within so many seconds an engine, by its place in the order of the
-    launches, ended by a request that is refused since: those ends do not count.
+    all engines are left alone for a while, and, with None, when one is started again.
+    ``explained`` says how often within so many seconds an engine, by its place among the launches,
+    ended by a request that is refused since: those ends do not count.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -177,16 +176,13 @@ class Supervisor:
         try:
             for engine in self.engines:
                 engine.start()
-            ended = self._follow(stop, on_ready, on_tick)
-        except BaseException:
-            on_drain(True)
-            raise
-        else:
-            on_drain(stop.urgent)
-            return ended
+            return self._follow(stop, on_ready, on_tick)
         finally:
-            self._stop(stop)
-            stop.abrupt = stop.signal is None
+            try:
+                on_drain(stop.urgent or stop.signal is None)
+            finally:
+                self._stop(stop)
+                stop.abrupt = stop.signal is None
 
     def _follow(
         self, stop: StopSignal, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
@@ -194,9 +190,9 @@ class Supervisor:
         while stop.signal is None:
             now = self._clock()
             for engine in self.engines:
+                if engine.state == "broken":
+                    engine.excuse(now, self._refused_since(engine))
                 if engine.state in ("waiting", "broken"):
-                    if engine.state == "broken":
-                        engine.excuse(now, self._refused_since(engine))
                     if now >= engine.again_at and engine.end(0.0):
                         engine.start()
                     continue
@@ -249,17 +245,13 @@ class Supervisor:
         )
 
     def _tell_ends(self, now: float) -> None:
-        """Tell of engines that have ended meanwhile: nobody looks at them again.
-
-        A request that ended one of them is known by it after the next launch.
-        """
+        """Tell of engines that have ended meanwhile, for the deny list: nobody looks again."""
         for engine in self.engines:
             ended = engine.look(now, last=True) if engine.process is not None else None
             if ended is not None and engine.was_ready:
                 self._on_end(engine, ended)
 
     def _refused_since(self, engine: SupervisedEngine) -> int:
-        """Ends of an engine, within the window, by requests that are refused since."""
         return self._explained(self.engines.index(engine), self._timing.window)
 
     @property
@@ -269,19 +261,17 @@ class Supervisor:
     def _rest(self) -> None:
         """Tell when all engines are left alone, and when that has ended."""
         broken = all(engine.state == "broken" for engine in self.engines)
-        if not broken:
-            if self._outage is not None:
-                self._outage = None
-                self._on_rest(None)
+        if broken == (self._outage is not None):
             return
-        if self._outage is None:
+        self._outage = None
+        if broken:
             reason = (
                 f"the inference engine ended {self._timing.restarts + 1} times within "
                 f"{self._minutes} minutes and rests"
             )
             until = min(engine.again_at for engine in self.engines)
             self._outage = Outage(reason, until, self._clock)
-            self._on_rest(self._outage)
+        self._on_rest(self._outage)
 
     def _stop(self, stop: StopSignal) -> None:
         """Pass the signal on, wait, kill what is left; all engines share one deadline.
