@@ -128,7 +128,7 @@ class Run:
         self.config, self.leases, self._say = config, leases, say
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
         self.examiner, self.publish, self.shared = examiner, publish, shared
-        #: What the user gave, by the fields of `PlanRequest`.
+        #: What the user gave, by the planner's keywords.
         self.fixed: Options = {} if config.request is None else config.request.given()
         self.lmdeploy, self._missing = (
             (lmdeploy, None) if lmdeploy else lmdeploy_if_needed(self.fixed.get("engine"))
@@ -153,7 +153,7 @@ class Run:
         self.deny_list: DenyList | None = None
 
     def say(self, text: str) -> None:
-        """Progress; a terminal or a disk that takes none costs the line, never the server."""
+        """Tell progress; a terminal or disk that takes none costs the line, never the server."""
         with suppress(OSError, ValueError):
             self._say(text)
 
@@ -275,7 +275,7 @@ class Run:
         assert self.plan is not None
         keep_large_blocks()  # before the first thread, which would have a heap of its own
         try:
-            return self._follow(self.plan, stop)
+            ended = self._follow(self.plan, stop)
         except StoppedError as exc:
             self.record.state("ended", ended=exc.signal.name)
             raise
@@ -284,6 +284,8 @@ class Run:
                 # The twin can be made again; a timeline's length is not its size, but looks so.
                 for room in (self.folder / "model", *self.folder.glob("pretend-*")):
                     shutil.rmtree(room, ignore_errors=True)
+        self.record.state("ended", ended=ended.name)
+        return ended
 
     def _follow(self, plan: Plan, stop: StopSignal) -> signal.Signals:
         failed: list[tuple[Plan, End, str]] = []
@@ -296,8 +298,7 @@ class Run:
             start = Start(self, plan, len(failed))
             self.record.begin(number=len(failed), changes=self.changes, why=why, **facts_of(plan))
             try:
-                with ExitStack() as stack:
-                    ended = start.run(stop, stack)
+                ended = start.run(stop)
             except EndedError as exc:
                 end = exc.end
             except TurbofitError as exc:
@@ -306,7 +307,6 @@ class Run:
             else:
                 if self.changes and start.was_ready:
                     self._remember(plan, why)
-                self.record.state("ended", ended=ended.name)
                 return ended
             self.record.attempt(ended=end.record(), ended_at=time.strftime("%H:%M:%S"))
             failed.append((plan, end, why))
@@ -322,7 +322,7 @@ class Run:
             self._remember(plan, why)
 
     def _remember(self, plan: Plan, why: str) -> None:
-        """Keep the changes with which the plan started, for later runs of this model here."""
+        """Keep the changes for later runs of this model here."""
         version, pretend = self.lmdeploy.version, self.config.pretend
         remember(plan, version, pretend=pretend, changes=self.changes, why=why)
 
@@ -345,11 +345,9 @@ class Run:
         return None
 
     def _final(self, failed: list[tuple[Plan, End, str]]) -> TurbofitError:
-        """The last error, with the table of all starts before it where there were several."""
+        """The last error; of a lack of memory, after the table of all starts."""
         end = failed[-1][1]
-        if not end.is_oom:
-            return end.error
-        if len(failed) == 1 and isinstance(end.error, DoesNotFitError):
+        if not end.is_oom or (len(failed) == 1 and end.kind == "hang"):
             return end.error
         for row in table(failed):
             self.say(row)
@@ -374,8 +372,8 @@ LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
 class Reloader:
     """Reads a server's options again, and hands the gateway what it can take over.
 
-    ``options`` are what the run was started with, by name; ``read`` gives those of now and the
-    public side that they make, and raises UsageError where something in them is wrong.
+    ``options`` are those of the start, by name; ``read`` gives those of now and the public side
+    that they make, and raises UsageError where something in them is wrong.
     """
 
     def __init__(
@@ -396,19 +394,18 @@ class Reloader:
                 options, config = self._read()
                 names = {**before, **options}
                 changed = [name for name in names if before.get(name) != options.get(name)]
-                gateway, public = run.config.gateway, run.public
+                gateway = run.config.gateway
                 taken = [name for name in changed if name in LIVE and gateway is not None]
-                if taken and gateway is not None:
+                if gateway is not None and taken:
                     after = gateway.taking_over(config)
-                    if public is not None:
-                        public.call(lambda gateway: gateway.take_over(after))
+                    if run.public is not None:
+                        run.public.call(lambda gateway: gateway.take_over(after))
                     run.config = run.config.changed(gateway=after)
             except TurbofitError as exc:
                 run.say(f"not reloaded: {exc.message} ({exc.hint})")
                 return
             before |= {name: options.get(name) for name in taken}
-            left = [name for name in changed if name not in taken]
-            if left:
+            if left := [name for name in changed if name not in taken]:
                 run.say(f"needs a restart: {', '.join(left)}")
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
 
@@ -429,20 +426,23 @@ class Start:
         self._supervisor: Supervisor
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
-        self._noted: tuple[list[int], bool, bool] = ([], False, False)
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
         self._before: dict[int, int] = {}
         self.was_ready = False
 
-    def run(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
-        """Launch, serve, and come back by a signal; the stack takes what must be undone then.
+    def run(self, stop: StopSignal) -> signal.Signals:
+        """Launch, serve, and come back by a signal.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.
             TurbofitError: something else is in the way.
         """
+        with ExitStack() as stack:
+            return self._launch(stop, stack)
+
+    def _launch(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
         from turbofit.launch.engine.pretended import localised
         from turbofit.machine.host import read_host
 
@@ -523,10 +523,7 @@ class Start:
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
-        """Gives each start of an engine its cache ratio; None: the plan's.
-
-        Where other models of ours share the cards, a start takes the plan's cache whatever is free.
-        """
+        """Gives each start of an engine its cache ratio; None: the plan's."""
         run, plan = self._run, self._plan
         if run.config.pretend:
             return None
@@ -587,25 +584,19 @@ class Start:
         return run.public
 
     def _tick(self) -> None:
-        """Keep the lease true: which processes are ours, and whether they still grow.
-
-        What a full disk did not take of it, or of the record, is written again.
-        """
-        # An engine that is started again, or rests, takes again what it will need.
-        larger = any(engine.tracker.cache_is_larger for engine in self._supervisor.engines)
-        noted = (self._pids(), self._ready, larger)
-        real = not self._run.config.pretend  # others need not know of pretend GPUs
-        if real and (noted != self._noted or self._run.leases.unwritten):
-            self._noted = noted
-            pids, ready, _ = noted
-            name = self._plan.model.name
-            self._run.leases.note(model=name, engines=pids, ready=ready, larger=larger)
-        if self._run.record.unwritten:
-            self._run.record.keep()
-        phases = dict.fromkeys(engine.tracker.phase for engine in self._supervisor.engines)
-        self._enter(", ".join(phases))
+        """Keep the lease and the record true, also of what a full disk did not take before."""
+        run, engines = self._run, self._supervisor.engines
+        if not run.config.pretend:  # others need not know of pretend GPUs
+            run.leases.note(
+                model=self._plan.model.name, engines=self._pids(), ready=self._ready,
+                # An engine that is started again, or rests, takes again what it will need.
+                larger=any(engine.tracker.cache_is_larger for engine in engines),
+            )  # fmt: skip
+        if run.record.unwritten:
+            run.record.keep()
+        self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
-        self._run.on_tick()
+        run.on_tick()
 
     def _tell_progress(self) -> None:
         examined = self._run.examiner is not None
@@ -662,10 +653,6 @@ class Start:
             engine.process.pid for engine in self._supervisor.engines if engine.process is not None
         ]
 
-    def _uuids(self, engine: SupervisedEngine) -> list[str]:
-        members = self._plan.parallel.groups[engine.group]
-        return [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
-
     def _ended(self, engine: SupervisedEngine, end: End) -> None:
         died = f"{engine.name}: {end.error.message}"
         self._run.record.event("ended", died)
@@ -680,14 +667,14 @@ class Start:
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
         """Whether no request can have ended an engine."""
-        uuids, monitor = self._uuids(engine), self._gpu_monitor
-        taken = monitor is not None and monitor.without_headroom(uuids)
-        if end.kind == "out_of_memory" and taken:
+        members, monitor = self._plan.parallel.groups[engine.group], self._gpu_monitor
+        uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
+        if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):
             return True
         return end.kind == "killed" or any_lost(uuids)
 
     def _rest(self, outage: Outage | None) -> None:
-        """No engine runs for a while, or one is started again: clients are told."""
+        """Tell clients that no engine runs for a while, or that one is started again."""
         if outage is not None:
             self._run.record.event("resting", outage.message)
         if self._run.public is not None:

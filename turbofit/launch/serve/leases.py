@@ -171,7 +171,9 @@ class Leases:
         """Say which processes the engines are, and whether they hold what they hold for good."""
         started = [(pid, start_time(pid)) for pid in engines]
         alive = tuple(pair for pair in started if pair[1])
-        self._write(replace(self._mine, model=model, engines=alive, ready=ready, larger=larger))
+        lease = replace(self._mine, model=model, engines=alive, ready=ready, larger=larger)
+        if lease != self._mine or self.unwritten:
+            self._write(lease)
 
     def drop(self, lease: Lease) -> None:
         path = Path(lease.path)
