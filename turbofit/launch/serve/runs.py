@@ -59,11 +59,7 @@ class AttemptRecord(RunAttempt):
 
 
 class RunRecord(RunReport):
-    """All of ``run.json``.
-
-    ``pid_started`` tells the process from a later one of the same number: ticks since boot, 0 where
-    the system does not say.
-    """
+    """All of ``run.json``; ``pid_started`` as `kernel.start_time` tells it."""
 
     pid: int
     pid_started: int = 0
@@ -72,7 +68,7 @@ class RunRecord(RunReport):
 
 
 class Record:
-    """What happened, as a document; the facts are of the whole run, as `RunRecord` calls them."""
+    """What happened in a run, as a document; the facts are fields of `RunRecord`."""
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder, self._path = folder, folder / "run.json"
@@ -105,7 +101,7 @@ class Record:
                 self._change(attempts=(*before, replace(last, **facts)))
 
     def event(self, kind: str, text: str) -> None:
-        """Something that happened; the last thousand are kept."""
+        """Something that happened; the last ones are kept."""
         with self._lock:
             events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
             self._change(events=events[-_MOST_EVENTS:])
@@ -306,10 +302,10 @@ T = TypeVar("T", bound=Struct)
 
 @dataclass(frozen=True)
 class StateFile(Generic[T]):
-    """A document of one type, readable by its user alone.
+    """A document of one type with a tag, readable by its user alone.
 
-    Its type has a tag, so that a document of another version is none. What cannot be read is not
-    there; a folder that cannot be written costs the document, never the command.
+    What cannot be read, or is of another version, is not there; a folder that cannot be written
+    costs the document, never the command.
     """
 
     room: str
@@ -317,13 +313,11 @@ class StateFile(Generic[T]):
     type: type[T]
 
     def read(self) -> T | None:
-        """The document; None where there is none."""
         with suppress(OSError, ValueError, RecursionError):
             return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
         return None
 
     def write(self, document: T) -> None:
-        """Keep it, in the place of an earlier one."""
         with suppress(OSError, UsageError):
             write_atomic(self._path(make=True), to_json(document), mode=0o600)
 
@@ -375,40 +369,29 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
         LaunchError: the state folder cannot be written.
     """
     log = state_folder("detached", "serve") / "serve.log"
-    interrupted: list[int] = []
-    # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
-    usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
-    child = None
+    with log.open("wb") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "turbofit", "serve", *words],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
+            env={**os.environ, DETACHED: "1"}, start_new_session=True,
+        )  # fmt: skip
+    assert child.stdout is not None
     try:
-        with log.open("wb") as file:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "turbofit", "serve", *words],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
-                env={**os.environ, DETACHED: "1"}, start_new_session=True,
-            )  # fmt: skip
-        assert child.stdout is not None
-        signal.signal(signal.SIGINT, usual)
-        if interrupted:
-            raise KeyboardInterrupt
         with child.stdout:
             url = child.stdout.readline().decode("utf-8", "replace").strip()
     except BaseException:
-        if child is not None:
-            child.send_signal(signal.SIGTERM)
-            child.wait()
+        child.send_signal(signal.SIGTERM)
+        child.wait()
         raise
-    finally:
-        signal.signal(signal.SIGINT, usual)
     return DetachedServer(child.pid, url, log, None if url else child.wait())
 
 
 def end_without_lease(
     lease: Path, seconds: float = LEASE_SECONDS, look: float = _LOOK_SECONDS
 ) -> threading.Thread:
-    """Send this process SIGTERM once nobody has touched the lease's file for so many seconds.
+    """Send this process SIGTERM once nobody has touched the file for so long, or it is removed.
 
-    At once where the file is removed. The clock is monotonic: what counts is that the file's time
-    changes, whatever it says.
+    What counts is that the file's time changes, whatever it says.
     """
 
     def watch() -> None:
