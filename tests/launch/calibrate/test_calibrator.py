@@ -194,8 +194,12 @@ def test_an_engine_that_is_started_again_shows_all_steps_again() -> None:
 
 
 def test_an_engine_of_an_earlier_plan_is_not_read() -> None:
-    usages = iter([Usage(*[20000] * 6), *(Usage() for _ in STEPS)])
-    first = begun(lambda plan: next(usages)(plan))
+    usages: Any = iter([Usage(*[20000] * 6), *(Usage() for _ in STEPS)])
+
+    def usage_of(plan: Any) -> Usage:
+        return next(usages)(plan)
+
+    first = begun(usage_of)
     assert len(drive(first, before=lambda: first.begin(PLAN))) == len(STEPS)
     assert first.observations == ()
     assert not first.complete
