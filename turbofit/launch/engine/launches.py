@@ -1,8 +1,4 @@
-"""How each engine of a plan is started: which LMDeploy, words, environment, port, cache ratio.
-
-A launch can be made several times (an engine that died is started again on its port), so it is a
-recipe: `Launch.start_command` gives what one start needs.
-"""
+"""How each engine of a plan is started: which LMDeploy, words, environment, port, cache ratio."""
 
 from __future__ import annotations
 
@@ -72,7 +68,7 @@ def find_lmdeploy() -> Lmdeploy:
 
 
 def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | None]:
-    """LMDeploy, or why there is none where the engine may turn out to be another one.
+    """LMDeploy, or why there is none, where the plan may turn out to need none.
 
     Raises:
         PackageError: it is missing, and it was asked for.
@@ -101,9 +97,9 @@ KEY: Final = "TURBOFIT_ENGINE_KEY"
 
 
 class StartCommand(NamedTuple):
-    """One start: the command, its environment, and where a pretend machine's timeline is.
+    """One start: the command, its environment, and what a pretend machine writes.
 
-    That is a file, or the machine's folder where several processes share it.
+    That is its timeline, or its folder where several processes share it.
     """
 
     argv: tuple[str, ...]
@@ -113,12 +109,11 @@ class StartCommand(NamedTuple):
 
 @dataclass
 class Launch:
-    """An engine on real GPUs.
+    """An engine on real GPUs, which can be started again and again.
 
-    ``command`` is what the plan says, with whatever the user added; ``runner`` are the words that
-    start LMDeploy, in the place of its first. ``hidden``: the engine is given its ``key`` out of
-    sight, else its command has it. ``ratio`` gives the cache ratio of each start; None is the
-    command's for all of them.
+    ``runner`` are the words that start LMDeploy, in the place of the command's first. ``hidden``:
+    the engine is given its ``key`` out of sight, else its command has it. ``ratio`` gives the cache
+    ratio of each start; None is the command's for all of them.
     """
 
     command: Command
@@ -130,7 +125,6 @@ class Launch:
 
     @property
     def group(self) -> int:
-        """Which of the plan's groups it is."""
         return self.command.group
 
     @property
@@ -138,7 +132,7 @@ class Launch:
         return port_of(self.command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
-        """What the start with this number (from 0) needs."""
+        """What the start with this number, from 0, needs."""
         return StartCommand(self.argv(), self.environment({**os.environ, **self.command.env}))
 
     def argv(self) -> tuple[str, ...]:
@@ -161,15 +155,10 @@ def port_of(command: Command) -> int:
 
 
 def free_ports(count: int, besides: int | None = None) -> list[int]:
-    """Ports on loopback that nobody has at this moment.
+    """So many ports on loopback that nobody has now; ``besides``: nor is about to take.
 
-    They are taken from below the usual range of outgoing connections: the kernel may give a port of
-    that range to an outgoing connection before the engine listens, even to a client that asks
-    whether the engine listens yet.
-
-    Args:
-        count: how many.
-        besides: one that somebody is about to take.
+    They are from below the range of outgoing connections: the kernel may give a port of that range
+    even to a client that asks whether the engine listens yet.
 
     Raises:
         LaunchError: there are none, or no socket can be made.
@@ -198,25 +187,22 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
             endpoint.close()
 
 
-# The cache ratio of one start, where more or less is free than the plan counted on.
-#
-# LMDeploy's cache is a share of what is free just then. Beside other engines on the same cards that
-# is not what the plan counted: those that sleep or start again leave more free than they will need,
-# and an engine that starts again finds others that have grown since. The plan's bytes are kept.
+# The cache ratio of one start. LMDeploy's cache is a share of what is free just then. Beside other
+# engines that is not what the plan counted: those that sleep or start again leave more free than
+# they will need, and others have grown. The plan's bytes are kept.
 
 
 #: LMDeploy's option.
 RATIO: Final = "--cache-max-entry-count"
-#: So many steps are in a ratio: one is 24 KiB of 24 GiB.
+#: Steps in a ratio: one is 24 KiB of 24 GiB.
 _STEPS: Final = 10**6
 
 
 def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     """The ratio that gives the cache of a group's engine its bytes; the plan's where it cannot.
 
-    LMDeploy takes the ratio of what is free of the fullest card of the group. Over: by less than a
-    step of that, so that no page of the cache is lost. ``free`` are bytes by GPU UUID that are free
-    now, before the engine starts.
+    LMDeploy takes it of what is free of the fullest card of the group. Over: by less than a step,
+    so that no page is lost. ``free`` are bytes by GPU UUID that are free before the engine starts.
     """
     group_plan, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes
@@ -239,14 +225,10 @@ def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
     return (*argv[:place], f"{ratio:.6f}", *argv[place + 1 :])
 
 
-# Cards on which others have engines, too: what is free of them now, and the ratio for it.
-
-
 def ratio_now(plan: Plan, group: int) -> float:
-    """The ratio of a start on real GPUs: where more is free than planned, the plan's bytes.
+    """The ratio of a start on real GPUs: the plan's bytes where more is free than planned.
 
     Where less is free it is the plan's, so that what somebody took comes from the cache, too.
-
     Over: by what others give back between this look and LMDeploy's, while the engine loads.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
@@ -256,19 +238,12 @@ def ratio_now(plan: Plan, group: int) -> float:
 def shared_ratio(plan: Plan, group: int) -> float:
     """The ratio of a start beside other models of ours: the plan's bytes, whatever is free.
 
-    Under: the cache is smaller by a share of what others grow by, within their parts of the cards,
-    while the engine loads; and two engines that start again at once do not know of each other.
+    Under: by a share of what others grow by within their parts of the cards while the engine loads;
+    and two engines that start again at once do not know of each other.
     """
-    return fitted_ratio(plan, group, _free(plan))
-
-
-def _free(plan: Plan) -> dict[str, int]:
-    """Free bytes by GPU UUID, as NVML has them now; what cannot be read is left out."""
     from turbofit.launch.serve.gpu_monitor import used_now
 
     used = used_now(plan)
-    return {
-        gpu.uuid: gpu.total - gpu.reserved - used[gpu.index]
-        for gpu in plan.gpus
-        if gpu.index in used
-    }
+    gpus = [gpu for gpu in plan.gpus if gpu.index in used]  # the others cannot be read
+    free = {gpu.uuid: gpu.total - gpu.reserved - used[gpu.index] for gpu in gpus}
+    return fitted_ratio(plan, group, free)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
-    """The plan with checkpoints on disk: its model's, or a header-only twin.
+    """The plan with a checkpoint on disk: its model's, or a header-only twin of the same name.
 
-    Chat templates are chosen by the folder's name, so that the twin keeps the model's.
+    Chat templates are chosen by the folder's name.
 
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
@@ -66,10 +66,10 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
 
-    ``plan`` says what the machine looks like, and what a pretend card is charged with beforehand;
-    scenario and timeline of each start go into ``folder``. ``taken`` are bytes that somebody takes
-    of each card once the cache is sized; the device allocation of the number ``fail_at`` fails in
-    the first start. Each start has a machine of its own, also where several models share cards.
+    ``plan`` says what the machine looks like; scenario and timeline of each start go into
+    ``folder``. ``taken`` are bytes that somebody takes of each card once the cache is sized; the
+    device allocation of the number ``fail_at`` fails in the first start. Each start has a machine
+    of its own, also where several models share cards.
     """
 
     plan: Plan
@@ -78,7 +78,7 @@ class PretendLaunch(Launch):
     fail_at: int | None = None
 
     def start_command(self, number: int) -> StartCommand:
-        """What the start with this number needs; each has a machine of its own.
+        """See `Launch`.
 
         Raises:
             PackageError: LMDeploy or a C compiler is missing.
@@ -119,8 +119,7 @@ class PretendLaunch(Launch):
 class PretendUsage(Struct):
     """What one pretend GPU held, in bytes: at most, now, and its executor pool at most.
 
-    ``pool`` in the steps by which a pool takes memory, as the plan counts it; None for an engine
-    without such a pool.
+    ``pool`` is in the pool's steps, as the plan counts; None for an engine without one.
     """
 
     gpu: int
@@ -132,8 +131,7 @@ class PretendUsage(Struct):
 class PretendReader:
     """What one start of a group's engine does on its pretend GPUs.
 
-    ``timeline`` is TurboMind's, which is written meanwhile, and each reading goes on where the last
-    one stopped; of engines on torch it is the machine's folder.
+    ``timeline`` as in `StartCommand`; each reading of TurboMind's goes on where the last stopped.
     """
 
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
