@@ -1,8 +1,7 @@
 """After an out-of-memory: which one setting its phase needs, as a change that is planned with.
 
-A rung is never a guess at a plan: it is a keyword of the planner (a margin, a smaller prefill,
-fewer units, fewer engines), and the planner says what comes of it. What the user has set is never
-touched.
+A rung is a keyword of the planner (a margin, a smaller prefill, fewer units, fewer engines): the
+planner says what comes of it. What the user has set is never touched.
 """
 
 from __future__ import annotations
@@ -81,10 +80,10 @@ def table(failed: Sequence[tuple[Plan, End, str]]) -> list[str]:
 
 
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """A smaller cache (or another shape): the forecast was under by what it left and what missed.
+    """A smaller cache, or another shape.
 
-    The engine took all that the forecast left in that phase and `missing` more, so that a plan with
-    that much more margin leaves the margin in truth.
+    The engine took all that the forecast left in that phase and `missing` more: with that much more
+    margin a plan leaves the margin in truth.
     """
     if "cache_max_entry_count" in fixed and "tp" in fixed:
         return None
@@ -131,10 +130,7 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
 
 
 def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """Half the tokens of a forward: the warm-up and every activation shrink with them.
-
-    What is planned with holds for all engines, so that none gets more than it had.
-    """
+    """Half the tokens of a forward, of all engines: the warm-up and activations shrink with it."""
     others = [group.settings.max_prefill_token_num for group in plan.by_group]
     tokens = min([plan.settings.max_prefill_token_num // 2, *others])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PassedOptions:
-    """Options after ``--``: what to plan with, what to hand on, and the keys among the latter.
-
-    ``model_name`` is an option of `serve` itself.
-    """
+    """Options after ``--``: what to plan with, what to hand on, and the keys among the latter."""
 
     modelled: list[str] = field(default_factory=list)
     argv: list[str] = field(default_factory=list)
@@ -39,7 +36,7 @@ def option_classes() -> dict[str, Options]:
 
 
 def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
-    """Sort LMDeploy's options; ``unplanned`` lets pass what the ledger does not model.
+    """Sort LMDeploy's options; ``unplanned``: what the ledger does not model may pass.
 
     Raises:
         UsageError: an option that turbofit sets, that it cannot model, or that is none.
