@@ -102,8 +102,7 @@ class Run:
         on_tick: called at each look at the engines.
         on_death: told why an engine ended that had served.
         lmdeploy: the LMDeploy that is started; None looks for it.
-        examiner: looks closer at the engines; they are on private ports then, with a key and
-            without a gateway.
+        examiner: asks the engines, which then have private ports and no gateway.
         publish: where clients reach a gateway; None is an address of its own.
         shared: other models of this turbofit have engines on the cards, too.
 
@@ -139,8 +138,6 @@ class Run:
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
             doubled=self.lmdeploy.warning is not None, fitted=shared,
         )  # fmt: skip
-        #: Plans again with changes; None where the plan may not change.
-        self.replan = None if config.plan is not None else self.planner.make
         #: What is launched, and the changes that it was planned with.
         self.plan: Plan | None = None
         self.changes: Options = {}
@@ -167,8 +164,13 @@ class Run:
         """
         if self.leases.alone:
             self._say(f"warning: {self.leases.alone}")
-        if self.plan is not None and self.again():
-            return self.plan
+        if self.plan is not None:
+            try:
+                self.planner.take(self.plan)
+            except (DoesNotFitError, MachineError, UsageError) as exc:
+                self._say(f"the machine changed: {exc.message}; planning again")
+            else:
+                return self.plan
         self.choose()
         plan = self.refuse()
         self._say(plan.verdict)
@@ -200,20 +202,6 @@ class Run:
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         checks.refuse(scene)
         return self.plan
-
-    def again(self) -> bool:
-        """Whether the last plan could be reserved again, so that no new one is needed.
-
-        Raises:
-            LaunchError: another turbofit plans, and does not end.
-        """
-        assert self.plan is not None
-        try:
-            self.planner.take(self.plan)
-        except (DoesNotFitError, MachineError, UsageError) as exc:
-            self._say(f"the machine changed: {exc.message}; planning again")
-            return False
-        return True
 
     def _first_plan(self) -> Plan:
         config, version = self.config, self.lmdeploy.version
@@ -250,14 +238,14 @@ class Run:
 
     # The engines.
 
-    def begin(self, folder: Path | None = None) -> Path:
-        """Record what happens from now on, in a folder: None makes one of the state folder.
+    def begin(self) -> Path:
+        """Record what happens from now on, in a new folder of the state folder.
 
         Raises:
             LaunchError: it cannot be made.
         """
         assert self.plan is not None
-        self.folder = folder or run_folder(self.plan)
+        self.folder = run_folder(self.plan)
         self.public = self.deny_list = None
         self.record = Record(
             self.folder, model=self.plan.model.name, pretend=self.config.pretend or pretends(),
@@ -327,14 +315,14 @@ class Run:
         remember(plan, version, pretend=pretend, changes=self.changes, why=why)
 
     def _step_down(self, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
-        """The next rung that the planner can make a plan of, and that is another one."""
-        if self.replan is None or not end.is_oom or failed > MOST_RUNGS:
+        """The first rung of which the planner makes another plan that fits."""
+        if self.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
             return None
         self.plan = None  # what is planned before a change does not serve
         started = plan if end.group is None else plan.of_group(end.group)
         for rung in rungs(end, started, self.fixed):
             try:
-                planned = self.replan({**self.changes, **rung.changes})
+                planned = self.planner.make({**self.changes, **rung.changes})
             except TurbofitError as exc:
                 self.say(f"ladder: {rung.why}: {exc.message}")
                 continue
