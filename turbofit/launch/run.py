@@ -279,10 +279,6 @@ class Run:
         failed: list[tuple[Plan, End, str]] = []
         why = ""
         while True:
-            if failed:
-                with suppress(TurbofitError):  # a full disk costs the file
-                    path = self.folder / f"plan-{len(failed)}.json"
-                    write_atomic(path, plan.to_json(), mode=0o600)
             start = Start(self, plan, len(failed))
             self.record.begin(number=len(failed), changes=self.changes, why=why, **facts_of(plan))
             try:
@@ -308,6 +304,9 @@ class Run:
             self.say(f"{place}: {end.error.message}")
             self.say(f"{place}: {why}")
             self._remember(plan, why)
+            with suppress(TurbofitError):  # a full disk costs the file
+                path = self.folder / f"plan-{len(failed)}.json"
+                write_atomic(path, plan.to_json(), mode=0o600)
 
     def _remember(self, plan: Plan, why: str) -> None:
         """Keep the changes for later runs of this model here."""

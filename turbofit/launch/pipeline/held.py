@@ -78,10 +78,9 @@ def queued(
 ) -> Callable[..., AsyncIterator[Any]]:
     """``AsyncEngine.generate`` with the requests of one engine held to its gate.
 
-    Each request with images counts as one at the plan's limit, so over: smaller images could share
-    a forward. One that does not show whether it holds images counts so too. The first argument of
-    ``generate`` is the preprocessed request; ``units`` are those of a request at the plan's limit.
-    A request that waits for much room may be passed by later ones that need less.
+    Its first argument is the preprocessed request. One with images, or that does not show whether
+    it has some, counts ``units``, those of a request at the plan's limit: over, since smaller
+    images could share a forward. Later requests that need less room may pass one that waits.
     """
     room = asyncio.Event()
 
@@ -113,7 +112,7 @@ def queued(
 
 
 def _cost(request: Any, units: int) -> Cost:
-    """What a preprocessed request will hold: LMDeploy has counted its prompt's tokens already."""
+    """What a preprocessed request will hold: LMDeploy has counted its prompt's tokens."""
     inputs = getattr(request, "inputs", None)
     images = inputs is None or bool(inputs.get("multimodal"))
     prompt = getattr(request, "input_token_len", None)

@@ -49,13 +49,12 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
 
     Args:
         model_path: as LMDeploy takes it, or a name that presets know.
-        backend_config: a `TurbomindEngineConfig` or `PytorchEngineConfig`; each field that
-            differs from LMDeploy's default stays. It is not changed: a copy is used.
+        backend_config: a `TurbomindEngineConfig` or `PytorchEngineConfig`, which is copied; each
+            field that differs from LMDeploy's default stays.
         chat_template_config: LMDeploy's.
         log_level: LMDeploy's.
         max_log_len: LMDeploy's.
-        trust_remote_code: LMDeploy's; None means where the model's tokenizer needs it, with a
-            warning.
+        trust_remote_code: LMDeploy's; None: where the model's tokenizer needs it, with a warning.
         speculative_config: LMDeploy's; only None can be planned for.
         allowed_media_domains: LMDeploy's.
         **keywords: those of `PLANNING`, and LMDeploy's own. With ``on`` nothing is reserved, and
@@ -153,10 +152,7 @@ def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> 
 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
-    """The plan, refused where nothing fits.
-
-    On this machine's GPUs it counts what other turbofits have reserved, and is reserved itself.
-    """
+    """The plan, refused where nothing fits; on this machine's GPUs it is reserved."""
     if leases is None:
         plan = best_plan(request)
     else:
@@ -179,9 +175,9 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
 def _choose_gpus(plan: Plan, config: Any) -> None:
     """Let the engine see the planned group only, and tell torch what the account relies on.
 
-    LMDeploy and torch ask the first GPUs for their memory whatever ``devices`` says, so
-    CUDA_VISIBLE_DEVICES decides while this process has not used CUDA yet; after that only
-    ``devices`` can, an option that the PyTorch engine does not have.
+    LMDeploy and torch ask the first GPUs whatever ``devices`` says, so CUDA_VISIBLE_DEVICES decides
+    while this process has not used CUDA yet; after that only ``devices`` can, an option that the
+    PyTorch engine does not have.
     """
     import torch
 
@@ -227,7 +223,6 @@ def _trust(plan: Plan, trust: bool | None) -> bool:
 
 
 # The engine config of a caller: which fields the plan takes from it, and a copy with the plan's.
-# Both of LMDeploy's configs are taken; the class of the config chooses the engine.
 
 
 #: Fields that change memory in ways the ledger does not model.
@@ -275,13 +270,9 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
     """
     if config is None:
         return planning
-    changed = _changed(config)
-    out = dict(planning)
-    names = [("revision", "revision"), *CONFIG_NAMES[engine]]
-    for ours, theirs in names:
-        if theirs not in changed:
-            continue
-        if out.setdefault(ours, changed[theirs]) != changed[theirs]:
+    changed, out = _changed(config), dict(planning)
+    for ours, theirs in (("revision", "revision"), *CONFIG_NAMES[engine]):
+        if theirs in changed and out.setdefault(ours, changed[theirs]) != changed[theirs]:
             raise UsageError(
                 f"{theirs} is {changed[theirs]!r} in backend_config and {out[ours]!r} as a keyword",
                 hint="give it once",
