@@ -21,7 +21,6 @@ def say(text: str) -> None:
 
 
 def tell_open(urls: list[str]) -> None:
-    server.tell_open()
     say("READY " + " ".join(urls))
 
 

@@ -539,7 +539,6 @@ class Start:
         if not run.config.pretend:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
             self._gpu_monitor.start()
-        supervisor.tell_open()
         run.record.attempt(engines=tuple(engines))
         run.record.state("ready", urls=tuple(urls))
         run.on_open(urls)
@@ -575,7 +574,7 @@ class Start:
         run, engines = self._run, self._supervisor.engines
         if not run.config.pretend:  # others need not know of pretend GPUs
             run.leases.note(
-                model=self._plan.model.name, engines=self._pids(), ready=self._ready,
+                self._pids(), ready=self._ready,
                 # An engine that is started again, or rests, takes again what it will need.
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip

@@ -57,7 +57,7 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     told: list[dict[str, Any]] = []
     run = SimpleNamespace(
         config=SimpleNamespace(pretend=pretend), on_tick=lambda: None, examiner=None,
-        leases=SimpleNamespace(note=lambda **facts: told.append(facts)),
+        leases=SimpleNamespace(note=lambda *_, **facts: told.append(facts)),
         record=SimpleNamespace(unwritten=False, attempt=lambda **_: None),
     )  # fmt: skip
     start: Any = Start(run, PLAN, 0)

@@ -87,8 +87,6 @@ class SupervisedEngine:
         self.phases: list[tuple[str, float]] = []
         self.again_at = 0.0
         self.was_ready = False
-        #: Clients can reach it once it is ready.
-        self.opened = False
         self.process: EngineProcess | None = None
         #: What its start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
@@ -238,8 +236,7 @@ class SupervisedEngine:
             if probe.ready.is_set():
                 self.tracker.phase = "ready"
                 self.state, self.was_ready = "ready", True
-                if self.opened:
-                    self._tell("phase: ready")
+                self._tell("phase: ready")
             elif probe.checks and probe.healthy.is_set() and self.tracker.phase != "check":
                 self.tracker.phase = "check"
                 self._tell("phase: check (worst-case requests)")

@@ -164,7 +164,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         self.plan = plan
         try:
             if leases is not None:
-                leases.note(model=plan.model.name, engines=[], ready=True)
+                leases.note([], ready=True)
             self._hold(plan)
         except BaseException:
             self.close()  # nobody else could: the engine would keep its memory

@@ -165,11 +165,11 @@ class Leases:
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
 
-    def note(self, *, model: str, engines: list[int], ready: bool, larger: bool = False) -> None:
+    def note(self, engines: list[int], *, ready: bool, larger: bool = False) -> None:
         """Say which processes the engines are, and whether they hold what they hold for good."""
         started = [(pid, start_time(pid)) for pid in engines]
         alive = tuple(pair for pair in started if pair[1])
-        lease = replace(self._mine, model=model, engines=alive, ready=ready, larger=larger)
+        lease = replace(self._mine, engines=alive, ready=ready, larger=larger)
         if lease != self._mine or self.unwritten:
             self._write(lease)
 

@@ -198,17 +198,18 @@ def live_runs() -> list[LiveRun]:
     A process has a run for each start of a model: the newest one counts.
     """
     newest: dict[tuple[int, str], LiveRun] = {}
-    for folder, record in reversed(list(recorded_runs())):
+    for run in reversed(list(recorded_runs())):
+        record = run.record
         if record.pid_started and start_time(record.pid) == record.pid_started:
-            newest[record.pid, record.model] = LiveRun(folder, record)
+            newest[record.pid, record.model] = run
     return list(newest.values())
 
 
-def recorded_runs() -> Iterator[tuple[Path, RunRecord]]:
-    """The folders and records of this user's runs, the newest first; those that can be read."""
+def recorded_runs() -> Iterator[LiveRun]:
+    """Runs of this user that can be read, the newest first."""
     for path in sorted(state_dir("runs", make=False).glob("*/run.json"), reverse=True):
         with suppress(OSError, msgspec.MsgspecError):
-            yield path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord)
+            yield LiveRun(path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord))
 
 
 def chosen_run(name: str | None) -> LiveRun:

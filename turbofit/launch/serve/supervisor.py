@@ -45,6 +45,8 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        #: The last signal that came, where it was not `end` that was called.
+        self.heard: signal.Signals | None = None
         self.urgent = False
         #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
         self.abrupt = True
@@ -104,7 +106,7 @@ class StopSignal:
         if self.signal is not None and not self._swallowed:
             self.strike()
         self._swallowed = False
-        self.signal = signal.Signals(number)
+        self.signal = self.heard = signal.Signals(number)
         if self.abrupt:
             raise StoppedError(self.signal)
 
@@ -207,12 +209,6 @@ class Supervisor:
             on_tick()
             time.sleep(self._timing.tick)
         return stop.signal
-
-    def tell_open(self) -> None:
-        """Say that the engines are ready: clients can reach them."""
-        for engine in self.engines:
-            engine.opened = True
-            self._tell(engine.name, "phase: ready")
 
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Start it again later, or give up.

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -60,7 +60,7 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     Raises:
         StoppedError: a person's signal ended it.
     """
-    key, stop = secrets.token_hex(16), _TrialStop()
+    key, stop = secrets.token_hex(16), StopSignal()
     drive = _Load(load, key, stop)
     gateway = GatewayConfig(
         host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
@@ -87,17 +87,6 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     if drive.result is not None and drive.result.answered:
         return TrialEnd(figures_of(drive.result), "measured")
     return TrialEnd(None, "unserved", drive.why)
-
-
-class _TrialStop(StopSignal):
-    """A stop that tells a person's signal from the end of a load."""
-
-    heard: signal.Signals | None = None
-
-    def _caught(self, number: int, frame: Any) -> None:
-        if not self._swallowed:
-            self.heard = signal.Signals(number)
-        super()._caught(number, frame)
 
 
 class _Load:
