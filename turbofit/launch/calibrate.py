@@ -60,17 +60,10 @@ def calibrate(
     again: bool,
     apart: bool,
 ) -> Document | signal.Signals:
-    """Measure and learn.
+    """Measure and learn; the document, or the signal that ended it before it was complete.
 
-    Args:
-        config: of a `serve` without a public side.
-        stop: tells of signals.
-        say: takes lines of progress.
-        again: whether what was calibrated before is measured again.
-        apart: whether what is learned holds for pretend GPUs only.
-
-    Returns:
-        What was learned, or the signal that ended it before it was complete.
+    ``config`` is of a `serve` without a public side. ``again``: what was calibrated before is
+    measured again; ``apart``: what is learned holds for pretend GPUs only.
     """
     calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
     with Leases() as leases:

@@ -104,11 +104,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
 
 
 def _request(plan: Plan) -> PlanRequest:
-    """What this plan was asked for, and its engine, shape and promises.
-
-    Raises:
-        UsageError: the plan does not say what it was asked for.
-    """
+    """What this plan was asked for, and its engine, shape and promises."""
     if plan.options is UNSET:
         raise UsageError(
             "this plan does not say with which options it was made",

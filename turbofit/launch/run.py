@@ -32,6 +32,7 @@ from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import (
     Launch,
+    find_lmdeploy,
     free_ports,
     lmdeploy_if_needed,
     module_runner,
@@ -129,9 +130,7 @@ class Run:
         self.examiner, self.publish, self.shared = examiner, publish, shared
         #: What the user gave, by the planner's keywords.
         self.fixed: Options = {} if config.request is None else config.request.given()
-        self.lmdeploy, self._missing = (
-            (lmdeploy, None) if lmdeploy else lmdeploy_if_needed(self.fixed.get("engine"))
-        )
+        self.lmdeploy = lmdeploy or lmdeploy_if_needed(self.fixed.get("engine"))
         self.planner = Planner(
             config.request, None if config.pretend else leases, say,
             # A run on pretend GPUs is its own rehearsal.
@@ -189,7 +188,7 @@ class Run:
         return plan
 
     def refuse(self) -> Plan:
-        """Return the plan if it would serve.
+        """The plan.
 
         Raises:
             TurbofitError: it would not serve.
@@ -197,8 +196,8 @@ class Run:
         assert self.plan is not None
         if not self.plan.fits:
             raise refusal(self.plan)
-        if self._missing is not None and self.plan.engine.of_lmdeploy:
-            raise self._missing
+        if self.plan.engine.of_lmdeploy and not self.lmdeploy.argv:
+            find_lmdeploy()  # says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         checks.refuse(scene)
         return self.plan

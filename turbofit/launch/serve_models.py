@@ -152,11 +152,7 @@ def serve_models(
 def _front(
     planned: Sequence[PlannedModel], wait: float
 ) -> tuple[list[ServedModel], GatewayThread[ModelsGateway]]:
-    """The models as clients see them, and the gateway of all.
-
-    Raises:
-        UsageError: two have the same name.
-    """
+    """The models as clients see them, whose names must differ, and the gateway of all."""
     from turbofit.gateway.http.routes import unambiguous
     from turbofit.gateway.limits.request_limits import bounds_of
     from turbofit.gateway.server import GatewayThread

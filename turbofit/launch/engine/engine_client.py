@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
 import threading
@@ -64,7 +63,6 @@ class EngineClient:
             connection.close()
 
     def is_healthy(self, timeout: float) -> bool:
-        """Whether its own health page is fine."""
         return self._answers("GET", "/health", None, timeout)
 
     def find_model(self, timeout: float) -> tuple[int, str | None]:
@@ -108,8 +106,6 @@ class Timing(Struct):
 
 
 _PAUSE: Final = 0.2
-#: Errors of this process where it cannot make a socket; they say nothing of the engine.
-_NO_SOCKET: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _HEALTH_TIMEOUT: Final = 5.0
 #: Preprocessing a 12-megapixel image on a slow CPU and a cold vision tower take seconds.
 _ANSWER_TIMEOUT: Final = 600.0
@@ -161,16 +157,11 @@ class Probe(threading.Thread):
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:
-            if isinstance(exc, OSError) and exc.errno in _NO_SOCKET:
-                self.error = LaunchError(
-                    f"no socket can be made for a worst-case request: {exc.strerror}",
-                    hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
-                )
-                return
             # The connection broke: the engine died of it. Whoever watches the process says why.
             time.sleep(_DEATH_SECONDS)
             self.error = LaunchError(
-                "the engine broke the connection of a worst-case request", hint="see its log"
+                f"the engine broke the connection of a worst-case request: {exc}",
+                hint="see its log",
             )
         else:
             self.ready.set()
@@ -178,11 +169,8 @@ class Probe(threading.Thread):
                 self._look_after()
 
     def _look_after(self) -> None:
-        """Ask a ready engine for one token from time to time.
-
-        A serial engine is asked how it is: a token would wait for whatever is under way, and its
-        health tells whether tokens still come.
-        """
+        """Ask a ready engine for one token from time to time."""
+        # A token of a serial engine would wait; its health tells whether tokens still come.
         ask = self._client.is_healthy if self._plan.engine.serial else self._client.completes
         failures = 0
         while not self._stopped.wait(1.0 if failures else self._timing.liveness):

@@ -67,18 +67,18 @@ def find_lmdeploy() -> Lmdeploy:
     return Lmdeploy(version, module_runner("lmdeploy"))
 
 
-def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | None]:
-    """LMDeploy, or why there is none, where the plan may turn out to need none.
+def lmdeploy_if_needed(engine: str | None) -> Lmdeploy:
+    """LMDeploy, or one without words that start it where the engine may turn out to be another.
 
     Raises:
         PackageError: it is missing, and it was asked for.
     """
     try:
-        return find_lmdeploy(), None
-    except PackageError as exc:
+        return find_lmdeploy()
+    except PackageError:
         if engine in LMDEPLOY:
             raise
-        return Lmdeploy(REFERENCE, ()), exc
+        return Lmdeploy(REFERENCE, ())
 
 
 def module_runner(module: str) -> tuple[str, ...]:

@@ -78,11 +78,7 @@ class PretendLaunch(Launch):
     fail_at: int | None = None
 
     def start_command(self, number: int) -> StartCommand:
-        """See `Launch`.
-
-        Raises:
-            PackageError: LMDeploy or a C compiler is missing.
-        """
+        """See `Launch`."""
         from turbofit.rehearse.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
@@ -98,11 +94,7 @@ class PretendLaunch(Launch):
     def _torch_environment(
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
     ) -> dict[str, str]:
-        """The environment in which LMDeploy's own server finds the cards; ``folder`` is new.
-
-        Raises:
-            PackageError: torch is no CUDA build.
-        """
+        """The environment in which LMDeploy's own server finds the cards; ``folder`` is new."""
         from turbofit.pretend.command import cuda_site, find_turbofit, put_first
         from turbofit.pretend.run import prepare
         from turbofit.rehearse.packages import SERVED, need_packages

@@ -45,29 +45,9 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     allowed_media_domains: list[str] | None = None,
     **keywords: Any,
 ) -> Any:
-    """Plan, then open LMDeploy's own pipeline with the plan's settings.
+    """See `api.pipeline`; None for ``trust_remote_code``: where the model's tokenizer needs it.
 
-    Args:
-        model_path: as LMDeploy takes it, or a name that presets know.
-        backend_config: a `TurbomindEngineConfig` or `PytorchEngineConfig`, which is copied; each
-            field that differs from LMDeploy's default stays.
-        chat_template_config: LMDeploy's.
-        log_level: LMDeploy's.
-        max_log_len: LMDeploy's.
-        trust_remote_code: LMDeploy's; None: where the model's tokenizer needs it, with a warning.
-        speculative_config: LMDeploy's; only None can be planned for.
-        allowed_media_domains: LMDeploy's.
-        **keywords: those of `PLANNING`, and LMDeploy's own. With ``on`` nothing is reserved, and
-            nothing that other turbofits have reserved is counted.
-
-    Returns:
-        An `lmdeploy.Pipeline`; its ``plan`` is the plan.
-
-    Raises:
-        PackageError: LMDeploy is missing or too old.
-        DoesNotFitError: nothing fits; the message says what is missing.
-        UsageError: a keyword or config that cannot be planned for.
-        LaunchError: started by a rank launcher with tp > 1, or another turbofit plans for minutes.
+    With ``on`` nothing is reserved, and nothing that other turbofits have reserved is counted.
     """
     lmdeploy = find_lmdeploy()
     if lmdeploy.warning:

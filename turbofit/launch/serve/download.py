@@ -78,11 +78,7 @@ def _cache() -> Path:
 
 
 def _check_disk(name: str, size: int) -> None:
-    """Check that there is room. Under: other revisions in the cache count as what came already.
-
-    Raises:
-        LaunchError: what is left of the weights does not fit.
-    """
+    """Refuse where there is no room. Under: other revisions in the cache count as here already."""
     disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
     if disk is not None and disk[0] < need + _SPARE:
         raise LaunchError(

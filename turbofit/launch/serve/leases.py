@@ -213,12 +213,7 @@ class Leases:
 
 
 def _read(path: Path) -> Lease:
-    """A lease, in a folder where anybody may put a pipe, a link or a file without end.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is none; msgspec.MsgspecError is one.
-    """
+    """A lease, in a folder where anybody may put a pipe, a link or a file without end."""
     with os.fdopen(os.open(path, _TO_READ), "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
@@ -268,11 +263,7 @@ def _create(path: Path) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    """The lock file, whoever made it: in such a folder the kernel lets no one create it again.
-
-    Raises:
-        LaunchError: it cannot be opened.
-    """
+    """The lock file, whoever made it: in such a folder the kernel lets no one create it again."""
     why = "it comes and goes"
     for _ in range(100):
         try:

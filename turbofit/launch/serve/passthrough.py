@@ -66,11 +66,7 @@ def adapter_names(argv: Sequence[str]) -> list[str]:
 
 
 def _full_name(written: str, classes: dict[str, Any]) -> str:
-    """LMDeploy's parser takes abbreviations, so they mean here what they mean there.
-
-    Raises:
-        UsageError: it could be several options.
-    """
+    """An option by its abbreviation, which LMDeploy's parser takes, too."""
     if written in classes or not written.startswith("--"):
         return written
     meant = [name for name in classes if name.startswith(written)]
@@ -82,11 +78,7 @@ def _full_name(written: str, classes: dict[str, Any]) -> str:
 
 
 def _take(rest: list[str], wanted: int | str, name: str) -> list[str]:
-    """Take an option's values off the front.
-
-    Raises:
-        UsageError: there are too few.
-    """
+    """Take an option's values off the front."""
     values: list[str] = []
     most = wanted if isinstance(wanted, int) else len(rest)
     while rest and len(values) < most and not _is_option(rest[0]):

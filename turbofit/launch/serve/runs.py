@@ -370,6 +370,8 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
         LaunchError: the state folder cannot be written.
     """
     log = state_folder("detached", "serve") / "serve.log"
+    # Until the child is known; a server lets the signals through again that it inherits blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     with log.open("wb") as file:
         child = subprocess.Popen(
             [sys.executable, "-m", "turbofit", "serve", *words],
@@ -378,6 +380,7 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
         )  # fmt: skip
     assert child.stdout is not None
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         with child.stdout:
             url = child.stdout.readline().decode("utf-8", "replace").strip()
     except BaseException:

@@ -169,8 +169,8 @@ class Supervisor:
 
         Raises:
             LaunchError: an engine could not be started.
-            EndedError: an engine ended in a way that the same start would not mend, or again and
-                again before all were ready.
+            EndedError: the same start would not mend an engine's end, or did not again and again
+                before all were ready.
         """
         self._began = self._clock()
         stop.on_second(self._strike)
@@ -211,11 +211,7 @@ class Supervisor:
         return stop.signal
 
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
-        """Start it again later, or give up.
-
-        Raises:
-            EndedError: it would not help.
-        """
+        """Start it again later, or raise where that would not help."""
         self._end(engine)
         ended = replace(ended, group=engine.group)
         if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):

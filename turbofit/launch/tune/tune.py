@@ -96,10 +96,12 @@ def tune_model(
         "lmdeploy": run.lmdeploy.version,
     }
 
-    def is_same(tuning: Tuning) -> bool:
-        return all(getattr(tuning, name) == value for name, value in facts.items())
-
-    known = next(filter(is_same, recall_tuned(pretend=wanted.apart)), None)
+    alike = (
+        tuning
+        for tuning in recall_tuned(pretend=wanted.apart)
+        if all(getattr(tuning, name) == value for name, value in facts.items())
+    )
+    known = next(alike, None)
     if known is not None and not wanted.again:
         until = f" until {known.stopped}" if known.interrupted else ""
         say(f"tuned before{until}: --again tries again, --forget drops it")
