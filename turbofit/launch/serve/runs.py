@@ -370,17 +370,22 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
         LaunchError: the state folder cannot be written.
     """
     log = state_folder("detached", "serve") / "serve.log"
-    # Until the child is known; a server lets the signals through again that it inherits blocked.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    with log.open("wb") as file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "turbofit", "serve", *words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
-            env={**os.environ, DETACHED: "1"}, start_new_session=True,
-        )  # fmt: skip
+    interrupted: list[int] = []
+    # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
+    usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    try:
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "turbofit", "serve", *words],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
+                env={**os.environ, DETACHED: "1"}, start_new_session=True,
+            )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert child.stdout is not None
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if interrupted:
+            raise KeyboardInterrupt
         with child.stdout:
             url = child.stdout.readline().decode("utf-8", "replace").strip()
     except BaseException:
