@@ -573,7 +573,7 @@ class Start:
         run, engines = self._run, self._supervisor.engines
         if not run.config.pretend:  # others need not know of pretend GPUs
             run.leases.note(
-                self._pids(), ready=self._ready,
+                self._pids(), ready=self._supervisor.ready,
                 # An engine that is started again, or rests, takes again what it will need.
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
@@ -590,10 +590,6 @@ class Start:
     def _used(self) -> dict[int, int]:
         """Bytes in use on each GPU; of pretend ones nobody else has any."""
         return {} if self._run.config.pretend else used_now(self._plan)
-
-    @property
-    def _ready(self) -> bool:
-        return all(engine.state == "ready" for engine in self._supervisor.engines)
 
     def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and what the GPUs had in use then."""
@@ -619,7 +615,7 @@ class Start:
                 self._run.public.stop(drain=not urgent)
         if self._run.shared:
             # Others have come and gone since the launch: ours must go from what is there now.
-            ours = self._ready and not self._run.config.pretend
+            ours = self._supervisor.ready and not self._run.config.pretend
             self._before = without(self._plan, used_now(self._plan)) if ours else {}
 
     def _gone(self) -> None:

@@ -61,7 +61,7 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
         record=SimpleNamespace(unwritten=False, attempt=lambda **_: None),
     )  # fmt: skip
     start: Any = Start(run, PLAN, 0)
-    start._supervisor = SimpleNamespace(engines=[])
+    start._supervisor = SimpleNamespace(engines=[], ready=True)
     start._start_progress = StartProgress(PLAN, {})
     start._moments = [RunMoment(phase="", at=0.0, used={})]
     start._tick()

@@ -69,9 +69,10 @@ _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\
 class StartupTracker:
     """Follows one engine's log, which is kept in a file; ``see`` each run of lines, then ask."""
 
-    def __init__(self, plan: Plan, log: Path) -> None:
+    def __init__(self, plan: Plan, log: Path, began: float = 0.0) -> None:
         self.plan, self.log = plan, log
-        self.phase: EnginePhase = "starting"
+        #: Its phases so far, and when each began.
+        self.phases: list[tuple[EnginePhase, float]] = [("starting", began)]
         self.budget: CacheBudget | None = None
         #: Its figures so far, beside the plan's.
         self.figures: list[RunFigure] = []
@@ -98,7 +99,18 @@ class StartupTracker:
         if self._is_evidence(event, now):
             self._evidence_at = now
             return []
-        return self._progress(event)
+        return self._progress(event, now)
+
+    @property
+    def phase(self) -> EnginePhase:
+        return self.phases[-1][0]
+
+    def enter(self, phase: EnginePhase, now: float) -> list[str]:
+        """Enter a phase once: of several ranks the first that prints it counts."""
+        if self.phase == phase:
+            return []
+        self.phases.append((phase, now))
+        return [f"phase: {phase}"]
 
     def survived(self, until: float) -> None:
         """Forget what an engine printed before a time at which it answered a request."""
@@ -160,7 +172,8 @@ class StartupTracker:
             case VisionFrame():
                 self.in_vision = self.in_vision or self.fault is None
             case CacheFrame():
-                self.phase = "cache" if self.phase == "weights" else self.phase
+                if self.phase == "weights":
+                    self.enter("cache", now)
             case NoCache():
                 self.no_cache = event.what
             case LostLock():
@@ -171,33 +184,26 @@ class StartupTracker:
                 return False
         return True
 
-    def _progress(self, event: Struct) -> list[str]:
+    def _progress(self, event: Struct, now: float) -> list[str]:
         match event:
             case EngineFallback():
                 self.fallback = event.message
             case LoadingWeights() | Starting():
-                return self._enter("weights")
+                return self.enter("weights", now)
             case CacheBudget() if self.budget is None:
                 self.budget = event
                 self.figures += cache_beside(self.plan, event)
-                return [*self._enter("cache"), *map(in_words, self.figures)]
+                return [*self.enter("cache", now), *map(in_words, self.figures)]
             case Slab() if self.budget is not None and self.cached_tokens() is None:
                 self.figures.append(tokens_beside(self.plan, self.budget, event))
                 return [in_words(self.figures[-1])]
             case WarmingUp() | WarmupLengths():
-                return self._enter("warm-up")
+                return self.enter("warm-up", now)
             case WarmupLength():
                 self.warming = event.tokens
             case WarmupFinished() | ServerUp():
-                return self._enter("serving")
+                return self.enter("serving", now)
         return []
-
-    def _enter(self, phase: EnginePhase) -> list[str]:
-        """Enter a phase once: of several ranks the first that prints it counts."""
-        if self.phase == phase:
-            return []
-        self.phase = phase
-        return [f"phase: {phase}"]
 
 
 #: Characters of somebody else's message: some list everything that they know.

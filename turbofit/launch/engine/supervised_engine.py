@@ -84,7 +84,6 @@ class SupervisedEngine:
         self.url = f"http://{HOST}:{launch.port}"
         self.state: Literal["starting", "ready", "waiting", "broken"] = "waiting"
         self.starts = 0
-        self.phases: list[tuple[str, float]] = []
         self.again_at = 0.0
         self.was_ready = False
         self.process: EngineProcess | None = None
@@ -111,14 +110,13 @@ class SupervisedEngine:
         """
         start_command = self._launch.start_command(self.starts)
         self.starts += 1
-        self.tracker, timeline = StartupTracker(self._plan, self.log), start_command.timeline
-        if timeline is not None:
+        if start_command.timeline is not None:
             from turbofit.launch.engine.pretended import PretendReader
 
-            self.pretended = PretendReader(self._plan, self.group, timeline)
+            self.pretended = PretendReader(self._plan, self.group, start_command.timeline)
         self._began = self._counted = self._heard = self._clock()
         self._kills = (kernel.host_kills(),) * 2
-        self.phases = [("starting", 0.0)]
+        self.tracker = StartupTracker(self._plan, self.log, self._began)
         # A disk that has become unwritable costs a restart its log, never the engine.
         self.process = EngineProcess(
             start_command.argv, start_command.env, self.log, log_required=self.starts == 1
@@ -152,8 +150,7 @@ class SupervisedEngine:
         for text, count in lines:
             for line in self.tracker.see(text, count, now):
                 self._tell(line)
-            self._time()
-        self._follow()
+        self._follow(now)
         # The signal that kills the rest of an engine whose loop has ended is not why it ended.
         if code is not None and not self.tracker.failing:
             return self._ended(code)
@@ -217,7 +214,7 @@ class SupervisedEngine:
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start took, as far as it came."""
-        times = [*self.phases, ("", self._clock() - self._began)]
+        times = [*self.tracker.phases, ("", self._clock())]
         return {
             name: round(after - at, 3)
             for (name, at), (_, after) in pairwise(times)
@@ -229,22 +226,19 @@ class SupervisedEngine:
         """Seconds that this start took, as far as it came, without the worst-case requests."""
         return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
 
-    def _follow(self) -> None:
-        """Note what only the probe knows, and when a phase began."""
+    def _follow(self, now: float) -> None:
+        """Note what only the probe knows."""
         probe = self._probe
-        if self.state == "starting" and probe is not None:
-            if probe.ready.is_set():
-                self.tracker.phase = "ready"
-                self.state, self.was_ready = "ready", True
-                self._tell("phase: ready")
-            elif probe.checks and probe.healthy.is_set() and self.tracker.phase != "check":
-                self.tracker.phase = "check"
-                self._tell("phase: check (worst-case requests)")
-        self._time()
-
-    def _time(self) -> None:
-        if self.phases[-1][0] != self.tracker.phase:
-            self.phases.append((self.tracker.phase, self._clock() - self._began))
+        if self.state != "starting" or probe is None:
+            return
+        told: list[str] = []
+        if probe.ready.is_set():
+            self.state, self.was_ready = "ready", True
+            told = self.tracker.enter("ready", now)
+        elif probe.checks and probe.healthy.is_set():
+            told = self.tracker.enter("check", now)
+        for line in told:
+            self._tell(line)
 
     def _forget_earlier(self, now: float) -> None:
         """Forget evidence that the engine has survived: it does not tell why the engine ends.

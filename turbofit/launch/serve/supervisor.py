@@ -186,6 +186,10 @@ class Supervisor:
                 self._stop(stop)
                 stop.abrupt = stop.signal is None
 
+    @property
+    def ready(self) -> bool:
+        return all(engine.state == "ready" for engine in self.engines)
+
     def _follow(
         self, stop: StopSignal, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
     ) -> signal.Signals:
@@ -203,7 +207,7 @@ class Supervisor:
                 if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
             self._rest()
-            if not self._opened and all(engine.state == "ready" for engine in self.engines):
+            if not self._opened and self.ready:
                 self._opened = True
                 on_ready([engine.url for engine in self.engines])
             on_tick()
