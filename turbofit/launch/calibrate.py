@@ -337,6 +337,7 @@ class Calibrator:
             take(name)
             return tokens
 
+        tell(Step(f"{engine.name}: measuring"))
         take(STEADY)
         for small in small_requests(plan, model):
             ask(small)

@@ -264,14 +264,14 @@ class Run:
         try:
             ended = self._follow(self.plan, stop)
         except StoppedError as exc:
-            self.record.state("ended", ended=exc.signal.name)
+            self.record.change(state="ended", ended=exc.signal.name)
             raise
         finally:
             if self.config.pretend:
                 # The twin can be made again; a timeline's length is not its size, but looks so.
                 for room in (self.folder / "model", *self.folder.glob("pretend-*")):
                     shutil.rmtree(room, ignore_errors=True)
-        self.record.state("ended", ended=ended.name)
+        self.record.change(state="ended", ended=ended.name)
         return ended
 
     def _follow(self, plan: Plan, stop: StopSignal) -> signal.Signals:
@@ -285,7 +285,7 @@ class Run:
             except EndedError as exc:
                 end = exc.end
             except TurbofitError as exc:
-                self.record.state("failed", ended=exc.to_dict()["error"])
+                self.record.change(state="failed", ended=exc.to_dict()["error"])
                 raise
             else:
                 if self.changes and start.was_ready:
@@ -295,7 +295,7 @@ class Run:
             failed.append((plan, end, why))
             step = self._step_down(plan, end, len(failed))
             if step is None:
-                self.record.state("failed", ended=end.record())
+                self.record.change(state="failed", ended=end.record())
                 raise self._final(failed)
             plan, rung = step
             self.changes, why = {**self.changes, **rung.changes}, rung.why
@@ -308,7 +308,6 @@ class Run:
                 write_atomic(path, plan.to_json(), mode=0o600)
 
     def _remember(self, plan: Plan, why: str) -> None:
-        """Keep the changes for later runs of this model here."""
         version, pretend = self.lmdeploy.version, self.config.pretend
         remember(plan, version, pretend=pretend, changes=self.changes, why=why)
 
@@ -521,7 +520,6 @@ class Start:
         """All engines are ready: tell, compare, open."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
         self.was_ready = True
-        self._tell_progress()
         used = self._used()
         engines = []
         for engine in supervisor.engines:
@@ -539,7 +537,7 @@ class Start:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
             self._gpu_monitor.start()
         run.record.attempt(engines=tuple(engines))
-        run.record.state("ready", urls=tuple(urls))
+        run.record.change(state="ready", urls=tuple(urls))
         run.on_open(urls)
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
@@ -580,12 +578,8 @@ class Start:
         if run.record.unwritten:
             run.record.keep()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
-        self._tell_progress()
+        self._start_progress.look(engines, examined=run.examiner is not None)
         run.on_tick()
-
-    def _tell_progress(self) -> None:
-        examined = self._run.examiner is not None
-        self._start_progress.look(self._supervisor.engines, examined=examined)
 
     def _used(self) -> dict[int, int]:
         """Bytes in use on each GPU; of pretend ones nobody else has any."""

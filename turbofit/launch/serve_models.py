@@ -224,7 +224,6 @@ class ModelRun:
             self._run.follow(stop)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End its engines in order."""
         self._stop.end(number)
 
     def strike(self) -> None:
@@ -241,12 +240,8 @@ class ModelRun:
         if self.under_way is None or not self.under_way.done():
             return False
         error, self.under_way = self.under_way.exception(), None
-        if isinstance(error, TurbofitError):
-            raise error
         if error is not None:
-            raise RuntimeError(f"the run of {self.model.name} failed") from error
-        if self._stop.signal is None:
-            raise LaunchError(f"{self.model.name} ended by itself", hint="see its run's folder")
+            raise error
         return True
 
 
@@ -332,27 +327,18 @@ class SeveralModels:
             insist(self.front, lambda _: model.fail(message, until))
 
     def _rest_idle(self, run: ModelRun) -> None:
-        """End engines that nobody asked for long enough, or that made way."""
-        model = run.model
+        model, seconds = run.model, self.policy.idle
         if run.ending or run.under_way is None:
             return
-        if self._closed_idle(model):
+        # Not while another one starts: its cache would take a share of what this one gives back.
+        idle = seconds is not None and model.state == "ready" and model.idle >= seconds
+        if idle and not self._starting and insist(self.front, lambda _: model.close_idle(seconds)):
             self.say(
                 f"{model.name}: nobody asked for {format_duration(model.idle)}, its engines "
                 "end and give their memory back"
             )
         if model.state == "ending" and not model.in_flight:
             run.end()
-
-    def _closed_idle(self, model: ServedModel) -> bool:
-        """Whether nobody asked for it long enough, so that it is closed now.
-
-        Not while another one starts: its cache would take a share of what this one gives back.
-        """
-        seconds = self.policy.idle
-        if seconds is None or self._starting or model.state != "ready" or model.idle < seconds:
-            return False
-        return insist(self.front, lambda _: model.close_idle(seconds))
 
     @property
     def _starting(self) -> bool:

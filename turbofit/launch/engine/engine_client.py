@@ -76,7 +76,6 @@ class EngineClient:
         return status, self.model
 
     def completes(self, timeout: float) -> bool:
-        """Whether it answers a completion of one token."""
         body = {"model": self.model, "prompt": "a", "max_tokens": 1, "temperature": 0}
         return self._answers("POST", "/v1/completions", body, timeout)
 

@@ -148,7 +148,6 @@ class StartupTracker:
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
     def _begin_evidence(self) -> None:
-        """Begin without any evidence of why the engine ends."""
         self.fault: CudaError | CheckFailed | NcclError | TorchMemory | None = None
         self.error: PythonError | None = None
         self.frames: list[str] = []
@@ -283,7 +282,6 @@ def hang(tracker: StartupTracker) -> End:
 
 
 def stalled(what: str, log: Path) -> End:
-    """An engine that lives and does nothing."""
     return End(kind="stalled", message=what, hint=f"its log is {log}")
 
 
@@ -413,7 +411,6 @@ def _frame(tracker: StartupTracker) -> str:
 
 
 def _where(tracker: StartupTracker, call: str = "") -> str:
-    """In which phase an engine was, and in which call, in words."""
     phase = {
         "starting": "while it started",
         "weights": "while it loaded weights",
@@ -428,7 +425,6 @@ def _where(tracker: StartupTracker, call: str = "") -> str:
 
 
 def _advice(tracker: StartupTracker) -> str:
-    """What to change for an out-of-memory of this phase."""
     if tracker.phase in ("starting", "weights"):
         if not tracker.plan.engine.of_lmdeploy:
             return f"split it over more GPUs (--tp) or free them; the log is {tracker.log}"

@@ -82,7 +82,6 @@ def lmdeploy_if_needed(engine: str | None) -> Lmdeploy:
 
 
 def module_runner(module: str) -> tuple[str, ...]:
-    """Start a module's command line, by our interpreter."""
     return sys.executable, str(Path(__file__).with_name("entry.py")), module
 
 
@@ -146,7 +145,6 @@ class Launch:
 
 
 def port_of(command: Command) -> int:
-    """The port that a command's engine will listen on."""
     argv = command.argv
     for option in ("--server-port", "--port"):  # LMDeploy's, the fallback engine's
         if option in argv:
@@ -218,7 +216,6 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
 
 
 def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
-    """A command line with another ratio."""
     if RATIO not in argv:
         return argv
     place = argv.index(RATIO) + 1

@@ -73,7 +73,6 @@ class EngineProcess:
 
     @property
     def log_error(self) -> str:
-        """Why its log could not be opened; empty where it could."""
         return self._file.kept.error
 
     @property
@@ -94,7 +93,6 @@ class EngineProcess:
                 self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
-        """Wait for its end, at most so long."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, seconds))
 

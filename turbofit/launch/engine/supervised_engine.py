@@ -227,7 +227,6 @@ class SupervisedEngine:
         return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
 
     def _follow(self, now: float) -> None:
-        """Note what only the probe knows."""
         probe = self._probe
         if self.state != "starting" or probe is None:
             return

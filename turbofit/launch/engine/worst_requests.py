@@ -110,7 +110,6 @@ def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
 
 
 def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
-    """The longest prompt that the session and the cache hold."""
     tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
     body = {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1}
@@ -219,7 +218,6 @@ def image_part(image: DummyImage) -> JsonObject:
 
 
 def _chat(name: str, model: str, parts: list[JsonObject]) -> ProbeRequest:
-    """A short question about images."""
     text = {"type": "text", "text": "What is this?"}
     body = {
         "model": model,

@@ -126,7 +126,6 @@ class ServedModel:
         return getattr(self._model, name)
 
     def take(self) -> None:
-        """A new request is at work."""
         self.cancelled.clear()
         self.begun, self.failure = False, None
         self._moved = time.monotonic()
@@ -429,7 +428,6 @@ class FallbackApp(AsgiApp):
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
     def _refusal(self, exc: Exception) -> Refusal:
-        """What a client is told of a failure."""
         if isinstance(exc, Refusal):
             return exc
         if type(exc).__name__ == "OutOfMemoryError":

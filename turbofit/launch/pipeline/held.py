@@ -15,7 +15,7 @@ from turbofit.gateway.limits.parameters import GENERATION, RULES
 from turbofit.gateway.limits.ranges import hold_fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from turbofit.gateway.limits.gate import Gate
     from turbofit.gateway.limits.rules import Scope
@@ -48,12 +48,6 @@ def hold_engine(engine: Any, scope: Scope) -> None:
     if preprocess is None:
         warnings.warn("this LMDeploy's parameters are not held to their ranges", stacklevel=2)
         return
-    engine.preprocess = _holding(preprocess, scope)
-
-
-def _holding(
-    preprocess: Callable[..., Awaitable[Any]], scope: Scope
-) -> Callable[..., Awaitable[Any]]:
     from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
 
     signature = inspect.signature(preprocess)
@@ -70,7 +64,7 @@ def _holding(
             raise RequestError(ErrorCode.INVALID_REQUEST, refusal.message) from None
         return await preprocess(*call.args, **call.kwargs)
 
-    return holding
+    engine.preprocess = holding
 
 
 def queued(

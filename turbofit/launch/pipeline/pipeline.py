@@ -125,7 +125,6 @@ def _leases() -> Leases | None:
 
 
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
-    """One engine under the config's own settings."""
     engine = engine_of(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
     return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
@@ -280,7 +279,6 @@ def planned_config(plan: Plan, config: Any) -> Any:
 
 
 def _changed(config: Any) -> dict[str, Any]:
-    """Fields of the caller's config that differ from LMDeploy's defaults."""
     default = vars(type(config)())
     changed = {n: value for n, value in vars(config).items() if value != default.get(n)}
     if "quant_policy" in changed:

@@ -119,7 +119,6 @@ def _with_margin(size: int, why: str) -> Rung:
 
 
 def _left(gpu: GpuLedger, phase: str | None) -> int:
-    """Bytes that the forecast left free of a GPU in a phase."""
     usable = gpu.total - gpu.reserved
     pool = sum(term.bytes for term in gpu.ledger if term.term == POOL_WARMUP)
     if phase in ("start", "weights"):
@@ -144,7 +143,6 @@ def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung |
 
 
 def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
-    """Images of half the size."""
     rule, now = plan.model.image_rule, plan.limits.image_limit
     if rule is None or rule.limit_name in fixed or "image_size" in fixed:
         return None
@@ -192,7 +190,6 @@ def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why:
 
 
 def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
-    """Drop it; whether there was anything."""
     return _learned(plan, lmdeploy, pretend).forget()
 
 

@@ -78,7 +78,6 @@ def _full_name(written: str, classes: dict[str, Any]) -> str:
 
 
 def _take(rest: list[str], wanted: int | str, name: str) -> list[str]:
-    """Take an option's values off the front."""
     values: list[str] = []
     most = wanted if isinstance(wanted, int) else len(rest)
     while rest and len(values) < most and not _is_option(rest[0]):

@@ -91,25 +91,22 @@ class Record:
         """A new start with its own settings."""
         attempt = AttemptRecord(started=_now(), **facts)
         with self._lock:
-            self._change(attempts=(*self.run.attempts, attempt))
+            self.change(attempts=(*self.run.attempts, attempt))
 
     def attempt(self, **facts: Any) -> None:
         """More of the current attempt; nothing before the first."""
         with self._lock:
             if self.run.attempts:
                 *before, last = self.run.attempts
-                self._change(attempts=(*before, replace(last, **facts)))
+                self.change(attempts=(*before, replace(last, **facts)))
 
     def event(self, kind: str, text: str) -> None:
         """Something that happened; the last ones are kept."""
         with self._lock:
             events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
-            self._change(events=events[-_MOST_EVENTS:])
+            self.change(events=events[-_MOST_EVENTS:])
 
-    def state(self, state: str, **facts: Any) -> None:
-        self._change(state=state, **facts)
-
-    def _change(self, **facts: Any) -> None:
+    def change(self, **facts: Any) -> None:
         with self._lock:
             self.run = replace(self.run, **facts)
             self.keep()
@@ -323,7 +320,6 @@ class StateFile(Generic[T]):
             write_atomic(self._path(make=True), to_json(document), mode=0o600)
 
     def forget(self) -> bool:
-        """Drop it; whether there was one."""
         try:
             self._path(make=False).unlink()
         except OSError:

@@ -48,10 +48,7 @@ class StartProgress:
         self._around: Step | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
-        """Tell what all engines of the plan do now.
-
-        ``examined``: an examiner tells what is asked of an engine that serves.
-        """
+        """Tell what all engines of the plan do now; ``examined``: till an examiner tells."""
         if not listening():
             return
         starting = [engine for engine in engines if engine.state == "starting"]
@@ -65,9 +62,6 @@ class StartProgress:
         phases = list(_DOING)
         phase = min((engine.tracker.phase for engine in starting), key=phases.index)
         if examined and phase in ("serving", "check"):
-            last = now()
-            if last is None or last.doing in _DOING.values():
-                tell(Step("measuring"))
             return
         here = [engine for engine in starting if engine.tracker.phase == phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
@@ -96,7 +90,6 @@ class StartProgress:
         return self._loaded, sum(_bytes(card, "weights") for card in self._plan.gpus)
 
     def _used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
-        """Bytes in use on each GPU."""
         readers = [engine.pretended for engine in engines if engine.pretended is not None]
         if not readers:
             return used_now(self._plan)

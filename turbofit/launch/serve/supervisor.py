@@ -255,7 +255,6 @@ class Supervisor:
         return f"{self._timing.window / 60:.2g}"
 
     def _rest(self) -> None:
-        """Tell when all engines are left alone, and when that has ended."""
         broken = all(engine.state == "broken" for engine in self.engines)
         if broken == (self._outage is not None):
             return

@@ -107,7 +107,6 @@ class _Load:
         self._stop.end()
 
     def look(self) -> None:
-        """End the trial once its load has ended."""
         if self._process is not None and self._process.poll() is not None:
             self._stop.end()
 
@@ -148,7 +147,6 @@ class _Load:
 
 
 def figures_of(result: LoadResult) -> SpeedFigures:
-    """What a trial keeps of a load."""
     return SpeedFigures(
         requests_per_second=result.requests_per_second,
         output_tokens_per_second=result.output_tokens_per_second,

@@ -210,7 +210,6 @@ def expected_improvement(mean: float, deviation: float, best: float) -> float:
 
 
 def below(limit: float, mean: float, deviation: float) -> float:
-    """The probability that a value is below a limit."""
     return NormalDist(mean, max(deviation, 1e-9)).cdf(limit)
 
 

@@ -182,7 +182,6 @@ def _rate(choice: TrialChoice) -> float:
 def _every(
     request: PlanRequest, usual: Plan, kv_types: Sequence[int], *, prefix: bool
 ) -> Iterator[dict[str, Any]]:
-    """All combinations of what the person did not fix."""
     given = request.given()
     shapes: set[tuple[str, int, int]] = {
         (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)

@@ -207,7 +207,6 @@ class Tuner:
 
     @property
     def left(self) -> float:
-        """Seconds until the time is up."""
         return self._ends - self.clock()
 
     def tune(self) -> Tuning:
@@ -287,7 +286,6 @@ class Tuner:
         )
 
     def _end_of(self, options: Options, what: str) -> TrialEnd:
-        """How a start with these options ends under the load."""
 
         def whole() -> Step:
             return Step(what, detail=f"{format_duration(max(self.left, 0.0))} of --time left")
