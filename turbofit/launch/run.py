@@ -95,17 +95,11 @@ if TYPE_CHECKING:
 class Run:
     """A run, from what a person asks for to its end. It may be followed again, in a new folder.
 
-    Args:
-        config: what is asked for.
-        leases: the machine's reservations.
-        say: takes lines of progress.
-        on_open: called with the public addresses each time that it opens.
-        on_tick: called at each look at the engines.
-        on_death: told why an engine ended that had served.
-        lmdeploy: the LMDeploy that is started; None looks for it.
-        examiner: asks the engines, which then have private ports and no gateway.
-        publish: where clients reach a gateway; None is an address of its own.
-        shared: other models of this turbofit have engines on the cards, too.
+    ``on_open`` is told the public addresses each time that it opens, ``on_death`` why an engine
+    ended that had served; ``on_tick`` is called at each look. ``lmdeploy`` None looks for it. An
+    ``examiner`` asks the engines, which then have private ports and no gateway. ``publish``: where
+    clients reach a gateway; None is an address of its own. ``shared``: other models of this
+    turbofit have engines on the cards, too.
 
     Raises:
         PackageError: LMDeploy is missing, and was asked for.
@@ -485,8 +479,7 @@ class Start:
             engine_commands = private_commands(plan, ports, str(folder), name, config.options)
             key = secrets.token_hex(32)
         self._key = key
-        # Without a gateway the user's own key is on the command line already.
-        hidden, key = key is not None, key or config.api_key
+        key = key or config.api_key  # the user's own is on the command line already
         if config.pretend:
             from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
 
@@ -494,7 +487,7 @@ class Start:
             folder = run.folder / f"pretend-{self._number}"
             return [
                 PretendLaunch(
-                    command, pretend_runner(plan), key, hidden=hidden,
+                    command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
                     folder=folder, taken=config.pretend_taken, fail_at=fail_at,
                 )
@@ -503,7 +496,7 @@ class Start:
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
-            Launch(command, runner, key, hidden=hidden, ratio=self._ratio(command.group))
+            Launch(command, runner, key, ratio=self._ratio(command.group))
             for command in engine_commands
         ]
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from operator import itemgetter
 from pathlib import Path
 from threading import Thread
@@ -327,11 +327,11 @@ class SeveralModels:
             insist(self.front, lambda _: model.fail(message, until))
 
     def _rest_idle(self, run: ModelRun) -> None:
-        model, seconds = run.model, self.policy.idle
+        model, seconds = run.model, inf if self.policy.idle is None else self.policy.idle
         if run.ending or run.under_way is None:
             return
         # Not while another one starts: its cache would take a share of what this one gives back.
-        idle = seconds is not None and model.state == "ready" and model.idle >= seconds
+        idle = model.state == "ready" and model.idle >= seconds
         if idle and not self._starting and insist(self.front, lambda _: model.close_idle(seconds)):
             self.say(
                 f"{model.name}: nobody asked for {format_duration(model.idle)}, its engines "

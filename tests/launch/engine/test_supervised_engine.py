@@ -61,7 +61,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
     """One that serves since a time of 0 s."""
 
     class Probe:
-        error, checks, lived, unanswered = None, False, float("-inf"), False
+        error, exam, lived, unanswered = None, None, float("-inf"), False
 
         def __init__(self, *_: Any, **__: Any) -> None:
             self.ready = self.healthy = threading.Event()

@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import LaunchError
 from turbofit.core.struct import Struct
 from turbofit.launch.engine.launches import HOST
-from turbofit.launch.engine.worst_requests import (
-    ProbeRequest,
-    fullest_forward,
-    longest_request,
-    worst_image_tokens,
-    worst_request,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.worst_requests import ProbeRequest
 
     #: Takes the model's name, and what asks a question and returns its prompt's tokens.
     Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
@@ -117,23 +110,22 @@ class Probe(threading.Thread):
     """Asks one start of an engine until it is ready, and from time to time whether it lives.
 
     ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` after three test
-    completions in turn that failed. ``check``: requests as bad as the plan allows must be answered
-    before, or what ``exam`` asks instead.
+    completions in turn that failed. ``exam`` asks what must be answered before it is ready.
+    ``serial``: it answers one request at a time.
     """
 
     def __init__(
         self,
-        plan: Plan,
         client: EngineClient,
         timing: Timing,
+        exam: Exam | None,
         *,
-        check: bool,
-        exam: Exam | None = None,
+        serial: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="probe", daemon=True)
-        self._plan, self._client, self._timing, self.checks = plan, client, timing, check
-        self._exam, self._clock = exam, clock
+        self._client, self._timing, self.exam = client, timing, exam
+        self._serial, self._clock = serial, clock
         self._stopped = threading.Event()
         self.healthy = threading.Event()
         self.ready = threading.Event()
@@ -170,7 +162,7 @@ class Probe(threading.Thread):
     def _look_after(self) -> None:
         """Ask a ready engine for one token from time to time."""
         # A token of a serial engine would wait; its health tells whether tokens still come.
-        ask = self._client.is_healthy if self._plan.engine.serial else self._client.completes
+        ask = self._client.is_healthy if self._serial else self._client.completes
         failures = 0
         while not self._stopped.wait(1.0 if failures else self._timing.liveness):
             began = self._clock()
@@ -188,20 +180,8 @@ class Probe(threading.Thread):
             raise LaunchError(
                 f"the engine answered {status} when asked for its models", hint="see its log"
             )
-        if not self.checks:
-            return
-        if self._exam is not None:
-            self._exam(name, self._ask)
-            return
-        worst = worst_request(self._plan, name)
-        tokens = 0 if worst is None else self._ask(worst)
-        if self._plan.engine.serial:
-            last = longest_request(self._plan, name, worst, tokens, self._ask)
-        else:
-            text = max(0, tokens - worst_image_tokens(self._plan))
-            last = fullest_forward(self._plan, name, text)
-        if last is not None:
-            self._ask(last)
+        if self.exam is not None:
+            self.exam(name, self._ask)
 
     def _ask(self, question: ProbeRequest) -> int:
         """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""

@@ -110,16 +110,15 @@ class StartCommand(NamedTuple):
 class Launch:
     """An engine on real GPUs, which can be started again and again.
 
-    ``runner`` are the words that start LMDeploy, in the place of the command's first. ``hidden``:
-    the engine is given its ``key`` out of sight, else its command has it. ``ratio`` gives the cache
-    ratio of each start; None is the command's for all of them.
+    ``runner`` are the words that start LMDeploy, in the place of the command's first. A ``key``
+    that is not in the command is given to the engine out of sight. ``ratio`` gives the cache ratio
+    of each start; None is the command's for all of them.
     """
 
     command: Command
     runner: Sequence[str]
     key: str | None = None
     _: KW_ONLY
-    hidden: bool = False
     ratio: Callable[[], float] | None = None
 
     @property
@@ -141,7 +140,8 @@ class Launch:
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
         env = {**base, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
-        return {**env, KEY: self.key} if self.hidden and self.key else env
+        hidden = self.key is not None and self.key not in self.command.argv
+        return {**env, KEY: self.key} if hidden else env
 
 
 def port_of(command: Command) -> int:

@@ -22,6 +22,7 @@ from turbofit.launch.engine.engine_log import (
 )
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
+from turbofit.launch.engine.worst_requests import ask_worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,13 +126,14 @@ class SupervisedEngine:
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
+        exam = None
         # Once it serves, clients may reach it at any moment: a worst case beside them would be more
         # than the plan pays for. The same plan was checked before.
-        check = self._check and not self.was_ready
-        exam = None if self._examiner is None else partial(self._examiner.examine, self)
-        self._probe = Probe(
-            self._plan, self.client, self._timing, check=check, exam=exam, clock=self._clock
-        )
+        if self._check and not self.was_ready:
+            examiner, worst = self._examiner, partial(ask_worst, self._plan)
+            exam = worst if examiner is None else partial(examiner.examine, self)
+        serial = self._plan.engine.serial
+        self._probe = Probe(self.client, self._timing, exam, serial=serial, clock=self._clock)
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
@@ -234,7 +236,7 @@ class SupervisedEngine:
         if probe.ready.is_set():
             self.state, self.was_ready = "ready", True
             told = self.tracker.enter("ready", now)
-        elif probe.checks and probe.healthy.is_set():
+        elif probe.exam is not None and probe.healthy.is_set():
             told = self.tracker.enter("check", now)
         for line in told:
             self._tell(line)

@@ -64,6 +64,21 @@ class ProbeRequest(NamedTuple):
     body: dict[str, Any]
 
 
+def ask_worst(plan: Plan, model: str, ask: Callable[[ProbeRequest], int]) -> None:
+    """Ask an engine what brings its memory to the plan's peak, before a client can.
+
+    ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
+    """
+    worst = worst_request(plan, model)
+    tokens = 0 if worst is None else ask(worst)
+    if plan.engine.serial:
+        last = longest_request(plan, model, worst, tokens, ask)
+    else:
+        last = fullest_forward(plan, model, max(0, tokens - worst_image_tokens(plan)))
+    if last is not None:
+        ask(last)
+
+
 def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
     """A chat with as many worst images as the plan allows; None for a model without images."""
     image = worst_image(plan)
@@ -238,8 +253,8 @@ def longest_request(
     """A request that fills the context, for an engine that takes no token ids.
 
     Only the engine has the tokenizer: its counts for two short prompts say how many tokens a word
-    takes. It has the images of ``worst``, too, whose prompt has so many ``tokens``. ``count`` asks
-    the engine, and returns a prompt's tokens. None where it does not count, or has no room left.
+    takes. It has the images of ``worst``, too, whose prompt has so many ``tokens``. None where the
+    engine does not count, or has no room left.
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))
