@@ -176,17 +176,11 @@ def manifest(
     executable: str = "turbofit",
     user: str = "root",
 ) -> str:
-    """The text of a manifest: ``presets/export/KIND.template`` with what the service is.
+    """The text of a manifest, of systemd, compose or k8s: ``presets/export/KIND.template`` filled.
 
-    In containers keys come from the variable TURBOFIT_API_KEYS, or from the Secret ``NAME-keys``.
-
-    Args:
-        service: what to run.
-        kind: systemd, compose or k8s.
-        image: a container image with turbofit and LMDeploy.
-        claim: k8s: a PersistentVolumeClaim for the hub's cache, which each pod else fills anew.
-        executable: systemd: the absolute path of ``turbofit``.
-        user: systemd: whose process it is.
+    In containers, which ``image`` names, keys come from the variable TURBOFIT_API_KEYS or from the
+    Secret ``NAME-keys``. ``claim``: a PersistentVolumeClaim for the hub's cache, which each pod of
+    Kubernetes else fills anew. ``executable``: the absolute path of ``turbofit`` for systemd.
     """
     cards = f"{service.gpus} {plural(service.gpus, 'GPU')}: {service.card}"
     values: dict[str, object] = {name: getattr(service, name) for name in service.__struct_fields__}

@@ -140,8 +140,9 @@ class Launch:
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
         env = {**base, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
-        hidden = self.key is not None and self.key not in self.command.argv
-        return {**env, KEY: self.key} if hidden else env
+        if self.key is None or self.key in self.command.argv:
+            return env
+        return {**env, KEY: self.key}
 
 
 def port_of(command: Command) -> int:

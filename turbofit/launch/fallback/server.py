@@ -76,7 +76,7 @@ _READ: Final[Mapping[Kind, frozenset[str]]] = {
 #: Seconds without a token after which the engine counts as stuck. The slowest prefill reads most of
 #: the model from disk once.
 _STALLED: Final = 900.0
-#: Requests in a row that ran out of memory after which starting again is better than going on.
+#: Requests in a row that ran out of memory after which the engine starts again.
 _MOST_SHORT: Final = 3
 _RETRY_SECONDS: Final = 5
 _SHOWN: Final = 300
