@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, inf
+from math import inf
 from operator import itemgetter
 from pathlib import Path
 from threading import Thread
@@ -378,9 +378,7 @@ class SeveralModels:
         if victim is None:
             return
         insist(self.front, lambda _: victim.close())
-        expected = following.model.start_seconds
-        known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
-        self.say(f"{victim.name} makes way for {following.model.name}{known}")
+        self.say(f"{victim.name} makes way for {following.model.name}")
 
     def _start(self, run: ModelRun) -> None:
         insist(self.front, lambda _: run.model.begin())

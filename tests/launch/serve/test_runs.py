@@ -113,11 +113,10 @@ def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
 SERVER = """
 import signal, sys
 from pathlib import Path
-from turbofit.core.plan import Settings
 from turbofit.launch.serve.runs import Record
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 record = Record(Path(sys.argv[1]), model=sys.argv[2])
-record.begin(settings=Settings(max_batch_size=21), groups=((0,), (1,)))
+record.begin(requests_at_once=42)
 record.change(state="ready", urls=("http://127.0.0.1:" + sys.argv[3],))
 print("up", flush=True)
 signal.sigwait({signal.SIGTERM})

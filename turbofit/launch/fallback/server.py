@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError
 from turbofit.core.installation import install_command
 from turbofit.core.process.ports import DEFAULT_PORT
-from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.prepare import decode
@@ -226,9 +225,7 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
         PackageError: Transformers is missing, or another inside.
         LaunchError: the model cannot be loaded; torch's own lack of memory is left as it is.
     """
-    began = time.monotonic()
     inside = _find_inside()
-    _say(f"transformers is there after {time.monotonic() - began:.1f} s")
     _say("loading weights")
     began, torch = time.monotonic(), import_module("torch")
     try:
@@ -248,11 +245,7 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
     tokenizer = getattr(processor, "tokenizer", None)
     if not getattr(processor, "chat_template", None) and tokenizer is not None:
         processor.chat_template = tokenizer.chat_template  # where older checkpoints keep it
-    reserved = [
-        f"device {number}: {format_bytes(torch.cuda.memory_reserved(number))}"
-        for number in range(torch.cuda.device_count())
-    ]
-    _say(f"weights loaded in {time.monotonic() - began:.1f} s {'; '.join(reserved)}")
+    _say(f"weights loaded in {time.monotonic() - began:.1f} s")
     modality = inside["ModelManager"].get_model_modality(whole, processor=processor)
     manager = SimpleNamespace(get_model_modality=lambda *_, **__: modality)
     model, state = ServedModel(whole, options.session_len), inside["GenerationState"]()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.plan import CONFIG_NAMES
 from turbofit.launch.engine.launches import find_lmdeploy, ratio_now
+from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.memory.pytorch.weights import environment
 from turbofit.model.presets import find_preset
@@ -24,7 +25,6 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.launch.serve.leases import Leases
 
 _TWIN: Final = "TURBOFIT_PRETEND_TWIN"
 #: Keywords that are for the plan; all others are LMDeploy's.
@@ -55,7 +55,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
     _check_plannable(keywords.pop("replicas", 1), speculative_config)
     with ExitStack() as failed:
-        leases = _leases() if planning.get("on") is None else None
+        leases = Leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
         request = _request(_pretended(model_path), backend_config, planning)
@@ -113,15 +113,6 @@ def _pretended(model_path: str) -> str:
     if twin is None or find_preset(model_path) != find_preset(Path(twin).name):
         return model_path
     return twin
-
-
-def _leases() -> Leases | None:
-    """What the turbofits of this machine reserve; None on Windows, where none serves."""
-    if os.name == "nt":
-        return None
-    from turbofit.launch.serve.leases import Leases
-
-    return Leases()
 
 
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:

@@ -39,23 +39,13 @@ _HINT = "set XDG_STATE_HOME to a folder that can be written"
 
 
 class AttemptRecord(RunAttempt):
-    """One start, with what it was started with: ``by_group`` where cards are unequal."""
+    """One start, with what it was started with; ``requests_at_once`` 0 where nobody knows."""
 
     settings: Settings | None = None
-    by_group: tuple[Settings, ...] = ()
-    groups: tuple[tuple[int, ...], ...] = ()
+    requests_at_once: int = 0
     limits: Limits | None = None
     forecast: tuple[dict[str, int], ...] = ()
     ended_at: str | None = None
-
-    @property
-    def requests_at_once(self) -> int:
-        """Requests that all its engines run at once; 0 where nobody knows."""
-        if self.settings is None:
-            return 0
-        sizes = [group.max_batch_size for group in self.by_group] or [self.settings.max_batch_size]
-        engines = max(len(self.groups), 1)
-        return sum(sizes) if len(sizes) == engines else sizes[0] * engines
 
 
 class RunRecord(RunReport):
@@ -126,8 +116,7 @@ def facts_of(plan: Plan) -> Options:
     """What a start's record has of its plan."""
     return {
         "settings": plan.settings,
-        "by_group": tuple(group.settings for group in plan.by_group),
-        "groups": plan.parallel.groups,
+        "requests_at_once": plan.requests_at_once,
         "limits": plan.limits,
         "forecast": tuple(
             {
