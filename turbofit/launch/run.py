@@ -56,7 +56,7 @@ from turbofit.launch.serve.ladder import (
     table,
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
-from turbofit.launch.serve.runs import Record, facts_of, run_folder
+from turbofit.launch.serve.runs import Record, run_folder
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.observe.calibration import in_words
@@ -273,7 +273,10 @@ class Run:
         why = ""
         while True:
             start = Start(self, plan, len(failed))
-            self.record.begin(number=len(failed), changes=self.changes, why=why, **facts_of(plan))
+            self.record.begin(
+                number=len(failed), changes=self.changes, why=why, settings=plan.settings,
+                requests_at_once=plan.requests_at_once,
+            )  # fmt: skip
             try:
                 ended = start.run(stop)
             except EndedError as exc:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
-from turbofit.core.plan import Limits, Settings
+from turbofit.core.plan import Settings
 from turbofit.core.process.files import new_path, state_dir, write_atomic
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import Struct, to_json
@@ -31,7 +31,6 @@ from turbofit.launch.engine.kernel import start_time
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 _MOST_EVENTS = 1000
@@ -39,12 +38,10 @@ _HINT = "set XDG_STATE_HOME to a folder that can be written"
 
 
 class AttemptRecord(RunAttempt):
-    """One start, with what it was started with; ``requests_at_once`` 0 where nobody knows."""
+    """One start; its plan is beside the record. ``requests_at_once``: 0 where nobody knows."""
 
     settings: Settings | None = None
     requests_at_once: int = 0
-    limits: Limits | None = None
-    forecast: tuple[dict[str, int], ...] = ()
     ended_at: str | None = None
 
 
@@ -110,22 +107,6 @@ class Record:
                 self.unwritten = True
             else:
                 self.unwritten = False
-
-
-def facts_of(plan: Plan) -> Options:
-    """What a start's record has of its plan."""
-    return {
-        "settings": plan.settings,
-        "requests_at_once": plan.requests_at_once,
-        "limits": plan.limits,
-        "forecast": tuple(
-            {
-                "gpu": gpu.index, "steady": gpu.steady, "peak": gpu.peak,
-                "load_peak": gpu.load_peak, "headroom": gpu.headroom, "margin": gpu.margin,
-            }
-            for gpu in plan.gpus
-        ),
-    }  # fmt: skip
 
 
 def state_folder(room: str, name: str) -> Path:
