@@ -242,7 +242,7 @@ class Run:
         self.public = self.deny_list = None
         self.record = Record(
             self.folder, model=self.plan.model.name, pretend=self.config.pretend or pretends(),
-            lmdeploy=self.lmdeploy.version, calibrates=self.examiner is not None,
+            lmdeploy=self.lmdeploy.version,
             defaults=() if self.config.gateway is None else self.config.gateway.defaults.words,
         )  # fmt: skip
         return self.folder
@@ -288,7 +288,7 @@ class Run:
                 if self.changes and start.was_ready:
                     self._remember(plan, why)
                 return ended
-            self.record.attempt(ended=end.record(), ended_at=time.strftime("%H:%M:%S"))
+            self.record.attempt(ended=end.record())
             failed.append((plan, end, why))
             step = self._step_down(plan, end, len(failed))
             if step is None:

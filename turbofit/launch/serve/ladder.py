@@ -6,7 +6,6 @@ planner says what comes of it. What the user has set is never touched.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.files import digest_of_parts
@@ -173,7 +172,6 @@ class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
     lmdeploy: str
     changes: dict[str, Any]
     why: str
-    when: str
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
@@ -184,8 +182,8 @@ def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
 
 def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: str) -> None:
     """Keep what helped."""
-    name, when = plan.model.hub_id or plan.model.name, time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    learned = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why, when=when)
+    name = plan.model.hub_id or plan.model.name
+    learned = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why)
     _learned(plan, lmdeploy, pretend).write(learned)
 
 

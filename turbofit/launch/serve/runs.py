@@ -42,7 +42,6 @@ class AttemptRecord(RunAttempt):
 
     settings: Settings | None = None
     requests_at_once: int = 0
-    ended_at: str | None = None
 
 
 class RunRecord(RunReport):
@@ -51,7 +50,6 @@ class RunRecord(RunReport):
     pid: int
     pid_started: int = 0
     attempts: tuple[AttemptRecord, ...] = ()
-    calibrates: bool = False
 
 
 class Record:
