@@ -39,6 +39,7 @@ from turbofit.launch.engine.launches import (
     ratio_now,
     shared_ratio,
 )
+from turbofit.launch.engine.supervised_engine import ask_worst
 from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -449,12 +450,13 @@ class Start:
             run.say(f"warning: {warning}")
         self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before)
+        exam = ask_worst if config.check else None
         if run.examiner is not None:
             run.examiner.begin(self._plan)
+            exam = run.examiner.examine
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
-            check=config.check, timing=config.timing, on_end=self._ended, on_rest=self._rest,
-            examiner=run.examiner,
+            exam=exam, timing=config.timing, on_end=self._ended, on_rest=self._rest,
             # Ends of an engine by requests that the gateway refuses since.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
         )  # fmt: skip

@@ -22,7 +22,12 @@ from turbofit.launch.engine.engine_log import (
 )
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
-from turbofit.launch.engine.worst_requests import ask_worst
+from turbofit.launch.engine.worst_requests import (
+    fullest_forward,
+    longest_request,
+    worst_image_tokens,
+    worst_request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +37,9 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.worst_requests import ProbeRequest
+
+    #: Asks an engine, whose model has this name, what it must answer before it counts as ready.
+    EngineExam = Callable[["SupervisedEngine", str, Callable[[ProbeRequest], int]], None]
 
 
 class Examiner(Protocol):
@@ -59,11 +67,7 @@ _CONFIRM_SECONDS: Final = 2.0
 
 
 class SupervisedEngine:
-    """One group's engine, whose log goes into a folder.
-
-    ``check``: it must answer worst-case requests before it counts as ready, or what an examiner
-    asks instead.
-    """
+    """One group's engine, whose log goes into a folder."""
 
     def __init__(  # noqa: PLR0913 - a constructor
         self,
@@ -72,15 +76,13 @@ class SupervisedEngine:
         folder: Path,
         tell: Callable[[str], None],
         *,
-        check: bool,
+        exam: EngineExam | None,
         timing: Timing,
         name: str,
-        examiner: Examiner | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._examiner, self._clock = examiner, clock
-        self._plan, self._launch, self._tell = plan, launch, tell
-        self._check, self._timing, self.name = check, timing, name
+        self.plan, self._launch, self._tell = plan, launch, tell
+        self._exam, self._timing, self.name, self._clock = exam, timing, name, clock
         self.log = folder / f"engine-{launch.group}.log"
         self.url = f"http://{HOST}:{launch.port}"
         self.state: Literal["starting", "ready", "waiting", "broken"] = "waiting"
@@ -114,10 +116,10 @@ class SupervisedEngine:
         if start_command.timeline is not None:
             from turbofit.launch.engine.pretended import PretendReader
 
-            self.pretended = PretendReader(self._plan, self.group, start_command.timeline)
+            self.pretended = PretendReader(self.plan, self.group, start_command.timeline)
         self._began = self._counted = self._heard = self._clock()
         self._kills = (kernel.host_kills(),) * 2
-        self.tracker = StartupTracker(self._plan, self.log, self._began)
+        self.tracker = StartupTracker(self.plan, self.log, self._began)
         # A disk that has become unwritable costs a restart its log, never the engine.
         self.process = EngineProcess(
             start_command.argv, start_command.env, self.log, log_required=self.starts == 1
@@ -126,13 +128,10 @@ class SupervisedEngine:
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
-        exam = None
         # Once it serves, clients may reach it at any moment: a worst case beside them would be more
         # than the plan pays for. The same plan was checked before.
-        if self._check and not self.was_ready:
-            examiner, worst = self._examiner, partial(ask_worst, self._plan)
-            exam = worst if examiner is None else partial(examiner.examine, self)
-        serial = self._plan.engine.serial
+        exam = None if self._exam is None or self.was_ready else partial(self._exam, self)
+        serial = self.plan.engine.serial
         self._probe = Probe(self.client, self._timing, exam, serial=serial, clock=self._clock)
         self._probe.start()
 
@@ -258,7 +257,7 @@ class SupervisedEngine:
             self._heard, self._silence_told = now, False
         elif not self._silence_told and now - self._heard >= self._timing.quiet:
             self._silence_told = True
-            self._tell(silence(self._plan, self.tracker.phase, self._timing.quiet))
+            self._tell(silence(self.plan, self.tracker.phase, self._timing.quiet))
 
     def _ended(self, code: int | None) -> End:
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
@@ -268,3 +267,19 @@ class SupervisedEngine:
             death=None if self.pretended is None else self.pretended.death(),
             host_kills=None if before is None or after is None else after - before,
         )  # fmt: skip
+
+
+def ask_worst(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]) -> None:
+    """Ask an engine what brings its memory to the plan's peak, before a client can.
+
+    ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
+    """
+    plan = engine.plan
+    worst = worst_request(plan, model)
+    tokens = 0 if worst is None else ask(worst)
+    if plan.engine.serial:
+        last = longest_request(plan, model, worst, tokens, ask)
+    else:
+        last = fullest_forward(plan, model, max(0, tokens - worst_image_tokens(plan)))
+    if last is not None:
+        ask(last)

@@ -64,21 +64,6 @@ class ProbeRequest(NamedTuple):
     body: dict[str, Any]
 
 
-def ask_worst(plan: Plan, model: str, ask: Callable[[ProbeRequest], int]) -> None:
-    """Ask an engine what brings its memory to the plan's peak, before a client can.
-
-    ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
-    """
-    worst = worst_request(plan, model)
-    tokens = 0 if worst is None else ask(worst)
-    if plan.engine.serial:
-        last = longest_request(plan, model, worst, tokens, ask)
-    else:
-        last = fullest_forward(plan, model, max(0, tokens - worst_image_tokens(plan)))
-    if last is not None:
-        ask(last)
-
-
 def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
     """A chat with as many worst images as the plan allows; None for a model without images."""
     image = worst_image(plan)

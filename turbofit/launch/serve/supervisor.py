@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.rehearsal import End
     from turbofit.launch.engine.launches import Launch
-    from turbofit.launch.engine.supervised_engine import Examiner
+    from turbofit.launch.engine.supervised_engine import EngineExam
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0
@@ -133,12 +133,11 @@ class Supervisor:
         folder: Path,
         say: Callable[[str], None],
         *,
-        check: bool = True,
+        exam: EngineExam | None = None,
         timing: Timing | None = None,
         on_end: Callable[[SupervisedEngine, End], None] = lambda _engine, _ending: None,
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
-        examiner: Examiner | None = None,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
     ) -> None:
         self._explained, self._on_rest, self._clock = explained, on_rest, clock
@@ -151,7 +150,7 @@ class Supervisor:
             name = f"engine {launch.group}" if len(launches) > 1 else "engine"
             engine = SupervisedEngine(
                 plan.of_group(launch.group), launch, folder, partial(self._tell, name),
-                check=check, timing=self._timing, name=name, examiner=examiner, clock=clock,
+                exam=exam, timing=self._timing, name=name, clock=clock,
             )  # fmt: skip
             self.engines.append(engine)
 
