@@ -119,7 +119,8 @@ class ServedModel:
         self.failure: Refusal | None = None
         self.fatal = ""
         self._moved = time.monotonic()
-        self._answered = self._shortages = 0
+        #: Requests in a row that ran out of memory; one is enough before the first answer.
+        self._shortages = _MOST_SHORT - 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -154,7 +155,7 @@ class ServedModel:
         try:
             if left > 0:
                 answer = self._model.generate(**keywords, stopping_criteria=ends)
-                self._answered, self._shortages = self._answered + 1, 0
+                self._shortages = 0
                 return answer
             failure = Refusal("bad_request:prompt", tokens=tokens, most=self._session_len)
         except torch.OutOfMemoryError as exc:
@@ -185,7 +186,7 @@ class ServedModel:
         so for ever: it ends with torch's message, from which the supervisor plans anew.
         """
         self._shortages += 1
-        if not self._answered or self._shortages >= _MOST_SHORT:
+        if self._shortages >= _MOST_SHORT:
             self.fatal = f"torch.OutOfMemoryError: {_one_line(exc)}"
         return Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)
 
