@@ -119,9 +119,6 @@ def drop(request: PlanRequest, *, apart: bool) -> int:
     return calibrations.forget(identity(resolve_model(request.model)), pretend=apart)
 
 
-# From what was read to what later plans know, and back.
-
-
 #: Bytes by which others may have moved while a launch was measured.
 _MOVED: Final = 32 * MIB
 
@@ -137,7 +134,6 @@ def learned(
     """Learn, and keep it for later plans; the document is what `turbofit calibrate --json` shows.
 
     ``before`` are bytes in use on each GPU before the last start; empty where others cannot move.
-    ``kept`` of the document is empty where nothing was learned, and ``why_not`` says why.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     corrections = learn(plan, observations, lmdeploy=lmdeploy, when=when, pretend=pretend)

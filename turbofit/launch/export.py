@@ -67,8 +67,8 @@ class Service(Struct):
 def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> Service:
     """What to run for a plan, by default under the model's name.
 
-    The command measures and plans again at every start, with the plan's shape and with what it was
-    asked for: other memory may be taken then, and GPUs may be others of the same kind.
+    The command plans again at every start, with the plan's shape and with what it was asked for:
+    other memory may be taken then, and GPUs may be others of the same kind.
 
     Raises:
         DoesNotFitError: the plan would not serve.

@@ -393,15 +393,15 @@ class Reloader:
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
 
 
-# One start: overlay, engines, gateway, the watch over the GPUs, and the end of all of them.
-
-
 #: Phases of a start that are kept: restarts begin them again.
 _MOMENTS: Final = 100
 
 
 class Start:
-    """One start of a plan's engines; so many of its run came before."""
+    """One start of a plan: overlay, engines, gateway, the watch over the GPUs, and their end.
+
+    ``number`` others of its run came before.
+    """
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number

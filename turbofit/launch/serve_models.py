@@ -97,8 +97,6 @@ def in_turns(
 ) -> tuple[list[PlannedModel], int]:
     """Each model by itself, and how many run at once: as many as budgets fit beside each other.
 
-    The arguments are those of `side_by_side`.
-
     Raises:
         DoesNotFitError: one of them does not fit alone.
     """

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import sys
+from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass
 from math import ceil
 from operator import add
@@ -164,31 +165,22 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     """
     from turbofit.gateway.server import tcp_socket
 
-    sockets: list[socket.socket] = []
-    try:
+    ports: list[int] = []
+    with ExitStack() as held:
         for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-            if len(sockets) == count:
-                break
+            if len(ports) == count:
+                return ports
             if port == besides:
                 continue
-            endpoint = tcp_socket(socket.AF_INET)
-            try:
+            endpoint = held.enter_context(tcp_socket(socket.AF_INET))
+            with suppress(OSError):
                 endpoint.bind((HOST, port))
-            except OSError:
-                endpoint.close()
-            else:
-                sockets.append(endpoint)
-        if len(sockets) < count:
-            raise LaunchError("no port on loopback can be had", hint="see ss -tln")
-        return [endpoint.getsockname()[1] for endpoint in sockets]
-    finally:
-        for endpoint in sockets:
-            endpoint.close()
+                ports.append(port)
+    raise LaunchError("no port on loopback can be had", hint="see ss -tln")
 
 
-# The cache ratio of one start. LMDeploy's cache is a share of what is free just then. Beside other
-# engines that is not what the plan counted: those that sleep or start again leave more free than
-# they will need, and others have grown. The plan's bytes are kept.
+# The cache ratio of one start. LMDeploy's cache is a share of what is free just then, which is not
+# what the plan counted where others have grown, or sleep and will take more: its bytes are kept.
 
 
 #: LMDeploy's option.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 def localised(plan: Plan, folder: Path) -> Plan:
     """The plan with a checkpoint on disk: its model's, or a header-only twin of the same name.
 
-    Chat templates are chosen by the folder's name.
-
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
@@ -40,6 +38,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
 
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
     torch = plan.engine.on_torch
+    # Chat templates are chosen by the folder's name.
     checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
     source = replace(plan.model.source, checkpoint=str(checkpoint))
     return replace(plan, model=replace(plan.model, source=source))
@@ -66,10 +65,9 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
 
-    ``plan`` says what the machine looks like; scenario and timeline of each start go into
-    ``folder``. ``taken`` are bytes that somebody takes of each card once the cache is sized; the
-    device allocation of the number ``fail_at`` fails in the first start. Each start has a machine
-    of its own, also where several models share cards.
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``. ``taken``
+    are bytes that somebody takes of each card once the cache is sized; the device allocation of the
+    number ``fail_at`` fails in the first start.
     """
 
     plan: Plan

@@ -128,8 +128,7 @@ class SupervisedEngine:
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
-        # Once it serves, clients may reach it at any moment: a worst case beside them would be more
-        # than the plan pays for. The same plan was checked before.
+        # Once it has served, a worst case beside clients' requests would be more than is planned.
         exam = None if self._exam is None or self.was_ready else partial(self._exam, self)
         serial = self.plan.engine.serial
         self._probe = Probe(self.client, self._timing, exam, serial=serial, clock=self._clock)
@@ -241,11 +240,8 @@ class SupervisedEngine:
             self._tell(line)
 
     def _forget_earlier(self, now: float) -> None:
-        """Forget evidence that the engine has survived: it does not tell why the engine ends.
-
-        The last count of kills is too new: the kernel counts one before the process has ended, for
-        want of memory even seconds before.
-        """
+        """Forget evidence that the engine has survived: it does not tell why the engine ends."""
+        # The last count of kills is too new: a killed process may take seconds to end.
         if self._probe is not None:
             self.tracker.survived(self._probe.lived)
         if now - self._counted >= _COUNT_SECONDS:

@@ -262,8 +262,8 @@ def _handler_class(
 ) -> Any:
     """Reads what is held of a body alone, and decodes images itself.
 
-    Transformers' own loader of images takes any address or file, and its decoders differ with what
-    is installed. Its sampling is the model's own default, not what a temperature asks for.
+    Transformers' own loader of images takes any address or file. Its sampling is the model's own
+    default, not what a temperature asks for.
     """
     from PIL import Image
 

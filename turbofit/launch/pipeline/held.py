@@ -25,9 +25,6 @@ def hold_config(config: Any, scope: Scope) -> Any:
     """A copy of a GenerationConfig inside the ranges; what was lowered is a warning.
 
     Fields that the table does not know are a later LMDeploy's, and stay.
-
-    Raises:
-        Refusal: a value that cannot be brought into its range.
     """
     result = copy.copy(config)
     fields = {name: value for name, value in vars(result).items() if value is not None}

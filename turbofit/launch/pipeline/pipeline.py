@@ -208,11 +208,7 @@ _UNPLANNED: Final = (
 
 
 def engine_of(config: Any, engine: str) -> str:
-    """The engine that a config is for; what was asked where there is none.
-
-    Raises:
-        UsageError: the config is no engine's, or another one's than was asked for.
-    """
+    """The engine that a config is for; what was asked where there is none."""
     if config is None:
         return engine
     from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
@@ -233,11 +229,7 @@ def engine_of(config: Any, engine: str) -> str:
 
 
 def with_config(planning: Options, config: Any, engine: str) -> Options:
-    """Planning keywords, and the config's fields that differ from LMDeploy's defaults.
-
-    Raises:
-        UsageError: a contradiction.
-    """
+    """Planning keywords, and the config's fields that differ from LMDeploy's defaults."""
     if config is None:
         return planning
     changed, out = _changed(config), dict(planning)

@@ -162,11 +162,8 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
     return Rung(changes=changes, why=f"host memory ran out: {replicas} engines")
 
 
-# What the ladder learned, kept for the next start: by model, GPUs and LMDeploy's version.
-
-
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
-    """With which changes a start worked, and what they are for."""
+    """With which changes a start worked, for the next one of this model, cards and LMDeploy."""
 
     model: str
     lmdeploy: str

@@ -1,10 +1,9 @@
 """What the turbofits of this machine are about to take, so that two never count the same memory.
 
 A folder that all users share holds one lock, taken while somebody measures and plans, and one lease
-for each turbofit that launched something. A lease counts as long as its owner holds a lock on it,
-which the kernel drops however the owner ends; so a stale lease is known for certain, in containers
-too as far as they share the folder. Without a folder that can be written, launches go on alone and
-say so.
+for each turbofit that launched something. A lease counts while its owner holds a lock on it, which
+the kernel drops however the owner ends, in containers too that share the folder. Without a folder
+that can be written, launches go on alone and say so.
 """
 
 from __future__ import annotations
@@ -326,8 +325,7 @@ _END_SECONDS: Final = 5.0
 def counted(machine: Machine, leases: Leases) -> Machine:
     """The machine with what other turbofits will still take counted as used.
 
-    Where NVML does not show who holds memory, a lease counts whole until its engines are ready:
-    over, never under.
+    Over where NVML does not show who holds memory: a lease counts whole until it is ready.
     """
     others = leases.others()
     if not others:
@@ -365,11 +363,7 @@ def _pending(gpu: Gpu, lease: Lease) -> int:
 
 
 def end_orphans(leases: Leases) -> list[str]:
-    """End what engines of dead turbofits left behind, and drop their leases; what was done.
-
-    Only our user's processes are touched, of groups that a lease names with the time of their
-    beginning.
-    """
+    """End what engines of our user's dead turbofits left, and drop their leases; what was done."""
     done = []
     for lease in leases.stale():
         for pid, started in lease.engines:

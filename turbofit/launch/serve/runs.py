@@ -260,9 +260,6 @@ def stop_server(server: LiveRun, seconds: float) -> None:
         )
 
 
-# Documents in the state folder without which a command goes on all the same.
-
-
 T = TypeVar("T", bound=Struct)
 
 

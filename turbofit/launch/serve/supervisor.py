@@ -144,6 +144,7 @@ class Supervisor:
         self._opened = False
         self._outage: Outage | None = None
         self._say, self._timing, self._on_end = say, timing or Timing(), on_end
+        self._minutes = f"{self._timing.window / 60:.2g}"
         self._began = clock()
         self.engines: list[SupervisedEngine] = []
         for launch in launches:
@@ -168,8 +169,7 @@ class Supervisor:
 
         Raises:
             LaunchError: an engine could not be started.
-            EndedError: the same start would not mend an engine's end, or did not again and again
-                before all were ready.
+            EndedError: an engine ended, and the same start would not help, or did not.
         """
         self._began = self._clock()
         stop.on_second(self._strike)
@@ -248,10 +248,6 @@ class Supervisor:
 
     def _refused_since(self, engine: SupervisedEngine) -> int:
         return self._explained(self.engines.index(engine), self._timing.window)
-
-    @property
-    def _minutes(self) -> str:
-        return f"{self._timing.window / 60:.2g}"
 
     def _rest(self) -> None:
         broken = all(engine.state == "broken" for engine in self.engines)
