@@ -176,8 +176,7 @@ def described(load: LoadSpec) -> str:
 
 def _at_once(usual: Plan) -> int:
     """Requests that show what a batch gives: twice what the plan runs, 128 at most."""
-    running = usual.settings.max_batch_size * usual.parallel.replicas
-    return max(1, min(_MOST_AT_ONCE, 2 * running))
+    return max(1, min(_MOST_AT_ONCE, 2 * usual.requests_at_once))
 
 
 @dataclass
