@@ -166,13 +166,13 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     from turbofit.gateway.server import tcp_socket
 
     ports: list[int] = []
-    with ExitStack() as held:
+    with ExitStack() as sockets:
         for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
             if len(ports) == count:
                 return ports
             if port == besides:
                 continue
-            endpoint = held.enter_context(tcp_socket(socket.AF_INET))
+            endpoint = sockets.enter_context(tcp_socket(socket.AF_INET))
             with suppress(OSError):
                 endpoint.bind((HOST, port))
                 ports.append(port)

@@ -230,13 +230,13 @@ class SupervisedEngine:
         probe = self._probe
         if self.state != "starting" or probe is None:
             return
-        told: list[str] = []
+        lines: list[str] = []
         if probe.ready.is_set():
             self.state, self.was_ready = "ready", True
-            told = self.tracker.enter("ready", now)
+            lines = self.tracker.enter("ready", now)
         elif probe.exam is not None and probe.healthy.is_set():
-            told = self.tracker.enter("check", now)
-        for line in told:
+            lines = self.tracker.enter("check", now)
+        for line in lines:
             self._tell(line)
 
     def _forget_earlier(self, now: float) -> None:

@@ -119,7 +119,8 @@ class TrialSearch:
     @property
     def _good(self) -> list[int]:
         """What was measured and keeps the SLO."""
-        return [index for index, seen in self._seen.items() if seen and meets(seen, self._slo)]
+        measured = self._seen.items()
+        return [index for index, figures in measured if figures and meets(figures, self._slo)]
 
     def _smoothed(self, index: int, surrogate: Surrogate) -> float:
         return self._prior(index) + surrogate.predict(self._options[index].point)[0]
