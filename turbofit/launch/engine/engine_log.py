@@ -1,7 +1,7 @@
 """How far an engine has come, by its log, and why it ended, in words for people.
 
-Why is told from its exit code, its phase and what it printed last; on pretend GPUs the account adds
-which GPU, which call, and how many bytes were missing.
+The reason comes from its exit code, its phase and what it printed last; on pretend GPUs the account
+adds which GPU, which call, and how many bytes were missing.
 """
 
 from __future__ import annotations

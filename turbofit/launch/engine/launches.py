@@ -155,7 +155,7 @@ def port_of(command: Command) -> int:
 
 
 def free_ports(count: int, besides: int | None = None) -> list[int]:
-    """So many ports on loopback that nobody has now; ``besides``: nor is about to take.
+    """``count`` ports on loopback that nobody has; ``besides`` is one that somebody will take.
 
     They are from below the range of outgoing connections: the kernel may give a port of that range
     even to a client that asks whether the engine listens yet.

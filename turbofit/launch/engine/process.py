@@ -236,6 +236,6 @@ class LogFile:
 
 
 def repeats(line: str) -> int | None:
-    """How many more lines, equal to the one before, this line stands for; None: it is a line."""
+    """How many more lines, equal to the one before, this line stands for; None where for none."""
     match = _REPEATED_LINE.fullmatch(line)
     return None if match is None else int(match[1])

@@ -82,7 +82,7 @@ def worst_image_tokens(plan: Plan) -> int:
 
 
 def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """What brings the pool to the planned peak, by the term that decides it; None: nothing more.
+    """What brings the pool to the planned peak, by the term that decides it, if there is more.
 
     ``text`` are tokens of a chat's prompt beside its images, as the engine counted them.
     """

@@ -35,9 +35,9 @@ _SHOWN: Final = 200
 class Planner:
     """Makes the plans of one run.
 
-    ``request`` is None where a plan was given, which is only reserved; ``leases`` on pretend GPUs.
-    ``rehearse``: each plan is rehearsed before it is believed. ``doubled``: margins are doubled, as
-    the account is of another LMDeploy. ``fitted``: other models share the cards.
+    ``request`` is None where a plan was given, which is only reserved; ``leases`` are None on
+    pretend GPUs. ``rehearse``: each plan is rehearsed before it is believed. ``doubled``: margins
+    are doubled, as the account is of another LMDeploy. ``fitted``: other models share the cards.
     """
 
     request: PlanRequest | None

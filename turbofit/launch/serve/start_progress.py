@@ -48,7 +48,7 @@ class StartProgress:
         self._around: Step | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
-        """Tell what all engines of the plan do now; ``examined``: till an examiner tells."""
+        """Tell what the engines do now; ``examined``: an examiner tells what they are asked."""
         if not listening():
             return
         starting = [engine for engine in engines if engine.state == "starting"]
