@@ -279,16 +279,12 @@ class Run:
                 requests_at_once=plan.requests_at_once,
             )  # fmt: skip
             try:
-                ended = start.run(stop)
+                return start.run(stop)
             except EndedError as exc:
                 end = exc.end
             except TurbofitError as exc:
                 self.record.change(state="failed", ended=exc.to_dict()["error"])
                 raise
-            else:
-                if self.changes and start.was_ready:
-                    self._remember(plan, why)
-                return ended
             self.record.attempt(ended=end.record())
             failed.append((plan, end, why))
             step = self._step_down(plan, end, len(failed))
@@ -300,14 +296,11 @@ class Run:
             place = f"warning: ladder {len(failed)}/{MOST_RUNGS}"
             self.say(f"{place}: {end.error.message}")
             self.say(f"{place}: {why}")
-            self._remember(plan, why)
+            version, pretend = self.lmdeploy.version, self.config.pretend
+            remember(plan, version, pretend=pretend, changes=self.changes, why=why)
             with suppress(TurbofitError):  # a full disk costs the file
                 path = self.folder / f"plan-{len(failed)}.json"
                 write_atomic(path, plan.to_json(), mode=0o600)
-
-    def _remember(self, plan: Plan, why: str) -> None:
-        version, pretend = self.lmdeploy.version, self.config.pretend
-        remember(plan, version, pretend=pretend, changes=self.changes, why=why)
 
     def _step_down(self, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
         """The first rung of which the planner makes another plan that fits."""
@@ -413,7 +406,6 @@ class Start:
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
         self._before: dict[int, int] = {}
-        self.was_ready = False
 
     def run(self, stop: StopSignal) -> signal.Signals:
         """Launch, serve, and come back by a signal.
@@ -517,7 +509,6 @@ class Start:
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
-        self.was_ready = True
         used = self._used()
         engines = []
         for engine in supervisor.engines:

@@ -163,7 +163,7 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
 
 
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
-    """With which changes a start worked, for the next one of this model, cards and LMDeploy."""
+    """The changes of the last step, for the next start of this model, cards and LMDeploy."""
 
     model: str
     lmdeploy: str
@@ -172,7 +172,7 @@ class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
-    """Keywords of the planner that made the last start of this kind work; empty where none did."""
+    """Keywords of the planner from the last step of a start of this kind; empty where none was."""
     learned = _learned(plan, lmdeploy, pretend).read()
     return {} if learned is None else learned.changes
 
