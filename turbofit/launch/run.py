@@ -598,8 +598,8 @@ class Start:
                 self._run.public.stop(drain=not urgent)
         if self._run.shared:
             # Others have come and gone since the launch: ours must go from what is there now.
-            ours = self._supervisor.ready and not self._run.config.pretend
-            self._before = without(self._plan, used_now(self._plan)) if ours else {}
+            used = self._used() if self._supervisor.ready else {}
+            self._before = without(self._plan, used)
 
     def _gone(self) -> None:
         """The engines have ended: check that their memory is free again."""

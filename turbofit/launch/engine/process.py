@@ -44,7 +44,6 @@ class EngineProcess:
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], log: Path, *, log_required: bool = True
     ) -> None:
-        self.log = log
         self.runs: deque[Run] = deque()
         try:  # before the engine exists, so that nothing must be ended
             self._file = LogFile(log, required=log_required)
