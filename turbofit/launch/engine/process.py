@@ -87,9 +87,8 @@ class EngineProcess:
         return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
-            with contextlib.suppress(PermissionError):  # then `strike` is what is left
-                self._process.send_signal(number)
+        with contextlib.suppress(PermissionError):  # then `strike` is what is left
+            self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):

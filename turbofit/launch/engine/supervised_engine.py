@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -95,7 +94,7 @@ class SupervisedEngine:
         self.tracker = StartupTracker(plan, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
-        self._ends: deque[float] = deque()
+        self._ends: list[float] = []
         self._began = self._counted = self._heard = 0.0
         #: How many processes the kernel had killed at the last count but one, and at the last one.
         self._kills: tuple[int | None, int | None] = (None, None)
@@ -196,9 +195,7 @@ class SupervisedEngine:
         ``explained`` are ends within the window by requests that are refused since.
         """
         timing = self._timing
-        while self._ends and now - self._ends[0] >= timing.window:
-            self._ends.popleft()
-        self._ends.append(now)
+        self._ends = [*(end for end in self._ends if now - end < timing.window), now]
         ends = max(1, len(self._ends) - explained)
         if ends > timing.restarts:
             self.state, self.again_at = "broken", now + timing.window
