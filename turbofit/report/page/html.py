@@ -29,15 +29,11 @@ from turbofit.report.painters.document import (
     TopologyCard,
     Verdict,
 )
+from turbofit.report.painters.terminal import clean_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Control characters, and those that reverse the direction of text: names are not trusted.
-_UNSAFE: Final = dict.fromkeys(
-    (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F),
-     *range(0x2066, 0x206A)), "?"
-)  # fmt: skip
 #: What would end a script element, or a line of JavaScript.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -49,10 +45,7 @@ class Markup(str):
 
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:
-    """An element; ``class_`` and ``data_x`` become ``class`` and ``data-x``.
-
-    Attributes that are None or False are left out, True stands without a value.
-    """
+    """An element; ``data_x`` becomes ``data-x``; None and False are left out, True has no value."""
     pieces = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -64,7 +57,6 @@ def tag(name: str, *children: str, **attributes: Any) -> Markup:
 
 
 def join(*children: str) -> Markup:
-    """Children behind each other."""
     return Markup("".join(c if isinstance(c, Markup) else _escaped(c) for c in children))
 
 
@@ -81,7 +73,7 @@ def scrolled(content: Markup, what: str) -> Markup:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text.translate(_UNSAFE), quote=True)
+    return html.escape(clean_lines(text), quote=True)
 
 
 _MOST_TICKS: Final = 8
@@ -99,7 +91,6 @@ def memory_bars(bars: Sequence[Bar]) -> Markup:
 
 
 def _set(bar: Bar, scale: int) -> Markup:
-    """The GPUs that share a bar."""
     holders = tag("ul", *(tag("li", text) for text in bar.holders), class_="dim")
     return tag(
         "div",
@@ -224,10 +215,7 @@ _LONG: Final = 24
 def page(blocks: list[Block], document: Any, footer: str) -> str:
     """A whole page: the first heading is its title, each further one of level 2 begins a section.
 
-    Args:
-        blocks: the document as a view made it.
-        document: the data that the page carries.
-        footer: who made it, and when.
+    The page carries ``document`` as JSON; ``footer`` says who made it, and when.
     """
     parts: list[list[Block]] = []
     for block in blocks:
@@ -263,11 +251,9 @@ def page(blocks: list[Block], document: Any, footer: str) -> str:
 
 
 def policy(script: str, *more: str) -> str:
-    """The policy of a page that loads nothing, and runs this script alone.
+    """The Content-Security-Policy of a page that loads nothing, and runs this script alone.
 
-    Args:
-        script: the script.
-        more: what scripts may do beside that, in the words of a Content-Security-Policy.
+    ``more`` is what scripts may do beside that.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     may_run = " ".join((f"'sha256-{digest}'", *more))
@@ -278,7 +264,7 @@ def policy(script: str, *more: str) -> str:
 
 
 def page_file(name: str) -> str:
-    """Of all pages: page.css is their style, and their scripts begin with shared.js."""
+    """The text of a file beside this one; all pages have page.css, and begin with shared.js."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
@@ -319,15 +305,14 @@ def _one(block: Block) -> Markup:
 
 
 def _verdict(block: Verdict) -> Markup:
-    if not block.word:
-        return tag("p", block.text, class_=f"verdict {'good' if block.good else 'bad'}")
-    mark, tone = ("✔", "good") if block.good else ("✖", "bad")
-    badge = tag("strong", f"{mark} {block.word}", class_=f"badge {tone}")
-    return tag("p", badge, " ", block.text.removeprefix(f"{block.word}: "), class_="verdict")
+    if not block.badge:
+        return tag("p", block.text, class_=f"verdict {block.tone}")
+    mark = "✔" if block.tone == "good" else "✖"
+    badge = tag("strong", f"{mark} {block.badge}", class_=f"badge {block.tone}")
+    return tag("p", badge, " ", block.text.removeprefix(f"{block.badge}: "), class_="verdict")
 
 
 def _table(block: Table) -> Markup:
-    """A table in a box that scrolls by itself."""
     heads = []
     for column in block.columns:
         button = tag("button", column.title, type="button")
@@ -358,7 +343,7 @@ def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
 
 
 def _drawn(text: str) -> Markup:
-    """A bar of what is drawn in letters: ``#`` stays, ``+`` is taken beyond it for a time."""
+    """``#`` of a bar in letters stays, ``+`` is taken beyond it for a time."""
     parts = [
         tag("i", class_=kind, style=f"width:{100 * text.count(mark) / (len(text) - 2):g}%")
         for mark, kind in (("#", "stays"), ("+", "beyond"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import unicodedata
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, Literal
@@ -17,7 +16,6 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
     Tone,
-    Verdict,
     text_blocks,
 )
 
@@ -61,25 +59,15 @@ def clean_lines(text: str) -> str:
 def paint(
     blocks: Iterable[Block], *, width: int = 80, colour: bool = False, short: bool = False
 ) -> str:
-    """The document as text whose lines are at most ``width`` wide where words allow it.
-
-    Args:
-        blocks: the document.
-        width: columns.
-        colour: whether escapes colour it.
-        short: whether the short answer is wanted instead of the whole text.
-    """
+    """The document as text whose lines have at most ``width`` columns where words allow it."""
     parts: list[str] = []
     last: Block | None = None
     for block in text_blocks(blocks, short=short):
-        if isinstance(block, Heading):
-            head = _tint("\n".join(_fold(clean(block.text), width)), "head", colour)
-            parts.append(f"\n{head}" if parts else head)
-        elif isinstance(block, Paragraph):
-            parts.append(_tint("\n".join(_fold(clean(block.text), width)), block.tone, colour))
-        elif isinstance(block, Verdict):
-            tone: Tone = "good" if block.good else "bad"
-            parts.append(_tint("\n".join(_fold(clean(block.text), width)), tone, colour))
+        if isinstance(block, (Heading, Paragraph)):
+            tone: Tone | Literal["head"] = "head" if isinstance(block, Heading) else block.tone
+            before = "\n" if tone == "head" and parts else ""
+            lines = _fold(clean(block.text), width)
+            parts.append(_tint("\n".join(lines), tone, colour, before=before))
         elif isinstance(block, Items):
             for item in block.items:
                 lines = _fold(clean(item), width - 4)
@@ -108,8 +96,6 @@ def _fold(text: str, width: int) -> list[str]:
     if _display_width(text) <= width:
         return [text]
     width = max(width, _NARROWEST)
-    if text.isascii():
-        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
     lines: list[str] = []
     for word in text.split():
         if lines and _display_width(lines[-1]) + 1 + _display_width(word) <= width:
@@ -120,7 +106,7 @@ def _fold(text: str, width: int) -> list[str]:
 
 
 def _display_width(text: str) -> int:
-    """The columns that a terminal takes for a text: two for a wide character, none for a mark."""
+    """Columns on a terminal: two for a wide character, none for a mark."""
     if text.isascii():
         return len(text)
     return sum(
@@ -132,7 +118,6 @@ def _display_width(text: str) -> int:
 
 
 def _padded(text: str, width: int, *, right: bool = False) -> str:
-    """The text filled up with spaces to a number of columns."""
     spaces = " " * (width - _display_width(text))
     return f"{spaces}{text}" if right else f"{text}{spaces}"
 
