@@ -37,8 +37,8 @@ _FAILED: Final = 1
 def entry() -> None:
     """The console script.
 
-    Start-up makes tens of thousands of objects that stay, and at the end the whole process is given
-    back: the garbage collector would find nothing, and take a sixth of a plan's time.
+    The garbage collector would take a sixth of a plan's time and find nothing: what start-up makes
+    stays until the process ends.
     """
     gc.callbacks.append(_collect_as_usual)
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
@@ -55,7 +55,7 @@ def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Nothing but ``SystemExit`` gets out."""
+    """Run one command line and return its exit code; only ``SystemExit`` gets out."""
     prepare_streams()
     as_json = "--json" in split_rest(argv)[0]
     try:
@@ -92,7 +92,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _missing(exc: ModuleNotFoundError) -> PackageError | None:
-    """What to install for a package of an extra; None where it is no such package."""
+    """What to install for a package of an extra."""
     package = (exc.name or "").partition(".")[0]
     extra = _EXTRAS.get(package)
     if extra is None:
