@@ -114,10 +114,9 @@ def unknown_command(words: list[str]) -> UsageError:
     elif line and advised:
         pattern = advised[0] + ("( --on SPEC)?" if " --on " in line else "")
         hint = re.sub(pattern, lambda _: line, advice)
-    elif advice:
-        hint = advice
     else:
-        hint = guess(name, COMMANDS, 3).rstrip() or usage_errors.unknown_word(" ".join(words))
+        near_names = guess(name, COMMANDS, 3).rstrip()
+        hint = advice or near_names or usage_errors.unknown_word(" ".join(words))
     hint = hint or f"write turbofit {named or 'COMMAND'} OPTIONS; turbofit help lists the commands"
     what = " before the command" if name.startswith("-") else ""
     return UsageError(f"unknown {'option' if what else 'command'} {name!r}{what}", hint=hint)

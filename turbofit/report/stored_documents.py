@@ -161,15 +161,9 @@ def _bytes(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(_LARGEST)
     except OSError as exc:
-        from turbofit.model.names import read_name
-        from turbofit.model.presets import find_preset
-
-        is_model = isinstance(exc, FileNotFoundError) and find_preset(read_name(path).text)
-        what = "is a model, and no document" if is_model else "cannot be read"
-        model = path if is_model else "MODEL"
         raise UsageError(
-            f"{path} {what}: {exc.strerror or exc}",
-            hint=f"write a plan with turbofit plan {model} --json > plan.json",
+            f"{path} cannot be read: {exc.strerror or exc}",
+            hint="write a plan with turbofit plan MODEL --json > plan.json",
         ) from None
 
 

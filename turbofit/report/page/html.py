@@ -66,12 +66,6 @@ def json_text(value: Any) -> Markup:
     return Markup(text.translate(_IN_SCRIPT))
 
 
-def scrolled(content: Markup, what: str) -> Markup:
-    """A box for what may be wider than the page; by keyboard too."""
-    label = f"{what}; scrolls where it is wider than the page"
-    return tag("div", content, class_="scroll", tabindex="0", role="group", aria_label=label)
-
-
 def _escaped(text: str) -> str:
     return html.escape(clean_lines(text), quote=True)
 
@@ -325,7 +319,9 @@ def _table(block: Table) -> Markup:
     foot = [tag("tr", *_cells(block, row)) for row in block.sums]
     inner = [tag("thead", tag("tr", *heads)), tag("tbody", *body)]
     inner += [tag("tfoot", *foot)] if foot else []
-    return scrolled(tag("table", *inner, class_="sortable" if block.sortable else None), "Table")
+    drawn = tag("table", *inner, class_="sortable" if block.sortable else None)
+    label = "Table; scrolls where it is wider than the page"
+    return tag("div", drawn, class_="scroll", tabindex="0", role="group", aria_label=label)
 
 
 def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:

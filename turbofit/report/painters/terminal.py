@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.units import format_bytes
@@ -199,15 +199,10 @@ def _cells(block: Table, row: Sequence[str], widths: Sequence[int]) -> list[str]
         for cell, width, column in zip(row, widths, block.columns, strict=True)
     ]
     out = []
-    for i in range(max(map(len, folded), default=0)):
+    for texts in zip_longest(*folded, fillvalue=""):
         cells = [
             _padded(text, width, right=column.right)
-            for text, width, column in zip(
-                (lines[i] if i < len(lines) else "" for lines in folded),
-                widths,
-                block.columns,
-                strict=True,
-            )
+            for text, width, column in zip(texts, widths, block.columns, strict=True)
         ]
         out.append(("  " + (" " * _GAP).join(cells)).rstrip())
     return out
