@@ -173,15 +173,12 @@ class TopologyCard(Struct):
 
 
 class Topology(Block):
-    """GPUs, the groups that a plan made of them, and the ways between them, in words.
+    """A picture on a page: GPUs, a plan's groups of them, and in words the ways between them."""
 
-    A page draws it; ``instead`` is the same as text.
-    """
-
+    whole: bool = False
     cards: tuple[TopologyCard, ...]
     groups: tuple[tuple[int, ...], ...]
     ways: tuple[str, ...]
-    instead: tuple[Block, ...] = ()
 
 
 def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
@@ -191,8 +188,6 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
             continue
         if isinstance(block, Fold):
             yield from text_blocks(block.blocks)
-        elif isinstance(block, Topology):
-            yield from block.instead
         else:
             yield block
 

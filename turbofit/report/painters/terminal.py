@@ -95,11 +95,15 @@ def _fold(text: str, width: int) -> list[str]:
     """Break at spaces; a word longer than a line (a path) stays whole."""
     if _display_width(text) <= width:
         return [text]
-    width = max(width, _NARROWEST)
+    return _filled(text.split(), max(width, _NARROWEST))
+
+
+def _filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
+    """Lines of as many words as a width holds."""
     lines: list[str] = []
-    for word in text.split():
-        if lines and _display_width(lines[-1]) + 1 + _display_width(word) <= width:
-            lines[-1] += f" {word}"
+    for word in words:
+        if lines and _display_width(f"{lines[-1]}{gap}{word}") <= width:
+            lines[-1] += f"{gap}{word}"
         else:
             lines.append(word)
     return lines or [""]
@@ -136,11 +140,7 @@ def _bar(block: Bar, width: int, colour: bool) -> list[str]:
     """The title, a line of letters, and what each of them is."""
     letters = cells(block, width - 4)
     drawn = "".join(_letters(mark, list(run), colour) for mark, run in groupby(letters))
-    lines = [""]
-    for text in map(clean, legend(block)):
-        if lines[-1] and _display_width(lines[-1]) + _display_width(text) + 2 > width - 2:
-            lines.append("")
-        lines[-1] += f"  {text}" if lines[-1] else text
+    lines = _filled(map(clean, legend(block)), width - 2, gap="  ")
     title = _fold(clean(block.title), width - 2)
     return [*(f"  {line}" for line in title), f"  [{drawn}]", *(f"  {line}" for line in lines)]
 

@@ -61,7 +61,7 @@ def machine_view(machine: Machine) -> list[Block]:
     else:
         blocks.append(remark("nobody that can be seen"))
     if len(machine.gpus) > 1:
-        blocks += [Heading("Links"), topology_of(machine)]
+        blocks += [Heading("Links"), *topology_of(machine)]
     if machine.measured is not None:
         blocks += _measured(machine.measured)
     return [*blocks, Heading("Host"), known_facts(_host(machine)), MORE]
@@ -229,19 +229,17 @@ def _way_and_path(link: Link) -> str:
     return f"{_way(link)} ({path})" if path else _way(link)
 
 
-def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> Topology:
-    """The GPUs, the groups of a plan, and the ways between them, which a plan's facts tell, too."""
+def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> list[Block]:
+    """The GPUs, a plan's groups, and the ways between them; a plan's text has these elsewhere."""
     ways = []
     for way, pairs in _ways(machine, _way_and_path).items():
         named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""
         ways.append(f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}")
-    return Topology(
-        cards=tuple(
-            TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
-            for gpu in machine.gpus
-        ),
-        groups=groups,
-        ways=tuple(ways),
-        instead=(Items(tuple(ways)),),
-        whole=not groups,
+    cards = tuple(
+        TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
+        for gpu in machine.gpus
     )
+    return [
+        Topology(cards=cards, groups=groups, ways=tuple(ways)),
+        Items(tuple(ways), whole=not groups, page=False),
+    ]

@@ -276,7 +276,7 @@ def _topology(plan: Plan) -> list[Block]:
         return []
     return [
         Heading("The GPUs and their groups", whole=False),
-        topology_of(plan.machine, plan.parallel.groups),
+        *topology_of(plan.machine, plan.parallel.groups),
     ]
 
 
