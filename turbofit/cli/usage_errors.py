@@ -137,7 +137,7 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
     model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")
     if not model or not takes_model(ctx):
         return error
-    from turbofit.core.synonyms import command_synonym, synonym
+    from turbofit.core.synonyms import command_synonym
     from turbofit.machine.spec import is_spec
     from turbofit.model.families.support import named_refusal
     from turbofit.model.names import unrunnable
@@ -146,13 +146,8 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
         error.message += f"; {refused.message}"
         error.hint += f"; {refused.hint}"
         return error
-    machine = "".join(words[1:2])
-    before = dict(zip(ctx.meta[WORDS][1:], ctx.meta[WORDS], strict=False)).get(machine, "")
-    # The value of an option that nobody has is no machine.
-    named = before[:1] != "-" or synonym(before) is not None
-    if command_synonym(model) or (named and is_spec(machine)):
-        line = meant_line(ctx)
-        error.hint += f"; in all: {line}" if line and line not in error.hint else ""
+    line = meant_line(ctx) if command_synonym(model) or is_spec("".join(words[1:2])) else ""
+    error.hint += f"; in all: {line}" if line and line not in error.hint else ""
     return error
 
 
@@ -430,7 +425,9 @@ def _has_variable(param: click.Parameter) -> bool:
 def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Parameter]]:
     """Each option of each command, all of which are imported: for the answer to a wrong name."""
     group = ctx.find_root().command
-    for name in group.list_commands(ctx) if isinstance(group, click.Group) else ():
+    if not isinstance(group, click.Group):
+        return
+    for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
         for param in command.params if command is not None else ():
             if isinstance(param, click.Option):
@@ -438,13 +435,10 @@ def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Paramete
 
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
-    """The nearest right name, or the one that is here what it is elsewhere."""
+    """What a name is here that is known elsewhere, or the nearest right one."""
     from turbofit.core.synonyms import guess, synonym
 
     here = f"{ctx.auto_envvar_prefix}_"
-    for param in ctx.command.params:
-        if not _has_variable(param) and variable(here[:-1], param) == name:
-            return f"{max(param.opts, key=len)} has no variable: type it"
     bare = name.removeprefix(here)
     if name != bare and (meaning := synonym(bare)):
         return meaning.here(os.environ[name], f"{here}{{variable}}={{value}}")

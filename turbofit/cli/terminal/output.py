@@ -157,25 +157,20 @@ class Form(NamedTuple):
     def show(self, document: T, view: Callable[[T], Iterable[Block]], footer: str = "") -> None:
         """Answer in it; the footer of a page says who made it, and when."""
         if self.html:
+            from turbofit.core.process.files import write_output
             from turbofit.report.page.html import page
 
-            write_page(page([*view(document)], document, footer), self.html)
+            text = page([*view(document)], document, footer)
+            if self.html != "-":
+                write_output(self.html, text)
+                text = f"{self.html}\n"
+            answer(text)
         elif self.as_json:
             from turbofit.core.struct import to_json
 
             answer(to_json(document))
         else:
             show(view(document), markdown=self.md, short=not self.full)
-
-
-def write_page(text: str, file: str) -> None:
-    """Write a page of HTML, and say where; ``-`` is stdout."""
-    from turbofit.core.process.files import write_output
-
-    if file != "-":
-        write_output(file, text)
-        text = f"{file}\n"
-    answer(text)
 
 
 def painted(blocks: Iterable[Block], *, short: bool = False) -> str:

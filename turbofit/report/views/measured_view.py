@@ -223,11 +223,14 @@ def pareto(result: Tuning) -> set[int]:
         if trial.measured is not None
     }
 
-    def beaten(rate: float, sooner: float) -> bool:
-        others = (good for good in goods.values() if good != (rate, sooner))
-        return any(good[0] >= rate and good[1] >= sooner for good in others)
-
-    return {number for number, good in goods.items() if not beaten(*good)}
+    return {
+        number
+        for number, good in goods.items()
+        if not any(
+            other != good and other[0] >= good[0] and other[1] >= good[1]
+            for other in goods.values()
+        )
+    }
 
 
 def _trial_row(trial: TrialRecord, result: Tuning, front: set[int]) -> tuple[str, ...]:

@@ -130,14 +130,16 @@ def stack(ledger: GpuLedger) -> tuple[_StackPiece, ...]:
 
     Of the transients the worst counts alone, by what it has above the state at rest.
     """
-    pieces = [_StackPiece("reserved", "reserved", ledger.reserved)]
-    pieces += _held(ledger)
     worst = next((term for term in ledger.ledger if term.worst), None)
     name = worst.term if worst else "worst request"
-    pieces.append(_StackPiece("transient", name, ledger.peak - ledger.steady, worst))
-    pieces.append(_StackPiece("loading", "loading", ledger.load_peak - ledger.peak))
-    pieces.append(_StackPiece("left", "left", ledger.headroom - ledger.margin))
-    pieces.append(_StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)))
+    pieces = (
+        _StackPiece("reserved", "reserved", ledger.reserved),
+        *_held(ledger),
+        _StackPiece("transient", name, ledger.peak - ledger.steady, worst),
+        _StackPiece("loading", "loading", ledger.load_peak - ledger.peak),
+        _StackPiece("left", "left", ledger.headroom - ledger.margin),
+        _StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)),
+    )
     return tuple(piece for piece in pieces if piece.bytes > 0)
 
 

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan, Throughput, UsualImage
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
-    from turbofit.report.stored_documents import StoredPlan
 
 #: Remedies of the short answer, and candidates of the whole text; a page has all.
 _REMEDIES: Final = 3
@@ -79,25 +78,20 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     ]
 
 
-def plan_page(saved: StoredPlan) -> str:
-    """The report of a plan, and of its run where there was one, as one page of HTML."""
-    from turbofit.report.page.html import page
-    from turbofit.report.stored_documents import saved_document
-
-    plan, source = saved.plan, saved.plan.machine.source
+def plan_footer(plan: Plan) -> str:
+    """The foot of a page."""
+    source = plan.machine.source
     where = "The machine is a preset." if source == "preset" else f"The machine was read: {source}."
-    footer = f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
-    return page(plan_view(plan, saved.run), saved_document(saved), footer)
+    return f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
 
 
 def plan_frame(plan: Plan) -> str:
     """The page in a notebook, which neither its script nor its styles reach."""
-    from turbofit.report.page.html import tag
-    from turbofit.report.stored_documents import StoredPlan
+    from turbofit.report.page.html import page, tag
 
     return tag(
         "iframe",
-        srcdoc=plan_page(StoredPlan(plan, None, "notebook")),
+        srcdoc=page(plan_view(plan), plan, plan_footer(plan)),
         sandbox="allow-scripts",
         style="width:100%;height:640px;border:0",
         title=f"turbofit: {plan.model.name} on {plan.machine.name}",
