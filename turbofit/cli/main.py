@@ -67,13 +67,10 @@ def main(argv: Sequence[str]) -> int:
         return exc.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except ModuleNotFoundError as exc:
+    except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, reported as one
         missing = _missing(exc)
         complain(_bug(exc, argv) if missing is None else missing.to_dict(), as_json=as_json)
         return _FAILED if missing is None else missing.exit_code
-    except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, reported as one
-        complain(_bug(exc, argv), as_json=as_json)
-        return _FAILED
 
 
 def _run(argv: list[str]) -> int:
@@ -91,9 +88,9 @@ def _run(argv: list[str]) -> int:
     return code
 
 
-def _missing(exc: ModuleNotFoundError) -> PackageError | None:
-    """What to install for a package of an extra."""
-    package = (exc.name or "").partition(".")[0]
+def _missing(exc: Exception) -> PackageError | None:
+    """What to install where a package of an extra is missing."""
+    package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
     extra = _EXTRAS.get(package)
     if extra is None:
         return None

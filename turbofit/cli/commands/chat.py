@@ -92,7 +92,7 @@ class Server:
             # Not every server lists its models.
             usual = "see what the server says" if body else "name its model with --model"
             raise UnservedError(
-                f"{self.url} answers {exc.code}: {_said(_read(exc.read(_LONGEST_ERROR)))}",
+                f"{self.url} answers {exc.code}: {_said(exc.read(_LONGEST_ERROR))}",
                 hint=hints.get(exc.code, usual),
             ) from None
         except (OSError, HTTPException) as exc:
@@ -113,15 +113,13 @@ def _pieces(event: JsonObject) -> Iterator[Piece]:
                 yield Piece(str(delta[field]), thought=field != "content")
 
 
-def _read(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        return data.decode(errors="replace")
-
-
 def _said(document: Any) -> str:
     """What an error says, in any server's form."""
+    if isinstance(document, bytes):
+        try:
+            document = json.loads(document)
+        except ValueError:
+            document = document.decode(errors="replace")
     error = document.get("error", document) if isinstance(document, dict) else document
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error

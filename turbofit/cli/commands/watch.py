@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import click
 from pydantic import Field
 
 from turbofit.cli.command import PATH, Argument, Option, command
@@ -84,6 +85,7 @@ def watch(
         if live or before or not any(now.values()):  # rates need two looks
             blocks: list[Block] = []
             for saved in watched:
+                assert saved.run is not None
                 looks = now[saved.where], before.get(saved.where)
                 blocks += watch_view(saved.plan, saved.run, *looks, _used(saved))
             if not live:
@@ -225,15 +227,19 @@ _LINES = 100
 
 @command(
     RUN,
-    Option("--lines", type=int, default=_LINES, metavar="N", help=f"the last N of each ({_LINES})"),
+    Option(
+        "--lines",
+        type=click.IntRange(1),
+        default=_LINES,
+        metavar="N",
+        help=f"the last N of each ({_LINES})",
+    ),
     only_linux=True,
 )
 def logs(*, run: str | None, lines: int) -> int:
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import read_run
 
-    if lines < 1:
-        raise UsageError(f"--lines {lines} shows nothing", hint="give 1 or more")
     saved = read_run(run)
     folder = Path(saved.where)
     paths = sorted(folder.glob("*.log"))

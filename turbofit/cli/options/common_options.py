@@ -358,8 +358,6 @@ def _use(ctx: click.Context, path: Path) -> None:
     values = defaults(profile)
     if profile.models:
         values["model"] = [entry["model"] for entry in profile.models]
-    elif "model" in values:
-        values["model"] = [values["model"]]
     if ctx.info_name == "serve" and "on" in values:
         on, pretend = values["on"], values.get("pretend")
         # `serve` measures the GPUs here whatever the profile names, unless it is not for them.

@@ -211,26 +211,25 @@ def page(blocks: list[Block], document: Any, footer: str) -> str:
 
     The page carries ``document`` as JSON; ``footer`` says who made it, and when.
     """
-    parts: list[list[Block]] = []
+    parts: list[tuple[str, list[Block]]] = []
     for block in blocks:
         if block.page and isinstance(block, Heading) and (block.level == 2 or not parts):
-            parts.append([block])
+            parts.append((block.text, []))
         elif block.page:
-            parts[-1].append(block)
-    (title, *head), *sections = parts
-    assert isinstance(title, Heading)
-    named = []
-    for number, (heading, *content) in enumerate(sections, 1):
-        assert isinstance(heading, Heading)
-        if painted := paint(content):
-            named.append((f"part-{number}", heading.text, painted))
+            parts[-1][1].append(block)
+    (title, head), *sections = parts
+    named = [
+        (f"part-{number}", heading, painted)
+        for number, (heading, content) in enumerate(sections, 1)
+        if (painted := paint(content))
+    ]
     script = page_file("shared.js") + page_file("page.js")
     return Template(page_file("page.html")).substitute(
-        title=tag("title", f"{title.text} - turbofit"),
+        title=tag("title", f"{title} - turbofit"),
         policy=policy(script),
         style=page_file("page.css"),
         script=script,
-        head=join(tag("h1", title.text), paint(head)),
+        head=join(tag("h1", title), paint(head)),
         contents=tag("ul", *(tag("li", tag("a", text, href=f"#{id_}")) for id_, text, _ in named)),
         body=join(
             *(

@@ -22,7 +22,7 @@ from turbofit.report.painters.document import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.report.painters.document import Block
+    from turbofit.report.painters.document import Block, Column
 
 _GAP: Final = 2
 _NARROWEST: Final = 10
@@ -67,11 +67,11 @@ def paint(
             tone: Tone | Literal["head"] = "head" if isinstance(block, Heading) else block.tone
             before = "\n" if tone == "head" and parts else ""
             lines = _fold(clean(block.text), width)
-            parts.append(_tint("\n".join(lines), tone, colour, before=before))
+            parts.append(before + _tint("\n".join(lines), _ANSI[tone], colour))
         elif isinstance(block, Items):
             for item in block.items:
                 lines = _fold(clean(item), width - 4)
-                parts.append(_tint("\n    ".join(lines), block.tone, colour, before="  - "))
+                parts.append("  - " + _tint("\n    ".join(lines), _ANSI[block.tone], colour))
         elif isinstance(block, FactList):
             parts.extend(_facts(block, width))
         elif isinstance(block, Table):
@@ -86,9 +86,8 @@ def paint(
     return "\n".join(parts) + "\n" if parts else ""
 
 
-def _tint(text: str, tone: Tone | Literal["head"], colour: bool, *, before: str = "") -> str:
-    code = _ANSI[tone]
-    return f"{before}\x1b[{code}m{text}\x1b[0m" if colour and code else f"{before}{text}"
+def _tint(text: str, code: str, colour: bool) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 
 
 def _fold(text: str, width: int) -> list[str]:
@@ -139,45 +138,40 @@ def _facts(block: FactList, width: int) -> list[str]:
 def _bar(block: Bar, width: int, colour: bool) -> list[str]:
     """The title, a line of letters, and what each of them is."""
     letters = cells(block, width - 4)
-    drawn = "".join(_letters(mark, list(run), colour) for mark, run in groupby(letters))
+    drawn = "".join(
+        _tint(clean("".join(run)), _LETTERS.get(mark, ""), colour) for mark, run in groupby(letters)
+    )
     lines = _filled(map(clean, legend(block)), width - 2, gap="  ")
     title = _fold(clean(block.title), width - 2)
     return [*(f"  {line}" for line in title), f"  [{drawn}]", *(f"  {line}" for line in lines)]
 
 
-def _letters(mark: str, run: list[str], colour: bool) -> str:
-    code = _LETTERS.get(mark, "")
-    text = clean("".join(run))
-    return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
-
-
 def _table(block: Table, width: int, colour: bool) -> list[str]:
-    shown = [i for i, column in enumerate(block.columns) if not column.aside]
-    block = Table(
-        columns=tuple(block.columns[i] for i in shown),
-        rows=tuple(tuple(clean(row[i]) for i in shown) for row in block.rows),
-        sums=tuple(tuple(clean(row[i]) for i in shown) for row in block.sums),
+    places = [i for i, column in enumerate(block.columns) if not column.aside]
+    columns = [block.columns[i] for i in places]
+    titles = [column.title for column in columns]
+    rows, sums = (
+        [[clean(row[i]) for i in places] for row in part] for part in (block.rows, block.sums)
     )
-    rows, sums = block.rows, block.sums
-    titles = tuple(column.title for column in block.columns)
-    widths = _widths(block, [titles, *rows, *sums], width)
-    out = [_tint(line, "dim", colour) for line in _cells(block, titles, widths)]
+    widths = _widths(columns, [titles, *rows, *sums], width)
+    out = [_tint(line, _ANSI["dim"], colour) for line in _cells(columns, titles, widths)]
     for row in rows:
-        out.extend(_cells(block, row, widths))
+        out.extend(_cells(columns, row, widths))
     if sums:
-        out.append("  " + _tint("-" * (sum(widths) + _GAP * (len(widths) - 1)), "dim", colour))
+        rule = "-" * (sum(widths) + _GAP * (len(widths) - 1))
+        out.append("  " + _tint(rule, _ANSI["dim"], colour))
         for row in sums:
-            out.extend(_cells(block, row, widths))
+            out.extend(_cells(columns, row, widths))
     return out
 
 
-def _widths(block: Table, rows: Sequence[Sequence[str]], width: int) -> list[int]:
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
     """Natural widths; the columns that may wrap are narrowed to fit the line."""
-    widths = [max(_display_width(row[i]) for row in rows) for i in range(len(block.columns))]
+    widths = [max(_display_width(row[i]) for row in rows) for i in range(len(columns))]
     over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
     least = {
         i: max(_display_width(word) for row in rows for word in (row[i].split() or [""]))
-        for i, column in enumerate(block.columns)
+        for i, column in enumerate(columns)
         if column.wrap
     }
     while over > 0:
@@ -193,16 +187,16 @@ def _widths(block: Table, rows: Sequence[Sequence[str]], width: int) -> list[int
     return widths
 
 
-def _cells(block: Table, row: Sequence[str], widths: Sequence[int]) -> list[str]:
+def _cells(columns: Sequence[Column], row: Sequence[str], widths: Sequence[int]) -> list[str]:
     folded = [
         _fold(cell, width) if column.wrap else [cell]
-        for cell, width, column in zip(row, widths, block.columns, strict=True)
+        for cell, width, column in zip(row, widths, columns, strict=True)
     ]
     out = []
     for texts in zip_longest(*folded, fillvalue=""):
         cells = [
             _padded(text, width, right=column.right)
-            for text, width, column in zip(texts, widths, block.columns, strict=True)
+            for text, width, column in zip(texts, widths, columns, strict=True)
         ]
         out.append(("  " + (" " * _GAP).join(cells)).rstrip())
     return out

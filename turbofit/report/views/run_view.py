@@ -354,7 +354,7 @@ _NONE: Final = "-"
 
 def watch_view(
     plan: Plan,
-    run: RunReport | None,
+    run: RunReport,
     now: LiveServer | None,
     before: tuple[LiveServer, float] | None,
     used: Mapping[int, int],
@@ -369,22 +369,22 @@ def watch_view(
         used: bytes in use on each GPU, everybody's; empty where NVML was not asked.
     """
     blocks: list[Block] = [Heading(plan.model.name), known_facts(_facts(run, now))]
-    if run is not None and run.pretend:
+    if run.pretend:
         blocks.append(Paragraph(PRETENDED, tone="warn"))
     if now is not None:
         blocks.append(_engines(now, before))
     blocks += _memory(plan, used)
     if now is not None:
         blocks += _held_back(now)
-    return [*blocks, *(last_events(run, _FEW) if run is not None else [])]
+    return [*blocks, *last_events(run, _FEW)]
 
 
-def _facts(run: RunReport | None, now: LiveServer | None) -> dict[str, str]:
-    facts = {}
-    if run is not None:
-        facts["state"] = f"{run.state}, started {run.started}, start {len(run.attempts)}"
-        facts["at"] = ", ".join(run.urls)
-        facts["defaults"] = "; ".join(run.defaults)
+def _facts(run: RunReport, now: LiveServer | None) -> dict[str, str]:
+    facts = {
+        "state": f"{run.state}, started {run.started}, start {len(run.attempts)}",
+        "at": ", ".join(run.urls),
+        "defaults": "; ".join(run.defaults),
+    }
     if now is not None:
         facts["queue"] = f"{now.waiting:,} {plural(now.waiting, 'request')} waiting for room"
         facts["answered"] = f"{now.requests:,} since the gateway opened"
