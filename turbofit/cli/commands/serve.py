@@ -88,6 +88,8 @@ def serve(
     models.check(model, options)
     arguments = _Arguments(request, options, public, passed)
     if not model and not options.plan:
+        if options.cluster is not None:
+            raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
         raise UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
     if detach and not options.dry_run:
         return _detached(form, options.cluster)

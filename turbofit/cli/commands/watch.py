@@ -8,7 +8,6 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import click
 from pydantic import Field
 
 from turbofit.cli.command import PATH, Argument, Option, command
@@ -227,19 +226,15 @@ _LINES = 100
 
 @command(
     RUN,
-    Option(
-        "--lines",
-        type=click.IntRange(1),
-        default=_LINES,
-        metavar="N",
-        help=f"the last N of each ({_LINES})",
-    ),
+    Option("--lines", type=int, default=_LINES, metavar="N", help=f"the last N of each ({_LINES})"),
     only_linux=True,
 )
 def logs(*, run: str | None, lines: int) -> int:
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import read_run
 
+    if lines < 1:
+        raise UsageError(f"--lines {lines} shows nothing", hint="give 1 or more")
     saved = read_run(run)
     folder = Path(saved.where)
     paths = sorted(folder.glob("*.log"))
