@@ -225,7 +225,6 @@ def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) 
         ("gateway --upstream http://x:1", "add --plan FILE, which turbofit plan MODEL --json"),
         ("compare internvl2-8b --on t4 --on l4", "page --models internvl2-8b --cards t4 l4"),
         ("compare t4 vs l4 internvl2-8b", "page --models internvl2-8b --cards t4 l4"),
-        ("diagnose error.png", "or give the log itself in quotes"),
         ("plan internvl2-8b --on t4 --tp 0 --images -1", "--tp: GPUs of one engine; it may"),
         ("bench http://x --prompt-token 5", "did you mean --prompt-tokens?"),
         ("export systemd -f turbofit.yaml", "turbofit plan -f FILE --json > plan.json"),

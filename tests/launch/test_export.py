@@ -277,7 +277,6 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
         ("systemd", "[Unit]"), ("compose", "services:"), ("k8s", "kind: Deployment")
     ):  # fmt: skip
         assert line in told(kind, saved).splitlines()
-    # A model is planned.
     found = yaml.safe_load(told("compose", *model))["services"]["turbofit-internvl2-8b"]
     assert found["environment"]["HF_ENDPOINT"] is None  # the shell's, where it has one
     assert "key: hf-token, optional: true" in told("k8s", *model)

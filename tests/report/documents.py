@@ -114,6 +114,4 @@ def served_run(plan: Plan, *, pretend: bool = False) -> RunReport:
 
 
 def plan_page(saved: StoredPlan) -> str:
-    """The page that ``report --html`` writes."""
-    plan = saved.plan
-    return page(plan_view(plan, saved.run), saved_document(saved), plan_footer(plan))
+    return page(plan_view(saved.plan, saved.run), saved_document(saved), plan_footer(saved.plan))
