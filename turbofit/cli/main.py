@@ -84,8 +84,7 @@ def _run(argv: list[str]) -> int:
     elif name not in COMMANDS:
         raise unknown_command(argv)
     with TURBOFIT.make_context("turbofit", [name, *argv[1:]], auto_envvar_prefix=ROOT) as ctx:
-        code: int = TURBOFIT.invoke(ctx)
-    return code
+        return int(TURBOFIT.invoke(ctx))
 
 
 def _missing(exc: Exception) -> PackageError | None:

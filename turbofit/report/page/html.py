@@ -80,7 +80,7 @@ _CLOSE: Final = 7
 
 def memory_bars(bars: Sequence[Bar]) -> Markup:
     """A bar a GPU on one scale; equal GPUs share what is said of them."""
-    scale = max(max(bar.room, sum(part.bytes for part in bar.parts)) for bar in bars)
+    scale = max(max(bar.room, bar.need) for bar in bars)
     return join(*(_set(bar, scale) for bar in bars), _legend(bars))
 
 
@@ -100,14 +100,13 @@ def _set(bar: Bar, scale: int) -> Markup:
 
 def _row(bar: Bar, index: int, scale: int) -> Markup:
     """The bar of one GPU; only the first of a set explains its parts."""
-    need = sum(part.bytes for part in bar.parts)
     end = ""
-    if need > bar.room:
+    if bar.need > bar.room:
         share = f"left:{100 * bar.room / scale:.3f}%"
-        over = f"{share};width:{100 * (need - bar.room) / scale:.3f}%"
+        over = f"{share};width:{100 * (bar.need - bar.room) / scale:.3f}%"
         end = join(tag("span", class_="over", style=over), tag("span", class_="end", style=share))
     phases = [_phase(part, explained=index == bar.gpus[0]) for part in bar.parts]
-    inside = tag("div", *phases, class_="stack", style=f"width:{100 * need / scale:.3f}%")
+    inside = tag("div", *phases, class_="stack", style=f"width:{100 * bar.need / scale:.3f}%")
     drawn = tag(
         "div", inside, end, class_="bar", tabindex="0", role="group",
         aria_label=f"GPU {index}: {bar.label}. Arrow keys go through its parts.",
@@ -133,7 +132,7 @@ def _phase(part: BarPiece, *, explained: bool) -> Markup:
 
 def _end(bar: Bar, scale: int) -> Markup:
     """Where the card ends, above bars that go beyond it."""
-    if sum(part.bytes for part in bar.parts) <= bar.room:
+    if bar.need <= bar.room:
         return Markup()
     share = 100 * bar.room / scale
     text = f"the card ends here: {format_bytes(bar.room)}"
@@ -147,7 +146,7 @@ def _legend(bars: Sequence[Bar]) -> Markup:
     sizes: dict[tuple[str, str, str], list[int]] = {}
     for part in (part for bar in bars for part in bar.parts):
         sizes.setdefault((part.kind, part.mark, part.name), []).append(part.bytes)
-    overs = [max(0, sum(part.bytes for part in bar.parts) - bar.room) for bar in bars]
+    overs = [max(0, bar.need - bar.room) for bar in bars]
     entries = []
     for (kind, mark, name), amounts in sizes.items():
         swatch = tag("span", mark, class_=f"swatch k-{kind}", aria_hidden="true")

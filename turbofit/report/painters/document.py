@@ -164,6 +164,10 @@ class Bar(Block):
     fits: bool = True
     holders: tuple[str, ...] = ()
 
+    @property
+    def need(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
 
 class TopologyCard(Struct):
     index: int

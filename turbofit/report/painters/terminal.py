@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from itertools import groupby, zip_longest
+from itertools import accumulate, groupby, zip_longest
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.units import format_bytes
@@ -207,40 +207,38 @@ def cells(bar: Bar, width: int) -> list[str]:
 
     What exceeds the card is ``!`` behind a ``|``.
     """
-    need = sum(part.bytes for part in bar.parts)
-    if need <= bar.room:
-        return _fill([part.bytes for part in bar.parts], [p.mark for p in bar.parts], width)
-    inside = min(max(1, round((width - 1) * bar.room / need)), width - 2)
-    kept, marks, room = [], [], bar.room
-    for part in bar.parts:
-        if room > 0:
-            kept.append(min(part.bytes, room))
-            marks.append(part.mark)
-            room -= part.bytes
-    return [*_fill(kept, marks, inside), END, *[OVER] * (width - 1 - inside)]
+    starts = accumulate((part.bytes for part in bar.parts), initial=0)
+    parts = [
+        (min(part.bytes, bar.room - start), part.mark)
+        for part, start in zip(bar.parts, starts, strict=False)
+        if start < bar.room
+    ]
+    if bar.need <= bar.room:
+        return _fill(parts, width)
+    inside = min(max(1, round((width - 1) * bar.room / bar.need)), width - 2)
+    return [*_fill(parts, inside), END, *[OVER] * (width - 1 - inside)]
 
 
 def legend(bar: Bar) -> list[str]:
     """Every part with its letter and its size."""
     texts = [f"{part.mark}={part.name} {format_bytes(part.bytes)}" for part in bar.parts]
-    over = sum(part.bytes for part in bar.parts) - bar.room
-    if over > 0:
-        texts.append(f"{OVER}={format_bytes(over)} more than the card has")
+    if bar.need > bar.room:
+        texts.append(f"{OVER}={format_bytes(bar.need - bar.room)} more than the card has")
     return texts
 
 
-def _fill(sizes: Sequence[int], marks: Sequence[str], width: int) -> list[str]:
-    """Cells by the largest remainder, after one each."""
-    if not sizes:
+def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
+    """Cells of sizes and letters by the largest remainder, after one each."""
+    if not parts:
         return []
-    marks, sizes = marks[:width], sizes[:width]
-    spare, total = width - len(sizes), sum(sizes) or 1
+    parts = parts[:width]
+    spare, total = width - len(parts), sum(size for size, _ in parts)
     # One cell is given already: only what a part has beyond it is shared out.
-    beyond = [max(0.0, size / total * width - 1) for size in sizes]
+    beyond = [max(0.0, size / total * width - 1) for size, _ in parts]
     scale = spare / (sum(beyond) or 1)
     exact = [size * scale for size in beyond]
     counts = [1 + int(share) for share in exact]
-    order = sorted(range(len(sizes)), key=lambda i: exact[i] - int(exact[i]), reverse=True)
+    order = sorted(range(len(parts)), key=lambda i: exact[i] - int(exact[i]), reverse=True)
     for i in order[: width - sum(counts)]:
         counts[i] += 1
-    return [mark for mark, count in zip(marks, counts, strict=True) for _ in range(count)]
+    return [mark for (_, mark), count in zip(parts, counts, strict=True) for _ in range(count)]
