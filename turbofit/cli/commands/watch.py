@@ -166,7 +166,7 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
         "pretend": saved.run.pretend,
         "defaults": saved.run.defaults,
         "now": now,
-        "denied": [] if denied is None else list(DenyFile(Path(denied)).denied.values()),
+        "denied": [] if denied is None else list(DenyFile(denied).denied.values()),
         "used": {str(index): size for index, size in _used(saved).items()},
         "forecast": {
             str(gpu.index): {"steady": gpu.steady, "peak": gpu.peak, "margin": gpu.margin}
