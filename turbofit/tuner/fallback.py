@@ -166,7 +166,7 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
     promised = vision_load_of(request, requested).units_per_image
     whole = request.with_workload(image_size=None)
     limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
-    return whole if limit is None else whole.with_limit(min(limit, requested))
+    return whole if limit is None else replace(whole, limit=min(limit, requested))
 
 
 def _limits(request: ResolvedRequest) -> Iterator[int | None]:
@@ -175,7 +175,7 @@ def _limits(request: ResolvedRequest) -> Iterator[int | None]:
     if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
         yield None
         return
-    if request.fixed_limit is not None:
+    if request.limit is not None:
         yield requested
         return
     steps = {requested}
@@ -395,7 +395,7 @@ def _reasons(
         size, requested = request.workload.image_size, request.requested_limit
         why = f"lowered from {requested} to what fits"
         if chosen.limit == requested:
-            why = "the model's own" if request.fixed_limit is None else "as set by you"
+            why = "the model's own" if request.limit is None else "as set by you"
         elif size is not None:
             why = f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
         yield f"image limit {chosen.limit}: {why}"
@@ -539,10 +539,10 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
         yield Change("leave --context to what fits", free, context)
     if workload.images > 1:
         yield Change("--images 1", request.with_workload(images=1), f"--images {workload.images}")
-    rule, limit = request.model.image_rule, request.fixed_limit
+    rule, limit = request.model.image_rule, request.limit
     if rule is not None and limit is not None and limit > 1:
         option, half = rule.limit_option, limit // 2
-        yield Change(f"{option} {half}", request.with_limit(half), f"{option} {limit}")
+        yield Change(f"{option} {half}", replace(request, limit=half), f"{option} {limit}")
     if request.replicas is not None and (request.replicas > 1 or closest.fits):
         change = "leave --replicas to turbofit" if closest.fits else "--replicas 1"
         yield Change(change, replace(request, replicas=None), f"--replicas {request.replicas}")

@@ -106,7 +106,7 @@ def _promise_words(at_once: int, promised: int | None) -> str:
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
     """The image limit, and the images under it, that ordinary clients can ask for."""
     rule, limit = request.model.image_rule, request.requested_limit
-    if rule is not None and request.fixed_limit is None:
+    if rule is not None and request.limit is None:
         limit = rule.exposed_limit
     vision_load = vision_load_of(request, limit)
     if not request.workload.queue_images:
@@ -208,7 +208,7 @@ def _exposure(
     if rule is None or limit is None or not vision_load.units_per_image:
         return
     usual = rule.checkpoint_limit
-    if request.fixed_limit is None and request.workload.image_size is None and limit > usual:
+    if request.limit is None and request.workload.image_size is None and limit > usual:
         yield (
             f"images have up to {limit} {rule.limit_unit}: a client's detail: high asks for so"
             f" many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"

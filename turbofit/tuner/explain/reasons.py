@@ -169,7 +169,7 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
     name, limit = rule.limit_name, best.shape.limit
     if not rule.varies_by_limit:
         return
-    if request.fixed_limit is not None:
+    if request.limit is not None:
         yield f"{name} {limit}: as set by you"
         return
     if limit == request.requested_limit:

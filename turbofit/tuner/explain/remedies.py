@@ -224,14 +224,14 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or requested is None or requested <= 1:
         return
-    given = "" if request.fixed_limit is None else f"{rule.limit_option} {requested}"
+    given = "" if request.limit is None else f"{rule.limit_option} {requested}"
     if given:
-        yield Change(f"leave {rule.limit_option} to turbofit", request.with_limit(None), given)
+        yield Change(f"leave {rule.limit_option} to turbofit", replace(request, limit=None), given)
     lower = requested // 2 if given else None
     if best.held_requests and rule.varies_by_limit:
         lower = limit_that_fits(request, best.shape, fit.engine)
     if lower is not None:
-        yield Change(f"{rule.limit_option} {lower}", request.with_limit(lower), given)
+        yield Change(f"{rule.limit_option} {lower}", replace(request, limit=lower), given)
 
 
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
@@ -295,7 +295,7 @@ def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
 def _pages(fit: EngineFit) -> Iterator[Remedy]:
     """Images as the tool of a reader of documents sends them."""
     request, workload = fit.request, fit.request.workload
-    limited = workload.image_size is not None or request.fixed_limit is not None
+    limited = workload.image_size is not None or request.limit is not None
     images = not limited and fit.best.vision_load.units_per_image
     preset = preset_of(request.model) if images else None
     page = None if preset is None else preset.page

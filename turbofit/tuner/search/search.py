@@ -154,7 +154,7 @@ def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine)
     """One shape where images of another limit are served, and asked for."""
     at_once = None if request.workload.concurrency is None else shape.at_once
     shape = replace(shape, units_per_forward=None, at_once=at_once)
-    return _Search(request.with_limit(limit), engine).evaluate(shape, limit)
+    return _Search(replace(request, limit=limit), engine).evaluate(shape, limit)
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
@@ -289,7 +289,7 @@ class _Search(SearchState):
         """The largest limit that serves; it pays for the engine's bound where that fits too."""
         request = self.request
         rule, requested = request.model.image_rule, request.requested_limit
-        given = request.fixed_limit is not None or request.workload.image_size is not None
+        given = request.limit is not None or request.workload.image_size is not None
         if rule is not None and requested is not None and not given:
             yield self.lowered_to(shape, rule, requested, attrgetter("serves"))
 
