@@ -1,16 +1,15 @@
-"""The search: every legal shape, the workload served first, then the goal.
+"""The search: every legal shape, the promises first, then the goal.
 
-Promises come before speed: the image limit first, then the context, then the goal's value. The
-limit that was asked for is tried on every shape, with the engine's own bound paid for, and with
-less where the gateway then queues image requests and the cache gets the rest. Smaller limits are
-tried where no shape serves that one.
+The image limit that was asked for is tried on every shape: with the engine's own bound paid for,
+and with less where the gateway then queues image requests and the cache gets the rest. Smaller
+limits are tried where no shape serves that one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -39,16 +38,15 @@ from turbofit.tuner.search.sizing import SearchState, longest_context, most_cont
 from turbofit.tuner.speed import total
 
 _LOG: Final = LazyLogger(__name__)
-T = TypeVar("T")
 
 
 class EngineFit(Struct):
     """What the search found for one engine: the best shape, with its accounts and its host memory.
 
-    ``evaluations`` are all shapes that were looked at; the best may not fit. ``fewer`` says why
-    there are fewer engines than the GPUs hold, ``reason`` why this engine was chosen before
-    another, each where that is so. ``rival`` is LMDeploy's other engine, where that fits: the one
-    that serves less, or the one that would serve where this one does not.
+    ``evaluations`` are all shapes that were looked at; the best may not fit. ``reasons`` say why
+    this engine was chosen before another, and why fewer engines run than the GPUs hold. ``rival``
+    is LMDeploy's other engine: the one that serves less, or that would serve where this one does
+    not.
     """
 
     request: ResolvedRequest
@@ -57,8 +55,7 @@ class EngineFit(Struct):
     evaluations: tuple[Evaluation, ...]
     accounts: tuple[Account, ...]
     host: HostMemory
-    fewer: str = ""
-    reason: str = ""
+    reasons: tuple[str, ...] = ()
     rival: EngineFit | None = None
 
     @property
@@ -142,7 +139,8 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
             continue
         if fewer.host_problem is not None or not fewer.best.serves:
             continue
-        fewer = replace(fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}")
+        reason = f"replicas {replicas}: host memory does not do for {planned}"
+        fewer = replace(fewer, reasons=(reason,))
         if fewer.fits:
             return fewer
         if most is fit or fewer.best.held_requests > most.best.held_requests:
@@ -171,22 +169,19 @@ class _Search(SearchState):
     """One search, and what all its shapes share."""
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
-        """The best shape, and all that were looked at."""
+        """The best shape, and all that were looked at; where none serves the best as asked."""
         space = self.shapes()
-        evaluations = [self.evaluate(shape, self.request.requested_limit) for shape in space]
-        best = max(evaluations, key=_order)
-        pairs = list(zip(space, evaluations, strict=True))
-        evaluations += [queued for shape, whole in pairs for queued in self.queued(shape, whole)]
-        if not any(evaluation.serves for evaluation in evaluations):
-            evaluations += [lowered for shape in space for lowered in self.lowered(shape)]
-        serving = [evaluation for evaluation in evaluations if evaluation.serves]
-        if serving:
-            chosen = max(serving, key=_order)
-            best = self.widened(chosen) if chosen.queues else chosen
-            evaluations = [
-                best if evaluation is chosen else evaluation for evaluation in evaluations
-            ]
-        return best, evaluations
+        whole = [self.evaluate(shape, self.request.requested_limit) for shape in space]
+        pairs = list(zip(space, whole, strict=True))
+        every = whole + [queued for pair in pairs for queued in self.queued(*pair)]
+        if not any(evaluation.serves for evaluation in every):
+            every += [lowered for shape in space for lowered in self.lowered(shape)]
+        serving = [evaluation for evaluation in every if evaluation.serves]
+        best = max(serving or whole, key=_order)
+        if not best.serves or not best.queues:
+            return best, every
+        widened = self.widened(best)
+        return widened, [widened if evaluation is best else evaluation for evaluation in every]
 
     def shapes(self) -> list[Shape]:
         """The shapes that LMDeploy would take with the user's options.
@@ -194,43 +189,51 @@ class _Search(SearchState):
         Raises:
             UsageError: there is none; the message names the option.
         """
-        request, engine = self.request, self.engine
-        possible = list(shapes(request, engine))
-        if not possible:
-            hint = f"take {self._other_weights()}"
-            if request.tp or request.replicas:
-                need = (request.tp or 1) * (request.replicas or 1)
-                hint = "let turbofit choose --tp and --replicas"
-                tp_works = engine.tp_problem(request.model, request.tp or 1) is None
-                if tp_works and need > len(request.visible):
-                    hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
-            raise UsageError(no_shape(request, engine), hint=hint)
-        launches = [(shape, self._launches(shape)) for shape in possible]
-        legal, problem = _without(launches, engine.problem)
-        if not legal:
-            packed = four_bit_variant(request.model) if "model_format" in request.fixed else None
-            instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
-            raise UsageError(problem or "", hint=f"leave the option out, or {instead}")
-        living, death = _without(legal, self._death)
-        if not living and death is not None:
-            raise UsageError(death.cause, hint=death.instead)
-        running, kernels = _without(living, engine.missing_kernels)
+        running = [(shape, self._launches(shape)) for shape in shapes(self.request, self.engine)]
         if not running:
-            raise NoKernelError(
-                f"{request.model.name} does not run here: {kernels}",
-                hint=f"take {', '.join(self._instead())} or {self._other_weights()}",
-            )
+            raise self._no_shape()
+        stages: tuple[tuple[Callable[[EngineLaunch], Any], Callable[[Any], TurbofitError]], ...] = (
+            (self.engine.problem, self._refused),
+            (self._death, lambda death: UsageError(death.cause, hint=death.instead)),
+            (self.engine.missing_kernels, self._no_kernels),
+        )
+        for problem_of, error in stages:
+            problems = [next(filter(None, map(problem_of, all_)), None) for _, all_ in running]
+            if all(problems):
+                raise error(problems[0])
+            running = [
+                pair for pair, problem in zip(running, problems, strict=True) if problem is None
+            ]
         return [shape for shape, _ in running]
 
-    def _instead(self) -> Iterator[str]:
-        """What may have kernels where there are none."""
+    def _no_shape(self) -> UsageError:
+        request, hint = self.request, f"take {self._other_weights()}"
+        if request.tp or request.replicas:
+            need = (request.tp or 1) * (request.replicas or 1)
+            hint = "let turbofit choose --tp and --replicas"
+            tp_works = self.engine.tp_problem(request.model, request.tp or 1) is None
+            if tp_works and need > len(request.visible):
+                hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
+        return UsageError(no_shape(request, self.engine), hint=hint)
+
+    def _refused(self, problem: str) -> UsageError:
+        given = "model_format" in self.request.fixed
+        packed = four_bit_variant(self.request.model) if given else None
+        instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
+        return UsageError(problem, hint=f"leave the option out, or {instead}")
+
+    def _no_kernels(self, kernels: str) -> NoKernelError:
+        model, fixed = self.request.model, self.request.fixed
         others = [name for name in LMDEPLOY if name != self.engine.name]
-        free = option_owner(self.request.fixed) is None
-        if free and any(engine_problem(self.request.model, name) is None for name in others):
-            yield "another engine"
-        yield "cards of another generation"
-        if "quant_policy" in self.request.fixed:
-            yield "another --quant-policy"
+        instead = ["cards of another generation"]
+        if option_owner(fixed) is None and any(engine_problem(model, o) is None for o in others):
+            instead.insert(0, "another engine")
+        if "quant_policy" in fixed:
+            instead.append("another --quant-policy")
+        return NoKernelError(
+            f"{model.name} does not run here: {kernels}",
+            hint=f"take {', '.join(instead)} or {self._other_weights()}",
+        )
 
     def _other_weights(self) -> str:
         variant = unpacked_variant(self.request.model)
@@ -256,9 +259,8 @@ class _Search(SearchState):
         if not self.requested_load.units_per_image or not free or not self._wants_cache(whole):
             return
         units = self.requested_load.units_per_request
-        queued = self.evaluate(
-            replace(shape, units_per_forward=units), self.request.requested_limit
-        )
+        asked = replace(shape, units_per_forward=units)
+        queued = self.evaluate(asked, self.request.requested_limit)
         if not (queued.fits and whole.fits and queued.worth <= whole.worth):
             yield queued
 
@@ -312,7 +314,6 @@ class _Search(SearchState):
         return max(best, self.evaluate(shape, best.shape.limit), key=_order)
 
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
-        """What the engine is known to die of every time."""
         known = known_problems(launch, self.engine.name, self.engine.version)
         return next((problem for problem in known if problem.fatal), None)
 
@@ -328,20 +329,6 @@ class _Search(SearchState):
             gpus = [request.machine.gpu(index) for index in group]
             launches.append(launch_of(request, settings, gpus, self.requested_load))
         return launches
-
-
-def _without(
-    shapes: Iterable[tuple[Shape, list[EngineLaunch]]], of: Callable[[EngineLaunch], T | None]
-) -> tuple[list[tuple[Shape, list[EngineLaunch]]], T | None]:
-    """The shapes of which no engine has a problem, and the first problem of the others."""
-    kept, first = [], None
-    for shape, launches in shapes:
-        problem = next((problem for problem in map(of, launches) if problem is not None), None)
-        if problem is None:
-            kept.append((shape, launches))
-        elif first is None:
-            first = problem
-    return kept, first
 
 
 def _largest(
