@@ -55,8 +55,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
 
     ``settings`` are of the weakest group, ``limit`` is of an image, in tiles or pixels.
     ``held_requests`` are requests at once that all groups hold, None where nobody asked for a
-    number. ``at_once`` are the requests that are counted on in each group where cards are unequal,
-    empty where all groups run ``settings``.
+    number. ``at_once`` are each group's requests where cards are unequal, else it is empty.
     """
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
@@ -89,19 +88,18 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
         warnings=(*request.model.warnings, *request.machine.warnings, *warnings),
-        by_group=tuple(map(_group_plan, accounts, caches, at_once)),
+        by_group=tuple(
+            GroupPlan(
+                settings=account.settings,
+                kv=cache,
+                units_per_forward=account.units_per_forward,
+                at_once=round(requests, 3),
+            )
+            for account, cache, requests in zip(accounts, caches, at_once, strict=False)
+        ),
         held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
         **rest,
-    )
-
-
-def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:
-    return GroupPlan(
-        settings=account.settings,
-        kv=cache,
-        units_per_forward=account.units_per_forward,
-        at_once=round(at_once, 3),
     )
 
 
@@ -180,7 +178,7 @@ def free_words(
 
 
 def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
-    """The GPUs on which no engine runs; empty where there are none, or the least is asked for."""
+    """The GPUs on which no engine runs; empty where the least is asked for."""
     used = {index for group in groups for index in group}
     idle = [f"GPU {gpu.index} ({gpu.name})" for gpu in request.visible if gpu.index not in used]
     return f"not used: {', '.join(idle)}" if idle and not request.least else ""

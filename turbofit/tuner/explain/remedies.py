@@ -54,8 +54,7 @@ class Change(NamedTuple):
 def remedies(fit: EngineFit) -> Remedies:
     """Changes for a plan that does not fit, with what each would do.
 
-    Those that make it fit come first, in order of cost; of the others only the ones that come
-    closer are kept.
+    Those that make it fit come first, in order of cost, then those that come closer.
     """
     request, best = fit.request, fit.best
     fitting: list[Remedy] = []
@@ -87,7 +86,6 @@ def remedies(fit: EngineFit) -> Remedies:
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
-    """What a changed request comes to; None where it is refused."""
     try:
         return fit_on_host(request, engine)
     except TurbofitError:
@@ -95,7 +93,7 @@ def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
 
 
 def _closer(fit: EngineFit, other: EngineFit) -> str:
-    """What a change comes to that is not enough alone, in words; empty where it helps nobody."""
+    """What a change that is not enough alone comes to, in words; empty where it helps nobody."""
     best, result = fit.best, other.best
     if result.fits:
         if not best.fits:
@@ -152,12 +150,9 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, and the budget, left out."""
     for name in request.fixed:
         rest = {key: value for key, value in request.fixed.items() if key != name}
-        option = option_of(name)
-        yield Change(
-            f"leave {option} to turbofit",
-            replace(request, fixed=rest),
-            _written(option, request.fixed[name]),
-        )
+        option, changed = option_of(name), replace(request, fixed=rest)
+        written = _written(option, request.fixed[name])
+        yield Change(f"leave {option} to turbofit", changed, written)
     if request.budget is not None:
         given = request.budget
         budget = f"--budget {given if isinstance(given, str) else format_bytes(given)}"
@@ -165,9 +160,9 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
-    """The default margin, where a person asks for far more: its double is turbofit's own too.
+    """The default margin, where a person asks for more than its double.
 
-    So much is left where LMDeploy is newer than the account.
+    The double is turbofit's own under an LMDeploy that is newer than the account.
     """
     margin = request.margin
     if margin.bytes is None and margin.share is None:
@@ -177,10 +172,8 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
     if given <= 2 * most:
         return
     share = f"{(margin.share or 0) * 100:.6g}%"
-    written = share if margin.bytes is None else format_bytes(margin.bytes)
-    yield Change(
-        "leave --margin to turbofit", replace(request, margin=usual), f"--margin {written}"
-    )
+    option = f"--margin {share if margin.bytes is None else format_bytes(margin.bytes)}"
+    yield Change("leave --margin to turbofit", replace(request, margin=usual), option)
 
 
 def _released_options(request: ResolvedRequest) -> Iterator[Change]:
@@ -199,11 +192,8 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
 def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
     images, context = request.workload.images, request.workload.context
     if context is not None:
-        change, free = (
-            "leave --context to what the cache holds",
-            request.with_workload(context=None),
-        )
-        yield Change(change, free, f"--context {context}")
+        free, option = request.with_workload(context=None), f"--context {context}"
+        yield Change("leave --context to what the cache holds", free, option)
     requested_load = vision_load_of(request, request.requested_limit)
     excess = excess_tokens(request, requested_load)
     if excess:
@@ -216,10 +206,7 @@ def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
-    """Half the user's own limit; the search has tried every one where it was free to.
-
-    For more requests at once the largest with which the same shape holds them.
-    """
+    """Half the user's own limit, or the largest that holds the requests; searches try others."""
     request, best = fit.request, fit.best
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or requested is None or requested <= 1:
@@ -235,7 +222,6 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
 
 
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
-    """A cache of fewer bits, where the person does not say how many."""
     if "quant_policy" in request.fixed:
         return
     for policy, name in ((8, "int8"), (4, "int4")):
@@ -257,7 +243,6 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _written(option: str, value: object) -> str:
-    """An option as it stands on a command line."""
     if value is True:
         return option
     values = value if isinstance(value, list | tuple) else (value,)
@@ -313,7 +298,6 @@ def _pages(fit: EngineFit) -> Iterator[Remedy]:
 
 
 def _shorter(fit: EngineFit) -> Iterator[Remedy]:
-    """A shorter context with which another shape serves clearly more."""
     request, best = fit.request, fit.best
     rivals = [rival for rival in fit.evaluations if rival.fits and rival.served == best.served]
     left_out = any(rival.settings.session_len < best.settings.session_len for rival in rivals)
@@ -340,9 +324,9 @@ def _gain(fit: EngineFit, other: Evaluation) -> str:
 
 
 def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
-    """2, 4 and 8 of the GPU with most memory free.
+    """2, 4 and 8 of the GPU with most memory free, where that is more than are visible.
 
-    Only counts above those visible, with the links that the visible ones have: NVLink takes memory.
+    They have the visible ones' links: NVLink takes memory.
     """
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
     for count in (2, 4, 8):
