@@ -1,15 +1,14 @@
 """The plan for the fallback engine: how many GPUs, which image limit, how much context, and words.
 
-A copy answers one request after the other: where so many must be answered at once there are as
-many copies, or as many as the GPUs hold.
-
-The order of preference: the checkpoint's own image limit on the fewest GPUs; then lower limits;
-and decoder layers off the GPUs only where nothing else serves a request at all.
+A copy answers one request after the other: of so many at once each has its own, as far as the GPUs
+hold copies. The checkpoint's own image limit on the fewest GPUs is preferred, then lower limits,
+and decoder layers off the GPUs only where nothing else serves a request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Final, NamedTuple
 
 from msgspec import UNSET, UnsetType
@@ -78,10 +77,7 @@ _HALVES = 4
 
 
 class Chosen(NamedTuple):
-    """Groups of GPUs, a placement that is good for each, and the request.
-
-    ``fits`` False: the placement is the closest to fitting.
-    """
+    """Copies, a placement that is good for each, or the closest to fitting, and the request."""
 
     copies: Sequence[ModelCopy]
     placement: Placement
@@ -91,7 +87,7 @@ class Chosen(NamedTuple):
     fits: bool = True
 
     def keeps(self, request: ResolvedRequest) -> bool:
-        """Whether it fits, with as many copies as requests must be answered at once."""
+        """Whether it fits, with a copy for each request that must be answered at once."""
         return self.fits and len(self.copies) >= (request.promised_requests or 1)
 
     @property
@@ -117,16 +113,14 @@ def search(request: ResolvedRequest) -> Chosen:
 
 def _search(request: ResolvedRequest) -> Chosen:
     request = _held(request)
-    every: list[int | None] = list(_limits(request))
-    limits = [
-        limit for limit in every if not excess_tokens(request, vision_load_of(request, limit))
-    ]
+    every = _limits(request)
+    loads = [vision_load_of(request, limit) for limit in every]
+    limits = [n for n, load in zip(every, loads, strict=True) if not excess_tokens(request, load)]
     groupings = list(_groupings(request))
-    for limit in limits:
-        for copies in groupings:
-            chosen = _on_gpus(request, copies, limit)
-            if chosen is not None:
-                return chosen
+    for limit, copies in product(limits, groupings):
+        chosen = _on_gpus(request, copies, limit)
+        if chosen is not None:
+            return chosen
     copies = groupings[-1]
     for limit in limits:  # the shortest context, so that as few layers as possible are off the GPUs
         vision_load = vision_load_of(request, limit)
@@ -135,9 +129,8 @@ def _search(request: ResolvedRequest) -> Chosen:
         if placement is not None:
             return Chosen(copies, placement, vision_load, limit, tokens)
     # Every layer off the GPUs, so that what is left is what is too large.
-    vision_load = vision_load_of(request, every[-1])
-    tokens = _shortest(request, vision_load)
-    return Chosen(copies, nowhere(copies[0]), vision_load, every[-1], tokens, fits=False)
+    tokens = _shortest(request, loads[-1])
+    return Chosen(copies, nowhere(copies[0]), loads[-1], every[-1], tokens, fits=False)
 
 
 def _check(request: ResolvedRequest) -> None:
@@ -157,8 +150,7 @@ def _check(request: ResolvedRequest) -> None:
 def _held(request: ResolvedRequest) -> ResolvedRequest:
     """A stated image size as an image limit, which like any that is given is not lowered.
 
-    This engine reads no limit from a request: only the limit in the model folder lowers larger
-    images, so that the plan must pay for the worst image under that limit.
+    Only the limit in the model folder lowers larger images: the plan pays for the worst under it.
     """
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or request.workload.image_size is None or requested is None:
@@ -169,24 +161,16 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
     return whole if limit is None else replace(whole, limit=min(limit, requested))
 
 
-def _limits(request: ResolvedRequest) -> Iterator[int | None]:
-    """Image limits worth trying; one that the user set is not changed."""
+def _limits(request: ResolvedRequest) -> Sequence[int | None]:
+    """Image limits worth trying, the largest first; one that the user set is not changed."""
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
-        yield None
-        return
-    if request.limit is not None:
-        yield requested
-        return
-    steps = {requested}
-    if rule.varies_by_limit:
-        steps = {*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)}
-    previous = -1
-    for limit in sorted(steps, reverse=True):
-        units = vision_load_of(request, limit).units_per_image
-        if units != previous:
-            yield limit
-        previous = units
+        return [None]
+    if request.limit is not None or not rule.varies_by_limit:
+        return [requested]
+    limits = sorted({*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)})
+    by_units = {vision_load_of(request, limit).units_per_image: limit for limit in limits}
+    return sorted(by_units.values(), reverse=True)
 
 
 def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
@@ -229,8 +213,7 @@ def _groupings(request: ResolvedRequest) -> Iterator[list[ModelCopy]]:
 class _Tightest(ModelCopy):
     """One copy for all groups: place by place the least room, and the matrix where one writes it.
 
-    Over: a group with more room could hold more layers early, and the card that writes the matrix
-    of attention may be the one with more room.
+    Over: a group with more room could hold more layers early, and may be the one that writes.
     """
 
     def __init__(self, copies: Sequence[ModelCopy]) -> None:
@@ -239,11 +222,9 @@ class _Tightest(ModelCopy):
         self._copies = tuple(copies)
 
     def room(self, place: int) -> int:
-        """The least of all groups."""
         return min(copy.room(place) for copy in self._copies)
 
     def writes_matrix(self, place: int) -> bool:
-        """Whether attention writes the matrix in one of the groups."""
         return any(copy.writes_matrix(place) for copy in self._copies)
 
 
@@ -277,11 +258,9 @@ def _on_gpus(request: ResolvedRequest, copies: list[ModelCopy], limit: int | Non
 def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
     """The best plan on Hugging Face Transformers, without the command lines.
 
-    Args:
-        request: ``tp`` is the number of GPUs that one copy's layers are split over (None: the
-            fewest that hold one), ``replicas`` the number of copies side by side (None: one).
-        engine: Transformers.
-        reason: why no engine of LMDeploy is used, as a clause.
+    Its ``tp`` is the number of GPUs that one copy's layers are split over (None: the fewest that
+    hold one), ``replicas`` the number of copies side by side (None: one). ``reason`` says why no
+    engine of LMDeploy is used, as a clause.
 
     Raises:
         UsageError: something asked for cannot be used with this engine.
@@ -310,23 +289,23 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     helps = Remedies((), ()) if keeps else _remedies(request, chosen)
     words = _verdict(request, chosen, ledgers, problem, helps.causes)
     footprint: Footprint | UnsetType = UNSET
-    if request.least and keeps and problem is None:
+    held = None if request.promised_requests is None else len(chosen.copies) * chosen.fits
+    fits = keeps and problem is None
+    if request.least and fits:
         footprint = footprint_of(request, accounts, host)
         words += f", {footprint_words(request, footprint)}"
     return document(
         request,
         engine,
         accounts,
-        fits=keeps and problem is None,
+        fits=fits,
         verdict=words,
         parallel_reason=_parallel(request, chosen),
         host=host,
         settings=settings,
         vision_load=chosen.vision_load,
         limit=chosen.limit,
-        held_requests=None
-        if request.promised_requests is None
-        else len(chosen.copies) * chosen.fits,
+        held_requests=held,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=_warnings(request, chosen, placed),
         remedies=helps.remedies,
@@ -462,7 +441,6 @@ def _verdict(
 
 
 def _at_once(chosen: Chosen) -> str:
-    """How many requests run at once, as words before their size."""
     copies = len(chosen.copies)
     return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
 
@@ -470,7 +448,6 @@ def _at_once(chosen: Chosen) -> str:
 def _warnings(
     request: ResolvedRequest, chosen: Chosen, placed: Mapping[str, int | str]
 ) -> Iterator[str]:
-    """What a person should know before choosing this engine."""
     yield (
         "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
         "a time, without batching, paged cache or CUDA graphs"
@@ -494,11 +471,10 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
         return
     copy = chosen.copies[0]
     size = sum(copy.parts.layers[number].weights for number in off)
-    disk = sum(1 for where in placed.values() if where == "disk")
+    disk = list(placed.values()).count("disk")
     text = (
-        f"{len(off)} of {len(copy.parts.layers)} decoder layers ({format_bytes(size)}) do not "
-        "fit on the GPUs and pass through GPU "
-        f"{copy.gpus[0].index} at every token"
+        f"{len(off)} of {len(copy.parts.layers)} decoder layers ({format_bytes(size)}) do not fit"
+        f" on the GPUs and pass through GPU {copy.gpus[0].index} at every token"
     )
     pcie = copy.gpus[0].pcie
     rate = known(pcie.width, 0) * _LANE.get(known(pcie.generation, 0), 0.0)
@@ -510,7 +486,7 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
 
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
-    """Single changes that make it fit, cheapest first; ``closest`` is what was found without."""
+    """Single changes that make it fit, cheapest first; ``closest`` is the search's without one."""
     fitting, causes = list[Remedy](), list[str]()
     for change, changed, released in _changes(request, closest):
         if fitting and changed.machine.name == MORE_GPUS:
@@ -521,9 +497,8 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
             continue
         if not chosen.keeps(changed):
             continue
-        off = len(chosen.placement.offloaded)
         effect = f"fits: {_at_once(chosen)} {chosen.session_len:,} tokens at a time"
-        if off:
+        if off := len(chosen.placement.offloaded):
             effect += f", {off} decoder layers in host memory (slow)"
         fitting.append(Remedy(change=change, effect=effect))
         causes += [released] if released else []
