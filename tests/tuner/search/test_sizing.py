@@ -175,7 +175,7 @@ def test_no_engine_gets_more_than_it_holds_and_the_others_get_the_rest(
     """To the last request, where all caches together hold just as many."""
     for shares in (
         share_out([(1, FAST), (1, SLOW)], requests, goal, most),
-        evenly([1, 1], requests, most),
+        evenly([(1, 1.0), (1, 3.0)], requests, most),
     ):
         assert sum(shares) == pytest.approx(requests)
         assert all(0 < share <= one for share, one in zip(shares, most, strict=True))
@@ -187,7 +187,7 @@ def test_what_is_held_is_found_out_share_by_share() -> None:
     def held(number: int, share: float) -> float:
         return min(ceil(share), holds[number])
 
-    sets = [2, 1, 1]
+    sets = [(2, 1.0), (1, 1.0), (1, 1.0)]
     shares = held_shares(lambda most: evenly(sets, 40, most), held, len(sets))
     assert shares == [5, 2, 28]
     few = held_shares(lambda most: evenly(sets, 100, most), held, len(sets))

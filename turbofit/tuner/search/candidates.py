@@ -196,7 +196,8 @@ class _Unequal:
         counts = [len(groups) for groups in self.sets]
         even: Sequence[float | None] = [None] * len(counts)
         if requests is not None:
-            even = self._held_shares(lambda most: evenly(counts, requests, most))
+            alike = [(count, 1.0) for count in counts]
+            even = self._held_shares(lambda most: evenly(alike, requests, most))
         alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
         if not all(part.fits for part in alone):
             return self._whole(alone)
@@ -331,19 +332,22 @@ def held_shares(
         ]
 
 
-def evenly(counts: Sequence[int], requests: float, most: Sequence[float] = ()) -> list[float]:
-    """The requests in equal parts at each engine of each set, up to its bound in ``most``.
+def evenly(
+    sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
+) -> list[float]:
+    """Requests at each engine of each set in proportion to its weight, up to its bound.
 
-    ``counts`` are the engines of each set; an empty ``most`` bounds none.
+    ``sets`` are the number of engines and the weight of each; an empty ``most`` bounds none.
     """
-    bounds = list(most or [inf] * len(counts))
-    open_, left = dict(enumerate(counts)), requests
+    bounds = list(most or [inf] * len(sets))
+    open_, left = dict(enumerate(sets)), requests
     while open_:
-        level = left / sum(open_.values())
-        full = [i for i in open_ if bounds[i] < level]
+        weights = sum(count * weight for count, weight in open_.values())
+        level = {i: left * weight / weights for i, (_, weight) in open_.items()}
+        full = [i for i in open_ if bounds[i] < level[i]]
         if not full:
-            return [level if i in open_ else bound for i, bound in enumerate(bounds)]
-        left -= sum(open_.pop(i) * bounds[i] for i in full)
+            return [level.get(i, bound) for i, bound in enumerate(bounds)]
+        left -= sum(open_.pop(i)[0] * bounds[i] for i in full)
     return bounds
 
 
@@ -384,5 +388,5 @@ def share_out(
         return shares
     left = concurrency - sum(count * share for count, share in zip(counts, shares, strict=True))
     room = [bound - share for bound, share in zip(bounds, shares, strict=True)]
-    more = evenly(counts, left, room)
+    more = evenly([(count, 1.0) for count in counts], left, room)
     return [share + added for share, added in zip(shares, more, strict=True)]
