@@ -34,12 +34,7 @@ def bench(
 ) -> LoadResult:
     """Drive the load and measure; the first signal ends it with what was measured so far.
 
-    Args:
-        url: the server's address.
-        spec: the load.
-        key: its API key.
-        model: the name to ask for; None is the server's first.
-        tick: called each second.
+    ``model`` None is the server's first; ``tick`` is called each second.
 
     Raises:
         UsageError: the options contradict each other, or the server refuses this client.

@@ -28,12 +28,7 @@ _SHOWN: Final = 200
 
 
 class StreamError(Exception):
-    """What a server sent is no answer.
-
-    Args:
-        kind: its name among errors.
-        example: what was sent.
-    """
+    """What a server sent is no answer; ``kind`` is the error's name, ``example`` what was sent."""
 
     def __init__(self, kind: str, example: bytes = b"") -> None:
         super().__init__(kind)
@@ -44,8 +39,8 @@ class StreamError(Exception):
 class Answer:
     """The answer to one request; times by the load's clock.
 
-    ``counts``: whether it began in the window. ``kind``: why it is no answer; empty where it is
-    one. ``pieces``: when each piece of text came.
+    ``counts``: it began in the window. ``kind``: why it is no answer; empty where it is one.
+    ``pieces``: when each piece of text came.
     """
 
     begun: float
@@ -60,42 +55,29 @@ class Answer:
 
     @property
     def answered(self) -> bool:
-        """Whether it came to a good end."""
         return self.ended is not None and not self.kind
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answer, as the server counts them; else its pieces.
-
-        Under where pieces are counted: one may hold several tokens.
-        """
+        """Tokens as the server counts them; else pieces, which is under: one may hold several."""
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
 
     def failed(self, at: float, kind: str, example: str = "") -> Answer:
-        """It ended badly."""
         self.ended, self.kind, self.example = at, kind, " ".join(example.split())[:_SHOWN]
         return self
 
 
 class StreamReader:
-    """Reads the events of a chat completion.
-
-    Args:
-        answer: takes what is read.
-    """
+    """Reads the events of a chat completion into an answer."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer, self._rest = answer, b""
-        #: When events came, with text or without: what a server without any text is timed by.
+        #: When events came, with text or without: an answer without any text is timed by them.
         self._events: array[float] = array("d")
         self._done = self._finished = False
 
     def feed(self, data: bytes, at: float) -> None:
-        """Bytes of the body that came at this time.
-
-        Raises:
-            StreamError: they are no events of a completion, or one that says that it failed.
-        """
+        """Take bytes of the body; a `StreamError` says that they are no events of an answer."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             raise StreamError("garbage", self._rest)
@@ -103,11 +85,7 @@ class StreamReader:
             self._line(line.strip(), at)
 
     def end(self) -> None:
-        """The stream is over.
-
-        Raises:
-            StreamError: it was cut short, or had nothing in it.
-        """
+        """End the stream; a `StreamError` says that it was cut short, or had nothing in it."""
         if not self._events:
             raise StreamError("empty answer")
         if not (self._done or self._finished):
@@ -134,9 +112,6 @@ class StreamReader:
             raise StreamError("garbage", body)
         if event.get("error") is not None:
             raise StreamError("error event", body)
-        self._event(event, at)
-
-    def _event(self, event: dict[str, Any], at: float) -> None:
         choices = event["choices"] if isinstance(event["choices"], list) else []
         choices = [choice for choice in choices if isinstance(choice, dict)]
         if choices:
@@ -174,11 +149,8 @@ _CHAT: Final = "/v1/chat/completions"
 class ServerClient:
     """Connections to one OpenAI-compatible server; a context manager.
 
-    Args:
-        url: its address, with or without ``/v1``.
-        key: its API key, where it has one.
-        timeout: the longest that an answer may take, in seconds.
-        silence: the longest without a byte of it.
+    ``url`` is its address, with or without ``/v1``; an answer may take ``timeout`` seconds at most,
+    and ``silence`` of them without a byte.
     """
 
     def __init__(

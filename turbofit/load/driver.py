@@ -33,11 +33,7 @@ _LEAST_HOPELESS: Final = 8
 class LoadRun:
     """One load from its beginning to its end.
 
-    Args:
-        spec: what is asked.
-        trace: the requests, where they are a trace.
-        ask: sends one request; it raises nothing.
-        tick: called each second with this run, while it goes on.
+    ``ask`` sends one request, and raises nothing; ``tick`` is called each second.
     """
 
     def __init__(
@@ -55,7 +51,7 @@ class LoadRun:
         self.closed: float | None = None
         #: Why it ended before its time; empty where it did not.
         self.stopped = ""
-        #: By how much the load itself was late at most, in seconds: of arrivals.
+        #: Seconds by which an arrival was late at most.
         self.late = 0.0
         self._open, self._left = False, 0
         self._begun = self._failures = 0
@@ -69,7 +65,6 @@ class LoadRun:
         self._end.set()
 
     async def run(self) -> None:
-        """Until the end."""
         self.began = self.opened = time.perf_counter()
         self._open_if_warm()
         self._spawn(self._heartbeat())
@@ -90,7 +85,6 @@ class LoadRun:
         return self._open and self.closed is None
 
     def step(self) -> Step:
-        """How far it is, for people."""
         good = sum(answer.answered for answer in self.answers)
         counts = f"{good:,} answered, {len(self.answers) - good:,} failed"
         if not self._open:
@@ -126,27 +120,23 @@ class LoadRun:
             self._spawn(self._request(shape))
         await asyncio.sleep(0)  # the last one begins
         self._close()
-        if not self._left:
-            self._end.set()
 
     async def _request(self, shape: RequestShape) -> Answer:
         counts = self.in_window
-        if counts:
-            self._left += 1
-            self._begun += 1
-            if self._begun == self.spec.requests:
-                self._close()
+        self._left += counts
+        self._begun += counts
+        if counts and self._begun == self.spec.requests:
+            self._close()
         answer = await self._ask(shape)
         answer.counts = counts
         self.answers.append(answer)
-        if counts:
-            self._left -= 1
+        self._left -= counts
         self._open_if_warm()
         self._failures = self._failures + 1 if answer.kind else 0
         if self._failures >= max(_LEAST_HOPELESS, _HOPELESS * (self.spec.at_once or 1)):
             self.stop(f"{self._failures} requests in a row failed")
-        elif self.closed is not None and not self._left:
-            self._end.set()
+        elif self.closed is not None:
+            self._close()
         return answer
 
     def _open_if_warm(self) -> None:
@@ -154,25 +144,25 @@ class LoadRun:
             self._open, self.opened = True, time.perf_counter()
 
     def _close(self) -> None:
-        """The window ends; of a load that never got warm it is empty."""
+        """End the window, which is empty where the load never got warm, and with it the load."""
         if self.closed is None:
-            now = time.perf_counter()
-            self.opened = self.opened if self._open else now
-            self.closed = now
+            self.closed = time.perf_counter()
+            self.opened = self.opened if self._open else self.closed
+        if not self._left:
+            self._end.set()
 
     async def _heartbeat(self) -> None:
         """Close the window in time, and tell of the progress."""
         seconds, ticked = self.spec.measured_seconds, 0.0
         while True:
-            now = time.perf_counter()
-            if self.in_window and seconds is not None and now >= self.opened + seconds:
-                self._close()
-                if not self._left:
-                    self._end.set()
+            now, ends = time.perf_counter(), 1.0
+            if self.in_window and seconds is not None:
+                ends = self.opened + seconds - now
+                if ends <= 0:
+                    self._close()
             if now >= ticked + 1.0:
                 ticked = now
                 self._tick(self)
-            ends = self.opened + seconds - now if self.in_window and seconds is not None else 1.0
             await asyncio.sleep(min(max(ends, 0.001), 0.2))
 
     def _spawn(self, work: Awaitable[object]) -> None:

@@ -1,7 +1,7 @@
 """The bodies of requests: text of about a given number of tokens, and images of a given size.
 
-No tokenizer is needed: a prompt has as many words as it shall have tokens. No two requests are
-alike beyond what they are to share, so that a cache of prompts finds nothing else.
+No tokenizer is needed: a prompt has as many words as it shall have tokens. Requests are alike in
+what they are to share alone, so that a cache of prompts finds nothing else.
 """
 
 from __future__ import annotations
@@ -39,13 +39,7 @@ class RequestShape(NamedTuple):
 
 
 class PromptWriter:
-    """Makes bodies for chat completions.
-
-    Args:
-        model: the name to ask for.
-        seed: of the words and the colours.
-        stop_early: whether an answer may end before its last token.
-    """
+    """Makes bodies for chat completions; ``seed`` is of the words and the colours."""
 
     def __init__(self, model: str, seed: int, *, stop_early: bool) -> None:
         self._model, self._stop_early = model, stop_early
@@ -80,8 +74,7 @@ def user_message(text: str, images: Iterable[str]) -> JsonObject:
 def png(width: int, height: int, colour: int = 0) -> bytes:
     """An image of one colour as a PNG with a palette: a few kilobytes, however large it is.
 
-    Under: a server decodes it faster than a photograph, whose JPEG takes some milliseconds a
-    megapixel.
+    Under: a server decodes it faster than a photograph.
     """
     palette = _chunk(b"PLTE", struct.pack(">I", colour)[1:] * 2)
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0))
