@@ -61,15 +61,10 @@ class _StoppedError(Exception):
 
 
 class BatchJob:
-    """One run of a batch.
+    """One run of a batch, from an input to an output.
 
-    Args:
-        paths: input and output.
-        spec: the options.
-        target: who answers.
-        say: takes each line that matters.
-        written: told how many lines more stand in the output; those of earlier runs come first,
-            even if there are none.
+    ``say`` takes each line that matters; ``written`` is told how many lines more stand in the
+    output: first those of earlier runs, even if there are none.
 
     Raises:
         UsageError: the input or the options are wrong.
@@ -92,7 +87,6 @@ class BatchJob:
         if os.path.exists(paths[1]) and paths[1].samefile(paths[0]):
             raise UsageError("input and output are one file", hint="name another output")
         self._task: asyncio.Task[None] | None = None
-        #: Whether `stop` ended it.
         self.interrupted = False
         #: Items of the input, and those of them that had their line before this run.
         self._total = self._before = 0
@@ -146,7 +140,6 @@ class BatchJob:
             )
 
     def _rate(self, output: OutputFile) -> float:
-        """Items a second of this run."""
         if self._began is None:
             return 0.0
         return (output.lines - self._before) / max(time.monotonic() - self._began, 1e-9)
@@ -249,17 +242,9 @@ async def send_all(
     *,
     at_once: int,
 ) -> None:
-    """Send items and write their lines, until every item has its line.
+    """Send items, so many at once, and write their lines, until every item has its line.
 
-    Args:
-        items: what `Survey.pending` gives.
-        output: where lines go.
-        ask: the line of an item; what it raises ends the run.
-        written: told of each line.
-        at_once: items under way at a time.
-
-    Raises:
-        TurbofitError: what ends the run; all lines until then are written.
+    What ``ask`` raises ends the run; all lines until then are written.
     """
     reading = asyncio.Lock()
     ready: deque[BatchItem] = deque()
@@ -284,11 +269,9 @@ async def send_all(
 async def run_together(
     work: Iterable[Coroutine[Any, Any, None]], beside: Iterable[Coroutine[Any, Any, None]] = ()
 ) -> None:
-    """Wait for all of the work, or for the first error; then nothing of either runs any more.
+    """Wait for all of the work, or for the first error; then nothing runs any more.
 
-    Args:
-        work: what is to be done.
-        beside: what goes on meanwhile, and has no end.
+    What goes on ``beside`` it has no end.
     """
     tasks = {asyncio.ensure_future(coroutine) for coroutine in work}
     left = everything = tasks | {asyncio.ensure_future(coroutine) for coroutine in beside}
