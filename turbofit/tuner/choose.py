@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, option_of
-from turbofit.core.plan import Candidate, Footprint, PaceForecast, Plan, Remedy, may_evict
+from turbofit.core.plan import Candidate, PaceForecast, Plan, Remedy, may_evict
 from turbofit.core.process.log import LazyLogger
 from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
@@ -31,8 +31,6 @@ from turbofit.memory.known_bad import known_problems
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.explain.plan_document import (
     document,
-    footprint_of,
-    footprint_words,
     group_words,
     idle_words,
     verdict_of,
@@ -70,16 +68,12 @@ def plan_of(fit: EngineFit) -> Plan:
     """What was found, in words."""
     request, best, accounts = fit.request, fit.best, fit.accounts
     helps = Remedies((), ()) if fit.fits else remedies(fit)
-    footprint: Footprint | UnsetType = UNSET
     over_rival = [_over(fit, fit.rival)[1]] if fit.fits and fit.rival is not None else []
     groups = best.shape.groups
     if fit.fits:
         tokens = [best.of_group(group).kv_tokens for group in groups]
         shown = accounts if best.parts else accounts[:1]
         verdict = verdict_of(request, groups, shown, tokens, best.vision_load)
-        if request.least:
-            footprint = footprint_of(request, accounts, fit.host)
-            verdict += f", {footprint_words(request, footprint)}"
     else:
         # What a person can change comes first: an option without which it fits is the cause.
         cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
@@ -109,7 +103,6 @@ def plan_of(fit: EngineFit) -> Plan:
         limit_costs=tuple(limit_costs(request, best, fit.engine)) if fit.fits else (),
         usual_image=usual_image(fit) if fit.fits else UNSET,
         pace=_pace(request, best),
-        footprint=footprint,
     )
 
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Final, NamedTuple
 
-from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import BEYOND, groups_of, indices
-from turbofit.core.plan import Footprint, GpuLedger, HostMemory, Plan, Remedy, Settings
+from turbofit.core.plan import GpuLedger, HostMemory, Plan, Remedy, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
 from turbofit.memory.account import Engine, VisionLoad
@@ -35,8 +34,6 @@ from turbofit.memory.transformers.activations import (
 )
 from turbofit.tuner.explain.plan_document import (
     document,
-    footprint_of,
-    footprint_words,
     free_words,
     idle_words,
 )
@@ -44,8 +41,10 @@ from turbofit.tuner.explain.remedies import (
     MORE_GPUS,
     Change,
     Remedies,
+    fewer_at_once,
     larger,
     left_to_turbofit,
+    smaller_workload,
     stopped,
     with_more_gpus,
 )
@@ -287,19 +286,13 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     placed = device_map(chosen.copies[0], chosen.placement, kept)
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
     helps = Remedies((), ()) if keeps else _remedies(request, chosen)
-    words = _verdict(request, chosen, ledgers, problem, helps.causes)
-    footprint: Footprint | UnsetType = UNSET
     held = None if request.promised_requests is None else len(chosen.copies) * chosen.fits
-    fits = keeps and problem is None
-    if request.least and fits:
-        footprint = footprint_of(request, accounts, host)
-        words += f", {footprint_words(request, footprint)}"
     return document(
         request,
         engine,
         accounts,
-        fits=fits,
-        verdict=words,
+        fits=keeps and problem is None,
+        verdict=_verdict(request, chosen, ledgers, problem, helps.causes),
         parallel_reason=_parallel(request, chosen),
         host=host,
         settings=settings,
@@ -310,7 +303,6 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
         warnings=_warnings(request, chosen, placed),
         remedies=helps.remedies,
         device_map=placed,
-        footprint=footprint,
     )
 
 
@@ -507,13 +499,8 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     """Single changes, cheapest first."""
-    workload, copies = request.workload, len(closest.copies)
     yield from left_to_turbofit(request)
-    if workload.context is not None:
-        free, context = request.with_workload(context=None), f"--context {workload.context}"
-        yield Change("leave --context to what fits", free, context)
-    if workload.images > 1:
-        yield Change("--images 1", request.with_workload(images=1), f"--images {workload.images}")
+    yield from smaller_workload(request, "what fits")
     rule, limit = request.model.image_rule, request.limit
     if rule is not None and limit is not None and limit > 1:
         option, half = rule.limit_option, limit // 2
@@ -526,7 +513,6 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     yield from stopped(request)
     yield from with_more_gpus(request)
     if closest.fits:  # and answers fewer at once than were asked for
-        fewer = request.with_workload(concurrency=copies)
-        yield Change(f"--concurrency {copies}", fewer, f"--concurrency {workload.concurrency}")
+        yield fewer_at_once(request, len(closest.copies))
     else:
         yield from larger(request)

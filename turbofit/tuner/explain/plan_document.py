@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.messages import indices, on_each_gpu, plural
@@ -59,6 +59,10 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     """
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
+    footprint: Footprint | UnsetType = UNSET
+    if request.least and fits:
+        footprint = _footprint(request, accounts, host)
+        verdict += f", {_footprint_words(request, footprint)}"
     total = sum(outcome.tokens for outcome in outcomes)
     caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
     kv = min(caches, key=lambda cache: cache.tokens)
@@ -99,6 +103,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         ),
         held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
+        footprint=footprint,
         **rest,
     )
 
@@ -217,7 +222,7 @@ def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
     return f"GPU {names}{link}"
 
 
-def footprint_of(
+def _footprint(
     request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
 ) -> Footprint:
     """What engines take of each GPU, what is left, and how many such engines would fit in all."""
@@ -242,8 +247,7 @@ def footprint_of(
     return Footprint(taken=sizes, left=min(left), servers=servers)
 
 
-def footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
-    """What is left for others, as a clause of a verdict."""
+def _footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
     count, left = footprint.servers, format_bytes(footprint.left)
     where = plural(len(footprint.taken), "GPU")
     holds = "holds" if where == "GPU" else "hold"

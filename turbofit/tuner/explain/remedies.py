@@ -129,16 +129,14 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     """Single changes, cheapest first."""
     request = fit.request
     yield from _released_options(request)
-    yield from _smaller_workload(request)
+    yield from smaller_workload(request, "what the cache holds")
     yield from _smaller_images(fit)
     yield from quantised_cache(request)
     yield from _other_checkpoint(request)
     # As many at once as are held; one where the caches hold all and the host does not.
-    wanted = request.promised_requests or 1
     count = 1 if fit.best.fits else fit.best.held_requests
-    if 0 < count < wanted:
-        fewer = request.with_workload(concurrency=count)
-        yield Change(f"--concurrency {count}", fewer, f"--concurrency {wanted}")
+    if 0 < count < (request.promised_requests or 1):
+        yield fewer_at_once(request, count)
     if request.tp is not None and len(request.visible) > request.tp:
         free = replace(request, tp=None, replicas=None)
         yield Change("leave --tp to turbofit", free, f"--tp {request.tp}")
@@ -189,11 +187,18 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
         yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
 
 
-def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
+def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
+    """A smaller concurrency than the person's."""
+    option = f"--concurrency {request.workload.concurrency}"
+    return Change(f"--concurrency {count}", request.with_workload(concurrency=count), option)
+
+
+def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
+    """No context but what is ``held``, and fewer images."""
     images, context = request.workload.images, request.workload.context
     if context is not None:
         free, option = request.with_workload(context=None), f"--context {context}"
-        yield Change("leave --context to what the cache holds", free, option)
+        yield Change(f"leave --context to {held}", free, option)
     requested_load = vision_load_of(request, request.requested_limit)
     excess = excess_tokens(request, requested_load)
     if excess:

@@ -7,7 +7,7 @@ limits are tried where no shape serves that one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -175,7 +175,7 @@ class _Search(SearchState):
         pairs = list(zip(space, whole, strict=True))
         every = whole + [queued for pair in pairs for queued in self.queued(*pair)]
         if not any(evaluation.serves for evaluation in every):
-            every += [lowered for shape in space for lowered in self.lowered(shape)]
+            every += self.lowered(space)
         serving = [evaluation for evaluation in every if evaluation.serves]
         best = max(serving or whole, key=_order)
         if not best.serves or not best.queues:
@@ -287,18 +287,21 @@ class _Search(SearchState):
             return True
         return any(part.wants_cache for part in whole.sets)
 
-    def lowered(self, shape: Shape) -> Iterator[Evaluation]:
-        """The largest limit that serves; it pays for the engine's bound where that fits too."""
-        request = self.request
-        rule, requested = request.model.image_rule, request.requested_limit
-        given = request.limit is not None or request.workload.image_size is not None
-        if rule is not None and requested is not None and not given:
-            yield self.lowered_to(shape, rule, requested, attrgetter("serves"))
+    def lowered(self, space: Sequence[Shape]) -> list[Evaluation]:
+        """Each shape with the largest limit that serves, where no person gives one."""
+        rule, most = self.request.model.image_rule, self.request.requested_limit
+        given = self.request.limit is not None or self.request.workload.image_size is not None
+        if rule is None or most is None or given:
+            return []
+        return [self.lowered_to(shape, rule, most, attrgetter("serves")) for shape in space]
 
     def lowered_to(
         self, shape: Shape, rule: ImageRule, below: int, good: Callable[[Evaluation], bool]
     ) -> Evaluation:
-        """The largest limit below another that is good; the least where none is."""
+        """The largest limit below another that is good, the least where none is.
+
+        It pays for the engine's bound where that fits too.
+        """
         request, step, least = self.request, rule.limit_step, rule.least_limit
 
         def at(limit: int) -> Evaluation:
