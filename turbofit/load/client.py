@@ -28,11 +28,11 @@ _SHOWN: Final = 200
 
 
 class StreamError(Exception):
-    """What a server sent is no answer; ``kind`` is the error's name, ``example`` what was sent."""
+    """What a server sent is no answer; ``kind`` is the error's name, its text what was sent."""
 
     def __init__(self, kind: str, example: bytes = b"") -> None:
-        super().__init__(kind)
-        self.kind, self.example = kind, example[:_LARGEST_ERROR].decode(errors="replace")
+        super().__init__(example[:_LARGEST_ERROR].decode(errors="replace"))
+        self.kind = kind
 
 
 @dataclass(slots=True)
@@ -61,10 +61,6 @@ class Answer:
     def tokens(self) -> int:
         """Tokens as the server counts them; else pieces, which is under: one may hold several."""
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
-
-    def failed(self, at: float, kind: str, example: str = "") -> Answer:
-        self.ended, self.kind, self.example = at, kind, " ".join(example.split())[:_SHOWN]
-        return self
 
 
 class StreamReader:
@@ -246,10 +242,9 @@ class LoadClient(ServerClient):
                 self._url + _CHAT, data=data, headers={"Content-Type": "application/json"}
             ) as response:
                 await self._read(response, answer)
-        except StreamError as exc:
-            return answer.failed(time.perf_counter(), exc.kind, exc.example)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-            return answer.failed(time.perf_counter(), _kind(exc), str(exc))
+        except (StreamError, aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+            answer.ended, answer.kind = time.perf_counter(), _kind(exc)
+            answer.example = " ".join(str(exc).split())[:_SHOWN]
         return answer
 
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
@@ -265,14 +260,16 @@ class LoadClient(ServerClient):
         answer.ended = time.perf_counter()
 
 
-def _kind(exc: BaseException) -> str:
-    """What a failed exchange is called; the first that fits."""
-    if isinstance(exc, aiohttp.ClientConnectorError):
-        return "no connection"
-    if isinstance(exc, aiohttp.SocketTimeoutError):
-        return "stalled"
-    if isinstance(exc, asyncio.TimeoutError):
-        return "timeout"
-    if isinstance(exc, aiohttp.ClientPayloadError):
-        return "cut short"
-    return "connection broken"
+#: What a failed exchange is called; the first that fits.
+_KINDS: Final = (
+    (aiohttp.ClientConnectorError, "no connection"),
+    (aiohttp.SocketTimeoutError, "stalled"),
+    (asyncio.TimeoutError, "timeout"),
+    (aiohttp.ClientPayloadError, "cut short"),
+)
+
+
+def _kind(exc: Exception) -> str:
+    if isinstance(exc, StreamError):
+        return exc.kind
+    return next((kind for type_, kind in _KINDS if isinstance(exc, type_)), "connection broken")

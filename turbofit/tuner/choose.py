@@ -115,7 +115,6 @@ def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetTyp
 
 
 def why_not(fit: EngineFit) -> str:
-    """Why it does not fit, in words."""
     if fit.best.fits and fit.host_problem:
         return fit.host_problem
     return explain(fit.request, fit.best, fit.engine)

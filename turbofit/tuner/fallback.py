@@ -37,6 +37,7 @@ from turbofit.tuner.explain.plan_document import (
     free_words,
     idle_words,
 )
+from turbofit.tuner.explain.reasons import context_reason
 from turbofit.tuner.explain.remedies import (
     MORE_GPUS,
     Change,
@@ -91,7 +92,6 @@ class Chosen(NamedTuple):
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The GPUs of each copy."""
         return tuple(tuple(gpu.index for gpu in copy.gpus) for copy in self.copies)
 
 
@@ -342,20 +342,10 @@ def _reasons(
 ) -> Iterator[str]:
     yield f"engine transformers: {reason}"
     yield "max_batch_size 1: this engine answers one request after the other"
-    fixed, longest = request.fixed, request.model.text.max_position_embeddings
-    if "session_len" in fixed:
-        why = "as set by you"
-    elif request.workload.context is not None:
-        why = "the context asked for"
-    elif request.least:
-        why = "the workload's request; --context asks for more"
-    elif settings.session_len >= longest:
-        why = "the model's own context, which fits"
-    else:
-        why = f"the model's {longest} lowered to what fits"
-    yield f"session_len {settings.session_len}: {why}"
+    context = settings.session_len
+    yield f"session_len {context}: {context_reason(request, context, 'fits')}"
     gpus = [gpu for copy in chosen.copies for gpu in copy.gpus]
-    why = "as set by you" if fixed.get("dtype") else dtype_for(request.model, gpus)[1]
+    why = "as set by you" if request.fixed.get("dtype") else dtype_for(request.model, gpus)[1]
     yield f"dtype {settings.dtype}: {why}"
     if any(copy.writes_matrix(k) for copy in chosen.copies for k in range(len(copy.gpus))):
         yield (

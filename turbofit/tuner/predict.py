@@ -173,7 +173,6 @@ def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], 
 def _check_free(
     request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], free: int | None
 ) -> None:
-    """Refuse more free memory than CUDA can hand out on a GPU that is used."""
     if free is None:
         return
     for gpu in (request.machine.gpu(index) for group in groups for index in group):

@@ -87,7 +87,6 @@ class ResolvedRequest(Struct):
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
-        """The GPUs that may be used, in the machine's order."""
         return tuple(self.machine.gpu(index) for index in self.machine.visible)
 
     def margin_of(self, gpu: Gpu) -> int:
@@ -105,7 +104,6 @@ class ResolvedRequest(Struct):
 
     @property
     def context_given(self) -> bool:
-        """Whether a person asks for a context."""
         return self.workload.context is not None or "session_len" in self.fixed
 
     @property
@@ -115,7 +113,6 @@ class ResolvedRequest(Struct):
         return self.limit if rule is None or self.limit is not None else rule.checkpoint_limit
 
     def with_workload(self, **fields: Any) -> ResolvedRequest:
-        """The same with other values in its workload."""
         return replace(self, workload=replace(self.workload, **fields))
 
 

@@ -109,7 +109,6 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
 
 
 def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
-    """The cache of one group beside the tokens of all."""
     return Kv(
         bytes_per_token=account.bytes_per_token,
         tokens=outcome.tokens,
@@ -125,7 +124,6 @@ def _limits(
     limit: int | None,
     accounts: Sequence[Account],
 ) -> Limits:
-    """What the gateway holds requests to."""
     rule, images = request.model.image_rule, vision_load.images_per_request
     limits = Limits(
         vision_unit=None,

@@ -136,23 +136,33 @@ def _batch(fit: EngineFit) -> str:
 def _context(fit: EngineFit) -> str:
     request, session_len = fit.request, fit.best.settings.session_len
     longest = request.model.text.max_position_embeddings
-    if request.workload.context is not None:
-        return "the context asked for"
-    if request.least:
-        return "the workload's request; --context asks for more"
-    if session_len == longest_context(request) < longest:
+    if request.least or request.context_given or session_len >= longest:
+        return context_reason(request, session_len, "the cache holds")
+    if session_len == longest_context(request):
         return (
             f"enough for most requests; the model reads {longest}: --context asks for more, and"
             " takes cache where more images can meet in a forward"
         )
-    if session_len >= longest:
-        return "the model's own context, which the cache holds"
     if fit.best.parts:
         return (
             f"the model's {longest} lowered to what the smallest cache holds; --context asks"
             " for more, without the cards that cannot hold it"
         )
-    return f"the model's {longest} lowered to what the cache holds"
+    return context_reason(request, session_len, "the cache holds")
+
+
+def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
+    """Why the context is what it is; ``held``: what bounds it, as in "what fits"."""
+    longest = request.model.text.max_position_embeddings
+    if "session_len" in request.fixed:
+        return "as set by you"
+    if request.workload.context is not None:
+        return "the context asked for"
+    if request.least:
+        return "the workload's request; --context asks for more"
+    if session_len >= longest:
+        return f"the model's own context, which {held}"
+    return f"the model's {longest} lowered to what {held}"
 
 
 def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:

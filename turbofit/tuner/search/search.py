@@ -60,12 +60,10 @@ class EngineFit(Struct):
 
     @property
     def fits(self) -> bool:
-        """Whether GPUs and host hold it."""
         return self.best.fits and self.host_problem is None
 
     @property
     def host_problem(self) -> str | None:
-        """Why host memory does not do, where it is known not to."""
         return host_problem(self.host)
 
     @property
@@ -80,14 +78,12 @@ class EngineFit(Struct):
 
     @property
     def tokens(self) -> int:
-        """KV tokens of the smallest cache."""
         return min(
             account.tokens_at(account.settings.cache_max_entry_count) for account in self.accounts
         )
 
     @property
     def throughput(self) -> Throughput | None:
-        """The forecast of speed of all groups; None where there is none."""
         speeds = self.best.speeds
         return total(speeds, self.request.machine.measured) if speeds else None
 
@@ -240,7 +236,6 @@ class _Search(SearchState):
         return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"
 
     def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
-        """A shape under a limit."""
         vision_load = vision_load_of(self.request, limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)

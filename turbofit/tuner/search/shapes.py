@@ -46,7 +46,6 @@ class Shape(Struct):
 
     @property
     def replicas(self) -> int:
-        """Groups that serve side by side."""
         return len(self.groups)
 
     def requests(self, concurrency: int | None) -> float:
@@ -97,7 +96,6 @@ class Evaluation(Struct):
     slow: float = 0.0
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
-        """What one of the shape's groups runs."""
         return next((part for part in self.parts if group in part.shape.groups), self)
 
     @property
@@ -126,7 +124,6 @@ class Evaluation(Struct):
         return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
 
     def candidate(self, why_not: str) -> Candidate:
-        """The row of ``considered``."""
 
         def kept(settings: Settings) -> dict[str, Any]:
             return {name: getattr(settings, name) for name in _CANDIDATE_SETTINGS}
@@ -294,7 +291,6 @@ def _replicas(request: ResolvedRequest, most: int) -> Sequence[int]:
 
 
 def no_shape(request: ResolvedRequest, engine: Engine) -> str:
-    """Why there is no shape at all."""
     count = len(request.visible)
     if request.tp is not None:
         problem = engine.tp_problem(request.model, request.tp)

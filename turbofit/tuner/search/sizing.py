@@ -83,7 +83,6 @@ class Sizer:
         return (shape, self.vision_load, tuple(map(self._key, self.distinct)))
 
     def with_batch(self, batch: int) -> Sizer:
-        """The same with so many requests at once in each group."""
         other = copy(self)
         other.shape = replace(self.shape, at_once=float(batch))
         return other
