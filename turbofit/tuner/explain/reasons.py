@@ -136,14 +136,13 @@ def _batch(fit: EngineFit) -> str:
 def _context(fit: EngineFit) -> str:
     request, session_len = fit.request, fit.best.settings.session_len
     longest = request.model.text.max_position_embeddings
-    if request.least or request.context_given or session_len >= longest:
-        return context_reason(request, session_len, "the cache holds")
-    if session_len == longest_context(request):
+    bounded = not (request.least or request.context_given or session_len >= longest)
+    if bounded and session_len == longest_context(request):
         return (
             f"enough for most requests; the model reads {longest}: --context asks for more, and"
             " takes cache where more images can meet in a forward"
         )
-    if fit.best.parts:
+    if bounded and fit.best.parts:
         return (
             f"the model's {longest} lowered to what the smallest cache holds; --context asks"
             " for more, without the cards that cannot hold it"

@@ -7,14 +7,13 @@ limits are tried where no shape serves that one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
-from turbofit.core.images import ImageRule
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
@@ -147,18 +146,15 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
 def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine) -> Evaluation:
     """One shape where images of another limit are served, and asked for."""
     at_once = None if request.workload.concurrency is None else shape.at_once
-    shape = replace(shape, units_per_forward=None, at_once=at_once)
-    return _Search(replace(request, limit=limit), engine).evaluate(shape, limit)
+    shape = replace(shape, limit=limit, units_per_forward=None, at_once=at_once)
+    return _Search(replace(request, limit=limit), engine).evaluate(shape)
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
     """The largest lower limit of an image under which a shape keeps all else; None for none."""
-    rule = request.model.image_rule
-    if rule is None or shape.limit is None:
-        return None
     whole = replace(shape, at_once=None, units_per_forward=None)
-    lowered = _Search(request, engine).lowered_to(whole, rule, shape.limit, attrgetter("fits"))
-    return lowered.shape.limit if lowered.fits else None
+    lowered = _Search(request, engine).lowered(whole, attrgetter("fits"))
+    return lowered.shape.limit if lowered is not None and lowered.fits else None
 
 
 class _Search(SearchState):
@@ -167,11 +163,12 @@ class _Search(SearchState):
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """The best shape, and all that were looked at; where none serves the best as asked."""
         space = self.shapes()
-        whole = [self.evaluate(shape, self.request.requested_limit) for shape in space]
+        whole = [self.evaluate(shape) for shape in space]
         pairs = list(zip(space, whole, strict=True))
         every = whole + [queued for pair in pairs for queued in self.queued(*pair)]
-        if not any(evaluation.serves for evaluation in every):
-            every += self.lowered(space)
+        given = self.request.limit is not None or self.request.workload.image_size is not None
+        if not given and not any(evaluation.serves for evaluation in every):
+            every += filter(None, [self.lowered(shape, attrgetter("serves")) for shape in space])
         serving = [evaluation for evaluation in every if evaluation.serves]
         best = max(serving or whole, key=_order)
         if not best.serves or not best.queues:
@@ -235,14 +232,14 @@ class _Search(SearchState):
         variant = unpacked_variant(self.request.model)
         return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"
 
-    def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
-        vision_load = vision_load_of(self.request, limit)
+    def evaluate(self, shape: Shape) -> Evaluation:
+        vision_load = vision_load_of(self.request, shape.limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
-        evaluation = evaluate(self, replace(shape, limit=limit))
+        evaluation = evaluate(self, shape)
         _LOG.debug(
             "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
-            shape.groups, shape.max_prefill_token_num, limit, shape.units_per_forward,
+            shape.groups, shape.max_prefill_token_num, shape.limit, shape.units_per_forward,
             evaluation.fits, evaluation.kv_tokens, evaluation.score, evaluation.short,
         )  # fmt: skip
         return evaluation
@@ -251,27 +248,29 @@ class _Search(SearchState):
         """The asked limit, paying for one request's units; ``whole`` pays for the engine's."""
         # With `queue_images` every shape pays for one request's already.
         free = self.request.workload.queue_images is None
-        if not self.requested_load.units_per_image or not free or not self._wants_cache(whole):
-            return
         units = self.requested_load.units_per_request
-        asked = replace(shape, units_per_forward=units)
-        queued = self.evaluate(asked, self.request.requested_limit)
+        if not units or not free or not self._wants_cache(whole):
+            return
+        queued = self.evaluate(replace(shape, units_per_forward=units))
         if not (queued.fits and whole.fits and queued.worth <= whole.worth):
             yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
         """The same, paying for as many units in one forward as cost no promise and no speed."""
-        rule, limit, low = self.request.model.image_rule, queued.shape.limit, queued.shape
+        rule, low, least = (
+            self.request.model.image_rule,
+            queued.shape,
+            queued.shape.units_per_forward,
+        )
         assert rule is not None
-        assert low.units_per_forward is not None
-        vision_load = vision_load_of(self.request, limit)
+        assert least is not None
+        vision_load = vision_load_of(self.request, low.limit)
         bounds = [self.engine.units_bound(rule, vision_load, part.settings) for part in queued.sets]
         at_once = None if self.request.workload.concurrency is None else low.at_once
 
         def at(units: int) -> Evaluation:
-            return self.evaluate(replace(low, at_once=at_once, units_per_forward=units), limit)
+            return self.evaluate(replace(low, at_once=at_once, units_per_forward=units))
 
-        least = low.units_per_forward
         return _largest(queued, least, max(least, *bounds), rule.unit_step, at, attrgetter("fits"))
 
     def _wants_cache(self, whole: Evaluation) -> bool:
@@ -282,34 +281,28 @@ class _Search(SearchState):
             return True
         return any(part.wants_cache for part in whole.sets)
 
-    def lowered(self, space: Sequence[Shape]) -> list[Evaluation]:
-        """Each shape with the largest limit that serves, where no person gives one."""
-        rule, most = self.request.model.image_rule, self.request.requested_limit
-        given = self.request.limit is not None or self.request.workload.image_size is not None
-        if rule is None or most is None or given:
-            return []
-        return [self.lowered_to(shape, rule, most, attrgetter("serves")) for shape in space]
-
-    def lowered_to(
-        self, shape: Shape, rule: ImageRule, below: int, good: Callable[[Evaluation], bool]
-    ) -> Evaluation:
-        """The largest limit below another that is good, the least where none is.
+    def lowered(self, shape: Shape, good: Callable[[Evaluation], bool]) -> Evaluation | None:
+        """The shape with the largest lower limit that is good, or the least; None without images.
 
         It pays for the engine's bound where that fits too.
         """
-        request, step, least = self.request, rule.limit_step, rule.least_limit
+        request, rule, most = self.request, self.request.model.image_rule, shape.limit
+        if rule is None or most is None:
+            return None
+        step, least = rule.limit_step, rule.least_limit
 
         def at(limit: int) -> Evaluation:
-            if request.workload.queue_images is False:
-                return self.evaluate(shape, limit)
-            units = vision_load_of(request, limit).units_per_request
-            return self.evaluate(replace(shape, units_per_forward=units), limit)
+            lower = replace(shape, limit=limit)
+            if request.workload.queue_images is not False:
+                units = vision_load_of(request, limit).units_per_request
+                lower = replace(lower, units_per_forward=units)
+            return self.evaluate(lower)
 
         best = at(least)
         if not good(best):
             return best
-        best = _largest(best, least, below - step, step, at, good)
-        return max(best, self.evaluate(shape, best.shape.limit), key=_order)
+        best = _largest(best, least, most - step, step, at, good)
+        return max(best, self.evaluate(replace(shape, limit=best.shape.limit)), key=_order)
 
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
         known = known_problems(launch, self.engine.name, self.engine.version)
