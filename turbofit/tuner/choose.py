@@ -44,7 +44,7 @@ from turbofit.tuner.explain.reasons import (
     usual_image,
     why_rejected,
 )
-from turbofit.tuner.explain.remedies import Remedies, remedies, speed_remedies
+from turbofit.tuner.explain.remedies import remedies, speed_remedies
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.search.candidates import explain
 from turbofit.tuner.search.search import EngineFit, fit_on_host, search
@@ -67,18 +67,26 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
 def plan_of(fit: EngineFit) -> Plan:
     """What was found, in words."""
     request, best, accounts = fit.request, fit.best, fit.accounts
-    helps = Remedies((), ()) if fit.fits else remedies(fit)
     over_rival = [_over(fit, fit.rival)[1]] if fit.fits and fit.rival is not None else []
     groups = best.shape.groups
     if fit.fits:
         tokens = [best.of_group(group).kv_tokens for group in groups]
         shown = accounts if best.parts else accounts[:1]
         verdict = verdict_of(request, groups, shown, tokens, best.vision_load)
+        more: dict[str, object] = {
+            "throughput": fit.throughput,
+            "usual_image": usual_image(fit),
+            "limit_costs": tuple(limit_costs(request, best, fit.engine)),
+            "remedies": tuple(speed_remedies(fit)),
+        }
     else:
         # What a person can change comes first: an option without which it fits is the cause.
-        cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
+        changes, causes = remedies(fit)
+        more = {"remedies": changes}
+        cause = f" with {' and '.join(causes)}" if causes else ""
         verdict = f"does not fit: {request.model.name}{cause}: {why_not(fit)}"
     requests = request.workload.concurrency
+    at_once = [best.of_group(group).shape.requests(requests) for group in groups]
     largest = max(accounts, key=lambda account: account.units_per_forward)
     return document(
         request,
@@ -92,17 +100,12 @@ def plan_of(fit: EngineFit) -> Plan:
         vision_load=best.vision_load,
         limit=best.shape.limit,
         held_requests=None if request.promised_requests is None else best.held_requests,
-        at_once=[best.of_group(group).shape.requests(requests) for group in groups]
-        if best.parts
-        else (),
-        throughput=fit.throughput if fit.fits else None,
+        at_once=at_once if best.parts else (),
         considered=_considered(fit),
         reasons=(*over_rival, *fit.reasons, *reasons(fit, largest)),
         warnings=_warnings(fit),
-        remedies=tuple(speed_remedies(fit)) if fit.fits else helps.remedies,
-        limit_costs=tuple(limit_costs(request, best, fit.engine)) if fit.fits else (),
-        usual_image=usual_image(fit) if fit.fits else UNSET,
         pace=_pace(request, best),
+        **more,
     )
 
 

@@ -112,24 +112,22 @@ def search(request: ResolvedRequest) -> Chosen:
 
 def _search(request: ResolvedRequest) -> Chosen:
     request = _held(request)
-    every = _limits(request)
-    loads = [vision_load_of(request, limit) for limit in every]
-    limits = [n for n, load in zip(every, loads, strict=True) if not excess_tokens(request, load)]
+    every = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
+    possible = [pair for pair in every if not excess_tokens(request, pair[1])]
     groupings = list(_groupings(request))
-    for limit, copies in product(limits, groupings):
-        chosen = _on_gpus(request, copies, limit)
+    for pair, copies in product(possible, groupings):
+        chosen = _on_gpus(request, copies, *pair)
         if chosen is not None:
             return chosen
     copies = groupings[-1]
-    for limit in limits:  # the shortest context, so that as few layers as possible are off the GPUs
-        vision_load = vision_load_of(request, limit)
-        tokens = _shortest(request, vision_load)
-        placement = fewest_offloaded(_Tightest(copies), load_of(vision_load, tokens))
+    for limit, load in possible:  # the shortest context: as few layers as possible off the GPUs
+        tokens = _shortest(request, load)
+        placement = fewest_offloaded(_Tightest(copies), load_of(load, tokens))
         if placement is not None:
-            return Chosen(copies, placement, vision_load, limit, tokens)
+            return Chosen(copies, placement, load, limit, tokens)
     # Every layer off the GPUs, so that what is left is what is too large.
-    tokens = _shortest(request, loads[-1])
-    return Chosen(copies, nowhere(copies[0]), loads[-1], every[-1], tokens, fits=False)
+    limit, load = every[-1]
+    return Chosen(copies, nowhere(copies[0]), load, limit, _shortest(request, load), fits=False)
 
 
 def _check(request: ResolvedRequest) -> None:
@@ -232,9 +230,11 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     return most if request.context_given else min(shortest_context(vision_load), most)
 
 
-def _on_gpus(request: ResolvedRequest, copies: list[ModelCopy], limit: int | None) -> Chosen | None:
+def _on_gpus(
+    request: ResolvedRequest, copies: list[ModelCopy], limit: int | None, vision_load: VisionLoad
+) -> Chosen | None:
     """The copies with the longest context that all of them hold; None where they hold none."""
-    vision_load, tightest = vision_load_of(request, limit), _Tightest(copies)
+    tightest = _Tightest(copies)
 
     def fits(tokens: int) -> bool:
         return holds(tightest, load_of(vision_load, tokens))
@@ -285,7 +285,7 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     problem = host_problem(host)
     placed = device_map(chosen.copies[0], chosen.placement, kept)
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
-    helps = Remedies((), ()) if keeps else _remedies(request, chosen)
+    helps = Remedies() if keeps else _remedies(request, chosen)
     held = None if request.promised_requests is None else len(chosen.copies) * chosen.fits
     return document(
         request,

@@ -37,10 +37,10 @@ _SHORTER: Final = (16384, 8192, 4096)
 
 
 class Remedies(NamedTuple):
-    """What helps, and which of the person's own options each keep it from fitting by themselves."""
+    """What helps, and the person's own options that each alone keep it from fitting."""
 
-    remedies: tuple[Remedy, ...]
-    causes: tuple[str, ...]
+    remedies: tuple[Remedy, ...] = ()
+    causes: tuple[str, ...] = ()
 
 
 class Change(NamedTuple):

@@ -257,11 +257,8 @@ class _Search(SearchState):
 
     def widened(self, queued: Evaluation) -> Evaluation:
         """The same, paying for as many units in one forward as cost no promise and no speed."""
-        rule, low, least = (
-            self.request.model.image_rule,
-            queued.shape,
-            queued.shape.units_per_forward,
-        )
+        rule, low = self.request.model.image_rule, queued.shape
+        least = low.units_per_forward
         assert rule is not None
         assert least is not None
         vision_load = vision_load_of(self.request, low.limit)
