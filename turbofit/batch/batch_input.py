@@ -242,7 +242,7 @@ def _folder(path: Path) -> Table:
 
 
 def _images(folder: str, below: str) -> Iterator[str]:
-    """Paths below the folder, by name, hidden ones left out; memory is that of one folder."""
+    """Paths below the folder, by name, hidden ones left out."""
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)

@@ -186,12 +186,7 @@ class Sender(ServerClient):
         self.lowered = 0
 
     async def model(self) -> str:
-        """The first model of the server.
-
-        Raises:
-            UnservedError: it does not answer, or not as such a server does.
-            UsageError: it does not know the key.
-        """
+        """The first model of the server; raises as a load's client does."""
         try:
             status, _, raw = await self._answer("GET", "/v1/models", None)
         except (aiohttp.InvalidURL, ValueError):

@@ -85,11 +85,7 @@ class ServerProcess:
         self._ending = False
 
     async def start(self) -> None:
-        """Start it and wait until it serves.
-
-        Raises:
-            TurbofitError: why it does not.
-        """
+        """Start it and wait until it serves; a `TurbofitError` says why it does not."""
         command = [*SERVE, *self._options, "--port", str(free_ports(1)[0]), "--access-log", "none"]
         self._process = await asyncio.create_subprocess_exec(
             *guarded(command),
@@ -108,11 +104,7 @@ class ServerProcess:
             await self.ended()
 
     async def ended(self) -> None:
-        """Wait for an end that nobody asked for.
-
-        Raises:
-            TurbofitError: why it ended.
-        """
+        """Wait for an end that nobody asked for; a `TurbofitError` says why."""
         assert self._following is not None
         await asyncio.shield(self._following)
 

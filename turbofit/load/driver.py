@@ -1,8 +1,7 @@
 """Drives a load: warm-up, the window that is measured, and the end.
 
-The load stays on until all that began in the window is answered, so that no request of the window
-meets a server that is less busy than it was. Requests that begin after the window do not count and
-are broken off at the end.
+The load stays on until all that began in the window is answered, so that none of it meets a server
+that is less busy. Requests that begin after the window do not count and are broken off at the end.
 """
 
 from __future__ import annotations
@@ -172,7 +171,6 @@ class LoadRun:
 
 
 def drawn(spec: LoadSpec) -> Iterator[RequestShape]:
-    """Requests without end."""
     draw = random.Random(spec.seed)
     while True:
         yield RequestShape(
@@ -184,7 +182,6 @@ def drawn(spec: LoadSpec) -> Iterator[RequestShape]:
 
 
 def replayed(trace: Sequence[TracedRequest]) -> Iterator[RequestShape]:
-    """The requests of a trace, once."""
     for line in trace:
         # Requests that say nothing of their length get a token.
         yield RequestShape(max(1, line.text_tokens), max(1, line.output_tokens), line.images)

@@ -98,7 +98,6 @@ class Window(NamedTuple):
         return max(0.0, min(answer.ended, self.end) - max(answer.begun, self.begin))
 
     def share(self, answer: Answer) -> float:
-        """The share of an answer's time that lies in it."""
         assert answer.ended is not None
         return self.overlap(answer) / max(answer.ended - answer.begun, 1e-9)
 

@@ -48,11 +48,7 @@ class TracedRequest(Struct):
 
 
 def read_trace(path: str) -> tuple[TracedRequest, ...]:
-    """The requests of a file in the order of their arrival, the first of them at 0.
-
-    Raises:
-        UsageError: it cannot be read, a line is none, or there is none.
-    """
+    """The requests of a file in the order of their arrival, the first of them at 0."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(_LARGEST)

@@ -1,8 +1,8 @@
 """Which engine: TurboMind, where the PyTorch engine does not serve more of what was asked.
 
-TurboMind decodes faster. But it takes more while it loads, and other memory for images, so that on
-some cards only the other engine starts, admits images whole, or holds the context. Where the least
-memory is asked for, the engine that takes less is chosen.
+TurboMind decodes faster, but takes more while it loads, and other memory for images: on some cards
+only the other engine starts, admits images whole, or holds the context. Where the least memory is
+asked for, the engine that takes less is chosen.
 """
 
 from __future__ import annotations
@@ -56,11 +56,7 @@ _MOST_CANDIDATES = 24
 
 
 def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
-    """Search, and say what was found.
-
-    Raises:
-        UsageError: something asked for cannot be used here at all.
-    """
+    """Search, and say what was found."""
     return plan_of(search(request, engine))
 
 
@@ -186,13 +182,12 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
 def _of_fitting(fit: EngineFit) -> Iterator[str]:
     """What is known to go wrong, idle and unequal cards, and what only turbofit's gateway holds."""
     request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
-    known: dict[str, None] = {}
+    problems = []
     for group in shape.groups:
         gpus, part = [request.machine.gpu(index) for index in group], best.of_group(group)
         launch = launch_of(request, part.settings, gpus, part.vision_load)
-        problems = known_problems(launch, engine.name, engine.version)
-        known.update(dict.fromkeys(problem.warning for problem in problems))
-    yield from known
+        problems += known_problems(launch, engine.name, engine.version)
+    yield from dict.fromkeys(problem.warning for problem in problems)
     if idle := idle_words(request, shape.groups):
         yield idle
     for group in shape.groups:
@@ -299,9 +294,6 @@ def _with_kernels(
     """The engine that compiles its kernels, where TurboMind holds none for the cards.
 
     It is the answer where it does not fit, too: more or larger cards help then, and no others.
-
-    Raises:
-        NoKernelError: no other engine may be taken, or none runs the model.
     """
     compiles = first.name == LMDEPLOY[0] and _compiles(request)
     rivals = _others(request, first.name) if compiles else ()

@@ -96,11 +96,7 @@ class Chosen(NamedTuple):
 
 
 def search(request: ResolvedRequest) -> Chosen:
-    """The placement to launch.
-
-    Raises:
-        UsageError: something asked for cannot be used with this engine.
-    """
+    """The placement to launch."""
     _check(request)
     most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
     for copies in range(most, 1, -1) if request.replicas is None else ():

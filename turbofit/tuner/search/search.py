@@ -118,10 +118,8 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
 def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
     """The result for the engine, with fewer copies where host memory does not suffice for all.
 
-    Where no such number of copies fits, the one that holds the most requests at once.
-
-    Raises:
-        UsageError: something asked for cannot be used here at all.
+    Where no such number of copies fits, the one that holds the most requests at once. Raises as
+    :func:`search`.
     """
     fit = search(request, engine)
     if fit.host_problem is None or request.replicas is not None or request.groups is not None:
@@ -177,11 +175,7 @@ class _Search(SearchState):
         return widened, [widened if evaluation is best else evaluation for evaluation in every]
 
     def shapes(self) -> list[Shape]:
-        """The shapes that LMDeploy would take with the user's options.
-
-        Raises:
-            UsageError: there is none; the message names the option.
-        """
+        """The shapes that LMDeploy would take with the options given, or an error that says why not."""
         running = [(shape, self._launches(shape)) for shape in shapes(self.request, self.engine)]
         if not running:
             raise self._no_shape()
