@@ -109,11 +109,7 @@ class BatchJob:
             yield item
 
     async def run(self) -> BatchResult:
-        """Send what has no line yet.
-
-        Raises:
-            TurbofitError: why it could not go on; the same batch can be given again.
-        """
+        """Send what has no line yet; after an error the same batch can be given again."""
         open_files(_FILES)  # a socket for each request; shells often allow 1,024
         with OutputFile(self._paths[1]) as output:
             self._task = asyncio.create_task(self._work(output))
@@ -124,7 +120,6 @@ class BatchJob:
             except (asyncio.CancelledError, _StoppedError):
                 if not self.interrupted:
                     raise
-            seconds = 0.0 if self._began is None else time.monotonic() - self._began
             return BatchResult(
                 turbofit_version=__version__,
                 input=str(self._paths[0]),
@@ -135,14 +130,16 @@ class BatchJob:
                 left=self._total - output.lines,
                 before=self._before,
                 lowered=self._sender.lowered if self._sender else 0,
-                seconds=round(seconds, 3),
+                seconds=round(self._seconds(), 3),
                 items_per_second=round(self._rate(output), 3),
             )
 
+    def _seconds(self) -> float:
+        return 0.0 if self._began is None else time.monotonic() - self._began
+
     def _rate(self, output: OutputFile) -> float:
-        if self._began is None:
-            return 0.0
-        return (output.lines - self._before) / max(time.monotonic() - self._began, 1e-9)
+        """Items a second of this run."""
+        return (output.lines - self._before) / max(self._seconds(), 1e-9)
 
     async def _work(self, output: OutputFile) -> None:
         survey = await in_thread(Survey, self._source.items())

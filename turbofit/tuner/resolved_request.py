@@ -127,7 +127,7 @@ def vision_load_of(request: ResolvedRequest, limit: int | None) -> VisionLoad:
     """What clients can ask of the vision tower under a limit.
 
     A stated image size that gives fewer units than the limit's worst image is what is promised:
-    larger images are then refused or lowered, so the peak need not pay for them.
+    larger ones are refused or lowered.
 
     Raises:
         UsageError: images are asked of a model that takes none.
@@ -177,7 +177,6 @@ def accounts_of(
     engine: Engine,
     free_at_cache: int | None = None,
 ) -> tuple[Account, ...]:
-    """One account a group, each of its own settings."""
     groups_gpus = [[request.machine.gpu(index) for index in group] for group in groups]
     return tuple(
         engine.account(launch_of(request, options, gpus, vision_load, free_at_cache))

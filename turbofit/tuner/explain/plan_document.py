@@ -223,16 +223,15 @@ def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
 def _footprint(
     request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
 ) -> Footprint:
-    """What engines take of each GPU, what is left, and how many such engines would fit in all."""
+    """What engines take of each GPU, what is left, and how many such engines fit in all."""
     taken: dict[int, int] = {}
     left: list[int] = []
     servers = 0
     for account in accounts:
-        ratio = account.settings.cache_max_entry_count
-        indices = [gpu.index for gpu in account.gpus]
-        taken.update(zip(indices, account.taken_at(ratio), strict=True))
-        more = []
-        for gpu, ledger in zip(account.gpus, account.at(ratio).ledgers, strict=True):
+        ratio, more = account.settings.cache_max_entry_count, []
+        cards = zip(account.gpus, account.taken_at(ratio), account.at(ratio).ledgers, strict=True)
+        for gpu, size, ledger in cards:
+            taken[gpu.index] = size
             # A budget withholds memory from this turbofit, and from no other.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)

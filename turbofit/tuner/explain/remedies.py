@@ -388,20 +388,18 @@ def larger(request: ResolvedRequest) -> Iterator[Change]:
 
 def stopped(request: ResolvedRequest) -> Iterator[Change]:
     """The process that holds most, gone from all its GPUs; all that is held where none is known."""
-    by_process: dict[int, dict[int, int]] = {}
-    names: dict[int, str] = {}
+    by_process: dict[tuple[int, str], dict[int, int]] = {}
     for gpu in request.visible:
         for holder in gpu.holders:
             size = known(holder.bytes, 0)
             if holder.pid != "NA" and size > 0:
-                by_process.setdefault(holder.pid, {})[gpu.index] = size
-                names.setdefault(holder.pid, holder.name)
+                by_process.setdefault((holder.pid, holder.name), {})[gpu.index] = size
     freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible}
     used = [index for index, size in freed.items() if size]
     if by_process:
-        pid, freed = max(by_process.items(), key=lambda process: sum(process[1].values()))
+        (pid, name), freed = max(by_process.items(), key=lambda item: sum(item[1].values()))
         where = f"GPU{'s' if len(freed) > 1 else ''} {indices(freed)}"
-        change = f"stop {names[pid]}[{pid}] on {where} ({format_bytes(sum(freed.values()))})"
+        change = f"stop {name}[{pid}] on {where} ({format_bytes(sum(freed.values()))})"
     elif used:
         most = format_bytes(max(freed.values()))
         where = f"GPU {used[0]} ({most})" if len(used) == 1 else f"the GPUs (up to {most} of each)"

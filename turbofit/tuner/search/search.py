@@ -175,7 +175,7 @@ class _Search(SearchState):
         return widened, [widened if evaluation is best else evaluation for evaluation in every]
 
     def shapes(self) -> list[Shape]:
-        """The shapes that LMDeploy would take with the options given, or an error that says why not."""
+        """The shapes that LMDeploy would take with the user's options, or an error: why not."""
         running = [(shape, self._launches(shape)) for shape in shapes(self.request, self.engine)]
         if not running:
             raise self._no_shape()
