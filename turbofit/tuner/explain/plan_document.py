@@ -92,19 +92,20 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
         warnings=(*request.model.warnings, *request.machine.warnings, *warnings),
-        by_group=tuple(
-            GroupPlan(
-                settings=account.settings,
-                kv=cache,
-                units_per_forward=account.units_per_forward,
-                at_once=round(requests, 3),
-            )
-            for account, cache, requests in zip(accounts, caches, at_once, strict=False)
-        ),
+        by_group=tuple(map(_group_plan, accounts, caches, at_once)),
         held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
         footprint=footprint,
         **rest,
+    )
+
+
+def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:
+    return GroupPlan(
+        settings=account.settings,
+        kv=cache,
+        units_per_forward=account.units_per_forward,
+        at_once=round(at_once, 3),
     )
 
 
