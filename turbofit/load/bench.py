@@ -47,8 +47,10 @@ def bench(
     async def drive() -> LoadResult:
         async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
             name = model or await client.model()
-            writer = PromptWriter(name, spec.seed, stop_early=spec.stop_early)
-            run = LoadRun(spec, trace, lambda shape: client.ask(writer.body(shape)), tick)
+            writer = PromptWriter(
+                name, spec.seed, shared=spec.shared_prefix, stop_early=spec.stop_early
+            )
+            run = LoadRun(spec, trace, lambda request: client.ask(writer.body(request)), tick)
             loop = asyncio.get_running_loop()
             for number in stop_signals():
                 loop.add_signal_handler(number, run.stop, signal.Signals(number).name)

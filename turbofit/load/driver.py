@@ -11,15 +11,16 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.process.progress import Step
-from turbofit.load.prompt import RequestShape
+from turbofit.load.trace import TracedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from turbofit.load.client import Answer
     from turbofit.load.spec import LoadSpec
-    from turbofit.load.trace import TracedRequest
 
 #: Between a failure and the next request in its place: doubled by each one that follows.
 _PAUSE: Final = 0.05
@@ -39,11 +40,11 @@ class LoadRun:
         self,
         spec: LoadSpec,
         trace: Sequence[TracedRequest],
-        ask: Callable[[RequestShape], Awaitable[Answer]],
+        ask: Callable[[TracedRequest], Awaitable[Answer]],
         tick: Callable[[LoadRun], None] = lambda _: None,
     ) -> None:
-        self.spec, self._trace, self._ask, self._tick = spec, trace, ask, tick
-        self._shapes: Iterator[RequestShape] = replayed(trace) if trace else drawn(spec)
+        self.spec, self._ask, self._tick = spec, ask, tick
+        self._requests = requests_of(spec, trace)
         #: All requests that came to an end, in the order of their ends.
         self.answers: list[Answer] = []
         self.began = self.opened = time.perf_counter()
@@ -99,8 +100,8 @@ class LoadRun:
     async def _place(self) -> None:
         """Run one place of a closed loop."""
         failures = 0
-        for shape in self._shapes:
-            answer = await self._request(shape)
+        for request in self._requests:
+            answer = await self._request(request)
             failures = failures + 1 if answer.kind else 0
             if failures:
                 pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(failures - 1, 10))
@@ -109,24 +110,24 @@ class LoadRun:
     async def _arrivals(self) -> None:
         """Requests at their times, whatever became of those before; a late one is not left out."""
         begun = time.perf_counter()
-        for at, shape in zip(arrivals(self.spec, self._trace), self._shapes, strict=False):
-            wait = begun + at - time.perf_counter()
+        for request in self._requests:
+            wait = begun + request.at - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
             else:
                 self.late = max(self.late, -wait)
                 await asyncio.sleep(0)
-            self._spawn(self._request(shape))
+            self._spawn(self._request(request))
         await asyncio.sleep(0)  # the last one begins
         self._close()
 
-    async def _request(self, shape: RequestShape) -> Answer:
+    async def _request(self, request: TracedRequest) -> Answer:
         counts = self.in_window
         self._left += counts
         self._begun += counts
         if counts and self._begun == self.spec.requests:
             self._close()
-        answer = await self._ask(shape)
+        answer = await self._ask(request)
         answer.counts = counts
         self.answers.append(answer)
         self._left -= counts
@@ -170,33 +171,21 @@ class LoadRun:
         task.add_done_callback(self._tasks.discard)
 
 
-def drawn(spec: LoadSpec) -> Iterator[RequestShape]:
-    draw = random.Random(spec.seed)
-    while True:
-        yield RequestShape(
+def requests_of(spec: LoadSpec, trace: Sequence[TracedRequest] = ()) -> Iterator[TracedRequest]:
+    """The requests of a trace, once, or drawn without end; of an open loop at their times."""
+    for line in trace:
+        yield replace(line, at=line.at / spec.trace_speed)
+    # Not the draws of the sizes: another rate shall meet the same requests.
+    draw, pauses, at = random.Random(spec.seed), random.Random(f"{spec.seed} arrivals"), 0.0
+    while not trace:
+        yield TracedRequest(
+            at=at,
             prompt_tokens=_about(draw, spec.prompt_tokens, spec.prompt_spread),
             output_tokens=_about(draw, spec.output_tokens, spec.output_spread),
             images=tuple(draw.choice(spec.image_size) for _ in range(spec.images)),
-            shared=spec.shared_prefix,
         )
-
-
-def replayed(trace: Sequence[TracedRequest]) -> Iterator[RequestShape]:
-    for line in trace:
-        # Requests that say nothing of their length get a token.
-        yield RequestShape(max(1, line.text_tokens), max(1, line.output_tokens), line.images)
-
-
-def arrivals(spec: LoadSpec, trace: Sequence[TracedRequest]) -> Iterator[float]:
-    """Seconds after the first at which requests arrive, of an open loop or a trace."""
-    if spec.rate is None:
-        yield from (line.at / spec.trace_speed for line in trace)
-        return
-    # Not the draws of the sizes: another rate shall meet the same requests.
-    draw, at = random.Random(f"{spec.seed} arrivals"), 0.0
-    while True:
-        yield at
-        at += 1 / spec.rate if spec.evenly else draw.expovariate(spec.rate)
+        if spec.rate is not None:
+            at += 1 / spec.rate if spec.evenly else pauses.expovariate(spec.rate)
 
 
 def _about(draw: random.Random, mean: int, spread: float) -> int:
