@@ -182,12 +182,13 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
 def _of_fitting(fit: EngineFit) -> Iterator[str]:
     """What is known to go wrong, idle and unequal cards, and what only turbofit's gateway holds."""
     request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
-    problems = []
+    warnings: list[str] = []
     for group in shape.groups:
         gpus, part = [request.machine.gpu(index) for index in group], best.of_group(group)
         launch = launch_of(request, part.settings, gpus, part.vision_load)
-        problems += known_problems(launch, engine.name, engine.version)
-    yield from dict.fromkeys(problem.warning for problem in problems)
+        problems = known_problems(launch, engine.name, engine.version)
+        warnings += [problem.warning for problem in problems]
+    yield from dict.fromkeys(warnings)
     if idle := idle_words(request, shape.groups):
         yield idle
     for group in shape.groups:
