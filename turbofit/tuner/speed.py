@@ -305,7 +305,8 @@ def _pcie_scale(gpu: Gpu) -> float:
     return float(2.0 ** (generation - 3) * width / 16)
 
 
-#: Answers of one length leave room for more requests than could all end, of more lengths for fewer.
+#: Answers of one length leave room for more requests than could all end; the more their lengths
+#: differ, the sooner evictions begin. Below this there is nothing to tell apart.
 _LEAST_ROOM = 0.1
 #: Steps of a search for the requests that bring a rate: a thousandth of a batch of 256.
 _HALVINGS = 18
@@ -546,7 +547,7 @@ def crowd_of(
         admitted: requests that the batch lets in.
         fitting: requests whose prompt and whole answer the cache holds, one at least.
         room: by which share more requests fit at their mean length than at their full one.
-        output: tokens of an answer: while it is longer, more others end, and fewer are evicted.
+        output: tokens of an answer: the longer it is, the more others end, and fewer are evicted.
         recomputed_share: the largest share of an answer that is computed again.
     """
     if admitted <= fitting:

@@ -44,8 +44,8 @@ class TraceTimes(Struct):
 class SimulatedEngine(NamedTuple):
     """One engine of a plan.
 
-    ``gate`` bounds the vision units before their first token, None where none queue; ``share`` is
-    what it takes of all requests.
+    ``gate`` bounds the vision units whose requests have no first token yet, None where none queue;
+    ``share`` is what it takes of all requests.
     """
 
     rates: GroupRates

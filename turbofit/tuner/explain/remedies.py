@@ -194,7 +194,7 @@ def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
 
 
 def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
-    """No context but what is ``held``, and fewer images."""
+    """No context that a person asks for, where ``held`` says what bounds it, and fewer images."""
     images, context = request.workload.images, request.workload.context
     if context is not None:
         free, option = request.with_workload(context=None), f"--context {context}"
@@ -211,7 +211,7 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
 
 
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
-    """Half the user's own limit, or the largest that holds the requests; searches try others."""
+    """Half the user's own limit, which no search lowers, or the largest that holds the requests."""
     request, best = fit.request, fit.best
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or requested is None or requested <= 1:

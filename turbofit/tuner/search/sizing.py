@@ -291,7 +291,7 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
-    """The longest context that is held: ``low`` is, ``high`` is not; else a multiple of 64.
+    """The longest context, a multiple of 64, that is held; ``low`` is held, ``high`` is not.
 
     ``tokens_at`` gives the KV tokens that the cache holds with a context, 0 where the engine does
     not start. A longer context leaves no more of them, so that each look bounds the answer on both
