@@ -34,13 +34,11 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     ``account`` is of the group whose forwards are told.
     """
     request, best, engine = fit.request, fit.best, fit.engine
-    machine, model, settings = request.machine, request.model, account.settings
     if best.fits:
         yield _ratio(fit)
-    doubt = unbelieved(machine, account.gpus, model, settings, engine.name, engine.version)
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
-    elif doubt:
+    elif doubt := unbelieved(account.launch, engine.name, engine.version):
         yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
