@@ -102,7 +102,7 @@ def test_a_session(tmp_path, children):
     folder = tiny_qwen2_vl(tmp_path / "Qwen2-VL")
     resolved = ResolvedRequest(
         model=resolve_model(str(folder)), machine=machine_from("1xrtx3090"),
-        workload=Workload(context=1024), max_pixels=100352,
+        workload=Workload(context=1024), limit=100352,
     )  # fmt: skip
     plan = make_fallback_plan(resolved, Transformers(), "as asked")
     assert plan.fits
