@@ -8,7 +8,6 @@ is imported where it is asked.
 from __future__ import annotations
 
 from importlib import import_module
-from itertools import compress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
@@ -100,13 +99,11 @@ CHECKS: Final = (
           "requests with a response_format or a forced tool call fail, and LMDeploy's PyTorch"
           " engine does not start (TurboMind does)"),
     Check("driver_cuda", "packages", ("install",),
-          "a driver older than torch's CUDA stops every engine"),
+          "a driver older than torch's CUDA stops every engine", of="machine"),
     Check("torch_architectures", "packages", ("install",),
-          "the first kernel on such a card fails: no kernel image is available"),
-    Check("compute_capability", "packages", ("install",),
-          "LMDeploy runs bfloat16 checkpoints in float16 there, and casting them takes memory"),
+          "the first kernel on such a card fails: no kernel image is available", of="machine"),
     Check("kernels", "packages", ("install",),
-          "a model with such weights aborts at its first request"),
+          "a model with such weights aborts at its first request", of="machine"),
     Check("front_ends", "packages", ("install", "plan", "launch"),
           "LMDeploy reads configs and images through Transformers, and some versions break that",
           error=PackageError),
@@ -128,9 +125,6 @@ CHECKS: Final = (
           of="machine"),
     Check("pcie", "cards", ("install",),
           "a link with fewer lanes slows loading and, without NVLink, every all-reduce of tp",
-          of="healths"),
-    Check("persistence", "cards", ("install",),
-          "the driver unloads when no program uses the card: the next start takes seconds longer",
           of="healths"),
     Check("ecc", "cards", ("install",),
           "uncorrectable memory errors end the programs on the card", of="healths"),
@@ -161,8 +155,6 @@ CHECKS: Final = (
           "TurboMind drives all GPUs of a group from one process"),
     Check("environment", "host", ("install",), "speed or memory are not those of a plan"),
 )  # fmt: skip
-#: What cannot be read where no card is: it follows from that, and is no finding.
-_OF_CARDS: Final = ("driver_cuda", "torch_architectures", "compute_capability")
 
 
 def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
@@ -240,11 +232,6 @@ def examine(
     for check, (state, text, fix, why, _) in answers(scene):
         matters = "" if state == "ok" else why or check.why
         findings.append(Finding(check=check.name, state=state, seen=text, why=matters, fix=fix))
-    if healths is None:
-        kept = (
-            finding.state != "unreadable" or finding.check not in _OF_CARDS for finding in findings
-        )
-        findings = list(compress(findings, kept))
     return DoctorReport(
         machine=machine.name if machine else None,
         source=machine.source if machine else "none",

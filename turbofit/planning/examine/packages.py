@@ -6,24 +6,22 @@ All is read from files, so that no package is imported; torch alone is asked, in
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
 from turbofit.core.version import REFERENCE
-from turbofit.memory.account import AMPERE
-from turbofit.memory.versions import OLDEST_SERVED
+from turbofit.memory.versions import OLDEST_SERVED, release
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from turbofit.core.machine import Gpu
+    from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.kernels.census import Census
 
-_NEWEST: Final = (0, 18)
 #: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
@@ -41,14 +39,14 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
             install_command("lmdeploy"),
             "turbofit plans without it, but has nothing to launch",
         )
-    release, text = _numbers(version)[:2], f"LMDeploy {version}"
-    if release < OLDEST_SERVED:
+    numbers, text = release(version), f"LMDeploy {version}"
+    if numbers < OLDEST_SERVED:
         why = "its vision tower and cache work otherwise than turbofit's account: serve needs 0.16"
         return stops(text, install_command("lmdeploy", upgrade=True), why)
-    if release > _NEWEST:
+    if numbers > release(REFERENCE):
         why = f"newer than {REFERENCE}, on whose account plans rest: margins are doubled"
         return warning(text, f"use {REFERENCE}, or rehearse each plan", why)
-    if release in (OLDEST_SERVED, (0, 17)):
+    if numbers in (OLDEST_SERVED, (0, 17)):
         why = "it pins 18.7 GiB of host memory a rank for InternVL"
         return warning(text, f'pip install "lmdeploy=={REFERENCE}.*"', why)
     return ok(text)
@@ -120,13 +118,12 @@ def xgrammar(sources: Sources, _: Scene) -> Answer | None:
     return warning("xgrammar is not installed", "pip install xgrammar")
 
 
-def driver_cuda(sources: Sources, scene: Scene) -> Answer:
+def driver_cuda(machine: Machine, scene: Scene) -> Answer | None:
     """Driver against torch's CUDA: the same major is enough, by minor version compatibility."""
-    cuda, machine = _torch_cuda(sources), scene.machine
-    if machine is None or NA in (machine.driver, machine.cuda):
-        why = "a driver older than torch's CUDA stops every engine"
-        return unreadable("the driver's version", why=why)
-    driver, torch = f"driver {machine.driver} (CUDA {machine.cuda})", sources.version("torch")
+    if NA in (machine.driver, machine.cuda):
+        return None if machine.source == "preset" else unreadable("the driver's version")
+    cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
+    driver = f"driver {machine.driver} (CUDA {machine.cuda})"
     if cuda is None:
         what = f"torch {torch}" if torch else "torch"
         return unreadable(f"{what}'s CUDA, beside {driver}", why="they must go together")
@@ -136,7 +133,7 @@ def driver_cuda(sources: Sources, scene: Scene) -> Answer:
             "install torch's CUDA build (pip install torch without a cpu index)",
             "LMDeploy loads weights through torch on the GPU",
         )
-    major, here = _numbers(cuda)[0], _numbers(machine.cuda)[0]
+    major, here = release(cuda)[0], release(machine.cuda)[0]
     need = _OLDEST_DRIVER.get(major)
     if here < major:
         return stops(
@@ -145,7 +142,7 @@ def driver_cuda(sources: Sources, scene: Scene) -> Answer:
             f" {here}",
             "torch sees no GPU with a driver of an older CUDA generation",
         )
-    if need and _numbers(machine.driver)[0] < need:
+    if need and release(machine.driver)[0] < need:
         return stops(
             f"torch is built for CUDA {cuda}, {driver}",
             f"update the driver to {need} or newer",
@@ -165,9 +162,9 @@ def _torch_cuda(sources: Sources) -> str | None:
     return None if match is None else match[1] or ""
 
 
-def torch_architectures(sources: Sources, scene: Scene) -> Answer:
+def torch_architectures(machine: Machine, scene: Scene) -> Answer:
     """Torch's compiled architectures against the cards; asked in a child, with a deadline."""
-    cards = _capabilities(_visible(scene))
+    sources, cards = scene.sources, _capabilities(machine)
     if not cards:
         why = "wheels carry code for some cards only"
         return unreadable("the cards' compute capability", why=why)
@@ -211,36 +208,18 @@ def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
     return False
 
 
-def _visible(scene: Scene) -> list[Gpu]:
-    machine = scene.machine
-    return [] if machine is None else [machine.gpu(index) for index in machine.visible]
-
-
-def _capabilities(gpus: Sequence[Gpu]) -> dict[str, tuple[int, int]]:
-    """Compute capability by the card's name, where it is known."""
+def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
+    """Compute capability by the visible card's name, where it is known."""
+    gpus = [machine.gpu(index) for index in machine.visible]
     return {gpu.name: gpu.compute_capability for gpu in gpus if gpu.compute_capability != NA}
 
 
-def compute_capability(_: Sources, scene: Scene) -> Answer:
-    """What a card's generation costs."""
-    gpus = _visible(scene)
-    cards = _capabilities(gpus)
-    if not cards or len(cards) < len({gpu.name for gpu in gpus}):
-        why = "it decides the dtype and the kernels"
-        return unreadable("the cards' compute capability", why=why)
-    halves = [name for name, version in cards.items() if version < AMPERE]
-    if halves:
-        fix = "nothing, the plan counts it; models with large activations may overflow"
-        return warning(f"{', '.join(halves)}: no bfloat16", fix)
-    return ok(", ".join(f"{name} {a}.{b}" for name, (a, b) in cards.items()))
-
-
-def kernels(sources: Sources, scene: Scene) -> Answer | None:
+def kernels(machine: Machine, scene: Scene) -> Answer | None:
     """What TurboMind has no code for."""
-    cards = _capabilities(_visible(scene))
+    cards = _capabilities(machine)
     if not cards:
         return None
-    census = sources.kernels()
+    census = scene.sources.kernels()
     if census is None:
         why = "an engine without code for a card or for a model's weights aborts at the first"
         return unreadable("the kernels of TurboMind", why=f"{why} request")
@@ -351,22 +330,12 @@ def _engines(model: Model) -> list[str]:
     return [engine for engine in LMDEPLOY if engine_problem(model, engine) is None]
 
 
-class _Module(NamedTuple):
-    """``title`` is what people read, and its last word the module; ``mend`` installs it."""
-
-    title: str
-    mend: str
-
-
 #: No other parser is taken for this architecture: lmdeploy api_server.py::set_parsers #14c093
-_HARMONY: Final = ("GptOssForCausalLM", _Module("openai_harmony", "pip install openai_harmony"))
+_HARMONY: Final = ("GptOssForCausalLM", "openai_harmony")
 #: Kernels of gated delta nets: lmdeploy nn/gated_delta.py `from fla.modules import`
-_DELTA: Final = {
-    "pytorch": (
-        _Module("flash-linear-attention's fla", "pip install flash-linear-attention"),
-        _Module("tilelang", "pip install tilelang"),
-    )
-}
+_DELTA: Final = {"pytorch": ("fla", "tilelang")}
+#: Packages that are not called as their module.
+_PACKAGES: Final = {"fla": "flash-linear-attention"}
 
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
@@ -383,25 +352,19 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
     if not lacking:
         return ok(f"{model.name} needs none that is missing")
     text = "; ".join(
-        f"{engine}: {', '.join(module.title for module in lacks)} not installed"
-        for engine, lacks in lacking.items()
+        f"{engine}: {', '.join(lacks)} not installed" for engine, lacks in lacking.items()
     )
-    mends = dict.fromkeys(module.mend for lacks in lacking.values() for module in lacks)
+    modules = dict.fromkeys(module for lacks in lacking.values() for module in lacks)
+    fix = " ".join(["pip install", *(_PACKAGES.get(module, module) for module in modules)])
     state = stops if len(lacking) == len(engines) else warning
-    return state(f"{model.name} on {text}", "; ".join(mends))
+    return state(f"{model.name} on {text}", fix)
 
 
-def _missing(sources: Sources, model: Model, engine: str) -> list[_Module]:
-    """What an engine of LMDeploy imports for a model and does not find."""
+def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
+    """Modules that an engine of LMDeploy imports for a model and does not find."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
-    return [module for module in wanted if not sources.has_module(module.title.rpartition(" ")[2])]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else (0,)
+    return [module for module in wanted if not sources.has_module(module)]
 
 
 def satisfies(version: str, bounds: str) -> bool:

@@ -70,7 +70,6 @@ class Health(Struct):
     pcie_generation: int | NaType = NA
     pcie_width: int | NaType = NA
     idle: bool | NaType = NA
-    persistence: bool | NaType = NA
     ecc: bool | NaType | Absent = NA
     uncorrected: int | NaType | Absent = NA
     rows_pending: bool | NaType | Absent = NA
