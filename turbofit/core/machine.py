@@ -95,8 +95,8 @@ class CardSpeed(Struct):
 class PairSpeed(Struct):
     """A copy from GPU ``source`` to ``target``: bytes/s, and seconds of a small one.
 
-    ``peer``: by peer access, and every byte arrived. ``right`` False: some did not.
-    ``host_bandwidth`` is that of the same copy through pinned host memory.
+    ``right``: every byte arrived. ``peer``: by peer access, and right. ``host_bandwidth`` is that
+    of the same copy through pinned host memory.
     """
 
     source: int
@@ -118,10 +118,7 @@ class ReduceSpeed(Struct):
 
 
 class Measured(Struct):
-    """What ``turbofit machine --measure`` found, and with which torch. Indices are the machine's.
-
-    ``left_out`` says in words what was not measured, and why.
-    """
+    """What ``turbofit machine --measure`` found; ``left_out``: what it did not measure, and why."""
 
     torch: str
     cards: tuple[CardSpeed, ...] = ()
