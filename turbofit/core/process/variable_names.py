@@ -24,7 +24,7 @@ _ELSEWHERE: Final = (
 _FOR_TESTS: Final = "TURBOFIT_CUDA_PATH"
 #: All names of ours that are no option's.
 VARIABLES: Final = frozenset({*NAMES, *_ELSEWHERE, _FOR_TESTS})
-#: What Kubernetes tells each container of a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
+#: What Kubernetes tells containers of a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
 _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 _SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
 
