@@ -1,8 +1,6 @@
 """What would stop an engine: one list of checks, each with its name, when it applies, and why.
 
-`doctor` shows those of an installation, `plan` warns by its own, a launch stops at the first one
-that stops it. What a check does is a function of its name in a module of `planning.examine`, which
-is imported where it is asked.
+What a check does is a function of its name in a module of `planning.examine`.
 """
 
 from __future__ import annotations
@@ -64,8 +62,7 @@ class DoctorReport(Struct):
 class Check(NamedTuple):
     """One check. ``of`` is what of the scene it looks at: without that it does not apply.
 
-    ``why`` is what stops or suffers, where the answer says nothing else; ``error`` is what a launch
-    raises.
+    ``why`` is what suffers, ``error`` what a launch raises, where the answer says nothing else.
     """
 
     name: str
@@ -166,10 +163,7 @@ def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
 
 
 def refuse(scene: Scene) -> list[str]:
-    """Stop a launch at the first check that stops it.
-
-    Returns:
-        What the others warn of.
+    """Stop a launch at the first check that stops it; else what checks warn of.
 
     Raises:
         TurbofitError: of the check's kind; its hint is the fix.
@@ -240,10 +234,7 @@ def examine(
 
 
 def _machine(places: Sources, on: str | None) -> tuple[Machine, Sequence[Health] | None]:
-    """The machine with what CUDA would show of it, also where that is nothing.
-
-    The conditions of its cards come beside it, where they are here.
-    """
+    """The machine, also where CUDA would show nothing of it, and its cards' condition if here."""
     from msgspec.structs import replace
 
     from turbofit.machine.nvml_machine import measure_in_time

@@ -1,8 +1,4 @@
-"""The planned settings as command lines: one for each group of GPUs, and ``turbofit serve``.
-
-LMDeploy's engines are started by ``lmdeploy serve api_server``, Transformers by turbofit's server.
-``turbofit serve`` for what was planned is to be copied: it measures again and keeps the limits.
-"""
+"""The planned settings as command lines: one for each group of GPUs, and ``turbofit serve``."""
 
 from __future__ import annotations
 
@@ -61,10 +57,8 @@ def commands(
 ) -> tuple[Command, ...]:
     """One command for each group of the plan, on consecutive ports from ``port`` on.
 
-    With ``name`` clients call the model so. ``options`` are LMDeploy's own, passed on.
-
-    The first word is ``lmdeploy`` or ``turbofit-fallback``: whoever runs it may put an interpreter
-    and `module_of` there.
+    With ``name`` clients call the model so. ``options`` are LMDeploy's own, passed on. Whoever runs
+    it may put an interpreter and `module_of` in the place of the first word.
 
     Raises:
         UsageError: there are options of LMDeploy, which the plan does not run.
@@ -184,12 +178,7 @@ def _option(name: str, value: object) -> Words:
 
 
 def left_out(plan: Plan, usual: Settings) -> str | None:
-    """A warning of options that an older release has not, and that it does not follow anyway.
-
-    Args:
-        plan: for that release.
-        usual: what it does without options.
-    """
+    """A warning of options that an older release has not, but for those of ``usual`` settings."""
     version = plan.engine.version
     silent = set(_options(replace(plan, settings=usual, model=replace(plan.model, revision=None))))
     lacking = [
@@ -297,10 +286,6 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
 
     A plan for another machine than the one here names its limits: a machine with less free then
     refuses, and does not promise less.
-
-    Args:
-        plan: what was planned.
-        request: what was asked for.
     """
     old = plan.engine.of_lmdeploy and release(plan.engine.version) < OLDEST_SERVED
     if not plan.fits or old:
@@ -322,10 +307,6 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
     """What serves a cluster's plan, on a node of it; None where `serve` would not.
 
     A cluster that is no measured one of Ray names its limits, as `serve_command` does.
-
-    Args:
-        plan: what was planned.
-        request: what was asked for.
     """
     if not plan.fits or plan.limits is None:
         return None
@@ -343,10 +324,6 @@ def joint_serve_command(
     """What serves several models at one address; None where one command line cannot ask for it.
 
     Limits that all models have in common are named where their machine is not the one here.
-
-    Args:
-        plans: one a model.
-        requests: one a model.
     """
     models = [
         _model_word(plan.model, request.model)
@@ -365,12 +342,7 @@ def joint_serve_command(
 
 
 def request_of(plan: Plan, model: str) -> PlanRequest:
-    """What a plan was asked for, on any machine; of a prediction all settings.
-
-    Args:
-        plan: one that says with which options it was made.
-        model: as a command line names it.
-    """
+    """What a plan was asked for, on any machine; of a prediction all settings."""
     options = {} if plan.options is UNSET else plan.options
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})
     if not is_prediction(plan):

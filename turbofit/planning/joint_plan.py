@@ -1,8 +1,7 @@
 """Several models on the same cards: a part of each card for each of them, and a plan in it.
 
-Every plan pays for its own worst case, and the parts add up to no more than a card has: so all
-promises hold at once, in the worst case of all at the same moment. Nothing here knows what an
-engine takes: each plan is the planner's, under a budget.
+Each plan pays for its own worst case under its part as a budget, and the parts add up to no more
+than a card has: so all promises hold at once.
 """
 
 from __future__ import annotations
@@ -143,11 +142,7 @@ def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) 
     concurrency); the rest so that the caches hold equal numbers of the longest requests.
 
     Under: a part is the same of every GPU, as large as the GPU with the least room allows. Where
-    they fit on the roomier cards alone, the remedy names these.
-
-    Args:
-        requests: one a model, for the same machine.
-        pretend: as for `plan`.
+    they fit on the roomier cards alone, the remedy names these. ``pretend`` is as for `plan`.
 
     Raises:
         UsageError: fewer than two models.
@@ -232,11 +227,7 @@ def _roomier(machine: Machine) -> list[tuple[int, ...]]:
 
 
 def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Options]:
-    """What is asked of each model alone: no images of one that takes none.
-
-    Args:
-        request: what is asked of all.
-        models: what is asked of each beside it, its name among it.
+    """What is asked of each model beside the request of all: no images of one that takes none.
 
     Raises:
         UsageError: there is no model of a name.

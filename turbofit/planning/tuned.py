@@ -1,7 +1,6 @@
 """What `turbofit tune` found: kept on disk, and in plans where the promise is the same.
 
-Files are in the user's state folder, one a model, promise, load, kind of cards and LMDeploy. Those
-of pretend GPUs are kept apart: a real plan never reads them.
+Those of pretend GPUs are kept apart: a real plan never reads them.
 """
 
 from __future__ import annotations
@@ -50,11 +49,7 @@ def with_tuned(
 ) -> Plan:
     """The plan with the settings that were the fastest, where they fit and promise no less.
 
-    Args:
-        plan: the best by the forecast.
-        request: what was asked.
-        resolved: the same, with its model and its machine.
-        pretend: as `planning.plan.plan` has it.
+    ``pretend`` is as `planning.plan.plan` has it.
     """
     if request.no_tuned or not plan.fits:
         return plan

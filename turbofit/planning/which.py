@@ -1,8 +1,7 @@
 """`turbofit which`: the cards that keep a promise, the models that a machine serves; its document.
 
-Of each card the smallest count that keeps the promise is looked for: more of the same cards keep it
-as well (`bench.plans promises` plans thousands of such pairs). Each line is what `turbofit plan`
-finds.
+More of the same cards keep a promise as well (`bench.plans promises` plans thousands of such
+pairs), so of each card the smallest count is looked for.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
     Of a plan that may be launched elsewhere, what must be installed where newer versions fail.
     """
-    plan = scene.plan
+    plan, (model, engines) = scene.plan, _served(scene)
     if plan is not None and (plan.model.vision is None or not plan.engine.of_lmdeploy):
         return None
     if plan is not None and scene.when == "plan":
@@ -279,10 +279,8 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     here, transformers = sources.version("lmdeploy"), sources.version("transformers")
     if here is None or transformers is None:
         return unreadable("LMDeploy and Transformers are not both installed")
-    model = scene.model if plan is None else plan.model
     if model is None or model.vision is None:
         return _families(here, transformers)
-    engines = _engines(model) if plan is None else [plan.engine.name]
     fronts = [FrontEnd(here, model.architecture, engine) for engine in engines]
     failures = [(front, failure) for front in fronts if (failure := front.failure(transformers))]
     text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
@@ -322,12 +320,15 @@ def _families_not_run(here: str, transformers: str) -> dict[str, str]:
     return not_run
 
 
-def _engines(model: Model) -> list[str]:
-    """LMDeploy's engines that run a model."""
+def _served(scene: Scene) -> tuple[Model | None, list[str]]:
+    """The model that will be served, and the engine of its plan, or LMDeploy's that run it."""
     from turbofit.memory.engines import LMDEPLOY
     from turbofit.model.families.engines import engine_problem
 
-    return [engine for engine in LMDEPLOY if engine_problem(model, engine) is None]
+    if scene.plan is not None:
+        return scene.plan.model, [scene.plan.engine.name]
+    model = scene.model
+    return model, [name for name in LMDEPLOY if model and engine_problem(model, name) is None]
 
 
 #: No other parser is taken for this architecture: lmdeploy api_server.py::set_parsers #14c093
@@ -340,13 +341,11 @@ _PACKAGES: Final = {"fla": "flash-linear-attention"}
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
     """Modules that LMDeploy imports for one model; a warning where another engine needs none."""
-    plan = scene.plan
-    model = scene.model if plan is None else plan.model
+    plan, (model, engines) = scene.plan, _served(scene)
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
         return None  # a pretend machine has stand-ins of them
     if sources.version("lmdeploy") is None:
         return unreadable("LMDeploy is not installed here")
-    engines = _engines(model) if plan is None else [plan.engine.name]
     missing = {engine: _missing(sources, model, engine) for engine in engines}
     lacking = {engine: lacks for engine, lacks in missing.items() if lacks}
     if not lacking:
