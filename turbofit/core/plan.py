@@ -446,9 +446,7 @@ class Plan(JsonDocument):
     def takes_videos(self) -> bool:
         """Whether the engine takes videos of this model, each in the place of an image."""
         rule = self.model.image_rule if self.limits.vision_unit is not None else None
-        if rule is None or rule.videos is None:
-            return False
-        return self.engine.of_lmdeploy
+        return self.engine.of_lmdeploy and rule is not None and rule.videos is not None
 
     @property
     def requests_at_once(self) -> int:

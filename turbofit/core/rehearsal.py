@@ -67,11 +67,11 @@ class End(Struct):
     @property
     def error(self) -> TurbofitError:
         """The same as an error, with its exit code."""
-        if self.kind in ("out_of_memory", "host_memory"):
-            return OutOfMemoryError(self.message, hint=self.hint)
-        if self.kind == "hang":
-            return DoesNotFitError(self.message, hint=self.hint)
-        return LaunchError(self.message, hint=self.hint)
+        kinds: dict[EndKind, type[TurbofitError]] = {
+            "out_of_memory": OutOfMemoryError, "host_memory": OutOfMemoryError,
+            "hang": DoesNotFitError,
+        }  # fmt: skip
+        return kinds.get(self.kind, LaunchError)(self.message, hint=self.hint)
 
 
 class RehearsedTogether(Struct):

@@ -25,6 +25,7 @@ _SUFFIX: Final = {
     "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
 }  # fmt: skip
 _SECONDS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SHARE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
 #: ``32,768``, ``1 048 576``: groups of three digits behind the first; compiled where it is needed.
 _GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
@@ -47,11 +48,9 @@ def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
     """
     if not text.rstrip().endswith("%"):
         return None
-    try:
-        share = float(text.rstrip()[:-1]) / 100
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < below:
+    number = _SHARE.fullmatch(text)
+    share = float(number[1]) / 100 if number else below
+    if share >= below:
         raise UsageError(f"{what} {text!r} is no share of a card", hint="write it as 2%")
     return share
 

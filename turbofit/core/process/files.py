@@ -45,7 +45,8 @@ def write_output(path: str, text: str) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    if not _is_stream(Path(path)):
+    # /dev/null and a shell's >(gzip) must not be replaced by a file.
+    if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
         write_atomic(path, text)
         return
     try:
@@ -59,15 +60,6 @@ def _unwritable(path: str | os.PathLike[str], exc: OSError) -> UsageError:
         f"{os.fspath(path)} cannot be written: {exc.strerror or exc}",
         hint="choose a file in a folder that you can write to",
     )
-
-
-def _is_stream(path: Path) -> bool:
-    """Whether it is a pipe, a device or a socket: ``/dev/null``, a shell's ``>(gzip)``."""
-    try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-    except OSError:
-        return False
-    return kind not in (stat.S_IFREG, stat.S_IFDIR)
 
 
 def open_beside(path: Path) -> tuple[int, str]:
@@ -165,7 +157,7 @@ def state_dir(room: str, *, make: bool = True) -> Path:
     Raises:
         OSError: it cannot be made.
     """
-    folder = _state_folder(windows=os.name == "nt")
+    folder = Path(_state_folder(windows=os.name == "nt"))
     for name in ("turbofit", *Path(room).parts):
         folder /= name
         if make:  # mkdir gives its mode to the last folder alone
@@ -180,13 +172,11 @@ def digest_of_parts(*parts: str) -> str:
     return sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def _state_folder(*, windows: bool) -> Path:
+def _state_folder(*, windows: bool) -> str:
     """Where programs keep their state; a relative path is ignored, as XDG wants."""
-    chosen = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(chosen):
-        return Path(chosen)
-    local = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    return Path(local if windows else "~/.local/state").expanduser()
+    chosen, local = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("LOCALAPPDATA")
+    usual = (local or "~/AppData/Local") if windows else "~/.local/state"
+    return chosen if os.path.isabs(chosen) else os.path.expanduser(usual)
 
 
 def new_path(room: str, stem: str, suffix: str = "") -> Path:

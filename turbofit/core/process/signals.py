@@ -24,9 +24,8 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     A shell without job control starts ``turbofit serve &`` with SIGINT ignored: it must end all the
     same. SIGHUP is left out where the parent process ignored it, as ``nohup`` does.
     """
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        return _ALWAYS
-    return (*_ALWAYS, signal.SIGHUP)
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return _ALWAYS if ignored else (*_ALWAYS, signal.SIGHUP)
 
 
 def unblock(signals: tuple[signal.Signals, ...]) -> None:

@@ -139,15 +139,14 @@ def holders(machine: Machine, _: Scene) -> Answer:
     if unread or not cards:
         why = "memory of others is not there for a plan"
         return unreadable(f"who holds GPU {indices(unread)}", why=why)
-    lines = []
-    for gpu in cards:
-        lines += [
-            f"GPU {gpu.index}: {holder.name}"
-            + (f"[{holder.pid}]" if holder.pid != NA else "")
-            + f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
-            for holder in gpu.holders
-            if holder.bytes == NA or holder.bytes >= _HELD
-        ]
+    lines = [
+        f"GPU {gpu.index}: {holder.name}"
+        + (f"[{holder.pid}]" if holder.pid != NA else "")
+        + f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
+        for gpu in cards
+        for holder in gpu.holders
+        if holder.bytes == NA or holder.bytes >= _HELD
+    ]
     if lines:
         fix = "end what is not needed (kill PID, or the notebook's kernel); see `turbofit machine`"
         return warning("; ".join(lines), fix)
