@@ -137,8 +137,7 @@ def holders(machine: Machine, _: Scene) -> Answer:
     cards = [machine.gpu(index) for index in machine.visible]
     unread = [gpu.index for gpu in cards if gpu.used == NA]
     if unread or not cards:
-        why = "memory of others is not there for a plan"
-        return unreadable(f"who holds GPU {indices(unread)}", why=why)
+        return unreadable(f"who holds GPU {indices(unread)}")
     lines = [
         f"GPU {gpu.index}: {holder.name}"
         + (f"[{holder.pid}]" if holder.pid != NA else "")
@@ -262,10 +261,7 @@ def xid(sources: Sources, _: Scene) -> Answer:
         return ok("no Xid in the kernel's log")
     summary = "; ".join(f"{bus}: Xid {', '.join(map(str, sorted(n)))}" for bus, n in xids.items())
     hard = any(number in _HARD_XIDS for numbers in xids.values() for number in numbers)
-    why = (
-        "the driver reports a failing card, link or memory there before programs feel it; these are"
-        f" {'of the hardware' if hard else 'mostly of programs'}"
-    )
+    why = f"these are {'of the hardware' if hard else 'mostly of programs'}"
     fix = "check power, cooling and seating of the card; restart" if hard else "none, if rare"
     return warning(summary, fix, why)
 

@@ -81,11 +81,7 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
         not machine.link(a, b).peers for a in visible for b in visible if a < b
     )
     if lonely and available < _LEAST_SHM:
-        why = (
-            "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
-            " gives a container 64 MiB: tp > 1 fails at start"
-        )
-        return stops(text, fix, why)
+        return stops(text, fix, "NCCL between GPUs without peer access fails at start: no tp > 1")
     if len(visible) > 1 and available < _GOOD_SHM:
         return warning(text, fix)
     return ok(text)

@@ -56,7 +56,7 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     """Whether the installed torch and transformers are what LMDeploy's metadata demand."""
     demands = sources.requires("lmdeploy")
     if demands is None:
-        return unreadable("LMDeploy's metadata", why="which torch it goes with is not known")
+        return unreadable("LMDeploy's metadata")
     wrong, versions = [], []
     try:
         for name, bounds in _demands_here(demands):
@@ -68,12 +68,12 @@ def pairing(sources: Sources, _: Scene) -> Answer:
             elif name != "triton":
                 wrong.append(f"{name} is not installed")
     except (ImportError, ValueError) as exc:
-        return unreadable(f"a version: {exc}", why="whether LMDeploy goes with torch is not known")
+        return unreadable(f"a version: {exc}")
     if wrong:
         fix = "install LMDeploy in an environment of its own and let pip choose"
         return warning("; ".join(wrong), fix)
     if not versions:
-        return unreadable("no demand on torch", why="LMDeploy's metadata name no version")
+        return unreadable("no demand on torch")
     return ok(f"{', '.join(versions)}, as LMDeploy demands")
 
 
@@ -97,7 +97,7 @@ def turbomind(sources: Sources, _: Scene) -> Answer:
     """The native engine's library."""
     folder = sources.package_folder("lmdeploy")
     if folder is None:
-        return unreadable("LMDeploy's folder", why="whether its engine is there is not known")
+        return unreadable("LMDeploy's folder")
     for place in ("lib", "turbomind", "turbomind/lib"):
         libraries = sorted((folder / place).glob("_turbomind*.so"))
         if libraries:
@@ -126,7 +126,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer | None:
     driver = f"driver {machine.driver} (CUDA {machine.cuda})"
     if cuda is None:
         what = f"torch {torch}" if torch else "torch"
-        return unreadable(f"{what}'s CUDA, beside {driver}", why="they must go together")
+        return unreadable(f"{what}'s CUDA, beside {driver}")
     if cuda == "":
         return stops(
             f"torch {torch} is a CPU build, beside {driver}",
@@ -166,18 +166,14 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
     """Torch's compiled architectures against the cards; asked in a child, with a deadline."""
     sources, cards = scene.sources, _capabilities(machine)
     if not cards:
-        why = "wheels carry code for some cards only"
-        return unreadable("the cards' compute capability", why=why)
+        return unreadable("the cards' compute capability")
     if not _torch_cuda(sources):
-        why = "this torch has no CUDA, or is missing"
-        return unreadable("torch's architectures", why=why)
+        return unreadable("torch's architectures: it has no CUDA, or is missing")
     built = sources.torch_architectures()
     if not built:
         return unreadable(
             "torch did not say in time what it was compiled for",
             'python -c "import torch; print(torch.cuda.get_arch_list())"',
-            "a wheel without code for a card fails at its first kernel: CUDA 13 has none for Volta"
-            " (V100) any more",
         )
     lacking = [name for name, version in cards.items() if not _runs(version, built)]
     if lacking:
@@ -221,8 +217,7 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
         return None
     census = scene.sources.kernels()
     if census is None:
-        why = "an engine without code for a card or for a model's weights aborts at the first"
-        return unreadable("the kernels of TurboMind", why=f"{why} request")
+        return unreadable("the kernels of TurboMind")
     without = [name for name, version in cards.items() if not census.runs(version)]
     if without:
         return stops(
