@@ -181,6 +181,7 @@ def test_what_is_refused_and_what_to_do(typed, command: str, words: list[str]) -
 # 2. LLaVA-v1.5-7B with a LoRA on four RTX 3090
 
 
+@pytest.mark.slow
 def test_2_llava_with_its_lora_merged(typed, tmp_path, capsys) -> None:
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -32,6 +32,7 @@ def clips(seed: int, count: int) -> list[tuple[int, int, int]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("smallest", "largest"), BOUNDS)
 def test_patches_are_transformers(transformers: Any, smallest: int, largest: int) -> None:
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize

@@ -165,6 +165,7 @@ def test_a_forecast_follows_the_load(tmp_path) -> None:
     assert mean_request(LoadSpec.of(trace=str(trace))) == (2, 20, ())
 
 
+@pytest.mark.slow
 def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
     request = PlanRequest(model="qwen2-vl-7b", on="1xrtx3090", engine="turbomind")
     usual = plan(request)

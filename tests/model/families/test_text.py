@@ -106,6 +106,7 @@ WINDOWS: list[tuple[str, dict[str, object], int]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "keys", "window"), WINDOWS)
 def test_a_sliding_window_is_read_as_transformers_has_it(transformers, kind, keys, window):
     config = Section({"num_hidden_layers": 32, **keys}, "config.json")
