@@ -163,8 +163,9 @@ VisionKind = Literal[
 class AudioDims(Struct):
     """Dimensions of an audio tower, loaded beside the vision tower whether or not it is used.
 
-    Three convolutions of ``channels`` shrink ``mel_bins``; of 0 channels, two along time as in
-    Whisper, whose keys have no biases. The checkpoint has no ``positions``, which take 32 bits.
+    Three convolutions of ``channels`` shrink ``mel_bins``; of 0 channels, two along time into
+    ``hidden`` ones as in Whisper, whose keys have no biases. ``positions`` take 32 bits, and are not
+    in the checkpoint.
     """
 
     layers: int
@@ -190,7 +191,7 @@ class VisionDims(Struct):
     """Dimensions of the vision tower and its projector.
 
     TurboMind has native encoders for ``internvit`` (CLS token, tiles of ``image_size``) and
-    ``qwen2vit``/``qwen2_5vit`` (patches in windows of ``merge`` x ``merge``), torch for all.
+    ``qwen2vit``/``qwen2_5vit`` (patches in windows of ``merge`` x ``merge``); torch runs all kinds.
 
     ``newline``: a learned row of the language model's channels ends each line of an image.
     ``projector``: channels inside the projector, where a family's own figure decides them.

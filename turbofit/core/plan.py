@@ -76,7 +76,7 @@ class Settings(Struct):
 
     tp: int = 1
     dtype: Literal["float16", "bfloat16"] = "bfloat16"
-    cache_max_entry_count: Annotated[float, doc("Share of free memory, in steps of 0.001.")] = 0.8
+    cache_max_entry_count: Annotated[float, doc("Share of free memory.")] = 0.8
     max_prefill_token_num: int = 8192
     max_batch_size: int = 128
     session_len: int = 32768
@@ -299,7 +299,7 @@ class LimitCost(Struct):
 class Footprint(Struct):
     """What the engines take at the most, and what their GPUs hold beside them."""
 
-    taken: Annotated[tuple[int, ...], doc("Bytes on each GPU, in the order of the ledgers.")]
+    taken: Annotated[tuple[int, ...], doc("Bytes at most on each GPU, as the ledgers stand.")]
     left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
     servers: Annotated[int, doc("Sets of such engines that the same GPUs hold, this included.")]
 
@@ -380,7 +380,7 @@ class Plan(JsonDocument):
         tuple[LimitCost, ...], doc("Of common image limits, the largest first.")
     ] = ()
     usual_image: Annotated[
-        UsualImage | UnsetType, doc("There where the plan's images are of a larger, worst size.")
+        UsualImage | UnsetType, doc("Only where the plan's own images have a larger, worst size.")
     ] = UNSET
     rehearsal: Annotated[Rehearsal | None, doc("Null where it was not rehearsed.")] = None
     device_map: Annotated[
@@ -391,9 +391,9 @@ class Plan(JsonDocument):
         tuple[GroupPlan, ...],
         doc("Where cards are unequal; settings and kv are then of the smallest cache's group."),
     ] = ()
-    held: Annotated[Held | UnsetType, doc("There where a concurrency was given.")] = UNSET
-    pace: Annotated[PaceForecast | UnsetType, doc("There where a pace was asked for.")] = UNSET
-    footprint: Annotated[Footprint | UnsetType, doc("There where the least was asked for.")] = UNSET
+    held: Annotated[Held | UnsetType, doc("Only where a concurrency was given.")] = UNSET
+    pace: Annotated[PaceForecast | UnsetType, doc("Only where a pace was asked for.")] = UNSET
+    footprint: Annotated[Footprint | UnsetType, doc("Only where the least was asked.")] = UNSET
     options: Annotated[
         dict[str, object] | UnsetType, doc("What was asked beside the model and the machine.")
     ] = UNSET
@@ -401,7 +401,7 @@ class Plan(JsonDocument):
     def of_group(self, number: int) -> Plan:
         """The plan as one group's engine is started with it; itself where all run the same.
 
-        Numbers of groups stay valid; ``gpus`` are the group's alone only where it is not itself.
+        Numbers of groups stay valid; ``gpus`` are the group's where it has settings of its own.
         """
         if not self.by_group:
             return self

@@ -2,7 +2,7 @@
 
 The choice of the grid is Transformers' and LMDeploy's own, floating point included: the candidate
 whose width/height is nearest wins; of equally near ones a larger grid wins while the image covers
-more than half of it.
+more than half of it. Candidates of one number may come in any order: only aspect and number count.
 """
 
 from __future__ import annotations
