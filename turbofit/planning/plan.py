@@ -71,16 +71,12 @@ def predict(request: PredictRequest) -> Plan:
         )
     check_options(engine, resolved.fixed)
     prediction = make_prediction(resolved, engine, request.free_at_cache)
-    lacking = left_out(prediction, usual_settings(resolved, engine))
-    prediction = replace(
-        prediction, warnings=(*([lacking] if lacking else ()), *prediction.warnings)
-    )
-    if engine.doubt is None:
-        return finished(prediction, request)
-    if request.margin is None:
+    if engine.doubt is not None and request.margin is None:
         resolved = replace(resolved, margin=Margin(bytes=doubled_margin(prediction)))
         prediction = make_prediction(resolved, engine, request.free_at_cache)
-    return finished(replace(prediction, warnings=(engine.doubt, *prediction.warnings)), request)
+    of_version = (engine.doubt, left_out(prediction, usual_settings(resolved, engine)))
+    warnings = (*filter(None, of_version), *prediction.warnings)
+    return finished(replace(prediction, warnings=warnings), request)
 
 
 def doubled_margin(plan: Plan) -> int:
