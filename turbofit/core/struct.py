@@ -23,6 +23,9 @@ NA: Final[NaType] = "NA"
 
 T = TypeVar("T")
 
+#: Structs as plain dicts, lists and scalars.
+to_builtins = msgspec.to_builtins
+
 
 class _StructMeta(msgspec.StructMeta):
     """Makes every subclass keyword-only: msgspec inherits ``frozen`` but not ``kw_only``."""
@@ -85,11 +88,6 @@ def doc(text: str) -> msgspec.Meta:
 def const(text: str) -> msgspec.Meta:
     """The one value of a field in the JSON Schemas; reading checks it where it matters."""
     return msgspec.Meta(extra_json_schema={"const": text})
-
-
-def to_builtins(value: Any) -> Any:
-    """Structs as plain dicts, lists and scalars."""
-    return msgspec.to_builtins(value)
 
 
 def to_json(value: Any) -> str:

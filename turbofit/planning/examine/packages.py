@@ -99,9 +99,8 @@ def turbomind(sources: Sources, _: Scene) -> Answer:
     if folder is None:
         return unreadable("LMDeploy's folder")
     for place in ("lib", "turbomind", "turbomind/lib"):
-        libraries = sorted((folder / place).glob("_turbomind*.so"))
-        if libraries:
-            return ok(f"{libraries[0].name}")
+        for library in (folder / place).glob("_turbomind*.so"):
+            return ok(library.name)
     return stops(
         f"{folder.name} has no _turbomind library",
         "install LMDeploy's wheel for this Python version instead of a source checkout",
