@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 
 import turbofit
 from tests.pretend.cuda_torch import CUDA_PATH, run
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, until
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import decode, to_json
@@ -148,15 +149,17 @@ def test_failures_are_plain(tmp_path) -> None:
 
 
 def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(speed, "monotonic", lambda: clock[-1])
+    printed, real = tmp_path / "printed", subprocess.Popen.wait
 
-    def say(told: str) -> None:
-        if told.startswith("GPU 1"):
-            clock.append(7.0 + speed._GRACE)
+    def wait(process: subprocess.Popen[bytes], timeout: float) -> int:
+        if timeout != 7.0 + speed._GRACE:
+            return real(process, timeout)
+        until(printed.exists, "the results")
+        raise subprocess.TimeoutExpired("", timeout)
 
-    hang = "import signal; signal.pause()"
-    found = measure(tmp_path, lines_of(), machine(), hang, seconds=7.0, say=say)
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    hang = f"open({str(printed)!r}, 'w'); import signal; signal.pause()"
+    found = measure(tmp_path, lines_of(), machine(), hang, seconds=7.0)
     assert found.left_out == ("all after it died with exit code -9",)
     assert len(found.cards) == 2
 

@@ -14,9 +14,9 @@ from tests.hostile import hostile
 from tests.support.checkpoints import make_text, write_safetensors
 from tests.support.tiny_checkpoints import LLAMA, QWEN, llama_tensors, make, read
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model
+from turbofit.core.model import Model, ModelSource
 from turbofit.core.struct import decode, to_json
-from turbofit.model.checkpoint import Origin, read_checkpoint
+from turbofit.model.checkpoint import read_checkpoint
 from turbofit.model.folder import FolderFiles, is_complete
 from turbofit.model.presets import preset_model
 from turbofit.model.safetensors import (
@@ -201,7 +201,8 @@ def test_a_checkpoint_is_refused_or_is_a_model(data: bytes) -> None:
                 (Path(folder) / NAMES[piece[0] % len(NAMES)]).write_bytes(piece[1:])
         is_complete(folder)
         try:
-            model = read_checkpoint(FolderFiles(folder), Origin("m", "folder", folder))
+            source = ModelSource(kind="folder", where=folder, sizes="file")
+            model = read_checkpoint(FolderFiles(folder), source)
         except UsageError:
             return
     assert decode(to_json(model), Model, what="the model") == model

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from tests.support.checkpoints import write_safetensors
-from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+from turbofit.core.model import ModelSource
+from turbofit.model.checkpoint import Weights, read_checkpoint
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "intermediate_size": 512,
@@ -80,4 +81,4 @@ class Memory:
 
 
 def read(**files):
-    return read_checkpoint(Memory(**files), Origin(name="x", kind="folder", where="x"))
+    return read_checkpoint(Memory(**files), ModelSource(kind="folder", where="x", sizes="file"))

@@ -1,8 +1,7 @@
 """Which kernels a library holds for which architecture: with code, empty, or none.
 
-The censuses of LMDeploy's released wheels are data, in `presets/engines/kernels/`: one for each
-release whose kernels are others than those of the release before. `scripts/new-lmdeploy --write`
-writes that of a new one.
+The censuses of LMDeploy's releases are data, in `presets/engines/kernels/`: one for each release
+with other kernels than the one before. `scripts/new-lmdeploy --write` writes that of a new one.
 """
 
 from __future__ import annotations
@@ -112,21 +111,13 @@ def take_census(library: Path) -> Census:
 
 
 def released(version: Version) -> Census | None:
-    """The census of TurboMind in a release; None before 0.6.0, of which there is none.
-
-    A release newer than all is answered by the newest one.
-    """
+    """The census of TurboMind in a release, or the newest before it; None before 0.6.0."""
     first = _first(version)
     return None if first is None else _census(first)
 
 
 def is_released(version: Version, digest: str) -> bool:
-    """Whether a library is byte for byte the one of a released wheel.
-
-    Args:
-        version: LMDeploy's.
-        digest: the library's SHA-256 as a wheel's ``RECORD`` has it.
-    """
+    """Whether a library is that of a release's wheel, by its SHA-256 as ``RECORD`` has it."""
     first = _first(version)
     known = {} if first is None else _file(first).get("libraries", {})
     return digest in known.get(".".join(map(str, version)), ())

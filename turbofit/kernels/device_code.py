@@ -2,7 +2,7 @@
 
 NVIDIA does not document the format of a fat binary; the layout is the one that cuobjdump lists
 (compared with that of CUDA 12.8 on the wheels of LMDeploy 0.6 to 0.18, `bench/census`). Cubins and
-host libraries are 64-bit little-endian ELF files.
+host libraries are 64-bit little-endian ELF files; another file, or a broken one, is a ValueError.
 """
 
 from __future__ import annotations
@@ -75,11 +75,7 @@ def mapped(file: Path) -> Iterator[mmap.mmap]:
 
 
 def sections(data: Buffer) -> Iterator[ElfSection]:
-    """The sections of a file.
-
-    Raises:
-        ValueError: the data are not a 64-bit little-endian ELF file.
-    """
+    """The sections of a file."""
     if bytes(data[:6]) != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
     try:
@@ -99,11 +95,6 @@ def entries(library: Path) -> Iterator[tuple[str, bytes | None]]:
     """The entries of all fat binaries of a host library, in the order of the file.
 
     Each is an architecture, where ``90a`` runs on 9.0 alone, and a cubin, or None for PTX.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not an ELF file, or a fat binary in it is broken.
-        PackageError: cramjam is missing, which decompresses what the compiler compressed.
     """
     with mapped(library) as data:
         for header in _headers(data):
@@ -169,7 +160,7 @@ def functions(cubin: Buffer) -> Iterator[tuple[str, bool]]:
     """The mangled names of a cubin's functions, kernels and what they call, and which are empty.
 
     The compiler leaves an empty one where the source rules an architecture out (``if constexpr``):
-    the host launches the kernel, and nothing is computed. ValueError: the data are no cubin.
+    the host launches the kernel, and nothing is computed.
     """
     for section in sections(cubin):
         if section.name.startswith(_TEXT):

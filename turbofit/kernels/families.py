@@ -82,11 +82,7 @@ def decode(dtype: str, kv: str, head_dim: int) -> str:
 
 
 def family(name: str) -> str | None:
-    """The family of a kernel; None for what no plan depends on.
-
-    Args:
-        name: demangled.
-    """
+    """The family of a kernel by its demangled name; None for what no plan depends on."""
     match = _KERNEL.match(name)
     kernel = match["name"].rpartition("::")[2] if match else ""
     if kernel == "attention_kernel":
@@ -140,11 +136,7 @@ def _of(name: str, weights: str, activations: str) -> str:
 
 
 def demangle(name: str) -> str:
-    """A mangled C++ name as a person reads it, and any other name as it is.
-
-    Raises:
-        OSError: this machine has no C++ library.
-    """
+    """A mangled C++ name as a person reads it, and any other name as it is."""
     import ctypes  # only new releases have names to read
 
     function, free = _library()

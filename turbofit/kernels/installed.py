@@ -66,11 +66,7 @@ def turbomind_library() -> Path | None:
 
 
 def census_of(library: Path) -> Census:
-    """The census of a library, read once: kept under its SHA-256.
-
-    Raises:
-        As :func:`take_census`.
-    """
+    """The census of a library, read once (see `take_census`): kept under its SHA-256."""
     import hashlib  # it loads OpenSSL
 
     with library.open("rb") as file:
@@ -84,14 +80,9 @@ def census_of(library: Path) -> Census:
         except (OSError, TurbofitError) as exc:
             _LOG.info("%s is read anew: %s", library.name, exc)
     census = take_census(library)
-    _keep(kept, to_json(census))
-    return census
-
-
-def _keep(path: Path, text: str) -> None:
-    """Spare the next reading; a folder that cannot be written costs only that."""
     try:
         state_dir("kernels")
-        write_atomic(path, text)
-    except (OSError, UsageError) as exc:
-        _LOG.info("%s is not kept: %s", path.name, exc)
+        write_atomic(kept, to_json(census))
+    except (OSError, UsageError) as exc:  # which costs another reading
+        _LOG.info("%s is not kept: %s", kept.name, exc)
+    return census

@@ -16,13 +16,7 @@ _NO_LIMIT = 1 << 60
 def read_host(
     *, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup", shm: str = "/dev/shm"
 ) -> Host:
-    """Read what the kernel says; what cannot be read is ``NA``.
-
-    Args:
-        proc: where procfs is mounted.
-        cgroup: where the control groups are mounted.
-        shm: the shared memory file system.
-    """
+    """Read what the kernel says; what cannot be read is ``NA``."""
     info = _fields(Path(proc) / "meminfo")
     total, available = info.get("MemTotal", NA), info.get("MemAvailable", NA)
     for limit, usage in _cgroup_limits(Path(proc), Path(cgroup)):
@@ -33,7 +27,7 @@ def read_host(
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Bytes by field; empty where the file cannot be read."""
+    """Bytes by field."""
     fields: dict[str, int] = {}
     for line in _text(path).splitlines():
         name, *rest = line.replace(":", " ").split() or [""]
@@ -68,7 +62,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
 
 
 def _upwards(base: Path, path: str) -> list[Path]:
-    """The group's folder and all above it; a container may not have the path below its mount."""
+    """The group's folder and all above it, some of which a container's mount lacks."""
     parts = [part for part in path.split("/") if part and part != ".."]
     return [base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
 

@@ -30,10 +30,9 @@ _ATTEMPTS: Final = 4
 _ELSEWHERE: Final = "describe a machine with --on SPEC, e.g. --on 4xrtx3090"
 
 _T = TypeVar("_T")
-#: Seconds for an answer. A driver that nobody keeps loaded is loaded first, which takes seconds for
-#: each GPU.
+#: A driver that nobody keeps loaded is loaded first, which takes seconds for each GPU.
 _SECONDS: Final = 30.0
-#: The threads whose question is not answered.
+#: Threads whose question is not answered.
 _hung: list[threading.Thread] = []
 
 
@@ -42,11 +41,10 @@ class GpuLostError(Exception):
 
 
 class Nvml:
-    """An open NVML. Use it as a context manager.
+    """An open NVML, a context manager.
 
     Raises:
         NoGpuError: there is no NVML library, no driver, or the driver does not answer.
-        PackageError: nvidia-ml-py is not installed.
     """
 
     def __init__(self) -> None:
@@ -58,16 +56,13 @@ class Nvml:
             ) from None
         self._library: Any = pynvml
         # pynvml's error for a driver that lacks a function's newest version is no NVMLError.
-        self._no_answer = (
-            UnicodeDecodeError,
-            getattr(self._library, "NVMLLibraryMismatchError", UnicodeDecodeError),
-        )
+        mismatch = getattr(pynvml, "NVMLLibraryMismatchError", UnicodeDecodeError)
+        self._no_answer = (UnicodeDecodeError, mismatch)
         try:
-            self._library.nvmlInit()
-        except self._library.NVMLError as exc:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as exc:
             raise NoGpuError(
-                f"NVML cannot be opened: {exc}",
-                hint=f"check nvidia-smi, or {_ELSEWHERE}",
+                f"NVML cannot be opened: {exc}", hint=f"check nvidia-smi, or {_ELSEWHERE}"
             ) from None
 
     def __enter__(self) -> Self:
@@ -76,11 +71,6 @@ class Nvml:
     def __exit__(self, *_: object) -> None:
         with suppress(self._library.NVMLError):
             self._library.nvmlShutdown()
-
-    @property
-    def max_nvlinks(self) -> int:
-        """How many NVLink lanes a GPU can have at most."""
-        return int(getattr(self._library, "NVML_NVLINK_MAX_LINKS", 18))
 
     def query(self, function: str, *args: Any) -> Any:
         """Ask; ``NA`` where this driver or GPU cannot answer.
@@ -96,11 +86,7 @@ class Nvml:
         return value, code in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
 
     def memory(self, handle: Any) -> Any:
-        """The memory of a device, with what the driver reserves; ``NA`` where there is none.
-
-        Raises:
-            GpuLostError: the GPU is gone.
-        """
+        """As `query`: the memory of a device, with what the driver reserves."""
         return self.query("nvmlDeviceGetMemoryInfo", handle, self._library.nvmlMemory_v2)
 
     def reason(self, function: str, *args: Any) -> str:
@@ -139,13 +125,10 @@ def answered(value: Any) -> bool:
 
 
 def ask_driver(question: Callable[[], _T], otherwise: _T, *, seconds: float | None = None) -> _T:
-    """The answer to a question, asked in a thread of its own.
+    """The answer to a question, or what it raises, asked in a thread of its own.
 
-    Args:
-        question: what it raises is raised here.
-        otherwise: the answer where none comes in time, and at once as long as that thread, or
-            another one of this process, still waits for its own.
-        seconds: for an answer; None: 30.
+    ``otherwise`` where none comes within ``seconds`` (None: 30), and at once as long as another
+    question of this process still waits for its answer.
     """
     _hung[:] = [thread for thread in _hung if thread.is_alive()]
     if _hung:

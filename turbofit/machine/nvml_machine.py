@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -35,12 +36,14 @@ _P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
 _P2P_OK: Final = 0
 _P2P_UNKNOWN: Final = 6
 _SWITCH: Final = 2
-#: Seconds to read all GPUs: a driver that nobody keeps loaded is loaded first, some for each.
+#: Seconds to read all GPUs.
 _LONGEST: Final = 120.0
 
-#: The active NVLink lanes of one GPU by the bus id of their other end; None: a switch, or unknown.
-Lanes = Counter[str | None]
+Address = tuple[int, ...]
+#: The active NVLink lanes of one GPU by the address of their other end; None: a switch, or unknown.
+Lanes = Counter[Address | None]
 
+_MOST_NVLINKS: Final = 18  # NVML_NVLINK_MAX_LINKS
 #: The name of what no visible process explains.
 UNKNOWN_HOLDER: Final = "unknown (another container?)"
 #: CUDA cores of one SM by compute capability (CUDA C++ Programming Guide, arithmetic throughput).
@@ -48,7 +51,6 @@ _CORES: Final = {
     (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128,
     (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128, (12, 1): 128,
 }  # fmt: skip
-#: The lists of processes.
 _PROCESS_LISTS: Final = (
     "nvmlDeviceGetComputeRunningProcesses",
     "nvmlDeviceGetGraphicsRunningProcesses",
@@ -61,7 +63,6 @@ def measure(environ: Mapping[str, str]) -> Machine:
 
     Raises:
         NoGpuError: no NVML, no GPU, or all hidden.
-        PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
         devices = read_devices(nvml)
@@ -69,7 +70,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
         driver = nvml.query("nvmlSystemGetDriverVersion")
         cuda = nvml.query("nvmlSystemGetCudaDriverVersion_v2")
     visible, notes = _visible(devices, environ)
-    gpus = tuple(gpu for device in devices for gpu in device.gpus)
+    gpus = [gpu for device in devices for gpu in device.gpus]
     # In the order of first appearance: ``2x NVIDIA L4 + NVIDIA A10``.
     cards = Counter(gpu.name for gpu in gpus if gpu.index in visible or not visible)
     return Machine(
@@ -81,17 +82,12 @@ def measure(environ: Mapping[str, str]) -> Machine:
         driver=str(driver),
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if answered(cuda) else NA,
         visible=visible,
-        warnings=(*(note for device in devices for note in device.warnings), *notes),
+        warnings=tuple([note for device in devices for note in device.warnings] + notes),
     )
 
 
 def measure_in_time(environ: Mapping[str, str]) -> Machine:
-    """As `measure`, but for a driver that may never answer, as one that has lost a card.
-
-    Raises:
-        NoGpuError: as `measure`, or it has not answered for two minutes.
-        PackageError: nvidia-ml-py is not installed.
-    """
+    """As `measure`; a driver that has not answered for two minutes is a `NoGpuError`, too."""
     machine = ask_driver(partial(measure, environ), None, seconds=_LONGEST)
     if machine is None:
         raise NoGpuError(
@@ -111,17 +107,17 @@ def read_devices(nvml: Nvml) -> list[Device]:
             hint="check nvidia-smi (in a container: --gpus all), or use --on SPEC",
         )
     devices = [_opened(nvml, place) for place in range(count)]
-    if all(device.bus is not None for device in devices):
+    if all(device.bus for device in devices):
         devices.sort(key=lambda device: device.bus or ())
-    parts = count  # MIG instances are numbered after all whole GPUs
+    next_part = count  # MIG instances are numbered after all whole GPUs
     for index, device in enumerate(devices):
-        _read(nvml, device, index, first_part=parts)
-        parts += len(device.parts)
+        _read(nvml, device, index, next_part)
+        next_part += sum(gpu.mig for gpu in device.gpus)
     return devices
 
 
 def _opened(nvml: Nvml, place: int) -> Device:
-    """A device by NVML's own number, before anything but its address is read."""
+    """A device by NVML's own number, of which only the address is read."""
     device = Device()
     try:
         device.handle = nvml.query("nvmlDeviceGetHandleByIndex", place)
@@ -134,7 +130,7 @@ def _opened(nvml: Nvml, place: int) -> Device:
     return device
 
 
-def _address(pci: Any) -> tuple[int, ...] | None:
+def _address(pci: Any) -> Address | None:
     return (pci.domain, pci.bus, pci.device) if answered(pci) else None
 
 
@@ -145,7 +141,7 @@ def _visible(
     value = environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return tuple(index for device in devices for index in device.default), []
-    ordinals = [device.ordinal for device in devices if device.ordinal is not None]
+    ordinals = [device.default[0] for device in devices if device.default]
     ids = {name: index for device in devices for name, index in device.ids.items()}
     visible, warning = cuda_visible(value, ordinals, ids)
     notes = [warning] if warning else []
@@ -155,7 +151,7 @@ def _visible(
             hint="unset or correct CUDA_VISIBLE_DEVICES, or describe a machine with --on SPEC",
         )
     by_index = not value.strip().startswith(("GPU-", "MIG-"))
-    names = {device.gpu.name for device in devices if device.gpu}
+    names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
     if by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1:
         notes.append(
             f"CUDA_VISIBLE_DEVICES={value} was read in PCI order, but without "
@@ -166,22 +162,20 @@ def _visible(
 
 def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
     """Between whole GPUs as measured; a MIG instance has no peers."""
-    whole = [device for device in devices if device.gpu and answered(device.handle)]
+    gpus = [gpu for device in devices for gpu in device.gpus]
+    links = [
+        Link(a=first.index, b=part.index, p2p_read=False, p2p_write=False, nvlinks=0)
+        for first, part in combinations(sorted(gpus, key=lambda gpu: gpu.index), 2)
+        if part.mig  # their indices are the highest
+    ]
+    whole = [
+        device
+        for device in devices
+        if answered(device.handle) and device.gpus and not device.gpus[0].mig
+    ]
     buses = {device.bus for device in whole if device.bus}
     lanes = {device.index: _lanes(nvml, device, buses) for device in whole}
-    links = [
-        _link(nvml, first, second, lanes)
-        for position, first in enumerate(whole)
-        for second in whole[position + 1 :]
-    ]
-    parts = [gpu.index for device in devices for gpu in device.parts]
-    others = [device.index for device in whole] + parts
-    for part in parts:
-        links += [
-            Link(a=other, b=part, p2p_read=False, p2p_write=False, nvlinks=0)
-            for other in others
-            if other < part
-        ]
+    links += [_link(nvml, first, second, lanes) for first, second in combinations(whole, 2)]
     return tuple(sorted(links, key=lambda link: (link.a, link.b)))
 
 
@@ -189,13 +183,13 @@ def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes |
     handles = (first.handle, second.handle)
     try:
         over_nvlink = _p2p(nvml, *handles, _P2P_NVLINK)
-        read = _both_ways(nvml, *handles, _P2P_READ)
-        write = _both_ways(nvml, *handles, _P2P_WRITE)
+        read = _p2p(nvml, *handles, _P2P_READ)
+        write = _p2p(nvml, *handles, _P2P_WRITE)
         level = nvml.query("nvmlDeviceGetTopologyCommonAncestor", *handles)
     except GpuLostError:
         return Link(a=first.index, b=second.index)
-    count = _shared_lanes(lanes[first.index], lanes[second.index], str(second.bus), over_nvlink)
-    preset = match_preset(first.gpu) if first.gpu else None
+    count = _shared_lanes(lanes[first.index], lanes[second.index], second.bus, over_nvlink)
+    preset = match_preset(first.gpus[0])
     speed = count * preset.nvlink.lane_bandwidth if preset and count != NA and count else NA
     return Link(
         a=first.index,
@@ -209,38 +203,32 @@ def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes |
 
 
 def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
-    status = nvml.query("nvmlDeviceGetP2PStatus", first, second, capability)
-    if not answered(status) or status == _P2P_UNKNOWN:
-        return NA
-    return bool(status == _P2P_OK)
-
-
-def _both_ways(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
     """Peer access must work in both directions; one known "no" is enough for no."""
-    ways = {_p2p(nvml, first, second, capability), _p2p(nvml, second, first, capability)}
-    if False in ways:
+    ways = ((first, second), (second, first))
+    statuses = {nvml.query("nvmlDeviceGetP2PStatus", *way, capability) for way in ways}
+    if statuses - {_P2P_OK, _P2P_UNKNOWN, NA}:
         return False
-    return NA if NA in ways else True
+    return True if statuses == {_P2P_OK} else NA
 
 
 def _shared_lanes(
-    first: Lanes | None, second: Lanes | None, second_bus: str, over_nvlink: bool | NaType
+    first: Lanes | None, second: Lanes | None, bus: Address | None, over_nvlink: bool | NaType
 ) -> int | NaType:
     """How many lanes join two GPUs: direct ones, else through switches, as far as NVML says so."""
     if first is None or second is None:
         return NA
-    direct = first[second_bus]
+    direct = first[bus] if bus else 0
     if direct or over_nvlink is False:
         return direct
     switched = min(first[None], second[None])
     return switched if over_nvlink is True else (NA if switched else 0)
 
 
-def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> Lanes | None:
+def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
     """The active lanes of a GPU, none of one that cannot have any; None where they are unread."""
     lanes = Lanes()
     try:
-        for link in range(nvml.max_nvlinks):
+        for link in range(_MOST_NVLINKS):
             state, absent = nvml.supported("nvmlDeviceGetNvLinkState", device.handle, link)
             if not answered(state):
                 return lanes if link or absent else None
@@ -248,7 +236,7 @@ def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> Lanes | N
                 continue
             address = _address(nvml.query("nvmlDeviceGetNvLinkRemotePciInfo", device.handle, link))
             if address in buses:
-                lanes[str(address)] += 1
+                lanes[address] += 1
                 continue
             kind = nvml.query("nvmlDeviceGetNvLinkRemoteDeviceType", device.handle, link)
             if kind == _SWITCH or not answered(kind):
@@ -260,31 +248,24 @@ def _lanes(nvml: Nvml, device: Device, buses: set[tuple[int, ...]]) -> Lanes | N
 
 @dataclass
 class Device:
-    """What one physical GPU gives: itself (``gpu``), or its MIG instances (``parts``).
+    """What one physical GPU gives: itself, or its MIG instances (``gpus``).
 
-    ``default`` are the indices that may be planned with; ``ordinal`` is what CUDA shows for its
-    place in the PCI order; ``ids`` are the names that ``CUDA_VISIBLE_DEVICES`` may use; ``lost``
-    says why NVML gives no handle.
+    ``default`` are the indices that may be planned with, the first of them what CUDA shows in the
+    GPU's place; ``ids`` are the names that ``CUDA_VISIBLE_DEVICES`` may use; ``lost`` says why NVML
+    gives no handle.
     """
 
     handle: Any = NA
-    bus: tuple[int, ...] | None = None
+    bus: Address | None = None
     lost: str = ""
     index: int = 0
-    gpu: Gpu | None = None
-    parts: list[Gpu] = field(default_factory=list)
-    default: tuple[int, ...] = ()
-    ordinal: int | None = None
+    gpus: list[Gpu] = field(default_factory=list)
+    default: list[int] = field(default_factory=list)
     ids: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def gpus(self) -> list[Gpu]:
-        """The GPU or its instances."""
-        return [self.gpu] if self.gpu else self.parts
 
-
-def _read(nvml: Nvml, device: Device, index: int, *, first_part: int) -> None:
+def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
     """Read one device; a lost one becomes a GPU of which nothing is known, and a warning."""
     device.index, handle = index, device.handle
     try:
@@ -295,13 +276,13 @@ def _read(nvml: Nvml, device: Device, index: int, *, first_part: int) -> None:
             _read_parts(nvml, device, first_part)
             return
         gpu, device.warnings = _read_gpu(nvml, index, handle)
-        device.gpu = fill(gpu)
+        gpu = fill(gpu)
     except GpuLostError as exc:
-        device.gpu, device.parts = _lost_gpu(nvml, index, handle), []
+        gpu = _lost_gpu(nvml, index, handle)
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
     # CUDA may show others in place of a lost one, but whoever names this index means this GPU.
-    device.default, device.ordinal = (index,), index
-    device.ids = {} if device.gpu.uuid == NA else {device.gpu.uuid: index}
+    device.gpus, device.default = [gpu], [index]
+    device.ids = {} if gpu.uuid == NA else {gpu.uuid: index}
 
 
 def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
@@ -313,9 +294,8 @@ def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
         except GpuLostError:
             return NA
 
-    name = ask("nvmlDeviceGetName")
+    name, uuid = ask("nvmlDeviceGetName"), ask("nvmlDeviceGetUUID")
     name = name if name != NA else "lost GPU"
-    uuid = ask("nvmlDeviceGetUUID")
     return Gpu(index=index, uuid=uuid, name=name, total=NA, reserved=NA, used=NA, free=NA)
 
 
@@ -374,7 +354,7 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
 
 
 def _process_name(nvml: Nvml, pid: int) -> str:
-    """The program's file name; NVML knows processes of other pid namespaces, procfs does not."""
+    """The program's file name; only NVML knows processes of other pid namespaces."""
     name = nvml.query("nvmlSystemGetProcessName", pid)
     if not answered(name) or not name:
         try:
@@ -388,35 +368,31 @@ def _process_name(nvml: Nvml, pid: int) -> str:
 
 
 def _read_parts(nvml: Nvml, device: Device, first_part: int) -> None:
-    """Read the MIG instances as GPUs of their own, numbered from ``first_part``."""
+    """Read the MIG instances, numbered from ``first_part``."""
     parent = str(nvml.query("nvmlDeviceGetName", device.handle))
     parent_uuid = str(nvml.query("nvmlDeviceGetUUID", device.handle))
     count = nvml.query("nvmlDeviceGetMaxMigDeviceCount", device.handle)
     instances: dict[int, int] = {}
-    default = []
     for slot in range(int(count) if answered(count) else 0):
         handle = nvml.query("nvmlDeviceGetMigDeviceHandleByIndex", device.handle, slot)
         if not answered(handle):
             continue
-        index = first_part + len(device.parts)
+        index = first_part + len(device.gpus)
         gpu, warnings = _read_gpu(nvml, index, handle)
-        device.parts.append(_part(nvml, device.handle, handle, gpu, parent))
+        device.gpus.append(_part(nvml, device.handle, handle, gpu, parent))
         device.warnings += warnings
         instance = nvml.query("nvmlDeviceGetGpuInstanceId", handle)
         compute = nvml.query("nvmlDeviceGetComputeInstanceId", handle)
         device.ids |= {gpu.uuid: index, f"MIG-{parent_uuid}/{instance}/{compute}": index}
-        if answered(instance) and instance in instances:
+        first = instances.setdefault(instance, index) if answered(instance) else index
+        if first == index:
+            device.default.append(index)
+        else:
             device.warnings.append(
-                f"GPUs {instances[instance]} and {index} are compute instances that share one "
-                f"memory: only GPU {instances[instance]} is planned with"
+                f"GPUs {first} and {index} are compute instances that share one memory: only GPU "
+                f"{first} is planned with"
             )
-            continue
-        if answered(instance):
-            instances[instance] = index
-        default.append(index)
-    device.default = tuple(default)
-    device.ordinal = default[0] if default else None
-    if not device.parts:
+    if not device.gpus:
         device.warnings.append(
             f"GPU {device.index} ({parent}) is in MIG mode and has no instance, so CUDA has no use "
             "for it"

@@ -18,8 +18,7 @@ from turbofit.core.units import MIB
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")
 
-#: Two cards of one name are the same where their memory differs by less than this: drivers, and
-#: ECC, which takes a sixteenth of GDDR.
+#: By how much the memory of one card differs: drivers, and ECC, which takes a sixteenth of GDDR.
 _SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
@@ -131,28 +130,24 @@ class ContextRule(Struct, forbid_unknown_fields=True):
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of all GPU presets: those that aliases.yaml lists, then what else is there."""
+    """All GPU presets: those that aliases.yaml lists, then what else is there."""
     return tuple(_names().presets)
 
 
 @cache
 def load_preset(key: str) -> GpuPreset:
-    """Read one preset by its own name.
-
-    Raises:
-        UsageError: the installed file is damaged.
-    """
+    """Read one preset by its own name."""
     return read_table(preset_path("gpus", key).name, GpuPreset)
 
 
 def find_preset(name: str) -> str | None:
-    """The preset that a typed name or a name of NVML means, or None; sizes stand anywhere in it."""
+    """The preset that a typed name or NVML's means; a size stands anywhere in it."""
     index = _index()
     return index.get(bare_name(name)) or index.get(bare_name(_SIZE_WITHIN.sub(r"\2\1", name)))
 
 
 def presets_with(words: Iterable[str]) -> list[str]:
-    """The presets in one of whose names all of these words stand, or that are of a generation."""
+    """The presets with all of these words in one name, a generation's among them."""
     wanted, generations = [bare_name(word) for word in words], _names().generations
     capabilities = [generations[word] for word in wanted if word in generations]
     rest = [word for word in wanted if word not in generations]
@@ -163,7 +158,7 @@ def presets_with(words: Iterable[str]) -> list[str]:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """The known names most like one that was not found, best first; of its size if it has one."""
+    """The known names most like an unknown one, best first; of its size if it has one."""
     import difflib
 
     index, typed = _index(), _TYPED_SIZE.search(name.strip())
@@ -190,10 +185,7 @@ def assumed_note(name: str, count: int) -> str | None:
 
 
 def match_preset(gpu: Gpu) -> GpuPreset | None:
-    """The preset of a measured GPU, by name and memory: one name can cover several cards.
-
-    A part of a GPU (MIG) has none.
-    """
+    """The preset of a measured GPU, by name and memory; a part of a GPU (MIG) has none."""
     key = match_key(gpu)
     return None if key is None else load_preset(key)
 
@@ -218,15 +210,9 @@ def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
 
 
 def share_of(preset: GpuPreset, gpu: Gpu, whole: int) -> Gpu:
-    """A part of a card (MIG) with its share of what the preset knows of the whole.
+    """A part of a card (MIG) with its share of what the preset knows of the ``whole`` bytes.
 
-    Bandwidth goes by memory, rate by SMs. L2 is taken as that of the whole card: what is sized by
-    it then errs high.
-
-    Args:
-        preset: the whole card's.
-        gpu: the part, with its own memory and SMs.
-        whole: bytes of the whole card.
+    Bandwidth goes by memory, rate by SMs. L2 is the whole card's: what is sized by it errs high.
     """
     sms, rate = preset.sm_count.value, preset.dense_flops.value
     bandwidth = preset.memory_bandwidth.value
@@ -251,8 +237,7 @@ def preset_links(
         presets: the card of each GPU, in index order; None where nothing is known to join it.
         nvlink: the pairs that NVLink joins; None for what such a machine has by default.
         p2p: peer access between all or no pairs; None for what the driver allows: over NVLink, and
-            between equal cards whose driver allows it over PCIe. Unequal cards count as without
-            peer access, which errs towards replicas.
+            between some equal cards over PCIe. Unequal cards have none, which errs to replicas.
     """
     links = []
     for a, b in combinations(range(len(presets)), 2):
@@ -281,9 +266,8 @@ def preset_links(
 def context_bytes(gpu: Gpu) -> tuple[int, str]:
     """What one process's CUDA context holds on this GPU: bytes at the upper end, and a note.
 
-    From the preset of the card; else, for a card without one and for a MIG instance, by the number
-    of SMs; else the largest figure known. An estimate that errs high; kernels that libraries load
-    later are not in it.
+    From the card's preset, else by the number of SMs, else the largest figure known. An estimate
+    that errs high; kernels that libraries load later are not in it.
     """
     preset = match_preset(gpu)
     if preset is not None:
@@ -299,7 +283,7 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
 
 @cache
 def _matched(name: str, total: int | Literal["NA"]) -> str | None:
-    """The preset of a GPU's name whose memory is as large; a plan asks for few GPUs many times."""
+    """The preset of a GPU's name whose memory is as large."""
     key = find_preset(name)
     if key is None or total == NA:
         return key
@@ -323,7 +307,7 @@ def bare_name(name: str) -> str:
 
 @cache
 def _names() -> GpuNames:
-    """What aliases.yaml lists; of other files' cards the own name is the one spelling."""
+    """What aliases.yaml lists, and other files' cards by their own names."""
     names = read_table("aliases.yaml", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
     unlisted = {key: [load_preset(key).name] for key in others}
@@ -343,10 +327,6 @@ def _context_rule() -> ContextRule:
 
 
 def read_table(file: str, type_: type[T]) -> T:
-    """A file of `presets/gpus/`.
-
-    Raises:
-        UsageError: the installed file is damaged.
-    """
+    """A file of `presets/gpus/`."""
     path = presets_dir() / "gpus" / file
     return converted(load_yaml(path), type_, path)

@@ -54,14 +54,13 @@ MAX_GPUS: Final = 64
 #: Characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
-#: ``4xrtx3090``; where the name alone is a card's also ``4 RTX 3090`` and ``3090x4``.
+#: ``4xrtx3090``; of a card's name also ``4 RTX 3090`` and ``3090x4``.
 _COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
 #: ``0`` and ``cuda:1``, which CUDA and torch have for a GPU of the machine.
 _INDEX: Final = re.compile(r"(?:cuda:|gpu ?)(\d{1,2})|\d", re.IGNORECASE)
-#: Counts behind a colon and in words, and what may stand behind the name of several.
-_SLURM_COUNT: Final = re.compile(r"^([^:]+):\s*(\d{1,3})\s*(?=:|$)")
+#: Counts in words, and what may stand behind the name of several.
 _COUNT_WORDS: Final = {"one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "quad": 4, "eight": 8}
 _CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
 #: Between cards; the + of a MIG profile (1g.10gb+me) joins none.
@@ -71,19 +70,14 @@ _ANY: Final = re.compile(
     r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
 )
 _SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
-#: What parts no cards: the commas of 23,034 MiB; the head and the first column of nvidia-smi's CSV.
+#: What parts no cards: the commas of 23,034 MiB; head and first column of nvidia-smi's CSV.
 _NO_PARTS: Final = re.compile(
     r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^.*\bname,.*$|^\s*\d+\s*,(?=.*MiB)",
     re.IGNORECASE | re.MULTILINE,
 )
 #: A size in languages whose decimal point is a comma: ``free=19,5GB``.
 _DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
-#: What lspci prints of a card, and nvidia-smi: cards and slices of -L, a name with its memory.
-_PASTED: Final = re.compile(
-    r".*NVIDIA Corporation.*?\[([^]:]+?)(?:/[^] ]*| Rev\. \w| Lite Hash Rate)?\].*"
-    r"|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*",
-    re.IGNORECASE,
-)
+#: What nvidia-smi prints: cards and slices of -L, a name with its memory.
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
 _SMI_MIG: Final = re.compile(r"(MIG\s+\S+)\s+Device\b.*")
@@ -98,19 +92,11 @@ _OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB"}
 
 
 class _Card(Struct):
-    """A card of a group: as it is when nobody uses it; ``preset`` None: what joins it is unknown.
-
-    ``note`` says what was assumed.
-    """
+    """A card that nobody uses; ``preset`` None: what joins it is unknown; ``note``: the assumed."""
 
     gpu: Gpu
     preset: GpuPreset | None
     note: str | None
-
-
-def is_pasted(text: str) -> bool:
-    """Whether lspci or nvidia-smi has printed it of a card: a slash in it is no folder's."""
-    return _PASTED.search(text) is not None
 
 
 def is_spec(text: str) -> bool:
@@ -125,19 +111,14 @@ def is_spec(text: str) -> bool:
 def parse_spec(spec: str) -> Machine:
     """Build the machine that a SPEC describes.
 
-    A given ``total`` is what CUDA can hand out, so nothing is reserved then.
-
     Raises:
         UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
     """
     spec = plain(spec)
-    if pasted := [row[1] or row[2] for row in _PASTED.finditer(spec)]:
-        spec = "\n".join(pasted)
     if not spec:
         _refuse("it is empty", _EXAMPLE)
     texts, tail = _cards_and_options(spec)
-    groups = [_parse_group(text) for text in texts]
-    cards = [card for count, card in groups for _ in range(count)]
+    cards = [card for text in texts for card in _parse_group(text)]
     if len(cards) > MAX_GPUS:
         _refuse(f"{len(cards)} GPUs", f"one machine has at most {MAX_GPUS}")
     options = _key_values(tail, _OPTIONS, "machine option")
@@ -182,7 +163,7 @@ def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
 
 
 def _lines(spec: str) -> list[str]:
-    """The lines of a SPEC, of nvidia-smi's the names: of a card that is cut its slices."""
+    """The lines of a SPEC; of nvidia-smi's the names, of a card that is cut those of its slices."""
     lines: list[str] = []
     whole = ""
     for line in map(str.strip, _SMI_LINES.split(spec)):
@@ -198,14 +179,14 @@ def _lines(spec: str) -> list[str]:
     return lines
 
 
-def _parse_group(text: str) -> tuple[int, _Card]:
+def _parse_group(text: str) -> list[_Card]:
     if len(text) > _LONGEST:
         _refuse(f"{text[:40]}… is no card", _EXAMPLE)
     if match := _INDEX.fullmatch(text):
         index = match[1] or text
         hint = f"leave --on out and give --gpus {index} for the machine here; {_EXAMPLE}"
         _refuse(f"{text} is a GPU's index, and no card's name", hint)
-    head, *tail = _SLURM_COUNT.sub(r"\2x\1", text).split(":")
+    head, *tail = text.split(":")
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), anything="total" in given)
     if not 1 <= count <= MAX_GPUS:
@@ -213,7 +194,7 @@ def _parse_group(text: str) -> tuple[int, _Card]:
     if not name:
         _refuse("a group has no GPU name", _EXAMPLE)
     card = _card(name, count, given)
-    return count, replace(card, gpu=_sized(card.gpu, name, given))
+    return [replace(card, gpu=_sized(card.gpu, name, given))] * count
 
 
 def _counted(text: str, *, anything: bool) -> tuple[int, str]:
@@ -231,7 +212,7 @@ def _counted(text: str, *, anything: bool) -> tuple[int, str]:
 
 
 def _known(name: str) -> str | None:
-    """The name of a card, without what stands behind that of several; None for no card's."""
+    """The name of a card, without a plural; None for no card's."""
     for candidate in dict.fromkeys((name, _CARDS.sub("", name))):
         if find_preset(candidate) or _ANY.fullmatch(candidate) or MIG_NAME.fullmatch(candidate):
             return candidate
@@ -241,11 +222,7 @@ def _known(name: str) -> str | None:
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
-    """The card of this name.
-
-    Raises:
-        UsageError: there is none, or its keys are of another kind of card.
-    """
+    """The card of this name; ``given`` are its keys, some of which only other kinds have."""
     if "mig" in given:  # as nvidia-smi names a slice
         name += f" MIG {given['mig']}"
     profile, printed = MIG_NAME.fullmatch(name), _SMI_NAME.fullmatch(name)
@@ -298,10 +275,7 @@ def _slice(key: str, profile: re.Match[str], name: str, given: dict[str, str]) -
 
 
 def _any_card(name: str, given: dict[str, str]) -> _Card:
-    """A card of which only the memory is known, and the compute capability where it is given.
-
-    What is not known of it counts at its upper end in the account, and as slow in the forecast.
-    """
+    """A card of which only the memory is known, and the compute capability where it is given."""
     size, printed, capability = _ANY.fullmatch(name), _SMI_NAME.fullmatch(name), None
     if printed:
         name = printed["name"]
@@ -332,7 +306,10 @@ def _any_card(name: str, given: dict[str, str]) -> _Card:
 
 
 def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
-    """Apply ``total``, ``used`` and ``free``; a share is one of the total, free one of CUDA's."""
+    """Apply ``total`` (what CUDA can hand out, so nothing is reserved), ``used`` and ``free``.
+
+    A share of used is one of the total, one of free of what CUDA can hand out.
+    """
     total, reserved = int(gpu.total), int(gpu.reserved)
     if "total" in given:
         total, reserved = parse_bytes(given["total"], what=f"total of {name}"), 0
@@ -342,18 +319,20 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
 
     sizes: dict[str, int] = {}
     for key, whole in (("used", total), ("free", usable)):
-        if key in given:
-            share = parse_share(given[key], f"{key} of {name}")
-            if share is None:
-                sizes[key] = parse_bytes(given[key], what=f"{key} of {name}")
-            else:
-                sizes[key] = min(usable, int(whole * share))
-            if sizes[key] > usable:
-                _refuse(
-                    f"{name}: {key}={format_bytes(sizes[key])} is more than the "
-                    f"{format_bytes(usable)} that CUDA can hand out",
-                    f"lower {key}, or give the total as well",
-                )
+        if key not in given:
+            continue
+        what = f"{key} of {name}"
+        share = parse_share(given[key], what)
+        if share is None:
+            sizes[key] = parse_bytes(given[key], what=what)
+        else:
+            sizes[key] = min(usable, int(whole * share))
+        if sizes[key] > usable:
+            _refuse(
+                f"{name}: {key}={format_bytes(sizes[key])} is more than the "
+                f"{format_bytes(usable)} that CUDA can hand out",
+                f"lower {key}, or give the total as well",
+            )
     if len(sizes) == 2 and sum(sizes.values()) != usable:
         _refuse(
             f"{name}: used {format_bytes(sizes['used'])} and free {format_bytes(sizes['free'])} do "

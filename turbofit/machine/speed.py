@@ -13,9 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
-from time import monotonic
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -49,41 +46,42 @@ def measure_speed(
     """Measure the machine's visible GPUs in a process of its own.
 
     Args:
-        machine: this machine, as NVML shows it.
+        machine: as NVML shows it.
         seconds: after which no further task begins.
-        say: is told of each result.
+        say: is told of each result at the end.
         command: the program, for tests.
         environ: the environment, by default the process's own.
-
-    Raises:
-        PackageError: no torch with CUDA.
-        MachineError: nothing could be measured.
     """
+    from tempfile import TemporaryFile  # which a plan of what was measured does without
+
     gpus = [machine.gpu(index) for index in machine.visible]
     indices = [gpu.index for gpu in gpus]
     env = dict(os.environ if environ is None else environ)
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
-    process = subprocess.Popen(
-        [*command, str(seconds)],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    # No pipe: a process that the driver holds is not ended by SIGKILL, and keeps its end open.
+    with TemporaryFile() as output, under_way("measuring cards and links with torch"):
+        process = subprocess.Popen(
+            [*command, str(seconds)],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds + _GRACE)
+        finally:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LAST_SECONDS)
+        output.seek(0)
+        text = output.read()
     results: dict[str, list[Any]] = {}
-    try:
-        with under_way("measuring cards and links with torch"):
-            for fact in _facts(process, seconds + _GRACE):
-                field, result, words = _result(fact, indices)
-                results.setdefault(field, []).append(result)
-                say(words)
-    finally:
-        # A process that the driver holds is not waited for any longer.
-        process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_LAST_SECONDS)
+    for fact in _facts(text):
+        field, result, words = _result(fact, indices)
+        results.setdefault(field, []).append(result)
+        say(words)
     code = process.returncode
     if code is None:
         say(f"warning: process {process.pid} was killed and has not ended: the driver holds it")
@@ -138,9 +136,7 @@ def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
 def keep(machine: Machine, measured: Measured) -> Path:
     """Store what was measured for later plans on the same GPUs.
 
-    Raises:
-        OSError: the state folder cannot be made.
-        UsageError: the file cannot be written.
+    OSError, UsageError: the folder or the file cannot be written.
     """
     path = state_dir("machines") / _name(machine)
     write_atomic(path, to_json(measured))
@@ -158,41 +154,15 @@ def recall(machine: Machine) -> Machine:
 
 
 def _name(machine: Machine) -> str:
-    """By the driver, which decides on peer access, and by each GPU's UUID at its index.
-
-    What was measured names GPUs by index: the same cards in other slots are measured again.
-    """
+    """By the driver, which decides on peer access, and by UUIDs at the indices of the results."""
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
     text = "\n".join([*gpus, str(machine.driver)])
     return f"{digest_of_parts(text)}.json"
 
 
-def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str, Any]]:
-    """The lines of the program, until it ends or its time is over.
-
-    Another thread reads them: a process that the driver holds is not ended by SIGKILL, and keeps
-    its end of the pipe.
-    """
-    lines: SimpleQueue[str | None] = SimpleQueue()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
-        lines.put(None)
-
-    reader, end = Thread(target=read, daemon=True), monotonic() + seconds
-    reader.start()
-    while True:
-        try:
-            line = lines.get(timeout=max(0.0, end - monotonic()))
-        except Empty:  # what it printed until it was killed still counts
-            process.kill()
-            reader.join(_LAST_SECONDS)
-            lines.put(None)
-            continue
-        if line is None:
-            return
+def _facts(text: bytes) -> Iterator[dict[str, Any]]:
+    """What the program printed, without what else did."""
+    for line in text.splitlines():
         with suppress(ValueError):
             fact = json.loads(line)
             if isinstance(fact, dict):

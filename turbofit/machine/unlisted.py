@@ -44,9 +44,7 @@ _SIZED: Final = re.compile(
 _LEAST_OF_NOMINAL: Final = 0.9
 #: Of a MIG profile's nominal gigabytes, where no driver's list is known: see unlisted.yaml. Low.
 _SLICE_OF_NOMINAL: Final = 0.89
-#: Eighths of a card's memory that its slices have at most, by compute slices, of seven; of four
-#: slices each has two. What a profile's name may say above it is rounding.
-_EIGHTHS: Final = {7: {1: 2, 2: 2, 3: 4, 4: 4, 7: 8}, 4: {1: 2, 2: 4, 4: 8}}
+#: What the name of such a profile may say above its memory.
 _ROUNDING: Final = 1.1
 #: Memory without ECC's sixteenth: HBM, by compute capability.
 _HBM: Final = frozenset({(7, 0), (8, 0), (9, 0), (10, 0), (10, 3)})
@@ -93,7 +91,7 @@ class OtherCard(NamedTuple):
 
 
 def unsupported_card(name: str) -> UnsupportedCard | None:
-    """The first row that a typed name belongs to; None where there is none."""
+    """The first row that a typed name belongs to."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
     for row in _unsupported()["cards"]:
         if any(re.fullmatch("|".join(row.names), form) for form in (wanted, name.lower())):
@@ -102,7 +100,7 @@ def unsupported_card(name: str) -> UnsupportedCard | None:
 
 
 def other_card(name: str) -> OtherCard | None:
-    """What is known of a card that has no preset, by its name; None where nothing is."""
+    """What is known of a card that has no preset, by its name."""
     sized = _SIZED.fullmatch(name)
     wanted = bare_name(f"{sized['card']}{sized['more']}" if sized else name)
     card, laptop = _LAPTOP.subn("", wanted)
@@ -116,7 +114,7 @@ def other_card(name: str) -> OtherCard | None:
 
 
 def cut_card(key: str, profile: str) -> str:
-    """The card of which a slice is, where a name leaves the card's memory open."""
+    """The card that has this profile, where the name of one leaves its memory open."""
     kind, dash, _ = key.rpartition("-")
     cards = [card for row in _table().mig if profile in row.profiles for card in row.cards]
     alike = (card for card in cards if dash and card.rpartition("-")[0] == kind)
@@ -124,28 +122,21 @@ def cut_card(key: str, profile: str) -> str:
 
 
 def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
-    """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from.
-
-    Args:
-        key: the preset.
-        profile: what `MIG_NAME` found.
-
-    Raises:
-        UsageError: such cards are not cut, or not so.
-    """
+    """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from."""
     row = next((row for row in _table().mig if key in row.cards), None)
     slices, gigabytes = int(profile["slices"]), int(profile["gb"])
     name, whole = f"{slices}g.{gigabytes}gb", load_preset(key)
     if row is None:
         cut = ", ".join(row.cards[0] for row in _table().mig)
         raise UsageError(f"{key} is no card that MIG cuts", hint=f"cut are {cut}")
-    eighths = _EIGHTHS[row.slices].get(slices, 0)
-    if gigabytes > nominal_gigabytes(key) * eighths / 8 * _ROUNDING:
-        known = ", ".join(row.profiles) or "of 1, 2 and 4 slices"
-        raise UsageError(f"{key} has no MIG profile {name}", hint=f"known are {known}")
+    # At most: seven slices share eighths of the memory, one of them up to two.
+    most = nominal_gigabytes(key) * (slices + 1) / (row.slices + 1) * _ROUNDING
     if name in row.profiles:
         size, sms = row.profiles[name]
         basis = "as `nvidia-smi mig -lgip` lists it"
+    elif slices > row.slices or gigabytes > most:
+        known = ", ".join(row.profiles) or f"of 1 to {row.slices} slices"
+        raise UsageError(f"{key} has no MIG profile {name}", hint=f"known are {known}")
     else:
         size = int(gigabytes * 10**9 * _SLICE_OF_NOMINAL) // MIB
         sms = whole.sm_count.value * slices // row.slices
@@ -156,7 +147,7 @@ def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
 
 
 def vgpu_of(name: str) -> re.Match[str] | None:
-    """The parts of a vGPU profile's name, such as GRID V100D-32C; None where it is none."""
+    """The parts of a vGPU profile's name, such as GRID V100D-32C, or None."""
     return None if find_preset(name) else _VGPU.fullmatch(name.replace("_", " "))
 
 
@@ -188,10 +179,10 @@ def _slice(name: str) -> UsageError | None:
 
 
 def _vgpu(name: str) -> UsageError | None:
-    """NVIDIA's formula of what a guest does not get, at its most; errs low.
+    """What a guest gets of a vGPU profile, at least: all of page retirement's 128 MB are off. Low.
 
-    A profile of the whole card has all of page retirement's 128 MB. Source: NVIDIA, Virtual GPU
-    Software User Guide, max-reserved-fb = profile / 16 + 16 + ECC's sixteenth + page retirement.
+    Source: NVIDIA, Virtual GPU Software User Guide, max-reserved-fb = profile / 16 + 16 + ECC's
+    sixteenth + page retirement.
     """
     profile = vgpu_of(name)
     if profile is None:

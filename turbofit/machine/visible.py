@@ -23,15 +23,12 @@ _NUMBER = re.compile(r"[+-]?\d{1,9}")
 def cuda_visible(
     value: str, ordinals: Sequence[int], ids: Mapping[str, int]
 ) -> tuple[tuple[int, ...], str | None]:
-    """The GPUs that a value of ``CUDA_VISIBLE_DEVICES`` leaves, in its order.
+    """The GPUs that a value of ``CUDA_VISIBLE_DEVICES`` leaves, and a warning if entries hide some.
 
     Args:
         value: the variable.
         ordinals: GPU index of each CUDA ordinal.
         ids: GPU index by UUID (``GPU-…``, ``MIG-…``).
-
-    Returns:
-        The indices, and a warning where an entry hid something.
     """
     entries = [entry.strip() for entry in value.split(",")]
     if entries == [""]:
@@ -55,10 +52,7 @@ def cuda_visible(
 def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tuple[int, ...]:
     """The GPUs that ``--gpus`` names, in its order: PCI indices or UUIDs (unique prefixes too).
 
-    ``all``, which Docker calls them, are those that are visible.
-
-    Raises:
-        UsageError: an entry that is unknown, ambiguous, given twice or not visible.
+    ``all``, as for Docker, are those that are visible.
     """
     if gpus.strip().lower() == "all":
         return tuple(visible)
@@ -81,7 +75,6 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
 
 
 def _resolve(entry: str, kind: str, ordinals: Sequence[int], ids: Mapping[str, int]) -> int | None:
-    """The GPU of one entry; None where CUDA would stop reading."""
     if kind:
         return _by_prefix(entry, ids) if entry.startswith(kind) else None
     match = _NUMBER.match(entry)

@@ -13,10 +13,9 @@ _BRANCHES = ("master", "main")
 
 
 def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json") -> str | None:
-    """The folder of a hub id in the local hub cache, None where it is not there with this file.
+    """The folder of a hub id in huggingface_hub's cache, None where it is not there with this file.
 
-    The layout is huggingface_hub's: ``models--ORG--NAME/refs/REVISION`` names a commit,
-    ``snapshots/COMMIT`` holds the files.
+    ``models--ORG--NAME/refs/REVISION`` names a commit, ``snapshots/COMMIT`` holds the files.
     """
     if hub_id.count("/") != 1 or ".." in hub_id or "\0" in hub_id:
         return None
@@ -38,10 +37,7 @@ def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json
 
 
 def hub_cache(environ: Mapping[str, str] = os.environ) -> str:
-    """Where huggingface_hub keeps its files, by the rules of its ``constants.py``.
-
-    It obeys a relative path, too. A variable that is empty is not set.
-    """
+    """Where huggingface_hub keeps its files, by the rules of its ``constants.py``."""
     cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     if not cache:
         home = environ.get("HF_HOME")

@@ -1,18 +1,19 @@
-"""Puts a model together from a checkpoint's files, wherever these lie.
-
-config.json and the tensors must describe the same model.
-"""
+"""Puts a model together from a checkpoint's config.json and tensors, which must agree."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Final, Literal, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Final, NamedTuple, Protocol
+
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
 from turbofit.model.config import Section, dtype_of, parse_json
+from turbofit.model.families.dims import CheckpointConfig
 from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import CROSS_EMBEDDINGS, parameters, stored_bytes
@@ -39,8 +40,8 @@ _VISION: Final = re.compile(
     r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
 )
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
-#: Llama 4's projector, which is named as an MLP of the tower.
-_ADAPTER: Final = ".vision_adapter."
+#: Audio towers, and Llama 4's projector, which is named as an MLP of the tower.
+_UNCHECKED: Final = ("audio_tower.", ".vision_adapter.")
 #: A second stack of layers beside the first, numbered from 0 again.
 _SECOND: Final = ".global_transformer."
 _PATCH_EMBEDDINGS: Final = (
@@ -49,7 +50,19 @@ _PATCH_EMBEDDINGS: Final = (
     "patch_embed.proj.weight",
 )
 _MLP: Final = (".mlp.fc1.weight", ".mlp.gate_proj.weight")
-_MLPS: Final = {"moonvit": ".mlp.fc0.weight"}
+_MLPS: Final = {"moonvit": (".mlp.fc0.weight",)}
+#: Ends of a language model's names, in which ``N`` is a number.
+_EMBEDDINGS: Final = (
+    "embed_tokens.weight",
+    "tok_embeddings.weight",
+    "embedding.word_embeddings.weight",
+)
+_QUERIES: Final = ("self_attn.q_proj.weight", "self_attn.q_b_proj.weight")
+_KEYS: Final = ("self_attn.k_proj.weight", "self_attn.v_proj.weight")
+_LATENTS: Final = ("self_attn.kv_a_proj_with_mqa.weight",)
+_GATES: Final = ("feed_forward.w1.weight", ".N.mlp.gate_proj.weight")
+_EXPERTS: Final = ("experts.N.gate_proj.weight", "experts.N.w1.weight")
+_NUMBER: Final = re.compile(r"\.\d+\.")
 _HEAD: Final = re.compile(r"(^|\.)(lm_head|output|output_layer)\.")
 _DIFFER: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -59,7 +72,6 @@ _BUFFERS: Final = (".inv_freq", "mask_token")
 _DRAFT: Final = "mtp."
 #: Speech output, beside a model that answers in text.
 _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
-_AUDIO: Final = "audio_tower."
 #: Intern-S2's encoder of time series and its head, which LMDeploy loads on no engine.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
 _DRAFT_LAYER: Final = ".eh_proj.weight"
@@ -72,16 +84,6 @@ class Weights(NamedTuple):
     warning: str | None = None
 
 
-class Origin(NamedTuple):
-    """Where a checkpoint comes from, as :class:`ModelSource` will say it."""
-
-    name: str
-    kind: Literal["folder", "hub_cache", "hub"]
-    where: str
-    hub_id: str | None = None
-    checkpoint: str | None = None
-
-
 class Files(Protocol):
     """A checkpoint's files."""
 
@@ -92,8 +94,20 @@ class Files(Protocol):
         """Headers of the weight files."""
 
 
-def read_checkpoint(files: Files, origin: Origin) -> Model:
+def read_checkpoint(
+    files: Files,
+    source: ModelSource,
+    hub_id: str | None = None,
+    *,
+    weights: Weights | None = None,
+) -> Model:
     """Read one checkpoint.
+
+    Args:
+        files: its files.
+        source: where they are; its ``sizes`` are decided here.
+        hub_id: None for a folder.
+        weights: what takes the place of the files' own.
 
     Raises:
         UsageError: a file is missing, damaged, contradicts another, or the model is not one that
@@ -102,7 +116,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     config = read_section(files, "config.json")
     if config is None:
         raise UsageError(
-            f"{origin.where} has no config.json", hint="name a folder in Hugging Face's format"
+            f"{source.where} has no config.json", hint="name a folder in Hugging Face's format"
         )
     warnings: list[str] = []
     architecture = _architecture(config)
@@ -110,13 +124,14 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     video = None
     if architecture in WATCHING:
         video = _processor(files, "video_processor", "video_preprocessor_config.json")
-    dims = read_dims(config, architecture, processor, warnings, video)
+    dims = read_dims(CheckpointConfig(config, architecture, processor, warnings, video))
     quantization = read_quantization(config)
-    weights = files.weights()
+    weights = weights or files.weights()
     if weights.warning:
         warnings.append(weights.warning)
     tensors = None if weights.tensors is None else _without_unused(weights.tensors)
-    dtype = _dtype(config, tensors, warnings)
+    sizes = _by_dtype(tensors or {})
+    dtype = _dtype(config, sizes, warnings)
     if tensors is not None:
         _cross_check(tensors, dims.text, dims.vision)
         extra = _surplus(tensors, dims.text, dims.vision, quantization)
@@ -126,26 +141,21 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
                 "than its dims explain; the plan counts what the dims explain"
             )
     return Model(
-        name=origin.name,
+        name=hub_id.rpartition("/")[2] if hub_id else os.path.basename(source.where),
         architecture=architecture,
         parameters=parameters(dims.text, dims.vision),
-        weight_bytes=sum(tensor.bytes for tensor in tensors.values())
-        if tensors is not None
-        else stored_bytes(dims.text, dims.vision, dtype, quantization),
+        weight_bytes=stored_bytes(dims.text, dims.vision, dtype, quantization)
+        if tensors is None
+        else sum(sizes.values()),
         dtype=dtype,
         text=dims.text,
         vision=dims.vision,
         image_rule=dims.rule,
         quantization=quantization,
-        tensor_bytes=_by_dtype(tensors or {}),
+        tensor_bytes=sizes,
         needs_remote_code=_remote_code(files, config, architecture, processor),
-        hub_id=origin.hub_id,
-        source=ModelSource(
-            kind=origin.kind,
-            where=origin.where,
-            sizes="formula" if tensors is None else "file",
-            checkpoint=origin.checkpoint,
-        ),
+        hub_id=hub_id,
+        source=replace(source, sizes="formula" if tensors is None else "file"),
         warnings=tuple(warnings),
     )
 
@@ -161,8 +171,7 @@ def _architecture(config: Section) -> str:
     names = config.strings("architectures")
     if names:
         return names[0]
-    mapped = config.section("auto_map")
-    model = mapped.string("AutoModelForCausalLM", "") if mapped else ""
+    model = config.part("auto_map").string("AutoModelForCausalLM", "")
     if not model:
         raise config.error("architectures", "is missing")
     return model.rpartition(".")[2]
@@ -175,14 +184,21 @@ def _processor(files: Files, key: str, name: str) -> Section | None:
     return nested or read_section(files, name)
 
 
-def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list[str]) -> Dtype:
-    """The unquantised tensors' dtype: as stored, else as the config says."""
-    stored, second = _stored_dtype(tensors or {})
-    if second:
-        warnings.append(f"the checkpoint mixes {stored} and {second}; the plan assumes {stored}")
+def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dtype:
+    """The unquantised tensors' dtype: that of most bytes stored, else as the config says."""
+    floats = sorted(
+        ((sizes[name], _FLOATS[name]) for name in sizes if name in _FLOATS), reverse=True
+    )
+    if floats:
+        (_, stored), *others = floats
+        if others and others[0][0] > 0.01 * sum(size for size, _ in floats):
+            second = others[0][1]
+            mixed = f"the checkpoint mixes {stored} and {second}"
+            warnings.append(f"{mixed}; the plan assumes {stored}")
+        return stored
     parts = (config.section(key) for key in ("text_config", "llm_config", "thinker_config"))
-    for name in (stored, dtype_of(config), *(dtype_of(part) for part in parts if part)):
-        if name is not None:
+    for part in (config, *parts):
+        if part and (name := dtype_of(part)):
             return name
     warnings.append("neither config.json nor the weights say the dtype: bfloat16 is assumed")
     return "bfloat16"
@@ -196,28 +212,24 @@ def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
-    """Whether LMDeploy needs ``--trust-remote-code`` for this checkpoint.
+    """Whether LMDeploy needs ``--trust-remote-code``: for a tokenizer, a processor or a config.
 
-    The tokenizer's own class is one reason; the processor's another, for the families that load
-    one. The third is a config class: without InternVLChatModel's, LMDeploy reads
-    ``llm_config`` as a plain dict and fails at its first attribute; without the others' it has
-    only the keys that config.json spells out, none of the class's own defaults.
+    Without InternVLChatModel's config class, LMDeploy reads ``llm_config`` as a plain dict and
+    fails at its first attribute; without the others' it has no defaults of keys.
     """
-    mapped = config.section("auto_map")
-    if architecture in _REMOTE_CONFIG and mapped and "AutoConfig" in mapped:
-        return True
-    tokenizer = read_section(files, "tokenizer_config.json")
-    classes = tokenizer.section("auto_map") if tokenizer else None
-    if classes and "AutoTokenizer" in classes:
-        return True
-    named = bool(tokenizer and tokenizer.string("tokenizer_class", ""))
-    if mapped and "AutoTokenizer" in mapped and not named:
+    mapped, name = config.part("auto_map"), "tokenizer_config.json"
+    tokenizer = read_section(files, name) or Section({}, name)
+    if (
+        (architecture in _REMOTE_CONFIG and "AutoConfig" in mapped)
+        or "AutoTokenizer" in tokenizer.part("auto_map")
+        or ("AutoTokenizer" in mapped and not tokenizer.string("tokenizer_class", ""))
+    ):
         return True
     if architecture in TEXT_ARCHITECTURES or architecture == "InternVLChatModel":
         return False
     processors = (read_section(files, "processor_config.json"), images)
-    maps = (part.section("auto_map") for part in processors if part)
-    return any(part and ("AutoProcessor" in part or "AutoImageProcessor" in part) for part in maps)
+    maps = [part.part("auto_map") for part in processors if part]
+    return any("AutoProcessor" in part or "AutoImageProcessor" in part for part in maps)
 
 
 def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -228,19 +240,16 @@ def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
-    """Raise where the tensors are not those of these dims.
-
-    Raises:
-        UsageError: the message names the tensor's figure and the config's.
-    """
-    tensors = {name: tensors[name] for name in tensors if _AUDIO not in name}
+    """Refuse tensors that are not those of these dims, with both figures."""
+    tensors = {name: tensors[name] for name in tensors if not any(x in name for x in _UNCHECKED)}
     _count_layers(tensors, "language model", text.layers, vision=False)
     if vision:
         _count_layers(tensors, "vision tower", vision.layers, vision=True)
+    language, tower = _text_sizes(text), _vision_sizes(vision) if vision else []
     for name, tensor in tensors.items():
-        expected = dict(_expected(name, text, vision))
-        for axis, (size, what) in expected.items():
-            if len(tensor.shape) <= axis or tensor.shape[axis] != size:
+        plain = _NUMBER.sub(".N.", name)
+        for ends, axis, size, what in tower if _VISION.search(name) else language:
+            if plain.endswith(ends) and tensor.shape[axis : axis + 1] != (size,):
                 raise UsageError(
                     f"config.json says {what} {size}, but {name} is "
                     f"{'x'.join(map(str, tensor.shape)) or 'a scalar'}",
@@ -255,42 +264,38 @@ def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDi
         )
 
 
-def _expected(
-    name: str, text: TextDims, vision: VisionDims | None
-) -> Iterator[tuple[int, tuple[int, str]]]:
-    """Axis → (size, what it is), for the tensors that decide the dims."""
-    if _VISION.search(name):
-        if vision and name.endswith(_PATCH_EMBEDDINGS):
-            yield 0, (vision.hidden, "vision channels")
-        elif vision and _ADAPTER in name:
-            return
-        elif vision and name.endswith(_MLPS.get(vision.kind, _MLP)):
-            yield 0, (vision.intermediate, "the vision MLP's width")
-        return
-    query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    if text.mla:
-        query = text.heads * (text.mla.nope_dim + text.mla.rope_dim)
-    if name.endswith(
-        ("embed_tokens.weight", "tok_embeddings.weight", "embedding.word_embeddings.weight")
-    ):
-        more = CROSS_EMBEDDINGS if text.cross_layers else 0
-        yield 0, (text.vocab + more, "vocab_size" + (" and its extra rows" if more else ""))
-        yield 1, (text.hidden, "hidden_size")
-    elif text.mla and name.endswith("self_attn.kv_a_proj_with_mqa.weight"):
-        yield 0, (text.mla.kv_rank + text.mla.rope_dim, "kv_lora_rank + qk_rope_head_dim")
-    elif name.endswith(("self_attn.q_proj.weight", "self_attn.q_b_proj.weight")):
-        gated = 2 if text.output_gate else 1
-        yield 0, (gated * query, f"{'2 x ' if gated > 1 else ''}heads x head_dim")
-    elif name.endswith(("self_attn.k_proj.weight", "self_attn.v_proj.weight")):
-        yield 0, (key, "kv heads x head_dim")
-    elif name.endswith("attention.wqkv.weight"):
-        yield 0, (query + 2 * key, "(heads + 2 kv heads) x head_dim")
-    elif name.endswith("feed_forward.w1.weight") or re.search(
-        r"\.\d+\.mlp\.gate_proj\.weight$", name
-    ):
-        yield 0, (text.intermediate, "intermediate_size")
-    elif text.moe and re.search(r"experts\.\d+\.(gate_proj|w1)\.weight$", name):
-        yield 0, (text.moe.intermediate, "the experts' width")
+#: Ends of tensors' names, an axis of their shape, its size, and what that is.
+_Sizes = list[tuple[tuple[str, ...], int, int, str]]
+
+
+def _vision_sizes(vision: VisionDims) -> _Sizes:
+    return [
+        (_PATCH_EMBEDDINGS, 0, vision.hidden, "vision channels"),
+        (_MLPS.get(vision.kind, _MLP), 0, vision.intermediate, "the vision MLP's width"),
+    ]
+
+
+def _text_sizes(text: TextDims) -> _Sizes:
+    query, key, mla = text.heads * text.head_dim, text.kv_heads * text.head_dim, text.mla
+    if mla:
+        query = text.heads * (mla.nope_dim + mla.rope_dim)
+    vocabulary = "vocab_size and its extra rows" if text.cross_layers else "vocab_size"
+    more = CROSS_EMBEDDINGS if text.cross_layers else 0
+    gates, of_gates = (2, "2 x ") if text.output_gate else (1, "")
+    sizes: _Sizes = [
+        (_EMBEDDINGS, 0, text.vocab + more, vocabulary),
+        (_EMBEDDINGS, 1, text.hidden, "hidden_size"),
+        (_QUERIES, 0, gates * query, f"{of_gates}heads x head_dim"),
+        (_KEYS, 0, key, "kv heads x head_dim"),
+        (("attention.wqkv.weight",), 0, query + 2 * key, "(heads + 2 kv heads) x head_dim"),
+        (_GATES, 0, text.intermediate, "intermediate_size"),
+    ]
+    if mla:
+        latents = mla.kv_rank + mla.rope_dim
+        sizes.append((_LATENTS, 0, latents, "kv_lora_rank + qk_rope_head_dim"))
+    if text.moe:
+        sizes.append((_EXPERTS, 0, text.moe.intermediate, "the experts' width"))
+    return sizes
 
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
@@ -306,19 +311,6 @@ def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vi
             f"config.json says {expected} layers in the {what}, the checkpoint has {len(numbers)}",
             hint=_DIFFER,
         )
-
-
-def _stored_dtype(tensors: Mapping[str, Tensor]) -> tuple[Dtype | None, Dtype | None]:
-    """The unquantised dtype with most bytes, and a second one where it holds over 1 % of them."""
-    sizes = Counter[str]()
-    for tensor in tensors.values():
-        if tensor.dtype in _FLOATS:
-            sizes[tensor.dtype] += tensor.bytes
-    order = [name for name, _ in sizes.most_common()]
-    if not order:
-        return None, None
-    mixed = len(order) > 1 and sizes[order[1]] > 0.01 * sum(sizes.values())
-    return _FLOATS[order[0]], _FLOATS[order[1]] if mixed else None
 
 
 def _surplus(

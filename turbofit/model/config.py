@@ -1,8 +1,4 @@
-"""Reads a checkpoint's JSON files without trusting them.
-
-A :class:`Section` is one JSON object with a name for messages; its getters check type and range, so
-that whatever leaves them can be calculated with.
-"""
+"""Reads a checkpoint's JSON files without trusting them: getters check type and range."""
 
 from __future__ import annotations
 
@@ -32,11 +28,7 @@ T = TypeVar("T")
 
 
 def parse_json(data: bytes, what: str) -> Section:
-    """Parse one JSON object.
-
-    Raises:
-        UsageError: too large, not JSON, not an object, or with half of a surrogate pair.
-    """
+    """Parse one JSON object."""
     import json
 
     if len(data) > LARGEST_JSON:
@@ -57,7 +49,10 @@ def parse_json(data: bytes, what: str) -> Section:
 
 
 class Section:
-    """One JSON object; ``what`` names it in messages, e.g. ``config.json: vision_config``."""
+    """One JSON object; ``what`` names it in messages, e.g. ``config.json: vision_config``.
+
+    A value of another type is an error; lists that are absent are empty.
+    """
 
     def __init__(self, values: JsonObject, what: str) -> None:
         self.values = values
@@ -87,7 +82,6 @@ class Section:
         return value
 
     def number(self, key: str, default: float, *, low: float, high: float) -> float:
-        """A finite number within bounds."""
         value = self.values.get(key)
         if value is None:
             return default
@@ -104,21 +98,17 @@ class Section:
         return value
 
     def boolean(self, key: str, default: bool) -> bool:
-        """A truth value."""
         value = self._typed(key, bool, "true or false")
         return default if value is None else value
 
     def string(self, key: str, default: D) -> str | D:
-        """A string; anything else that is there is an error."""
         value = self._typed(key, str, "a string")
         return default if value is None else value
 
     def strings(self, key: str) -> tuple[str, ...]:
-        """A list of strings, empty where it is absent."""
         return self._items(key, str, "strings")
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """A list of integers, empty where it is absent."""
         return self._items(key, int, "integers")
 
     def _items(self, key: str, kind: type[T], what: str) -> tuple[T, ...]:
@@ -137,7 +127,6 @@ class Section:
         return self.section(key) or Section({}, f"{self.what}: {key}")
 
     def required(self, key: str) -> Section:
-        """A nested object that must be there."""
         section = self.section(key)
         if section is None:
             raise self.error(key, "is missing")

@@ -47,12 +47,8 @@ class FolderFiles:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self, name: str) -> bytes | None:
-        """A small file's bytes, None where there is none."""
-        return self.read_up_to(name, LARGEST_JSON + 1)
-
-    def read_up_to(self, name: str, limit: int) -> bytes | None:
-        """As :meth:`read`, for files of up to ``limit`` bytes."""
+    def read(self, name: str, limit: int = LARGEST_JSON + 1) -> bytes | None:
+        """As `Files.read`, for files of up to ``limit`` bytes."""
         size = self.size(name)
         if size is None:
             return None
@@ -74,20 +70,16 @@ class FolderFiles:
 
     def weights(self) -> Weights:
         """Headers of the weight files, picked in LMDeploy's order."""
-        index = self.read_up_to(INDEX, LARGEST_INDEX)
+        index = self.read(INDEX, LARGEST_INDEX)
         if index is not None:
             return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
-        names = self._names()
+        names = self.names()
         safe = [name for name in names if name.endswith(".safetensors")]
         torch = [name for name in names if name.endswith((".bin", ".pt"))]
-        first = [name for name in safe if name.startswith("model")]
-        if not first and any(name.startswith("pytorch_model") for name in torch):
-            return Weights(None, _BIN_ONLY)
-        if first or safe:
-            tensors: dict[str, Tensor] = {}
-            for name in first or safe:
-                tensors |= self.header(name)
-            return Weights(tensors)
+        others = [] if any(name.startswith("pytorch_model") for name in torch) else safe
+        if chosen := [name for name in safe if name.startswith("model")] or others:
+            headers = map(self.header, chosen)
+            return Weights({key: tensor for header in headers for key, tensor in header.items()})
         if torch:
             return Weights(None, _BIN_ONLY)
         return Weights(
@@ -96,7 +88,7 @@ class FolderFiles:
             "not start from it",
         )
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         try:
             return sorted(os.listdir(self.path))
         except OSError as exc:
@@ -144,7 +136,7 @@ def is_complete(folder: str) -> bool:
     """Whether a snapshot holds all the weights that it should, not only its small files."""
     files = FolderFiles(folder)
     try:
-        index = files.read_up_to(INDEX, LARGEST_INDEX)
+        index = files.read(INDEX, LARGEST_INDEX)
         if index is not None:
             names = set(parse_index(index, INDEX).values())
             return all(files.size(name) is not None for name in names)
@@ -154,34 +146,23 @@ def is_complete(folder: str) -> bool:
 
 
 def no_checkpoint(path: str) -> UsageError:
-    """Why a file, or a folder without config.json, is no checkpoint.
-
-    Args:
-        path: absolute.
-    """
+    """Why a file, or a folder without config.json, is no checkpoint."""
     if not os.path.isdir(path):
         return _no_folder(path)
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as exc:
-        return UsageError(
-            f"{path} cannot be read: {exc.strerror}", hint="check the path and its permissions"
-        )
-    inside = next((name for name in names if has_config(os.path.join(path, name))), None)
-    snapshots = os.path.join(path, "snapshots")
-    if inside is None and os.path.isdir(snapshots):  # a model's folder in the hub cache
-        revisions = sorted(os.listdir(snapshots))
-        whole = (name for name in revisions if has_config(os.path.join(snapshots, name)))
-        inside = next((os.path.join("snapshots", name) for name in whole), None)
-    if inside is not None:
+    from glob import glob
+
+    names = FolderFiles(path).names()
+    # The latter is a model's folder in the hub cache.
+    configs = glob("*/config.json", root_dir=path) + glob("snapshots/*/config.json", root_dir=path)
+    if configs:
+        inside = os.path.dirname(min(configs))
         return UsageError(
             f"{path} has no config.json, but {inside} in it has",
             hint=f"name {os.path.join(path, inside)}",
         )
-    foreign = next((why for end, why in _FOREIGN.items() if _ends(names, end)), None)
-    if foreign is not None:
+    if foreign := _foreign(names):
         return UsageError(f"{path} has no config.json, and its weights are {foreign}", hint=_HUB)
-    if any(_ends(names, end) for end in _WEIGHTS):
+    if any(name.lower().endswith(_WEIGHTS) for name in names):
         return UsageError(
             f"{path} holds weights, but no config.json",
             hint="put config.json and the tokenizer's files of the model's hub page beside them",
@@ -193,13 +174,13 @@ def no_checkpoint(path: str) -> UsageError:
 def _no_folder(path: str) -> UsageError:
     """A file where a folder should be."""
     folder, name = os.path.split(path)
-    for end, why in _FOREIGN.items():
-        if name.lower().endswith(end):
-            return UsageError(f"{path} is {why}", hint=_HUB)
+    if foreign := _foreign([name]):
+        return UsageError(f"{path} is {foreign}", hint=_HUB)
     elsewhere = READ_ELSEWHERE.get(os.path.splitext(name)[1], _CHECKPOINT)
     hint = f"name its folder: {folder}" if has_config(folder) else elsewhere
     return UsageError(f"{path} is a file, not a checkpoint's folder", hint=hint)
 
 
-def _ends(names: list[str], end: str) -> bool:
-    return any(name.lower().endswith(end) for name in names)
+def _foreign(names: list[str]) -> str | None:
+    ends = {os.path.splitext(name)[1].lower() for name in names}
+    return next((why for end, why in _FOREIGN.items() if end in ends), None)

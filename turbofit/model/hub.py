@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO, Final, TypeVar, cast
+from typing import IO, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
@@ -41,8 +40,7 @@ _REDIRECTS: Final = 5
 _FIRST_BYTES: Final = 256 << 10
 _TRUE: Final = {"1", "ON", "YES", "TRUE"}
 _BROKEN: Final = "the repository is broken: take another revision"
-
-T = TypeVar("T")
+_NETWORK_ERRORS: Final = (URLError, HTTPException, OSError, ValueError)
 
 
 class HubUnreachableError(UsageError):
@@ -60,10 +58,7 @@ def is_offline() -> bool:
 
 
 class HubFiles:
-    """The files of one repository at one revision.
-
-    The first answer's commit is kept, so that all files are of one version.
-    """
+    """The files of one repository at the commit that the first answer names."""
 
     home = "https://huggingface.co"
     branch = "main"
@@ -77,7 +72,7 @@ class HubFiles:
         self.revision = revision or self.branch
         self.endpoint = endpoint
         self._deadline = time.monotonic() + _PATIENCE
-        self._opener = _opener()
+        self._opener = build_opener(_Redirects)
         self._cache: dict[str, bytes | None] = {}
 
     @property
@@ -86,7 +81,7 @@ class HubFiles:
         return f"{self.host}/{self.hub_id}@{self.revision}"
 
     def read(self, name: str) -> bytes | None:
-        """A small file's bytes, None where the repository has no such file."""
+        """As `Files.read`."""
         if name not in self._cache:
             self._cache[name] = self._small(name, LARGEST_JSON)
         return self._cache[name]
@@ -117,7 +112,6 @@ class HubFiles:
         return header
 
     def _header(self, name: str) -> dict[str, Tensor] | None:
-        """The header of one safetensors file, None where there is no such file."""
         start = self._range(name, 0, _FIRST_BYTES)
         if start is None:
             return None
@@ -165,12 +159,13 @@ class HubFiles:
         return data
 
     def _body(self, answer: HTTPResponse, count: int) -> bytes:
-        """At most ``count`` bytes of an answer, within the time for all."""
         parts: list[bytes] = []
         while count > 0:
             self._hurry()
-            # read1 returns after one packet, so that the deadline holds for a slow server too.
-            part = self._with_hub_errors(partial(answer.read1, min(count, 1 << 20)))
+            try:  # read1 returns after one packet: the deadline holds for a slow server too
+                part = answer.read1(min(count, 1 << 20))
+            except _NETWORK_ERRORS as exc:
+                raise self._unreachable(exc) from None
             if not part:
                 break
             parts.append(part)
@@ -185,7 +180,6 @@ class HubFiles:
         return f"{self.endpoint}/{path}"
 
     def _token(self) -> dict[str, str]:
-        """The request header that carries the person's token."""
         token = os.environ.get(self.token_key, "").strip()
         return {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -199,11 +193,15 @@ class HubFiles:
         began = time.monotonic()
         request = Request(url, headers={**headers, **_identity(), **self._token()})
         try:
-            opened = self._with_hub_errors(partial(self._opener.open, request, timeout=_TIMEOUT))
-        except _MissingError:
+            answer: HTTPResponse = self._opener.open(request, timeout=_TIMEOUT)
+        except HTTPError as exc:
+            exc.close()
+            if refused := self._refused(exc):
+                raise refused from None
             _LOG.debug("%s %s: 404", self.host, urlsplit(url).path)
             return None
-        answer = cast(HTTPResponse, opened)
+        except _NETWORK_ERRORS as exc:
+            raise self._unreachable(exc) from None
         _LOG.debug(
             "%s %s: %d in %.3f s %s",
             self.host, urlsplit(url).path, answer.status, time.monotonic() - began, headers,
@@ -213,21 +211,15 @@ class HubFiles:
             self.revision = commit
         return answer
 
-    def _with_hub_errors(self, action: Callable[[], T]) -> T:
-        """Run one network action; all its errors become one type."""
-        try:
-            return action()
-        except HTTPError as exc:
-            exc.close()
-            raise self._refused(exc) from None
-        except (URLError, HTTPException, OSError, ValueError) as exc:
-            reason = getattr(exc, "reason", exc)
-            raise HubUnreachableError(
-                f"{self.host} cannot be reached: {str(reason)[:160] or type(exc).__name__}",
-                hint=f"check the network or {self.endpoint_key}, or name a local folder",
-            ) from None
+    def _unreachable(self, error: Exception) -> HubUnreachableError:
+        reason = getattr(error, "reason", error)
+        return HubUnreachableError(
+            f"{self.host} cannot be reached: {str(reason)[:160] or type(error).__name__}",
+            hint=f"check the network or {self.endpoint_key}, or name a local folder",
+        )
 
-    def _refused(self, error: HTTPError) -> Exception:
+    def _refused(self, error: HTTPError) -> HubUnreachableError | None:
+        """What an HTTP error says of the repository; None: it lacks the one file."""
         code = error.headers.get("X-Error-Code", "") if error.headers else ""
         if error.code in {401, 403} or code in {"GatedRepo", "RepoNotFound"}:
             return NotGivenError(
@@ -236,7 +228,7 @@ class HubFiles:
                 hint=f"check the name; for a gated model accept its terms and set {self.token_key}",
             )
         if error.code == 404 and code != "RevisionNotFound":
-            return _MissingError()
+            return None
         kind = NotGivenError if error.code == 404 else HubUnreachableError
         return kind(
             f"{self.host} answers {error.code} for {self.hub_id} at {self.revision}",
@@ -252,10 +244,9 @@ class HubFiles:
 
 
 class ModelScopeFiles(HubFiles):
-    """The files of one ModelScope repository at one branch or tag.
+    """The files of one ModelScope repository, by the modelscope package's requests.
 
-    The requests are those of the modelscope package: a listing of the repository, which says what
-    is there, then single files, each by a query that the site answers itself or redirects.
+    A listing says what is there; the site answers a query for a file itself, or redirects.
     """
 
     home = "https://modelscope.cn"
@@ -287,11 +278,7 @@ class ModelScopeFiles(HubFiles):
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """The files at the top of the repository.
-
-        Raises:
-            HubUnreachableError: no such repository or revision.
-        """
+        """The files at the top of the repository."""
         query = f"Revision={quote(self.revision, safe='')}&Recursive=False"
         answer = self._open(f"{self._models}/repo/files?{query}", {})
         if answer is None:
@@ -320,10 +307,6 @@ class ModelScopeFiles(HubFiles):
         )
 
 
-class _MissingError(Exception):
-    """HTTP 404 for one file."""
-
-
 class _Redirects(HTTPRedirectHandler):
     """Few redirects, never from https to http, and the token never to another host."""
 
@@ -333,7 +316,6 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
-        """The next request, without the token where it leaves the host."""
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if new.scheme not in {"http", "https"} or (old.scheme, new.scheme) == ("https", "http"):
             raise URLError(f"redirected to {new.scheme or 'nowhere'}")
@@ -356,10 +338,6 @@ def _host(endpoint: str, key: str) -> str:
             hint="unset it, or set it to https://HOST",
         )
     return parts.netloc.rpartition("@")[2]
-
-
-def _opener() -> OpenerDirector:
-    return build_opener(_Redirects)
 
 
 def _identity() -> dict[str, str]:

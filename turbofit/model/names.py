@@ -68,15 +68,7 @@ def _data() -> JsonObject:
 
 
 def read_name(typed: str, revision: str | None = None) -> Name:
-    """The folder, hub id or preset that is meant; what has none of the forms stays as it is.
-
-    Args:
-        typed: as it stands on the command line; no such path is there.
-        revision: what --revision says.
-
-    Raises:
-        UsageError: it names no model, or one revision beside another.
-    """
+    """The folder, hub id or preset that is meant; what has none of the forms stays as it is."""
     name = _read(plain(typed))
     named = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and named not in {None, revision}:
@@ -90,10 +82,10 @@ def read_name(typed: str, revision: str | None = None) -> Name:
 def _read(text: str) -> Name:
     scheme, _, rest = re.sub(r"^git@([^:/]+):", r"https://\1/", text).rpartition("://")
     host, _, path = rest.partition("/")
-    hosts: dict[str, str] = dict(_data()["hosts"])
-    mirror, modelscope = os.environ.get("HF_ENDPOINT"), os.environ.get("MODELSCOPE_ENDPOINT")
-    for address, kind in ((mirror, "hf"), (modelscope, "modelscope")):
-        hosts[(address or "").rpartition("://")[2].partition("/")[0].lower()] = kind
+    hosts = _data()["hosts"] | {
+        os.environ.get(key, "").rpartition("://")[2].partition("/")[0].lower(): kind
+        for key, kind in (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope"))
+    }
     if known := host and hosts.get(host.rpartition("@")[2].lower()):
         return _address(path, known, host)
     if known := _data()["schemes"].get(scheme.lower()):
@@ -129,7 +121,7 @@ def _read(text: str) -> Name:
 
 
 def _address(path: str, kind: str, host: str) -> Name:
-    """The model of an address: its path begins behind the host."""
+    """The model of an address, whose path begins behind the host."""
     path = unquote(path)
     if kind == "ollama":
         return _of_ollama(path.removeprefix("library/"))
@@ -270,7 +262,7 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
 
 
 def unrunnable(name: str) -> UsageError | None:
-    """Why LMDeploy does not run what a name's end says; None where it says no such thing."""
+    """Why LMDeploy does not run what a name's end says, if it says such a thing."""
     preset, ends, _ = _parts(name.replace(":", "-"))
     why = next((end["why"] for end in ends if "why" in end), None)
     what = f"LMDeploy {REFERENCE} does not run {name.rpartition('/')[2]}: by its name it is {why}"
@@ -280,7 +272,7 @@ def unrunnable(name: str) -> UsageError | None:
 def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     """A hub id as the preset that its name begins with, its weights as the end of the name says.
 
-    All of it is assumed: the warning says what, and which way a checkpoint that differs goes.
+    All of it is assumed, and the warning says so.
 
     Args:
         hub_id: no preset has it.
@@ -288,7 +280,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
         guess: a hub that answers knows better than a name.
 
     Returns:
-        Where nothing is guessed, what is near it; empty where nothing is.
+        Where nothing is guessed, what is near it, or an empty text.
     """
     preset, ends, rest = _parts(hub_id)
     model = preset_model(preset) if preset else None

@@ -1,8 +1,7 @@
 """Closed formulas for what a checkpoint holds: parameters, and bytes as stored.
 
-Exact for every family that turbofit reads: the counts equal Transformers' own on the meta device.
-Bytes are exact for unquantised checkpoints; for quantised ones they follow the published layout of
-the method (packed weights, scales and zeros by group) and leave out a few KiB of alignment.
+Counts equal Transformers' own on the meta device. Bytes are exact for unquantised checkpoints; for
+quantised ones they follow the method's published layout, without a few KiB of alignment. Under.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Linear(Struct):
 
     @property
     def weights(self) -> int:
-        """Weight elements of all of them, without biases."""
+        """Elements of all of them, without biases."""
         return self.inputs * self.outputs * self.count
 
     @property
@@ -146,8 +145,7 @@ def text_parameters(text: TextDims) -> int:
 def delta_parameters(text: TextDims) -> int:
     """Elements of gated delta nets that are never packed.
 
-    The projection to two gates a value head, their two biases, the convolution, and a norm of one
-    head.
+    The projection to two gates a value head, their biases, the convolution, a norm of one head.
     """
     delta = text.delta
     if delta is None:
@@ -157,10 +155,7 @@ def delta_parameters(text: TextDims) -> int:
 
 
 def _cross(text: TextDims) -> int:
-    """What Llama 3.2 Vision has besides.
-
-    Two norms of a head and two gates a cross-attention layer; embeddings without outputs.
-    """
+    """Of Llama 3.2 Vision: two norms of a head and two gates a layer; further embeddings."""
     if not text.cross_layers:
         return 0
     return len(text.cross_layers) * (2 * text.head_dim + 2) + CROSS_EMBEDDINGS * text.hidden
@@ -232,10 +227,10 @@ def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict
 
 
 def unpacked_bytes(model: Model) -> int:
-    """Bytes by which a quantised checkpoint exceeds a wholly packed one.
+    """Bytes by which a quantised checkpoint exceeds a wholly packed one: layers left at 16 bits.
 
-    Layers that its config left at 16 bits. Their names differ by toolkit, the bytes of files do not
-    lie: these count where they are known. Differences below a page are rounding of scales.
+    Their names differ by toolkit, so files' bytes count where they are known. Differences below a
+    page are rounding of scales.
     """
     if model.quantization is None:
         return 0

@@ -93,7 +93,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 
 def family_sizes(name: str) -> list[str]:
-    """The presets in 16 bits whose name is this one and a size, else with a version between."""
+    """The presets whose name is this one and a size, else with a version between."""
     begin = re.escape(_plain(name))
     sizes = [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
     return [key for key in sizes if _plain(key.rpartition("-")[0]) == _plain(name)] or sizes
@@ -108,11 +108,7 @@ def _of_family(name: str) -> tuple[str, str | None]:
 
 @cache
 def load_preset(preset_id: str) -> Preset:
-    """Read one preset, its base filled in.
-
-    Raises:
-        UsageError: the file is missing or damaged.
-    """
+    """Read one preset, its base filled in."""
     path = preset_path("models", preset_id)
     preset = converted(load_yaml(path), Preset, path)
     if preset.base is None:
@@ -127,11 +123,7 @@ def load_preset(preset_id: str) -> Preset:
 
 
 def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
-    """The model of a preset.
-
-    Raises:
-        UsageError: the preset only explains why the model has no account.
-    """
+    """The model of a preset; a refusal where that only explains why there is no account."""
     preset = load_preset(preset_id)
     if preset.unsupported is not None:
         raise UsageError(preset.unsupported.message, hint=preset.unsupported.hint)
@@ -171,10 +163,7 @@ def four_bits(preset_id: str) -> str | None:
 
 
 def four_bit_variant(model: Model) -> Model | None:
-    """The published variant of this model in 4 bits, or None.
-
-    A folder is recognised by its name, as ``checkpoints/InternVL2-8B`` is.
-    """
+    """The published variant of this model in 4 bits, or None; of a folder by its name."""
     if model.quantization is not None:
         return None
     preset_id = _id_of(model)
@@ -201,16 +190,12 @@ def _id_of(model: Model) -> str | None:
 
 
 def known_presets() -> list[str]:
-    """The ids of all presets, in the order of the file."""
+    """The ids of all presets, in the order of aliases.yaml."""
     return list(dict.fromkeys(_aliases().values()))
 
 
 def presets_with(fragments: Iterable[str]) -> list[str]:
-    """The ids of presets in one of whose names all of these stand, in the order of the file.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The ids of presets in one of whose names all of these stand; a refusal where none is."""
     wanted = [_plain(word) for word in fragments]
     preset_ids = [
         preset_id

@@ -24,8 +24,7 @@ _OTHERS: Final = "take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or
 def read_quantization(config: Section) -> Quantization | None:
     """The ``quantization_config``, wherever in config.json it is; None where there is none.
 
-    Raises:
-        UsageError: a method or a variant of it that no engine runs, or that has no account.
+    What no engine runs, and what has no account, is refused.
     """
     values = _find(config.values, _DEEPEST)
     if not values:
@@ -66,11 +65,7 @@ def read_quantization(config: Section) -> Quantization | None:
 
 
 def _left_out(section: Section) -> list[str]:
-    """The modules that GPTQModel's ``dynamic`` leaves as they were.
-
-    Raises:
-        UsageError: it packs some otherwise than the rest.
-    """
+    """The modules that GPTQModel's ``dynamic`` leaves as they were; other ways are refused."""
     rules = section.section("dynamic")
     if rules is None:
         return []
@@ -91,10 +86,10 @@ def _fp8(section: Section) -> Quantization:
 
 
 def _compressed(section: Section) -> Quantization:
-    groups = section.section("config_groups")
-    group = groups.section("group_0") if groups else None
-    weights = group.section("weights") if group else None
-    if groups is None or group is None or weights is None:
+    groups = section.part("config_groups")
+    group = groups.part("group_0")
+    weights = group.section("weights")
+    if weights is None:
         raise _refused(section, "compressed-tensors without weights in config_groups.group_0")
     stored = group.string("format", section.string("format", ""))
     kind = weights.string("type", "int")
@@ -118,7 +113,7 @@ def _compressed(section: Section) -> Quantization:
 def _check_groups(weights: Section, outer: Section) -> None:
     """Refuse scales that are none of groups, and a size of groups that the strategy has not.
 
-    Source: compressed_tensors/quantization/quant_args.py, which refuses the latter too.
+    Source: compressed_tensors/quantization/quant_args.py.
     """
     size = weights.values.get("group_size")
     if size not in (None, -1):

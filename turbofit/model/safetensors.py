@@ -41,7 +41,6 @@ class Tensor(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """Number of elements, by the shape."""
         count = 1
         for size in self.shape:
             count *= size
@@ -63,11 +62,7 @@ class _Index(msgspec.Struct):
 
 
 def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
-    """The length of the header, checked against the file.
-
-    Raises:
-        UsageError: the file is too short, or the length is absurd.
-    """
+    """The length of the header, checked against the file."""
     length = int.from_bytes(prefix[:PREFIX], "little")
     if len(prefix) < PREFIX or not 2 <= length <= LARGEST_HEADER:
         raise UsageError(f"{what} is not a safetensors file", hint=_HINT)
@@ -77,46 +72,34 @@ def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
 
 
 def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, Tensor]:
-    """The tensors of one file, by name.
+    """The tensors of one file, by name; what the format forbids is refused.
 
     Args:
         header: the JSON header.
         file_size: bytes of the whole file, where known; the tensors must end there.
         what: the file's name.
-
-    Raises:
-        UsageError: anything that the format forbids.
     """
     try:
         entries = msgspec.json.decode(header, type=dict[str, _Entry])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise UsageError(f"{what} has a damaged header: {exc}", hint=_HINT) from None
     entries.pop("__metadata__", None)
-    spans: list[tuple[int, int]] = []
-    tensors: dict[str, Tensor] = {}
-    for name, entry in entries.items():
-        tensors[name] = _tensor(name, entry, spans, what, PREFIX + len(header))
-    end = 0
-    for begin, stop in sorted(spans):
-        if begin != end:
+    end = start = PREFIX + len(header)
+    tensors = {name: _tensor(name, entry, what, start) for name, entry in entries.items()}
+    for begin, size in sorted((tensor.begin, tensor.bytes) for tensor in tensors.values()):
+        if size and begin != end:
             raise UsageError(
-                f"{what} has a gap or an overlap before byte {begin} of its data", hint=_HINT
+                f"{what} has a gap or an overlap before byte {begin - start} of its data",
+                hint=_HINT,
             )
-        end = stop
-    if file_size is not None and PREFIX + len(header) + end != file_size:
-        raise UsageError(
-            f"{what} holds {file_size} bytes, its header describes {PREFIX + len(header) + end}",
-            hint=_HINT,
-        )
+        end += size
+    if file_size not in (None, end):
+        raise UsageError(f"{what} holds {file_size} bytes, its header describes {end}", hint=_HINT)
     return tensors
 
 
 def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[str, str]:
-    """``weight_map`` of a sharded checkpoint: tensor name → file name, which ends so.
-
-    Raises:
-        UsageError: not an index, or one that names files elsewhere.
-    """
+    """``weight_map`` of a sharded checkpoint: tensor name → file name, which ends so."""
     try:
         if len(data) > LARGEST_INDEX:
             raise msgspec.DecodeError("it is too large")
@@ -131,10 +114,7 @@ def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[st
     return files
 
 
-def _tensor(
-    name: str, entry: _Entry, spans: list[tuple[int, int]], what: str, start: int
-) -> Tensor:
-    """Check one entry and note the bytes that it covers."""
+def _tensor(name: str, entry: _Entry, what: str, start: int) -> Tensor:
     shape, offsets, bits = entry.shape, entry.data_offsets, BITS.get(entry.dtype or "")
     if shape is None or offsets is None or entry.dtype is None or bits is None:
         problem = f"the unknown dtype {entry.dtype[:20]!r}" if entry.dtype else "no dtype or shape"
@@ -145,6 +125,4 @@ def _tensor(
     tensor = Tensor(entry.dtype, shape, end - begin, what, start + begin)
     if not 0 <= begin <= end or tensor.elements * bits != 8 * tensor.bytes:
         raise UsageError(f"{what}: {name[:80]!r} does not fit its shape", hint=_HINT)
-    if end > begin:
-        spans.append((begin, end))
     return tensor

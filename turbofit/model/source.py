@@ -1,9 +1,7 @@
 """Finds a model by what the user typed: folder, hub cache, hub, preset, in this order.
 
-`names` reads what is none of these: addresses, Ollama's names, and ends of hub ids.
-
-Two hubs have caches: Hugging Face's and ModelScope's, which LMDEPLOY_USE_MODELSCOPE puts first and
-makes the hub that is asked, as LMDeploy does.
+LMDEPLOY_USE_MODELSCOPE puts ModelScope's cache before Hugging Face's, and makes it the hub that is
+asked, as LMDeploy does.
 
 A preset's alias stays off the network: it is the checkpoint in the hub cache where that is whole,
 else the preset. A hub id is looked up, unless the environment forbids it; where that fails, what
@@ -15,10 +13,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.errors import UnknownModelError, UsageError
-from turbofit.core.model import Model
+from turbofit.core.model import Model, ModelSource
 from turbofit.core.process.log import LazyLogger
 from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
 from turbofit.model.presets import (
@@ -31,9 +29,6 @@ from turbofit.model.presets import (
     nearest_names,
     preset_model,
 )
-
-if TYPE_CHECKING:
-    from turbofit.model.hub import HubFiles
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -107,8 +102,7 @@ def _is_adapter(path: str) -> bool:
 
 
 def _folder(path: str) -> Model:
-    """A checkpoint's folder."""
-    from turbofit.model.checkpoint import Origin, read_checkpoint
+    from turbofit.model.checkpoint import read_checkpoint
     from turbofit.model.folder import FolderFiles, no_checkpoint
 
     full = os.path.abspath(path)
@@ -119,8 +113,8 @@ def _folder(path: str) -> Model:
         )
     if not has_config(path):
         raise no_checkpoint(full)
-    origin = Origin(name=os.path.basename(full), kind="folder", where=full, checkpoint=full)
-    return read_checkpoint(FolderFiles(full), origin)
+    source = ModelSource(kind="folder", where=full, sizes="file", checkpoint=full)
+    return read_checkpoint(FolderFiles(full), source)
 
 
 def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
@@ -147,27 +141,18 @@ def _cached(hub_id: str, revision: str | None) -> Model | None:
 
 
 def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
-    from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+    from turbofit.model.checkpoint import Weights, read_checkpoint
     from turbofit.model.folder import FolderFiles
 
-    class ConfigOnly(FolderFiles):
-        """A snapshot whose weights were never downloaded, or not all."""
-
-        def weights(self) -> Weights:
-            return Weights(
-                None,
-                "the hub cache holds the config of this model but not its weights: sizes are "
-                "computed from the config",
-            )
-
-    origin = Origin(
-        name=hub_id.rpartition("/")[2],
-        kind="hub_cache",
-        where=folder,
-        hub_id=hub_id,
-        checkpoint=None if config_only else folder,
+    checkpoint = None if config_only else folder
+    source = ModelSource(kind="hub_cache", where=folder, sizes="file", checkpoint=checkpoint)
+    none = Weights(
+        None,
+        "the hub cache holds the config of this model but not its weights: sizes are computed from"
+        " the config",
     )
-    return read_checkpoint((ConfigOnly if config_only else FolderFiles)(folder), origin)
+    weights = none if config_only else None
+    return read_checkpoint(FolderFiles(folder), source, hub_id, weights=weights)
 
 
 def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
@@ -177,7 +162,13 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
     cached = _cached(hub_id, revision)
     if cached:
         return cached
-    from turbofit.model.hub import HubUnreachableError, NotGivenError, is_offline
+    from turbofit.model.hub import (
+        HubFiles,
+        HubUnreachableError,
+        ModelScopeFiles,
+        NotGivenError,
+        is_offline,
+    )
 
     if is_offline():
         reason = HubUnreachableError(
@@ -185,25 +176,16 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
             hint="download it first, or unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE",
         )
         return _without_hub(hub_id, revision, preset, reason)
-    from turbofit.model.checkpoint import Origin, read_checkpoint
+    from turbofit.model.checkpoint import read_checkpoint
 
     try:
-        files = _hub_files(hub_id, revision)
+        files = (ModelScopeFiles if uses_modelscope() else HubFiles)(hub_id, revision)
         if files.read("config.json") is None:
             raise NotGivenError(f"{files.where} has no config.json", hint=_nearest_hint(hub_id))
-        origin = Origin(
-            name=hub_id.rpartition("/")[2], kind="hub", where=files.where, hub_id=hub_id
-        )
-        return read_checkpoint(files, origin)
+        source = ModelSource(kind="hub", where=files.where, sizes="file")
+        return read_checkpoint(files, source, hub_id)
     except HubUnreachableError as reason:
         return _without_hub(hub_id, revision, preset, reason)
-
-
-def _hub_files(hub_id: str, revision: str | None) -> HubFiles:
-    """The repository on the hub that LMDeploy would download it from."""
-    from turbofit.model.hub import HubFiles, ModelScopeFiles
-
-    return (ModelScopeFiles if uses_modelscope() else HubFiles)(hub_id, revision)
 
 
 def _without_hub(

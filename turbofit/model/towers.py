@@ -13,7 +13,7 @@ from turbofit.core.model import AudioDims, VisionDims
 
 
 def vision_parameters(vision: VisionDims, text_hidden: int) -> int:
-    """Parameters of the vision tower and the projector into ``text_hidden`` channels."""
+    """Parameters of the tower and the projector into ``text_hidden`` channels."""
     return _KINDS[vision.kind](vision, text_hidden)
 
 
@@ -31,7 +31,6 @@ def audio_parameters(audio: AudioDims, text_hidden: int) -> int:
 
 
 def _dense(inputs: int, outputs: int) -> int:
-    """Parameters of a linear layer with its bias."""
     return (inputs + 1) * outputs
 
 

@@ -1,8 +1,7 @@
 """Builds the pretend CUDA libraries with the system's C compiler, at first use.
 
-The result is kept in the user's cache folder under a name made of the sources,
-the flags and what was wanted, so that a changed source builds anew and nothing
-else ever does.
+They are kept in the user's cache folder under a digest of the sources, the flags and what was
+wanted, so that a changed source builds anew and nothing else ever does.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +20,12 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.libraries import (
     ACCOUNT,
     SOURCES,
-    Library,
+    LibraryInterface,
     PretendError,
+    cuda_major,
+    family_of,
     libraries_for,
+    sources_of,
     wanted_from,
 )
 
@@ -56,75 +58,61 @@ def compiler() -> list[str]:
     )
 
 
-def _digest(libraries: Sequence[Library]) -> str:
+def _digest(libraries: Mapping[str, LibraryInterface]) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    parts = [
-        (
-            library.name,
-            library.sources,
-            library.versions,
-            sorted(library.names),
-            sorted(library.variables),
-        )
-        for library in libraries
-    ]
+    parts = [(name, sources_of(name), *map(sorted, wants)) for name, wants in libraries.items()]
     for part in (_FORM, *_FLAGS, repr(parts), stub_source("", ()), sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:20]
 
 
-def _compile(library: Library, folder: Path, command: list[str]) -> None:
-    arguments = [*command, *_FLAGS, f"-Wl,-soname,{library.name}", f"-I{SOURCES}"]
-    arguments.append(f"-DPRETEND_CUDA={library.major}")
-    arguments += [str(SOURCES / source) for source in library.sources]
-    if library.versions:
-        script = folder / f"{library.name}.map"
-        first, *more = library.versions
+def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[str]) -> None:
+    arguments = [*command, *_FLAGS, f"-Wl,-soname,{soname}", f"-I{SOURCES}"]
+    arguments.append(f"-DPRETEND_CUDA={cuda_major(soname)}")
+    arguments += [str(SOURCES / source) for source in sources_of(soname)]
+    if wants.versions:
+        script = folder / f"{soname}.map"
+        first, *more = sorted(wants.versions)
         nodes = [f"{first} {{ global: *; }};", *(f"{name} {{ }};" for name in more)]
         script.write_text("\n".join(nodes) + "\n", encoding="ascii")
         arguments.append(f"-Wl,--version-script={script}")
-    if library.name != ACCOUNT:
-        generated = folder / f"{library.name}.c"
-        source = stub_source(library.family, library.names, library.variables)
+    if soname != ACCOUNT:
+        generated = folder / f"{soname}.c"
+        source = stub_source(family_of(soname) or soname, wants.names, wants.variables)
         generated.write_text(source, encoding="ascii")
         linked = [f"-L{folder}", "-lturbofit_pretend", "-Wl,-rpath,$ORIGIN"]
         arguments += [str(generated), *linked]
-    arguments += ["-ldl", "-lpthread", "-o", str(folder / library.name)]
+    arguments += ["-ldl", "-lpthread", "-o", str(folder / soname)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
         raise PretendError(
-            f"the C compiler could not build {library.name}: {first.strip()}",
+            f"the C compiler could not build {soname}: {first.strip()}",
             hint="set CC to another compiler; the sources need a C11 compiler and glibc's headers",
         )
 
 
 def build(folder: Path | None = None, site: Path | None = None) -> Path:
-    """The folder with the built libraries; builds them where they are missing.
-
-    That takes about a second, or three where a CUDA build of torch wants its own.
+    """The folder with the libraries, built in one to three seconds where they are missing.
 
     Args:
         folder: keeps them; by default the user's cache folder.
         site: the ``site-packages`` folder of the program that is to run on them; None is TurboMind
             beside CPU torch.
-
-    Raises:
-        PretendError: no C compiler, or it fails.
     """
     libraries = libraries_for(wanted_from(site) if site else None)
     target = (folder or cache_folder()) / _digest(libraries)
-    if all((target / library.name).exists() for library in libraries):
+    if all((target / name).exists() for name in libraries):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     command = compiler()
     _LOG.info("building the pretend libraries with %s in %s", command, target)
     temporary = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
     try:
-        for library in libraries:
-            _compile(library, temporary, command)
+        for name, wants in libraries.items():
+            _compile(name, wants, temporary, command)
         (temporary / "libcuda.so").symlink_to("libcuda.so.1")  # older Tritons link it by this name
         temporary.chmod(0o755)
         try:

@@ -54,15 +54,12 @@ def run_command(
     Args:
         command: program and arguments.
         env: its whole environment.
-        stdout: as for ``subprocess``; None: it has ours.
+        stdout: as for ``subprocess``.
         every: seconds between calls of ``tick`` while it runs.
         tick: what to do meanwhile.
 
     Returns:
-        What ``subprocess`` returns: the exit status, negative for a signal.
-
-    Raises:
-        UsageError: there is no such program, or it cannot be run.
+        The exit status, negative for a signal.
     """
     others = set(_descendants(os.getpid()))
     libc, reaped = ctypes.CDLL(None), ctypes.c_int()
@@ -105,10 +102,7 @@ def _in_foreground() -> bool:
 
 @contextlib.contextmanager
 def _forwarding(pid: int) -> Iterator[None]:
-    """Passes signals on, where the terminal does not: Ctrl-C and Ctrl-Z reach both by themselves.
-
-    Only the main thread may set handlers.
-    """
+    """Passes signals on, where the terminal does not; only the main thread may set handlers."""
 
     def forward(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -125,12 +119,9 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
-    """Ends every new descendant; returns when none is left, not even as a zombie.
+    """Ends every descendant beside ``others``, until none is left, not even as a zombie.
 
-    Args:
-        process: the command.
-        others: descendants that were there before.
-        scenario: if given, only those that were started on it.
+    With a ``scenario`` only those that were started on it.
     """
     ours = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -179,9 +170,12 @@ def _descendants(pid: int) -> Iterator[int]:
 def cuda_site() -> Path | None:
     """The folder of packages of this Python, if its torch is a CUDA build; None otherwise."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent
+    return site_with(spec.origin) if spec and spec.origin else None
+
+
+def site_with(torch: str) -> Path | None:
+    """The folder of packages in which this file of torch is, if that is a CUDA build."""
+    folder = Path(torch).parent
     return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
 
 
@@ -229,6 +223,6 @@ def find_turbofit(env: dict[str, str]) -> None:
 
 
 def put_first(env: dict[str, str], name: str, first: str, separator: str = ":") -> None:
-    """Set a variable that is a list, before what it has."""
+    """Put something before what a variable lists."""
     rest = env.get(name)
     env[name] = f"{first}{separator}{rest}" if rest else first

@@ -1,4 +1,7 @@
-"""The dynamic symbols of a 64-bit little-endian ELF shared library, and names for its offsets."""
+"""The dynamic symbols of a 64-bit little-endian ELF shared library, and names for its offsets.
+
+Another file, or one that is cut short, is a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,7 @@ _OBJECT, _FUNCTION = 1, 2
 
 @dataclass(frozen=True)
 class Symbol:
-    """One dynamic symbol: ``defined`` here or wanted from elsewhere.
-
-    ``data`` says that it is a variable; a library does not say it of all that it wants.
-    """
+    """One dynamic symbol, ``defined`` here or wanted; ``data``: known to be a variable."""
 
     name: str
     offset: int
@@ -43,11 +43,7 @@ class Symbol:
 
 
 def needed(library: Path) -> tuple[str, ...]:
-    """The sonames of the libraries that a library is linked with.
-
-    Raises:
-        ValueError: not a 64-bit little-endian ELF file, or one that is cut short.
-    """
+    """The sonames of the libraries that a library is linked with."""
     with _complete(library), mapped(library) as data:
         for strings, raw in _tables(data, _DYNAMIC):
             entries = _ENTRY.iter_unpack(raw)
@@ -56,11 +52,7 @@ def needed(library: Path) -> tuple[str, ...]:
 
 
 def needed_versions(library: Path) -> dict[str, frozenset[str]]:
-    """By soname, the symbol versions that a library wants of another.
-
-    Raises:
-        ValueError: not a 64-bit little-endian ELF file, or one that is cut short.
-    """
+    """By soname, the symbol versions that a library wants of another."""
     with _complete(library), mapped(library) as data:
         return {
             name: versions
@@ -88,11 +80,7 @@ def _text(strings: bytes, at: int) -> str:
 
 
 def dynamic_symbols(library: Path) -> Iterator[Symbol]:
-    """Yields all dynamic symbols; a library of hundreds of MB is read in well under 0.1 s.
-
-    Raises:
-        ValueError: not a 64-bit little-endian ELF file, or one that is cut short.
-    """
+    """Yields all dynamic symbols; a library of hundreds of MB is read in well under 0.1 s."""
     with _complete(library), mapped(library) as data:
         for strings, raw in _tables(data, _DYNSYM):
             for name, info, _, index, value, length in _SYMBOL.iter_unpack(raw):
@@ -121,11 +109,7 @@ def _tables(data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
 
 @contextmanager
 def _complete(library: Path) -> Iterator[None]:
-    """A library has all that it says it has.
-
-    Raises:
-        ValueError: it has not, or is no library.
-    """
+    """ValueError where a library has not all that it says it has."""
     try:
         yield
     except (ValueError, struct.error, IndexError, OverflowError) as exc:

@@ -1,7 +1,6 @@
 """Which shared libraries a pretend machine has, and what programs that are installed want of them.
 
-From it the pretend libraries get their names and the entry points that nobody wrote by hand. A
-process that runs on the machine calls its account through them.
+From it the libraries get their names and the entry points that nobody wrote by hand.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,11 +112,7 @@ def _by_name(site: Path) -> Iterator[str]:
 
 
 def _read(library: Path) -> dict[str, LibraryInterface]:
-    """By soname; by family what the library calls of others without linking them itself.
-
-    Raises:
-        ValueError: it is no library of this kind of machine.
-    """
+    """By soname; by family what the library calls of others without linking them itself."""
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
         return {}
@@ -153,32 +147,6 @@ ACCOUNT = "libturbofit_pretend.so"
 SOURCES = Path(__file__).parent / "csrc"
 
 
-@dataclass(frozen=True)
-class Library:
-    """One shared library: its file name, its sources, and the versions that its symbols carry.
-
-    ``names`` are entry points that must exist, ``variables`` what programs read of it; those that
-    no source has are generated.
-    """
-
-    name: str
-    sources: tuple[str, ...] = ()
-    versions: tuple[str, ...] = ()
-    names: frozenset[str] = frozenset()
-    variables: frozenset[str] = frozenset()
-
-    @property
-    def family(self) -> str:
-        """``libcudart`` of ``libcudart.so.13``."""
-        return self.name.partition(".so")[0]
-
-    @property
-    def major(self) -> int:
-        """13 of ``libcudart.so.13``; 12 where the number is not CUDA's."""
-        last = self.name.rpartition(".")[2]
-        return int(last) if self.family in ("libcudart", "libnvrtc") else 12
-
-
 #: What is written by hand, by family.
 _BY_HAND = {
     "libcudart": (
@@ -196,11 +164,13 @@ _BY_HAND = {
     "libnccl": ("nccl.c",),
     "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),
 }
-#: The account has all that no library has.
-_ACCOUNT = Library(
-    ACCOUNT,
-    tuple(sorted({path.name for path in SOURCES.glob("*.c")}.difference(*_BY_HAND.values()))),
-)
+#: By library; the account has all that no other has.
+_SOURCES = {
+    **_BY_HAND,
+    ACCOUNT: tuple(
+        sorted({path.name for path in SOURCES.glob("*.c")}.difference(*_BY_HAND.values()))
+    ),
+}
 
 #: Always there: what LMDeploy's TurboMind links, with the versions it wants, and NVML.
 _ENGINE = {
@@ -213,39 +183,39 @@ _ENGINE = {
 }
 
 
-def libraries_for(wanted: Mapping[str, LibraryInterface] | None = None) -> tuple[Library, ...]:
-    """All libraries, the account first.
-
-    Args:
-        wanted: by soname, see `wanted_from`; what TurboMind wants is always there.
-    """
-    every = dict(_ENGINE)
+def libraries_for(
+    wanted: Mapping[str, LibraryInterface] | None = None,
+) -> dict[str, LibraryInterface]:
+    """All libraries by soname, the account first: what TurboMind wants, and `wanted_from`'s."""
+    every = {ACCOUNT: LibraryInterface(), **_ENGINE}
     for name, wants in (wanted or {}).items():
         every[name] = every.get(name, LibraryInterface()) | wants
-    libraries = [_ACCOUNT]
-    for name, wants in every.items():
-        family = name.partition(".so")[0]
-        sources, versions = _BY_HAND.get(family, ()), tuple(sorted(wants.versions))
-        libraries.append(Library(name, sources, versions, wants.names, wants.variables))
-    return tuple(libraries)
+    return every
 
 
 LIBRARIES = libraries_for()
 
 
-def check_surface(engine: Path, libraries: Path) -> None:
-    """Checks that the built libraries have what an engine's library imports; 0.1 s.
+def sources_of(soname: str) -> tuple[str, ...]:
+    """The files of a library that are written by hand."""
+    return _SOURCES.get(family_of(soname) or soname, ())
 
-    Raises:
-        PretendError: with the names that are missing.
-    """
+
+def cuda_major(soname: str) -> int:
+    """13 of ``libcudart.so.13``; 12 where the number is not CUDA's."""
+    ours = family_of(soname) in ("libcudart", "libnvrtc")
+    return int(soname.rpartition(".")[2]) if ours else 12
+
+
+def check_surface(engine: Path, libraries: Path) -> None:
+    """Checks that the built libraries have what an engine's library imports; 0.1 s."""
     provided = {
         symbol.name
-        for library in LIBRARIES
-        for symbol in dynamic_symbols(libraries / library.name)
+        for name in LIBRARIES
+        for symbol in dynamic_symbols(libraries / name)
         if symbol.defined and symbol.function
     }
-    ours = [FAMILIES[library.family] for library in LIBRARIES if library.family in FAMILIES]
+    ours = [FAMILIES[family] for family in map(family_of, LIBRARIES) if family]
     called = {symbol.name for symbol in dynamic_symbols(engine) if not symbol.defined} - provided
     missing = sorted(name for name in called if any(begin.match(name) for begin in ours))
     if missing:
@@ -281,10 +251,7 @@ class LibraryAccount:
         return int(self._lib.pretend_physical(device))
 
     def freeze(self) -> bool:
-        """Holds all other threads that call CUDA where they are; False if one did not stop in time.
-
-        They have five seconds.
-        """
+        """Holds all other threads that call CUDA; False if one did not stop in five seconds."""
         return int(self._lib.pretend_freeze(5000)) >= 0
 
     def thaw(self) -> bool:
@@ -292,10 +259,7 @@ class LibraryAccount:
         return bool(self._lib.pretend_thaw())
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:
-        """A pool of our own on a card, which keeps what it has until it is trimmed.
-
-        It grows by ``step`` bytes.
-        """
+        """A pool of our own on a card: it grows by ``step`` bytes, and keeps them until `trim`."""
         handle = self._lib.pretend_pool_create(device)
         if not handle:
             raise ValueError(f"no pretend device {device}")
@@ -312,7 +276,6 @@ class LibraryAccount:
         return pointer.value or 0
 
     def free(self, address: int) -> None:
-        """Gives an address back."""
         self._lib.pretend_free(ctypes.c_void_p(address))
 
     def trim(self, pool: ctypes.c_void_p) -> None:

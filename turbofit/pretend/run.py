@@ -17,7 +17,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.build import build
-from turbofit.pretend.command import cuda_site, pretend_environment, run_command
+from turbofit.pretend.command import cuda_site, pretend_environment, run_command, site_with
 from turbofit.pretend.scenario import MIB, Scenario, pretend_twin, write_scenario
 from turbofit.pretend.usage import (
     SharedRecord,
@@ -32,7 +32,6 @@ from turbofit.pretend.usage import (
 _LOG: Final = LazyLogger(__name__)
 
 NOTICE: Final = "PRETEND GPUs: values and speed are not real"
-WATCH_SECONDS: Final = 2.0
 _TIMELINE_LIMIT: Final = 64 * MIB
 _PYTHON: Final = re.compile(r"(python|pypy)[\d.]*$")
 _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f('os')).origin)"
@@ -40,15 +39,10 @@ _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A command that has ended.
+    """A command that has ended, after so many seconds of wall time.
 
-    Attributes:
-        command: program and arguments.
-        code: exit status, negative for the signal that ended it.
-        seconds: wall time.
-        scenario: the machine.
-        shared: its processes and the combined peaks.
-        usages: what each timeline tells; a process that called exec has several.
+    ``code`` is the exit status, negative for the signal that ended it; ``usages`` are what each
+    timeline tells: a process that called exec has several.
     """
 
     command: tuple[str, ...]
@@ -67,13 +61,7 @@ class FinishedRun:
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
     """The pretend twin of a machine; its processes pay for their CUDA contexts as they come.
 
-    Args:
-        machine: from a SPEC or a snapshot.
-        context: bytes of one process's context on a card; the largest counts for all of them.
-
-    Raises:
-        MachineError: something of a card is not known.
-        PretendError: a card is of a kind that cannot be pretended.
+    ``context`` says the bytes of one on a card; the largest counts for all cards.
     """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
     largest = max((context(machine.gpu(index)) for index in indices), default=0)
@@ -87,7 +75,7 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
     keep: Path | None = None,
     stdout: int | IO[bytes] | None = None,
     on_poll: Callable[[Scenario, SharedRecord], None] | None = None,
-    every: float = WATCH_SECONDS,
+    every: float = 3600.0,
     base: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> FinishedRun:
@@ -122,7 +110,7 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
             command,
             prepared.env,
             stdout=stdout,
-            every=every if on_poll else 3600.0,
+            every=every,
             tick=tick,
         )
         seconds = round(time.monotonic() - begun, 3)
@@ -151,12 +139,8 @@ class PreparedRun:
 
     def timelines(self) -> list[Path]:
         """``PID.timeline`` comes before ``PID-1.timeline``, written by the process after exec."""
-
-        def place(path: Path) -> tuple[int, int]:
-            pid, _, count = path.stem.partition("-")
-            return int(pid), int(count or 0)
-
-        return sorted((self.folder / "timelines").iterdir(), key=place)
+        files = (self.folder / "timelines").iterdir()
+        return sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")])
 
     def usages(self) -> tuple[Usage, ...]:
         """What the timelines tell so far; they may still be written."""
@@ -177,9 +161,6 @@ def prepare(
         folder: new or empty.
         base: the environment to start from, by default this process's.
         site: the packages whose CUDA libraries the processes will load.
-
-    Raises:
-        PretendError: the pretend libraries cannot be built.
     """
     libraries = build(site=site)
     path, timelines = folder / "scenario", folder / "timelines"
@@ -205,15 +186,8 @@ def _kept(folder: Path) -> Path:
 def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     """The folder of packages whose CUDA libraries a command will load; None where there are none.
 
-    A Python and a script that names one in its first line are asked; of anything else (a shell
-    script, a compiled program) it is taken that it runs this Python's packages.
-
-    Args:
-        command: program and arguments.
-        python: the Python that counts, whatever the command is.
-
-    Raises:
-        UsageError: ``python`` is none that can be run.
+    A Python, or the one that a script's first line names, is asked; anything else (a shell script,
+    a compiled program) is taken to run this Python's packages. ``python`` counts before all.
     """
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")
@@ -226,8 +200,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return cuda_site()
-    folder = Path(answer.stdout.strip() or "/nonexistent").parent
-    return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
+    return site_with(answer.stdout.strip() or "/nonexistent")
 
 
 def _interpreter(program: str) -> str | None:

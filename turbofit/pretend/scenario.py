@@ -37,12 +37,10 @@ class PretendGpu:
     """One pretend card.
 
     Attributes:
-        name: as CUDA reports it.
         total: bytes that CUDA calls total memory.
         used: bytes held by others and by our own CUDA context.
         late: bytes that are gone once free memory was asked for (kernel modules and the like).
         sm: compute capability.
-        sm_count: multiprocessors.
         l2: bytes of L2 cache (the engine's tuner allocates a buffer of this size).
         reserved: bytes that the driver keeps beside ``total``; only NVML shows them.
     """
@@ -128,20 +126,12 @@ class Scenario:
 
 
 def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = "") -> None:
-    """Write what the C side reads; arguments as for `Scenario.text`."""
+    """Write `Scenario.text`."""
     path.write_text(scenario.text(timeline, shared), encoding="utf-8")
 
 
 def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
-    """Some GPUs of a machine as pretend ones, without anything of our own on them.
-
-    Args:
-        machine: measured, or parsed from a SPEC.
-        indices: the GPUs of one replica, in the order in which CUDA would number them.
-
-    Raises:
-        MachineError: it has no such GPU, or something of one is not known.
-    """
+    """Some GPUs of a machine, in CUDA's order, as pretend ones without anything of our own."""
     gpus = {gpu.index: gpu for gpu in machine.gpus}
     missing = [i for i in indices if i not in gpus]
     if missing:

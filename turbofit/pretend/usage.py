@@ -1,10 +1,9 @@
 """What the processes of a pretend machine used, from the files that the account writes.
 
-One is the timeline of each process (its format: csrc/timeline.c), which is reduced to what was
-held, by device and phase, its peaks and its refusals. The other is the file that all processes
-share (its layout: csrc/shared.h). Nothing of that is locked: each number is whole, but numbers that
-change together may be read apart. Sizes are bytes, times nanoseconds of CLOCK_MONOTONIC, devices
-the machine's own indices.
+The timeline of each process (its format: csrc/timeline.c) is reduced to what was held, by device
+and phase, its peaks and its refusals. The file that all processes share (csrc/shared.h) is not
+locked: each number is whole, but numbers that change together may be read apart. Sizes are bytes,
+times nanoseconds of CLOCK_MONOTONIC, devices the machine's own indices.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _LIVE = 1
 
 @dataclass(eq=False)
 class Peak:
-    """The most that was held on a device: in which phase, and from which call, if that is known."""
+    """The most that was held on a device, in which phase, from which call."""
 
     size: int = 0
     phase: str = BEFORE
@@ -98,7 +97,6 @@ class _Reader:
         self._waiting: list[Peak | RefusedAllocation] = []
 
     def take(self, event: Event) -> None:
-        """The next event."""
         usage, number = self.usage, event.number
         match event.tag:
             case "I":
@@ -190,23 +188,13 @@ class Event:
 
 
 class TimelineReader:
-    """Reads a timeline while it is written.
-
-    ``read_bytes`` are those of the events so far.
-
-    Args:
-        path: the file, which may grow between two readings.
-    """
+    """Reads a timeline while it is written; ``read_bytes`` are those of the events so far."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.read_bytes = path, 0
 
     def new_events(self) -> Iterator[Event]:
-        """Yields the events since the last reading in order; an unfinished last line is left out.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
+        """Yields the events since the last reading; an unfinished last line is left out."""
         with self._path.open("rb") as file:
             file.seek(self.read_bytes)
             rest = b""
@@ -225,7 +213,7 @@ class TimelineReader:
 
 
 def read_timeline(path: Path) -> Iterator[Event]:
-    """Yields all events in order; an unfinished last line is left out."""
+    """Yields all events; an unfinished last line is left out."""
     return TimelineReader(path).new_events()
 
 
@@ -249,11 +237,8 @@ class Process:
     """One process of the machine, alive or as it ended; tuples go by device.
 
     Attributes:
-        pid: its number.
         refused_at: when an allocation of its was last refused, 0 for never.
-        alive: whether it still lives.
         allocated: what it holds (at its end, where it is dead), without its context.
-        context: its context.
         late: what was gone once it had asked for the free memory.
         peak: what it held at most.
         at_peak: what it had, all in all, when the machine's processes together had most.
@@ -297,11 +282,7 @@ class SharedRecord:
 
 
 def read_shared(path: Path) -> SharedRecord:
-    """The state of a machine's processes; empty where none called CUDA yet.
-
-    Raises:
-        ValueError: the file is not one of this turbofit's.
-    """
+    """The state of a machine's processes; ValueError: the file is not this turbofit's."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

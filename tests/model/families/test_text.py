@@ -21,6 +21,7 @@ from tests.sweep import part
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import to_builtins
 from turbofit.model.config import Section
+from turbofit.model.families.dims import CheckpointConfig
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.families.registry import VISION_READERS, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
@@ -323,5 +324,5 @@ def test_either_config_ties_the_head(inner, outer):
     text = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, **inner}
     config = {"text_config": text, "vision_config": {"hidden_size": 896}, **outer}
     section = Section(config, "config.json")
-    dims = read_dims(section, "Qwen2VLForConditionalGeneration", None, [])
+    dims = read_dims(CheckpointConfig(section, "Qwen2VLForConditionalGeneration", None, []))
     assert dims.text.tie_word_embeddings

@@ -27,10 +27,9 @@ _MODEL_TYPES: Final = {
 
 
 class CheckpointConfig(NamedTuple):
-    """The JSON files of a checkpoint that say its dims; a reader adds to ``warnings``.
+    """What says a checkpoint's dims; a reader adds to ``warnings``.
 
-    ``processor`` is the image processor's settings, None where the checkpoint has none; ``video``
-    the video processor's.
+    ``processor`` and ``video`` are the settings of its image and video processors.
     """
 
     config: Section
@@ -39,13 +38,10 @@ class CheckpointConfig(NamedTuple):
     warnings: list[str]
     video: Section | None = None
 
-    def warn_without_processor(self) -> None:
-        """Say that image limits are assumed, where no file tells them."""
-        if self.processor is None:
-            self.warnings.append(
-                "there is no preprocessor_config.json: Transformers' default image limits are"
-                " assumed, and LMDeploy will not start without it"
-            )
+    @property
+    def images(self) -> Section:
+        """The image processor's settings, empty where there is none."""
+        return self.processor or Section({}, "preprocessor_config.json")
 
 
 class Dims(NamedTuple):
@@ -60,11 +56,7 @@ Reader = Callable[[CheckpointConfig], Dims]
 
 
 def inner_text(config: Section, outer: str) -> TextDims:
-    """The language model inside a vision model, by its own ``architectures[0]``.
-
-    Raises:
-        UsageError: it names none, or one that turbofit has no account of.
-    """
+    """The language model inside a vision model, by its own ``architectures[0]``."""
     names = config.strings("architectures")
     if not names:
         raise config.error("architectures", "is missing, and LMDeploy does not guess it")
@@ -88,15 +80,12 @@ _TOWER_KEYS: Final = {
 
 
 def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) -> VisionDims:
-    """A vision tower.
+    """A vision tower; its heads divide the channels.
 
     Args:
         section: its config.
         keys: of the config, each with its default; None: the key is required.
         others: fields that are known otherwise.
-
-    Raises:
-        UsageError: a key is missing or absurd, or heads do not divide the channels.
     """
     fields: dict[str, Any] = {}
     for key, default in keys.items():
@@ -104,16 +93,12 @@ def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) 
         fields[field] = section.integer(key, default, high=high)
     vision = VisionDims(**fields, **others)
     heads = next(key for key in keys if _TOWER_KEYS[key][0] == "heads")
-    attention_heads(section, heads, vision.hidden, keys[heads])  # they divide the channels
+    attention_heads(section, heads, vision.hidden, keys[heads])
     return vision
 
 
 def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
-    """The tower, whose image is whole windows of ``merge`` x ``merge`` patches.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """The tower; refused where its image is not whole windows of ``merge`` x ``merge`` patches."""
     size, window = vision.image_size or 0, vision.patch_size * vision.merge
     if size % window:
         raise section.error("image_size", f"{size} is not whole windows of {window} pixels")
@@ -127,11 +112,7 @@ def tied_text(config: Section, architecture: str, *, default: bool = False) -> T
 
 
 def attention_heads(section: Section, key: str, hidden: int, default: int | None = None) -> int:
-    """Heads among which ``hidden`` channels are split evenly.
-
-    Raises:
-        UsageError: the key is missing where there is no default, or they do not divide.
-    """
+    """Heads among which ``hidden`` channels are split evenly."""
     heads = section.integer(key, default, high=1 << 12)
     if hidden % heads:
         raise section.error(key, f"{heads} does not divide {hidden} channels")
@@ -139,16 +120,9 @@ def attention_heads(section: Section, key: str, hidden: int, default: int | None
 
 
 def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
-    """The language model inside a model in the Transformers format, by class or ``model_type``.
+    """The language model under ``text_config`` in the Transformers format.
 
-    config.json describes it under ``text_config``; absent means Transformers' defaults.
-
-    Args:
-        parts: the checkpoint's.
-        default: the ``model_type`` that the outer config class assumes.
-
-    Raises:
-        UsageError: one that turbofit has no account of.
+    It is named by class or ``model_type``, of which the outer config class has a ``default``.
     """
     config = parts.config
     section = config.part("text_config")

@@ -1,8 +1,7 @@
 """Which engine runs which model: LMDeploy's two and Hugging Face Transformers.
 
-Facts are LMDeploy's own tables and loaders. LMDeploy's choice of an engine looks at the outer
-architecture alone: where that is known to TurboMind and the rest is not, it fails at load instead
-of falling back.
+LMDeploy's choice of an engine looks at the outer architecture alone: where that is known to
+TurboMind and the rest is not, it fails at load instead of falling back.
 """
 
 from __future__ import annotations
@@ -32,18 +31,45 @@ TURBOMIND_VISION: Final = frozenset(
     }
 )
 
-#: Vision models that have an account and no class in LMDeploy's PyTorch engine.
-_NOT_PYTORCH: Final = frozenset(
-    {
-        "Idefics3ForConditionalGeneration",
-        "LlavaOnevisionForConditionalGeneration",
-        "MllamaForConditionalGeneration",
-        "Qwen2_5OmniForConditionalGeneration",
-        "Qwen2_5OmniModel",
-        "Qwen2_5OmniThinkerForConditionalGeneration",
-        "SmolVLMForConditionalGeneration",
-    }
-)
+_QWEN3_OMNI: Final = "Qwen3OmniMoeForConditionalGeneration"
+#: Why LMDeploy's PyTorch engine does not run vision models that have an account.
+_NOT_PYTORCH: Final = {
+    **{
+        name: f"LMDeploy {REFERENCE} runs {name} on no engine"
+        for name in (
+            "Idefics3ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
+            "MllamaForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration",
+            "Qwen2_5OmniModel", "Qwen2_5OmniThinkerForConditionalGeneration",
+            "SmolVLMForConditionalGeneration",
+        )
+    },
+    # It passes trust_remote_code to a class of Transformers without it:
+    # lmdeploy vl/model/llava_next.py::LlavaNextVisionModel.build_preprocessor #c9d7c9
+    "LlavaNextForConditionalGeneration":
+        f"LMDeploy {REFERENCE}'s own front end for LLaVA-NeXT fails at its start",
+    # It is built where config.json has a ts_config, and nothing is loaded.
+    _INTERN_S2:
+        "turbofit has no account of the time series encoder that LMDeploy's PyTorch engine builds"
+        " for Intern-S2",
+}  # fmt: skip
+#: Why it does not run models whose weights are quantised.
+_SIXTEEN_BITS: Final = {
+    # lmdeploy models/llama4.py::Llama4ForConditionalGeneration._update_quant_config #25e372
+    "Llama4ForConditionalGeneration":
+        "turbofit has no account of Llama 4 in {method}: take 16 bits",
+    # None is handed on to its text model:
+    # lmdeploy pytorch/configurations/qwen3_omni.py::Qwen3OmniModelConfigBuilder.build #36b510
+    _QWEN3_OMNI: "turbofit has no account of Qwen3-Omni in {method}: take 16 bits",
+    # lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
+    "Qwen3NextForCausalLM": f"{_PYTORCH} reads Qwen3-Next's delta nets in 16 bits only",
+    # Their classes build attention or experts in 16 bits, whatever the config says of others.
+    # Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #c64855
+    # lmdeploy models/deepseek.py::DeepseekMoE.__init__ #1cc57b
+    **{
+        name: f"{_PYTORCH} reads {name} in 16 bits only"
+        for name in ("DeepseekForCausalLM", "MiniCPM3ForCausalLM", "PhiMoEForCausalLM")
+    },
+}  # fmt: skip
 
 #: Models that only the checkpoint's own code defines: `transformers serve` loads none of these.
 _REMOTE_CODE: Final = frozenset(
@@ -64,7 +90,6 @@ _REMOTE_CODE: Final = frozenset(
 )
 
 #: Models of whose account in Transformers nothing is known.
-_QWEN3_OMNI: Final = "Qwen3OmniMoeForConditionalGeneration"
 _LMDEPLOY_ALONE: Final = frozenset(
     {
         "GptOssForCausalLM",
@@ -73,13 +98,6 @@ _LMDEPLOY_ALONE: Final = frozenset(
         "Qwen3NextForCausalLM",
         _QWEN3_OMNI,
     }
-)
-
-#: Whose classes in LMDeploy's PyTorch engine build attention or experts in 16 bits, whatever the
-#: config says of others. Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #c64855
-#: lmdeploy models/deepseek.py::DeepseekMoE.__init__ #1cc57b
-_SIXTEEN_BITS: Final = frozenset(
-    {"DeepseekForCausalLM", "MiniCPM3ForCausalLM", "PhiMoEForCausalLM"}
 )
 
 #: Whose projectors LMDeploy's PyTorch engine builds as layers of the language model: sharded, and
@@ -99,18 +117,8 @@ _TURBOMIND_HEADS: Final = {"qwen2vit": {64, 80}, "qwen2_5vit": {64, 80}, "qwen3v
 
 
 def engine_problem(model: Model, engine: str) -> str | None:
-    """Why an engine does not run a model, None where it does.
-
-    Args:
-        model: the checkpoint.
-        engine: ``turbomind``, ``pytorch`` (both LMDeploy's) or ``transformers``.
-
-    Raises:
-        ValueError: another engine.
-    """
+    """Why ``turbomind``, ``pytorch`` or ``transformers`` does not run a model, or None."""
     checks = {"turbomind": _turbomind, "pytorch": _pytorch, "transformers": _transformers}
-    if engine not in checks:
-        raise ValueError(engine)
     return checks[engine](model)
 
 
@@ -198,33 +206,13 @@ def _splits_scales(text: TextDims, packed: Quantization) -> bool:
 def _pytorch(model: Model) -> str | None:
     vision, quantization = model.vision, model.quantization
     if model.architecture in _NOT_PYTORCH:
-        return f"LMDeploy {REFERENCE} runs {model.architecture} on no engine"
-    if model.architecture == "LlavaNextForConditionalGeneration":
-        # It passes trust_remote_code to a class of Transformers without it:
-        # lmdeploy vl/model/llava_next.py::LlavaNextVisionModel.build_preprocessor #c9d7c9
-        return f"LMDeploy {REFERENCE}'s own front end for LLaVA-NeXT fails at its start"
-    if model.architecture == _INTERN_S2:
-        # It is built where config.json has a ts_config, and nothing is loaded.
-        return (
-            "turbofit has no account of the time series encoder that LMDeploy's PyTorch engine"
-            " builds for Intern-S2"
-        )
+        return _NOT_PYTORCH[model.architecture]
     if vision and vision.kind == "siglip":
         return f"LMDeploy {REFERENCE} runs {model.architecture} with a CLIP tower only, not SigLIP"
     if quantization is None:
         return None
-    if model.architecture == "Llama4ForConditionalGeneration":
-        # lmdeploy models/llama4.py::Llama4ForConditionalGeneration._update_quant_config #25e372
-        return f"turbofit has no account of Llama 4 in {quantization.method}: take 16 bits"
     if model.architecture in _SIXTEEN_BITS:
-        return f"{_PYTORCH} reads {model.architecture} in 16 bits only"
-    if model.architecture == "Qwen3NextForCausalLM":
-        # lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
-        return f"{_PYTORCH} reads Qwen3-Next's delta nets in 16 bits only"
-    if model.architecture == _QWEN3_OMNI:
-        # None is handed on to its text model:
-        # lmdeploy pytorch/configurations/qwen3_omni.py::Qwen3OmniModelConfigBuilder.build #36b510
-        return f"turbofit has no account of Qwen3-Omni in {quantization.method}: take 16 bits"
+        return _SIXTEEN_BITS[model.architecture].format(method=quantization.method)
     if quantization.method == "awq" and model.text.delta is not None:
         # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"

@@ -24,11 +24,10 @@ _TOWER: Final = {
 
 def read(parts: CheckpointConfig) -> Dims:
     """A Gemma3ForConditionalGeneration; absent keys take Transformers' defaults."""
-    parts.warn_without_processor()
     config = parts.config
     text = tied_text(config, "Gemma3ForCausalLM", default=True)
-    if parts.processor and parts.processor.boolean("do_pan_and_scan", False):
-        raise parts.processor.error("do_pan_and_scan", "is true, which LMDeploy's front end is not")
+    if parts.images.boolean("do_pan_and_scan", False):
+        raise parts.images.error("do_pan_and_scan", "is true, which LMDeploy's front end is not")
     vision = _vision(config)
     tokens = config.integer("mm_tokens_per_image", 256)
     side = (vision.image_size or 0) // vision.patch_size

@@ -16,7 +16,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, read_tower
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
-from turbofit.model.families.qwen_vl import settings_of
+from turbofit.model.families.qwen_vl import check_settings
 from turbofit.model.families.text import read_text
 
 _TOWER: Final = {
@@ -29,11 +29,7 @@ _LARGEST_PIXELS: Final = 28 * 28 * 15000
 
 
 def read_chatglm(parts: CheckpointConfig) -> Dims:
-    """A ChatGLMModel, with EVA-CLIP where it is a GLM-4V; names and defaults are its remote code's.
-
-    Raises:
-        UsageError: a key is missing, or a variant that LMDeploy does not run.
-    """
+    """A ChatGLMModel, with EVA-CLIP where it is a GLM-4V; defaults are its remote code's."""
     config = parts.config
     text = _text(config)
     section = config.section("vision_config")
@@ -76,7 +72,6 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
 
     The language model's keys stand beside the others, or in a ``text_config`` of their own.
     """
-    parts.warn_without_processor()
     config = parts.config
     section = config.section("text_config")
     if section and "vocab_size" not in config:
@@ -89,7 +84,7 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
     if config.boolean("tie_word_embeddings", False):
         text = replace(text, tie_word_embeddings=True)
     vision = _vision(config, text.hidden)
-    return Dims(text, vision, _rule(parts.processor, vision))
+    return Dims(text, vision, _rule(parts.images, vision))
 
 
 def _vision(config: Section, text_hidden: int) -> VisionDims:
@@ -108,9 +103,9 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
     )
 
 
-def _rule(processor: Section | None, vision: VisionDims) -> PatchRule:
+def _rule(values: Section, vision: VisionDims) -> PatchRule:
     """Bounds of one frame; an odd lower one is rounded up, as no whole image is between."""
-    values = settings_of(processor, vision)
+    check_settings(values, vision)
     edges = values.part("size")
     frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)
     least = edges.integer("shortest_edge", _SMALLEST_PIXELS, high=1 << 32)

@@ -33,8 +33,7 @@ def read(parts: CheckpointConfig) -> Dims:
     # The outer class ties embeddings and head; the inner config is not read for it.
     text = tied_text(config, "LlamaForCausalLM")
     vision = _vision(config)
-    parts.warn_without_processor()
-    return Dims(text, vision, _rule(parts.processor, vision))
+    return Dims(text, vision, _rule(parts.images, vision))
 
 
 def _vision(config: Section) -> VisionDims:
@@ -47,16 +46,15 @@ def _vision(config: Section) -> VisionDims:
     return vision
 
 
-def _rule(processor: Section | None, vision: VisionDims) -> LongestEdgeRule | TileRule:
+def _rule(values: Section, vision: VisionDims) -> LongestEdgeRule | TileRule:
     tile = vision.image_size or 1
     tokens = (tile // vision.patch_size // vision.merge) ** 2
-    values = processor or Section({}, "preprocessor_config.json")
     if not values.boolean("do_image_splitting", True):
         return TileRule.square(tile, tokens + 3)  # what stands around it, too
-    edges, tiles = values.section("size"), values.section("max_image_size")
-    if tiles and tiles.integer("longest_edge", tile) != tile:
+    tiles = values.part("max_image_size")
+    if tiles.integer("longest_edge", tile) != tile:
         raise tiles.error("longest_edge", f"is not the tower's {tile}")
-    longest = edges.integer("longest_edge", _TILES * tile) if edges else _TILES * tile
+    longest = values.part("size").integer("longest_edge", _TILES * tile)
     if longest % tile or longest > LARGEST_EDGE:
         raise values.error("size", f"{longest} is not whole tiles of {tile} up to {LARGEST_EDGE}")
     return LongestEdgeRule(

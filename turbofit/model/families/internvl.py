@@ -32,9 +32,7 @@ _HF_TOWER: Final = {
 def _chat_vision(config: Section) -> VisionDims:
     """The tower of an InternVLChatModel.
 
-    Raises:
-        UsageError: a tower or projector that LMDeploy does not run. Its PyTorch engine would
-            load a v1 and shuffle its pixels as a v2's.
+    LMDeploy's PyTorch engine would load a v1 and shuffle its pixels as a v2's: it is refused.
     """
     if config.string("ps_version", "v1") != "v2":
         raise config.error("ps_version", "is not v2, the only one that LMDeploy runs")
@@ -74,11 +72,8 @@ def _merge(config: Section) -> int:
 def _chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> TileRule:
     """The image rule of an InternVLChatModel.
 
-    Args:
-        config: config.json.
-        vision: its tower.
-        preprocessor: whether the checkpoint has a preprocessor_config.json; LMDeploy tiles images
-            where it has none, whatever ``dynamic_image_size`` says.
+    LMDeploy tiles images where there is no ``preprocessor`` config, whatever ``dynamic_image_size``
+    says.
     """
     size = vision.image_size or 0
     forced = config.integer("force_image_size", size, high=1 << 14)
@@ -97,7 +92,7 @@ def _chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> Ti
     )
 
 
-def _hf_rule(config: Section, processor: Section | None, vision: VisionDims) -> TileRule:
+def _hf_rule(config: Section, values: Section, vision: VisionDims) -> TileRule:
     """The image rule of the Transformers format.
 
     LMDeploy always crops to patches there, and no field of a request changes the limit.
@@ -106,9 +101,8 @@ def _hf_rule(config: Section, processor: Section | None, vision: VisionDims) -> 
     expected = (tokens // vision.merge) ** 2
     if config.integer("image_seq_length", 256) != expected:
         raise config.error("image_seq_length", f"is not the {expected} tokens of a tile")
-    values = processor or Section({}, "preprocessor_config.json")
-    edges = values.section("size")
-    if edges and {edges.integer("height", size), edges.integer("width", size)} != {size}:
+    edges = values.part("size")
+    if {edges.integer("height", size), edges.integer("width", size)} != {size}:
         raise edges.error("height", f"and width are not the tower's {size}")
     return TileRule(
         tile_size=size,
@@ -129,7 +123,6 @@ def read_chat(parts: CheckpointConfig) -> Dims:
 
 def read_hf(parts: CheckpointConfig) -> Dims:
     """An InternVLForConditionalGeneration, the Transformers format, or an Intern-S1."""
-    parts.warn_without_processor()
     text = inner_text(parts.config.required("text_config"), parts.architecture)
     vision = _hf_vision(parts.config)
-    return Dims(text, vision, _hf_rule(parts.config, parts.processor, vision))
+    return Dims(text, vision, _hf_rule(parts.config, parts.images, vision))

@@ -29,11 +29,10 @@ _BUDGET, _SIDE = 16384, 512
 
 def read(parts: CheckpointConfig) -> Dims:
     """A KimiK25ForConditionalGeneration, in the keys of its own config class."""
-    parts.warn_without_processor()
     section = parts.config.required("text_config")
     text = read_text(section, "KimiK2ForCausalLM", tied=False)
     vision = _vision(parts.config.required("vision_config"), text.hidden)
-    return Dims(text, vision, read_rule(parts.processor))
+    return Dims(text, vision, read_rule(parts.images))
 
 
 def _vision(config: Section, text_hidden: int) -> VisionDims:
@@ -67,10 +66,9 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
     )
 
 
-def read_rule(processor: Section | None) -> NavitRule:
+def read_rule(images: Section) -> NavitRule:
     """The image rule of a preprocessor config."""
-    values = processor or Section({}, "preprocessor_config.json")
-    media = values.part("media_proc_cfg")
+    media = images.part("media_proc_cfg")
     for key, expected in (("patch_size", _PATCH), ("merge_kernel_size", _MERGE)):
         if media.integer(key, expected) != expected:
             raise media.error(key, f"is not the tower's {expected}")

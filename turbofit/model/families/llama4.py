@@ -27,24 +27,20 @@ _MOST_TILES: Final = 4096
 
 def read(parts: CheckpointConfig) -> Dims:
     """A Llama4ForConditionalGeneration; absent keys take Transformers' defaults."""
-    parts.warn_without_processor()
     config = parts.config
     text = _text(config)
     vision = _vision(config)
     size = vision.image_size or 0
-    if parts.processor is not None:
-        edges = parts.processor.section("size")
-        if (edges.integer("height", 336) if edges else 336) != size:
-            raise parts.processor.error("size", f"is not the tower's {size}")
-        if parts.processor.boolean("resize_to_max_canvas", False):
-            raise parts.processor.error("resize_to_max_canvas", "is true, which no account is of")
-    most = _TILES
-    if parts.processor is not None:
-        most = parts.processor.integer("max_patches", _TILES, high=_MOST_TILES)
+    images = parts.images
+    # A processor that does not say it takes 336.
+    if images.part("size").integer("height", 336 if parts.processor else size) != size:
+        raise images.error("size", f"is not the tower's {size}")
+    if images.boolean("resize_to_max_canvas", False):
+        raise images.error("resize_to_max_canvas", "is true, which no account is of")
     rule = CanvasRule(
         tile_size=size,
         tokens_per_tile=(size // vision.patch_size // vision.merge) ** 2 + 1,
-        max_dynamic_patch=most,
+        max_dynamic_patch=images.integer("max_patches", _TILES, high=_MOST_TILES),
     )
     return Dims(text, vision, rule)
 

@@ -51,7 +51,7 @@ def read_next(parts: CheckpointConfig) -> Dims:
     """A LlavaNextForConditionalGeneration."""
     text = nested_text(parts, "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=True)
-    grids = _read_grids(parts.config, parts.processor, vision) or _NEXT_GRIDS
+    grids = _read_grids(parts.config, parts.images, vision) or _NEXT_GRIDS
     return Dims(text, vision, _anyres(parts.config, vision, grids, None))
 
 
@@ -60,7 +60,7 @@ def read_onevision(parts: CheckpointConfig) -> Dims:
     config = parts.config
     text = nested_text(parts, "qwen2")
     vision = _vision(config, "siglip_vision_model", newline=True)
-    grids = _read_grids(config, parts.processor, vision) or _OV_GRIDS
+    grids = _read_grids(config, parts.images, vision) or _OV_GRIDS
     aspect = config.string("vision_aspect_ratio", "anyres_max_9")
     most = aspect.removeprefix("anyres_max_")
     if not most.isdigit() or not 0 < int(most) < 1 << 10:
@@ -70,19 +70,12 @@ def read_onevision(parts: CheckpointConfig) -> Dims:
     return Dims(text, vision, _anyres(config, vision, grids, int(most)))
 
 
-def _read_grids(config: Section, processor: Section | None, vision: VisionDims) -> tuple[Grid, ...]:
-    """``image_grid_pinpoints``, which the model and its processor must agree on.
-
-    Raises:
-        UsageError: none, too many, or sizes that are not whole tiles.
-    """
-    grids = _pinpoints(config, vision)
-    if processor is not None and "image_grid_pinpoints" in processor:
-        processor_grids = _pinpoints(processor, vision)
-        if grids and processor_grids != grids:
-            raise processor.error("image_grid_pinpoints", "differ from config.json's")
-        grids = grids or processor_grids
-    return grids
+def _read_grids(config: Section, images: Section, vision: VisionDims) -> tuple[Grid, ...]:
+    """``image_grid_pinpoints``, which the model and its processor must agree on."""
+    grids, others = _pinpoints(config, vision), _pinpoints(images, vision)
+    if grids and others and others != grids:
+        raise images.error("image_grid_pinpoints", "differ from config.json's")
+    return grids or others
 
 
 def _pinpoints(section: Section, vision: VisionDims) -> tuple[Grid, ...]:

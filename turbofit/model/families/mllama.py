@@ -36,7 +36,7 @@ def read(parts: CheckpointConfig) -> Dims:
         raise section.error("cross_attention_layers", f"are not some of {text.layers} layers")
     vision = _vision(config)
     size = vision.image_size or 0
-    _check_processor(parts.processor, vision)
+    _check_processor(parts.images, vision)
     rule = CrossRule(
         tile_size=size,
         tokens_per_tile=(size // vision.patch_size) ** 2 + 1,
@@ -68,11 +68,9 @@ def _vision(config: Section) -> VisionDims:
     return tower
 
 
-def _check_processor(processor: Section | None, vision: VisionDims) -> None:
-    if processor is None:
-        return
-    if processor.integer("max_image_tiles", vision.max_tiles) != vision.max_tiles:
-        raise processor.error("max_image_tiles", f"is not the tower's {vision.max_tiles}")
-    edges = processor.section("size")
-    if edges and edges.integer("height", vision.image_size) != vision.image_size:
+def _check_processor(images: Section, vision: VisionDims) -> None:
+    if images.integer("max_image_tiles", vision.max_tiles) != vision.max_tiles:
+        raise images.error("max_image_tiles", f"is not the tower's {vision.max_tiles}")
+    edges = images.part("size")
+    if edges.integer("height", vision.image_size) != vision.image_size:
         raise edges.error("height", f"is not the tower's {vision.image_size}")

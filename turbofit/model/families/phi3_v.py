@@ -18,12 +18,7 @@ _MOST_CROPS: Final = 1 << 10
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Phi3VForCausalLM; the tower is the one that LMDeploy and the remote code both spell out.
-
-    Raises:
-        UsageError: another tower, or a variant that LMDeploy does not run.
-    """
-    parts.warn_without_processor()
+    """A Phi3VForCausalLM; the tower is the one that LMDeploy and the remote code both spell out."""
     config = parts.config
     text = read_text(config, "Phi3ForCausalLM")
     if config.required("img_processor").string("model_name", "") != _TOWER:
@@ -36,6 +31,6 @@ def read(parts: CheckpointConfig) -> Dims:
         kind="phi3v", layers=24, hidden=1024, heads=16, intermediate=4096, patch_size=14,
         image_size=336,
     )  # fmt: skip
-    crops = parts.processor.integer("num_crops", 1, high=_MOST_CROPS) if parts.processor else 16
+    crops = parts.images.integer("num_crops", 1 if parts.processor else 16, high=_MOST_CROPS)
     rule = HdRule(tile_size=336, tokens_per_tile=144, max_dynamic_patch=crops)
     return Dims(text, vision, rule)

@@ -34,7 +34,6 @@ _LARGEST_VIDEO: Final = 768 * 32 * 32
 
 def read(parts: CheckpointConfig) -> Dims:
     """A Qwen3-VL, dense or with experts; absent keys take Transformers' defaults."""
-    parts.warn_without_processor()
     config = parts.config
     inner = "Qwen3VLMoeTextModel" if "Moe" in parts.architecture else "Qwen3VLTextModel"
     text = tied_text(config, inner)
@@ -43,28 +42,18 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
-    """The rule of images, and with it that of videos.
-
-    A checkpoint without a video processor of its own lends it the image processor's settings, as
-    Transformers does.
-    """
-    settings = parts.video or parts.processor
-    size = settings.section("size") if settings else None
-    size = size or Section({}, "video_preprocessor_config.json: size")
+    """The rules of images and of videos; without a video processor its settings are the images'."""
+    size = (parts.video or parts.images).part("size")
     video = VideoRule(
         merged_frames=vision.temporal_patch,
         min_pixels=size.integer("shortest_edge", _SMALLEST_VIDEO, high=1 << 32),
         max_pixels=size.integer("longest_edge", _LARGEST_VIDEO, high=1 << 32),
     )
-    return replace(read_rule(parts.processor, vision), client_knobs=False, video=video)
+    return replace(read_rule(parts.images, vision), client_knobs=False, video=video)
 
 
 def read_vision(config: Section, text_hidden: int) -> VisionDims:
-    """The tower, with Transformers' defaults.
-
-    Raises:
-        UsageError: dims that contradict each other.
-    """
+    """The tower, with Transformers' defaults."""
     vision = config.part("vision_config")
     if vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden:
         raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
@@ -84,7 +73,6 @@ def read_qwen3_5(parts: CheckpointConfig) -> Dims:
 
     Intern-S2-Preview is one with experts, and a time series encoder that TurboMind does not load.
     """
-    parts.warn_without_processor()
     config = parts.config
     dense = parts.architecture == "Qwen3_5ForConditionalGeneration"
     inner = "Qwen3_5TextModel" if dense else "Qwen3_5MoeTextModel"
@@ -106,7 +94,6 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
 
     A checkpoint with a tower for time series (``ts_config``) is refused.
     """
-    parts.warn_without_processor()
     config = parts.config
     if "ts_config" in config:
         raise config.error("ts_config", "is a tower for time series, which no account is of")
@@ -117,7 +104,7 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
     if inner and inner.integers("deepstack_visual_indexes"):
         raise inner.error("deepstack_visual_indexes", "is given, and LMDeploy drops its features")
     vision = replace(read_vision(config, text.hidden), deepstack=0)
-    return Dims(text, vision, replace(read_rule(parts.processor, vision), client_knobs=False))
+    return Dims(text, vision, replace(read_rule(parts.images, vision), client_knobs=False))
 
 
 def _frequencies(text: Section, head_dim: int) -> int:

@@ -23,7 +23,6 @@ _ALONE: Final = "Qwen2_5OmniThinkerForConditionalGeneration"
 
 def read(parts: CheckpointConfig) -> Dims:
     """A Qwen3OmniMoeForConditionalGeneration; absent keys take Transformers' defaults."""
-    parts.warn_without_processor()
     thinker = parts.config.part("thinker_config")
     if thinker.boolean("tie_word_embeddings", False):
         raise thinker.error("tie_word_embeddings", "is true, which LMDeploy does not read")
@@ -40,7 +39,6 @@ def read_qwen2_5(parts: CheckpointConfig) -> Dims:
 
     The thinker's class ties; what its language model's config says of it is not asked.
     """
-    parts.warn_without_processor()
     alone = parts.architecture == _ALONE
     thinker = parts.config if alone else parts.config.part("thinker_config")
     text = tied_text(thinker, "Qwen2_5OmniTextModel")
@@ -50,7 +48,7 @@ def read_qwen2_5(parts: CheckpointConfig) -> Dims:
 
 
 def _rule(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
-    return replace(qwen_vl.read_rule(parts.processor, vision), client_knobs=False)
+    return replace(qwen_vl.read_rule(parts.images, vision), client_knobs=False)
 
 
 def _audio(audio: Section, text_hidden: int) -> AudioDims:

@@ -22,11 +22,7 @@ _PIXELS_BOUND: Final = 1 << 32
 
 
 def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDims:
-    """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults.
-
-    Raises:
-        UsageError: dims that contradict each other.
-    """
+    """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults."""
     vision = config.part("vision_config")
     out = "out_hidden_size" if second else "hidden_size"
     if (width := vision.integer(out, 3584, high=1 << 18)) != text_hidden:
@@ -39,18 +35,16 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
     return read_tower(vision, _TOWER, kind="qwen2vit", hidden=hidden, intermediate=inter)
 
 
-def settings_of(processor: Section | None, vision: VisionDims) -> Section:
-    """An image processor's settings, whose patches and windows must be the tower's."""
-    values = processor or Section({}, "preprocessor_config.json")
+def check_settings(values: Section, vision: VisionDims) -> None:
+    """Refuse an image processor whose patches and windows are not the tower's."""
     for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
         if values.integer(key, expected) != expected:
             raise values.error(key, f"is not the tower's {expected}")
-    return values
 
 
-def read_rule(processor: Section | None, vision: VisionDims) -> PatchRule:
+def read_rule(values: Section, vision: VisionDims) -> PatchRule:
     """The image rule; a bare ``min_pixels``/``max_pixels`` wins over ``size``, as upstream."""
-    values = settings_of(processor, vision)
+    check_settings(values, vision)
     edges = values.part("size")
     return PatchRule(
         patch_size=vision.patch_size,
@@ -68,9 +62,8 @@ def _pixels(values: Section, key: str, edges: Section, edge: str, default: int) 
 
 def read(parts: CheckpointConfig) -> Dims:
     """A Qwen2-VL or Qwen2.5-VL."""
-    parts.warn_without_processor()
     config = parts.config
     tied = config.boolean("tie_word_embeddings", False)
     text = read_text(config.section("text_config") or config, "Qwen2VLTextModel", tied=tied)
     vision = read_vision(config, text.hidden, second=parts.architecture.startswith("Qwen2_5"))
-    return Dims(text, vision, read_rule(parts.processor, vision))
+    return Dims(text, vision, read_rule(parts.images, vision))

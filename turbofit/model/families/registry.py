@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.model.config import Section
 from turbofit.model.families import (
     eva_clip,
     gemma3,
@@ -58,6 +57,13 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "SmolVLMForConditionalGeneration": idefics3.read,
 }
 
+#: Those whose image limits stand in config.json alone.
+_WITHOUT_PROCESSOR: Final[frozenset[Reader]] = frozenset(
+    {
+        eva_clip.read_cogvlm, glm.read_chatglm, internvl.read_chat, llava.read, llava.read_next,
+        llava.read_onevision, mllama.read,
+    }
+)  # fmt: skip
 #: Those whose videos LMDeploy takes: the front ends with a ``video_token`` that turbofit plans for.
 WATCHING: Final = frozenset(
     name
@@ -66,28 +72,20 @@ WATCHING: Final = frozenset(
 )
 
 
-def read_dims(
-    config: Section,
-    architecture: str,
-    processor: Section | None,
-    warnings: list[str],
-    video: Section | None = None,
-) -> Dims:
+def read_dims(parts: CheckpointConfig) -> Dims:
     """Dims and image rule of a checkpoint.
-
-    Args:
-        config: config.json.
-        architecture: its ``architectures[0]``.
-        processor: the image processor's settings.
-        warnings: takes what a person should know.
-        video: the video processor's settings.
 
     Raises:
         UsageError: a key is missing or absurd, or turbofit has no account of the architecture.
     """
-    if architecture in TEXT_ARCHITECTURES:
-        return Dims(read_text(config, architecture))
-    reader = VISION_READERS.get(architecture)
+    if parts.architecture in TEXT_ARCHITECTURES:
+        return Dims(read_text(parts.config, parts.architecture))
+    reader = VISION_READERS.get(parts.architecture)
     if reader is None:
-        raise refusal(architecture)
-    return reader(CheckpointConfig(config, architecture, processor, warnings, video))
+        raise refusal(parts.architecture)
+    if parts.processor is None and reader not in _WITHOUT_PROCESSOR:
+        parts.warnings.append(
+            "there is no preprocessor_config.json: Transformers' default image limits are"
+            " assumed, and LMDeploy will not start without it"
+        )
+    return reader(parts)

@@ -38,29 +38,22 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
 
     def refusal(self) -> UsageError:
         """Why there is no account, and what to do."""
-        message = f"turbofit does not account for {self.name} yet"
-        if self.engine is None:
-            message = f"LMDeploy {REFERENCE} does not run {self.name}"
-        return UsageError(f"{message}: {self.why}" if self.why else message, hint=self._hint())
-
-    def _hint(self) -> str:
-        if self.hint:
-            return self.hint
         if self.engine is not None:
-            return _BY_HAND[self.engine]
-        if self.elsewhere:
+            message = f"turbofit does not account for {self.name} yet"
+            hint = _BY_HAND[self.engine]
+        else:
+            message = f"LMDeploy {REFERENCE} does not run {self.name}"
             runs = "run" if len(self.elsewhere) > 1 else "runs"
-            return f"{' and '.join(self.elsewhere)} {runs} it"
-        return "take a version of the model in Hugging Face's own format, if there is one"
+            hint = f"{' and '.join(self.elsewhere)} {runs} it"
+            if not self.elsewhere:
+                hint = "take a version of the model in Hugging Face's own format, if there is one"
+        message += f": {self.why}" if self.why else ""
+        return UsageError(message, hint=self.hint or hint)
 
 
 @cache
 def unplanned() -> tuple[UnsupportedFamily, ...]:
-    """All that are known.
-
-    Raises:
-        UsageError: the installed file is damaged.
-    """
+    """All that are known."""
     path = preset_path("families", "unplanned")
     return converted(load_yaml(path).get("models"), tuple[UnsupportedFamily, ...], path)
 
@@ -91,11 +84,7 @@ def inner_refusal(outer: str, inner: str) -> UsageError:
 
 
 def named_refusal(name: str) -> UsageError | None:
-    """Why there is no account for a model of this name; None for a name that is not known.
-
-    Args:
-        name: as a person types it, with or without its owner; or an architecture.
-    """
+    """Why a model that a person types, or an architecture, has no account; None: unknown."""
     typed = re.sub(r"[\s._-]+", "-", name.rpartition("/")[2].lower())
     matches = [
         (len(known), family)
@@ -111,7 +100,7 @@ def _of(architecture: str) -> UnsupportedFamily | None:
 
 
 def _begins(typed: str, known: str) -> bool:
-    """Whether a name is this one or continues it: gemma-4-31b does for gemma-4, gemma-4b not."""
+    """Whether a name is this one or continues it, as gemma-4-31b does gemma-4, and gemma-4b not."""
     pieces = re.split(r"[._-]+", known)
     end = r"(?![a-z0-9])" if known[-1].isdigit() else r"(?![a-z])"
     return re.match("-?".join(map(re.escape, pieces)) + end, typed) is not None

@@ -1,14 +1,12 @@
 """Language models: dimensions from config.json, with the defaults of each config class.
 
-Keys that a config leaves out take Transformers' defaults (or, for InternLM, those of the published
-remote code), since engines read the file through those classes.
+Engines read the file through Transformers' classes (for InternLM, the published remote code).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from types import MappingProxyType
 from typing import Any, Final
 
 from msgspec import UNSET
@@ -17,8 +15,8 @@ from turbofit.core.model import DeltaDims, MlaDims, MoeDims, TextDims
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.model.config import Section
 
-#: Language models that the account covers, by ``architectures[0]``; text.yaml has others besides,
-#: that exist only inside a vision model.
+#: Language models that the account covers; text.yaml has others that exist only inside a vision
+#: model.
 TEXT_ARCHITECTURES: Final = frozenset(
     {
         "DeepseekForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM",
@@ -34,12 +32,25 @@ TEXT_ARCHITECTURES: Final = frozenset(
 _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
 _PHI_MOE: Final = "PhiMoEForCausalLM"
-_BIASED_KEYS: Final = {
-    "Qwen2ForCausalLM", "Qwen2VLTextModel", "Qwen2_5OmniTextModel", "Glm4vTextModel",
-}  # fmt: skip
-_UNBIASED: Final = {
-    "MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
-    "MllamaForCausalLM",
+_ATTENTION_BIAS: Final = ("attention_bias", False)
+#: Biases of queries, keys and values, of outputs, of MLPs: each family has its own keys with their
+#: defaults, or always the same.
+_BIASES: Final[dict[str, tuple[bool | tuple[str, bool], ...]]] = {
+    "LlamaForCausalLM": (_ATTENTION_BIAS, _ATTENTION_BIAS, ("mlp_bias", False)),
+    "InternLM2ForCausalLM": (("bias", True), ("bias", True), False),
+    "InternLM3ForCausalLM": (("qkv_bias", False), ("bias", False), ("bias", False)),
+    "Qwen2MoeForCausalLM": (("qkv_bias", True), False, False),
+    **dict.fromkeys(
+        ("Qwen2ForCausalLM", "Qwen2VLTextModel", "Qwen2_5OmniTextModel", "Glm4vTextModel"),
+        (True, False, False),
+    ),
+    **dict.fromkeys(
+        ("MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
+         "MllamaForCausalLM"),
+        (False, False, False),
+    ),
+    **dict.fromkeys(("Glm4ForCausalLM", _GLM_MOE), (_ATTENTION_BIAS, False, False)),
+    _GPT_OSS: (("attention_bias", True), ("attention_bias", True), True),
 }  # fmt: skip
 
 #: Of ``TEXT_ARCHITECTURES``, what TurboMind runs.
@@ -83,17 +94,15 @@ _OTHER_LENGTH_KEYS: Final = (
 _LARGEST_LENGTH: Final = 1 << 30
 #: Whose experts no bias helps to choose where ``topk_method`` is absent.
 _GREEDY: Final = frozenset({"DeepseekForCausalLM", "DeepseekV2ForCausalLM"})
-_NO_DEFAULTS: Final[Mapping[str, int]] = MappingProxyType({})
 _LINEAR: Final = "linear_attention"
 _FULL: Final = "full_attention"
-#: Every so manyth layer has attention where ``layer_types`` does not say.
+#: Layers from one with attention to the next, where ``layer_types`` does not say.
 #: Source: transformers 5.17.0 qwen3_next/configuration_qwen3_next.py::Qwen3NextConfig #6732bf
 _INTERVAL: Final = 4
 
 
 @cache
 def _defaults() -> dict[str, dict[str, Any]]:
-    """Defaults of each class, of its own and inner language models."""
     models: dict[str, dict[str, Any]] = load_yaml(preset_path("families", "text"))["models"]
     return models
 
@@ -105,9 +114,6 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         config: config.json, or the part of it that describes the language model.
         architecture: a key of ``presets/families/text.yaml``.
         tied: whether head and embeddings are one tensor, where ``config`` does not say.
-
-    Raises:
-        UsageError: a dimension is missing, absurd or contradicts another.
     """
     defaults = _defaults()[architecture]
     hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
@@ -139,9 +145,9 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         qk_norm=architecture.startswith(("Qwen3", "Gemma3"))
         or (architecture == _GLM_MOE and config.boolean("use_qk_norm", False)),
         layer_norms=defaults.get("norms", 2),
-        moe=_latent_experts(config, architecture, layers)
-        if mla or "routed" in defaults
-        else _moe(config, architecture, defaults, layers),
+        moe=(_routed_experts if mla or "routed" in defaults else _moe)(
+            config, architecture, defaults, layers
+        ),
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=mlp_bias,
@@ -152,10 +158,7 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
 
 
 def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int, int, int]:
-    """Heads of queries, and of keys and values, and the channels of one.
-
-    They must divide each other and the channels.
-    """
+    """Heads of queries, and of keys and values, and the channels of one: they divide each other."""
     heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
     kv_default = defaults["num_key_value_heads"] or heads
     kv_heads = config.integer("num_key_value_heads", kv_default, high=1 << 12)
@@ -168,36 +171,17 @@ def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int,
     return heads, kv_heads, config.integer("head_dim", usual, high=1 << 10)
 
 
-def _biases(config: Section, architecture: str) -> tuple[bool, bool, bool]:
-    """Whether queries, keys and values have biases, outputs, MLPs: each family has its own key."""
-    if architecture == "InternLM2ForCausalLM":
-        bias = config.boolean("bias", True)
-        return bias, bias, False
-    if architecture == "InternLM3ForCausalLM":
-        bias = config.boolean("bias", False)
-        return config.boolean("qkv_bias", False), bias, bias
-    if architecture == "Qwen2MoeForCausalLM":
-        return config.boolean("qkv_bias", True), False, False
-    if architecture in _BIASED_KEYS:
-        return True, False, False
-    if architecture in _UNBIASED:
-        return False, False, False
-    if architecture == _GPT_OSS:
-        bias = config.boolean("attention_bias", True)
-        return bias, bias, True
-    bias = config.boolean("attention_bias", False)
-    mlp = architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False)
-    return bias, bias and architecture not in {"Glm4ForCausalLM", _GLM_MOE}, mlp
+def _biases(config: Section, architecture: str) -> list[bool]:
+    """Whether queries, keys and values have biases, outputs, MLPs."""
+    biases = _BIASES.get(architecture, (_ATTENTION_BIAS, _ATTENTION_BIAS, False))
+    return [bias if isinstance(bias, bool) else config.boolean(*bias) for bias in biases]
 
 
 def _moe(
     config: Section, architecture: str, defaults: dict[str, Any], layers: int
 ) -> MoeDims | None:
-    """The experts; None for dense models."""
     if "num_experts" not in defaults:
         return None
-    if "first_dense" in defaults:
-        return _moe_behind_dense(config, defaults, layers)
     every = architecture in {"MixtralForCausalLM", _PHI_MOE, _GPT_OSS}
     # Transformers 5 writes num_local_experts for Qwen3-MoE too.
     key = "num_local_experts" if "num_local_experts" in config else "num_experts"
@@ -218,14 +202,6 @@ def _moe(
         else 0,
         router_bias=architecture == _GPT_OSS,
     )
-
-
-def _moe_behind_dense(config: Section, defaults: dict[str, Any], layers: int) -> MoeDims:
-    """Experts of all layers but the first."""
-    dense = config.integer("first_k_dense_replace", defaults["first_dense"], low=0, high=1 << 10)
-    if dense >= layers:
-        raise config.error("first_k_dense_replace", "leaves no layer with experts")
-    return _routed_experts(config, layers - dense, correction=True, defaults=defaults)
 
 
 def _sparse_layers(config: Section, layers: int, step: int) -> int:
@@ -280,11 +256,7 @@ def _mla(config: Section) -> MlaDims:
 def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
     """Latents of which LMDeploy caches what they expand to (MiniCPM3).
 
-    Absent keys take the defaults of its config class.
     Source: lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
-
-    Raises:
-        UsageError: dims that LMDeploy's class does not run.
     """
     values = hidden // heads
     for key, only in (("v_head_dim", values), ("num_key_value_heads", heads)):
@@ -302,69 +274,44 @@ def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
     )
 
 
-def _latent_experts(config: Section, architecture: str, layers: int) -> MoeDims | None:
-    """The experts of all layers but the first dense ones; None where there are none.
+def _routed_experts(
+    config: Section, architecture: str, defaults: Mapping[str, int], layers: int
+) -> MoeDims | None:
+    """Experts in DeepSeek's keys, of all layers but the first dense ones, or None.
 
-    Biases that only choose experts are there by ``topk_method``, and in V3's and GLM's classes
-    where that is absent.
+    Shared ones are one MLP of their widths' sum. Biases that only choose experts are there by
+    ``topk_method``, and in V3's and GLM's classes where that is absent.
     """
-    if "n_routed_experts" not in config:
+
+    def number(key: str, default: int | None, low: int = 1, high: int = 1 << 10) -> int:
+        return config.integer(key, defaults.get(key, default), low=low, high=high)
+
+    if "n_routed_experts" not in config and "n_routed_experts" not in defaults:
         return None
-    dense = config.integer("first_k_dense_replace", 0, low=0, high=1 << 10)
+    dense = number("first_k_dense_replace", 0, low=0)
     kinds = config.strings("mlp_layer_types")
     if kinds:
         dense = len(kinds) - kinds.count("sparse")
-    if config.integer("moe_layer_freq", 1, high=1 << 10) != 1 or "sparse" in kinds[:dense]:
+    if number("moe_layer_freq", 1) != 1 or "sparse" in kinds[:dense]:
         raise config.error("moe_layer_freq", "has dense layers behind the first, of no account")
     if dense >= layers:
         return None
-    default = "greedy" if architecture in _GREEDY else "noaux_tc"
-    correction = config.string("topk_method", default) == "noaux_tc"
-    return _routed_experts(config, layers - dense, correction=correction)
-
-
-def _routed_experts(
-    config: Section, layers: int, *, correction: bool, defaults: Mapping[str, int] = _NO_DEFAULTS
-) -> MoeDims:
-    """Experts of so many layers, in DeepSeek's keys; shared ones are one MLP of their widths' sum.
-
-    Args:
-        config: of the language model.
-        layers: that have them.
-        correction: whether biases help to choose.
-        defaults: of keys that may be absent; no shared experts by default.
-    """
-    per_token = config.integer(
-        "num_experts_per_tok", defaults.get("num_experts_per_tok"), high=1 << 10
-    )
-    inter = config.integer(
-        "moe_intermediate_size", defaults.get("moe_intermediate_size"), high=1 << 20
-    )
+    per_token = number("num_experts_per_tok", None)
+    intermediate = number("moe_intermediate_size", None, high=1 << 20)
+    topk = config.string("topk_method", "greedy" if architecture in _GREEDY else "noaux_tc")
     return MoeDims(
-        experts=config.integer(
-            "n_routed_experts", defaults.get("num_experts"), low=per_token, high=1 << 13
-        ),
+        experts=number("n_routed_experts", None, low=per_token, high=1 << 13),
         experts_per_token=per_token,
-        intermediate=inter,
-        layers=layers,
-        shared_intermediate=inter
-        * config.integer("n_shared_experts", defaults.get("shared_experts", 0), high=1 << 10),
+        intermediate=intermediate,
+        layers=layers - dense,
+        shared_intermediate=intermediate * number("n_shared_experts", 0),
         shared_gate=False,
-        correction=correction,
+        correction=topk == "noaux_tc",
     )
 
 
 def _delta(config: Section, layers: int) -> DeltaDims | None:
-    """The delta nets of a Qwen3.5, None where every layer has attention.
-
-    Args:
-        config: the part of config.json that describes the language model.
-        layers: of the language model.
-
-    Raises:
-        UsageError: kinds of layers that are unknown or of another number, or heads that do not
-            divide.
-    """
+    """The delta nets of a Qwen3.5, None where every layer has attention."""
     keys = config.integer("linear_num_key_heads", 16, high=1 << 12)
     values = config.integer("linear_num_value_heads", 32, high=1 << 12)
     if values % keys:

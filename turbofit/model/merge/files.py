@@ -54,11 +54,7 @@ class StoredTensor(NamedTuple):
     start: int = -1
 
     def read(self) -> Any:
-        """The tensor (torch, CPU, contiguous), which the caller may change.
-
-        Raises:
-            UsageError: the file cannot be read.
-        """
+        """The tensor (torch, CPU, contiguous), which the caller may change."""
         torch = torch_library()
         if self.start < 0:
             tensor = torch_tensors(self.path)[self.key]
@@ -84,10 +80,9 @@ class StoredTensor(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A tensor to write: its source, and the edits that change it on the way.
+    """A tensor to write, and the edits on the way.
 
-    An edit takes the tensor in the dtype of the result and gives the changed one, which may be the
-    same object.
+    An edit takes the tensor in the dtype of the result and returns the changed one.
     """
 
     name: str
@@ -98,16 +93,11 @@ class Piece(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Its size."""
         return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 def torch_library() -> Any:
-    """Torch, which planning does without.
-
-    Raises:
-        PackageError: it is not installed.
-    """
+    """Torch, which planning does without."""
     try:
         return importlib.import_module("torch")
     except ImportError:
@@ -118,20 +108,15 @@ def torch_library() -> Any:
 
 
 def _as_torch(dtype: str) -> Any:
-    """Torch's dtype of a safetensors dtype."""
     return getattr(torch_library(), DTYPES[dtype])
 
 
 def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
-    """The tensors of a checkpoint by their names, file by file in the order of the files' names.
-
-    Raises:
-        UsageError: no weights, a damaged index, or a file that is missing.
-    """
+    """The tensors of a checkpoint by their names, file by file in the order of the files' names."""
     files, tensors = FolderFiles(folder), {}
     if headers := files.weights().tensors:
         tensors = {key: _stored(folder, key, tensor) for key, tensor in headers.items()}
-    elif index := files.read_up_to(_BIN_INDEX, LARGEST_INDEX):
+    elif index := files.read(_BIN_INDEX, LARGEST_INDEX):
         where = parse_index(index, _BIN_INDEX, ".bin")
         tensors = sharded(where, _BIN_INDEX, partial(open_tensors, folder))
     else:
@@ -148,12 +133,7 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
 
 
 def open_tensors(folder: str, name: str) -> dict[str, StoredTensor]:
-    """The tensors of a file by their names.
-
-    Raises:
-        UsageError: it cannot be read, is damaged, or holds quantised weights.
-        PackageError: torch is missing and the file is in torch's format.
-    """
+    """The tensors of a file, of safetensors or torch's format, by their names."""
     if name.endswith(".safetensors"):
         header = FolderFiles(folder).header(name)
         return {key: _stored(folder, key, tensor) for key, tensor in header.items()}
@@ -188,15 +168,11 @@ def _quantised(path: str, key: str, dtype: object) -> NoReturn:
 def torch_tensors(path: str) -> TorchTensors:
     """The tensors of a ``.bin``, a pickle, read with ``weights_only`` so that it can run nothing.
 
-    They are mapped from the file where its format allows (torch ≥ 1.6 wrote it), so what is
-    resident is page cache that the kernel takes back; an older file is held in RAM as a whole.
+    They are mapped from the file: what is resident is page cache that the kernel takes back.
     """
     torch, name = torch_library(), os.path.basename(path)
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError):  # a file of torch < 1.6 cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as exc:  # noqa: BLE001 - torch and pickle raise any type for a damaged file
         raise UsageError(
             f"{name} cannot be read as weights alone: {str(exc)[:160]}", hint=_HINT
@@ -214,9 +190,6 @@ def write_tensors(path: str, pieces: Sequence[Piece]) -> Iterator[int]:
     """Write a safetensors file, and yield how many bytes each tensor had; one at a time is in RAM.
 
     Wide dtypes come first, so that every tensor lies aligned to its dtype.
-
-    Raises:
-        UsageError: a source cannot be read, or a changed tensor is not finite.
     """
     ordered = sorted(pieces, key=lambda piece: -BITS[piece.dtype])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -275,7 +248,6 @@ def _size(*files: list[Piece]) -> int:
 
 
 def json_text(value: JsonObject) -> str:
-    """A small file's text."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -291,7 +263,7 @@ def weight_files(base: Iterable[str], files: Sequence[list[Piece]]) -> dict[str,
 def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = ()) -> list[str]:
     """What goes along unchanged: files of the folder itself that are no weights.
 
-    Left out are those that are written anew, and those whose names end so.
+    Not those that are ``written`` anew, and not those whose names have these ``ends``.
     """
     return sorted(
         entry.name
@@ -304,39 +276,31 @@ def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = (
 
 
 def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
-    """The real path of the folder to write.
-
-    Raises:
-        UsageError: it is a source, holds one or lies in one, is no folder, is a mount point, or is
-            not empty and ``force`` is not given.
-    """
+    """The real path of the folder to write; what would overwrite something else is refused."""
     target = os.path.realpath(os.path.expanduser(out))
     parent, is_folder = os.path.dirname(target), os.path.isdir(target)
     for source in map(os.path.realpath, sources):
         if os.path.commonpath([target, source]) in (target, source):
             hint = "name a new folder beside the sources"
             raise UsageError(f"{out} and {source} are, or hold, one another", hint=hint)
-    if os.path.lexists(target) and not is_folder:
-        raise UsageError(f"{out} is a file", hint="name a new folder")
-    if os.path.ismount(target):
-        what = f"{out} is a mount point, which cannot be replaced"
-        raise UsageError(what, hint="name a folder inside it")
-    if not os.path.isdir(parent):
-        raise UsageError(f"{parent} is not a folder", hint="make it first")
-    if is_folder and not force and os.listdir(target):
-        hint = "name a new folder, or replace all that is in it: --force"
-        raise UsageError(f"{out} is not empty", hint=hint)
+    problems = {
+        (f"{out} is a file", "name a new folder"): os.path.lexists(target) and not is_folder,
+        (f"{out} is a mount point, which cannot be replaced", "name a folder inside it"):
+            os.path.ismount(target),
+        (f"{parent} is not a folder", "make it first"): not os.path.isdir(parent),
+        (f"{out} is not empty", "name a new folder, or replace all that is in it: --force"):
+            is_folder and not force and os.listdir(target),
+    }  # fmt: skip
+    for (cause, hint), holds in problems.items():
+        if holds:
+            raise UsageError(cause, hint=hint)
     return target
 
 
 def write(result: Result, folder: str, target: str, say: Callable[[str], None]) -> tuple[str, ...]:
     """Write everything into a folder beside the target, which takes its place at the end.
 
-    Returns:
-        The names of the files.
-
-    Raises:
-        UsageError: no room, or the folder cannot be written; nothing is left behind then.
+    Returns the names of the files. Where there is no room, or an error, nothing is left behind.
     """
     source = FolderFiles(folder)
     weights = _size(*result.files.values())
@@ -392,7 +356,7 @@ def _write_files(
 
 
 def _replace(temporary: str, target: str) -> None:
-    """Put the new folder in place; what was there is kept until it is."""
+    """Put the new folder in place; what was there comes back where that fails."""
     old = f"{temporary}.old"
     with suppress(FileNotFoundError):
         os.rename(target, old)
@@ -410,8 +374,7 @@ def located(
 ) -> str:
     """A folder, or a snapshot in the local hub cache that has this file.
 
-    Raises:
-        UsageError: it is neither; ``wanted`` is what can be named instead.
+    ``wanted`` is what a refusal says can be named instead.
     """
     path = os.path.expanduser(name)
     if os.path.isdir(path):

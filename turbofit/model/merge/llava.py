@@ -8,13 +8,12 @@
 | ``model.vision_tower.vision_tower.vision_model…``, or CLIP's own checkpoint | ``vision_tower.…`` |
 
 The original cuts a prompt at the text ``<image>``; the hf format has a token for it, and pads with
-another. Both are appended to the tokenizer, as llava-hf's published checkpoints have them (32000
-and 32001 behind LLaMA's 32000).
+another. Both are appended to the tokenizer, as in llava-hf's checkpoints.
 
-The embeddings grow by two tokens and up to a multiple of 64 rows. llava-hf's published conversion
-draws the new rows at random around the mean of the others; here each is that mean, so that the same
-input gives the same output. The new embeddings have no effect: the image token's is replaced by the
-picture's, padding is masked. A new token's logit is the mean of the others, never the largest.
+The embeddings grow by two tokens and up to a multiple of 64 rows. llava-hf drew the new rows at
+random around the mean of the others; here each is that mean, so that the same input gives the same
+output. They have no effect: the image token's is replaced by the picture's, padding is masked, and
+a new token's logit, the mean of the others, is never the largest.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
 
 
 class _Tokens(NamedTuple):
-    """The tokens' ids, and the tokenizer's files with them in it."""
+    """The tokens' ids, and the tokenizer's files with them."""
 
     image: int
     pad: int
@@ -76,11 +75,7 @@ class _Tokens(NamedTuple):
 
 
 def check_original(config: Section) -> None:
-    """Refuse what the hf format of LLaVA-1.5 cannot say.
-
-    Raises:
-        UsageError: another projector, tower, merging of tiles or token scheme.
-    """
+    """Refuse what the hf format of LLaVA-1.5 cannot say."""
     projector = config.string("mm_projector_type", "linear")
     tiles = config.string("image_aspect_ratio", "").startswith("anyres")
     tiles = tiles or config.string("mm_patch_merge_type", "") not in ("", "flat")
@@ -114,10 +109,7 @@ def converted(
         files: what becomes of the base's tensors.
         projector: the adapter's, by its names in the original format.
         given: ``--vision-tower``.
-        dtype: of the result (safetensors' name).
-
-    Raises:
-        UsageError: a part is missing, or has no place in the hf format.
+        dtype: of the result.
     """
     tokens = add_tokens(folder, original.integer("vocab_size"))
     renamed = [
@@ -154,11 +146,7 @@ def converted(
 
 
 def hf_name(name: str) -> str | None:
-    """A tensor's name in the hf format; None for buffers that are computed anew.
-
-    Raises:
-        UsageError: not a tensor of LLaVA-1.5.
-    """
+    """A tensor's name in the hf format; None for buffers that are computed anew."""
     if name.endswith((".inv_freq", ".position_ids")) or name == "model.image_newline":
         return None
     if match := _PROJECTOR.fullmatch(name):
@@ -205,7 +193,6 @@ def _tower_pieces(folder: str, config: Section, dtype: str) -> list[Piece]:
 
 
 def _check_complete(names: set[str], original: Section) -> None:
-    """The parts without which nothing loads."""
     needed = {
         f"multi_modal_projector.linear_{i}.{part}" for i in "12" for part in ("weight", "bias")
     }
@@ -224,11 +211,7 @@ def _check_complete(names: set[str], original: Section) -> None:
 def _vision_config(
     shapes: Mapping[str, tuple[int, ...]], tower: Section, original: Section
 ) -> JsonObject:
-    """CLIP's vision config: sizes from the tensors, the rest from the tower's own config.json.
-
-    Raises:
-        UsageError: the tensors are not CLIP's, or of another CLIP than the model was trained with.
-    """
+    """CLIP's vision config: sizes from the tensors, the rest from the tower's own config.json."""
     try:
         hidden, channels, patch = shapes[f"{_TOWER}embeddings.patch_embedding.weight"][:3]
         positions = shapes[f"{_TOWER}embeddings.position_embedding.weight"][0]
@@ -318,10 +301,7 @@ def _feature(original: Section) -> str:
 
 
 def template_warnings(folder: str) -> list[str]:
-    """What to say where LMDeploy would not pick LLaVA's chat template for this path.
-
-    LMDeploy goes by the path that it is given, in lower case.
-    """
+    """What to say where LMDeploy, which goes by the path, would not pick LLaVA's chat template."""
     path = folder.lower()
     first = "llava" in path and "v1" in path and "v1.6-34b" not in path and "mistral" not in path
     if first or "llava-1.5" in path:
@@ -336,12 +316,7 @@ def template_warnings(folder: str) -> list[str]:
 def add_tokens(folder: str, rows: int) -> _Tokens:
     """Append both tokens to the tokenizer of a folder; one that is there already is kept.
 
-    Args:
-        folder: of the base.
-        rows: tokens of the model, for a tokenizer.model alone.
-
-    Raises:
-        UsageError: the folder has no tokenizer, or one that cannot be read.
+    ``rows`` are the tokens of the model, for a tokenizer.model alone.
     """
     files = FolderFiles(folder)
     sections = {name: read_section(files, name) for name in _TOKENIZER_FILES}
@@ -357,15 +332,12 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         decoder: JsonObject = config.get("added_tokens_decoder") or {}
         ids |= {entry["content"]: int(id_) for id_, entry in decoder.items()}
         ids |= {entry["content"]: int(entry["id"]) for entry in whole.get("added_tokens") or ()}
-        vocabulary = whole["model"]["vocab"] if whole else {}
-        # Unigram's is a list of pieces and scores.
-        last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        size = 1 + max(last, default=-1)
+        size = 1 + max(whole["model"]["vocab"].values(), default=-1) if whole else rows
     except (AttributeError, LookupError, TypeError, ValueError):
         raise UsageError(
             f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
         ) from None
-    count = max(size if whole else rows, *(1 + number for number in ids.values()), 0)
+    count = max(size, *(1 + number for number in ids.values()), 0)
     new = [token for token in (_IMAGE, _PAD) if token not in ids]
     ids |= {token: number for number, token in enumerate(new, count)}
     both = {token: ids[token] for token in (_IMAGE, _PAD)}

@@ -102,11 +102,7 @@ class Adapter(NamedTuple):
 
 
 def read_adapter(folder: str) -> Adapter:
-    """Read the adapter in a folder.
-
-    Raises:
-        UsageError: no adapter, a damaged one, or a kind that W + s·B·A does not describe.
-    """
+    """Read the adapter in a folder; a kind that W + s·B·A does not describe is refused."""
     files = FolderFiles(folder)
     config = read_section(files, ADAPTER_CONFIG)
     if config is None:
@@ -136,7 +132,6 @@ def read_adapter(folder: str) -> Adapter:
 
 
 def _check(config: Section) -> None:
-    """Refuse what is no plain LoRA (or DoRA)."""
     kind = config.string("peft_type", "LORA")
     if kind.upper() != "LORA":
         raise UsageError(f"{config.what}: {kind[:30]} is not LoRA", hint=_HINT)
@@ -219,10 +214,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
-    """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
-
-    Each tensor of the result has the bits that peft's ``merge_and_unload`` gives on this machine's
-    CPU (`Lora.merged`). In RAM are one tensor and its change at a time.
+    """Merge an adapter into a checkpoint, convert an original LLaVA, or both; a tensor at a time.
 
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
@@ -234,7 +226,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         say: hears of progress, a line at a time.
 
     Raises:
-        UsageError: see the readers; nothing is left behind.
+        UsageError: nothing is left behind.
         PackageError: torch is missing.
     """
     folder = located(base, "config.json", say=say)
@@ -290,7 +282,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
 
 
 def _original(base: Section, lora_folder: str | None) -> Section | None:
-    """The config of an original LLaVA: the base's, or the adapter's over a plain language model."""
+    """An original LLaVA's config: the base's, or the adapter's over a plain language model."""
     names = base.strings("architectures")
     original = base if llava.ORIGINAL in names else None
     if lora_folder:
@@ -304,7 +296,6 @@ def _original(base: Section, lora_folder: str | None) -> Section | None:
 
 
 def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
-    """Refuse what only an original LLaVA has a use for."""
     if not lora_folder:
         raise UsageError(
             f"nothing to do: {base} is no original LLaVA, and no adapter was named",
@@ -336,7 +327,6 @@ def _refuse_base(config: Section) -> None:
 
 
 def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> list[str]:
-    """What to say where the adapter names another base."""
     # A hub snapshot's folder is a commit; the hub id stands two levels up, models--ORG--NAME.
     names = re.split("/|--", "/".join((base, folder, config.string("_name_or_path", ""))).lower())
     if re.split("/|--", lora.base_name.lower().rstrip("/"))[-1] in ("", *names):
@@ -348,7 +338,6 @@ def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> li
 
 
 def _refuse_tied(config: Section, files: WeightFiles, replaced: Iterable[str]) -> None:
-    """Where lm_head is the embeddings, a change of one would be a change of both."""
     text = config.section("text_config") or config.section("llm_config") or config
     head = any(name.endswith("lm_head.weight") for tensors in files.values() for name in tensors)
     if head or not text.boolean("tie_word_embeddings", False):
@@ -363,10 +352,9 @@ def _refuse_tied(config: Section, files: WeightFiles, replaced: Iterable[str]) -
 def _bare(name: str) -> str:
     """A name without what differs between releases.
 
-    Transformers 4.52 moved a vision-language model's parts under ``model.``: checkpoints keep
-    ``language_model.model.layers``, modules (and so adapters) are ``model.language_model.layers``;
-    both give ``layers``. Transformers 5 dropped ``vision_model`` from CLIP's tower. The original
-    LLaVA has neither, and its own name for the projector.
+    Since Transformers 4.52 a checkpoint's ``language_model.model.layers`` are
+    ``model.language_model.layers`` in modules, and so in adapters. Transformers 5 dropped
+    ``vision_model`` from CLIP's tower. The original LLaVA has its own name for the projector.
     """
     parts = name.split(".")
     while parts[0] in _PREFIXES and len(parts) > 1:
@@ -381,19 +369,10 @@ def _bare(name: str) -> str:
 def _assigned(
     adapter: Adapter, files: WeightFiles, *, projector: bool
 ) -> tuple[dict[str, Lora], dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """The base's tensor for each of the adapter's.
+    """What is added to and what takes the place of the base's tensors, by their names.
 
-    Args:
-        adapter: what is to be placed.
-        files: the base's tensors by their names, file by file.
-        projector: whether an adapter may bring a projector (``mm_projector``) that the base lacks.
-
-    Returns:
-        What is added and what takes a place, by the base's names, and that projector by its names
-        in the original LLaVA.
-
-    Raises:
-        UsageError: the adapter holds something that the base has no place for, or of another shape.
+    ``projector``: an adapter may bring one that the base lacks; it is the third, by its names in
+    the original LLaVA.
     """
     stored = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
     by_bare: dict[str, list[str]] = {}
@@ -444,7 +423,7 @@ def _assigned(
 
 
 def _main_dtype(files: Mapping[str, list[Piece]]) -> str:
-    """The floating-point dtype of most bytes (safetensors' name)."""
+    """The floating-point dtype of most bytes."""
     sizes = Counter({"F16": 0})
     for piece in chain.from_iterable(files.values()):
         sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
