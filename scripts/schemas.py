@@ -14,7 +14,7 @@ import msgspec
 
 from turbofit.batch.batch_job import BatchResult
 from turbofit.cli.options.common_options import sections
-from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus
+from turbofit.core.cluster import ClusterPlan, ClusterStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
 from turbofit.core.presets import presets_dir
@@ -56,13 +56,6 @@ _DOCUMENTS: Final = {
     ),
     "report": _Document(RunDocument, "A run of turbofit serve with its plan"),
     "compare": _Document(Comparison, "Two plans side by side"),
-    "cluster": _Document(
-        Cluster,
-        "The machines of a cluster as they were measured",
-        f"{_SIZES} A field that is not required {_BY_HAND} clusters by hand; turbofit writes all "
-        "of them.",
-        named=False,
-    ),
     "cluster-plan": _Document(
         ClusterPlan,
         "A plan for several machines",

@@ -130,7 +130,7 @@ def planned(nodes: str, capsys: pytest.CaptureFixture[str], *more: str) -> str:
 
 def test_the_page_of_clusters_is_short_and_names_what_the_code_does() -> None:
     assert len(CLUSTER_PAGE.splitlines()) <= 150
-    actions = [f"turbofit cluster {action}" for action in ("status", "nodes", "change", "drain")]
+    actions = [f"turbofit cluster {action}" for action in ("status", "change", "drain")]
     names = ["TURBOFIT_NODE_SPEC", CLUSTER_STATUS_SCHEMA, "RAY_USE_TLS"]
     for name in (*actions, *names, f"for {LEASE_SECONDS:.0f} s"):
         assert name in CLUSTER_PAGE

@@ -52,7 +52,9 @@ class World:
         return app, thread
 
     def up(self, front: GatewayThread, count: int) -> None:
-        until(lambda: front.call(lambda app: app.health()["up"]) == count, f"{count} nodes up")
+        until(
+            lambda: front.call(lambda app: app._health(None)[0]["up"]) == count, f"{count} nodes up"
+        )
 
 
 def test_answers_and_streams_pass_with_their_limits_and_who_asks_is_told_to_the_node(world) -> None:

@@ -35,7 +35,7 @@ def test_plain_group():
     ("spec", "count", "name"),
     [
         ("4 3090", 4, "3090"), ("RTX 3090 x 4", 4, "3090"), ("rtx3090*2", 2, "3090"),
-        ("2 a100 80gb sxm", 2, "80GB"), ("l4x2:free=19GiB", 2, "L4"),
+        ("2 a100 80gb sxm", 2, "80GB"), ("l4x2:free=19GiB", 2, "L4"), ("l4:2:free=9GiB", 2, "L4"),
         ("two 3090s", 2, "3090"), ("Dual RTX 4090", 2, "4090"), ("2x4070s", 2, "4070 SUPER"),
         ("8 H100 cards", 8, "80GB HBM3"), ("2xl40s", 2, "L40S"), ("geforce3090", 1, "3090"),
     ],

@@ -201,11 +201,6 @@ def test_all_limits_that_make_a_refusal_are_equal_on_all_nodes() -> None:
     assert lengths == {plan.longest_request_tokens}
 
 
-def test_few_requests_for_many_engines_are_said() -> None:
-    plan = api.plan_cluster("internvl2-8b", cluster(*["4xrtx3090"] * 5), concurrency=2)
-    assert any("5 engines for 2 requests" in text for text in plan.reasons)
-
-
 def test_a_concurrency_is_what_all_nodes_hold_together() -> None:
     """A node that holds less than an even share gets what it holds, the others the rest."""
     nodes = cluster("1xrtx3090", "1xrtx3090", "1xl4")

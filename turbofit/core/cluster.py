@@ -7,41 +7,40 @@ from typing import Annotated, ClassVar, Final, Literal
 from msgspec import UNSET, UnsetType
 
 from turbofit.core.machine import Machine
+from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Held, Limits, Plan, Remedy, ServeCommand, Throughput, Workload
 from turbofit.core.struct import JsonDocument, Struct, const, doc
 
-CLUSTER_SCHEMA: Final = "turbofit.cluster/1"
 CLUSTER_PLAN_SCHEMA: Final = "turbofit.cluster-plan/1"
 CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/2"
 
 
 class Node(Struct):
-    """One machine of a cluster.
+    """One machine of a cluster, under the cluster's own ``id``; ``address`` is for other nodes.
 
-    ``machine`` is None where it could not be measured or has nothing to serve with; ``why_not``
-    then says why.
+    ``gpus`` is as Ray counts them, ``free`` how many of them no job holds; ``leaving``: Ray drains
+    the node. ``machine`` is None where it could not be measured or has nothing to serve with;
+    ``why_not`` then says why. Versions are empty where nobody told.
     """
 
-    id: Annotated[str, doc("The cluster's own name for it.")]
-    name: Annotated[str, doc("The host's name.")]
-    address: Annotated[str, doc("Where other nodes reach it.")]
+    id: str
+    name: str
+    address: str
+    gpus: int = 0
+    free: int = 0
+    leaving: bool = False
     machine: Machine | None = None
     why_not: str = ""
-    turbofit: Annotated[str, doc("The version on it, empty where nobody told.")] = ""
-    lmdeploy: Annotated[str, doc("The version on it, empty where nobody told.")] = ""
-    pretend: Annotated[bool, doc("Whether its GPUs are pretend ones.")] = False
+    turbofit: str = ""
+    lmdeploy: str = ""
+    pretend: bool = False
 
 
-class Cluster(JsonDocument):
-    """The nodes at one moment; ``source`` says where it comes from: ``ray ADDRESS`` or a file."""
+class Cluster(Struct):
+    """The nodes at one moment; ``source`` is ``ray ADDRESS``, or names simulated machines."""
 
-    what: ClassVar[str] = "cluster"
-    schema: Annotated[str, const(CLUSTER_SCHEMA)] = CLUSTER_SCHEMA
-    source: Annotated[
-        str,
-        doc("Where it comes from: Ray's address, or machines that are simulated."),
-    ]
+    source: str
     nodes: tuple[Node, ...]
 
 
@@ -111,6 +110,16 @@ class ClusterPlan(JsonDocument):
         """Requests over all nodes: those that were asked for, or as many as run."""
         used = [node.at_once for node in self.nodes if node.plan is not None]
         return self.workload.concurrency or round(sum(used))
+
+    @property
+    def promise(self) -> str:
+        """What requests are held to on any node, in words."""
+        limits, words = self.limits, f"{self.longest_request_tokens:,} tokens a request"
+        if limits is None or limits.vision_unit is None:
+            return words
+        unit = plural(limits.units_per_image, limits.vision_unit)
+        images = f"{limits.images_per_request} of up to {limits.units_per_image:,} {unit}"
+        return f"{words}, images: {images}"
 
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -22,12 +21,7 @@ from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal, refusal_event
-from turbofit.gateway.http.request_context import (
-    CLIENT,
-    CLIENT_KEY,
-    ForwardOutcome,
-    sent_headers,
-)
+from turbofit.gateway.http.request_context import CLIENT, CLIENT_KEY, ForwardOutcome, sent_headers
 from turbofit.gateway.upstream import Died, Unreachable, Upstream
 
 if TYPE_CHECKING:
@@ -40,8 +34,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import Receive, RequestContext, Send
     from turbofit.gateway.http.routes import Route
 
-    _Note = partial[None]
-
 _LOOK_SECONDS, _HEALTH_SECONDS = 1.0, 5.0
 #: Bytes of a body, until a node has said how many its plan takes.
 _LARGEST: Final = 64 << 20
@@ -51,10 +43,11 @@ _PASSED: Final = frozenset(
     {"content-type", "retry-after", "cache-control", "x-accel-buffering", "x-turbofit-limited"}
 )
 _DIED: Final = b'"engine_died"'
-#: What a node says of a request that an engine died of: it died now, it waits, it is refused.
+#: What a node says of a request that an engine died of: now, while it waits, as it is refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
-_REFUSED: Final = "it does not take the front's key"
+#: What a node's health page says of its promise.
+_PROMISE: Final = ("context", "images", "image_limit", "bytes_per_body")
 
 
 class NodeAddress(Struct):
@@ -75,7 +68,7 @@ class Node:
         self.up, self.why, self.outstanding, self.capacity = False, "not asked yet", 0, 1.0
         self.about: Document = {}
         self.doubted = asyncio.Event()
-        #: Whether it takes the front's key; its health page needs none.
+        #: Whether it takes the front's key, which its health page does not need.
         self.trusts = False
 
     @property
@@ -98,15 +91,13 @@ class Node:
 
 
 class Front(AsgiApp):
-    """The app; ``source`` tells of all nodes each second, where they may come and go.
+    """The app; where nodes come and go, ``source`` tells of them each second, asked in a thread.
 
-    It is asked in a thread. ``tls`` is for nodes at https addresses, ``log`` takes a record a
-    request.
+    ``tls`` is for nodes at https addresses, ``log`` takes a record a request.
 
-    A request with which an engine ended goes to that engine's node again while the node serves: the
-    node's own list finds the request that ends engines, and refuses it. An answer clears a request.
-    Where the node does not serve, another node gets the request. So no innocent request waits or is
-    refused, but each node with a single engine may lose that engine.
+    A request with which an engine ended goes to that engine's node again while the node serves,
+    until it was answered: the node's own list finds what ends engines, and refuses it. So no
+    innocent request waits or is refused, but each node with a single engine may lose that engine.
     """
 
     def __init__(
@@ -119,23 +110,21 @@ class Front(AsgiApp):
     ) -> None:
         super().__init__(config, _LARGEST, log)
         self._upstream = Upstream(tls=tls)
-        self._source = source
-        self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._looks: asyncio.Task[None] | None = None
+        self._first_nodes, self._source = nodes, source
+        #: By the name of a node, and of what looks for nodes.
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self.nodes: dict[str, Node] = {}
-        self._first_nodes = nodes
         #: Names of nodes by the hash of a request's body, the oldest first.
         self._suspects: dict[bytes, str] = {}
 
     async def startup(self) -> None:
         self.follow(self._first_nodes)
         if self._source is not None:
-            self._looks = asyncio.ensure_future(self._look(self._source))
+            self._tasks[""] = asyncio.ensure_future(self._look(self._source))
 
     async def shutdown(self) -> None:
-        for task in (*self._watchers.values(), self._looks):
-            if task is not None:
-                task.cancel()
+        for task in self._tasks.values():
+            task.cancel()
         await self._upstream.close()
         self._close_log()
 
@@ -150,16 +139,15 @@ class Front(AsgiApp):
             if node is None or (node.url, node.key) != (address.url.rstrip("/"), address.key):
                 node = Node(address)
                 self._unwatch(address.name)
-                self._watchers[address.name] = asyncio.ensure_future(self._watch(node))
+                self._tasks[address.name] = asyncio.ensure_future(self._watch(node))
             node.draining = address.draining
             self.nodes[address.name] = node
         for name in before.keys() - self.nodes.keys():
             self._unwatch(name)
 
     def _unwatch(self, name: str) -> None:
-        task = self._watchers.pop(name, None)
-        if task is not None:
-            task.cancel()
+        if name in self._tasks:
+            self._tasks.pop(name).cancel()
 
     async def _look(self, source: Callable[[], Sequence[NodeAddress]]) -> None:
         while True:
@@ -175,10 +163,8 @@ class Front(AsgiApp):
             node.doubted.clear()
             try:
                 status, page = await asyncio.wait_for(self._ask_health(node), _HEALTH_SECONDS)
-            except (Unreachable, Died, aiohttp.ClientError, OSError, asyncio.TimeoutError) as exc:
+            except Exception as exc:  # noqa: BLE001 - the next look may be right
                 node.up, node.why = False, str(exc) or "it does not answer"
-            except (msgspec.MsgspecError, TypeError, AttributeError):
-                node.up, node.why = False, "its health page is none of turbofit's"
             else:
                 node.heard(status, page)
                 sizes = [known.about.get("bytes_per_body") or 0 for known in self.nodes.values()]
@@ -187,13 +173,21 @@ class Front(AsgiApp):
                 await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
 
     async def _ask_health(self, node: Node) -> tuple[int, Document]:
-        if not node.trusts:  # the page at its address: 401 for who has not its key
-            async with await self._upstream.open(node, "GET", "/", None, {}) as response:
-                if response.status == 401:
-                    raise Unreachable(_REFUSED)
+        if not node.trusts:
+            (await self._open(node, "GET", "/")).release()
             node.trusts = True
-        async with await self._upstream.open(node, "GET", "/health", None, {}) as response:
+        async with await self._open(node, "GET", "/health") as response:
             return response.status, msgspec.json.decode(await response.read(), type=Document)
+
+    async def _open(
+        self, node: Node, method: str, path: str, body: bytes = b"", **headers: str
+    ) -> ClientResponse:
+        response = await self._upstream.open(node, method, path, body or None, headers)
+        if response.status == 401:
+            response.close()
+            node.trusts = False
+            raise Unreachable("it does not take the front's key")
+        return response
 
     async def _serve(
         self, request: RequestContext, _: Route, /, receive: Receive, send: Send
@@ -215,11 +209,12 @@ class Front(AsgiApp):
             if avoid:
                 self.metrics.count("retried_total")
             avoid.append(node)
-            request.node = node.name
+            request.node, request.outcome = node.name, ForwardOutcome()
             node.outstanding += 1
-            note = partial(self._note, digest, node.name)
             try:
-                return await self._exchange(node, request, note, send)
+                if await self._exchange(node, request, request.outcome, send):
+                    self._suspects.pop(digest, None)
+                return
             except _Full as exc:
                 why = exc
             except Unreachable as exc:
@@ -227,54 +222,49 @@ class Front(AsgiApp):
             except _Broke as exc:
                 why = exc
                 if broke:
-                    note(answered=False)
                     break
                 broke = True
             finally:
                 node.outstanding -= 1
+                if digest and request.outcome.suspected:
+                    self._suspect(digest, node)
         raise why
 
-    def _note(self, digest: bytes, node: str, *, answered: bool) -> None:
-        """A node answered a request, or spoke of an engine's death with it."""
+    def _suspect(self, digest: bytes, node: Node) -> None:
+        """An engine, or the node, broke off with a request."""
         self._suspects.pop(digest, None)
-        if digest and not answered:
-            self._suspects[digest] = node
-            if len(self._suspects) > _MOST_SUSPECTS:
-                del self._suspects[next(iter(self._suspects))]
+        self._suspects[digest] = node.name
+        if len(self._suspects) > _MOST_SUSPECTS:
+            del self._suspects[next(iter(self._suspects))]
 
     def _least_busy(self, avoid: Sequence[Node], first: str) -> Node | None:
         ready = (n for n in self.nodes.values() if n.up and not n.draining and n not in avoid)
         return min(ready, key=lambda node: (node.name != first, node.load), default=None)
 
-    async def _exchange(self, node: Node, request: RequestContext, note: _Note, send: Send) -> None:
-        """Send it to one node, and pass on what comes.
+    async def _exchange(
+        self, node: Node, request: RequestContext, outcome: ForwardOutcome, send: Send
+    ) -> bool:
+        """Send it to one node, and pass on what comes; whether that was an answer.
 
-        ``note`` is told whether it was answered, or an engine died with it. Raises `Unreachable`
-        where no engine had it, `_Full`, or `_Broke` where the node had it.
+        Raises `Unreachable` where no engine had it, `_Full`, or `_Broke` where the node broke off
+        before its answer began.
         """
-        route, outcome = request.route, ForwardOutcome()
+        route = request.route
         assert route is not None
-        request.outcome = outcome
         response: ClientResponse | None = None
         # What LMDeploy reads, and whose request it is.
-        headers = {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
-        headers |= sent_headers(request)
+        whose = {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
         try:
-            response = await self._upstream.open(
-                node, route.method, route.path, request.body or None, headers
+            response = await self._open(
+                node, route.method, route.path, request.body, **whose, **sent_headers(request)
             )
-            if response.status == 401:
-                node.trusts = False
-                raise Unreachable(_REFUSED)
             if response.status == 429:
                 raise _Full(response)
-            if response.content_type == "text/event-stream":
-                await self._stream(response, request, note, send)
-            else:
-                await self._whole(response, request, note, send)
+            await self._pass_on(response, request, outcome, send)
         except (Died, aiohttp.ClientError, OSError) as exc:
             node.doubt(str(exc))
             self.metrics.count("engine_failures_total", f"engine={node.name}")
+            outcome.suspected = True
             if not outcome.started:
                 raise _Broke from None
             outcome.broken = True
@@ -284,71 +274,48 @@ class Front(AsgiApp):
             if response is not None:
                 # Unread answers close the connection, which is how the node learns to stop.
                 response.close() if not response.content.at_eof() else response.release()
+        return outcome.status == 200 and not outcome.suspected
 
-    async def _stream(
-        self, response: ClientResponse, request: RequestContext, note: _Note, send: Send
+    async def _pass_on(
+        self, response: ClientResponse, request: RequestContext, outcome: ForwardOutcome, send: Send
     ) -> None:
-        content = response.content
-        data = await content.readany()
-        outcome = await self._start(response, request, send)
-        self._bodies.forget(request)  # it will be sent to no other node
-        while data:
-            if _DIED in data:  # before its client hears of it, and leaves
-                outcome.broken = True
-                note(answered=False)
-            outcome.bytes_out += len(data)
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-            data = await content.readany()
-        if not outcome.broken:
-            note(answered=True)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _whole(
-        self, response: ClientResponse, request: RequestContext, note: _Note, send: Send
-    ) -> None:
-        body = await response.read()
-        suspected = response.status in (422, 503) and any(word in body for word in _SUSPECTED)
-        if suspected or response.status == 200:
-            note(answered=not suspected)
-        request.out.append((b"content-length", b"%d" % len(body)))
-        outcome = await self._start(response, request, send)
-        outcome.bytes_out = len(body)
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-
-    async def _start(
-        self, response: ClientResponse, request: RequestContext, send: Send
-    ) -> ForwardOutcome:
-        outcome = request.outcome
-        assert outcome is not None
+        """A stream as it comes, another answer in one piece."""
+        stream = response.content_type == "text/event-stream"
+        ends = _SUSPECTED if response.status in (422, 503) else (_DIED,) if stream else ()
+        data = await (response.content.readany() if stream else response.read())
         outcome.status, outcome.started = response.status, True
         outcome.first_byte = time.perf_counter()
         self.metrics.first_byte(outcome.first_byte - request.read)
         # A front of a pretend cluster says so itself, in each answer.
         passed = _PASSED if self.config.pretend else _PASSED | {"x-turbofit-pretend"}
-        headers = [
+        request.out += [
             (name.lower().encode(), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
             if name.lower() in passed
         ]
+        if not stream:
+            request.out.append((b"content-length", b"%d" % len(data)))
         start = {"type": "http.response.start", "status": response.status}
-        await send({**start, "headers": headers + request.out})
-        return outcome
+        await send({**start, "headers": request.out})
+        self._bodies.forget(request)  # it will be sent to no other node
+        while data:
+            if any(word in data for word in ends):  # before its client hears of it, and leaves
+                outcome.suspected, outcome.broken = True, stream
+            outcome.bytes_out += len(data)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = await response.content.readany()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
-        page = self.health()
-        return page, None if page["up"] else 5
-
-    def health(self) -> Document:
-        """How the nodes are, as `/health` tells it."""
+    def _health(self, _: RequestContext | None, /) -> tuple[Document, int | None]:
         up = [node for node in self.nodes.values() if node.up and not node.draining]
         about = up[0].about if up else {}
-        promise = ("context", "images", "image_limit", "bytes_per_body")
-        return {
+        page: Document = {
             "status": "healthy" if up else "unavailable",
             "nodes": len(self.nodes), "up": len(up), "draining": self.connections.draining,
             "at_once": round(sum(node.capacity for node in up)),
-            **{name: about[name] for name in promise if name in about},
+            **{name: about[name] for name in _PROMISE if name in about},
         }  # fmt: skip
+        return page, None if up else 5
 
     async def metrics_text(self) -> str:
         nodes = [((f"engine={node.name}",), node) for node in self.nodes.values()]

@@ -25,6 +25,7 @@ from turbofit.launch.engine.worst_requests import (
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.leases import Leases
+from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for, identity
 from turbofit.model.source import resolve_model
 from turbofit.observe import calibrations
@@ -184,9 +185,14 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
 
 def calibration_of(plan: Plan) -> Calibration | None:
     """What the plan's first engine rests on."""
-    gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[0]]
-    settings, engine = plan.of_group(0).settings, plan.engine
-    return calibration_for(plan.machine, gpus, plan.model, settings, engine.name, engine.version)
+    launch = EngineLaunch(
+        model=plan.model,
+        settings=plan.of_group(0).settings,
+        gpus=tuple(plan.machine.gpu(index) for index in plan.parallel.groups[0]),
+        machine=plan.machine,
+        vision_load=NO_IMAGES,
+    )
+    return calibration_for(launch, plan.engine.name, plan.engine.version)
 
 
 def stored(plan: Plan) -> Document:

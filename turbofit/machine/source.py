@@ -65,9 +65,9 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
     else:
-        from turbofit.machine.spec import parse_spec
+        from turbofit.machine.spec import is_pasted, parse_spec
 
-        is_path = on.endswith(".json") or "/" in on
+        is_path = on.endswith(".json") or ("/" in on and not is_pasted(on))
         machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:

@@ -60,7 +60,8 @@ _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
 #: ``0`` and ``cuda:1``, which CUDA and torch have for a GPU of the machine.
 _INDEX: Final = re.compile(r"(?:cuda:|gpu ?)(\d{1,2})|\d", re.IGNORECASE)
-#: Counts in words, and what may stand behind the name of several.
+#: Counts behind a colon and in words, and what may stand behind the name of several.
+_SLURM_COUNT: Final = re.compile(r"^([^:]+):\s*(\d{1,3})\s*(?=:|$)")
 _COUNT_WORDS: Final = {"one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "quad": 4, "eight": 8}
 _CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
 #: Between cards; the + of a MIG profile (1g.10gb+me) joins none.
@@ -77,6 +78,12 @@ _NO_PARTS: Final = re.compile(
 )
 #: A size in languages whose decimal point is a comma: ``free=19,5GB``.
 _DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
+#: A row of lspci, or of nvidia-smi's table.
+_PASTED: Final = re.compile(
+    r".*NVIDIA Corporation.*?\[([^]:]+?)(?:/[^] ]*| Rev\. \w| Lite Hash Rate)?\].*"
+    r"|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*",
+    re.IGNORECASE,
+)
 #: What nvidia-smi prints: cards and slices of -L, a name with its memory.
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
@@ -99,6 +106,11 @@ class _Card(Struct):
     note: str | None
 
 
+def is_pasted(text: str) -> bool:
+    """Whether lspci or nvidia-smi has printed it of a card: a slash in it is no folder's."""
+    return _PASTED.search(text) is not None
+
+
 def is_spec(text: str) -> bool:
     """Whether a SPEC stands where another word should."""
     try:
@@ -115,6 +127,8 @@ def parse_spec(spec: str) -> Machine:
         UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
     """
     spec = plain(spec)
+    if pasted := [row[1] or row[2] for row in _PASTED.finditer(spec)]:
+        spec = "\n".join(pasted)
     if not spec:
         _refuse("it is empty", _EXAMPLE)
     texts, tail = _cards_and_options(spec)
@@ -186,7 +200,7 @@ def _parse_group(text: str) -> list[_Card]:
         index = match[1] or text
         hint = f"leave --on out and give --gpus {index} for the machine here; {_EXAMPLE}"
         _refuse(f"{text} is a GPU's index, and no card's name", hint)
-    head, *tail = text.split(":")
+    head, *tail = _SLURM_COUNT.sub(r"\2x\1", text).split(":")
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), anything="total" in given)
     if not 1 <= count <= MAX_GPUS:

@@ -9,7 +9,7 @@ context with more nodes is promised.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from math import ceil
 from sys import maxsize
@@ -42,6 +42,11 @@ class Promise(Struct):
     limit: int | None = None
     context: int | None = None
 
+    def is_all_of(self, plan: Plan) -> bool:
+        """Whether a plan keeps just this."""
+        limit, context = plan.limits.image_limit, plan.kv.longest_request_tokens
+        return self.limit in (None, limit) and self.context in (None, context)
+
     def why_broken(self, plan: Plan, unit: str) -> str:
         """How a plan falls short of it; empty where it does not."""
         limit, most = plan.limits.image_limit, plan.kv.longest_request_tokens
@@ -72,36 +77,30 @@ class _Choice(Struct):
     """A promise, and the kinds that keep it: a node's share of the requests, and its plan."""
 
     promise: Promise
-    shares: dict[int, float]
-    plans: dict[int, Plan]
+    shares: dict[Kind, float]
+    plans: dict[Kind, Plan]
 
 
 class _Planner:
-    """The kinds of one cluster, and what was planned for them."""
+    """What was planned for the kinds of one cluster."""
 
-    def __init__(self, base: ResolvedRequest, kinds: Sequence[Kind], engine: str) -> None:
-        self.base, self.kinds, self.engine = base, tuple(kinds), engine
+    def __init__(self, base: ResolvedRequest, engine: str) -> None:
+        self.base, self.engine = base, engine
         self.requests = base.workload.concurrency
         self.errors: list[TurbofitError] = []
-        self._made: dict[tuple[int, int | None, Promise], _Tried] = {}
+        self._made: dict[tuple[Kind, int | None, Promise], _Tried] = {}
         rule = base.model.image_rule
         self.unit = "" if rule is None else rule.limit_unit
 
-    def plan(self, kind: int, share: float, promise: Promise = _ALONE) -> _Tried:
+    def plan(self, kind: Kind, share: float, promise: Promise = _ALONE) -> _Tried:
         """One kind with a share of the requests; what it does alone where that is the promise."""
         requests = None if self.requests is None else max(1, ceil(share - _ALMOST))
-        alone = self._once(kind, requests, _ALONE)
-        if not alone.why_not:
-            kept = alone.served
-            same = promise.limit in (None, kept.limits.image_limit)
-            if same and promise.context in (None, kept.kv.longest_request_tokens):
-                return alone
-        return self._once(kind, requests, promise)
-
-    def _once(self, kind: int, requests: int | None, promise: Promise) -> _Tried:
         key = (kind, requests, promise)
         if key not in self._made:
-            self._made[key] = self._tried(self.kinds[kind].machine, requests, promise)
+            alone = None if promise == _ALONE else self.plan(kind, share)
+            if alone is None or alone.why_not or not promise.is_all_of(alone.served):
+                alone = self._tried(kind.machine, requests, promise)
+            self._made[key] = alone
         return self._made[key]
 
     def _tried(self, machine: Machine, requests: int | None, promise: Promise) -> _Tried:
@@ -120,42 +119,40 @@ class _Planner:
         why = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
         return _Tried(plan=plan, why_not="" if plan.fits else why)
 
-    def shares(self, members: Iterable[int], promise: Promise = _ALONE) -> dict[int, float]:
+    def shares(self, members: Sequence[Kind], promise: Promise = _ALONE) -> dict[Kind, float]:
         """Requests of one node of each kind: by its forecast, or GPUs, and no more than it holds.
 
         Its own batch where nobody says how many requests there will be.
         """
-        numbers = list(members)
-        if self.requests is None:
-            plans = {k: self.plan(k, 1.0, promise).plan for k in numbers}
+        if (requests := self.requests) is None:
+            plans = {kind: self.plan(kind, 1.0, promise).plan for kind in members}
             return {k: float(plan.requests_at_once) if plan else 1.0 for k, plan in plans.items()}
-        sets = [(len(self.kinds[k].nodes), self._weight(k)) for k in numbers]
-        requests = self.requests
+        sets = [(len(kind.nodes), self._weight(kind)) for kind in members]
 
         def capacity(place: int, share: float) -> float:
-            plan = self.plan(numbers[place], share, promise).plan
+            plan = self.plan(members[place], share, promise).plan
             known = UNSET if plan is None else plan.held
             return share if known is UNSET or not known.requests else float(known.requests)
 
-        shares = held_shares(lambda most: evenly(sets, requests, most), capacity, len(numbers))
-        return dict(zip(numbers, shares, strict=True))
+        shares = held_shares(lambda most: evenly(sets, requests, most), capacity, len(members))
+        return dict(zip(members, shares, strict=True))
 
-    def _weight(self, kind: int) -> float:
+    def _weight(self, kind: Kind) -> float:
         """What a node of a kind does of all requests, beside others."""
-        tried = self._once(kind, 1, _ALONE)
-        speed = tried.plan.throughput if tried.plan is not None and not tried.why_not else None
-        return speed.requests_per_second if speed else 0.01 * len(self.kinds[kind].machine.visible)
+        tried = self.plan(kind, 1.0)
+        speed = None if tried.why_not else tried.served.throughput
+        return speed.requests_per_second if speed else 0.01 * len(kind.machine.visible)
 
-    def at_once(self, shares: Mapping[int, float]) -> float:
+    def at_once(self, shares: Mapping[Kind, float]) -> float:
         """Requests over all nodes."""
-        return sum(share * len(self.kinds[k].nodes) for k, share in shares.items())
+        return sum(share * len(kind.nodes) for kind, share in shares.items())
 
     def holds_all(self, choice: _Choice) -> bool:
         """Whether all requests that are asked for are held."""
         wanted = (self.requests or 0) * (1 - _ALMOST)
         return bool(choice.plans) and self.at_once(choice.shares) >= wanted
 
-    def kept(self, promise: Promise, alone: Mapping[int, Plan]) -> _Choice:
+    def kept(self, promise: Promise, alone: Mapping[Kind, Plan]) -> _Choice:
         """The kinds that keep a promise together, and what they have then."""
         members = [k for k, plan in alone.items() if not promise.why_broken(plan, self.unit)]
         while members:
@@ -171,28 +168,27 @@ class _Planner:
             if len(short) == len(members) and not self.base.context_given:
                 # A larger batch leaves a little less cache: what the longest of them still holds.
                 free = [self.plan(k, shares[k], Promise(limit=promise.limit)) for k in short]
-                contexts = [
-                    trial.served.kv.longest_request_tokens for trial in free if not trial.why_not
-                ]
-                longest = max(contexts, default=0)
+                held = [trial.served.kv for trial in free if not trial.why_not]
+                longest = max((kv.longest_request_tokens for kv in held), default=0)
                 if 0 < longest < (promise.context or 0):
                     promise = replace(promise, context=longest)
                     continue
             members = [k for k in members if k not in short]
         return _Choice(promise=promise, shares={}, plans={})
 
-    def choose(self, alone: Mapping[int, Plan]) -> _Choice:
+    def choose(self, alone: Mapping[Kind, Plan]) -> _Choice:
         """The best promise that holds all requests, else the one that holds the most of them."""
-        pairs = {
-            Promise(limit=plan.limits.image_limit, context=plan.kv.longest_request_tokens)
+        limit = max((plan.limits.image_limit or 0 for plan in alone.values()), default=0) or None
+        contexts = {
+            plan.kv.longest_request_tokens
             for plan in alone.values()
+            if plan.limits.image_limit == limit
         }
         if self.base.workload.context is not None:
-            pairs = {replace(pair, context=self.base.workload.context) for pair in pairs}
-        order = sorted(pairs, key=lambda pair: (pair.limit or 0, pair.context or 0), reverse=True)
+            contexts = {self.base.workload.context}
         tried = []
-        for promise in [pair for pair in order if pair.limit == order[0].limit][:_MOST_CONTEXTS]:
-            tried.append(self.kept(promise, alone))
+        for context in sorted(contexts, reverse=True)[:_MOST_CONTEXTS]:
+            tried.append(self.kept(Promise(limit=limit, context=context), alone))
             if self.holds_all(tried[-1]):
                 return tried[-1]
         return max(tried, key=lambda choice: self.at_once(choice.shares))
@@ -210,28 +206,30 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     unusable = {node.id: why_unusable(node) for node in cluster.nodes}
     usable = [node for node in cluster.nodes if not unusable[node.id]]
     kinds = kinds_of(usable)
-    planner = _Planner(base, kinds, engine)
-    shares = planner.shares(range(len(kinds)))
-    tried = {k: planner.plan(k, share) for k, share in shares.items()}
+    planner = _Planner(base, engine)
+    shares = planner.shares(kinds)
+    tried = {kind: planner.plan(kind, share) for kind, share in shares.items()}
     if tried and all(trial.plan is None for trial in tried.values()):
         raise planner.errors[0]
     alone = {k: trial.served for k, trial in tried.items() if not trial.why_not}
     mixed = {k: plan for k, plan in alone.items() if plan.engine.of_lmdeploy} or alone
     choice = planner.choose(mixed) if mixed else None
     kept = choice if choice is not None and planner.holds_all(choice) else None
-    kind_of = {node.id: k for k, kind in enumerate(kinds) for node in kind.nodes}
+    kind_of = {node.id: kind for kind in kinds for node in kind.nodes}
     common = _common([plan.limits for plan in kept.plans.values()]) if kept else None
     nodes = []
     for node in cluster.nodes:
-        node_plan, k = _named(node), kind_of.get(node.id, -1)
-        if kept and common and k in kept.plans:
-            plan = kinds[k].on(node, _held_to(kept.plans[k], common, kept.promise))
-            first = node is kinds[k].nodes[0]
+        node_plan, kind = _named(node), kind_of.get(node.id)
+        if kind is None:
+            node_plan = replace(node_plan, why_not=unusable[node.id])
+        elif kept and common and kind in kept.plans:
+            plan = kind.on(node, _held_to(kept.plans[kind], common, kept.promise))
+            first = node is kind.nodes[0]
             plan = replace(plan, limit_costs=(), considered=plan.considered if first else ())
-            nodes.append(replace(node_plan, plan=plan, at_once=kept.shares[k]))
+            node_plan = replace(node_plan, plan=plan, at_once=kept.shares[kind])
         else:
-            why = unusable[node.id] or _left_out(planner, k, tried, choice)
-            nodes.append(replace(node_plan, why_not=why))
+            node_plan = replace(node_plan, why_not=_left_out(planner, tried[kind], choice))
+        nodes.append(node_plan)
     plans = [node.plan for node in nodes if node.plan is not None]
     longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
     document = ClusterPlan(
@@ -253,7 +251,7 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     return replace(
         document,
         verdict=_verdict(document),
-        reasons=tuple(_reasons(planner, document, kept)) if kept else (),
+        reasons=tuple(_reasons(planner, common, kept)) if kept and common else (),
         remedies=() if kept else tuple(_remedies(planner, tried, choice)),
         warnings=tuple(_warnings(cluster, document)),
     )
@@ -270,21 +268,21 @@ def plan_joining_node(
     if why or limits is None:
         return replace(node_plan, why_not=why or "nothing is promised: no node served")
     promise = Promise(limit=limits.image_limit, context=plan.longest_request_tokens)
-    share, kinds = _share(plan, node), kinds_of([node])
+    share, (kind,) = _share(plan, node), kinds_of([node])
     # A node beside the plan is planned for its share; that is no promise: the others hold all.
     workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))
     if "session_len" not in base.fixed:
         workload = replace(workload, context=promise.context)
-    joining = _Planner(replace(base, workload=workload, load_only=True), kinds, engine)
+    joining = _Planner(replace(base, workload=workload, load_only=True), engine)
     # A batch bounds the answers a request: the second try gives each engine the promised ones.
     tries = [(joining, share), (joining, float(limits.n * len(_machine(node).visible)))]
     member = plan.node(node.id)
     if member is not None and member.plan is not None:
         # The plan counts on its share, which it may still hold.
-        tries.insert(0, (_Planner(base, kinds, engine), member.at_once))
+        tries.insert(0, (_Planner(base, engine), member.at_once))
     serial = {other.plan.engine.serial for other in plan.nodes if other.plan is not None}
     for planner, requests in tries:
-        tried = planner.plan(0, requests, promise)
+        tried = planner.plan(kind, requests, promise)
         why = tried.why_not or promise.why_broken(tried.served, planner.unit)
         if not why and serial and tried.served.engine.serial not in serial:
             why = f"only {tried.served.engine.name} serves on it: not mixed with LMDeploy's engines"
@@ -367,26 +365,18 @@ def _held(planner: _Planner, plans: Sequence[Plan], choice: _Choice | None) -> H
     return Held(requests=requests, request_tokens=size)
 
 
-def _left_out(
-    planner: _Planner, kind: int, tried: Mapping[int, _Tried], choice: _Choice | None
-) -> str:
+def _left_out(planner: _Planner, trial: _Tried, choice: _Choice | None) -> str:
     """Why a node that can be planned for does not serve."""
-    serves = tried[kind]
-    if serves.why_not and planner.requests is not None:
-        # What it would serve of fewer requests says more than that it does not hold its share.
-        fewer = planner.plan(kind, 1.0)
-        serves = serves if fewer.why_not else fewer
-    if serves.why_not or choice is None:
-        return tried[kind].why_not
+    if trial.why_not or choice is None:
+        return trial.why_not
     if not planner.holds_all(choice):
         count, wanted = round(planner.at_once(choice.shares)), planner.requests
         return f"all nodes together hold {count:,} of {wanted:,} requests at once"
-    why = choice.promise.why_broken(serves.served, planner.unit)
-    if not why and not serves.served.engine.of_lmdeploy:
-        return f"only {serves.served.engine.name} serves on it: not mixed with LMDeploy's engines"
+    why = choice.promise.why_broken(trial.served, planner.unit)
+    if not why and not trial.served.engine.of_lmdeploy:
+        return f"only {trial.served.engine.name} serves on it: not mixed with LMDeploy's engines"
     context = choice.promise.context or 0
-    less = f"holds less than {context:,} tokens with its share of the requests"
-    return why or tried[kind].why_not or less
+    return why or f"holds less than {context:,} tokens with its share of the requests"
 
 
 def _verdict(plan: ClusterPlan) -> str:
@@ -414,29 +404,17 @@ def _verdict(plan: ClusterPlan) -> str:
     )
 
 
-def _reasons(planner: _Planner, plan: ClusterPlan, choice: _Choice) -> Iterator[str]:
-    """Why this promise; and that there are few requests for many engines."""
-    base, limit, longest = planner.base, choice.promise.limit, plan.longest_request_tokens
-    rule, positions = base.model.image_rule, base.model.text.max_position_embeddings
-    if limit is not None and rule is not None and plan.limits and plan.limits.vision_unit:
-        why = "the model's own; nodes that cannot serve it are left out"
-        if base.fixed_limit is not None or base.workload.image_size is not None:
-            why = "as set by you"
-        elif limit != base.requested_limit:
-            why = f"the largest of any node; none serves the model's own {base.requested_limit}"
-        yield f"{rule.limit_name} {limit}: {why}"
-    why = "the longest that any node promises; who holds less is left out"
-    if base.context_given:
-        why = "as asked; nodes that do not hold it are left out"
-    elif longest >= positions:
-        why = "the model's own, which every used node holds"
-    yield f"context {longest}: {why}"
-    requests = plan.requests_at_once
-    if plan.engines > requests:
-        yield (
-            f"{plan.engines:,} engines for {_count(requests, 'request')} at once: most of them wait"
-            " for requests; --concurrency says how many there will be over all nodes"
-        )
+def _reasons(planner: _Planner, limits: Limits, choice: _Choice) -> Iterator[str]:
+    """Where images have a limit: whose it is."""
+    base, limit, rule = planner.base, choice.promise.limit, planner.base.model.image_rule
+    if limit is None or rule is None or limits.vision_unit is None:
+        return
+    why = "the model's own; nodes that cannot serve it are left out"
+    if base.fixed_limit is not None or base.workload.image_size is not None:
+        why = "as set by you"
+    elif limit != base.requested_limit:
+        why = f"the largest of any node; none serves the model's own {base.requested_limit}"
+    yield f"{rule.limit_name} {limit}: {why}"
 
 
 def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
@@ -465,7 +443,7 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
 
 
 def _remedies(
-    planner: _Planner, tried: Mapping[int, _Tried], choice: _Choice | None
+    planner: _Planner, tried: Mapping[Kind, _Tried], choice: _Choice | None
 ) -> Iterator[Remedy]:
     """What would make it fit: as many requests as are held, or of each kind the cheapest change."""
     if choice is not None:
@@ -473,15 +451,12 @@ def _remedies(
             effect = f"fits: {_count(fewer, 'request')} at once over all nodes"
             yield Remedy(change=f"--concurrency {fewer}", effect=effect)
         return
-    changes = set()
-    for k, trial in tried.items():
-        for remedy in trial.plan.remedies if trial.plan is not None else ():
-            if remedy.effect.startswith("fits") and remedy.change not in changes:
-                changes.add(remedy.change)
-                kind = planner.kinds[k]
-                where = f"{_count(len(kind.nodes), 'node')} of {cards_of(kind.machine)}"
-                yield replace(remedy, effect=f"{where}: {remedy.effect}")
-                break
+    for kind, trial in tried.items():
+        where = f"{_count(len(kind.nodes), 'node')} of {cards_of(kind.machine)}"
+        remedies = trial.plan.remedies if trial.plan is not None else ()
+        fitting = [remedy for remedy in remedies if remedy.effect.startswith("fits")]
+        for remedy in fitting[:1]:
+            yield replace(remedy, effect=f"{where}: {remedy.effect}")
 
 
 def cards_of(machine: Machine | None) -> str:
@@ -503,7 +478,7 @@ def _count(number: int, noun: str) -> str:
 _HOST_STEP: Final = 8 * GIB
 
 
-class Kind(Struct):
+class Kind(Struct, eq=False):
     """Nodes that run the same settings; ``machine`` is what these are planned for."""
 
     machine: Machine
@@ -517,10 +492,7 @@ class Kind(Struct):
 
 
 def why_unusable(node: Node) -> str:
-    """Why a node cannot be planned for, before any memory is counted; empty where it can.
-
-    A version that is not told is not held against a node: snapshots and SPECs have none.
-    """
+    """Why a node cannot be planned for, before any memory is counted; empty where it can."""
     if node.machine is None:
         return node.why_not or "it was not measured"
     if not node.machine.visible:

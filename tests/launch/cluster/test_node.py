@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -30,13 +28,14 @@ from turbofit.launch.cluster import node as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
-from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode, ResultTimeoutError
+from turbofit.launch.cluster.ray_adapter import RayCallError
 from turbofit.launch.engine.kernel import start_time
 from turbofit.launch.serve.runs import StateFile
 from turbofit.machine.source import save_snapshot
 from turbofit.machine.spec import parse_spec
 
 ACTORS: list[NodeActor] = []
+HERE = Node(id="a" * 56, name="here", address="127.0.0.1", gpus=2)
 #: It serves as long as its lease is there.
 SERVER = """
 echo $$ > pid; echo "$@" > words; env > env; echo http://127.0.0.1:5
@@ -49,12 +48,12 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """What runs in the place of ``python -m turbofit serve …``."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(module, "_TICK", 0.02)
-    monkeypatch.setattr(module, "_PAUSES", (0.05, 0.05))
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
 
     monkeypatch.setattr(ray_adapter, "gpus_of_this_task", lambda: ["0"])
-    monkeypatch.setattr(module, "measure_here", lambda pretend: b"{}")
+    here = Node(id="", name="", address="", machine=parse_spec("2xrtx3090"))
+    monkeypatch.setattr(module, "measure_here", lambda pretend: here)
     yield partial(put_for_python, tmp_path, monkeypatch)
     while ACTORS:
         ACTORS.pop()._gone.set()
@@ -63,8 +62,8 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
             os.kill(int(found.read_text().split()[0]), signal.SIGKILL)
 
 
-def actor(run: str = "run") -> NodeActor:
-    ACTORS.append(NodeActor("name", run, "a" * 56, "127.0.0.1", 0, True))
+def actor() -> NodeActor:
+    ACTORS.append(NodeActor("name", HERE, 0, True))
     return ACTORS[-1]
 
 
@@ -97,7 +96,9 @@ def test_it_serves_with_a_lease_and_a_key_and_without_rays_variables(serve_is, m
     assert os.getsid(pid) != os.getsid(0)
     assert not told.measured
     made.end()
-    assert (idle(made).state, idle(made).gpus) == ("idle", ("0",))
+    here = idle(made).measured
+    assert here == replace(HERE, gpus=0, machine=here.machine)
+    assert here.machine.visible == (0,)
     assert not start_time(pid)
 
 
@@ -159,17 +160,13 @@ def test_an_actor_that_has_not_looked_yet_says_nothing_of_a_server(serve_is, mon
     assert actor().tell().state == ""
 
 
-def test_a_killed_server_starts_again_and_a_few_times_only(serve_is) -> None:
+def test_of_a_killed_server_there_is_no_exit_code(serve_is) -> None:
     serve_is(SERVER)
     made = actor()
     made.serve("d1", "{}", ())
-    pid = opened(made, "d1")
-    for _ in range(2):
-        os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: opened(made, "d1") != pid, "another one")
-        pid = opened(made, "d1")
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: made.tell().state == "unfit", "it to be given up")
+    os.kill(opened(made, "d1"), signal.SIGKILL)
+    told = until(lambda: made.tell() if made.tell().state == "unfit" else None, "its end")
+    assert (told.why, told.exit_code) == ("its turbofit serve has ended", 0)
 
 
 @pytest.mark.parametrize(("code", "starts"), [(2, 1), (6, 1), (3, 1)])
@@ -182,16 +179,18 @@ def test_what_would_fail_again_is_unfit_with_its_error(serve_is, code: int, star
     assert (Path(told.folder) / "starts").read_text() == "x\n" * starts
 
 
-def test_a_new_run_ends_what_an_old_one_has_left_and_measures_then(serve_is) -> None:
+def test_it_ends_what_an_old_run_has_left_and_measures_then(serve_is) -> None:
     serve_is(SERVER)
-    old = actor("old")
+    old = actor()
     old.serve("d1", "{}", ())
     pid, key = opened(old, "d1"), old.tell().key
     old._gone.set()
-    new = idle(actor("new"))
+    new = actor()
+    new.end()
+    idle(new)
     assert not start_time(pid)
-    assert (new.measured, new.gpus) == (b"{}", ("0",))
-    assert new.key not in ("", key)
+    new.serve("d1", "{}", ())
+    assert new.tell().key not in ("", key)
 
 
 def test_a_server_whose_actor_dies_at_its_start_is_known_to_the_next(serve_is) -> None:
@@ -211,16 +210,6 @@ def test_a_server_whose_actor_dies_at_its_start_is_known_to_the_next(serve_is) -
     second.end()
     idle(second)
     assert not start_time(pid)
-
-
-def test_what_an_ended_run_has_left_is_removed_after_a_week(serve_is, tmp_path) -> None:
-    nodes = tmp_path / "state" / "turbofit" / "nodes"
-    for name, days in (("old", 8), ("last", 6)):
-        (nodes / name).mkdir(parents=True)
-        then = time.time() - days * 86400
-        os.utime(nodes / name, (then, then))
-    idle(actor())
-    assert {folder.name.partition("-")[0] for folder in nodes.iterdir()} == {"name", "last"}
 
 
 def test_simulated_machines_are_described_and_say_so() -> None:
@@ -292,7 +281,7 @@ def test_ray_is_asked_only_where_it_is_named(
 
 def test_a_node_that_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURBOFIT_NODE_SPEC", "2xrtx3090")
-    node = msgspec.json.decode(measure_here(True), type=Node)
+    node = measure_here()
     assert node.machine is not None
     assert len(node.machine.gpus) == 2
     assert (node.pretend, node.turbofit, node.why_not) == (True, __version__, "")
@@ -300,19 +289,16 @@ def test_a_node_that_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_node_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURBOFIT_NODE_SPEC", "3xnosuchcard")
-    node = msgspec.json.decode(measure_here(True), type=Node)
+    node = measure_here()
     assert node.machine is None
     assert "nosuchcard" in node.why_not
 
 
 def test_why_a_node_says_nothing_is_told_in_words() -> None:
-    here = RayNode(id="a", name="host", address="10.0.0.1", gpus=1)
     missing = RayCallError("ray::f\nModuleNotFoundError: No module named 'turbofit'")
-    assert node_of(here, missing).why_not == "turbofit is not installed there"
-    assert node_of(here, ResultTimeoutError("late")).why_not == "it did not answer within 120 s"
-    assert "the node died" in node_of(here, RayCallError("the node died")).why_not
-    assert "answers otherwise" in node_of(here, b'{"machine": 7}').why_not
-    assert "no GPU" in node_of(here, None).why_not
+    assert node_of(HERE, missing).why_not == "turbofit is not installed there"
+    assert "the node died" in node_of(HERE, RayCallError("the node died")).why_not
+    assert "no GPU" in node_of(HERE, None).why_not
 
 
 def held(machine: Machine, *gpus: str) -> tuple[int, ...]:
@@ -364,20 +350,23 @@ def test_addresses() -> None:
 def test_what_is_not_there_yet_is_told_from_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     kinds = ray.exceptions
-    cases: list[tuple[Exception, type[Exception]]] = [
-        (kinds.GetTimeoutError("late"), ray_adapter.ResultTimeoutError),
-        (kinds.ActorDiedError(), ray_adapter.RayCallError),
-        (kinds.NodeDiedError("gone"), ray_adapter.RayCallError),
-    ]
-    for said, expected in cases:
+    raised: list[Exception] = [
+        kinds.GetTimeoutError("late"), kinds.ActorDiedError(), kinds.NodeDiedError("gone"),
+    ]  # fmt: skip
+    outcomes = []
+    for error in raised:
 
-        def get(_ref: Any, timeout: float, said: Exception = said) -> None:
+        def get(_ref: Any, timeout: float, error: Exception = error) -> None:
             assert timeout == 0.5
-            raise said
+            raise error
 
         monkeypatch.setattr(ray, "get", get)
-        outcome = ray_adapter.outcome(object(), 0.5)
-        assert (type(outcome), str(outcome)) == (expected, str(said))
+        outcomes.append(ray_adapter.outcome(object(), 0.5))
+    late, *failed = outcomes
+    assert late is None
+    assert [(type(one), str(one)) for one in failed] == [
+        (RayCallError, str(error)) for error in raised[1:]
+    ]
 
 
 def test_a_silent_head_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

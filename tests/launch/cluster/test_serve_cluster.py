@@ -169,9 +169,10 @@ def test_8_the_end_leaves_nothing(cloud: Cloud, serving: Serving) -> None:
     assert (code, told["error"]["kind"]) == (2, "usage")
 
 
-def test_9_nodes_are_measured_and_nothing_is_taken(cloud: Cloud, tmp_path: Path) -> None:
-    code, found = cli(tmp_path, "cluster", "nodes", "--pretend", "--cluster", cloud.address)
-    assert code == 0, found
-    named = {node["id"]: node for node in found["nodes"]}
-    assert len(named[cloud.identity("small")]["machine"]["gpus"]) == 2
-    assert "no GPU" in next(node["why_not"] for node in found["nodes"] if not node["machine"])
+def test_9_nodes_are_planned_for_and_nothing_is_taken(cloud: Cloud, tmp_path: Path) -> None:
+    code, plan = cli(tmp_path, "plan", MODEL, "--cluster", cloud.address)
+    assert code == 0, plan
+    nodes = {node["node"]: node for node in plan["nodes"]}
+    assert nodes[cloud.identity("large")]["plan"]["machine"]["gpus"]
+    assert "GPU 0 is" in nodes[cloud.identity("small")]["why_not"]
+    assert "no GPU" in nodes[cloud.head.node_id]["why_not"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.fixtures.clusters import cluster
 from turbofit import api
-from turbofit.core.cluster import Cluster, ClusterStatus, Node, NodeStatus
+from turbofit.core.cluster import ClusterStatus, NodeStatus
 from turbofit.core.units import parse_bytes
 from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.planning.joint_plan import joint_plan
@@ -12,7 +11,7 @@ from turbofit.planning.request import PlanRequest
 from turbofit.report.painters import markdown
 from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.several_view import cluster_view, joint_view, nodes_view, status_view
+from turbofit.report.views.several_view import cluster_view, joint_view, status_view
 
 
 def painted(*models: str) -> str:
@@ -91,7 +90,7 @@ def test_what_is_served_node_by_node() -> None:
         assert part in text
 
 
-def test_eighty_columns_hold_what_a_node_said_and_why_a_node_cannot_serve() -> None:
+def test_eighty_columns_hold_what_a_node_said() -> None:
     said = "the engine ran out of GPU memory while it loaded weights, asking 2.0 GiB"
     node = NodeStatus(
         id="a" * 56, name="gpu-node-7.example", address="", state="starting", said=said,
@@ -101,11 +100,4 @@ def test_eighty_columns_hold_what_a_node_said_and_why_a_node_cannot_serve() -> N
         name="mine", model="InternVL2-8B", source="ray", pretend=False, at="now", urls=(),
         promise="x", nodes=(node,),
     )  # fmt: skip
-    other = "its LMDeploy 0.17.1 is another than the 0.18.0 of the node that plans"
-    bare = Node(id="0123456789", name="head.example", address="10.0.0.100", why_not=other)
-    found = Cluster(source="ray", nodes=(*cluster("4xrtx3090").nodes, bare))
-    for blocks in (status_view(status), nodes_view(found)):
-        assert max(map(len, paint(blocks).splitlines())) <= 80
-    text = paint(nodes_view(found), width=200)
-    for told in ("2 nodes of ray", "4x NVIDIA GeForce RTX 3090", other):
-        assert told in text
+    assert max(map(len, paint(status_view(status)).splitlines())) <= 80

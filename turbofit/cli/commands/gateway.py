@@ -12,8 +12,7 @@ from turbofit.cli.command import PATH, Argument, Option, command, option_name, r
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options.launch_options import GatewayOptions, needs_cluster, ray_address
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
-from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.process.progress import under_way
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,18 +60,15 @@ def gateway(
     from turbofit.report.stored_documents import read_plan
 
     options = common.filled(GatewayOptions, given)
-    front = "cluster" if cluster is not None else "nodes" if nodes else ""
     of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
     of_one |= {name: getattr(options, name) for name in _OF_NODES}
-    if cluster is not None:
-        of_one |= {"nodes": nodes, "upstream_key": upstream_key}
-    if front:
-        refuse_together(of_one, f"--{front}")
     key = upstream_key or variables().upstream_key or None
-    if nodes:
-        return _serve(_front(options, _addresses(nodes, key)), form)
     if cluster is not None:
+        refuse_together({**of_one, "nodes": nodes, "upstream_key": upstream_key}, "--cluster")
         return _before_cluster(cluster, name, options, form)
+    if nodes:
+        refuse_together(of_one, "--nodes")
+        return _serve(_front(options, _addresses(nodes, key)), form)
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
@@ -141,25 +137,18 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
     """Before all nodes of what a Ray cluster serves; 0 after a drain."""
     from turbofit.launch.cluster.ray_adapter import client_context, connected, one_board, read
 
+    def nodes() -> Sequence[NodeAddress]:
+        # A `serve` that was started after a killed one has another board.
+        return read(one_board(name), _BOARD_SECONDS)[1]
+
     with connected(ray_address(cluster)):
-        board = one_board(name)
-
-        def nodes() -> Sequence[NodeAddress]:
-            nonlocal board
-            try:
-                return read(board, _BOARD_SECONDS)[1]
-            except LaunchError:
-                board = one_board(name)  # of the `serve` that was started after a killed one
-                raise
-
-        front = _front(options, (), source=nodes, tls=client_context(os.environ))
-        return _serve(front, form)
+        one_board(name)  # where nothing is served, that is said before it listens
+        return _serve(_front(options, (), source=nodes, tls=client_context(os.environ)), form)
 
 
-_ACTIONS: Final = ("status", "nodes", "change", "drain")
+_ACTIONS: Final = ("status", "change", "drain")
 #: What serves looks once a second; a plan for a thousand nodes takes seconds.
-_LOOK_SECONDS: Final = 15.0
-_PLAN_SECONDS: Final = 300.0
+_SECONDS: Final = {"drain": 15.0, "change": 300.0}
 
 
 @command(
@@ -167,11 +156,10 @@ _PLAN_SECONDS: Final = 300.0
     Argument("node", metavar="NODE", required=False),
     Option("--cluster", metavar="RAY", default="ray"),
     Option("--name"),
-    Option("--pretend", is_flag=True),
     *common.FORMS,
     *common.planning_options(),
     only_linux=True,
-    usage="status|nodes|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
+    usage="status|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
 )
 def cluster(
     *,
@@ -179,7 +167,6 @@ def cluster(
     node: str | None,
     cluster: str,
     name: str | None,
-    pretend: bool,
     form: Form,
     **given: Any,
 ) -> int:
@@ -192,32 +179,18 @@ def cluster(
     if (node is not None) != (action == "drain"):
         raise UsageError("drain takes a node, others none", hint="turbofit cluster drain NODE")
     address = ray_address(cluster)
-    if action == "nodes":
-        return _nodes(address, form, pretend=pretend)
     if action == "status":
         return _status(address, name, form)
-    question, seconds = {"kind": action, "node": node, "keywords": keywords}, _LOOK_SECONDS
-    if action == "change":
-        if not keywords:
-            hint = "give what shall be another: --context 16384"
-            raise UsageError("nothing is to change", hint=hint)
-        seconds = _PLAN_SECONDS
+    if action == "change" and not keywords:
+        hint = "give what shall be another: --context 16384"
+        raise UsageError("nothing is to change", hint=hint)
     from turbofit.core.struct import to_json
     from turbofit.launch.cluster.ray_adapter import ask, connected, one_board
 
+    question = {"kind": action, "node": node, "keywords": keywords}
     with connected(address):
-        reply = ask(one_board(name), question, seconds)
+        reply = ask(one_board(name), question, _SECONDS[action])
     answer(to_json(reply) if form.as_json else f"{reply['said']}\n")
-    return 0
-
-
-def _nodes(address: str | None, form: Form, *, pretend: bool) -> int:
-    from turbofit.launch.cluster.nodes import measure_nodes
-    from turbofit.report.views.several_view import nodes_view
-
-    with under_way("measuring the nodes"):
-        measured = measure_nodes(address, pretend=pretend)
-    form.show(measured, nodes_view)
     return 0
 
 

@@ -14,7 +14,6 @@ from turbofit.cli.options import launch_options as launch
 from turbofit.cli.terminal import output
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_builtins, to_json
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.run import Run
-    from turbofit.launch.serve.config import ClusterServeConfig, ServeConfig
+    from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.supervisor import StopSignal
 
@@ -379,20 +378,33 @@ _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanne
 def _serve_on_cluster(arguments: _Arguments, form: output.Form) -> int:
     """Serve until a signal; 0 once one ended it in order."""
     from turbofit.launch.cluster.controller import serve_cluster
+    from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.planning.resolve import model_of
 
-    request, options, public, _ = arguments
+    request, options, public, passed = arguments
     if options.pretend:
         output.note(_PRETEND)
     gateway = arguments.gateway()
     given = {*request.given(), *options.given(), *public.given()}
     instead = "; turbofit plan --cluster shows what would be served"
     refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
-    config = _cluster_config(arguments, gateway)
-    assert isinstance(config.request.model, Model)
-    name = config.client_name(config.request.model)
+    assert options.cluster is not None
+    planned = _with_passed(arguments)
+    model = model_of(planned)  # read here, so that no node has to
+    config = ClusterServeConfig.of(
+        request=planned.changed(model=model),
+        gateway=gateway,
+        address=launch.ray_address(options.cluster),
+        name=options.name,
+        node_port=options.node_port,
+        node_words=_node_words(arguments),
+        access_log=public.access_log,
+        options=tuple(passed.argv),
+        **options.config_fields(),
+    )
 
     def opened(urls: list[str]) -> None:
-        _say_open(urls, config, name, form)
+        _say_open(urls, config, config.client_name(model), form)
 
     ended = output.run_until_signal(
         lambda stop: serve_cluster(config, stop, say=output.say, on_open=opened)
@@ -401,26 +413,6 @@ def _serve_on_cluster(arguments: _Arguments, form: output.Form) -> int:
         output.answer(to_json({"ended": ended.name}))
     output.say("nothing of it is left on the cluster")
     return output.exit_code(ended)
-
-
-def _cluster_config(arguments: _Arguments, gateway: GatewayConfig) -> ClusterServeConfig:
-    """What the options ask for; the model is read here, so that no node has to."""
-    from turbofit.launch.serve.config import ClusterServeConfig
-    from turbofit.planning.resolve import model_of
-
-    options, request = arguments.options, _with_passed(arguments)
-    assert options.cluster is not None
-    return ClusterServeConfig.of(
-        request=request.changed(model=model_of(request)),
-        gateway=gateway,
-        address=launch.ray_address(options.cluster),
-        name=options.name,
-        node_port=options.node_port,
-        node_words=_node_words(arguments),
-        access_log=arguments.public.access_log,
-        options=tuple(arguments.passed.argv),
-        **options.config_fields(),
-    )
 
 
 def _node_words(arguments: _Arguments) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class ForwardOutcome:
     started: bool = False
     #: The exchange ended before the answer was whole.
     broken: bool = False
+    #: At a front: an engine or the node ended with it, or the node suspects it.
+    suspected: bool = False
     #: Events of a stream that came, and the last bytes of an answer that hold a usage.
     events: int = 0
     tail: bytes = b""

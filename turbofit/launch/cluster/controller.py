@@ -8,13 +8,13 @@ again within the servers' lease, it goes on with what still serves.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -34,8 +34,8 @@ from turbofit.gateway.http.accesslog import access_log
 from turbofit.gateway.server import GatewayThread, digest_of
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor, NodeReport
-from turbofit.launch.cluster.nodes import held_only, node_of
-from turbofit.launch.cluster.ray_adapter import RayCallError, ResultTimeoutError, pin_board
+from turbofit.launch.cluster.nodes import node_of
+from turbofit.launch.cluster.ray_adapter import RayCallError, pin_board
 from turbofit.launch.serve.runs import LEASE_SECONDS, StateFile
 from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, refusal
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.json_types import Document
-    from turbofit.launch.cluster.ray_adapter import RayConnection, RayNode
+    from turbofit.launch.cluster.ray_adapter import RayConnection
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.planning.request import PlanRequest
@@ -55,68 +55,64 @@ _FRONTS_SECONDS: Final = 3.0
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
+#: Seconds until a node whose server was killed is measured again.
+_KILLED_SECONDS: Final = 3.0
 #: Seconds that the first plan waits until all nodes are measured; the others join later.
 _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
-#: Seconds that servers have to end, beside those of the drain.
+#: Seconds that servers have to end, beside those of the drain, and actors to hear of it.
 _LAST_SECONDS: Final = 20.0
-#: Seconds that the end waits for an actor that does not answer: its server ends by its lease.
-_SILENT_SECONDS: Final = 10.0
-#: Seconds that even an urgent end waits: an actor must tell its server, which else serves on.
-_URGENT_SECONDS: Final = 1.0
-#: States of a node that has a plan, and a server of it.
+_HEAR_SECONDS: Final = 5.0
+#: States of a node that has a plan and a server of it; and of one without GPUs.
 _WITH_PLAN: Final = ("starting", "serving")
-#: States of a node that has no GPUs.
 _EMPTY: Final = ("unfit", "drained")
 
 
-class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/2"):
-    """What the next controller needs to go on.
+class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/3"):
+    """What the next controller goes on with; ``at`` is when it was written.
 
-    The run's name, its request in words, what was changed since, what each node serves, and the
-    ids of nodes that are to serve nothing, or another plan. ``at`` is when this was written.
+    ``request`` is what `serve` was asked, in words. ``plan`` has what each node serves now,
+    ``outdated`` are ids of nodes that serve an older plan.
     """
 
-    run: str
     at: float
     request: str
     changes: dict[str, Any]
     plan: ClusterPlan
-    drained: tuple[str, ...] = ()
-    outdated: tuple[str, ...] = ()
+    drained: tuple[str, ...]
+    outdated: tuple[str, ...]
 
 
 @dataclass(eq=False)
 class NodeState:
     """One node and its state in this run.
 
-        joining   its actor measures it, then it is planned under the promise
+        joining   what served there ends, its actor measures it, then it is planned
         starting  its server starts
         serving   the front sends requests there
         draining  the front sends nothing new, its server ends in order; then it is ``after``:
-        joining   again, for another plan
-        unfit     it cannot serve, and joins again later
+                  joining for another plan, or
+        unfit     it cannot serve, and joins again once its time is over (``until``)
         drained   it serves nothing until it leaves Ray and joins again
 
-    ``until`` is when the state's time is over. ``version`` is that of the cluster's plan under
-    which the node was planned. ``silent``: its actor starts again, or its node is gone.
+    ``version`` is that of the cluster's plan under which the node was planned. ``killed_at`` is
+    when its server was killed last.
     """
 
-    ray: RayNode
+    ray: Node
     state: str = "joining"
     why: str = ""
     after: str = ""
     until: float = 0.0
     actor: Any = None
     gpus: int = 0
-    pending: Any = None
     node: Node | None = None
     plan: NodePlan | None = None
     version: int = 0
     margin: int | None = None
+    killed_at: float = -inf
     digest: str = ""
     report: NodeReport = field(default_factory=NodeReport)
-    silent: bool = False
 
     @property
     def name(self) -> str:
@@ -137,10 +133,9 @@ class NodeState:
     @property
     def known(self) -> Node:
         """The node as it was measured, or why it serves nothing."""
-        ray, why = self.ray, self.why or "it was not measured in time"
         if self.node is not None and self.after != "drained":
             return self.node
-        return Node(id=ray.id, name=ray.name, address=ray.address, why_not=why)
+        return replace(self.ray, why_not=self.why or "it was not measured in time")
 
     def be(self, state: str, why: str = "", seconds: float = 0.0) -> None:
         """Change the state, with the reason, for so many seconds."""
@@ -152,108 +147,106 @@ class Controller:
 
     ``plan`` is in force, ``version`` is its number, and ``changes`` what `cluster change` has made
     another of the request. ``before`` is what was in force until a change began that is under way,
-    ``given_up`` why the last change did not hold.
+    ``given_up`` why the last change did not hold. ``room`` is the name as folders may have it.
     """
 
     plan: ClusterPlan
     front: GatewayThread[Front]
 
     def __init__(
-        self, connection: RayConnection, config: ClusterServeConfig, say: Callable[[str], None]
+        self,
+        connection: RayConnection,
+        config: ClusterServeConfig,
+        stop: StopSignal,
+        say: Callable[[str], None],
     ) -> None:
-        self._connection, self._say, self.config = connection, say, config
+        self._connection, self.config, self._stop, self._say = connection, config, stop, say
         self.name = config.name or _model_name(config)
-        #: The name, as folders may have it.
         self.room = "".join(c if c.isalnum() else "-" for c in self.name)
+        self.state = StateFile(f"clusters/{self.room}", "cluster-state", _Saved)
         self.changes: Document = {}
         self.before: tuple[ClusterPlan, Document] | None = None
         self.version, self.given_up = 0, ""
         self.nodes: dict[str, NodeState] = {}
-        self.run = secrets.token_hex(4)
         self.events: deque[str] = deque(maxlen=_MOST_EVENTS)
         #: What the board was told last, and gives questions for.
         self._posted: Any = None
 
-    @property
-    def request(self) -> PlanRequest:
-        """What is planned for now."""
-        return self.config.request.changed(**self.changes)
-
     def say(self, text: str) -> None:
         """Tell people, and remember it."""
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
-        self._say(text)
+        with suppress(OSError, ValueError):  # nobody may listen any more
+            self._say(text)
 
     # From the first look to the last.
 
-    def begin(self, stopped: Callable[[], bool]) -> None:
+    def begin(self) -> None:
         """Measure all nodes, and plan for them."""
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
-        while any(node.state == "joining" and not node.node for node in self.nodes.values()):
-            if stopped():
+        while time.monotonic() < end and not all(
+            node.node or node.state == "unfit" for node in self.nodes.values()
+        ):
+            if self._stop.signal is not None:
                 return
-            if time.monotonic() > end:
-                break
             self._hear()
             time.sleep(_TICK)
-        plan = self._plan_all(self.request, f"ray {self._connection.address}")
-        self.say(plan.verdict)
-        for warning in plan.warnings:
-            self._say(f"warning: {warning}")
+        plan = self._plan_all(self.config.request, f"ray {self._connection.address}")
+        for text in (plan.verdict, *(f"warning: {warning}" for warning in plan.warnings)):
+            self.say(text)
         if not plan.fits:
             raise refusal(plan)
         self.plan = plan
 
     def _plan_all(self, request: PlanRequest, source: str) -> ClusterPlan:
-        known = tuple(node.known for node in self.nodes.values())
-        return plan_cluster(request, Cluster(source=source, nodes=known))
+        nodes = tuple(node.known for node in self.nodes.values())
+        return plan_cluster(request, Cluster(source=source, nodes=nodes))
 
-    def resume(self, saved: _Saved) -> None:
-        """Go on with what an earlier controller has left."""
-        self.run, self.plan, self.changes = saved.run, saved.plan, saved.changes
-        for ray_node in self._connection.watched().values():
-            node, planned = NodeState(ray_node), saved.plan.node(ray_node.id)
-            if ray_node.id in saved.drained:
+    def resume(self) -> bool:
+        """Go on with what an earlier controller of the same request has left; whether it did."""
+        saved = self.state.read()
+        if saved is None or saved.request != _words_of(self.config):
+            return False
+        if not 0 <= time.time() - saved.at < LEASE_SECONDS:
+            return False
+        self.say("going on with what an earlier turbofit serve has left")
+        self.plan, self.changes = saved.plan, saved.changes
+        for identity, ray in self._connection.watched().items():
+            node, planned = NodeState(ray), saved.plan.node(identity)
+            if identity in saved.drained:
                 node.after = "drained"
                 node.be("drained")
-            elif planned is not None and planned.plan is not None and not ray_node.leaving:
+            elif planned is not None and planned.plan is not None and not ray.leaving:
                 self._take(node, len(planned.gpus()))
-                machine, pretend = planned.plan.machine, self.config.pretend
-                node.node = replace(node.known, machine=machine, pretend=pretend, why_not="")
+                node.node = replace(ray, machine=planned.plan.machine)
                 self.serve(node, planned)
-                if ray_node.id in saved.outdated:
+                if identity in saved.outdated:
                     node.version = -1  # it changes next
             else:
                 continue
-            self.nodes[ray_node.id] = node
+            self.nodes[identity] = node
+        return True
 
-    def follow(
-        self,
-        stop: StopSignal,
-        front: GatewayThread[Front],
-        post: Callable[[], None],
-        on_open: Callable[[list[str]], None],
-    ) -> signal.Signals:
+    def follow(self, board: Any, on_open: Callable[[list[str]], None]) -> signal.Signals:
         """Serve until a signal comes, or nothing is left to serve with."""
-        self.front, opened, posted = front, False, 0.0
+        opened, posted = False, 0.0
         followed: tuple[NodeAddress, ...] = ()
-        front.start()
-        while stop.signal is None:
+        self.front.start()
+        while self._stop.signal is None:
             self.tick()
             if (addresses := self.addresses()) != followed:
-                front.call(partial(Front.follow, addresses=addresses))
+                self.front.call(partial(Front.follow, addresses=addresses))
                 followed = addresses
             if time.monotonic() - posted > _POST_SECONDS:
                 posted = time.monotonic()
-                post()
+                self.post(board)
             if not opened and any(node.state == "serving" for node in self.nodes.values()):
                 opened = True
-                on_open([front.url])
+                on_open([self.front.url])
             if why := self.hopeless:
                 raise LaunchError(f"no node serves any more: {why}", hint="see the lines above")
             time.sleep(_TICK)
-        return stop.signal
+        return self._stop.signal
 
     def tick(self) -> None:
         """One look at everything."""
@@ -266,23 +259,25 @@ class Controller:
     @property
     def hopeless(self) -> str:
         """Why nothing serves or will; empty where something does."""
-        nodes = self.nodes.values()
-        if any(node.state not in _EMPTY for node in nodes):
-            return ""
-        return next((node.why for node in nodes if node.state == "unfit"), "")
+        unfit = [node.why for node in self.nodes.values() if node.state == "unfit"]
+        empty = all(node.state in _EMPTY for node in self.nodes.values())
+        return unfit[0] if unfit and empty else ""
 
-    def end(self, seconds: float, urgent: Callable[[], bool]) -> None:
-        """End all servers in order, and give all GPUs back."""
-        left = [node for node in self.nodes.values() if node.actor is not None]
-        for node in left:
-            node.actor.end.remote()
-        began = time.monotonic()
-        while left and (took := time.monotonic() - began) < seconds:
-            if urgent() and took > _URGENT_SECONDS:
-                break
-            self._hear()
-            late = took > _SILENT_SECONDS
-            left = [n for n in left if n.report.state != "idle" and not (late and n.silent)]
+    def end(self) -> None:
+        """End all servers in order, and give all GPUs back.
+
+        An actor that does not answer any more is not waited for: its server ends by its lease.
+        """
+        end = time.monotonic() + self.config.timing.drain + _LAST_SECONDS
+        calls = [(n, n.actor.end.remote()) for n in self.nodes.values() if n.actor is not None]
+        # Even an urgent end waits until actors know: servers would serve on.
+        left = [
+            node for node, call in calls
+            if not isinstance(ray_adapter.outcome(call, _HEAR_SECONDS), RayCallError)
+        ]  # fmt: skip
+        while left and not self._stop.urgent and time.monotonic() < end:
+            lost = self._hear()
+            left = [node for node in left if node.report.state != "idle" and node not in lost]
             time.sleep(_TICK)
         for node in self.nodes.values():
             self._free(node)
@@ -294,20 +289,21 @@ class Controller:
         alive = self._connection.watched()
         for identity in self.nodes.keys() - alive.keys():
             self.say(f"node {self.nodes.pop(identity).name} has left the cluster")
-        for identity, ray_node in alive.items():
-            if identity in self.nodes and ray_node.leaving:
+        for identity, ray in alive.items():
+            if identity in self.nodes and ray.leaving:
                 self.drain(self.nodes[identity], "Ray drains it")
-            elif identity not in self.nodes and not ray_node.leaving:
-                self.nodes[identity] = NodeState(ray_node)
+            elif identity in self.nodes:
+                self.nodes[identity].ray = ray
+            elif not ray.leaving:
+                self.nodes[identity] = NodeState(ray)
                 self._join(self.nodes[identity])
 
     def _join(self, node: NodeState, gpus: int = 0) -> None:
         """Take so many GPUs of a node, or all that are free, and measure it."""
         node.version = self.version
-        if node.ray.gpus and not gpus:
-            gpus = ray_adapter.free_gpus().get(node.ray.id, 0)
-        if gpus:
+        if gpus := gpus or node.ray.free:
             self._take(node, gpus)
+            node.actor.end.remote()  # what an earlier run has left
             node.node = None
             node.be("joining")
         else:
@@ -318,60 +314,62 @@ class Controller:
         self._free(node)
         node.gpus = gpus
         node.actor = ray_adapter.start_actor(
-            NodeActor, self.room, self.run, node.ray.id, node.ray.address, self.config.node_port,
-            self.config.pretend, node=node.ray.id, gpus=gpus,
+            NodeActor, self.room, node.ray, self.config.node_port, self.config.pretend,
+            node=node.ray.id, gpus=gpus,
         )  # fmt: skip
 
     def _free(self, node: NodeState) -> None:
         """Give a node's GPUs back."""
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
-        node.actor = node.pending = None
-        node.gpus, node.report, node.digest = 0, NodeReport(), ""
+        node.actor, node.gpus, node.report, node.digest = None, 0, NodeReport(), ""
 
-    def _hear(self) -> None:
-        """Take what actors have answered, and ask them again."""
-        for node in self.nodes.values():
-            if node.actor is None:
+    def _hear(self) -> list[NodeState]:
+        """Take what actors tell; the nodes whose actors start again, or are gone."""
+        lost = []
+        calls = [(n, n.actor.tell.remote()) for n in self.nodes.values() if n.actor is not None]
+        for node, call in calls:
+            report = ray_adapter.outcome(call, _TICK)
+            if report is None:
                 continue
-            node.pending = node.pending or node.actor.tell.remote()
-            answer = ray_adapter.outcome(node.pending, 0)
-            if isinstance(answer, ResultTimeoutError):
-                continue
-            node.pending = None
-            node.silent = isinstance(answer, RayCallError)
-            if not node.silent and answer.state:
-                node.report = answer
-            measured = answer if node.silent else answer.measured
-            if node.state == "joining" and (measured or node.report.why):
-                known = node_of(node.ray, measured or RayCallError(node.report.why))
-                node.node = held_only(known, node.report.gpus)
+            if isinstance(report, RayCallError):
+                lost.append(node)
+                measured = node_of(node.ray, report)
+            else:
+                measured = report.measured
+                if report.state == "idle" and report.why:
+                    measured = node_of(node.ray, RayCallError(report.why))
+                if report.state:
+                    node.report = report
+            if node.state == "joining":
+                node.node = measured
+        return lost
 
     def _step(self, node: NodeState) -> None:
         """What follows from where a node stands."""
-        # Another promise may be one that it keeps.
-        due = node.version != self.version or time.monotonic() >= node.until
+        over, another_promise = time.monotonic() >= node.until, node.version != self.version
         if node.state == "joining" and node.node is not None:
             self._settle(node, node.node)
         elif node.state in _WITH_PLAN and node.failed:
             self._failed(node)
         elif node.state == "starting" and node.open and self.has_front(node):
             self.say(f"node {node.name} serves at {node.report.url}")
-            node.be("serving", seconds=_FRONTS_SECONDS if node.after else 0.0)
+            node.be("serving", seconds=_FRONTS_SECONDS)
             node.after = ""
-        elif node.state == "draining" and node.report.state == "idle":
+        elif node.state == "draining" and node.report.state == "idle" and over:
             if node.after == "joining":
                 node.node = None
             else:
                 self._free(node)
                 self.say(f"node {node.name} is {node.after}, its GPUs are given back")
             node.be(node.after, node.why, _AGAIN_SECONDS)
-        elif node.state == "unfit" and self.before is None and due:
+        elif node.state == "unfit" and self.before is None and (over or another_promise):
             self._join(node)
 
     def _settle(self, node: NodeState, measured: Node) -> None:
         """Have a node serve its plan under the promise, or say why it cannot."""
-        node.version, request = self.version, self.request
+        node.version = self.version
+        request = self.config.request.changed(**self.changes)
         if node.margin is not None:
             request = request.changed(margin=node.margin)
         try:
@@ -394,13 +392,17 @@ class Controller:
         digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
-        node.report, node.pending = replace(node.report, state="starting", digest=digest), None
+        node.report = replace(node.report, state="starting", digest=digest)
         node.be("starting")
 
     def _failed(self, node: NodeState) -> None:
         """A node's server does not start, or has ended for good."""
-        plan, ran_out = node.plan and node.plan.plan, OutOfMemoryError.exit_code
-        if plan and node.report.exit_code == ran_out and not node.margin and self.before is None:
+        plan, code, now = node.plan and node.plan.plan, node.report.exit_code, time.monotonic()
+        if not code and now - node.killed_at > _AGAIN_SECONDS:
+            node.killed_at = now
+            # What the driver still holds of its memory comes back meanwhile.
+            self._let_go(node, "joining", node.failed, _KILLED_SECONDS)
+        elif plan and code == OutOfMemoryError.exit_code and not node.margin:
             node.margin = doubled_margin(plan)
             self._let_go(node, "joining", "out of memory: it is planned with twice the margin")
         else:
@@ -423,9 +425,9 @@ class Controller:
         if node.after != "drained":
             self._let_go(node, "drained", why)
 
-    def _let_go(self, node: NodeState, after: str, why: str) -> None:
+    def _let_go(self, node: NodeState, after: str, why: str, seconds: float = 0.0) -> None:
         node.after = after
-        node.be("draining", why)
+        node.be("draining", why, seconds)
         if node.actor is not None:
             node.actor.end.remote()
         ends = "does not serve" if after == "unfit" else "finishes what it has"
@@ -435,18 +437,19 @@ class Controller:
 
     def _change_next(self) -> None:
         """The next node leaves the front, once fronts have the last one that has changed."""
-        nodes, now = self.nodes.values(), time.monotonic()
-        changing = any(node.after == "joining" for node in nodes)
-        if changing or any(node.until > now for node in nodes if node.state == "serving"):
+        serving = [node for node in self.nodes.values() if node.state == "serving"]
+        changing = any(node.after == "joining" for node in self.nodes.values())
+        if changing or any(node.until > time.monotonic() for node in serving):
             return
-        if old := [node for node in self._with_plan() if node.version != self.version]:
+        if old := self._outdated():
             self._let_go(old[0], "joining", "another plan is in force")
         elif self.before is not None:
             self.before = None
-            self.say(f"the plan has changed: {promise_of(self.plan)}")
+            self.say(f"the plan has changed: {self.plan.promise}")
 
-    def _with_plan(self) -> list[NodeState]:
-        return [node for node in self.nodes.values() if node.state in _WITH_PLAN]
+    def _outdated(self) -> list[NodeState]:
+        nodes = self.nodes.values()
+        return [n for n in nodes if n.state in _WITH_PLAN and n.version != self.version]
 
     @property
     def change(self) -> str:
@@ -459,12 +462,8 @@ class Controller:
 
     def has_front(self, node: NodeState) -> bool:
         """Whether the front sends requests to a node's present server."""
-
-        def up(front: Front) -> bool:
-            front_node = front.nodes.get(node.name)
-            return front_node is not None and front_node.up and front_node.url == node.report.url
-
-        return self.front.call(up)
+        front_node = self.front.call(lambda front: front.nodes.get(node.name))
+        return front_node is not None and front_node.up and front_node.url == node.report.url
 
     # What others are told, and ask.
 
@@ -482,14 +481,14 @@ class Controller:
             return exc.to_dict()
 
     def _change(self, changes: Document) -> str:
-        if self.before or any(node.version != self.version for node in self._with_plan()):
+        if self.before or self._outdated():
             hint = "see turbofit cluster status, and wait"
             raise LaunchError("a change is under way already", hint=hint)
         target = self._plan_all(self.config.request.changed(**changes), self.plan.source)
         if not target.fits:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise DoesNotFitError(target.verdict, hint=hint)
-        self.say(f"a change of plan begins: {promise_of(self.plan)} -> {promise_of(target)}")
+        self.say(f"a change of plan begins: {self.plan.promise} -> {target.promise}")
         self.before, self.given_up = (self._served(), self.changes), ""
         self.plan, self.changes, self.version = target, changes, self.version + 1
         note = "node by node from here on; until the last one has changed, a request may meet"
@@ -517,17 +516,25 @@ class Controller:
             if node.open
         )  # fmt: skip
 
-    def post(self, board: Any, state: StateFile[_Saved]) -> None:
+    def post(self, board: Any) -> None:
         """Write the state down, tell the board, and answer what was asked there."""
-        status = self.front.call(self.status)
-        state.write(self.saved())
+        nodes = self.nodes.items()
+        self.state.write(
+            _Saved(
+                at=time.time(), request=_words_of(self.config), changes=self.changes,
+                plan=self._served(),
+                drained=tuple(key for key, node in nodes if node.after == "drained"),
+                outdated=tuple(key for key, node in nodes if node.version != self.version),
+            )
+        )  # fmt: skip
         questions = ray_adapter.outcome(self._posted, 0) if self._posted else {}
-        if isinstance(questions, ResultTimeoutError):
+        if questions is None:
             return
         if isinstance(questions, RayCallError):
             questions = {}  # the board starts again
         answers = {number: self.answer(question) for number, question in questions.items()}
-        self._posted = board.post.remote(status, self.addresses(), answers)
+        page = self.front.call(self.status), self.addresses()
+        self._posted = board.post.remote(page, answers)
 
     def status(self, front: Front) -> ClusterStatus:
         """All of it, for people; runs in the front's loop."""
@@ -551,7 +558,7 @@ class Controller:
             name=self.name, model=self.plan.model.name, source=self.plan.source,
             pretend=self.config.pretend,
             at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), urls=(self.front.url,),
-            promise=promise_of(self.plan), nodes=tuple(nodes), change=self.change,
+            promise=self.plan.promise, nodes=tuple(nodes), change=self.change,
             events=tuple(self.events),
         )  # fmt: skip
 
@@ -559,21 +566,6 @@ class Controller:
         """The plan in force, with what each node serves now."""
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
         return replace(self.plan, nodes=nodes)
-
-    def saved(self) -> _Saved:
-        """What the next controller goes on with."""
-        nodes = self.nodes.items()
-        return _Saved(
-            run=self.run, at=time.time(), request=_words_of(self.config), changes=self.changes,
-            plan=self._served(),
-            drained=tuple(key for key, node in nodes if node.after == "drained"),
-            outdated=tuple(key for key, node in nodes if node.version != self.version),
-        )  # fmt: skip
-
-    def resumable(self, saved: _Saved) -> bool:
-        """Whether that is of the same request, while its servers' leases last."""
-        lasts = 0 <= time.time() - saved.at < LEASE_SECONDS
-        return lasts and saved.request == _words_of(self.config)
 
 
 def serve_cluster(
@@ -584,30 +576,21 @@ def serve_cluster(
     on_open: Callable[[list[str]], None],
 ) -> signal.Signals:
     """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread."""
-
-    def tell(text: str) -> None:
-        with suppress(OSError, ValueError):
-            say(text)
-
     with ray_adapter.connected(config.address) as connection:
         stop.rearm()  # Ray takes SIGTERM
-        controller = Controller(connection, config, tell)
+        controller = Controller(connection, config, stop, say)
         board = pin_board(controller.name, connection.here)
-        room = f"clusters/{controller.room}"
-        folder, state = state_dir(room), StateFile(room, "cluster-state", _Saved)
+        folder = state_dir(controller.state.room)
         assert config.gateway is not None
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         log = access_log(config.access_log or str(folder / "access.log"))
         tls = ray_adapter.client_context(os.environ)
-        front = GatewayThread(Front((), public, log, tls=tls))
+        front = controller.front = GatewayThread(Front((), public, log, tls=tls))
         stop.abrupt = False
         try:
-            if (saved := state.read()) is not None and controller.resumable(saved):
-                controller.say("going on with what an earlier turbofit serve has left")
-                controller.resume(saved)
-            else:
-                controller.begin(lambda: stop.signal is not None)
-            return controller.follow(stop, front, partial(controller.post, board, state), on_open)
+            if not controller.resume():
+                controller.begin()
+            return controller.follow(board, on_open)
         finally:
             stop.on_second(front.cut_off)
             if front.alive and not stop.urgent:
@@ -616,8 +599,8 @@ def serve_cluster(
             if stop.signal is not None:
                 controller.say(f"stopping: {stop.signal.name}")
             with suppress(Exception):  # Ray may be gone: nodes end by their lease
-                controller.end(config.timing.drain + _LAST_SECONDS, lambda: stop.urgent)
-            state.forget()
+                controller.end()
+            controller.state.forget()
             stop.abrupt = stop.signal is None
 
 
@@ -630,13 +613,3 @@ def _words_of(config: ClusterServeConfig) -> str:
 def _model_name(config: ClusterServeConfig) -> str:
     model = config.request.model
     return model if isinstance(model, str) else model.name
-
-
-def promise_of(plan: ClusterPlan) -> str:
-    """What requests are held to, in words."""
-    limits, words = plan.limits, f"{plan.longest_request_tokens:,} tokens a request"
-    if limits is None or limits.vision_unit is None:
-        return words
-    unit = f"{limits.vision_unit}{'' if limits.units_per_image == 1 else 's'}"
-    images = f"{limits.images_per_request} of up to {limits.units_per_image:,} {unit}"
-    return f"{words}, images: {images}"

@@ -1,4 +1,4 @@
-"""The Ray actor of a node: it keeps one `turbofit serve` there, and adopts one that runs already.
+"""The Ray actor of a node: it starts a `turbofit serve` there, and adopts one that runs already.
 
 Files in the node's state folder are what the next actor knows, where Ray starts this one again:
 ``wanted.json`` names the plan that is to run; ``lock`` names the one that runs, and the server's
@@ -11,51 +11,42 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.cluster import Node
 from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.nodes import measure_here, raylet_environment
+from turbofit.launch.cluster.nodes import held_only, measure_here, node_of, raylet_environment
 from turbofit.launch.cluster.ray_adapter import server_words
 from turbofit.launch.serve.runs import StateFile
 
 _TICK: Final = 0.25
-#: Pauses before it starts again what somebody killed, within ten minutes.
-_PAUSES: Final = (1.0, 4.0, 10.0)
-_WINDOW: Final = 600.0
-_DOES_NOT_FIT: Final = 3
 #: A shell's exit code is larger where a signal ended the process.
 _SIGNALLED: Final = 128
 _LAST_BYTES: Final = 4096
 #: A worker of Ray that ends in order kills its children. So the server is a grandchild, whose exit
 #: code the shell between them writes down.
 _BETWEEN: Final = '"$@"; echo $? > code'
-#: Folders of earlier runs, with their logs, are kept for so long.
-_KEPT_SECONDS: Final = 7 * 86400.0
 
 
 class NodeReport(Struct):
     """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
-    It is empty until the actor has looked: a server of an actor before it may be open.
-    ``digest`` is of the plan that runs; ``why`` and ``exit_code`` say why the node is unfit.
-    ``measured`` is a `Node` in JSON, as it is while nothing serves; ``gpus`` are the actor's, by
-    Ray's ids.
+    It is empty until the actor has looked: the server of an earlier actor may be open. ``measured``
+    is the node with the actor's GPUs, as it is while nothing serves. ``digest`` is of the plan that
+    runs, ``exit_code`` of its server, 0 where somebody ended that.
     """
 
     state: str = "idle"
-    measured: bytes = b""
-    gpus: tuple[str, ...] = ()
+    measured: Node | None = None
     digest: str = ""
     url: str = ""
     key: str = ""
@@ -65,28 +56,25 @@ class NodeReport(Struct):
     folder: str = ""
 
 
-class _Wanted(Struct, tag_field="schema", tag="turbofit.wanted/1"):
-    """What a node is to serve in a run; no digest: nothing."""
+class _Wanted(Struct, tag_field="schema", tag="turbofit.wanted/2"):
+    """What a node is to serve; where there is no such file, nothing."""
 
-    run: str
     digest: str = ""
     words: tuple[str, ...] = ()
 
 
 class NodeActor:
-    """Keeps a server of the service ``name``; what an earlier ``run`` of it has left ends."""
+    """Keeps a server of the service ``name`` on this node."""
 
-    def __init__(self, name: str, run: str, node: str, host: str, port: int, pretend: bool) -> None:
-        room = f"nodes/{name}-{node[:12]}"
+    def __init__(self, name: str, node: Node, port: int, pretend: bool) -> None:
+        room = f"nodes/{name}-{node.id[:12]}"
         self._folder, self._wanted = state_dir(room), StateFile(room, "wanted", _Wanted)
-        self._run, self._host, self._port, self._pretend = run, host, port, pretend
-        self._raylet = os.getppid()
+        self._node, self._port, self._pretend = node, port, pretend
+        self._raylet, self._gpus = os.getppid(), ray_adapter.gpus_of_this_task()
         self._child: subprocess.Popen[bytes] | None = None
-        gpus = tuple(ray_adapter.gpus_of_this_task())
-        key, folder = self._begin(), str(self._folder)
-        self._report = NodeReport(state="", folder=folder, gpus=gpus, key=key)
-        self._ends: list[float] = []
-        self._again = 0.0
+        self._report = NodeReport(
+            state="", folder=str(self._folder), key=_text(self._folder / "key")
+        )
         self._gone = threading.Event()
         # Ray starts its workers at a niceness of 15, which engines would have from this thread.
         with suppress(PermissionError):
@@ -95,14 +83,21 @@ class NodeActor:
 
     def serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
         """Serve this plan from now on; a server with another plan ends in order."""
+        key = self._folder / "key"
+        if not key.exists():
+            write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
         write_atomic(self._folder / f"plan-{digest}.json", plan, mode=0o600)
-        self._ends, self._again = [], 0.0
-        self._note(state="starting", digest=digest, url="", why="", exit_code=0)
-        self._wanted.write(_Wanted(run=self._run, digest=digest, words=words))
+        self._note(state="starting", digest=digest, url="", why="", exit_code=0, key=_text(key))
+        self._wanted.write(_Wanted(digest=digest, words=words))
 
     def end(self) -> None:
-        """End the server in order, and start none; a full disk does not keep it from that."""
+        """End the server in order, and start none; the next one has another key.
+
+        A full disk does not keep it from that.
+        """
         self._wanted.forget()
+        self._keep_lease("")
+        (self._folder / "key").unlink(missing_ok=True)
 
     def tell(self) -> NodeReport:
         """What the node tells of itself now."""
@@ -125,22 +120,9 @@ class NodeActor:
                     state, why = self._report.state or "idle", f"{type(exc).__name__}: {exc}"
                     self._note(state=state, why=why)
 
-    def _begin(self) -> str:
-        """Go on with this run, or begin it; the key by which its server trusts fronts."""
-        key, wanted = self._folder / "key", self._wanted.read()
-        if wanted is None or wanted.run != self._run:
-            write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
-            self._wanted.write(_Wanted(run=self._run))
-        for folder in self._folder.parent.iterdir():
-            with suppress(OSError):  # other nodes of this host look, too
-                is_old = time.time() - folder.stat().st_mtime > _KEPT_SECONDS
-                if is_old and not _is_held(folder / "lock"):
-                    shutil.rmtree(folder)
-        return _text(key)
-
     def _look(self) -> None:
-        wanted = self._wanted.read() or _Wanted(run=self._run)
-        digest, runs, now = wanted.digest, _text(self._folder / "lock"), time.monotonic()
+        wanted = self._wanted.read() or _Wanted()
+        digest, runs = wanted.digest, _text(self._folder / "lock")
         self._keep_lease(digest)
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
@@ -151,13 +133,17 @@ class NodeActor:
                 self._note(state=state, digest=digest, url=url, last_line=last_line)
         elif runs:
             if runs == digest:
-                self._ended(digest, now)
+                self._ended(digest)
             (self._folder / "lock").write_text("")
         elif not digest:
             self._note(state="idle", digest="", url="", why="")
-            self._note(measured=self._report.measured or measure_here(self._pretend))
-        elif now >= self._again and (self._report.state, self._report.digest) != ("unfit", digest):
+            self._note(measured=self._report.measured or self._measure())
+        elif (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
+
+    def _measure(self) -> Node:
+        measured = measure_here(pretend=self._pretend)
+        return held_only(node_of(self._node, measured), self._gpus)
 
     def _keep_lease(self, digest: str) -> None:
         """Renew the lease of a plan's server; those without one end in order."""
@@ -167,27 +153,22 @@ class NodeActor:
         if digest:
             (self._folder / f"lease-{digest}").touch(mode=0o600)
 
-    def _ended(self, digest: str, now: float) -> None:
-        """The server's process is gone: it is started again, unless that would not help."""
-        code, was_open = int(_text(self._folder / "code") or 0), bool(self._url())
-        self._ends = [at for at in self._ends if now - at < _WINDOW] + [now]
-        helps = not code or code > _SIGNALLED or was_open
-        if code == _DOES_NOT_FIT:
-            helps = len(self._ends) > 1  # beside what the driver still holds of a killed one
-        if helps and len(self._ends) <= len(_PAUSES):
-            # What the driver still holds of a killed one's memory comes back meanwhile.
-            self._again = now + _PAUSES[len(self._ends) - 1]
-            self._note(state="starting", digest=digest, url="")
-            return
+    def _ended(self, digest: str) -> None:
+        """The server's process is gone."""
+        code = int(_text(self._folder / "code") or 0)
+        code = 0 if code > _SIGNALLED else code
         errors = [line for line in self._lines() if line.startswith("error: ")]
         why = "".join(errors[-1:]).removeprefix("error: ") or f"turbofit serve ended with {code}"
-        self._note(state="unfit", digest=digest, url="", why=why, exit_code=code)
+        self._note(
+            state="unfit", digest=digest, url="", exit_code=code,
+            why=why if code else "its turbofit serve has ended",
+        )  # fmt: skip
 
     def _start(self, wanted: _Wanted) -> None:
         folder, digest = self._folder, wanted.digest
         argv = [
             "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
-            "--plan", f"{folder}/plan-{digest}.json", "--host", self._host,
+            "--plan", f"{folder}/plan-{digest}.json", "--host", self._node.address,
             "--port", str(self._port), "--front-key-file", f"{folder}/key",
             "--lease", f"{folder}/lease-{digest}", *server_words(os.environ), *wanted.words,
         ]  # fmt: skip
@@ -206,7 +187,7 @@ class NodeActor:
                 argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
                 cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
-        self._note(state="starting", url="", digest=digest, last_line="", measured=b"")
+        self._note(state="starting", url="", digest=digest, last_line="", measured=None)
 
     def _url(self) -> str:
         return _text(self._folder / "url").partition("\n")[0]

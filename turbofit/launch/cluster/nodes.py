@@ -4,19 +4,17 @@
     --cluster ray:10.0.0.1:6379            the one with this address
     --cluster sim:4xrtx3090@100/8xh100@2   100 machines of one SPEC and two of another, simulated
 
-A SPEC is what ``--on`` takes, a snapshot in this folder too. Nobody needs Ray for the last one. One
-short task on each of Ray's nodes measures it as `turbofit machine` does; a node that cannot be
-measured is a node with a reason, never an error.
+A SPEC is what ``--on`` takes, a snapshot in this folder too. Nobody needs Ray for the last one. A
+node that cannot be measured is a node with a reason, never an error.
 """
 
 from __future__ import annotations
 
 import os
-import socket
-from contextlib import suppress
+import sys
+from contextlib import redirect_stdout, suppress
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, Node
@@ -29,37 +27,41 @@ from turbofit.machine.source import machine_from
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from turbofit.launch.cluster.ray_adapter import RayCallError, RayNode
+    from turbofit.launch.cluster.ray_adapter import RayCallError
 _SECONDS: Final = 120.0
 
 
-def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
-    """The nodes of a Ray cluster, measured; None is the one of this host."""
-    with ray_adapter.connected(address) as ray:
+def measure_nodes(address: str | None) -> Cluster:
+    """The nodes of a Ray cluster, measured by a task on each; None is the one of this host."""
+    # Ray prints that a node has died where a plan's JSON goes.
+    with redirect_stdout(sys.stderr), ray_adapter.connected(address) as ray:
         nodes = ray.alive().values()
         with_gpus = [node.id for node in nodes if node.gpus]
-        answers = ray_adapter.run_on_each(with_gpus, measure_here, pretend, _SECONDS)
+        answers = ray_adapter.run_on_each(with_gpus, measure_here, _SECONDS)
         measured = tuple(node_of(node, answers.get(node.id)) for node in nodes)
         return Cluster(source=f"ray {ray.address}", nodes=measured)
 
 
-def measure_here(pretend: bool) -> bytes:
-    """What this node is, as JSON; runs on the node."""
+def measure_here(*, pretend: bool = True) -> Node:
+    """What this node is, without its place in the cluster; runs on the node.
+
+    ``pretend``: it is the machine that ``TURBOFIT_NODE_SPEC`` names, where there is one.
+    """
     from turbofit.launch.engine.launches import find_lmdeploy
     from turbofit.observe.calibrations import pretends, with_calibrations
 
-    node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
+    node = Node(id="", name="", address="", turbofit=__version__)
     with suppress(TurbofitError):  # the engine may be another one; planning tells
         node = replace(node, lmdeploy=find_lmdeploy().version)
     try:
         spec = variables().node_spec or None if pretend else None
         machine = machine_from(spec, environ=raylet_environment())
-        # What was learned on this node: it is not the one that plans.
-        machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())
-        node = replace(node, machine=machine, pretend=pretend)
     except TurbofitError as exc:
-        node = replace(node, why_not=exc.message)
-    return msgspec.json.encode(node)
+        return replace(node, why_not=exc.message)
+    # What was learned on this node: it is not the one that plans.
+    pretend = machine.source != "nvml" or pretends()
+    machine = with_calibrations(machine, pretend=pretend)
+    return replace(node, machine=machine, pretend=pretend)
 
 
 def held_only(node: Node, gpus: Iterable[str]) -> Node:
@@ -80,23 +82,17 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
     return replace(node, machine=replace(machine, visible=visible))
 
 
-def node_of(node: RayNode, answer: bytes | RayCallError | None) -> Node:
-    """What a node says, or why it says nothing."""
-    why = "Ray counts no GPU there"
-    if isinstance(answer, bytes):
-        try:
-            measured = msgspec.json.decode(answer, type=Node)
-            return replace(measured, id=node.id, address=node.address)
-        except msgspec.MsgspecError as exc:  # another turbofit
-            why = f"its turbofit answers otherwise: {exc}"
-    elif isinstance(answer, ray_adapter.ResultTimeoutError):
-        why = f"it did not answer within {_SECONDS:.0f} s"
-    elif answer is not None:
-        text = " ".join(str(answer).split())
-        why = f"it could not be measured: {text[-200:]}"
-        if "No module named 'turbofit" in text:
-            why = "turbofit is not installed there"
-    return Node(id=node.id, name=node.name, address=node.address, why_not=why)
+def node_of(node: Node, answer: Node | RayCallError | None) -> Node:
+    """A node with what it says of itself, or why it says nothing."""
+    if isinstance(answer, Node):
+        return replace(answer, id=node.id, name=node.name, address=node.address)
+    text = " ".join(str(answer).split())
+    why = f"it could not be measured: {text[-200:]}"
+    if answer is None:
+        why = "Ray counts no GPU there"
+    elif "No module named 'turbofit" in text:
+        why = "turbofit is not installed there"
+    return replace(node, why_not=why)
 
 
 def raylet_environment() -> Mapping[str, str]:
@@ -110,22 +106,21 @@ def raylet_environment() -> Mapping[str, str]:
 
 
 #: More simulated nodes than this are taken for a typing error.
-MOST_NODES: Final = 10_000
-_SIM: Final = "sim:"
-_RAY: Final = "ray"
-_EXAMPLE: Final = (
-    "ray, ray:ADDRESS, or sim:4xrtx3090@100/node.json@2 with a snapshot in this folder"
-    " (turbofit machine --save node.json)"
-)
+_MOST_NODES: Final = 10_000
 
 
 def cluster_from(text: str) -> Cluster:
     """The cluster that ``--cluster`` names."""
-    if text.startswith(_SIM):
-        return _simulated(text.removeprefix(_SIM))
-    if text == _RAY or text.startswith(f"{_RAY}:"):
-        return measure_nodes(text.partition(":")[2] or None)
-    raise UsageError(f"--cluster {text[:60]!r} is no cluster", hint=f"give {_EXAMPLE}")
+    kind, _, rest = text.partition(":")
+    if kind == "ray":
+        return measure_nodes(rest or None)
+    if kind == "sim":
+        return _simulated(rest)
+    raise UsageError(
+        f"--cluster {text[:60]!r} is no cluster",
+        hint="give ray, ray:ADDRESS, or sim:4xrtx3090@100/node.json@2 with a snapshot in this "
+        "folder (turbofit machine --save node.json)",
+    )
 
 
 def _simulated(text: str) -> Cluster:
@@ -135,10 +130,10 @@ def _simulated(text: str) -> Cluster:
     for part in text.split("/"):
         spec, _, number = part.rpartition("@") if "@" in part else (part, "", "1")
         count = int(number) if number.isdecimal() else 0
-        if not 1 <= count <= MOST_NODES - len(nodes):
+        if not 1 <= count <= _MOST_NODES - len(nodes):
             raise UsageError(
                 f"--cluster: {part[:60]!r} is not SPEC@COUNT, or more nodes than are simulated",
-                hint=f"write it like sim:4xrtx3090@100/8xh100@2, {MOST_NODES:,} nodes at most",
+                hint=f"write it like sim:4xrtx3090@100/8xh100@2, {_MOST_NODES:,} nodes at most",
             )
         if text and not spec.strip("./~ "):
             raise UsageError(

@@ -1,11 +1,7 @@
 """All calls of Ray: its connection, nodes, tasks and actors.
 
-No other module imports Ray (`tests/test_house.py`). Ray is imported inside the functions, so that a
-module which imports this one needs no Ray. Others get Ray's handles: ``handle.method.remote(...)``
-calls an actor, and `outcome` takes what that gives.
-
-Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates, which
-Ray takes from variables that every node must have (``RAY_USE_TLS`` and three files).
+No other module imports Ray (`tests/test_house.py`), and this one only inside its functions. Others
+get Ray's handles: ``handle.method.remote(...)`` calls an actor, `outcome` takes what that gives.
 """
 
 from __future__ import annotations
@@ -18,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.cluster import Node
 from turbofit.core.errors import LaunchError, MachineError, PackageError, UsageError, error_from
 from turbofit.core.installation import install_command
-from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
     import ssl
@@ -30,13 +26,11 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.front import NodeAddress
 
-    #: Of an actor.
+    #: Of an actor; what a function gives, or a `RayCallError`.
     Handle = Any
-    #: What a function gives, or a `RayCallError`.
     Result = Any
-
-    #: Where fronts reach the nodes, with their keys.
-    Nodes = tuple[NodeAddress, ...]
+    #: What is served, None where nobody has told yet; where fronts reach the nodes, with keys.
+    Page = tuple[ClusterStatus | None, tuple[NodeAddress, ...]]
 
 #: Of Ray: names of actors are unique in it.
 _NAMESPACE: Final = "turbofit"
@@ -49,36 +43,21 @@ class RayCallError(Exception):
     """A task or an actor gives no result."""
 
 
-class ResultTimeoutError(RayCallError):
-    """There is no result yet."""
-
-
-class RayNode(Struct):
-    """A node that Ray has; ``gpus`` as Ray counts them; ``leaving``: it is being drained."""
-
-    id: str
-    name: str
-    address: str
-    gpus: int
-    leaving: bool = False
-
-
 class RayConnection:
-    """A cluster that this process is connected to; ``here`` is this node's id.
-
-    Once `watched` was called it looks in a thread: while the head is gone, Ray does not return.
-    """
+    """A cluster that this process is connected to; ``here`` is this node's id."""
 
     def __init__(self) -> None:
         import ray
 
         context = ray.get_runtime_context()
         self.address, self.here = str(context.gcs_address), str(context.get_node_id())
-        self._seen: dict[str, RayNode] = {}
+        self._seen: dict[str, Node] = {}
         self._at, self._error = 0.0, ""
 
-    def watched(self) -> dict[str, RayNode]:
-        """The nodes that were there when the head was last heard of, a second ago; never waits.
+    def watched(self) -> dict[str, Node]:
+        """The nodes that were there when the head was last heard of, a second ago.
+
+        It never waits: a thread looks, since Ray does not return while the head is gone.
 
         Raises:
             MachineError: the cluster's head does not answer any more.
@@ -94,7 +73,7 @@ class RayConnection:
             )
         return self._seen
 
-    def alive(self) -> dict[str, RayNode]:
+    def alive(self) -> dict[str, Node]:
         """The nodes that are there now, by id.
 
         Raises:
@@ -109,18 +88,20 @@ class RayConnection:
                 f"the Ray cluster at {self.address} does not answer: {_one_line(exc)}",
                 hint="see ray status",
             ) from None
-        leaving: Any = ()
-        with suppress(Exception):  # no public call: without it nodes just die
+        leaving, free = (), {}
+        with suppress(Exception):  # no public calls
             from ray._private import state
 
             # Those that Ray drains, e.g. before a spot instance ends; as Ray Serve asks.
             leaving = state.state.get_draining_nodes()
+            free = state.available_resources_per_node()
         return {
-            node["NodeID"]: RayNode(
+            node["NodeID"]: Node(
                 id=node["NodeID"],
                 name=node.get("NodeManagerHostname") or node["NodeName"],
                 address=node["NodeManagerAddress"],
                 gpus=int(node["Resources"].get("GPU", 0)),
+                free=int(free.get(node["NodeID"], {}).get("GPU", 0)),
                 leaving=node["NodeID"] in leaving,
             )
             for node in nodes
@@ -167,17 +148,12 @@ def connected(address: str | None) -> Iterator[RayConnection]:
         )
     try:
         ray.init(address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except ray.exceptions.AuthenticationError:
-        raise MachineError(
-            "the Ray cluster wants a token, and the one here is none or another",
-            hint="copy its ~/.ray/auth_token to this host; RAY_AUTH_TOKEN_PATH names another file",
-        ) from None
-    except (ConnectionError, ValueError, RuntimeError) as exc:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as exc:
         at = f" at {where}" if where != "auto" else " here"
         raise MachineError(
             f"no Ray cluster answers{at}: {_one_line(exc)}",
             hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
-            "for a token wants its ~/.ray/auth_token here",
+            "for a token wants its ~/.ray/auth_token here (RAY_AUTH_TOKEN_PATH: another file)",
         ) from None
     try:
         yield RayConnection()
@@ -185,28 +161,18 @@ def connected(address: str | None) -> Iterator[RayConnection]:
         ray.shutdown()
 
 
-def free_gpus() -> dict[str, int]:
-    """How many GPUs Ray counts free, by the node's id; none while its head is silent."""
-    from ray._private.state import available_resources_per_node
-
-    try:
-        available = available_resources_per_node()
-    except Exception:  # noqa: BLE001 - Ray raises any type when its head is gone
-        return {}
-    return {node: int(resources.get("GPU", 0)) for node, resources in available.items()}
-
-
 def run_on_each(
-    nodes: Iterable[str], function: Callable[[Any], Any], argument: Any, seconds: float
+    nodes: Iterable[str], function: Callable[[], Any], seconds: float
 ) -> dict[str, Result]:
     """Run a function on nodes, once on each and without a CPU: what it gives, or `RayCallError`."""
     import ray
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    refs = {n: remote.options(scheduling_strategy=_on(n)).remote(argument) for n in nodes}
-    if refs:
-        ray.wait(list(refs.values()), num_returns=len(refs), timeout=seconds)
-    return {node: outcome(ref, 0.1) for node, ref in refs.items()}
+    refs = {node: remote.options(scheduling_strategy=_on(node)).remote() for node in nodes}
+    end, late = time.monotonic() + seconds, RayCallError(f"no answer within {seconds:.0f} s")
+    return {
+        node: outcome(ref, max(0.1, end - time.monotonic())) or late for node, ref in refs.items()
+    }
 
 
 def _on(node: str) -> Any:
@@ -248,17 +214,16 @@ def gpus_of_this_task() -> list[str]:
 
 
 def outcome(ref: Any, seconds: float) -> Any:
-    """What a task or an actor's method gives within so many seconds, or why it gives nothing.
+    """What a call gives within so many seconds; None where there is no result yet.
 
-    That is a `ResultTimeoutError` where there is no result yet, else another `RayCallError`: what
-    the function raised, too.
+    A `RayCallError` says why there will be none, or what the function raised.
     """
     import ray
 
     try:
         return ray.get(ref, timeout=seconds)
-    except ray.exceptions.GetTimeoutError as exc:
-        return ResultTimeoutError(str(exc))
+    except ray.exceptions.GetTimeoutError:
+        return None
     except ray.exceptions.RayError as exc:
         return RayCallError(str(exc))
 
@@ -268,9 +233,8 @@ def _one_line(exc: BaseException) -> str:
     return " ".join(str(exc).split())[:200]
 
 
-#: The certificate, its key, and the authority.
-_CERTIFICATE: Final = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")
-_AUTHORITY: Final = "RAY_TLS_CA_CERT"
+# Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates: Ray
+# takes them from variables that every node must have (``RAY_USE_TLS`` and three files).
 
 
 def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -278,9 +242,9 @@ def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
 
     It asks fronts for none: they show the node's key.
     """
-    if not _used(environ):
+    if not _uses_tls(environ):
         return ()
-    certificate, key = (environ.get(name, "") for name in _CERTIFICATE)
+    certificate, key = environ.get("RAY_TLS_SERVER_CERT", ""), environ.get("RAY_TLS_SERVER_KEY", "")
     return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
 
 
@@ -289,24 +253,24 @@ def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
 
     A node has a certificate of Ray's authority that names its address, as Ray itself demands.
     """
-    if not _used(environ):
+    if not _uses_tls(environ):
         return None
     import ssl
 
     try:
-        return ssl.create_default_context(cafile=environ.get(_AUTHORITY, ""))
+        return ssl.create_default_context(cafile=environ.get("RAY_TLS_CA_CERT", ""))
     except OSError as exc:
         raise LaunchError(
             f"RAY_USE_TLS is set, but the certificate of its authority cannot be used: {exc}",
-            hint=f"check {_AUTHORITY} on this node",
+            hint="check RAY_TLS_CA_CERT on this node",
         ) from None
 
 
-def _used(environ: Mapping[str, str]) -> bool:
+def _uses_tls(environ: Mapping[str, str]) -> bool:
     return environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
-# Where a run is found in a Ray cluster: what is served, where nodes are, what is asked of it.
+# A run's board: what is served, where nodes are, what is asked of it.
 
 
 #: Calls that the actor takes at once: questions wait in it.
@@ -319,25 +283,21 @@ class Board:
 
     def __init__(self) -> None:
         self._lock, self._numbers = threading.Condition(), itertools.count()
-        self._status: ClusterStatus | None = None
-        self._nodes: Nodes = ()
+        self._page: Page = (None, ())
         self._questions: dict[int, Document] = {}
         self._answers: dict[int, Document] = {}
 
-    def post(
-        self, status: ClusterStatus, nodes: Nodes, answers: dict[int, Document]
-    ) -> dict[int, Document]:
+    def post(self, page: Page, answers: dict[int, Document]) -> dict[int, Document]:
         """Write it, and take what was asked since."""
         with self._lock:
-            self._status, self._nodes = status, nodes
+            self._page = page
             self._answers |= answers
             self._lock.notify_all()
             questions, self._questions = self._questions, {}
             return questions
 
-    def read(self) -> tuple[ClusterStatus | None, Nodes]:
-        """What is served, and where fronts reach the nodes, with their keys."""
-        return self._status, self._nodes
+    def read(self) -> Page:
+        return self._page
 
     def ask(self, question: Document, seconds: float) -> Document | None:
         """The controller's answer; None where it does not come in time."""
@@ -398,25 +358,25 @@ def one_board(name: str | None) -> Any:
     return next(iter(runs.values()))
 
 
-def read(board: Any, seconds: float = _SECONDS) -> tuple[ClusterStatus | None, Nodes]:
-    """What is served, None where nobody has told yet, and where its nodes are.
+def read(board: Any, seconds: float = _SECONDS) -> Page:
+    """What is served, and where its nodes are.
 
     Raises:
         LaunchError: the board does not answer.
     """
-    answer: tuple[ClusterStatus | None, Nodes] = _heard(board.read.remote(), seconds)
-    return answer
+    page: Page = _answer(board.read.remote(), seconds)
+    return page
 
 
 def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
     """What a run answers; raises what it refuses with."""
-    answer: Document = _heard(board.ask.remote(question, seconds), seconds + _SECONDS)
+    answer: Document = _answer(board.ask.remote(question, seconds), seconds + _SECONDS)
     if "error" in answer:
         raise error_from(answer["error"])
     return answer
 
 
-def _heard(ref: object, seconds: float) -> Any:
+def _answer(ref: object, seconds: float) -> Any:
     answer = outcome(ref, seconds)
     if answer is None or isinstance(answer, RayCallError):
         hint = "see the output of turbofit serve"

@@ -7,7 +7,7 @@ from typing import Final
 
 #: The documents; ``plan`` is also a prediction and a rehearsal.
 NAMES: Final = (
-    "plan", "report", "compare", "cluster", "cluster-plan", "cluster-status", "bench", "tune",
+    "plan", "report", "compare", "cluster-plan", "cluster-status", "bench", "tune",
     "share", "which", "batch", "trace", "page",
 )  # fmt: skip
 

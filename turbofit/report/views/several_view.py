@@ -26,12 +26,11 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.figures import shell_words
 from turbofit.report.views.machine_view import assumed_of
 from turbofit.report.views.plan_view import speed_in_short
-from turbofit.tuner.cluster_plan import cards_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus, NodePlan
+    from turbofit.core.cluster import ClusterPlan, ClusterStatus, NodePlan
     from turbofit.core.plan import Plan
     from turbofit.planning.joint_plan import JointGpu, JointPlan
     from turbofit.report.painters.document import Block
@@ -139,13 +138,12 @@ def _card(gpu: JointGpu) -> Table:
 
 #: Names of a row's nodes that are written out.
 _NAMES: Final = 3
-#: Remedies and kinds of nodes of the short text; the whole text has all.
+#: Remedies of the short text; the whole text has all.
 _REMEDIES: Final = 3
-_KINDS: Final = 4
 #: Columns of numbers, and of texts that may be cut into lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once", "requests")
 _WRAPPED: Final = (
-    "cards", "which", "why", "GPUs", "node", "state", "why, or said last", "why it cannot serve",
+    "cards", "which", "why", "GPUs", "node", "state", "why, or said last",
 )  # fmt: skip
 
 
@@ -169,10 +167,8 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         blocks += [Heading("What is promised"), *_promise(plan)]
     else:
         blocks += remedies_table(plan.remedies, "What would fit")
-    folded = _folded_nodes(plan.nodes)
-    if folded:
-        blocks.append(_nodes_table(folded[:_KINDS], **ONLY_SHORT))
-        blocks += [Heading("Nodes that serve, by kind"), _nodes_table(folded)]
+    if plan.fits:
+        blocks += [Heading("Nodes that serve, by kind"), _nodes_that_serve(plan)]
     blocks += [*listed("Notes", plan.warnings), *listed("Why", plan.reasons)]
     blocks += remedies_table(plan.remedies[:_REMEDIES], "What would fit", **ONLY_SHORT)
     # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
@@ -180,24 +176,19 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     if plan.serve is not None:
         blocks.append(remark("on a node of the Ray cluster:", short=True))
         blocks.append(Code(shell_words(plan.serve.argv), short=True))
-    rest = len(folded) - _KINDS
-    kinds = f" ({rest} more {plural(rest, 'kind')} of nodes)" if rest > 0 else ""
-    more = f"more: --full{kinds}, --md, or --json with each node's settings"
+    more = "more: --full, --md, or --json with each node's settings"
     return [*blocks, remark(more, **ONLY_SHORT)]
 
 
 def _promise(plan: ClusterPlan) -> list[Block]:
     """What requests are held to on any node, and what all nodes do together."""
-    limits = plan.limits
+    limits, speed = plan.limits, plan.throughput
     assert limits is not None
-    facts = {"context": f"{plan.longest_request_tokens:,} tokens with the answer"}
-    if limits.vision_unit is not None:
-        unit = plural(limits.units_per_image, limits.vision_unit)
-        text = f"at most {limits.units_per_image:,} {unit} each"
-        facts["images"] = f"{limits.images_per_request} a request, {text}"
-    facts["requests"] = f"{plan.requests_at_once:,} at once over all nodes"
-    if plan.throughput is not None:
-        facts["forecast"] = speed_in_short(plan.throughput, plan.model)
+    facts = {
+        "promise": plan.promise,
+        "requests": f"{plan.requests_at_once:,} at once over all nodes",
+        "forecast": None if speed is None else speed_in_short(speed, plan.model),
+    }
     patches, pixels = limits.max_dynamic_patch, limits.max_pixels_per_image
     engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
     more = {
@@ -209,43 +200,35 @@ def _promise(plan: ClusterPlan) -> list[Block]:
     return [known_facts(facts, short=True), known_facts(more)]
 
 
-#: A kind of nodes: its first node's plan, and all of them.
-_Kind = tuple["Plan", list["NodePlan"]]
-
-
-def _folded_nodes(nodes: Sequence[NodePlan]) -> list[_Kind]:
-    """Nodes that serve, by their cards, groups and settings; the most nodes first."""
-    kinds: dict[object, _Kind] = {}
-    for node in nodes:
+def _nodes_that_serve(plan: ClusterPlan) -> Table:
+    """What each kind of node runs, by cards, groups and settings; the most nodes first."""
+    kinds: dict[object, list[tuple[NodePlan, Plan]]] = {}
+    for node in plan.nodes:
         if node.plan is not None:
-            plan = node.plan
-            group_settings = tuple(group.settings for group in plan.by_group)
-            key = (node.cards, plan.engine, plan.parallel.groups, plan.settings, group_settings)
-            kinds.setdefault(key, (plan, []))[1].append(node)
-    return sorted(kinds.values(), key=lambda kind: len(kind[1]), reverse=True)
-
-
-def _nodes_table(folded: Sequence[_Kind], **places: Any) -> Table:
-    """What each kind of node runs, and how many there are."""
+            served = node.plan
+            group_settings = tuple(group.settings for group in served.by_group)
+            layout = (served.engine, served.parallel.groups, served.settings, group_settings)
+            kinds.setdefault((node.cards, layout), []).append((node, served))
     rows = []
-    for plan, members in folded:
-        tokens = [node.plan.kv.total_tokens for node in members if node.plan is not None]
+    for members in sorted(kinds.values(), key=len, reverse=True):
+        node, served = members[0]
+        tokens = [plan.kv.total_tokens for _, plan in members]
         spans = dict.fromkeys((f"{min(tokens):,}", f"{max(tokens):,}"))
-        speed, layout = plan.throughput, plan.parallel
+        speed = served.throughput
         rows.append(
             (
                 f"{len(members):,}",
-                members[0].cards,
-                plan.engine.name,
-                f"{layout.tp}x{layout.replicas}",
+                node.cards,
+                served.engine.name,
+                f"{served.parallel.tp}x{served.parallel.replicas}",
                 " to ".join(spans),
                 three_digits(speed.requests_per_second) if speed is not None else "-",
-                three_digits(members[0].at_once),
-                _names(members),
+                three_digits(node.at_once),
+                _names([node for node, _ in members]),
             )
         )
     names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
-    return _table(names, rows, **places)
+    return _table(names, rows, short=True)
 
 
 def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
@@ -299,17 +282,3 @@ def status_view(status: ClusterStatus) -> list[Block]:
     return [
         *blocks, known_facts(facts), _table(names, rows), *listed("What happened", status.events)
     ]  # fmt: skip
-
-
-def nodes_view(cluster: Cluster) -> list[Block]:
-    """The nodes as they were measured."""
-    rows = [
-        (
-            node.name, node.id[:8], node.address, cards_of(node.machine), node.lmdeploy or "none",
-            node.why_not or ("pretend" if node.pretend else ""),
-        )
-        for node in cluster.nodes
-    ]  # fmt: skip
-    names = ("node", "id", "address", "GPUs", "LMDeploy", "why it cannot serve")
-    title = f"{len(cluster.nodes):,} nodes of {cluster.source}"
-    return [Heading(title), _table(names, rows)]

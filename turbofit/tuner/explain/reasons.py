@@ -38,14 +38,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield _ratio(fit)
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
-    elif doubt := unbelieved(
-        request.machine,
-        account.gpus,
-        request.model,
-        account.settings,
-        fit.engine.name,
-        fit.engine.version,
-    ):
+    elif doubt := unbelieved(account.launch, fit.engine.name, fit.engine.version):
         yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
