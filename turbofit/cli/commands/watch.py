@@ -181,7 +181,7 @@ def _denied(saved: StoredPlan) -> list[Denied]:
 
     assert saved.run is not None
     name = deny_path(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)
-    return [] if name is None else list(DenyFile(Path(name)).denied.values())
+    return [] if name is None else list(DenyFile(name).denied.values())
 
 
 @command(*FORMS, only_linux=True)
