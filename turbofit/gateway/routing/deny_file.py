@@ -2,9 +2,9 @@
 
 A file belongs to one model with one version of the engine: another version may well survive what
 this one died of. So may another engine, or other cards (over): a run whose next plan has others
-must not forget. The file is the truth: who writes reads it first, under a lock, adds what is new, and
-takes over the rest; `turbofit watch --forget` takes out of it. A file that cannot be read is put
-aside.
+must not forget. The file is the truth: who writes reads it first, under a lock, adds what is new,
+and takes over the rest; `turbofit watch --forget` takes out of it. A file that cannot be read is
+put aside.
 """
 
 from __future__ import annotations
