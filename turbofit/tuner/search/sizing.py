@@ -171,7 +171,8 @@ class Sizer:
         """The largest ratio that fits every group and that rehearsals left, or the user's own."""
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
-        ratios = [ratio for account in accounts if (ratio := account.best_ratio()) is not None]
+        best = [self.state.once(account.best_ratio, "ratio", account) for account in accounts]
+        ratios = [ratio for ratio in best if ratio is not None]
         if len(ratios) < len(accounts):
             return None
         caps = self.request.ratio_caps
