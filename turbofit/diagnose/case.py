@@ -9,7 +9,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.event import event_of
-from turbofit.diagnose.spellings import preset_of
+from turbofit.diagnose.subject import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.presets import load_preset, match_key, presets_with
 from turbofit.machine.source import machine_from

@@ -58,7 +58,7 @@ def _hang(case: LogCase) -> RuleAnswer:
         )
     ]
     figures = _blocks(facts)
-    missing = None
+    missing, tells = None, dict[type[Struct], str]()
     if figures:
         missing = Missing(
             bytes=(figures.needed - figures.available) * figures.block,
@@ -67,13 +67,9 @@ def _hang(case: LogCase) -> RuleAnswer:
             f" one warm-up request needs {figures.needed}",
             doubt=figures.spread * figures.block,
         )
-        for kind, tells in ((CacheBudget, "the cache's size"), (Slab, "the size of a block")):
-            mark = facts.first(kind)
-            if mark:
-                lines.append(evidence(mark, tells))
-    mark = facts.first(WarmupLengths)
-    if mark:
-        lines.append(evidence(mark, "the lengths of the warm-up"))
+        tells = {CacheBudget: "the cache's size", Slab: "the size of a block"}
+    tells[WarmupLengths] = "the lengths of the warm-up"
+    lines += [evidence(mark, tells[kind]) for kind in tells if (mark := facts.first(kind))]
     return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
@@ -99,15 +95,13 @@ class _Blocks(Struct):
 
 def _blocks(facts: LogFacts) -> _Blocks | None:
     """The figures, where the log has them (TM_LOG_LEVEL=INFO) and they show a lack."""
-    budget, slab = facts.first(CacheBudget), facts.first(Slab)
+    budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
         return None
-    assert isinstance(budget.event, CacheBudget)
-    assert isinstance(slab.event, Slab)
     page = load_constants().page_size
-    per_slab = slab.event.slab_size // slab.event.object_size
+    per_slab = slab.slab_size // slab.object_size
     # A line that others wrote into may say anything: a slab has a page at least.
-    available = budget.event.budget // page // max(1, slab.event.slab_size // page) * per_slab
+    available = budget.budget // page // max(1, slab.slab_size // page) * per_slab
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
     assert isinstance(block, int)
@@ -115,24 +109,20 @@ def _blocks(facts: LogFacts) -> _Blocks | None:
     needed = -(-longest // max(1, block))
     if needed <= available:
         return None
-    return _Blocks(
-        available=available, needed=needed, block=slab.event.object_size, spread=per_slab
-    )
+    return _Blocks(available=available, needed=needed, block=slab.object_size, spread=per_slab)
 
 
 def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
     """The smallest ratio that would start, where the log has the figures for it."""
-    mark = facts.first(CacheBudget)
+    budget = facts.first_event(CacheBudget)
     rest = "lower --max-prefill-token-num, or free GPU memory"
-    if figures is None or not mark or not isinstance(mark.event, CacheBudget):
+    if figures is None or budget is None:
         return (f"raise --cache-max-entry-count, {rest}",)
     # Whole slabs, and one for the start of the region that is rarely aligned.
     slabs = -(-figures.needed // figures.spread) + 1
-    ratio = -(-1000 * slabs * figures.spread * figures.block // mark.event.free)
+    ratio = -(-1000 * slabs * figures.spread * figures.block // budget.free)
     if ratio >= 1000:
-        return (
-            f"free GPU memory: no ratio of {format_bytes(mark.event.free)} would do; or {rest}",
-        )
+        return (f"free GPU memory: no ratio of {format_bytes(budget.free)} would do; or {rest}",)
     return (f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least, {rest}",)
 
 

@@ -24,7 +24,6 @@ from turbofit.diagnose.rules.rules_legacy import (
     blocks,
     cache_holders,
     cache_story,
-    cards_story,
     double_start,
 )
 from turbofit.observe.log_events import ModelLoaded, PythonFrame, TorchMemory
@@ -115,9 +114,8 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     kv_blocks = blocks(case)
     if kv_blocks is not None:
         lines[:0] = kv_blocks.lines
-        why.append(cache_story(kv_blocks))
-        why += cards_story(case, kv_blocks)
-        holdings += cache_holders(case, kv_blocks)
+        why += cache_story(case, kv_blocks)
+        holdings += cache_holders(kv_blocks)
     for reason in (double_start(case), _loaded_twice(case)):
         if reason:
             why.append(reason[0])
