@@ -53,7 +53,6 @@ class Event(Struct):
 
 
 def _row(mark: LogEvent) -> Cause | None:
-    """The first row that has a mark's line."""
     return next((row for row, _ in matches(mark.text)), None)
 
 

@@ -137,7 +137,6 @@ def _changes(case: LogCase, draft: RuleAnswer) -> tuple[str, ...]:
 
 
 def _plan(case: LogCase, draft: RuleAnswer) -> tuple[Advice | None, tuple[str, ...]]:
-    """The plan that belongs to an answer, or what is missing for it."""
     if not draft.planned:
         return None, ()
     would_work, lacks = advice(case, draft), []

@@ -173,7 +173,6 @@ class LogFacts:
         return not self._alarmed and 2 * self._calm > self._rows
 
     def take(self, line: int, text: str) -> None:
-        """Take in one row."""
         self.lines = max(self.lines, line)
         self.subject.notice(text)
         self._note(line, text)
@@ -231,7 +230,6 @@ class LogFacts:
         self.subject.read(line, text)
 
     def _note(self, line: int, text: str) -> None:
-        """What a row tells beside its event."""
         if self.begun_at is None and _BEGUN.search(text):
             self.begun_at = line
         if text.startswith(_PASSES_ON):
@@ -260,14 +258,12 @@ class LogFacts:
         return begins and any(isinstance(mark.event, PAST_LOADING) for mark in self.marks)
 
     def first(self, kind: type[_T]) -> LogEvent | None:
-        """The first mark of a kind."""
         return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
 
     def first_event(self, kind: type[_T]) -> _T | None:
         return next((event for _, event in self.every(kind)), None)
 
     def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
-        """All marks of a kind with their events, in order."""
         return [(mark, mark.event) for mark in self.marks if isinstance(mark.event, kind)]
 
     def before(self, mark: LogEvent, kind: type[_T]) -> bool:
@@ -332,7 +328,6 @@ class LogFacts:
         return True
 
     def _code(self, line: int, text: str) -> None:
-        """The source line of the last frame."""
         last = self._stack[-1]
         if not last.code and not text.startswith(("^", "~")):
             self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)

@@ -144,6 +144,5 @@ def _bare(text: str) -> str:
 
 
 def chunks_of(file: BinaryIO) -> Iterator[bytes]:
-    """A binary file's content in pieces."""
     while data := file.read(_CHUNK):
         yield data

@@ -123,7 +123,6 @@ class FactCollector:
         self.of_inference = self.of_inference or _INFERENCE.search(text.lower()) is not None
 
     def read(self, line: int, text: str) -> None:
-        """Take in one row."""
         place = (line, text)
         lower = text.lower()
         if any(word in lower for word in _FAMILIES):
@@ -141,7 +140,6 @@ class FactCollector:
 
     @property
     def lmdeploy(self) -> bool:
-        """Whether the log speaks of LMDeploy."""
         return "lmdeploy" in self.programs
 
     @property

@@ -153,7 +153,6 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
 
 
 def document(plan: Plan, observations: Sequence[Observation]) -> Document:
-    """What is kept beside the corrections: the settings, and everything that was read."""
     return {
         "model": identity(plan.model),
         "settings": to_builtins(plan.settings),
@@ -300,7 +299,6 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
 
 
 def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
-    """Tokens that the cache holds."""
     tokens = cached_tokens(budget.budget, slab, plan.settings.cache_block_seq_len)
     if plan.model.text.delta is not None:
         tokens = _beside_states(plan, budget.budget)

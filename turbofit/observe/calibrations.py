@@ -71,7 +71,6 @@ def recall(*, pretend: bool) -> tuple[Calibration, ...]:
 
 
 def _kept(path: Path) -> Calibration | None:
-    """The calibration of a file; None where there is none that can be read."""
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         body = _body(path)
         if body["schema"] == _SCHEMA:
@@ -103,7 +102,6 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
 
 
 def path_of(calibration: Calibration) -> Path:
-    """The file of a calibration."""
     return _folder(pretend=calibration.pretend, make=False) / _name(calibration)
 
 

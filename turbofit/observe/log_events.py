@@ -131,14 +131,10 @@ class LegacyCuda(_CudaFault):
 
 
 class CheckFailed(Struct):
-    """One of TurboMind's own checks failed and the process aborts."""
-
     message: str
 
 
 class NcclError(Struct):
-    """NCCL refused."""
-
     message: str
 
 
@@ -237,7 +233,6 @@ class TorchMemory(Struct):
 
     @property
     def figures(self) -> int:
-        """How many figures were read."""
         values = (self.requested, self.total, self.free, self.process, self.allocated, self.cached)
         return sum(value is not None for value in values) + len(self.others)
 
@@ -329,7 +324,6 @@ def end_kind(code: int | None, *, out_of_memory: bool, host_kills: int | None = 
 
 
 def exit_words(code: int | None) -> str:
-    """A process's end in words."""
     if code is None:
         return "no exit: its server lives and answers no request"
     number = _signal(code)

@@ -208,7 +208,6 @@ _OTHER: Final = (
 
 
 def read_line(line: str) -> Struct | None:
-    """The event that one line of a log tells of, or None."""
     text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
     prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
     try:
@@ -256,7 +255,6 @@ class SmiTable:
         self._named: tuple[int, str] | None = None
 
     def line(self, text: str) -> Struct | None:
-        """The event of one line, or None."""
         text = text.lstrip()
         if not text.startswith("|"):
             return None

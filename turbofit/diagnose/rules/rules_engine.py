@@ -48,7 +48,6 @@ _NAMES: Final[dict[PhaseName, str]] = {
 
 
 def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """A lack of memory, as these engines tell it."""
     facts = case.facts
     for mark, event in facts.every(CudaError):
         if event.out_of_memory:
@@ -220,7 +219,6 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
 
 
 def _missing(case: LogCase, shortage: Shortage | None) -> tuple[list[str], Missing | None]:
-    """What is not known, and what lacked in all."""
     if case.model is None:
         return ["which model it was: name it with --model"], None
     if shortage is None:
@@ -241,7 +239,6 @@ def _missing(case: LogCase, shortage: Shortage | None) -> tuple[list[str], Missi
 
 
 def _under_way(facts: LogFacts, phase: PhaseName) -> list[Evidence]:
-    """The last news before the abort."""
     kinds: dict[PhaseName, tuple[type[Struct], str]] = {
         "warm-up": (WarmupLength, "tokens of the warm-up request under way"),
         "vision": (VisionSetup, "images of the forward under way"),
@@ -267,7 +264,6 @@ def _held(case: LogCase, shortage: Shortage | None) -> Iterator[Holding]:
 
 
 def table_holders(case: LogCase) -> tuple[Holding, ...]:
-    """Processes of an nvidia-smi table in the log."""
     return tuple(
         Holding(
             who=f"{event.name}[{event.pid}]", bytes=event.used, gpu=event.gpu, lines=(mark.line,)

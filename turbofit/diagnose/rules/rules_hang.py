@@ -127,7 +127,6 @@ def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
 
 
 def _silence(case: LogCase) -> RuleAnswer:
-    """A log that ends in the warm-up, without an error."""
     mark = case.facts.first(Slab)
     assert mark is not None
     return RuleAnswer(

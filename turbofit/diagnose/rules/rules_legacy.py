@@ -71,7 +71,6 @@ class LegacyBlocks(Struct):
 
 
 def blocks(case: LogCase) -> LegacyBlocks | None:
-    """The BlockManager's figures, where both lines are there."""
     version = case.facts.subject.version
     rules = generation_of(version) if version and is_legacy(version) else None
     size = count = None
@@ -101,7 +100,6 @@ def blocks(case: LogCase) -> LegacyBlocks | None:
 
 
 def legacy_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """Out of memory, as these versions print it."""
     for mark, event in case.facts.every(LegacyCuda):
         if event.out_of_memory:
             yield _out_of_memory(case, mark, event)

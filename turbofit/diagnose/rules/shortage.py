@@ -67,7 +67,6 @@ class Shortage(Struct):
 
     @property
     def lacked(self) -> int:
-        """Bytes that ``step`` needed beyond what was left."""
         return self.needed - self.room
 
 
