@@ -147,7 +147,7 @@ class LogFacts:
         #: The last line at which the exception of a destructor is waited for.
         self._ignored_until = 0
         self.waits = 0
-        self.waiting: tuple[int, str] | None = None
+        self.waiting: LogEvent | None = None
         self._stack: list[PythonFrame] = []
         #: Whether the row before is a frame, whose source line comes next.
         self._at_frame = False
@@ -185,7 +185,7 @@ class LogFacts:
         if isinstance(event, Backpressure):
             if event.cause == "memory":
                 self.waits += 1
-                self.waiting = self.waiting or (line, text)
+                self.waiting = self.waiting or LogEvent(line, text, event)
             return
         if self._message and not self._continues(line, text, event):
             self._message = None

@@ -139,10 +139,6 @@ class FactCollector:
         self.facts.update(caught(text))
 
     @property
-    def lmdeploy(self) -> bool:
-        return "lmdeploy" in self.programs
-
-    @property
     def model(self) -> tuple[str, Place] | None:
         """The model's name as turbofit knows it, and where; the surest kind of place wins."""
         if not self.names:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.json_types import Document
-    from turbofit.core.plan import GpuLedger, Plan, Term
+    from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.log_events import CacheBudget, Slab
 
 #: Names of what is read before the worst cases.
@@ -243,12 +243,10 @@ def _held(region: int) -> int:
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
     """Bytes of what is only estimated, in some phases: no correction takes away more."""
     return sum(
-        term.bytes for term in ledger.ledger if term.basis == "estimate" and term.phase in phases
-    ) + sum(term.bytes for term in ledger.ledger if _corrects(term, phases))
-
-
-def _corrects(term: Term, phases: Sequence[str]) -> bool:
-    return term.phase in phases and term.term in (CONTEXT, BUFFERS)
+        term.bytes
+        for term in ledger.ledger
+        if term.phase in phases and (term.basis == "estimate" or term.term in (CONTEXT, BUFFERS))
+    )
 
 
 def _sum(ledger: GpuLedger, name: str) -> int:

@@ -92,12 +92,15 @@ def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
     return "weights" if facts.begun_at is not None else "unknown"
 
 
+def _where(phase: PhaseName, frames: list[str]) -> str:
+    return _NAMES[phase] + (f" (in {frames[0]})" if frames else "")
+
+
 def _page_locked(
     mark: LogEvent, phase: PhaseName, frames: list[str], *, certain: bool
 ) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host; of that release alone."""
-    where = f" (in {frames[0]})" if frames else ""
-    what = f"LMDeploy got no page-locked host memory {_NAMES[phase]}{where} and aborted"
+    what = f"LMDeploy got no page-locked host memory {_where(phase, frames)} and aborted"
     return RuleAnswer(
         kind="host_out_of_memory",
         phase="host RAM",
@@ -147,11 +150,10 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
                 f"on an empty card {format_bytes(-short)} would stay free: the log does not say"
                 " what took it (other programs, other settings, an older LMDeploy)"
             )
-    where = f" (in {frames[0]})" if frames else ""
     return RuleAnswer(
         kind="out_of_memory",
         phase="weights",
-        what=f"LMDeploy ran out of GPU memory {_NAMES['weights']}{where} and aborted",
+        what=f"LMDeploy ran out of GPU memory {_where('weights', frames)} and aborted",
         line=mark.line,
         why=tuple(why),
         held=holdings,
@@ -201,11 +203,10 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
         )
     if shortage and shortage.surprise:
         unknown.append(shortage.surprise)
-    where = f" (in {frames[0]})" if frames else ""
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"LMDeploy ran out of GPU memory {_NAMES[phase]}{where} and aborted",
+        what=f"LMDeploy ran out of GPU memory {_where(phase, frames)} and aborted",
         line=mark.line,
         why=tuple(why),
         held=tuple(_held(case, shortage)),

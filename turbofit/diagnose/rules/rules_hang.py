@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
-from turbofit.diagnose.answer import Evidence, Missing
+from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.log_events import (
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogFacts
+    from turbofit.diagnose.facts import LogEvent, LogFacts
 
 _DEFAULT_BLOCK: Final = 64
 _WAITS: Final = (
@@ -40,25 +40,19 @@ def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
     over = (WarmupFinished, ServerUp, CudaError, CheckFailed)
     if any(isinstance(mark.event, over) for mark in facts.marks):
         return
-    if facts.waits and facts.waiting:
-        yield _hang(case)
-    elif facts.first(Slab) and isinstance(facts.marks[-1].event, Slab | CacheBudget):
-        yield _silence(case)
+    slab = facts.first(Slab)
+    if facts.waiting:
+        yield _hang(facts, facts.waiting)
+    elif slab and isinstance(facts.marks[-1].event, Slab | CacheBudget):
+        yield _silence(slab)
 
 
-def _hang(case: LogCase) -> RuleAnswer:
-    facts = case.facts
-    assert facts.waiting is not None
-    line, text = facts.waiting
-    lines = [
-        Evidence(
-            line=line,
-            text=text.strip(),
-            tells=f"nothing can be admitted; {facts.waits:,} such lines to the log's end",
-        )
-    ]
+def _hang(facts: LogFacts, waiting: LogEvent) -> RuleAnswer:
+    waits = f"nothing can be admitted; {facts.waits:,} such lines to the log's end"
+    lines = [evidence(waiting, waits)]
     figures = _blocks(facts)
-    missing, tells = None, dict[type[Struct], str]()
+    missing = None
+    tells: dict[type[Struct], str] = {}
     if figures:
         missing = Missing(
             bytes=(figures.needed - figures.available) * figures.block,
@@ -74,7 +68,7 @@ def _hang(case: LogCase) -> RuleAnswer:
         kind="start_hang",
         phase="start-up hang",
         what=_HANGS if figures else "",
-        line=line,
+        line=waiting.line,
         possible=(_WAITS,),
         why=(_WAITS,) if figures else (),
         missing=missing,
@@ -126,9 +120,7 @@ def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
     return (f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least, {rest}",)
 
 
-def _silence(case: LogCase) -> RuleAnswer:
-    mark = case.facts.first(Slab)
-    assert mark is not None
+def _silence(mark: LogEvent) -> RuleAnswer:
     return RuleAnswer(
         kind="start_hang",
         line=mark.line,

@@ -11,6 +11,7 @@ from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.legacy.generations import generation_of, legacy_weight_classes
 from turbofit.memory.turbomind.weights import load_constants, weight_classes
+from turbofit.memory.versions import is_legacy
 from turbofit.observe.log_events import KvBlocks, LegacyCuda
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.facts import LogEvent, LogFacts
     from turbofit.memory.legacy.generations import Generation
-from turbofit.memory.versions import is_legacy
 
 START_ONCE: Final = (
     "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"

@@ -284,7 +284,7 @@ def _unclear(case: LogCase, memory: TorchMemory) -> bool:
     """
     return not memory.named or (
         memory.pid is not None
-        and case.facts.subject.lmdeploy
+        and "lmdeploy" in case.facts.subject.programs
         and any(size > (memory.process or 0) for _, size in memory.others)
     )
 
