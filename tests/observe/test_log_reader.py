@@ -49,7 +49,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         ),
         (
             FATAL + "[cuda_ipc_comm.cu:196] CUDA Driver error: CUDA_ERROR_NOT_SUPPORTED",
-            log.CudaError(message="CUDA_ERROR_NOT_SUPPORTED"),
+            log.CudaError(message="CUDA_ERROR_NOT_SUPPORTED", driver=True),
         ),
         (
             FATAL + "[buffer.cc:25] Check failed: base + size <= size_ (9 vs. 8) ",
@@ -80,7 +80,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         ("  what():  CUDA error: out of memory", OUT_OF_MEMORY),
         (
             "  what():  CUDA driver error: out of memory",
-            OUT_OF_MEMORY,
+            log.CudaError(message="out of memory", driver=True),
         ),
         ("  what():  std::bad_alloc: cudaErrorMemoryAllocation: out of memory", OUT_OF_MEMORY),
         (

@@ -115,12 +115,13 @@ class _CudaFault(Struct):
 
 
 class CudaError(_CudaFault):
-    """A CUDA call, of the runtime or the driver, failed and the process aborts.
+    """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
 
     ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is the LMDeploy that
     plans are for: the line of its source tells that.
     """
 
+    driver: bool = False
     pinned: bool = False
 
 

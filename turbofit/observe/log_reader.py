@@ -90,8 +90,8 @@ def _blocks(match: re.Match[str]) -> events.KvBlocks:
 def _thrown(match: re.Match[str]) -> Struct | None:
     """The exception that ended a process, as libstdc++ prints it; CUB and Thrust name the code."""
     text = match[1]
-    if cuda := re.match(r"CUDA (?:[Dd]river )?error: (.+)", text):
-        return events.CudaError(message=cuda[1])
+    if cuda := re.match(r"CUDA ([Dd]river )?error: (.+)", text):
+        return events.CudaError(message=cuda[2], driver=bool(cuda[1]))
     if "cudaErrorMemoryAllocation" in text:
         return events.CudaError(message="out of memory")
     if text.startswith("CUDA out of memory"):
@@ -131,8 +131,8 @@ _TURBOMIND: Final = (
          lambda m: events.WarmupLengths(lengths=_numbers(m[1]))),
     _row("Warm-up finished", r"Warm-up finished in [\d.]+ seconds",
          lambda _: events.WarmupFinished()),
-    _row("error: ", r"CUDA (?:[Dd]river )?error: (.+)",
-         lambda m: events.CudaError(message=m[1])),
+    _row("error: ", r"CUDA ([Dd]river )?error: (.+)",
+         lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
     _row("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=(\d+) images_batched=(\d+)"
          r" images_skipped=\d+ patches=(\d+)",
          lambda m: events.VisionSetup(sequences=int(m[1]), images=int(m[2]), units=int(m[3]))),
@@ -218,7 +218,7 @@ def read_line(line: str) -> Struct | None:
             return events.WarmupLength(tokens=int(message))
         event = _first(_TURBOMIND_WORDS, message) or _first(_OTHER_WORDS, message)
         if isinstance(event, events.CudaError) and prefix[1] == load_constants().pinned_call:
-            return events.CudaError(message=event.message, pinned=True)
+            return events.CudaError(message=event.message, driver=event.driver, pinned=True)
     except ValueError:  # a figure that a torn line damaged
         return None
     return event
