@@ -211,7 +211,9 @@ def test_a_node_whose_server_was_killed_joins_again(world: World) -> None:
     world.log.clear()
     ticks(made)
     assert states(made) == {"host-1": "draining"}
-    world.now += 3
+    told = made.answer({"kind": "change", "keywords": {"context": 16384}})
+    assert "a node comes back" in told["error"]["message"]
+    world.now += 5
     ticks(made)
     assert states(made) == {"host-1": "serving"}
     assert world.log == ["end host-1", "serve host-1 32768"]

@@ -55,8 +55,9 @@ _FRONTS_SECONDS: Final = 3.0
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
-#: Seconds until a node whose server was killed is measured again.
-_KILLED_SECONDS: Final = 3.0
+#: Seconds until a node whose server was killed is measured again: the driver may hold so long what
+#: was the server's memory.
+_KILLED_SECONDS: Final = 5.0
 #: Seconds that the first plan waits until all nodes are measured; the others join later.
 _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
@@ -400,7 +401,6 @@ class Controller:
         plan, code, now = node.plan and node.plan.plan, node.report.exit_code, time.monotonic()
         if not code and now - node.killed_at > _AGAIN_SECONDS:
             node.killed_at = now
-            # What the driver still holds of its memory comes back meanwhile.
             self._let_go(node, "joining", node.failed, _KILLED_SECONDS)
         elif plan and code == OutOfMemoryError.exit_code and not node.margin:
             node.margin = doubled_margin(plan)
@@ -438,14 +438,17 @@ class Controller:
     def _change_next(self) -> None:
         """The next node leaves the front, once fronts have the last one that has changed."""
         serving = [node for node in self.nodes.values() if node.state == "serving"]
-        changing = any(node.after == "joining" for node in self.nodes.values())
-        if changing or any(node.until > time.monotonic() for node in serving):
+        if self._returning() or any(node.until > time.monotonic() for node in serving):
             return
         if old := self._outdated():
             self._let_go(old[0], "joining", "another plan is in force")
         elif self.before is not None:
             self.before = None
             self.say(f"the plan has changed: {self.plan.promise}")
+
+    def _returning(self) -> list[NodeState]:
+        """Nodes whose server ended, or was killed, and which do not serve again yet."""
+        return [node for node in self.nodes.values() if node.after == "joining"]
 
     def _outdated(self) -> list[NodeState]:
         nodes = self.nodes.values()
@@ -481,9 +484,10 @@ class Controller:
             return exc.to_dict()
 
     def _change(self, changes: Document) -> str:
-        if self.before or self._outdated():
+        if self.before or self._outdated() or self._returning():
+            # A node that is being measured would be planned for as if it had left.
             hint = "see turbofit cluster status, and wait"
-            raise LaunchError("a change is under way already", hint=hint)
+            raise LaunchError("a change is under way already, or a node comes back", hint=hint)
         target = self._plan_all(self.config.request.changed(**changes), self.plan.source)
         if not target.fits:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"

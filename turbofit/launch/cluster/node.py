@@ -137,7 +137,8 @@ class NodeActor:
             (self._folder / "lock").write_text("")
         elif not digest:
             self._note(state="idle", digest="", url="", why="")
-            self._note(measured=self._report.measured or self._measure())
+            # At each look: what the driver held of a server's memory comes back some time later.
+            self._note(measured=self._measure())
         elif (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
 
