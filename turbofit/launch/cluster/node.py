@@ -150,7 +150,7 @@ class NodeActor:
         """Renew the lease of a plan's server; those without one end in order."""
         for lease in self._folder.glob("lease-*"):
             if lease.name != f"lease-{digest}":
-                lease.unlink()
+                lease.unlink(missing_ok=True)  # `end` is called in another thread than `_look`
         if digest:
             (self._folder / f"lease-{digest}").touch(mode=0o600)
 
