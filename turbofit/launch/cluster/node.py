@@ -40,9 +40,9 @@ _BETWEEN: Final = '"$@"; echo $? > code'
 class NodeReport(Struct):
     """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
-    It is empty until the actor has looked: the server of an earlier actor may be open. ``measured``
-    is the node with the actor's GPUs, as it is while nothing serves. ``digest`` is of the plan that
-    runs, ``exit_code`` of its server, 0 where somebody ended that.
+    ``state`` is empty until the actor has looked: the server of an earlier actor may be open.
+    ``measured`` is the node with the actor's GPUs, as it is while nothing serves. ``digest`` is of
+    the plan that runs, ``exit_code`` of its server, 0 where somebody ended that.
     """
 
     state: str = "idle"
