@@ -350,11 +350,14 @@ def test_the_next_node_changes_once_fronts_have_the_last_one(
     assert states(made) == {"host-1": "serving", "host-2": "draining"}
 
 
-def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World) -> None:
+@pytest.mark.parametrize("failure", [("the engine died", 5), ("out of memory", 6)])
+def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(
+    world: World, failure: tuple[str, int]
+) -> None:
     made = serving(world, *["2xrtx3090"] * 3)
     before: ClusterPlan = made.plan
     world.log.clear()
-    world.fails["host-2"] = ("the engine died", 5)
+    world.fails["host-2"] = failure
     target(made, context=16384)
     while "serve host-2 16384" not in world.log:
         made.tick()
@@ -363,7 +366,7 @@ def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World)
     assert [line for line in world.log if line.startswith("serve")] == [
         "serve host-1 16384", "serve host-2 16384", "serve host-2 32768", "serve host-1 32768",
     ]  # fmt: skip
-    assert made.change == "given up: node host-2-0002: the engine died"
+    assert made.change == f"given up: node host-2-0002: {failure[0]}"
     assert (made.plan.limits, made.plan.verdict) == (before.limits, before.verdict)
     assert set(states(made).values()) == {"serving"}
 

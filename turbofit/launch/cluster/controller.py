@@ -402,7 +402,7 @@ class Controller:
         if not code and now - node.killed_at > _AGAIN_SECONDS:
             node.killed_at = now
             self._let_go(node, "joining", node.failed, _KILLED_SECONDS)
-        elif plan and code == OutOfMemoryError.exit_code and not node.margin:
+        elif plan and code == OutOfMemoryError.exit_code and not (node.margin or self.before):
             node.margin = doubled_margin(plan)
             self._let_go(node, "joining", "out of memory: it is planned with twice the margin")
         else:
