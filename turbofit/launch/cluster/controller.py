@@ -430,7 +430,7 @@ class Controller:
         node.be("draining", why, seconds)
         if node.actor is not None:
             node.actor.end.remote()
-        ends = "does not serve" if after == "unfit" else "finishes what it has"
+        ends = "finishes what it has" if node.open else "does not serve"
         self.say(f"node {node.name} {ends}: {why}")
 
     # From one plan to another: a node at a time, whose plan is not of the one in force.
