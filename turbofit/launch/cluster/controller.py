@@ -267,15 +267,17 @@ class Controller:
     def end(self) -> None:
         """End all servers in order, and give all GPUs back.
 
-        An actor that does not answer any more is not waited for: its server ends by its lease.
+        An actor that is gone is not waited for: its server ends by its lease.
         """
-        end = time.monotonic() + self.config.timing.drain + _LAST_SECONDS
         calls = [(n, n.actor.end.remote()) for n in self.nodes.values() if n.actor is not None]
+        now = time.monotonic()
+        heard, end = now + _HEAR_SECONDS, now + self.config.timing.drain + _LAST_SECONDS
         # Even an urgent end waits until actors know: servers would serve on.
-        left = [
-            node for node, call in calls
-            if not isinstance(ray_adapter.outcome(call, _HEAR_SECONDS), RayCallError)
-        ]  # fmt: skip
+        left = []
+        for node, call in calls:
+            answer = ray_adapter.outcome(call, max(0.0, heard - time.monotonic()))
+            if not isinstance(answer, RayCallError):
+                left.append(node)
         while left and not self._stop.urgent and time.monotonic() < end:
             lost = self._hear()
             left = [node for node in left if node.report.state != "idle" and node not in lost]
