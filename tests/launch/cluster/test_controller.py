@@ -253,6 +253,16 @@ def test_a_node_that_is_drained_while_it_joins_is_not_heard_as_a_server(
     assert states(made) == {"host-1": "serving", "host-2": "drained"}
 
 
+def test_a_silent_actor_has_one_question_to_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, asked = serving(world, "2xrtx3090"), []
+    made.nodes["0001"].actor.tell = Method(lambda: asked.append("tell") or "asked")
+    monkeypatch.setattr(ray_adapter, "outcome", lambda *_: None)
+    ticks(made)
+    assert asked == ["tell"]
+
+
 def test_an_urgent_end_still_lets_the_actors_pass_it_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

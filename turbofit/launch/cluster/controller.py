@@ -97,7 +97,7 @@ class NodeState:
         drained   it serves nothing until it leaves Ray and joins again
 
     ``version`` is that of the cluster's plan under which the node was planned. ``killed_at`` is
-    when its server was killed last.
+    when its server was killed last. ``pending`` is the question that the actor has not answered.
     """
 
     ray: Node
@@ -106,6 +106,7 @@ class NodeState:
     after: str = ""
     until: float = 0.0
     actor: Any = None
+    pending: Any = None
     gpus: int = 0
     node: Node | None = None
     plan: NodePlan | None = None
@@ -325,16 +326,23 @@ class Controller:
         """Give a node's GPUs back."""
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
-        node.actor, node.gpus, node.report, node.digest = None, 0, NodeReport(), ""
+        node.actor = node.pending = None
+        node.gpus, node.report, node.digest = 0, NodeReport(), ""
 
     def _hear(self) -> list[NodeState]:
-        """Take what actors tell; the nodes whose actors start again, or are gone."""
+        """Take what actors have answered, and ask these again; nodes whose actors are not there.
+
+        It never waits, and a silent actor has one question to answer, not one of each look.
+        """
         lost = []
-        calls = [(n, n.actor.tell.remote()) for n in self.nodes.values() if n.actor is not None]
-        for node, call in calls:
-            report = ray_adapter.outcome(call, _TICK)
+        for node in self.nodes.values():
+            if node.actor is None:
+                continue
+            node.pending = node.pending or node.actor.tell.remote()
+            report = ray_adapter.outcome(node.pending, 0)
             if report is None:
                 continue
+            node.pending = None
             if isinstance(report, RayCallError):
                 lost.append(node)
                 measured = node_of(node.ray, report)
@@ -395,7 +403,7 @@ class Controller:
         digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
-        node.report = replace(node.report, state="starting", digest=digest)
+        node.report, node.pending = replace(node.report, state="starting", digest=digest), None
         node.be("starting")
 
     def _failed(self, node: NodeState) -> None:
