@@ -163,10 +163,10 @@ class Front(AsgiApp):
             node.doubted.clear()
             try:
                 status, page = await asyncio.wait_for(self._ask_health(node), _HEALTH_SECONDS)
+                node.heard(status, page)
             except Exception as exc:  # noqa: BLE001 - the next look may be right
                 node.up, node.why = False, str(exc) or "it does not answer"
             else:
-                node.heard(status, page)
                 sizes = [known.about.get("bytes_per_body") or 0 for known in self.nodes.values()]
                 self._bodies.limit(max(sizes, default=0) or _LARGEST)
             with suppress(asyncio.TimeoutError):
