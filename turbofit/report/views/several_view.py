@@ -217,7 +217,7 @@ def _kinds_that_serve(plan: ClusterPlan) -> list[tuple[str, ...]]:
             group_settings = tuple(group.settings for group in served.by_group)
             layout = (served.engine, served.parallel.groups, served.settings, group_settings)
             kinds.setdefault((node.cards, layout), []).append((node, served))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for members in sorted(kinds.values(), key=len, reverse=True):
         node, served = members[0]
         tokens = [plan.kv.total_tokens for _, plan in members]
