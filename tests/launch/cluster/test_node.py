@@ -292,6 +292,8 @@ def test_a_node_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None
 def test_why_a_node_says_nothing_is_told_in_words() -> None:
     missing = RayCallError("ray::f\nModuleNotFoundError: No module named 'turbofit'")
     assert node_of(HERE, missing).why_not == "turbofit is not installed there"
+    other = RayCallError("System error: Unexpected keyword argument 'cores'\ntraceback: …")
+    assert "answers otherwise" in node_of(HERE, other).why_not
     assert "the node died" in node_of(HERE, RayCallError("the node died")).why_not
     assert "no GPU" in node_of(HERE, None).why_not
 
