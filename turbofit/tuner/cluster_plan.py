@@ -479,7 +479,10 @@ _HOST_STEP: Final = 8 * GIB
 
 
 class Kind(Struct, eq=False):
-    """Nodes that run the same settings; ``machine`` is what these are planned for."""
+    """Nodes that run the same settings; ``machine`` is what these are planned for.
+
+    A kind is equal to itself alone, so that it is a key without its machines being compared.
+    """
 
     machine: Machine
     nodes: tuple[Node, ...]
@@ -492,7 +495,10 @@ class Kind(Struct, eq=False):
 
 
 def why_unusable(node: Node) -> str:
-    """Why a node cannot be planned for, before any memory is counted; empty where it can."""
+    """Why a node cannot be planned for, before any memory is counted; empty where it can.
+
+    A version that is not told is not held against a node: snapshots and SPECs have none.
+    """
     if node.machine is None:
         return node.why_not or "it was not measured"
     if not node.machine.visible:

@@ -55,8 +55,8 @@ _FRONTS_SECONDS: Final = 3.0
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
-#: Seconds until a node whose server was killed is measured again: the driver may hold so long what
-#: was the server's memory.
+#: Seconds until a node whose server was killed is measured again: so long the driver may hold that
+#: server's memory.
 _KILLED_SECONDS: Final = 5.0
 #: Seconds that the first plan waits until all nodes are measured; the others join later.
 _MEASURE_SECONDS: Final = 180.0
