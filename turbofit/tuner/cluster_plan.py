@@ -478,11 +478,8 @@ def _count(number: int, noun: str) -> str:
 _HOST_STEP: Final = 8 * GIB
 
 
-class Kind(Struct, eq=False):
-    """Nodes that run the same settings; ``machine`` is what these are planned for.
-
-    A kind is equal to itself alone, so that it is a key without its machines being compared.
-    """
+class Kind(Struct, eq=False):  # a key of dictionaries: no machines are compared
+    """Nodes that run the same settings; ``machine`` is what these are planned for."""
 
     machine: Machine
     nodes: tuple[Node, ...]
