@@ -492,15 +492,12 @@ class Kind(Struct, eq=False):  # a key of dictionaries: no machines are compared
 
 
 def why_unusable(node: Node) -> str:
-    """Why a node cannot be planned for, before any memory is counted; empty where it can.
-
-    A version that is not told is not held against a node: snapshots and SPECs have none.
-    """
+    """Why a node cannot be planned for, before any memory is counted; empty where it can."""
     if node.machine is None:
         return node.why_not or "it was not measured"
     if not node.machine.visible:
         return node.why_not or "it has no GPU that may be used"
-    if node.turbofit and node.turbofit != __version__:
+    if node.turbofit and node.turbofit != __version__:  # snapshots and SPECs tell no version
         return (
             f"it has turbofit {node.turbofit}, this one is {__version__}: its memory would be"
             " measured and its engines be started by other rules"
