@@ -82,7 +82,6 @@ class Node:
         self.doubted.set()
 
     def heard(self, status: int, page: Document) -> None:
-        """Take over what its health page says."""
         self.about = page
         engines, up = page.get("engines") or 1, page.get("up") or 0
         self.up = status == 200 and not page.get("draining")
@@ -231,7 +230,6 @@ class Front(AsgiApp):
         raise why
 
     def _suspect(self, digest: bytes, node: Node) -> None:
-        """An engine, or the node, broke off with a request."""
         self._suspects.pop(digest, None)
         self._suspects[digest] = node.name
         if len(self._suspects) > _MOST_SUSPECTS:

@@ -81,13 +81,9 @@ def make_gateway(
 ) -> Gateway:
     """The ASGI app for a plan.
 
-    Args:
-        plan: what requests are held to.
-        upstreams: addresses of the engines, in the order of the plan's groups.
-        config: all that the plan does not say.
-        overlay: whether the engines run on the folder of `gateway.overlay`.
-        log: takes a record of each request.
-        deny_list: of the gateway before this one; None opens the configuration's file.
+    ``upstreams`` are addresses of the engines in the order of the plan's groups, ``overlay``:
+    whether they run on the folder of `gateway.overlay`. ``deny_list`` is of the gateway before this
+    one; None opens the configuration's file.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
@@ -129,11 +125,7 @@ def digest_of(plan: Plan) -> str:
 
 
 class _Serving:
-    """A gateway that listens in the running loop.
-
-    Args:
-        gateway: see `make_gateway`.
-        on_ready: told the gateway's own address once it serves.
+    """A gateway that listens in the running loop; ``on_ready`` is told its address once it serves.
 
     Raises:
         LaunchError: the address cannot be bound.

@@ -56,12 +56,10 @@ _MOST_CANDIDATES = 24
 
 
 def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
-    """Search, and say what was found."""
     return plan_of(search(request, engine))
 
 
 def plan_of(fit: EngineFit) -> Plan:
-    """What was found, in words."""
     request, best, accounts = fit.request, fit.best, fit.accounts
     over_rival = [_over(fit, fit.rival)[1]] if fit.fits and fit.rival is not None else []
     groups = best.shape.groups
@@ -168,7 +166,6 @@ def _parallel_reason(fit: EngineFit) -> str:
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:
-    """What a person should know; values that are not kept in full first."""
     request, best = fit.request, fit.best
     if fit.fits:
         yield from unkept(request, best.settings.session_len, fit.tokens)
@@ -241,11 +238,7 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
 
 
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
-    """What `best_plan` tells of, before words are made; of an engine without a search its plan.
-
-    Raises:
-        As :func:`best_plan`.
-    """
+    """As `best_plan`, before words are made; of an engine without a search its plan."""
     engine, reasons = _named(request, engine)
     first = engine_for(request.model, engine)
     check_options(first, request.fixed)
@@ -278,10 +271,7 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
 
 
 def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
-    """The engine that is asked for, and why, where it alone takes an option that is set.
-
-    TurboMind comes first anyway, and an engine that does not run the model is not chosen so.
-    """
+    """The engine asked for, or the only one that takes an option that is set, with that reason."""
     owner = option_owner(request.fixed) if engine == "auto" else None
     if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
         return engine, ()
@@ -356,7 +346,6 @@ def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
 
 
 def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:
-    """Engines that would serve, and why they are not chosen."""
     if rival is not None:
         yield Remedy(
             change=f"--engine {rival.engine.name}",

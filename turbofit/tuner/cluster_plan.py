@@ -82,8 +82,6 @@ class _Choice(Struct):
 
 
 class _Planner:
-    """What was planned for the kinds of one cluster."""
-
     def __init__(self, base: ResolvedRequest, engine: str) -> None:
         self.base, self.engine = base, engine
         self.requests = base.workload.concurrency
@@ -120,10 +118,7 @@ class _Planner:
         return _Tried(plan=plan, why_not="" if plan.fits else why)
 
     def shares(self, members: Sequence[Kind], promise: Promise = _ALONE) -> dict[Kind, float]:
-        """Requests of one node of each kind: by its forecast, or GPUs, and no more than it holds.
-
-        Its own batch where nobody says how many requests there will be.
-        """
+        """Requests of one node of each kind: its share, as far as it holds it, or its own batch."""
         if (requests := self.requests) is None:
             plans = {kind: self.plan(kind, 1.0, promise).plan for kind in members}
             return {k: float(plan.requests_at_once) if plan else 1.0 for k, plan in plans.items()}
@@ -144,11 +139,9 @@ class _Planner:
         return speed.requests_per_second if speed else 0.01 * len(kind.machine.visible)
 
     def at_once(self, shares: Mapping[Kind, float]) -> float:
-        """Requests over all nodes."""
         return sum(share * len(kind.nodes) for kind, share in shares.items())
 
     def holds_all(self, choice: _Choice) -> bool:
-        """Whether all requests that are asked for are held."""
         wanted = (self.requests or 0) * (1 - _ALMOST)
         return bool(choice.plans) and self.at_once(choice.shares) >= wanted
 
@@ -339,7 +332,6 @@ def _below(limits: Limits, promised: Limits) -> str:
 
 
 def _sum(speeds: Sequence[Throughput | None]) -> Throughput | None:
-    """The forecast over nodes side by side."""
     known = [speed for speed in speeds if speed is not None]
     if not known or len(known) < len(speeds):
         return None
@@ -353,7 +345,6 @@ def _sum(speeds: Sequence[Throughput | None]) -> Throughput | None:
 
 
 def _held(planner: _Planner, plans: Sequence[Plan], choice: _Choice | None) -> Held | UnsetType:
-    """Requests at once that the nodes hold, where a person says how many there must be."""
     if planner.base.promised_requests is None:
         return UNSET
     chosen = choice.plans.values() if choice is not None else ()
@@ -380,7 +371,6 @@ def _left_out(planner: _Planner, trial: _Tried, choice: _Choice | None) -> str:
 
 
 def _verdict(plan: ClusterPlan) -> str:
-    """Whether it fits, on how many nodes; or why none serves."""
     name, nodes = plan.model.name, plan.nodes
     if not nodes:
         return f"does not fit: {name}: the cluster has no nodes"
@@ -418,7 +408,6 @@ def _reasons(planner: _Planner, limits: Limits, choice: _Choice) -> Iterator[str
 
 
 def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
-    """What a person should know: who is left out, and where nodes differ in what they answer."""
     left = Counter(node.why_not for node in plan.nodes if node.why_not)
     if plan.fits:
         for why, n in left.most_common():
@@ -508,7 +497,6 @@ def why_unusable(node: Node) -> str:
 
 
 def kinds_of(nodes: Sequence[Node]) -> tuple[Kind, ...]:
-    """The nodes by kind, in their order."""
     by_kind: dict[Hashable, list[Node]] = {}
     for node in nodes:
         by_kind.setdefault(_kind_key(_machine(node)), []).append(node)

@@ -96,7 +96,6 @@ class Chosen(NamedTuple):
 
 
 def search(request: ResolvedRequest) -> Chosen:
-    """The placement to launch."""
     _check(request)
     most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
     for copies in range(most, 1, -1) if request.replicas is None else ():
@@ -484,7 +483,6 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
 
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
-    """Single changes, cheapest first."""
     yield from left_to_turbofit(request)
     yield from smaller_workload(request, "what fits")
     rule, limit = request.model.image_rule, request.limit

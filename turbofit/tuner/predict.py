@@ -111,10 +111,7 @@ def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
 def _held(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
-    """The units that one forward can have where the cache is smaller than the context.
-
-    Never under: the whole region counts.
-    """
+    """The units of one forward where the cache is smaller than the context. Never under."""
     rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
         return vision_load
@@ -316,10 +313,7 @@ def _warnings(
     engine: Engine,
     cache: int | None,
 ) -> Iterator[str]:
-    """What is given and not kept whole, and what goes wrong beside memory.
-
-    ``cache`` are KV tokens of the smallest cache, None where the start does not serve.
-    """
+    """What goes wrong beside memory; ``cache``: KV tokens of the smallest, None without a start."""
     if request.workload.queue_images and launch.vision_load.units_per_image:
         yield QUEUED
     gpus, settings = launch.gpus, launch.settings

@@ -38,7 +38,6 @@ class Margin(Struct):
     rehearsed: bool = False
 
     def of(self, gpu: Gpu) -> int:
-        """Bytes for one GPU."""
         total = known(gpu.total, 0)
         margin = max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE))
         if self.bytes is not None:
@@ -206,7 +205,6 @@ def host_short(host: HostMemory) -> int:
 
 
 def host_problem(host: HostMemory) -> str | None:
-    """Why host memory does not do, where it is known not to."""
     if host.available is None or not (short := host_short(host)):
         return None
     return (

@@ -29,11 +29,7 @@ _UNKNOWN_FLOPS = 20 * 10**12
 
 
 class Rates(Struct):
-    """The constants, as `presets/engines/throughput.yaml` explains them with their sources.
-
-    Efficiencies, factors and errors are shares, ``*_seconds`` and ``*_latency`` seconds,
-    ``*_bandwidth`` bytes/s, ``*_tokens`` tokens.
-    """
+    """`presets/engines/throughput.yaml`; latencies are in seconds, bandwidths in bytes/s."""
 
     memory_efficiency: float
     compute_efficiency: float
@@ -178,7 +174,6 @@ class LinkClass(IntEnum):
 
     @property
     def words(self) -> str:
-        """The class as people say it."""
         return (
             "through host memory across NUMA nodes",
             "through host memory, no peer access",
@@ -189,7 +184,6 @@ class LinkClass(IntEnum):
 
 
 def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
-    """The class of a group: its slowest link's."""
     return min(map(link_class, _links(machine, gpus)), default=LinkClass.ALONE)
 
 
@@ -229,7 +223,6 @@ class AllReduce(Struct):
 
     @property
     def seconds_per_byte(self) -> float:
-        """Seconds of a byte's traffic."""
         if self.ranks == 1:
             return 0.0
         traffic = 2 * (self.ranks - 1) / self.ranks * max(2, min(self.ranks, self.shared_by)) / 2
@@ -269,10 +262,7 @@ def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
 
 
 def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
-    """The group's own all-reduce where it was measured, else that of its slowest measured pair.
-
-    The second is as if all of it crossed one host bridge, so low.
-    """
+    """The group's own all-reduce, else its slowest pair's over one host bridge: a low forecast."""
     if machine.measured is None:
         return None
     indices = frozenset(gpu.index for gpu in gpus)
@@ -352,20 +342,14 @@ def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
 
 
 class Pace(Struct):
-    """Requests a second that come, and seconds of a first token and of a token after it.
-
-    As a wish each is None where nothing is asked; as a forecast of one all are there.
-    """
+    """Requests a second, seconds of a first token and of a later one; None: nothing is wished."""
 
     rate: float | None = None
     first_token: float | None = None
     per_token: float | None = None
 
     def forecast(self, speed_at: Callable[[float], Speed], share: float, most: float) -> Pace:
-        """What one engine does with the fewest requests there that bring its ``share`` of the rate.
-
-        With ``most`` where none do.
-        """
+        """One engine with the fewest requests that bring its ``share``, else with ``most``."""
         low, high = 0.0, most
         wanted = inf if self.rate is None else self.rate * share
         speed = speed_at(most)
@@ -415,11 +399,9 @@ class GroupRates(Struct):
     def seconds(
         self, figures: Rates, tokens: float, *, pairs: float = 0.0, cached: float = 0.0
     ) -> float:
-        """One forward of so many tokens.
+        """One forward of so many tokens: products read their weights while they compute.
 
-        A product reads its weights while it computes, and the slower of both counts. Attention runs
-        between products: ``pairs`` are those of a prompt's token and one that it looks at,
-        ``cached`` the tokens whose keys and values are read.
+        ``pairs``: a prompt's token and one that it looks at; ``cached``: tokens whose KV is read.
         """
         work, card = self.work, self.card
         products = max(
@@ -444,7 +426,6 @@ class GroupRates(Struct):
 def group_rates(
     model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
 ) -> GroupRates:
-    """The rates of one group; of the settings as :func:`work_of`."""
     return GroupRates(
         work=work_of(model, settings, engine),
         card=card_of(gpus, rates(), machine.measured),
@@ -473,10 +454,7 @@ def group_speed(
 def speed_of(
     group: GroupRates, figures: Rates, load: ClosedLoad, settings: Settings, kv_tokens: float
 ) -> Speed:
-    """The forecast of one engine under a closed load; ``kv_tokens`` are what its cache holds.
-
-    Of the settings the batch and the tokens of a prefill pass count.
-    """
+    """The forecast of one engine under a closed load; ``kv_tokens`` are what its cache holds."""
     work, card, at_once = group.work, group.card, load.at_once
     whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
     admitted = min(at_once, settings.max_batch_size)

@@ -148,7 +148,6 @@ class EngineLoad:
         heappush(self._ends, (end, index))
 
     def _decode(self, until: float) -> None:
-        """Decode up to the next event."""
         count, engine = len(self._running), self.engine
         while count > 1 and self._cached + count > engine.kv_tokens:
             self._evict()

@@ -45,16 +45,10 @@ _AT_ONCE: Final = 2
 
 
 class Gateway(AsgiApp):
-    """The app.
+    """The app; ``bounds`` are what requests are held to, ``upstreams`` the engines' addresses.
 
-    Args:
-        bounds: what requests are held to.
-        upstreams: addresses of the engines.
-        config: everything else.
-        log: takes one record a request; it holds no prompt and no image.
-        fetcher: for tests.
-        upstream: for tests.
-        deny_list: of the gateway before this one; None opens the configuration's file.
+    ``deny_list`` is of the gateway before this one; None opens the configuration's file. Tests give
+    ``fetcher`` and ``upstream``.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -168,7 +162,6 @@ class Gateway(AsgiApp):
         return dict.fromkeys(list(self.config.names)[:1], words)
 
     async def _prepare(self, request: RequestContext, route: Route) -> None:
-        """The body as it goes on, and what it costs."""
         prepared = Preparation(self.bounds, route.kind, request.body, self.config.defaults)
         hold_name(self.config.names, prepared.parsed.body)
         most = self.bounds.limits.bytes_per_image

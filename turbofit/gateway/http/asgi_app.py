@@ -86,7 +86,6 @@ class AsgiApp(ABC):
         return []
 
     def _record(self, request: RequestContext) -> None:
-        """One line of the log for a request that has ended, and counters."""
         outcome = request.outcome or ForwardOutcome()
         if outcome.started:
             request.status = outcome.status

@@ -50,10 +50,7 @@ if TYPE_CHECKING:
 
 
 class PreparedBody(Struct):
-    """What a request will cost, and what the client is told was ``lowered``.
-
-    ``tokens`` are those of the images of one copy.
-    """
+    """A request's cost, and what was ``lowered``; ``tokens`` are of the images of one copy."""
 
     images: int = 0
     tokens: int = 0
@@ -91,7 +88,6 @@ class Preparation:
 
     @property
     def remote_urls(self) -> list[str]:
-        """Addresses that must be fetched first, each once."""
         return list(dict.fromkeys(slot.source for slot in self.parsed.slots if slot.remote))
 
     @property
@@ -142,10 +138,7 @@ class Preparation:
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
-        """The body for the engine, every image inline, and what it costs.
-
-        Where tokens are counted, text alone is passed on.
-        """
+        """The body with every image inline, or text alone to count tokens; and its cost."""
         bounds, kind, parsed = self._bounds, self.kind, self.parsed
         for slot, medium, limited in zip(parsed.slots, self.media, self.limited, strict=True):
             if isinstance(medium, Picture):

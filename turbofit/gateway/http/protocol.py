@@ -172,7 +172,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._close()
 
     def make_room(self) -> None:
-        """See `connections.ClientConnection`."""
         self._deaf = True
         if self.transport.get_write_buffer_size():
             self.transport.abort()

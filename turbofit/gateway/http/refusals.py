@@ -113,7 +113,6 @@ def of_engine(body: bytes) -> Refusal | None:
 
 
 def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
-    """The JSON body of an error response."""
     if api == "anthropic":
         document = {**_anthropic(refusal), "request_id": request_id}
     elif api == "generate":

@@ -97,7 +97,6 @@ class RequestContext:
 
 
 async def answer(request: RequestContext, send: Send, status: int, body: bytes, kind: str) -> None:
-    """An answer of the gateway's own."""
     request.status = status
     headers = [
         (b"content-type", kind.encode()),

@@ -27,8 +27,6 @@ Kind = Literal[
 
 
 class Route(Struct):
-    """A path that is served, and how."""
-
     path: str
     method: Literal["GET", "POST"]
     kind: Kind
@@ -105,10 +103,7 @@ def is_health(raw_path: bytes) -> bool:
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
-    """Write the engine's own name of the model into a body that names it otherwise, or refuse it.
-
-    ``names``: the engine's name by each that clients may give; empty where all are passed on.
-    """
+    """Write the engine's own name of the model into a body with another name, or refuse it."""
     name = body.get("model")
     if not names or name is None:
         return

@@ -57,7 +57,6 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
 
 
 def limits_in_words(bounds: Bounds) -> list[str]:
-    """What one request may hold."""
     limits, rule = bounds.limits, bounds.rule
     words = [f"{bounds.longest_request_tokens:,} tokens: prompt, images and answer together"]
     if rule is None or limits.vision_unit is None:

@@ -136,7 +136,6 @@ class Gate:
         share.begun = True
 
     def end(self, share: Share) -> None:
-        """Its request has ended."""
         self.reserved -= share.tokens
         self._all -= share.units
         if not share.begun or share.number <= self._doubtful:

@@ -54,11 +54,7 @@ _CLASS: Final = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]")
 
 
 def check_format(body: JsonObject) -> list[str]:
-    """Bound a ``response_format``, or a ``text`` of the Responses API, in place.
-
-    Returns:
-        What was left out, as ``maxLength=200->none``.
-    """
+    """Bound ``response_format`` or ``text`` in place; what was dropped: ``maxLength=200->none``."""
     changes: list[str] = []
     for name in ("response_format", "text"):
         value = body.get(name)

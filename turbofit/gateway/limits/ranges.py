@@ -49,15 +49,9 @@ def scope_of(bounds: Bounds) -> Scope:
 
 
 def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
-    """Hold each field of a body to its range, in place.
+    """Hold each field to its range, in place; what was changed, as ``top_k=4096->1024``.
 
-    Args:
-        kind: of route, see `routes.Kind`.
-        body: with known fields only, none of them null.
-        scope: what ranges are counted against.
-
-    Returns:
-        What was changed, as ``top_k=4096->1024``.
+    ``body`` has known fields only, none of them null; ``kind`` is a `routes.Kind`.
     """
     changes = hold_fields(RULES[kind], body, scope)
     _check_conversation(body, scope.session)
@@ -152,20 +146,11 @@ def check_template(arguments: Any) -> None:
 
 
 def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: int) -> int:
-    """Tokens of the prompt and of the longest answer of one copy.
+    """Tokens of the prompt and of the longest answer of one copy; `UNSTATED`: no length is stated.
 
     A token of a text has one byte at least. Under for a tokenizer that normalises by NFKC, and for
-    a template that writes tools more than twice as long as they came.
-
-    Args:
-        kind: of route.
-        body: as it is passed on.
-        raw: its JSON.
-        beside: bytes of that which are not images.
-        images: tokens of the images.
-
-    Returns:
-        `UNSTATED` where the answer's length is not stated.
+    a template that writes tools more than twice as long as they came. ``raw`` is the JSON of
+    ``body``, ``beside`` the bytes of it that are no images, ``images`` the images' tokens.
     """
     stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
     answer = max((length for length in stated if isinstance(length, int)), default=None)

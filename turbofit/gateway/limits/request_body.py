@@ -287,10 +287,7 @@ def _responses(parsed: Parsed) -> None:
 
 
 def _processor_fields(parsed: Parsed) -> None:
-    """Keywords for loaders and processors.
-
-    Those of a video and of the processor of images are kept aside, the rest is dropped.
-    """
+    """Keep the keywords of a video and of the image processor aside, and drop all others."""
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):
         value = parsed.body.pop(name, None)

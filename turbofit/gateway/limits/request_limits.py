@@ -204,7 +204,6 @@ def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1)
 
 
 def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
-    """Whether images of one request fit the plan together."""
     return all(number <= limit for number, limit, *_ in _demands(bounds, images, 1))
 
 
@@ -280,10 +279,7 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
 
 
 def _host_bytes(plan: Plan, bytes_per_unit: int) -> int:
-    """A quarter of what the plan leaves free, shared by the replicas.
-
-    Never less than one request at its limits needs, since the plan promises that one.
-    """
+    """A replica's share of a quarter of what is free; at least what one promised request needs."""
     limits, available = plan.limits, plan.host.available
     decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
     least = decoded + limits.units_per_request * bytes_per_unit

@@ -46,10 +46,7 @@ _RATE: Final = 2.0
 
 
 class SharedImages(Struct):
-    """The images of a request within the plan.
-
-    ``request``: the ``mm_processor_kwargs`` for all of them, empty where the model's default does.
-    """
+    """Images within the plan; ``request``: their ``mm_processor_kwargs``, empty for the default."""
 
     images: tuple[LimitedImage, ...]
     request: dict[str, int] = msgspec.field(default_factory=dict)
@@ -61,10 +58,7 @@ def by_request(bounds: Bounds) -> bool:
 
 
 def request_bounds(bounds: Bounds, options: object) -> Options:
-    """What a client's ``mm_processor_kwargs`` ask of all its images, in pixels of one image.
-
-    ``options``: the client's value of ``image``.
-    """
+    """What the ``image`` of ``mm_processor_kwargs`` asks of all images, in pixels of one image."""
     if bounds.rule is None or not isinstance(options, dict):
         return {}
     return bounds.rule.request_bounds(options)
@@ -124,10 +118,7 @@ def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
 
 
 def check_clips(bounds: Bounds, count: int) -> None:
-    """Refuse videos before any of them is opened.
-
-    LMDeploy takes parameters for all videos of a request together, so one can be held and no more.
-    """
+    """Refuse more than one video, since LMDeploy takes one set of parameters for all of them."""
     if count and not bounds.watches:
         raise Refusal("no_videos", param="messages")
     if count > 1:
@@ -137,13 +128,10 @@ def check_clips(bounds: Bounds, count: int) -> None:
 def hold_clip(
     bounds: Bounds, clip: Clip, options: Options
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
-    """One video, lowered to the plan.
+    """One video, lowered to the plan, and LMDeploy's keywords for its loader and processor.
 
     Of the client's options ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` for the
     processor; others are not passed on.
-
-    Returns:
-        What it takes, and LMDeploy's keywords for loader and processor of the request.
     """
     wanted, (width, height), rate = _wanted(clip, options), clip.size, clip.rate
     frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (width * height)))
@@ -170,16 +158,9 @@ def hold_clip(
 def hold_frames(
     bounds: Bounds, frames: int, size: tuple[int, int], max_pixels: int = 0
 ) -> tuple[LimitedImage, int, int]:
-    """So many frames of one size, within what the plan paid for one image.
+    """Frames within one image's units, and the ``min_pixels`` and ``max_pixels`` that hold them.
 
-    Args:
-        bounds: the plan's, which ``watches``.
-        frames: as they were sampled.
-        size: width and height in pixels.
-        max_pixels: of all frames; 0 asks for the model's own.
-
-    Returns:
-        What they take, and the ``min_pixels`` and ``max_pixels`` that hold them to it.
+    ``size`` is in pixels of one frame, ``max_pixels`` in pixels of all frames; 0: the model's own.
     """
     rule, paid = bounds.rule, bounds.limits.units_per_image
     assert rule is not None

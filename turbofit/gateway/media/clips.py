@@ -115,10 +115,7 @@ async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
 
 
 def frames_of(url: str, most_bytes: int) -> Clip | None:
-    """The frames that a client sampled itself, None where the URL holds a film.
-
-    All are of one size, as LMDeploy stacks them.
-    """
+    """Frames of one size that a client sampled itself; None where the URL holds a film."""
     head, payload = _split(url)
     if head != f"data:{_SEQUENCE};base64":
         return None
@@ -153,10 +150,7 @@ def film_of(url: str, most_bytes: int) -> bytes:
 
 
 def check_film(data: bytes, most_bytes: int) -> bytes:
-    """The same bytes, where their first ones are a film's.
-
-    No playlist that names other files may reach a demuxer.
-    """
+    """The same bytes, if a film's: no playlist that names other files may reach a demuxer."""
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
     if _mime(data) is None:

@@ -69,7 +69,6 @@ class Picture(Struct):
 
     @property
     def inline(self) -> str:
-        """The image as a ``data:`` URL."""
         return self.url or f"data:{self.mime};base64,{self.base64}"
 
     @property
@@ -84,7 +83,6 @@ class Picture(Struct):
 
 
 def from_url(url: str, most_bytes: int) -> Picture:
-    """The image of a ``data:`` URL."""
     head, comma, payload = url.partition(",")
     if not comma or not head[:5].lower() == "data:":
         raise Refusal("bad_image_url")

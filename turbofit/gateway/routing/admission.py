@@ -145,7 +145,6 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """How many wait, suspects or not."""
         return self._queue.waiting + self._suspects.waiting
 
     async def admit(

@@ -72,11 +72,7 @@ class DenyList:
     # -- a request comes
 
     def check_client(self, client: str) -> None:
-        """Refuse a client that was at too many deaths.
-
-        Raises:
-            Refusal: 429 until the hour is over.
-        """
+        """Refuse a client that was at too many deaths, until the hour is over (429)."""
         self._clients[client] = time.monotonic()
         self._clients.move_to_end(client)
         if len(self._clients) > _MOST_CLIENTS:
@@ -90,11 +86,7 @@ class DenyList:
             )  # fmt: skip
 
     async def turn(self, request: Present) -> Turn | None:
-        """The turn that a request must take; None where it is not suspected.
-
-        Raises:
-            Refusal: 422 where it is refused.
-        """
+        """The turn that a suspected request must take, None for others; 422 if it is refused."""
         if request.fingerprint is None or (
             not self.file.denied and not any(death.accused for death in self._unexplained())
         ):
@@ -171,7 +163,6 @@ class DenyList:
         return death
 
     def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
-        """See `Gateway.engine_ended`."""
         death = engine.note_end()
         if not other_cause:
             self.engine_died(engine)

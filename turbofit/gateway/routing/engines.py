@@ -205,7 +205,6 @@ class RoutedEngine:
         self.suspect = False
 
     def heard(self) -> None:
-        """A byte came."""
         self.last_byte = time.monotonic()
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
@@ -282,7 +281,6 @@ class Fleet:
 
     @property
     def turns(self) -> set[str]:
-        """Names of those who have a turn."""
         return {engine.turn_of.name for engine in self.engines if engine.turn_of is not None}
 
     @property

@@ -67,7 +67,6 @@ class Monitor:
         self._stopped = False
 
     def start(self) -> None:
-        """Begin to watch, in the running loop."""
         self._tasks = [asyncio.ensure_future(self._watch(engine)) for engine in self._looks]
 
     async def stop(self) -> None:
@@ -79,7 +78,6 @@ class Monitor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def look(self) -> None:
-        """Look at all engines now."""
         for event in self._looks.values():
             event.set()
 
@@ -201,10 +199,7 @@ def engine_load(page: str) -> EngineLoad | None:
 def stuck_requests(
     requests: Collection[InFlight], load: EngineLoad | None, now: float, patience: float
 ) -> set[InFlight]:
-    """Those of an engine's requests that it seems to be stuck in; see the head of this file.
-
-    ``load`` is what the engine says, None where it does not tell.
-    """
+    """Requests that an engine seems to be stuck in; ``load`` None: the engine does not tell."""
     newest = max(
         (request.heard_at for request in requests if request.present.begun), default=float("-inf")
     )

@@ -29,10 +29,7 @@ _MUCH: Final = 0.1
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
-    """A line a setting, which begins with its name; of the weakest group where they differ.
-
-    ``account`` is of the group whose forwards are told.
-    """
+    """A line a setting, of the weakest group; ``account`` is of the group with the most units."""
     request, best, engine = fit.request, fit.best, fit.engine
     if best.fits:
         yield _ratio(fit)
@@ -273,7 +270,6 @@ def pace_words(request: ResolvedRequest, evaluation: Evaluation) -> str:
 
 
 def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
-    """What a session longer than the model's own maximum means."""
     longest = request.model.text.max_position_embeddings
     if session_len > longest:
         yield (

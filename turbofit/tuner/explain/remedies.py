@@ -52,10 +52,7 @@ class Change(NamedTuple):
 
 
 def remedies(fit: EngineFit) -> Remedies:
-    """Changes for a plan that does not fit, with what each would do.
-
-    Those that make it fit come first, in order of cost, then those that come closer.
-    """
+    """Changes that make it fit, the cheapest first, then those that come closer."""
     request, best = fit.request, fit.best
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
@@ -126,7 +123,6 @@ def _more_host_memory(fit: EngineFit) -> Remedy:
 
 
 def _changes(fit: EngineFit) -> Iterator[Change]:
-    """Single changes, cheapest first."""
     request = fit.request
     yield from _released_options(request)
     yield from smaller_workload(request, "what the cache holds")
@@ -175,7 +171,6 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _released_options(request: ResolvedRequest) -> Iterator[Change]:
-    """Each option that the user fixed, left to turbofit."""
     yield from left_to_turbofit(request)
     yield from _usual_margin(request)
     if request.workload.queue_images is False:
@@ -188,7 +183,6 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
-    """A smaller concurrency than the person's."""
     option = f"--concurrency {request.workload.concurrency}"
     return Change(f"--concurrency {count}", request.with_workload(concurrency=count), option)
 
@@ -329,10 +323,7 @@ def _gain(fit: EngineFit, other: Evaluation) -> str:
 
 
 def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
-    """2, 4 and 8 of the GPU with most memory free, where that is more than are visible.
-
-    They have the visible ones' links: NVLink takes memory.
-    """
+    """2, 4 and 8 of the freest GPU with the visible ones' links, since NVLink takes memory."""
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
     for count in (2, 4, 8):
         if count <= len(request.visible):

@@ -39,7 +39,6 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 def evaluate(state: SearchState, shape: Shape) -> Evaluation:
-    """Size the context and the ratio of a shape, and score what comes out."""
     if shape.prefills:
         return _Unequal(state, shape).evaluate()
     request, promised = state.request, state.request.promised_requests
@@ -74,10 +73,7 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
 
 
 def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
-    """The shape with its batch, its context, and whether it wants more cache.
-
-    Each engine must hold ``wanted`` requests at once, where a person says how many.
-    """
+    """The shape with its batch, to hold ``wanted``; its context; whether it wants more cache."""
     request = sizer.request
 
     def size() -> tuple[int, int | None, bool]:
@@ -123,7 +119,6 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
 
 
 def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
-    """How many of the requests at once a shape holds that serves, in words."""
     wanted, count = request.promised_requests, evaluation.held_requests
     settings = evaluation.settings
     size = counted_tokens(evaluation.vision_load, settings.session_len)
@@ -137,7 +132,6 @@ def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
 
 
 def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
-    """Why the images of a request do not go with the context, in words."""
     count = vision_load.images_per_request
     images = "one image of the largest size is" if count == 1 else ""
     images = images or f"{count:,} images of the largest size are"

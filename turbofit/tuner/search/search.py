@@ -156,8 +156,6 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
 
 
 class _Search(SearchState):
-    """One search, and what all its shapes share."""
-
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """The best shape, and all that were looked at; where none serves the best as asked."""
         space = self.shapes()

@@ -63,17 +63,15 @@ _CANDIDATE_SETTINGS: Final = (
 class Evaluation(Struct):
     """A shape with its settings, and whether it serves.
 
-    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not
-    (`candidates.explain` has the words). ``score`` is the goal's value, ``served`` the share of the
-    vision units asked for that it serves, ``queues`` whether image requests wait unasked. ``parts``
-    are the sets of like groups where cards are unequal; ``settings`` and
-    ``kv_tokens`` are then those of the weakest, ``speeds`` are in the order of the shape's groups.
-    ``seconds_per_answer`` is the slowest group's, for the goal of latency. ``wants_cache``: more
-    cache would run more requests at once. ``footprint`` are the bytes that it takes of all GPUs,
-    where the least is asked for. ``held_requests`` are those that all its engines run and hold at
-    once, where a person says how many there must be: of a shape that holds too few ``settings``
-    have the largest batch that it holds. ``pace`` is the forecast under the rate that is asked for,
-    and ``slow`` by which share it misses what is asked.
+    ``short``: bytes missing on the tightest GPU, 0 where it serves. ``score`` is the goal's value,
+    ``served`` the share of the vision units asked for, ``queues`` whether image requests wait
+    unasked. ``parts`` are the sets of like groups where cards are unequal; ``settings`` and
+    ``kv_tokens`` are then the weakest's. ``speeds`` are in the order of the groups,
+    ``seconds_per_answer`` is the slowest's (goal of latency). ``wants_cache``: more cache would run
+    more requests at once. ``footprint``: bytes on all GPUs, where the least is asked for.
+    ``held_requests``: those that all engines hold at once, where a number is promised; with too
+    few, ``settings`` have the largest batch that is held. ``pace`` is the forecast under the wished
+    rate, ``slow`` the share by which it misses the wish.
     """
 
     engine: str
@@ -119,7 +117,6 @@ class Evaluation(Struct):
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """What clients get, no queues, tokens, then the larger prefill and fewer shards."""
         prefill, tp = self.shape.max_prefill_token_num, self.shape.tp
         return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
 
@@ -221,7 +218,6 @@ GroupSignature = tuple[tuple[tuple[int, int, int], ...], LinkClass, int]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
-    """Every shape that LMDeploy could run here, at the asked limit."""
     fixed_prefill = request.fixed.get("max_prefill_token_num")
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
     for groups in _groupings(request, engine):
@@ -318,7 +314,6 @@ def no_shape(request: ResolvedRequest, engine: Engine) -> str:
 
 
 def split_over_slices(tp: int, whole: int) -> str:
-    """Why MIG slices are no group: of several GPUs, so many are whole."""
     return (
         f"--tp {tp} would split over MIG slices, of which a CUDA process sees one and NCCL joins"
         f" none; of the GPUs {whole} are whole. --replicas runs an engine on each slice"
@@ -380,11 +375,10 @@ def mixed_groupings(
     tps: Sequence[Sequence[int]],
     replicas: int | None = None,
 ) -> list[tuple[Group, ...]]:
-    """As many groups as each kind of card gives, of two or more kinds side by side.
+    """Groups, each of one kind of card, of two or more kinds side by side: all that each gives.
 
-    Each group is of one kind; kinds may be split by unequal degrees, ``tps`` of each. All kinds
-    together and small degrees come first, up to a bound. ``replicas`` is how many groups there must
-    be, where that is known.
+    ``tps`` are the degrees of each kind, which may differ. All kinds together and small degrees
+    come first, up to a bound. ``replicas``: the number of groups, None for any.
     """
     by_kind = [
         [way for tp in degrees for way in groupings(machine, gpus, tp, len(gpus) // tp)[:_MIXED]]

@@ -65,8 +65,6 @@ class SearchState:
 
 
 class Sizer:
-    """Finds the context and the ratio of one shape, for the images of its limit."""
-
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.engine = state, state.request, state.engine
         self.shape = shape
@@ -235,11 +233,7 @@ class Sizer:
         return self.state.once(account, "account", settings, self.vision_load, self._key(gpus))
 
     def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """What of a group an account and a speed depend on.
-
-        Equal cards behind equal links are one group whatever their indices: the first card and the
-        fullest of the others decide.
-        """
+        """What an account and a speed depend on: no indices, where a group's cards are equal."""
         machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
 
         def key() -> tuple[object, ...]:
@@ -267,7 +261,6 @@ def shortest_context(vision_load: VisionLoad) -> int:
 
 
 def most_context(request: ResolvedRequest) -> int:
-    """The longest context that there may be: the user's, or else the model's own."""
     fixed = request.fixed.get("session_len", request.workload.context)
     return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
 
@@ -286,10 +279,7 @@ def longest_context(request: ResolvedRequest) -> int:
 
 
 def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
-    """Tokens by which the images of a request, with some text, exceed the longest context here.
-
-    LMDeploy refuses such a prompt, whatever the memory.
-    """
+    """Tokens of images and some text beyond the longest context; LMDeploy refuses such a prompt."""
     if not vision_load.units_per_image:
         return 0
     context = most_context(request)
@@ -320,12 +310,10 @@ def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
 
 
 def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
-    """How many requests one engine runs at once, where nobody says it or memory bounds it.
+    """Requests that one engine runs at once, and whether more memory would run more.
 
-    The smallest batch that reaches nearly all of the requests a second that the forecast gives to
-    any, since more rows cost memory, or the largest that memory holds, or the user's own; and
-    whether more memory would run more. ``session_len`` is what one request at once leaves; no batch
-    shortens it.
+    The user's own, else the smallest batch with nearly the best forecast, since more rows cost
+    memory, or the largest that memory holds. No batch shortens ``session_len``.
     """
     fixed = sizer.request.fixed.get("max_batch_size")
     if isinstance(fixed, int):
