@@ -13,8 +13,6 @@ _ANY: Final = 1 << 40  # tokens
 
 
 class Image(NamedTuple):
-    """Units and tokens of an image."""
-
     units: int
     tokens: int
 
@@ -69,11 +67,7 @@ class PromptMaker:
     rest: int = 1
 
     def prompt(self, units: int, rest: int | None = None) -> Prompt:
-        """A prompt with one image of about so many units, however long.
-
-        Raises:
-            ValueError: no image has so few.
-        """
+        """A prompt with one image of about so many units; ValueError: no image has so few."""
         image = self.image(units, _ANY)
         if image is None:
             raise ValueError(f"no image of {units} units")

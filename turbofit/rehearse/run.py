@@ -48,8 +48,6 @@ class EndedRun:
     """A rehearsal that has ended.
 
     Attributes:
-        ran: the run on the pretend machine.
-        notes: what the child told.
         log: lines of its output and of the engine's log, the first and the last.
         stopped: why the parent ended it: ``stuck`` (TurboMind's silent start-up hang), ``idle``
             (nothing happened any more), or empty.
@@ -74,7 +72,6 @@ class Readings:
         terms: by line of the ledger, what the engine's own counters tell; a case is such a line.
         cache: the cache as the engine cut it: ``free``, ``region``, ``object_size``, ``slab_size``,
             ``tokens``.
-        cards: more of each card.
         end: fields of an `End`, for where not all was served: ``out_of_memory`` where an allocation
             was refused.
         pinned: page-locked host memory at most, by phase; nothing where no counter tells.
@@ -92,8 +89,6 @@ def run_child(
     spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
 ) -> EndedRun:
     """Runs a rehearsal's child, and all that it starts, to the end, in a new folder.
-
-    ``environ`` are variables of the engine's processes, which find modules first in ``path``.
 
     Raises:
         KeyboardInterrupt: the child was told to end, as this process was.
@@ -199,7 +194,6 @@ def _is_stuck(log: Path) -> bool:
 
 
 def _tell(spec: Spec, notes: Document) -> None:
-    """How far the child is, where somebody listens."""
     if not listening():
         return
     if str(notes.get("phase", "")).startswith("case "):

@@ -27,11 +27,7 @@ _CUT: Final = 4  # prompts that meet, nearly always: blocks of the cache that ar
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases, see `mixes.cases_of`.
-
-    Raises:
-        UsageError: see ``rehearsed_size``.
-    """
+    """The cases, see `mixes.cases_of`; UsageError: see `rehearsed_size`."""
     limits, settings, rule = plan.limits, plan.settings, limited(plan).image_rule
     several = plan.engine.of_lmdeploy
     cases: dict[str, Sequence[RehearsalRequest]] = {}

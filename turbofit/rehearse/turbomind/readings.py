@@ -51,11 +51,7 @@ _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """What the engine's calls say, from its timeline and its log.
-
-    Raises:
-        PretendError: the timeline is full.
-    """
+    """What the engine's calls say, from timeline and log; PretendError: the timeline is full."""
     ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
