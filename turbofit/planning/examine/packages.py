@@ -117,10 +117,10 @@ def xgrammar(sources: Sources, _: Scene) -> Answer | None:
     return warning("xgrammar is not installed", "pip install xgrammar")
 
 
-def driver_cuda(machine: Machine, scene: Scene) -> Answer | None:
+def driver_cuda(machine: Machine, scene: Scene) -> Answer:
     """Driver against torch's CUDA: the same major is enough, by minor version compatibility."""
     if NA in (machine.driver, machine.cuda):
-        return None if machine.source == "preset" else unreadable("the driver's version")
+        return unreadable("the driver's version")
     cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
     driver = f"driver {machine.driver} (CUDA {machine.cuda})"
     if cuda is None:
