@@ -25,7 +25,7 @@ _SUFFIX: Final = {
     "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
 }  # fmt: skip
 _SECONDS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_SHARE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_SHARE: Final = re.compile(r"\s*(\d*\.?\d+)\s*%\s*")
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
 #: ``32,768``, ``1 048 576``: groups of three digits behind the first; compiled where it is needed.
 _GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
