@@ -58,10 +58,12 @@ def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
 def parse_bytes(text: str, *, what: str = "size") -> int:
     """``19GiB``, ``19.5 GB``, ``2,780 MiB``, ``512m`` or a plain number of bytes, as bytes.
 
-    A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``.
+    A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``; ``kB``, ``MB`` and
+    ``GB`` are decimal.
 
     Raises:
-        UsageError: not a size, beyond 1 PiB, or below 1 MiB without a unit.
+        UsageError: not a size, beyond 1 PiB, or below 1 MiB without a unit: nobody counts memory of
+            a GPU in so few bytes.
     """
     match = _SIZE.fullmatch(plain_number(text))
     value = float(match[1]) * _SUFFIX.get(match[2].lower(), 0) if match else -1

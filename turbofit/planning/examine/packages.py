@@ -260,7 +260,8 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
     Of a plan that may be launched elsewhere, what must be installed where newer versions fail.
     """
-    plan, (model, engines) = scene.plan, _served(scene)
+    plan = scene.plan
+    model, engines = _served(scene)
     if plan is not None and (plan.model.vision is None or not plan.engine.of_lmdeploy):
         return None
     if plan is not None and scene.when == "plan":
@@ -335,7 +336,8 @@ _PACKAGES: Final = {"fla": "flash-linear-attention"}
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
     """Modules that LMDeploy imports for one model; a warning where another engine needs none."""
-    plan, (model, engines) = scene.plan, _served(scene)
+    plan = scene.plan
+    model, engines = _served(scene)
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
         return None  # a pretend machine has stand-ins of them
     if sources.version("lmdeploy") is None:
