@@ -222,6 +222,7 @@ def _figure(row: _Side, value: int | None) -> str:
 
 
 def _over(row: _Side) -> str:
+    """What was seen above the forecast; below it with a minus."""
     actual = row.measured if row.measured is not None else row.rehearsed
     if actual is None or row.forecast is None:
         return "-"
