@@ -145,7 +145,8 @@ def hold_clip(
     Returns:
         What it takes, and LMDeploy's keywords for loader and processor of the request.
     """
-    wanted, (width, height), rate = _wanted(clip, options), clip.size, clip.rate
+    wanted, rate = _wanted(clip, options), clip.rate
+    width, height = clip.size
     frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (width * height)))
     if rate is None and frames < wanted:
         raise Refusal("too_many_frames", wanted=wanted, width=width, height=height, frames=frames)
