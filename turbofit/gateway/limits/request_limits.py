@@ -281,7 +281,7 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
 
 
 def _host_bytes(plan: Plan, bytes_per_unit: int) -> int:
-    """A quarter of what the plan leaves free, shared by the replicas.
+    """Bytes for images: a quarter of what the plan leaves free, shared by the replicas.
 
     Never less than one request at its limits needs, since the plan promises that one.
     """
