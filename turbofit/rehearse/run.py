@@ -128,9 +128,9 @@ def _environment(
 
 
 class InactivityTimer:
-    """Seconds since a value, such as a count of calls, was last another one.
+    """Seconds since a value, such as a count of calls, last changed.
 
-    So on a busy machine a slow engine does not hang.
+    A slow engine on a busy machine is not taken for one that hangs.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class InactivityTimer:
 
 
 class _Watch:
-    """Ends the machine's processes where they hang: where none allocates or tells anything."""
+    """Ends the machine's processes, and says why: none allocates or notes anything, or `_STUCK`."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.stopped = ""

@@ -42,7 +42,7 @@ _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class TransformersAccount(Account):
-    """One copy of a model for the longest request, of ``session_len``; by default placed best.
+    """One copy of a model for the longest request, of ``session_len``; no ``placement``: the best.
 
     No ratio sizes its cache, which grows with the request: it is the same at every ratio.
     """
