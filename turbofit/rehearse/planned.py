@@ -100,8 +100,10 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
         )
         for gpu, ledger in zip(twin.gpus, ledgers, strict=True)
     )
-    context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
-    return dataclasses.replace(twin, gpus=gpus, context=context * adapter.process_context)
+    context = 0
+    if adapter.process_context:
+        context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
+    return dataclasses.replace(twin, gpus=gpus, context=context)
 
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:

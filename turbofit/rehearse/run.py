@@ -171,8 +171,10 @@ class _Watch:
             self.stopped = "idle"
         if not self.stopped:
             return
-        alive = {process.pid for process in shared.processes if process.alive}
-        for pid in alive | ({notes["pid"]} if "pid" in notes else set()):
+        pids = {process.pid for process in shared.processes if process.alive}
+        if "pid" in notes:
+            pids.add(notes["pid"])
+        for pid in pids:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
