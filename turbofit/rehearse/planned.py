@@ -111,7 +111,10 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 
 
 def unanswered(plan: Plan, document: Document) -> End | None:
-    """What the plan promises and the engine that served did not take; None: it took all."""
+    """What the plan promises and the engine that served did not take; None: it took all.
+
+    A prompt that is longer than the plan's longest request is not promised.
+    """
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = document["cache"].get("session_len")
     if taken is not None and taken < longest:
