@@ -264,8 +264,8 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     assert "--on 4xrtx3090" in refused(capsys, "predict", "internvl2-8b", "4xrtx3090")[1]
     assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
     assert refused(capsys, "compare", "internvl2-8b", "x") == (
-        "internvl2-8b is a model, and no document: No such file or directory",
-        "write a plan with turbofit plan internvl2-8b --json > plan.json",
+        "internvl2-8b cannot be read: No such file or directory",
+        "write a plan with turbofit plan MODEL --json > plan.json",
     )
 
 

@@ -11,7 +11,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PACE, PlanRequest
-from turbofit.tuner.resolved_request import ResolvedRequest, check_limits
+from turbofit.tuner.resolved_request import ResolvedRequest, with_limit
 from turbofit.tuner.speed import Pace
 
 
@@ -39,15 +39,13 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         fixed=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
-        max_dynamic_patch=request.max_dynamic_patch,
-        max_pixels=request.max_pixels,
         margin=request.margins,
         budget=request.budget,
         least=request.least,
         options=request.options,
         pace=Pace(**{name: getattr(request, name) for name in PACE}) if request.paced else None,
     )
-    check_limits(resolved)
+    resolved = with_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
 

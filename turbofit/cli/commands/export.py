@@ -28,12 +28,9 @@ _OTHER_NAMES: Final = {
 
 
 class _Kind(click.Choice[str]):
-    """A kind of manifest, by any of its names, all of which are ``words``."""
-
-    words = ("systemd", "compose", "k8s", *_OTHER_NAMES)
+    """A kind of manifest, by any of its names."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The one name that `manifest` knows."""
         return super().convert(_OTHER_NAMES.get(value, value), param, ctx)
 
 
@@ -90,11 +87,7 @@ def export(
 
 
 def _given(given: str, on: str | None) -> Plan:
-    """What `plan --json` wrote, or the plan of a model.
-
-    Raises:
-        UsageError: the plan cannot be read, or a machine is named beside it.
-    """
+    """What `plan --json` wrote, or the plan of a model."""
     from turbofit import api
     from turbofit.report.stored_documents import read_plan
 
@@ -106,7 +99,6 @@ def _given(given: str, on: str | None) -> Plan:
 
 
 def _here() -> str:
-    """The path of this turbofit's console script."""
     import shutil
     import sys
     from pathlib import Path
@@ -159,10 +151,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
 
 
 def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
-    """A profile that promises what a plan does.
-
-    What was asked holds, and the plan's images and context; ``file`` is what it will be called.
-    """
+    """A profile of what was asked, with the plan's images and context; ``file`` is its name."""
     kept = request.given()
     kept["images"] = request.images
     kept.setdefault("context", None if "session_len" in kept else plan.settings.session_len)
