@@ -155,9 +155,9 @@ def cases_of(
 
     ``vision_request``: one request with as many images as it may have. ``vision_forward``: the
     images, equal or not, that bring most units into one forward, of what the gateway lets through
-    at once. (``images`` has both.) ``text_prefill``: the longest prompt. ``sampling``: a full batch
-    with ``top_k=0``. An engine that serves one request at a time has the first and the third. Each
-    request generates ``new`` tokens.
+    at once. ``images`` has the requests of both. ``text_prefill``: one prompt of ``longest``
+    tokens. ``sampling``: a full batch with ``top_k=0``. An engine that serves one request at a time
+    has the first and the third. Each request generates ``new`` tokens.
     """
     cases = {**images, "text_prefill": [RehearsalRequest(longest, max_new_tokens=new)]}
     if plan.engine.of_lmdeploy:

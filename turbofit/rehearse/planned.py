@@ -92,8 +92,10 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
         )
         for gpu, ledger in zip(twin.gpus, ledgers, strict=True)
     )
-    context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
-    return dataclasses.replace(twin, gpus=gpus, context=context * adapter.process_context)
+    context = 0
+    if adapter.process_context:
+        context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
+    return dataclasses.replace(twin, gpus=gpus, context=context)
 
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
@@ -101,7 +103,10 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 
 
 def unanswered(plan: Plan, document: Document) -> End | None:
-    """What the plan promises and the engine that served did not take; None: it took all."""
+    """What the plan promises and the engine that served did not take; None: it took all.
+
+    A prompt that is longer than the plan's longest request is not promised.
+    """
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = document["cache"].get("session_len")
     if taken is not None and taken < longest:

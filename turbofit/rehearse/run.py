@@ -123,9 +123,9 @@ def _environment(
 
 
 class InactivityTimer:
-    """Seconds since a value, such as a count of calls, was last another one.
+    """Seconds since a value, such as a count of calls, last changed.
 
-    So on a busy machine a slow engine does not hang.
+    A slow engine on a busy machine is not taken for one that hangs.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class InactivityTimer:
 
 
 class _Watch:
-    """Ends the machine's processes where they hang: where none allocates or tells anything."""
+    """Ends the machine's processes, and says why: none allocates or notes anything, or `_STUCK`."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.stopped = ""
@@ -166,8 +166,10 @@ class _Watch:
             self.stopped = "idle"
         if not self.stopped:
             return
-        alive = {process.pid for process in shared.processes if process.alive}
-        for pid in alive | ({notes["pid"]} if "pid" in notes else set()):
+        pids = {process.pid for process in shared.processes if process.alive}
+        if "pid" in notes:
+            pids.add(notes["pid"])
+        for pid in pids:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 

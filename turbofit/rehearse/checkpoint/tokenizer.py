@@ -63,7 +63,7 @@ def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObje
 def write_tokenizer(
     folder: Path, special: Mapping[str, int], positions: int, kind: Tokenizer | None = None
 ) -> None:
-    """Writes ``tokenizer.json`` and ``tokenizer_config.json``; ``positions``: a prompt's tokens."""
+    """Writes a tokenizer's two files; ``positions``: tokens of a prompt at most."""
     kind = kind or Tokenizer()
     vocab = {character: i for i, character in enumerate(byte_alphabet())} | dict(special)
     data = byte_level(vocab, special)
