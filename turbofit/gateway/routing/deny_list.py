@@ -79,11 +79,14 @@ class DenyList:
             self._clients.popitem(last=False)
         denied = self.refused(client)
         if denied is not None:
-            seconds, deaths = denied.seconds_left, denied.deaths
+            seconds = denied.seconds_left
             raise Refusal(
-                "too_many_deaths", deaths=deaths, seconds=seconds, client=client,
+                "too_many_deaths",
+                deaths=denied.deaths,
+                seconds=seconds,
+                client=client,
                 retry_after=seconds,
-            )  # fmt: skip
+            )
 
     async def turn(self, request: Present) -> Turn | None:
         """The turn that a suspected request must take, None for others; 422 if it is refused."""
