@@ -29,7 +29,7 @@ _UNKNOWN_FLOPS = 20 * 10**12
 
 
 class Rates(Struct):
-    """The constants of `presets/engines/throughput.yaml`, in seconds, bytes/s, tokens and shares."""
+    """The constants of `presets/engines/throughput.yaml`: seconds, bytes/s, tokens and shares."""
 
     memory_efficiency: float
     compute_efficiency: float

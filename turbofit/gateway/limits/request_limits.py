@@ -280,7 +280,7 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
 
 
 def _host_bytes(plan: Plan, bytes_per_unit: int) -> int:
-    """Bytes for images: a replica's quarter of what is free, or what one promised request needs."""
+    """Bytes for images: a replica's share of a quarter of what is free, one request's at least."""
     limits, available = plan.limits, plan.host.available
     decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
     least = decoded + limits.units_per_request * bytes_per_unit
