@@ -116,7 +116,7 @@ def other_card(name: str) -> OtherCard | None:
 
 
 def cut_card(key: str, profile: str) -> str:
-    """The card that has this profile, where the name of one leaves its memory open."""
+    """The preset that has this profile, where the typed name leaves the card's memory open."""
     kind, dash, _ = key.rpartition("-")
     cards = [card for row in _table().mig if profile in row.profiles for card in row.cards]
     alike = (card for card in cards if dash and card.rpartition("-")[0] == kind)

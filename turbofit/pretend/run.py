@@ -61,7 +61,7 @@ class FinishedRun:
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
     """The pretend twin of a machine; its processes pay for their CUDA contexts as they come.
 
-    ``context`` says the bytes of one on a card; the largest counts for all cards.
+    ``context`` gives the bytes of a context on a card; the largest counts for all cards.
     """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
     largest = max((context(machine.gpu(index)) for index in indices), default=0)
@@ -187,7 +187,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     """The folder of packages whose CUDA libraries a command will load; None where there are none.
 
     A Python, or the one that a script's first line names, is asked; anything else (a shell script,
-    a compiled program) is taken to run this Python's packages. ``python`` counts before all.
+    a compiled program) is taken to run this Python's packages. ``python`` is asked in their place.
     """
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")

@@ -277,7 +277,7 @@ def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = (
 
 
 def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
-    """The real path of the folder to write; what would overwrite something else is refused."""
+    """The real path of the folder to write; what cannot or should not be replaced is refused."""
     target = os.path.realpath(os.path.expanduser(out))
     parent, is_folder = os.path.dirname(target), os.path.isdir(target)
     for source in map(os.path.realpath, sources):
