@@ -118,9 +118,8 @@ def test_a_slice_is_a_part_of_its_card():
         assert gpu.total <= whole.total - whole.reserved
         assert gpu.sm_count <= whole.sm_count.value
     # A profile that no list has counts as the least of its name.
-    machine = parse_spec("b200:mig=3g.90gb")
-    assert machine.gpus[0].total == int(90 * 10**9 * 0.89) // MIB * MIB
-    assert machine.gpus[0].sm_count == 148 * 3 // 7
+    machine, size = parse_spec("b200:mig=3g.90gb"), int(90 * 10**9 * 0.89) // MIB * MIB
+    assert (machine.gpus[0].total, machine.gpus[0].sm_count) == (size, 148 * 3 // 7)
     assert "89% of the nominal 90 GB" in machine.warnings[0]
     assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
 
