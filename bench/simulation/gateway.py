@@ -342,7 +342,7 @@ class SimulatedGatewayThread:
     def look(self) -> None:
         """Let it look at its engines now."""
         if self._loop is not None and not self._ended.flag:
-            self._loop.call_soon_threadsafe(self.gateway.monitor._poke.set)
+            self._loop.call_soon_threadsafe(self.gateway.monitor.look)
 
     def serves(self, engine: SimulatedEngine) -> bool:
         """Whether it is one of its engines."""

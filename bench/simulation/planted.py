@@ -39,7 +39,7 @@ _START, _LEASES = "launch/run.py", "launch/serve/leases.py"
 BUGS = (
     # Who is let in, and what is held of engines.
     Bug("units are never given back", _ADMISSION,
-        "        self.engine.gate.end(self.cost)\n", ""),
+        "        self.engine.gate.end(self._share)\n", ""),
     Bug("units are not taken", "gateway/limits/gate.py",
         "        self.counted += share.units\n", ""),
     Bug("room is given back twice", _ADMISSION,
@@ -65,8 +65,8 @@ BUGS = (
     Bug("nobody is suspected", _DENY_LIST, "        for present, name, answering in zip(",
         "        for present, name, answering in () and zip("),
     Bug("who is refused is let through", _DENY_LIST,
-        "        if denied is not None:\n            raise Refusal(\n                \"convicted\"",
-        "        if False:\n            raise Refusal(\n                \"convicted\""),
+        "        if denied is not None:\n            last, until",
+        "        if False:\n            last, until"),
     Bug("suspects run together", _ADMISSION,
         "        if self.turn is not None:\n            engine.turn_of = self.turn\n", ""),
     Bug("whoever is beside a suspect does not matter", _DENY_LIST, "and all(others)", ""),

@@ -415,7 +415,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.gateway.routing.health._TICK": 600.0,
         f"{_ENGINE}.engine_client._PAUSE": 300.0,
         # What is installed, and what people are told.
-        "turbofit.launch.run.lmdeploy_if_needed": lambda _: (_LMDEPLOY, None),
+        "turbofit.launch.run.lmdeploy_if_needed": lambda _: _LMDEPLOY,
         "turbofit.launch.run.fetched": lambda model, _: model,
         "importlib.metadata.version": _version,
         "importlib.util.find_spec": _found_module,

@@ -159,7 +159,7 @@ def test_an_urgent_end_is_told_before_the_engines_end_is_seen(served) -> None:
     """Engines are killed right after it: whoever reads their end first must not answer."""
 
     def strike(app) -> int:
-        served._ends.tell(urgent=True)
+        served._serving.end(urgent=True)
         return app.connections.cut
 
     with streamed(served.url) as response:

@@ -11,6 +11,7 @@ from turbofit.core.plan import Plan
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch
+from turbofit.launch.engine.supervised_engine import ask_worst
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.planning.commands import commands
 
@@ -21,7 +22,6 @@ def say(text: str) -> None:
 
 
 def tell_open(urls: list[str]) -> None:
-    server.tell_open()
     say("READY " + " ".join(urls))
 
 
@@ -29,7 +29,7 @@ plan_file, folder, port, check, timing, *runner = sys.argv[1:]
 plan = Plan.from_json(Path(plan_file).read_bytes())
 launches = [Launch(command, runner) for command in commands(plan, port=int(port))]
 server = Supervisor(
-    plan, launches, Path(folder), say, check=check == "check",
+    plan, launches, Path(folder), say, exam=ask_worst if check == "check" else None,
     timing=Timing(**{"liveness": 0.0, **json.loads(timing)}),
 )  # fmt: skip
 try:

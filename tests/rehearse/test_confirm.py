@@ -155,7 +155,7 @@ def test_the_worst_end_is_the_plans(
     monkeypatch, plan: Plan, ends: tuple[Rehearsal, ...], corrected: set[int]
 ) -> None:
     monkeypatch.setattr(
-        confirm, "_rehearsed", lambda whole, i, _: replace(whole.of_group(i), rehearsal=ends[i])
+        confirm, "rehearsed_group", lambda view, i, _: replace(view, rehearsal=ends[i])
     )
     seen = confirm.rehearse_plan(plan)
     assert not seen.fits

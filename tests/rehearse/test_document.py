@@ -106,8 +106,8 @@ def ended(code: int = 0, stopped: str = "", **told: Any) -> Any:
     return SimpleNamespace(notes=told, ran=SimpleNamespace(code=code), stopped=stopped)
 
 
-def seen(refused: dict[str, Any] | None = None) -> Readings:
-    return Readings([], [], {}, [], refused, phase="context", where="Check failed")
+def seen(**end: Any) -> Readings:
+    return Readings([], [], {}, [], {"phase": "context", "where": "Check failed", **end})
 
 
 def case(**statuses: int) -> dict[str, Any]:
@@ -120,7 +120,6 @@ def case(**statuses: int) -> dict[str, Any]:
         (ended(done=True, cases=[case(finished=3)]), "served", None),
         # A prompt that the engine refuses is an answer, too.
         (ended(done=True, cases=[case(too_long=1)]), "served", None),
-        (ended(-9, "stuck"), "hang", "Check failed"),
         (ended(-9, "idle"), "hang", "nothing happened any more"),
         (ended(done=True, cases=[case(**{"not finished": 1})]), "hang", "not finished in time"),
         (ended(done=True, cases=[case(unavailable=1)]), "failed", "Check failed"),
@@ -129,20 +128,19 @@ def case(**statuses: int) -> dict[str, Any]:
     ],
 )
 def test_how_it_ended(run: Any, outcome: str, where: str | None) -> None:
-    found, end = outcome_and_end(run, seen())
+    found, end = outcome_and_end(run, seen(kind="crash"))
     assert found == outcome
     assert (end.where if end else None) == where
 
 
 def test_an_end_after_a_refused_allocation_is_out_of_memory() -> None:
     sizes = {"asked": 9, "left": 4, "missing": 5}
-    refused = {"phase": "warm-up", "where": "Attn", "pool": "x", **sizes}
-    outcome, end = outcome_and_end(ended(-6), seen(refused))
+    refused = seen(kind="out_of_memory", phase="warm-up", where="Attn", **sizes)
+    outcome, end = outcome_and_end(ended(-6), refused)
     assert outcome == "out_of_memory"
     assert end is not None
     assert (end.kind, end.phase, end.where, end.missing) == ("out_of_memory", "warm-up", "Attn", 5)
-    # TurboMind's silent hang refuses nothing that matters.
-    assert outcome_and_end(ended(-9, "stuck"), seen(refused))[0] == "hang"
+    assert outcome_and_end(ended(-9, "stuck"), seen(kind="hang"))[0] == "hang"
 
 
 def test_a_server_that_is_started_alone_says_how_it_is_started(

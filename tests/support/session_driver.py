@@ -57,6 +57,7 @@ def run(stop: StopSignal, leases: Leases) -> str:
         ServeConfig(
             model_name="m",
             request=request,
+            plan=plan if given.get("replan") == "none" else None,
             timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
             gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,
             port=int(sys.argv[2]),
@@ -68,7 +69,7 @@ def run(stop: StopSignal, leases: Leases) -> str:
         lmdeploy=Lmdeploy("0.18.0", (sys.executable, str(SERVER))),
     )
     one.plan, one.changes, one.fixed = plan, changes, fixed
-    one.replan = None if given.get("replan") == "none" else replan
+    vars(one.planner)["make"] = replan
     vars(run_module)["fetched"] = lambda model, _: model  # nothing is downloaded
     one.begin()
     return one.follow(stop).name

@@ -81,3 +81,13 @@ def converted(data: object, type_: type[T], path: Path) -> T:
         raise UsageError(
             f"preset {path.parent.name}/{path.name} is damaged: {exc}", hint="reinstall turbofit"
         ) from None
+
+
+def merged(below: JsonObject, above: JsonObject) -> JsonObject:
+    """One mapping over another, mapping by mapping; lists and figures are the upper one's."""
+    mapping = dict(below)
+    for key, value in above.items():
+        old = mapping.get(key)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        mapping[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return mapping

@@ -1,7 +1,7 @@
 """One address for several models: an ASGI app that hands each request to its model's gateway.
 
-A request names its model. It waits here while the model's engines are asleep or start, for a time
-that is stated; everything else (limits, images, retries, suspects) is that model's gateway's.
+A request waits here while its model's engines are asleep or start; everything else (limits, images,
+retries, suspects) is that model's gateway's.
 
 A `ServedModel` belongs to the loop of the address; other threads only read numbers. A supervisor
 has an `AttachedGateway`, which is what `GatewayThread` is to a model alone.
@@ -20,7 +20,7 @@ import msgspec
 
 from turbofit.core.errors import LaunchError
 from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
-from turbofit.gateway.http.metrics import DROPPED, logs_text, merge
+from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, no_such_model
@@ -54,7 +54,7 @@ _BROKEN_OFF: Final = 60.0
 
 
 class ServedModel:
-    """A model that clients can name, by its own name and others, whether its engines run or not."""
+    """A model that clients can name, whether its engines run or not."""
 
     def __init__(self, name: str, names: Sequence[str] = ()) -> None:
         self.name = name
@@ -64,29 +64,25 @@ class ServedModel:
         self.state: ModelState = "asleep"
         #: Requests that its gateway has.
         self.in_flight = 0
-        #: Requests that wait for its start, in the order in which they came; and when each came.
-        self.waiting: dict[asyncio.Future[Any], float] = {}
+        #: Requests that wait for its start.
+        self.waiting = 0
         #: Wakes them; each looks whether it waits on.
         self._changed = asyncio.Event()
         #: Whether the server ends.
         self._ended = False
-        #: When it became ready, and when its last request ended; both of time.monotonic.
-        self.ready_at = self.used_at = time.monotonic()
-        #: When it began to start.
-        self.began_at = time.monotonic()
+        #: When it began to start, became ready, and its last request ended.
+        self.began_at = self.ready_at = self.used_at = time.monotonic()
         #: Starts that became ready, and how long the last one took.
         self.starts = 0
         self.start_seconds: float | None = None
-        #: When the first request came that it has not answered; None where nobody wants it.
+        #: When the first came of those who wait; or who was refused, where nobody may wait.
         self.wanted_since: float | None = None
-        #: When somebody asked for it who did not wait, and it has not been ready since.
-        self._refused_at: float | None = None
         #: Why it does not start, and until when nobody tries again.
         self.trouble, self.again_at = "", 0.0
 
     @property
     def idle(self) -> float:
-        """Seconds since its last request ended; 0 while it has one."""
+        """Seconds without a request."""
         if self.in_flight or self.waiting:
             return 0.0
         return time.monotonic() - max(self.used_at, self.ready_at)
@@ -110,7 +106,6 @@ class ServedModel:
 
     @property
     def status(self) -> str:
-        """Where it stands, for people."""
         if self.state == "failed":
             return f"{self.name} does not start: {self.trouble}"
         took = self.start_seconds
@@ -121,7 +116,6 @@ class ServedModel:
     # Steps of whoever starts and ends its engines.
 
     def begin(self) -> None:
-        """Its engines are about to be started."""
         self.state, self.began_at, self.trouble = "starting", time.monotonic(), ""
 
     def open(self, gateway: Gateway) -> None:
@@ -130,7 +124,6 @@ class ServedModel:
         if self.state == "starting":
             self.starts, self.start_seconds = self.starts + 1, now - self.began_at
         self.gateway, self.state, self.ready_at = gateway, "ready", now
-        self._refused_at = None
         self._wake()
 
     def close(self) -> None:
@@ -139,7 +132,7 @@ class ServedModel:
             self.state = "ending"
 
     def close_idle(self, seconds: float) -> bool:
-        """Close it where nobody asked it for so long; whether it is closed now."""
+        """Close it where nobody asked it for so long; whether it is closed."""
         if self.state == "ready" and self.idle >= seconds:
             self.close()
         return self.state == "ending"
@@ -158,7 +151,7 @@ class ServedModel:
     def fail(self, trouble: str, again_at: float) -> None:
         """It does not start: who waits is told, and nobody tries again before that time."""
         self.gateway, self.state = None, "failed"
-        self.trouble, self.again_at, self._refused_at = trouble, again_at, None
+        self.trouble, self.again_at = trouble, again_at
         self._wake()
 
     def end(self) -> None:
@@ -170,7 +163,6 @@ class ServedModel:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Its gateway has a request."""
         self.in_flight += 1
         try:
             yield
@@ -179,18 +171,14 @@ class ServedModel:
             self.used_at = time.monotonic()
 
     def refusal(self) -> Refusal:
-        """What a client is told that does not wait."""
         reason = "model_unavailable" if self.state == "failed" else "model_starting"
         return Refusal(reason, why=self.status, retry_after=self.retry_after)
 
     async def wait(self, seconds: float, gone: asyncio.Future[Any], longest: int) -> Gateway:
         """Its gateway, once it is ready, within so many seconds; 0 refuses at once.
 
-        ``gone`` is done where the client goes away; so many requests as ``longest`` may wait.
-
-        Raises:
-            Refusal: it does not start, or not in time, or too many wait.
-            asyncio.CancelledError: the client went away.
+        ``gone`` is done where the client goes away, which cancels; so many requests as ``longest``
+        may wait.
         """
         came = time.monotonic()
         while self.state != "ready" or self.gateway is None:
@@ -199,38 +187,30 @@ class ServedModel:
                 raise ending()
             if self.state == "failed" and not self.rested:
                 raise self.refusal()
-            if left <= 0:
-                if not seconds:
-                    self._refused_at = came if self._refused_at is None else self._refused_at
-                    self._note()
+            if seconds and left <= 0:
                 raise self.refusal()
-            if len(self.waiting) >= longest:
-                raise Refusal(
-                    "busy:model",
-                    count=len(self.waiting),
-                    name=self.name,
-                    retry_after=self.retry_after,
-                )
+            if self.waiting >= longest:
+                again = self.retry_after
+                raise Refusal("busy:model", count=longest, name=self.name, retry_after=again)
+            if self.wanted_since is None:
+                self.wanted_since = came
+            if not seconds:
+                raise self.refusal()
+            self.waiting += 1
             change: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
-            self.waiting[change] = came
-            self._note()
             try:
                 await asyncio.wait((change, gone), timeout=left, return_when="FIRST_COMPLETED")
             finally:
-                del self.waiting[change]
-                self._note()
+                self.waiting -= 1
+                if not self.waiting:
+                    self.wanted_since = None
                 change.cancel()
             if gone.done():
                 raise asyncio.CancelledError
         return self.gateway
 
-    def _note(self) -> None:
-        """Who wants it has changed."""
-        came = [*self.waiting.values(), *([] if self._refused_at is None else [self._refused_at])]
-        self.wanted_since = min(came, default=None)
-
     def _wake(self) -> None:
-        self._note()
+        self.wanted_since = None
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -239,7 +219,7 @@ _OUR_METRICS: Final[tuple[tuple[str, str, str, Callable[[ServedModel], float | N
     ("model_ready", "gauge", "Whether a model's engines are ready.",
      lambda model: model.state == "ready"),
     ("model_waiting", "gauge", "Requests that wait for a model's start.",
-     lambda model: len(model.waiting)),
+     lambda model: model.waiting),
     ("model_in_flight", "gauge", "Requests that a model's gateway has.",
      lambda model: model.in_flight),
     ("model_starts_total", "counter", "Starts of a model that became ready.",
@@ -250,8 +230,6 @@ _OUR_METRICS: Final[tuple[tuple[str, str, str, Callable[[ServedModel], float | N
 
 
 class _Named(msgspec.Struct):
-    """The one field that is read here."""
-
     model: Any = None
 
 
@@ -259,8 +237,7 @@ class ModelsGateway(AsgiApp):
     """The app; each model's gateway has the same keys.
 
     ``bounds`` are what requests of each model are held to by its first plan; of bodies only their
-    size is looked at here. ``wait``: seconds that a request waits at most for its model's start; 0
-    refuses at once.
+    size is looked at here. ``wait``: see `ServedModel.wait`.
     """
 
     def __init__(
@@ -271,26 +248,23 @@ class ModelsGateway(AsgiApp):
         *,
         wait: float,
     ) -> None:
-        super().__init__(config, max(model_bounds.limits.bytes_per_body for model_bounds in bounds))
+        super().__init__(config, max(of_model.limits.bytes_per_body for of_model in bounds))
         self.models = {model.name: model for model in models}
-        self._limits = [
-            limits_in_words(model_bounds) + config.defaults.words for model_bounds in bounds
-        ]
+        self._limits = [limits_in_words(of_model) + config.defaults.words for of_model in bounds]
         self._named_models = {name: model for model in models for name in model.names}
         self._wait = wait
         #: Whether those that start at once were ready.
         self.opened = False
 
     def end(self) -> None:
-        """The server ends: nobody waits any longer. To be called in the loop."""
+        """Nobody waits any longer. To be called in the loop."""
         for model in self.models.values():
             model.end()
 
     async def startup(self) -> None:
-        """Nothing: each model's gateway starts when its engines are ready."""
+        """Each model's gateway starts when its engines are ready."""
 
     async def shutdown(self) -> None:
-        """Close what the models' gateways hold open, and keep what they learned."""
         for model in self.models.values():
             gateway = model.gateway
             if gateway is not None:
@@ -321,7 +295,7 @@ class ModelsGateway(AsgiApp):
             self._bodies.forget(request)
 
     def _record(self, request: RequestContext) -> None:
-        """Nothing: each model's gateway keeps a record of its own requests."""
+        """Each model's gateway keeps a record of its own requests."""
 
     def _models(self) -> dict[str, list[str]]:
         return dict(zip(self.models, self._limits, strict=True))
@@ -344,7 +318,7 @@ class ModelsGateway(AsgiApp):
 
     def _cards(self) -> list[ModelCard]:
         return [
-            ModelCard(name, model.name, _facts(model))
+            ModelCard(name, model.name, {"turbofit": _facts(model)})
             for model in self.models.values()
             for name in model.names
         ]
@@ -363,8 +337,7 @@ class ModelsGateway(AsgiApp):
         """Each model's page with a label ``model``, and this address's numbers."""
 
         async def page(model: ServedModel) -> str:
-            text = "" if model.gateway is None else await model.gateway.metrics_text()
-            return text.partition(f"# HELP {DROPPED}")[0]
+            return "" if model.gateway is None else await model.gateway.metrics_text()
 
         models = list(self.models.values())
         pages = await asyncio.gather(*map(page, models))
@@ -379,7 +352,7 @@ class ModelsGateway(AsgiApp):
         named: dict[int | str, str] = dict(zip(self.models, pages, strict=True))
         # An empty label is none: what is refused before a model is known.
         ours = merge({**named, "": self.metrics.text({})}, "model")
-        return ours + "\n".join(lines) + "\n" + logs_text()
+        return ours + "\n".join(lines) + "\n"
 
 
 def _fine(model: ServedModel) -> bool:
@@ -390,11 +363,8 @@ def _fine(model: ServedModel) -> bool:
 
 
 def _facts(model: ServedModel) -> Document:
-    """Where one model stands."""
-    unanswered = model.state == "ready" and not _fine(model)
-    facts: dict[str, Any] = {
-        "state": "unavailable" if unanswered else model.state, "waiting": len(model.waiting),
-    }  # fmt: skip
+    state = "unavailable" if model.state == "ready" and not _fine(model) else model.state
+    facts: dict[str, Any] = {"state": state, "waiting": model.waiting}
     if model.start_seconds is not None:
         facts["start_seconds"] = round(model.start_seconds, 1)
     if model.state not in ("ready", "asleep"):
@@ -405,12 +375,8 @@ def _facts(model: ServedModel) -> Document:
 def health_document(models: Sequence[ServedModel], *, opened: bool, known: bool) -> Document:
     """``healthy``, ``degraded`` where some models do not answer, ``starting`` or ``unavailable``.
 
-    A model that sleeps is well: it starts when it is asked for.
-
-    Args:
-        models: all of them.
-        opened: whether those that start at once were ready.
-        known: whether the client may learn which models there are, and why one does not start.
+    A model that sleeps is well. ``opened``: whether those that start at once were ready; ``known``:
+    whether the client may learn which models there are.
     """
     fine = [_fine(model) for model in models]
     status = "healthy" if all(fine) else "degraded" if any(fine) else "unavailable"
@@ -422,11 +388,7 @@ def health_document(models: Sequence[ServedModel], *, opened: bool, known: bool)
 
 
 def insist(address: GatewayThread[_App], ask: Callable[[_App], _Answer]) -> _Answer:
-    """Run something in the address's loop, which may be busy for a minute.
-
-    Raises:
-        LaunchError: the address is not served any more, or its loop hangs.
-    """
+    """Run something in the address's loop, which may be busy for a minute; see `call`."""
     return address.call(ask, _BUSY_SECONDS)
 
 
@@ -438,11 +400,7 @@ class AttachedGateway:
         self._task: asyncio.Task[Any] | None = None
 
     def start(self) -> None:
-        """Requests for the model go to its gateway from now on.
-
-        Raises:
-            LaunchError: the address is not served any more.
-        """
+        """Requests for the model go to its gateway from now on."""
 
         def begin(_: object) -> None:
             self._task = asyncio.ensure_future(self._gateway.startup())
@@ -452,15 +410,9 @@ class AttachedGateway:
 
     @property
     def url(self) -> str:
-        """The address of all models."""
         return self._address.url
 
     def call(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
-        """Run ``ask(gateway)`` in the loop, and return what it returns.
-
-        Raises:
-            LaunchError: the address is not served any more, or its loop is too busy.
-        """
         return self._address.call(lambda _: ask(self._gateway))
 
     @property
@@ -469,15 +421,10 @@ class AttachedGateway:
         return self._address.cut
 
     def cut_off(self) -> None:
-        """Cut off what the address of all models has under way."""
         self._address.cut_off()
 
     def stop(self, *, drain: bool = True) -> None:
-        """Give it no request any more, and close it.
-
-        Args:
-            drain: wait until what it has has ended, within the drain's seconds.
-        """
+        """Give it no request any more, and close it; ``drain`` waits for what it has."""
 
         def detach(_: object) -> None:
             if self._model.gateway is self._gateway:

@@ -31,18 +31,7 @@ _NESTED: Final = "image_processor"
 
 
 def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject]:
-    """The files that must change, with their whole new content; empty where nothing must.
-
-    Pure but for reading the folder.
-
-    Args:
-        folder: the checkpoint.
-        rule: its image rule.
-        limits: the plan's.
-
-    Raises:
-        UsageError: a config file that cannot be read.
-    """
+    """The files of a checkpoint that must change, with their whole new content."""
     limit = limits.image_limit
     if limit is None or limit == rule.checkpoint_limit:
         return {}
@@ -55,12 +44,8 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
 def overlay(plan: Plan, base: Path | None = None) -> Iterator[Path]:
     """The folder to give to LMDeploy in place of the checkpoint; it goes away at the end.
 
-    Args:
-        plan: what the limits come from; its checkpoint must be a folder on this machine.
-        base: where to make it; None is the state folder.
-
-    Yields:
-        The checkpoint itself where its own defaults are the plan's.
+    It is the checkpoint itself where its own defaults are the plan's. ``base``: where to make it;
+    None is the state folder.
 
     Raises:
         UsageError: the checkpoint is not here.
@@ -121,11 +106,11 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
 def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, Any]]:
     """The image processor's values, in the file that Transformers will read them from."""
     changed: dict[str, dict[str, Any]] = {}
-    whole = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).exists() else {}
+    whole = _read(folder / _PROCESSOR)
     nested = whole.get(_NESTED)
     if isinstance(nested, dict):
         changed[_PROCESSOR] = {**whole, _NESTED: _edited(nested, edited)}
-    standalone = _read(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).exists() else {}
+    standalone = _read(folder / _PREPROCESSOR)
     if standalone or not changed:
         changed[_PREPROCESSOR] = _edited(standalone, edited)
     return changed
@@ -140,8 +125,11 @@ def _edited(values: dict[str, Any], edited: FolderEdits) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, empty where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"{path} cannot be read: {exc}", hint="download the checkpoint again"

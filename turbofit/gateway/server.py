@@ -1,8 +1,7 @@
-"""Runs a gateway that `make_gateway` made, in one of three ways.
+"""Makes the gateway of a plan, and serves it.
 
-`run_gateway` is the whole life of a process, which signals end. `GatewayThread` serves
-beside a supervisor that owns the main thread. `serve_gateway` serves in a loop of one's own until
-it is told to stop.
+`run_gateway` is the whole life of a process, which signals end; a `GatewayThread` leaves the main
+thread to whoever watches the engines.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from concurrent.futures import Future, wait
 from contextlib import nullcontext, suppress
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -23,7 +22,6 @@ from turbofit.core.errors import LaunchError, PackageError, TurbofitError, Usage
 from turbofit.core.installation import install_command
 from turbofit.core.process.ports import open_files
 from turbofit.core.units import MIB
-from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.limits.request_limits import bounds_of
 
@@ -35,9 +33,11 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
+    from turbofit.gateway.http.protocol import LimitedProtocol
     from turbofit.gateway.routing.deny_list import DenyList
 
 _BACKLOG: Final = 2048
@@ -61,11 +61,7 @@ _App = TypeVar("_App", bound="AsgiApp")
 
 
 def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
-    """Refuse to be open to the network by accident.
-
-    Raises:
-        UsageError: an address beyond loopback with neither a key nor ``no_auth``.
-    """
+    """Refuse an address beyond loopback with neither a key nor ``no_auth``."""
     if config.api_keys or config.front_keys or no_auth or is_loopback(config.host):
         return
     raise UsageError(
@@ -87,10 +83,8 @@ def make_gateway(
 
     Args:
         plan: what requests are held to.
-        upstreams: addresses of the engines, e.g. ``http://127.0.0.1:34567``, in the order of the
-            plan's groups.
-        config: everything else; ``host_bytes``, ``prefix_affinity``, ``serial`` and ``shares`` come
-            from the plan.
+        upstreams: addresses of the engines, in the order of the plan's groups.
+        config: all that the plan does not say.
         overlay: whether the engines run on the folder of `gateway.overlay`.
         log: takes a record of each request.
         deny_list: of the gateway before this one; None opens the configuration's file.
@@ -108,17 +102,8 @@ def make_gateway(
     from turbofit.gateway.http.app import Gateway
 
     bounds = bounds_of(plan, overlay=overlay)
-    shares = tuple(group.at_once for group in plan.by_group)
-    settled = msgspec.structs.replace(
-        config,
-        host_bytes=host_budget(plan, bounds),
-        prefix_affinity=plan.settings.enable_prefix_caching,
-        serial=plan.engine.serial,
-        # Nothing is known of engines that were not planned.
-        shares=shares if len(shares) == len(upstreams) else (),
-        about=about_plan(plan),
-    )
-    return Gateway(bounds, upstreams, settled, log, deny_list=deny_list)
+    config = msgspec.structs.replace(config, about=about_plan(plan))
+    return Gateway(bounds, upstreams, config, log, deny_list=deny_list)
 
 
 def about_plan(plan: Plan) -> Document:
@@ -143,143 +128,124 @@ def digest_of(plan: Plan) -> str:
     return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
 
-class Ends:
-    """How a gateway is told to end: once, and it drains; urgently, and what is open is cut off."""
-
-    def __init__(self) -> None:
-        self.ending, self.urgent = asyncio.Event(), asyncio.Event()
-        #: Tells what is open why it ends; it is set while a gateway serves.
-        self.cut: Callable[[], None] = lambda: None
-
-    def tell(self, *, urgent: bool) -> None:
-        """End. To be called in the gateway's loop."""
-        self.ending.set()
-        if urgent:
-            # At once: engines are killed beside it, and the loop may see their end next.
-            self.cut()
-            self.urgent.set()
-
-
-async def serve_gateway(
-    gateway: AsgiApp,
-    *,
-    ends: Ends | None = None,
-    on_ready: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Serve in the running loop until it is told to end; cancelled, it cuts off what is open.
-
-    ``gateway.connections.cut`` says how many requests were cut off.
+class _Serving:
+    """A gateway that listens in the running loop.
 
     Args:
         gateway: see `make_gateway`.
-        ends: tells it to end.
-        on_ready: told the gateway's own address once it listens.
+        on_ready: told the gateway's own address once it serves.
 
     Raises:
         LaunchError: the address cannot be bound.
         UsageError: the certificate cannot be read.
     """
-    keep_large_blocks()
-    listener, ends = bind(gateway.config), ends or Ends()
-    try:
-        host, port = listener.getsockname()[:2]
+
+    def __init__(self, gateway: AsgiApp, on_ready: Callable[[str], None]) -> None:
+        keep_large_blocks()
+        self._gateway = gateway
+        self.ending, self._urgent = asyncio.Event(), asyncio.Event()
+        self._listener = bind(gateway.config)
+        host, port = self._listener.getsockname()[:2]
         scheme = "https" if gateway.config.ssl_certfile else "http"
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-        server = _uvicorn(gateway, partial(on_ready, url))
-    except BaseException:
-        listener.close()
-        raise
-    serving = asyncio.ensure_future(server.serve([listener]))
-    ends.cut = partial(_cut_connections, gateway, server)
-    ending, urgent = (asyncio.ensure_future(event.wait()) for event in (ends.ending, ends.urgent))
-    try:
-        await asyncio.wait({serving, ending}, return_when="FIRST_COMPLETED")
-        server.should_exit = gateway.connections.draining = True
-        drain = gateway.config.drain_seconds
-        await asyncio.wait({serving, urgent}, timeout=drain, return_when="FIRST_COMPLETED")
-    finally:
-        ending.cancel()
-        urgent.cancel()
-        await _cut_off(gateway, server, serving)
-        listener.close()
-    if serving.done():
-        serving.result()
+        try:
+            self._server = _uvicorn(gateway, partial(on_ready, url))
+        except BaseException:
+            self._listener.close()
+            raise
 
+    def end(self, *, urgent: bool) -> None:
+        """Take nothing new, and cut off what is open if it is urgent; call it in the loop."""
+        self.ending.set()
+        if urgent:
+            # At once: engines are killed beside it, and the loop may see their end next.
+            self._cut()
+            self._urgent.set()
 
-async def _cut_off(gateway: AsgiApp, server: uvicorn.Server, serving: asyncio.Future[None]) -> None:
-    """End what is still open, and the server: with a last word, then without, then by force."""
-    if serving.done():
-        return
-    _cut_connections(gateway, server)
-    await asyncio.wait({serving}, timeout=_AT_ONCE)
-    connections: set[Any] = server.server_state.connections
-    for connection in list(connections):
-        connection.transport.abort()
-    for task in list(server.server_state.tasks):
-        task.cancel()
-    await asyncio.wait({serving}, timeout=_AT_ONCE)
+    async def serve(self) -> None:
+        """Serve until it is told to end, then drain; cancelled, it cuts off what is open."""
+        gateway, server = self._gateway, self._server
+        serving = asyncio.ensure_future(self._live())
+        ending, urgent = (asyncio.ensure_future(e.wait()) for e in (self.ending, self._urgent))
+        try:
+            await asyncio.wait({serving, ending}, return_when="FIRST_COMPLETED")
+            server.should_exit = gateway.connections.draining = True
+            drain = gateway.config.drain_seconds
+            await asyncio.wait({serving, urgent}, timeout=drain, return_when="FIRST_COMPLETED")
+        finally:
+            ending.cancel()
+            urgent.cancel()
+            if not serving.done():
+                await self._force_end(serving)
+            self._listener.close()
+        if serving.done():
+            serving.result()
 
+    async def _live(self) -> None:
+        await self._gateway.startup()
+        try:
+            await self._server.serve([self._listener])
+        finally:
+            await self._gateway.shutdown()
 
-def _cut_connections(gateway: AsgiApp, server: uvicorn.Server) -> None:
-    """Take nothing new, and tell what is open that the server ends; once."""
-    if gateway.connections.ending:
-        return
-    gateway.connections.ending = server.should_exit = True
-    for listener in server.servers if server.started else ():
-        listener.close()
-    connections: set[Any] = server.server_state.connections  # of `protocol.LimitedProtocol`
-    for connection in list(connections):
-        connection.cut()
+    async def _force_end(self, serving: asyncio.Future[None]) -> None:
+        """End what is still open, and the server: with a last word, then without."""
+        self._cut()
+        await asyncio.wait({serving}, timeout=_AT_ONCE)
+        for connection in self._connections:
+            connection.transport.abort()
+        for task in list(self._server.server_state.tasks):
+            task.cancel()
+        await asyncio.wait({serving}, timeout=_AT_ONCE)
+
+    def _cut(self) -> None:
+        """Take nothing new, and tell what is open that the server ends; once."""
+        if self._gateway.connections.ending:
+            return
+        self._gateway.connections.ending = self._server.should_exit = True
+        for listener in self._server.servers if self._server.started else ():
+            listener.close()
+        for connection in self._connections:
+            connection.cut()
+
+    @property
+    def _connections(self) -> list[LimitedProtocol]:
+        return list(cast("set[LimitedProtocol]", self._server.server_state.connections))
 
 
 def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Serve until a signal ends it, then drain; a second signal cuts off what is open.
 
-    `stop_signals` says which signals. Call it in the main thread. Arguments as for `serve_gateway`.
-
-    Raises:
-        LaunchError: the address cannot be bound.
+    `stop_signals` says which signals. Call it in the main thread. Arguments and errors as of
+    `_Serving`.
     """
     from turbofit.core.process.signals import stop_signals, unblock
 
     async def main() -> None:
-        ends, loop = Ends(), asyncio.get_running_loop()
-
-        def caught() -> None:
-            ends.tell(urgent=ends.ending.is_set())
-
-        heard = stop_signals()
-        for number in heard:
-            loop.add_signal_handler(number, caught)
-        unblock(heard)
-        await serve_gateway(gateway, ends=ends, on_ready=on_ready)
+        serving, loop = _Serving(gateway, on_ready), asyncio.get_running_loop()
+        signals = stop_signals()
+        for number in signals:
+            loop.add_signal_handler(number, lambda: serving.end(urgent=serving.ending.is_set()))
+        unblock(signals)
+        await serving.serve()
 
     run_loop(main())
 
 
 class GatewayThread(Generic[_App]):
-    """Serves a gateway from a thread of its own; a context manager.
-
-    Args:
-        gateway: see `make_gateway`; or one of several models.
-    """
+    """Serves a gateway from a thread of its own; a context manager."""
 
     def __init__(self, gateway: _App) -> None:
         self._gateway = gateway
         self._listening = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ends: Ends | None = None
+        self._serving: _Serving | None = None
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self.url = ""
 
     def start(self) -> None:
-        """Begin to serve; returns once it listens.
-
-        Raises:
-            LaunchError: it cannot.
-            UsageError: the certificate cannot be read.
-        """
+        """Begin to serve; returns once it listens, and raises what prevents that."""
         self._thread.start()
         if self._listening.wait(_START_SECONDS) and self._error is None:
             return
@@ -295,11 +261,7 @@ class GatewayThread(Generic[_App]):
         return self._gateway.connections.cut
 
     def stop(self, *, drain: bool = True) -> None:
-        """Take nothing new, and end.
-
-        Args:
-            drain: let what is under way end, within the drain's seconds; False cuts it off.
-        """
+        """Take nothing new, and end; what is under way has the drain's seconds, or is cut off."""
         if self._thread.ident is not None:
             self._end(urgent=not drain)
             self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
@@ -309,19 +271,15 @@ class GatewayThread(Generic[_App]):
         self._end(urgent=True)
 
     def _end(self, *, urgent: bool) -> None:
-        if self._loop is not None and self._ends is not None:
+        if self._loop is not None and self._serving is not None:
             with suppress(RuntimeError):  # it has ended by itself
-                self._loop.call_soon_threadsafe(partial(self._ends.tell, urgent=urgent))
+                self._loop.call_soon_threadsafe(partial(self._serving.end, urgent=urgent))
 
     def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
-        """Run ``ask(gateway)`` in the gateway's loop, and return what it returns.
-
-        Args:
-            ask: e.g. ``lambda gateway: gateway.rest(None)``; what it raises is raised here.
-            seconds: how long to wait for it.
+        """What ``ask(gateway)`` returns or raises in the gateway's loop.
 
         Raises:
-            LaunchError: the gateway does not serve, or is too busy.
+            LaunchError: the gateway does not serve, or is busy for so many seconds.
         """
         answer: Future[_Answer] = Future()
 
@@ -349,7 +307,6 @@ class GatewayThread(Generic[_App]):
 
     @property
     def alive(self) -> bool:
-        """Whether it still serves."""
         return self._thread.is_alive() and self._error is None
 
     def __enter__(self) -> GatewayThread[_App]:
@@ -361,8 +318,9 @@ class GatewayThread(Generic[_App]):
 
     def _run(self) -> None:
         async def main() -> None:
-            self._ends, self._loop = Ends(), asyncio.get_running_loop()
-            await serve_gateway(self._gateway, ends=self._ends, on_ready=listens)
+            self._loop = asyncio.get_running_loop()
+            self._serving = _Serving(self._gateway, listens)
+            await self._serving.serve()
 
         def listens(url: str) -> None:
             self.url = url
@@ -377,11 +335,7 @@ class GatewayThread(Generic[_App]):
 
 
 def bind(config: GatewayConfig) -> socket.socket:
-    """The listening socket; port 0 takes a free one.
-
-    Raises:
-        LaunchError: the address cannot be bound.
-    """
+    """The listening socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = tcp_socket(family)
     try:
@@ -397,11 +351,7 @@ def bind(config: GatewayConfig) -> socket.socket:
 
 
 def tcp_socket(family: int) -> socket.socket:
-    """A TCP socket of this process.
-
-    Raises:
-        LaunchError: there is none to be had.
-    """
+    """A TCP socket; `LaunchError` where there is none to be had."""
     try:
         # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
         return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -413,12 +363,7 @@ def tcp_socket(family: int) -> socket.socket:
 
 
 def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
-    """A server without signals, logs, docs or WebSockets, which never ends a request by itself.
-
-    Raises:
-        PackageError: uvicorn is missing.
-        UsageError: the certificate cannot be read.
-    """
+    """A server without signals, logs, docs or WebSockets, which never ends a request by itself."""
     _need("uvicorn", "httptools")
     import uvicorn
 
@@ -437,7 +382,7 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),
         ws="none",
-        lifespan="on",
+        lifespan="off",
         timeout_keep_alive=limits.keep_alive_seconds,
         backlog=_BACKLOG,
         ssl_certfile=config.ssl_certfile,
@@ -463,15 +408,12 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
 
 
 def keep_large_blocks() -> bool:
-    """Let blocks of megabytes come from the heap, and stay there when they are freed.
+    """Let blocks of megabytes come from the heap, and stay there; whether glibc was here to do it.
 
     glibc gives each of them back to the kernel and faults its pages in again for the next one: that
     was 2 ms of the 3.6 ms that a 2 MB image took to be read, held and written (bench/gateway).
     Threads that start afterwards share one heap: each would else keep as much as the largest body
     that it ever held, 16 MiB more whenever another thread meets one (bench/soak).
-
-    Returns:
-        Whether the allocator knows such settings; other ones than glibc's do not.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -70,12 +70,7 @@ class Upstream:
         body: bytes | None,
         headers: dict[str, str],
     ) -> aiohttp.ClientResponse:
-        """Send a request and wait for the head of the answer.
-
-        Raises:
-            Unreachable: it was never sent.
-            Died: the engine broke off.
-        """
+        """Send a request and wait for the head of the answer; `Unreachable` or `Died` if none."""
         if engine.key:
             headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
@@ -112,10 +107,9 @@ class Upstream:
                 "max_tokens": 1,
                 "temperature": 0,
             }
-            body = msgspec.json.encode(question)
-            headers = {"Content-Type": "application/json"}
-            response = await self.open(engine, "POST", "/v1/chat/completions", body, headers)
-            async with response:
+            body, headers = msgspec.json.encode(question), {"Content-Type": "application/json"}
+            path = "/v1/chat/completions"
+            async with await self.open(engine, "POST", path, body, headers) as response:
                 await response.read()
         except (Unreachable, Died, aiohttp.ClientError, OSError):
             return False
@@ -132,13 +126,10 @@ class Upstream:
             return ""  # before Python 3.11 a timeout of asyncio is no OSError
 
     async def _page(self, engine: RoutedEngine, path: str) -> str:
-        response = await self.open(engine, "GET", path, None, {})
-        async with response:
-            text = await response.text("utf-8")
-        return text if response.status == 200 else ""
+        async with await self.open(engine, "GET", path, None, {}) as response:
+            return await response.text("utf-8") if response.status == 200 else ""
 
     async def close(self) -> None:
-        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -173,14 +164,12 @@ class Upstream:
 
 
 def engine_socket(address: Sequence[Any]) -> socket.socket:
-    """A socket to an engine, for aiohttp to connect.
+    """A socket to an engine, for aiohttp to connect; ``address`` is of `socket.getaddrinfo`.
 
     A machine without power says no farewell: a request there would wait for as long as for an
-    answer, a quarter of an hour for what was just sent. The engine's kernel answers for it however
-    busy it is, so that only a machine or a network counts as gone. One exception: an engine that
-    reads nothing for 5 s in the middle of a body that its kernel has no room for is given up as
-    well. Nothing of that on a machine's own addresses, which do not vanish alone. ``address`` is as
-    `socket.getaddrinfo` gives it.
+    answer. The engine's kernel answers for it however busy it is, so that only a machine or a
+    network counts as gone; but an engine that reads nothing for 5 s in the middle of a body that
+    its kernel has no room for is given up as well. A machine's own addresses do not vanish alone.
     """
     family, kind, proto, _, where = address
     connecting = socket.socket(family, kind, proto)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +24,7 @@ from turbofit.launch.engine.worst_requests import (
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.leases import Leases
+from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for, identity
 from turbofit.model.source import resolve_model
 from turbofit.observe import calibrations
@@ -42,7 +42,7 @@ from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Calibration
@@ -61,17 +61,10 @@ def calibrate(
     again: bool,
     apart: bool,
 ) -> Document | signal.Signals:
-    """Measure and learn.
+    """Measure and learn; the document, or the signal that ended it before it was complete.
 
-    Args:
-        config: of a `serve` without a public side.
-        stop: tells of signals.
-        say: takes lines of progress.
-        again: whether what was calibrated before is measured again.
-        apart: whether what is learned holds for pretend GPUs only.
-
-    Returns:
-        What was learned, or the signal that ended it before it was complete.
+    ``config`` is of a `serve` without a public side. ``again``: what was calibrated before is
+    measured again; ``apart``: what is learned holds for pretend GPUs only.
     """
     calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
     with Leases() as leases:
@@ -127,9 +120,6 @@ def drop(request: PlanRequest, *, apart: bool) -> int:
     return calibrations.forget(identity(resolve_model(request.model)), pretend=apart)
 
 
-# From what was read to what later plans know, and back.
-
-
 #: Bytes by which others may have moved while a launch was measured.
 _MOVED: Final = 32 * MIB
 
@@ -142,11 +132,9 @@ def learned(
     lmdeploy: str,
     pretend: bool,
 ) -> Document:
-    """Learn, and keep it for later plans, of pretend GPUs apart.
+    """Learn, and keep it for later plans; the document is what `turbofit calibrate --json` shows.
 
     ``before`` are bytes in use on each GPU before the last start; empty where others cannot move.
-    The document is what `turbofit calibrate --json` shows. ``kept`` is empty where nothing was
-    learned, and ``why_not`` says why.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     corrections = learn(plan, observations, lmdeploy=lmdeploy, when=when, pretend=pretend)
@@ -170,13 +158,10 @@ def learned(
 
 
 def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
-    """Drop what restarts had learned of such launches, where the measurement replaces it.
+    """Drop what restarts had learned of such launches; whether there was anything.
 
     Otherwise a margin that the ladder made larger would be added to what was measured to be
-    missing. Where nothing was measured to be missing, what helped the start stays.
-
-    Returns:
-        Whether anything was dropped.
+    missing. Where nothing was, what helped the start stays.
     """
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
@@ -184,9 +169,14 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
 
 def calibration_of(plan: Plan) -> Calibration | None:
     """What the plan's first engine rests on."""
-    gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[0]]
-    settings, engine = plan.of_group(0).settings, plan.engine
-    return calibration_for(plan.machine, gpus, plan.model, settings, engine.name, engine.version)
+    launch = EngineLaunch(
+        model=plan.model,
+        settings=plan.of_group(0).settings,
+        gpus=tuple(plan.machine.gpu(index) for index in plan.parallel.groups[0]),
+        machine=plan.machine,
+        vision_load=NO_IMAGES,
+    )
+    return calibration_for(launch, plan.engine.name, plan.engine.version)
 
 
 def stored(plan: Plan) -> Document:
@@ -211,8 +201,8 @@ def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
     return None
 
 
-# Drives engines through all that their plan pays for, and reads their GPUs after each step: after
-# the warm-up; one small request of each kind, for kernels; then each worst case.
+# Engines are driven through all that their plan pays for, and their GPUs are read after each step:
+# after the warm-up; after one small request of each kind, for kernels; after each worst case.
 
 
 _REQUEST: Final = "vision_request"
@@ -221,9 +211,9 @@ _SETTLE: Final = 0.3
 
 
 class NvmlUsageReader:
-    """What real GPUs of a plan that is launched hold, in bytes of the whole card, everybody's.
+    """What the GPUs of a plan hold, in bytes of the whole card, everybody's.
 
-    ``before`` are those in use before the engines are started, by the machine's index.
+    ``before`` are those in use before the engines start, by the machine's index.
 
     Raises:
         MachineError: one cannot be read.
@@ -286,31 +276,28 @@ if TYPE_CHECKING:
 
 
 class Calibrator:
-    """Looks closer at the engines of the plan that was launched last than their readiness needs."""
+    """The `Examiner` of a calibration; what engines of an earlier plan show counts for nothing."""
 
     def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:
         self._usage_of, self._say = usage_of, say
         self.usage: GpuUsage | None = None
         self._observations: dict[int, Observation] = {}
-        self._finished: set[int] = set()
-        self._lock = threading.Lock()
 
     @property
     def observations(self) -> tuple[Observation, ...]:
-        """What was read, by group."""
+        """What was read of engines that have shown everything, by group."""
         return tuple(self._observations[group] for group in sorted(self._observations))
 
     @property
     def complete(self) -> bool:
         """Whether every group of the plan has shown everything."""
         groups = None if self.usage is None else len(self.usage.plan.parallel.groups)
-        return len(self._finished) == groups
+        return len(self._observations) == groups
 
     def begin(self, plan: Plan) -> None:
-        """See `Examiner`; what engines of other plans showed does not count."""
-        with self._lock:
-            self.end()
-            self.usage, self._observations, self._finished = self._usage_of(plan), {}, set()
+        """See `Examiner`."""
+        self.end()
+        self.usage, self._observations = self._usage_of(plan), {}
 
     def end(self) -> None:
         if self.usage is not None:
@@ -320,73 +307,52 @@ class Calibrator:
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
         """See `Examiner`."""
-        assert self.usage is not None
+        usage, observations = self.usage, self._observations  # of the engine's own plan
+        assert usage is not None
+        observations.pop(engine.group, None)  # an engine that starts again shows all again
         try:
-            self._examine(self.usage, engine, model, ask)
+            observations[engine.group] = self._observe(usage, engine, model, ask)
         except LaunchError:
             raise
-        except TurbofitError as exc:  # a GPU, or an engine of an earlier plan, cannot be read
+        except TurbofitError as exc:
             raise LaunchError(exc.message, hint=exc.hint) from None
 
-    def _examine(
+    def _observe(
         self, usage: GpuUsage, engine: SupervisedEngine, model: str,
         ask: Callable[[ProbeRequest], int],
-    ) -> None:  # fmt: skip
-        plan, text = usage.plan.of_group(engine.group), 0
-        self._take(usage, engine, STEADY)
+    ) -> Observation:  # fmt: skip
+        plan = usage.plan.of_group(engine.group)
+        used: dict[int, dict[str, int]] = {}
+
+        def take(name: str) -> None:
+            for index, span in usage.read(engine).items():
+                # After a worst case the last reading counts too: pools keep their most.
+                size = span.last if name in (STEADY, KERNELS) else max(span)
+                used.setdefault(index, {})[name] = size
+            most = max(used, key=lambda index: used[index][name])
+            size = used[most][name]
+            self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(size)} in use")
+
+        def drive(question: ProbeRequest, name: str) -> int:
+            tell(Step(f"{engine.name}: measuring {name}"))
+            tokens = ask(question)
+            take(name)
+            return tokens
+
+        tell(Step(f"{engine.name}: measuring"))
+        take(STEADY)
         for small in small_requests(plan, model):
             ask(small)
-        self._take(usage, engine, KERNELS)
-        worst = worst_request(plan, model)
+        take(KERNELS)
+        text, worst = 0, worst_request(plan, model)
         if worst is not None:
-            tell(Step(f"{engine.name}: measuring {_REQUEST}"))
-            text = max(0, ask(worst) - worst_image_tokens(plan))
-            self._take(usage, engine, _REQUEST)
+            text = max(0, drive(worst, _REQUEST) - worst_image_tokens(plan))
         for question in every_worst(plan, model, text):
-            tell(Step(f"{engine.name}: measuring {question.name}"))
-            ask(question)
-            self._take(usage, engine, question.name)
-        with self._present(usage, engine):
-            self._finished.add(engine.group)
-
-    @contextmanager
-    def _present(self, usage: GpuUsage, engine: SupervisedEngine) -> Iterator[None]:
-        """While the plan of an engine is the launched one.
-
-        Raises:
-            MachineError: it is not any more, and the engine has ended.
-        """
-        with self._lock:
-            if self.usage is not usage:
-                what = f"{engine.name} has ended: another plan is launched"
-                raise MachineError(what, hint="see the log")
-            yield
-
-    def _take(self, usage: GpuUsage, engine: SupervisedEngine, name: str) -> None:
-        """Read a step. What was in use after it belongs to it too: pools keep their most.
-
-        An engine that was started again shows all steps again. What its log says of its cache comes
-        with the first step that finds it: the reader of the log may be late.
-        """
-        spans = usage.read(engine)
-        steady = name in (STEADY, KERNELS)
-        used = {i: span.last if steady else max(span) for i, span in spans.items()}
+            drive(question, question.name)
         budget = engine.tracker.budget
         free, region = (None, None) if budget is None else (budget.free, budget.budget)
-        with self._present(usage, engine):
-            if name == STEADY:  # of an engine that was started again, too
-                self._finished.discard(engine.group)
-                self._observations.pop(engine.group, None)
-            earlier = self._observations.get(engine.group)
-            known = {card.index: card.used for card in earlier.cards} if earlier else {}
-            cards = tuple(
-                CalibratedGpu(
-                    index=i, before=usage.before[i], used={**known.get(i, {}), name: size}
-                )
-                for i, size in used.items()
-            )
-            self._observations[engine.group] = Observation(
-                group=engine.group, free=free, region=region, cards=cards
-            )
-        most = max(used, key=lambda i: used[i])
-        self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(used[most])} in use")
+        cards = tuple(
+            CalibratedGpu(index=index, before=usage.before[index], used=sizes)
+            for index, sizes in used.items()
+        )
+        return Observation(group=engine.group, free=free, region=region, cards=cards)

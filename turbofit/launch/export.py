@@ -44,11 +44,10 @@ _ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
 class Service(Struct):
     """A plan as something that is started again and again.
 
-    ``memory`` is host memory in bytes that the engines will take; ``shm`` what ``/dev/shm`` must
+    ``memory``: bytes of host memory that the engines take; ``shm``: those that ``/dev/shm`` must
     hold, 0 where nothing needs it. ``uuids`` are empty where the plan was made for a preset.
-    ``hub_cache`` is where the hub's cache with the checkpoint was found, ``folder`` the checkpoint
-    where the command names it by its path. ``start``: seconds until it must answer; ``stop``:
-    seconds from SIGTERM until it has ended.
+    ``hub_cache`` is the hub's cache that holds the checkpoint, ``folder`` the checkpoint where the
+    command names its path. ``start``: seconds until it must answer; ``stop``: until it has ended.
     """
 
     name: str
@@ -66,16 +65,10 @@ class Service(Struct):
 
 
 def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> Service:
-    """What to run for a plan.
+    """What to run for a plan, by default under the model's name.
 
-    The command measures and plans again at every start, with the plan's shape and with what it was
-    asked for: what else holds memory may have changed, and GPUs may be others of the same kind.
-
-    Args:
-        plan: what was planned.
-        port: the gateway's.
-        host: where it listens.
-        name: the service's; None makes one of the model's.
+    The command plans again at every start, with the plan's shape and with what it was asked for:
+    other memory may be taken then, and GPUs may be others of the same kind.
 
     Raises:
         DoesNotFitError: the plan would not serve.
@@ -111,11 +104,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
 
 
 def _request(plan: Plan) -> PlanRequest:
-    """What the next start is asked for: what this plan was, and its engine, shape and promises.
-
-    Raises:
-        UsageError: the plan does not say what it was asked for.
-    """
+    """What this plan was asked for, and its engine, shape and promises."""
     if plan.options is UNSET:
         raise UsageError(
             "this plan does not say with which options it was made",
@@ -152,8 +141,8 @@ def _hub_cache(plan: Plan) -> PurePath | None:
 def _promised_context(plan: Plan) -> int | None:
     """The context, where it is the plan's choice and holds with somewhat less free, too.
 
-    A context that was lowered to what the cache held needs the whole cache; it is left to the next
-    start, whose cache may be a page smaller.
+    One that was lowered to what the cache held is left to the next start, whose cache may be a page
+    smaller.
     """
     context = plan.settings.session_len
     if plan.footprint is not UNSET:  # the cache is made for it
@@ -187,17 +176,11 @@ def manifest(
     executable: str = "turbofit",
     user: str = "root",
 ) -> str:
-    """The text of a manifest: ``presets/export/KIND.template`` with what the service is.
+    """The text of a manifest, of systemd, compose or k8s: ``presets/export/KIND.template`` filled.
 
-    In containers keys come from the variable TURBOFIT_API_KEYS, or from the Secret ``NAME-keys``.
-
-    Args:
-        service: what to run.
-        kind: systemd, compose or k8s.
-        image: a container image that has turbofit and LMDeploy in it.
-        claim: k8s: a PersistentVolumeClaim for the hub's cache, which each pod else fills anew.
-        executable: systemd: the absolute path of ``turbofit`` on that machine.
-        user: systemd: whose process it is.
+    In containers, which ``image`` names, keys come from the variable TURBOFIT_API_KEYS or from the
+    Secret ``NAME-keys``. ``claim``: a PersistentVolumeClaim for the hub's cache, which each pod of
+    Kubernetes else fills anew. ``executable``: the absolute path of ``turbofit`` for systemd.
     """
     cards = f"{service.gpus} {plural(service.gpus, 'GPU')}: {service.card}"
     values: dict[str, object] = {name: getattr(service, name) for name in service.__struct_fields__}

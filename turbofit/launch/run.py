@@ -32,12 +32,14 @@ from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import (
     Launch,
+    find_lmdeploy,
     free_ports,
     lmdeploy_if_needed,
     module_runner,
     ratio_now,
     shared_ratio,
 )
+from turbofit.launch.engine.supervised_engine import ask_worst
 from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -55,7 +57,7 @@ from turbofit.launch.serve.ladder import (
     table,
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
-from turbofit.launch.serve.runs import Record, facts_of, run_folder
+from turbofit.launch.serve.runs import Record, run_folder
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.observe.calibration import in_words
@@ -94,18 +96,11 @@ if TYPE_CHECKING:
 class Run:
     """A run, from what a person asks for to its end. It may be followed again, in a new folder.
 
-    Args:
-        config: what is asked for.
-        leases: the machine's reservations.
-        say: takes lines of progress.
-        on_open: called with the public addresses each time that it opens.
-        on_tick: called at each look at the engines.
-        on_death: told why an engine ended that had served.
-        lmdeploy: the LMDeploy that is started; None looks for it.
-        examiner: looks closer at the engines; they are on private ports then, with a key and
-            without a gateway.
-        publish: where clients reach a gateway; None is an address of its own.
-        shared: other models of this turbofit have engines on the cards, too.
+    ``on_open`` is told the public addresses each time that it opens, ``on_death`` why an engine
+    ended that had served; ``on_tick`` is called at each look. ``lmdeploy`` None looks for it. An
+    ``examiner`` asks the engines, which then have private ports and no gateway. ``publish``: where
+    clients reach a gateway; None is an address of its own. ``shared``: other models of this
+    turbofit have engines on the cards, too.
 
     Raises:
         PackageError: LMDeploy is missing, and was asked for.
@@ -128,19 +123,15 @@ class Run:
         self.config, self.leases, self._say = config, leases, say
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
         self.examiner, self.publish, self.shared = examiner, publish, shared
-        #: What the user gave, by the fields of `PlanRequest`.
+        #: What the user gave, by the planner's keywords.
         self.fixed: Options = {} if config.request is None else config.request.given()
-        self.lmdeploy, self._missing = (
-            (lmdeploy, None) if lmdeploy else lmdeploy_if_needed(self.fixed.get("engine"))
-        )
+        self.lmdeploy = lmdeploy or lmdeploy_if_needed(self.fixed.get("engine"))
         self.planner = Planner(
             config.request, None if config.pretend else leases, say,
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
             doubled=self.lmdeploy.warning is not None, fitted=shared,
         )  # fmt: skip
-        #: Plans again with changes; None where the plan may not change.
-        self.replan = None if config.plan is not None else self.planner.make
         #: What is launched, and the changes that it was planned with.
         self.plan: Plan | None = None
         self.changes: Options = {}
@@ -153,7 +144,7 @@ class Run:
         self.deny_list: DenyList | None = None
 
     def say(self, text: str) -> None:
-        """Progress; a terminal or a disk that takes none costs the line, never the server."""
+        """Tell progress; a terminal or disk that takes none costs the line, never the server."""
         with suppress(OSError, ValueError):
             self._say(text)
 
@@ -167,8 +158,13 @@ class Run:
         """
         if self.leases.alone:
             self._say(f"warning: {self.leases.alone}")
-        if self.plan is not None and self.again():
-            return self.plan
+        if self.plan is not None:
+            try:
+                self.planner.take(self.plan)
+            except (DoesNotFitError, MachineError, UsageError) as exc:
+                self._say(f"the machine changed: {exc.message}; planning again")
+            else:
+                return self.plan
         self.choose()
         plan = self.refuse()
         self._say(plan.verdict)
@@ -187,7 +183,7 @@ class Run:
         return plan
 
     def refuse(self) -> Plan:
-        """Return the plan if it would serve.
+        """The plan.
 
         Raises:
             TurbofitError: it would not serve.
@@ -195,25 +191,11 @@ class Run:
         assert self.plan is not None
         if not self.plan.fits:
             raise refusal(self.plan)
-        if self._missing is not None and self.plan.engine.of_lmdeploy:
-            raise self._missing
+        if self.plan.engine.of_lmdeploy and not self.lmdeploy.argv:
+            find_lmdeploy()  # says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         checks.refuse(scene)
         return self.plan
-
-    def again(self) -> bool:
-        """Whether the last plan could be reserved again, so that no new one is needed.
-
-        Raises:
-            LaunchError: another turbofit plans, and does not end.
-        """
-        assert self.plan is not None
-        try:
-            self.planner.take(self.plan)
-        except (DoesNotFitError, MachineError, UsageError) as exc:
-            self._say(f"the machine changed: {exc.message}; planning again")
-            return False
-        return True
 
     def _first_plan(self) -> Plan:
         config, version = self.config, self.lmdeploy.version
@@ -250,18 +232,18 @@ class Run:
 
     # The engines.
 
-    def begin(self, folder: Path | None = None) -> Path:
-        """Record what happens from now on, in a folder: None makes one of the state folder.
+    def begin(self) -> Path:
+        """Record what happens from now on, in a new folder of the state folder.
 
         Raises:
             LaunchError: it cannot be made.
         """
         assert self.plan is not None
-        self.folder = folder or run_folder(self.plan)
+        self.folder = run_folder(self.plan)
         self.public = self.deny_list = None
         self.record = Record(
             self.folder, model=self.plan.model.name, pretend=self.config.pretend or pretends(),
-            lmdeploy=self.lmdeploy.version, calibrates=self.examiner is not None,
+            lmdeploy=self.lmdeploy.version,
             defaults=() if self.config.gateway is None else self.config.gateway.defaults.words,
         )  # fmt: skip
         return self.folder
@@ -275,66 +257,60 @@ class Run:
         assert self.plan is not None
         keep_large_blocks()  # before the first thread, which would have a heap of its own
         try:
-            return self._follow(self.plan, stop)
+            ended = self._follow(self.plan, stop)
         except StoppedError as exc:
-            self.record.state("ended", ended=exc.signal.name)
+            self.record.change(state="ended", ended=exc.signal.name)
             raise
         finally:
             if self.config.pretend:
                 # The twin can be made again; a timeline's length is not its size, but looks so.
                 for room in (self.folder / "model", *self.folder.glob("pretend-*")):
                     shutil.rmtree(room, ignore_errors=True)
+        self.record.change(state="ended", ended=ended.name)
+        return ended
 
     def _follow(self, plan: Plan, stop: StopSignal) -> signal.Signals:
         failed: list[tuple[Plan, End, str]] = []
         why = ""
         while True:
-            if failed:
-                with suppress(TurbofitError):  # a full disk costs the file
-                    path = self.folder / f"plan-{len(failed)}.json"
-                    write_atomic(path, plan.to_json(), mode=0o600)
             start = Start(self, plan, len(failed))
-            self.record.begin(number=len(failed), changes=self.changes, why=why, **facts_of(plan))
+            self.record.begin(
+                number=len(failed), changes=self.changes, why=why, settings=plan.settings,
+                requests_at_once=plan.requests_at_once,
+            )  # fmt: skip
             try:
-                with ExitStack() as stack:
-                    ended = start.run(stop, stack)
+                return start.run(stop)
             except EndedError as exc:
                 end = exc.end
             except TurbofitError as exc:
-                self.record.state("failed", ended=exc.to_dict()["error"])
+                self.record.change(state="failed", ended=exc.to_dict()["error"])
                 raise
-            else:
-                if self.changes and start.was_ready:
-                    self._remember(plan, why)
-                self.record.state("ended", ended=ended.name)
-                return ended
-            self.record.attempt(ended=end.record(), ended_at=time.strftime("%H:%M:%S"))
+            self.record.attempt(ended=end.record())
             failed.append((plan, end, why))
             step = self._step_down(plan, end, len(failed))
             if step is None:
-                self.record.state("failed", ended=end.record())
+                self.record.change(state="failed", ended=end.record())
                 raise self._final(failed)
             plan, rung = step
             self.changes, why = {**self.changes, **rung.changes}, rung.why
             place = f"warning: ladder {len(failed)}/{MOST_RUNGS}"
             self.say(f"{place}: {end.error.message}")
             self.say(f"{place}: {why}")
-            self._remember(plan, why)
-
-    def _remember(self, plan: Plan, why: str) -> None:
-        """Keep the changes with which the plan started, for later runs of this model here."""
-        version, pretend = self.lmdeploy.version, self.config.pretend
-        remember(plan, version, pretend=pretend, changes=self.changes, why=why)
+            version, pretend = self.lmdeploy.version, self.config.pretend
+            remember(plan, version, pretend=pretend, changes=self.changes, why=why)
+            with suppress(TurbofitError):  # a full disk costs the file
+                path = self.folder / f"plan-{len(failed)}.json"
+                write_atomic(path, plan.to_json(), mode=0o600)
 
     def _step_down(self, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
-        """The next rung that the planner can make a plan of, and that is another one."""
-        if self.replan is None or not end.is_oom or failed > MOST_RUNGS:
+        """The first rung of which the planner makes another plan that fits."""
+        if self.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
             return None
         self.plan = None  # what is planned before a change does not serve
         started = plan if end.group is None else plan.of_group(end.group)
         for rung in rungs(end, started, self.fixed):
             try:
-                planned = self.replan({**self.changes, **rung.changes})
+                planned = self.planner.make({**self.changes, **rung.changes})
             except TurbofitError as exc:
                 self.say(f"ladder: {rung.why}: {exc.message}")
                 continue
@@ -345,11 +321,9 @@ class Run:
         return None
 
     def _final(self, failed: list[tuple[Plan, End, str]]) -> TurbofitError:
-        """The last error, with the table of all starts before it where there were several."""
+        """The last error; of a lack of memory, after the table of all starts."""
         end = failed[-1][1]
-        if not end.is_oom:
-            return end.error
-        if len(failed) == 1 and isinstance(end.error, DoesNotFitError):
+        if not end.is_oom or (len(failed) == 1 and end.kind == "hang"):
             return end.error
         for row in table(failed):
             self.say(row)
@@ -374,8 +348,8 @@ LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
 class Reloader:
     """Reads a server's options again, and hands the gateway what it can take over.
 
-    ``options`` are what the run was started with, by name; ``read`` gives those of now and the
-    public side that they make, and raises UsageError where something in them is wrong.
+    ``options`` are those of the start, by name; ``read`` gives those of now and the public side
+    that they make, and raises UsageError where something in them is wrong.
     """
 
     def __init__(
@@ -396,24 +370,20 @@ class Reloader:
                 options, config = self._read()
                 names = {**before, **options}
                 changed = [name for name in names if before.get(name) != options.get(name)]
-                gateway, public = run.config.gateway, run.public
+                gateway = run.config.gateway
                 taken = [name for name in changed if name in LIVE and gateway is not None]
-                if taken and gateway is not None:
+                if gateway is not None and taken:
                     after = gateway.taking_over(config)
-                    if public is not None:
-                        public.call(lambda gateway: gateway.take_over(after))
+                    if run.public is not None:
+                        run.public.call(lambda gateway: gateway.take_over(after))
                     run.config = run.config.changed(gateway=after)
             except TurbofitError as exc:
                 run.say(f"not reloaded: {exc.message} ({exc.hint})")
                 return
             before |= {name: options.get(name) for name in taken}
-            left = [name for name in changed if name not in taken]
-            if left:
+            if left := [name for name in changed if name not in taken]:
                 run.say(f"needs a restart: {', '.join(left)}")
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
-
-
-# One start: overlay, engines, gateway, the watch over the GPUs, and the end of all of them.
 
 
 #: Phases of a start that are kept: restarts begin them again.
@@ -421,7 +391,10 @@ _MOMENTS: Final = 100
 
 
 class Start:
-    """One start of a plan's engines; so many of its run came before."""
+    """One start of a plan: overlay, engines, gateway, the watch over the GPUs, and their end.
+
+    ``number`` others of its run came before.
+    """
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
@@ -429,20 +402,22 @@ class Start:
         self._supervisor: Supervisor
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
-        self._noted: tuple[list[int], bool, bool] = ([], False, False)
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
         self._before: dict[int, int] = {}
-        self.was_ready = False
 
-    def run(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
-        """Launch, serve, and come back by a signal; the stack takes what must be undone then.
+    def run(self, stop: StopSignal) -> signal.Signals:
+        """Launch, serve, and come back by a signal.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.
             TurbofitError: something else is in the way.
         """
+        with ExitStack() as stack:
+            return self._launch(stop, stack)
+
+    def _launch(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
         from turbofit.launch.engine.pretended import localised
         from turbofit.machine.host import read_host
 
@@ -467,12 +442,13 @@ class Start:
             run.say(f"warning: {warning}")
         self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before)
+        exam = ask_worst if config.check else None
         if run.examiner is not None:
             run.examiner.begin(self._plan)
+            exam = run.examiner.examine
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
-            check=config.check, timing=config.timing, on_end=self._ended, on_rest=self._rest,
-            examiner=run.examiner,
+            exam=exam, timing=config.timing, on_end=self._ended, on_rest=self._rest,
             # Ends of an engine by requests that the gateway refuses since.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
         )  # fmt: skip
@@ -500,8 +476,7 @@ class Start:
             engine_commands = private_commands(plan, ports, str(folder), name, config.options)
             key = secrets.token_hex(32)
         self._key = key
-        # Without a gateway the user's own key is on the command line already.
-        hidden, key = key is not None, key or config.api_key
+        key = key or config.api_key  # the user's own is on the command line already
         if config.pretend:
             from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
 
@@ -509,7 +484,7 @@ class Start:
             folder = run.folder / f"pretend-{self._number}"
             return [
                 PretendLaunch(
-                    command, pretend_runner(plan), key, hidden=hidden,
+                    command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
                     folder=folder, taken=config.pretend_taken, fail_at=fail_at,
                 )
@@ -518,15 +493,12 @@ class Start:
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
-            Launch(command, runner, key, hidden=hidden, ratio=self._ratio(command.group))
+            Launch(command, runner, key, ratio=self._ratio(command.group))
             for command in engine_commands
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
-        """Gives each start of an engine its cache ratio; None: the plan's.
-
-        Where other models of ours share the cards, a start takes the plan's cache whatever is free.
-        """
+        """Gives each start of an engine its cache ratio; None: the plan's."""
         run, plan = self._run, self._plan
         if run.config.pretend:
             return None
@@ -537,8 +509,6 @@ class Start:
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
-        self.was_ready = True
-        self._tell_progress()
         used = self._used()
         engines = []
         for engine in supervisor.engines:
@@ -555,9 +525,8 @@ class Start:
         if not run.config.pretend:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
             self._gpu_monitor.start()
-        supervisor.tell_open()
         run.record.attempt(engines=tuple(engines))
-        run.record.state("ready", urls=tuple(urls))
+        run.record.change(state="ready", urls=tuple(urls))
         run.on_open(urls)
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
@@ -587,37 +556,23 @@ class Start:
         return run.public
 
     def _tick(self) -> None:
-        """Keep the lease true: which processes are ours, and whether they still grow.
-
-        What a full disk did not take of it, or of the record, is written again.
-        """
-        # An engine that is started again, or rests, takes again what it will need.
-        larger = any(engine.tracker.cache_is_larger for engine in self._supervisor.engines)
-        noted = (self._pids(), self._ready, larger)
-        real = not self._run.config.pretend  # others need not know of pretend GPUs
-        if real and (noted != self._noted or self._run.leases.unwritten):
-            self._noted = noted
-            pids, ready, _ = noted
-            name = self._plan.model.name
-            self._run.leases.note(model=name, engines=pids, ready=ready, larger=larger)
-        if self._run.record.unwritten:
-            self._run.record.keep()
-        phases = dict.fromkeys(engine.tracker.phase for engine in self._supervisor.engines)
-        self._enter(", ".join(phases))
-        self._tell_progress()
-        self._run.on_tick()
-
-    def _tell_progress(self) -> None:
-        examined = self._run.examiner is not None
-        self._start_progress.look(self._supervisor.engines, examined=examined)
+        """Keep the lease and the record true, also of what a full disk did not take before."""
+        run, engines = self._run, self._supervisor.engines
+        if not run.config.pretend:  # others need not know of pretend GPUs
+            run.leases.note(
+                self._pids(), ready=self._supervisor.ready,
+                # An engine that is started again, or rests, takes again what it will need.
+                larger=any(engine.tracker.cache_is_larger for engine in engines),
+            )  # fmt: skip
+        if run.record.unwritten:
+            run.record.keep()
+        self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
+        self._start_progress.look(engines, examined=run.examiner is not None)
+        run.on_tick()
 
     def _used(self) -> dict[int, int]:
         """Bytes in use on each GPU; of pretend ones nobody else has any."""
         return {} if self._run.config.pretend else used_now(self._plan)
-
-    @property
-    def _ready(self) -> bool:
-        return all(engine.state == "ready" for engine in self._supervisor.engines)
 
     def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and what the GPUs had in use then."""
@@ -643,8 +598,8 @@ class Start:
                 self._run.public.stop(drain=not urgent)
         if self._run.shared:
             # Others have come and gone since the launch: ours must go from what is there now.
-            ours = self._ready and not self._run.config.pretend
-            self._before = without(self._plan, used_now(self._plan)) if ours else {}
+            used = self._used() if self._supervisor.ready else {}
+            self._before = without(self._plan, used)
 
     def _gone(self) -> None:
         """The engines have ended: check that their memory is free again."""
@@ -662,10 +617,6 @@ class Start:
             engine.process.pid for engine in self._supervisor.engines if engine.process is not None
         ]
 
-    def _uuids(self, engine: SupervisedEngine) -> list[str]:
-        members = self._plan.parallel.groups[engine.group]
-        return [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
-
     def _ended(self, engine: SupervisedEngine, end: End) -> None:
         died = f"{engine.name}: {end.error.message}"
         self._run.record.event("ended", died)
@@ -680,14 +631,14 @@ class Start:
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
         """Whether no request can have ended an engine."""
-        uuids, monitor = self._uuids(engine), self._gpu_monitor
-        taken = monitor is not None and monitor.without_headroom(uuids)
-        if end.kind == "out_of_memory" and taken:
+        members, monitor = self._plan.parallel.groups[engine.group], self._gpu_monitor
+        uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
+        if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):
             return True
         return end.kind == "killed" or any_lost(uuids)
 
     def _rest(self, outage: Outage | None) -> None:
-        """No engine runs for a while, or one is started again: clients are told."""
+        """Tell clients that no engine runs for a while, or that one is started again."""
         if outage is not None:
             self._run.record.event("resting", outage.message)
         if self._run.public is not None:

@@ -1,4 +1,4 @@
-"""Several models on one machine: how they divide it, the runs of each, and the address of all."""
+"""Several models on one machine: how they divide it, each one's runs, and the address of all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import inf
+from operator import itemgetter
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -33,15 +34,10 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.server import GatewayThread
-    from turbofit.launch.run import PublicSide
     from turbofit.launch.serve.config import ServeConfig
 
-    #: Plans, launches and follows until the signal ends it.
-    Launcher = Callable[[StopSignal, Callable[[Gateway], PublicSide]], object]
-
-#: Runs whose folders are kept: each start of a model is a run.
+#: Runs of a model whose folders are kept: each of its starts is one.
 _KEPT_RUNS: Final = 50
 
 
@@ -58,7 +54,7 @@ class PlannedModel(NamedTuple):
 
 
 class ServedModels(NamedTuple):
-    """How it ended: by which signal, the folders of the last runs, and requests that were cut."""
+    """How it ended: by which signal, the folders of the last runs, requests that were cut."""
 
     ended: signal.Signals
     folders: list[Path]
@@ -70,10 +66,7 @@ def side_by_side(
 ) -> list[PlannedModel]:
     """The models as they run at the same time, each with a part of the cards.
 
-    Args:
-        config: what is asked for, of all models.
-        models: what is asked of each alone, its name among it.
-        say: takes lines of progress.
+    ``config`` is asked for of all models, ``models`` of each alone, its name among it.
 
     Raises:
         DoesNotFitError: they do not fit together.
@@ -103,11 +96,6 @@ def in_turns(
     config: ServeConfig, models: Sequence[Options], say: Callable[[str], None]
 ) -> tuple[list[PlannedModel], int]:
     """Each model by itself, and how many run at once: as many as budgets fit beside each other.
-
-    Args:
-        config: what is asked for, of all models.
-        models: what is asked of each alone, its name among it.
-        say: takes lines of progress.
 
     Raises:
         DoesNotFitError: one of them does not fit alone.
@@ -139,15 +127,10 @@ def serve_models(
     *,
     wait: float,
 ) -> ServedModels:
-    """Serve them until a signal.
+    """Serve them until a signal; the first of them start at once, in their order.
 
-    Args:
-        planned: in the order in which they start.
-        policy: when they run.
-        stop: tells of signals.
-        say: takes lines of progress.
-        on_open: told the address and the models' names.
-        wait: seconds that a request waits for its model's start.
+    ``on_open`` is told the address and the models' names. ``wait``: seconds that a request waits
+    for its model's start.
 
     Raises:
         UsageError: two have the same name.
@@ -155,24 +138,19 @@ def serve_models(
     """
     keep_large_blocks()  # before the first thread, which would have a heap of its own
     models, front = _front(planned, wait)
-    folders: deque[Path] = deque()
     runs = [
-        _model_run(planned_model, model, front, folders, say, shared=policy.at_once > 1)
+        ModelRun(planned_model.config, model, front, say, shared=policy.at_once > 1)
         for planned_model, model in zip(planned, models, strict=True)
     ]
     several = SeveralModels(runs, front, policy, say)
     ended = several.run(stop, lambda url: on_open(url, [model.name for model in models]))
-    return ServedModels(ended, list(folders), front.cut)
+    return ServedModels(ended, sorted(folder for run in runs for folder in run.folders), front.cut)
 
 
 def _front(
     planned: Sequence[PlannedModel], wait: float
 ) -> tuple[list[ServedModel], GatewayThread[ModelsGateway]]:
-    """The models as clients see them, and the gateway of all.
-
-    Raises:
-        UsageError: two have the same name.
-    """
+    """The models as clients see them, whose names must differ, and the gateway of all."""
     from turbofit.gateway.http.routes import unambiguous
     from turbofit.gateway.limits.request_limits import bounds_of
     from turbofit.gateway.server import GatewayThread
@@ -195,51 +173,26 @@ def _front(
     return models, GatewayThread(ModelsGateway(models, bounds, public, wait=wait))
 
 
-def _model_run(
-    planned: PlannedModel,
-    model: ServedModel,
-    front: GatewayThread[ModelsGateway],
-    folders: deque[Path],
-    say: Callable[[str], None],
-    *,
-    shared: bool,
-) -> ModelRun:
-    """A model's engines, each start as `serve` would start it alone, in a folder of its own."""
-    leases = Leases()
-    run = Run(planned.config, leases, lambda text: say(f"{model.name}: {text}"), shared=shared)
-
-    def launch(stop: StopSignal, publish: Callable[[Gateway], PublicSide]) -> object:
-        run.publish = publish
-        with leases:
-            run.prepare()
-            folder = run.begin()
-            try:
-                return run.follow(stop)
-            finally:  # what still runs writes into its folder
-                folders.append(folder)
-                if len(folders) > _KEPT_RUNS:
-                    shutil.rmtree(folders.popleft(), ignore_errors=True)
-
-    return ModelRun(model, launch, front)
-
-
 class ModelRun:
-    """A model's engines, from one start to the next; each start runs in a thread of its own.
-
-    ``launch`` is one run: it plans anew from what is free, launches, and follows.
-    """
+    """A model's engines, from one start to the next; each start is a run in a thread of its own."""
 
     def __init__(
         self,
+        config: ServeConfig,
         model: ServedModel,
-        launch: Launcher,
         front: GatewayThread[ModelsGateway],
+        say: Callable[[str], None],
+        *,
+        shared: bool,
     ) -> None:
-        self.model = model
-        self._launch, self._publish = launch, partial(AttachedGateway, front, model)
-        self._stop = StopSignal()
+        self.model, self._leases, self._stop = model, Leases(), StopSignal()
+        self._run = Run(
+            config, self._leases, lambda text: say(f"{model.name}: {text}"),
+            publish=partial(AttachedGateway, front, model), shared=shared,
+        )  # fmt: skip
+        self.folders: deque[Path] = deque()
         #: How its start ended; None where none holds memory, or may.
-        self.under_way: Future[object] | None = None
+        self.under_way: Future[None] | None = None
 
     @property
     def ending(self) -> bool:
@@ -252,14 +205,23 @@ class ModelRun:
         follow = partial(self._follow, self._stop, self.under_way)
         Thread(target=follow, name=f"model {self.model.name}", daemon=True).start()
 
-    def _follow(self, stop: StopSignal, ended: Future[object]) -> None:
+    def _follow(self, stop: StopSignal, ended: Future[None]) -> None:
         try:
-            ended.set_result(self._launch(stop, self._publish))
+            self.serve(stop)
+            ended.set_result(None)
         except BaseException as exc:  # noqa: BLE001 - it is raised again, or told to clients
             ended.set_exception(exc)
 
+    def serve(self, stop: StopSignal) -> None:
+        """One run: plan from what is free now, launch, and follow until the signal."""
+        with self._leases:
+            self._run.prepare()
+            if len(self.folders) == _KEPT_RUNS:
+                shutil.rmtree(self.folders.popleft(), ignore_errors=True)
+            self.folders.append(self._run.begin())
+            self._run.follow(stop)
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End its engines in order; their memory is back when `ended` says so."""
         self._stop.end(number)
 
     def strike(self) -> None:
@@ -276,12 +238,8 @@ class ModelRun:
         if self.under_way is None or not self.under_way.done():
             return False
         error, self.under_way = self.under_way.exception(), None
-        if isinstance(error, TurbofitError):
-            raise error
         if error is not None:
-            raise RuntimeError(f"the run of {self.model.name} failed") from error
-        if self._stop.signal is None:
-            raise LaunchError(f"{self.model.name} ended by itself", hint="see its run's folder")
+            raise error
         return True
 
 
@@ -296,9 +254,8 @@ class ModelsPolicy(Struct):
     """When models' engines run; times in seconds.
 
     ``idle``: engines that nobody asked for so long end; None never. ``at_once`` models run at the
-    same time, the others wait for their turn. ``turn``: as long as requests keep coming, a model
-    is not ended for another one before it has served so long. ``again``: a model that did not
-    start is left alone so long.
+    same time, the others wait. ``turn``: while requests keep coming, a model serves so long before
+    it ends for another. ``again``: a model that did not start is left alone so long.
     """
 
     idle: float | None = None
@@ -312,8 +269,7 @@ class ModelsPolicy(Struct):
 class SeveralModels:
     """All models behind one address, which is started and stopped here.
 
-    ``runs`` are in the order in which they start; the first of them start at once, as many as may
-    run at the same time.
+    As many of ``runs``, in their order, as may run at the same time start at once.
     """
 
     runs: Sequence[ModelRun]
@@ -335,71 +291,52 @@ class SeveralModels:
             stop.on_second(run.strike)
         stop.abrupt = False
         try:
-            first = self.runs[: self.policy.at_once]
-            for run in first:
-                if stop.signal is not None:
-                    break
-                self._start(run)
+            for run in self.runs[: self.policy.at_once]:
+                if stop.signal is None:
+                    self._start(run)
                 while stop.signal is None and run.model.state != "ready":
-                    self._collect(run, first=True)
+                    run.ended()
                     time.sleep(self.policy.tick)
             if stop.signal is None:
                 insist(self.front, lambda front: setattr(front, "opened", True))
                 on_open(self.front.url)
             while stop.signal is None:
-                self._step()
+                for run in self.runs:
+                    self._collect(run)
+                for run in self.runs:
+                    self._rest_idle(run)
+                self._start_next()
                 time.sleep(self.policy.tick)
         finally:
             self._end(stop)
             stop.abrupt = stop.signal is None
         return stop.signal
 
-    def _step(self) -> None:
-        for run in self.runs:
-            self._collect(run)
-        self._rest_idle()
-        self._start_next()
-
-    def _collect(self, run: ModelRun, *, first: bool = False) -> None:
-        """Take note of a run that has ended; clients are told where it failed.
-
-        Raises:
-            TurbofitError: ``first``, and it failed; clients are told nothing then.
-        """
+    def _collect(self, run: ModelRun) -> None:
+        """Take note of a run that has ended; clients are told where it failed."""
+        model = run.model
         try:
             if run.ended():
-                insist(self.front, lambda _: run.model.sleep())
+                insist(self.front, lambda _: model.sleep())
         except TurbofitError as exc:
-            if first:
-                raise
             message, pause = exc.message, format_duration(self.policy.again)
-            self.say(f"warning: {run.model.name}: {message}; it is left alone for {pause}")
+            self.say(f"warning: {model.name}: {message}; it is left alone for {pause}")
             until = time.monotonic() + self.policy.again
-            insist(self.front, lambda _: run.model.fail(message, until))
+            insist(self.front, lambda _: model.fail(message, until))
 
-    def _rest_idle(self) -> None:
-        """End the engines that nobody asked for long enough, and those that made way."""
-        for run in self.runs:
-            model = run.model
-            if run.ending or run.under_way is None:
-                continue
-            if self._closed_idle(model):
-                self.say(
-                    f"{model.name}: nobody asked for {format_duration(model.idle)}, its engines "
-                    "end and give their memory back"
-                )
-            if model.state == "ending" and not model.in_flight:
-                run.end()
-
-    def _closed_idle(self, model: ServedModel) -> bool:
-        """Whether nobody asked for it long enough, so that it is closed now.
-
-        Not while another one starts: its cache would take a share of what this one gives back.
-        """
-        seconds = self.policy.idle
-        if seconds is None or self._starting or model.state != "ready" or model.idle < seconds:
-            return False
-        return insist(self.front, lambda _: model.close_idle(seconds))
+    def _rest_idle(self, run: ModelRun) -> None:
+        model, seconds = run.model, inf if self.policy.idle is None else self.policy.idle
+        if run.ending or run.under_way is None:
+            return
+        # Not while another one starts: its cache would take a share of what this one gives back.
+        idle = model.state == "ready" and model.idle >= seconds
+        if idle and not self._starting and insist(self.front, lambda _: model.close_idle(seconds)):
+            self.say(
+                f"{model.name}: nobody asked for {format_duration(model.idle)}, its engines "
+                "end and give their memory back"
+            )
+        if model.state == "ending" and not model.in_flight:
+            run.end()
 
     @property
     def _starting(self) -> bool:
@@ -419,22 +356,17 @@ class SeveralModels:
         """Start the model whose request has waited longest, or make room for it."""
         if self._starting or any(run.model.state == "ending" for run in self.runs):
             return
+        # Models that run always start again after they failed, though nobody asks.
         always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
-
-        def wanted_since(model: ServedModel) -> float | None:
-            """When somebody began to want it; one that runs always is wanted since it failed."""
-            return model.again_at if always and model.state == "failed" else model.wanted_since
-
-        waiting = [
-            (since, place, run)
-            for place, run in enumerate(self.runs)
-            if run.under_way is None
-            and run.model.rested
-            and (since := wanted_since(run.model)) is not None
-        ]
+        waiting = []
+        for run in self.runs:
+            model = run.model
+            since = model.again_at if always and model.state == "failed" else model.wanted_since
+            if run.under_way is None and model.rested and since is not None:
+                waiting.append((since, run))
         if not waiting:
             return
-        _, _, following = min(waiting)
+        following = min(waiting, key=itemgetter(0))[1]
         running = [run for run in self.runs if run.under_way is not None]
         if len(running) < self.policy.at_once:
             self._start(following)
@@ -444,9 +376,7 @@ class SeveralModels:
         if victim is None:
             return
         insist(self.front, lambda _: victim.close())
-        expected = following.model.start_seconds
-        known = "" if expected is None else f", which takes about {ceil(expected)} s to start"
-        self.say(f"{victim.name} makes way for {following.model.name}{known}")
+        self.say(f"{victim.name} makes way for {following.model.name}")
 
     def _start(self, run: ModelRun) -> None:
         insist(self.front, lambda _: run.model.begin())
@@ -465,9 +395,7 @@ class SeveralModels:
 def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedModel | None:
     """The model that was used least recently of those whose turn is over; None where none is.
 
-    A turn is over after so many seconds of being ready, or with a lull in its requests. So a model
-    that serves is not ended right after its long start, and a model that is idle keeps nobody
-    waiting.
+    A turn is over after so many seconds of being ready, or with a lull in its requests.
     """
     over = [
         model

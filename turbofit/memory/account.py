@@ -2,7 +2,7 @@
 
 Others hold ``used``; then come contexts and communicators, then the weights. Then free memory is
 read, the smallest of the group counts, and a ratio of it becomes the cache. What is allocated later
-must live in what the ratio left. An engine's own account says how much each of these is.
+must live in what the ratio left. An engine's account says how much each of these is.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from turbofit.core.units import round_up
 
 
 class VisionLoad(Struct):
-    """Units (tiles or patches) that the peak must pay for.
+    """Units (tiles or patches) that the peak must pay for, and a request's image tokens.
 
-    ``tokens_per_request`` are image tokens of one request at its limit; ``units_per_forward`` is
-    None for the engine's own bound.
+    ``units_per_forward`` is None for the engine's own bound.
     """
 
     units_per_image: int
@@ -43,7 +42,6 @@ class VisionLoad(Struct):
 
     @property
     def units_per_request(self) -> int:
-        """Units of one request at its limit."""
         return self.units_per_image * self.images_per_request
 
     def budgeted_units(self, bound: int) -> int:
@@ -66,11 +64,10 @@ NO_IMAGES = VisionLoad(units_per_image=0, images_per_request=0, tokens_per_reque
 class EngineLaunch(Struct):
     """One engine on one group of GPUs, before it is launched.
 
-    ``gpus`` are the group's, the first one first; ``machine`` tells of the links between them.
-    ``vision_load`` is what clients can ask of the vision tower. ``margins`` are bytes to leave
-    free, one for each GPU, and ``saved`` what of each a calibration makes superfluous.
-    ``free_at_cache`` are the bytes that are free when the cache is sized, as a log said: they
-    replace all that is taken before it.
+    ``machine`` tells of the links between ``gpus``, and ``vision_load`` what clients can ask of the
+    vision tower. ``margins`` are bytes to leave free on each GPU, and ``saved`` what of each a
+    calibration makes superfluous. ``free_at_cache`` are the bytes that were free when the cache was
+    sized, as a log said: they replace all that is taken before it.
     """
 
     model: Model
@@ -104,9 +101,9 @@ def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Te
 
 
 def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> tuple[Term, ...]:
-    """Alternatives that share one room, each a name, bytes, basis and note: the largest decides.
+    """Alternatives that share one room, each a name, bytes, basis and note.
 
-    It is found before sizes are rounded up to whole steps, which can make two of them equal.
+    The largest decides, before sizes are rounded up to whole steps, which can make two equal.
     """
     sizes = [size for _, size, _, _ in cases]
     worst = sizes.index(max(sizes))
@@ -124,7 +121,7 @@ def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> t
 
 
 def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int]:
-    """Compute capability; where it cannot be read by default Hopper's, which takes most. Over."""
+    """Compute capability; where it cannot be read Hopper's, which takes most. Over."""
     return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
 
 
@@ -144,19 +141,13 @@ class GroupOutcome(Struct):
     tokens: int
     ledgers: tuple[GpuLedger, ...]
 
-    @property
-    def fits(self) -> bool:
-        """Whether every GPU keeps its margin."""
-        return all(ledger.fits for ledger in self.ledgers)
-
 
 class StaticMemory(Struct):
     """What one GPU holds whatever the ratio is.
 
-    ``before`` is there when free memory is read, ``buffers`` are persistent and come after the
-    cache. ``temporaries`` are bytes of ``before`` that are gone before the first request;
-    ``staged`` is the most that loading holds above the rest of ``before``. ``transients`` are the
-    alternatives that this GPU alone has.
+    ``before`` is there when free memory is read; its ``temporaries`` are gone before the first
+    request, and ``staged`` is the most that loading holds above the rest of it. ``buffers`` come
+    after the cache. ``transients`` are the alternatives that this GPU alone has.
     """
 
     before: tuple[Term, ...]
@@ -180,12 +171,11 @@ class Account(ABC):
     Args:
         launch: the engine on its group; the ratio comes later, in :meth:`at`.
         static: what each GPU holds whatever the ratio is.
-        pool: the term that transients share room with: what the engine's allocator keeps after its
-            warm-up; None where the engine has none.
+        pool: what the engine's allocator keeps after its warm-up, in the transients' room; None
+            where it keeps nothing.
         transients: the alternatives on every GPU; the largest decides.
         units_per_forward: vision units that the largest of them pays for.
-        calibration: what was measured of such a launch, where it was; its corrections are in
-            ``static`` already.
+        calibration: what was measured of such a launch; its corrections are in ``static`` already.
     """
 
     #: For whom a cache is too small, and what the engine then does; ``{more}`` is what is missing.
@@ -216,7 +206,7 @@ class Account(ABC):
         units_per_forward: int,
         calibration: Calibration | None = None,
     ) -> None:
-        self.calibration = calibration
+        self.launch, self.calibration = launch, calibration
         self.settings, self.gpus = launch.settings, launch.gpus
         self.margins = launch.margins_with(calibration)
         self.units_per_forward = units_per_forward
@@ -240,7 +230,6 @@ class Account(ABC):
         ]  # fmt: skip
         #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
         self.free = min(usable - size for usable, size in zip(self._usable, before, strict=True))
-        self._best: float | None = None
 
     @property
     def ratio_base(self) -> int:
@@ -274,18 +263,12 @@ class Account(ABC):
 
     def best_ratio(self) -> float | None:
         """The largest multiple of 0.001 that leaves every margin; None where no cache fits."""
-        if self._best is None:
-            self._best = self._find_ratio()
-        return self._best or None
-
-    def _find_ratio(self) -> float:
-        """The best ratio, 0 where there is none."""
         if self.ratio_base <= 0 or self._missing_while_loading() > 0:
-            return 0.0
+            return None
         steps = min(RATIO_STEPS - 1, max(0, min(self._rooms)) * RATIO_STEPS // self.ratio_base + 1)
         while steps > 0 and not self.fits_at(steps / RATIO_STEPS):
             steps -= 1
-        return steps / RATIO_STEPS
+        return steps / RATIO_STEPS if steps else None
 
     def fits_at(self, ratio: float) -> bool:
         """Whether every GPU keeps its margin at this ratio."""
@@ -356,7 +339,7 @@ def given(gpu: Gpu, free: int) -> Term:
     """Everything before the cache as one line, from the free memory that a log told."""
     before = gpu.usable - free
     note = "all that is not free when the cache is sized"
-    return Term(term="before_cache", phase="before", bytes=before, basis="measured", note=note)
+    return term("before_cache", "before", before, "measured", note)
 
 
 def total_bytes(terms: Sequence[Term]) -> int:
@@ -391,11 +374,7 @@ class WeightTraffic(Struct):
 
 
 class Engine(ABC):
-    """An engine in one generation.
-
-    Args:
-        version: one with presets, e.g. ``0.18``.
-    """
+    """An engine in one generation; ``version`` is one with presets, e.g. ``0.18``."""
 
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
@@ -444,7 +423,7 @@ class Engine(ABC):
 
     @abstractmethod
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        """The most vision units that the engine can bring together in one forward, never under."""
+        """The most vision units that can meet in one forward, never under."""
 
     @abstractmethod
     def block_bytes(self, model: Model, settings: Settings) -> int:

@@ -1,24 +1,21 @@
 """What a calibration changes of an account: two lines of a ledger, each a measured correction.
 
-The formulas stay. What they cannot know (contexts, cuBLAS, NCCL, kernels, holes in driver pools)
-enters as estimates, at their upper ends; a calibration adds the difference to what a real launch
-showed, above or below zero. So the cache can grow only by what was estimated too high: the largest
-worst case that was measured, and the margin on top, stay paid for.
+What formulas cannot know (contexts, cuBLAS, NCCL, kernels, holes in driver pools) enters as
+estimates, at their upper ends; a calibration adds the difference to what a real launch showed,
+above or below zero. So the cache grows only by what was estimated too high.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Calibration, Gpu, Machine
+from turbofit.core.machine import Calibration
 from turbofit.core.model import Model
-from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, format_bytes
-from turbofit.memory.account import StaticMemory, term
+from turbofit.memory.account import EngineLaunch, StaticMemory, term
 
 #: Names of the two lines.
 CONTEXT: Final = "calibration.context"
@@ -33,41 +30,28 @@ def identity(model: Model) -> str:
     return f"{name} ({model.architecture}, {model.parameters})"
 
 
-def calibration_for(
-    machine: Machine,
-    gpus: Sequence[Gpu],
-    model: Model,
-    settings: Settings,
-    engine: str,
-    version: str,
-) -> Calibration | None:
+def calibration_for(launch: EngineLaunch, engine: str, version: str) -> Calibration | None:
     """The newest calibration that was made of just this, None where there is none.
 
     Of the settings the number of GPUs and, for TurboMind, their communicator must be the same;
     ``version`` is the account's generation. It is believed where at least as much is free before
     the context as when it was made: what was seen then is known of no fuller card.
     """
-    calibrations = _calibrations_of(machine, gpus, model, settings, engine, version)
+    calibrations = _calibrations_of(launch, engine, version)
     believed = (
-        calibration for calibration in calibrations if calibration.free <= _free(gpus) + _JITTER
+        calibration for calibration in calibrations if calibration.free <= _free(launch) + _JITTER
     )
     return max(believed, key=lambda calibration: calibration.when, default=None)
 
 
-def _calibrations_of(
-    machine: Machine,
-    gpus: Sequence[Gpu],
-    model: Model,
-    settings: Settings,
-    engine: str,
-    version: str,
-) -> list[Calibration]:
+def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Calibration]:
     """The calibrations of just this, whatever was free."""
-    names = tuple(sorted(gpu.name for gpu in gpus))
-    wanted = (identity(model), engine, version, names, str(machine.driver), settings.communicator)
+    names = tuple(sorted(gpu.name for gpu in launch.gpus))
+    driver, communicator = str(launch.machine.driver), launch.settings.communicator
+    wanted = (identity(launch.model), engine, version, names, driver, communicator)
     return [
         calibration
-        for calibration in machine.calibrations
+        for calibration in launch.machine.calibrations
         if (
             calibration.model,
             calibration.engine,
@@ -80,17 +64,9 @@ def _calibrations_of(
     ]
 
 
-def unbelieved(
-    machine: Machine,
-    gpus: Sequence[Gpu],
-    model: Model,
-    settings: Settings,
-    engine: str,
-    version: str,
-) -> str:
+def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
     """A sentence that says why `calibration_for` believes none of what was made; or nothing."""
-    free = _free(gpus)
-    calibrations = _calibrations_of(machine, gpus, model, settings, engine, version)
+    free, calibrations = _free(launch), _calibrations_of(launch, engine, version)
     least = min((calibration.free for calibration in calibrations), default=0)
     if least <= free + _JITTER:
         return ""
@@ -100,17 +76,16 @@ def unbelieved(
     )
 
 
-def _free(gpus: Sequence[Gpu]) -> int:
+def _free(launch: EngineLaunch) -> int:
     """Bytes free on the fullest card before a context."""
-    return min(known(gpu.free, 0) for gpu in gpus)
+    return min(known(gpu.free, 0) for gpu in launch.gpus)
 
 
 def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMemory:
     """What a GPU holds, with the corrections as lines of their own.
 
-    Where a log told what was free at the cache, only what comes later is corrected. A plan whose
-    forwards are smaller than those of the calibration is charged with smaller holes in pools, and
-    no correction takes off more than these.
+    Where a log told what was free at the cache, only what comes later is corrected. Smaller
+    forwards than the calibration's leave smaller holes in pools: no more than these is taken off.
     """
     if calibration is None:
         return memory

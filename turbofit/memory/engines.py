@@ -19,10 +19,7 @@ from turbofit.model.families.engines import engine_problem
 
 
 class EngineKind(NamedTuple):
-    """Where an engine's class is, and LMDeploy's options and values that only this engine takes.
-
-    The class is imported when a plan needs it: a plan for one engine loads no other's account.
-    """
+    """Where an engine's class is, imported when a plan needs it; options that it alone takes."""
 
     path: str
     exclusive_options: tuple[str, ...] = ()
@@ -106,11 +103,10 @@ def engine_named(name: str, version: str | None = None) -> Engine:
 
 
 def engine_for(model: Model, engine: str = "auto", version: str | None = None) -> Engine:
-    """The engine that was asked for, or the first that runs the model.
+    """The engine that was asked for, or the first that runs the model; with a version LMDeploy's.
 
-    With a version only LMDeploy's engines are looked at. LMDeploy's own choice is by the outer
-    architecture alone, so that it starts TurboMind for models whose inner language model it cannot
-    load, and fails.
+    LMDeploy's own choice is by the outer architecture alone: it starts TurboMind for models whose
+    inner language model it cannot load, and fails.
 
     Raises:
         UsageError: the engine does not run the model, or none does.
@@ -131,20 +127,21 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
             )
     known = LMDEPLOY if version else tuple(ENGINES)
     wanted = known if engine == "auto" else (engine,)
-    problems = [_problem(model, name, version) for name in wanted]
-    for name, problem in zip(wanted, problems, strict=True):
+    problems = {name: _problem(model, name, version) for name in wanted}
+    for name, problem in problems.items():
         if problem is None:
             return engine_named(name, version)
     if not version and wanted[-1] not in LMDEPLOY:
         hint = "see docs/models.md for what runs where"
         if model.quantization is not None:
             hint = f"take a checkpoint that is not quantised; {hint}"
-        raise UsageError("; ".join(map(str, problems)), hint=hint)
-    others = [
+        raise UsageError("; ".join(map(str, problems.values())), hint=hint)
+    others = (
         other for other in LMDEPLOY if other not in wanted and not _problem(model, other, version)
-    ]
-    hint = f"--engine {others[0]} does" if others else "see turbofit models for what runs"
-    raise UsageError(str(problems[0]), hint=hint)
+    )
+    other = next(others, None)
+    hint = f"--engine {other} does" if other else "see turbofit models for what runs"
+    raise UsageError(str(problems[wanted[0]]), hint=hint)
 
 
 def _problem(model: Model, engine: str, version: str | None) -> str | None:
@@ -162,9 +159,7 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
 
 
 def without_account(model: Model, version: str) -> str | None:
-    """The part of a model that only the reference version has an account of; None for that version.
-
-    Older versions hold it otherwise, or not at all.
+    """The part of a model that older versions hold otherwise, or not at all; None for newer ones.
 
     TurboMind 0.12 cached latents once a head: 42,880 tokens of GLM-4.7-Flash, where one a token
     would have been 20 times as many (lmdeploy#4367).

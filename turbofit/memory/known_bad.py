@@ -8,7 +8,7 @@ from functools import cache
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import NA, Struct
 from turbofit.memory.account import EngineLaunch
-from turbofit.memory.versions import parse
+from turbofit.memory.versions import parse, written
 
 Capability = tuple[int, int]
 
@@ -97,14 +97,13 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
         numbers = parse(version)
         if numbers is None:
             return self.last is None
-        first, last = _release(self.first), _release(self.last)
+        first, last = written(self.first or ""), written(self.last or "")
         return numbers[: len(first)] >= first and (
             self.last is None or numbers[: len(last)] <= last
         )
 
     @property
     def cause(self) -> str:
-        """What happens, and the thread."""
         return f"{self.what} ({self.sources[0]})"
 
     @property
@@ -116,10 +115,6 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
     """What is known to go wrong with a launch, the fatal first."""
     return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
-
-
-def _release(version: str | None) -> tuple[int, ...]:
-    return tuple(map(int, version.split("."))) if version else ()
 
 
 @cache

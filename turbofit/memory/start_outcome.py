@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal
-
-from msgspec.structs import replace
+from typing import Final, Literal, NamedTuple
 
 from turbofit.core.plan import GpuLedger, Term
-from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account, total_bytes
 
 #: Terms of a ledger as people say them.
 _NAMES: Final = {
@@ -29,14 +26,12 @@ _WORTH_A_WORD: Final = 0.01
 OutcomeKind = Literal["serves", "load", "buffers", "hang", "warmup", "request", "margin"]
 
 
-class StartOutcome(Struct):
+class StartOutcome(NamedTuple):
     """How a start ends: ``kind`` names the phase, ``missing`` the bytes, ``text`` is for people."""
 
     kind: OutcomeKind
+    missing: int
     text: str
-    gpu: int | None = None
-    term: str = ""
-    missing: int = 0
 
     @property
     def serves(self) -> bool:
@@ -46,7 +41,7 @@ class StartOutcome(Struct):
 
 def outcome_at(account: Account, ratio: float) -> StartOutcome:
     """What happens to a group that is started with this ratio."""
-    return next(_outcomes(account, ratio), StartOutcome(kind="serves", text="serves"))
+    return next(_outcomes(account, ratio), StartOutcome("serves", 0, "serves"))
 
 
 def outcomes_at(account: Account, ratio: float) -> list[StartOutcome]:
@@ -68,9 +63,9 @@ def outcome_without_cache(account: Account) -> StartOutcome:
     text = (
         f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of the"
         f" margin of {format_bytes(tightest.margin)} before the first KV block"
-        f" ({_makeup(tightest, worst=True)})"
+        f" ({_makeup(tightest, tightest.ledger, worst=True)})"
     )
-    return _failure("request", tightest, missing, text, _largest(tightest.ledger, "transient"))
+    return StartOutcome("request", missing, text)
 
 
 def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
@@ -87,20 +82,15 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
                 f"serves with {format_bytes(ledger.headroom)} to spare on GPU {ledger.index},"
                 f" {format_bytes(missing)} less than the margin"
             )
-            yield _failure("margin", ledger, missing, text, "")
+            yield StartOutcome("margin", missing, text)
 
 
 def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         missing = ledger.load_peak - _usable(ledger)
         if missing > 0:
-            weights = sum(
-                term.bytes
-                for term in ledger.ledger
-                if term.phase == "weights" and term.term != TEMPORARIES
-            )
-            before = sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context"))
-            staging = ledger.load_peak - before - weights
+            weights = _in_phases(ledger, "weights") - _named(ledger, TEMPORARIES)
+            staging = ledger.load_peak - _in_phases(ledger, "before", "context") - weights
             staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
             others = _others(ledger)
             by_others = f"others hold {format_bytes(others)}, " if others else ""
@@ -110,41 +100,43 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
                 f" {format_bytes(ledger.load_peak)}"
                 f" ({by_others}weights {format_bytes(weights)}{staged})"
             )
-            yield _failure("load", ledger, missing, text, _largest(ledger.ledger, "weights"))
+            yield StartOutcome("load", missing, text)
 
 
 def _starting(
     account: Account, ratio: float, ledgers: Sequence[GpuLedger]
 ) -> Iterator[StartOutcome]:
-    ledgers = [_without(ledger, account.grown) for ledger in ledgers]
-    for ledger in ledgers:
-        missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
-        if missing > 0:
-            yield _short("buffers", ledger, missing, "while starting, right after the cache")
+    """What ends a start, without the terms that come with the worst requests only."""
+
+    def short(kind: OutcomeKind, when: str, *later: str) -> Iterator[StartOutcome]:
+        for ledger in ledgers:
+            terms = [term for term in ledger.ledger if term.term not in account.grown]
+            held = sum(t.bytes for t in terms if t.phase != "transient" and t.term not in later)
+            missing = held - _usable(ledger)
+            if missing > 0:
+                text = (
+                    f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)}"
+                    f" short ({_makeup(ledger, terms)})"
+                )
+                yield StartOutcome(kind, missing, text)
+
+    yield from short("buffers", "while starting, right after the cache", POOL_WARMUP)
     missing = account.cache_shortfall_at(ratio)
     if missing:
         blocks, needed = account.blocks_at(ratio), account.least_blocks
         needs = account.cache_shortfall.format(more=format_bytes(missing))
         text = f"never starts: the cache holds {blocks} KV blocks of the {needed} {needs}"
-        yield _failure("hang", ledgers[0], missing, text)
-    for ledger in ledgers:
-        missing = ledger.steady - _usable(ledger)
-        if missing > 0:
-            yield _short("warmup", ledger, missing, account.warmup_words)
+        yield StartOutcome("hang", missing, text)
+    yield from short("warmup", account.warmup_words)
 
 
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
     for ledger in ledgers:
-        base = ledger.steady - _pool(ledger.ledger)
-        deadly = [
-            term
-            for term in ledger.ledger
-            if term.phase == "transient" and base + term.bytes > _usable(ledger)
-        ]
+        pool, left = _named(ledger, POOL_WARMUP), _usable(ledger) - ledger.steady
+        deadly = [term for term in _transients(ledger.ledger) if term.bytes > pool + left]
         if deadly:
             first = min(deadly, key=lambda term: term.bytes)
-            missing, case = base + first.bytes - _usable(ledger), _NAMES.get(first.term, first.term)
-            pool, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
+            missing, case = first.bytes - pool - left, _NAMES.get(first.term, first.term)
             where = f"{format_bytes(pool)} are held and {format_bytes(left)} are free"
             if left < 0:  # the warm-up holds nothing, or holes in the pool take what it held
                 where = f"{format_bytes(max(0, pool + left))} are free"
@@ -153,34 +145,20 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
                 f" {format_bytes(first.bytes)} of {account.allocator} where"
                 f" {where} on GPU {ledger.index} ({format_bytes(missing)} short)"
             )
-            yield _failure("request", ledger, missing, text, first.term)
+            yield StartOutcome("request", missing, text)
 
 
-def _short(kind: OutcomeKind, ledger: GpuLedger, missing: int, when: str) -> StartOutcome:
-    text = (
-        f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)} short"
-        f" ({_makeup(ledger)})"
-    )
-    return _failure(kind, ledger, missing, text)
-
-
-def _failure(
-    kind: OutcomeKind, ledger: GpuLedger, missing: int, text: str, term: str = "kv_cache"
-) -> StartOutcome:
-    return StartOutcome(kind=kind, gpu=ledger.index, term=term, missing=missing, text=text)
-
-
-def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
+def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) -> str:
     """What takes the memory, for people: first other processes, then the largest terms.
 
     ``worst``: the worst request is what did not fit, so that it counts too.
     """
     sizes: dict[str, int] = {}
-    for term in ledger.ledger:
+    for term in terms:
         if term.phase != "transient" and term.term != _OTHERS:
             name = term.phase if term.phase == "weights" else _NAMES.get(term.term, term.term)
             sizes[name] = sizes.get(name, 0) + term.bytes
-    requests = [term for term in ledger.ledger if term.phase == "transient"] if worst else []
+    requests = _transients(terms) if worst else []
     if requests:
         largest = max(requests, key=lambda term: term.bytes)
         sizes[_NAMES.get(largest.term, largest.term)] = max(
@@ -193,31 +171,23 @@ def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
     return f"{', '.join(parts)}; the card has {format_bytes(_usable(ledger))}"
 
 
-def _without(ledger: GpuLedger, names: Sequence[str]) -> GpuLedger:
-    """What the GPU holds before these terms come."""
-    later = sum(term.bytes for term in ledger.ledger if term.term in names)
-    terms = tuple(term for term in ledger.ledger if term.term not in names)
-    return replace(ledger, ledger=terms, steady=ledger.steady - later)
-
-
 def _others(ledger: GpuLedger) -> int:
     """Bytes that other processes hold, where they matter."""
-    size = sum(term.bytes for term in ledger.ledger if term.term == _OTHERS)
+    size = _named(ledger, _OTHERS)
     return size if size >= ledger.total * _WORTH_A_WORD else 0
 
 
-def _largest(ledger: Sequence[Term], phase: str) -> str:
-    return max(
-        (term for term in ledger if term.phase == phase), key=lambda term: term.bytes, default=_NONE
-    ).term
+def _transients(terms: Sequence[Term]) -> list[Term]:
+    return [term for term in terms if term.phase == "transient"]
 
 
-def _pool(ledger: Sequence[Term]) -> int:
-    return next((term.bytes for term in ledger if term.term == POOL_WARMUP), 0)
+def _in_phases(ledger: GpuLedger, *phases: str) -> int:
+    return total_bytes([term for term in ledger.ledger if term.phase in phases])
+
+
+def _named(ledger: GpuLedger, name: str) -> int:
+    return total_bytes([term for term in ledger.ledger if term.term == name])
 
 
 def _usable(ledger: GpuLedger) -> int:
     return ledger.total - ledger.reserved
-
-
-_NONE = Term(term="", phase="before", bytes=0, basis="formula")

@@ -14,7 +14,7 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP, RATIO_STEPS
 from turbofit.memory.engines import engine_named
 from turbofit.planning.plan import finished
 from turbofit.planning.request import PlanRequest
@@ -31,7 +31,6 @@ _UNSETTLED: Final = (
     f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is below"
     " the last one's"
 )
-_STEPS = 1000
 #: Outcomes, the one that a plan goes by first.
 _GRAVE = ("out_of_memory", "hang", "failed", "served")
 
@@ -39,13 +38,9 @@ _GRAVE = ("out_of_memory", "hang", "failed", "served")
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     """The plan after its rehearsal, at lower ratios where the engine left less than the margin.
 
-    The margin is smaller than that of a plan that was not rehearsed, where nobody asked for one:
-    a rehearsal removes doubts that the larger margin pays for. Where even the last rehearsal leaves
-    less, the plan below it has the whole margin, and says that it was not rehearsed.
-
-    Args:
-        request: what the plan was made for.
-        plan: the best plan; one that does not fit is given back as it is.
+    Where nobody asked for a margin it is smaller than before: a rehearsal removes doubts that the
+    larger one pays for. Where even the last rehearsal leaves less, the plan below it has the whole
+    margin, and says that it was not rehearsed. A plan that does not fit is given back as it is.
 
     Raises:
         UsageError: the plan is for Transformers.
@@ -110,23 +105,19 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
 
     It is the first group of GPUs that is rehearsed; where groups run settings of their own, the
     first of each, one after the other. ``fits`` and ``verdict`` are the rehearsal's where it
-    contradicts the forecast.
-
-    Args:
-        plan: what is rehearsed.
-        keep: a folder for timelines, notes and log, of each group in one of its own where they
-            differ; by default they are removed.
+    contradicts the forecast. ``keep`` is a folder for timelines, notes and log, with one for each
+    group where they differ.
 
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
-    if not plan.by_group:
-        return _with_verdict(plan, _rehearsed(plan, 0, keep))
-    rehearsed = {
-        numbers: _rehearsed(plan, numbers[0], keep and keep / f"group-{numbers[0]}")
-        for numbers in plan.unlike_groups()
-    }
+    rehearsed = {}
+    for numbers in plan.unlike_groups():
+        first = numbers[0]
+        folder = keep / f"group-{first}" if keep and plan.by_group else keep
+        with ended_like_ctrl_c(), under_way("rehearsing on pretend GPUs"):
+            rehearsed[numbers] = rehearsed_group(plan.of_group(first), first, folder)
     ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
     ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
     # What tells of memory comes before a rehearsal that could not be held.
@@ -141,31 +132,17 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
             for number, group_plan in enumerate(plan.by_group)
         ),
     )
-    return _with_verdict(plan, whole)
-
-
-def _rehearsed(plan: Plan, group: int, keep: Path | None = None) -> Plan:
-    """One group's view of the plan, with what its engine did."""
-    with ended_like_ctrl_c(), under_way("rehearsing on pretend GPUs"):
-        return rehearsed_group(plan.of_group(group), group, keep)
-
-
-def _with_verdict(plan: Plan, rehearsed: Plan) -> Plan:
-    """Where the engine did not serve what the forecast fits, the engine is right."""
-    rehearsal = rehearsed.rehearsal
-    if rehearsal is not None:
-        _LOG.info("%s rehearsed: %s, %s", plan.model.name, rehearsal.outcome, rehearsal.death)
-    if rehearsal is None or rehearsal.outcome == "served" or not plan.fits:
-        return rehearsed
-    verdict = _contradiction(plan, rehearsal)
-    return replace(rehearsed, gpus=plan.gpus, fits=False, verdict=verdict, serve=None)
+    if worst is not None:
+        _LOG.info("%s rehearsed: %s, %s", plan.model.name, worst.outcome, worst.death)
+    if worst is None or worst.outcome == "served" or not plan.fits:
+        return whole
+    # Where the engine did not serve what the forecast fits, the engine is right.
+    verdict = _contradiction(plan, worst)
+    return replace(whole, gpus=plan.gpus, fits=False, verdict=verdict, serve=None)
 
 
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
-    """The ratios that must be lowered, by the indices of their GPUs; empty where none must.
-
-    A group that was not rehearsed itself gets what the one like it gets.
-    """
+    """The ratios that must be lowered, by their GPUs' indices: of groups that are alike, too."""
     ratios: dict[int, float] = {}
     for numbers in rehearsed.unlike_groups():
         ratio = corrected_ratio(rehearsed.of_group(numbers[0]))
@@ -179,40 +156,35 @@ def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
 def corrected_ratio(rehearsed: Plan) -> float | None:
     """The largest ratio that the rehearsal's figures leave the margin for; None: as it is.
 
-    The engine's own figures count where they are known, and the larger of forecast and rehearsal
-    for the worst cases: the rehearsal may not have reached the worst of a case.
+    The engine's own figures count where they are known; for the worst cases, of which it may not
+    have reached the worst, the larger of forecast and rehearsal.
     """
     rehearsal = rehearsed.rehearsal
-    if rehearsal is None:
+    if rehearsal is None or rehearsal.outcome not in ("served", "out_of_memory"):
         return None
-    ratio = rehearsed.settings.cache_max_entry_count
-    if rehearsal.outcome == "out_of_memory" and rehearsal.death is not None:
-        death = rehearsal.death
-        missing = (death.asked or 0) - (death.left or 0)
-        free = min((f for f in rehearsal.cache.free if f is not None), default=0)
-        steps = -(-missing * _STEPS // free) if free > 0 else 1
-        return max(1, round(ratio * _STEPS) - max(1, steps)) / _STEPS
-    if rehearsal.outcome != "served":
+    missing = max(_shortfall(ledger) for ledger in rehearsed.gpus)
+    if rehearsal.death is not None:
+        missing = max(1, (rehearsal.death.asked or 0) - (rehearsal.death.left or 0))
+    if missing <= 0:
         return None
-    worse = max(_shortfall(ledger) for ledger in rehearsed.gpus)
-    if worse <= 0:
-        return None
-    free = min(f for f in rehearsal.cache.free if f is not None)
-    return max(1, round(ratio * _STEPS) - -(-worse * _STEPS // free)) / _STEPS
+    free = min((f for f in rehearsal.cache.free if f is not None), default=0)
+    steps = -(-missing * RATIO_STEPS // free) if free > 0 else 1
+    ratio = round(rehearsed.settings.cache_max_entry_count * RATIO_STEPS)
+    return max(1, ratio - steps) / RATIO_STEPS
 
 
 def _shortfall(ledger: GpuLedger) -> int:
     """Bytes by which a rehearsed GPU misses its margin; 0 or less where it keeps it."""
-    body = [_seen(t) for t in ledger.ledger if t.phase != "transient"]
-    pool = next((_seen(t) for t in ledger.ledger if t.term == POOL_WARMUP), 0)
-    cases = [t for t in ledger.ledger if t.phase == "transient"]
-    worst = max((max(t.bytes, t.rehearsed or 0) for t in cases), default=0)
-    peak = sum(body) - pool + max(pool, worst)
-    return peak - (ledger.total - ledger.reserved - ledger.margin)
-
-
-def _seen(term: Term) -> int:
-    return term.bytes if term.rehearsed is None else term.rehearsed
+    steady, pool, worst = 0, 0, 0
+    for term in ledger.ledger:
+        size = term.bytes if term.rehearsed is None else term.rehearsed
+        if term.phase == "transient":
+            worst = max(worst, term.bytes, size)
+        elif term.term == POOL_WARMUP:
+            pool = size
+        else:
+            steady += size
+    return steady + max(pool, worst) - (ledger.total - ledger.reserved - ledger.margin)
 
 
 def confirmed(plan: Plan) -> Plan:
@@ -223,17 +195,14 @@ def confirmed(plan: Plan) -> Plan:
             return term
         return replace(term, basis="rehearsed")
 
-    gpus = tuple(
-        replace(gpu, ledger=tuple(based(term) for term in gpu.ledger)) for gpu in plan.gpus
-    )
+    gpus = tuple(replace(gpu, ledger=tuple(map(based, gpu.ledger))) for gpu in plan.gpus)
     return replace(plan, gpus=gpus)
 
 
 def _contradiction(plan: Plan, rehearsal: Rehearsal) -> str:
-    death = rehearsal.death
+    death, allocation = rehearsal.death, ""
     if death is None:
         return f"{plan.model.name}: the rehearsal ended in {rehearsal.outcome}"
-    allocation = ""
     if death.asked is not None and death.left is not None:
         allocation = (
             f", asking {format_bytes(death.asked)} where {format_bytes(death.left)} were left"

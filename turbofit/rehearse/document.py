@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from msgspec import convert
+from msgspec.structs import replace
 
 from turbofit.core.json_types import Document
 from turbofit.core.rehearsal import End, Moment
@@ -33,11 +34,7 @@ _KEPT_LINES: Final = 12
 
 
 def rehearse(spec: Spec, keep: Path | None = None) -> Document:
-    """Runs a rehearsal and returns its document.
-
-    Args:
-        spec: what to rehearse.
-        keep: where to leave timelines, notes and log; by default they are removed.
+    """Runs a rehearsal; ``keep`` is where to leave timelines, notes and log.
 
     Raises:
         PackageError: the engine, a package that it runs, or a C compiler is missing.
@@ -56,13 +53,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
 
 
 def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> Document:
-    """The document of a run that has ended.
-
-    Args:
-        ended: the run.
-        readings: what the engine's adapter read of it.
-        versions: packages that took part.
-    """
+    """The document of a run that has ended, with the versions of packages that took part."""
     outcome, end = outcome_and_end(ended, readings)
     notes, gpus = ended.notes, ended.spec.machine.gpus
     return {
@@ -71,7 +62,7 @@ def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> 
         "pretend": NOTICE,
         "engine": ended.spec.engine,
         "outcome": outcome,
-        "death": None if end is None else {**(readings.refused or {}), **to_builtins(end)},
+        "death": None if end is None else to_builtins(end),
         "ended": exit_words(ended.ran.code),
         "seconds": ended.ran.seconds,
         "child_seconds": notes.get("seconds", {}),
@@ -107,8 +98,7 @@ def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
 def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | None]:
     """What a child's end means: served, out_of_memory, hang or failed; and the end, if not served.
 
-    ``served`` means that every request came to an end: a prompt that the engine refuses shows in
-    its case's statuses.
+    ``served``: every request came to an end, of a prompt that the engine refuses too.
     """
     cases = ended.notes.get("cases", [])
     unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)
@@ -116,28 +106,19 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
     served = ended.notes.get("done") and ended.ran.code == 0
     if served and unfinished is None and not dead and not ended.stopped:
         return "served", None
-    end = End(kind="crash", phase=readings.phase, where=readings.where, message=readings.message)
-    hang = ended.stopped or unfinished is not None
-    if readings.refused is not None and ended.stopped != "stuck":
-        refused = {"message": readings.message, **readings.refused, "kind": "out_of_memory"}
-        return "out_of_memory", convert(refused, End)
-    if not hang:
-        return "failed", end
-    phase, where = readings.phase, readings.where
+    end = convert(readings.end, End)
+    if end.kind == "out_of_memory":
+        return "out_of_memory", end
     if ended.stopped == "idle":
-        where = "nothing happened any more"
+        end = replace(end, kind="hang", where="nothing happened any more")
     elif unfinished is not None:
         phase, where = f"case {unfinished}", "not finished in time"
-    return "hang", End(kind="hang", phase=phase, where=where, message=readings.message)
+        end = replace(end, kind="hang", phase=phase, where=where)
+    return "hang" if end.kind == "hang" else "failed", end
 
 
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
-    """The phases in order: what each card had in use at most, and at its end.
-
-    Args:
-        phases: by card, ``peak`` and ``held`` of each.
-        gpus: the pretend machine's cards.
-    """
+    """The phases in order, from each card's ``peak`` and ``held``, with what was charged to it."""
     order, lanes = max(phases, key=len, default={}), []  # all cards pass through the same ones
     for spans, gpu in zip(phases, gpus, strict=True):
         base, in_use, lane = gpu.used, 0, []

@@ -25,14 +25,13 @@ class Adapter:
     Attributes:
         driver: the module whose ``drive(spec, notes)`` starts it in the child and drives the cases;
             it returns what closes the engine, or None.
-        read: what reads the engine's own counters of an ended run, by term of the ledger.
+        read: reads the engine's own counters of an ended run, by term of the ledger.
         worst: the worst cases of a plan.
         not_known: what a rehearsal of it cannot see.
-        before, after: terms of the ledger that exist on a real card only: charged to the pretend
-            one before free memory is read, and after.
-        process_context: the account itself charges each process for its CUDA context.
-        environ: variables of its processes.
-        path: where they find modules first.
+        before, after: terms of the ledger that only a real card has: charged to the pretend one
+            before free memory is read, and after.
+        process_context: the pretend machine charges each process for its CUDA context.
+        environ: variables of its processes, which find modules first in ``path``.
     """
 
     driver: str

@@ -20,7 +20,7 @@ class Image(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """``lead`` tokens of text, images, and ``rest`` tokens of text."""
+    """``lead`` tokens of text, images, and ``rest`` tokens of text; ``length`` is all of it."""
 
     lead: int
     images: tuple[Image, ...]
@@ -28,17 +28,14 @@ class Prompt(NamedTuple):
 
     @property
     def units(self) -> int:
-        """Units of all its images."""
         return sum(image.units for image in self.images)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all its images."""
         return sum(image.tokens for image in self.images)
 
     @property
     def length(self) -> int:
-        """All its tokens."""
         return self.lead + self.tokens + self.rest
 
     def met(self, start: int, end: int) -> int:
@@ -56,11 +53,9 @@ class PromptMaker:
     """Makes prompts of what clients may send.
 
     Attributes:
-        image: the image with the most units within so many units and tokens; None where not even
-            the smallest image is.
+        image: that with the most units within so many units and tokens; None: none is so small.
         units: of an image at most.
-        images: of a request at most.
-        request_units: of all images of a request at most.
+        images, request_units: of a request at most.
         step: units in which images differ.
         lead, rest: tokens of text before and after the images, at least.
     """
@@ -100,12 +95,9 @@ class PromptMaker:
         return prompts
 
     def request(self, units: int, context: int, room: int) -> Prompt | None:
-        """A request of images that are all met in one forward.
+        """A request of at most so many units and ``context`` tokens, met whole in one forward.
 
-        Args:
-            units: of all its images at most.
-            context: tokens of the whole request at most.
-            room: tokens that the forward has left, of which the last image needs one.
+        ``room``: tokens that the forward has left, of which the last image needs one.
         """
         images: list[Image] = []
         context -= self.lead + self.rest
@@ -137,25 +129,18 @@ class PromptMaker:
 
     def together(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The same images, in requests of as many as one may have."""
-        requests: list[Prompt] = []
-        for prompt in prompts:
-            last = requests[-1] if requests else None
-            full = last is None or len(last.images) == self.images
-            if last is None or full or last.units + prompt.units > self.request_units:
-                requests.append(prompt)
-            else:
+        requests = list(prompts[:1])
+        for prompt in prompts[1:]:
+            last = requests[-1]
+            if len(last.images) < self.images and last.units + prompt.units <= self.request_units:
                 requests[-1] = Prompt(last.lead, last.images + prompt.images, prompt.rest)
+            else:
+                requests.append(prompt)
         return requests
 
 
 def units_of_request(units: int, images: int, request_units: int) -> list[int]:
-    """Units of the images of the worst request: whole ones, and what is left of its units.
-
-    Args:
-        units: of an image at most.
-        images: of a request at most.
-        request_units: of all of them at most.
-    """
+    """Units of the images of the worst request: whole ones, and what is left of its units."""
     left, shares = request_units, list[int]()
     while left > 0 and len(shares) < images:
         shares.append(min(left, units))
@@ -164,10 +149,7 @@ def units_of_request(units: int, images: int, request_units: int) -> list[int]:
 
 
 def let_through(limits: Limits, bound: int) -> int | None:
-    """The units that the gateway lets through at once.
-
-    None where the plan pays for all units that can meet (``bound``), so that nothing waits.
-    """
+    """The units that the gateway lets through at once; None: all that can meet are paid for."""
     paid = limits.units_per_forward
     return paid if paid < bound else None
 
@@ -179,14 +161,9 @@ def cases_of(
 
     ``vision_request``: one request with as many images as it may have. ``vision_forward``: the
     images, equal or not, that bring most units into one forward, of what the gateway lets through
-    at once. ``text_prefill``: the longest prompt. ``sampling``: a full batch with ``top_k=0``. An
-    engine that serves one request at a time has the first and the third alone.
-
-    Args:
-        plan: what is rehearsed.
-        images: the requests of the first two, by their names.
-        longest: tokens of the longest prompt.
-        new: tokens that each request generates.
+    at once. (``images`` has both.) ``text_prefill``: the longest prompt. ``sampling``: a full batch
+    with ``top_k=0``. An engine that serves one request at a time has the first and the third. Each
+    request generates ``new`` tokens.
     """
     cases = {**images, "text_prefill": [RehearsalRequest(longest, max_new_tokens=new)]}
     if plan.engine.of_lmdeploy:

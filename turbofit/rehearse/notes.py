@@ -22,11 +22,7 @@ DEAD: Final = frozenset({"unavailable", "internal_error"})
 
 
 class Notes:
-    """The child's side: values in a file that is whole at every moment.
-
-    Args:
-        folder: the rehearsal's.
-    """
+    """The child's side: values in a file of the rehearsal's folder, whole at every moment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +36,6 @@ class Notes:
         self.write()
 
     def write(self, **values: Any) -> None:
-        """Adds values and writes the file anew."""
         self.data.update(values)
         replaced(self.folder / _NAME, json.dumps(self.data))
 
@@ -52,7 +47,6 @@ class Notes:
         self.enter("ready")
 
     def enter(self, phase: str) -> None:
-        """Begins a phase, and notes the seconds since the child's start."""
         self.phase = phase
         self.data["seconds"][phase] = round(time.monotonic() - self._start, 3)
         self.begin(phase)
@@ -69,13 +63,8 @@ class Notes:
     ) -> bool:
         """Notes how a case ended; returns whether the engine takes another one.
 
-        Args:
-            name: of the case.
-            tokens: prompt tokens of its requests.
-            begun: when it began, on the monotonic clock.
-            statuses: how its requests ended.
-            words: an error's.
-            more: what only one engine tells.
+        Of each request there are prompt ``tokens`` and how it ended; ``words`` are an error's,
+        ``begun`` is on the monotonic clock, ``more`` is what only one engine tells.
         """
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         seconds = round(time.monotonic() - begun, 3)

@@ -36,10 +36,10 @@ def needs(spec: Spec) -> dict[str, str]:
         PackageError: a package or a C compiler is missing, or TurboMind's library calls what
             nothing stands in for.
     """
-    if "torch" not in _PACKAGES[spec.engine]:
+    on_torch = "torch" in _PACKAGES[spec.engine]
+    if not on_torch:
         check_surface(engine_library(), build(site=cuda_site()))
-        return need_packages(spec.engine)
-    several = int(spec.settings.get("tp") or 1) > 1
+    several = on_torch and int(spec.settings.get("tp") or 1) > 1
     backend = spec.settings.get("distributed_executor_backend")
     return need_packages(spec.engine, ray=several and backend in (None, "ray"))
 
@@ -60,11 +60,7 @@ def engine_library() -> Path:
 
 
 def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
-    """The versions of what an engine runs.
-
-    Args:
-        engine: the engine's name.
-        ray: whether its workers are Ray's.
+    """The versions of what an engine runs; ``ray``: its workers are Ray's.
 
     Raises:
         PackageError: something is missing, or torch is no CUDA build.
@@ -81,16 +77,11 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
             f"this Python's torch is no CUDA build, which rehearsing {engine} runs",
             hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",
         )
-    versions = {name: installed(name) for name in names}
-    return {name: version for name, version in versions.items() if version is not None}
+    return {name: version for name in names if (version := installed(name)) is not None}
 
 
 def need_kernels(text: TextDims) -> None:
-    """Kernels of gated delta nets, which LMDeploy requires and imports of such a model alone.
-
-    Raises:
-        PackageError: they are not there.
-    """
+    """Raises PackageError where kernels are missing that LMDeploy imports for gated delta nets."""
     if text.delta is not None and importlib.util.find_spec("fla") is None:
         raise PackageError(
             f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"

@@ -32,9 +32,7 @@ _TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
     """The plan with what the engine did in its worst cases, on one group of GPUs.
 
-    Raises:
-        PackageError: LMDeploy, a C compiler or another package is missing.
-        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    Raises: as `plan_document`.
     """
     document = plan_document(plan, group, keep)
     versions = document["versions"]
@@ -66,33 +64,24 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
 
 
 def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
-    """The specification of a plan's rehearsal, for one of its groups of GPUs.
-
-    Args:
-        plan: what is rehearsed.
-        checkpoint: the model's folder.
-        group: which group.
-    """
+    """The specification of a rehearsal of one of a plan's groups of GPUs."""
     settings: dict[str, object] = {"dtype": plan.settings.dtype, "device_map": plan.device_map}
-    environ: dict[str, str] = {}
     if plan.engine.of_lmdeploy:
         settings = dict(plan.lmdeploy_settings())
-    if plan.engine.on_torch:
-        environ = environment(plan.settings, plan.model)
     return Spec(
         machine=charged(plan, group),
         model_dir=str(checkpoint.absolute()),
         engine=plan.engine.name,
         settings={name: value for name, value in settings.items() if value is not None},
         cases=ADAPTERS[plan.engine.name].worst(plan),
-        environ=environ,
+        environ=environment(plan.settings, plan.model) if plan.engine.on_torch else {},
     )
 
 
 def charged(plan: Plan, group: int = 0) -> Scenario:
     """The pretend machine of one group, charged with what a rehearsal cannot see.
 
-    That is taken from the plan's ledger: the CUDA context and libraries before the cache is sized,
+    The plan's ledger says how much: the CUDA context and libraries before the cache is sized,
     kernel modules and the holes of real pools after it.
     """
     adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
@@ -102,7 +91,7 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
         before = (*before, "communicator")
     every = {ledger.index: ledger.ledger for ledger in plan.gpus}
     ledgers = [every[index] for index in indices]
-    # A correction may take back more than these: then of what the engine itself takes.
+    # A calibration's correction may take back more than these: then of what the engine takes.
     gpus = tuple(
         dataclasses.replace(
             gpu,
@@ -111,10 +100,8 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
         )
         for gpu, ledger in zip(twin.gpus, ledgers, strict=True)
     )
-    context = 0
-    if adapter.process_context:
-        context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
-    return dataclasses.replace(twin, gpus=gpus, context=context)
+    context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
+    return dataclasses.replace(twin, gpus=gpus, context=context * adapter.process_context)
 
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
@@ -122,10 +109,7 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 
 
 def unanswered(plan: Plan, document: Document) -> End | None:
-    """What the plan promises and the engine that served did not take; None: it took all.
-
-    The plan itself refuses what is longer than its longest request.
-    """
+    """What the plan promises and the engine that served did not take; None: it took all."""
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = document["cache"].get("session_len")
     if taken is not None and taken < longest:
@@ -147,18 +131,14 @@ def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, .
     Terms that share one counter (see ``Rehearsal.together``), and those that only a real card has,
     stay without.
     """
-    ledgers = {}
-    for gpu, counters in _counters(plan, document, group):
-        terms = (replace(term, rehearsed=counters.get(term.term)) for term in gpu.ledger)
-        ledgers[gpu.index] = replace(gpu, ledger=tuple(terms))
-    return tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus)
+    counters = dict(zip(plan.parallel.groups[group], document["terms"], strict=True))
 
+    def seen(gpu: GpuLedger) -> GpuLedger:
+        sizes = counters.get(gpu.index, {})
+        terms = (replace(term, rehearsed=sizes.get(term.term)) for term in gpu.ledger)
+        return replace(gpu, ledger=tuple(terms))
 
-def _counters(plan: Plan, document: Document, group: int) -> list[tuple[GpuLedger, dict[str, int]]]:
-    """Each GPU of a group, with what the engine's counters tell of it."""
-    every = {gpu.index: gpu for gpu in plan.gpus}
-    gpus = [every[index] for index in plan.parallel.groups[group]]
-    return list(zip(gpus, document["terms"], strict=True))
+    return tuple(map(seen, plan.gpus))
 
 
 def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
@@ -179,8 +159,9 @@ def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, lis
 
 def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
     """The lines that stand for several terms, over the group's GPUs, which have the same ones."""
-    by_gpu = _counters(plan, document, group)
-    lines = [_lines(gpu.ledger, counters) for gpu, counters in by_gpu]
+    ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
+    by_gpu = list(zip(plan.parallel.groups[group], document["terms"], strict=True))
+    lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]
     return tuple(
         RehearsedTogether(
             line=name,

@@ -31,8 +31,8 @@ KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _LOOK: Final = 0.5  # seconds
 #: How many times its limit a case may take as long as the engine works on it.
 LIMITS_WHILE_ACTIVE: Final = 5
-# TurboMind's line where nothing can be admitted; during warm-up it is printed for ever, by one rank
-# 36,000 times a second, by many ranks on few cores slowly.
+# TurboMind's line where nothing can be admitted; in a warm-up that lacks cache it is printed for
+# ever, by one rank 36,000 times a second, by many ranks on few cores slowly.
 _STUCK: Final = "out of memory at 0/"
 _STUCK_LINES: Final = 60
 _STUCK_LOOKS: Final = 2
@@ -48,7 +48,6 @@ class EndedRun:
     """A rehearsal that has ended.
 
     Attributes:
-        spec: what was rehearsed.
         ran: the run on the pretend machine.
         notes: what the child told.
         log: lines of its output and of the engine's log, the first and the last.
@@ -76,9 +75,8 @@ class Readings:
         cache: the cache as the engine cut it: ``free``, ``region``, ``object_size``, ``slab_size``,
             ``tokens``.
         cards: more of each card.
-        refused: of the allocation that ended it ``phase``, ``where``, ``asked``, ``left``,
-            ``missing``, ``gpu``, ``simulated``; None where none did.
-        phase, where, message: of any other end.
+        end: fields of an `End`, for where not all was served: ``out_of_memory`` where an allocation
+            was refused.
         pinned: page-locked host memory at most, by phase; nothing where no counter tells.
     """
 
@@ -86,23 +84,16 @@ class Readings:
     terms: list[dict[str, int]]
     cache: dict[str, Any]
     cards: list[dict[str, Any]]
-    refused: dict[str, Any] | None
-    phase: str
-    where: str
-    message: str = ""
+    end: dict[str, Any]
     pinned: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_child(
     spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
 ) -> EndedRun:
-    """Runs a rehearsal's child, and all that it starts, to the end.
+    """Runs a rehearsal's child, and all that it starts, to the end, in a new folder.
 
-    Args:
-        spec: what to rehearse.
-        folder: a new one.
-        environ: the engine's own variables.
-        path: folders in which its processes find modules first.
+    ``environ`` are variables of the engine's processes, which find modules first in ``path``.
 
     Raises:
         KeyboardInterrupt: the child was told to end, as this process was.
@@ -137,11 +128,9 @@ def _environment(
 
 
 class InactivityTimer:
-    """Seconds since a value was last another one: on a busy machine a slow engine does not hang.
+    """Seconds since a value, such as a count of calls, was last another one.
 
-    Args:
-        look: gives the value now, such as a count of calls.
-        clock: seconds.
+    So on a busy machine a slow engine does not hang.
     """
 
     def __init__(
@@ -152,22 +141,17 @@ class InactivityTimer:
         self._started = self._changed = clock()
 
     def inactive(self) -> float:
-        """Seconds since the last change, or since the start where there was none."""
         now, value = self._clock(), self._look()
         if value != self._value:
             self._value, self._changed = value, now
         return now - self._changed
 
     def elapsed(self) -> float:
-        """Seconds since the start, whatever changed."""
         return self._clock() - self._started
 
 
 class _Watch:
-    """Ends the machine's processes where they hang, and says so.
-
-    A child that allocates, or tells of itself, does not hang, however slow the machine is.
-    """
+    """Ends the machine's processes where they hang: where none allocates or tells anything."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.stopped = ""
@@ -187,13 +171,10 @@ class _Watch:
             self.stopped = "idle"
         if not self.stopped:
             return
-        for pid in {
-            notes.get("pid"),
-            *(process.pid for process in shared.processes if process.alive),
-        }:
+        alive = {process.pid for process in shared.processes if process.alive}
+        for pid in alive | ({notes["pid"]} if "pid" in notes else set()):
             with contextlib.suppress(OSError):
-                if pid:
-                    os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
 
 def _progress(folder: Path) -> tuple[int, ...]:

@@ -20,11 +20,9 @@ class RehearsalRequest:
     Attributes:
         text_tokens: prompt tokens that are not an image's (with ``sizes``: letters, which a twin's
             tokenizer takes for a token each); ``LONGEST`` for as many as the engine takes.
-        units: for TurboMind, one entry an image: tiles (InternVL), or the grid t, h, w in patches
-            (Qwen2-VL).
+        units: for TurboMind, of each image: tiles, or the grid t, h, w in patches.
         sizes: for an engine on torch, (width, height) of each image, pixels.
-        max_new_tokens: tokens to generate.
-        top_k: sampling; 0 samples over the whole vocabulary.
+        top_k: 0 samples over the whole vocabulary.
         lead: of ``text_tokens`` those before the images; None is half of them (TurboMind).
         images: requests of one number have the same images (a prefix cache finds them again);
             None: like no other's.
@@ -59,7 +57,6 @@ class Spec:
             ``device_map``.
         cases: run in this order, each after the last has come to rest.
         start_seconds, case_seconds: how long the engine may do nothing before it counts as a hang.
-        environ: variables that the engine is started with.
     """
 
     machine: Scenario

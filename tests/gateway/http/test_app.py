@@ -304,20 +304,6 @@ def test_metrics_are_the_engines_and_our_own() -> None:
         assert line in lines, text
 
 
-async def test_websockets_are_closed() -> None:
-    app, _ = gateway()
-    sent = []
-
-    async def receive():
-        return {"type": "websocket.connect"}
-
-    async def send(message):
-        sent.append(message["type"])
-
-    await app({"type": "websocket"}, receive, send)
-    assert sent == ["websocket.close"]
-
-
 async def test_bodies_beyond_the_room_wait_outside() -> None:
     app, _ = gateway()
     app._bodies.keep(1 << 40)

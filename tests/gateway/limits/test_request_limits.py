@@ -194,7 +194,7 @@ URL = data_url(picture(8, 8))
 
 
 def drawn(base64: str) -> Picture:
-    return Picture(mime="image/png", base64=base64, size=(1, 1), bytes=1)
+    return Picture(mime="image/png", base64=base64, size=(1, 1))
 
 
 def refused(kind: Any, body: Any) -> Refusal:

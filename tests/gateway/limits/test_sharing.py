@@ -34,13 +34,9 @@ from turbofit.gateway.limits.request_limits import (
     check_images,
     check_request,
     model_default,
-)
-from turbofit.gateway.limits.sharing import (
-    hold_clip,
-    hold_frames,
-    hold_images,
     within,
 )
+from turbofit.gateway.limits.sharing import hold_clip, hold_frames, hold_images
 from turbofit.gateway.media.clips import Clip
 from turbofit.launch.engine.worst_requests import worst_image, worst_image_tokens, worst_request
 
@@ -352,7 +348,7 @@ def test_the_words_between_frames_count_as_the_prompt_does() -> None:
 
 
 def test_large_frames_are_fewer() -> None:
-    clip = Clip(url="", frames=500, size=(4096, 2160), bytes=1, rate=25.0)
+    clip = Clip(url="", frames=500, size=(4096, 2160), rate=25.0)
     fit, keywords = hold_clip(bounds_of(plan_of()), clip, {"num_frames": 400})
     assert fit.frames == 89_478_485 // (4096 * 2160) == 10
     assert fit.lowered[0] == "num_frames=400->10"

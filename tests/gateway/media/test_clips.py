@@ -113,7 +113,8 @@ def film(folder: Path, frames: int = 50, size=(320, 240), rate: float = 10.0, ki
 
 def looked(url: str, fetched=None) -> Clip:
     body = chat({"type": "video_url", "video_url": {"url": url}})
-    return asyncio.run(clips.VideoInspector().look(read_body("chat", body), fetched or {}, MOST))
+    turn = asyncio.Semaphore()
+    return asyncio.run(clips.look(read_body("chat", body), fetched or {}, MOST, turn))
 
 
 @pytest.mark.slow
@@ -125,14 +126,15 @@ def test_headers_say_frames_and_size(tmp_path, kind, mime) -> None:
     data, remote = film(tmp_path, 23, (320, 240), 12.5, kind), "https://x.org/a"
     clip = looked(data_url(data, "video/anything"))
     assert clip.url == data_url(data, f"video/{mime}")
-    assert (clip.frames, clip.size, clip.rate, clip.bytes) == (23, (320, 240), 12.5, len(data))
+    assert (clip.frames, clip.size, clip.rate) == (23, (320, 240), 12.5)
     assert looked(remote, {remote: data}) == clip
 
 
 def test_frames_need_nobody_who_reads_films(monkeypatch) -> None:
     monkeypatch.setattr(clips, "_PROGRAM", "/does/not/exist")
     assert looked(sequence(2, (64, 48))).frames == 2
-    assert asyncio.run(clips.VideoInspector().look(read_body("chat", chat()), {}, MOST)) is None
+    nothing = clips.look(read_body("chat", chat()), {}, MOST, asyncio.Semaphore())
+    assert asyncio.run(nothing) is None
 
 
 @opencv
@@ -184,7 +186,7 @@ def test_a_reader_that_sigkill_does_not_end_keeps_no_request(tmp_path, monkeypat
     async def look() -> None:
         try:
             with pytest.raises(Refusal) as caught:
-                await clips.VideoInspector().look(body, {}, MOST)
+                await clips.look(body, {}, MOST, asyncio.Semaphore())
             assert caught.value.reason == "broken_video"
             assert readers[0].returncode is None
         finally:

@@ -103,7 +103,7 @@ def fetched(path: str, resolver: Any = None, allowed=("here.org",)):
             )
             url = path if "://" in path else f"http://here.org:{server.port}{path}"
             try:
-                files = await fetcher.fetch_all([url], MOST, came.append)
+                files = await fetcher.fetch_all([url], MOST, lambda _, size: came.append(size))
                 assert came == [len(data) for data in files.values()]
                 return files, site.hits
             except Refusal as refusal:

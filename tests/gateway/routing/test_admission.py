@@ -30,7 +30,7 @@ from tests.sweep import part
 from tests.virtual_time import settled
 from turbofit.core.plan import Plan
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache
+from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache, Share
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
 
@@ -66,7 +66,7 @@ async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_
     engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
     door = Admission(Fleet(engines))
     turns = [Turn(name, alone=False, longer=False) for name in ("a", "a", "b")]
-    tasks = [asyncio.ensure_future(door.admit("one", Cost(), None, turn)) for turn in turns]
+    tasks = [asyncio.ensure_future(door.admit("one", Cost(), turn)) for turn in turns]
     await settled()
     there = [task.done() for task in tasks]
     other = (await door.admit("other", Cost(host_bytes=1))).engine
@@ -307,11 +307,10 @@ def gate(units: int = 13, kv: KvCache = KV) -> Gate:
     return Gate(units, kv)
 
 
-def taken(door: Gate, units: int, tokens: int) -> Cost:
+def taken(door: Gate, units: int, tokens: int) -> Share:
     cost = Cost(units=units, tokens=tokens)
     assert door.fits(cost)
-    door.take(cost)
-    return cost
+    return door.take(cost)
 
 
 def test_a_reservation_is_whole_blocks_and_no_more_than_the_session() -> None:
@@ -347,14 +346,13 @@ def test_what_is_alone_or_holds_nothing_always_fits() -> None:
     assert not door.fits(Cost(units=14))
     taken(door, 13, UNSTATED)
     assert door.fits(Cost())
-    assert not door.begin(Cost())
 
 
 @dataclass(eq=False)
 class Sequence:
     """A request at the engine: its true length grows up to what it reserved."""
 
-    cost: Cost
+    share: Share
     most: int
     length: int = 1
     encoded: bool = False
@@ -376,14 +374,14 @@ class Engine:
     def make_room(self) -> None:
         while sum(-(-item.length // 64) for item in self.there if not item.evicted) > self.blocks:
             running = [item for item in self.there if not item.evicted]
-            victim = max(running, key=lambda item: (item.encoded, item.cost.units, -item.length))
+            victim = max(running, key=lambda item: (item.encoded, item.share.units, -item.length))
             victim.evicted, victim.encoded = True, False
             self.evictions += 1
 
     @property
     def forward(self) -> int:
         """Units of all that one forward may encode."""
-        return sum(item.cost.units for item in self.there if not item.encoded)
+        return sum(item.share.units for item in self.there if not item.encoded)
 
 
 def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
@@ -402,27 +400,26 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
             stated = dice.choice((64, 64, 200, 500, UNSTATED))
             cost = Cost(units=dice.choice((0, 5, 9, 13, 13)), tokens=stated)
             if door.fits(cost):
-                door.take(cost)
                 # Two tokens beyond its end, and a block that it copies.
                 most = min(stated, kv.longest) + 2 + 64
-                engine.there.append(Sequence(cost, most))
+                engine.there.append(Sequence(door.take(cost), most))
                 came += 1
         elif sequence is None:
             pass
         elif what == "token":
             sequence.encoded = True
-            door.begin(sequence.cost)
+            door.begin(sequence.share)
         elif what == "grow":
             sequence.length = sequence.most
         elif what == "back":
             sequence.evicted = False
         else:
             engine.there.remove(sequence)
-            door.end(sequence.cost)
+            door.end(sequence.share)
         engine.make_room()
         assert engine.forward <= units
     for sequence in engine.there:
-        door.end(sequence.cost)
+        door.end(sequence.share)
     assert (door.counted, door.reserved) == (0, 0)
     return came, engine.evictions
 
@@ -437,11 +434,10 @@ def test_no_forward_has_more_units_than_the_gate() -> None:
 def test_a_line_before_the_gate_comes_to_its_end() -> None:
     """Nobody starves: whoever is first in line fits once those before it have ended."""
     door, waiting = gate(), [Cost(units=13 - n, tokens=UNSTATED) for n in range(9)]
-    there: list[Cost] = []
+    there: list[Share] = []
     while waiting or there:
         while waiting and door.fits(waiting[0]):
-            door.take(waiting[0])
-            there.append(waiting.pop(0))
+            there.append(door.take(waiting.pop(0)))
         assert there
         door.end(there.pop(0))
     assert door.reserved == 0

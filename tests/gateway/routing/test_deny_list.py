@@ -338,12 +338,19 @@ async def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_pat
 @pytest.mark.parametrize("open_again", [True, False])
 async def test_what_a_full_disk_refused_is_written_later(tmp_path, open_again) -> None:
     """While the gateway serves, or at its end."""
-    file = tmp_path / "later" / "one.json"
+    file, written = tmp_path / "later" / "one.json", []
     async with Fleet(1, denied=str(file)) as fleet:
+        write = fleet.app.deny_list.file.write
+
+        async def watched() -> bool:
+            written.append(await write())
+            return written[-1]
+
+        fleet.app.deny_list.file.write = watched
         for _ in range(2):
             await fleet.all_up()
             await fleet.ask(KILLS)
-        await auntil(lambda: fleet.app.deny_list._again is not None, "a write to fail")
+        await auntil(lambda: written == [False], "a write to fail")
         file.parent.mkdir()
         if open_again:
             await auntil(file.exists, "it to be written")

@@ -34,7 +34,14 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.gate import Cost, Gate
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing import request_forwarder
-from turbofit.gateway.routing.engines import Affinity, Fleet, Outage, Present, RoutedEngine, Turn
+from turbofit.gateway.routing.engines import (
+    Fleet,
+    Outage,
+    Present,
+    RoutedEngine,
+    Turn,
+    prefixes_of,
+)
 from turbofit.gateway.routing.health import (
     EngineLoad,
     Monitor,
@@ -372,14 +379,13 @@ def test_requests_are_held_to_the_poorest_card(plan: Plan) -> None:
 
 
 def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
-    all_engines, memory = [RoutedEngine(n, "http://x") for n in range(3)], Affinity()
-    long, fleet = "x" * 3000, Fleet(all_engines)
+    all_engines, long = [RoutedEngine(n, "http://x") for n in range(3)], "x" * 3000
+    fleet = Fleet(all_engines)
     all_engines[0].outstanding = 1
 
     def chosen(*texts: str) -> int:
         messages = [{"role": "user", "content": text} for text in texts]
-        choose = memory.chooser({"messages": messages})
-        return choose(fleet.best(Cost()), lambda engine: True).index
+        return fleet.best(Cost(), prefixes=prefixes_of({"messages": messages})).index
 
     assert chosen(long) == 1
     all_engines[1].outstanding = 3
@@ -425,11 +431,11 @@ async def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back(
         return True
 
     engine = RoutedEngine(0, "http://engine")
-    async with watching([engine], probe) as (monitor, _):
+    async with watching([engine], probe):
         await asked.wait()
         engine.note_death()
         answer.set()
-        await auntil(lambda: not monitor._asking, "the answer")
+        await virtual_time.settled()
         assert engine.answered is False
 
 

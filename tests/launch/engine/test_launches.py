@@ -76,7 +76,7 @@ def run_module(folder: Path, name: str, code: str, **environ: str) -> list[str]:
     """What a module says, as LMDeploy's is run."""
     (folder / f"{name}.py").write_text(code)
     command = Command(env=environ, argv=("lmdeploy", "serve", "--server-port", "7"), group=0)
-    start = Launch(command, launches.module_runner(name), "secret", hidden=True).start_command(0)
+    start = Launch(command, launches.module_runner(name), "secret").start_command(0)
     assert "secret" not in " ".join(start.argv)
     done = subprocess.run(
         start.argv, env={**start.env, "PYTHONPATH": str(folder)}, capture_output=True, text=True,
@@ -91,7 +91,7 @@ def test_what_an_engine_sees(tmp_path: Path) -> None:
     (words,) = run_module(tmp_path, "dumps", code, A="1")
     assert words == "serve --server-port 7 --api-keys secret None 1"
     # One of the user's own is on the command line already.
-    command = Command(env={}, argv=("lmdeploy",), group=0)
+    command = Command(env={}, argv=("lmdeploy", "--api-keys", "mine"), group=0)
     assert KEY not in Launch(command, launches.module_runner("x"), "mine").start_command(0).env
     # A script's folder comes first on its path; ours has a module named like many others.
     path = run_module(tmp_path, "looks", "import sys\nprint('\\n'.join(sys.path))\n")

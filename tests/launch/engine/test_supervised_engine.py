@@ -61,7 +61,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
     """One that serves since a time of 0 s."""
 
     class Probe:
-        error, checks, lived, unanswered = None, False, float("-inf"), False
+        error, exam, lived, unanswered = None, None, float("-inf"), False
 
         def __init__(self, *_: Any, **__: Any) -> None:
             self.ready = self.healthy = threading.Event()
@@ -77,7 +77,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
     command = Command(argv=("lmdeploy", "--server-port", "1"), env={}, group=0)
     made = SupervisedEngine(
         plausible_plan(gpus=1, tp=1), Launch(command, ("true",)), tmp_path, lambda _: None,
-        check=False, timing=Timing(), name="engine", clock=lambda: 0.0,
+        exam=None, timing=Timing(), name="engine", clock=lambda: 0.0,
     )  # fmt: skip
     made.start()
     assert made.look(0.0) is None

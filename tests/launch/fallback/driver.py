@@ -7,7 +7,6 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.core.process.files import new_path
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import EngineClient, Timing
 from turbofit.launch.engine.launches import Lmdeploy
@@ -45,7 +44,7 @@ try:
     with StopSignal() as stop, Leases() as leases:
         run = Run(config, leases, say, on_open=lambda _: say("OPEN"), lmdeploy=lmdeploy)
         run.plan = plan
-        run.begin(new_path("runs", "test"))
+        run.begin()
         say(f"ended {run.follow(stop).name}")
 except TurbofitError as exc:
     say(f"error: {exc.message} | {exc.hint}")

@@ -8,10 +8,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,55 +20,52 @@ from tests.support.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.models import ModelsGateway, ServedModel
+from turbofit.gateway.models import AttachedGateway, ModelsGateway, ServedModel
 from turbofit.gateway.server import GatewayThread
 from turbofit.launch import serve_models
 from turbofit.launch.serve.supervisor import StopSignal
 from turbofit.launch.serve_models import ModelRun, ModelsPolicy, SeveralModels, gives_way
 
 
-def test_only_folders_of_runs_that_have_ended_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launches: dict[str, Any] = {}
-
+def test_folders_of_the_last_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Run:
-        def __init__(self, name: str, *_: Any, **__: Any) -> None:
-            self._name, self._starts = name, 0
+        starts = 0
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
 
         def prepare(self) -> None:
-            self._starts += 1
+            self.starts += 1
 
         def begin(self) -> Path:
-            self.folder = tmp_path / f"{self._name}-{self._starts}"
-            self.folder.mkdir()
-            return self.folder
+            folder = tmp_path / str(self.starts)
+            folder.mkdir()
+            return folder
 
         def follow(self, _: Any) -> None:
-            folder = self.folder
-            if folder.name == "busy-1":
-                for _ in range(serve_models._KEPT_RUNS + 1):
-                    launches["sleepy"](None, None)
-                assert folder.exists()
+            assert (tmp_path / str(self.starts)).exists()
 
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     monkeypatch.setattr(serve_models, "Run", Run)
-    monkeypatch.setattr(
-        serve_models, "ModelRun",
-        lambda model, launch, _: launches.update({model.name: launch}),
-    )  # fmt: skip
-    folders: deque[Path] = deque()
-    for name in ("busy", "sleepy"):
-        plan = SimpleNamespace(model=SimpleNamespace())
-        planned: Any = SimpleNamespace(config=name, plan=plan)
-        model: Any = SimpleNamespace(name=name)
-        front: Any = None
-        serve_models._model_run(planned, model, front, folders, lambda _: None, shared=False)
-    launches["busy"](None, None)
+    nothing: Any = None
+    run = ModelRun(nothing, ServedModel("a"), nothing, print, shared=False)
+    for _ in range(serve_models._KEPT_RUNS + 2):
+        run.serve(StopSignal())
     names = {path.name for path in tmp_path.iterdir()} - {"leases"}
-    assert names == {folder.name for folder in folders}
+    assert names == {folder.name for folder in run.folders}
     assert len(names) == serve_models._KEPT_RUNS
-    assert "busy-1" in names
+    assert not names & {"1", "2"}
+
+
+class Launched(ModelRun):
+    """A model whose engines are a recorder."""
+
+    def __init__(self, model: ServedModel, launch: Any, front: Any) -> None:
+        self.model, self.under_way, self._stop = model, None, StopSignal()
+        self._launch, self._publish = launch, partial(AttachedGateway, front, model)
+
+    def serve(self, stop: StopSignal) -> None:
+        self._launch(stop, self._publish)
 
 
 class Site:
@@ -82,7 +78,7 @@ class Site:
         app = ModelsGateway(list(self.models.values()), bounds, config, wait=wait)
         self.front = GatewayThread(app)
         runs = [
-            ModelRun(model, self._launch(name), self.front) for name, model in self.models.items()
+            Launched(model, self._launch(name), self.front) for name, model in self.models.items()
         ]
         self.said: list[str] = []
         self.events: list[str] = []

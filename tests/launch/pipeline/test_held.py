@@ -16,7 +16,7 @@ from turbofit.gateway.limits.parameters import GENERATION
 from turbofit.gateway.limits.rules import Scope
 from turbofit.launch.pipeline.held import hold_config, hold_engine, queued
 
-SCOPE = Scope(engines=("turbomind",), vocabulary=512, session=4096)
+SCOPE = Scope(engine="turbomind", vocabulary=512, session=4096)
 
 
 def needs_lmdeploy(test: Any) -> Any:

@@ -148,9 +148,9 @@ def test_each_engine_is_watched_with_its_own_forecast(pair: Plan, tmp_path: Path
     launches = [Launch(command, ("true",)) for command in pair.commands]
     server = Supervisor(pair, launches, tmp_path, lambda _: None)
     for engine, group_plan in zip(server.engines, pair.by_group, strict=True):
-        assert engine._plan.settings == group_plan.settings
-        assert engine._plan.kv == group_plan.kv
-        assert [gpu.index for gpu in engine._plan.gpus] == list(pair.parallel.groups[engine.group])
+        assert engine.plan.settings == group_plan.settings
+        assert engine.plan.kv == group_plan.kv
+        assert [gpu.index for gpu in engine.plan.gpus] == list(pair.parallel.groups[engine.group])
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -104,13 +104,13 @@ def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path, engi
         held = 5 * GIB
         # Nobody is seen on the card (a container): whole until it is ready, then its growth.
         card, hidden = card_of(held, engine.pid), card_of(held)
-        mine.note(model="m", engines=[engine.pid], ready=False)
+        mine.note([engine.pid], ready=False)
         assert reserved_of(card, yours) == min(card.free, lease.need[UUID] - held)
         assert reserved_of(hidden, yours) == min(card.free, lease.need[UUID])
-        mine.note(model="m", engines=[engine.pid], ready=True)
+        mine.note([engine.pid], ready=True)
         assert reserved_of(hidden, yours) == lease.growth[UUID]
         # LMDeploy's cache is a share of what is free: more was than the plan had counted on.
-        mine.note(model="m", engines=[engine.pid], ready=True, larger=True)
+        mine.note([engine.pid], ready=True, larger=True)
         full = card_of(lease.need[UUID] + GIB, engine.pid)
         assert reserved_of(full, yours) == min(full.free, lease.growth[UUID])
         # Its turbofit has not looked yet, and will start it again on the same memory.
@@ -141,7 +141,7 @@ def test_a_lock_that_somebody_keeps_costs_a_lease_only_for_a_while(tmp_path, mon
         assert mine.unwritten
         assert [path for path in tmp_path.iterdir() if path.name != ".lock"] == []
         monkeypatch.setattr(module, "_create", create)
-        mine.note(model="m", engines=[os.getpid()], ready=True)
+        mine.note([os.getpid()], ready=True)
         assert not mine.unwritten
         assert len(yours.others()) == 1
     for descriptor in looking:
@@ -163,12 +163,12 @@ def test_a_disk_without_locks_or_room_for_a_while_costs_no_lease(tmp_path, monke
     monkeypatch.undo()
     with reserved(tmp_path) as mine, reserved(tmp_path) as yours:
         monkeypatch.setattr(module, "write_atomic", full)
-        mine.note(model="m", engines=[os.getpid()], ready=True)
+        mine.note([os.getpid()], ready=True)
         assert mine.unwritten
         assert mine.alone is None
         assert len(mine.others()) == 1
         monkeypatch.undo()
-        mine.note(model="m", engines=[os.getpid()], ready=True)
+        mine.note([os.getpid()], ready=True)
         assert not mine.unwritten
         (lease,) = yours.others()
         assert [pid for pid, _ in lease.engines] == [os.getpid()]
@@ -254,7 +254,7 @@ def test_only_engines_of_our_user_and_boot_are_ended(tmp_path, whose: str, engin
     if whose == "another user" and os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
-        mine.note(model="m", engines=[engine.pid], ready=True)
+        mine.note([engine.pid], ready=True)
         text = next(tmp_path.glob("*.json")).read_text()
         left = tmp_path / "left.json"
         left.write_text(text if whose == "another user" else text.replace("pid:[", "pid:[1"))

@@ -41,7 +41,7 @@ def test_it_is_whole_after_every_change(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(TypeError):  # a field that no reader knows
         record.attempt(memory=True)
     record.event("grown", "somebody")
-    record.state("ended", ended="SIGTERM")
+    record.change(state="ended", ended="SIGTERM")
     document = json.loads(path.read_text())
     assert document["attempts"][0]["memory_back"] is True
     assert document["events"][0]["kind"] == "grown"
@@ -60,7 +60,7 @@ def test_it_is_whole_after_every_change(tmp_path: Path, monkeypatch) -> None:
 def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
     record = Record(tmp_path / "gone", model="m")
     record.begin()
-    record.state("ready")
+    record.change(state="ready")
     assert not (tmp_path / "gone").exists()
     assert record.unwritten
     (tmp_path / "gone").mkdir()
@@ -84,7 +84,7 @@ def test_what_two_threads_write_is_all_on_disk(tmp_path: Path, monkeypatch) -> N
     with ThreadPoolExecutor(2) as pool:
         pool.submit(record.event, "grown", "somebody takes memory")
         writing.wait(HANG)
-        pool.submit(record.state, "ended", ended="SIGTERM")
+        pool.submit(record.change, state="ended", ended="SIGTERM")
         goes_on.set()
     kept = decode((tmp_path / "run.json").read_bytes(), runs.RunRecord, what="run")
     assert kept == record.run
@@ -113,15 +113,14 @@ def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
 SERVER = """
 import signal, sys
 from pathlib import Path
-from turbofit.core.plan import Settings
 from turbofit.launch.serve.runs import Record
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 record = Record(Path(sys.argv[1]), model=sys.argv[2])
-record.begin(settings=Settings(max_batch_size=21), groups=((0,), (1,)))
-record.state("ready", urls=("http://127.0.0.1:" + sys.argv[3],))
+record.begin(requests_at_once=42)
+record.change(state="ready", urls=("http://127.0.0.1:" + sys.argv[3],))
 print("up", flush=True)
 signal.sigwait({signal.SIGTERM})
-record.state("ended", ended="SIGTERM")
+record.change(state="ended", ended="SIGTERM")
 """
 
 
@@ -159,7 +158,7 @@ def servers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
 
 def test_a_server_has_the_names_that_serve_takes() -> None:
     folder = run_folder("20260101-000000-Qwen2-VL-7B-Instruct")
-    Record(folder, model="Qwen2-VL-7B-Instruct").state("ready", urls=("http://127.0.0.1:1",))
+    Record(folder, model="Qwen2-VL-7B-Instruct").change(state="ready", urls=("http://127.0.0.1:1",))
     for name in ("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b-instruct", folder.name):
         assert runs.chosen_run(name).name == folder.name
     assert runs.newest_run_of("qwen2-vl-7b") == folder
@@ -169,7 +168,7 @@ def test_a_server_has_the_names_that_serve_takes() -> None:
 def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
     """Each start of a model that sleeps is a run, and so is each model of several."""
     for name, state in (("00-A", "ended"), ("01-B", "ended"), ("02-A", "ready")):
-        Record(run_folder(f"20260101-0000{name}"), model=name[-1]).state(state)
+        Record(run_folder(f"20260101-0000{name}"), model=name[-1]).change(state=state)
     found = {one.record.model: (one.name, one.state) for one in runs.live_runs()}
     assert found == {"A": ("20260101-000002-A", "ready"), "B": ("20260101-000001-B", "asleep")}
     assert runs.chosen_run(None).record.model == "A"

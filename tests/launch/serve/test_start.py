@@ -57,11 +57,11 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     told: list[dict[str, Any]] = []
     run = SimpleNamespace(
         config=SimpleNamespace(pretend=pretend), on_tick=lambda: None, examiner=None,
-        leases=SimpleNamespace(note=lambda **facts: told.append(facts), unwritten=True),
+        leases=SimpleNamespace(note=lambda *_, **facts: told.append(facts)),
         record=SimpleNamespace(unwritten=False, attempt=lambda **_: None),
     )  # fmt: skip
     start: Any = Start(run, PLAN, 0)
-    start._supervisor = SimpleNamespace(engines=[])
+    start._supervisor = SimpleNamespace(engines=[], ready=True)
     start._start_progress = StartProgress(PLAN, {})
     start._moments = [RunMoment(phase="", at=0.0, used={})]
     start._tick()
@@ -129,10 +129,10 @@ def test_an_examiner_tells_itself_what_it_measures() -> None:
     progress = StartProgress(PAIR, {})
     with listened(heard.append):
         progress.look([engine("warm-up")], examined=True)
-        progress.look([engine("serving")], examined=True)
         tell(Step("measuring sampling"))
-        progress.look([engine("check")], examined=True)
-    assert heard == [Step("warming up"), Step("measuring"), Step("measuring sampling")]
+        for phase in ("serving", "check"):
+            progress.look([engine(phase)], examined=True)
+    assert heard == [Step("warming up"), Step("measuring sampling")]
 
 
 def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() -> None:

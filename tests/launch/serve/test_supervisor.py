@@ -48,7 +48,7 @@ class Supervised:
         runner = (sys.executable, str(STANDIN / "fake_server.py"))
         launches = [Launch(command, runner) for command in commands(self.plan, port=port)]
         self.server = Supervisor(
-            self.plan, launches, tmp_path, self.said.append, check=False,
+            self.plan, launches, tmp_path, self.said.append,
             timing=Timing(liveness=0.0, tick=0.01, restarts=restarts),
             on_rest=self._rest, clock=lambda: self.now,
             explained=self._explained,

@@ -129,8 +129,8 @@ def test_a_trial_has_what_its_load_measured(monkeypatch: pytest.MonkeyPatch) -> 
     with ScriptedServer(key="k") as server:
         end = tried(monkeypatch, Run(server.url))
     assert (end.outcome, end.why) == ("measured", "")
-    assert end.result is not None
-    assert end.result.answered == 2
+    assert end.measured is not None
+    assert end.measured.answered == 2
 
 
 def test_a_trial_whose_engine_dies_says_of_what(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
 from turbofit.launch.serve.supervisor import StoppedError
-from turbofit.launch.tune.runner import TrialEnd
+from turbofit.launch.tune.runner import TrialEnd, figures_of
 from turbofit.launch.tune.space import choices
 from turbofit.launch.tune.tune import Tuner, described, why_not_kept
 from turbofit.load.result import LoadResult, Spread
@@ -67,7 +67,7 @@ class Engines:
         rate = 10.0 - abs(settings.max_batch_size.bit_length() - 5)
         rate += 0.5 * (settings.max_prefill_token_num == 8192)
         self.now += self.seconds
-        return TrialEnd(result(rate), "measured", "", self.seconds)
+        return TrialEnd(figures_of(result(rate)), "measured")
 
 
 def go(engines: Engines, **given: Any) -> Tuning:
@@ -118,7 +118,7 @@ def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None
 
 
 def test_a_death_is_a_result_and_the_others_go_on() -> None:
-    dead = TrialEnd(None, "died", "CUDA out of memory", 5.0)
+    dead = TrialEnd(None, "died", "CUDA out of memory")
     found = go(Engines({1: dead, 2: LaunchError("no port", hint="x")}))
     ends = [(one.outcome, one.why) for one in found.trials[:3]]
     assert ends == [("died", "CUDA out of memory"), ("unserved", "no port"), ("measured", "")]

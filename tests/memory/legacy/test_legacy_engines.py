@@ -20,7 +20,6 @@ from turbofit.memory.legacy.generations import (
     TorchGeneration,
     generation_of,
     generations,
-    legacy_constants,
     legacy_weight_classes,
     torch_generation_of,
     torch_generations,
@@ -29,12 +28,7 @@ from turbofit.memory.legacy.generations import (
     unread,
 )
 from turbofit.memory.legacy.pytorch import LegacyPytorch, LegacyTorchAccount
-from turbofit.memory.legacy.turbomind import (
-    LegacyAccount,
-    LegacyTurbomind,
-    _Forward,
-    legacy_account,
-)
+from turbofit.memory.legacy.turbomind import LegacyAccount, LegacyTurbomind, _Forward
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.weights import load_constants, weight_classes
@@ -245,7 +239,7 @@ def account(
 ) -> LegacyAccount:
     rules = generation_of(version)
     settings = {"cache_block_seq_len": rules.cache.block_tokens, **changes}
-    made = legacy_account(launch_of(name, rules, tp, on, **settings), load_constants(), rules)
+    made = LegacyTurbomind(version).account(launch_of(name, rules, tp, on, **settings))
     assert isinstance(made, LegacyAccount)
     return made
 
@@ -418,7 +412,7 @@ def test_buffers_are_cut_with_the_session_and_since_0_12_come_before_the_cache()
 def test_native_towers_use_the_reference_account_with_older_figures():
     rules = generation_of("0.16.0")
     launch = launch_of("internvl2-8b", rules, 1, "a100-80g")
-    made = legacy_account(launch, load_constants(), rules)
+    made = LegacyTurbomind("0.16.0").account(launch)
     assert isinstance(made, TurbomindAccount)
     assert made.constants.ffn_align_16bit == 32
     assert made.constants.packed["int4"]["90"].of is None  # Hopper's own layout is 0.18's
@@ -471,19 +465,18 @@ def test_layers_that_are_built_before_the_cache_are_no_staging():
 
 @pytest.mark.parametrize("name", ["internvl2-8b", "internvl2-26b", "qwen2-vl-7b"])
 def test_a_tower_holds_its_weights_and_a_little_rounding(name):
-    model, rule = resolve_model(name), generation_of("0.5.2").vision
+    model = resolve_model(name)
     plain = vision_parameters(model.vision, model.text.hidden) * 2
-    (held,) = tower_bytes(model, 1, rule, legacy_constants())
+    (held,) = tower_bytes(model, 1, spread=True)
     assert plain <= held <= plain * 1.08
-    assert tower_bytes(model, 1, replace(rule, runs="native"), legacy_constants()) == (0,)
     text = replace(model, vision=None)
-    assert tower_bytes(text, 2, rule, legacy_constants()) == (0, 0)
+    assert tower_bytes(text, 2, spread=True) == (0, 0)
 
 
 def test_scores_of_attention_are_what_flash_attention_saves():
     def activations(name, units, *, flash=False):
         vision = resolve_model(name).vision
-        return tower_activations(vision, units, legacy_constants(), flash=flash)
+        return tower_activations(vision, units, flash=flash)
 
     scores = 2 * 13 * 16 * 1025**2 * 2
     assert scores < activations("internvl2-8b", 13) < scores * 1.4

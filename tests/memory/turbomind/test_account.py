@@ -13,6 +13,7 @@ from tests.sweep import part
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.units import MIB
 from turbofit.kernels.census import Census, released
+from turbofit.memory.account import EngineLaunch
 from turbofit.memory.turbomind.account import missing_kernels
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
@@ -48,7 +49,7 @@ def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, un
         return
     assert 0 < ratio < 1
     assert account.fits_at(ratio)
-    assert account.at(ratio).fits
+    assert all(ledger.fits for ledger in account.at(ratio).ledgers)
     if ratio < 0.999:
         assert not account.fits_at(round(ratio + 0.001, 3))
 
@@ -149,7 +150,11 @@ def census() -> Census:
 
 
 def missing(census: Census, model: str, on: str, **settings: object) -> str | None:
-    return missing_kernels(launch_on(on, model, **BASE, **settings), census)
+    return kernel_problem(launch_on(on, model, **BASE, **settings), census)
+
+
+def kernel_problem(launch: EngineLaunch, census: Census) -> str | None:
+    return next(missing_kernels(launch, census, load_constants()), None)
 
 
 @pytest.mark.parametrize(
@@ -179,10 +184,10 @@ def test_pairs_with_code_and_without(census, model, on, dtype, said, quant_polic
 def test_a_card_of_a_generation_without_code_or_of_an_unknown_one(census: Census) -> None:
     launch = launch_on("1xb200", "internvl2-8b", **BASE)
     new = replace(launch.gpus[0], name="NVIDIA B300", compute_capability=(10, 3))
-    found = missing_kernels(replace(launch, gpus=(new,)), census)
+    found = kernel_problem(replace(launch, gpus=(new,)), census)
     assert str(found).startswith("no code at all for NVIDIA B300 (compute capability 10.3)")
     unread = replace(launch, gpus=(replace(new, compute_capability="NA"),))
-    assert missing_kernels(unread, census) is None
+    assert kernel_problem(unread, census) is None
     # Of an unknown capability all that are assumed must have code.
     assert missing(census, "internvl2-8b-awq", "24GB", dtype="float16") is None
     told = missing(census, "internvl2-8b-awq", "24GB:sm=12.0", dtype="float16")

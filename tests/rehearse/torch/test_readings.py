@@ -31,7 +31,7 @@ from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.torch import delta_nets
 from turbofit.rehearse.torch.delta_nets import most_chunks
 from turbofit.rehearse.torch.phase_recorder import Phases, read_records
-from turbofit.rehearse.torch.readings import _death, read_run, span
+from turbofit.rehearse.torch.readings import _end, read_run, span
 
 Patch = pytest.MonkeyPatch
 INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
@@ -273,7 +273,7 @@ OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capac
 def death(log: str, **told: Any) -> dict[str, Any]:
     ran = SimpleNamespace(usages=(), shared=SimpleNamespace(processes=()))
     ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
-    return _death(ended)
+    return _end(ended)
 
 
 def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
@@ -285,7 +285,7 @@ def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
 torch.OutOfMemoryError: {OOM}
 later lines"""
     found = death(log, cases=[{"name": "vision", "statuses": {"unavailable": 1}}])
-    assert found["refused"]["phase"] == "case vision"
+    assert (found["kind"], found["phase"]) == ("out_of_memory", "case vision")
     assert found["message"] == OOM
     assert found["where"] == (
         "lmdeploy/pytorch/models/qwen2_vl.py:449 forward"
@@ -305,7 +305,7 @@ later lines"""
 def test_a_death_before_any_request(kind: str, message: str, phase: str, refused: bool) -> None:
     error = {"type": kind, "message": message, "phase": phase, "frames": ["a.py:1 f"]}
     found = death(f"{kind}: {message}", error=error, phase="end")
-    assert (found["refused"] is not None) == refused
+    assert (found["kind"] == "out_of_memory") == refused
     assert found["phase"] == phase
     assert message in found["message"]
 

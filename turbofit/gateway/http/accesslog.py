@@ -1,7 +1,6 @@
 """The record of each request: JSON lines, on stderr or in a file that never grows past its cap.
 
-A trace is for `turbofit bench --trace`: when requests came and how large they were. A line of it
-holds neither text, images, keys nor addresses; nothing of a client but times and sizes.
+A trace is for `turbofit bench --trace`: nothing of a client but when its requests came, and sizes.
 """
 
 from __future__ import annotations
@@ -47,19 +46,11 @@ class AccessLog(CappedLog):
         super().__init__(path, cap, missing if notices else None)
 
     def __call__(self, record: Document) -> None:
-        """Keep one record."""
         self.put(_line(record))
 
 
 def access_log(where: str) -> Log | None:
-    """Where records of requests go.
-
-    Args:
-        where: a file, ``-`` for stderr, or ``none``.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+    """Where records of requests go: a file, ``-`` for stderr, or ``none``."""
     if where == "none":
         return None
     if where == "-":
@@ -86,18 +77,13 @@ def _line(record: Document) -> bytes:
 
 
 class TraceRecorder:
-    """Writes a line for each answered request; what the file holds stays.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
+    """Writes a line for each answered request; what the file holds stays."""
 
     def __init__(self, path: str) -> None:
         self._log = _opened(path, "--record-trace", cap=_TRACE_CAP, notices=False)
         self._first: float | None = None
 
     def __call__(self, came: float, size: Document, outcome: ForwardOutcome) -> None:
-        """Record a request that came to its end; one without an answer is left out."""
         if outcome.status != 200 or outcome.broken:
             return
         if self._first is None:
@@ -111,12 +97,11 @@ class TraceRecorder:
         )
 
     def close(self) -> None:
-        """Close the file."""
         self._log.close()
 
 
 def request_size(prepared: Preparation) -> Document:
-    """The size of a request that was read: its text, and the width and height of each image."""
+    """The size of a request: its text, and the width and height of each image."""
     texts = (prepared.parsed.body.get(name) for name in ("messages", *_TEXTS))
     return {
         "prompt_bytes": sum(_text_bytes(text, 0) for text in texts),

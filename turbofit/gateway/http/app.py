@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
@@ -11,18 +10,18 @@ from turbofit.core.process.threads import in_thread
 from turbofit.gateway.http.accesslog import TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.connections import Keys, Origins
-from turbofit.gateway.http.metrics import logs_text, merge
+from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, hold_name
 from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
-from turbofit.gateway.media.clips import VideoInspector
+from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import Affinity, Fleet, RoutedEngine
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine, prefixes_of
 from turbofit.gateway.routing.health import Monitor, healthy
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.routing.engines import Chooser, Outage
+    from turbofit.gateway.routing.engines import Outage
 
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
-#: So many requests at once have a picture resized in a thread, and so many others have their images
-#: held to the plan in one: a decoded picture takes up to `pictures.LARGEST_PIXELS`.
-_IN_THREADS: Final = 2
+#: So many requests at once have a film's header read, so many their images held to the plan in a
+#: thread, and so many a picture resized there, which has up to `pictures.LARGEST_PIXELS`.
+_AT_ONCE: Final = 2
 
 
 class Gateway(AsgiApp):
@@ -70,7 +69,9 @@ class Gateway(AsgiApp):
     ) -> None:
         super().__init__(config, bounds.limits.bytes_per_body, log)
         self.bounds = bounds
-        shares = config.shares or (1.0,) * len(upstreams)
+        # Nothing is known of engines that were not planned.
+        planned = len(bounds.shares) == len(upstreams)
+        shares = bounds.shares if planned else (1.0,) * len(upstreams)
         self.fleet = Fleet(
             [
                 RoutedEngine(
@@ -79,7 +80,7 @@ class Gateway(AsgiApp):
                     share,
                     key=config.upstream_key,
                     gate=Gate(bounds.gate, bounds.kv),
-                    host_limit=config.host_bytes,
+                    host_limit=bounds.host_bytes,
                 )
                 for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
             ]
@@ -87,32 +88,27 @@ class Gateway(AsgiApp):
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
-        self._films, self._resizing = VideoInspector(), asyncio.Semaphore(_IN_THREADS)
-        self._holding = asyncio.Semaphore(_IN_THREADS)
-        self._upstream = upstream or Upstream(serial=config.serial)
+        self._looking, self._holding, self._resizing = map(asyncio.Semaphore, (_AT_ONCE,) * 3)
+        self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
         )
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
-        kept = None if config.denied is None else Path(config.denied)
-        self.deny_list = deny_list or DenyList(DenyFile(kept))
+        self.deny_list = deny_list or DenyList(DenyFile(config.denied))
         self.deny_list.count = self.metrics.count
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
             self._bodies, self.metrics,
         )  # fmt: skip
-        self._affinity = Affinity() if config.prefix_affinity else None
 
     @property
     def engines(self) -> tuple[RoutedEngine, ...]:
-        """All engines, in order."""
         return self.fleet.engines
 
     def rest(self, outage: Outage | None) -> None:
-        """No engine runs, or will for a while; None once they are started again.
+        """No engine runs for a while; None once they are started again. Call it in the loop.
 
-        To be called in the gateway's loop. Nothing is sent to where an engine was: somebody else
-        may listen there.
+        Nothing is sent to where an engine was: somebody else may listen there.
         """
         self.fleet.outage = outage
         for engine in self.engines if outage is not None else ():
@@ -122,28 +118,22 @@ class Gateway(AsgiApp):
     def engine_ended(self, index: int, *, other_cause: bool) -> None:
         """A supervisor saw an engine's process end; to be called in the gateway's loop.
 
-        ``other_cause``: somebody killed it, its GPU is lost, or others took its memory: its
-        requests did not end it.
+        ``other_cause``: somebody killed it, its GPU is lost, or others took its memory.
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
     def take_over(self, config: GatewayConfig) -> None:
-        """Take another config's keys, origins and media domains; call it in the gateway's loop.
-
-        Requests that were let in before go on.
-        """
+        """Take another config's keys, origins and media domains; call it in the gateway's loop."""
         self.config = self.config.taking_over(config)
         self._keys = Keys(config.api_keys, config.front_keys)
         self._origins = Origins(config.allow_origins)
         self._fetcher.allow(config.allowed_media_domains)
 
     async def startup(self) -> None:
-        """Begin to watch the engines; a server does it through ASGI's lifespan."""
         self.monitor.start()
         self.deny_list.keep()
 
     async def shutdown(self) -> None:
-        """Stop watching, and close all connections and the logs."""
         await self.monitor.stop()
         await self.deny_list.close()
         await self._upstream.close()
@@ -160,12 +150,13 @@ class Gateway(AsgiApp):
         await self._bodies.take(request, receive)
         with while_connected(receive, request):
             try:
-                choose = await self._prepare(request, route) if route.method == "POST" else None
+                if route.method == "POST":
+                    await self._prepare(request, route)
                 if request.prepared.lowered:
                     lowered = ", ".join(request.prepared.lowered)[:1024]
                     request.out.append((b"x-turbofit-limited", lowered.encode("ascii", "replace")))
                     _LOG.debug("request %s is lowered: %s", request.id, lowered)
-                await self._forwarder.forward(request, choose, send)
+                await self._forwarder.forward(request, send)
             finally:
                 self._bodies.forget(request)
 
@@ -176,20 +167,17 @@ class Gateway(AsgiApp):
         words = limits_in_words(self.bounds) + self.config.defaults.words
         return dict.fromkeys(list(self.config.names)[:1], words)
 
-    async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
-        """The body as it goes on, and how to choose an engine for it."""
+    async def _prepare(self, request: RequestContext, route: Route) -> None:
+        """The body as it goes on, and what it costs."""
         prepared = Preparation(self.bounds, route.kind, request.body, self.config.defaults)
         hold_name(self.config.names, prepared.parsed.body)
         most = self.bounds.limits.bytes_per_image
 
-        def count(size: int) -> None:
-            """Count a file that was fetched, before others of the same request are."""
-            self._keep_more(request, size)
-            prepared.check_size(request.bytes_in)
+        def count(url: str, size: int) -> None:
+            self._keep_more(request, prepared.inlines(url, size))
 
         fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
-        self._keep_more(request, prepared.inlined(fetched) - sum(map(len, fetched.values())))
-        clip = await self._films.look(prepared.parsed, fetched, most)
+        clip = await look(prepared.parsed, fetched, most, self._looking)
         if len(prepared.parsed.slots) > 1:
             # Eight images that share a request take up to half a second: Llama 4's canvases.
             async with self._holding:
@@ -203,19 +191,17 @@ class Gateway(AsgiApp):
             await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)
         request.body, request.prepared = prepared.finish()
-        if self._affinity is None or len(self.fleet) == 1:
-            return None
-        return self._affinity.chooser(prepared.parsed.body)
+        if self.bounds.keeps_prefixes and len(self.fleet) > 1:
+            request.prefixes = prefixes_of(prepared.parsed.body)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
-        """Count what was fetched for a request, or resized, as bytes of its body."""
+        """Count what was added to a request as bytes of its body."""
         if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size
             self._bodies.check_room(request.who)
 
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
-        """It serves where at least one engine answers completions."""
         fleet, fine = self.fleet, healthy(self.fleet)
         page: Document = {
             "status": "healthy" if fine else "unavailable",
@@ -234,7 +220,7 @@ class Gateway(AsgiApp):
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
         pages: dict[int | str, str] = dict(enumerate(texts))
-        return merge(pages) + self.metrics.text(self._gauges()) + logs_text()
+        return merge(pages) + self.metrics.text(self._gauges())
 
     def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
         labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
@@ -257,7 +243,6 @@ class Gateway(AsgiApp):
         }
 
     def _record(self, request: RequestContext) -> None:
-        """One line of the log, and the counters."""
         prepared, outcome = request.prepared, request.outcome
         if self.connections.ending:
             request.status, request.reason = 503, "ending"

@@ -13,7 +13,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Keys, Networks, Origins
-from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.metrics import Metrics, logs_text
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
@@ -38,15 +38,10 @@ _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class AsgiApp(ABC):
-    """An ASGI app of HTTP requests alone.
+    """An ASGI app of HTTP requests alone, with bodies of ``most`` bytes.
 
-    Subclasses provide: `_serve`, `_health`, `metrics_text`, `startup`, `shutdown`; those that know
-    models `_models` and `_cards`.
-
-    Args:
-        config: the public side.
-        most: bytes of a body.
-        log: takes one record a request; it holds no prompt and no image.
+    Whoever runs it calls `startup` and `shutdown` beside its requests. ``log`` takes one record a
+    request; it holds no prompt and no image.
     """
 
     def __init__(
@@ -61,15 +56,8 @@ class AsgiApp(ABC):
         self._bodies = Bodies(most, config)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
-            with suppress(asyncio.CancelledError):  # at the server's end, which has told its client
-                await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+        with suppress(asyncio.CancelledError):  # at the server's end, which has told its client
+            await self._http(scope, receive, send)
 
     @abstractmethod
     async def startup(self) -> None:
@@ -98,7 +86,7 @@ class AsgiApp(ABC):
         return []
 
     def _record(self, request: RequestContext) -> None:
-        """One line of the log for a request that has ended, and its counter."""
+        """One line of the log for a request that has ended, and counters."""
         outcome = request.outcome or ForwardOutcome()
         if outcome.started:
             request.status = outcome.status
@@ -118,7 +106,6 @@ class AsgiApp(ABC):
     async def _welcome(
         self, request: RequestContext, send: Send, refusal: Refusal | None = None
     ) -> None:
-        """The page at the address itself; for who shows no key, only where to put one."""
         page = welcome_page(
             request.scope.get("scheme", "http"),
             request.headers.get(b"host", b"").decode("latin-1"),
@@ -131,7 +118,7 @@ class AsgiApp(ABC):
         await answer(request, send, status, page, "text/html; charset=utf-8")
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
-        """Answer a route that the app answers itself; whether it did."""
+        """Answer a route that is the app's own; whether it is."""
         status, kind = 200, "application/json"
         if route.kind == "health":
             page, retry = self._health(request)
@@ -140,7 +127,7 @@ class AsgiApp(ABC):
                 request.out.append((b"retry-after", str(retry).encode()))
             body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
         elif route.kind == "metrics":
-            body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
+            body, kind = (await self.metrics_text() + logs_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (cards := self._cards()):
             body = msgspec.json.encode(models_document(cards, request.api))
         else:
@@ -168,7 +155,6 @@ class AsgiApp(ABC):
             if request.shows_page:
                 return await self._welcome(request, send)
             route = request.route = find_route(request.method, path)
-            request.api = route.api
             if not await self._page(request, route, send):
                 await self._serve(request, route, receive, send)
         except Refusal as refusal:
@@ -198,17 +184,6 @@ class AsgiApp(ABC):
             else:
                 body = refusal_body(request.api, refusal, request.id)
                 await answer(request, send, refusal.status, body, "application/json")
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self.startup()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self.shutdown()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
 
 
 @contextmanager

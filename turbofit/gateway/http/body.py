@@ -34,25 +34,22 @@ class _Arrival:
         self.refusal: Refusal | None = None
 
     def take(self, part: bytes) -> None:
-        """Some more of it came."""
         if isinstance(self.body, bytearray):
             self.body += part
         elif part:
             self.body = bytearray(self.body + part) if self.body else part
 
     def give_up(self, refusal: Refusal) -> None:
-        """End its reading with this refusal."""
         self.refusal = refusal
         if self.task is not None:
             self.task.cancel()
 
 
 class Bodies:
-    """Reads bodies, and counts what all of them take, and those of each client.
+    """Reads bodies of ``most`` bytes, and counts what all of them take, and those of each client.
 
     Room is taken as bytes arrive. A client may hold as much as is left free, so that one alone gets
-    half of the room. ``most`` are the bytes of one; the configuration says how long it may take to
-    arrive, and how slowly.
+    half of the room.
     """
 
     def __init__(self, most: int, config: GatewayConfig) -> None:
@@ -69,11 +66,7 @@ class Bodies:
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """A whole body; it takes its client's room.
-
-        Raises:
-            Refusal: not JSON, compressed, too large, too slow, or no room for it now.
-        """
+        """A whole body, which takes its client's room."""
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             # It is LMDeploy's rule too, and what makes a browser ask before it sends.
@@ -106,7 +99,7 @@ class Bodies:
         self.keep(request.bytes_in, request.who)
 
     def forget(self, request: RequestContext) -> None:
-        """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
+        """Drop the body: a stream may last for minutes, and need not hold megabytes."""
         if request.bytes_in and not request.forgotten:
             self.keep(-request.bytes_in, request.who)
         request.forgotten, request.body = True, b""
@@ -157,11 +150,7 @@ class Bodies:
         return bytes(arrival.body)  # no copy of one that came whole
 
     def check_room(self, client: str) -> None:
-        """Refuse what was counted by `keep` where there is no room.
-
-        Raises:
-            Refusal: no room; it stays counted.
-        """
+        """Refuse what was counted by `keep` where there is no room; it stays counted."""
         held_bytes, free = self._held_bytes.get(client, 0), self._room - self.in_memory
         if held_bytes <= free:
             return

@@ -32,21 +32,12 @@ _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropi
 
 
 class ClientConnection(Protocol):
-    """One connection, as far as it is counted here."""
-
     def make_room(self) -> None:
         """Close: no request of it is under way, and another client needs the place."""
 
 
 class Networks:
-    """Addresses and networks, e.g. of trusted proxies.
-
-    Args:
-        networks: such as ``10.0.0.7`` and ``10.0.0.0/8``.
-
-    Raises:
-        UsageError: a word that is neither.
-    """
+    """Addresses and networks, such as ``10.0.0.7`` and ``10.0.0.0/8``."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         word = ""
@@ -82,7 +73,6 @@ def address_of(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
@@ -93,10 +83,10 @@ class Connections:
     """Counts connections, in all and by address.
 
     A connection waits while no request of it is under way: it is idle, or its headers are not
-    whole. Where there is no room, the one that has waited longest is closed for the new one: a
-    client that sends its request needs a round trip, one that holds connections open has always
-    waited longer. Only where a request is under way on each of them is the new one refused.
-    Connections of ``proxies`` are not counted by address, being many clients'.
+    whole. Where there is no room, the one that has waited longest is closed for the new one: who
+    holds connections open has always waited longer than a client that sends its request. The new
+    one is refused only where a request is under way on each of them. Connections of ``proxies`` are
+    not counted by address, being many clients'.
     """
 
     def __init__(
@@ -117,7 +107,6 @@ class Connections:
         return len(self._of)
 
     def lower(self, most: int) -> None:
-        """So many in all, where the system gives room for no more."""
         self._most = min(self._most, most)
 
     def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
@@ -129,11 +118,9 @@ class Connections:
         here = self._number_of[address]
         if here >= self._most_of_one and host not in self._proxies:
             if not self._make_room(address):
+                most = self._most_of_one
                 refusal = Refusal(
-                    "too_many_connections",
-                    count=here,
-                    most=self._most_of_one,
-                    retry_after=_RETRY_SECONDS,
+                    "too_many_connections", count=here, most=most, retry_after=_RETRY_SECONDS
                 )
         elif len(self._of) >= self._most and not self._make_room():
             refusal = Refusal("busy:connections", most=self._most, retry_after=_RETRY_SECONDS)
@@ -152,12 +139,10 @@ class Connections:
         self._number_of[address] += 1
 
     def waits(self, connection: ClientConnection) -> None:
-        """No request of it is under way from now on."""
         if connection in self._of:
             self._waiting[connection] = None
 
     def works(self, connection: ClientConnection) -> None:
-        """A request of it is under way from now on."""
         self._waiting.pop(connection, None)
 
     def closed(self, connection: ClientConnection) -> None:
@@ -192,13 +177,7 @@ class Keys:
         self._fronts = sum(map(bool, fronts))
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-        """Who it is, the beginning of the key's hash, and whether the key is a front's.
-
-        Nothing where no key is needed.
-
-        Raises:
-            Refusal: no key, or a wrong one.
-        """
+        """Who it is by the beginning of the key's hash, and whether the key is a front's."""
         if not self._hashes:
             return "", False
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -212,28 +191,23 @@ class Keys:
 
 
 class Origins:
-    """Web pages that may use the server from a browser.
+    """Web pages that may use the server from a browser, as ``https://chat.example.com`` or ``*``.
 
     A page can send requests to a server on its visitor's own machine. Those carry an ``Origin``,
-    which other clients do not send; one that was not allowed (such as
-    ``https://chat.example.com``, or ``*``) is refused altogether.
+    which other clients do not send.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._any, self._allowed = "*" in allowed, frozenset(o.rstrip("/") for o in allowed)
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers for the page.
-
-        Raises:
-            Refusal: a page that may not.
-        """
+        """Response headers for the page."""
         origin = headers.get(b"origin")
         if origin is None:
             return ()
-        if not self._any and origin.decode("latin-1") not in self._allowed:
-            page = origin.decode("latin-1")[:_ORIGIN_SHOWN]
-            raise Refusal("origin", page=page)
+        page = origin.decode("latin-1")
+        if not self._any and page not in self._allowed:
+            raise Refusal("origin", page=page[:_ORIGIN_SHOWN])
         value = b"*" if self._any else origin
         return (
             (b"access-control-allow-origin", value),
@@ -242,11 +216,7 @@ class Origins:
         )
 
     def preflight(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers for a browser's question before the request.
-
-        Raises:
-            Refusal: a page that may not.
-        """
+        """Response headers for a browser's question before the request."""
         allowed = self.check(headers)
         if not allowed:
             raise Refusal("method_not_allowed:options")

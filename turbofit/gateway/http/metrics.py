@@ -37,8 +37,7 @@ _HELP: Final = {
     "engine_up": ("gauge", "Whether requests go to an engine."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }
-#: The process's own, whatever gateways it has.
-DROPPED: Final = "turbofit_log_lines_dropped_total"
+_DROPPED: Final = "turbofit_log_lines_dropped_total"
 
 
 class Metrics:
@@ -55,12 +54,10 @@ class Metrics:
         series[labels] = series.get(labels, 0) + by
 
     def first_byte(self, seconds: float) -> None:
-        """One answer began after so long."""
         self._first[bisect_left(_BUCKETS, seconds)] += 1
         self._first_sum += seconds
 
     def text(self, gauges: Mapping[str, Iterable[tuple[tuple[str, ...], float]]]) -> str:
-        """Everything, gauges included."""
         lines: list[str] = []
         for name, (kind, help_) in _HELP.items():
             lines += [f"# HELP {_PREFIX}{name} {help_}", f"# TYPE {_PREFIX}{name} {kind}"]
@@ -82,19 +79,18 @@ class Metrics:
 
 
 def logs_text() -> str:
-    """How many lines of the process's logs were not written, for the end of a page."""
+    """The process's own lines at the end of a page, whatever gateways it has."""
     return (
-        f"# HELP {DROPPED} Lines of logs that were not written: nobody read them, or the disk was "
-        f"full or slow.\n# TYPE {DROPPED} counter\n{DROPPED} {dropped_lines()}\n"
+        f"# HELP {_DROPPED} Lines of logs that were not written: nobody read them, or the disk was "
+        f"full or slow.\n# TYPE {_DROPPED} counter\n{_DROPPED} {dropped_lines()}\n"
     )
 
 
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
-    """Several pages as one: each sample gets a label, each family stays together.
+    """Pages by a label's value as one: each sample gets the label, each family stays together.
 
     A label of that name that a sample has already is called ``exported_`` and its name, as
     Prometheus calls it: a sample with two labels of one name makes Prometheus refuse the page.
-    Pages are by the label's value, e.g. the engine's number or name.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
     theirs = re.compile(rf'([{{,]){label}="')

@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 
 class PreparedBody(Struct):
-    """What a request that is passed on will cost, and what was changed in it.
+    """What a request will cost, and what the client is told was ``lowered``.
 
-    ``tokens`` are those of the images of one copy. ``lowered`` is what the client is told.
+    ``tokens`` are those of the images of one copy.
     """
 
     images: int = 0
@@ -64,15 +64,14 @@ class PreparedBody(Struct):
 class Preparation:
     """A body on its way from a client's bytes to those that an engine is given.
 
-    The server's defaults are added first. Its parameters are held at once, its images are found,
-    and what their number forbids is refused. Then come, in this order: `inlined`, `hold`, `resize`,
-    `finish`. Each raises a `Refusal` of what no lowering can bring within the plan.
+    Its parameters are held at once, with the server's defaults; then come `inlines`, `hold`,
+    `resize` and `finish`. Each raises a `Refusal` of what no lowering can bring within the plan.
     """
 
     def __init__(
         self, bounds: Bounds, kind: Kind, raw: bytes, defaults: Defaults | None = None
     ) -> None:
-        self._bounds, self.kind, self._came = bounds, kind, len(raw)
+        self._bounds, self.kind, self._size = bounds, kind, len(raw)
         body = decode(raw)
         if defaults is not None and isinstance(body, dict):
             defaults.complete(kind, body)
@@ -88,7 +87,6 @@ class Preparation:
 
     @property
     def generates(self) -> bool:
-        """Whether the engine answers with tokens of the model."""
         return self.kind != "count_tokens"
 
     @property
@@ -101,19 +99,14 @@ class Preparation:
         """Characters of all images and videos in the body."""
         return sum(medium.payload for medium in self.media)
 
-    def inlined(self, fetched: Mapping[str, bytes]) -> int:
-        """Bytes that the files of `remote_urls` add to the body; each place gets its own copy."""
-        files = [len(fetched[slot.source]) for slot in self.parsed.slots if slot.remote]
-        added = sum(-(-size // 3) * 4 for size in files)
-        if files:
-            self.check_size(self._came + added)
-        return added
-
-    def check_size(self, size: int) -> None:
-        """Refuse a body that is larger, with its remote images, than one may be that holds them."""
+    def inlines(self, url: str, size: int) -> int:
+        """Bytes that a file of `remote_urls` adds to the body; each place gets its own copy."""
+        added = sum(slot.source == url for slot in self.parsed.slots) * -(-size // 3) * 4
+        self._size += added
         most = self._bounds.limits.bytes_per_body
-        if size > most:
-            raise Refusal("body_too_big:fetched", size=size, most=most)
+        if self._size > most:
+            raise Refusal("body_too_big:fetched", size=self._size, most=most)
+        return added
 
     def hold(self, fetched: Mapping[str, bytes], clip: Clip | None) -> None:
         """Hold every image and video to the plan, and all of them together."""
@@ -130,7 +123,7 @@ class Preparation:
         self.limited = tuple(
             next(images) if isinstance(medium, Picture) else clips[0] for medium in self.media
         )
-        if kind != "count_tokens":
+        if self.generates:
             check_request(bounds, self.limited, n=parsed.copies)
             left = bounds.longest_request_tokens - self._media_tokens
             parsed.lowered += lower_answer(kind, parsed.body, left)
@@ -149,7 +142,10 @@ class Preparation:
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
-        """The body for the engine, every image inline, and what it costs."""
+        """The body for the engine, every image inline, and what it costs.
+
+        Where tokens are counted, text alone is passed on.
+        """
         bounds, kind, parsed = self._bounds, self.kind, self.parsed
         for slot, medium, limited in zip(parsed.slots, self.media, self.limited, strict=True):
             if isinstance(medium, Picture):
@@ -157,8 +153,7 @@ class Preparation:
             else:
                 slot.show(medium.url)
         body = _encode(parsed.body)
-        # Where tokens are counted, the images are not passed on: what is there is text alone.
-        beside = len(body) - (0 if kind == "count_tokens" else self.payload)
+        beside = len(body) - (self.payload if self.generates else 0)
         if beside > bounds.beside_images:
             raise Refusal("text_too_big:beside", beside=beside, most=bounds.beside_images)
         kv_tokens = UNSTATED if self.generates else 0
@@ -168,7 +163,6 @@ class Preparation:
         both = zip(self.media, self.limited, strict=True)
         decoded = sum(medium.decoded_bytes * limited.frames for medium, limited in both)
         lowered = [*parsed.lowered, *(word for limited in self.limited for word in limited.lowered)]
-        # Counting tokens encodes no image: only their text is passed on.
         copies = parsed.copies if self.generates else 0
         return body, PreparedBody(
             images=len(self.media),
@@ -207,13 +201,11 @@ class Preparation:
             ]
         return [
             RequestedImage(
-                size=picture.size,
-                options=of_all if together else slot.options,
-                carries=slot.carries,
-                by_request=together,
+                size=picture.size, options=of_all if together else slot.options,
+                carries=slot.carries, by_request=together,
             )
             for slot, picture in pictures
-        ]
+        ]  # fmt: skip
 
 
 def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> Picture:

@@ -1,8 +1,7 @@
 """HTTP/1.1 as uvicorn and httptools speak it, with limits and deadlines on what strangers send.
 
 httptools has no limits of its own, and uvicorn's are a deadline for idle connections, which any
-byte ends, and a number of connections, beyond which everybody is refused. uvicorn's h11 protocol
-bounds the headers' size, but has no deadline either and is slower.
+byte ends, and a number of connections, beyond which everybody is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from turbofit.gateway.http.connections import request_id
 from turbofit.gateway.http.refusals import Refusal, ending, refusal_body, refusal_event
-from turbofit.gateway.http.routes import ROUTES, api_of
+from turbofit.gateway.http.routes import api_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,7 +29,7 @@ _AROUND: Final = 4
 
 
 class _Pipelined(Exception):  # noqa: N818
-    """A request that did not wait for the answer to the one before it."""
+    """A request did not wait for the answer to the one before it."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -49,12 +48,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self.limits, self.all_connections = limits, connections
         self._timer: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
-        self._in_headers, self._whole = True, True
+        self._in_body = False
         self._deaf = False
         self._unclaimed = self._headers_size = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """It is counted; where there is no room for it, that is answered."""
         super().connection_made(transport)
         refusal = self.all_connections.opened(self, self.client[0] if self.client else "")
         if refusal is not None:
@@ -69,7 +67,6 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came: they are read within the limits."""
         if self._deaf:
             return
         self._unset_keepalive_if_required()
@@ -83,16 +80,14 @@ class LimitedProtocol(HttpToolsProtocol):
             if isinstance(why, _Pipelined):
                 self._end_after_this()
             else:
-                unreadable = Refusal("bad_request:http")
-                self._refuse(why if isinstance(why, Refusal) else unreadable)
+                self._refuse(why if isinstance(why, Refusal) else Refusal("bad_request:http"))
             return
         if self._unclaimed > self.limits.all_headers_bytes:
             self._refuse(_headers_too_big(self._unclaimed, self.limits))
-        elif self._in_headers and self._unclaimed and self._timer is None:
+        elif not self._in_body and self._unclaimed and self._timer is None:
             self._within(self.limits.headers_seconds, self._late)
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
         if self.cycle is not None and not self.cycle.response_complete:
             raise _Pipelined
         super().on_message_begin()
@@ -115,7 +110,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise Refusal("too_many_headers", most=limits.headers)
         if self._headers_size + len(self.url) > limits.all_headers_bytes:
             raise _headers_too_big(self._headers_size + len(self.url), limits)
-        if self._in_headers:
+        if not self._in_body:
             # Trailers count, and mean nothing: after the body they would replace headers.
             super().on_header(name, value)
 
@@ -127,7 +122,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         if self.parser.should_upgrade() and any(map(_frames, self.headers)):
             raise Refusal("upgrade")
-        self._in_headers = self._whole = False
+        self._in_body = True
         self._unclaimed = 0
         self._no_deadline()
         self.all_connections.works(self)
@@ -138,7 +133,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_headers = self._whole = True
+        self._in_body = False
         self._unclaimed = 0
         super().on_message_complete()
         if self.cycle.response_complete:
@@ -154,7 +149,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.all_connections.waits(self)
         if self.transport.is_closing():
             self._within(self.limits.unread_seconds, self.transport.abort)
-        elif not self._whole:
+        elif self._in_body:
             self._unset_keepalive_if_required()
             self._within(self.limits.unread_seconds, self._close)
 
@@ -174,7 +169,6 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        """It was idle between two requests for too long."""
         self._close()
 
     def make_room(self) -> None:
@@ -188,8 +182,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _late(self) -> None:
         """The headers are not whole in time."""
         self._timer = None
-        if not self._unclaimed:
-            # It never asked for anything; an answer would only confuse it.
+        if not self._unclaimed:  # it never asked for anything
             self.all_connections.count("connections_closed_total", "reason=idle")
             self._close()
             return
@@ -214,7 +207,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._last_words(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
         else:
             self._close()
-        if self._whole:
+        if not self._in_body:
             self._close()
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -243,9 +236,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @property
     def _api(self) -> Api:
-        path: bytes = getattr(self, "url", b"").partition(b"?")[0]
-        route = ROUTES.get(path.rstrip(b"/").decode("latin-1"))
-        return api_of(path) if route is None else route.api
+        return api_of(getattr(self, "url", b"").partition(b"?")[0])
 
     def _answer(self, refusal: Refusal) -> bytes:
         number = request_id(dict(self.headers or ()))

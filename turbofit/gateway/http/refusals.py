@@ -58,7 +58,6 @@ class _Row(Struct):
 
 @cache
 def refusals() -> dict[str, _Row]:
-    """All rows of `presets/refusals.yaml`, by their keys."""
     path = presets_dir() / "refusals.yaml"
     return converted(load_yaml(path), dict[str, _Row], path)
 
@@ -92,7 +91,6 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What the answer's head says of it."""
         unreached = self.status == 503 and self.reason in _UNREACHED
         headers = [(UNREACHED.encode(), self.reason.encode())] if unreached else []
         if self.retry_after is not None:
@@ -103,7 +101,6 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
 
 
 def ending() -> Refusal:
-    """What everybody is told whose request the end of the server cuts off."""
     return Refusal("ending", retry_after=_RETRY_ENDING)
 
 
@@ -118,45 +115,33 @@ def of_engine(body: bytes) -> Refusal | None:
 def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
     """The JSON body of an error response."""
     if api == "anthropic":
-        return msgspec.json.encode({**_anthropic(refusal), "request_id": request_id})
-    if api == "generate":
-        return msgspec.json.encode(
-            {
-                "message": refusal.message,
-                "type": _OPENAI_TYPES.get(refusal.status, "invalid_request_error"),
-                "code": refusal.status,
-                "param": refusal.param,
-                "object": "error",
-                "reason": refusal.reason,
-            }
-        )
-    return msgspec.json.encode(_openai(refusal))
+        document = {**_anthropic(refusal), "request_id": request_id}
+    elif api == "generate":
+        of_lmdeploy = {"code": refusal.status, "object": "error", "reason": refusal.reason}
+        document = {**_openai(refusal), **of_lmdeploy}
+    else:
+        document = {"error": _openai(refusal)}
+    return msgspec.json.encode(document)
 
 
 def refusal_event(api: Api, refusal: Refusal) -> bytes:
     """The event that ends a stream which had already begun."""
     if api == "anthropic":
-        return b"event: error\ndata: " + msgspec.json.encode(_anthropic(refusal)) + b"\n\n"
-    if api == "responses":
-        document = {
-            "type": "error",
-            "code": refusal.reason,
-            "message": refusal.message,
-            "param": refusal.param,
-            "sequence_number": 0,
-        }
-        return b"event: error\ndata: " + msgspec.json.encode(document) + b"\n\n"
-    return b"data: " + msgspec.json.encode(_openai(refusal)) + b"\n\ndata: [DONE]\n\n"
+        document = _anthropic(refusal)
+    elif api == "responses":
+        document = {**_openai(refusal), "type": "error", "sequence_number": 0}
+    else:
+        error = msgspec.json.encode({"error": _openai(refusal)})
+        return b"data: " + error + b"\n\ndata: [DONE]\n\n"
+    return b"event: error\ndata: " + msgspec.json.encode(document) + b"\n\n"
 
 
 def _openai(refusal: Refusal) -> dict[str, Any]:
     return {
-        "error": {
-            "message": refusal.message,
-            "type": _OPENAI_TYPES.get(refusal.status, "invalid_request_error"),
-            "param": refusal.param,
-            "code": refusal.reason,
-        }
+        "message": refusal.message,
+        "type": _OPENAI_TYPES.get(refusal.status, "invalid_request_error"),
+        "param": refusal.param,
+        "code": refusal.reason,
     }
 
 

@@ -12,6 +12,8 @@ from turbofit.gateway.http.connections import address_of, request_id
 from turbofit.gateway.http.prepare import PreparedBody
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.json_types import Document
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
@@ -29,7 +31,7 @@ _LONGEST_WORD: Final = 64
 
 
 def uncancel(task: asyncio.Task[Any] | None) -> None:
-    """Take back a cancellation that was ours; Python 3.11 began to count them."""
+    """Take back a cancellation of ours; Python 3.11 began to count them."""
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
 
@@ -52,8 +54,6 @@ class ForwardOutcome:
 
 
 class RequestContext:
-    """One request on its way, and what the log will say of it."""
-
     def __init__(self, scope: Message) -> None:
         self.t0 = self.read = time.perf_counter()
         self.scope = scope
@@ -70,6 +70,8 @@ class RequestContext:
         self.shows_page = False
         self.route: Route | None = None
         self.prepared = _EMPTY
+        #: Hashes of its beginnings, where engines keep these in their caches.
+        self.prefixes: Sequence[bytes] = ()
         self.engine: RoutedEngine | None = None
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0
@@ -83,14 +85,14 @@ class RequestContext:
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
     def is_of_front(self) -> None:
-        """A front passes it on, whose key was shown: its client is who the front says it is."""
+        """A front passes it on: its client is who the front says it is."""
         client, key = (self.headers.get(name, b"") for name in (CLIENT, CLIENT_KEY))
         self.client = client.decode("latin-1")[:_LONGEST_WORD]
         self.key = key.decode("latin-1")[:_LONGEST_WORD]
 
     @property
     def who(self) -> str:
-        """Whose request it is, where clients share: the key's, else the address's."""
+        """Whose it is, where clients share: the key's, else the address's."""
         return self.key or address_of(self.client)
 
 

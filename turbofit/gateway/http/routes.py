@@ -1,7 +1,5 @@
 """Which paths exist, and by which names clients may call a model.
 
-Only exact paths pass, with or without slashes at the end.
-
 The engine's path is a constant of the route, so that no spelling of a path (``//``, ``..``, percent
 encodings, upper case) can lead anywhere else. Where LMDeploy redirects a path that ends in a slash,
 the route is served: clients that do not send a body again after a redirect work too.
@@ -11,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from turbofit.core.struct import Struct
@@ -81,11 +80,7 @@ _CREATED: Final = int(time.time())
 
 
 def find_route(method: str, raw_path: bytes) -> Route:
-    """The route of a path as sent, without the query; HEAD counts as GET.
-
-    Raises:
-        Refusal: 403 for a closed route, 404 for what does not exist, 405 for the wrong method.
-    """
+    """The route of a path as sent, without the query; HEAD counts as GET."""
     path = raw_path.rstrip(b"/").decode("latin-1")
     route = ROUTES.get(path)
     if route is None:
@@ -98,28 +93,21 @@ def find_route(method: str, raw_path: bytes) -> Route:
 
 
 def api_of(raw_path: bytes) -> Api:
-    """Whose error form fits a path that may not exist."""
-    if raw_path.startswith((b"/v1/messages", b"/anthropic/")):
-        return "anthropic"
-    if raw_path.rstrip(b"/") == b"/generate":
-        return "generate"
-    return "openai"
+    """Whose error form fits a path, which may not exist."""
+    route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
+    if route is not None:
+        return route.api
+    return "anthropic" if raw_path.startswith((b"/v1/messages", b"/anthropic/")) else "openai"
 
 
 def is_health(raw_path: bytes) -> bool:
-    """Whether the path is the health page's, which needs no key."""
     return raw_path.rstrip(b"/") == b"/health"
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
-    """Write the engine's own name of the model into a body that names it otherwise.
+    """Write the engine's own name of the model into a body that names it otherwise, or refuse it.
 
-    Args:
-        names: the engine's name by each that clients may give; empty where all are passed on.
-        body: of a request; one that names no model stays as it is.
-
-    Raises:
-        Refusal: it names another model.
+    ``names``: the engine's name by each that clients may give; empty where all are passed on.
     """
     name = body.get("model")
     if not names or name is None:
@@ -130,16 +118,11 @@ def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
 
 
 def no_such_model(name: Any, known: Collection[str]) -> Refusal:
-    """What a client is told that asks for another model."""
     return Refusal("model_not_found", name=str(name)[:80], known=", ".join(known), param="model")
 
 
 def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The names of each model that mean no other one; its first name always does.
-
-    Args:
-        models: the names of each, the first of which no two share.
-    """
+    """The names of each model that mean no other one; no two share the first."""
     models_of = Counter(name for names in models for name in set(names))
     return [
         tuple(name for name in dict.fromkeys(names) if name == names[0] or models_of[name] == 1)
@@ -148,30 +131,29 @@ def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 class ModelCard(NamedTuple):
-    """A name that clients may give, the model that it means, and where that stands."""
+    """A name that clients may give, the model that it means, and ``more`` of that."""
 
     name: str
     model: str
-    facts: Document | None = None
+    more: Mapping[str, Document] = MappingProxyType({})
 
 
 def models_document(cards: Sequence[ModelCard], api: Api) -> Document:
-    """The list of names in the form of its API; ``root`` is the model that a name means."""
-    facts = [{} if card.facts is None else {"turbofit": card.facts} for card in cards]
+    """The list of at least one name in the form of its API."""
     if api == "anthropic":
         data = [
-            {"type": "model", "id": card.name, "display_name": card.model, **more}
-            for card, more in zip(cards, facts, strict=True)
+            {"type": "model", "id": card.name, "display_name": card.model, **card.more}
+            for card in cards
         ]
-        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        first, last = cards[0].name, cards[-1].name
         return {"data": data, "has_more": False, "first_id": first, "last_id": last}
     return {
         "object": "list",
         "data": [
             {
                 "id": card.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
-                "root": card.model, "parent": None, "permission": [], **more,
+                "root": card.model, "parent": None, "permission": [], **card.more,
             }
-            for card, more in zip(cards, facts, strict=True)
+            for card in cards
         ],
     }  # fmt: skip

@@ -42,13 +42,7 @@ def is_page(raw_path: bytes) -> bool:
 
 
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
-    """A line for a shell and one for Python that ask; they work as they are pasted.
-
-    Args:
-        url: of the server.
-        model: as clients name it.
-        key: whether the server wants one, which they take from ``API_KEY``.
-    """
+    """A line for a shell and one for Python that ask; they take a ``key`` from ``API_KEY``."""
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
     headers = ["-H 'Content-Type: application/json'"]
@@ -86,14 +80,10 @@ def welcome_page(
     key: bool,
     notice: str = "",
 ) -> bytes:
-    """The page as HTML.
+    """The page as HTML, with the ``notice`` first.
 
-    Args:
-        scheme: ``http`` or ``https``.
-        host: as the client has it; shown where it is one.
-        models: the limits of each model by its name; None for who shows no key.
-        key: whether clients need one.
-        notice: said first, where there is something to say.
+    ``models`` are the limits of each by its name, None for who shows no key; ``key`` says whether
+    clients need one.
     """
     url = f"{scheme}://{host if _HOST.fullmatch(host) else 'HOST'}"
     if models is None:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-from pydantic import Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.synonyms import meant
-from turbofit.core.validation import Metavar, Validated, parsed
+from turbofit.core.validation import Metavar, parsed
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.parameters import (
-    ANSWER_LENGTHS,
-    MOST_TEMPLATE_ARGUMENTS,
-    RULES,
-    TEMPLATE_ARGUMENTS,
-)
-from turbofit.gateway.limits.rules import IntegerRule, Number, Scope
+from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, RULES
+from turbofit.gateway.limits.ranges import check_template, hold_fields
+from turbofit.gateway.limits.rules import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.core.json_types import JsonObject
 
 _TEMPLATE: Final = "chat_template_kwargs"
@@ -30,58 +28,22 @@ _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
 #: Bytes of the template's arguments, which stand in every request; fewer than any request may have.
 _LARGEST_ARGUMENTS: Final = 16 << 10
 _NO_RANGE: Final = Scope()
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
 
 
-def _range(name: str) -> Any:
-    """The range in which an engine survives a parameter, from the chat route's rule."""
-    rule = RULES["chat"][name]
-    assert isinstance(rule, (Number, IntegerRule))
-    assert not isinstance(rule.most, str)
-    if isinstance(rule, Number) and rule.above:
-        return Field(gt=rule.least, le=rule.most)
-    return Field(ge=rule.least, le=rule.most)
-
-
-class SamplingDefaults(Validated):
-    """Parameters of a request that have a default; the ranges are the chat route's."""
-
-    temperature: Annotated[float, _range("temperature")] | None = None
-    top_p: Annotated[float, _range("top_p")] | None = None
-    top_k: Annotated[int, _range("top_k")] | None = None
-    min_p: Annotated[float, _range("min_p")] | None = None
-    repetition_penalty: Annotated[float, _range("repetition_penalty")] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-
-
-def _object(text: str, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+def _hold_sampling(values: JsonObject, name: str) -> None:
+    for field in values.keys() - _SAMPLING:
+        raise UsageError(f"{name} has no {field[:60]!r}", hint=meant(field, _SAMPLING))
+    changes = hold_fields(RULES["chat"], values, _NO_RANGE)
+    if changes:
         raise UsageError(
-            f"{name} {text[:60]!r} is no JSON object",
-            hint=f"quote it: {name} '{{\"NAME\": VALUE}}'",
+            f"{name} is beyond what an engine takes: {', '.join(changes)}",
+            hint="write the value after the arrow",
         )
-    return value
 
 
-def _sampling(text: str, name: str) -> dict[str, Any]:
-    values, known = _object(text, name), SamplingDefaults.model_fields
-    for unknown in values.keys() - known:
-        raise UsageError(f"{name} has no {unknown[:60]!r}", hint=meant(unknown, known))
-    try:
-        return SamplingDefaults.of(**values).given()
-    except UsageError as exc:
-        raise UsageError(f"{name}: {exc.message}", hint=exc.hint) from None
-
-
-def _arguments(text: str, name: str) -> dict[str, Any]:
-    values = _object(text, name)
-    for argument in TEMPLATE_ARGUMENTS.intersection(values):
-        raise UsageError(
-            f"{name} may not hold {argument!r}: it is the server's", hint="leave it out"
-        )
+def _hold_arguments(values: JsonObject, name: str) -> None:
+    check_template(values)
     try:
         size = len(json.dumps(values, ensure_ascii=False, allow_nan=False).encode())
     except (ValueError, RecursionError):
@@ -90,38 +52,48 @@ def _arguments(text: str, name: str) -> dict[str, Any]:
             " lists in each other",
             hint="leave it out",
         ) from None
-    if len(values) > MOST_TEMPLATE_ARGUMENTS or size > _LARGEST_ARGUMENTS:
+    if size > _LARGEST_ARGUMENTS:
+        raise UsageError(f"{name} has {size:,} bytes", hint=f"at most {_LARGEST_ARGUMENTS:,} bytes")
+
+
+def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
+    """The JSON object of an option, which ``hold`` may refuse."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
         raise UsageError(
-            f"{name} has {len(values)} names and {size:,} bytes",
-            hint=f"at most {MOST_TEMPLATE_ARGUMENTS} names and {_LARGEST_ARGUMENTS:,} bytes",
+            f"{name} {text[:60]!r} is no JSON object",
+            hint=f"quote it: {name} '{{\"NAME\": VALUE}}'",
         )
+    try:
+        hold(values, name)
+    except Refusal as refusal:
+        raise UsageError(f"{name}: {refusal.message}", hint="change it, or leave it out") from None
     return values
 
 
 #: Fields of options, which read the text of a command line.
-JsonSampling = Annotated[dict[str, Any], parsed(_sampling), Metavar("JSON")]
-JsonArguments = Annotated[dict[str, Any], parsed(_arguments), Metavar("JSON")]
+JsonSampling = Annotated[dict[str, Any], parsed(partial(_read, _hold_sampling)), Metavar("JSON")]
+JsonArguments = Annotated[dict[str, Any], parsed(partial(_read, _hold_arguments)), Metavar("JSON")]
 
 
 class Defaults(Struct):
-    """Defaults for requests: arguments of the chat ``template``, and parameters of ``sampling``.
-
-    A route gets a default where LMDeploy's request model has the field and takes the value.
-    """
+    """Arguments of the chat ``template``, and parameters of ``sampling``."""
 
     template: dict[str, Any] = msgspec.field(default_factory=dict)
     sampling: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def words(self) -> list[str]:
-        """One line for people, or none."""
         parts = [f"{name} {value}" for name, value in self.sampling.items()]
         if self.template:
             parts.append(f"{_TEMPLATE} {json.dumps(self.template)}")
         return [f"where a request does not say otherwise: {', '.join(parts)}"] if parts else []
 
     def complete(self, kind: str, body: JsonObject) -> None:
-        """Add each default to a body that does not give it; null gives nothing."""
+        """Add each default that a body does not give, and its route takes; null gives nothing."""
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():
             names = ANSWER_LENGTHS.get(kind, ()) if name == "max_tokens" else (name,)
@@ -136,7 +108,6 @@ class Defaults(Struct):
 
 
 def _takes(kind: str, name: str, value: Any) -> bool:
-    """Whether a route has the field, and takes the value."""
     rule = RULES.get(kind, {}).get(name)
     try:
         return rule is not None and rule.hold(name, value, _NO_RANGE) is not None

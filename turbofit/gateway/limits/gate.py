@@ -14,13 +14,13 @@ UNSTATED: Final = 1 << 62
 #: ``inflight_new_tokens``) to 16 (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`)
 #: before it knows that the answer has ended; and TurboMind keeps a cached block that it copies.
 _AHEAD: Final = 2
-#: Tokens that a gateway leaves for the one question that it asks an engine by itself
-#: (`Upstream.probe`): the longest system prompt of LMDeploy's templates has 509 bytes. Over.
+#: Tokens left for the gateway's own question (`Upstream.probe`): the longest system prompt of
+#: LMDeploy's templates has 509 bytes. Over.
 _PROBE: Final = 640
 
 
-class Cost(Struct, eq=False):
-    """What one request holds of an engine until it lets go; equal to itself alone.
+class Cost(Struct):
+    """What one request holds of an engine.
 
     ``units`` and ``host_bytes`` are those of all its ``copies``, ``tokens`` the most that one of
     them can hold of the KV cache.
@@ -38,11 +38,7 @@ class Cost(Struct, eq=False):
 
 
 class KvCache(Struct):
-    """What requests may hold of an engine's KV cache; by default nothing is known of it.
-
-    ``tokens`` is what it holds, ``longest`` what a request can grow to, ``block`` are the tokens of
-    a block.
-    """
+    """An engine's KV cache, all in tokens: its size, the longest request, a block."""
 
     tokens: int = 0
     longest: int = 0
@@ -50,7 +46,7 @@ class KvCache(Struct):
 
     @property
     def room(self) -> int:
-        """Tokens that requests may reserve, and nothing can be evicted."""
+        """Tokens that requests may reserve without an eviction."""
         return max(0, self.tokens - _PROBE)
 
     def reservation(self, cost: Cost) -> int:
@@ -62,8 +58,8 @@ class KvCache(Struct):
 
 
 @dataclass
-class _Share:
-    """What a request in flight has of an engine."""
+class Share:
+    """What a request in flight has of an engine; ``number`` counts requests."""
 
     number: int
     units: int
@@ -72,24 +68,16 @@ class _Share:
 
 
 class Gate:
-    """The requests in flight at one engine, and whether one more may come; see `fits`.
-
-    Args:
-        units: that one forward may have; None for any number.
-        kv: the engine's cache.
-    """
+    """The requests in flight at one engine, a forward of which may have so many ``units``."""
 
     def __init__(self, units: int | None = None, kv: KvCache | None = None) -> None:
         self.units, self.kv = units, kv or KvCache()
         #: Tokens that the requests in flight reserve.
         self.reserved = 0
-        #: Units that one forward may bring together, of the requests in flight.
-        self.counted = 0
-        self._all = 0
-        self._shares: dict[Cost, _Share] = {}
-        self._number = 0
-        #: Requests up to this number may have been evicted.
-        self._doubtful = 0
+        #: Units that one forward may bring together, and those of all requests in flight.
+        self.counted = self._all = 0
+        #: The last request's number, and the last that may have been evicted.
+        self._number = self._doubtful = 0
 
     def fits(self, cost: Cost) -> bool:
         """Whether a request may be sent to the engine now.
@@ -120,47 +108,35 @@ class Gate:
 
         - Copies (``n``) are requests of their own to the engine: the caller counts the units of
           each and does not call `begin`, since the first byte tells only about one.
-        - A retry, a suspect that runs alone and what stays in flight when a suspect's time alone is
-          over pass `take` like any other. An engine that is started again begins with nothing;
-          what its last process had still counts until its connections are closed. Over.
+        - What the last process of an engine had counts until its connections are closed. Over.
         - A client that leaves ends its request when the engine has dropped it, which is the
-          caller's to wait for (`RequestForwarder`).
-        - Questions that a gateway asks by itself are left room for (``room``).
+          caller's to wait for (`Exchange`).
         """
         if self.units is None or not (cost.units or cost.tokens):
             return True
         over = self.reserved + self.kv.reservation(cost) > self.kv.room
         return (self._all if over else self.counted) + cost.units <= self.units
 
-    def take(self, cost: Cost) -> None:
-        """A request is sent, whether it fits or not; the same object ends it."""
-        if not (cost.units or cost.tokens):
-            return
+    def take(self, cost: Cost) -> Share:
+        """A request is sent, whether it fits or not; its share ends it."""
         self._number += 1
-        share = _Share(self._number, cost.units, self.kv.reservation(cost))
-        self._shares[cost] = share
+        share = Share(self._number, cost.units, self.kv.reservation(cost))
         self.reserved += share.tokens
         self._all += share.units
         self.counted += share.units
         if self.units is not None and self.reserved > self.kv.room:
             # Any of the requests in flight may be evicted, and its images encoded again.
             self._doubtful, self.counted = self._number, self._all
+        return share
 
-    def begin(self, cost: Cost) -> bool:
-        """The first token came; False where it holds nothing here."""
-        share = self._shares.get(cost)
-        if share is None:
-            return False
+    def begin(self, share: Share) -> None:
+        """Its first token came."""
         if not share.begun and share.number > self._doubtful:
             self.counted -= share.units
         share.begun = True
-        return True
 
-    def end(self, cost: Cost) -> None:
-        """The request has ended."""
-        share = self._shares.pop(cost, None)
-        if share is None:
-            return
+    def end(self, share: Share) -> None:
+        """Its request has ended."""
         self.reserved -= share.tokens
         self._all -= share.units
         if not share.begun or share.number <= self._doubtful:

@@ -58,9 +58,6 @@ def check_format(body: JsonObject) -> list[str]:
 
     Returns:
         What was left out, as ``maxLength=200->none``.
-
-    Raises:
-        Refusal: it costs too much all the same.
     """
     changes: list[str] = []
     for name in ("response_format", "text"):
@@ -86,11 +83,7 @@ def check_tools(tools: Any) -> list[str]:
 
 
 def grammar_seconds(name: str, value: Any) -> float:
-    """What compiling all schemas and patterns inside would cost, in seconds of one core.
-
-    Raises:
-        Refusal: nested too deep, or a pattern too long.
-    """
+    """What compiling all schemas and patterns inside would cost, in seconds of one core."""
     seconds = _BASE
     for schema in _objects(name, value):
         properties, required = schema.get("properties"), schema.get("required")
@@ -118,18 +111,16 @@ def _bound(name: str, value: Any) -> list[str]:
         raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     most, changes = min(cores or 1, _MOST_THREADS), []
-    seconds = grammar_seconds(name, value) + _BYTE * size
-    if seconds > most:
-        for schema in _objects(name, value):
-            changes += [f"{word}={shown(schema.pop(word))}->none" for word in _lengths(schema)]
-        seconds = grammar_seconds(name, value) + _BYTE * size
-    if seconds > most:
-        raise refused(
-            name,
-            f"would take about {seconds:.1f} s of one core to compile, the limit is {most} (no "
-            "other request is answered meanwhile); many optional properties of one object and "
-            "counted repetitions as .{1,99} cost most",
-        )
+    while (seconds := grammar_seconds(name, value) + _BYTE * size) > most:
+        counted = [(schema, word) for schema in _objects(name, value) for word in _lengths(schema)]
+        if not counted:
+            raise refused(
+                name,
+                f"would take about {seconds:.1f} s of one core to compile, the limit is {most} (no "
+                "other request is answered meanwhile); many optional properties of one object and "
+                "counted repetitions as .{1,99} cost most",
+            )
+        changes += [f"{word}={shown(schema.pop(word))}->none" for schema, word in counted]
     return changes
 
 
@@ -167,7 +158,7 @@ def pattern_weight(pattern: str, most: int) -> tuple[int, int]:
 
     A letter weighs 1; a class, which many tokens match, 16; ``.`` and other classes that nearly all
     tokens match, 160. Loops are ``?``, ``*`` and ``+``. Over for alternatives, of which only one is
-    matched. It reads the syntax no further: who compiles it finds what is wrong in it.
+    matched.
     """
     outer: list[tuple[int, int]] = []
     size = last = loops = last_loops = index = 0
@@ -213,7 +204,4 @@ def _atom(pattern: str, index: int) -> tuple[int, int]:
 
 
 def _number(digits: str, most: int) -> int:
-    """A count; one with many digits is more than any limit."""
-    if len(digits) > len(str(most)):
-        return most + 1
-    return int(digits) if digits else 0
+    return most + 1 if len(digits) > len(str(most)) else int(digits or 0)

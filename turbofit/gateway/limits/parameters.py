@@ -6,6 +6,7 @@ LMDeploy and fails for a field that is not here.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.limits.rules import (
@@ -281,6 +282,7 @@ TEMPLATE_ARGUMENTS: Final = frozenset(
 )  # fmt: skip
 
 
+@cache
 def passed(kind: str) -> frozenset[str]:
     """Fields of a route that are passed on; all others are left out.
 

@@ -41,9 +41,8 @@ _NFC: Final = 3
 
 
 def scope_of(bounds: Bounds) -> Scope:
-    """What the ranges of these bounds are counted against."""
     return Scope(
-        engines=bounds.engines,
+        engine=bounds.engine,
         vocabulary=bounds.vocabulary,
         session=bounds.longest_request_tokens,
     )
@@ -59,18 +58,15 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
 
     Returns:
         What was changed, as ``top_k=4096->1024``.
-
-    Raises:
-        Refusal: a value that cannot be brought into its range, with the range.
     """
     changes = hold_fields(RULES[kind], body, scope)
     _check_conversation(body, scope.session)
-    _check_template(body.get(_TEMPLATE))
+    check_template(body.get(_TEMPLATE))
     return changes + check_format(body) + check_tools(body.get("tools"))
 
 
 def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> list[str]:
-    """Hold values to their rules, in place; arguments and result as of `hold_parameters`."""
+    """Hold values to their rules, in place; what was changed."""
     changes = []
     for name, value in fields.items():
         in_range = _in_range(name, value, rules[name], scope)
@@ -82,13 +78,10 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
 
 
 def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
-    """Lower the answer's length to what is left of the session, in place.
+    """Lower the answer's length to the tokens that are ``left``, in place; what was changed.
 
     Over by the tokens of the text, which nobody has counted yet: the engines lower it by those
-    themselves, without a word. ``left`` are tokens of the session that images do not take.
-
-    Returns:
-        What was changed.
+    themselves, without a word.
     """
     changes = []
     for name in ANSWER_LENGTHS.get(kind, ()):
@@ -101,15 +94,14 @@ def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
 
 def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
     in_range = rule.hold(name, value, scope)
-    for engine in scope.engines:
-        other: Mapping[str, Rule] = DIFFERENT.get(engine, {})
-        if name in other and in_range is not None:
-            in_range = other[name].hold(name, in_range, scope)
-    return in_range
+    of_engine = DIFFERENT.get(scope.engine, {}).get(name)
+    return (
+        in_range if of_engine is None or in_range is None else of_engine.hold(name, in_range, scope)
+    )
 
 
 def _differs(value: Any, in_range: float) -> bool:
-    """Whether it is another number, not the same one spelled otherwise."""
+    """Whether it is not the same number, spelled otherwise."""
     if isinstance(in_range, bool):
         return False
     try:
@@ -145,7 +137,7 @@ def _parts(content: Any) -> int:
     return len(content) + sum(len(parts) for parts in inner if isinstance(parts, list))
 
 
-def _check_template(arguments: Any) -> None:
+def check_template(arguments: Any) -> None:
     if arguments is None:
         return
     if not isinstance(arguments, dict):
@@ -173,7 +165,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
         images: tokens of the images.
 
     Returns:
-        `UNSTATED` where the answer's length is not stated: the session ends it.
+        `UNSTATED` where the answer's length is not stated.
     """
     stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
     answer = max((length for length in stated if isinstance(length, int)), default=None)

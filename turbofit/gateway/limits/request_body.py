@@ -103,12 +103,9 @@ class Parsed:
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:
-    """Find the images and numbers of a decoded body, and drop what is not passed on.
+    """Find the images and numbers of a decoded body, in place, and drop what is not passed on.
 
-    The body is changed in place.
-
-    Raises:
-        Refusal: a shape that LMDeploy does not take, or that could carry an image past the gateway.
+    Refuses a shape that LMDeploy does not take, or that could carry an image past the gateway.
     """
     if not isinstance(body, dict):
         raise Refusal("bad_body")
@@ -148,27 +145,21 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
             if not isinstance(part.get("text"), str):
                 raise refused("messages", "holds a text part without text")
             content[index] = {"type": "text", "text": part["text"]}
-        elif kind in _IMAGE_PARTS and role in ("user", "tool"):
-            source, options = _source(part, kind)
-            parsed.slots.append(MediaSlot(source, options, "part", content, index))
-        elif kind in _CLIP_PARTS and role in ("user", "tool"):
-            parsed.slots.append(MediaSlot(_source(part, kind)[0], {}, "clip", content, index))
         elif kind == "refusal" and role == "assistant":
             content[index] = {"type": "text", "text": str(part.get("refusal", ""))}
-        elif kind in _IMAGE_PARTS:
-            raise refused("messages", f"holds an image in a message of role {role[:20]!r}")
-        elif kind in _CLIP_PARTS:
-            raise refused("messages", f"holds a video in a message of role {role[:20]!r}")
-        elif kind in _OTHER_PARTS:
-            raise refused(
-                "messages", f"holds a part of type {kind!r}, which this model does not take"
-            )
+        elif kind in (*_IMAGE_PARTS, *_CLIP_PARTS):
+            image = kind in _IMAGE_PARTS
+            if role not in ("user", "tool"):
+                medium = "an image" if image else "a video"
+                raise refused("messages", f"holds {medium} in a message of role {role[:20]!r}")
+            source, options = _source(part, kind)
+            shape: _Shape = "part" if image else "clip"
+            parsed.slots.append(MediaSlot(source, options, shape, content, index))
         else:
-            raise refused(
-                "messages",
-                f"holds a part of unknown type {kind[:20]!r}: text, image_url and video_url are "
-                "taken",
-            )
+            why = f"unknown type {kind[:20]!r}: text, image_url and video_url are taken"
+            if kind in _OTHER_PARTS:
+                why = f"type {kind!r}, which this model does not take"
+            raise refused("messages", f"holds a part of {why}")
 
 
 def _forget_unknown(parsed: Parsed, content: list[Any]) -> None:

@@ -2,7 +2,8 @@
 
 Every image that can carry parameters is given explicit ones, whatever the model's default, so that
 the limit holds with and without the overlay. Where it cannot (blocks of the Messages API, InternVL
-in the Transformers format), it is counted at the default and refused past the plan.
+in the Transformers format), it is counted at the default. What is past the plan all the same raises
+a `Refusal`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from turbofit.core.messages import plural
 from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
+from turbofit.core.units import GIB
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, KvCache
+from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
 from turbofit.memory.account import vision_load_within
 from turbofit.memory.engines import engine_named
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
@@ -47,6 +50,8 @@ _BYTES_PER_TOKEN: Final = 8
 #: Under: most of what is shorter does not fit either. Tools and names have room in any case.
 _LONGEST_TOKEN: Final = 256
 _LEAST_BODY: Final = 1 << 16
+#: Bytes of host memory for images, at least; and where nobody knows how much there is.
+_LEAST_HOST, _UNKNOWN_HOST = 2 * GIB, 4 * GIB
 
 
 class Bounds(Struct):
@@ -54,13 +59,13 @@ class Bounds(Struct):
 
     ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
     ``gate`` are the units that one engine's forward may have, None where the plan paid for the
-    engine's own bound; ``kv`` is its cache then: what is evicted there is encoded again, see
-    `gate.Gate`.
-    ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
-    ``watches``: the engine and its model take videos, each in the place of an image. ``default`` is
-    the limit of an image without parameters, None where it follows from ``overlay``. ``heeds``:
-    whether the engine reads the parameters of a request's images at all. ``engines`` and
-    ``vocabulary`` (rows of the embedding, 0 where it is not known) decide what `parameters` may be.
+    engine's own bound; ``kv`` is its cache then, see `gate.Gate`. ``bytes_per_unit`` are bytes of
+    host memory while one unit is preprocessed. ``watches``: the engine and its model take videos,
+    each in the place of an image. ``serial``: engines answer one request after the other, and read
+    no parameters of images. ``vocabulary`` are rows of the embedding, 0 where that is not known.
+    ``host_bytes`` of images may be in flight to one engine. ``shares`` are the requests that the
+    plan counts on at each of its unequal engines. ``keeps_prefixes``: engines keep the beginnings
+    of requests in their caches.
     """
 
     rule: AnyImageRule | None
@@ -71,10 +76,12 @@ class Bounds(Struct):
     kv: KvCache = KvCache()
     bytes_per_unit: int = 0
     watches: bool = False
-    default: int | None = None
-    engines: tuple[str, ...] = ("turbomind",)
+    engine: str = "turbomind"
     vocabulary: int = 0
-    heeds: bool = True
+    serial: bool = False
+    host_bytes: int = _UNKNOWN_HOST
+    shares: tuple[float, ...] = ()
+    keeps_prefixes: bool = False
 
     @property
     def beside_images(self) -> int:
@@ -91,8 +98,8 @@ class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
 
     ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``.
-    ``text_tokens`` stand between the frames of a video, beside its ``tokens``. ``resize`` is the
-    width and height that the picture itself must be given, since no parameter can hold it.
+    ``text_tokens`` stand between the frames of a video, beside its ``tokens``. ``resize``: the
+    sides that the picture itself must be given, since no parameter can hold it.
     """
 
     knobs: dict[str, int]
@@ -107,9 +114,8 @@ class LimitedImage(Struct):
 class RequestedImage(Struct):
     """An image of a request: its size in pixels, and what the client asks beside it.
 
-    Of its ``options`` only `KNOBS` are looked at. ``carries``: whether its place in the request can
-    carry parameters. ``by_request``: whether the request itself can carry pixel bounds, for all its
-    images together.
+    ``carries``: whether its place in the request can carry parameters. ``by_request``: whether the
+    request itself can carry pixel bounds, for all its images together.
     """
 
     size: tuple[int, int]
@@ -121,7 +127,7 @@ class RequestedImage(Struct):
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
     """The bounds of a plan; ``overlay``: whether the engines run on `gateway.overlay`'s folder."""
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
-    gate = _gate(plan, rule)
+    gate, bytes_per_unit = _gate(plan, rule), plan.model.unit_values * _WIDE if rule else 0
     return Bounds(
         rule=rule,
         limits=plan.limits,
@@ -129,21 +135,21 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         overlay=overlay,
         gate=gate,
         kv=KvCache() if gate is None else _kv(plan),
-        bytes_per_unit=plan.model.unit_values * _WIDE if rule is not None else 0,
+        bytes_per_unit=bytes_per_unit,
         watches=plan.takes_videos,
-        engines=(plan.engine.name,),
+        engine=plan.engine.name,
         vocabulary=plan.model.text.vocab,
-        heeds=not plan.engine.serial,
+        serial=plan.engine.serial,
+        host_bytes=_host_bytes(plan, bytes_per_unit),
+        shares=tuple(group.at_once for group in plan.by_group),
+        keeps_prefixes=plan.settings.enable_prefix_caching,
     )
 
 
 def model_default(bounds: Bounds) -> int:
     """The limit of an image without parameters: the plan's on an overlay, else the checkpoint's."""
-    if bounds.default is not None:
-        return bounds.default
-    rule = bounds.rule
-    assert rule is not None
-    return planned_limit(bounds) if bounds.overlay else rule.checkpoint_limit
+    assert bounds.rule is not None
+    return planned_limit(bounds) if bounds.overlay else bounds.rule.checkpoint_limit
 
 
 def planned_limit(bounds: Bounds) -> int:
@@ -153,20 +159,15 @@ def planned_limit(bounds: Bounds) -> int:
 
 
 def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) -> LimitedImage:
-    """One image, lowered to the plan.
+    """One image, lowered to the planned limit, and to the units that the plan paid for an image.
 
-    Both kinds of limit hold: the planned one, and that this very image takes no more units than the
-    plan paid for an image. Values that LMDeploy would not read are not obeyed here either. ``cap``
-    is a limit in tiles or pixels below the planned one, for images that share a request; an image
-    that it does not make smaller stays as it is without.
-
-    Raises:
-        Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
+    ``cap`` is a limit in tiles or pixels below the planned one, for images that share a request; an
+    image that it does not make smaller stays as it is without.
     """
     rule = bounds.rule
     if rule is None:
         raise Refusal("no_images")
-    carried = bounds.heeds and (image.carries if rule.client_knobs else image.by_request)
+    carried = not bounds.serial and (image.carries if rule.client_knobs else image.by_request)
     hold = _carried if carried else _uncarried
     try:
         limited = hold(bounds, rule, image.size, image.options, cap)
@@ -174,61 +175,53 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
         raise Refusal("bad_image_size:model", cause=exc.message, hint=exc.hint) from None
     most = bounds.limits.units_per_image
     if limited.units > most:
+        width, height = image.size
+        name = plural(limited.units, rule.unit_name)
         raise Refusal(
-            "image_too_large",
-            width=image.size[0],
-            height=image.size[1],
-            units=limited.units,
-            name=plural(limited.units, rule.unit_name),
-            most=most,
+            "image_too_large", width=width, height=height, units=limited.units, name=name, most=most
         )
     return limited
 
 
 def check_images(bounds: Bounds, count: int) -> None:
-    """Refuse too many images before any of them is decoded.
-
-    Raises:
-        Refusal: more than can share what was planned.
-    """
+    """Refuse more images than can share what was planned, before any of them is decoded."""
     most = bounds.limits.most_images(bounds.rule)
     if count > most:
         if not most:
             raise Refusal("no_images")
-        images = plural(count, "image")
-        raise Refusal("too_many_images", count=count, images=images, most=most)
+        raise Refusal("too_many_images", count=count, images=plural(count, "image"), most=most)
 
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
-    """Refuse what no lowering can bring within the plan.
-
-    Args:
-        bounds: the plan's.
-        images: the images of the request, held.
-        n: copies, each of which is a request to the engine.
-
-    Raises:
-        Refusal: with the number asked and the limit.
-    """
-    limits = bounds.limits
+    """Refuse what no lowering can bring within the plan; ``n`` are copies of the request."""
     check_images(bounds, len(images))
-    unit_count, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
-    unit = bounds.rule.units_name if bounds.rule is not None else "units"
-    copies = limits.n if images else max(limits.n, _TEXT_COPIES)
-    _within(n, copies, "copies", "n_over_limit")
-    _within(unit_count, limits.units_per_request, f"vision {unit} in a request")
-    _within(tokens, limits.image_tokens_per_request, "image tokens in a request")
-    tokens += sum(image.text_tokens for image in images)
+    copies = bounds.limits.n if images else max(bounds.limits.n, _TEXT_COPIES)
+    demands = [(n, copies, "copies", "n_over_limit"), *_demands(bounds, images, n)]
+    for number, limit, what, key in demands:
+        if number > limit:
+            param = key.partition("_")[0]
+            raise Refusal(key, number=number, what=what, limit=limit, param=param)
+
+
+def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
+    """Whether images of one request fit the plan together."""
+    return all(number <= limit for number, limit, *_ in _demands(bounds, images, 1))
+
+
+def _demands(
+    bounds: Bounds, images: Sequence[LimitedImage], n: int
+) -> Iterator[tuple[int, int, str, str]]:
+    """What a request takes, the limit, what that is, and the key of a refusal."""
+    limits, key = bounds.limits, "images_over_limit:request"
+    unit = "units" if bounds.rule is None else bounds.rule.units_name
+    units, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
+    yield units, limits.units_per_request, f"vision {unit} in a request", key
+    yield tokens, limits.image_tokens_per_request, "image tokens in a request", key
     if bounds.gate is not None:
-        _within(n * unit_count, bounds.gate, f"vision {unit} in {n} copies", "n_over_limit")
+        yield n * units, bounds.gate, f"vision {unit} in {n} copies", "n_over_limit"
     # One token of an answer, at least; `ranges.lower_answer` lowers longer ones.
-    _within(tokens + 1, bounds.longest_request_tokens, "tokens of images and an answer")
-
-
-def _within(number: int, limit: int, what: str, key: str = "images_over_limit:request") -> None:
-    if number > limit:
-        param = key.partition("_")[0]
-        raise Refusal(key, number=number, what=what, limit=limit, param=param)
+    least = tokens + sum(image.text_tokens for image in images) + 1
+    yield least, bounds.longest_request_tokens, "tokens of images and an answer", key
 
 
 def _uncarried(
@@ -238,31 +231,24 @@ def _uncarried(
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
     dropped = [f"{name}={shown(options[name])}->default" for name in KNOBS if name in options]
-    resize, count = None, served.units(*size)
-    if count > most:
+    units, resize = served.units(*size), None
+    if units > most:
         paid = rule.largest_limit(most) or 1
         cap = paid if cap is None else min(cap, paid)
     if cap is not None and cap < default:
         resize = served.size_within(size, cap)
     if resize is not None:
         dropped.append(f"image={size[0]}x{size[1]}->{resize[0]}x{resize[1]}")
-        size = resize
-        count = served.units(*size)
-    return LimitedImage(
-        knobs={},
-        units=count,
-        tokens=served.tokens(*size),
-        lowered=tuple(dropped),
-        resize=resize,
-    )
+        size, units = resize, served.units(*resize)
+    tokens = served.tokens(*size)
+    return LimitedImage(knobs={}, units=units, tokens=tokens, lowered=tuple(dropped), resize=resize)
 
 
 def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
     """Parameters are given, whatever the model's default."""
-    planned, default = planned_limit(bounds), model_default(bounds)
-    to = Allowed(planned, default, bounds.limits.units_per_image, cap)
+    to = Allowed(planned_limit(bounds), model_default(bounds), bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, options, to)
     return LimitedImage(
         knobs=lowered.knobs,
@@ -291,6 +277,20 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
         if group.limits.units_per_forward < engine.units_bound(rule, vision_load, group.settings):
             gates.append(group.limits.units_per_forward)
     return min(gates, default=None)
+
+
+def _host_bytes(plan: Plan, bytes_per_unit: int) -> int:
+    """A quarter of what the plan leaves free, shared by the replicas.
+
+    Never less than one request at its limits needs, since the plan promises that one.
+    """
+    limits, available = plan.limits, plan.host.available
+    decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
+    least = decoded + limits.units_per_request * bytes_per_unit
+    if available is None:
+        return max(least, _UNKNOWN_HOST)
+    free = available - plan.host.pinned - plan.host.pageable
+    return max(least, _LEAST_HOST, free // 4 // max(1, plan.parallel.replicas))
 
 
 def _kv(plan: Plan) -> KvCache:

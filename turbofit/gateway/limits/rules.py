@@ -27,16 +27,14 @@ _SHORT: Final = 3
 class Scope(Struct):
     """What ranges are counted against; 0 is "not known", and then nothing is refused for it.
 
-    ``vocabulary``: rows of the embedding. ``session``: tokens of the longest request. ``engines``:
-    all that may answer, as in `parameters.DIFFERENT`.
+    ``vocabulary``: rows of the embedding. ``session``: tokens of the longest request.
     """
 
-    engines: tuple[str, ...] = ()
+    engine: str = ""
     vocabulary: int = 0
     session: int = 0
 
     def number(self, most: Most) -> int:
-        """A limit as a number; 0 where it is not known."""
         if isinstance(most, int):
             return most
         return self.vocabulary if most == "vocabulary" else self.session
@@ -49,11 +47,7 @@ class Rule(Struct):
     passed: ClassVar[bool] = True
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - others need them
-        """The value as it is passed on: the same, or one inside the range.
-
-        Raises:
-            Refusal: it cannot be brought inside, or is of another type.
-        """
+        """The value as it is passed on: the same, or one inside the range; else a `Refusal`."""
         return value
 
 
@@ -91,8 +85,6 @@ class RefusedRule(Rule):
 
 
 class Flag(Rule):
-    """True or false."""
-
     def hold(self, name: str, value: Any, scope: Scope) -> bool:  # noqa: ARG002 - see Rule
         if isinstance(value, bool):
             return value
@@ -109,8 +101,8 @@ class Flag(Rule):
 class IntegerRule(Rule):
     """A whole number from ``least`` to ``most``.
 
-    ``over``: what becomes of more than ``most``. ``wrap`` takes any number modulo ``most`` + 1: a
-    seed is a label. ``instead`` ends a refusal: where the client gets what it asks for.
+    ``over``: what becomes of more; ``wrap`` takes any number modulo ``most`` + 1, for a seed.
+    ``instead`` ends a refusal: where the client gets what it asks for.
     """
 
     least: int = 0
@@ -134,7 +126,7 @@ class Number(Rule):
     """A number from ``least`` to ``most``.
 
     ``above``: ``least`` itself is out. ``floor``: positive numbers below are raised to it.
-    ``clamp``: what is outside goes to the nearer end, instead of being refused.
+    ``clamp``: what is outside goes to the nearer end.
     """
 
     least: float
@@ -149,10 +141,8 @@ class Number(Rule):
             number = min(max(number, self.least), self.most)
         if number < self.least or number > self.most or (self.above and number == self.least):
             edge = "above" if self.above else "at least"
-            raise refused(
-                name,
-                f"is {shown(number)}, it must be {edge} {self.least:g} and at most {self.most:g}",
-            )
+            between = f"it must be {edge} {self.least:g} and at most {self.most:g}"
+            raise refused(name, f"is {shown(number)}, {between}")
         if 0 < number < self.floor:
             number = self.floor
         return int(value) if isinstance(value, int) and value == number else number
@@ -195,10 +185,8 @@ class Texts(Rule):
             rule.hold(name, text, scope)
         short = sum(len(text) < _SHORT for text in texts)
         if self.short is not None and short > self.short:
-            raise refused(
-                name,
-                f"has {short} strings of less than {_SHORT} characters, the limit is {self.short}",
-            )
+            strings = f"{short} strings of less than {_SHORT} characters"
+            raise refused(name, f"has {strings}, the limit is {self.short}")
         together = sum(map(len, texts))
         if self.together is not None and together > self.together:
             raise refused(name, f"has {together} characters together, the limit is {self.together}")
@@ -245,7 +233,6 @@ class Biases(Rule):
 
 
 def refused(name: str, what: str) -> Refusal:
-    """The refusal of a field."""
     return Refusal("bad_request:field", what=what, param=name)
 
 

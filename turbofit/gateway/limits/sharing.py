@@ -27,6 +27,7 @@ from turbofit.gateway.limits.request_limits import (
     model_default,
     planned_limit,
     shown,
+    within,
 )
 from turbofit.gateway.media.clips import MOST_FRAMES, RATES
 from turbofit.gateway.media.pictures import LARGEST_PIXELS
@@ -47,8 +48,7 @@ _RATE: Final = 2.0
 class SharedImages(Struct):
     """The images of a request within the plan.
 
-    ``request`` are ``min_pixels`` and ``max_pixels`` for all of them together, as LMDeploy's
-    ``mm_processor_kwargs`` take them; empty where the model's default does.
+    ``request``: the ``mm_processor_kwargs`` for all of them, empty where the model's default does.
     """
 
     images: tuple[LimitedImage, ...]
@@ -57,15 +57,13 @@ class SharedImages(Struct):
 
 def by_request(bounds: Bounds) -> bool:
     """Whether LMDeploy takes pixel bounds for all images of a request, and for none alone."""
-    return bounds.heeds and bounds.rule is not None and bounds.rule.by_request
+    return not bounds.serial and bounds.rule is not None and bounds.rule.by_request
 
 
 def request_bounds(bounds: Bounds, options: object) -> Options:
     """What a client's ``mm_processor_kwargs`` ask of all its images, in pixels of one image.
 
-    Args:
-        bounds: of a plan where `by_request` holds.
-        options: the client's value of ``image``; LMDeploy counts some models' images as two frames.
+    ``options``: the client's value of ``image``.
     """
     if bounds.rule is None or not isinstance(options, dict):
         return {}
@@ -75,18 +73,10 @@ def request_bounds(bounds: Bounds, options: object) -> Options:
 def hold_images(
     bounds: Bounds, wanted: Sequence[RequestedImage], beside: Sequence[LimitedImage] = ()
 ) -> SharedImages:
-    """All images of a request, lowered to the plan and so that they fit it together.
+    """All images of a request, the oldest first, lowered so that they fit the plan together.
 
-    Args:
-        bounds: the plan's.
-        wanted: the images, the oldest first.
-        beside: what else takes units of the request: its video.
-
-    Returns:
-        As small as they can be where even that is too much, which `check_request` refuses.
-
-    Raises:
-        Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
+    They are as small as can be where even that is too much, which `check_request` refuses.
+    ``beside`` is what else takes units of the request: its video.
     """
 
     @cache
@@ -101,9 +91,11 @@ def hold_images(
         # Below the planned limit, the smallest first: each tile count, or whole windows. A
         # checkpoint's own ``min_pixels`` is never undercut.
         caps = rule.limits_below(max(planned_limit(bounds), model_default(bounds)))
-        best, limited = _largest(caps, limited_at, fits)
-        if best is not None and rule.few_limits:
-            _spend_rest(bounds, wanted, limited, caps[best + 1 :], fits)
+        if caps:
+            best = bisect(lambda place: fits(limited_at(caps[place])), 0, len(caps))[0]
+            limited = limited_at(caps[best])
+            if rule.few_limits and fits(limited):
+                _spend_rest(bounds, wanted, limited, caps[best + 1 :], fits)
     return _together(bounds, wanted, limited)
 
 
@@ -131,25 +123,10 @@ def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
     return replace(bounds, limits=limits)
 
 
-def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
-    """Whether images of one request fit the plan together."""
-    limits = bounds.limits
-    unit_count, tokens = sum(image.units for image in images), sum(image.tokens for image in images)
-    most = limits.units_per_request if bounds.gate is None else bounds.gate
-    return (
-        unit_count <= min(most, limits.units_per_request)
-        and tokens <= limits.image_tokens_per_request
-        and tokens + sum(image.text_tokens for image in images) < bounds.longest_request_tokens
-    )
-
-
 def check_clips(bounds: Bounds, count: int) -> None:
     """Refuse videos before any of them is opened.
 
     LMDeploy takes parameters for all videos of a request together, so one can be held and no more.
-
-    Raises:
-        Refusal: a video where none was planned for, or a second one.
     """
     if count and not bounds.watches:
         raise Refusal("no_videos", param="messages")
@@ -167,18 +144,12 @@ def hold_clip(
 
     Returns:
         What it takes, and LMDeploy's keywords for loader and processor of the request.
-
-    Raises:
-        Refusal: a video that no preprocessor takes, or that cannot be lowered enough.
     """
-    wanted = _wanted(clip, options)
-    frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (clip.size[0] * clip.size[1])))
-    if clip.rate is None and frames < wanted:
-        raise Refusal(
-            "too_many_frames", wanted=wanted, width=clip.size[0], height=clip.size[1], frames=frames
-        )
+    wanted, (width, height), rate = _wanted(clip, options), clip.size, clip.rate
+    frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (width * height)))
+    if rate is None and frames < wanted:
+        raise Refusal("too_many_frames", wanted=wanted, width=width, height=height, frames=frames)
     loader: dict[str, float] = {"num_frames": frames}
-    rate = clip.rate
     if rate is None:
         fps, rate = options.get("fps"), _RATE
         if isinstance(fps, int | float) and RATES[0] <= fps <= RATES[1]:
@@ -187,11 +158,7 @@ def hold_clip(
     if clip.frames / rate > LONGEST_SECONDS:
         raise Refusal("video_too_long", seconds=clip.frames / rate)
     limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
-    if (
-        number(options.get("num_frames")) > frames
-        and clip.rate is not None
-        and frames < clip.frames
-    ):
+    if clip.rate is not None and frames < min(number(options.get("num_frames")), clip.frames):
         change = f"num_frames={shown(options['num_frames'])}->{frames}"
         limited = replace(limited, lowered=(change, *limited.lowered))
     return limited, {
@@ -213,25 +180,18 @@ def hold_frames(
 
     Returns:
         What they take, and the ``min_pixels`` and ``max_pixels`` that hold them to it.
-
-    Raises:
-        Refusal: frames that no preprocessor takes, or too many.
     """
-    rule, limits = bounds.rule, bounds.limits
+    rule, paid = bounds.rule, bounds.limits.units_per_image
     assert rule is not None
     videos = rule.videos
     assert videos is not None
     try:
-        most = videos.fitting_pixels(frames, *size, limits.units_per_image, most=max_pixels or None)
+        most = videos.fitting_pixels(frames, *size, paid, most=max_pixels or None)
         if most is None:
             raise Refusal(
-                "too_many_frames:units",
-                frames=frames,
-                width=size[0],
-                height=size[1],
-                most=limits.units_per_image,
+                "too_many_frames:units", frames=frames, width=size[0], height=size[1], most=paid,
                 units=rule.units_name,
-            )
+            )  # fmt: skip
         least = videos.least_pixels(frames, most)
         count = videos.most_units(frames, *size, most)
         text_tokens = videos.grids(frames) * GRID_TEXT_TOKENS
@@ -245,24 +205,6 @@ def hold_frames(
     return limited, least, most
 
 
-def _largest(
-    caps: range,
-    limited_at: Callable[[int | None], list[LimitedImage]],
-    fits: Callable[[Sequence[LimitedImage]], bool],
-) -> tuple[int | None, list[LimitedImage]]:
-    """The largest limit under which all fit: its place and the images; the smallest if none does.
-
-    Every answer was tried: a rule whose units do not grow with its limit costs images, not memory.
-    """
-    if not caps:
-        return None, limited_at(None)
-    smallest = limited_at(caps[0])
-    if not fits(smallest):
-        return None, smallest
-    place = bisect(lambda place: fits(limited_at(caps[place])), 0, len(caps))[0]
-    return place, limited_at(caps[place])
-
-
 def _spend_rest(
     bounds: Bounds,
     wanted: Sequence[RequestedImage],
@@ -270,7 +212,7 @@ def _spend_rest(
     caps: Sequence[int],
     fits: Callable[[Sequence[LimitedImage]], bool],
 ) -> None:
-    """Raise single images, a step of the limit after the other, while the units allow it."""
+    """Raise single images while the units allow it, the newest first."""
     for cap in (*caps, None):
         for place in reversed(range(len(limited))):
             image = hold_image(bounds, wanted[place], cap)

@@ -1,6 +1,7 @@
 """Videos as clients send them: how many frames of which size, from their headers. Never decoded.
 
-Headers are read as LMDeploy's first choice of a loader will, outside of this process.
+Headers are read as LMDeploy's first choice of a loader will, outside of this process. Whatever is
+no usable video raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import asyncio
 import sys
 from base64 import b64encode
 from contextlib import suppress
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -43,21 +43,19 @@ _PROGRAM: Final = str(Path(__file__).with_name("film_header.py"))
 _SECONDS: Final = 20.0
 #: Seconds that it has to end after SIGKILL; a process that the kernel holds is not waited for.
 _LAST_SECONDS: Final = 5.0
-_AT_ONCE: Final = 2
 _NO_OPENCV: Final = 3
 
 
 class Clip(Struct):
-    """One video: its ``data:`` URL, frames, their size in pixels, and its bytes.
+    """One video: its ``data:`` URL, frames, and their size in pixels.
 
     ``rate`` is in frames a second, None where the client sampled the frames itself: then the engine
-    takes all of them, else as many as it is told.
+    takes all of them.
     """
 
     url: str
     frames: int
     size: tuple[int, int]
-    bytes: int
     rate: float | None = None
 
     @property
@@ -71,66 +69,55 @@ class Clip(Struct):
         return self.size[0] * self.size[1] * BYTES_OF_PIXEL
 
 
-class VideoInspector:
-    """Looks at the video of a request."""
+async def look(
+    parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int, turn: asyncio.Semaphore
+) -> Clip | None:
+    """The request's video, None where it has none; ``turn`` is for readers of films."""
+    slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
+    if slot is None:
+        return None
+    if slot.remote:
+        film = check_film(fetched[slot.source], most_bytes)
+    else:
+        frames = frames_of(slot.source, most_bytes)
+        if frames is not None:
+            return frames
+        film = film_of(slot.source, most_bytes)
+    async with turn:
+        header = await _header(film)
+    return film_clip(film, *header)
 
-    def __init__(self) -> None:
-        self._turn = asyncio.Semaphore(_AT_ONCE)
 
-    async def look(
-        self, parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int
-    ) -> Clip | None:
-        """The request's video, None where it has none.
-
-        Raises:
-            Refusal: no usable video.
-        """
-        slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
-        if slot is None:
-            return None
-        if slot.remote:
-            film = check_film(fetched[slot.source], most_bytes)
-        else:
-            frames = frames_of(slot.source, most_bytes)
-            if frames is not None:
-                return frames
-            film = film_of(slot.source, most_bytes)
-        return film_clip(film, *await self._header(film))
-
-    async def _header(self, data: bytes) -> tuple[int, float, tuple[int, int]]:
-        """Frames, frames a second, and size."""
-        async with self._turn:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-            try:
-                text, _ = await asyncio.wait_for(process.communicate(data), _SECONDS)
-            except (asyncio.TimeoutError, TimeoutError):
-                text = b""
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    with suppress(asyncio.TimeoutError, TimeoutError):
-                        await asyncio.wait_for(process.wait(), _LAST_SECONDS)
-        if process.returncode == _NO_OPENCV:
-            raise Refusal("no_video_reader")
-        try:
-            frames, rate, width, height = msgspec.json.decode(text, type=list[float])
-        except (msgspec.MsgspecError, ValueError):
-            frames = rate = width = height = 0.0
-        if not all(isfinite(figure) for figure in (frames, rate, width, height)) or frames < 1:
-            raise Refusal("broken_video:header")
-        return int(frames), rate, (int(width), int(height))
+async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
+    """Frames, frames a second, and size."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        text, _ = await asyncio.wait_for(process.communicate(data), _SECONDS)
+    except (asyncio.TimeoutError, TimeoutError):
+        text = b""
+    finally:
+        if process.returncode is None:
+            process.kill()
+            with suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(process.wait(), _LAST_SECONDS)
+    if process.returncode == _NO_OPENCV:
+        raise Refusal("no_video_reader")
+    try:
+        frames, rate, width, height = msgspec.json.decode(text, type=list[float])
+    except (msgspec.MsgspecError, ValueError):
+        frames = rate = width = height = 0.0
+    if frames < 1:
+        raise Refusal("broken_video:header")
+    return int(frames), rate, (int(width), int(height))
 
 
 def frames_of(url: str, most_bytes: int) -> Clip | None:
     """The frames that a client sampled itself, None where the URL holds a film.
 
     All are of one size, as LMDeploy stacks them.
-
-    Raises:
-        Refusal: another kind of URL, or no usable frames.
     """
     head, payload = _split(url)
     if head != f"data:{_SEQUENCE};base64":
@@ -150,16 +137,11 @@ def frames_of(url: str, most_bytes: int) -> Clip | None:
         url=f"data:{_SEQUENCE};base64,{','.join(frame.base64 for frame in frames)}",
         frames=len(frames),
         size=sizes.pop(),
-        bytes=sum(frame.bytes for frame in frames),
     )
 
 
 def film_of(url: str, most_bytes: int) -> bytes:
-    """The file of a ``data:`` URL.
-
-    Raises:
-        Refusal: another kind of URL, too large, or junk.
-    """
+    """The file of a ``data:`` URL."""
     _, payload = _split(url)
     if len(payload) > most_bytes * 4 // 3 + 4:
         raise _too_big(len(payload) * 3 // 4, most_bytes)
@@ -173,9 +155,7 @@ def film_of(url: str, most_bytes: int) -> bytes:
 def check_film(data: bytes, most_bytes: int) -> bytes:
     """The same bytes, where their first ones are a film's.
 
-    Raises:
-        Refusal: too large, or not one of the types taken. No playlist that names other files may
-            reach a demuxer.
+    No playlist that names other files may reach a demuxer.
     """
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
@@ -185,11 +165,7 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
 
 
 def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> Clip:
-    """A film as its header says it is.
-
-    Raises:
-        Refusal: frames that cannot be.
-    """
+    """A film as its header says it is, where that can be."""
     if not RATES[0] <= rate <= RATES[1]:
         raise Refusal("broken_video:rate", rate=rate)
     width, height = size
@@ -201,7 +177,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
         # LMDeploy asks for each of them in turn, whether or not it is there.
         raise Refusal("broken_video:count", frames=frames, size=len(data))
     url = f"data:{_mime(data)};base64,{b64encode(data).decode()}"
-    return Clip(url=url, frames=frames, size=size, bytes=len(data), rate=rate)
+    return Clip(url=url, frames=frames, size=size, rate=rate)
 
 
 def _split(url: str) -> tuple[str, str]:

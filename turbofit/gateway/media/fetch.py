@@ -49,8 +49,7 @@ def is_public(address: str) -> bool:
 def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
     """Whether a URL's host, in lower case without a final dot, is one of those that were allowed.
 
-    These are ``example.com``, ``*.example.com`` (any name below it) or ``example.com:8443``;
-    without a port only the scheme's own is meant.
+    ``*.example.com`` is any name below; without a port the scheme's own is meant.
     """
     for entry in allowed:
         name, _, wanted = entry.lower().rpartition(":")
@@ -97,33 +96,31 @@ class MediaFetcher:
         self._session: aiohttp.ClientSession | None = None
 
     def allow(self, domains: Sequence[str]) -> None:
-        """Fetch from these domains, and no others, from now on."""
         self._allowed = tuple(domains)
 
     async def fetch_all(
-        self, urls: Sequence[str], most_bytes: int, count: Callable[[int], None]
+        self, urls: Sequence[str], most_bytes: int, count: Callable[[str, int], None]
     ) -> dict[str, bytes]:
         """Each address once, side by side.
 
         ``count`` is told the bytes of each file as soon as it is here; it may refuse the rest.
-
-        Raises:
-            Refusal: a domain that is not allowed, an inner address, a server that does not answer
-                in time, or with too much; or what ``count`` raises.
         """
         if not urls:
             return {}
-        tasks = [asyncio.ensure_future(self._fetch(url, most_bytes)) for url in urls]
+
+        async def fetch(url: str) -> bytes:
+            file = await self._fetch(url, most_bytes)
+            count(url, len(file))
+            return file
+
+        tasks = [asyncio.ensure_future(fetch(url)) for url in urls]
         try:
-            for file in asyncio.as_completed(tasks):
-                count(len(await file))
-            return {url: task.result() for url, task in zip(urls, tasks, strict=True)}
+            return dict(zip(urls, await asyncio.gather(*tasks), strict=True))
         finally:
             for task in tasks:
                 task.cancel()
 
     async def close(self) -> None:
-        """Close what is open."""
         if self._session is not None:
             await self._session.close()
 
@@ -192,7 +189,6 @@ async def _body(response: Any, most_bytes: int) -> bytes:
 
 
 def _split(url: str) -> SplitResult:
-    """Parts of an http(s) address."""
     try:
         parts = urlsplit(url)
         _ = parts.port

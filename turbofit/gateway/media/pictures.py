@@ -2,15 +2,15 @@
 
 Those apart that the gateway resizes, where no parameter of a request can hold them to their share:
 it decodes them with Pillow, as LMDeploy would, to RGB, without turning them, and with the same
-filter. What comes out is lossless.
+filter. What comes out is lossless. Whatever is no usable image raises a `Refusal`.
 """
 
 from __future__ import annotations
 
-import binascii
 import re
 import warnings
 from base64 import b64encode
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +32,10 @@ _MIMES: Final = {
     "PNG": "image/png", "JPEG": "image/jpeg", "MPO": "image/jpeg", "WEBP": "image/webp",
     "GIF": "image/gif", "BMP": "image/bmp",
 }  # fmt: skip
+_BEGINS: Final = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"), (b"BM", "BMP"),
+)  # fmt: skip
 _TAKEN: Final = "PNG, JPEG, WebP, GIF (not animated) and BMP are taken"
 #: Measured: 8 of JPEG and PNG while Pillow decodes and converts, 10 of a progressive JPEG, and two
 #: more where it has four colours. Then four stay, and copies of three on their way to a tensor.
@@ -53,7 +57,7 @@ _COMPRESSION: Final = 1
 
 
 class Picture(Struct):
-    """One image: its type by content, its base64, its size in pixels and in bytes.
+    """One image: its type by content, its base64, its size in pixels.
 
     ``url`` is the client's own ``data:`` URL where that is spelled as LMDeploy reads it.
     """
@@ -61,7 +65,6 @@ class Picture(Struct):
     mime: str
     base64: str
     size: tuple[int, int]
-    bytes: int
     url: str | None = None
 
     @property
@@ -81,11 +84,7 @@ class Picture(Struct):
 
 
 def from_url(url: str, most_bytes: int) -> Picture:
-    """The image of a ``data:`` URL.
-
-    Raises:
-        Refusal: another kind of URL, or no usable image.
-    """
+    """The image of a ``data:`` URL."""
     head, comma, payload = url.partition(",")
     if not comma or not head[:5].lower() == "data:":
         raise Refusal("bad_image_url")
@@ -99,36 +98,21 @@ def from_url(url: str, most_bytes: int) -> Picture:
 
 
 def from_base64(text: str, most_bytes: int) -> Picture:
-    """The image in base64, white space and missing padding forgiven.
-
-    Raises:
-        Refusal: junk, or no usable image.
-    """
+    """The image in base64, white space and missing padding forgiven."""
     if len(text) > most_bytes * 4 // 3 + (1 << 16):
         raise _too_big(len(text) * 3 // 4, most_bytes)
-    try:
+    with suppress(ValueError):
         return from_bytes(decoded(text), most_bytes, text)
-    except (ValueError, binascii.Error):
-        pass
     plain = "".join(text.split()).rstrip("=")
+    plain += "=" * (-len(plain) % 4)
     try:
-        plain += "=" * (-len(plain) % 4)
         return from_bytes(decoded(plain), most_bytes, plain)
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise Refusal("bad_image_base64") from None
 
 
 def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture:
-    """The image in these bytes.
-
-    Args:
-        data: the file.
-        most_bytes: how many bytes it may have.
-        text: its base64, where it is already there.
-
-    Raises:
-        Refusal: too large, not one of the types taken, animated, truncated or without pixels.
-    """
+    """The image in these bytes; ``text`` is its base64, where that is already there."""
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
     kind, size, frames = _header(data)
@@ -148,7 +132,6 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
         mime=_MIMES[kind],
         base64=b64encode(data).decode() if text is None else text,
         size=size,
-        bytes=len(data),
     )
 
 
@@ -198,11 +181,10 @@ class _File(BytesIO):
 
 
 def _scan(data: bytes) -> int:
-    """Where the pixels of a JPEG begin, found as Pillow finds it.
+    """Where the pixels of a JPEG begin, found as Pillow finds it; -1 where none begin.
 
-    Returns:
-        -1 where none begin, or behind too much Exif: Pillow copies all of it again for each further
-        segment of it, an hour for the largest file.
+    Nor behind too much Exif: Pillow copies all of it again for each further segment of it, an hour
+    for the largest file.
     """
     at, exif = 2, 0
     for _ in range(_SEGMENTS):
@@ -231,15 +213,9 @@ def _quiet() -> None:
 
 
 def _guess(data: bytes) -> str | None:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    return "BMP" if data.startswith(b"BM") else None
+    return next((kind for begin, kind in _BEGINS if data.startswith(begin)), None)
 
 
 def _whole(kind: str, data: bytes) -> bool:
@@ -280,11 +256,7 @@ decoded: Final = _decoder()
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    """A picture with these sides in pixels, as a PNG.
-
-    Raises:
-        Refusal: it cannot be decoded.
-    """
+    """A picture with these sides in pixels, as a PNG."""
     from PIL import Image
 
     try:
@@ -299,7 +271,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     file = BytesIO()
     smaller.save(file, "PNG", compress_level=_COMPRESSION)
     data = file.getvalue()
-    return Picture(mime="image/png", base64=b64encode(data).decode(), size=size, bytes=len(data))
+    return Picture(mime="image/png", base64=b64encode(data).decode(), size=size)
 
 
 def resized_image(image: Any, size: tuple[int, int]) -> Any:

@@ -1,15 +1,14 @@
 """Who goes to which engine, and who waits.
 
-Each engine holds so much at once: units of the vision tower and tokens of the cache where the plan
-paid for fewer units than could meet in a forward (`Gate`), and host memory for decoded images
-always. What does not fit waits in turn: one line a client, served in a circle, so that nobody
-starves behind somebody else's hundred requests. The first in line is never overtaken by others of
-the queue. Where the queue is full, the newest request of the client that has most of it makes room
-for a client that has fewer: nobody is kept out by somebody else's requests.
+Each engine holds so many units and tokens (`Gate`), and so much host memory for decoded images.
+What does not fit waits in turn: one line a client, served in a circle, so that nobody starves
+behind somebody else's hundred requests. The first in line is never overtaken by others of the
+queue. Where the queue is full, the newest request of the client that has most of it makes room for
+a client that has fewer.
 
-Requests without images do not queue for those with images: they pass where they fit, unless another
-one without images waits. The tokens that they reserve hold up nobody for good: an image request at
-the head of the line fits, however many tokens are reserved, once those before it have ended.
+Requests without images pass where they fit, unless another one without images waits. The tokens
+that they reserve hold up nobody for good: an image request at the head of the line fits, however
+many tokens are reserved, once those before it have ended.
 
 Suspects (`deny_list`) have a queue of their own, which holds up nobody: an engine has one of them
 at a time, and each fingerprint, or client, has one turn at a time on all engines.
@@ -25,8 +24,12 @@ from typing import TYPE_CHECKING, Final
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
-    from turbofit.gateway.limits.gate import Cost
-    from turbofit.gateway.routing.engines import Chooser, Fleet, RoutedEngine, Turn
+    from collections.abc import Sequence
+
+    from turbofit.gateway.limits.gate import Cost, Share
+    from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
+
+    _Prefixes = Sequence[bytes]
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
@@ -35,47 +38,38 @@ _ALONE_AFTER: Final = 1.0
 
 
 class Place:
-    """A request's place in line, then at an engine, and a suspect's ``turn`` there.
-
-    ``cost`` is what it takes, its own object; ``choose`` prefers another engine that has room to
-    the least busy one.
-    """
+    """A request's place in line, then at an engine, and a suspect's ``turn`` there."""
 
     engine: RoutedEngine
+    _share: Share
     #: Done once it is given, or refused.
     given: asyncio.Future[None]
 
     def __init__(
-        self,
-        admission: Admission,
-        client: str,
-        cost: Cost,
-        choose: Chooser | None,
-        turn: Turn | None,
+        self, admission: Admission, client: str, cost: Cost, turn: Turn | None, prefixes: _Prefixes
     ) -> None:
         self._admission, self.client, self.cost = admission, client, cost
-        self.choose, self.turn = choose, turn
+        self.turn, self.prefixes = turn, prefixes
         self._host_bytes = 0
 
     def take(self, engine: RoutedEngine) -> None:
-        """Take what it costs of an engine."""
         self.engine, self._host_bytes = engine, self.cost.host_bytes
         engine.host_bytes += self._host_bytes
-        engine.gate.take(self.cost)
+        self._share = engine.gate.take(self.cost)
         if self.turn is not None:
             engine.turn_of = self.turn
 
     def begin(self) -> None:
         """The answer has begun: give back what it holds no more, and let the next in."""
         self._give_back_host()
-        self.engine.gate.begin(self.cost)
+        self.engine.gate.begin(self._share)
         self._admission.given_back()
 
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
         """Give everything back, and let the next in.
 
-        For the seconds ``after`` an engine with a gate may still have the request, of whose answer
-        nothing came. ``left``: the client did, and the engine may yet die of its request.
+        For so many seconds ``after`` the engine may still have the request. ``left``: its client
+        left, and the engine may yet die of the request.
         """
         self._give_back_host()
         loop = asyncio.get_running_loop()
@@ -99,11 +93,10 @@ class Place:
         """The next suspect may come to the engine."""
         if self.turn is not None and self.engine.turn_of is self.turn:
             self.engine.turn_of = None
-            self._admission.turns.discard(self.turn.name)
             self._admission.given_back()
 
     def _end(self) -> None:
-        self.engine.gate.end(self.cost)
+        self.engine.gate.end(self._share)
         self._admission.given_back()
 
     def _give_back_host(self) -> None:
@@ -130,11 +123,7 @@ class _Queue:
                 del self.lines[place.client]
 
     def room(self, client: str, busy: Refusal) -> bool:
-        """Whether one more of a client may wait.
-
-        Where the queue is full, the newest request of whoever has most of it is sent away if this
-        client has fewer.
-        """
+        """Whether one more of a client may wait, for which the newest of another may have to go."""
         if self.waiting < self.longest:
             return True
         most = max(self.lines.values(), key=len, default=deque())
@@ -153,8 +142,6 @@ class Admission:
     def __init__(self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0) -> None:
         self._fleet, self._seconds = fleet, seconds
         self._queue, self._suspects = _Queue(longest), _Queue(_SUSPECTS)
-        #: Names of those who have a turn.
-        self.turns: set[str] = set()
 
     @property
     def waiting(self) -> int:
@@ -162,15 +149,15 @@ class Admission:
         return self._queue.waiting + self._suspects.waiting
 
     async def admit(
-        self, client: str, cost: Cost, choose: Chooser | None = None, turn: Turn | None = None
+        self, client: str, cost: Cost, turn: Turn | None = None, prefixes: _Prefixes = ()
     ) -> Place:
-        """Wait for a place, and take it; arguments as for `Place`.
+        """Wait for a place, and take it.
 
         Raises:
             Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 503
                 for suspects, 400 for what no engine could ever hold.
         """
-        place = Place(self, client, cost, choose, turn)
+        place = Place(self, client, cost, turn, prefixes)
         refusal = self._hopeless(cost)
         if refusal is not None:
             raise refusal
@@ -188,7 +175,7 @@ class Admission:
             place.leave()  # the engine went out, or began to drain, before this task went on
 
     def pump(self) -> None:
-        """Let in whoever has room now; call it too when an engine has come back or gone."""
+        """Let in whoever has room now."""
         lines = self._queue.lines
         while lines:
             client, line = next(iter(lines.items()))
@@ -205,12 +192,11 @@ class Admission:
                 lines.move_to_end(client)
 
     def given_back(self) -> None:
-        """Somebody needs something of an engine no more."""
         if self.waiting:
             self.pump()
 
     def _settles(self, queue: _Queue, place: Place) -> bool:
-        """Whether somebody need not wait any longer: for a place, or at all."""
+        """Whether it need not wait any longer: it got its place, or a refusal."""
         if not place.given.done():
             refusal = self._hopeless(place.cost)
             if refusal is not None:
@@ -256,22 +242,15 @@ class Admission:
             self.pump()
 
     def _take(self, place: Place) -> bool:
-        """Take a place at the least busy engine with room, or at another one that is preferred."""
-        cost, turn = place.cost, place.turn
-        if turn is not None and turn.name in self.turns:
+        if place.turn is not None and place.turn.name in self._fleet.turns:
             return False
-        best = self._fleet.best(cost, turn)
-        if best is None:
-            return False
-        if place.choose is not None:
-            best = place.choose(best, lambda engine: engine.fits(cost, turn))
-        if turn is not None:
-            self.turns.add(turn.name)
-        place.take(best)
-        return True
+        best = self._fleet.best(place.cost, place.turn, place.prefixes)
+        if best is not None:
+            place.take(best)
+        return best is not None
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
-        """Why it need not wait any longer: no engine is up, or none holds it, even an empty one."""
+        """Why it need not wait: no engine is up, or none holds it, even an empty one."""
         engines = self._fleet.engines
         if not self._fleet.open:
             return self._fleet.dead()

@@ -1,9 +1,10 @@
 """What the deny list keeps on this machine: who is refused, and the key of all fingerprints.
 
-A file belongs to one model on one kind of cards with one version of the engine: another version may
-well survive what this one died of. It is the truth: who writes reads it first, under a lock, adds
-what is new, and takes over the rest; `turbofit watch --forget` takes out of it. A file that cannot
-be read is put aside.
+A file belongs to one model with one version of the engine: another version may well survive what
+this one died of. So may another engine, or other cards (over): a run whose next plan has others
+must not forget. The file is the truth: who writes reads it first, under a lock, adds what is new,
+and takes over the rest; `turbofit watch --forget` takes out of it. A file that cannot be read is
+put aside.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ class Denied(Struct):
 
     @property
     def seconds_left(self) -> int:
-        """Whole seconds until it is let in."""
         return max(1, ceil(self.until - time.time()))
 
 
@@ -65,14 +65,10 @@ class _Page(Struct):
 
 
 def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
-    """A keyed hash of what an engine is given: model, parameters, prompt and images.
+    """24 hexadecimal digits for what an engine is given; shield it, since several may wait for it.
 
-    Nothing can be read from it, and nobody without this machine's key can test guesses against it.
-    A body is hashed by SHA-256, which processors have instructions for (1 ms a megabyte here), and
-    only the digest by keyed BLAKE2b.
-
-    Returns:
-        24 hexadecimal digits, once they are known. Several may wait for them: shield it.
+    Nobody without this machine's key can test guesses against it. SHA-256, which processors have
+    instructions for (1 ms a megabyte), hashes the body, and keyed BLAKE2b only the digest.
     """
     loop = asyncio.get_running_loop()
     if len(body) > _INLINE:
@@ -90,8 +86,8 @@ def _hashed(key: bytes, path: str, body: bytes) -> str:
 class DenyFile:
     """Who is refused, as the file of this path has it (see `deny_path`); None keeps nothing."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
         self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
         #: Who is refused: what the file has, with what it has not yet.
         self.denied: dict[str, Denied] = {}
@@ -110,8 +106,8 @@ class DenyFile:
     def deny(self, name: str, deaths: int, seconds: float, *, client: bool) -> None:
         """Refuse it for so long; `write` writes that down."""
         now = time.time()
-        until = now + seconds
-        self._set(name, Denied(name=name, since=now, until=until, deaths=deaths, client=client))
+        denied = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
+        self._set(name, denied)
 
     @property
     def number(self) -> tuple[int, int]:
@@ -138,7 +134,7 @@ class DenyFile:
             self.unwritten[name] = denied
 
     async def write(self) -> bool:
-        """Write down what is new; whether the disk took it, and nobody kept the lock."""
+        """Write down what is new; whether the disk took it."""
         new = dict(self.unwritten)
         try:
             kept = await asyncio.get_running_loop().run_in_executor(None, self.change, new)
@@ -191,24 +187,16 @@ def _changed(kept: Mapping[str, Denied], new: Mapping[str, Denied | None]) -> di
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
-    """The file of a plan's model, cards and engine; None where no folder can be made."""
-    model = plan.model.hub_id or plan.model.name
-    # Their kinds, not their number: a card that is lost must not let in who is refused.
-    cards = sorted({plan.machine.gpu(index).name for index in plan.machine.visible})
-    facts = [model, plan.model.source.checkpoint or "", *cards]
-    facts += [plan.engine.name, engine_version, str(pretend)]
+    """The file of a plan's model; None where no folder can be made."""
+    model = [plan.model.hub_id or plan.model.name, plan.model.source.checkpoint or ""]
+    facts = [*model, engine_version, str(pretend)]
     with suppress(OSError):
         return str(state_dir(_ROOM) / f"{digest_of_parts(*facts)[:16]}.json")
     return None
 
 
 def pardon(name: str) -> int:
-    """Let a request or a client in again; in how many files it was.
-
-    A gateway that runs reads its file before it refuses anybody.
-
-    Args:
-        name: the fingerprint or the client, as the refusal says it.
+    """Let a request or a client in again, as the refusal names it; in how many files it was.
 
     Raises:
         UsageError: a file cannot be written.
@@ -222,21 +210,15 @@ def pardon(name: str) -> int:
                 file.change({name: None})
                 number += 1
     except OSError as exc:
-        hint = "run it as the user who runs the server"
-        if isinstance(exc, TimeoutError):
-            hint = (
-                "end the process that `fuser` shows for the file beside it that ends in .lock, and "
-                "run `turbofit watch --forget` again"
-            )
-        raise UsageError(f"{path} cannot be written: {exc.strerror or exc}", hint=hint) from None
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror or exc}",
+            hint="run `turbofit watch --forget` again, as the user who runs the server",
+        ) from None
     return number
 
 
 def _installation_key() -> bytes:
-    """The secret of this installation, made at its first use.
-
-    Where no file can be written it is this process's alone: its fingerprints mean nothing later.
-    """
+    """The secret of this installation, made at its first use; of this process without a disk."""
     fresh = secrets.token_bytes(_KEY_BYTES)
     with suppress(OSError, UsageError):
         path = state_dir(_ROOM) / "key"
@@ -259,11 +241,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Nobody else writes the file meanwhile.
-
-    Raises:
-        OSError: the folder cannot be written, or somebody keeps the lock.
-    """
+    """Nobody else writes the file meanwhile; `OSError` where somebody keeps the lock."""
     descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         lock_soon(descriptor)

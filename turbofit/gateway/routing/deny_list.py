@@ -1,7 +1,5 @@
 """One bad request: what an engine ended of is found among what it had, and refused.
 
-The story of a request that ends engines, from its first death on:
-
 1. An engine ends, or answers nobody and is given up, and nobody knows another cause. Whatever it
    had is *suspected*: each request by its fingerprint, and its client by name. A request whose
    client left less than ten seconds before counts as there. All get 503 with ``Retry-After``.
@@ -10,8 +8,8 @@ The story of a request that ends engines, from its first death on:
    a death met an answer that had begun). `admission` has the line. So the next death has one
    suspect. A turn that ends well clears the request and its client, and so does an answer.
 3. The engine dies in a request's turn. Where each other request there had begun its answer, this
-   one is refused for a day. Where not, nobody can tell yet: its next turn is *alone*, which means
-   that the engine gets nothing new for as long, and whatever dies then is refused.
+   one is refused for a day. Where not, nobody can tell yet: in its next turn it is *alone*, so that
+   the engine gets nothing new meanwhile, and whatever dies then is refused.
 4. A client that is the only one at each of the last four deaths within an hour is refused for an
    hour, if it is not the only client: it sends a new variation each time.
 5. What is refused explains the deaths that it was at. Nobody else is suspected of them, and they do
@@ -68,7 +66,6 @@ class DenyList:
         #: When each client last came, the newest last.
         self._clients: OrderedDict[str, float] = OrderedDict()
         self._keeping: asyncio.Task[None] | None = None
-        self._again: asyncio.TimerHandle | None = None
         #: Counts for the metrics page of the gateway that serves now.
         self.count: Callable[..., None] = lambda *_: None
 
@@ -86,14 +83,11 @@ class DenyList:
             self._clients.popitem(last=False)
         denied = self.refused(client)
         if denied is not None:
-            seconds = denied.seconds_left
+            seconds, deaths = denied.seconds_left, denied.deaths
             raise Refusal(
-                "too_many_deaths",
-                deaths=denied.deaths,
-                seconds=seconds,
-                client=client,
+                "too_many_deaths", deaths=deaths, seconds=seconds, client=client,
                 retry_after=seconds,
-            )
+            )  # fmt: skip
 
     async def turn(self, request: Present) -> Turn | None:
         """The turn that a request must take; None where it is not suspected.
@@ -108,13 +102,8 @@ class DenyList:
         name = await asyncio.shield(request.fingerprint)
         denied = self.refused(name)
         if denied is not None:
-            raise Refusal(
-                "convicted",
-                deaths=denied.deaths,
-                last=_date(denied.since),
-                until=_date(denied.until),
-                name=name,
-            )
+            last, until = _date(denied.since), _date(denied.until)
+            raise Refusal("convicted", deaths=denied.deaths, last=last, until=until, name=name)
         return self._turn_of(name) or self._turn_of(request.client)
 
     def _turn_of(self, name: str) -> Turn | None:
@@ -135,9 +124,9 @@ class DenyList:
 
     def refused(self, name: str) -> Denied | None:
         """Why and for how long a fingerprint or a client is refused, if it is."""
-        if self.file.of(name) is not None:
-            for gone in self.file.look_again():
-                self._forget(gone)
+        if self.file.of(name) is not None:  # a person may have let it in since
+            for pardoned in self.file.look_again():
+                self._forget(pardoned)
         return self.file.of(name)
 
     def answered(self, request: Present) -> None:
@@ -168,7 +157,7 @@ class DenyList:
     def nothing_listens(self, engine: RoutedEngine) -> EngineDeath | None:
         """A request found nothing there: the engine has ended, maybe of one whose client left.
 
-        What it has finds that out for itself; some of that may be connecting, and was not there.
+        What it has finds that out for itself.
         """
         left = [present.sent_at for present in engine.left_lately()]
         return self.engine_died(engine, max(left)) if left else None
@@ -182,7 +171,7 @@ class DenyList:
         return death
 
     def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
-        """A supervisor saw an engine's process end; arguments as for `Gateway.engine_ended`."""
+        """See `Gateway.engine_ended`."""
         death = engine.note_end()
         if not other_cause:
             self.engine_died(engine)
@@ -195,7 +184,7 @@ class DenyList:
             death.concluding.add_done_callback(lambda _: self._take_back(death))
 
     def explained(self, engine: int, seconds: float) -> int:
-        """Deaths of an engine within so many seconds by what is refused since; from any thread."""
+        """Deaths of an engine within so many seconds whose cause is known; from any thread."""
         since = time.monotonic() - seconds
         mine = [death for death in self._deaths if death.engine == engine and death.at >= since]
         return sum(death.explained for death in mine)
@@ -236,7 +225,6 @@ class DenyList:
         self._look_for_client()
 
     def _unexplained(self) -> list[EngineDeath]:
-        """Deaths of the last hour that nothing explains yet."""
         since = time.monotonic() - _HOUR
         return [death for death in self._deaths if death.at > since and not death.explained]
 
@@ -264,7 +252,6 @@ class DenyList:
         self.keep()
 
     def _take_back(self, death: EngineDeath) -> None:
-        """A death had another cause."""
         self._deaths = tuple(other for other in self._deaths if other is not death)
         for name in death.refused:
             self._forget(name)
@@ -272,7 +259,6 @@ class DenyList:
         self.keep()
 
     def _forget(self, name: str) -> None:
-        """A person has pardoned it."""
         for death in self._deaths:
             death.accused.pop(name, None)
             for fingerprint, client in tuple(death.suspects.items()):
@@ -294,24 +280,19 @@ class DenyList:
     async def _keep(self) -> None:
         while self.file.unwritten:
             if not await self.file.write():
-                loop = asyncio.get_running_loop()
-                self._again = loop.call_later(_AGAIN_SECONDS, self.keep)
-                return
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def close(self) -> None:
         """Wait until all is concluded and written; a full disk is tried once more."""
         for death in self._deaths:
             if death.concluding is not None and not death.concluding.done():
                 await death.concluding
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
-        self.keep()
         if self._keeping is not None:
-            await self._keeping
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
             self._keeping = None
-        if self._again is not None:
-            self._again.cancel()
+        if self.file.unwritten:
+            await self.file.write()
 
 
 def _date(at: float) -> str:

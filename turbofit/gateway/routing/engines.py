@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -21,17 +21,13 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.gate import Cost
 
-    #: From the least busy engine that has room, and whether another one has it too.
-    Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
-
 #: Seconds for which an engine is counted on to have a request whose client left: of an answer in
 #: one piece LMDeploy notices that only at the next token. A stream that has begun it ends at once.
 #: Under: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
 LEFT_SECONDS: Final = 10.0
 
-#: Prefixes shorter than this many bytes of JSON are not worth a detour.
-_SHORTEST_PREFIX: Final = 2048
-_REMEMBERED: Final = 8192
+#: Bytes of JSON of the shortest beginning that is worth a detour, and how many are remembered.
+_SHORTEST_PREFIX, _REMEMBERED = 2048, 8192
 #: A prefix's own engine may have so many requests more than the least busy one.
 _DETOUR: Final = 4
 #: No process is started again, and takes a request, within so many seconds of its death.
@@ -62,8 +58,7 @@ class Present:
     """A request at an engine, as far as a death asks: what, whose, and how far it had come.
 
     ``fingerprint``: see `deny_file`; None where it has no body, and ends no engine. ``begun``:
-    whether a byte of its answer came. ``sent_at`` and ``left_at``: when it was sent, and when its
-    client left.
+    whether a byte of its answer came. ``left_at``: when its client left.
     """
 
     client: str
@@ -97,8 +92,7 @@ class EngineDeath:
 
     ``suspects`` are clients by the fingerprints of their requests that may be the cause,
     ``accused`` all requests and clients that were there, ``refused`` who was refused for it.
-    ``explained``: its cause is known. ``ended``: a supervisor has seen the process end.
-    ``concluding`` is done once all of them are suspected.
+    ``ended``: a supervisor has seen the process end. ``concluding`` is done once all are suspected.
     """
 
     engine: int
@@ -114,8 +108,8 @@ class EngineDeath:
 class RoutedEngine:
     """One engine, by a number unlike that of any other.
 
-    ``share``: how many requests it takes beside the others' shares; ``gate``: which requests may be
-    there together; ``host_limit``: bytes of host memory of images in flight to it. None is any.
+    ``share``: how many requests it takes beside the others' shares; ``host_limit``: bytes of host
+    memory of images in flight to it, None for any.
     """
 
     def __init__(
@@ -164,7 +158,6 @@ class RoutedEngine:
 
     @property
     def units(self) -> int:
-        """Vision units that it has, see `Gate.counted`."""
         return self.gate.counted
 
     @property
@@ -178,16 +171,11 @@ class RoutedEngine:
         return self.last_success > self.died_at
 
     def dead_since(self, moment: float) -> bool:
-        """Whether it has died since a moment, and has not answered again."""
         return self.death is not None and self.died_at >= moment and not self.answered
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """How full one more request would make it, the smaller the better.
-
-        Full is relative to its share: an engine of twice the share gets twice the requests. Of
-        equals the one with the fewest units is next.
-        """
+        """How full one more request would make it beside its share; then its units."""
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
@@ -207,7 +195,7 @@ class RoutedEngine:
         )
 
     def succeeded(self) -> None:
-        """A completion brought its first byte."""
+        """A completion brought a byte."""
         now = time.monotonic()
         if self.death is not None and not self.answered and not self.rested:
             self.start_seconds = now - self.died_at
@@ -221,9 +209,8 @@ class RoutedEngine:
         self.last_byte = time.monotonic()
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
-        """It died, or was given up: its death.
+        """It died, or was given up: its death, the same one for all who were there.
 
-        The same one for all who were there, and for who is sent a connection of it that was kept.
         What answers after a death, or takes a request later, is another process, whose death is
         another one. ``sent_at`` is when the request began that broke off there.
         """
@@ -246,7 +233,6 @@ class RoutedEngine:
         return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
     def abort_all(self) -> None:
-        """End every request that waits for this engine."""
         for request in tuple(self.in_flight):
             request.abort()
 
@@ -264,12 +250,10 @@ class Outage(NamedTuple):
 
     @property
     def seconds_left(self) -> int:
-        """Whole seconds until the next start, at least 1."""
         return max(1, ceil(self.until - self.clock()))
 
     @property
     def message(self) -> str:
-        """Why, and until when."""
         return f"{self.reason}; the next start is in {self.seconds_left} s"
 
 
@@ -282,6 +266,8 @@ class Fleet:
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why none will be up for a while, where that is known.
         self.outage: Outage | None = None
+        #: The engine whose cache has a beginning, by its hash; the newest last.
+        self._homes: OrderedDict[bytes, RoutedEngine] = OrderedDict()
 
     def __iter__(self) -> Iterator[RoutedEngine]:
         return iter(self.engines)
@@ -295,8 +281,12 @@ class Fleet:
         return sum(engine.up for engine in self.engines)
 
     @property
+    def turns(self) -> set[str]:
+        """Names of those who have a turn."""
+        return {engine.turn_of.name for engine in self.engines if engine.turn_of is not None}
+
+    @property
     def turns_left(self) -> bool:
-        """Whether any that takes requests has no suspect's turn."""
         return any(engine.up and engine.turn_of is None for engine in self.engines)
 
     @property
@@ -316,10 +306,28 @@ class Fleet:
         left = [ceil(seconds) for seconds in starts if seconds > 0]
         return min(*left, _LONGEST_RETRY) if left else _RETRY
 
-    def best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
-        """The least busy engine that has room for so much, and for a turn; None where none has."""
-        fitting = (engine for engine in self.engines if engine.fits(cost, turn))
-        return min(fitting, key=lambda engine: engine.rank, default=None)
+    def best(
+        self, cost: Cost, turn: Turn | None = None, prefixes: Sequence[bytes] = ()
+    ) -> RoutedEngine | None:
+        """The least busy engine that has room for so much, and for a turn; None where none has.
+
+        The engine of the longest prefix that is known goes first, if it is not much busier.
+        """
+        fitting = [engine for engine in self.engines if engine.fits(cost, turn)]
+        best = min(fitting, key=lambda engine: engine.rank, default=None)
+        if best is None or not prefixes:
+            return best
+        for prefix in reversed(prefixes):
+            home = self._homes.get(prefix)
+            if home in fitting and home.outstanding <= best.outstanding + _DETOUR:
+                best = home
+                break
+        for prefix in prefixes:
+            self._homes[prefix] = best
+            self._homes.move_to_end(prefix)
+        while len(self._homes) > _REMEMBERED:
+            self._homes.popitem(last=False)
+        return best
 
     def dead(self) -> Refusal:
         """What clients are told while no engine is up."""
@@ -328,41 +336,8 @@ class Fleet:
         return Refusal("engine_resting", why=self.outage.message, retry_after=self.retry_seconds)
 
 
-class Affinity:
-    """Keeps requests that share a long beginning on one engine, whose cache then holds it.
-
-    Beginnings are known by hashes of whole messages; the last few thousand are remembered.
-    """
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[bytes, RoutedEngine] = OrderedDict()
-
-    def chooser(self, body: JsonObject) -> Chooser:
-        """How to choose an engine for a request with this body."""
-        prefixes = _prefixes(body)
-
-        def choose(best: RoutedEngine, fits: Callable[[RoutedEngine], bool]) -> RoutedEngine:
-            for prefix in reversed(prefixes):
-                home = self._known.get(prefix)
-                if (
-                    home is not None
-                    and home.outstanding <= best.outstanding + _DETOUR
-                    and fits(home)
-                ):
-                    best = home
-                    break
-            for prefix in prefixes:
-                self._known[prefix] = best
-                self._known.move_to_end(prefix)
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-            return best
-
-        return choose
-
-
-def _prefixes(body: dict[str, Any]) -> list[bytes]:
-    """Hashes of the request up to each message, the short ones left out."""
+def prefixes_of(body: JsonObject) -> list[bytes]:
+    """Hashes of a request up to each message, the short ones left out."""
     state = blake2b(digest_size=16)
     hashes, length = [], 0
     messages = body.get("messages")

@@ -11,9 +11,10 @@ engine may also be stuck in single requests, which its progress tells apart from
   once its images are prepared, which takes seconds.
   Source: lmdeploy core/async_engine.py::AsyncEngine `handle.async_stream_infer(`
 
-Both must hold at two looks. What waits in the engine's queue, or is evicted from its cache for
-others, is slow and not stuck, however long it takes. Under: an answer in one piece shows no token,
-so that one which is stuck beside others that run is found only when those have ended.
+A request is ended where either is so at two looks. What waits in the engine's queue, or is evicted
+from its cache for others, is slow and not stuck, however long it takes. Under: an answer in one
+piece shows no token, so that one which is stuck beside others that run is found only when those
+have ended.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ class Monitor:
 
     An engine is probed with a completion of one text token when it has been idle for long, when
     something failed, and when it owes answers but sends nothing. Three failures in a row take it
-    out, and end what still waits for it; one success brings it back. ``changed`` is called when an
-    engine was taken out, or answers again.
+    out, and end what still waits for it; one success brings it back. ``changed`` is called at both.
     """
 
     def __init__(
@@ -61,33 +61,32 @@ class Monitor:
         config: GatewayConfig,
         changed: Callable[[], None],
     ) -> None:
-        self._engines, self._upstream, self._config = engines, upstream, config
-        self._changed = changed
-        self._asking: dict[RoutedEngine, asyncio.Task[None]] = {}
-        self._examining: dict[RoutedEngine, asyncio.Task[None]] = {}
-        self._poke = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._upstream, self._config, self._changed = upstream, config, changed
+        self._looks = {engine: asyncio.Event() for engine in engines}
+        self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
 
     def start(self) -> None:
         """Begin to watch, in the running loop."""
-        self._task = asyncio.ensure_future(self._run())
+        self._tasks = [asyncio.ensure_future(self._watch(engine)) for engine in self._looks]
 
     async def stop(self) -> None:
-        """End the watch."""
         # Not by cancelling alone: before Python 3.12 `wait_for` may swallow that.
         self._stopped = True
-        self._poke.set()
-        all_tasks = (self._task, *self._asking.values(), *self._examining.values())
-        tasks = [task for task in all_tasks if task is not None]
-        for task in tasks:
+        self.look()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def look(self) -> None:
+        """Look at all engines now."""
+        for event in self._looks.values():
+            event.set()
 
     def suspect(self, engine: RoutedEngine) -> None:
         """A request failed there."""
         engine.suspect = True
-        self._poke.set()
+        self._looks[engine].set()
 
     def doubt(self, engine: RoutedEngine) -> None:
         """It broke off, was not reached, or its loop has ended.
@@ -95,56 +94,47 @@ class Monitor:
         It gets nothing new until it answers. What it has is not ended: each of its connections
         finds out for itself, and some may live.
         """
-        engine.suspect = True
         if engine.up:
             engine.up = False
             _LOG.info("engine %s is in doubt: it gets no new requests", engine.index)
             self._changed()
-        self._poke.set()
+        self.suspect(engine)
 
-    async def _run(self) -> None:
+    async def _watch(self, engine: RoutedEngine) -> None:
+        look, loop = self._looks[engine], asyncio.get_running_loop()
         while not self._stopped:
-            for engine in self._engines:
-                self._look_at(engine, time.monotonic())
-            tick = asyncio.get_running_loop().call_later(_TICK, self._poke.set)
-            await self._poke.wait()
+            look.clear()
+            try:
+                if self._due(engine):
+                    await self._ask(engine)
+                await self._examine(engine)
+            except Exception as exc:  # noqa: BLE001 - a bug of ours must not end the watch
+                loop.call_exception_handler({"message": "a bug in the watch", "exception": exc})
+            tick = loop.call_later(_TICK, look.set)
+            await look.wait()
             tick.cancel()
-            self._poke.clear()
-
-    def _look_at(self, engine: RoutedEngine, now: float) -> None:
-        """Ask it if that is due, and look at its requests if nothing has come of one for long."""
-        config = self._config
-        if engine not in self._asking and self._due(engine, now):
-            engine.last_check = now
-            self._asking[engine] = asyncio.ensure_future(self._ask(engine))
-        if engine in self._examining or now - engine.last_examined < config.retry_seconds:
-            return
-        if any(now - request.heard_at >= config.stuck_seconds for request in engine.in_flight):
-            engine.last_examined = now
-            self._examining[engine] = asyncio.ensure_future(self._examine(engine))
-        else:
-            engine.doubtful = set()
 
     async def _examine(self, engine: RoutedEngine) -> None:
         """End what the engine has been stuck in at two looks."""
-        try:
-            load = await self._load(engine)
-            now = time.monotonic()
-            stuck = stuck_requests(tuple(engine.in_flight), load, now, self._config.stuck_seconds)
-            for request in tuple(engine.in_flight):
-                if request in stuck and request in engine.doubtful:
-                    _LOG.info("engine %s is stuck in a request: it is ended", engine.index)
-                    request.abort(stuck=True)
-            engine.doubtful = stuck
-        finally:
-            del self._examining[engine]
+        now, patience = time.monotonic(), self._config.stuck_seconds
+        if now - engine.last_examined < self._config.retry_seconds:
+            return
+        if all(now - request.heard_at < patience for request in engine.in_flight):
+            engine.doubtful = set()
+            return
+        engine.last_examined = now
+        load = await self._load(engine)
+        stuck = stuck_requests(tuple(engine.in_flight), load, time.monotonic(), patience)
+        for request in stuck & engine.doubtful:
+            _LOG.info("engine %s is stuck in a request: it is ended", engine.index)
+            request.abort(stuck=True)
+        engine.doubtful = stuck
 
     async def _load(self, engine: RoutedEngine) -> EngineLoad | None:
-        """What an engine says of itself, where it does."""
         return engine_load(await self._upstream.page(engine, "/metrics", HEALTH_SECONDS))
 
-    def _due(self, engine: RoutedEngine, now: float) -> bool:
-        soon = self._config.retry_seconds
+    def _due(self, engine: RoutedEngine) -> bool:
+        now, soon = time.monotonic(), self._config.retry_seconds
         if now - engine.last_check < (soon if engine.failures else min(1.0, soon)):
             return False
         stalled = engine.outstanding > 0 and now - engine.last_byte > self._config.stall_seconds
@@ -152,13 +142,11 @@ class Monitor:
         return engine.suspect or stalled or idle or not engine.up
 
     async def _ask(self, engine: RoutedEngine) -> None:
-        began = time.monotonic()
+        began = engine.last_check = time.monotonic()
         try:
             works = await asyncio.wait_for(self._upstream.probe(engine), self._config.probe_seconds)
         except (asyncio.TimeoutError, TimeoutError):
             works = False
-        finally:
-            del self._asking[engine]
         if works and engine.dead_since(began):
             return  # the process answered that has died since
         if works or (engine.up and engine.last_success > began):
@@ -213,10 +201,9 @@ def engine_load(page: str) -> EngineLoad | None:
 def stuck_requests(
     requests: Collection[InFlight], load: EngineLoad | None, now: float, patience: float
 ) -> set[InFlight]:
-    """Those of all requests at an engine that it seems to be stuck in.
+    """Those of an engine's requests that it seems to be stuck in; see the head of this file.
 
-    ``load`` is what the engine says, None where it does not tell; silence of fewer seconds than
-    ``patience`` is none.
+    ``load`` is what the engine says, None where it does not tell.
     """
     newest = max(
         (request.heard_at for request in requests if request.present.begun), default=float("-inf")

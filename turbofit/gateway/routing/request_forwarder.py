@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import RequestContext, Send
     from turbofit.gateway.routing.admission import Admission, Place
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Chooser, EngineDeath, Fleet, RoutedEngine
+    from turbofit.gateway.routing.engines import EngineDeath, Fleet, RoutedEngine
     from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.upstream import Upstream
 
@@ -66,10 +65,7 @@ _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
 class Exchange(ForwardOutcome):
-    """One request sent to one engine, and its answer passed on.
-
-    ``heard_at``: when a byte of the answer last came. Its place is given back at the end.
-    """
+    """One request sent to one engine, and its answer passed on; an `engines.InFlight`."""
 
     def __init__(
         self,
@@ -84,20 +80,13 @@ class Exchange(ForwardOutcome):
         self._by, self._request, self._route, self._send = forwarder, request, request.route, send
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
-        self._aborted = False
         self.heard_at = time.monotonic()
         self._death: EngineDeath | None = None
         #: The engine lives, and sent nothing of this answer; it answered that it cannot serve.
         self._stuck = self._failed = False
 
     async def run(self) -> None:
-        """Send the request and pass the answer on.
-
-        Raises:
-            Unreachable: the request was never sent.
-            Refusal: the engine broke off, or was taken out, before anything was passed on; or its
-                answer in one piece is larger than the gateway holds.
-        """
+        """Send the request and pass the answer on; `Unreachable` where it was never sent."""
         engine, left = self._engine, False
         engine.in_flight[self] = None
         self.present.sent_at, self.present.begun = self.heard_at, False
@@ -112,8 +101,8 @@ class Exchange(ForwardOutcome):
             self._note_break()
             await self._end_broken()
         except asyncio.CancelledError:
-            if not self._aborted:
-                left = not self.broken
+            if not self.broken:  # by `abort`
+                left = True
                 if not engine.dead_since(self.present.sent_at):
                     self.present.left_at = time.monotonic()
                     engine.left.append(self.present)
@@ -126,7 +115,7 @@ class Exchange(ForwardOutcome):
             self._leave(left)
 
     def _leave(self, left: bool) -> None:
-        """Give the place back, and tell who watches the engine what was seen of it."""
+        """Give the place back, and tell the monitor what was seen of the engine."""
         engine, by = self._engine, self._by
         # A connection may break while the engine lives, and goes on with the request.
         goes_on = self._stuck or (not self.present.begun and (left or self.broken))
@@ -141,17 +130,13 @@ class Exchange(ForwardOutcome):
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def abort(self, *, stuck: bool = False) -> None:
-        """The engine was given up, or is stuck in this request: stop waiting for it.
-
-        Where it broke off, the client is being told so already.
-        """
+        """The engine was given up, or is stuck in this request: stop waiting for it."""
         if self._task is not None and not self.broken:
-            self._aborted, self._stuck = True, stuck
+            self._stuck = stuck
             self._note_break()
             self._task.cancel()
 
     def _note_break(self) -> None:
-        """The engine broke off."""
         if self.broken:
             return
         self.broken = True
@@ -162,7 +147,6 @@ class Exchange(ForwardOutcome):
         self._engine.in_flight.pop(self, None)
 
     def _hear(self) -> None:
-        """A byte came."""
         self._engine.heard()
         self.heard_at = self._engine.last_byte
 
@@ -203,11 +187,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _take(self, events: bytes, kind: str) -> None:
-        """Pass whole events on; none where only a part of one came.
-
-        Raises:
-            Died: the engine's server says that the engine's loop has ended.
-        """
+        """Pass whole events on; none where only a part of one came."""
         end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
         if end is not None:
             events = events[: end.start()]
@@ -231,7 +211,6 @@ class Exchange(ForwardOutcome):
         return Died("the engine's loop has ended")
 
     def _note_events(self, events: bytes) -> None:
-        """Note what events say of the engine: when it was heard, whether it answers or failed."""
         if self.first_byte is not None:
             self._hear()
             return
@@ -260,18 +239,14 @@ class Exchange(ForwardOutcome):
             self._place.end_turn()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """An answer in one piece, kept back until it is whole.
-
-        Raises:
-            Refusal: 422 where it is too large; clients would try again after a 5xx. 400 where the
-                engine lacks an option.
-        """
+        """An answer in one piece, kept back until it is whole."""
         data = bytearray()
         while chunk := await response.content.readany():
             data += chunk
             self.present.begun = True
             self._hear()
             if len(data) > _LARGEST_ANSWER:
+                # 422: clients would try again after a 5xx.
                 raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
         if response.status == 503 and _UNAVAILABLE in data:
             self.present.begun = False
@@ -301,7 +276,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """An error event where the stream had begun, else a refusal, once it is known of whom."""
+        """An error event where the stream had begun, else a refusal once all are suspected."""
         fleet, key = self._by.fleet, "engine_died:stuck" if self._stuck else "engine_died"
         refusal = Refusal(key, retry_after=_RETRY_DIED if fleet.open else fleet.retry_seconds)
         if not self.started:
@@ -342,26 +317,20 @@ class RequestForwarder:
     fleet: Fleet
     admission: Admission
     upstream: Upstream
-    #: Told of failures.
     monitor: Monitor
     deny_list: DenyList
-    #: Counts the bodies that were not sent yet.
     bodies: Bodies
     metrics: Metrics
 
-    async def forward(self, request: RequestContext, choose: Chooser | None, send: Send) -> None:
-        """Wait for room, send the request to an engine, and pass the answer on.
-
-        Raises:
-            Refusal: no room, no engine, its engine ended, or it is refused.
-        """
+    async def forward(self, request: RequestContext, send: Send) -> None:
+        """Wait for room, send the request to an engine, and pass the answer on; or a `Refusal`."""
         assert request.route is not None
         present = Present(request.who)
         if request.body:
             key = self.deny_list.file.key
             present.fingerprint = fingerprint(key, request.route.path, request.body)
         for _ in range(_MOST_ENGINES):
-            place = await self._take(request, present, choose)
+            place = await self._take(request, present)
             engine = request.engine = place.engine
             request.outcome = exchange = Exchange(self, request, present, place, send)
             try:
@@ -374,18 +343,12 @@ class RequestForwarder:
                 await _concluded(self.deny_list.nothing_listens(engine) if exc.ended else None)
         raise self.fleet.dead()
 
-    async def _take(
-        self, request: RequestContext, present: Present, choose: Chooser | None
-    ) -> Place:
-        """A place at an engine, beside others, or in a suspect's turn.
-
-        Raises:
-            Refusal: no room, no engine, or it is refused.
-        """
+    async def _take(self, request: RequestContext, present: Present) -> Place:
+        """A place at an engine, beside others, or in a suspect's turn."""
+        cost, prefixes = request.prepared.cost, request.prefixes
         while True:
             turn = await self.deny_list.turn(present)
-            cost = copy(request.prepared.cost)  # an object of its own for each place
-            place = await self.admission.admit(request.who, cost, choose, turn)
+            place = await self.admission.admit(request.who, cost, turn, prefixes)
             try:
                 # Much may have become known while it waited.
                 now = await self.deny_list.turn(present)
@@ -405,13 +368,11 @@ class RequestForwarder:
 
 
 async def _concluded(death: EngineDeath | None) -> None:
-    """Wait until all that were at a death are suspected."""
     if death is not None and death.concluding is not None:
         await death.concluding
 
 
 async def _until_others_have_begun(engine: RoutedEngine) -> None:
-    """Wait until each request that an engine has answers: it gets no others meanwhile."""
     until = time.monotonic() + _LONGEST_WAIT
     while time.monotonic() < until and any(
         not exchange.present.begun for exchange in engine.in_flight

@@ -1,8 +1,7 @@
-"""Requests to an engine on loopback, in plain blocking HTTP, and who asks them."""
+"""Asks an engine on loopback, in blocking HTTP: whether it is ready, and whether it still lives."""
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
 import threading
@@ -14,18 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import LaunchError
 from turbofit.core.struct import Struct
 from turbofit.launch.engine.launches import HOST
-from turbofit.launch.engine.worst_requests import (
-    ProbeRequest,
-    fullest_forward,
-    longest_request,
-    worst_image_tokens,
-    worst_request,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.worst_requests import ProbeRequest
 
     #: Takes the model's name, and what asks a question and returns its prompt's tokens.
     Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
@@ -64,7 +56,6 @@ class EngineClient:
             connection.close()
 
     def is_healthy(self, timeout: float) -> bool:
-        """Whether its own health page is fine."""
         return self._answers("GET", "/health", None, timeout)
 
     def find_model(self, timeout: float) -> tuple[int, str | None]:
@@ -78,7 +69,6 @@ class EngineClient:
         return status, self.model
 
     def completes(self, timeout: float) -> bool:
-        """Whether it answers a completion of one token."""
         body = {"model": self.model, "prompt": "a", "max_tokens": 1, "temperature": 0}
         return self._answers("POST", "/v1/completions", body, timeout)
 
@@ -86,10 +76,6 @@ class EngineClient:
         with suppress(*FAILURES):
             return self.call(method, path, body, timeout=timeout)[0] == http.client.OK
         return False
-
-
-# Whether an engine is ready: first its health, then real answers to the plan's worst requests. And
-# whether it still lives.
 
 
 class Timing(Struct):
@@ -112,8 +98,6 @@ class Timing(Struct):
 
 
 _PAUSE: Final = 0.2
-#: Errors of this process where it cannot make a socket; they say nothing of the engine.
-_NO_SOCKET: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _HEALTH_TIMEOUT: Final = 5.0
 #: Preprocessing a 12-megapixel image on a slow CPU and a cold vision tower take seconds.
 _ANSWER_TIMEOUT: Final = 600.0
@@ -126,23 +110,22 @@ class Probe(threading.Thread):
     """Asks one start of an engine until it is ready, and from time to time whether it lives.
 
     ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` after three test
-    completions in turn that failed. ``check``: requests as bad as the plan allows must be answered
-    before; ``exam`` asks other questions instead of these.
+    completions in turn that failed. ``exam`` asks what must be answered before it is ready.
+    ``serial``: it answers one request at a time.
     """
 
     def __init__(
         self,
-        plan: Plan,
         client: EngineClient,
         timing: Timing,
+        exam: Exam | None,
         *,
-        check: bool,
-        exam: Exam | None = None,
+        serial: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="probe", daemon=True)
-        self._plan, self._client, self._timing, self.checks = plan, client, timing, check
-        self._exam, self._clock = exam, clock
+        self._client, self._timing, self.exam = client, timing, exam
+        self._serial, self._clock = serial, clock
         self._stopped = threading.Event()
         self.healthy = threading.Event()
         self.ready = threading.Event()
@@ -156,27 +139,20 @@ class Probe(threading.Thread):
 
     def run(self) -> None:
         """Wait for health, check, then look whether it lives."""
-        while not self._stopped.wait(_PAUSE):
-            if self._client.is_healthy(_HEALTH_TIMEOUT):
-                self.healthy.set()
-                break
-        if self._stopped.is_set():
-            return
+        while not self._client.is_healthy(_HEALTH_TIMEOUT):
+            if self._stopped.wait(_PAUSE):
+                return
+        self.healthy.set()
         try:
             self._ask_all()
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:
-            if isinstance(exc, OSError) and exc.errno in _NO_SOCKET:
-                self.error = LaunchError(
-                    f"no socket can be made for a worst-case request: {exc.strerror}",
-                    hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
-                )
-                return
             # The connection broke: the engine died of it. Whoever watches the process says why.
             time.sleep(_DEATH_SECONDS)
             self.error = LaunchError(
-                "the engine broke the connection of a worst-case request", hint="see its log"
+                f"the engine broke the connection of a worst-case request: {exc}",
+                hint="see its log",
             )
         else:
             self.ready.set()
@@ -184,12 +160,9 @@ class Probe(threading.Thread):
                 self._look_after()
 
     def _look_after(self) -> None:
-        """Ask a ready engine for one token from time to time.
-
-        A serial engine is asked how it is instead: a token would wait for whatever is under way,
-        and its health tells whether tokens still come.
-        """
-        ask = self._client.is_healthy if self._plan.engine.serial else self._client.completes
+        """Ask a ready engine for one token from time to time."""
+        # A token of a serial engine would wait; its health tells whether tokens still come.
+        ask = self._client.is_healthy if self._serial else self._client.completes
         failures = 0
         while not self._stopped.wait(1.0 if failures else self._timing.liveness):
             began = self._clock()
@@ -207,25 +180,8 @@ class Probe(threading.Thread):
             raise LaunchError(
                 f"the engine answered {status} when asked for its models", hint="see its log"
             )
-        if not self.checks:
-            return
-        if self._exam is not None:
-            self._exam(name, self._ask)
-            return
-        text = tokens = 0
-        worst = worst_request(self._plan, name)
-        if worst is not None:
-            images = worst_image_tokens(self._plan)
-            tokens = self._ask(worst)
-            text = max(0, tokens - images)
-        if self._plan.engine.serial:
-            longest = longest_request(self._plan, name, worst, tokens, self._ask)
-            if longest is not None:
-                self._ask(longest)
-            return
-        fullest = fullest_forward(self._plan, name, text)
-        if fullest is not None:
-            self._ask(fullest)
+        if self.exam is not None:
+            self.exam(name, self._ask)
 
     def _ask(self, question: ProbeRequest) -> int:
         """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""

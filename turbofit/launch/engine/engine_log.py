@@ -1,7 +1,7 @@
-"""How far an engine has come by its log, and why it ended, in words for people.
+"""How far an engine has come, by its log, and why it ended, in words for people.
 
-That is from its exit code, its phase and the end of its log.
-On pretend GPUs the account's timeline adds which GPU, which call, and how many bytes were missing.
+The reason comes from its exit code, its phase and what it printed last; on pretend GPUs the account
+adds which GPU, which call, and how many bytes were missing.
 """
 
 from __future__ import annotations
@@ -62,11 +62,6 @@ _WORDS_SECONDS: Final = 2.0
 _OF_PYTORCH: Final = (
     LoadingWeights, WarmingUp, LoopFailed, NoCache, LostLock, CacheFrame, VisionFrame,
 )  # fmt: skip
-#: What may tell why an engine ends.
-_EVIDENCE: Final = (
-    CudaError, CheckFailed, NcclError, TorchMemory, Frame, PythonError, NoCache, CacheFrame,
-    VisionFrame, LostLock,
-)  # fmt: skip
 #: Torch's exception itself, raised in Python or through C++.
 _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\(\): ")
 
@@ -74,18 +69,19 @@ _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\
 class StartupTracker:
     """Follows one engine's log, which is kept in a file; ``see`` each run of lines, then ask."""
 
-    def __init__(self, plan: Plan, log: Path) -> None:
+    def __init__(self, plan: Plan, log: Path, began: float = 0.0) -> None:
         self.plan, self.log = plan, log
-        self.phase: EnginePhase = "starting"
+        #: Its phases so far, and when each began.
+        self.phases: list[tuple[EnginePhase, float]] = [("starting", began)]
         self.budget: CacheBudget | None = None
         #: Its figures so far, beside the plan's.
         self.figures: list[RunFigure] = []
         self.warming: int | None = None
-        self.fallback: EngineFallback | None = None
-        self._loop_failed: float | None = None
-        self._begin_evidence()
+        #: Why LMDeploy runs its PyTorch engine in the place of TurboMind; empty where it does not.
+        self.fallback = ""
         self._waits = 0
         self._waiting_since: float | None = None
+        self._begin_evidence()
 
     def see(self, text: str, count: int, now: float) -> list[str]:
         """Take in a line that came ``count`` times in a row; returns what people should read."""
@@ -94,17 +90,27 @@ class StartupTracker:
             return []
         if isinstance(event, TorchMemory) and not _RAISED.match(text):
             return []  # some message quotes the words
-        if isinstance(event, LoopFailed) and self._loop_failed is None:
-            self._evidence_at = self._loop_failed = now
         if isinstance(event, Backpressure):
-            self._wait(event, count, now)
+            if self.phase == "warm-up" and event.cause == "memory":
+                self._waits += count
+                self._waiting_since = now if self._waiting_since is None else self._waiting_since
             return []
         self._waits, self._waiting_since = 0, None
-        if not isinstance(event, _EVIDENCE):
-            return self._progress(event)
-        self._evidence_at = now
-        self._evidence(event)
-        return []
+        if self._is_evidence(event, now):
+            self._evidence_at = now
+            return []
+        return self._progress(event, now)
+
+    @property
+    def phase(self) -> EnginePhase:
+        return self.phases[-1][0]
+
+    def enter(self, phase: EnginePhase, now: float) -> list[str]:
+        """Enter a phase once: of several ranks the first that prints it counts."""
+        if self.phase == phase:
+            return []
+        self.phases.append((phase, now))
+        return [f"phase: {phase}"]
 
     def survived(self, until: float) -> None:
         """Forget what an engine printed before a time at which it answered a request."""
@@ -113,11 +119,8 @@ class StartupTracker:
 
     def hangs(self, now: float) -> bool:
         """Whether the warm-up waits for cache that will never be free."""
-        return (
-            self._waiting_since is not None
-            and self._waits >= _HANG_LINES
-            and now - self._waiting_since >= _HANG_SECONDS
-        )
+        since = self._waiting_since
+        return since is not None and self._waits >= _HANG_LINES and now - since >= _HANG_SECONDS
 
     def loop_failed(self, now: float) -> bool:
         """Whether the PyTorch engine's loop has ended, and the reason was read."""
@@ -144,15 +147,7 @@ class StartupTracker:
         """Tokens that the cache holds by the engine's own figures."""
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
-    def _wait(self, event: Backpressure, count: int, now: float) -> None:
-        if self.phase != "warm-up" or event.cause != "memory":
-            return
-        self._waits += count
-        if self._waiting_since is None:
-            self._waiting_since = now
-
     def _begin_evidence(self) -> None:
-        """Begin without any evidence of why the engine ends."""
         self.fault: CudaError | CheckFailed | NcclError | TorchMemory | None = None
         self.error: PythonError | None = None
         self.frames: list[str] = []
@@ -160,53 +155,54 @@ class StartupTracker:
         self.raced = False
         self.in_vision = False
         self._evidence_at = float("-inf")
-        self._loop_failed = None
+        self._loop_failed: float | None = None
 
-    def _evidence(self, event: Struct) -> None:
-        """Keep the first fault, the frames after it and the last Python error."""
-        if isinstance(event, LostLock):
-            self.raced = self.phase == "starting"
-        elif isinstance(event, CacheFrame):
-            self.phase = "cache" if self.phase == "weights" else self.phase
-        elif isinstance(event, VisionFrame):
-            self.in_vision = self.in_vision or self.fault is None
-        elif isinstance(event, NoCache):
-            self.no_cache = event.what
-        elif isinstance(event, Frame):
-            self.frames.append(event.name)
-        elif isinstance(event, PythonError):
-            self.error = event
-            if event.out_of_memory:
-                self.fault = self.fault or TorchMemory(message=event.message)
-        elif isinstance(event, CudaError | CheckFailed | NcclError | TorchMemory):
-            self.fault = self.fault or event
+    def _is_evidence(self, event: Struct, now: float) -> bool:
+        """Whether it may tell why the engine ends: the first fault, frames, the last error."""
+        match event:
+            case CudaError() | CheckFailed() | NcclError() | TorchMemory():
+                self.fault = self.fault or event
+            case PythonError():
+                self.error = event
+                if event.out_of_memory:
+                    self.fault = self.fault or TorchMemory(message=event.message)
+            case Frame():
+                self.frames.append(event.name)
+            case VisionFrame():
+                self.in_vision = self.in_vision or self.fault is None
+            case CacheFrame():
+                if self.phase == "weights":
+                    self.enter("cache", now)
+            case NoCache():
+                self.no_cache = event.what
+            case LostLock():
+                self.raced = self.phase == "starting"
+            case LoopFailed():
+                self._loop_failed = now if self._loop_failed is None else self._loop_failed
+            case _:
+                return False
+        return True
 
-    def _progress(self, event: Struct) -> list[str]:
-        if isinstance(event, EngineFallback):
-            self.fallback = event
-        if isinstance(event, LoadingWeights | Starting):
-            return self._enter("weights")
-        if isinstance(event, CacheBudget) and self.budget is None:
-            self.budget = event
-            self.figures += cache_beside(self.plan, event)
-            return [*self._enter("cache"), *map(in_words, self.figures)]
-        if isinstance(event, Slab) and self.budget is not None and self.cached_tokens() is None:
-            self.figures.append(tokens_beside(self.plan, self.budget, event))
-            return [in_words(self.figures[-1])]
-        if isinstance(event, WarmingUp | WarmupLengths):
-            return self._enter("warm-up")
-        if isinstance(event, WarmupLength):
-            self.warming = event.tokens
-        if isinstance(event, WarmupFinished | ServerUp):
-            return self._enter("serving")
+    def _progress(self, event: Struct, now: float) -> list[str]:
+        match event:
+            case EngineFallback():
+                self.fallback = event.message
+            case LoadingWeights() | Starting():
+                return self.enter("weights", now)
+            case CacheBudget() if self.budget is None:
+                self.budget = event
+                self.figures += cache_beside(self.plan, event)
+                return [*self.enter("cache", now), *map(in_words, self.figures)]
+            case Slab() if self.budget is not None and self.cached_tokens() is None:
+                self.figures.append(tokens_beside(self.plan, self.budget, event))
+                return [in_words(self.figures[-1])]
+            case WarmingUp() | WarmupLengths():
+                return self.enter("warm-up", now)
+            case WarmupLength():
+                self.warming = event.tokens
+            case WarmupFinished() | ServerUp():
+                return self.enter("serving", now)
         return []
-
-    def _enter(self, phase: EnginePhase) -> list[str]:
-        """Enter a phase once: of several ranks the first that prints it counts."""
-        if self.phase == phase:
-            return []
-        self.phase = phase
-        return [f"phase: {phase}"]
 
 
 #: Characters of somebody else's message: some list everything that they know.
@@ -236,10 +232,10 @@ def end_of(
 ) -> End:
     """The end of an engine that ended by itself.
 
-    Its exit code is negative for a signal, or 128 + the signal. None: the PyTorch engine's loop
-    ended, and the server in front of it lives and would answer 503 for ever. ``death`` is the
-    refused allocation on pretend GPUs; ``host_kills`` are processes that the kernel killed for
-    memory while it ran, None where that cannot be read.
+    ``code`` is negative for a signal, or 128 + the signal; None: the PyTorch engine's loop ended,
+    and the server in front of it lives and would answer 503 for ever. ``death`` is the refused
+    allocation on pretend GPUs. ``host_kills``: processes that the kernel killed for memory while it
+    ran; None where that cannot be read.
     """
     fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     short = (
@@ -286,7 +282,6 @@ def hang(tracker: StartupTracker) -> End:
 
 
 def stalled(what: str, log: Path) -> End:
-    """An engine that lives and does nothing."""
     return End(kind="stalled", message=what, hint=f"its log is {log}")
 
 
@@ -307,10 +302,10 @@ def silence(plan: Plan, phase: str, seconds: float) -> str:
 
 def fallback(tracker: StartupTracker) -> End:
     """LMDeploy chose another engine than the one planned for."""
-    why = tracker.fallback.message if tracker.fallback is not None else "it fell back to PyTorch"
     return End(
         kind="refused",
-        message=f"LMDeploy would run its PyTorch engine, which the plan is not for: {why}",
+        message="LMDeploy would run its PyTorch engine, which the plan is not for: "
+        f"{tracker.fallback}",
         hint="TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; "
         f"the log is {tracker.log}",
     )
@@ -370,13 +365,14 @@ def _ran_out(tracker: StartupTracker, death: End | None) -> End:
 
 
 def _killed(tracker: StartupTracker, host_kills: int | None) -> End:
-    """SIGKILL: the kernel's where it counted one, or its count is not readable; else somebody's."""
+    """SIGKILL: the kernel's, unless it counts none; then somebody's."""
+    log = f"the log is {tracker.log}"
     if host_kills == 0:
         return End(
             kind="killed",
             message=f"the engine was killed {_where(tracker)} by SIGKILL; the kernel counts no such"
             " kill for want of memory, so somebody did it",
-            hint=f"its log is {tracker.log}",
+            hint=log,
         )
     host = tracker.plan.host
     pinned, pageable = format_bytes(host.pinned), format_bytes(host.pageable)
@@ -385,8 +381,7 @@ def _killed(tracker: StartupTracker, host_kills: int | None) -> End:
         phase="host",
         message=f"the engine was killed {_where(tracker)}: the kernel does so when host memory runs"
         " out",
-        hint=f"free host memory; the plan counts {pageable} pageable and {pinned} pinned; "
-        f"the log is {tracker.log}",
+        hint=f"free host memory; the plan counts {pageable} pageable and {pinned} pinned; {log}",
     )
 
 
@@ -416,7 +411,6 @@ def _frame(tracker: StartupTracker) -> str:
 
 
 def _where(tracker: StartupTracker, call: str = "") -> str:
-    """In which phase an engine was, and in which call, in words."""
     phase = {
         "starting": "while it started",
         "weights": "while it loaded weights",
@@ -431,7 +425,6 @@ def _where(tracker: StartupTracker, call: str = "") -> str:
 
 
 def _advice(tracker: StartupTracker) -> str:
-    """What to change for an out-of-memory of this phase."""
     if tracker.phase in ("starting", "weights"):
         if not tracker.plan.engine.of_lmdeploy:
             return f"split it over more GPUs (--tp) or free them; the log is {tracker.log}"
@@ -444,13 +437,13 @@ def _advice(tracker: StartupTracker) -> str:
 
 
 def _last_words(tracker: StartupTracker) -> str:
-    fault = tracker.fault
-    if isinstance(fault, CudaError):
-        return f": CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
-    if isinstance(fault, CheckFailed):
-        return f": check failed: {fault.message}"
-    if isinstance(fault, NcclError | TorchMemory):
-        return f": {fault.message[:_SHOWN]}"
-    if tracker.error is not None:
-        return f": {tracker.error.name}: {tracker.error.message[:_SHOWN]}"
+    match tracker.fault or tracker.error:
+        case CudaError() as fault:
+            return f": CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
+        case CheckFailed() as fault:
+            return f": check failed: {fault.message}"
+        case NcclError() | TorchMemory() as fault:
+            return f": {fault.message[:_SHOWN]}"
+        case PythonError() as error:
+            return f": {error.name}: {error.message[:_SHOWN]}"
     return ""

@@ -1,8 +1,7 @@
 """Runs a Python module as LMDeploy's command line, with its API key hidden from other users.
 
-``python entry.py MODULE ARGUMENTS…``: a command line can be read by every user of the machine, an
-environment only by its owner, so the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended here. It
-imports nothing of turbofit, which an engine does not need.
+``python entry.py MODULE ARGUMENTS…``: every user can read a command line, only the owner an
+environment, so the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended here.
 """
 
 from __future__ import annotations

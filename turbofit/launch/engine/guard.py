@@ -1,11 +1,10 @@
 """Runs a command that the kernel kills when turbofit dies, however it dies, and all that it began.
 
-``python guard.py PARENT COMMAND…``: sets the parent-death signal and becomes the command. A watcher
-in the same process group hears of the command's end in the same way and kills what is left of the
-group: LMDeploy's PyTorch engine is a child of its server and would keep its GPU. It is a file of
-its own, without imports of turbofit, since code between fork and exec of a process with threads
-could lock up. The signal is bound to the thread that started us, which must be turbofit's main
-thread.
+``python guard.py PARENT COMMAND…``: sets the parent-death signal, of the thread that started us,
+which must be turbofit's main one, and becomes the command. A watcher in its process group kills
+what is left of the group at the command's end: LMDeploy's PyTorch engine is a child of its server
+and would keep its GPU. The file imports nothing of turbofit: code between fork and exec of a
+process with threads could lock up.
 """
 
 from __future__ import annotations

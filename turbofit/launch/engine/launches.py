@@ -1,8 +1,4 @@
-"""How each engine of a plan is started: which LMDeploy, words, environment, port, cache ratio.
-
-A launch can be made several times (an engine that died is started again on its port), so it is a
-recipe: `Launch.start_command` gives what one start needs.
-"""
+"""How each engine of a plan is started: which LMDeploy, words, environment, port, cache ratio."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import os
 import random
 import socket
 import sys
+from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass
 from math import ceil
 from operator import add
@@ -71,22 +68,21 @@ def find_lmdeploy() -> Lmdeploy:
     return Lmdeploy(version, module_runner("lmdeploy"))
 
 
-def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | None]:
-    """LMDeploy, or why there is none where the engine may turn out to be another one.
+def lmdeploy_if_needed(engine: str | None) -> Lmdeploy:
+    """LMDeploy, or one without words that start it where the engine may turn out to be another.
 
     Raises:
         PackageError: it is missing, and it was asked for.
     """
     try:
-        return find_lmdeploy(), None
-    except PackageError as exc:
+        return find_lmdeploy()
+    except PackageError:
         if engine in LMDEPLOY:
             raise
-        return Lmdeploy(REFERENCE, ()), exc
+        return Lmdeploy(REFERENCE, ())
 
 
 def module_runner(module: str) -> tuple[str, ...]:
-    """Start a module's command line, by our interpreter."""
     return sys.executable, str(Path(__file__).with_name("entry.py")), module
 
 
@@ -101,9 +97,9 @@ KEY: Final = "TURBOFIT_ENGINE_KEY"
 
 
 class StartCommand(NamedTuple):
-    """One start: the command, its environment, and where a pretend machine's timeline is.
+    """One start: the command, its environment, and what a pretend machine writes.
 
-    That is a file, or the machine's folder where several processes share it.
+    That is its timeline, or its folder where several processes share it.
     """
 
     argv: tuple[str, ...]
@@ -113,24 +109,21 @@ class StartCommand(NamedTuple):
 
 @dataclass
 class Launch:
-    """An engine on real GPUs.
+    """An engine on real GPUs, which can be started again and again.
 
-    ``command`` is what the plan says, with whatever the user added; ``runner`` are the words that
-    start LMDeploy, in the place of its first. ``hidden``: the engine is given its ``key`` out of
-    sight, else its command has it. ``ratio`` gives the cache ratio of each start; None is the
-    command's for all of them.
+    ``runner`` are the words that start LMDeploy, in the place of the command's first. A ``key``
+    that is not in the command is given to the engine out of sight. ``ratio`` gives the cache ratio
+    of each start; None is the command's for all of them.
     """
 
     command: Command
     runner: Sequence[str]
     key: str | None = None
     _: KW_ONLY
-    hidden: bool = False
     ratio: Callable[[], float] | None = None
 
     @property
     def group(self) -> int:
-        """Which of the plan's groups it is."""
         return self.command.group
 
     @property
@@ -138,7 +131,7 @@ class Launch:
         return port_of(self.command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
-        """What the start with this number (from 0) needs."""
+        """What the start with this number, from 0, needs."""
         return StartCommand(self.argv(), self.environment({**os.environ, **self.command.env}))
 
     def argv(self) -> tuple[str, ...]:
@@ -148,11 +141,12 @@ class Launch:
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
         env = {**base, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
-        return {**env, KEY: self.key} if self.hidden and self.key else env
+        if self.key is None or self.key in self.command.argv:
+            return env
+        return {**env, KEY: self.key}
 
 
 def port_of(command: Command) -> int:
-    """The port that a command's engine will listen on."""
     argv = command.argv
     for option in ("--server-port", "--port"):  # LMDeploy's, the fallback engine's
         if option in argv:
@@ -161,62 +155,45 @@ def port_of(command: Command) -> int:
 
 
 def free_ports(count: int, besides: int | None = None) -> list[int]:
-    """Ports on loopback that nobody has at this moment.
+    """``count`` ports on loopback that nobody has; ``besides`` is one that somebody will take.
 
-    They are taken from below the usual range of outgoing connections: the kernel may give a port of
-    that range to an outgoing connection before the engine listens, even to a client that asks
-    whether the engine listens yet.
-
-    Args:
-        count: how many.
-        besides: one that somebody is about to take.
+    They are from below the range of outgoing connections: the kernel may give a port of that range
+    even to a client that asks whether the engine listens yet.
 
     Raises:
         LaunchError: there are none, or no socket can be made.
     """
     from turbofit.gateway.server import tcp_socket
 
-    sockets: list[socket.socket] = []
-    try:
+    ports: list[int] = []
+    with ExitStack() as sockets:
         for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-            if len(sockets) == count:
-                break
+            if len(ports) == count:
+                return ports
             if port == besides:
                 continue
-            endpoint = tcp_socket(socket.AF_INET)
-            try:
+            endpoint = sockets.enter_context(tcp_socket(socket.AF_INET))
+            with suppress(OSError):
                 endpoint.bind((HOST, port))
-            except OSError:
-                endpoint.close()
-            else:
-                sockets.append(endpoint)
-        if len(sockets) < count:
-            raise LaunchError("no port on loopback can be had", hint="see ss -tln")
-        return [endpoint.getsockname()[1] for endpoint in sockets]
-    finally:
-        for endpoint in sockets:
-            endpoint.close()
+                ports.append(port)
+    raise LaunchError("no port on loopback can be had", hint="see ss -tln")
 
 
-# The cache ratio of one start, where more or less is free than the plan counted on.
-#
-# LMDeploy's cache is a share of what is free just then. Beside other engines on the same cards that
-# is not what the plan counted: those that sleep or start again leave more free than they will need,
-# and an engine that starts again finds others that have grown since. The plan's bytes are kept.
+# The cache ratio of one start. LMDeploy's cache is a share of what is free just then, which is not
+# what the plan counted where others have grown, or sleep and will take more: its bytes are kept.
 
 
 #: LMDeploy's option.
 RATIO: Final = "--cache-max-entry-count"
-#: So many steps are in a ratio: one is 24 KiB of 24 GiB.
+#: Steps in a ratio: one is 24 KiB of 24 GiB.
 _STEPS: Final = 10**6
 
 
 def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     """The ratio that gives the cache of a group's engine its bytes; the plan's where it cannot.
 
-    LMDeploy takes the ratio of what is free of the fullest card of the group. Over: by less than a
-    step of that, so that no page of the cache is lost. ``free`` are bytes by GPU UUID that are free
-    now, before the engine starts.
+    LMDeploy takes it of what is free of the fullest card of the group. Over: by less than a step,
+    so that no page is lost. ``free`` are bytes by GPU UUID that are free before the engine starts.
     """
     group_plan, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes
@@ -232,21 +209,16 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
 
 
 def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
-    """A command line with another ratio."""
     if RATIO not in argv:
         return argv
     place = argv.index(RATIO) + 1
     return (*argv[:place], f"{ratio:.6f}", *argv[place + 1 :])
 
 
-# Cards on which others have engines, too: what is free of them now, and the ratio for it.
-
-
 def ratio_now(plan: Plan, group: int) -> float:
-    """The ratio of a start on real GPUs: where more is free than planned, the plan's bytes.
+    """The ratio of a start on real GPUs: the plan's bytes where more is free than planned.
 
     Where less is free it is the plan's, so that what somebody took comes from the cache, too.
-
     Over: by what others give back between this look and LMDeploy's, while the engine loads.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
@@ -256,19 +228,12 @@ def ratio_now(plan: Plan, group: int) -> float:
 def shared_ratio(plan: Plan, group: int) -> float:
     """The ratio of a start beside other models of ours: the plan's bytes, whatever is free.
 
-    Under: the cache is smaller by a share of what others grow by, within their parts of the cards,
-    while the engine loads; and two engines that start again at once do not know of each other.
+    Under: by a share of what others grow by within their parts of the cards while the engine loads;
+    and two engines that start again at once do not know of each other.
     """
-    return fitted_ratio(plan, group, _free(plan))
-
-
-def _free(plan: Plan) -> dict[str, int]:
-    """Free bytes by GPU UUID, as NVML has them now; what cannot be read is left out."""
     from turbofit.launch.serve.gpu_monitor import used_now
 
     used = used_now(plan)
-    return {
-        gpu.uuid: gpu.total - gpu.reserved - used[gpu.index]
-        for gpu in plan.gpus
-        if gpu.index in used
-    }
+    gpus = [gpu for gpu in plan.gpus if gpu.index in used]  # the others cannot be read
+    free = {gpu.uuid: gpu.total - gpu.reserved - used[gpu.index] for gpu in gpus}
+    return fitted_ratio(plan, group, free)

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
-    """The plan with checkpoints on disk: its model's, or a header-only twin.
-
-    Chat templates are chosen by the folder's name, so that the twin keeps the model's.
+    """The plan with a checkpoint on disk: its model's, or a header-only twin of the same name.
 
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
@@ -40,6 +38,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
 
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
     torch = plan.engine.on_torch
+    # Chat templates are chosen by the folder's name.
     checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
     source = replace(plan.model.source, checkpoint=str(checkpoint))
     return replace(plan, model=replace(plan.model, source=source))
@@ -66,10 +65,9 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
 
-    ``plan`` says what the machine looks like, and what a pretend card is charged with beforehand;
-    scenario and timeline of each start go into ``folder``. ``taken`` are bytes that somebody takes
-    of each card once the cache is sized; the device allocation of the number ``fail_at`` fails in
-    the first start. Each start has a machine of its own, also where several models share cards.
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``. ``taken``
+    are bytes that somebody takes of each card once the cache is sized; the device allocation of the
+    number ``fail_at`` fails in the first start.
     """
 
     plan: Plan
@@ -78,11 +76,7 @@ class PretendLaunch(Launch):
     fail_at: int | None = None
 
     def start_command(self, number: int) -> StartCommand:
-        """What the start with this number needs; each has a machine of its own.
-
-        Raises:
-            PackageError: LMDeploy or a C compiler is missing.
-        """
+        """See `Launch`."""
         from turbofit.rehearse.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
@@ -98,11 +92,7 @@ class PretendLaunch(Launch):
     def _torch_environment(
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
     ) -> dict[str, str]:
-        """The environment in which LMDeploy's own server finds the cards; ``folder`` is new.
-
-        Raises:
-            PackageError: torch is no CUDA build.
-        """
+        """The environment in which LMDeploy's own server finds the cards; ``folder`` is new."""
         from turbofit.pretend.command import cuda_site, find_turbofit, put_first
         from turbofit.pretend.run import prepare
         from turbofit.rehearse.packages import SERVED, need_packages
@@ -119,8 +109,7 @@ class PretendLaunch(Launch):
 class PretendUsage(Struct):
     """What one pretend GPU held, in bytes: at most, now, and its executor pool at most.
 
-    ``pool`` in the steps by which a pool takes memory, as the plan counts it; None for an engine
-    without such a pool.
+    ``pool`` is in the pool's steps, as the plan counts; None for an engine without one.
     """
 
     gpu: int
@@ -132,8 +121,7 @@ class PretendUsage(Struct):
 class PretendReader:
     """What one start of a group's engine does on its pretend GPUs.
 
-    ``timeline`` is TurboMind's, which is written meanwhile, and each reading goes on where the last
-    one stopped; of engines on torch it is the machine's folder.
+    ``timeline`` as in `StartCommand`; each reading of TurboMind's goes on where the last stopped.
     """
 
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:

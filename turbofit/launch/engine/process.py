@@ -1,4 +1,4 @@
-"""One engine as a process: its group, its end, and its output, which is kept in a log."""
+"""One engine as a process group, and its output, which is kept in a log."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: A full pipe holds 64 KiB: while an engine prints without pause, this bounds how often we wake up,
-#: and slows the engine down.
+#: While an engine prints without pause, this bounds how often we wake up, and slows it down: a full
+#: pipe holds 64 KiB.
 _PAUSE: Final = 0.02
 _CHUNK: Final = 1 << 20
 
 
 class EngineProcess:
-    """Starts a command in its own process group and reads what it prints.
+    """A command in its own process group, and what it prints.
 
     Start it in the main thread: the engine is killed when the thread that started it ends.
-    ``log_required``: it is started only where its log can be opened.
+    ``log_required``: it starts only where its log can be opened.
 
     Raises:
         LaunchError: it cannot be started.
@@ -44,7 +44,6 @@ class EngineProcess:
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], log: Path, *, log_required: bool = True
     ) -> None:
-        self.log = log
         self.runs: deque[Run] = deque()
         try:  # before the engine exists, so that nothing must be ended
             self._file = LogFile(log, required=log_required)
@@ -73,7 +72,6 @@ class EngineProcess:
 
     @property
     def log_error(self) -> str:
-        """Why its log could not be opened; empty where it could."""
         return self._file.kept.error
 
     @property
@@ -89,12 +87,10 @@ class EngineProcess:
         return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
-            with contextlib.suppress(PermissionError):  # then `strike` is what is left
-                self._process.send_signal(number)
+        with contextlib.suppress(PermissionError):  # then `strike` is what is left
+            self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
-        """Wait for its end, at most so long."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, seconds))
 
@@ -104,10 +100,9 @@ class EngineProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self, seconds: float) -> bool:
-        """Kill whatever is left of the group; whether the engine has ended, at most so long after.
+        """Kill what is left of the group; whether the engine has ended, at most so long after.
 
-        A process that waits in the driver, e.g. for a card that has fallen off the bus, outlives
-        SIGKILL.
+        A process that waits in the driver, as for a card off the bus, outlives SIGKILL.
         """
         self.strike()
         self.wait(seconds)
@@ -145,10 +140,9 @@ def command_text(argv: Sequence[str]) -> str:
     return shlex.join(shown)
 
 
-# An engine's log on disk: repeated lines become a count, and its size is capped.
-# TurboMind's start-up hang prints tens of thousands of equal lines a second, so whole chunks are
-# worked on: one pass of a regular expression takes the times out, and only lines that differ are
-# looked at one by one.
+# An engine's log on disk: repeated lines become a count, and its size is capped. TurboMind's hang
+# prints tens of thousands of equal lines a second, so whole chunks are worked on: one pass of a
+# regular expression takes the times out, and only lines that differ are looked at one by one.
 
 
 #: TurboMind's ``[MMDD.HH:MM:SS.uuuuuu]`` and Python's ``YYYY-MM-DD HH:MM:SS,mmm``.
@@ -173,11 +167,10 @@ Run = tuple[str, int]
 
 
 class LogFile:
-    """Takes an engine's output in chunks, keeps it, and tells what was said.
+    """Takes an engine's output in chunks, keeps it, and tells what was printed.
 
-    After ``cap`` bytes a new file is begun; ``path`` with ``.1`` appended is the one before it. The
-    two together are never larger than twice that and a chunk. Where it is not ``required``, what
-    cannot be opened is tried again at each write.
+    After ``cap`` bytes a new file is begun; ``path`` with ``.1`` appended is the one before. Where
+    it is not ``required``, what cannot be opened is tried again at each write.
 
     Raises:
         OSError: it is required, and cannot be opened.
@@ -205,7 +198,7 @@ class LogFile:
     def close(self) -> list[Run]:
         runs = list(self._keep(self._tail)) if self._tail else []
         self._tail = b""
-        self._flush_repeats()
+        self._write(self._repeated())
         self.kept.close()
         return runs
 
@@ -223,23 +216,17 @@ class LogFile:
             if key == self._last and key:
                 self._repeats += count
             else:
-                self._flush_repeats(out)
-                out.append(times[at])
+                out += [*self._repeated(), times[at]]
                 self._last, self._repeats = key, count - 1
             at += count
             last = key.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in key else key
             yield last.decode(errors="replace"), count
         self._write(out)
 
-    def _flush_repeats(self, out: list[bytes] | None = None) -> None:
-        if not self._repeats:
-            return
-        line = _REPEATED.format(self._repeats).encode()
-        self._repeats = 0
-        if out is None:
-            self._write([line])
-        else:
-            out.append(line)
+    def _repeated(self) -> list[bytes]:
+        """What stands for the repeats of the last line, which are counted anew."""
+        count, self._repeats = self._repeats, 0
+        return [_REPEATED.format(count).encode()] if count else []
 
     def _write(self, lines: list[bytes]) -> None:
         if lines:

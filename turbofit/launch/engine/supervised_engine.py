@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -22,6 +21,12 @@ from turbofit.launch.engine.engine_log import (
 )
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
+from turbofit.launch.engine.worst_requests import (
+    fullest_forward,
+    longest_request,
+    worst_image_tokens,
+    worst_request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +37,12 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
+    #: Asks an engine, whose model has this name, what it must answer before it counts as ready.
+    EngineExam = Callable[["SupervisedEngine", str, Callable[[ProbeRequest], int]], None]
+
 
 class Examiner(Protocol):
-    """Looks closer at engines than their readiness needs."""
+    """Asks engines more than their readiness needs."""
 
     def begin(self, plan: Plan) -> None:
         """The engines of this plan are about to be started."""
@@ -42,7 +50,7 @@ class Examiner(Protocol):
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """One of them is up: ask it, in a thread of its own, before it counts as ready.
+        """Ask one of them that is up, in a thread of its own, before it counts as ready.
 
         Raises:
             LaunchError: it does not answer as it should.
@@ -58,11 +66,7 @@ _CONFIRM_SECONDS: Final = 2.0
 
 
 class SupervisedEngine:
-    """One group's engine, whose log goes into a folder.
-
-    ``check``: it must answer worst-case requests before it counts as ready; an examiner asks it
-    other questions instead of these.
-    """
+    """One group's engine, whose log goes into a folder."""
 
     def __init__(  # noqa: PLR0913 - a constructor
         self,
@@ -71,37 +75,30 @@ class SupervisedEngine:
         folder: Path,
         tell: Callable[[str], None],
         *,
-        check: bool,
+        exam: EngineExam | None,
         timing: Timing,
         name: str,
-        examiner: Examiner | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._examiner, self._clock = examiner, clock
-        self._plan, self._launch, self._tell = plan, launch, tell
-        self._check, self._timing, self.name = check, timing, name
+        self.plan, self._launch, self._tell = plan, launch, tell
+        self._exam, self._timing, self.name, self._clock = exam, timing, name, clock
         self.log = folder / f"engine-{launch.group}.log"
         self.url = f"http://{HOST}:{launch.port}"
         self.state: Literal["starting", "ready", "waiting", "broken"] = "waiting"
         self.starts = 0
-        self.phases: list[tuple[str, float]] = []
         self.again_at = 0.0
         self.was_ready = False
-        #: Clients can reach it once it is ready.
-        self.opened = False
         self.process: EngineProcess | None = None
         #: What its start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
         self.tracker = StartupTracker(plan, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
-        self._ends: deque[float] = deque()
-        self._began = 0.0
+        self._ends: list[float] = []
+        self._began = self._counted = self._heard = 0.0
         #: How many processes the kernel had killed at the last count but one, and at the last one.
-        self._earlier_kills: int | None = None
-        self._last_kills: int | None = None
-        self._counted = 0.0
-        self._heard, self._told = 0.0, False
+        self._kills: tuple[int | None, int | None] = (None, None)
+        self._silence_told = False
 
     @property
     def group(self) -> int:
@@ -115,36 +112,31 @@ class SupervisedEngine:
         """
         start_command = self._launch.start_command(self.starts)
         self.starts += 1
-        self.tracker, timeline = StartupTracker(self._plan, self.log), start_command.timeline
-        if timeline is not None:
+        if start_command.timeline is not None:
             from turbofit.launch.engine.pretended import PretendReader
 
-            self.pretended = PretendReader(self._plan, self.group, timeline)
-        self._began = self._clock()
-        self._earlier_kills = self._last_kills = kernel.host_kills()
-        self._counted = self._began
-        self.phases = [("starting", 0.0)]
+            self.pretended = PretendReader(self.plan, self.group, start_command.timeline)
+        self._began = self._counted = self._heard = self._clock()
+        self._kills = (kernel.host_kills(),) * 2
+        self.tracker = StartupTracker(self.plan, self.log, self._began)
         # A disk that has become unwritable costs a restart its log, never the engine.
         self.process = EngineProcess(
             start_command.argv, start_command.env, self.log, log_required=self.starts == 1
         )
-        self.state, self._heard = "starting", self._began
+        self.state = "starting"
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
-        # Once it serves, clients may reach it at any moment: a worst case beside them would be more
-        # than the plan pays for. The same plan was checked before.
-        check = self._check and not self.was_ready
-        exam = None if self._examiner is None else partial(self._examiner.examine, self)
-        self._probe = Probe(
-            self._plan, self.client, self._timing, check=check, exam=exam, clock=self._clock
-        )
+        # Once it has served, a worst case beside clients' requests would be more than is planned.
+        exam = None if self._exam is None or self.was_ready else partial(self._exam, self)
+        serial = self.plan.engine.serial
+        self._probe = Probe(self.client, self._timing, exam, serial=serial, clock=self._clock)
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
         """Read on; how it ended, if it did.
 
-        ``last``: nobody looks again, and waits for what a loop that has ended may yet say.
+        ``last``: nobody looks again to wait for what a loop that has ended may yet say.
         """
         process, probe = self.process, self._probe
         if process is None or probe is None:
@@ -157,18 +149,17 @@ class SupervisedEngine:
         for text, count in lines:
             for line in self.tracker.see(text, count, now):
                 self._tell(line)
-            self._time()
-        self._follow()
+        self._follow(now)
         # The signal that kills the rest of an engine whose loop has ended is not why it ended.
         if code is not None and not self.tracker.failing:
             return self._ended(code)
-        if self.tracker.fallback is not None:
+        if self.tracker.fallback:
             return fallback(self.tracker)
         if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
             if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
                 self.tracker.survived(float("inf"))  # a line that only looked like the engine's own
                 return None
-            return end_of(None, self.tracker, death=self.death())
+            return self._ended(None)
         if self.tracker.hangs(now):
             return hang(self.tracker)
         # A loop that ends fails its requests at once; the reason comes later, in the log.
@@ -184,9 +175,9 @@ class SupervisedEngine:
         return None
 
     def end(self, seconds: float) -> bool:
-        """Kill what is left of it and forget this start; whether it has ended.
+        """Kill what is left of it; whether it has ended, at most so long after.
 
-        Where it has not, at most so long after, it keeps its memory, and `process` stays.
+        Where it has not, it keeps its memory, and `process` stays.
         """
         self.quiet()
         if self.process is not None and self.process.kill(seconds):
@@ -199,14 +190,12 @@ class SupervisedEngine:
             self._probe.stop()
 
     def wait(self, now: float, explained: int = 0) -> float | None:
-        """Plan its next start; the pause before it, or None once the circuit breaks.
+        """Set when it starts again; the pause until then, or None once the circuit breaks.
 
-        ``explained`` are ends within the window by requests that are refused from now on.
+        ``explained`` are ends within the window by requests that are refused since.
         """
         timing = self._timing
-        while self._ends and now - self._ends[0] >= timing.window:
-            self._ends.popleft()
-        self._ends.append(now)
+        self._ends = [*(end for end in self._ends if now - end < timing.window), now]
         ends = max(1, len(self._ends) - explained)
         if ends > timing.restarts:
             self.state, self.again_at = "broken", now + timing.window
@@ -215,20 +204,14 @@ class SupervisedEngine:
         self.state, self.again_at = "waiting", now + pause
         return pause
 
-    def excuse(self, now: float, explained: int) -> bool:
-        """Start it again soon if the ends that broke the circuit are explained; whether it is."""
-        excused = len(self._ends) - explained <= self._timing.restarts
-        if excused:
+    def excuse(self, now: float, explained: int) -> None:
+        """Start it again at once if the ends that broke the circuit are explained."""
+        if len(self._ends) - explained <= self._timing.restarts:
             self.state, self.again_at = "waiting", now
-        return excused
-
-    def death(self) -> End | None:
-        """On pretend GPUs, the allocation that was refused."""
-        return None if self.pretended is None else self.pretended.death()
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start took, as far as it came."""
-        times = [*self.phases, ("", self._clock() - self._began)]
+        times = [*self.tracker.phases, ("", self._clock())]
         return {
             name: round(after - at, 3)
             for (name, at), (_, after) in pairwise(times)
@@ -240,50 +223,56 @@ class SupervisedEngine:
         """Seconds that this start took, as far as it came, without the worst-case requests."""
         return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
 
-    def _follow(self) -> None:
-        """Note phases that only the probe knows, and their times."""
+    def _follow(self, now: float) -> None:
         probe = self._probe
-        if self.state == "starting" and probe is not None:
-            if probe.ready.is_set():
-                self.tracker.phase = "ready"
-                self.state, self.was_ready = "ready", True
-                if self.opened:
-                    self._tell("phase: ready")
-            elif probe.checks and probe.healthy.is_set() and self.tracker.phase != "check":
-                self.tracker.phase = "check"
-                self._tell("phase: check (worst-case requests)")
-        self._time()
-
-    def _time(self) -> None:
-        """Note when a phase began."""
-        if self.phases[-1][0] != self.tracker.phase:
-            self.phases.append((self.tracker.phase, self._clock() - self._began))
+        if self.state != "starting" or probe is None:
+            return
+        lines: list[str] = []
+        if probe.ready.is_set():
+            self.state, self.was_ready = "ready", True
+            lines = self.tracker.enter("ready", now)
+        elif probe.exam is not None and probe.healthy.is_set():
+            lines = self.tracker.enter("check", now)
+        for line in lines:
+            self._tell(line)
 
     def _forget_earlier(self, now: float) -> None:
-        """Forget evidence that the engine has survived: it does not tell why the engine ends.
-
-        The kernel counts a process that it kills before that has ended, for want of memory even
-        seconds before: the last count is too new.
-        """
+        """Forget evidence that the engine has survived: it does not tell why the engine ends."""
+        # The last count of kills is too new: a killed process may take seconds to end.
         if self._probe is not None:
             self.tracker.survived(self._probe.lived)
         if now - self._counted >= _COUNT_SECONDS:
-            self._earlier_kills, self._last_kills = self._last_kills, kernel.host_kills()
-            self._counted = now
+            self._kills, self._counted = (self._kills[1], kernel.host_kills()), now
 
     def _listen(self, printed: bool, now: float) -> None:
-        """Say what a long silence may mean, once for each."""
+        """Say what a long silence of a starting engine may mean, once for each."""
         if printed or self.state != "starting" or self.tracker.phase in ("serving", "check"):
-            self._heard, self._told = now, False
-        elif not self._told and now - self._heard >= self._timing.quiet:
-            self._told = True
-            self._tell(silence(self._plan, self.tracker.phase, self._timing.quiet))
+            self._heard, self._silence_told = now, False
+        elif not self._silence_told and now - self._heard >= self._timing.quiet:
+            self._silence_told = True
+            self._tell(silence(self.plan, self.tracker.phase, self._timing.quiet))
 
-    def _ended(self, code: int) -> End:
-        _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
-        before, after = self._earlier_kills, kernel.host_kills()
+    def _ended(self, code: int | None) -> End:
+        _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
+        before, after = self._kills[0], kernel.host_kills()
         return end_of(
             code, self.tracker,
-            death=self.death() if self.tracker.fault is not None else None,
+            death=None if self.pretended is None else self.pretended.death(),
             host_kills=None if before is None or after is None else after - before,
         )  # fmt: skip
+
+
+def ask_worst(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]) -> None:
+    """Ask an engine what brings its memory to the plan's peak, before a client can.
+
+    ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
+    """
+    plan = engine.plan
+    worst = worst_request(plan, model)
+    tokens = 0 if worst is None else ask(worst)
+    if plan.engine.serial:
+        last = longest_request(plan, model, worst, tokens, ask)
+    else:
+        last = fullest_forward(plan, model, max(0, tokens - worst_image_tokens(plan)))
+    if last is not None:
+        ask(last)

@@ -1,8 +1,7 @@
 """The requests that an engine must answer before it counts as ready.
 
 The first is the worst that a client may send. The second brings the executor's pool to the size
-that the plan pays for: what the plan's worst forward holds. It goes to the engine directly, past
-the gateway, which would refuse it.
+that the plan pays for; the gateway, which it does not pass, would refuse it.
 """
 
 from __future__ import annotations
@@ -24,10 +23,7 @@ if TYPE_CHECKING:
 
 
 def worst_image(plan: Plan) -> DummyImage | None:
-    """An image that takes the units the plan allows for one; None for a model without images.
-
-    Its fields hold LMDeploy to the plan's limit, whatever its default.
-    """
+    """An image of the most units that the plan allows, held to them; None without images."""
     rule, limit = plan.model.image_rule, plan.limits.image_limit
     if rule is None or limit is None:
         return None
@@ -43,8 +39,8 @@ _AFTER: Final = 8
 _AROUND: Final = 2
 #: Tokens by which the guesses above may be wrong.
 _SLACK: Final = 15
-#: Tokens of a row of a full batch: a block of the cache at least. Its answer outlasts the arrival
-#: of the others, which takes a step of decoding each at most.
+#: Tokens of a row of a full batch, a block of the cache at least. Its answer outlasts the arrival
+#: of the others, each at most a step of decoding.
 _LEAST_ROW: Final = 64
 _ROW_ANSWER: Final = 256
 _STEPS_A_ROW: Final = 4
@@ -69,10 +65,7 @@ class ProbeRequest(NamedTuple):
 
 
 def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
-    """A chat request with as many images as the plan allows, each of the worst size.
-
-    None for a model without images.
-    """
+    """A chat with as many worst images as the plan allows; None for a model without images."""
     image = worst_image(plan)
     if image is None:
         return None
@@ -89,10 +82,9 @@ def worst_image_tokens(plan: Plan) -> int:
 
 
 def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """What brings the pool to the planned peak, by the term that decides it.
+    """What brings the pool to the planned peak, by the term that decides it, if there is more.
 
-    ``text`` are tokens of a chat's prompt beside its images, as the engine counted them. None where
-    the worst request was all of it, or where no client can ask for more.
+    ``text`` are tokens of a chat's prompt beside its images, as the engine counted them.
     """
     deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
     worst = _WORST[deciding](plan, model, text) if deciding in _WORST else None
@@ -118,7 +110,6 @@ def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
 
 
 def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
-    """The longest prompt that the session and the cache hold."""
     tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
     body = {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1}
@@ -126,9 +117,9 @@ def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
 
 
 def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
-    """A batch that samples over the whole vocabulary, in one request, so that its rows meet.
+    """A batch that samples over the whole vocabulary, in one request.
 
-    Each generates for long, so that the last begins before the first ends.
+    Its rows meet: each generates for so long that the last begins before the first ends.
     """
     rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
     room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
@@ -176,10 +167,10 @@ def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
 def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any]]:
     """Images across the forwards of one long prompt, for clients that cannot choose image sizes.
 
-    An image is encoded whole in each forward that holds one of its tokens, so that a forward sees
-    most where it begins with the last tokens of a full image and ends with the first of another.
-    What lies before that (``lead``) and between the two is tried through, so that an error of
-    `_SLACK` in the guessed tokens of the template does not matter.
+    An image is encoded whole in each forward that holds one of its tokens: a forward sees most
+    where it begins with the last tokens of a full image and ends with the first of another. What
+    lies before that (``lead``) and between the two is tried through; an error of `_SLACK` in the
+    guessed tokens of the template does not matter.
     """
     unit_tokens, most = rule.unit_tokens(1), plan.limits.units_per_image
     before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
@@ -227,7 +218,6 @@ def image_part(image: DummyImage) -> JsonObject:
 
 
 def _chat(name: str, model: str, parts: list[JsonObject]) -> ProbeRequest:
-    """A short question about images."""
     text = {"type": "text", "text": "What is this?"}
     body = {
         "model": model,
@@ -247,13 +237,9 @@ def longest_request(
 ) -> ProbeRequest | None:
     """A request that fills the context, for an engine that takes no token ids.
 
-    Only the engine has the tokenizer: its counts for two short prompts say how many tokens one more
-    word takes. The request has the worst images too, so that the peak is driven as the plan pays
-    for it before a client can.
-
-    ``worst`` is the request with the worst images, whose prompt has so many ``tokens``; None for a
-    model without. ``count`` asks the engine, and says how many tokens the prompt had, 0 where it
-    does not say. None where the engine does not count, or has no room left.
+    Only the engine has the tokenizer: its counts for two short prompts say how many tokens a word
+    takes. It has the images of ``worst``, too, whose prompt has so many ``tokens``. None where the
+    engine does not count, or has no room left.
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))

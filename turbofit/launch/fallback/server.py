@@ -1,11 +1,11 @@
 """``python -m turbofit.launch.fallback.server``: one model, one map, one port, until it is stopped.
 
-It is an engine as LMDeploy's server is one: a gateway stands before it, and holds requests to the
-plan. Keys, bodies and refusals here are the gateway's own; the handlers of ``transformers serve``
-answer, one request at a time. Torch and Transformers are imported in this child only.
+It is an engine as LMDeploy's server is one, behind a gateway that holds requests to the plan. Keys,
+bodies and refusals here are the gateway's own; the handlers of ``transformers serve`` answer, one
+request at a time. Torch and Transformers are imported in this child only.
 
-Transformers promises none of these classes: each release may move them. All that is used is checked
-before, so that another release fails at once and with one line.
+Transformers promises none of these classes. All that is used is checked before, so that a release
+that moved some fails at once and with one line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError
 from turbofit.core.installation import install_command
 from turbofit.core.process.ports import DEFAULT_PORT
-from turbofit.core.units import format_bytes
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.prepare import decode
@@ -73,10 +72,10 @@ _READ: Final[Mapping[Kind, frozenset[str]]] = {
     "chat": _COMMON | {"messages", "tools", "logit_bias", "chat_template_kwargs"},
     "completions": _COMMON | {"prompt"},
 }
-#: Seconds without a token after which the engine counts as stuck. Above any prefill: the slowest
-#: reads most of the model from disk once.
+#: Seconds without a token after which the engine counts as stuck. The slowest prefill reads most of
+#: the model from disk once.
 _STALLED: Final = 900.0
-#: Requests in a row that ran out of memory after which starting again is better than going on.
+#: Requests in a row that ran out of memory after which the engine starts again.
 _MOST_SHORT: Final = 3
 _RETRY_SECONDS: Final = 5
 _SHOWN: Final = 300
@@ -84,16 +83,15 @@ _LARGEST: Final = 256 << 20
 _PAUSE: Final = 0.02
 #: How Transformers ends a stream that failed.
 _FAILED: Final = 'data: {"error": "'
-#: Failures before anything was generated that are not the client's, whose messages, images and
-#: options were read by then.
+#: Failures before anything was generated that are not of what the client sent.
 _OURS: Final = (RuntimeError, MemoryError, ImportError)
 
 
 class GenerationOptions(NamedTuple):
     """What is served, and how.
 
-    ``session_len``: tokens of prompt and answer; ``max_images`` a request; ``offload`` a folder for
-    what the map sends to the disk and no safetensors file holds.
+    ``session_len``: tokens of prompt and answer; ``max_images`` a request; ``offload``: a folder
+    for what the map sends to the disk and no safetensors file holds.
     """
 
     model: str
@@ -109,9 +107,8 @@ class ServedModel:
     """Transformers' model that generates for one request, can be stopped, and says how it fares.
 
     The event loop, which takes requests, shares it with the thread that generates. ``cancelled``:
-    nobody waits for the answer any more. ``idle``: nothing is generated. ``begun``: the request
-    came so far as to generate. ``failure`` is what its client is told where that failed. ``fatal``
-    says why the process must end. All else is the model's own.
+    nobody waits for the answer. ``idle``: nothing is generated. ``begun``: the request came so far
+    as to generate. ``failure`` is what its client is told. ``fatal`` says why the process must end.
     """
 
     def __init__(self, model: Any, session_len: int) -> None:
@@ -122,13 +119,13 @@ class ServedModel:
         self.failure: Refusal | None = None
         self.fatal = ""
         self._moved = time.monotonic()
-        self._answered = self._shortages = 0
+        #: Requests in a row that ran out of memory; one is enough before the first answer.
+        self._shortages = _MOST_SHORT - 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def take(self) -> None:
-        """A new request is at work."""
         self.cancelled.clear()
         self.begun, self.failure = False, None
         self._moved = time.monotonic()
@@ -149,7 +146,7 @@ class ServedModel:
         """As the model's own, as far as the context goes.
 
         Raises:
-            Refusal: as `failure`; without the exception behind it, which holds tensors.
+            Refusal: without the exception behind it, which holds tensors.
         """
         torch, tokens = import_module("torch"), keywords["input_ids"].shape[-1]
         config, left = keywords["generation_config"], self._session_len - tokens
@@ -158,7 +155,7 @@ class ServedModel:
         try:
             if left > 0:
                 answer = self._model.generate(**keywords, stopping_criteria=ends)
-                self._answered, self._shortages = self._answered + 1, 0
+                self._shortages = 0
                 return answer
             failure = Refusal("bad_request:prompt", tokens=tokens, most=self._session_len)
         except torch.OutOfMemoryError as exc:
@@ -183,20 +180,18 @@ class ServedModel:
         return torch.full(shape, ends, dtype=torch.bool, device=input_ids.device)
 
     def ran_short(self, exc: BaseException) -> Refusal:
-        """A request ran out of GPU memory; what its client is told.
+        """What a client is told whose request ran out of GPU memory.
 
-        After torch's exception the engine can go on. But an engine that has never answered, or that
-        runs out again and again, would do so for ever: it ends with torch's message, from which the
-        supervisor plans anew.
+        The engine can go on, but one that has never answered, or runs out again and again, would do
+        so for ever: it ends with torch's message, from which the supervisor plans anew.
         """
         self._shortages += 1
-        if not self._answered or self._shortages >= _MOST_SHORT:
+        if self._shortages >= _MOST_SHORT:
             self.fatal = f"torch.OutOfMemoryError: {_one_line(exc)}"
         return Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)
 
 
 def _one_line(exc: BaseException) -> str:
-    """What an exception says, in one line of a bounded length."""
     return " ".join(str(exc).split())[:_SHOWN] or type(exc).__name__
 
 
@@ -204,7 +199,7 @@ def _find_inside() -> dict[str, Any]:
     """Transformers' own classes by their names, checked; takes seconds.
 
     Raises:
-        PackageError: Transformers or what its server needs is missing, or is another inside.
+        PackageError: Transformers, or what its server needs, is missing or another inside.
     """
     classes: dict[str, Any] = {}
     what = ""
@@ -231,9 +226,7 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
         PackageError: Transformers is missing, or another inside.
         LaunchError: the model cannot be loaded; torch's own lack of memory is left as it is.
     """
-    began = time.monotonic()
     inside = _find_inside()
-    _say(f"transformers is there after {time.monotonic() - began:.1f} s")
     _say("loading weights")
     began, torch = time.monotonic(), import_module("torch")
     try:
@@ -253,11 +246,7 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
     tokenizer = getattr(processor, "tokenizer", None)
     if not getattr(processor, "chat_template", None) and tokenizer is not None:
         processor.chat_template = tokenizer.chat_template  # where older checkpoints keep it
-    reserved = [
-        f"device {number}: {format_bytes(torch.cuda.memory_reserved(number))}"
-        for number in range(torch.cuda.device_count())
-    ]
-    _say(f"weights loaded in {time.monotonic() - began:.1f} s {'; '.join(reserved)}")
+    _say(f"weights loaded in {time.monotonic() - began:.1f} s")
     modality = inside["ModelManager"].get_model_modality(whole, processor=processor)
     manager = SimpleNamespace(get_model_modality=lambda *_, **__: modality)
     model, state = ServedModel(whole, options.session_len), inside["GenerationState"]()
@@ -271,10 +260,10 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
 def _handler_class(
     kind: Kind, base: Any, options: GenerationOptions, model: ServedModel, processor: Any
 ) -> Any:
-    """Serves one model, reads what is held of a body alone, and decodes images itself.
+    """Reads what is held of a body alone, and decodes images itself.
 
-    Transformers' own loader of images takes any address or file, and its decoders differ with what
-    is installed. Its sampling is the model's own default, not what a temperature asks for.
+    Transformers' own loader of images takes any address or file. Its sampling is the model's own
+    default, not what a temperature asks for.
     """
     from PIL import Image
 
@@ -374,7 +363,7 @@ class FallbackApp(AsgiApp):
         """
         parsed = read_body(kind, decode(raw))
         hold_name({self._options.name: self._options.name}, parsed.body)
-        scope = Scope(engines=("transformers",), vocabulary=0, session=self._options.session_len)
+        scope = Scope(engine="transformers", session=self._options.session_len)
         hold_parameters(kind, parsed.body, scope)
         field = "messages" if kind == "chat" else "prompt"
         if not parsed.body.get(field):
@@ -433,7 +422,6 @@ class FallbackApp(AsgiApp):
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
     def _refusal(self, exc: Exception) -> Refusal:
-        """What a client is told of a failure."""
         if isinstance(exc, Refusal):
             return exc
         if type(exc).__name__ == "OutOfMemoryError":

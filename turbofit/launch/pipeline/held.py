@@ -15,7 +15,7 @@ from turbofit.gateway.limits.parameters import GENERATION, RULES
 from turbofit.gateway.limits.ranges import hold_fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from turbofit.gateway.limits.gate import Gate
     from turbofit.gateway.limits.rules import Scope
@@ -25,9 +25,6 @@ def hold_config(config: Any, scope: Scope) -> Any:
     """A copy of a GenerationConfig inside the ranges; what was lowered is a warning.
 
     Fields that the table does not know are a later LMDeploy's, and stay.
-
-    Raises:
-        Refusal: a value that cannot be brought into its range.
     """
     result = copy.copy(config)
     fields = {name: value for name, value in vars(result).items() if value is not None}
@@ -48,12 +45,6 @@ def hold_engine(engine: Any, scope: Scope) -> None:
     if preprocess is None:
         warnings.warn("this LMDeploy's parameters are not held to their ranges", stacklevel=2)
         return
-    engine.preprocess = _holding(preprocess, scope)
-
-
-def _holding(
-    preprocess: Callable[..., Awaitable[Any]], scope: Scope
-) -> Callable[..., Awaitable[Any]]:
     from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
 
     signature = inspect.signature(preprocess)
@@ -70,7 +61,7 @@ def _holding(
             raise RequestError(ErrorCode.INVALID_REQUEST, refusal.message) from None
         return await preprocess(*call.args, **call.kwargs)
 
-    return holding
+    engine.preprocess = holding
 
 
 def queued(
@@ -78,10 +69,9 @@ def queued(
 ) -> Callable[..., AsyncIterator[Any]]:
     """``AsyncEngine.generate`` with the requests of one engine held to its gate.
 
-    Each request with images counts as one at the plan's limit, so over: smaller images could share
-    a forward. One that does not show whether it holds images counts so too. The first argument of
-    ``generate`` is the preprocessed request; ``units`` are those of a request at the plan's limit.
-    A request that waits for much room may be passed by later ones that need less.
+    Its first argument is the preprocessed request. One with images, or that does not show whether
+    it has some, counts ``units``, those of a request at the plan's limit: over, since smaller
+    images could share a forward. Later requests that need less room may pass one that waits.
     """
     room = asyncio.Event()
 
@@ -95,25 +85,25 @@ def queued(
         cost = _cost(request, units)
         while not gate.fits(cost):
             await room.wait()
-        gate.take(cost)
-        begun = False
+        share, begun = gate.take(cost), False
         try:
             async with aclosing(generate(request, *arguments, **keywords)) as answer:  # type: ignore[type-var]
                 async for item in answer:
-                    if not begun and gate.begin(cost):
+                    if not begun:
+                        begun = True
+                        gate.begin(share)
                         look_again()
-                    begun = True
                     yield item
         finally:
             # The engine has dropped it: LMDeploy's generator ends so.
-            gate.end(cost)
+            gate.end(share)
             look_again()
 
     return in_turn
 
 
 def _cost(request: Any, units: int) -> Cost:
-    """What a preprocessed request will hold: LMDeploy has counted its prompt's tokens already."""
+    """What a preprocessed request will hold: LMDeploy has counted its prompt's tokens."""
     inputs = getattr(request, "inputs", None)
     images = inputs is None or bool(inputs.get("multimodal"))
     prompt = getattr(request, "input_token_len", None)

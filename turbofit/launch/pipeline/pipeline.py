@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.plan import CONFIG_NAMES
 from turbofit.launch.engine.launches import find_lmdeploy, ratio_now
+from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.memory.pytorch.weights import environment
 from turbofit.model.presets import find_preset
@@ -24,7 +25,6 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.launch.serve.leases import Leases
 
 _TWIN: Final = "TURBOFIT_PRETEND_TWIN"
 #: Keywords that are for the plan; all others are LMDeploy's.
@@ -45,30 +45,9 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     allowed_media_domains: list[str] | None = None,
     **keywords: Any,
 ) -> Any:
-    """Plan, then open LMDeploy's own pipeline with the plan's settings.
+    """See `api.pipeline`; None for ``trust_remote_code``: where the model's tokenizer needs it.
 
-    Args:
-        model_path: as LMDeploy takes it, or a name that presets know.
-        backend_config: a `TurbomindEngineConfig` or `PytorchEngineConfig`; each field that
-            differs from LMDeploy's default stays. It is not changed: a copy is used.
-        chat_template_config: LMDeploy's.
-        log_level: LMDeploy's.
-        max_log_len: LMDeploy's.
-        trust_remote_code: LMDeploy's; None means where the model's tokenizer needs it, with a
-            warning.
-        speculative_config: LMDeploy's; only None can be planned for.
-        allowed_media_domains: LMDeploy's.
-        **keywords: those of `PLANNING`, and LMDeploy's own. With ``on`` nothing is reserved, and
-            nothing that other turbofits have reserved is counted.
-
-    Returns:
-        An `lmdeploy.Pipeline`; its ``plan`` is the plan.
-
-    Raises:
-        PackageError: LMDeploy is missing or too old.
-        DoesNotFitError: nothing fits; the message says what is missing.
-        UsageError: a keyword or config that cannot be planned for.
-        LaunchError: started by a rank launcher with tp > 1, or another turbofit plans for minutes.
+    With ``on`` nothing is reserved, and nothing that other turbofits have reserved is counted.
     """
     lmdeploy = find_lmdeploy()
     if lmdeploy.warning:
@@ -76,7 +55,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
     _check_plannable(keywords.pop("replicas", 1), speculative_config)
     with ExitStack() as failed:
-        leases = _leases() if planning.get("on") is None else None
+        leases = Leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
         request = _request(_pretended(model_path), backend_config, planning)
@@ -136,27 +115,14 @@ def _pretended(model_path: str) -> str:
     return twin
 
 
-def _leases() -> Leases | None:
-    """What the turbofits of this machine reserve; None on Windows, where none serves."""
-    if os.name == "nt":
-        return None
-    from turbofit.launch.serve.leases import Leases
-
-    return Leases()
-
-
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
-    """One engine under the config's own settings."""
     engine = engine_of(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
     return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
-    """The plan, refused where nothing fits.
-
-    On this machine's GPUs it counts what other turbofits have reserved, and is reserved itself.
-    """
+    """The plan, refused where nothing fits; on this machine's GPUs it is reserved."""
     if leases is None:
         plan = best_plan(request)
     else:
@@ -179,9 +145,9 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
 def _choose_gpus(plan: Plan, config: Any) -> None:
     """Let the engine see the planned group only, and tell torch what the account relies on.
 
-    LMDeploy and torch ask the first GPUs for their memory whatever ``devices`` says, so
-    CUDA_VISIBLE_DEVICES decides while this process has not used CUDA yet; after that only
-    ``devices`` can, an option that the PyTorch engine does not have.
+    LMDeploy and torch ask the first GPUs whatever ``devices`` says, so CUDA_VISIBLE_DEVICES decides
+    while this process has not used CUDA yet; after that only ``devices`` can, an option that the
+    PyTorch engine does not have.
     """
     import torch
 
@@ -227,7 +193,6 @@ def _trust(plan: Plan, trust: bool | None) -> bool:
 
 
 # The engine config of a caller: which fields the plan takes from it, and a copy with the plan's.
-# Both of LMDeploy's configs are taken; the class of the config chooses the engine.
 
 
 #: Fields that change memory in ways the ledger does not model.
@@ -243,11 +208,7 @@ _UNPLANNED: Final = (
 
 
 def engine_of(config: Any, engine: str) -> str:
-    """The engine that a config is for; what was asked where there is none.
-
-    Raises:
-        UsageError: the config is no engine's, or another one's than was asked for.
-    """
+    """The engine that a config is for; what was asked where there is none."""
     if config is None:
         return engine
     from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
@@ -268,20 +229,12 @@ def engine_of(config: Any, engine: str) -> str:
 
 
 def with_config(planning: Options, config: Any, engine: str) -> Options:
-    """Planning keywords, and the config's fields that differ from LMDeploy's defaults.
-
-    Raises:
-        UsageError: a contradiction.
-    """
+    """Planning keywords, and the config's fields that differ from LMDeploy's defaults."""
     if config is None:
         return planning
-    changed = _changed(config)
-    out = dict(planning)
-    names = [("revision", "revision"), *CONFIG_NAMES[engine]]
-    for ours, theirs in names:
-        if theirs not in changed:
-            continue
-        if out.setdefault(ours, changed[theirs]) != changed[theirs]:
+    changed, out = _changed(config), dict(planning)
+    for ours, theirs in (("revision", "revision"), *CONFIG_NAMES[engine]):
+        if theirs in changed and out.setdefault(ours, changed[theirs]) != changed[theirs]:
             raise UsageError(
                 f"{theirs} is {changed[theirs]!r} in backend_config and {out[ours]!r} as a keyword",
                 hint="give it once",
@@ -309,7 +262,6 @@ def planned_config(plan: Plan, config: Any) -> Any:
 
 
 def _changed(config: Any) -> dict[str, Any]:
-    """Fields of the caller's config that differ from LMDeploy's defaults."""
     default = vars(type(config)())
     changed = {n: value for n, value in vars(config).items() if value != default.get(n)}
     if "quant_policy" in changed:

@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 class _Request:
     """LMDeploy's ``mm_processor_kwargs`` of the request in hand.
 
-    ``image`` and ``video`` are what the caller asks; ``processor_kwargs`` holds the request's
-    images and its video to the plan.
+    ``image`` and ``video`` are what the caller asks; ``processor_kwargs`` what the plan allows.
     """
 
     def __init__(self, image: Any = None, video: Any = None) -> None:
@@ -61,11 +60,9 @@ _REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
 
 
 class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
-    """The prompt processor of LMDeploy; images pass it after they are loaded, before any tiling.
+    """LMDeploy's prompt processor, ``base``; images pass it once loaded, before any tiling.
 
-    Args:
-        base: LMDeploy's own, which this replaces.
-        bounds: the plan's, the same that the gateway holds requests to.
+    ``bounds`` are the plan's, the same that the gateway holds requests to.
     """
 
     def __init__(self, base: MultimodalProcessor, bounds: Bounds) -> None:
@@ -154,13 +151,9 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
 class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
 
-    Args:
-        plan: what the settings come from.
-        model_path: the checkpoint.
-        leases: where its memory is reserved until it is closed or collected; None on GPUs that are
-            not here. Over: while it loads, other turbofits count what it holds and all that it
-            needs; later what it may still grow by, also where it has.
-        **keywords: LMDeploy's.
+    Its memory is reserved in ``leases`` until it is closed or collected; None on GPUs that are not
+    here. Over: while it loads, other turbofits count what it holds and all that it needs; later
+    what it may still grow by, also where it has. ``keywords`` are LMDeploy's.
     """
 
     def __init__(
@@ -171,7 +164,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         self.plan = plan
         try:
             if leases is not None:
-                leases.note(model=plan.model.name, engines=[], ready=True)
+                leases.note([], ready=True)
             self._hold(plan)
         except BaseException:
             self.close()  # nobody else could: the engine would keep its memory
@@ -226,7 +219,7 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
 
 
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
-    """InternVL in the Transformers format reads no parameters: its processor's own limit is set.
+    """Set the processor's own limit, where a model reads no parameters, as InternVL in HF format.
 
     Where there is none to set, what is planned for less is refused before it is encoded.
     """

@@ -1,7 +1,6 @@
 """Weights that are not on disk yet: fetched before the engines start, where it can be watched.
 
-LMDeploy would download them itself, once for each replica and without a word; and the overlay needs
-a folder.
+LMDeploy would download them once for each replica, without a word; and the overlay needs a folder.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ _SAY_SECONDS: Final = 10.0
 _LAST_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
-#: Prints the folder; leaves out copies of the weights in other formats. The two packages take the
-#: same arguments.
+#: Prints the folder; leaves out weights in other formats. Both packages take these arguments.
 _CODE: Final = """
 import sys
 from {package} import snapshot_download
@@ -58,11 +56,10 @@ _FOLDERS: Final[dict[tuple[str, str], str]] = {}
 
 
 def fetched(model: Model, say: Callable[[str], None]) -> Model:
-    """The model with its checkpoint on disk; downloaded where only the hub has it.
+    """The model with its checkpoint on disk; downloaded, once, where only the hub has it.
 
-    It comes from the hub that LMDeploy would ask: ModelScope where LMDEPLOY_USE_MODELSCOPE is set.
-    A signal ends the download; what came so far is kept by the hub's cache. What came once is not
-    asked for again.
+    The hub is the one that LMDeploy would ask: ModelScope where LMDEPLOY_USE_MODELSCOPE is set. A
+    signal ends the download; the hub's cache keeps what came so far.
 
     Raises:
         LaunchError: no disk space, no package for the hub, or the hub refuses.
@@ -81,11 +78,7 @@ def _cache() -> Path:
 
 
 def _check_disk(name: str, size: int) -> None:
-    """Under: where the cache has other revisions, which are taken for what came already.
-
-    Raises:
-        LaunchError: what is left of the weights does not fit.
-    """
+    """Refuse where there is no room. Under: other revisions in the cache count as here already."""
     disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
     if disk is not None and disk[0] < need + _SPARE:
         raise LaunchError(
@@ -114,10 +107,7 @@ def _here(name: str) -> int:
 def _communicated(
     child: subprocess.Popen[str], name: str, size: int, say: Callable[[str], None]
 ) -> tuple[str, str]:
-    """What the child wrote; meanwhile it is told how far it is, or said where nobody listens.
-
-    What an earlier download left in the cache counts as done.
-    """
+    """What the child wrote; meanwhile it is told how far it is, or said where nobody listens."""
     said_at = time.monotonic()
     while True:
         step = Step(f"downloading {name}", _here(name), size, "bytes")

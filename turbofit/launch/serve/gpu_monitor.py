@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 _EVERY: Final = 10.0
 #: Growth below this is noise of drivers and displays.
 _NOISE: Final = 64 * MIB
-#: How far others have grown into the margin where the worst request would end an engine.
-_DEADLY: Final = 3
+#: How far others have grown where the worst request would end an engine; 1 is into the margin.
+_DEADLY: Final = 2
 _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
 
 class GpuMonitor(threading.Thread):
     """Looks at a plan's GPUs every ten seconds; ``engines`` gives the engines' processes.
 
-    ``warn`` takes (kind, text) of a warning; each is said once until it has passed. ``fitted``:
-    others may have what a budget withholds from the plan.
+    ``warn`` takes (kind, text); each is said once until it has passed. ``fitted``: others may have
+    what a budget withholds from the plan.
     """
 
     def __init__(
@@ -95,10 +95,9 @@ class GpuMonitor(threading.Thread):
         grown = others - ledger.used
         left = ledger.headroom - grown
         margin = open_margin(ledger) if self._fitted else ledger.margin
-        # 0: fine, 1: into the margin, 2: half of it is gone, 3: the worst request would die.
-        level = 0 if grown < _NOISE or left >= margin else 1
-        if level and left < margin // 2:
-            level = _DEADLY if left <= 0 else 2
+        level = 0
+        if grown >= _NOISE and left < margin:
+            level = 1 if left > 0 else _DEADLY
         if level == _DEADLY:
             self._without_headroom.add(ledger.uuid)
         else:
@@ -120,7 +119,7 @@ class GpuMonitor(threading.Thread):
 
 
 def used_now(plan: Plan) -> dict[int, int]:
-    """Bytes in use on each of the plan's GPUs, everybody's; without those that cannot be read."""
+    """Bytes in use, everybody's, on each of the plan's GPUs that can be read."""
     machine, _ = ask_driver(_measured, _NO_ANSWER)
     if machine is None:
         return {}
@@ -129,9 +128,9 @@ def used_now(plan: Plan) -> dict[int, int]:
 
 
 def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
-    """What the GPUs have in use when the engines of a plan have given back what they hold.
+    """What the GPUs have in use once the engines of a plan have given back what they hold.
 
-    Under: they hold no less than before the first image, and others beside them may grow.
+    Under: they hold at least what they did before the first image, and others may grow.
     """
     held_bytes = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
     return {index: max(0, size - held_bytes[index]) for index, size in used.items()}
@@ -177,7 +176,7 @@ def _any_lost(uuids: tuple[str, ...]) -> bool:
 
 
 def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
-    """Bytes that processes other than our engines hold; those without a name count as others'.
+    """Bytes that processes other than our engines hold, known by name or not.
 
     None where NVML shows none of our engines, as after their end: nothing can be told apart.
     """

@@ -1,13 +1,11 @@
 """After an out-of-memory: which one setting its phase needs, as a change that is planned with.
 
-A rung is never a guess at a plan: it is a keyword of the planner (a margin, a smaller prefill,
-fewer units, fewer engines), and the planner says what comes of it. What the user has set is never
-touched.
+A rung is a keyword of the planner (a margin, a smaller prefill, fewer units, fewer engines): the
+planner says what comes of it. What the user has set is never touched.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.files import digest_of_parts
@@ -81,10 +79,10 @@ def table(failed: Sequence[tuple[Plan, End, str]]) -> list[str]:
 
 
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """A smaller cache (or another shape): the forecast was under by what it left and what missed.
+    """A smaller cache, or another shape.
 
-    The engine took all that the forecast left in that phase and `missing` more, so that a plan with
-    that much more margin leaves the margin in truth.
+    The engine took all that the forecast left in that phase and `missing` more: with that much more
+    margin a plan leaves the margin in truth.
     """
     if "cache_max_entry_count" in fixed and "tp" in fixed:
         return None
@@ -120,7 +118,6 @@ def _with_margin(size: int, why: str) -> Rung:
 
 
 def _left(gpu: GpuLedger, phase: str | None) -> int:
-    """Bytes that the forecast left free of a GPU in a phase."""
     usable = gpu.total - gpu.reserved
     pool = sum(term.bytes for term in gpu.ledger if term.term == POOL_WARMUP)
     if phase in ("start", "weights"):
@@ -131,10 +128,7 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
 
 
 def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """Half the tokens of a forward: the warm-up and every activation shrink with them.
-
-    What is planned with holds for all engines, so that none gets more than it had.
-    """
+    """Half the tokens of a forward, of all engines: the warm-up and activations shrink with it."""
     others = [group.settings.max_prefill_token_num for group in plan.by_group]
     tokens = min([plan.settings.max_prefill_token_num // 2, *others])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
@@ -148,7 +142,6 @@ def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung |
 
 
 def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
-    """Images of half the size."""
     rule, now = plan.model.image_rule, plan.limits.image_limit
     if rule is None or rule.limit_name in fixed or "image_size" in fixed:
         return None
@@ -169,34 +162,29 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
     return Rung(changes=changes, why=f"host memory ran out: {replicas} engines")
 
 
-# What the ladder learned, kept for the next start: by model, GPUs and LMDeploy's version.
-
-
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
-    """With which changes a start worked, and what they are for."""
+    """The changes of the last step, for the next start of this model, cards and LMDeploy."""
 
     model: str
     lmdeploy: str
     changes: dict[str, Any]
     why: str
-    when: str
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
-    """Keywords of the planner that made the last start of this kind work; empty where none did."""
+    """Keywords of the planner from the last step of a start of this kind; empty where none was."""
     learned = _learned(plan, lmdeploy, pretend).read()
     return {} if learned is None else learned.changes
 
 
 def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: str) -> None:
     """Keep what helped."""
-    name, when = plan.model.hub_id or plan.model.name, time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    learned = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why, when=when)
+    name = plan.model.hub_id or plan.model.name
+    learned = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why)
     _learned(plan, lmdeploy, pretend).write(learned)
 
 
 def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
-    """Drop it; whether there was anything."""
     return _learned(plan, lmdeploy, pretend).forget()
 
 

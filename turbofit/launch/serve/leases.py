@@ -1,10 +1,9 @@
 """What the turbofits of this machine are about to take, so that two never count the same memory.
 
 A folder that all users share holds one lock, taken while somebody measures and plans, and one lease
-for each turbofit that launched something: bytes by GPU, and its engines. A lease counts as long as
-its owner holds a lock on it, which the kernel drops however the owner ends; so a stale lease is
-known for certain, in containers too as far as they share the folder. Without a folder that can be
-written, launches go on alone and say so.
+for each turbofit that launched something. A lease counts while its owner holds a lock on it, which
+the kernel drops however the owner ends, in containers too that share the folder. Without a folder
+that can be written, launches go on alone and say so.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -31,7 +30,7 @@ from turbofit.launch.engine.kernel import group_of, members, start_time
 from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import Plan
@@ -63,9 +62,8 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
     ``need`` are bytes by GPU UUID that its engines take at most, its margin included; ``growth``
     what they may still take once they are ready. ``larger``: their caches may be larger than in the
-    plan, since LMDeploy takes a share of what is free. ``engines`` are (pid, start time), where
-    ``pid_namespace`` numbers them. ``path`` is the file, ``uid`` whose it is, -1 where that is
-    unclear: whoever reads it finds them out.
+    plan. ``engines`` are (pid, start time), where ``pid_namespace`` numbers them. Whoever reads the
+    file finds out ``path`` and ``uid``, its owner, -1 where that is unclear.
     """
 
     pid: int = 0
@@ -93,8 +91,7 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
     def settled(self) -> bool:
         """Whether its engines hold what they hold for good: all are ready, and none has ended.
 
-        An engine that ended a moment ago is seen here before its turbofit says so. What runs in
-        another container cannot be seen: what its turbofit says counts then.
+        An engine's end is seen here before its turbofit says so, but not in another container.
         """
         if not self.ready or not self.here:
             return self.ready
@@ -126,7 +123,7 @@ class Leases:
         self.close()
 
     @contextmanager
-    def locked(self, waiting: Any = None) -> Iterator[None]:
+    def locked(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Nobody else measures and plans meanwhile; `waiting` is called once where somebody does.
 
         Raises:
@@ -138,17 +135,17 @@ class Leases:
         descriptor = _open_lock(self._folder / "lock")
         try:
             deadline = time.monotonic() + _WAIT_SECONDS
-            called = False
-            while not _try_lock(descriptor):
-                if not called and waiting is not None:
-                    waiting()
-                called = True
+            locked = _try_lock(descriptor)
+            if not locked:
+                waiting()
+            while not locked:
                 if time.monotonic() > deadline:
                     raise LaunchError(
                         "another turbofit has been planning for five minutes",
                         hint=f"see who holds {self._folder / 'lock'}: fuser -v on it",
                     )
                 time.sleep(0.05)
+                locked = _try_lock(descriptor)
             yield
         finally:
             os.close(descriptor)
@@ -162,16 +159,18 @@ class Leases:
         return [lease for lease in gone if lease.uid == os.getuid()]
 
     def reserve(self, plan: Plan) -> None:
-        """Say what a plan's engines will take; engines that were noted before are forgotten."""
+        """Say what a plan's engines will take; those that were noted before are forgotten."""
         need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus}
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
 
-    def note(self, *, model: str, engines: list[int], ready: bool, larger: bool = False) -> None:
+    def note(self, engines: list[int], *, ready: bool, larger: bool = False) -> None:
         """Say which processes the engines are, and whether they hold what they hold for good."""
         started = [(pid, start_time(pid)) for pid in engines]
         alive = tuple(pair for pair in started if pair[1])
-        self._write(replace(self._mine, model=model, engines=alive, ready=ready, larger=larger))
+        lease = replace(self._mine, engines=alive, ready=ready, larger=larger)
+        if lease != self._mine or self.unwritten:
+            self._write(lease)
 
     def drop(self, lease: Lease) -> None:
         path = Path(lease.path)
@@ -213,12 +212,7 @@ class Leases:
 
 
 def _read(path: Path) -> Lease:
-    """A lease, in a folder where anybody may put a pipe, a link or a file without end.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is none; msgspec.MsgspecError is one.
-    """
+    """A lease, in a folder where anybody may put a pipe, a link or a file without end."""
     with os.fdopen(os.open(path, _TO_READ), "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
@@ -268,22 +262,16 @@ def _create(path: Path) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    """The lock file, whoever made it: in such a folder the kernel lets no one create it again.
-
-    Raises:
-        LaunchError: it cannot be opened.
-    """
+    """The lock file, whoever made it: in such a folder the kernel lets no one create it again."""
     why = "it comes and goes"
     for _ in range(100):
         try:
             return os.open(path, _TO_READ)
-        except FileNotFoundError:
-            pass
+        except FileNotFoundError:  # noqa: PERF203 - it is for this that we try again
+            with suppress(FileExistsError):
+                return _create(path)
         except OSError as exc:  # also one that was made just now, until all may read it
             why = exc.strerror or str(exc)
-            continue
-        with suppress(FileExistsError):
-            return _create(path)
     raise LaunchError(
         f"{path} cannot be opened: {why}",
         hint="have its owner remove it, or name another folder with TURBOFIT_LEASES",
@@ -291,10 +279,7 @@ def _open_lock(path: Path) -> int:
 
 
 def _locked(path: Path) -> int:
-    """A new file, and locked; others look whether it is, but none for long.
-
-    Over: on a file system without locks it counts as locked for ever.
-    """
+    """A new file, and locked. Over: on a file system without locks it counts so for ever."""
     descriptor = _create(path)
     try:
         lock_soon(descriptor)
@@ -340,8 +325,7 @@ _END_SECONDS: Final = 5.0
 def counted(machine: Machine, leases: Leases) -> Machine:
     """The machine with what other turbofits will still take counted as used.
 
-    Where NVML does not show who holds memory, a lease counts whole until its engines are ready:
-    over, never under.
+    Over where NVML does not show who holds memory: a lease counts whole until it is ready.
     """
     others = leases.others()
     if not others:
@@ -367,11 +351,9 @@ def _pending(gpu: Gpu, lease: Lease) -> int:
     """Bytes that a lease's engines will still take on a GPU.
 
     Where their caches may be larger than in the plan, what they hold does not tell how far they
-    have grown, and the whole growth stays reserved. Over: by what they have grown already.
+    have grown. Over there: by what they have grown already.
     """
     need = lease.need.get(gpu.uuid, 0)
-    if not need:
-        return 0
     growth = lease.growth.get(gpu.uuid, need)
     holders = [h for h in gpu.holders if isinstance(h.pid, int) and lease.holds(h.pid)]
     known = [h.bytes for h in holders if isinstance(h.bytes, int)]
@@ -381,11 +363,7 @@ def _pending(gpu: Gpu, lease: Lease) -> int:
 
 
 def end_orphans(leases: Leases) -> list[str]:
-    """End what engines of dead turbofits left behind, and drop their leases; what was done.
-
-    Only processes of our user are touched, and only those of a group that a lease names with the
-    time at which it began.
-    """
+    """End what engines of our user's dead turbofits left, and drop their leases; what was done."""
     done = []
     for lease in leases.stale():
         for pid, started in lease.engines:

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PassedOptions:
-    """Options after ``--``: what to plan with, what to hand on, and the keys among the latter.
-
-    ``model_name`` is an option of `serve` itself.
-    """
+    """Options after ``--``: what to plan with, what to hand on, and the keys among the latter."""
 
     modelled: list[str] = field(default_factory=list)
     argv: list[str] = field(default_factory=list)
@@ -39,7 +36,7 @@ def option_classes() -> dict[str, Options]:
 
 
 def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
-    """Sort LMDeploy's options; ``unplanned`` lets pass what the ledger does not model.
+    """Sort LMDeploy's options; ``unplanned``: what the ledger does not model may pass.
 
     Raises:
         UsageError: an option that turbofit sets, that it cannot model, or that is none.
@@ -69,11 +66,7 @@ def adapter_names(argv: Sequence[str]) -> list[str]:
 
 
 def _full_name(written: str, classes: dict[str, Any]) -> str:
-    """LMDeploy's parser takes abbreviations, so they mean here what they mean there.
-
-    Raises:
-        UsageError: it could be several options.
-    """
+    """An option by its abbreviation, which LMDeploy's parser takes, too."""
     if written in classes or not written.startswith("--"):
         return written
     meant = [name for name in classes if name.startswith(written)]
@@ -85,11 +78,6 @@ def _full_name(written: str, classes: dict[str, Any]) -> str:
 
 
 def _take(rest: list[str], wanted: int | str, name: str) -> list[str]:
-    """Take an option's values off the front.
-
-    Raises:
-        UsageError: there are too few.
-    """
     values: list[str] = []
     most = wanted if isinstance(wanted, int) else len(rest)
     while rest and len(values) < most and not _is_option(rest[0]):

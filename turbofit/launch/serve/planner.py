@@ -37,8 +37,7 @@ class Planner:
 
     ``request`` is None where a plan was given, which is only reserved; ``leases`` are None on
     pretend GPUs. ``rehearse``: each plan is rehearsed before it is believed. ``doubled``: margins
-    are doubled, as the account is for another LMDeploy. ``fitted``: other models share the cards,
-    so that each start fits its cache.
+    are doubled, as the account is of another LMDeploy. ``fitted``: other models share the cards.
     """
 
     request: PlanRequest | None
@@ -50,7 +49,7 @@ class Planner:
     fitted: bool = False
 
     def make(self, changes: Options) -> Plan:
-        """A plan with changes on top of what the user asked for; reserved where it fits."""
+        """Plan with changes on top of what the user asked for; reserved where it fits."""
         assert self.request is not None
         request = self.request.changed(**changes)
         if self.leases is None:
@@ -82,11 +81,8 @@ class Planner:
             self.leases.reserve(plan)
 
     def _made(self, request: PlanRequest) -> Plan:
-        """Plan, twice where the margin must be doubled, and rehearse the choice.
-
-        With what `turbofit tune` found: on pretend GPUs what it found on such.
-        """
-        pretend = None if self.leases is not None else True
+        """Plan, twice where the margin must be doubled, and rehearse the choice."""
+        pretend = None if self.leases is not None else True  # whose tunings and calibrations count
         plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
@@ -121,7 +117,7 @@ def _ratios(plan: Plan) -> list[float]:
 def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Machine:
     """The machine here, with what other turbofits have reserved counted as used.
 
-    Engines that dead turbofits left behind are ended first: they may still be loading.
+    What dead turbofits left behind is ended first: it may still be loading.
     """
     from turbofit.machine.source import machine_from
 
@@ -157,8 +153,8 @@ def preview(config: ServeConfig) -> Plan:
 def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     """The request that a launch plans, with the calibrations that hold for it.
 
-    A described machine, on pretend GPUs, has the calibrations of pretend runs alone. A pretend copy
-    of the machine here has those of the real cards.
+    On pretend GPUs a described machine has those of pretend runs, a copy of the machine here those
+    of the real cards.
     """
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
-from turbofit.core.plan import Limits, Settings
+from turbofit.core.plan import Settings
 from turbofit.core.process.files import new_path, state_dir, write_atomic
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import Struct, to_json
@@ -31,7 +31,6 @@ from turbofit.launch.engine.kernel import start_time
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 _MOST_EVENTS = 1000
@@ -39,40 +38,22 @@ _HINT = "set XDG_STATE_HOME to a folder that can be written"
 
 
 class AttemptRecord(RunAttempt):
-    """One start, with what it was started with: ``by_group`` where cards are unequal."""
+    """One start; its plan is beside the record. ``requests_at_once``: 0 where nobody knows."""
 
     settings: Settings | None = None
-    by_group: tuple[Settings, ...] = ()
-    groups: tuple[tuple[int, ...], ...] = ()
-    limits: Limits | None = None
-    forecast: tuple[dict[str, int], ...] = ()
-    ended_at: str | None = None
-
-    @property
-    def requests_at_once(self) -> int:
-        """Requests that all its engines run at once; 0 where nobody knows."""
-        if self.settings is None:
-            return 0
-        sizes = [group.max_batch_size for group in self.by_group] or [self.settings.max_batch_size]
-        engines = max(len(self.groups), 1)
-        return sum(sizes) if len(sizes) == engines else sizes[0] * engines
+    requests_at_once: int = 0
 
 
 class RunRecord(RunReport):
-    """All of ``run.json``.
-
-    ``pid_started`` tells the process from a later one of the same number: ticks since boot, 0 where
-    the system does not say.
-    """
+    """All of ``run.json``; ``pid_started`` as `kernel.start_time` tells it."""
 
     pid: int
     pid_started: int = 0
     attempts: tuple[AttemptRecord, ...] = ()
-    calibrates: bool = False
 
 
 class Record:
-    """What happened, as a document; the facts are of the whole run, as `RunRecord` calls them."""
+    """What happened in a run, as a document; the facts are fields of `RunRecord`."""
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder, self._path = folder, folder / "run.json"
@@ -95,25 +76,22 @@ class Record:
         """A new start with its own settings."""
         attempt = AttemptRecord(started=_now(), **facts)
         with self._lock:
-            self._change(attempts=(*self.run.attempts, attempt))
+            self.change(attempts=(*self.run.attempts, attempt))
 
     def attempt(self, **facts: Any) -> None:
         """More of the current attempt; nothing before the first."""
         with self._lock:
             if self.run.attempts:
                 *before, last = self.run.attempts
-                self._change(attempts=(*before, replace(last, **facts)))
+                self.change(attempts=(*before, replace(last, **facts)))
 
     def event(self, kind: str, text: str) -> None:
-        """Something that happened; the last thousand are kept."""
+        """Something that happened; the last ones are kept."""
         with self._lock:
             events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
-            self._change(events=events[-_MOST_EVENTS:])
+            self.change(events=events[-_MOST_EVENTS:])
 
-    def state(self, state: str, **facts: Any) -> None:
-        self._change(state=state, **facts)
-
-    def _change(self, **facts: Any) -> None:
+    def change(self, **facts: Any) -> None:
         with self._lock:
             self.run = replace(self.run, **facts)
             self.keep()
@@ -127,23 +105,6 @@ class Record:
                 self.unwritten = True
             else:
                 self.unwritten = False
-
-
-def facts_of(plan: Plan) -> Options:
-    """What a start's record has of its plan."""
-    return {
-        "settings": plan.settings,
-        "by_group": tuple(group.settings for group in plan.by_group),
-        "groups": plan.parallel.groups,
-        "limits": plan.limits,
-        "forecast": tuple(
-            {
-                "gpu": gpu.index, "steady": gpu.steady, "peak": gpu.peak,
-                "load_peak": gpu.load_peak, "headroom": gpu.headroom, "margin": gpu.margin,
-            }
-            for gpu in plan.gpus
-        ),
-    }  # fmt: skip
 
 
 def state_folder(room: str, name: str) -> Path:
@@ -202,17 +163,18 @@ def live_runs() -> list[LiveRun]:
     A process has a run for each start of a model: the newest one counts.
     """
     newest: dict[tuple[int, str], LiveRun] = {}
-    for folder, record in reversed(list(recorded_runs())):
+    for run in reversed(list(recorded_runs())):
+        record = run.record
         if record.pid_started and start_time(record.pid) == record.pid_started:
-            newest[record.pid, record.model] = LiveRun(folder, record)
+            newest[record.pid, record.model] = run
     return list(newest.values())
 
 
-def recorded_runs() -> Iterator[tuple[Path, RunRecord]]:
-    """The folders and records of this user's runs, the newest first; those that can be read."""
+def recorded_runs() -> Iterator[LiveRun]:
+    """Runs of this user that can be read, the newest first."""
     for path in sorted(state_dir("runs", make=False).glob("*/run.json"), reverse=True):
         with suppress(OSError, msgspec.MsgspecError):
-            yield path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord)
+            yield LiveRun(path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord))
 
 
 def chosen_run(name: str | None) -> LiveRun:
@@ -298,18 +260,15 @@ def stop_server(server: LiveRun, seconds: float) -> None:
         )
 
 
-# Documents in the state folder without which a command goes on all the same.
-
-
 T = TypeVar("T", bound=Struct)
 
 
 @dataclass(frozen=True)
 class StateFile(Generic[T]):
-    """A document of one type, readable by its user alone.
+    """A document of one type with a tag, readable by its user alone.
 
-    Its type has a tag, so that a document of another version is none. What cannot be read is not
-    there; a folder that cannot be written costs the document, never the command.
+    What cannot be read, or is of another version, is not there; a folder that cannot be written
+    costs the document, never the command.
     """
 
     room: str
@@ -317,18 +276,15 @@ class StateFile(Generic[T]):
     type: type[T]
 
     def read(self) -> T | None:
-        """The document; None where there is none."""
         with suppress(OSError, ValueError, RecursionError):
             return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
         return None
 
     def write(self, document: T) -> None:
-        """Keep it, in the place of an earlier one."""
         with suppress(OSError, UsageError):
             write_atomic(self._path(make=True), to_json(document), mode=0o600)
 
     def forget(self) -> bool:
-        """Drop it; whether there was one."""
         try:
             self._path(make=False).unlink()
         except OSError:
@@ -378,7 +334,6 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     interrupted: list[int] = []
     # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
     usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
-    child = None
     try:
         with log.open("wb") as file:
             child = subprocess.Popen(
@@ -386,29 +341,27 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
                 env={**os.environ, DETACHED: "1"}, start_new_session=True,
             )  # fmt: skip
-        assert child.stdout is not None
+    finally:
         signal.signal(signal.SIGINT, usual)
+    assert child.stdout is not None
+    try:
         if interrupted:
             raise KeyboardInterrupt
         with child.stdout:
             url = child.stdout.readline().decode("utf-8", "replace").strip()
     except BaseException:
-        if child is not None:
-            child.send_signal(signal.SIGTERM)
-            child.wait()
+        child.send_signal(signal.SIGTERM)
+        child.wait()
         raise
-    finally:
-        signal.signal(signal.SIGINT, usual)
     return DetachedServer(child.pid, url, log, None if url else child.wait())
 
 
 def end_without_lease(
     lease: Path, seconds: float = LEASE_SECONDS, look: float = _LOOK_SECONDS
 ) -> threading.Thread:
-    """Send this process SIGTERM once nobody has touched the lease's file for so many seconds.
+    """Send this process SIGTERM once nobody has touched the file for so long, or it is removed.
 
-    At once where the file is removed. The clock is monotonic: what counts is that the file's time
-    changes, whatever it says.
+    What counts is that the file's time changes, whatever it says.
     """
 
     def watch() -> None:

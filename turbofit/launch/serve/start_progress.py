@@ -35,8 +35,7 @@ _EVERY: Final = 1.0
 class StartProgress:
     """Tells what the slowest engines of a plan do, until all are ready.
 
-    ``before`` are bytes in use on each GPU before the launch; pretend GPUs hold what their
-    timelines say.
+    ``before`` are bytes in use on each GPU before the launch.
     """
 
     def __init__(
@@ -49,10 +48,7 @@ class StartProgress:
         self._around: Step | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
-        """Tell what all engines of the plan do now.
-
-        ``examined``: an examiner tells what is asked of an engine that serves.
-        """
+        """Tell what the engines do now; ``examined``: an examiner tells what they are asked."""
         if not listening():
             return
         starting = [engine for engine in engines if engine.state == "starting"]
@@ -66,9 +62,6 @@ class StartProgress:
         phases = list(_DOING)
         phase = min((engine.tracker.phase for engine in starting), key=phases.index)
         if examined and phase in ("serving", "check"):
-            last = now()
-            if last is None or last.doing in _DOING.values():
-                tell(Step("measuring"))
             return
         here = [engine for engine in starting if engine.tracker.phase == phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
@@ -82,8 +75,8 @@ class StartProgress:
     def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
         """Bytes of weights on the GPUs, and those that there will be.
 
-        Over where a neighbour grows meanwhile, or the CUDA context is larger than the plan's; under
-        while what was read is in host memory.
+        Over where a neighbour grows, or the CUDA context is larger than planned; under while what
+        was read is in host memory.
         """
         moment = self._clock()
         if moment - self._looked >= _EVERY:
@@ -97,7 +90,6 @@ class StartProgress:
         return self._loaded, sum(_bytes(card, "weights") for card in self._plan.gpus)
 
     def _used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
-        """Bytes in use on each GPU."""
         readers = [engine.pretended for engine in engines if engine.pretended is not None]
         if not readers:
             return used_now(self._plan)
@@ -109,10 +101,7 @@ def _bytes(card: GpuLedger, phase: Phase) -> int:
 
 
 def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> list[RunFigure]:
-    """Figures of one engine that is ready.
-
-    ``in_use`` are bytes in use on each GPU now, by the machine's index; of pretend ones none.
-    """
+    """Figures of an engine that is ready; ``in_use`` are bytes on each real GPU, by its index."""
     rows = list(engine.tracker.figures)
     if engine.pretended is not None:
         return [*rows, *_pretend_rows(plan, engine.pretended)]
@@ -128,8 +117,8 @@ def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> l
 def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
     """The plan with the KV tokens that its engines have, where that is less than planned.
 
-    The gateway lets requests reserve no more. Under: an engine that is started again may have less.
-    ``cached`` are tokens by an engine's group, None where the engine does not say.
+    Requests may reserve no more. Over: an engine that is started again may have less. ``cached``
+    are tokens by group, None where an engine does not say.
     """
 
     def of(kv: Kv, groups: Iterable[int]) -> Kv:
@@ -145,19 +134,13 @@ def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
 def _pretend_rows(plan: Plan, reader: PretendReader) -> list[RunFigure]:
     rows = []
     for usage in reader.usages():
-        ledger = next(gpu for gpu in plan.gpus if gpu.index == usage.gpu)
-        pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
-        pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
+        gpu = usage.gpu
+        ledger = next(card for card in plan.gpus if card.index == gpu)
         if usage.pool is not None:
-            rows.append(
-                RunFigure(
-                    what="executor pool at most",
-                    forecast=max(pools, default=0),
-                    actual=usage.pool,
-                    gpu=usage.gpu,
-                )
-            )
-        rows.append(
-            RunFigure(what="in use at most", forecast=ledger.most, actual=usage.peak, gpu=usage.gpu)
-        )
+            pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
+            pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
+            what, most = "executor pool at most", max(pools, default=0)
+            rows.append(RunFigure(what=what, forecast=most, actual=usage.pool, gpu=gpu))
+        what = "in use at most"
+        rows.append(RunFigure(what=what, forecast=ledger.most, actual=usage.peak, gpu=gpu))
     return rows

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.rehearsal import End
     from turbofit.launch.engine.launches import Launch
-    from turbofit.launch.engine.supervised_engine import Examiner
+    from turbofit.launch.engine.supervised_engine import EngineExam
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0
@@ -45,12 +45,13 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        #: The last signal that came, where it was not `end` that was called.
+        self.heard: signal.Signals | None = None
         self.urgent = False
         #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
         self.abrupt = True
+        self._handlers: dict[signal.Signals, Any] = {}
         self._before: dict[signal.Signals, Any] = {}
-        #: SIGCHLD was ignored: the kernel would collect engines, and tell nobody how they ended.
-        self._sigchld_ignored = False
         self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
         #: A signal's exception was swallowed: the next signal is the same one, sent again.
@@ -62,25 +63,25 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self._terminals = tuple(filter(os.isatty, range(3)))
         heard = stop_signals()
-        self._before = {number: signal.signal(number, self._caught) for number in heard}
+        self._handlers = dict.fromkeys(heard, self._caught)
+        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            # The kernel would collect engines, and tell nobody how they ended.
+            self._handlers[signal.SIGCHLD] = signal.SIG_DFL
+        self._before = {number: signal.getsignal(number) for number in self._handlers}
+        self.rearm()
         self._raised_again.__enter__()
         unblock(heard)
-        self._sigchld_ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
-        if self._sigchld_ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._raised_again.__exit__(None, None, None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._sigchld_ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     def rearm(self) -> None:
         """Hear signals again, where a library has taken them since."""
-        for number in self._before:
-            signal.signal(number, self._caught)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the run in order, as that signal would."""
@@ -105,7 +106,7 @@ class StopSignal:
         if self.signal is not None and not self._swallowed:
             self.strike()
         self._swallowed = False
-        self.signal = signal.Signals(number)
+        self.signal = self.heard = signal.Signals(number)
         if self.abrupt:
             raise StoppedError(self.signal)
 
@@ -117,12 +118,12 @@ class StopSignal:
 
 
 class Supervisor:
-    """All engines of one plan that fits, one a launch.
+    """All engines of one plan, one a launch.
 
     ``on_end`` is told of each end of an engine that served, or is started again; ``on_rest`` when
-    no engine runs and none is started for a while, and, with None, when one is started again.
-    ``explained`` says how often within so many seconds an engine, by its place in the order of the
-    launches, ended by a request that is refused since: those ends do not count.
+    all engines are left alone for a while, and, with None, when one is started again.
+    ``explained`` says how often within so many seconds an engine, by its place among the launches,
+    ended by a request that is refused since: those ends do not count.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -132,25 +133,25 @@ class Supervisor:
         folder: Path,
         say: Callable[[str], None],
         *,
-        check: bool = True,
+        exam: EngineExam | None = None,
         timing: Timing | None = None,
         on_end: Callable[[SupervisedEngine, End], None] = lambda _engine, _ending: None,
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
-        examiner: Examiner | None = None,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
     ) -> None:
         self._explained, self._on_rest, self._clock = explained, on_rest, clock
         self._opened = False
         self._outage: Outage | None = None
         self._say, self._timing, self._on_end = say, timing or Timing(), on_end
+        self._minutes = f"{self._timing.window / 60:.2g}"
         self._began = clock()
         self.engines: list[SupervisedEngine] = []
         for launch in launches:
             name = f"engine {launch.group}" if len(launches) > 1 else "engine"
             engine = SupervisedEngine(
                 plan.of_group(launch.group), launch, folder, partial(self._tell, name),
-                check=check, timing=self._timing, name=name, examiner=examiner, clock=clock,
+                exam=exam, timing=self._timing, name=name, clock=clock,
             )  # fmt: skip
             self.engines.append(engine)
 
@@ -168,8 +169,7 @@ class Supervisor:
 
         Raises:
             LaunchError: an engine could not be started.
-            EndedError: an engine ended in a way that the same start would not mend, or again and
-                again before all were ready.
+            EndedError: an engine ended, and the same start would not help, or did not.
         """
         self._began = self._clock()
         stop.on_second(self._strike)
@@ -177,16 +177,17 @@ class Supervisor:
         try:
             for engine in self.engines:
                 engine.start()
-            ended = self._follow(stop, on_ready, on_tick)
-        except BaseException:
-            on_drain(True)
-            raise
-        else:
-            on_drain(stop.urgent)
-            return ended
+            return self._follow(stop, on_ready, on_tick)
         finally:
-            self._stop(stop)
-            stop.abrupt = stop.signal is None
+            try:
+                on_drain(stop.urgent or stop.signal is None)
+            finally:
+                self._stop(stop)
+                stop.abrupt = stop.signal is None
+
+    @property
+    def ready(self) -> bool:
+        return all(engine.state == "ready" for engine in self.engines)
 
     def _follow(
         self, stop: StopSignal, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
@@ -194,9 +195,9 @@ class Supervisor:
         while stop.signal is None:
             now = self._clock()
             for engine in self.engines:
+                if engine.state == "broken":
+                    engine.excuse(now, self._refused_since(engine))
                 if engine.state in ("waiting", "broken"):
-                    if engine.state == "broken":
-                        engine.excuse(now, self._refused_since(engine))
                     if now >= engine.again_at and engine.end(0.0):
                         engine.start()
                     continue
@@ -205,25 +206,15 @@ class Supervisor:
                 if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
             self._rest()
-            if not self._opened and all(engine.state == "ready" for engine in self.engines):
+            if not self._opened and self.ready:
                 self._opened = True
                 on_ready([engine.url for engine in self.engines])
             on_tick()
             time.sleep(self._timing.tick)
         return stop.signal
 
-    def tell_open(self) -> None:
-        """Say that the engines are ready: clients can reach them."""
-        for engine in self.engines:
-            engine.opened = True
-            self._tell(engine.name, "phase: ready")
-
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
-        """Start it again later, or give up.
-
-        Raises:
-            EndedError: it would not help.
-        """
+        """Start it again later, or raise where that would not help."""
         self._end(engine)
         ended = replace(ended, group=engine.group)
         if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):
@@ -249,39 +240,28 @@ class Supervisor:
         )
 
     def _tell_ends(self, now: float) -> None:
-        """Tell of engines that have ended meanwhile: nobody looks at them again.
-
-        A request that ended one of them is known by it after the next launch.
-        """
+        """Tell of engines that have ended meanwhile, for the deny list: nobody looks again."""
         for engine in self.engines:
             ended = engine.look(now, last=True) if engine.process is not None else None
             if ended is not None and engine.was_ready:
                 self._on_end(engine, ended)
 
     def _refused_since(self, engine: SupervisedEngine) -> int:
-        """Ends of an engine, within the window, by requests that are refused since."""
         return self._explained(self.engines.index(engine), self._timing.window)
 
-    @property
-    def _minutes(self) -> str:
-        return f"{self._timing.window / 60:.2g}"
-
     def _rest(self) -> None:
-        """Tell when all engines are left alone, and when that has ended."""
         broken = all(engine.state == "broken" for engine in self.engines)
-        if not broken:
-            if self._outage is not None:
-                self._outage = None
-                self._on_rest(None)
+        if broken == (self._outage is not None):
             return
-        if self._outage is None:
+        self._outage = None
+        if broken:
             reason = (
                 f"the inference engine ended {self._timing.restarts + 1} times within "
                 f"{self._minutes} minutes and rests"
             )
             until = min(engine.again_at for engine in self.engines)
             self._outage = Outage(reason, until, self._clock)
-            self._on_rest(self._outage)
+        self._on_rest(self._outage)
 
     def _stop(self, stop: StopSignal) -> None:
         """Pass the signal on, wait, kill what is left; all engines share one deadline.

@@ -1,7 +1,6 @@
 """One trial: the engines of a plan, started as `serve` starts them, under a load.
 
-What an engine dies of is a result. When a trial ends, however it ends, so have its engines, its
-gateway and its load.
+However it ends, so have its engines, its gateway and its load.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -49,10 +47,9 @@ Outcome = Literal["measured", "died", "unserved"]
 class TrialEnd(NamedTuple):
     """How a trial ended: what its load measured, or why not."""
 
-    result: LoadResult | None
+    measured: SpeedFigures | None
     outcome: Outcome
-    why: str
-    seconds: float
+    why: str = ""
 
 
 def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
@@ -63,10 +60,7 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     Raises:
         StoppedError: a person's signal ended it.
     """
-    begun, key = time.monotonic(), secrets.token_hex(16)
-    outcome: Outcome = "unserved"
-    why = ""
-    stop = _TrialStop()
+    key, stop = secrets.token_hex(16), StopSignal()
     drive = _Load(load, key, stop)
     gateway = GatewayConfig(
         host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
@@ -83,30 +77,16 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
         try:
             run.follow(stop)
         except TurbofitError as exc:
-            outcome, why = "died", exc.message
+            drive.died(exc.message)
         finally:
             drive.end()
     if stop.heard is not None:
         raise StoppedError(stop.heard)
-    result = drive.result if drive.result is not None and drive.result.answered else None
-    if not why and drive.death:
-        outcome, why = "died", drive.death
-    elif not why and result is not None:
-        outcome = "measured"
-    elif not why:
-        why = drive.why
-    return TrialEnd(result, outcome, why, round(time.monotonic() - begun, 1))
-
-
-class _TrialStop(StopSignal):
-    """A stop that tells a person's signal from the end of a load."""
-
-    heard: signal.Signals | None = None
-
-    def _caught(self, number: int, frame: Any) -> None:
-        if not self._swallowed:
-            self.heard = signal.Signals(number)
-        super()._caught(number, frame)
+    if drive.death:
+        return TrialEnd(None, "died", drive.death)
+    if drive.result is not None and drive.result.answered:
+        return TrialEnd(figures_of(drive.result), "measured")
+    return TrialEnd(None, "unserved", drive.why)
 
 
 class _Load:
@@ -122,12 +102,11 @@ class _Load:
         self.result: LoadResult | None = None
 
     def died(self, why: str) -> None:
-        """An engine ended: there is nothing more to measure."""
+        """An engine ended, or none started: there is nothing more to measure."""
         self.death = self.death or why
         self._stop.end()
 
     def look(self) -> None:
-        """End the trial once its load has ended."""
         if self._process is not None and self._process.poll() is not None:
             self._stop.end()
 
@@ -168,7 +147,6 @@ class _Load:
 
 
 def figures_of(result: LoadResult) -> SpeedFigures:
-    """What a trial keeps of a load."""
     return SpeedFigures(
         requests_per_second=result.requests_per_second,
         output_tokens_per_second=result.output_tokens_per_second,

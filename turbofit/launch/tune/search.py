@@ -1,9 +1,9 @@
 """Which settings to try next, and when to stop: the forecast is the prior, measurements correct it.
 
-Gaussian processes learn by what factor the forecasts of requests a second, TTFT and TPOT are wrong
-and how that changes with the settings. Next is what promises the largest improvement that keeps the
-SLO (expected improvement times the probability of keeping it). An SLO, ``ttft=2s,tpot=50ms``, says
-how long an answer may take; 90 % of the requests must keep it.
+Gaussian processes learn by what factor forecasts of requests a second, TTFT and TPOT are wrong, and
+how that changes with the settings. Next is what promises the largest improvement that keeps the SLO
+(expected improvement times the probability of keeping it). An SLO, ``ttft=2s,tpot=50ms``, limits
+the times of 90 % of the requests.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
 _WORTH: Final = 0.002
 #: Measurements before it may stop.
 _LEAST: Final = 4
-#: The value of settings with which the engine died, for the model of their neighbours: nothing was
-#: served.
+#: The value of settings with which the engine died, for the model of their neighbours.
 _DEAD: Final = -1.5
 
 
@@ -72,8 +71,8 @@ class SearchPoint(NamedTuple):
 class TrialSearch:
     """One search, which tries the first option first.
 
-    ``latency``: the median time of an answer decides, not requests a second; ``at_once`` are the
-    requests under way, for the time of an answer.
+    ``latency``: the median time of an answer decides, not requests a second; ``at_once``: requests
+    under way.
     """
 
     def __init__(
@@ -101,8 +100,7 @@ class TrialSearch:
             return left[0]
         value = self._surrogate("value")
         limits = {name: self._surrogate(name) for name in self._slo}
-        good = [index for index, figures in self._seen.items() if self._keeps(figures)]
-        best = max((self._smoothed(index, value) for index in good), default=None)
+        best = max((self._smoothed(index, value) for index in self._good), default=None)
         scores = {index: self._score(index, value, limits, best) for index in left}
         chosen = max(scores, key=lambda index: scores[index])
         enough = best is None or len(self._seen) < _LEAST or scores[chosen] > _WORTH
@@ -113,11 +111,16 @@ class TrialSearch:
 
         Its neighbours count too, since the highest of a dozen measurements is partly luck.
         """
-        good = [index for index, figures in self._seen.items() if self._keeps(figures)]
-        if not good:
+        if not self._good:
             return None
         surrogate = self._surrogate("value")
-        return max(good, key=lambda index: self._smoothed(index, surrogate))
+        return max(self._good, key=lambda index: self._smoothed(index, surrogate))
+
+    @property
+    def _good(self) -> list[int]:
+        """What was measured and keeps the SLO."""
+        measured = self._seen.items()
+        return [index for index, figures in measured if figures and meets(figures, self._slo)]
 
     def _smoothed(self, index: int, surrogate: Surrogate) -> float:
         return self._prior(index) + surrogate.predict(self._options[index].point)[0]
@@ -140,7 +143,7 @@ class TrialSearch:
         points, residuals = [], []
         for index, figures in self._seen.items():
             if name == "value":
-                residual = _DEAD if figures is None else self._value(index) - self._prior(index)
+                residual = _DEAD if figures is None else self._value(figures) - self._prior(index)
             elif figures is None:
                 continue
             else:
@@ -150,23 +153,16 @@ class TrialSearch:
             residuals.append(residual)
         return Surrogate(points, residuals)
 
-    def _keeps(self, figures: SpeedFigures | None) -> bool:
-        return figures is not None and meets(figures, self._slo)
-
-    def _value(self, index: int) -> float:
+    def _value(self, figures: SpeedFigures) -> float:
         """The logarithm of what is to be large."""
-        figures = self._seen[index]
-        if figures is None:
-            return -math.inf
         if self._latency:
             return -math.log(max(figures.e2e_p50, 1e-6))
         return math.log(max(figures.requests_per_second, 1e-9))
 
     def _prior(self, index: int) -> float:
-        forecast = self._options[index].forecast
         if self._latency:
             return -self._forecast(index, "e2e")
-        return math.log(max(forecast.requests_per_second, 1e-9))
+        return math.log(max(self._options[index].forecast.requests_per_second, 1e-9))
 
     def _forecast(self, index: int, name: str) -> float:
         forecast = self._options[index].forecast
@@ -176,9 +172,6 @@ class TrialSearch:
             "e2e": self._at_once / max(forecast.requests_per_second, 1e-9),
         }
         return math.log(max(times[name], 1e-6))
-
-
-# The model of what was not tried.
 
 
 #: Logarithms: a forecast is wrong by a factor for all settings alike, by a factor that changes with
@@ -191,7 +184,7 @@ _NOISE: Final = 0.03
 class Surrogate:
     """Fits residuals, logarithms of measured over forecast, at points; predicts them elsewhere.
 
-    Coordinates are in units of how far the residual stays alike.
+    Coordinates are in units of how far a residual stays alike.
     """
 
     def __init__(self, points: Sequence[Sequence[float]], residuals: Sequence[float]) -> None:
@@ -218,7 +211,6 @@ def expected_improvement(mean: float, deviation: float, best: float) -> float:
 
 
 def below(limit: float, mean: float, deviation: float) -> float:
-    """The probability that a value is below a limit."""
     return NormalDist(mean, max(deviation, 1e-9)).cdf(limit)
 
 

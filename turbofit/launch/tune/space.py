@@ -182,16 +182,15 @@ def _rate(choice: TrialChoice) -> float:
 def _every(
     request: PlanRequest, usual: Plan, kv_types: Sequence[int], *, prefix: bool
 ) -> Iterator[dict[str, Any]]:
-    """All combinations of what the person did not fix."""
     given = request.given()
-    shapes: set[tuple[str, int, int]] = {
-        (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)
+    planned: tuple[str, int, int] = (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)
+    shapes = {
+        planned,
+        *((row.engine, row.tp, row.replicas) for row in usual.considered if row.fits),
     }
-    shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
     gpus = len(usual.machine.visible)
     # Idle cards serve nothing; where cards are unequal the plan's own shape stays.
-    whole = {shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes
-    whole.add((usual.engine.name, usual.parallel.tp, usual.parallel.replicas))
+    whole = {planned, *({shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes)}
     axes: dict[str, Sequence[Any]] = {
         "max_prefill_token_num": _PREFILLS,
         "max_batch_size": _BATCHES,

@@ -18,7 +18,7 @@ from turbofit.core.version import __version__
 from turbofit.launch.run import Run
 from turbofit.launch.serve.runs import waiting_words
 from turbofit.launch.serve.supervisor import StoppedError
-from turbofit.launch.tune.runner import TrialEnd, figures_of, run_trial
+from turbofit.launch.tune.runner import TrialEnd, run_trial
 from turbofit.launch.tune.search import TrialSearch, meets
 from turbofit.launch.tune.space import choices, mean_request
 from turbofit.memory.calibrated import identity
@@ -51,9 +51,8 @@ _SHOWN: Final = 120
 class TuneRequest(NamedTuple):
     """What is to be tuned: a promise, under a load.
 
-    ``seconds``: no trial begins that would still run so long after ``began``, by the monotonic
-    clock; ``apart``: what is found holds for pretend GPUs only; ``again``: what was tuned before is
-    tried again.
+    ``seconds`` from ``began``, by the monotonic clock, are the time of all trials; ``apart``: what
+    is found holds for pretend GPUs only; ``again``: what was tuned before is tried again.
     """
 
     request: PlanRequest
@@ -97,10 +96,12 @@ def tune_model(
         "lmdeploy": run.lmdeploy.version,
     }
 
-    def is_same(tuning: Tuning) -> bool:
-        return all(getattr(tuning, name) == value for name, value in facts.items())
-
-    known = next(filter(is_same, recall_tuned(pretend=wanted.apart)), None)
+    alike = (
+        tuning
+        for tuning in recall_tuned(pretend=wanted.apart)
+        if all(getattr(tuning, name) == value for name, value in facts.items())
+    )
+    known = next(alike, None)
     if known is not None and not wanted.again:
         until = f" until {known.stopped}" if known.interrupted else ""
         say(f"tuned before{until}: --again tries again, --forget drops it")
@@ -175,8 +176,7 @@ def described(load: LoadSpec) -> str:
 
 def _at_once(usual: Plan) -> int:
     """Requests that show what a batch gives: twice what the plan runs, 128 at most."""
-    running = usual.settings.max_batch_size * usual.parallel.replicas
-    return max(1, min(_MOST_AT_ONCE, 2 * running))
+    return max(1, min(_MOST_AT_ONCE, 2 * usual.requests_at_once))
 
 
 @dataclass
@@ -184,8 +184,8 @@ class Tuner:
     """Tries choices under a load, and keeps the best.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
-    and drives the load. ``at_once`` are the requests under way; ``seconds`` are those of all
-    trials. ``blank`` is the result with what is known before.
+    and drives the load. ``at_once`` are the requests under way; ``seconds`` those of all trials.
+    ``blank`` is the result without its trials.
     """
 
     choices: Sequence[TrialChoice]
@@ -206,7 +206,6 @@ class Tuner:
 
     @property
     def left(self) -> float:
-        """Seconds until the time is up."""
         return self._ends - self.clock()
 
     def tune(self) -> Tuning:
@@ -252,40 +251,20 @@ class Tuner:
         longest = max((trial.seconds for trial in self._trials), default=0.0)
         return "the time is up" if self._trials and self.left < longest else ""
 
-    def _ended(self, options: Options, what: str) -> TrialEnd:
-        """How a start with these options ends under the load."""
-
-        def whole() -> Step:
-            return Step(what, detail=f"{format_duration(max(self.left, 0.0))} of --time left")
-
-        begun = self.clock()
-        try:
-            plan = self.plan_of(options)
-            if not plan.fits:
-                return TrialEnd(None, "unserved", plan.verdict, 0.0)
-            with part_of(whole):
-                return self.run(plan, self.load)
-        except TurbofitError as exc:
-            return TrialEnd(None, "unserved", exc.message, round(self.clock() - begun, 1))
-
     def _try(self, choice: TrialChoice) -> TrialRecord:
-        number = len(self._trials) + 1
-        self.say(f"trial {number}: {_told(choice)}")
-        what = f"trial {number} of at most {self.starts}"
-        trial = self._record(choice, number, self._ended(choice.options, what))
-        if trial.measured is None:
-            self.say(f"trial {number}: {trial.outcome}: {trial.why[:_SHOWN]}")
-        else:
-            keeps = "" if trial.meets_slo else ", which misses the SLO"
-            self.say(
-                f"trial {number}: {trial.measured.requests_per_second:.2f} requests/s, forecast "
-                f"{trial.forecast.requests_per_second:.2f}{keeps}"
-            )
-        return trial
-
-    def _record(self, choice: TrialChoice, number: int, end: TrialEnd) -> TrialRecord:
+        number, begun = len(self._trials) + 1, self.clock()
         plan, settings = choice.plan, choice.plan.settings
-        measured = figures_of(end.result) if end.result and end.outcome == "measured" else None
+        self.say(f"trial {number}: {_in_words(choice)}")
+        end = self._end_of(choice.options, f"trial {number} of at most {self.starts}")
+        keeps = end.measured is not None and meets(end.measured, self.blank.slo)
+        if end.measured is None:
+            self.say(f"trial {number}: {end.outcome}: {end.why[:_SHOWN]}")
+        else:
+            self.say(
+                f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
+                f"{choice.option.forecast.requests_per_second:.2f}"
+                f"{'' if keeps else ', which misses the SLO'}"
+            )
         return TrialRecord(
             number=number,
             options=choice.options,
@@ -300,13 +279,27 @@ class Tuner:
             forecast=choice.option.forecast,
             outcome=end.outcome,
             why=end.why,
-            measured=measured,
-            meets_slo=measured is not None and meets(measured, self.blank.slo),
-            seconds=end.seconds,
+            measured=end.measured,
+            meets_slo=keeps,
+            seconds=round(self.clock() - begun, 1),
         )
 
+    def _end_of(self, options: Options, what: str) -> TrialEnd:
 
-def _told(choice: TrialChoice) -> str:
+        def whole() -> Step:
+            return Step(what, detail=f"{format_duration(max(self.left, 0.0))} of --time left")
+
+        try:
+            plan = self.plan_of(options)
+            if not plan.fits:
+                return TrialEnd(None, "unserved", plan.verdict)
+            with part_of(whole):
+                return self.run(plan, self.load)
+        except TurbofitError as exc:
+            return TrialEnd(None, "unserved", exc.message)
+
+
+def _in_words(choice: TrialChoice) -> str:
     plan, settings = choice.plan, choice.plan.settings
     kv = f", KV int{settings.quant_policy}" if settings.quant_policy else ""
     prefix = ", prefix caching" if settings.enable_prefix_caching else ""

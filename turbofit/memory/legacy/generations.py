@@ -1,4 +1,4 @@
-"""TurboMind's generations before 0.18, read from `presets/engines/generations.yaml`; their weights.
+"""Generations before 0.18, read from `presets/engines/generations.yaml`; their weights and towers.
 
 Data, never branches on a version: what an entry of the file does not say, the entry before it does.
 """
@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Final, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
+from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, Quantization, VisionDims
-from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.presets import load_yaml, merged, preset_path
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.weights import EngineConstants, vision_side, weight_classes
 from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse
 from turbofit.model.towers import vision_parameters
-
-#: Layouts of packed weights that depend on the card came with 0.18: the plain one everywhere.
-_PLAIN: Final = (8, 0)
 
 
 class CacheRule(Struct, forbid_unknown_fields=True):
@@ -80,12 +78,6 @@ class BufferRule(Struct, forbid_unknown_fields=True):
     split_rows: int
 
 
-class PoolRule(Struct, forbid_unknown_fields=True):
-    """``aliased``: attention and feed-forward share memory, else each keeps its own buffers."""
-
-    aliased: bool
-
-
 class StagingRule(Struct, forbid_unknown_fields=True):
     """What torch holds on the first GPU while tensors are moved; ``kept`` until free is read."""
 
@@ -139,7 +131,7 @@ class Generation(_Entry):
     context_sessions: int
     buffers: BufferRule
     gemm_before: tuple[int, ...]
-    pool: PoolRule
+    aliased: bool
     warmup: Literal["none", "tuning", "forward", "requests"]
     first_layers: tuple[str, ...]
     staging: StagingRule
@@ -193,11 +185,7 @@ def generation_of(version: str) -> Generation:
 
 
 def torch_generation_of(version: str) -> TorchGeneration:
-    """The PyTorch engine's generation of a version.
-
-    Raises:
-        PackageError: not a version, or one that has an account of its own.
-    """
+    """The same of the PyTorch engine."""
     return _nearest(version, torch_generations())
 
 
@@ -238,31 +226,20 @@ def torch_generations() -> tuple[TorchGeneration, ...]:
 
 
 def _read(key: str, type_: type[_Either]) -> Iterator[_Either]:
-    """Entries of the file, each over the ones before it."""
-    whole: dict[str, Any] = {}
+    whole: JsonObject = {}
     for entry in _file()[key]:
-        whole = _merged(whole, entry)
+        whole = merged({**whole, "source": {}}, entry)
         yield msgspec.convert(whole, type_, strict=False)
 
 
 @cache
 def legacy_constants() -> LegacyConstants:
-    """The figures under ``constants`` in the file."""
     values = {key: entry["value"] for key, entry in _file()["constants"].items()}
     return msgspec.convert(values, LegacyConstants, strict=False)
 
 
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """``new`` over ``old``, one mapping inside another alike."""
-    whole = dict(old)
-    for key, value in new.items():
-        deep = isinstance(value, dict) and isinstance(whole.get(key), dict) and key != "source"
-        whole[key] = _merged(whole[key], value) if deep else value
-    return whole
-
-
 @cache
-def _file() -> dict[str, Any]:
+def _file() -> JsonObject:
     return load_yaml(preset_path("engines", "generations"))
 
 
@@ -286,12 +263,12 @@ def older_layouts(constants: EngineConstants, generation: Generation) -> EngineC
 def legacy_weight_classes(
     model: Model, tp: int, constants: EngineConstants, generation: Generation
 ) -> dict[str, int]:
-    """Bytes per rank of each tensor class, the vision tower apart.
+    """Bytes per rank of each tensor class, the vision tower apart; the same on every card.
 
     Embedding and lm_head were whole on every rank before 0.6, their rows padded to ``tp``.
     """
     older = older_layouts(constants, generation)
-    classes = weight_classes(replace(model, vision=None), tp, older, _PLAIN)
+    classes = weight_classes(replace(model, vision=None), tp, older)
     if generation.embeddings == "replicated":
         whole = round_up(model.text.vocab, tp) * model.text.hidden * HALF
         classes |= {"embedding": whole, "lm_head": whole}
@@ -304,44 +281,39 @@ def legacy_weight_classes(
 # keeps what the largest batch of images needed, for good and outside TurboMind's pool.
 
 
-def tower_bytes(
-    model: Model, tp: int, rule: VisionRule, constants: LegacyConstants
-) -> tuple[int, ...]:
+def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
     """Bytes of the tower on each GPU of the group, rounded as torch's allocator rounds.
 
-    ``balanced`` spreads whole layers over the group (accelerate's ``device_map="auto"``) with the
-    embeddings on the first GPU and the projector on the last.
+    ``spread``: whole layers over the group (accelerate's ``device_map="auto"``), embeddings on the
+    first GPU and the projector on the last; else all of it on the first.
     """
-    vision = model.vision
-    if vision is None or rule.runs != "torch":
+    vision, page = model.vision, legacy_constants().torch_block["page"]
+    if vision is None:
         return (0,) * tp
     layer = [size * HALF for size in _layer(vision)]
     total = vision_parameters(vision, model.text.hidden) * HALF
-    ends = max(0, total - sum(layer) * vision.layers)
-    ranks = tp if rule.placed == "balanced" else 1
+    ranks = tp if spread else 1
     shares = [vision.layers // ranks + (i < vision.layers % ranks) for i in range(ranks)]
-    sizes = [_held(layer * share, constants) for share in shares]
-    sizes[-1] += ends
-    return (
-        *(round_up(size, constants.torch_block["page"]) for size in sizes),
-        *(0,) * (tp - ranks),
-    )
+    sizes = [_held(layer * share) for share in shares]
+    sizes[-1] += max(0, total - sum(layer) * vision.layers)
+    return (*(round_up(size, page) for size in sizes), *(0,) * (tp - ranks))
 
 
-def tower_activations(
-    vision: VisionDims, units: int, constants: LegacyConstants, *, flash: bool
-) -> int:
+def tower_activations(vision: VisionDims, units: int, *, flash: bool) -> int:
     """Bytes that the tower's forward of so many units (tiles or patches) holds at its peak.
 
     ``flash``: attention without its score matrix, as the projects' own requirements install it;
     else both score matrices (before and after softmax) of all units at once: an upper end.
     """
-    tokens, pixels = _sequence(vision)
+    tiles = vision.image_size is not None
+    tokens = vision_side(vision) ** 2 + 1 if tiles else 1
+    side = vision.image_size or vision.patch_size
+    pixels = vision.channels * vision.temporal_patch * HALF * side**2
     hidden = tokens * vision.hidden * HALF
-    kind = constants.vision_attention
-    attention = hidden * kind["flash" if flash else "eager"]
+    attention = hidden * legacy_constants().vision_attention["flash" if flash else "eager"]
     if not flash:
-        attention += 2 * vision.heads * tokens * _scores(vision, tokens, units) * HALF
+        # A tile attends to its own tokens, a patch to every patch of the request.
+        attention += 2 * vision.heads * tokens * (tokens if tiles else units) * HALF
     wide = tokens * vision.intermediate * HALF
     mlp = 2 * hidden + (3 if vision.gated_mlp else 2) * wide
     return units * (pixels + max(attention, mlp))
@@ -357,23 +329,10 @@ def _layer(vision: VisionDims) -> Iterator[int]:
     yield 8 * hidden + inter  # norms, biases, layer scales
 
 
-def _held(sizes: Sequence[int], constants: LegacyConstants) -> int:
-    """Bytes of torch's segments for so many tensors: large ones alone, others share segments."""
-    block = constants.torch_block
+def _held(sizes: Sequence[int]) -> int:
+    """Bytes of torch's segments for tensors of these sizes: large ones alone, others share some."""
+    block = legacy_constants().torch_block
     large = sum(round_up(size, block["page"]) for size in sizes if size >= block["large"])
     middle = sum(size for size in sizes if block["small"] < size < block["large"])
     small = sum(size for size in sizes if size <= block["small"])
     return large + round_up(middle, block["segment"]) + round_up(small, block["page"])
-
-
-def _sequence(vision: VisionDims) -> tuple[int, int]:
-    """Tokens and pixel bytes of one unit."""
-    pixels = vision.channels * vision.temporal_patch * HALF
-    if vision.image_size is None:
-        return 1, pixels * vision.patch_size**2
-    return vision_side(vision) ** 2 + 1, pixels * vision.image_size**2
-
-
-def _scores(vision: VisionDims, tokens: int, units: int) -> int:
-    """Columns of the score matrix: a tile's own tokens, or every patch of the request."""
-    return tokens if vision.image_size is not None else units

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import Term
 from turbofit.core.units import HALF, round_up
@@ -21,14 +20,11 @@ from turbofit.memory.account import (
     Account,
     EngineLaunch,
     StaticMemory,
-    given,
     term,
     transients,
 )  # fmt: skip
 from turbofit.memory.legacy.generations import (
     TorchGeneration,
-    VisionRule,
-    legacy_constants,
     torch_generation_of,
     tower_activations,
     tower_bytes,
@@ -59,19 +55,15 @@ class LegacyTorchAccount(GroupAccount):
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: TorchGeneration
     ) -> None:
-        model, gpus = launch.model, launch.gpus
-        vision_load, free_at_cache = launch.vision_load, launch.free_at_cache
+        model, vision_load = launch.model, launch.vision_load
         self.generation, self.constants, self.settings = generation, constants, launch.settings
         self._model, self._vision_load = model, vision_load
         self.block_bytes = block_bytes(model.text, self.settings)
         self.block_tokens = self.settings.cache_block_seq_len
-        before: list[tuple[Term, ...]] = [self._terms_before(i, launch) for i in range(len(gpus))]
-        if free_at_cache is not None:
-            before = [(given(gpu, free_at_cache),) for gpu in gpus]
         units = vision_load.units_per_image if model.vision is not None else 0
         if generation.tower == "engine":  # all images of a request meet in one forward
             units *= vision_load.images_per_request
-        static = [StaticMemory(before=terms, buffers=()) for terms in before]
+        static = [StaticMemory(before=terms, buffers=()) for terms in self.before(launch)]
         super().__init__(launch, static, self._first(), self._cases(units), units)
 
     @property
@@ -99,53 +91,27 @@ class LegacyTorchAccount(GroupAccount):
     def tokens_at(self, ratio: float) -> int:
         return self.region_at(ratio) // self.block_bytes * self.block_tokens
 
-    def _terms_before(self, i: int, launch: EngineLaunch) -> tuple[Term, ...]:
-        linked, gpu = launch.machine.nvlinked(launch.gpus), launch.gpus[i]
-        context = before_terms(gpu, self.settings, linked, self.constants)
-        return (*context, *self._front_end(i, gpu), *self._weights(i))
-
-    def _front_end(self, i: int, gpu: Gpu) -> Iterator[Term]:
-        """The context of the server's own process, where ranks are processes of their own.
-
-        Over for ranks on which the server touches nothing.
-        """
-        tower = self.generation.tower == "front_end" and self._model.vision is not None
-        if self.settings.tp > 1 and (tower or i == 0):
+    def _terms_before(self, i: int, launch: EngineLaunch) -> Iterator[Term]:
+        """Contexts; the language model divided by tp, embedding and lm_head whole; the tower."""
+        model, gpu, tp = launch.model, launch.gpus[i], launch.settings.tp
+        text, spread = model.text, self.generation.tower == "front_end"
+        linked = launch.machine.nvlinked(launch.gpus)
+        yield from before_terms(gpu, launch.settings, linked, self.constants)
+        if tp > 1 and (i == 0 or (spread and model.vision is not None)):
+            # Ranks are processes of their own. Over for those on which the server touches nothing.
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
             yield term("server_context", "context", size, "estimate", note)
-
-    def _weights(self, i: int) -> Iterator[Term]:
-        """The language model divided by tp, embedding and lm_head whole, and the tower."""
-        model, tp = self._model, self.settings.tp
-        text = model.text
         whole = text.vocab * text.hidden * HALF
         heads = whole if text.tie_word_embeddings else 2 * whole
         body = stored_bytes(text, None, "float16", model.quantization) - heads
         for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
             yield term(f"weights.{name}", "weights", round_up(size, PAGE), "formula")
-        size = self._tower_share(i)
+        # Whole in the engine's model: over, where attention and MLP of some families are divided.
+        size = tower_bytes(model, tp, spread=spread)[i if spread else 0]
         if size:
-            yield term(
-                "weights.vision_tower",
-                "weights",
-                size,
-                "formula",
-                f"part of the {self.generation.tower.replace('_', ' ')}",
-            )
-
-    def _tower_share(self, i: int) -> int:
-        """The tower on one GPU: spread by layers over the group, or whole in the engine's model.
-
-        Over in the engine, where attention and MLP of some families are divided.
-        """
-        tp = self.settings.tp
-        spread = self.generation.tower == "front_end"
-        rule = VisionRule(
-            runs="torch", loaded="before_cache", placed="balanced" if spread else "first"
-        )
-        shares = tower_bytes(self._model, tp, rule, legacy_constants())
-        return shares[i] if spread else shares[0]
+            note = f"part of the {self.generation.tower.replace('_', ' ')}"
+            yield term("weights.vision_tower", "weights", size, "formula", note)
 
     def _forward(self, tokens: int, rows: int) -> int:
         """Torch's pool after a prefill of so many tokens, ``rows`` of which are sampled."""
@@ -171,26 +137,17 @@ class LegacyTorchAccount(GroupAccount):
         vision = self._model.vision
         if vision is None or not units:
             return 0
-        return tower_activations(vision, units, legacy_constants(), flash=flash)
+        return tower_activations(vision, units, flash=flash)
 
     def _first(self) -> Term:
         """What the first image at the checkpoint's own limit leaves in torch's pool."""
-        rule, tokens, units = self._model.image_rule, 0, 0
-        if (
-            rule is not None
-            and self._vision_load.units_per_image
-            and self._model.vision is not None
-        ):
+        rule, size, units = self._model.image_rule, 0, 0
+        if rule is not None and self._vision_load.units_per_image and self._model.vision:
             units = min(rule.worst_units(), self._vision_load.units_per_image)
             tokens = rule.unit_tokens(units) + _PROMPT
-        size = self._forward(tokens, 1) + self._tower(units, flash=True) if tokens else 0
-        return term(
-            POOL_WARMUP,
-            "buffers",
-            round_up(size, PAGE),
-            "estimate",
-            f"the first image, {units} units",
-        )
+            size = self._forward(tokens, 1) + self._tower(units, flash=True)
+        note = f"the first image, {units} units"
+        return term(POOL_WARMUP, "buffers", round_up(size, PAGE), "estimate", note)
 
     def _cases(self, units: int) -> tuple[Term, ...]:
         """Torch's pool in each worst case."""
@@ -203,9 +160,7 @@ class LegacyTorchAccount(GroupAccount):
             flash = self.generation.tower == "engine"
             request = self._forward(prompt, 1) + self._tower(units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))
-        return transients(
-            [(name, round_up(size, PAGE), "estimate", note) for name, size, note in cases]
-        )
+        return transients([(name, size, "estimate", note) for name, size, note in cases], PAGE)
 
 
 class LegacyPytorch(Pytorch):

@@ -1,14 +1,15 @@
 """TurboMind before 0.18: the same ledger, with the rules of its generation.
 
 Others hold ``used``; then the context, the communicator and the GEMM workspace, the torch tower
-where it comes first, the weights, the cache, and the buffers. What torch keeps of the first image
-and what the language model's pool keeps of it are ``pool_warmup``: most of these versions have no
-warm-up of their own, so ``steady`` is a server that has answered one image at its default limit.
+where it comes first, the weights, the cache, and the buffers. Most of these versions have no
+warm-up of their own: ``steady`` is a server that has answered one image at its default limit, and
+what the pools keep of that image is ``pool_warmup``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -17,7 +18,6 @@ from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings, Term
 from turbofit.core.units import HALF, round_up
-from turbofit.kernels.census import Census
 from turbofit.memory.account import (
     PAGE,
     POOL_WARMUP,
@@ -67,8 +67,8 @@ _INT8 = 8
 class GroupAccount(Account):
     """What the accounts of all older engines add to the common one.
 
-    What the allocators keep of the first image is part of ``pool_warmup``, as most of them warm
-    nothing up; and what comes after the cache can depend on it.
+    ``pool_warmup`` has what the allocators keep of the first image, as most of these engines warm
+    nothing up; and what comes after the cache can depend on its size.
     """
 
     dies: ClassVar[str] = "aborts"
@@ -79,6 +79,17 @@ class GroupAccount(Account):
     #: Bytes of ``pool`` that the engine takes before any request.
     engine_warmup = 0
     least_blocks = 1
+
+    def before(self, launch: EngineLaunch) -> list[tuple[Term, ...]]:
+        """What each GPU holds before the cache, or all that a log did not call free."""
+        gpus, free = launch.gpus, launch.free_at_cache
+        if free is not None:
+            return [(given(gpu, free),) for gpu in gpus]
+        return [tuple(self._terms_before(i, launch)) for i in range(len(gpus))]
+
+    @abstractmethod
+    def _terms_before(self, i: int, launch: EngineLaunch) -> Iterable[Term]:
+        """Everything of one GPU that is not free when the cache is sized."""
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
         return cache_terms(round_up(self.region_at(ratio), PAGE), ratio, 0)
@@ -93,17 +104,17 @@ class _Forward:
 
     Attributes:
         session_len: the longest sequence, as the engine cuts it to its cache.
-        buffer_session: the tokens of a sequence that buffers are made for: uncut where they come
-            first.
+        buffer_session: the longest that buffers are made for: uncut where they come first.
         buffer_tokens: tokens that the persistent buffers of a whole forward are made for.
-        tokens: the most tokens that one forward takes: all of its sequences lie in the cache.
-        context: the most tokens that one forward's sequences have together; those that share a
-            prefix count it each, up to ``max_context_token_num``: a session.
+        tokens: the most that one forward takes: all of its sequences lie in the cache.
+        context: the most that one forward's sequences have together; those that share a prefix
+            count it each, up to ``max_context_token_num``: a session.
         warmup_tokens: of the longest forward of the engine's own warm-up, 0 where it has none.
     """
 
     def __init__(self, account: LegacyAccount, cached: int) -> None:
         self._account, settings, rules = account, account.settings, account.generation
+        self._text, self._tp = account.model.text, settings.tp
         cached, session = max(1, cached), settings.session_len
         self.session_len = min(session, cached) if rules.cache.truncates_session else session
         self.buffer_session = session if rules.cache.after_buffers else self.session_len
@@ -122,45 +133,40 @@ class _Forward:
         longest = session if settings.enable_prefix_caching else self.session_len
         self.context = max(self.tokens, longest)
         most = self.buffer_tokens
-        lengths = (*legacy_constants().tuning_tokens, most)
-        if rules.warmup == "tuning":
-            lengths = legacy_constants().tuning_tokens
-        elif rules.warmup == "requests":
+        whole = () if rules.warmup in ("none", "tuning") else (most,)
+        lengths = () if rules.warmup == "none" else (*legacy_constants().tuning_tokens, *whole)
+        if rules.warmup == "requests":
             most = min(most, self.session_len)
         self.warmup_tokens = max((n for n in lengths if n <= most), default=0)
-        if rules.warmup == "none":
-            self.warmup_tokens = 0
 
     def pool(self, tokens: int, context: int) -> int:
         """The pool after a forward of so many tokens over so long contexts, one row sampled."""
         if tokens == 0:
             return 0
-        text, tp, account = self._account.model.text, self._account.settings.tp, self._account
+        text, tp, account = self._text, self._tp, self._account
         heads = text.heads // tp
         kv = kv_heads_held(text.kv_heads, tp) // tp
         flat = 2 * kv * (context + account.constants.kv_flatten_pad_tokens)
         attention = (tokens * (2 * heads + 2 * kv) + flat) * text.head_dim * HALF
         ffn = tokens * self._feed_forward() * HALF
-        sampling = _SAMPLING * lm_head_rows(text, tp)
-        if account.generation.pool.aliased:
-            size = max(attention, ffn) + tokens * text.hidden * HALF + sampling
-        else:
-            size = attention + ffn + sampling
-        return round_up(size, PAGE)
+        size = attention + ffn
+        if account.generation.aliased:
+            size = max(attention, ffn) + tokens * text.hidden * HALF
+        return round_up(size + _SAMPLING * lm_head_rows(text, tp), PAGE)
 
     def batch(self, rows: int) -> int:
         """Beyond one row: what a batch of so many takes to sample and decode, never under.
 
         The split workspace of decoding grows with the batch in some generations.
         """
-        text, tp = self._account.model.text, self._account.settings.tp
+        text, tp = self._text, self._tp
         sampling = _SAMPLING * (rows - 1) * lm_head_rows(text, tp)
         splits = self._account.generation.buffers.split_rows
         return sampling + rows * splits * (text.heads // tp) * (text.head_dim + 2) * _FLOAT
 
     def _feed_forward(self) -> int:
         """Elements a token of gate and up together; experts count once for each chosen one."""
-        text, tp = self._account.model.text, self._account.settings.tp
+        text, tp = self._text, self._tp
         dense, moe = 2 * text.intermediate // tp, text.moe
         if moe is None:
             return dense
@@ -168,28 +174,24 @@ class _Forward:
         return max(dense, routed + 2 * moe.shared_intermediate // tp)
 
 
-def _buffers(
-    model: Model, settings: Settings, generation: Generation, forward: _Forward
-) -> Iterator[tuple[str, int, str]]:
+def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, int, str]]:
     """Persistent device buffers of one rank: (term, bytes, note)."""
-    text, rule, batch = model.text, generation.buffers, settings.max_batch_size
+    model, settings, rule = account.model, account.settings, account.generation.buffers
+    text, batch = model.text, settings.max_batch_size
     tokens, session_len = forward.buffer_tokens, forward.buffer_session
     vocab = round_up(text.vocab, settings.tp)
     heads = text.heads // settings.tp
-    yield "hidden_states", rule.hidden * tokens * text.hidden * HALF, f"{tokens} tokens"
+    hidden = rule.hidden * tokens * text.hidden * HALF
+    yield "hidden_states", hidden, f"{tokens} tokens"
     if rule.kv_copies:
         kv = max(1, text.kv_heads // settings.tp) * text.head_dim
         yield "kv_copies", rule.kv_copies * tokens * kv * HALF, "linear keys and values"
-    yield (
-        "token_ids",
-        rule.token_ids * batch * session_len * _INT,
-        f"{rule.token_ids} of max_batch_size × session_len",
-    )
-    symmetric = max(0, batch * lm_head_rows(text, settings.tp) * HALF)
+    note = f"{rule.token_ids} of max_batch_size × session_len"
+    yield "token_ids", rule.token_ids * batch * session_len * _INT, note
     if rule.logits:
         yield "logits", rule.logits * batch * vocab, "max_batch_size × vocabulary"
     elif settings.tp > 1:  # one buffer serves hidden states and logits
-        larger = max(0, symmetric - rule.hidden * tokens * text.hidden * HALF)
+        larger = max(0, batch * lm_head_rows(text, settings.tp) * HALF - hidden)
         yield "logits", larger, "beyond the hidden states they share a buffer with"
     if rule.log_probs:
         yield "log_probs", 2 * batch * rule.log_probs * _INT, "and their indices"
@@ -204,31 +206,8 @@ def _buffers(
     yield "small_buffers", small, "block pointers, stop words, random states, positions"
 
 
-def legacy_account(
-    launch: EngineLaunch, constants: EngineConstants, generation: Generation
-) -> Account:
-    """The account of one engine of one generation; see :class:`LegacyAccount`.
-
-    Where the tower is native (0.16 and 0.17) the account is 0.18's with that generation's
-    paddings and workspaces.
-    """
-    if generation.vision.runs == "native":
-        older = replace(
-            older_layouts(constants, generation),
-            version=generation.first,
-            gemm_workspace=(),
-            gemm_in_context=generation.gemm_before,
-            copied_16bit=generation.copied_16bit,
-        )
-        return TurbomindAccount(launch, older)
-    return LegacyAccount(launch, constants, generation)
-
-
 class LegacyAccount(GroupAccount):
-    """One model under one set of settings on one group of GPUs, before 0.16.
-
-    ``constants`` are 0.18's, for what no generation changed (contexts, NCCL, pages).
-    """
+    """Before 0.16; ``constants`` are 0.18's, for what no generation changed (contexts, NCCL)."""
 
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: Generation
@@ -237,7 +216,6 @@ class LegacyAccount(GroupAccount):
         free_at_cache = launch.free_at_cache
         self.model, self.settings, self.vision_load = model, settings, launch.vision_load
         self.generation, self.constants = generation, constants
-        self._legacy = legacy_constants()
         self._total = min(gpu.usable for gpu in gpus)
         self.shape = self._cache_shape()
         self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
@@ -248,13 +226,13 @@ class LegacyAccount(GroupAccount):
         copies = generation.vision.copies_of(model.architecture)
         note = f"float16 under torch, {generation.vision.placed}"
         note += f"; loading left {copies:g} times its size" if copies > 1 else ""
+        tower = model if generation.vision.runs == "torch" else replace(model, vision=None)
+        spread = generation.vision.placed == "balanced"
         self._towers = [
             term("weights.vision_tower", "weights", int(size * copies), "formula", note)
-            for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
+            for size in tower_bytes(tower, len(gpus), spread=spread)
         ]
-        before: list[tuple[Term, ...]] = [self._terms_before(i, launch) for i in range(len(gpus))]
-        if free_at_cache is not None:
-            before = [(given(gpu, free_at_cache),) for gpu in gpus]
+        before = self.before(launch)
         #: Whether the buffers are part of what is not free when a log tells it.
         self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
         # Upper ends: a cache that cuts no session.
@@ -302,8 +280,7 @@ class LegacyAccount(GroupAccount):
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank; a ratio of 1 or more counts blocks, or sessions.
 
-        Sessions are taken one by one as requests come: as many as the batch has, no more than the
-        entries.
+        Sessions are taken as requests come: as many as the batch has, no more than the entries.
         """
         rule, free = self.generation.cache, max(0, self.free)
         if rule.objects:
@@ -324,14 +301,12 @@ class LegacyAccount(GroupAccount):
         return region // self.block_bytes * self.block_tokens
 
     def _late(self, i: int, ratio: float) -> LateMemory:
-        """What one GPU holds after the cache, for the sequences that the cache admits."""
         forward = _Forward(self, self.tokens_at(ratio))
         return LateMemory(
             self._terms_after(i, forward), (self._first_request(forward),), self._cases(forward)
         )
 
     def _terms_before(self, i: int, launch: EngineLaunch) -> tuple[Term, ...]:
-        """Everything of one GPU that is not free when the cache is sized."""
         rules, settings = self.generation, self.settings
         linked = launch.machine.nvlinked(launch.gpus)
         note = "made before the cache is sized"
@@ -365,7 +340,7 @@ class LegacyAccount(GroupAccount):
         if self._buffers_given:
             return ()
         early, kernels = self.generation.first_layers, self.constants.kernel_modules
-        note, growth = f"{FIRST_CURRENT}'s, for want of older ones", self._legacy.pool_growth
+        note, growth = f"{FIRST_CURRENT}'s, for want of older ones", legacy_constants().pool_growth
         tower = [replace(self._towers[i], phase="buffers")]
         return (
             *(buffer for buffer in self._buffer_terms(forward) if buffer.term not in early),
@@ -375,10 +350,9 @@ class LegacyAccount(GroupAccount):
         )
 
     def _buffer_terms(self, forward: _Forward) -> list[Term]:
-        lines = _buffers(self.model, self.settings, self.generation, forward)
         return [
             term(name, "buffers", round_up(size, PAGE), "formula", note)
-            for name, size, note in lines
+            for name, size, note in _buffers(self, forward)
         ]
 
     def _first_request(self, forward: _Forward) -> Term:
@@ -421,7 +395,7 @@ class LegacyAccount(GroupAccount):
         vision = self.model.vision
         if not units or vision is None or self.generation.vision.runs != "torch":
             return 0
-        return round_up(tower_activations(vision, units, self._legacy, flash=flash), PAGE)
+        return round_up(tower_activations(vision, units, flash=flash), PAGE)
 
 
 class LegacyTurbomind(Turbomind):
@@ -442,7 +416,18 @@ class LegacyTurbomind(Turbomind):
         }
 
     def account(self, launch: EngineLaunch) -> Account:
-        return legacy_account(launch, self.constants, self.generation)
+        """With a native tower (0.16, 0.17) 0.18's, of that version's paddings and workspaces."""
+        generation = self.generation
+        if generation.vision.runs != "native":
+            return LegacyAccount(launch, self.constants, generation)
+        older = replace(
+            older_layouts(self.constants, generation),
+            version=generation.first,
+            gemm_workspace=(),
+            gemm_in_context=generation.gemm_before,
+            copied_16bit=generation.copied_16bit,
+        )
+        return TurbomindAccount(launch, older)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         """What its loaders could not divide; a tower under torch is not divided."""
@@ -473,10 +458,6 @@ class LegacyTurbomind(Turbomind):
         if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
             settings = replace(settings, cache_max_entry_count=_RATIO)
         return super().problem(replace(launch, settings=settings))
-
-    def known_census(self, launch: EngineLaunch) -> Census | None:  # noqa: ARG002
-        """That of its release: what is installed here is asked for another version."""
-        return self.released_census()
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """A tower under torch runs one image at a time."""

@@ -93,10 +93,10 @@ def before_terms(
 ) -> list[Term]:
     """What one GPU holds before the weights: others, contexts, the communicator.
 
-    ``linked``: NVLink joins every pair of the group.
+    ``linked``: NVLink joins every pair of the group. The front end only asks torch for the card's
+    properties: no context on pretend GPUs. Under where it makes one on a real card, by what the
+    ratio leaves of it: free memory is read later.
     """
-    # The front end only asks torch for the card's properties: no context on pretend GPUs. Under
-    # where it makes one on a real card, by what the ratio leaves of it: free memory is read later.
     context, note = context_bytes(gpu)
     terms = [
         term("others", "before", known(gpu.used, 0), "measured", "held by others"),
@@ -124,7 +124,7 @@ def weight_terms(
     kind = segments(settings)
     fragmented = constants.load_fragmentation[kind]
     if model.text.moe is not None:
-        # Experts that are laid out anew leave a segment more in part: 33 MiB on pretend GPUs.
+        # Experts that are laid out anew leave a part of another one: 33 MiB on pretend GPUs.
         fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
@@ -157,10 +157,7 @@ def buffer_terms(
     most_blocks: int,
     constants: PytorchConstants,
 ) -> list[Term]:
-    """What one GPU holds for good after the cache.
-
-    Every graph has a table of ``most_blocks`` KV blocks.
-    """
+    """What one GPU holds for good after the cache; graphs have tables of ``most_blocks`` blocks."""
     hopper = capability_of(gpu) >= HOPPER
     workspace = constants.cublas_workspace["hopper" if hopper else "default"]
     size = constants.cublas_workspaces * workspace
@@ -206,8 +203,8 @@ def transient_terms(
 ) -> tuple[Term, ...]:
     """The most that torch's allocator holds above what stays, in each worst case.
 
-    The largest is marked as the one that decides. Each holds what lies unusable between live
-    blocks, at least the last page of torch's large and of its small blocks.
+    With what lies unusable between live blocks: at least the last page of torch's large and of its
+    small blocks.
     """
     sequences = settings.max_batch_size
     # Whole prompts join a forward, so that one may hold more tokens than a session; beside them the
@@ -220,27 +217,29 @@ def transient_terms(
     text = work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences))
     cases: list[tuple[str, int, str]] = [
         ("text_prefill", text + kept, "longest prompts fill a forward"),
-        ("sampling", work.sampling(settings.max_batch_size) + kept,
-         f"{settings.max_batch_size} rows with top_k=0"),
-    ]  # fmt: skip
+        ("sampling", work.sampling(sequences) + kept, f"{sequences} rows with top_k=0"),
+    ]
     if rule is not None and vision_load.units_per_image:
         # An image is never cut: a chunk grows to hold the longest one.
         image = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
-        tokens = max(prompt, image)
         forward = Prefill(
-            tokens=tokens, context=context, units=met.now, sequences=sequences, next_units=met.next
+            tokens=max(prompt, image),
+            context=context,
+            units=met.now,
+            sequences=sequences,
+            next_units=met.next,
         )
         note = f"{met.now} {plural(met.now, rule.unit_name)} in one forward"
         if met.next:
             note += f", the pixels of {met.next} for the next"
         cases.append(("vision_forward", work.prefill(forward), note))
     share = constants.live_fragmentation[segments(settings)]
-    fragmented = [max(int(size * share), constants.segment) for _, size, _ in cases]
-    sizes = [
-        round_up(case[1] + gap, constants.page) for case, gap in zip(cases, fragmented, strict=True)
-    ]
     return transients(
-        [(name, size, "estimate", note) for (name, _, note), size in zip(cases, sizes, strict=True)]
+        [
+            (name, size + max(int(size * share), constants.segment), "estimate", note)
+            for name, size, note in cases
+        ],
+        constants.page,
     )
 
 
@@ -273,12 +272,9 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
     packed = model.quantization
     if text.moe is not None and packed is not None and packed.of_experts:
-        channels = text.moe.intermediate // tp
-        if channels % packed.group_size:
-            yield (
-                f"{channels} channels of an expert on each rank are no groups of"
-                f" {packed.group_size}"
-            )
+        channels, group = text.moe.intermediate // tp, packed.group_size
+        if channels % group:
+            yield f"{channels} channels of an expert on each rank are no groups of {group}"
     yield from _cut_groups(model, tp)
     if vision is None or vision.kind in WHOLE_TOWERS:
         return
@@ -302,7 +298,7 @@ def _cut_groups(model: Model, tp: int) -> Iterator[str]:
     if moe is None or moe.layers < text.layers:
         layers.append(("the MLP's", text.intermediate))
     if moe is not None:
-        layers += [("the shared expert's", moe.shared_intermediate)]
+        layers.append(("the shared expert's", moe.shared_intermediate))
         if moe.intermediate % packed.group_size:
             yield f"an expert's {moe.intermediate} channels are no groups of {packed.group_size}"
     if text.mla is None:
@@ -318,7 +314,6 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     """Options that the engine refuses or dies of, or that the account does not know."""
     model, text, settings = launch.model, launch.model.text, launch.settings
     policy, tokens = settings.quant_policy, settings.cache_block_seq_len
-    given = settings.model_format
     if not 0 < settings.cache_max_entry_count < 1:
         yield "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
     if policy not in KV_TYPES:
@@ -336,18 +331,17 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     # Of a quantised checkpoint the option is ignored; 16-bit weights are quantised at load for fp8,
     # and every other word stops the engine, hf too.
     # Source: lmdeploy pytorch/config.py::_patch_quantization_config #438ef9
-    stored = model.quantization.method if model.quantization else None
+    given, stored = settings.model_format, model.quantization and model.quantization.method
     if given is not None and given != stored:
+        why = (
+            f"the weights of {model.name} are stored in {model.dtype},"
+            " and the PyTorch engine takes no such word for them"
+        )
         if stored:
-            yield f"--model-format {given}: the weights of {model.name} are {stored}"
+            why = f"the weights of {model.name} are {stored}"
         elif given == "fp8":
             why = "turbofit has no account of weights that are quantised at load"
-            yield f"--model-format fp8: {why}"
-        else:
-            yield (
-                f"--model-format {given}: the weights of {model.name} are stored in {model.dtype},"
-                " and the PyTorch engine takes no such word for them"
-            )
+        yield f"--model-format {given}: {why}"
     # Heads that cannot be rotated. Of latents keys and values are the same bytes, which it would
     # quantise as the one and the other. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
     if policy and text.cached_latent:
@@ -364,7 +358,7 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     # States of another type than what is copied into them fail at the first prefill. Of cards that
     # have no bfloat16 `missing_kernels` tells. Source: CausalConv1d's ``index_copy_``, and
     # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #c319c1
-    bfloat_states = _bfloat_states(model) and not _without_bfloat16(launch)
+    bfloat_states = text.architecture == _BFLOAT_STATES and not _without_bfloat16(launch)
     if bfloat_states and settings.dtype != "bfloat16":
         yield (
             f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
@@ -372,10 +366,6 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
         )
     if settings.communicator != "nccl":
         yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
-
-
-def _bfloat_states(model: Model) -> bool:
-    return model.text.architecture == _BFLOAT_STATES
 
 
 def _without_bfloat16(launch: EngineLaunch) -> str | None:
@@ -391,21 +381,19 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
     """
     quantization = launch.model.quantization
-    if _bfloat_states(launch.model) and (card := _without_bfloat16(launch)):
+    bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
+    if bfloat_states and (card := _without_bfloat16(launch)):
         return f"LMDeploy {REFERENCE} keeps its states in bfloat16, which {card} does not have"
-    if quantization is not None and quantization.method == "fp8":
-        what, otherwise = "kernel", ""
-    elif launch.settings.quant_policy == _FP8_CACHE:
-        what, otherwise = "KV cache", "; --quant-policy 17 (fp8_e5m2) runs"
-    else:
+    weights = quantization is not None and quantization.method == "fp8"
+    older = next((gpu.name for gpu in launch.gpus if capability_of(gpu) < _FP8), None)
+    if older is None or not (weights or launch.settings.quant_policy == _FP8_CACHE):
         return None
-    for gpu in launch.gpus:
-        if capability_of(gpu) < _FP8:
-            return (
-                f"Triton compiles no fp8 {what} for {gpu.name}: it takes compute capability"
-                f" {_FP8[0]}.{_FP8[1]} or newer{otherwise}"
-            )
-    return None
+    what = "kernel" if weights else "KV cache"
+    otherwise = "" if weights else "; --quant-policy 17 (fp8_e5m2) runs"
+    return (
+        f"Triton compiles no fp8 {what} for {older}: it takes compute capability"
+        f" {_FP8[0]}.{_FP8[1]} or newer{otherwise}"
+    )
 
 
 class PytorchAccount(Account):
@@ -449,19 +437,15 @@ class PytorchAccount(Account):
         note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
         size = round_up(state, constants.page)
         states = (term("state_cache", "cache", size, "formula", note),) if state else ()
+        calibration = calibration_for(launch, "pytorch", constants.version)
         static = []
-        for i, gpu in enumerate(gpus):
+        for gpu, terms in zip(gpus, before, strict=True):
             # At most as many as an empty card could hold: its tables are small. Over.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
             buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
-            static.append(
-                StaticMemory(before=before[i], buffers=(*states, *buffers), staged=staged)
-            )
+            memory = StaticMemory(before=terms, buffers=(*states, *buffers), staged=staged)
+            static.append(corrected(memory, calibration))
         pool = self.pool_term(work, settings, constants)
-        calibration = calibration_for(
-            launch.machine, gpus, model, settings, "pytorch", constants.version
-        )
-        static = [corrected(memory, calibration) for memory in static]
         super().__init__(launch, static, pool, transients, met.now, calibration)
 
     def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
@@ -480,11 +464,11 @@ class PytorchAccount(Account):
         )
         return before, round_up(largest, self.constants.page)
 
-    def _find_ratio(self) -> float:
+    def best_ratio(self) -> float | None:
         """Blocks that were asked for are as many at every ratio: one look tells that none fits."""
         if self.settings.num_gpu_blocks and not self.fits_at(1.0):
-            return 0.0
-        return super()._find_ratio()
+            return None
+        return super().best_ratio()
 
     @property
     def ratio_base(self) -> int:
@@ -562,10 +546,10 @@ class Pytorch(Engine):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """See :meth:`Engine.host_memory`.
+        """Front end, engine and, with more than one rank, a worker each.
 
-        Front end, engine and, with more than one rank, a worker each; pixels in 32 bits while they
-        are preprocessed and in 16 in each process that they pass through.
+        Pixels are in 32 bits while they are preprocessed and in 16 in each process that they pass
+        through.
         """
         pixels = model.pixel_bytes(units_per_forward)
         backend = settings.distributed_executor_backend or ("uni" if settings.tp == 1 else "ray")
@@ -574,13 +558,13 @@ class Pytorch(Engine):
         return HostMemory(pinned=0, pageable=pageable, available=None)
 
     def warnings(self, settings: Settings) -> tuple[str, ...]:
-        sentences = [RESERVED]
-        if settings.tp > 1 and settings.distributed_executor_backend in (None, "ray"):
-            sentences.append(
-                "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as"
-                " it fills) and waits half an hour without a word where GPUs are taken"
-            )
-        return tuple(sentences)
+        if settings.tp == 1 or settings.distributed_executor_backend not in (None, "ray"):
+            return (RESERVED,)
+        on_ray = (
+            "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as it"
+            " fills) and waits half an hour without a word where GPUs are taken"
+        )
+        return RESERVED, on_ray
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
         return "it bounds activations and the images that meet; LMDeploy never warms up with it"

@@ -1,8 +1,7 @@
 """What one forward of the PyTorch engine holds at once, by torch's own allocator.
 
-The engine runs the model's own code eagerly for every prefill, so that what counts is the largest
-sum of tensors alive at one moment: in a layer's MLP, its attention or its delta net, of the
-decoder or the tower.
+The engine runs the model's code eagerly for every prefill, so that what counts is the largest sum
+of tensors alive at one moment: in an MLP, attention or delta net, of the decoder or the tower.
 Factors are counted in LMDeploy's modelling files and checked on pretend GPUs.
 """
 
@@ -59,7 +58,7 @@ _SEGMENTED_SORT = 128
 #: Source: lmdeploy kernels/cuda/pagedattention.py::_get_split_k #4a7bcf
 _SPLITS = 4
 #: MoonViT's rotary tables: a complex number for each pair of a head's channels, for so many patches
-#: of each side; made by the first image, and kept.
+#: of each side.
 #: Source: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #534474
 _MOONVIT = "moonvit"
 _TABLE_SIDE, _COMPLEX = 512, 8
@@ -89,10 +88,9 @@ def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
 
 
 class Prefill(Struct):
-    """What one prefill holds: ``tokens``, the whole ``context`` they see, vision ``units``.
+    """One prefill: ``tokens`` of ``sequences``, the ``context`` that they see, vision ``units``.
 
-    ``sequences``: whose tokens they are, at most. ``next_units``: of the forward after it, whose
-    pixels the engine sends to the card while this one runs.
+    The engine sends the pixels of ``next_units`` to the card meanwhile, for the next forward.
     """
 
     tokens: int
@@ -120,19 +118,17 @@ class Activations:
     def further_pool(self) -> int:
         """Bytes that torch keeps after the warm-up beside the pool of one step.
 
-        Small tensors of Phi-3.5-MoE's router have a page of their own. Seen on pretend GPUs.
+        Phi-3.5-MoE's router has a page for its small tensors. Seen on pretend GPUs.
         """
         return self.constants.page if self.text.architecture == _PHI_MOE else 0
 
     def prefill(self, forward: Prefill) -> int:
         """The largest stage of a prefill, in bytes."""
-        stages = [self._decoder(forward)]
-        if forward.units and self.model.vision is not None:
-            stages.append(self._vision(forward))
-        return max(stages)
+        tower = self._vision(forward) if forward.units and self.model.vision is not None else 0
+        return max(self._decoder(forward), tower)
 
     def tables(self) -> int:
-        """Bytes that the first image leaves for good: rotary tables of the tower."""
+        """Bytes that the first image leaves for good: the tower's rotary tables."""
         vision = self.model.vision
         if vision is None or vision.kind != _MOONVIT:
             return 0
@@ -150,14 +146,14 @@ class Activations:
         return rows * max(mlp, self._decode_attention(), self._delta_elements()) * HALF
 
     def _decode_attention(self) -> int:
-        """Elements of a row in the attention of a decoding step, with its parts' outputs."""
+        """Elements of a row in a decoding step's attention, with its parts' outputs."""
         per_head = _SPLITS * 2 * (self.text.head_dim + 2)
         if (mla := self.text.cached_latent) is not None:
             return self._latent_elements(mla, per_head)
         return self._attention_elements() + int(self.text.heads / self.tp * per_head)
 
     def delta_warmup(self, rows: int) -> int:
-        """What the delta nets add to the warm-up: a prefill of one token for each of the rows."""
+        """What delta nets add to the warm-up: a prefill of one token a row."""
         if self.text.delta is None:
             return 0
         one_each = Prefill(tokens=rows, context=rows, sequences=rows)
@@ -166,14 +162,11 @@ class Activations:
     def _decoder(self, forward: Prefill) -> int:
         base = self._features(forward) + self.constants.prefill_base
         base += self.tables() if forward.units else 0
-        mlp = forward.tokens * self._mlp_elements() * HALF
-        moe = self._moe(forward.tokens)
-        vision = self.model.vision
+        base += self.constants.kernel_tuning if self.text.delta is not None else 0
+        mlp, moe = forward.tokens * self._mlp_elements() * HALF, self._moe(forward.tokens)
         deep = 0
-        if forward.units and vision is not None and vision.deepstack:
+        if self._deepstack(forward.units):
             deep = forward.tokens * _DEEPSTACK_COPIES * self.text.hidden * HALF
-        if self.text.delta is not None:
-            base += self.constants.kernel_tuning
         return base + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
 
     def _moe(self, tokens: int) -> int:
@@ -189,7 +182,7 @@ class Activations:
         return size + max(0, tuning - summed, unfused)
 
     def _unfused_elements(self) -> int:
-        """Elements of a token that the experts' activation has besides; 0 where one kernel does."""
+        """Elements of a token that the experts' activation takes besides where it is not fused."""
         moe = self.text.moe
         if moe is None or self.text.architecture != _GPT_OSS:
             return 0
@@ -279,10 +272,10 @@ class Activations:
     def _delta(self, forward: Prefill) -> int:
         """The gated delta rule in chunks: a state for each chunk, and of each sequence before it.
 
-        Counted in LMDeploy's and fla's sources, with all tokens that a forward makes as if they
-        were alive at once, the chunk matrices of older fla at 32 bits, and every sequence ending in
-        a chunk of its own. On pretend GPUs (fla 0.6.0, Qwen3-Next) 8,192 tokens of one sequence
-        held 1,161 MiB of 1,230, and 6,000 of 375 sequences 2,341 of 2,444. Over.
+        Counted in LMDeploy's and fla's sources, with all that a forward makes alive at once, chunk
+        matrices at 32 bits as in older fla, and every sequence ending in a chunk of its own. On
+        pretend GPUs (fla 0.6.0, Qwen3-Next) 8,192 tokens of one sequence held 1,161 MiB of 1,230,
+        and 6,000 of 375 sequences 2,341 of 2,444. Over.
         """
         delta = self.text.delta
         if delta is None:
@@ -323,7 +316,7 @@ class Activations:
         return pixels + embeddings + self._deepstack(units)
 
     def _deepstack(self, units: int) -> int:
-        """What the tower's layers give the decoder's first ones, alive from there to the end."""
+        """What layers of the tower give the decoder's first ones, alive from there to the end."""
         layers = self.model.vision.deepstack if self.model.vision is not None else 0
         return layers * self.model.features(units) * self.text.hidden * HALF
 
@@ -344,15 +337,12 @@ class Activations:
         return tower + given + constants.vision_base
 
 
-# The stages of MiniCPM3: latents that are expanded before they are cached, logits of every token.
-#
-# Its class applies the head inside its forward, to all tokens of a prefill and not to the last row
-# of each sequence. Checked on pretend GPUs.
-# Source: lmdeploy pytorch/models/minicpm3.py::MiniCPM3ForCausalLM.forward #f412db
-
-
 class MiniCPM3Activations(Activations):
-    """The stages of a model whose forward ends in logits."""
+    """Latents are expanded before they are cached, and a forward ends in the logits of all tokens.
+
+    Checked on pretend GPUs.
+    Source: lmdeploy pytorch/models/minicpm3.py::MiniCPM3ForCausalLM.forward #f412db
+    """
 
     def prefill(self, forward: Prefill) -> int:
         """The largest stage, beside the logits of the forward before.
@@ -364,7 +354,6 @@ class MiniCPM3Activations(Activations):
         return max(super().prefill(forward), logits) + before
 
     def decode(self, rows: int) -> int:
-        """One decoding step: a layer's, or its logits."""
         return max(super().decode(rows), rows * self._head_elements() * HALF)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
@@ -384,6 +373,5 @@ class MiniCPM3Activations(Activations):
 
 
 def activations_of(model: Model, settings: Settings, constants: PytorchConstants) -> Activations:
-    """The stages of a model."""
     kind = MiniCPM3Activations if model.text.expands_latent else Activations
     return kind(model, settings, constants)

@@ -1,11 +1,10 @@
 """The KV cache of the PyTorch engine: blocks of one size in one allocation.
 
-Hybrid models have a second one beside it, of the states of their gated delta nets: a slot for each
-sequence that runs, whatever its length, two more, and no share of it by the ratio.
-
 Each attention layer's keys and values of a block start at a multiple of 256 bytes; quantised ones
 have a scale and a zero of 16 bits for every head and token, TurboQuant's values a scale alone.
 Source: lmdeploy cache_engine/schema.py::build_quant_cache_descs #dd1dc9
+Beside it hybrid models have a cache of their gated delta nets' states, which no ratio sizes: a slot
+for each sequence that runs, whatever its length, and two more.
 """
 
 from __future__ import annotations
@@ -111,8 +110,7 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
     Whole prompts join a prefill while their tokens stay within ``max_prefill_token_num``; a longer
     prompt is cut into chunks of that size, never inside an image. Where one of its images is longer
-    all its chunks are as long as that one, and smaller images may meet in another. So an image is
-    encoded once, and images meet by their tokens only.
+    all its chunks are as long as that one, and smaller images may meet in another.
     Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #2b1966
     """
     image_units, tokens = vision_load.units_per_image, settings.max_prefill_token_num
@@ -127,10 +125,10 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 def units_met(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
     """What a forward's peak pays for, never under.
 
-    The engine schedules a forward and sends its pixels to the card while the one before runs. A
-    gateway that holds clients to fewer units than can meet leaves none for the next forward. An
-    image that is longer than ``max_prefill_token_num`` does not follow another request's: a chunk
-    of text goes before it. lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
+    The engine sends a forward's pixels to the card while the one before runs. A gateway that holds
+    clients to fewer units than can meet leaves none for it. An image that is longer than
+    ``max_prefill_token_num`` follows no other request's: a chunk of text goes before it.
+    Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     bound = engine_bound(rule, vision_load, settings)
     now = vision_load.budgeted_units(bound)

@@ -1,9 +1,9 @@
 """Weights of one rank of the PyTorch engine by class.
 
 Attention, delta nets and MLPs are sharded, of the decoder and of the vision tower; embeddings,
-head, norms, patch embedding and projector are whole on every rank, and nothing is padded. With
-latent attention embeddings and head are sharded, too, and the projectors of Qwen3-VL and of
-InternVL in Transformers' format; of Kimi-K2.5 neither head nor tower is.
+head, norms, patch embedding and projector are whole on every rank, and nothing is padded. Sharded
+too are embeddings and head with latent attention, and the projectors of Qwen3-VL and of InternVL in
+Transformers' format; of Kimi-K2.5 neither head nor tower is.
 Source: lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
 """
 
@@ -63,7 +63,6 @@ class PytorchConstants(Struct):
 
 @cache
 def load_constants(version: str = REFERENCE) -> PytorchConstants:
-    """The constants of a version, or of the nearest older one that has its own."""
     return figures("pytorch", version, PytorchConstants)
 
 
@@ -76,9 +75,9 @@ def segments(settings: Settings) -> str:
 def environment(settings: Settings, model: Model) -> dict[str, str]:
     """Variables of the engine's processes.
 
-    Its own check of the environment starts a process with a CUDA context of its own; expandable
+    LMDeploy's check of the environment would start a process with a CUDA context; expandable
     segments leave little unusable between weights and activations. States of delta nets are counted
-    at 16 bits, LMDeploy's default.
+    at 16 bits, the default.
     """
     env = {"LMDEPLOY_ENABLE_CHECK_ENV": "0"}
     if model.text.delta is not None:
@@ -183,8 +182,8 @@ def expert_channels(model: Model, tp: int) -> int:
 def _forgotten(model: Model, tp: int) -> int:
     """Bytes of a dense language model that Qwen3-VL's class with experts makes and then replaces.
 
-    With several ranks its layers refer to themselves (``weight_loader``), so that Python keeps it:
-    seen until the end of two rehearsals. Over where its collector finds it.
+    On several ranks its layers refer to themselves (``weight_loader``), so that Python keeps it:
+    seen to the end of two rehearsals. Over where its collector finds it.
     Source: lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #bf8fff
     """
     if model.architecture != "Qwen3VLMoeForConditionalGeneration" or tp == 1:
@@ -195,7 +194,7 @@ def _forgotten(model: Model, tp: int) -> int:
 
 
 def rows_held(text: TextDims, tp: int) -> int:
-    """Rows of the vocabulary on one rank: all, but where embeddings and head are sharded.
+    """All rows of the vocabulary, or a rank's where embeddings and head are sharded.
 
     Source: lmdeploy models/deepseek_v2.py::DeepseekV2Model.__init__ #db35b1
     """
@@ -323,8 +322,7 @@ def packed_copy(
 ) -> int:
     """Bytes of one rank's second copy of what AWQ packed, in the form of TurboMind's kernels.
 
-    On Hopper the engine has them multiply, and keeps what the checkpoint held beside it. Over:
-    layers that those kernels do not take, of odd shapes, have none.
+    Over: layers of odd shapes, which those kernels do not take, have none.
     """
     if not is_copied(model, capability):
         return 0

@@ -42,13 +42,9 @@ _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class TransformersAccount(Account):
-    """One copy of a model for the longest request on one group of GPUs.
+    """One copy of a model for the longest request, of ``session_len``; by default placed best.
 
     No ratio sizes its cache, which grows with the request: it is the same at every ratio.
-
-    Args:
-        launch: the copy on its group; ``session_len`` is the longest request.
-        placement: of the decoder layers; None: the best.
     """
 
     cache_shortfall: str = "of the longest request ({more} more)"
@@ -64,20 +60,17 @@ class TransformersAccount(Account):
         self.block_bytes = sum(layer.kv_per_token for layer in self.copy.parts.layers)
         self._load = load_of(launch.vision_load, settings.session_len)
         self.placement = placement or best_placement(self.copy, self._load)
-        static = [self._of_place(place) for place in range(len(gpus))]
+        static = [self._static(place) for place in range(len(gpus))]
         super().__init__(launch, static, None, (), self._load.units)
 
     def region_at(self, ratio: float) -> int:  # noqa: ARG002 - it grows with the request
-        """Bytes of the longest request's cache on all GPUs."""
         load = self._load
         return sum(layer.kv(load.tokens, load.images) for layer in self.copy.parts.layers)
 
     def tokens_at(self, ratio: float) -> int:  # noqa: ARG002
-        """Tokens of the longest request."""
         return self._load.tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002
-        """The cache of the layers that one GPU runs."""
         note = (
             f"one request of {self._load.tokens:,} tokens; grown as it comes, then kept by torch;"
             " fragments included"
@@ -90,7 +83,7 @@ class TransformersAccount(Account):
         guests = [layers[n] for n in self.placement.offloaded] if place == 0 else []
         return self.copy.cached([*mine, *guests], self._load)
 
-    def _of_place(self, place: int) -> StaticMemory:
+    def _static(self, place: int) -> StaticMemory:
         workspace = self.copy.workspace(place)
         return StaticMemory(
             before=tuple(self._before(place)),
@@ -124,7 +117,6 @@ class TransformersAccount(Account):
         yield term("allocator_rounding", "weights", copy.rounding, "estimate", why)
 
     def _transients(self, place: int) -> tuple[Term, ...]:
-        """The alternatives of one GPU."""
         copy, load = self.copy, self._load
         block = copy.block(self.placement.offloaded) if place == 0 else 0
         cases = []
@@ -176,11 +168,9 @@ class Transformers(Engine):
         return self.tp_problem(launch.model, launch.settings.tp)
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:  # noqa: ARG002
-        """One request's: nothing comes together."""
         return vision_load.units_per_request
 
     def block_bytes(self, model: Model, settings: Settings) -> int:
-        """One token's, over all GPUs."""
         return sum(layer.kv_per_token for layer in components(model, settings.dtype).layers)
 
     def traffic(self, model: Model, tp: int) -> WeightTraffic:  # noqa: ARG002 - layers take turns

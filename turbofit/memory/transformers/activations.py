@@ -12,12 +12,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from turbofit.core.machine import Gpu
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
-from turbofit.core.struct import NA, Struct, known
+from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB, bisect
 from turbofit.machine.presets import context_bytes
-from turbofit.memory.account import AMPERE, HOPPER, VisionLoad
+from turbofit.memory.account import AMPERE, HOPPER, VisionLoad, capability_of
 from turbofit.memory.transformers.components import (
     Components,
     Layer,
@@ -100,8 +102,7 @@ def _mask_bytes(model: Model, units: int, width: int) -> int:
     """Bytes of a tower's masks.
 
     Idefics3's are of pixels, with a copy, both in 32 bits; and of all pairs of a tile's patches, as
-    booleans and as numbers. The latter is Over: nothing of a tile is masked, so a real card makes
-    none of them.
+    booleans and as numbers. Over: nothing of a tile is masked, so a real card makes none of these.
     """
     if cross_tokens(model):
         return _TOWER_MASKS * width * _tower(model, units)[0] ** 2
@@ -116,21 +117,19 @@ def _tower(model: Model, units: int) -> tuple[int, int]:
     return units * model.unit_tower_tokens, units * model.unit_values
 
 
-def prefill_bytes(
-    model: Model, tokens: int, images: int, units: int, width: int, *, writes_matrix: bool
-) -> int:
+def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) -> int:
     """Bytes that one decoder layer and what is kept around it hold for a prompt.
 
-    ``units`` are those of the request where this device holds the tower too: its pixels, what the
-    tower made of them and their features stay until the end of the prefill.
+    Where this device holds the tower too, the pixels of the load's units, what the tower made of
+    them and their features stay until the end of the prefill.
     """
-    text = model.text
+    text, tokens, images = model.text, load.tokens, load.images
     size = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
     if images:
         # Qwen3-VL's tower hands features to several layers, and all wait for theirs.
         size += tokens * text.hidden * (1 + getattr(model.vision, "deepstack", 0)) * width
     if model.vision is not None:
-        tower_tokens, pixels = _tower(model, units)
+        tower_tokens, pixels = _tower(model, load.units)
         size += pixels * _FLOAT + tower_tokens * model.vision.hidden * width
     if writes_matrix:
         size += _MATRIX * text.heads * tokens**2
@@ -140,8 +139,8 @@ def prefill_bytes(
 def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
     """Bytes inside one layer, with the mask of all pairs that a sliding window needs.
 
-    Transformers makes it from as many tokens on as the window has, once, for all layers; torch
-    makes numbers of it in each attention. Over: on the devices behind the first none is made.
+    Transformers makes it once for all layers, from as many tokens on as the window has; torch makes
+    numbers of it in each attention. Over: on the devices behind the first none is made.
     """
     attention = tokens * _ROTATED * (text.heads + text.kv_heads) * text.head_dim * width
     mlp = tokens * _mlp_channels(text) * width
@@ -156,8 +155,8 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
 def _mlp_channels(text: TextDims) -> int:
     """Channels a token inside the MLP: gate, up and their product; with experts, of all chosen.
 
-    The experts' inputs and outputs are copied for each that is chosen. Rehearsed with Mixtral and
-    Qwen3-MoE: 2.4 hidden widths for each chosen, and 3.4 once.
+    Each chosen one has copies of inputs and outputs. Rehearsed with Mixtral and Qwen3-MoE: 2.4
+    hidden widths for each chosen, and 3.4 once.
     """
     dense = 3 * text.intermediate
     if text.moe is None:
@@ -168,10 +167,7 @@ def _mlp_channels(text: TextDims) -> int:
 
 
 class Load(Struct):
-    """The one request that is served at a time, at its worst.
-
-    ``tokens`` of prompt and answer, ``images``, and their vision ``units`` together.
-    """
+    """The worst request: ``tokens`` of prompt and answer, ``images``, and their ``units``."""
 
     tokens: int
     images: int
@@ -179,7 +175,6 @@ class Load(Struct):
 
 
 def load_of(vision_load: VisionLoad, tokens: int) -> Load:
-    """The worst request of so many tokens."""
     return Load(
         tokens=tokens, images=vision_load.images_per_request, units=vision_load.units_per_request
     )
@@ -202,9 +197,7 @@ class Placement(Struct):
 
 
 class ModelCopy:
-    """Bytes of one copy of a model on a group of GPUs.
-
-    ``parts`` are the model's for this type, where they were computed before.
+    """Bytes of one copy of a model on a group of GPUs; ``parts`` where they are known already.
 
     Raises:
         UsageError: Transformers does not serve the model.
@@ -232,25 +225,20 @@ class ModelCopy:
         Torch's memory-efficient kernel takes no grouped heads, and the flash one needs Ampere. A
         card whose capability cannot be read counts as older. Over where it is not.
         """
-        capability = self.gpus[place].compute_capability
         grouped = self.model.text.heads != self.model.text.kv_heads
-        return grouped and (capability == NA or capability < AMPERE)
+        return grouped and capability_of(self.gpus[place], unknown=(0, 0)) < AMPERE
 
     def room(self, place: int) -> int:
         """Bytes of a card for weights, cache and activations: without others, context, margin."""
         gpu = self.gpus[place]
-        usable = gpu.usable - known(gpu.used, 0)
         fixed = self.contexts[place][0] + self.workspace(place) + self.rounding
-        return usable - self.margins[place] - fixed
+        return gpu.usable - known(gpu.used, 0) - self.margins[place] - fixed
 
     def resident_bytes(self, place: int, devices: int) -> int:
-        """Weights of what is no decoder layer."""
-        parts, size = self.parts, 0
-        if place == 0:
-            size += parts.vision + parts.embeddings + (parts.head if parts.tied else 0)
-        if place == devices - 1:
-            size += parts.norm + (0 if parts.tied else parts.head)
-        return size
+        """Weights of what is no decoder layer; a tied head is the embeddings."""
+        parts = self.parts
+        first = parts.vision + parts.embeddings if place == 0 else 0
+        return first + (parts.norm + parts.head if place == devices - 1 else 0)
 
     def vision(self, place: int, load: Load) -> int:
         """Bytes of the vision tower's forward on a device: the request's cache is empty then."""
@@ -260,10 +248,9 @@ class ModelCopy:
 
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
         """The alternatives beside a full cache; ``block``: an offloaded layer's weights."""
-        model, width = self.model, self._width
-        units = load.units if place == 0 else 0
-        matrix = self.writes_matrix(place)
-        prefill = prefill_bytes(model, load.tokens, load.images, units, width, writes_matrix=matrix)
+        model, width, matrix = self.model, self._width, self.writes_matrix(place)
+        here = load if place == 0 else replace(load, units=0)
+        prefill = prefill_bytes(model, here, width, writes_matrix=matrix)
         alternatives = {
             "prefill": prefill + block,
             "sampling": _SAMPLING * model.text.vocab + block,
@@ -291,7 +278,6 @@ class ModelCopy:
         return joined + largest * _LOADERS
 
     def cached(self, layers: Sequence[Layer], load: Load) -> int:
-        """The cache of some layers for a request."""
         return self._rounded(sum(layer.kv(load.tokens, load.images) for layer in layers))
 
     @property
@@ -301,8 +287,7 @@ class ModelCopy:
 
     def workspace(self, place: int) -> int:
         """Bytes of cuBLAS on a card."""
-        capability = self.gpus[place].compute_capability
-        return _WORKSPACE[capability == NA or capability >= HOPPER]
+        return _WORKSPACE[capability_of(self.gpus[place]) >= HOPPER]
 
     @staticmethod
     def _rounded(size: int) -> int:
@@ -315,7 +300,6 @@ def best_placement(copy: ModelCopy, load: Load) -> Placement:
 
 
 def nowhere(copy: ModelCopy) -> Placement:
-    """Every layer off the GPUs: only what must stay on them is left."""
     return Placement(devices=len(copy.gpus), layers=(None,) * len(copy.parts.layers))
 
 
@@ -325,9 +309,9 @@ def holds(copy: ModelCopy, load: Load) -> bool:
 
 
 def place_all(copy: ModelCopy, load: Load) -> Placement | None:
-    """The placement on all devices of the copy that leaves the most everywhere.
+    """The placement that leaves the most on every device; None where they do not hold it.
 
-    None where they do not hold it. Layers stay in order: each cut costs one transfer a token.
+    Layers stay in order: each cut costs one transfer a token.
     """
     placement = _filled(copy, load, 0, 0)
     if placement is None or len(copy.gpus) == 1:
@@ -353,28 +337,20 @@ def device_map(copy: ModelCopy, placement: Placement, host: int | None) -> dict[
     What does not fit is read from disk at every token.
     """
     layout, parts, last = copy.layout, copy.parts, placement.devices - 1
-    text = layout.text
-    mapping: dict[str, int | str] = dict.fromkeys(layout.first, 0)
-    mapping[f"{text}.embed_tokens"] = 0
-    mapping[f"{text}.rotary_emb"] = 0
-    left = host
+    text, taken = layout.text, 0
+    first = (*layout.first, f"{text}.embed_tokens", f"{text}.rotary_emb")
+    mapping: dict[str, int | str] = dict.fromkeys(first, 0)
     for number, place in enumerate(placement.layers):
-        where: int | str
-        if place is not None:
-            where = place
-        elif left is None:
-            where = "cpu"
-        else:
-            left -= parts.layers[number].weights
-            where = "cpu" if left >= 0 else "disk"
-        mapping[f"{text}.layers.{number}"] = where
+        taken += parts.layers[number].weights if place is None else 0
+        away = "cpu" if host is None or taken <= host else "disk"
+        mapping[f"{text}.layers.{number}"] = away if place is None else place
     mapping[f"{text}.norm"] = last
     mapping["lm_head"] = 0 if parts.tied else last
     return mapping
 
 
 def _filled(copy: ModelCopy, load: Load, offloaded: int, spare: int) -> Placement | None:
-    """Layers poured into the devices in order, ``spare`` bytes left on each.
+    """Layers poured into the devices in order, ``spare`` bytes left on each; None: too many.
 
     Offloaded layers follow those of the first device, which runs them; on a single device they are
     in the middle.

@@ -26,8 +26,8 @@ _MOVED: Final = {
 class Layer(Struct):
     """One decoder layer: bytes of its weights, and of its KV cache for one token and one image.
 
-    ``kv_per_image`` is for layers that attend to an image's features in place of tokens (the
-    cross-attention layers of Llama-3.2-Vision: 6404 positions an image, whatever the prompt).
+    ``kv_per_image``: of layers that attend to an image's features in place of tokens (of
+    Llama-3.2-Vision: 6404 positions an image, whatever the prompt).
     """
 
     weights: int
@@ -35,7 +35,6 @@ class Layer(Struct):
     kv_per_image: int = 0
 
     def kv(self, tokens: int, images: int) -> int:
-        """Bytes of the cache for one request."""
         return self.kv_per_token * tokens + self.kv_per_image * images
 
 
@@ -43,7 +42,7 @@ class Components(Struct):
     """Weight bytes by component, in the dtype that is served.
 
     ``vision`` is tower, projector and bare parameters; ``head`` is 0 where it is ``tied`` to the
-    embeddings. ``experts`` are those of one layer, which `layers` have too.
+    embeddings. ``experts``, of one layer, are part of `layers` too.
     """
 
     vision: int
@@ -56,7 +55,6 @@ class Components(Struct):
 
     @property
     def weights(self) -> int:
-        """Bytes of all weights."""
         layers = sum(layer.weights for layer in self.layers)
         return self.vision + self.embeddings + layers + self.norm + self.head
 
@@ -105,7 +103,7 @@ def _cross_layers(text: TextDims) -> frozenset[int]:
 
 
 def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
-    """Each layer; of a model with dense layers among its experts, these come first.
+    """Each layer; dense ones come before those with experts.
 
     All but the MLPs is split evenly over the layers: the sum is exact, and a layer of another kind
     (cross-attention) differs from the others by its norms only.
@@ -130,21 +128,17 @@ def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
 
 def _expert_elements(text: TextDims) -> int:
     """Elements of one layer's experts; its router is among what is split evenly."""
-    if text.moe is None:
-        return 0
-    linears = [
-        linear for linear in text_linears(text) if linear.name.startswith(("expert.", "shared."))
-    ]
-    return sum(linear.weights + linear.biases for linear in linears) // text.moe.layers
+    return _elements(text, "expert.", "shared.") // text.moe.layers if text.moe else 0
 
 
 def _dense_mlp(text: TextDims) -> int:
     """Elements of one dense MLP."""
-    dense = text.layers - (text.moe.layers if text.moe else 0)
-    if not dense:
-        return 0
-    linears = [linear for linear in text_linears(text) if linear.name.startswith("mlp.")]
-    return sum(linear.weights + linear.biases for linear in linears) // dense
+    return _elements(text, "mlp.") // max(1, text.layers - (text.moe.layers if text.moe else 0))
+
+
+def _elements(text: TextDims, *names: str) -> int:
+    linears = [linear for linear in text_linears(text) if linear.name.startswith(names)]
+    return sum(linear.weights + linear.biases for linear in linears)
 
 
 # Where Transformers 5 keeps the parts of each model: the names that a device map must use.
@@ -230,11 +224,7 @@ def layout_of(model: Model) -> Layout:
 
 
 def load_model(checkpoint: str, **settings: Any) -> Any:
-    """The model of a folder or hub id, ready to generate.
-
-    Args:
-        checkpoint: which one.
-        settings: of Transformers' ``from_pretrained``.
+    """The model of a folder or hub id, ready to generate; settings are ``from_pretrained``'s.
 
     Raises:
         OSError: the checkpoint cannot be read.
@@ -270,8 +260,7 @@ def load_processor(checkpoint: str) -> Any:
     """Its processor; the tokenizer of a model that takes no images.
 
     Raises:
-        OSError: the checkpoint cannot be read.
-        ValueError: Transformers knows none for it.
+        OSError, ValueError: the checkpoint cannot be read, or Transformers knows none for it.
     """
     library = _transformers()
     tools = library.AutoProcessor if _sees(_config(checkpoint)) else library.AutoTokenizer

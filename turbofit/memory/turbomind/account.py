@@ -52,6 +52,7 @@ from turbofit.memory.turbomind.pool import (
     engine_bound,
     forward_tokens,
     meeting_workspace,
+    phases_of,
     pinned_buffers,
     symmetric_buffer,
     workspace,
@@ -108,7 +109,14 @@ def before_terms(
         term("torch_kernels", "context", constants.torch_kernels, "estimate", _TORCH_KERNELS),
     ]
     if settings.tp > 1:
-        terms.append(_communicator(settings, linked, hopper, constants))
+        note = f"{settings.communicator}, {settings.tp} ranks"
+        # NCCL's buffers by class of link, as measured; cuda-ipc's own, as its source says.
+        kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
+        links = term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
+        if settings.communicator != "nccl":
+            size = constants.ipc_packet + constants.ipc_scratch + PAGE
+            links = term("communicator", "context", size, "formula", note)
+        terms.append(links)
     if constants.gemm_in_context:
         # Of the weights' pool, as on a card: whole steps are over where it fits beside them.
         size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
@@ -138,9 +146,8 @@ def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> 
     """The cache, and what becomes of the temporaries that made it smaller.
 
     A driver keeps what was freed until the next synchronisation, and the engine makes none between
-    (seen on an H200: bench/gpu/results/h200, a-pool).
-
-    ``state`` bytes of the cache are each running sequence's of a hybrid model.
+    (seen on an H200: bench/gpu/results/h200, a-pool). ``state`` bytes of the cache are each running
+    sequence's of a hybrid model.
     """
     note = f"{ratio:.3f} of free memory"
     if state:
@@ -193,9 +200,8 @@ def _delta_workspaces(
     sms = known(gpu.sm_count, _MOST_SMS)
     warm = workspace(delta, settings, kernel, sms, warmup_tokens(settings, constants))
     most = meeting_workspace(delta, settings, kernel, sms, forward_tokens(settings))
-    phases = 2 if settings.async_ else 1
     step = constants.pool_granularity
-    return warm, max(0, round_up(most * phases, step) - round_up(warm, step))
+    return warm, max(0, round_up(most * phases_of(settings), step) - round_up(warm, step))
 
 
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
@@ -219,11 +225,11 @@ def transient_terms(
     units_per_forward: int,
     constants: EngineConstants,
 ) -> tuple[Term, ...]:
-    """The pool's full size in each worst case; the largest is marked as the one that decides.
+    """The pool's full size in each worst case.
 
     Every case but the single request assumes a full forward of the longest prompts: as many tokens
-    as a forward takes, or as prompts that meet may have in all (``session_len``) beside a batch of
-    rows that generate one each, where that is less.
+    as a forward takes, or, where that is less, as prompts that meet may have in all
+    (``session_len``) beside a batch of rows that generate one each.
     """
     rows, context = settings.max_batch_size, settings.session_len
     tokens = min(pool.forward_tokens, round_up(context + rows, settings.tp))
@@ -247,18 +253,6 @@ def transient_terms(
         [(name, pool.peak(case), "formula", note) for name, case, note in cases],
         constants.pool_granularity,
     )
-
-
-def _communicator(
-    settings: Settings, linked: bool, hopper: bool, constants: EngineConstants
-) -> Term:
-    """NCCL's buffers by link class, from measurements; cuda-ipc's own, from its source."""
-    note = f"{settings.communicator}, {settings.tp} ranks"
-    if settings.communicator == "nccl":
-        kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
-        return term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
-    size = constants.ipc_packet + constants.ipc_scratch + PAGE
-    return term("communicator", "context", size, "formula", note)
 
 
 def _tp_problems(model: Model, tp: int) -> Iterator[str]:
@@ -338,64 +332,46 @@ def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
             yield f"--communicator {name}: an image needs {needed} bytes of a buffer of {size}"
 
 
-def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
-    """What the engine has no code for on one of these cards, in words; None where it has all.
+def missing_kernels(
+    launch: EngineLaunch, census: Census | None, constants: EngineConstants
+) -> Iterator[str]:
+    """What the engine has no code for on one of these cards, in words.
 
-    Of attention sinks it has none where it computes in another type than the checkpoint's, which
-    they keep: the first request ends it ("f16 vs. bf16", seen on pretend GPUs).
-    A family counts as there when one of its kernels has code. Under: the engine may choose another
-    kernel of the family.
+    Gated delta nets have a table of their own; without a kernel in it the engine ends.
+    Source: lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule
+    Attention sinks stay in the checkpoint's type: in another one the first request ends the engine
+    ("f16 vs. bf16", seen on pretend GPUs). A family of kernels counts as there when one of them has
+    code. Under: the engine may choose another one.
     """
     model, dtype = launch.model, launch.settings.dtype
-    if model.text.sinks and dtype != model.dtype:
-        return f"no attention in {dtype} with sinks, which stay in the checkpoint's {model.dtype}"
-    every = (
-        problem
+    cards = [
+        (gpu, capability)
         for gpu in launch.gpus
-        for capability in _capabilities(gpu)
-        for problem in _missing(launch, census, gpu, capability)
-    )
-    return next(every, None)
-
-
-def missing_delta_kernels(launch: EngineLaunch, constants: EngineConstants) -> str | None:
-    """The same for gated delta nets, which have their own table; without one the engine ends.
-
-    Source: lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule
-    """
-    dtype = launch.settings.dtype
-    if launch.model.text.delta is None:
-        return None
-    for gpu in launch.gpus:
-        for capability in _capabilities(gpu):
-            kernel = constants.delta_kernel(capability)
-            if kernel is None:
-                return f"no kernel of gated delta nets for {gpu.name}"
-            if dtype not in kernel.dtypes:
-                return f"no kernel of gated delta nets with {dtype} for {gpu.name}"
-    return None
-
-
-def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
-    """The card's compute capability; of a card of which it is unknown all that are assumed."""
-    return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
-
-
-def _missing(
-    launch: EngineLaunch, census: Census, gpu: Gpu, capability: tuple[int, int]
-) -> Iterator[str]:
-    if census.has_ptx(capability):
+        for capability in ([capability_of(gpu)] if gpu.compute_capability != "NA" else _ASSUMED)
+    ]
+    for gpu, capability in cards if model.text.delta is not None else ():
+        kernel = constants.delta_kernel(capability)
+        if kernel is None:
+            yield f"no kernel of gated delta nets for {gpu.name}"
+        elif dtype not in kernel.dtypes:
+            yield f"no kernel of gated delta nets with {dtype} for {gpu.name}"
+    if census is None:
         return
-    architecture = census.architecture(capability)
-    card = f"{gpu.name} (compute capability {capability[0]}.{capability[1]})"
-    if architecture is None:
-        yield f"no code at all for {card}: its kernels are for {census.architecture_names()}"
-        return
-    for what, names in _needed(launch):
-        count = census.count(names, architecture)
-        if not count.code:
-            empty = f": all {count.empty} are empty functions" if count.empty else ""
-            yield f"no {what} for {card}{empty}"
+    if model.text.sinks and dtype != model.dtype:
+        yield f"no attention in {dtype} with sinks, which stay in the checkpoint's {model.dtype}"
+    for gpu, capability in cards:
+        if census.has_ptx(capability):
+            continue
+        architecture = census.architecture(capability)
+        card = f"{gpu.name} (compute capability {capability[0]}.{capability[1]})"
+        if architecture is None:
+            yield f"no code at all for {card}: its kernels are for {census.architecture_names()}"
+            continue
+        for what, names in _needed(launch):
+            count = census.count(names, architecture)
+            if not count.code:
+                empty = f": all {count.empty} are empty functions" if count.empty else ""
+                yield f"no {what} for {card}{empty}"
 
 
 def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -405,7 +381,8 @@ def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
     too. Source: lmdeploy 0.16.0 src/turbomind/kernels/gemm/kernel.cu::accept
     """
     model, dtype = launch.model, launch.settings.dtype
-    weights = _packed(launch)
+    weights: str | None = model.quantization.method if model.quantization else None
+    weights = "int4" if weights in _INT4 else weights
     if weights is not None:
         both = families.gemm(weights, dtype), families.experts(weights, dtype)
         yield f"GEMM kernel for {weights} weights with {dtype}", both
@@ -419,14 +396,6 @@ def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
         f"attention kernel for {dtype} with {kv} KV, head_dim {head_dim}",
         (families.decode(dtype, kv, head_dim),),
     )
-
-
-def _packed(launch: EngineLaunch) -> str | None:
-    """The type of packed weights as the kernels name it; None for 16 bits."""
-    quantization = launch.model.quantization
-    if quantization is None:
-        return None
-    return "int4" if quantization.method in _INT4 else quantization.method
 
 
 class TurbomindAccount(Account):
@@ -474,9 +443,7 @@ class TurbomindAccount(Account):
         largest = max(case.bytes for case in (warmup, *transients))
         grown = int(min(growth["most"], growth["share"] * largest)) + (step if model.mrope else 0)
         holes = term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")
-        self._temporaries = 0
         classes = self.weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
-        before, staged = self._loaded(launch, classes)
         weights = sum(classes.values())
         # Equal cards have equal buffers, and a search makes accounts by the thousand.
         kinds = [(gpu.l2, gpu.sm_count, gpu.compute_capability) for gpu in gpus]
@@ -484,39 +451,35 @@ class TurbomindAccount(Account):
             kind: (*self.buffer_terms(model, settings, gpu, constants, weights), holes)
             for kind, gpu in dict(zip(kinds, gpus, strict=True)).items()
         }
+        calibration = calibration_for(launch, "turbomind", constants.version)
         static = [
-            StaticMemory(
-                before=before[i],
-                buffers=buffers[kind],
-                temporaries=self._temporaries,
-                staged=staged[i],
-            )
-            for i, kind in enumerate(kinds)
+            corrected(replace(memory, buffers=buffers[kind]), calibration)
+            for memory, kind in zip(self._loaded(launch, classes), kinds, strict=True)
         ]
-        calibration = calibration_for(
-            launch.machine, gpus, model, settings, "turbomind", constants.version
-        )
-        static = [corrected(memory, calibration) for memory in static]
         super().__init__(launch, static, warmup, transients, units, calibration)
 
-    def _loaded(
-        self, launch: EngineLaunch, classes: Mapping[str, int]
-    ) -> tuple[list[tuple[Term, ...]], list[int]]:
+    def _loaded(self, launch: EngineLaunch, classes: Mapping[str, int]) -> Iterator[StaticMemory]:
         """What each GPU holds before the cache, and what loading holds above it."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         if launch.free_at_cache is not None:
-            return [(given(gpu, launch.free_at_cache),) for gpu in gpus], [0] * len(gpus)
+            for gpu in gpus:
+                yield StaticMemory(before=(given(gpu, launch.free_at_cache),), buffers=())
+            return
         constants, capability = self.constants, capability_of(gpus[0])
         temporaries = self.temporary_bytes(model, settings, constants, capability)
         loading = self.loading_extra(model, settings, constants, capability)
-        loading = round_up(loading, constants.pool_granularity)
+        staged = round_up(loading, constants.pool_granularity)
         linked = launch.machine.nvlinked(gpus)
         weights = self.weight_terms(model, classes, temporaries, constants)
-        self._temporaries = sum(line.bytes for line in weights if line.term == TEMPORARIES)
-        before = [(*self.before_terms(gpu, settings, linked, constants), *weights) for gpu in gpus]
-        # The first GPU stages tensors through torch.
-        first = loading + self.staging_bytes(model, settings, constants)
-        return before, [first, *[loading] * (len(gpus) - 1)]
+        for gpu in gpus:
+            # The first GPU stages tensors through torch.
+            first = self.staging_bytes(model, settings, constants) if gpu is gpus[0] else 0
+            yield StaticMemory(
+                before=(*self.before_terms(gpu, settings, linked, constants), *weights),
+                buffers=(),
+                temporaries=sum(line.bytes for line in weights if line.term == TEMPORARIES),
+                staged=staged + first,
+            )
 
     def region_at(self, ratio: float) -> int:
         return int(max(0, self.free) * ratio)
@@ -531,8 +494,8 @@ class TurbomindAccount(Account):
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
         """The cache in whole steps of its pool, and the temporaries that go."""
-        rounded = self._cache_bytes(i, ratio)
-        return cache_terms(rounded, ratio, self._temporaries, self.shape.state_bytes)
+        rounded, temporaries = self._cache_bytes(i, ratio), self._static_memory[i].temporaries
+        return cache_terms(rounded, ratio, temporaries, self.shape.state_bytes)
 
     def _cache_bytes(self, i: int, ratio: float) -> int:  # noqa: ARG002 - equal on all
         """Without terms, since a search asks this most; the temporaries cancel out."""
@@ -560,24 +523,18 @@ class Turbomind(Engine):
         return next(_refused(launch, self.constants), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        problem = missing_delta_kernels(launch, self.constants)
-        if problem is None:
-            census = self.known_census(launch)
-            problem = None if census is None else missing_kernels(launch, census)
+        problems = missing_kernels(launch, self._census(launch), self.constants)
+        problem = next(problems, None)
         return None if problem is None else f"TurboMind of LMDeploy {self.version} has {problem}"
 
-    def known_census(self, launch: EngineLaunch) -> Census | None:
-        """The kernels that it has: this machine has the engine that is installed."""
-        if launch.machine.source == "nvml":
+    def _census(self, launch: EngineLaunch) -> Census | None:
+        """The kernels of what is installed here, or of its version's wheel; None: not read."""
+        if launch.machine.source == "nvml" and not versions.is_legacy(self.version):
             from turbofit.kernels.installed import installed
 
             census = installed()
             if census is not None:
                 return census
-        return self.released_census()
-
-    def released_census(self) -> Census | None:
-        """The kernels of its version's wheel; None where it was not read."""
         version = versions.parse(self.version)
         return released(version) if version else None
 
@@ -595,14 +552,13 @@ class Turbomind(Engine):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """See :meth:`Engine.host_memory`: pinned by every rank, pageable by the server process.
+        """Pinned by every rank, pageable by the server process.
 
         Pixels are pinned by each rank for the images of one forward, once for each phase; pageable
         memory holds them in 32 bits while they are preprocessed, one request at a time.
         """
         pixels = model.pixel_bytes(units_per_forward)
-        phases = 2 if settings.async_ else 1
-        pinned = (pinned_buffers(model, settings) + pixels * phases) * settings.tp
+        pinned = (pinned_buffers(model, settings) + pixels * phases_of(settings)) * settings.tp
         pageable = self.constants.host_process + pixels * 3
         return HostMemory(pinned=pinned, pageable=pageable, available=None)
 

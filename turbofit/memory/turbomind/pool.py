@@ -1,16 +1,15 @@
 """Peaks of the executor's pool: what one forward holds at once, at its worst stage.
 
 TurboMind's executor allocates every activation from one private pool that never gives memory back,
-so what counts is the largest sum of tensors alive at one moment. Each function below adds up one
-stage, in bytes, in the order in which `unified_decoder`, `unified_attention_layer`, `generation`,
-`internvit` and `qwenvit` allocate and free. Checked against the 0.18 binary on pretend GPUs.
+so what counts is the largest sum of tensors alive at one moment. Each function adds up one stage,
+in bytes, as `unified_decoder`, `unified_attention_layer`, `generation`, `internvit` and `qwenvit`
+allocate and free. Checked against the 0.18 binary on pretend GPUs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import log2, sqrt
 
 from turbofit.core.images import ImageRule
 from turbofit.core.model import DeltaDims, Model, MoeDims, TextDims, VisionDims
@@ -57,9 +56,9 @@ class Forward(Struct):
     """What meets in one forward pass.
 
     ``tokens`` run through the decoder; ``context`` is the summed length of the sequences that are
-    being prefilled; ``rows`` are sequences that sample a token; ``units`` are tiles or patches of
-    all images that overlap the pass, each encoded whole; ``top_k_0`` means that some row samples
-    over the whole vocabulary. ``first_layer``: it is a warm-up, which runs that alone.
+    being prefilled; ``rows`` are sequences that sample a token, one of them over the whole
+    vocabulary with ``top_k_0``; ``units`` are tiles or patches of all images that overlap the pass,
+    each encoded whole. ``first_layer``: a warm-up, which runs that alone.
     """
 
     tokens: int
@@ -180,9 +179,8 @@ class PoolModel:
     def _vision(self, units: int) -> int:
         vision = self.model.vision
         assert vision is not None
-        if vision.kind == "internvit":
-            return self._internvit(vision, units)
-        return self._qwenvit(vision, units)
+        tower = self._internvit if vision.kind == "internvit" else self._qwenvit
+        return tower(vision, units)
 
     def _internvit(self, vision: VisionDims, tiles: int) -> int:
         """All tiles at once on one GPU; chunks of what the symmetric buffer holds on several."""
@@ -255,13 +253,12 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
     """The most units that TurboMind can bring together in one forward, never under.
 
-    An image is encoded whole in every forward that schedules at least one of its tokens. Four
+    An image is encoded whole in every forward that schedules at least one of its tokens. Three
     bounds hold at once: the forward's tokens, of which two images cut at its edges need only one
     each; the summed length of the sequences being prefilled, at most ``session_len`` (TurboMind's
-    ``max_context_token_num``); the batch; and one request's own limit where the batch is one.
-    With prefix caching the first does not hold: each of many questions about a picture that was
-    seen before resumes at a block's edge, most often among the picture's last tokens, so that a few
-    tokens a request bring it back whole (rehearsed: 104 tiles for a hundred tokens).
+    ``max_context_token_num``); and the batch. With prefix caching the first does not hold: each of
+    many questions about a picture that was seen before resumes at a block's edge, most often among
+    its last tokens, so that a few tokens bring it back whole (rehearsed: 104 tiles for a hundred).
     Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
     """
     by_context = rule.units_within(settings.session_len)
@@ -273,13 +270,12 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
     return min(max(vision_load.units_per_image, bound), by_batch)
 
 
-# Gated delta nets on TurboMind: activations of a forward, and the workspace of its kernels.
+# Gated delta nets: activations of a forward, and the workspace of its kernels.
 #
-# Most layers of a hybrid model have one in place of attention. The kernels for Hopper and for
-# consumer Blackwell take a workspace for the prompts of a forward from a pool of the engine's own
-# thread, once for each phase; those before Hopper take none. Long sequences are cut into segments
-# that run side by side, each with a state. Source: the plan.cc of each architecture, and
-# lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Forward
+# The kernels for Hopper and for consumer Blackwell take a workspace for the prompts of a forward
+# from a pool of the engine's thread, once for each phase; those before Hopper take none. Long
+# sequences are cut into segments that run side by side, each with a state. Source: the plan.cc of
+# each architecture, and lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Forward
 
 
 def token_bytes(delta: DeltaDims, tp: int) -> int:
@@ -295,14 +291,14 @@ def workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
     """Bytes for a forward with one prompt of so many tokens, as in LMDeploy's warm-up."""
-    heads = delta.value_heads // settings.tp
     if not kernel.chunk or not tokens:
         return 0
+    heads = delta.value_heads // settings.tp
     chunks = -(-tokens // kernel.chunk)
-    segments = -(-chunks // _segment(kernel, heads, chunks, sm_count))
-    cut = heads <= _most_heads(kernel, chunks)
-    states = _states(delta, heads, segments) if cut else 0
-    return _whole(delta, settings, kernel, tokens) + states + _maps(heads, 1)
+    segments = 0
+    if heads <= kernel.most_heads(chunks):
+        segments = -(-chunks // kernel.segment_chunks(heads, chunks, sm_count))
+    return _held(delta, heads, kernel, tokens, segments) + _maps(heads, 1)
 
 
 def meeting_workspace(
@@ -311,39 +307,21 @@ def meeting_workspace(
     """The most for a forward of so many tokens, whichever prompts meet in it; over."""
     if not kernel.chunk:
         return 0
-    heads = delta.value_heads // settings.tp
-    segments = _most_segments(kernel, heads, sm_count, tokens, settings.max_batch_size)
-    batch = settings.max_batch_size
+    heads, batch = delta.value_heads // settings.tp, settings.max_batch_size
+    segments = _most_segments(kernel, heads, sm_count, tokens, batch)
     maps = _maps(heads, batch) + delta.layers * batch * _TENSOR_MAP
-    return _whole(delta, settings, kernel, tokens) + _states(delta, heads, segments) + maps
+    return _held(delta, heads, kernel, tokens, segments) + maps
 
 
-def _whole(delta: DeltaDims, settings: Settings, kernel: DeltaKernel, tokens: int) -> int:
-    """Summed decays in 32 bits, and each chunk's resolvent."""
-    heads = delta.value_heads // settings.tp
-    return tokens * (round_up(heads, 4) * _FLOAT + heads * kernel.chunk * HALF)
+def _held(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, segments: int) -> int:
+    """Summed decays in 32 bits, each chunk's resolvent, and the segments' states."""
+    whole = tokens * (round_up(heads, 4) * _FLOAT + heads * kernel.chunk * HALF)
+    return whole + segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
 
 
 def _maps(heads: int, sequences: int) -> int:
     """Descriptors of what the kernels copy, over."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
-
-
-def _states(delta: DeltaDims, heads: int, segments: int) -> int:
-    return segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
-
-
-def _segment(kernel: DeltaKernel, heads: int, chunks: int, sm_count: int) -> int:
-    """Chunks of a segment: a power of two."""
-    scaled = sqrt(heads * chunks / sm_count) * kernel.segment
-    return max(4, 1 << max(0, round(log2(max(1.0, scaled)))))
-
-
-def _most_heads(kernel: DeltaKernel, longest: int) -> int:
-    """Heads of all sequences up to which these are cut: more beside a long one, in chunks."""
-    if longest < kernel.cut_long_chunks:
-        return kernel.cut_heads
-    return max(kernel.cut_heads, kernel.cut_long_heads)
 
 
 @lru_cache(maxsize=4096)
@@ -352,17 +330,16 @@ def _most_segments(
 ) -> int:
     """The most segments of a forward: a long sequence, and as many short ones as keep it cut.
 
-    Short sequences have one chunk of two tokens each; where the batch allows fewer of them, they
-    are longer.
+    Short sequences have one chunk of two tokens each, or more where the batch allows fewer.
     """
     most = 0
     for longest in range(1, -(-tokens // kernel.chunk) + 1):
-        limit = _most_heads(kernel, longest)
+        limit = kernel.most_heads(longest)
         if heads > limit:
             continue
         left = tokens - (longest - 1) * kernel.chunk - 1
         others = min(int(longest * (limit / heads - 1)), left // 2)
-        segment = _segment(kernel, heads, longest, sm_count)
+        segment = kernel.segment_chunks(heads, longest, sm_count)
         short = min(others, sequences - 1)
         most = max(most, -(-longest // segment) + short + (others - short) // segment)
     return most
@@ -372,7 +349,6 @@ def _most_segments(
 #
 # Each line is one constructor's buffer in LMDeploy (language_model, unified_attention_layer,
 # generation, sampling, guided_decoding, moe_ffn_layer, gemm workspace), in bytes per rank.
-# ``phases`` is 2 while ``async_`` is on: buffers that a running step uses exist twice.
 
 
 def device_buffers(
@@ -383,8 +359,7 @@ def device_buffers(
     The GEMM tuner flushes the card's L2 cache through a buffer of its size.
     """
     text, batch = model.text, settings.max_batch_size
-    phases = _phases(settings)
-    forward = forward_tokens(settings)
+    phases, forward = phases_of(settings), forward_tokens(settings)
     heads = text.heads // settings.tp
     tokens = constants.attention_workspace_tokens
     yield (
@@ -433,8 +408,8 @@ def _routing(moe: MoeDims, tokens: int) -> int:
 
 def pinned_buffers(model: Model, settings: Settings) -> int:
     """Pinned host bytes of one rank that exist from the start."""
-    batch, phases = settings.max_batch_size, _phases(settings)
-    embeds = phases * forward_tokens(settings) * model.text.hidden * 2
+    batch = settings.max_batch_size
+    embeds = phases_of(settings) * forward_tokens(settings) * model.text.hidden * 2
     token_ids = batch * settings.session_len * _INT
     logprobs = batch * 1024 * (_INT + _INT)
     pointers = _block_slots(settings) * _POINTER
@@ -443,7 +418,8 @@ def pinned_buffers(model: Model, settings: Settings) -> int:
     return embeds + token_ids + logprobs + pointers + bitmask + small
 
 
-def _phases(settings: Settings) -> int:
+def phases_of(settings: Settings) -> int:
+    """2 while ``async_`` is on: what a running step uses exists twice."""
     return 2 if settings.async_ else 1
 
 

@@ -1,15 +1,14 @@
 """Bytes of the weights that one rank holds, by tensor class, and what loading takes besides.
 
-Follows the builders of LMDeploy (`lmdeploy/turbomind/builders`, `models`): what is split,
-replicated, padded or repeated under tensor parallelism. Exact but for allocation rounding, which
-the caller adds once for the pool.
+Follows LMDeploy's builders (`lmdeploy/turbomind/builders`, `models`): what is split, replicated,
+padded or repeated under tensor parallelism. Exact but for the pool's rounding, the caller's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from math import lcm
+from math import lcm, log2, sqrt
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -67,10 +66,20 @@ class DeltaKernel(Struct):
     """How one kind of card runs gated delta nets.
 
     ``chunk`` tokens of a prompt are worked on together, with a workspace; 0: without one.
-    ``segment`` scales how many chunks a segment has. Sequences are cut into segments where there
-    are at most ``cut_heads`` heads in all of them, or ``cut_long_heads`` beside a sequence of
-    ``cut_long_chunks`` chunks.
+    ``segment`` scales how many chunks a segment has. Sequences are cut into segments where all have
+    at most ``cut_heads`` heads, or ``cut_long_heads`` beside one of ``cut_long_chunks`` chunks.
     """
+
+    def most_heads(self, longest: int) -> int:
+        """Heads of all sequences up to which these are cut: more beside a long one, in chunks."""
+        if longest < self.cut_long_chunks:
+            return self.cut_heads
+        return max(self.cut_heads, self.cut_long_heads)
+
+    def segment_chunks(self, heads: int, chunks: int, sm_count: int) -> int:
+        """Chunks of a segment: a power of two."""
+        scaled = sqrt(heads * chunks / sm_count) * self.segment
+        return max(4, 1 << max(0, round(log2(max(1.0, scaled)))))
 
     dtypes: tuple[str, ...]
     chunk: int = 0
@@ -138,7 +147,6 @@ class EngineConstants(Struct):
 
 @cache
 def load_constants(version: str = REFERENCE) -> EngineConstants:
-    """The constants of a version, or of the nearest older one that has its own."""
     return figures("turbomind", version, EngineConstants)
 
 
@@ -154,23 +162,21 @@ def weight_classes(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> dict[str, int]:
-    """Bytes per rank of each tensor class of a model; vision classes where it has a tower.
-
-    Packed linears are held in another form on some cards, hence ``capability``.
-    """
+    """Bytes per rank of each tensor class of a model; packed ones differ by the card's kind."""
     text, packing = model.text, None
     if model.quantization is not None:
-        packing = _Packing(model.quantization, constants, capability)
+        packed = constants.packed_format(model.quantization, capability)
+        packing = _Packing(model.quantization, packed)
     dense = None if packing and packing.quantization.of_experts else packing
-    width = DTYPE_BYTES["float16"]  # TurboMind computes in 16 bits whatever the checkpoint stores
+    # At 16 bits whatever the checkpoint stores.
     classes = {
-        "embedding": text.vocab * text.hidden * width // tp,
-        "lm_head": lm_head_rows(text, tp) * text.hidden * width // tp,
+        "embedding": text.vocab * text.hidden * HALF // tp,
+        "lm_head": lm_head_rows(text, tp) * text.hidden * HALF // tp,
         "attention": sum(_attention(text, tp, dense)) * text.attention_layers,
         "mlp": _mlp(text, tp, packing, constants, capability),
-        "norms": (2 * text.layers + 1) * text.hidden * width
-        + (2 * text.attention_layers * text.head_dim * width if text.qk_norm else 0)
-        + (text.layers * (text.mla.q_rank + text.mla.kv_rank) * width if text.mla else 0),
+        "norms": (2 * text.layers + 1) * text.hidden * HALF
+        + (2 * text.attention_layers * text.head_dim * HALF if text.qk_norm else 0)
+        + (text.layers * (text.mla.q_rank + text.mla.kv_rank) * HALF if text.mla else 0),
     }
     if text.delta is not None:
         classes["delta"] = sum(_delta(text, text.delta, tp, packing)) * text.delta.layers
@@ -196,7 +202,7 @@ def lm_head_rows(text: TextDims, tp: int) -> int:
 def ffn_width(
     intermediate: int, tp: int, quantization: Quantization | None, constants: EngineConstants
 ) -> int:
-    """Intermediate width over all ranks after padding to the kernels' blocks."""
+    """Intermediate width over all ranks, padded to the kernels' blocks."""
     align = constants.ffn_align_16bit  # lmdeploy builders/ffn.py::_pad_ffn_for_tp #23728b
     if quantization is not None and not quantization.of_experts:
         align = lcm(constants.ffn_align_grouped, quantization.group_size)
@@ -210,7 +216,7 @@ def expert_width(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """An expert's intermediate width over all ranks after padding to the kernels' blocks."""
+    """The same of an expert."""
     if quantization is None:
         return round_up(intermediate, constants.expert_format(capability).align * tp)
     align = constants.packed_format(quantization, capability).align
@@ -228,15 +234,7 @@ class _Packing(NamedTuple):
     """A quantisation as one kind of card holds it."""
 
     quantization: Quantization
-    constants: EngineConstants
-    capability: tuple[int, int]
-
-    def bytes_of(self, elements: int) -> int:
-        """Bytes of so many packed elements with their scales and zeros."""
-        quantization = self.quantization
-        packed = self.constants.packed_format(quantization, self.capability)
-        groups = packed.groups(elements, quantization.group_size)
-        return elements * quantization.bits // 8 + int(groups * packed.group)
+    packed: PackedFormat
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
@@ -248,9 +246,12 @@ def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
 
 
 def _linear(inputs: int, outputs: int, packing: _Packing | None) -> int:
-    """Bytes of a weight as the engine holds it."""
+    """Bytes of a weight as the engine holds it: packed with scales and zeros, else at 16 bits."""
     elements = inputs * outputs
-    return elements * 2 if packing is None else packing.bytes_of(elements)
+    if packing is None:
+        return elements * 2
+    groups = packing.packed.groups(elements, packing.quantization.group_size)
+    return elements * packing.quantization.bits // 8 + int(groups * packing.packed.group)
 
 
 def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
@@ -272,7 +273,7 @@ def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
 def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[int]:
     """One layer's attention: fused QKV split by heads, output projection split by its input.
 
-    Of latents: into them whole; out of them multiplied into what comes after, at 16 bits, with the
+    Of latents: into them whole; out of them folded into what comes after, at 16 bits, with the
     output's rows padded to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
     """
     mla = text.mla
@@ -303,8 +304,8 @@ def _qkv_rows(text: TextDims, tp: int) -> int:
 def _delta(text: TextDims, delta: DeltaDims, tp: int, packing: _Packing | None) -> Iterator[int]:
     """One layer's delta net, split by heads.
 
-    The input projections are one matrix; the two gates' have too few outputs to be packed, so that
-    all of it becomes 16 bits. lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
+    The input projections are one matrix, at 16 bits, since the two gates have too few outputs to be
+    packed. lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
     """
     yield _linear(text.hidden, input_rows(delta) // tp, None)
     yield _linear(delta.values // tp, text.hidden, packing)
@@ -376,8 +377,7 @@ def _vision(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator
         learnt = 1 if vision.kind == "internvit" else 0  # a CLS token, with a position of its own
         positions = vision_side(vision) ** 2 + learnt
         yield (hidden + learnt * hidden + positions * hidden) * 2  # the patches' bias before them
-    block = 2 * norm * 2 + sum(_vision_attention(vision, tp, constants))
-    block += sum(_vision_mlp(vision, tp))
+    block = 2 * norm * 2 + sum(_vision_block(vision, tp, constants))
     if vision.kind == "internvit":
         block += 2 * hidden * 2  # the two layer scales
     if vision.kind == "qwen3vit":
@@ -387,11 +387,12 @@ def _vision(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator
 
 
 def vision_side(vision: VisionDims) -> int:
-    """Patches along one side of a tile."""
+    """Patches along a tile's side."""
     return (vision.image_size or 0) // vision.patch_size
 
 
-def _vision_attention(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator[int]:
+def _vision_block(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator[int]:
+    """Attention and MLP of a layer."""
     ranks = vision_tp(vision, tp)
     head_dim = constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
     width = vision.heads * head_dim // ranks
@@ -402,13 +403,9 @@ def _vision_attention(vision: VisionDims, tp: int, constants: EngineConstants) -
         yield 3 * width * 2
     if vision.qk_norm:
         yield 2 * vision.hidden // ranks * 2
-
-
-def _vision_mlp(vision: VisionDims, tp: int) -> Iterator[int]:
-    width = vision_mlp_width(vision, tp) // tp
-    projections = 2 if vision.gated_mlp else 1
-    yield projections * (vision.hidden * width + width) * 2
-    yield (width * vision.hidden + vision.hidden) * 2
+    inner = vision_mlp_width(vision, tp) // tp
+    yield (2 if vision.gated_mlp else 1) * (vision.hidden * inner + inner) * 2
+    yield (inner * vision.hidden + vision.hidden) * 2
 
 
 def vision_mlp_width(vision: VisionDims, tp: int) -> int:
@@ -441,10 +438,9 @@ def temporary_bytes(
 ) -> int:
     """Bytes per rank of weight preparation that are still held when free memory is read.
 
-    The last cast or repack is freed without a synchronisation before TurboMind asks for free
-    memory: lm_head as stored where its dtype is cast (in 0.16 and 0.17 on Hopper always a copy);
-    the widest repacked linear, with what scales took more while loading. Experts are repacked at 16
-    bits, too.
+    TurboMind frees the last cast or repack without a synchronisation before it asks: lm_head as
+    stored where its dtype is cast (in 0.16 and 0.17 on Hopper always a copy), or the widest
+    repacked linear, with what scales took more while loading. Experts are repacked at 16 bits, too.
     """
     text, quantization = model.text, model.quantization
     cast = 0
@@ -502,9 +498,9 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
     """Bytes that torch's allocator holds on the group's first GPU until the export ends.
 
     The whole embedding waits there for the text model to be built, while lm_head passes raw and as
-    its contiguous shard, or whole again where it is padded or cast; torch gives none of it back
-    before the end. A wide layer can take more than lm_head: its raw linears, gate and up joined,
-    and their shards. Source: lmdeploy builders/_base.py::_copy_shard_to_param #70955c
+    its contiguous shard, or whole again where it is padded or cast. A wide layer can take more: its
+    raw linears, gate and up joined, and their shards.
+    Source: lmdeploy builders/_base.py::_copy_shard_to_param #70955c
     """
     text, tp = model.text, settings.tp
     stored = DTYPE_BYTES[model.dtype]

@@ -12,13 +12,12 @@ from functools import cache
 from math import prod
 from typing import Any, Final
 
-import msgspec
 from msgspec import field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, Quantization, TextDims
-from turbofit.core.presets import load_yaml, preset_path, presets_of
+from turbofit.core.presets import converted, load_yaml, merged, preset_path, presets_of
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
@@ -26,6 +25,7 @@ _DTYPE: Final = {"bfloat16": "BF16", "float16": "F16"}
 Values = Mapping[str, Any]
 #: Name, safetensors type and shape of a tensor.
 Entry = tuple[str, str, tuple[int, ...]]
+_ROOM: Final = "checkpoints"
 _GROUP: Final = 128
 #: Weights that share an exponent in mxfp4, and a scale in compressed-tensors.
 _MX_GROUP: Final = 32
@@ -44,13 +44,7 @@ class Decoder(Struct, forbid_unknown_fields=True):
 
 
 class Kind(Struct, forbid_unknown_fields=True):
-    """One file, its base filled in.
-
-    ``architectures`` (``for`` in the file) it stands for; ``names`` that expressions may use too;
-    ``rows`` and the ``parts`` that they name; of a model around a decoder ``decoder``,
-    ``decoder_parts`` in place of the decoder's own, ``decoder_rows`` after it, ``at`` the prefix of
-    the tower's ``rows`` and of ``more_rows``.
-    """
+    """One file, its base filled in; docs/adding.md says what each key is."""
 
     source: str
     architectures: tuple[str, ...] = field(name="for", default=())
@@ -77,37 +71,18 @@ def kinds() -> dict[str, Kind]:
     Raises:
         UsageError: a file is damaged.
     """
-    room = "checkpoints"
-    files = {name: load_yaml(preset_path(room, name)) for name in presets_of(room)}
     by_architecture: dict[str, Kind] = {}
-    for name in sorted(files):
-        try:
-            kind = msgspec.convert(_whole(name, files), Kind)
-        except (msgspec.ValidationError, KeyError) as error:
-            raise UsageError(
-                f"presets/checkpoints/{name}.yaml is damaged: {error}", hint="reinstall turbofit"
-            ) from None
+    for name in sorted(presets_of(_ROOM)):
+        kind = converted(_whole(name), Kind, preset_path(_ROOM, name))
         by_architecture |= dict.fromkeys(kind.architectures, kind)
     return by_architecture
 
 
-def _whole(name: str, files: Mapping[str, JsonObject]) -> JsonObject:
+@cache
+def _whole(name: str) -> JsonObject:
     """A file with its base's fields."""
-    data = dict(files[name])
-    base = data.get("base")
-    if base is None:
-        return data
-    return merged({**_whole(str(base), files), "for": []}, data)
-
-
-def merged(below: JsonObject, above: JsonObject) -> JsonObject:
-    """One mapping over another, mapping by mapping; lists and figures are the upper one's."""
-    mapping = dict(below)
-    for key, value in above.items():
-        old = mapping.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        mapping[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return mapping
+    data = load_yaml(preset_path(_ROOM, name))
+    return merged({**_whole(data["base"]), "for": []}, data) if "base" in data else data
 
 
 # ------------------------------------------------------------------------------- named values
@@ -116,8 +91,8 @@ def merged(below: JsonObject, above: JsonObject) -> JsonObject:
 def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
     """What expressions may name of a model.
 
-    A decoder's fields are as `TextDims` has them; those of latents and delta nets too, those of
-    experts as below. The tower's begin with ``v_``, the audio tower's with ``a_``.
+    A decoder's fields are as `TextDims` has them, with those of latents and delta nets. The tower's
+    begin with ``v_``, the audio tower's with ``a_``.
     """
     text, rule = model.text, model.image_rule
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
@@ -302,13 +277,9 @@ def _stacked(name: str, shape: tuple[int, ...], dtype: str, packing: str) -> Ite
 def rows_of(
     rows: list[Any], parts: Mapping[str, list[Any]], values: Values, packing: str
 ) -> Iterator[Entry]:
-    """The tensors of a list of rows.
+    """The tensors of a list of rows: strings, or blocks with rows of their own.
 
-    Args:
-        rows: strings, or blocks with rows of their own.
-        parts: what rows name.
-        values: of the model.
-        packing: how linear layers are stored; empty for 16 bits.
+    ``packing``: how linear layers are stored; empty for 16 bits.
     """
 
     def entries(rows: list[Any], at: str, layer: int) -> Iterator[Entry]:

@@ -20,10 +20,7 @@ from turbofit.core.struct import Struct
 
 
 class Tokenizer(Struct, forbid_unknown_fields=True):
-    """What kinds differ in: class, what stands for an image in a prompt, special tokens.
-
-    ``special`` are ids beside those that all have.
-    """
+    """What kinds differ in: class, what stands for an image, ids of more special tokens."""
 
     class_: str = field(name="class", default="PreTrainedTokenizerFast")
     image: str = "<IMG_CONTEXT>"
@@ -40,9 +37,7 @@ def common() -> JsonObject:
 def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
     """Special tokens and their ids: the published ones where they fit into the vocabulary.
 
-    Args:
-        vocab: how many tokens the model knows.
-        kind: of a model that takes images; None of one that takes text alone.
+    ``kind`` is None of a model that takes text alone.
     """
     text: dict[str, int] = common()["text_tokens"]
     known: dict[str, int] = {**text, **common()["image_tokens"]}
@@ -63,12 +58,7 @@ def byte_alphabet() -> list[str]:
 
 
 def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObject:
-    """A ``tokenizer.json``: byte-level BPE without merges, so that a token is a byte or special.
-
-    Args:
-        vocab: ids by token; the special ones may be among them.
-        special: ids of the special ones.
-    """
+    """A ``tokenizer.json``: byte-level BPE without merges, so that a token is a byte or special."""
     data = common()
     added = [
         {"id": number, "content": token, **data["special_token"]}
@@ -81,14 +71,7 @@ def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObje
 def write_tokenizer(
     folder: Path, special: Mapping[str, int], positions: int, kind: Tokenizer | None = None
 ) -> None:
-    """Writes ``tokenizer.json`` and ``tokenizer_config.json``.
-
-    Args:
-        folder: where.
-        special: ids of special tokens, see ``special_tokens``.
-        positions: tokens of a prompt at most.
-        kind: of a model that takes images.
-    """
+    """Writes ``tokenizer.json`` and ``tokenizer_config.json``; ``positions``: a prompt's tokens."""
     kind = kind or Tokenizer()
     vocab = {character: i for i, character in enumerate(byte_alphabet())} | dict(special)
     data = byte_level(vocab, special)

@@ -1,8 +1,7 @@
 """The header-only twin of a model that turbofit knows, from a preset or a hub's headers.
 
-It has what an engine needs to allocate, and no weights. Its files are as long as real ones and
-sparse: they take a few blocks of the disk, and a loader that maps them reads zeros.
-``python -m turbofit.rehearse.checkpoint.twin NAME FOLDER`` writes the twin of a preset.
+Its files are as long as real ones and sparse: they take a few blocks of the disk, and a loader that
+maps them reads zeros. ``python -m turbofit.rehearse.checkpoint.twin NAME FOLDER`` writes one.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from typing import Any, Final
 from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model
-from turbofit.memory.engines import LMDEPLOY, engine_named
-from turbofit.model.families.engines import engine_problem
+from turbofit.core.presets import merged
 from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.rehearse.checkpoint.kinds import (
     Entry,
@@ -30,7 +28,6 @@ from turbofit.rehearse.checkpoint.kinds import (
     Values,
     config_from,
     kinds,
-    merged,
     rows_of,
     values_of,
 )
@@ -41,11 +38,6 @@ from turbofit.rehearse.checkpoint.tokenizer import (
     write_tokenizer,
 )
 
-#: Source: lmdeploy nn/gated_delta.py `from fla.modules import`
-_DELTA_NETS: Final = (
-    "its gated delta nets run kernels of fla and TileLang under torch, which are compiled and tuned"
-    " on the card"
-)
 #: Why there is none, where LMDeploy runs the family. Of Llama 4 even Scout is 202 GiB of weights;
 #: each rank loads a layer's experts as one tensor, 16 x 5120 x 16384 values of 16 bits.
 _WHY_NONE: Final = {
@@ -69,7 +61,6 @@ class Twin:
     """What a header-only checkpoint is written from.
 
     Attributes:
-        model: its dims.
         decoder: the kind of its decoder.
         whole: the kind of the model around the decoder; None: the decoder is all.
         packing: awq (4 bits, groups of 128), fp8 (blocks of 128 x 128), mxfp4 (the experts of
@@ -83,12 +74,11 @@ class Twin:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What is the kind's own of it; None where the decoder is all."""
         return None if self.whole is None else self.whole.tokenizer
 
     @property
     def ids(self) -> dict[str, int]:
-        """Special tokens and their ids."""
+        """Ids of special tokens."""
         return special_tokens(self.model.text.vocab, self.tokenizer)
 
     @property
@@ -136,15 +126,14 @@ def config_of(twin: Twin) -> JsonObject:
     if whole is not None and whole.decoder is not None:
         template = merged(_nested(whole.decoder.config, template), whole.config)
         quantized = whole.decoder.quantized
-    packing: JsonObject = {}
-    if twin.packing:
-        packing = {"quantization_config": dict(common()["packings"][twin.packing])}
     quantization = twin.model.quantization
-    if quantization and quantization.method == "awq" and quantization.unconverted:
-        exempt = list(quantization.unconverted)
-        packing["quantization_config"]["modules_to_not_convert"] = exempt
-    config: JsonObject = config_from(merged(_nested(quantized, packing), template), twin.values)
-    if not twin.packing:
+    if quantization is not None:
+        packing = dict(common()["packings"][twin.packing])
+        if quantization.method == "awq" and quantization.unconverted:
+            packing["modules_to_not_convert"] = list(quantization.unconverted)
+        template = merged(_nested(quantized, {"quantization_config": packing}), template)
+    config: JsonObject = config_from(template, twin.values)
+    if quantization is None:
         config.pop("quantization_config", None)
     return config
 
@@ -157,7 +146,7 @@ def _nested(path: str, data: JsonObject) -> JsonObject:
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    """Yields name, safetensors type and shape of every tensor of a twin."""
+    """Name, safetensors type and shape of every tensor of a twin."""
     values, decoder, whole = twin.values, twin.decoder, twin.whole
     if whole is None or whole.decoder is None:
         yield from rows_of(decoder.rows, decoder.parts, values, twin.packing)
@@ -178,10 +167,7 @@ def write_header(
 ) -> int:
     """Writes a safetensors file whose data is a hole; returns the data's bytes.
 
-    Args:
-        path: of the file.
-        entries: of its tensors.
-        stored: the numbers of those that hold a shape.
+    ``stored`` are the numbers of tensors that hold a shape.
 
     Raises:
         OSError: the file system has no files of this length.
@@ -221,13 +207,11 @@ def write_weights(entries: Iterable[Entry], folder: Path) -> None:
             room = _SHARD
         shards[-1].append(entry)
         room -= size
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        count = len(shards)
+    count, names = len(shards), ["model.safetensors"]
+    if count > 1:
         names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-        weight_map = {
-            entry[0]: name for name, shard in zip(names, shards, strict=True) for entry in shard
-        }
+        pairs = zip(names, shards, strict=True)
+        weight_map = {entry[0]: name for name, shard in pairs for entry in shard}
         index = json.dumps({"metadata": {}, "weight_map": weight_map})
         (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     for name, shard in zip(names, shards, strict=True):
@@ -235,7 +219,7 @@ def write_weights(entries: Iterable[Entry], folder: Path) -> None:
 
 
 def write_model(twin: Twin, folder: Path) -> Path:
-    """Writes a twin's folder, which takes a few blocks of the disk; returns it."""
+    """Writes a twin's folder; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {"config.json": config_of(twin)}
     if twin.whole is not None:
@@ -255,18 +239,10 @@ def write_model(twin: Twin, folder: Path) -> Path:
     return folder
 
 
-def carries_limit(model: Model) -> bool:
-    """Whether a stand-in checkpoint is written with the limit of the model's image rule."""
-    return model.vision is not None and model.vision.kind in ("internvit", "moonvit")
-
-
 def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     """The model's own folder where its weights are on disk, else a twin made in ``folder``.
 
-    Args:
-        model: what is rehearsed.
-        folder: where a twin is made.
-        torch: the engine runs under torch, and nothing stands in for the kernels of delta nets.
+    ``torch``: the engine runs under torch, and nothing stands in for the kernels of delta nets.
 
     Raises:
         UsageError: there is no twin, or that engine cannot be followed with one.
@@ -275,20 +251,15 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     if model.source.kind in ("folder", "hub_cache") and any(checkpoint.glob("*.safetensors")):
         return checkpoint
     if torch and model.text.delta is not None:
+        # Source: lmdeploy nn/gated_delta.py `from fla.modules import`
         raise UsageError(
-            f"no stand-in checkpoint is made for {model.text.architecture}: {_DELTA_NETS}",
-            hint=_delta_hint(model),
+            f"no stand-in checkpoint is made for {model.text.architecture}: its gated delta nets"
+            " run kernels of fla and TileLang under torch, compiled and tuned on the card",
+            hint="turbofit rehearse --engine pytorch tries a plan of it, with"
+            " flash-linear-attention; --engine turbomind, where it runs the model, needs no such"
+            " kernels",
         )
     return write_model(twin_of(model), folder)
-
-
-def _delta_hint(model: Model) -> str:
-    """What runs the model on pretend GPUs."""
-    rehearsal = "turbofit rehearse --engine pytorch tries a plan of it, with flash-linear-attention"
-    for name in LMDEPLOY:
-        if engine_problem(model, name) is None and not engine_named(name).planned.on_torch:
-            return f"--engine {name} runs on pretend GPUs; {rehearsal}"
-    return rehearsal
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:

@@ -1,9 +1,9 @@
 """Gated delta nets of LMDeploy's PyTorch engine on a pretend machine, in each of its processes.
 
-fla's kernels are Triton's and run as they are. How many chunks a prefill has fla asks of the card,
-which computes nothing: the answer is the most that its tokens and sequences can make. Each kernel
-tries two of its variants instead of up to 60, whose compilation would take minutes. TileLang's
-kernels are stand-ins (``torch_inside/tilelang``).
+fla's kernels are Triton's and run as they are, but of up to 60 variants, whose compilation would
+take minutes, each tries two. fla asks the card, which computes nothing, how many chunks a prefill
+has: the answer is the most that its tokens and sequences can make. TileLang's kernels are stand-ins
+(``torch_inside/tilelang``).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Indices:
 
 
 def _replace(indices: _Indices) -> None:
-    """Replace the function in every module of fla that has imported it; once."""
+    """Replaces the function in every module of fla that has imported it; once."""
     for name, module in list(sys.modules.items()):
         if name.startswith("fla.") and getattr(module, _INDICES, indices) is not indices:
             setattr(module, _INDICES, indices)
@@ -69,11 +69,10 @@ def _replace(indices: _Indices) -> None:
 
 
 def _fewer_variants(module: Any) -> None:
-    """Leave each kernel few variants to try, under any number of decorators."""
-    wrapped = list(vars(module).values())
-    while wrapped:
-        configs = [getattr(value, "configs", None) for value in wrapped]
-        for variants in configs:
+    """Leaves each kernel few variants to try, under any number of decorators."""
+    for kernel in vars(module).values():
+        while kernel is not None:
+            variants = getattr(kernel, "configs", None)
             if isinstance(variants, list):
                 del variants[_VARIANTS:]
-        wrapped = [value.fn for value in wrapped if getattr(value, "fn", None) is not None]
+            kernel = getattr(kernel, "fn", None)  # noqa: PLW2901 - what the decorator wraps

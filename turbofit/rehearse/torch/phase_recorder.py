@@ -1,11 +1,10 @@
 """Records each process of a rehearsal: its phases, and what torch's allocator says.
 
-The rehearsal's child names a phase in a file. In every process (workers of Ray or ``mp`` too) a
-thread reads it, marks the phase in the account, notes torch's figures of the phase that ended, and
-says that it has done so; the child waits for that. Nothing of the engine is changed, but torch's
-choice of cuDNN's attention, which it prefers on Hopper and which finds no plan on a pretend GPU:
-what cuDNN takes for itself is not seen. The thread waits until torch has made a CUDA context. Sizes
-are bytes, devices the machine's own.
+The rehearsal's child names a phase in a file. In every process (workers of Ray or ``mp`` too), once
+torch has made a CUDA context, a thread reads it, marks the phase in the account, notes torch's
+figures of the phase that ended, and says so; the child waits for that. Of the engine only torch's
+choice of cuDNN's attention is changed, which it prefers on Hopper and which finds no plan on a
+pretend GPU: what cuDNN takes for itself is not seen. Sizes are bytes, devices the machine's own.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def start(folder: str) -> None:
 
 
 class Phases:
-    """The child's side: names phases, and waits until all processes have begun the phase."""
+    """The child's side: names phases, and waits until all processes have begun them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -43,7 +42,6 @@ class Phases:
         self._write("import")
 
     def enter(self, name: str) -> None:
-        """Begins a phase in every process that has a CUDA context."""
         self._number += 1
         self._write(" ".join(name.split()))
         until = time.monotonic() + _PATIENCE
@@ -104,7 +102,6 @@ class _ProcessRecord:
         self._open: tuple[int, str] | None = None
 
     def follow(self) -> None:
-        """Read which phase is open; where it is a new one, end the row of the old one."""
         number, _, name = (self._folder / _PHASE).read_text(encoding="utf-8").partition(" ")
         now = (int(number), name)
         if now == self._open:

@@ -1,8 +1,6 @@
 """What torch's records and the account tell of an ended rehearsal. Sizes are bytes.
 
-Each process's own timeline is marked in the process within 10 ms of a phase's begin, which waits
-for it; a card's peak in a phase is the sum of its processes' peaks, exact where one of them
-allocates.
+A card's peak in a phase is the sum of its processes' peaks: exact where one of them allocates.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ _MOST_FRAMES: Final = 4
 def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int, int]:
     """What a process held on a card in a phase, at most and at its end, its context included.
 
-    It is marked once it has a CUDA context: what it did before counts with its first phase. In a
-    phase that was not marked it held what it held before.
+    What it did before it was marked counts with its first phase; in a phase that was not marked it
+    held what it held before.
     """
     context, ends = usage.contexts.get(gpu, 0), usage.ends.get(gpu, {})
     peaks = usage.phases.get(gpu, {})
@@ -76,7 +74,7 @@ def read_run(ended: EndedRun) -> Readings:
             | {"contexts": sum(usage.contexts.get(gpu, 0) for usage in usages)}
             for gpu in cards
         ],
-        **_death(ended),
+        end=_end(ended),
     )
 
 
@@ -135,25 +133,21 @@ def _terms(
     return terms
 
 
-def _death(ended: EndedRun) -> dict[str, Any]:
+def _end(ended: EndedRun) -> dict[str, Any]:
     """What ended it; where all was served nobody asks."""
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
     message = _words(error, lines)
-    where = " < ".join(_where(error, message, lines))
-    refused = None
+    where = " < ".join(_where(error, message, lines)) or message[:200]
+    end = {"kind": "crash", "phase": phase, "where": where, "message": message}
     if _OOM_TEXT in message:
-        run = newest_refusal(ended.ran) or {}
-        refused = {name: run.get(name) for name in ("gpu", "asked", "left", "simulated")}
-        refused["missing"] = run.get("short")
+        refusal = newest_refusal(ended.ran) or {}
+        sizes = {name: refusal.get(name) for name in ("gpu", "asked", "left", "simulated")}
+        end |= {"kind": "out_of_memory", "missing": refusal.get("short"), **sizes}
     elif _SIZING.search(message):
-        refused = {"asked": None, "left": None}
-    if refused is not None:
-        refused |= {"phase": phase, "where": where or message[:200]}
-    return {
-        "refused": refused, "phase": phase, "where": where or message[:200], "message": message,
-    }  # fmt: skip
+        end["kind"] = "out_of_memory"
+    return end
 
 
 def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:

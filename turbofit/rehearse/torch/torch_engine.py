@@ -51,7 +51,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
 
 
 def _mark_start(notes: Notes) -> None:
-    """Marks where each step of the executor's start begins, and notes what it found."""
+    """Marks where each step of the executor's start begins, and notes its figures."""
     from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
     base: Any = ExecutorBase
@@ -90,7 +90,7 @@ def _mark_start(notes: Notes) -> None:
 
 
 def _longest(engine: Any) -> int:
-    """Tokens that prompt and answer may have: the server's limit and what the cache holds."""
+    """Tokens of prompt and answer within the server's limit and the cache."""
     return int(min(engine.session_len, engine.engine.max_session_len))
 
 
@@ -157,7 +157,7 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
 
 
 async def _again(engine: Any, first: Any) -> Any:
-    """The same request once more; the pictures' pixels are shared, as no one writes to them."""
+    """The same request once more; nobody writes to the pixels that they share."""
     from lmdeploy.serve.core.async_engine import PreprocessedRequest
     from torch.utils._pytree import tree_map
 

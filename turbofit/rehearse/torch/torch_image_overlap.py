@@ -15,7 +15,6 @@ from turbofit.core.plan import Plan
 from turbofit.memory.account import vision_load_within
 from turbofit.memory.pytorch.cache import engine_bound
 from turbofit.rehearse import mixes
-from turbofit.rehearse.checkpoint.twin import carries_limit
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest
 
@@ -60,10 +59,11 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
 
 def limited(plan: Plan) -> Model:
     """The model with the planned limit as its own, where its stand-in is written with it."""
-    rule, limit = plan.model.image_rule, plan.limits.image_limit
-    if rule is None or limit is None or not carries_limit(plan.model):
-        return plan.model
-    return replace(plan.model, image_rule=rule.with_limit(limit))
+    model, limit = plan.model, plan.limits.image_limit
+    carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
+    if model.image_rule is None or limit is None or not carries:
+        return model
+    return replace(model, image_rule=model.image_rule.with_limit(limit))
 
 
 def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
@@ -72,10 +72,9 @@ def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
     Raises:
         UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
     """
-    checkpoint_limit = rule.checkpoint_limit
-    if limit is not None and limit > checkpoint_limit:
+    if limit is not None and limit > rule.checkpoint_limit:
         raise UsageError(
-            f"{rule.limit_option} {limit} is above the checkpoint's own {checkpoint_limit}",
+            f"{rule.limit_option} {limit} is above the checkpoint's own {rule.checkpoint_limit}",
             hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
         )
     return rule.worst_size(limit)
@@ -95,7 +94,7 @@ class ServerRoom(NamedTuple):
         batch: requests that run at once.
         prefill: tokens of a forward.
         cached: tokens of prompts whose blocks the cache has at once; None: as many as there are.
-        gate: vision units that the gateway lets through at once; None: it holds clients to none.
+        gate: vision units that the gateway lets through at once; None: all.
     """
 
     batch: int
@@ -105,13 +104,9 @@ class ServerRoom(NamedTuple):
 
 
 class Pictures:
-    """Pictures of a rule, by their units: the largest, and smaller ones.
+    """Pictures of a rule, by their units: the largest that a client sends, and smaller ones.
 
-    Args:
-        rule: how a picture becomes units and tokens.
-        largest: size of the largest picture that a client sends.
-        images: of a request at most.
-        request_units: of all pictures of a request at most; None: as many as its pictures have.
+    A request has so many images and units at most; None: as many units as its images have.
     """
 
     def __init__(
@@ -127,7 +122,6 @@ class Pictures:
         )
 
     def sizes(self, prompt: Prompt) -> tuple[Size, ...]:
-        """Sizes of the pictures of a prompt."""
         return tuple(self._sizes[image] for image in prompt.images)
 
     def request(self) -> Prompt:
@@ -154,15 +148,11 @@ class Pictures:
 
 
 def most_met(prompts: Sequence[Prompt], prefill: int) -> int:
-    """The most units that one forward encodes.
+    """The most units that one forward encodes of prompts that are all there before the first step.
 
     Whole prompts join while their tokens stay within ``prefill``. A longer one is cut into chunks,
     never inside a picture, and no other prompt joins it.
     Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.schedule #6cb39d
-
-    Args:
-        prompts: in their order of arrival, all there before the first step.
-        prefill: tokens of a forward at most.
     """
     most = tokens = met = 0
     for prompt in prompts:
@@ -193,7 +183,7 @@ def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
 
     Where no gateway counts units, the mix is sent twice, so that it meets whole although the
     engine's first step takes its first request alone. A prefix cache brings no picture into a
-    forward that it would not be in without: a match ends before a picture that is not whole in it.
+    forward: a match ends before a picture that is not whole in it.
     Source: lmdeploy block_trie/trie.py::BlockTrie.match #8a20e4
     """
     candidates = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]

@@ -1,7 +1,4 @@
-"""TurboMind in a rehearsal's child: starts the engine, and pushes the cases' requests into it.
-
-Memory is in the timeline, which the account writes.
-"""
+"""TurboMind in a rehearsal's child: starts the engine, and pushes the cases' requests into it."""
 
 from __future__ import annotations
 
@@ -68,7 +65,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
 
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
-    """Waits until no thread calls CUDA any more; False where one does not stop."""
+    """Waits until no thread calls CUDA; False where one does not stop."""
     timer = InactivityTimer(account.calls)
     while timer.inactive() < seconds:
         if timer.elapsed() > limit:
@@ -113,12 +110,11 @@ def _run_case(
 
 @dataclass
 class Pending:
-    """A request that was pushed.
+    """A request that was pushed, of so many prompt tokens, its images' included.
 
     Attributes:
-        tokens: prompt tokens, image tokens included.
         done: set when the engine finished or refused it.
-        status: the engine's status code (7 finished, 11 out of memory, 6 too long).
+        status: the engine's, see ``_STATUS``.
         kept: what must stay alive until it is done.
     """
 
@@ -130,7 +126,7 @@ class Pending:
 
 @lru_cache(maxsize=64)
 def _pixels(shape: tuple[int, ...], dtype: str) -> Any:
-    """Pixels without values, shared by all images of a shape; untouched memory costs no RAM."""
+    """Pixels without values, shared by all of a shape; untouched memory costs no RAM."""
     import torch
 
     return torch.empty(shape, dtype=getattr(torch, dtype))

@@ -1,7 +1,7 @@
 """Stand-ins for what families bring of their own: config classes, gpt-oss's tokenizer.
 
-InternVL's chat models, Intern-S1-Pro and Kimi-K2.5 bring Python files for them; a rehearsal
-executes none.
+InternVL's chat models, Intern-S1-Pro and Kimi-K2.5 bring Python files for them, of which a
+rehearsal's child, or a server on pretend GPUs, executes none.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from turbofit.model.families import kimi
 
 
 def plain_gpt_oss_tokenizer() -> None:
-    """Gives gpt-oss the tokenizer of its folder, in a rehearsal's child only.
-
-    LMDeploy's own asks openai_harmony for one, which fetches its vocabulary from the network.
-    """
+    """Gives gpt-oss its folder's tokenizer: LMDeploy's fetches a vocabulary from the network."""
     from lmdeploy import tokenizer
 
     module: Any = tokenizer
@@ -27,10 +24,7 @@ def plain_gpt_oss_tokenizer() -> None:
 
 
 def plain_gpt_oss_parser() -> None:
-    """Lets a server read gpt-oss's answers as other models', on pretend GPUs only.
-
-    LMDeploy's own parser asks openai_harmony for the same vocabulary.
-    """
+    """Reads gpt-oss's answers as other models': LMDeploy's parser fetches the same vocabulary."""
     from lmdeploy.serve.parsers import ResponseParserManager
 
     manager: Any = ResponseParserManager
@@ -38,24 +32,23 @@ def plain_gpt_oss_parser() -> None:
 
 
 def register_intern_s1_pro() -> None:
-    """Registers a class with the keys of Intern-S1-Pro's own, in a rehearsal's child only."""
+    """Registers a class with the keys of Intern-S1-Pro's."""
     from transformers import Qwen3VLMoeConfig
 
     _register("interns1_pro", Qwen3VLMoeConfig)
 
 
 def register_for_pytorch() -> None:
-    """Registers what LMDeploy's PyTorch engine reads, in a rehearsal's child or a server only."""
+    """Registers what LMDeploy's PyTorch engine reads."""
     register_internvl(whole=True)
     register_intern_s1_pro()
 
 
 def register_internvl(*, whole: bool = False) -> None:
-    """Registers the class with Transformers, in a rehearsal's child only.
+    """Registers the class with Transformers.
 
-    Args:
-        whole: give the language model's part the class of its type, with all its defaults, which
-            LMDeploy's PyTorch engine reads.
+    ``whole``: the language model's part has the class of its type, with all its defaults, which
+    LMDeploy's PyTorch engine reads.
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
@@ -70,7 +63,7 @@ def register_internvl(*, whole: bool = False) -> None:
 
 
 def register_kimi() -> None:
-    """Registers a class with the keys of Kimi-K2.5's own, in a rehearsal's child only."""
+    """Registers a class with the keys of Kimi-K2.5's."""
     from transformers import DeepseekV3Config, PretrainedConfig
 
     base: Any = PretrainedConfig
@@ -95,10 +88,7 @@ def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
 
 
 def stand_in_for_kimi() -> None:
-    """Its config class, and a processor whose images are blank, in a rehearsal's child only.
-
-    Grids are those of turbofit's own image rule.
-    """
+    """Its config class, and a processor of blank images with the grids of turbofit's image rule."""
     from lmdeploy.vl.model import kimi_k25
 
     register_kimi()
@@ -107,7 +97,7 @@ def stand_in_for_kimi() -> None:
 
 
 class _KimiProcessor:
-    """In place of ``AutoProcessor`` and of what it makes of a Kimi-K2.5's folder."""
+    """In place of ``AutoProcessor``, and of what it makes."""
 
     def __init__(self, tokenizer: Any, rule: NavitRule) -> None:
         self.tokenizer, self.rule = tokenizer, rule

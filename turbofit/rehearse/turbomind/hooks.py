@@ -1,14 +1,10 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
-A CUDA build of torch runs on the pretend machine itself, so that LMDeploy and torch load as usual,
-and only marks are added.
-
-Beside CPU torch the loader needs more. It maps the checkpoint, copies each tensor to the first GPU,
-and splits, casts, pads and joins it there before it hands the shards to TurboMind. Here a copy on
-the GPU is a ``meta`` tensor: it has no data, and as the loader itself runs, its lifetime is real.
-Memory that torch's caching allocator would keep is kept until ``torch.cuda.empty_cache``. This is a
-model of that allocator (a pool that keeps its high-water mark): fragmentation between its segments
-is not in it.
+A CUDA build of torch runs on the pretend machine as it is, and only marks are added. Beside CPU
+torch a copy on the GPU, where the loader splits, casts, pads and joins tensors, is a ``meta``
+tensor: it has no data, and as the loader itself runs, its lifetime is real. What torch's caching
+allocator would keep is kept until ``torch.cuda.empty_cache``; fragmentation between its segments is
+not in this model.
 """
 
 from __future__ import annotations
@@ -68,7 +64,6 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         self._seen[key] = weakref.ref(storage, gone)
 
     def empty_cache(self) -> None:
-        """What ``torch.cuda.empty_cache`` does: gives back what no tensor uses."""
         self._account.trim(self._pool)
 
 
@@ -150,7 +145,7 @@ def install(
         scenario: the pretend machine.
         account: its account.
         first_device: the card on which loading stages tensors.
-        tokenizer: keep the model's tokenizer (a server needs it, a driver of token ids does not).
+        tokenizer: keep the model's tokenizer, which a server needs.
         ready: called with the TurboMind object after its start.
     """
     staging: Any = None

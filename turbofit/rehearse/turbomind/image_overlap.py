@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 from msgspec import convert
@@ -31,22 +30,15 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
     whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
     units = mixes.units_of_request(*whole) if limits.vision_unit else []
     if rule is not None and units:
-        request = _request(rule, units, _TEXT)
-        # The next case asks again about images that are in the prefix cache.
-        cached = dataclasses.replace(request, lead=1, images=1)
-        images["vision_request"] = [cached if plan.settings.enable_prefix_caching else request]
-        images["vision_forward"] = queue(plan, rule, limits.units_per_image, gate_of(plan))
+        # With a prefix cache the next case asks again about these images.
+        shared = (1, 1) if plan.settings.enable_prefix_caching else (None, None)
+        images["vision_request"] = [_request(rule, units, _TEXT, *shared)]
+        # What the cache cannot hold at once needs no gate.
+        bound = engine_bound(rule, vision_load_within(limits), plan.settings)
+        gate = mixes.let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
+        images["vision_forward"] = queue(plan, rule, limits.units_per_image, gate)
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
     return mixes.cases_of(plan, images, max(1, longest), _NEW)
-
-
-def gate_of(plan: Plan) -> int | None:
-    """Units that the plan's gateway lets through at once; None where it need not hold any back."""
-    rule, limits = plan.model.image_rule, plan.limits
-    assert rule is not None
-    bound = engine_bound(rule, vision_load_within(limits), plan.settings)
-    # What the cache cannot hold at once needs no gate.
-    return mixes.let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
 
 
 def queue(
@@ -54,24 +46,26 @@ def queue(
 ) -> list[RehearsalRequest]:
     """Requests whose images meet at their worst, in the order in which a rehearsal queues them.
 
-    With a prefix cache: one request that fills it, to be answered first, is the caller's.
-
-    Args:
-        plan: its settings, and what its gateway lets a request have.
-        rule: how images become units and tokens.
-        units: of an image at most.
-        gate: units of all requests at most, where the gateway holds clients to so many at once.
+    Images have so many units at most, and all requests ``gate`` of them, where the gateway holds
+    clients to so many. With a prefix cache another request has filled it before.
     """
     maker = _maker(rule, units, plan.limits)
     cold = _cold(plan, maker, gate)
-    if not plan.settings.enable_prefix_caching:
-        return [_prompted(rule, prompt) for prompt in cold]
-    forward, context = _room(plan)
-    again = _repeated_images(plan, maker, gate)
-    repeated = sum(prompt.units for prompt, _ in again)
-    if repeated < most_met(cold, forward, context):
-        return [_prompted(rule, prompt) for prompt in cold]
-    return [_prompted(rule, prompt, 1 if cached else None) for prompt, cached in again]
+    mix = [(prompt, False) for prompt in cold]
+    if plan.settings.enable_prefix_caching:
+        again = _repeated_images(plan, maker, gate)
+        if sum(prompt.units for prompt, _ in again) >= most_met(cold, *_room(plan)):
+            mix = again
+    return [
+        _request(
+            rule,
+            [image.units for image in prompt.images],
+            prompt.lead + prompt.rest,
+            prompt.lead,
+            1 if cached else None,
+        )
+        for prompt, cached in mix
+    ]
 
 
 def _room(plan: Plan, prompts: int = _CUT) -> tuple[int, int]:
@@ -104,12 +98,9 @@ def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
 def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
     """The most units that one forward encodes; rows that generate are left out.
 
+    Prompts come in this order, all before the first step; a forward has so many tokens at most, and
+    all prompts in it ``context``.
     Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::RunRequiredAdmission
-
-    Args:
-        prompts: in their order of arrival, all there before the first step.
-        forward: tokens of a forward at most.
-        context: tokens of all prompts that are in it at most.
     """
     done, most = [0] * len(prompts), 0
     while any(at < prompt.length for at, prompt in zip(done, prompts, strict=True)):
@@ -166,7 +157,6 @@ def _filled(
 
 def _maker(rule: ImageRule, units: int, limits: Limits) -> PromptMaker:
     def image(most: int, tokens: int) -> Image | None:
-        """Of about so many units, in whole steps."""
         fits = min(most, rule.units_within(tokens))
         whole = max(rule.unit_step, fits // rule.unit_step * rule.unit_step)
         return Image(whole, rule.unit_tokens(whole)) if fits else None
@@ -179,8 +169,8 @@ def _maker(rule: ImageRule, units: int, limits: Limits) -> PromptMaker:
 def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[tuple[Prompt, bool]]:
     """Different questions about one image that is in the prefix cache: each has all its units.
 
-    With each prompt: whether its image is in the cache. Where gate, batch and context leave room,
-    one request with new images comes beside the questions.
+    With each prompt: whether its image is in the cache. Where there is room, a request with new
+    images comes beside the questions.
     """
     settings, prompt = plan.settings, maker.prompt(maker.units, rest=_LEAST)
     length = prompt.length + _NEW
@@ -201,12 +191,12 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
     return max(tried, key=lambda mix: sum(prompt.units for prompt, _ in mix))
 
 
-def _prompted(rule: ImageRule, prompt: Prompt, images: int | None = None) -> RehearsalRequest:
-    units = [image.units for image in prompt.images]
-    request = _request(rule, units, prompt.lead + prompt.rest)
-    return dataclasses.replace(request, lead=prompt.lead, images=images)
-
-
-def _request(rule: ImageRule, units: Sequence[int], text_tokens: int) -> RehearsalRequest:
+def _request(
+    rule: ImageRule,
+    units: Sequence[int],
+    text_tokens: int,
+    lead: int | None = None,
+    images: int | None = None,
+) -> RehearsalRequest:
     grids = convert([rule.grid(count) for count in units], tuple[Unit, ...])
-    return RehearsalRequest(text_tokens, grids, max_new_tokens=_NEW)
+    return RehearsalRequest(text_tokens, grids, max_new_tokens=_NEW, lead=lead, images=images)

@@ -20,28 +20,22 @@ LOADER = "LMDeploy's weight loader"
 STAGING = "torch staging"
 
 _LINEAR = "LlamaLinear"
+#: Whose pool was made where a function of this beginning is in the trace; the first that is.
+_OWNERS = {"ModelExecutor": "executor", "Engine": "engine thread", "TurboMind": "rank context"}
 
 
 class CallSites:
-    """Turns traces into names, with a memory of those already seen.
-
-    Args:
-        name: gives the function's name at an offset of the engine's library, ``?`` if unknown.
-    """
+    """Turns traces, innermost first, into names; ``name`` is of a function, or ``?``."""
 
     def __init__(self, name: Callable[[int], str]) -> None:
         self._name = cache(name)
         self.site = cache(self._site)
 
-    def names(self, trace: tuple[int, ...]) -> list[str]:
-        """The functions of a trace, innermost first."""
-        return [self._name(offset) for offset in trace]
-
     def _site(self, trace: tuple[int, ...]) -> str:
         """The engine's call: a linear layer's output is named after the layer's owner."""
         if not trace:
             return STAGING
-        useful = [n for n in self.names(trace) if not n.startswith(PLUMBING)]
+        useful = [n for n in map(self._name, trace) if not n.startswith(PLUMBING)]
         if not useful:
             return LOADER
         owner = next((n for n in useful if not n.startswith(_LINEAR)), useful[0])
@@ -49,13 +43,10 @@ class CallSites:
 
     def owner(self, trace: tuple[int, ...]) -> str:
         """Whose pool was made at a trace: ``executor``, ``engine thread``, or the call's name."""
-        names = self.names(trace)
-        if any(n.startswith("ModelExecutor") for n in names):
-            return "executor"
-        if any(n.startswith("Engine") for n in names):
-            return "engine thread"
-        if any(n.startswith("TurboMind") for n in names):
-            return "rank context"
+        names = [self._name(offset) for offset in trace]
+        for prefix, owner in _OWNERS.items():
+            if any(name.startswith(prefix) for name in names):
+                return owner
         return self.site(trace)
 
 
@@ -76,9 +67,9 @@ class Pool:
 class RehearsedGpu:
     """One card: bytes held, by phase at its end and at its peak; the cache's sizing.
 
-    ``late`` are the bytes that live of what was made after the cache, by kind and by call of the
-    engine. Page-locked host memory is counted with the card that was current when it was made: with
-    several ranks the process's peak depends on the timing of their threads, a rank's does not.
+    ``late``: what was made after the cache and lives, by kind and by call of the engine.
+    ``pinned`` host memory counts with the card that was current when it was made: a process's peak
+    depends on the timing of its ranks' threads, a rank's does not.
     """
 
     in_use: int = 0
@@ -102,13 +93,7 @@ class _Block(NamedTuple):
 
 
 class Ledger:
-    """Built from a timeline's events, in order; all sizes are bytes.
-
-    Args:
-        cards: how many cards the machine has.
-        sites: names for traces.
-        pool_step: the growth granularity of pools in the scenario.
-    """
+    """Built from a timeline's events, in order; ``pool_step``: in bytes, by which pools grow."""
 
     def __init__(self, cards: int, sites: CallSites, pool_step: int) -> None:
         self.cards = [RehearsedGpu() for _ in range(cards)]
@@ -120,7 +105,7 @@ class Ledger:
         self._blocks: dict[str, _Block] = {}
 
     def read(self, events: Iterable[Event]) -> Ledger:
-        """Takes events, those after what was read before, and closes the last phase so far."""
+        """Takes the next events, and closes the last phase so far."""
         for event in events:
             self._take(event)
         for index in range(len(self.cards)):
@@ -147,17 +132,15 @@ class Ledger:
                 if self.cards[number(0)].free_at_cache is None:
                     self.cards[number(0)].free_at_cache = number(1)
                     self._enter(number(0), "cache")
-            case "O":
-                self.deaths.append(self._death(event) | {"missing": number(5) - number(4)})
-            case "E":  # the scenario let it fail: nothing was short
-                self.deaths.append(self._death(event) | {"missing": None, "simulated": number(5)})
+            case "O" | "E":
+                self.deaths.append(self._death(event))
 
     def executor_pool(self, index: int) -> Pool | None:
-        """The pool from which all activations of a card come; None before its engine started."""
+        """The pool of all activations of a card; None before its engine started."""
         return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
 
     def of_card(self, index: int) -> list[Pool]:
-        """The pools of a card, in the order in which they were made."""
+        """A card's pools, in the order in which they were made."""
         return [pool for pool in self.pools.values() if pool.device == index]
 
     def pinned(self) -> dict[str, int]:
@@ -167,8 +150,6 @@ class Ledger:
             for phase, size in card.pinned_peak.items():
                 total[phase] = total.get(phase, 0) + size
         return total
-
-    # ------------------------------------------------------------- phases
 
     def _leave(self, index: int) -> None:
         card = self.cards[index]
@@ -185,8 +166,6 @@ class Ledger:
         card.pinned_peak[phase] = card.pinned
         for pool in self.of_card(index):
             pool.live_peak[phase] = pool.live
-
-    # ------------------------------------------------------------- memory
 
     def _pool(self, device: int, number: int) -> Pool:
         return self.pools.setdefault(number, Pool(device, "default"))
@@ -234,14 +213,15 @@ class Ledger:
             self.pools[block.pool].live -= block.size
 
     def _death(self, event: Event) -> dict[str, Any]:
-        device, kind, number, size, left = (event.number(i) for i in range(5))
+        """A refused allocation as an `End` has it; where the scenario let it fail none lacked."""
+        device, _, _, size, left, last = (event.number(i) for i in range(6))
+        simulated = last if event.tag == "E" else None
         return {
             "gpu": device,
             "phase": self.cards[device].phase,
-            "kind": KINDS[kind],
-            "pool": self.pools[number].owner if number in self.pools else None,
             "where": self._sites.site(event.trace),
             "asked": size,
             "left": left,
-            "trace": self._sites.names(event.trace),
+            "missing": None if event.tag == "E" else last - left,
+            "simulated": simulated,
         }

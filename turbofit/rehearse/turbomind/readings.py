@@ -59,16 +59,6 @@ def read_run(ended: EndedRun) -> Readings:
     ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
-    fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
-    message = fatal[-1] if fatal else ended.log[-1] if ended.log else ""
-    error, death = ended.notes.get("error"), ledger.deaths[-1] if ledger.deaths else None
-    if error and not fatal:
-        at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
-        message = f"{error['type']}: {error['message']} ({at})"
-    phase, where = ledger.phases[-1], message
-    if ended.stopped == "stuck":
-        phase = "warm-up"
-        where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
     return Readings(
         phases=[
             {
@@ -86,12 +76,24 @@ def read_run(ended: EndedRun) -> Readings:
             }
             for i in cards
         ],
-        refused=death,
-        phase=phase,
-        where=where,
-        message=fatal[-1] if fatal else "",
+        end=_end(ended, ledger),
         pinned=ledger.pinned(),
     )
+
+
+def _end(ended: EndedRun, ledger: Ledger) -> dict[str, Any]:
+    fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
+    words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
+    if error and not fatal:
+        at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
+        words = f"{error['type']}: {error['message']} ({at})"
+    message = words if fatal else ""
+    if ended.stopped == "stuck":
+        where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
+        return {"kind": "hang", "phase": "warm-up", "where": where, "message": message}
+    if ledger.deaths:
+        return {"kind": "out_of_memory", "message": message, **ledger.deaths[-1]}
+    return {"kind": "crash", "phase": ledger.phases[-1], "where": words, "message": message}
 
 
 def _ledger(ended: EndedRun) -> Ledger:
@@ -109,11 +111,10 @@ def _ledger(ended: EndedRun) -> Ledger:
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
     """By line of the ledger: what a card held for it, or a case's executor pool at most."""
     pool, late = ledger.executor_pool(index), ledger.cards[index].late
-    terms = card_terms(ledger, index)
-    terms |= {name: late[site] for name, site in _SITES.items() if site in late}
-    if pool is not None:
-        terms |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
-    return terms
+    peaks = pool.live_peak if pool is not None else {}
+    sites = {name: late[site] for name, site in _SITES.items() if site in late}
+    pools = {case: peaks.get(f"case {case}", 0) for case in cases if pool is not None}
+    return card_terms(ledger, index) | sites | pools
 
 
 def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,12 +166,7 @@ def _states(slabs: list[tuple[int, int]], lines: Sequence[str]) -> tuple[StatePa
 
 
 def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
-    """What a card held when the engine was ready, by line of the ledger, as far as it came.
-
-    ``load_temporaries`` are those of weight preparation that are still held when free memory is
-    read, ``pool_warmup`` is the executor pool's high-water mark, and ``buffers`` are the persistent
-    ones that are made after the cache.
-    """
+    """What a card held when the engine was ready, by line of the ledger, as far as it came."""
     end = ledger.cards[index].end
     pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # the first of an owner
     terms = {}

@@ -36,9 +36,7 @@ NOTICE = (
 def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
     """Writes the files of a pretend machine; the environment in which this module is run there.
 
-    Args:
-        machine: with what is charged to it beforehand.
-        folder: an own folder, for the scenario and the file ``timeline``.
+    ``machine`` has what is charged to it beforehand; the ``timeline`` comes into the folder too.
     """
     site = cuda_site()
     libraries = build(site=site)
@@ -58,10 +56,7 @@ def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
 def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[str, str]:
     """What a program on a pretend machine is told, so that `turbofit.pipeline` opens a model.
 
-    Args:
-        model: whose weights need not be on disk: a twin is written then.
-        machine: the pretend machine.
-        folder: an own folder, as long as the program runs.
+    A twin stands for weights that are not on disk; the folder is kept as long as the program runs.
 
     Raises:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
