@@ -192,7 +192,7 @@ class Run:
         if not self.plan.fits:
             raise refusal(self.plan)
         if self.plan.engine.of_lmdeploy and not self.lmdeploy.argv:
-            find_lmdeploy()  # says what is missing
+            self.lmdeploy = find_lmdeploy()  # or says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         checks.refuse(scene)
         return self.plan
