@@ -79,11 +79,8 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
     Args:
         model: as for `plan`.
         cluster: the nodes as they were measured; each is planned for its own cards.
-        options: as for `plan`, but for the machine: ``tp`` is on every node, ``replicas`` on
-            each node, ``concurrency`` over all nodes.
-
-    Returns:
-        The plan, whether any node serves or not.
+        options: as for `plan`, but for the machine: ``tp`` and ``replicas`` are of each node,
+            ``concurrency`` is over all nodes.
 
     Raises:
         TurbofitError: as `plan`, where it is so on every node.
@@ -100,9 +97,6 @@ def which(model: str | Model | None = None, **options: Any) -> Which:
         model: as for `plan`; None: every preset model on the machine that ``on`` names.
         options: as for `plan`, ``images_per_second`` that the forecast must reach, and
             ``all_counts`` (also larger counts of a card of which fewer do).
-
-    Returns:
-        What keeps the promise and what does not, as `plan` would find.
 
     Raises:
         TurbofitError: as `plan`, where it is so of every card or model.

@@ -25,8 +25,7 @@ from bench.golden.inputs import write_inputs
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR")
 #: What `doctor` finds out of --on alone; the rest is of the machine that it runs on.
 _OF_THE_SPEC = frozenset({
-    "compute_capability", "gpus", "cuda_visible_devices", "free_memory", "mig", "holders",
-    "peer_access",
+    "gpus", "cuda_visible_devices", "free_memory", "mig", "holders", "peer_access",
 })  # fmt: skip
 _VERSION = re.compile(r'("turbofit_version":\s*"|\bturbofit v?)\d+\.\d+[\w.+-]*')
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?")

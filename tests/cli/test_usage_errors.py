@@ -225,8 +225,6 @@ def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) 
         ("gateway --upstream http://x:1", "add --plan FILE, which turbofit plan MODEL --json"),
         ("compare internvl2-8b --on t4 --on l4", "page --models internvl2-8b --cards t4 l4"),
         ("compare t4 vs l4 internvl2-8b", "page --models internvl2-8b --cards t4 l4"),
-        ("merge ./lora internvl2-8b out", "turbofit merge internvl2-8b ./lora out"),
-        ("diagnose error.png", "paste the message in quotes"),
         ("plan internvl2-8b --on t4 --tp 0 --images -1", "--tp: GPUs of one engine; it may"),
         ("bench http://x --prompt-token 5", "did you mean --prompt-tokens?"),
         ("export systemd -f turbofit.yaml", "turbofit plan -f FILE --json > plan.json"),
@@ -234,7 +232,6 @@ def test_what_other_shells_and_keyboards_leave_is_read(words: str, capsys: Out) 
         ("plan internvl2-8b --on rtx 9999 --tp 1", "internvl2-8b --on SPEC --tp 1"),
         ("plan internvl2-8b foo --on t4", "plan internvl2-8b --on t4, which leaves foo out"),
         ("diagnose Serverlog", "name a log file"),
-        ("plan foo-9b --on rtx9090", "for the machine: did you mean"),
         ("plan internvl2-8b --on 4xrtx3090,nvlink", "nvlink=0-1+2-3"),
         ("plan ./plan.json", "turbofit serve --plan FILE"),
         ("export systemd turbofit.yaml", "a profile is -f FILE"),
@@ -264,8 +261,8 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     assert "--on 4xrtx3090" in refused(capsys, "predict", "internvl2-8b", "4xrtx3090")[1]
     assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
     assert refused(capsys, "compare", "internvl2-8b", "x") == (
-        "internvl2-8b is a model, and no document: No such file or directory",
-        "write a plan with turbofit plan internvl2-8b --json > plan.json",
+        "internvl2-8b cannot be read: No such file or directory",
+        "write a plan with turbofit plan MODEL --json > plan.json",
     )
 
 

@@ -277,11 +277,10 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
         ("systemd", "[Unit]"), ("compose", "services:"), ("k8s", "kind: Deployment")
     ):  # fmt: skip
         assert line in told(kind, saved).splitlines()
-    # A model is planned, and kinds have other names.
-    found = yaml.safe_load(told("docker-compose", *model))["services"]["turbofit-internvl2-8b"]
+    found = yaml.safe_load(told("compose", *model))["services"]["turbofit-internvl2-8b"]
     assert found["environment"]["HF_ENDPOINT"] is None  # the shell's, where it has one
-    assert "key: hf-token, optional: true" in told("kubernetes", *model)
-    assert f"\nUser={getuser()}\n" in told("service", *model)
+    assert "key: hf-token, optional: true" in told("k8s", *model)
+    assert f"\nUser={getuser()}\n" in told("systemd", *model)
     document = json.loads(told("k8s", saved, "--json"))
     assert (document["gpus"], document["argv"][0]) == (2, "turbofit")
     told("k8s", saved, "--on", "1xl4", code=2)

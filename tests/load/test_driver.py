@@ -23,8 +23,8 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.load.bench import bench
 from turbofit.load.client import Answer, StreamError, StreamReader
-from turbofit.load.driver import LoadRun, arrivals, drawn, replayed
-from turbofit.load.prompt import PromptWriter, RequestShape, png
+from turbofit.load.driver import LoadRun, requests_of
+from turbofit.load.prompt import PromptWriter, png
 from turbofit.load.result import spread, summary
 from turbofit.load.spec import LoadSpec
 from turbofit.load.trace import TracedRequest
@@ -78,19 +78,19 @@ def test_sizes_keep_to_their_spread_and_the_seed_decides() -> None:
         prompt_tokens=100, prompt_spread=0.5, output_tokens=10, image_size=((64, 64), (32, 32)),
         images=2,
     )  # fmt: skip
-    found = list(islice(drawn(spec), 500))
+    found, other = (list(islice(requests_of(spec.changed(seed=n)), 500)) for n in (0, 1))
     assert {one.output_tokens for one in found} == {10}
     prompts = [one.prompt_tokens for one in found]
     assert 50 <= min(prompts) < 60 < 140 < max(prompts) <= 150
     assert abs(sum(prompts) / 500 - 100) < 5
     assert {size for one in found for size in one.images} == {(64, 64), (32, 32)}
-    assert found == list(islice(drawn(spec), 500)) != list(islice(drawn(spec.changed(seed=1)), 500))
+    assert found == list(islice(requests_of(spec), 500)) != other
 
 
 def test_arrivals_of_an_open_loop() -> None:
-    even = list(islice(arrivals(LoadSpec.of(rate=4.0, evenly=True), ()), 5))
-    assert even == [0, 0.25, 0.5, 0.75, 1.0]
-    times = list(islice(arrivals(LoadSpec.of(rate=4.0), ()), 4001))
+    even = islice(requests_of(LoadSpec.of(rate=4.0, evenly=True)), 5)
+    assert [one.at for one in even] == [0, 0.25, 0.5, 0.75, 1.0]
+    times = [one.at for one in islice(requests_of(LoadSpec.of(rate=4.0)), 4001)]
     assert times == sorted(times)
     assert abs(times[-1] - 1000) < 60  # four standard deviations of 4,000 arrivals at 4/s
 
@@ -100,10 +100,11 @@ def test_a_trace_is_replayed_once_at_its_speed() -> None:
         TracedRequest(at=0.0, output_tokens=0, prompt_tokens=5),
         TracedRequest(at=4.0, output_tokens=2, images=((8, 8),)),
     )
-    assert list(arrivals(LoadSpec.of(trace="t", trace_speed=2.0), trace)) == [0, 2]
-    first, second = replayed(trace)
-    assert (first.prompt_tokens, first.output_tokens) == (5, 1)
-    assert (second.prompt_tokens, second.images) == (1, ((8, 8),))
+    found = list(requests_of(LoadSpec.of(trace="t", trace_speed=2.0), trace))
+    assert [(one.at, one.images) for one in found] == [(0, ()), (2, ((8, 8),))]
+    first, second = map(PromptWriter("m", 0).body, found)
+    assert (len(first["messages"][0]["content"].split()), first["max_tokens"]) == (5, 1)
+    assert len(second["messages"][0]["content"][1]["text"].split()) == 1
 
 
 def test_contradictions_are_named() -> None:
@@ -341,9 +342,8 @@ def test_an_image_is_what_its_header_says_and_small() -> None:
 
 
 def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
-    writer = PromptWriter("m", 0, stop_early=False)
-    shape = RequestShape(50, 7, ((64, 32), (16, 16)), shared=20)
-    first, second = writer.body(shape), writer.body(shape)
+    request = TracedRequest(at=0, prompt_tokens=50, output_tokens=7, images=((64, 32), (16, 16)))
+    first, second = map(PromptWriter("m", 0, shared=20).body, (request, request))
     assert (first["max_tokens"], first["ignore_eos"]) == (7, True)
     assert first["stream_options"] == {"include_usage": True}
     one, other = first["messages"][0]["content"], second["messages"][0]["content"]
@@ -355,6 +355,7 @@ def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
     assert words != others
     data = b64decode(one[0]["image_url"]["url"].partition(",")[2])
     assert Image.open(BytesIO(data)).size == (64, 32)
-    body = PromptWriter("m", 0, stop_early=True).body(RequestShape(5, 7, ()))
+    text = next(requests_of(LoadSpec.of(images=0)))
+    body = PromptWriter("m", 0, stop_early=True).body(text)
     assert "ignore_eos" not in body
     assert isinstance(body["messages"][0]["content"], str)

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from msgspec.structs import replace
 
 import turbofit
 from tests.support.plans import few_presets
 from turbofit.core.errors import UsageError
-from turbofit.core.struct import NA, to_json
 from turbofit.machine.source import machine_from
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 
 pytestmark = pytest.mark.slow
-
-
-def test_an_unknown_model_is_said_beside_what_is_wrong_with_the_machine(tmp_path):
-    machine = machine_from("1xl4")
-    lost = replace(machine.gpus[0], total=NA, reserved=NA, used=NA, free=NA)
-    path = tmp_path / "lost.json"
-    path.write_text(to_json(replace(machine, gpus=(lost,))))
-    for on, why in (("nosuchcard", "nosuchcard"), (str(path), "its memory cannot be read")):
-        with pytest.raises(UsageError, match="no model is known as 'nosuch'") as caught:
-            resolve(PlanRequest(model="nosuch", on=on))
-        assert why in caught.value.message
-        assert "; for the machine: " in caught.value.hint
 
 
 def test_gpus_of_a_machine_are_kept_to_as_those_of_its_spec():

@@ -18,6 +18,9 @@ from turbofit.core.run_report import (
     RunReport,
 )
 from turbofit.core.units import MIB
+from turbofit.report.page.html import page
+from turbofit.report.stored_documents import StoredPlan, saved_document
+from turbofit.report.views.plan_view import plan_footer, plan_view
 
 #: What each is, and how it is asked for.
 KINDS = {
@@ -108,3 +111,7 @@ def served_run(plan: Plan, *, pretend: bool = False) -> RunReport:
         state="ended", model=plan.model.name, pretend=pretend, lmdeploy="0.18.0",
         ended="SIGTERM", attempts=(attempt,), events=(event,),
     )  # fmt: skip
+
+
+def plan_page(saved: StoredPlan) -> str:
+    return page(plan_view(saved.plan, saved.run), saved_document(saved), plan_footer(saved.plan))

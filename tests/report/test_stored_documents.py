@@ -16,7 +16,7 @@ import pytest
 from tests.hostile import hostile
 from tests.launch.tune.test_tuning import result
 from tests.observe.test_calibrations import TUNED
-from tests.report.documents import planned, served_run
+from tests.report.documents import plan_page, planned, served_run
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
 from turbofit.core.cluster import ClusterPlan
@@ -31,7 +31,7 @@ from turbofit.machine.source import load_snapshot
 from turbofit.observe import calibrations
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan, keep, read_plan, read_saved, saved_document
-from turbofit.report.views.plan_view import plan_page, plan_view
+from turbofit.report.views.plan_view import plan_view
 
 Patch = pytest.MonkeyPatch
 

@@ -31,7 +31,7 @@ __all__ = ["HEALTHY", "Find", "Healthy", "Make"]
 
 #: What a card in order says of itself.
 HEALTHY = {
-    "pcie_generation_now": 4, "pcie_width_now": 16, "pstate": 0, "persistence": 1, "ecc": 1,
+    "pcie_generation_now": 4, "pcie_width_now": 16, "pstate": 0, "ecc": 1,
     "ecc_errors": 0, "rows_pending": 0, "rows_failed": 0, "slow": 0, "temperature": 50,
 }  # fmt: skip
 

@@ -52,8 +52,8 @@ _NO_LINE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 class BatchInput(NamedTuple):
     """An input: ``items`` reads it anew at each call, in the same order.
 
-    Relative paths of images begin in ``base``; ``max_tokens`` is the bound of answers to items that
-    state none, None where the server decides.
+    Relative paths of images begin in ``base``; ``max_tokens`` bounds answers to items that state no
+    bound, None where the server decides.
     """
 
     base: str
@@ -117,7 +117,7 @@ class _Line(_Named):
 
 
 def _lines(path: Path, seed: int) -> Iterator[BatchItem]:
-    """Each line that is not empty is an item, and its number is the line's.
+    """Each line that is not empty, as an item of its number.
 
     ``seed`` goes into the digests: with another --max-tokens something else is asked.
     """
@@ -160,11 +160,7 @@ def _row_items(
     spec: BatchSpec,
     seed: int,
 ) -> Callable[[], Iterator[BatchItem]]:
-    """Reads a table: a row is an item, its number is the row's, its name in ``custom_id``.
-
-    Raises:
-        UsageError: a column is not there, or no prompt.
-    """
+    """Reads a table: a row is an item, its number is the row's, its name in ``custom_id``."""
     if missing := [name for name in spec.image_column if name not in columns]:
         raise UsageError(
             f"there is no column {missing[0]!r}", hint=f"there are {', '.join(columns)}"
@@ -210,7 +206,6 @@ def _filled(prompt: str, row: Mapping[str, Any]) -> str:
 
 
 def _readable(text: str) -> str:
-    """Bytes that are no UTF-8 as escapes."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -247,7 +242,7 @@ def _folder(path: Path) -> Table:
 
 
 def _images(folder: str, below: str) -> Iterator[str]:
-    """Paths below the folder, by name, hidden ones left out; memory is that of one folder."""
+    """Paths below the folder, by name, hidden ones left out."""
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
@@ -264,7 +259,6 @@ def _images(folder: str, below: str) -> Iterator[str]:
 
 
 def _csv(path: Path) -> Table:
-    """A CSV file with a line of column names."""
     csv.field_size_limit(_LARGEST_CELL)
     # Bytes that are no UTF-8 become surrogates, which no JSON takes.
     opened = partial(path.open, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -294,7 +288,6 @@ def _csv(path: Path) -> Table:
 
 
 def _parquet(path: Path) -> Table:
-    """A Parquet file."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile

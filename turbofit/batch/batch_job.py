@@ -61,15 +61,10 @@ class _StoppedError(Exception):
 
 
 class BatchJob:
-    """One run of a batch.
+    """One run of a batch, from an input to an output.
 
-    Args:
-        paths: input and output.
-        spec: the options.
-        target: who answers.
-        say: takes each line that matters.
-        written: told how many lines more stand in the output; those of earlier runs come first,
-            even if there are none.
+    ``say`` takes each line that matters; ``written`` is told how many lines more stand in the
+    output: first those of earlier runs, even if there are none.
 
     Raises:
         UsageError: the input or the options are wrong.
@@ -92,7 +87,6 @@ class BatchJob:
         if os.path.exists(paths[1]) and paths[1].samefile(paths[0]):
             raise UsageError("input and output are one file", hint="name another output")
         self._task: asyncio.Task[None] | None = None
-        #: Whether `stop` ended it.
         self.interrupted = False
         #: Items of the input, and those of them that had their line before this run.
         self._total = self._before = 0
@@ -115,11 +109,7 @@ class BatchJob:
             yield item
 
     async def run(self) -> BatchResult:
-        """Send what has no line yet.
-
-        Raises:
-            TurbofitError: why it could not go on; the same batch can be given again.
-        """
+        """Send what has no line yet; after an error the same batch can be given again."""
         open_files(_FILES)  # a socket for each request; shells often allow 1,024
         with OutputFile(self._paths[1]) as output:
             self._task = asyncio.create_task(self._work(output))
@@ -130,7 +120,6 @@ class BatchJob:
             except (asyncio.CancelledError, _StoppedError):
                 if not self.interrupted:
                     raise
-            seconds = 0.0 if self._began is None else time.monotonic() - self._began
             return BatchResult(
                 turbofit_version=__version__,
                 input=str(self._paths[0]),
@@ -141,15 +130,16 @@ class BatchJob:
                 left=self._total - output.lines,
                 before=self._before,
                 lowered=self._sender.lowered if self._sender else 0,
-                seconds=round(seconds, 3),
+                seconds=round(self._seconds(), 3),
                 items_per_second=round(self._rate(output), 3),
             )
 
+    def _seconds(self) -> float:
+        return 0.0 if self._began is None else time.monotonic() - self._began
+
     def _rate(self, output: OutputFile) -> float:
         """Items a second of this run."""
-        if self._began is None:
-            return 0.0
-        return (output.lines - self._before) / max(time.monotonic() - self._began, 1e-9)
+        return (output.lines - self._before) / max(self._seconds(), 1e-9)
 
     async def _work(self, output: OutputFile) -> None:
         survey = await in_thread(Survey, self._source.items())
@@ -249,17 +239,9 @@ async def send_all(
     *,
     at_once: int,
 ) -> None:
-    """Send items and write their lines, until every item has its line.
+    """Send items, so many at once, and write their lines, until every item has its line.
 
-    Args:
-        items: what `Survey.pending` gives.
-        output: where lines go.
-        ask: the line of an item; what it raises ends the run.
-        written: told of each line.
-        at_once: items under way at a time.
-
-    Raises:
-        TurbofitError: what ends the run; all lines until then are written.
+    What ``ask`` raises ends the run; all lines until then are written.
     """
     reading = asyncio.Lock()
     ready: deque[BatchItem] = deque()
@@ -284,11 +266,9 @@ async def send_all(
 async def run_together(
     work: Iterable[Coroutine[Any, Any, None]], beside: Iterable[Coroutine[Any, Any, None]] = ()
 ) -> None:
-    """Wait for all of the work, or for the first error; then nothing of either runs any more.
+    """Wait for all of the work, or for the first error; then nothing runs any more.
 
-    Args:
-        work: what is to be done.
-        beside: what goes on meanwhile, and has no end.
+    What goes on ``beside`` it has no end.
     """
     tasks = {asyncio.ensure_future(coroutine) for coroutine in work}
     left = everything = tasks | {asyncio.ensure_future(coroutine) for coroutine in beside}

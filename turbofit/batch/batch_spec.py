@@ -71,15 +71,11 @@ class BatchSpec(Validated):
 
     @property
     def most_tokens(self) -> int | None:
-        """Tokens of an answer to items that state none; None where the input's kind decides."""
+        """The bound of answers to items that state none; None where the input's kind decides."""
         return self.max_tokens or (self.default_sampling or {}).get("max_tokens")
 
     def check(self, *, url: str | None) -> None:
-        """Whether the options go together.
-
-        Raises:
-            UsageError: they do not.
-        """
+        """Refuse options that do not go together."""
         if url is None:
             if "patience" in self.model_fields_set:
                 raise UsageError(
@@ -110,16 +106,10 @@ class BatchTarget(NamedTuple):
 
 
 def target_of(url: str | None, key: str | None, request: PlanRequest | None) -> BatchTarget:
-    """Who answers.
-
-    Args:
-        url: of a server that runs.
-        key: its API key; None is the environment's.
-        request: the plan that is wanted; of a server that runs only the model and the number of
-            requests at once mean something.
+    """Who answers: a server that runs, with the environment's key if none is given, or a plan's.
 
     Raises:
-        UsageError: neither or too much is given.
+        UsageError: neither is given, or options of a plan for a server that runs.
     """
     if url is None:
         if request is None or not request.model:

@@ -1,9 +1,8 @@
 """Items, their lines, and the output: what is answered already, and nothing twice.
 
 The output file is the only state. Each line goes to the kernel in one piece before its item counts,
-so that it outlives the process; once a second all lines go to the disk, so that a power cut costs
-the last second, whose items are sent again. The lock is the kernel's, on the output itself, and
-ends with the process.
+and outlives the process; once a second all lines go to the disk: a power cut costs the last second,
+whose items are sent again. The lock is the kernel's, on the output, and ends with the process.
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ _ID: Final = re.compile(r"batch_req_(\d{1,12})-([0-9a-f]{8})")
 class ItemError(Exception):
     """One item cannot be sent, or got no answer: its line says so, and the others go on.
 
-    Args:
-        code: a short stable word for programs, e.g. ``image_missing``.
-        message: one sentence with the cause.
+    ``code`` is a short stable word for programs, e.g. ``image_missing``.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -67,7 +64,6 @@ class BatchItem(Struct):
 
     @property
     def line_id(self) -> str:
-        """The ``id`` of its line."""
         return f"batch_req_{self.number}-{self.digest:08x}"
 
 
@@ -125,9 +121,6 @@ class Survey:
 
     Names are held while it is read, by a hash of 64 bits each, which takes some 90 bytes: in a
     million names, two that differ are taken for one with a probability of 3e-8.
-
-    Args:
-        items: all of the input.
     """
 
     def __init__(self, items: Iterable[BatchItem]) -> None:
@@ -149,14 +142,10 @@ class Survey:
         self.done = bytearray(len(self._digests))
 
     def holds(self, number: int, digest: int) -> bool:
-        """Whether the input has this item."""
         return 0 < number < len(self._digests) and self._digests[number] == digest
 
     def pending(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
-        """Items that have no line yet.
-
-        Args:
-            items: all of the input, anew.
+        """Those of the items, which are read anew, that have no line yet.
 
         Raises:
             UsageError: the input is not what it was when it was read first.
@@ -191,10 +180,7 @@ class _Kept(msgspec.Struct):
 
 
 class OutputFile:
-    """Opened and locked; a context manager.
-
-    Args:
-        path: the output.
+    """An output, opened and locked; a context manager.
 
     Raises:
         UsageError: it cannot be written, or another batch writes it.
@@ -212,7 +198,6 @@ class OutputFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unlock and close."""
         os.close(self._fd)
 
     @property
@@ -221,11 +206,9 @@ class OutputFile:
         return self.answered + self.failed
 
     def resume(self, survey: Survey, *, retry_failed: bool) -> None:
-        """Mark in ``survey`` what is done, cut off what is no whole line.
+        """Mark in the survey what is done, cut off what is no whole line.
 
-        Args:
-            survey: of the input.
-            retry_failed: take the lines of failed items out, so that they are sent again.
+        ``retry_failed`` takes the lines of failed items out, so that they are sent again.
 
         Raises:
             UsageError: a line is of another input, or of no batch.
@@ -254,11 +237,7 @@ class OutputFile:
         self._size = size
 
     def append(self, line: bytes, *, failed: bool) -> None:
-        """One line, whole or not at all; `resume` came before.
-
-        Raises:
-            UsageError: the disk is full, or takes no more for another reason.
-        """
+        """Append a line, whole or not at all; `resume` came before."""
         assert self._size is not None
         with _disk_errors(self.path):
             self._size = _written(self._fd, line, self._size)
@@ -266,11 +245,7 @@ class OutputFile:
         self._count(failed=failed)
 
     def sync(self) -> None:
-        """Have all lines on the disk.
-
-        Raises:
-            UsageError: the disk does not take them.
-        """
+        """Have all lines on the disk."""
         if self._unsynced:
             self._unsynced = False
             with _disk_errors(self.path):
@@ -319,10 +294,7 @@ class OutputFile:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[int]:
-    """A file that gets this path at the end, locked before, and stays open; none where that fails.
-
-    Nobody can open it by its name before it is locked.
-    """
+    """A file that is locked, gets this path at the end, and stays open; none where that fails."""
     descriptor, name = open_beside(path)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
@@ -340,7 +312,6 @@ def _new_file(path: Path) -> Iterator[int]:
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """Turns an error of the disk into a UsageError."""
     try:
         yield
     except OSError as exc:

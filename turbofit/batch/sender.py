@@ -1,10 +1,9 @@
 """Sends one item until there is an answer to it, or a failure that is the item's alone.
 
 Its body is whole, with its model, without a stream, its images inline. A server that is away, busy
-or starting does not fail an item: the item waits and is sent again. Turbofit's server is waited for
-as long as it comes back; another one for ``patience``, after which the batch ends and can go on
-later. An item whose connection breaks again and again behind a server that is not turbofit's may be
-what breaks it: it fails after `_MOST_BREAKS`.
+or starting fails no item: the item waits and is sent again. The batch's own server is waited for as
+long as it comes back; another one for ``patience``, after which the batch ends and can go on later.
+An item whose connection to another one breaks `_MOST_BREAKS` times may be the cause, and fails.
 """
 
 from __future__ import annotations
@@ -39,14 +38,10 @@ LARGEST_IMAGE: Final = 32 * MIB
 def request_body(
     item: BatchItem, model: str, *, replace: bool, base: str, max_tokens: int | None
 ) -> bytes:
-    """The body that is sent for an item.
+    """The body that is sent for an item, whose files are read.
 
-    Args:
-        item: which may have files that are read.
-        model: the name to ask for.
-        replace: it replaces the item's model too; else it is for items that name none.
-        base: where paths of images begin.
-        max_tokens: of an answer, for items that state none.
+    ``model`` is for items that name none, with ``replace`` for all; paths of images begin in
+    ``base``; ``max_tokens`` bounds answers to items that state no bound.
 
     Raises:
         ItemError: the item cannot be sent.
@@ -68,7 +63,7 @@ def decoded_body(item: BatchItem) -> JsonObject:
     """The body of an item, which may be changed.
 
     Raises:
-        MsgspecError: it is no JSON, and so do `RecursionError` and `UnicodeError`.
+        MsgspecError: it is no JSON; `RecursionError` and `UnicodeError` say so too.
     """
     raw = item.body
     text = raw if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
@@ -174,11 +169,8 @@ _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 class Sender(ServerClient):
     """Asks one server for the lines of items.
 
-    Args:
-        url: its address.
-        key: its API key, where it has one.
-        timeout: the longest that an answer may take, in seconds.
-        patience: how long it may be away; None is for ever, as of a server that is ours.
+    An answer may take ``timeout`` seconds; the server may be away for ``patience``, None is for
+    ever, as of a server that is ours.
     """
 
     def __init__(
@@ -194,12 +186,7 @@ class Sender(ServerClient):
         self.lowered = 0
 
     async def model(self) -> str:
-        """The first model of the server.
-
-        Raises:
-            UnservedError: it does not answer, or not as such a server does.
-            UsageError: it does not know the key.
-        """
+        """The first model of the server; raises as a load's client does."""
         try:
             status, _, raw = await self._answer("GET", "/v1/models", None)
         except (aiohttp.InvalidURL, ValueError):
@@ -280,11 +267,7 @@ class Sender(ServerClient):
             return response.status, response.headers, raw
 
     def _away(self, why: str) -> None:
-        """The server does not answer, or is busy.
-
-        Raises:
-            UnservedError: for longer than ``patience``.
-        """
+        """The server does not answer, or is busy: an `UnservedError` after ``patience``."""
         now = time.monotonic()
         if self._away_since is None or now > self._failed_at + _SILENCE:
             self._away_since = now

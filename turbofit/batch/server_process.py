@@ -75,12 +75,7 @@ def server_plan(
 
 
 class ServerProcess:
-    """One server.
-
-    Args:
-        options: of ``turbofit serve``, the model first.
-        say: takes its lines of progress.
-    """
+    """One server; ``options`` are of ``turbofit serve``, ``say`` takes its lines of progress."""
 
     def __init__(self, options: Sequence[str], say: Callable[[str], None]) -> None:
         self._options, self._say = tuple(options), say
@@ -90,11 +85,7 @@ class ServerProcess:
         self._ending = False
 
     async def start(self) -> None:
-        """Start it and wait until it serves.
-
-        Raises:
-            TurbofitError: why it does not.
-        """
+        """Start it and wait until it serves; a `TurbofitError` says why it does not."""
         command = [*SERVE, *self._options, "--port", str(free_ports(1)[0]), "--access-log", "none"]
         self._process = await asyncio.create_subprocess_exec(
             *guarded(command),
@@ -113,16 +104,12 @@ class ServerProcess:
             await self.ended()
 
     async def ended(self) -> None:
-        """Wait for an end that nobody asked for.
-
-        Raises:
-            TurbofitError: why it ended.
-        """
+        """Wait for an end that nobody asked for; a `TurbofitError` says why."""
         assert self._following is not None
         await asyncio.shield(self._following)
 
     async def end(self) -> None:
-        """End it in order, and whatever happens."""
+        """End it in order, by force in the end."""
         self._ending = True
         if self._process is None or self._following is None:
             return
@@ -133,11 +120,7 @@ class ServerProcess:
         await asyncio.gather(self._following, return_exceptions=True)
 
     def places(self) -> int:
-        """How many items run at once, by the record of its run.
-
-        Raises:
-            LaunchError: there is none.
-        """
+        """How many items run at once, by the record of its run."""
         assert self._process is not None
         pid = self._process.pid
         record = next((record for _, record in recorded_runs() if record.pid == pid), None)
@@ -173,9 +156,8 @@ class ServerProcess:
 
 # What a plan must promise so that every item of an input is served: read from the items.
 #
-# Text is counted in bytes, since a token has one at least. Over: a prompt has about a quarter as
-# many tokens, and the longest prompt, the most images and the worst image are promised together,
-# though different items have them.
+# Over: text is counted in bytes, of which a token has about four, and the longest prompt, the most
+# images and the worst image are promised together, though different items have them.
 
 
 @dataclass
@@ -210,12 +192,7 @@ class BatchWorkload:
 
 
 def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
-    """Read all items and look at their images.
-
-    Args:
-        source: the input.
-        model: whose rule says which image is the worst.
-    """
+    """Read all items and look at their images; the model's rule says which is the worst."""
     worst, rule = BatchWorkload(), model.image_rule
     longest, most_units, elsewhere = 0, 0, False
     for item in source.items():

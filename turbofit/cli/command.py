@@ -34,10 +34,9 @@ PATH: Final = _Path(readable=False)
 class Option(click.Option):
     """click's, in a named group of the help page; the first group has no name.
 
-    ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: it is
-    a form of the answer, of which a command gives one; it takes them as one `Form`, and no variable
-    asks for one. ``usual`` is the default as the help page says it. Where there is no ``help``,
-    presets/options.yaml has it.
+    ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: a
+    form of the answer, of which a command takes one, all as one `Form`; no variable asks for it.
+    ``usual`` is the default as the help page says it. ``help`` may stand in presets/options.yaml.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Option(click.Option):
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """As click's, by the option's own name; what is empty, or Kubernetes', is not set."""
+        """By the option's own name; what is empty, or Kubernetes', is not set."""
         if ctx.auto_envvar_prefix is None or not self.allow_from_autoenv:
             return None
         name = usage_errors.variable(ctx.auto_envvar_prefix, self)
@@ -88,9 +87,8 @@ class CliCommand(click.Command):
     """One command of the command line; ``callback`` takes every option by its name.
 
     ``takes_rest``: what follows ``--`` is somebody else's, and handed on as ``rest``.
-    ``only_linux``: it runs programs under watch, or reads /proc; with ``--dry-run`` it does not. It
-    goes on though nobody reads its standard error. ``usage`` are the words after the command's name
-    in the first line of the help, where click's would say too little.
+    ``only_linux``: it runs programs under watch, or reads /proc, but with ``--dry-run``; it goes on
+    though nobody reads its standard error. ``usage`` replaces click's first line of the help.
     """
 
     def __init__(
@@ -122,12 +120,7 @@ class CliCommand(click.Command):
         self.usage = usage
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse what stands before ``--``.
-
-        Raises:
-            UsageError: wrong use; something stands behind it that nobody takes; or two forms are
-                asked for.
-        """
+        """Parse what stands before ``--``."""
         ctx.meta.setdefault(usage_errors.WORDS, tuple(args))
         options, rest = split_rest(args)
         if rest and not self.takes_rest and not ctx.resilient_parsing:
@@ -149,7 +142,6 @@ class CliCommand(click.Command):
         return left
 
     def _check_forms(self, ctx: click.Context) -> None:
-        """Take the one form of the answer that may be asked for; stop at two."""
         forms = [param for param in self.params if isinstance(param, Option) and param.form]
         given = [option.opts[0] for option in forms if ctx.params[option.name or ""]]
         if len(given) > 1:
@@ -163,11 +155,8 @@ class CliCommand(click.Command):
     def _repeated(self, arguments: Sequence[str], ctx: click.Context) -> list[str]:
         """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
 
-        Options of other programs that mean the same are turbofit's by then.
-
-        Raises:
-            click.BadOptionUsage: an option stands where another one's value should.
-            UsageError: the command does not have some options, all of which it names.
+        Options of other programs that mean the same are turbofit's by then; the error names all
+        that the command does not have.
         """
         options = [param for param in self.params if isinstance(param, Option)]
         known = {name: param for param in options for name in (*param.opts, *param.secondary_opts)}
@@ -205,11 +194,6 @@ class CliCommand(click.Command):
         return [*kept, *(name for name, values in lists.items() if not values)]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it, with its log on stderr where that is asked for.
-
-        Raises:
-            UsageError: it needs Linux, and this is Windows.
-        """
         if _WINDOWS and self.only_linux and not ctx.params.get("dry_run"):
             raise UsageError(
                 f"{ctx.command_path} does not run on Windows",
@@ -239,10 +223,10 @@ class CliCommand(click.Command):
             formatter.write_usage(ctx.command_path, self.usage)
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """They stand above the options."""
+        """`format_options` writes them."""
 
     def explain(self, name: str) -> None:
-        """Give each option and argument that has no text of its own that of its command."""
+        """Give options and arguments without a text the command's."""
         from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)
@@ -258,7 +242,6 @@ class CliCommand(click.Command):
         return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Arguments, then options group by group."""
         self.explain(ctx.info_name or "")
         groups: dict[str, list[tuple[str, str]]] = {"arguments": [], "": []}
         for param in self.params:
@@ -273,14 +256,13 @@ class CliCommand(click.Command):
                     formatter.write_dl(records, col_max=36)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Examples, exit codes and what the command touches."""
         from turbofit.cli.manual import manual_text
 
         formatter.write(manual_text(ctx.info_name or ""))
 
 
 def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[..., int]], CliCommand]:
-    """Decorator: the function is a command, see `CliCommand`; it takes the parameters by name.
+    """Make a function a `CliCommand`.
 
     >>> @command(Option("--json", is_flag=True, help="one JSON document on stdout"))
     ... def gpus(json: bool) -> int: ...
@@ -294,16 +276,7 @@ def option_name(field: str) -> str:
 
 
 def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
-    """Stop where an option is given beside something that it does not go with.
-
-    Args:
-        options: what was given, by the names of fields.
-        beside: what they do not go with.
-        hint: what to do instead of leaving the option out.
-
-    Raises:
-        UsageError: of the first that is given.
-    """
+    """Stop where one of these options is given; ``hint`` says what to do beside leaving it out."""
     for name, value in options.items():
         if value or value == "":
             option = option_name(name)

@@ -1,4 +1,4 @@
-"""All commands by name; none is imported before it is named."""
+"""All commands by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-#: A command is in the module of its name, or in that of `_FILES`; it is imported when it is named.
 COMMANDS: Final[dict[str, str]] = {
     "plan": "the best plan for a model on a machine: settings, ledger, command",
     "predict": "what given settings would do, without a search",
@@ -50,7 +49,7 @@ COMMANDS: Final[dict[str, str]] = {
     "help": "this list, or the page of one command",
     "version": "turbofit's version",
 }
-#: The module of a command that shares the module of another one.
+#: The module of a command that is in none of its own name.
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
     "stop": "watch", "gpus": "models", "machine": "models", "version": "help",
@@ -67,7 +66,6 @@ class Turbofit(click.Group):
         return list(COMMANDS)
 
     def get_command(self, _: click.Context, name: str) -> CliCommand | None:
-        """One of them; None where there is no such command."""
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
@@ -89,7 +87,7 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """The error for a first word that is no command: what all of them may be, or the nearest."""
+    """The error for a first word that is no command: the line that is meant, or near commands."""
     from turbofit.cli import usage_errors
     from turbofit.core.synonyms import command_synonym, guess, near
 
@@ -116,10 +114,9 @@ def unknown_command(words: list[str]) -> UsageError:
     elif line and advised:
         pattern = advised[0] + ("( --on SPEC)?" if " --on " in line else "")
         hint = re.sub(pattern, lambda _: line, advice)
-    elif advice:
-        hint = advice
     else:
-        hint = guess(name, COMMANDS, 3).rstrip() or usage_errors.unknown_word(" ".join(words))
+        near_names = guess(name, COMMANDS, 3).rstrip()
+        hint = advice or near_names or usage_errors.unknown_word(" ".join(words))
     hint = hint or f"write turbofit {named or 'COMMAND'} OPTIONS; turbofit help lists the commands"
     what = " before the command" if name.startswith("-") else ""
     return UsageError(f"unknown {'option' if what else 'command'} {name!r}{what}", hint=hint)

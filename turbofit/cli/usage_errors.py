@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 #: Arguments that take a model's name, too.
 _MODELS: Final = ("model", "run", "fragments")
-#: Options, and variables as NAME=VALUE, whose value is a secret; compiled where it is needed.
+#: Options, and variables as NAME=VALUE, whose value is a secret.
 _SECRET: Final = r"(?i)(?:token|key|password|secret)(?:s?\b|\w*=)"
 #: A count of tokens: digits, of which a key has more.
 _NUMBER: Final = r"(?i)\d[\d.,_]{,11}[km]?i?"
 #: Options of every command.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
-#: A command with no more options than these names them all.
+#: A command with no more options names them all.
 _LISTED: Final = 12
 #: Under which name a context keeps the words that it was made of.
 WORDS: Final = "turbofit.words"
 #: Quotes of other shells and of typography, which a shell here leaves in a word.
 _QUOTES: Final = ("'", "\u2018", "\u2019", "\u201c", "\u201d", "\u201e")
-#: The model in 4 bits that hints name where the line names none that has 4 bits.
+#: The model in 4 bits that hints name, unless the line names another one.
 _FOUR_BITS: Final = "internvl3-8b-awq"
 #: Two dashes, as editors and web pages make them, or behind the space that a \\ leaves.
 _DASHES: Final = r"(?s)^\s*(?:--|-?[\u2010-\u2015\u2212]-?)(?=[a-z][\w-]*(?:=.*)?\s*$)"
@@ -69,7 +69,7 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 
 def _about_extra_words(extra: str, ctx: click.Context) -> str:
-    """What to do instead of giving a command more words than it takes; empty where nobody knows."""
+    """What to do instead of giving a command more words than it takes."""
     from turbofit.core.synonyms import by_its_words
 
     if getattr(ctx.command, "takes_rest", False):
@@ -96,31 +96,27 @@ def takes_model(ctx: click.Context) -> bool:
 
 
 def _unknown_option(name: str, ctx: click.Context) -> UsageError:
-    """Which option may be meant: another command's, LMDeploy's own, a misspelt one, or any."""
+    """Which option may be meant: another command's, LMDeploy's own, a near one, or any."""
     from turbofit.cli.manual import MANUAL
     from turbofit.core.synonyms import by_its_words, guess
     from turbofit.launch.serve.passthrough import option_classes
 
-    what = f"unknown option {name}"
+    what, command = f"unknown option {name}", ctx.info_name or ""
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     known = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
-    begin = [option for option in known if option.startswith(f"-{name}")]
-    shorter = [option for option in known if name.startswith(f"{option}-")]
+    begin = f"-{name}" if len(name) == 2 else f"{name}-"  # a letter, or more than an option
+    alike = [other for other in known if other.startswith(begin) or name.startswith(f"{other}-")]
     if commands and name.startswith("--"):
-        example = MANUAL[ctx.info_name or ""].examples[0]
+        example = MANUAL[command].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
         hint = f"{has}; {ctx.info_name} is used as {example}; "
     elif name in option_classes():
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
-    elif len(name) == 2 and len(begin) in (1, 2):
-        hint = f"did you mean {' or '.join(begin)}? "
     elif hint := guess(name, known):
         pass
-    elif instead := by_its_words(name, ctx.info_name or ""):
-        return UsageError(what, hint=instead)
-    elif shorter:
-        hint = f"did you mean {shorter[0]}? "
-    elif instead := by_its_words("option", ctx.info_name or ""):
+    elif len(alike) in (1, 2):
+        hint = f"did you mean {' or '.join(alike)}? "
+    elif instead := by_its_words(name, command) or by_its_words("option", command):
         return UsageError(what, hint=instead)
     elif len(options := [name for name in known if name not in _EVERYWHERE]) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
@@ -129,13 +125,19 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
 
 def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Context) -> UsageError:
     """One error of all options that a command does not have, and of what else is wrong in words."""
-    error = _all_options(errors)
-    error.hint = _with_names(error.hint, ctx)
+    hints: dict[str, list[str]] = {}
+    options = [error.message.removeprefix("unknown option ") for error in errors]
+    for option, error in zip(options, errors, strict=True):
+        hints.setdefault(error.hint, []).append(option.partition(" ")[0])
+    parts = [f"{', '.join(names)}: {hint}" for hint, names in hints.items()]
+    hint = "; ".join(parts if len(hints) > 1 else hints)
+    what = f"unknown option{'s' * (len(errors) > 1)} {', '.join(options)}"
+    error = UsageError(what, hint=_with_names(hint, ctx))
     typed = zip(["", *words], words, strict=False)
     model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")
     if not model or not takes_model(ctx):
         return error
-    from turbofit.core.synonyms import command_synonym, synonym
+    from turbofit.core.synonyms import command_synonym
     from turbofit.machine.spec import is_spec
     from turbofit.model.families.support import named_refusal
     from turbofit.model.names import unrunnable
@@ -144,13 +146,8 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
         error.message += f"; {refused.message}"
         error.hint += f"; {refused.hint}"
         return error
-    machine = "".join(words[1:2])
-    before = dict(zip(ctx.meta[WORDS][1:], ctx.meta[WORDS], strict=False)).get(machine, "")
-    # The value of an option that nobody has is no machine.
-    named = before[:1] != "-" or synonym(before) is not None
-    if command_synonym(model) or (named and is_spec(machine)):
-        line = meant_line(ctx)
-        error.hint += f"; in all: {line}" if line and line not in error.hint else ""
+    line = meant_line(ctx) if command_synonym(model) or is_spec("".join(words[1:2])) else ""
+    error.hint += f"; in all: {line}" if line and line not in error.hint else ""
     return error
 
 
@@ -166,21 +163,10 @@ def _with_names(text: str, ctx: click.Context) -> str:
     return text.replace("{machines}", shlex.join(machines or ["SPEC"]))
 
 
-def _all_options(errors: list[UsageError]) -> UsageError:
-    hints: dict[str, list[str]] = {}
-    options = [error.message.removeprefix("unknown option ") for error in errors]
-    for option, error in zip(options, errors, strict=True):
-        hints.setdefault(error.hint, []).append(option.partition(" ")[0])
-    parts = [f"{', '.join(names)}: {hint}" for hint, names in hints.items()]
-    what = f"unknown option{'s' * (len(errors) > 1)} {', '.join(options)}"
-    return UsageError(what, hint="; ".join(parts if len(hints) > 1 else hints))
-
-
 def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
-    """The option that other programs' word is; letters and numbers are click's to read.
+    """The option that other programs' word is; else an error with what turbofit calls it.
 
-    Raises:
-        UsageError: it is none of the command; the hint has what turbofit calls it, with the value.
+    Letters and numbers are click's to read.
     """
     from turbofit.core.synonyms import synonym
 
@@ -227,17 +213,13 @@ def _arguments(ctx: click.Context) -> list[click.Argument]:
 
 
 def _refuse_argument(name: str, ctx: click.Context) -> None:
-    """Stop where an argument of the command was typed as an option.
-
-    Raises:
-        UsageError: the name is a word of an argument, or ``-i`` or ``-o`` of one that begins so.
-    """
+    """Stop where an argument of the command, or one of its words, was typed as an option."""
     from turbofit.cli.manual import option_texts
 
     bare = name.strip("-") or name
     typed = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(bare)}\b")
     for argument in _arguments(ctx):
-        if bare in getattr(argument.type, "words", getattr(argument.type, "choices", ())):
+        if bare in getattr(argument.type, "choices", ()):
             others = [word for word in ctx.meta[WORDS] if word != name]
             line = shlex.join(["turbofit", ctx.info_name or "", bare, *others])
             raise UsageError(f"unknown option {name}", hint=f"as {line}")
@@ -291,7 +273,7 @@ def _one_machine(first: str, left: list[str]) -> tuple[str, list[str]]:
 
 
 def meant_line(ctx: click.Context) -> str:
-    """The line that a command's words mean in another order; empty where they name no model."""
+    """The line that a command's words mean in another order; empty without a model."""
     from turbofit.core.synonyms import synonym
     from turbofit.model.names import named_in
 
@@ -325,7 +307,7 @@ def meant_line(ctx: click.Context) -> str:
 
 
 def unknown_model_hint(exc: UnknownModelError, ctx: click.Context) -> str:
-    """The line that is meant, and the word that it leaves out; else the error's own hint."""
+    """The line that is meant, and the word that it leaves out; else the error's hint."""
     if "did you mean" in exc.hint:
         return exc.hint
     line = meant_line(ctx)
@@ -338,16 +320,16 @@ def unknown_model_hint(exc: UnknownModelError, ctx: click.Context) -> str:
 
 
 def _command_with(option: str, ctx: click.Context) -> str:
-    """A command that has the option, with its argument: `plan` tells and `serve` launches."""
+    """A command that has the option, with its argument."""
     having = [command for command, param in options_by_command(ctx) if option in param.opts]
-    first = next((name for name in ("plan", "serve", "bench", *having) if name in having), None)
-    if first is None:
-        return "serve MODEL --"
-    return f"{first} MODEL" if first in ("plan", "serve") else first
+    for command in ("plan", "serve"):
+        if command in having:
+            return f"{command} MODEL"
+    return "bench" if "bench" in having else next(iter(having), "serve MODEL --")
 
 
 def unknown_word(word: str) -> str:
-    """What to do with a word that stands where no such word can; empty for a word of nobody."""
+    """What to do with a word that stands where no such word can."""
     from turbofit.model.names import named_in
 
     models, machines = named_in(word)
@@ -362,7 +344,7 @@ def unknown_word(word: str) -> str:
 
 
 def without_gpu(hint: str, ctx: click.Context) -> str:
-    """What to do where no GPU can be read: a command that launches can pretend, and others plan."""
+    """What to do where no GPU can be read."""
     if not any("--pretend" in param.opts for param in ctx.command.params):
         return hint
     # A profile that names a machine means it for such runs.
@@ -374,7 +356,7 @@ def without_gpu(hint: str, ctx: click.Context) -> str:
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
-    """The error, which says of options of the environment that they are from there."""
+    """The error, which says where options are from that the environment has."""
     if ctx.auto_envvar_prefix is None:
         return exc
     words = {word.strip("`'\",.:;()") for word in exc.message.split()}
@@ -398,14 +380,13 @@ def _spelled(param: click.Parameter, ctx: click.Context) -> str:
 # ``TURBOFIT_COMMAND_OPTION``: every option's environment variable.
 
 
-#: click puts a command's name behind it.
 ROOT: Final = PREFIX.rstrip("_")
 #: Commands for somebody who looks for an error; they have no options of their own.
 _ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
 
 
 def variable(prefix: str, option: click.Parameter) -> str:
-    """The variable of an option: ``TURBOFIT_SERVE_TP`` of ``--tp`` and the command's prefix."""
+    """``TURBOFIT_SERVE_TP`` of ``--tp`` and its command's prefix."""
     name = max(option.opts, key=len).lstrip("-")
     return f"{prefix}_{name.replace('-', '_').upper()}"
 
@@ -414,9 +395,6 @@ def check_names(ctx: click.Context) -> None:
     """Refuse names of ours that are neither a variable nor an option of the command.
 
     Options of other commands are theirs to check. A command that is read again was checked before.
-
-    Raises:
-        UsageError: there is one; the hint has the nearest right name.
     """
     from turbofit.core.synonyms import synonym
 
@@ -451,20 +429,16 @@ def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Paramete
         return
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
-        if command is not None:
-            yield from (
-                (name, param) for param in command.params if isinstance(param, click.Option)
-            )
+        for param in command.params if command is not None else ():
+            if isinstance(param, click.Option):
+                yield name, param
 
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
-    """The nearest right name, or the one that is here what it is elsewhere."""
+    """What a name is here that is known elsewhere, or the nearest right one."""
     from turbofit.core.synonyms import guess, synonym
 
     here = f"{ctx.auto_envvar_prefix}_"
-    for param in ctx.command.params:
-        if not _has_variable(param) and variable(here[:-1], param) == name:
-            return f"{max(param.opts, key=len)} has no variable: type it"
     bare = name.removeprefix(here)
     if name != bare and (meaning := synonym(bare)):
         return meaning.here(os.environ[name], f"{here}{{variable}}={{value}}")

@@ -23,22 +23,16 @@ class TurbofitError(Exception):
     kind: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(_one_line(message))
-        self.message = _one_line(message)
-        self.hint = _one_line(hint)
+        # White space is folded: a quoted file or exception must not break the line.
+        self.message, self.hint = " ".join(message.split()), " ".join(hint.split())
+        super().__init__(self.message)
         if hasattr(self, "add_note"):  # from Python 3.11 on, for the traceback
             self.add_note(f"hint: {self.hint}")
 
     def to_dict(self) -> Document:
         """The error as the JSON document that ``--json`` prints."""
-        return {
-            "error": {
-                "kind": self.kind,
-                "message": self.message,
-                "hint": self.hint,
-                "exit_code": self.exit_code,
-            }
-        }
+        names = ("kind", "message", "hint", "exit_code")
+        return {"error": {name: getattr(self, name) for name in names}}
 
 
 class UsageError(TurbofitError):
@@ -104,12 +98,7 @@ class PackageError(TurbofitError):
 
 
 def error_from(document: Document) -> TurbofitError:
-    """An error from what `TurbofitError.to_dict` put under ``error``, e.g. on another machine."""
+    """An error of another process, from what `TurbofitError.to_dict` put under ``error``."""
     kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)
     return kind(str(document.get("message", "")), hint=str(document.get("hint", "")))
-
-
-def _one_line(text: str) -> str:
-    """Fold white space, so that a quoted file or exception cannot break the line."""
-    return " ".join(text.split())

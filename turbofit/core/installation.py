@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from importlib.metadata import Distribution
 
 _NAME: Final = "turbofit"
@@ -20,16 +19,15 @@ _EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([\w.-]+)['"]""")
 
 
 def install_command(extra: str, *, upgrade: bool = False) -> str:
-    """A command for pip that brings what an extra needs, as it can be pasted.
+    """A command for pip that brings what an extra of pyproject.toml needs, as it can be pasted.
 
-    It names the clone that the code lies in where turbofit was never installed.
-
-    Args:
-        extra: of pyproject.toml, e.g. ``lmdeploy``.
-        upgrade: replace versions that are there.
+    It names the clone that the code lies in where turbofit was never installed. With ``upgrade`` it
+    replaces versions that are there.
     """
+    wanted = _of_extra(extra)
+    lacking = [text for name, text in wanted.items() if upgrade or installed(name) is None]
     clone = Path(__file__).resolve().parents[2]
-    words = _requirements(extra, upgrade=upgrade) or [f"{clone}[{extra}]"]
+    words = lacking or list(wanted.values()) or [f"{clone}[{extra}]"]
     return shlex.join(["pip", "install", *(["-U"] if upgrade else []), *words])
 
 
@@ -42,20 +40,10 @@ def _distribution() -> Distribution | None:
         return None
 
 
-def _requirements(extra: str, *, upgrade: bool) -> list[str]:
-    """The extra's packages that are not installed; all where all are, or newer ones are wanted."""
-    wanted = dict(_of_extra(extra, set()))
-    lacking = [text for name, text in wanted.items() if upgrade or installed(name) is None]
-    return lacking or list(wanted.values())
-
-
-def _of_extra(extra: str, gone: set[str]) -> Iterator[tuple[str, str]]:
-    """Name and requirement of each package of an extra, those of extras that it names too."""
-    package = _distribution()
-    if extra in gone or package is None:
-        return
-    gone.add(extra)
-    for text in package.requires or ():
+def _of_extra(extra: str) -> dict[str, str]:
+    """The requirements of an extra by package, those of extras that it names too."""
+    package, wanted = _distribution(), dict[str, str]()
+    for text in (package.requires or ()) if package else ():
         parts = _REQUIREMENT.fullmatch(text)
         if parts is None or extra not in _EXTRA.findall(parts[4]):
             continue
@@ -63,10 +51,11 @@ def _of_extra(extra: str, gone: set[str]) -> Iterator[tuple[str, str]]:
             continue
         name, inner, bounds = parts[1], parts[2], parts[3].strip()
         if name == _NAME:
-            for part in (inner or "").split(","):
-                yield from _of_extra(part.strip(), gone)
+            for part in inner.split(","):
+                wanted.update(_of_extra(part.strip()))
         else:
-            yield name, f"{name}[{inner}]{bounds}" if inner else f"{name}{bounds}"
+            wanted[name] = f"{name}[{inner}]{bounds}" if inner else f"{name}{bounds}"
+    return wanted
 
 
 def installed(*names: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Final
 
@@ -95,8 +94,8 @@ class CardSpeed(Struct):
 class PairSpeed(Struct):
     """A copy from GPU ``source`` to ``target``: bytes/s, and seconds of a small one.
 
-    ``peer``: by peer access, and every byte arrived. ``right`` False: some did not.
-    ``host_bandwidth`` is that of the same copy through pinned host memory.
+    ``right``: every byte arrived. ``peer``: by peer access, and right. ``host_bandwidth`` is that
+    of the same copy through pinned host memory.
     """
 
     source: int
@@ -118,10 +117,7 @@ class ReduceSpeed(Struct):
 
 
 class Measured(Struct):
-    """What ``turbofit machine --measure`` found, and with which torch. Indices are the machine's.
-
-    ``left_out`` says in words what was not measured, and why.
-    """
+    """What ``turbofit machine --measure`` found; ``left_out``: what it did not measure, and why."""
 
     torch: str
     cards: tuple[CardSpeed, ...] = ()
@@ -168,7 +164,7 @@ class Host(Struct):
     cpus: int | NaType = NA
 
 
-class Machine(Struct, dict=True):
+class Machine(Struct):
     """A machine as planning sees it.
 
     ``source`` says where it comes from: ``nvml``, ``preset`` or ``snapshot FILE``. ``visible`` are
@@ -199,11 +195,8 @@ class Machine(Struct, dict=True):
     def link(self, a: int, b: int) -> Link:
         """The link between two GPUs; one without any known fact where it was not read."""
         low, high = sorted((a, b))
-        return self._by_pair.get((low, high)) or Link(a=low, b=high)
-
-    @cached_property
-    def _by_pair(self) -> dict[tuple[int, int], Link]:
-        return {(link.a, link.b): link for link in self.links}
+        here = (link for link in self.links if link.a == low and link.b == high)
+        return next(here, None) or Link(a=low, b=high)
 
     def nvlinked(self, gpus: Sequence[Gpu]) -> bool:
         """Whether NVLink joins every pair of these GPUs."""

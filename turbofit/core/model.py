@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from functools import cache
 from typing import Final, Literal
@@ -16,9 +15,9 @@ from turbofit.core.struct import Struct
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 
-#: Repeats in a stranger's expression: each more multiplies the time that a search may take.
+#: Repeats in a stranger's expression, each of which multiplies the time of a search.
 _MOST_REPEATS: Final = 4
-#: A decoder's layer, or a module in it; those of a draft and of a tower begin otherwise.
+#: A decoder's layer, or a module in it; not of a draft or a tower.
 _OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*layers\.(\d{1,9})\.?(.*)"
 #: Parts of the names of all linear layers of a decoder with experts but these.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
@@ -27,9 +26,9 @@ _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
 class MoeDims(Struct):
     """Mixture of experts of a layer; ``layers`` counts the layers that have experts.
 
-    ``step``: one layer in so many may have them. ``shared_gate``: a gate of one row weighs
-    the shared expert. ``correction``: a bias of 32 bits an expert, which helps to choose alone.
-    ``router_bias``: one of the model's type, which is added to the scores.
+    ``step``: one layer in so many may have them. ``shared_gate``: a gate of one row weighs the
+    shared expert. ``correction``: a bias of 32 bits an expert for the choice alone;
+    ``router_bias``: one of the model's type for the scores.
     """
 
     experts: int
@@ -44,10 +43,10 @@ class MoeDims(Struct):
 
 
 class DeltaDims(Struct):
-    """Gated delta nets in place of attention: ``layers`` counts the layers that have one.
+    """Gated delta nets in place of attention, in so many ``layers``.
 
-    They keep no keys and values but a state of one size for each sequence: the last ``kernel``
-    inputs of a convolution, and ``key_dim`` x ``value_dim`` for each value head.
+    A sequence has a state of one size: the last ``kernel`` inputs of a convolution, and ``key_dim``
+    x ``value_dim`` for each value head.
     """
 
     layers: int
@@ -72,10 +71,9 @@ class MlaDims(Struct):
     """Multi-head latent attention: all heads' keys and values are one latent of ``kv_rank``.
 
     The cache holds the latent and one key of ``rope_dim`` channels for all heads; engines attend to
-    them as to one KV head of ``TextDims.head_dim`` channels. ``q_rank``: queries come through a
-    latent of their own; 0 where they do not. As stored, a head's keys have ``nope_dim`` channels
-    beside those, and its values ``v_dim``. ``expanded``: LMDeploy caches each head's keys and
-    values, as of any other attention, in place of the latent.
+    them as to one KV head of ``TextDims.head_dim`` channels. ``q_rank`` is that of the queries'
+    latent, 0 without one. As stored, a head's keys have ``nope_dim`` channels more, and its values
+    ``v_dim``. ``expanded``: LMDeploy caches each head's keys and values in place of the latent.
     """
 
     kv_rank: int
@@ -95,17 +93,15 @@ class TextDims(Struct):
     """Dimensions of the language model; ``architecture`` is its own ``architectures[0]``.
 
     ``layer_norms`` counts the norms of a layer over the hidden channels. ``vision_experts`` is
-    CogVLM's: each layer has a second set of linear layers for image tokens, the one for queries,
-    keys and values with biases where ``vision_expert_bias``. ``cross_layers`` are the layers
-    (within ``layers``) that attend to the image alone: they cache its tokens, not the prompt's.
-    ``delta``: the layers of a hybrid model that have no attention. ``output_gate``: queries come
-    with as many channels more, which gate the attention's output. ``mla``: attention to latents, of
-    which ``kv_heads`` and ``head_dim`` say what the engine attends to. ``mlp_bias`` is that of
-    experts too. ``sinks``: each head has a learned value beside its scores (attention sinks).
-    ``fourier``: frequencies that Fourier position encoding mixes for each KV head by itself.
-    ``norm_bias``: norms are layer norms with biases; ``head_bias``: the head has one.
-    ``sliding_window``: tokens that layers look back, left out where all look back to the first;
-    read of the families that Transformers serves alone.
+    CogVLM's second set of linear layers for image tokens, of which the one for queries, keys and
+    values has biases where ``vision_expert_bias``. ``cross_layers``, within ``layers``, attend to
+    the image alone: they cache its tokens, not the prompt's. ``delta``: layers without attention.
+    ``output_gate``: queries have as many channels more, which gate the attention's output. ``mla``:
+    attention to latents, where ``kv_heads`` and ``head_dim`` are what the engine attends to.
+    ``mlp_bias`` is that of experts too. ``sinks``: each head has a learned value beside its scores.
+    ``fourier``: frequencies that Fourier position encoding mixes for each KV head. ``norm_bias``:
+    norms are layer norms with biases. ``sliding_window``: tokens that layers look back, where not
+    all look back to the first; read of the families that Transformers serves alone.
     """
 
     architecture: str
@@ -157,31 +153,19 @@ class TextDims(Struct):
         return self.layers - (self.delta.layers if self.delta else 0)
 
 
+#: The architecture of tower and projector, one family file each.
 VisionKind = Literal[
-    "internvit",
-    "qwen2vit",
-    "qwen2_5vit",
-    "qwen3vit",
-    "clip",
-    "siglip",
-    "eva_clip",
-    "eva_clip_glm",
-    "glm4v",
-    "mllama",
-    "gemma3",
-    "phi3v",
-    "llama4",
-    "idefics3",
-    "moonvit",
-]
+    "internvit", "qwen2vit", "qwen2_5vit", "qwen3vit", "clip", "siglip", "eva_clip", "eva_clip_glm",
+    "glm4v", "mllama", "gemma3", "phi3v", "llama4", "idefics3", "moonvit",
+]  # fmt: skip
 
 
 class AudioDims(Struct):
     """Dimensions of an audio tower, loaded beside the vision tower whether or not it is used.
 
-    Three convolutions of ``channels`` shrink ``mel_bins``; where ``channels`` is 0, two along time
-    into ``hidden`` channels as in Whisper, whose keys have no biases. ``positions`` are kept at 32
-    bits, and are no part of the checkpoint.
+    Three convolutions of ``channels`` shrink ``mel_bins``; of 0 channels, two along time into
+    ``hidden`` ones as in Whisper, whose keys have no biases. ``positions`` take 32 bits, and the
+    checkpoint has none.
     """
 
     layers: int
@@ -206,18 +190,15 @@ class AudioDims(Struct):
 class VisionDims(Struct):
     """Dimensions of the vision tower and its projector.
 
-    ``kind`` is the architecture of tower and projector, one family file each. TurboMind has native
-    encoders for ``internvit`` (CLS token, tiles of ``image_size``) and ``qwen2vit``/``qwen2_5vit``
-    (patches in windows of ``merge`` x ``merge``); the others run on engines under torch.
-    ``norm`` is ``layer_norm`` or ``rms_norm``.
+    TurboMind has native encoders for ``internvit`` (CLS token, tiles of ``image_size``) and
+    ``qwen2vit``/``qwen2_5vit`` (patches in windows of ``merge`` x ``merge``); torch runs all kinds.
 
     ``newline``: a learned row of the language model's channels ends each line of an image.
     ``projector``: channels inside the projector, where a family's own figure decides them.
-    ``outputs``: how many hidden states, side by side, enter the projector.
-    ``extra_layers``: a second stack of layers over all tiles (``mllama``). ``shapes``: aspect
-    ratios with embeddings of their own, and ``max_tiles`` the tiles of one (``mllama``).
-    ``deepstack``: further projectors, into the first layers of the language model (``qwen3vit``).
-    ``audio``: an audio tower in the same checkpoint, planned for by its weights alone.
+    ``outputs``: how many hidden states, side by side, enter the projector. Of ``mllama``:
+    ``extra_layers``, a second stack over all tiles; ``shapes``, aspect ratios with embeddings of
+    their own; ``max_tiles`` of one. ``deepstack``: further projectors, into the first layers of the
+    language model (``qwen3vit``). ``audio`` is planned for by its weights alone.
     """
 
     kind: VisionKind
@@ -252,8 +233,8 @@ class VisionDims(Struct):
 class Quantization(Struct):
     """How quantised linear layers are stored; ``group_size`` in elements along the input.
 
-    ``unconverted`` are the modules that the config exempts, as it names them. ``asymmetric``:
-    compressed-tensors stores a zero point of each group.
+    ``unconverted`` are the modules that the config exempts: names of single layers, parts of names,
+    or expressions behind ``re:``. ``asymmetric``: compressed-tensors stores zero points.
     """
 
     method: Literal["awq", "gptq", "fp8", "compressed-tensors", "mxfp4"]
@@ -264,19 +245,13 @@ class Quantization(Struct):
 
     @property
     def of_experts(self) -> bool:
-        """Whether it packs experts alone.
-
-        mxfp4 does, whatever the config exempts; compressed-tensors where it exempts all else.
-        """
+        """Whether it packs experts alone: mxfp4, and compressed-tensors that exempts all else."""
         if self.method == "compressed-tensors":
             return all(any(word in name for name in self.unconverted) for word in _BESIDE_EXPERTS)
         return self.method == "mxfp4"
 
     def exempts(self, module: str, layer: int) -> bool:
-        """Whether the config exempts a linear layer, such as ``linear_attn.in_proj_z``, in a layer.
-
-        Its names are of single layers, parts of names, or expressions behind ``re:``.
-        """
+        """Whether it exempts a linear layer, such as ``linear_attn.in_proj_z``, in a layer."""
         single, patterns, parts = _exempted(self.unconverted)
         name = f"model.language_model.layers.{layer}.{module}"
         return (
@@ -315,9 +290,10 @@ def _expression(text: str) -> list[re.Pattern[str]]:
             " for ever",
             hint="name the layers in the checkpoint's config.json",
         )
-    with contextlib.suppress(re.error):
+    try:
         return [re.compile(text)]
-    return []
+    except re.error:
+        return []
 
 
 class ModelSource(Struct):
@@ -334,9 +310,8 @@ class Model(Struct):
 
     ``dtype`` is the 16- or 32-bit type of the unquantised tensors as stored. ``tensor_bytes`` are
     bytes as stored by safetensors dtype (``BF16``, ``I32``, …), empty where only a formula is
-    known. ``needs_remote_code`` is true where the tokenizer, the processor or a config class that
-    the engine cannot do without is remote code. ``revision`` is the branch, tag or commit asked
-    for.
+    known. ``needs_remote_code``: the engine cannot do without remote code of tokenizer, processor
+    or config. ``revision`` is the branch, tag or commit asked for.
     """
 
     name: str

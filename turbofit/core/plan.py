@@ -26,7 +26,7 @@ Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
 #: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
-#: preprocessing 2 ms at the least and about 30 ms as a photograph, and all clients wait for it.
+#: preprocessing 2 ms at least, a photograph about 30 ms, and all clients wait for it.
 _MOST_IMAGES: Final = 64
 _TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
@@ -61,18 +61,13 @@ class Workload(Struct):
 
     images: Annotated[int, doc("Images a request.")] = 1
     image_size: Annotated[
-        tuple[int, int] | None,
-        doc("Width and height in pixels; null is the worst that the model's rule admits."),
+        tuple[int, int] | None, doc("Width and height in pixels; null: the worst there may be.")
     ] = None
     context: Annotated[int | None, doc("Tokens of one request, prompt and answer.")] = None
-    concurrency: Annotated[
-        int | None,
-        doc("Requests at once over all groups that must be held; null: turbofit chooses."),
-    ] = None
+    concurrency: Annotated[int | None, doc("Requests at once that all groups hold.")] = None
     goal: Annotated[Goal, doc("What decides between shapes that serve.")] = "throughput"
     queue_images: Annotated[
-        bool | None,
-        doc("Image requests wait for each other's prefill in the gateway: the peak pays for one."),
+        bool | None, doc("The gateway queues image requests: the peak pays for one at a time.")
     ] = None
 
 
@@ -81,16 +76,12 @@ class Settings(Struct):
 
     tp: int = 1
     dtype: Literal["float16", "bfloat16"] = "bfloat16"
-    cache_max_entry_count: Annotated[
-        float, doc("Share of free memory; a multiple of 0.001 in a plan.")
-    ] = 0.8
+    cache_max_entry_count: Annotated[float, doc("Share of free memory.")] = 0.8
     max_prefill_token_num: int = 8192
     max_batch_size: int = 128
     session_len: int = 32768
     quant_policy: Annotated[int, doc("0 none, 4 int4, 8 int8, 16 and 17 fp8, 42 TurboQuant.")] = 0
-    cache_block_seq_len: Annotated[
-        int, doc("Tokens of a block; the PyTorch engine's block_size.")
-    ] = 64
+    cache_block_seq_len: Annotated[int, doc("Tokens of a block, PyTorch's block_size.")] = 64
     communicator: Annotated[Literal["nccl", "native", "cuda-ipc"], doc("TurboMind's alone.")] = (
         "nccl"
     )
@@ -112,17 +103,12 @@ class Term(Struct):
     """One named line of a ledger."""
 
     term: Annotated[str, doc("Its name.")]
-    phase: Annotated[
-        Phase,
-        doc("When it is taken; transients are alternatives, of which the largest counts."),
-    ]
+    phase: Annotated[Phase, doc("When it is taken; of transients only the largest counts.")]
     bytes: Annotated[int, doc("Bytes of this GPU.")]
     basis: Annotated[Basis, doc("What the figure rests on; an estimate enters at its upper end.")]
     note: Annotated[str, doc("More for people.")] = ""
     worst: Annotated[bool, doc("Marks the transient that decides the peak.")] = False
-    rehearsed: Annotated[
-        int | None, doc("What the engine allocated for it on pretend GPUs; null where unknown.")
-    ] = None
+    rehearsed: Annotated[int | None, doc("Its bytes on pretend GPUs; null: unknown.")] = None
 
 
 class GpuLedger(Struct):
@@ -255,11 +241,7 @@ class Candidate(Struct):
     fits: bool
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
     score: Annotated[
-        float,
-        doc(
-            "The goal's value: requests a second (throughput), answers a second of one client "
-            "(latency), KV tokens (context); 0 where it does not fit."
-        ),
+        float, doc("What the goal counts: requests or answers a second, or KV tokens.")
     ]
     why_not: Annotated[str, doc("Empty for the one chosen.")]
 
@@ -267,16 +249,13 @@ class Candidate(Struct):
 class Limits(Struct):
     """What the gateway enforces; None where the limit has no meaning for the model."""
 
-    vision_unit: Annotated[
-        Literal["tile", "patch"] | None,
-        doc("What images are counted in; null without images."),
-    ]
+    vision_unit: Annotated[Literal["tile", "patch"] | None, doc("Null without images.")]
     max_dynamic_patch: int | None
     max_pixels_per_image: int | None
     images_per_request: int
     units_per_image: int
     units_per_request: int
-    units_per_forward: Annotated[int, doc("Units that the peak pays for in one forward pass.")]
+    units_per_forward: Annotated[int, doc("Those that the peak pays for in one forward pass.")]
     image_tokens_per_request: int
     n: Annotated[int, doc("Answers of one request.")]
     bytes_per_image: int
@@ -296,41 +275,33 @@ class Limits(Struct):
 
 
 class Held(Struct):
-    """How many requests run at once with all their tokens in the caches, where it was asked."""
+    """How many requests run at once with all their tokens in the caches."""
 
     requests: Annotated[int, doc("Over all engines; a plan fits with workload.concurrency.")]
-    request_tokens: Annotated[
-        int,
-        doc(
-            "Tokens of each: its images at their limit, the assumed text and answer; no more "
-            "than session_len."
-        ),
-    ]
+    request_tokens: Annotated[int, doc("Of images at their limit, assumed text and answer.")]
 
 
 class LimitCost(Struct):
-    """What one image limit leaves, on the plan's GPUs and with its prefill: at least so much."""
+    """What one image limit leaves at least, on the plan's GPUs and with its prefill.
+
+    Speeds are a forecast for images of the worst size.
+    """
 
     limit: Annotated[int, doc("Tiles or pixels of an image.")]
     option: Annotated[str, doc("The option that asks for it.")]
     image_tokens: Annotated[int, doc("Tokens of one image of the worst size.")]
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
     requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
-    requests_per_second: Annotated[float, doc("A forecast for images of the worst size.")]
-    seconds_to_first_token: Annotated[float, doc("A forecast for images of the worst size.")]
+    requests_per_second: float
+    seconds_to_first_token: float
 
 
 class Footprint(Struct):
     """What the engines take at the most, and what their GPUs hold beside them."""
 
-    taken: Annotated[
-        tuple[int, ...],
-        doc("Bytes that the engines hold at the most on each GPU, in the order of the ledgers."),
-    ]
+    taken: Annotated[tuple[int, ...], doc("Bytes at most on each GPU, as the ledgers stand.")]
     left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
-    servers: Annotated[
-        int, doc("Engines like these that the same GPUs hold one after another, these included.")
-    ]
+    servers: Annotated[int, doc("Sets of such engines that the same GPUs hold, this included.")]
 
 
 class Remedy(Struct):
@@ -346,9 +317,7 @@ class Command(Struct):
     env: Annotated[dict[str, str], doc("Variables of the engine's environment.")]
     argv: Annotated[tuple[str, ...], doc("The words of the command.")]
     group: Annotated[int, doc("Which of parallel.groups.")]
-    holds_limits: Annotated[
-        bool, doc("Whether what is started so holds every client to the plan's limits.")
-    ] = False
+    holds_limits: Annotated[bool, doc("Whether clients are held to the plan's limits.")] = False
 
 
 class ServeCommand(Struct):
@@ -363,13 +332,7 @@ class GroupPlan(Struct):
     settings: Settings
     kv: Kv
     units_per_forward: Annotated[int, doc("As in limits, of this group.")]
-    at_once: Annotated[
-        float,
-        doc(
-            "Requests of the workload that are there at any time, on average; the gateway "
-            "shares in this proportion."
-        ),
-    ]
+    at_once: Annotated[float, doc("Requests there on average; the gateway shares by it.")]
     rehearsal: Rehearsal | None = None
 
 
@@ -381,8 +344,8 @@ def may_evict(settings: Settings, tokens: int) -> bool:
 class Plan(JsonDocument):
     """Everything that was decided, why, and what it rests on.
 
-    ``device_map`` is the same for every group. Where ``by_group`` is not empty, ``settings`` and
-    ``kv`` are those of the group with the smallest cache, whose context is promised for all.
+    Where ``by_group`` is not empty, ``settings`` and ``kv`` are those of the group with the
+    smallest cache, whose context is promised for all.
     """
 
     what: ClassVar[str] = "plan"
@@ -392,10 +355,7 @@ class Plan(JsonDocument):
     schema: Annotated[str, const(PLAN_SCHEMA)] = PLAN_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
     created: Annotated[str, doc("When, ISO 8601 with a zone.")]
-    fits: Annotated[
-        bool,
-        doc("Whether every GPU keeps its margin, and the engine served where it was rehearsed."),
-    ]
+    fits: Annotated[bool, doc("Every GPU keeps its margin; if rehearsed, the engine served.")]
     verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
     machine: Machine
@@ -407,69 +367,41 @@ class Plan(JsonDocument):
     kv: Kv
     gpus: Annotated[tuple[GpuLedger, ...], doc("A ledger for each GPU that the plan uses.")]
     host: Annotated[HostMemory, doc("Host memory of all engines together.")]
-    throughput: Annotated[
-        Throughput | None, doc("A forecast that ranks shapes; null where there is none.")
-    ] = None
-    considered: Annotated[
-        tuple[Candidate, ...], doc("All that was weighed; empty in a prediction.")
-    ] = ()
-    reasons: Annotated[
-        tuple[str, ...],
-        doc("Why, a sentence each; those of a setting begin with its name."),
-    ] = ()
+    throughput: Annotated[Throughput | None, doc("A forecast; null where there is none.")] = None
+    considered: Annotated[tuple[Candidate, ...], doc("Empty in a prediction.")] = ()
+    reasons: Annotated[tuple[str, ...], doc("Those of a setting begin with its name.")] = ()
     warnings: tuple[str, ...] = ()
     remedies: Annotated[tuple[Remedy, ...], doc("Changes that were computed, cheapest first.")] = ()
     serve: Annotated[
-        ServeCommand | None,
-        doc("What serves it and holds its limits; null where turbofit serve would not serve it."),
+        ServeCommand | None, doc("What serves it; null where turbofit serve would not.")
     ] = None
     commands: Annotated[tuple[Command, ...], doc("One engine's own command for each group.")] = ()
     limit_costs: Annotated[
-        tuple[LimitCost, ...],
-        doc("What common image limits leave, the largest first; empty where none can be given."),
+        tuple[LimitCost, ...], doc("Of common image limits, the largest first.")
     ] = ()
     usual_image: Annotated[
-        UsualImage | UnsetType,
-        doc("There only where images are planned at their worst size, which is a larger one."),
+        UsualImage | UnsetType, doc("Only where the plan's own images have a larger, worst size.")
     ] = UNSET
-    rehearsal: Annotated[
-        Rehearsal | None,
-        doc("What the engine did on pretend GPUs; null where it was not rehearsed."),
-    ] = None
+    rehearsal: Annotated[Rehearsal | None, doc("Null where it was not rehearsed.")] = None
     device_map: Annotated[
         dict[str, int | str] | None,
-        doc("The fallback engine's: module names to a GPU's place in its group, cpu or disk."),
+        doc("Of Transformers: module names to a GPU's place in its group, cpu or disk."),
     ] = None
     by_group: Annotated[
         tuple[GroupPlan, ...],
-        doc(
-            "What each group has of its own, where cards are unequal; empty where all "
-            "groups run the same settings. Then settings and kv are those of the group "
-            "with the smallest cache."
-        ),
+        doc("Where cards are unequal; settings and kv are then of the smallest cache's group."),
     ] = ()
-    held: Annotated[
-        Held | UnsetType,
-        doc("Requests at once that are held; there only where a concurrency was given."),
-    ] = UNSET
-    pace: Annotated[
-        PaceForecast | UnsetType,
-        doc("There only where a rate or seconds were asked for and there is a forecast."),
-    ] = UNSET
-    footprint: Annotated[
-        Footprint | UnsetType,
-        doc("What is left for others; there only where the least footprint was asked for."),
-    ] = UNSET
+    held: Annotated[Held | UnsetType, doc("Only where a concurrency was given.")] = UNSET
+    pace: Annotated[PaceForecast | UnsetType, doc("Only where a pace was asked for.")] = UNSET
+    footprint: Annotated[Footprint | UnsetType, doc("Only where the least was asked.")] = UNSET
     options: Annotated[
-        dict[str, object] | UnsetType,
-        doc("The options that it was planned with, by name, but for the model and the machine."),
+        dict[str, object] | UnsetType, doc("What was asked beside the model and the machine.")
     ] = UNSET
 
     def of_group(self, number: int) -> Plan:
         """The plan as one group's engine is started with it; itself where all run the same.
 
-        Numbers of groups stay valid in it. ``gpus`` are the group's alone where it has settings of
-        its own, and else those of all groups.
+        Numbers of groups stay valid; ``gpus`` are the group's where it has settings of its own.
         """
         if not self.by_group:
             return self
@@ -514,9 +446,7 @@ class Plan(JsonDocument):
     def takes_videos(self) -> bool:
         """Whether the engine takes videos of this model, each in the place of an image."""
         rule = self.model.image_rule if self.limits.vision_unit is not None else None
-        if rule is None or rule.videos is None:
-            return False
-        return self.engine.of_lmdeploy
+        return self.engine.of_lmdeploy and rule is not None and rule.videos is not None
 
     @property
     def requests_at_once(self) -> int:
@@ -524,10 +454,7 @@ class Plan(JsonDocument):
         return sum(plan.settings.max_batch_size for plan in self.group_plans())
 
     def may_evict(self) -> bool:
-        """Whether some engine's cache may run out while requests generate.
-
-        It then evicts the youngest, which later begins again, images included.
-        """
+        """Whether some cache may run out while requests generate; the youngest begins again."""
         return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.group_plans())
 
     def engine_config(self) -> Any:

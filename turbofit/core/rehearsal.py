@@ -19,13 +19,7 @@ class RehearsedCase(Struct):
     """One worst case as the engine ran it: bytes per GPU, and pinned host bytes."""
 
     name: str
-    peak: Annotated[
-        tuple[int, ...],
-        doc(
-            "Bytes that the engine had allocated on each GPU at most, without what is "
-            "charged beforehand."
-        ),
-    ]
+    peak: Annotated[tuple[int, ...], doc("Bytes that the engine itself allocated on each GPU.")]
     transient: Annotated[tuple[int, ...], doc("Bytes of the pool on each GPU at most.")]
     pinned: Annotated[int, doc("Bytes of pinned host memory.")]
 
@@ -41,26 +35,17 @@ class RehearsedCache(Struct):
 
 
 class End(Struct):
-    """How a run of an engine ended: a launch, a rehearsal, an allocation on pretend GPUs.
-
-    `turbofit.observe.log_events` says which kind it was, from evidence that agrees.
-    """
+    """How a run of an engine ended: a launch, a rehearsal, an allocation on pretend GPUs."""
 
     kind: EndKind = "unknown"
-    phase: Annotated[
-        str, doc("What the engine did, or what the memory was for; of a rehearsal also case NAME.")
-    ] = ""
+    phase: Annotated[str, doc("What the engine did or the memory was for, or case NAME.")] = ""
     where: Annotated[str, doc("The engine's call, or its reason.")] = ""
-    asked: Annotated[
-        int | None, doc("Bytes that were asked; null where no allocation was refused.")
-    ] = None
+    asked: Annotated[int | None, doc("Bytes of the allocation that was refused.")] = None
     left: Annotated[int | None, doc("Bytes that were left.")] = None
     missing: Annotated[int | None, doc("Bytes by which the card would have to be larger.")] = None
     gpu: Annotated[int | None, doc("The machine's index of the GPU.")] = None
     group: Annotated[int | None, doc("The plan's group of GPUs.")] = None
-    simulated: Annotated[
-        int | None, doc("The number of the allocation that a scenario let fail.")
-    ] = None
+    simulated: Annotated[int | None, doc("Which allocation a scenario let fail.")] = None
     message: Annotated[str, doc("The same for people.")] = ""
     hint: Annotated[str, doc("What people can do.")] = ""
 
@@ -82,11 +67,11 @@ class End(Struct):
     @property
     def error(self) -> TurbofitError:
         """The same as an error, with its exit code."""
-        if self.kind in ("out_of_memory", "host_memory"):
-            return OutOfMemoryError(self.message, hint=self.hint)
-        if self.kind == "hang":
-            return DoesNotFitError(self.message, hint=self.hint)
-        return LaunchError(self.message, hint=self.hint)
+        kinds: dict[EndKind, type[TurbofitError]] = {
+            "out_of_memory": OutOfMemoryError, "host_memory": OutOfMemoryError,
+            "hang": DoesNotFitError,
+        }  # fmt: skip
+        return kinds.get(self.kind, LaunchError)(self.message, hint=self.hint)
 
 
 class RehearsedTogether(Struct):
@@ -99,18 +84,11 @@ class RehearsedTogether(Struct):
 
 
 class Moment(Struct):
-    """One phase of a rehearsal: bytes in use on each GPU of its group, at most and at its end.
-
-    What others hold and what was charged beforehand is in both. ``image``: a worst case with
-    images ran in it.
-    """
+    """One phase of a rehearsal: bytes in use on each GPU of its group, others' included."""
 
     phase: Annotated[str, doc("The engine's phase, or case NAME.")]
-    peak: Annotated[
-        tuple[int, ...],
-        doc("Bytes in use on each GPU of the group at most, others' included."),
-    ]
-    end: Annotated[tuple[int, ...], doc("Bytes in use on each GPU at the end of the phase.")]
+    peak: Annotated[tuple[int, ...], doc("Bytes at most.")]
+    end: Annotated[tuple[int, ...], doc("Bytes at the end of the phase.")]
     image: Annotated[bool, doc("Whether images ran in it.")] = False
 
 
@@ -127,10 +105,5 @@ class Rehearsal(Struct):
     cache: RehearsedCache
     death: End | None
     not_known: Annotated[tuple[str, ...], doc("What a rehearsal cannot see.")] = ()
-    timeline: Annotated[
-        tuple[Moment, ...], doc("Its phases in order; the last one where it died.")
-    ] = ()
-    together: Annotated[
-        tuple[RehearsedTogether, ...],
-        doc("What the engine's counters tell of several terms of the ledger at once."),
-    ] = ()
+    timeline: Annotated[tuple[Moment, ...], doc("Its phases in order, to its end.")] = ()
+    together: tuple[RehearsedTogether, ...] = ()

@@ -30,9 +30,9 @@ class EngineRecord(Struct):
 
 
 class RunMoment(Struct):
-    """A phase of the engines: ``at`` seconds after the start of the attempt.
+    """A phase of the engines, ``at`` seconds after the start of the attempt.
 
-    ``used``: bytes in use on each GPU (its index as text) at that moment; empty on pretend GPUs.
+    ``used``: bytes in use on each GPU, by its index as text; empty on pretend GPUs.
     """
 
     phase: str
@@ -41,10 +41,7 @@ class RunMoment(Struct):
 
 
 class RunAttempt(Struct):
-    """One start of one plan.
-
-    ``moments``: its phases in order. ``ended``: how, where it did not end by a signal.
-    """
+    """One start of one plan; ``ended``: how, where it did not end by a signal."""
 
     started: str
     number: int = 0
@@ -66,10 +63,7 @@ class RunEvent(Struct):
 
 
 class RunReport(Struct):
-    """A run's record, as far as a report tells it.
-
-    ``urls``: where it answers, once it does. ``defaults``: those of requests, in words.
-    """
+    """A run's record; ``urls``: where it answers; ``defaults``: those of requests, in words."""
 
     schema: Annotated[str, const(RUN_SCHEMA)]
     turbofit_version: str

@@ -1,8 +1,4 @@
-"""The base of all contract types, and their JSON.
-
-A struct is immutable, is built by keywords, and survives JSON both ways (msgspec does the work and
-validates every type on the way in).
-"""
+"""The base of all contract types, immutable and built by keywords, and their JSON."""
 
 from __future__ import annotations
 
@@ -27,6 +23,9 @@ NA: Final[NaType] = "NA"
 
 T = TypeVar("T")
 
+#: Structs as plain dicts, lists and scalars.
+to_builtins = msgspec.to_builtins
+
 
 class _StructMeta(msgspec.StructMeta):
     """Makes every subclass keyword-only: msgspec inherits ``frozen`` but not ``kw_only``."""
@@ -37,12 +36,7 @@ class _StructMeta(msgspec.StructMeta):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
-    """Base class of the contract's types.
-
-    They are fields of other people's pydantic models, and so of FastAPI's answers, as they are:
-
-        >>> class Answer(pydantic.BaseModel):
-        ...     plan: turbofit.Plan
+    """Base class of the contract's types, which may be fields of other people's pydantic models.
 
     In the JSON Schema of such a model they are any value: ``turbofit report --schema`` has theirs.
     """
@@ -87,11 +81,7 @@ class JsonDocument(Struct):
 
 
 def doc(text: str) -> msgspec.Meta:
-    """What a field is: its description in the JSON Schemas.
-
-    >>> class Run(Struct):
-    ...     seconds: Annotated[float, doc("Wall time.")]
-    """
+    """A field's description in the JSON Schemas, inside its ``Annotated``."""
     return msgspec.Meta(description=text)
 
 
@@ -100,23 +90,13 @@ def const(text: str) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema={"const": text})
 
 
-def to_builtins(value: Any) -> Any:
-    """Structs as plain dicts, lists and scalars."""
-    return msgspec.to_builtins(value)
-
-
 def to_json(value: Any) -> str:
     """Indented JSON of a struct, fields in their declared order, ending in a newline."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
 
 def decode(data: bytes | str, type_: type[T], *, what: str) -> T:
-    """Read JSON into a struct.
-
-    Args:
-        data: the JSON text.
-        type_: the struct expected.
-        what: how messages name the document, e.g. ``snapshot machine.json``.
+    """Read JSON into a struct; messages call the document ``what``.
 
     Raises:
         UsageError: not JSON, or not of this type; the message names the field.

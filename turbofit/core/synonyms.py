@@ -18,7 +18,7 @@ from turbofit.core.struct import Struct
 
 #: Names less alike are no misspellings of each other.
 _ALIKE: Final = 0.8
-#: What stands around a word that was copied, or typed where quotes are no quotes.
+#: What stands around a word that was copied.
 QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 
 
@@ -37,25 +37,19 @@ class Synonym(Struct, forbid_unknown_fields=True):
     def here(self, value: str | None, form: str) -> str:
         """Whose name it is, and what to write instead.
 
-        Args:
-            value: what was typed behind the name; None where nothing was.
-            form: how an option and its value are written: ``--{option} {value}``,
-                ``{field}={value}``.
+        ``value`` was typed behind the name. ``form`` is how an option and its value are written:
+        ``--{option} {value}``, ``{field}={value}``.
         """
         words = self.say.replace("{value}", value or "N")
         if self.to:
-            field = self.to.replace("-", "_").lower()
-            written = form.format(
-                option=self.to.lower(),
-                field=field,
-                variable=field.upper(),
-                value=self.value_here(value or ""),
-            )
-            words = written.rstrip(" =:") + (f" ({words})" if words else "")
+            field, value = self.to.replace("-", "_").lower(), self.value_here(value or "")
+            names = {"option": self.to.lower(), "field": field, "variable": field.upper()}
+            written = form.format(**names, value=value).rstrip(" =:")
+            words = written + (f" ({words})" if words else "")
         return f"an option of {self.of}; here: {words}"
 
     def value_here(self, value: str) -> str:
-        """Its value here: as it is, or by the first pattern that has it; else empty."""
+        """A value of that name as it is called here; empty where nothing is."""
         if not self.values:
             return "" if self.flag else value
         matches = ((re.fullmatch(pattern, value), to) for pattern, to in self.values.items())
@@ -92,9 +86,7 @@ def plain(text: str) -> str:
 def synonym(name: str, command: str = "") -> Synonym | None:
     """Of an option, a variable's or a profile's key, or a keyword; None for a name of nobody.
 
-    Args:
-        name: as it was typed.
-        command: of turbofit, where it was typed as an option of one.
+    ``command`` is turbofit's, where the name was typed as an option of one.
     """
     key, tables = name.lstrip("-").replace("_", "-").lower(), _tables()
     meaning = tables.options.get(key)
@@ -138,11 +130,7 @@ def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:
 def meant(word: str, known: Iterable[str], form: str = "", value: str | None = None) -> str:
     """The hint for a word that nothing here has: its name here, the nearest ones, or all.
 
-    Args:
-        word: what was typed.
-        known: what could stand there.
-        form: as of :meth:`Synonym.here`; empty where no other program's word stands there.
-        value: as there.
+    ``form`` and ``value`` are as of :meth:`Synonym.here`; no form: it is no other program's.
     """
     if form and (known_elsewhere := synonym(word)):
         return known_elsewhere.here(value, form)

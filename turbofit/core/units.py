@@ -25,15 +25,14 @@ _SUFFIX: Final = {
     "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
 }  # fmt: skip
 _SECONDS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SHARE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
 #: ``32,768``, ``1 048 576``: groups of three digits behind the first; compiled where it is needed.
 _GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
 _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
-#: Rounded to three digits, numbers from here on have four: ``.3g`` writes an exponent.
-_FOUR_DIGITS: Final = 999.5
-#: Rounded to two digits, numbers from here on have three.
-_THREE_DIGITS: Final = 99.5
+#: From here on ``.3g``, and ``.2g``, round to a number that they write with an exponent.
+_FOUR_DIGITS, _THREE_DIGITS = 999.5, 99.5
 
 
 def plain_number(text: str) -> str:
@@ -49,11 +48,9 @@ def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
     """
     if not text.rstrip().endswith("%"):
         return None
-    try:
-        share = float(text.rstrip()[:-1]) / 100
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < below:
+    number = _SHARE.fullmatch(text)
+    share = float(number[1]) / 100 if number else below
+    if share >= below:
         raise UsageError(f"{what} {text!r} is no share of a card", hint="write it as 2%")
     return share
 
@@ -61,12 +58,10 @@ def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
 def parse_bytes(text: str, *, what: str = "size") -> int:
     """``19GiB``, ``19.5 GB``, ``2,780 MiB``, ``512m`` or a plain number of bytes, as bytes.
 
-    A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``; ``kB``, ``MB`` and
-    ``GB`` are decimal.
+    A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``.
 
     Raises:
-        UsageError: not a size, or beyond 1 PiB; or a number below 1 MiB without a unit, since
-            nobody counts memory of a GPU in so few bytes.
+        UsageError: not a size, beyond 1 PiB, or below 1 MiB without a unit.
     """
     match = _SIZE.fullmatch(plain_number(text))
     value = float(match[1]) * _SUFFIX.get(match[2].lower(), 0) if match else -1
@@ -101,13 +96,11 @@ def parse_seconds(text: str, what: str) -> float:
 
 def format_bytes(value: int) -> str:
     """A size for people, to about three digits: ``20.1 GiB``, ``512 MiB``, ``17.2 KiB``."""
-    sign, size = ("-" if value < 0 else ""), abs(value)
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size >= unit:
-            count = size / unit
-            digits = 0 if count >= 100 else 1
-            return f"{sign}{count:.{digits}f} {name}"
-    return f"{sign}{size} B"
+        if abs(value) >= unit:
+            count = value / unit
+            return f"{count:.{0 if abs(count) >= 100 else 1}f} {name}"
+    return f"{value} B"
 
 
 def format_duration(seconds: float) -> str:
@@ -140,10 +133,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> tuple[int, int]:
-    """Bring two values, of which the lower one is good and the higher is not, within a step.
-
-    Neither is asked. A value that is returned in the place of one of them was asked.
-    """
+    """Bring a good value and a higher one that is not good within a step; neither is asked."""
     while high - low > step:
         middle = (low + high) // 2
         low, high = (middle, high) if good(middle) else (low, middle)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Va
 from typing_extensions import Self
 
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -38,11 +39,7 @@ _SHOULD = {
 class Metavar:
     """What stands for a field's value in help pages: a unit or a form, such as ``BYTES``.
 
-    Args:
-        text: the unit or the form.
-        repeatable: of the items of a tuple: its option takes one, and may stand several times.
-
-    >>> Bytes = Annotated[int, Metavar("BYTES")]
+    ``repeatable``: the option of a tuple takes one item, and may stand several times.
     """
 
     def __init__(self, text: str, *, repeatable: bool = False) -> None:
@@ -52,9 +49,8 @@ class Metavar:
 def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
     """A validator that parses texts and leaves all else to the field's type.
 
-    Args:
-        parse: takes the text and the field's name; its UsageError becomes pydantic's error, which
-            :meth:`Validated.of` turns back.
+    ``parse`` takes the text and the field's name; its UsageError becomes pydantic's error, which
+    :meth:`Validated.of` turns back.
     """
 
     def validate(value: Any, info: ValidationInfo) -> Any:
@@ -87,12 +83,7 @@ class Validated(BaseModel):
     whole numbers. Only a command line, whose values are all texts, has them converted.
     """
 
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        protected_namespaces=(),
-    )
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -105,11 +96,7 @@ class Validated(BaseModel):
 
     @classmethod
     def of_options(cls, values: Options, spelled: Callable[[str], str]) -> Self:
-        """Build one from the texts of a command line, where fields have other names.
-
-        Args:
-            values: by field.
-            spelled: a field's name as the person knows it, for messages.
+        """Build one from the texts of a command line; messages call a field as it is ``spelled``.
 
         Raises:
             UsageError: as :meth:`of`.
@@ -138,10 +125,7 @@ class Validated(BaseModel):
         }
 
     def option_arguments(self, without: Collection[str] = ()) -> list[str]:
-        """What was given, as words of a command line whose options are the fields.
-
-        Args:
-            without: fields that are not said.
+        """What was given, ``without`` some fields, as words of a command line.
 
         Raises:
             UsageError: a value has no words, as a machine that was measured.
@@ -175,7 +159,7 @@ def _check_utf8(text: str, name: str) -> None:
 
 
 def _option_arguments(field: FieldInfo, name: str, value: Any) -> list[str]:
-    option = f"--{name.rstrip('_').replace('_', '-')}"
+    option = option_of(name)
     if isinstance(value, bool):
         off = [f"--no-{option[2:]}"] if field.default is None else []
         return [option] if value else off
@@ -226,13 +210,9 @@ def _field_error(
     name = spelled(field)
     if first["type"] == "missing":
         return UsageError(f"{name} is not given", hint=f"give {name}")
-    value = repr(first["input"])
-    should = _SHOULD.get(first["type"])
-    what = (
-        first["msg"].replace("Input should", "it should")
-        if should is None
-        else f"it should be {should.format_map(first.get('ctx', {}))}"
-    )
+    value, what = repr(first["input"]), first["msg"].replace("Input should", "it should")
+    if should := _SHOULD.get(first["type"]):
+        what = f"it should be {should.format_map(first.get('ctx', {}))}"
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
     known = kind.model_fields.get(field)
     described = f"{name}: {known.description}" if known is not None and known.description else ""

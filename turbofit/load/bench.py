@@ -34,12 +34,7 @@ def bench(
 ) -> LoadResult:
     """Drive the load and measure; the first signal ends it with what was measured so far.
 
-    Args:
-        url: the server's address.
-        spec: the load.
-        key: its API key.
-        model: the name to ask for; None is the server's first.
-        tick: called each second.
+    ``model`` None is the server's first; ``tick`` is called each second.
 
     Raises:
         UsageError: the options contradict each other, or the server refuses this client.
@@ -52,8 +47,10 @@ def bench(
     async def drive() -> LoadResult:
         async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
             name = model or await client.model()
-            writer = PromptWriter(name, spec.seed, stop_early=spec.stop_early)
-            run = LoadRun(spec, trace, lambda shape: client.ask(writer.body(shape)), tick)
+            writer = PromptWriter(
+                name, spec.seed, shared=spec.shared_prefix, stop_early=spec.stop_early
+            )
+            run = LoadRun(spec, trace, lambda request: client.ask(writer.body(request)), tick)
             loop = asyncio.get_running_loop()
             for number in stop_signals():
                 loop.add_signal_handler(number, run.stop, signal.Signals(number).name)

@@ -28,24 +28,19 @@ _SHOWN: Final = 200
 
 
 class StreamError(Exception):
-    """What a server sent is no answer.
-
-    Args:
-        kind: its name among errors.
-        example: what was sent.
-    """
+    """What a server sent is no answer; ``kind`` is the error's name, its text what was sent."""
 
     def __init__(self, kind: str, example: bytes = b"") -> None:
-        super().__init__(kind)
-        self.kind, self.example = kind, example[:_LARGEST_ERROR].decode(errors="replace")
+        super().__init__(example[:_LARGEST_ERROR].decode(errors="replace"))
+        self.kind = kind
 
 
 @dataclass(slots=True)
 class Answer:
     """The answer to one request; times by the load's clock.
 
-    ``counts``: whether it began in the window. ``kind``: why it is no answer; empty where it is
-    one. ``pieces``: when each piece of text came.
+    ``counts``: it began in the window. ``kind``: why it is no answer; empty where it is one.
+    ``pieces``: when each piece of text came.
     """
 
     begun: float
@@ -60,42 +55,25 @@ class Answer:
 
     @property
     def answered(self) -> bool:
-        """Whether it came to a good end."""
         return self.ended is not None and not self.kind
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answer, as the server counts them; else its pieces.
-
-        Under where pieces are counted: one may hold several tokens.
-        """
+        """Tokens as the server counts them; else pieces, which is under: one may hold several."""
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
-
-    def failed(self, at: float, kind: str, example: str = "") -> Answer:
-        """It ended badly."""
-        self.ended, self.kind, self.example = at, kind, " ".join(example.split())[:_SHOWN]
-        return self
 
 
 class StreamReader:
-    """Reads the events of a chat completion.
-
-    Args:
-        answer: takes what is read.
-    """
+    """Reads the events of a chat completion into an answer."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer, self._rest = answer, b""
-        #: When events came, with text or without: what a server without any text is timed by.
+        #: When events came, with text or without: an answer without any text is timed by them.
         self._events: array[float] = array("d")
         self._done = self._finished = False
 
     def feed(self, data: bytes, at: float) -> None:
-        """Bytes of the body that came at this time.
-
-        Raises:
-            StreamError: they are no events of a completion, or one that says that it failed.
-        """
+        """Take bytes of the body; a `StreamError` says that they are no events of an answer."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             raise StreamError("garbage", self._rest)
@@ -103,11 +81,7 @@ class StreamReader:
             self._line(line.strip(), at)
 
     def end(self) -> None:
-        """The stream is over.
-
-        Raises:
-            StreamError: it was cut short, or had nothing in it.
-        """
+        """End the stream; a `StreamError` says that it was cut short, or had nothing in it."""
         if not self._events:
             raise StreamError("empty answer")
         if not (self._done or self._finished):
@@ -134,9 +108,6 @@ class StreamReader:
             raise StreamError("garbage", body)
         if event.get("error") is not None:
             raise StreamError("error event", body)
-        self._event(event, at)
-
-    def _event(self, event: dict[str, Any], at: float) -> None:
         choices = event["choices"] if isinstance(event["choices"], list) else []
         choices = [choice for choice in choices if isinstance(choice, dict)]
         if choices:
@@ -174,11 +145,8 @@ _CHAT: Final = "/v1/chat/completions"
 class ServerClient:
     """Connections to one OpenAI-compatible server; a context manager.
 
-    Args:
-        url: its address, with or without ``/v1``.
-        key: its API key, where it has one.
-        timeout: the longest that an answer may take, in seconds.
-        silence: the longest without a byte of it.
+    ``url`` is its address, with or without ``/v1``; an answer may take ``timeout`` seconds at most,
+    and ``silence`` of them without a byte.
     """
 
     def __init__(
@@ -274,10 +242,9 @@ class LoadClient(ServerClient):
                 self._url + _CHAT, data=data, headers={"Content-Type": "application/json"}
             ) as response:
                 await self._read(response, answer)
-        except StreamError as exc:
-            return answer.failed(time.perf_counter(), exc.kind, exc.example)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-            return answer.failed(time.perf_counter(), _kind(exc), str(exc))
+        except (StreamError, aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+            answer.ended, answer.kind = time.perf_counter(), _kind(exc)
+            answer.example = " ".join(str(exc).split())[:_SHOWN]
         return answer
 
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
@@ -293,14 +260,16 @@ class LoadClient(ServerClient):
         answer.ended = time.perf_counter()
 
 
-def _kind(exc: BaseException) -> str:
-    """What a failed exchange is called; the first that fits."""
-    if isinstance(exc, aiohttp.ClientConnectorError):
-        return "no connection"
-    if isinstance(exc, aiohttp.SocketTimeoutError):
-        return "stalled"
-    if isinstance(exc, asyncio.TimeoutError):
-        return "timeout"
-    if isinstance(exc, aiohttp.ClientPayloadError):
-        return "cut short"
-    return "connection broken"
+#: What a failed exchange is called; the first that fits.
+_KINDS: Final = (
+    (aiohttp.ClientConnectorError, "no connection"),
+    (aiohttp.SocketTimeoutError, "stalled"),
+    (asyncio.TimeoutError, "timeout"),
+    (aiohttp.ClientPayloadError, "cut short"),
+)
+
+
+def _kind(exc: Exception) -> str:
+    if isinstance(exc, StreamError):
+        return exc.kind
+    return next((kind for type_, kind in _KINDS if isinstance(exc, type_)), "connection broken")

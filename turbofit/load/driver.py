@@ -1,8 +1,7 @@
 """Drives a load: warm-up, the window that is measured, and the end.
 
-The load stays on until all that began in the window is answered, so that no request of the window
-meets a server that is less busy than it was. Requests that begin after the window do not count and
-are broken off at the end.
+The load stays on until all that began in the window is answered, so that none of it meets a server
+that is less busy. Requests that begin after the window do not count and are broken off at the end.
 """
 
 from __future__ import annotations
@@ -12,15 +11,16 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.process.progress import Step
-from turbofit.load.prompt import RequestShape
+from turbofit.load.trace import TracedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from turbofit.load.client import Answer
     from turbofit.load.spec import LoadSpec
-    from turbofit.load.trace import TracedRequest
 
 #: Between a failure and the next request in its place: doubled by each one that follows.
 _PAUSE: Final = 0.05
@@ -33,29 +33,25 @@ _LEAST_HOPELESS: Final = 8
 class LoadRun:
     """One load from its beginning to its end.
 
-    Args:
-        spec: what is asked.
-        trace: the requests, where they are a trace.
-        ask: sends one request; it raises nothing.
-        tick: called each second with this run, while it goes on.
+    ``ask`` sends one request, and raises nothing; ``tick`` is called each second.
     """
 
     def __init__(
         self,
         spec: LoadSpec,
         trace: Sequence[TracedRequest],
-        ask: Callable[[RequestShape], Awaitable[Answer]],
+        ask: Callable[[TracedRequest], Awaitable[Answer]],
         tick: Callable[[LoadRun], None] = lambda _: None,
     ) -> None:
-        self.spec, self._trace, self._ask, self._tick = spec, trace, ask, tick
-        self._shapes: Iterator[RequestShape] = replayed(trace) if trace else drawn(spec)
+        self.spec, self._ask, self._tick = spec, ask, tick
+        self._requests = requests_of(spec, trace)
         #: All requests that came to an end, in the order of their ends.
         self.answers: list[Answer] = []
         self.began = self.opened = time.perf_counter()
         self.closed: float | None = None
         #: Why it ended before its time; empty where it did not.
         self.stopped = ""
-        #: By how much the load itself was late at most, in seconds: of arrivals.
+        #: Seconds by which an arrival was late at most.
         self.late = 0.0
         self._open, self._left = False, 0
         self._begun = self._failures = 0
@@ -69,7 +65,6 @@ class LoadRun:
         self._end.set()
 
     async def run(self) -> None:
-        """Until the end."""
         self.began = self.opened = time.perf_counter()
         self._open_if_warm()
         self._spawn(self._heartbeat())
@@ -90,7 +85,6 @@ class LoadRun:
         return self._open and self.closed is None
 
     def step(self) -> Step:
-        """How far it is, for people."""
         good = sum(answer.answered for answer in self.answers)
         counts = f"{good:,} answered, {len(self.answers) - good:,} failed"
         if not self._open:
@@ -106,8 +100,8 @@ class LoadRun:
     async def _place(self) -> None:
         """Run one place of a closed loop."""
         failures = 0
-        for shape in self._shapes:
-            answer = await self._request(shape)
+        for request in self._requests:
+            answer = await self._request(request)
             failures = failures + 1 if answer.kind else 0
             if failures:
                 pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(failures - 1, 10))
@@ -116,37 +110,33 @@ class LoadRun:
     async def _arrivals(self) -> None:
         """Requests at their times, whatever became of those before; a late one is not left out."""
         begun = time.perf_counter()
-        for at, shape in zip(arrivals(self.spec, self._trace), self._shapes, strict=False):
-            wait = begun + at - time.perf_counter()
+        for request in self._requests:
+            wait = begun + request.at - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
             else:
                 self.late = max(self.late, -wait)
                 await asyncio.sleep(0)
-            self._spawn(self._request(shape))
+            self._spawn(self._request(request))
         await asyncio.sleep(0)  # the last one begins
         self._close()
-        if not self._left:
-            self._end.set()
 
-    async def _request(self, shape: RequestShape) -> Answer:
+    async def _request(self, request: TracedRequest) -> Answer:
         counts = self.in_window
-        if counts:
-            self._left += 1
-            self._begun += 1
-            if self._begun == self.spec.requests:
-                self._close()
-        answer = await self._ask(shape)
+        self._left += counts
+        self._begun += counts
+        if counts and self._begun == self.spec.requests:
+            self._close()
+        answer = await self._ask(request)
         answer.counts = counts
         self.answers.append(answer)
-        if counts:
-            self._left -= 1
+        self._left -= counts
         self._open_if_warm()
         self._failures = self._failures + 1 if answer.kind else 0
         if self._failures >= max(_LEAST_HOPELESS, _HOPELESS * (self.spec.at_once or 1)):
             self.stop(f"{self._failures} requests in a row failed")
-        elif self.closed is not None and not self._left:
-            self._end.set()
+        elif self.closed is not None:
+            self._close()
         return answer
 
     def _open_if_warm(self) -> None:
@@ -154,25 +144,25 @@ class LoadRun:
             self._open, self.opened = True, time.perf_counter()
 
     def _close(self) -> None:
-        """The window ends; of a load that never got warm it is empty."""
+        """End the window, which is empty where the load never got warm, and with it the load."""
         if self.closed is None:
-            now = time.perf_counter()
-            self.opened = self.opened if self._open else now
-            self.closed = now
+            self.closed = time.perf_counter()
+            self.opened = self.opened if self._open else self.closed
+        if not self._left:
+            self._end.set()
 
     async def _heartbeat(self) -> None:
         """Close the window in time, and tell of the progress."""
         seconds, ticked = self.spec.measured_seconds, 0.0
         while True:
-            now = time.perf_counter()
-            if self.in_window and seconds is not None and now >= self.opened + seconds:
-                self._close()
-                if not self._left:
-                    self._end.set()
+            now, ends = time.perf_counter(), 1.0
+            if self.in_window and seconds is not None:
+                ends = self.opened + seconds - now
+                if ends <= 0:
+                    self._close()
             if now >= ticked + 1.0:
                 ticked = now
                 self._tick(self)
-            ends = self.opened + seconds - now if self.in_window and seconds is not None else 1.0
             await asyncio.sleep(min(max(ends, 0.001), 0.2))
 
     def _spawn(self, work: Awaitable[object]) -> None:
@@ -181,35 +171,21 @@ class LoadRun:
         task.add_done_callback(self._tasks.discard)
 
 
-def drawn(spec: LoadSpec) -> Iterator[RequestShape]:
-    """Requests without end."""
-    draw = random.Random(spec.seed)
-    while True:
-        yield RequestShape(
+def requests_of(spec: LoadSpec, trace: Sequence[TracedRequest] = ()) -> Iterator[TracedRequest]:
+    """The requests of a trace, once, or drawn without end; of an open loop at their times."""
+    for line in trace:
+        yield replace(line, at=line.at / spec.trace_speed)
+    # Not the draws of the sizes: another rate shall meet the same requests.
+    draw, pauses, at = random.Random(spec.seed), random.Random(f"{spec.seed} arrivals"), 0.0
+    while not trace:
+        yield TracedRequest(
+            at=at,
             prompt_tokens=_about(draw, spec.prompt_tokens, spec.prompt_spread),
             output_tokens=_about(draw, spec.output_tokens, spec.output_spread),
             images=tuple(draw.choice(spec.image_size) for _ in range(spec.images)),
-            shared=spec.shared_prefix,
         )
-
-
-def replayed(trace: Sequence[TracedRequest]) -> Iterator[RequestShape]:
-    """The requests of a trace, once."""
-    for line in trace:
-        # Requests that say nothing of their length get a token.
-        yield RequestShape(max(1, line.text_tokens), max(1, line.output_tokens), line.images)
-
-
-def arrivals(spec: LoadSpec, trace: Sequence[TracedRequest]) -> Iterator[float]:
-    """Seconds after the first at which requests arrive, of an open loop or a trace."""
-    if spec.rate is None:
-        yield from (line.at / spec.trace_speed for line in trace)
-        return
-    # Not the draws of the sizes: another rate shall meet the same requests.
-    draw, at = random.Random(f"{spec.seed} arrivals"), 0.0
-    while True:
-        yield at
-        at += 1 / spec.rate if spec.evenly else draw.expovariate(spec.rate)
+        if spec.rate is not None:
+            at += 1 / spec.rate if spec.evenly else pauses.expovariate(spec.rate)
 
 
 def _about(draw: random.Random, mean: int, spread: float) -> int:

@@ -1,7 +1,7 @@
 """The bodies of requests: text of about a given number of tokens, and images of a given size.
 
-No tokenizer is needed: a prompt has as many words as it shall have tokens. No two requests are
-alike beyond what they are to share, so that a cache of prompts finds nothing else.
+No tokenizer is needed: a prompt has as many words as it shall have tokens. Requests are alike in
+what they are to share alone, so that a cache of prompts finds nothing else.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import struct
 import zlib
 from base64 import b64encode
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.json_types import JsonObject
+    from turbofit.load.trace import TracedRequest
 
 #: English words that most tokenizers know as one token with the space before them.
 _WORDS: Final = [
@@ -29,46 +30,33 @@ _WORDS: Final = [
 ]  # fmt: skip
 
 
-class RequestShape(NamedTuple):
-    """How large one request is; ``shared`` of its prompt's tokens all requests have alike."""
-
-    prompt_tokens: int
-    output_tokens: int
-    images: tuple[tuple[int, int], ...]
-    shared: int = 0
-
-
 class PromptWriter:
-    """Makes bodies for chat completions.
+    """Makes bodies for chat completions, whose first ``shared`` words are alike.
 
-    Args:
-        model: the name to ask for.
-        seed: of the words and the colours.
-        stop_early: whether an answer may end before its last token.
+    ``seed`` is of the words and the colours. What says nothing of its length gets a token.
     """
 
-    def __init__(self, model: str, seed: int, *, stop_early: bool) -> None:
-        self._model, self._stop_early = model, stop_early
+    def __init__(self, model: str, seed: int, *, shared: int = 0, stop_early: bool = False) -> None:
+        self._model, self._shared, self._stop_early = model, shared, stop_early
         self._draw = random.Random(f"{seed} prompts")
         self._common = _text(random.Random(f"{seed} common"), 1 << 12).split()
 
-    def body(self, shape: RequestShape) -> JsonObject:
+    def body(self, request: TracedRequest) -> JsonObject:
         """One request's, streamed, with the usage at the end."""
-        images = [_image(width, height, self._draw) for width, height in shape.images]
+        images = [_image(width, height, self._draw) for width, height in request.images]
+        tokens = max(1, request.text_tokens)
+        alike = min(tokens - 1, self._shared)
+        begin = [self._common[place % len(self._common)] for place in range(alike)]
+        prompt = " ".join([*begin, _text(self._draw, tokens - alike)])
         return {
             "model": self._model,
-            "messages": [user_message(self._prompt(shape), images)],
-            "max_tokens": shape.output_tokens,
+            "messages": [user_message(prompt, images)],
+            "max_tokens": max(1, request.output_tokens),
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
             **({} if self._stop_early else {"ignore_eos": True}),
         }
-
-    def _prompt(self, shape: RequestShape) -> str:
-        alike = min(shape.prompt_tokens - 1, shape.shared)
-        begin = [self._common[place % len(self._common)] for place in range(alike)]
-        return " ".join([*begin, _text(self._draw, shape.prompt_tokens - alike)])
 
 
 def user_message(text: str, images: Iterable[str]) -> JsonObject:
@@ -80,8 +68,7 @@ def user_message(text: str, images: Iterable[str]) -> JsonObject:
 def png(width: int, height: int, colour: int = 0) -> bytes:
     """An image of one colour as a PNG with a palette: a few kilobytes, however large it is.
 
-    Under: a server decodes it faster than a photograph, whose JPEG takes some milliseconds a
-    megapixel.
+    Under: a server decodes it faster than a photograph.
     """
     palette = _chunk(b"PLTE", struct.pack(">I", colour)[1:] * 2)
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0))

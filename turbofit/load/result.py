@@ -12,7 +12,7 @@ from turbofit.core.struct import Struct, const, doc, to_builtins
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.load.client import Answer
     from turbofit.load.driver import LoadRun
@@ -91,16 +91,13 @@ class Window(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
         return max(self.end - self.begin, 0.0)
 
     def overlap(self, answer: Answer) -> float:
-        """Seconds of an answer that lie in it."""
         assert answer.ended is not None
         return max(0.0, min(answer.ended, self.end) - max(answer.begun, self.begin))
 
     def share(self, answer: Answer) -> float:
-        """The share of an answer's time that lies in it."""
         assert answer.ended is not None
         return self.overlap(answer) / max(answer.ended - answer.begun, 1e-9)
 
@@ -112,19 +109,11 @@ class Window(NamedTuple):
         return answer.tokens * came / len(answer.pieces)
 
     def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
-        """The sum of an amount over the answers, divided by the window's seconds."""
         return sum(map(amount, answers)) / self.seconds if self.seconds else 0.0
 
 
 def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
-    """The figures of a load.
-
-    Args:
-        run: that has ended.
-        url: of the server.
-        model: that was asked for.
-        busy: CPU seconds a second of this process.
-    """
+    """The figures of a load that has ended; ``busy`` are CPU seconds a second of this process."""
     split = urlsplit(url)
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
@@ -161,7 +150,7 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         ]),
         e2e=spread([answer.ended - answer.begun for answer in good if answer.ended is not None]),
         client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
-        warnings=_warnings(run, busy, pieces_only=pieces_only),
+        warnings=tuple(_warnings(run, busy, pieces_only=pieces_only)),
     )  # fmt: skip
 
 
@@ -189,21 +178,15 @@ def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
     )
 
 
-def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> tuple[str, ...]:
-    warnings = (
-        (
-            run.stopped,
+def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
+    if run.stopped:
+        yield (
             f"it ended before its time: {run.stopped}; what was under way then is left out, so "
-            "that rates are too low",
-        ),
-        (
-            busy > _BUSY,
-            f"the load took {busy:.0%} of a CPU: the server may do more than these figures say",
-        ),
-        (
-            run.late > _LATE,
-            f"a request was sent {run.late:.1f} s after its time: the load is too slow",
-        ),
-        (pieces_only, "the server counts no tokens: pieces of its stream are counted, too few"),
-    )
-    return tuple(text for applies, text in warnings if applies)
+            "that rates are too low"
+        )
+    if busy > _BUSY:
+        yield f"the load took {busy:.0%} of a CPU: the server may do more than these figures say"
+    if run.late > _LATE:
+        yield f"a request was sent {run.late:.1f} s after its time: the load is too slow"
+    if pieces_only:
+        yield "the server counts no tokens: pieces of its stream are counted, too few"

@@ -74,11 +74,7 @@ class LoadSpec(Validated):
     seed: Count = Field(default=0, description="of all that is drawn")
 
     def check(self) -> None:
-        """Whether the options go together.
-
-        Raises:
-            UsageError: they do not.
-        """
+        """Refuse options that do not go together."""
         arrivals = {"--concurrency": self.concurrency, "--rate": self.rate, "--trace": self.trace}
         named = [name for name, value in arrivals.items() if value is not None]
         if len(named) > 1:

@@ -31,7 +31,7 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=_LARGEST_SIDE)]
 
 
 class TracedRequest(Struct):
-    """One line. Of ``prompt_tokens`` and ``prompt_bytes`` one is enough."""
+    """One request, and a line. Of ``prompt_tokens`` and ``prompt_bytes`` one is enough."""
 
     at: Annotated[float, msgspec.Meta(ge=0), doc("Seconds after the first request.")]
     output_tokens: Annotated[Tokens, doc("Tokens of the answer.")]
@@ -48,11 +48,7 @@ class TracedRequest(Struct):
 
 
 def read_trace(path: str) -> tuple[TracedRequest, ...]:
-    """The requests of a file in the order of their arrival, the first of them at 0.
-
-    Raises:
-        UsageError: it cannot be read, a line is none, or there is none.
-    """
+    """The requests of a file in the order of their arrival, the first of them at 0."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(_LARGEST)
@@ -98,9 +94,7 @@ def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:
             if images.isdigit():
                 sizes = [_USUAL_IMAGE] * min(int(images), _MOST_IMAGES + 1)
             given = {"at": float(at), "prompt_tokens": int(prompt), "output_tokens": int(output)}
-        except ValueError:
+            request = decode(to_json(given | {"images": sizes}), TracedRequest, what=where)
+        except (UsageError, ValueError):
             raise UsageError(f"{where} is no request: {','.join(row)[:80]}", hint=_CSV) from None
-        try:
-            yield decode(to_json(given | {"images": sizes}), TracedRequest, what=where)
-        except UsageError as exc:
-            raise UsageError(exc.message, hint=_CSV) from None
+        yield request

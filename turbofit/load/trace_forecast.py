@@ -90,12 +90,7 @@ class TraceForecast(Struct):
 def trace_forecast(
     plans: Sequence[Plan], trace: Sequence[TracedRequest], file: str
 ) -> TraceForecast:
-    """What a trace would meet under each of some plans of one model.
-
-    Args:
-        plans: that fit.
-        trace: as `read_trace` gives it.
-        file: how the trace is called.
+    """What a trace, as `read_trace` gives it, would meet under each of some plans that fit.
 
     Raises:
         UsageError: a plan is of another model than the first, or its engine answers one request
@@ -181,16 +176,16 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
 
 
 def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
-    """The plan's engines as their rates, caches and batches are."""
-    engine = engine_named(plan.engine.name)
+    engine, gate = engine_named(plan.engine.name), bounds_of(plan).gate
     for number, group in enumerate(plan.group_plans()):
+        settings = group.settings
         gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[number]]
         yield SimulatedEngine(
-            rates=group_rates(plan.model, group.settings, plan.machine, gpus, engine),
-            batch=group.settings.max_batch_size,
+            rates=group_rates(plan.model, settings, plan.machine, gpus, engine),
+            batch=settings.max_batch_size,
             kv_tokens=group.kv.tokens,
-            chunk=group.settings.max_prefill_token_num,
-            gate=bounds_of(plan).gate,
+            chunk=settings.max_prefill_token_num,
+            gate=gate,
             share=plan.by_group[number].at_once if plan.by_group else 1.0,
         )
 

@@ -1,14 +1,11 @@
 """What would stop an engine: one list of checks, each with its name, when it applies, and why.
 
-`doctor` shows those of an installation, `plan` warns by its own, a launch stops at the first one
-that stops it. What a check does is a function of its name in a module of `planning.examine`, which
-is imported where it is asked.
+What a check does is a function of its name in a module of `planning.examine`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from itertools import compress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
@@ -65,8 +62,7 @@ class DoctorReport(Struct):
 class Check(NamedTuple):
     """One check. ``of`` is what of the scene it looks at: without that it does not apply.
 
-    ``why`` is what stops or suffers, where the answer says nothing else; ``error`` is what a launch
-    raises.
+    ``why`` is what suffers, ``error`` what a launch raises, where the answer says nothing else.
     """
 
     name: str
@@ -100,13 +96,11 @@ CHECKS: Final = (
           "requests with a response_format or a forced tool call fail, and LMDeploy's PyTorch"
           " engine does not start (TurboMind does)"),
     Check("driver_cuda", "packages", ("install",),
-          "a driver older than torch's CUDA stops every engine"),
+          "a driver older than torch's CUDA stops every engine", of="machine"),
     Check("torch_architectures", "packages", ("install",),
-          "the first kernel on such a card fails: no kernel image is available"),
-    Check("compute_capability", "packages", ("install",),
-          "LMDeploy runs bfloat16 checkpoints in float16 there, and casting them takes memory"),
+          "the first kernel on such a card fails: no kernel image is available", of="machine"),
     Check("kernels", "packages", ("install",),
-          "a model with such weights aborts at its first request"),
+          "a model with such weights aborts at its first request", of="machine"),
     Check("front_ends", "packages", ("install", "plan", "launch"),
           "LMDeploy reads configs and images through Transformers, and some versions break that",
           error=PackageError),
@@ -128,9 +122,6 @@ CHECKS: Final = (
           of="machine"),
     Check("pcie", "cards", ("install",),
           "a link with fewer lanes slows loading and, without NVLink, every all-reduce of tp",
-          of="healths"),
-    Check("persistence", "cards", ("install",),
-          "the driver unloads when no program uses the card: the next start takes seconds longer",
           of="healths"),
     Check("ecc", "cards", ("install",),
           "uncorrectable memory errors end the programs on the card", of="healths"),
@@ -161,8 +152,6 @@ CHECKS: Final = (
           "TurboMind drives all GPUs of a group from one process"),
     Check("environment", "host", ("install",), "speed or memory are not those of a plan"),
 )  # fmt: skip
-#: What cannot be read where no card is: it follows from that, and is no finding.
-_OF_CARDS: Final = ("driver_cuda", "torch_architectures", "compute_capability")
 
 
 def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
@@ -174,10 +163,7 @@ def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
 
 
 def refuse(scene: Scene) -> list[str]:
-    """Stop a launch at the first check that stops it.
-
-    Returns:
-        What the others warn of.
+    """Stop a launch at the first check that stops it; else what checks warn of.
 
     Raises:
         TurbofitError: of the check's kind; its hint is the fix.
@@ -240,11 +226,6 @@ def examine(
     for check, (state, text, fix, why, _) in answers(scene):
         matters = "" if state == "ok" else why or check.why
         findings.append(Finding(check=check.name, state=state, seen=text, why=matters, fix=fix))
-    if healths is None:
-        kept = (
-            finding.state != "unreadable" or finding.check not in _OF_CARDS for finding in findings
-        )
-        findings = list(compress(findings, kept))
     return DoctorReport(
         machine=machine.name if machine else None,
         source=machine.source if machine else "none",
@@ -253,10 +234,7 @@ def examine(
 
 
 def _machine(places: Sources, on: str | None) -> tuple[Machine, Sequence[Health] | None]:
-    """The machine with what CUDA would show of it, also where that is nothing.
-
-    The conditions of its cards come beside it, where they are here.
-    """
+    """The machine, also where CUDA would show nothing of it, and its cards' condition if here."""
     from msgspec.structs import replace
 
     from turbofit.machine.nvml_machine import measure_in_time

@@ -1,15 +1,11 @@
-"""The planned settings as command lines: one for each group of GPUs, and ``turbofit serve``.
-
-LMDeploy's engines are started by ``lmdeploy serve api_server``, Transformers by turbofit's server.
-``turbofit serve`` for what was planned is to be copied: it measures again and keeps the limits.
-"""
+"""The planned settings as command lines: one for each group of GPUs, and ``turbofit serve``."""
 
 from __future__ import annotations
 
 import json
 import re
 from functools import cache
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
@@ -17,6 +13,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.plan import CONFIG_NAMES, Command, ServeCommand
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.process.ports import DEFAULT_PORT
@@ -36,8 +33,19 @@ if TYPE_CHECKING:
 #: Fields that the command names by their places, or not at all.
 _UNSAID: Final = ("model", "on")
 _MEASURED: Final = "nvml"
+_HOST: Final = "127.0.0.1"
 #: How the source of a cluster begins that Ray told of.
 _RAY: Final = "ray "
+#: Settings that stand in a command only where they are set.
+_WHERE_SET: Final = frozenset({
+    "model_format", "enable_prefix_caching", "language_model_only", "num_gpu_blocks", "eager_mode",
+    "cudagraph_capture_batch_sizes", "distributed_executor_backend",
+})  # fmt: skip
+#: What serves Transformers, run with ``python -m``.
+_FALLBACK_MODULE: Final = "turbofit.launch.fallback.server"
+
+#: An option and its values.
+Words = tuple[str, ...]
 
 
 def commands(
@@ -49,40 +57,42 @@ def commands(
 ) -> tuple[Command, ...]:
     """One command for each group of the plan, on consecutive ports from ``port`` on.
 
-    With ``name`` clients call the model so. ``options`` are LMDeploy's own, passed on.
+    With ``name`` clients call the model so. ``options`` are LMDeploy's own, passed on. Whoever runs
+    it may put an interpreter and `module_of` in the place of the first word.
 
-    The first word is ``lmdeploy`` or ``turbofit-fallback``: whoever runs it may put an interpreter
-    and `module_of` there.
+    Raises:
+        UsageError: there are options of LMDeploy, which the plan does not run.
     """
     ports = [port + number for number in range(len(plan.parallel.groups))]
     option = "--model-name" if plan.engine.of_lmdeploy else "--served-name"
-    refuse_options(plan.engine, options)
-    return _commands(plan, ports, [*([option, name] if name else []), *options])
+    return _commands(plan, ports, [option, name] if name else [], options)
 
 
 def private_commands(
     plan: Plan, ports: Sequence[int], folder: str, name: str, options: Sequence[str] = ()
 ) -> tuple[Command, ...]:
-    """The commands behind a gateway: loopback, given ports, no docs, no web page let in.
+    """The commands behind a gateway: loopback, a port a group, no docs, no web page let in.
 
-    Args:
-        plan: what to launch.
-        ports: one a group.
-        folder: the model folder that the engine is given.
-        name: what clients call the model.
-        options: LMDeploy's own, passed on.
+    ``folder`` is the model folder that the engine is given; the rest as for `commands`.
     """
-    refuse_options(plan.engine, options)
     closed: list[str] = []
     if plan.engine.of_lmdeploy:
         # An empty list is not possible on the command line, and the default lets every page in.
         closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
     source = replace(plan.model.source, checkpoint=folder)
     model = replace(plan.model, source=source, hub_id=name)
-    return _commands(replace(plan, model=model), ports, [*closed, *options])
+    return _commands(replace(plan, model=model), ports, closed, options)
 
 
-def _commands(plan: Plan, ports: Sequence[int], more: Sequence[str]) -> tuple[Command, ...]:
+def _commands(
+    plan: Plan, ports: Sequence[int], more: Sequence[str], options: Sequence[str]
+) -> tuple[Command, ...]:
+    if options and not plan.engine.of_lmdeploy:
+        raise UsageError(
+            f"{options[0]} is an option of LMDeploy, which the plan does not run",
+            hint="leave out what follows --",
+        )
+    arguments = _lmdeploy_arguments if plan.engine.of_lmdeploy else _fallback_arguments
     return tuple(
         Command(
             env={
@@ -90,7 +100,7 @@ def _commands(plan: Plan, ports: Sequence[int], more: Sequence[str]) -> tuple[Co
                 "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
                 **_engine_environment(plan.of_group(number)),
             },
-            argv=(*_arguments(plan.of_group(number), "127.0.0.1", port), *more),
+            argv=(*arguments(plan.of_group(number), str(port)), *more, *options),
             group=number,
         )
         for number, (group, port) in enumerate(zip(plan.parallel.groups, ports, strict=True))
@@ -99,20 +109,7 @@ def _commands(plan: Plan, ports: Sequence[int], more: Sequence[str]) -> tuple[Co
 
 def module_of(engine: PlannedEngine) -> str:
     """What ``python -m`` runs for the first word of an engine's command."""
-    return "lmdeploy" if engine.of_lmdeploy else FALLBACK_MODULE
-
-
-def refuse_options(engine: PlannedEngine, options: Sequence[str]) -> None:
-    """Refuse LMDeploy's own options for another server.
-
-    Raises:
-        UsageError: there are some.
-    """
-    if options and not engine.of_lmdeploy:
-        raise UsageError(
-            f"{options[0]} is an option of LMDeploy, which the plan does not run",
-            hint="leave out what follows --",
-        )
+    return "lmdeploy" if engine.of_lmdeploy else _FALLBACK_MODULE
 
 
 def visible_devices(machine: Machine, group: tuple[int, ...]) -> str:
@@ -135,7 +132,6 @@ def ratio(value: float) -> str:
 
 
 def _engine_environment(plan: Plan) -> dict[str, str]:
-    """What the engine needs to be told by its environment."""
     if not plan.engine.of_lmdeploy:
         # Torch grows its segments in place: without it the cache, which grows by a token at a time,
         # and the loader leave holes.
@@ -151,48 +147,43 @@ def _engine_environment(plan: Plan) -> dict[str, str]:
     return environment(plan.settings, plan.model)
 
 
-def _arguments(plan: Plan, host: str, port: int) -> tuple[str, ...]:
-    path = model_path(plan.model)
-    if not plan.engine.of_lmdeploy:
-        return _fallback_arguments(plan, path, host, port)
-    argv = ["lmdeploy", "serve", "api_server", path, *_options(plan)]
-    argv += ["--server-name", host, "--server-port", str(port), "--log-level", "WARNING"]
-    if not versions.is_legacy(plan.engine.version):
-        return tuple(argv)
-    options = [
-        option for option in grouped(argv) if came_later(option, plan.engine.version) is None
-    ]
-    return tuple(word for option in options for word in option)
+def _lmdeploy_arguments(plan: Plan, port: str) -> Words:
+    options = [*_options(plan), ("--server-name", _HOST), ("--server-port", port)]
+    options.append(("--log-level", "WARNING"))
+    known = (option for option in options if came_later(option, plan.engine.version) is None)
+    return ("lmdeploy", "serve", "api_server", model_path(plan.model), *chain.from_iterable(known))
 
 
-def _options(plan: Plan) -> list[str]:
+def _options(plan: Plan) -> Iterator[Words]:
     model, path = plan.model, model_path(plan.model)
-    argv = ["--backend", plan.engine.name, *_settings(plan)]
+    yield "--backend", plan.engine.name
+    for name, _ in CONFIG_NAMES[plan.engine.name]:
+        value = getattr(plan.settings, name)
+        if value or name not in _WHERE_SET:
+            yield _option(name, value)
     if model.hub_id and path != model.hub_id:
         # Clients ask for the model by this name; LMDeploy's default would be the path.
-        argv += ["--model-name", model.hub_id]
+        yield "--model-name", model.hub_id
     if model.revision and path == model.hub_id:
-        argv += ["--revision", model.revision]
+        yield "--revision", model.revision
     if model.needs_remote_code:
-        argv.append("--trust-remote-code")
-    return argv
+        yield ("--trust-remote-code",)
+
+
+def _option(name: str, value: object) -> Words:
+    if value is True:
+        return (option_of(name),)
+    values = value if isinstance(value, tuple) else (value,)
+    return option_of(name), *(ratio(v) if isinstance(v, float) else str(v) for v in values)
 
 
 def left_out(plan: Plan, usual: Settings) -> str | None:
-    """A warning of options that an older release has not, and that it does not follow anyway.
-
-    Args:
-        plan: for that release.
-        usual: what it does without options.
-    """
+    """A warning of options that an older release has not, but for those of ``usual`` settings."""
     version = plan.engine.version
-    if not versions.is_legacy(version):
-        return None
-    without = replace(plan, settings=usual, model=replace(plan.model, revision=None))
-    silent = set(grouped(_options(without)))
+    silent = set(_options(replace(plan, settings=usual, model=replace(plan.model, revision=None))))
     lacking = [
         f"{' '.join(option)} (from {came} on)"
-        for option in grouped(_options(plan))
+        for option in _options(plan)
         if option not in silent and (came := came_later(option, version))
     ]
     if not lacking:
@@ -203,40 +194,6 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
     )
 
 
-#: Settings by their place on the command line: always there, of each kind of engine, and of both
-#: where they are set.
-_ALWAYS: Final = (
-    "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
-    "session_len", "quant_policy", "cache_block_seq_len",
-)  # fmt: skip
-_TURBOMIND: Final = ("communicator", "async_")
-_PYTORCH: Final = (
-    "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes", "distributed_executor_backend",
-)  # fmt: skip
-_SET: Final = ("model_format", "enable_prefix_caching", "language_model_only")
-
-
-def _settings(plan: Plan) -> Iterator[str]:
-    settings = plan.settings
-    for name in (*_ALWAYS, *(() if plan.engine.on_torch else _TURBOMIND)):
-        yield from _option(name, getattr(settings, name))
-    for name in _PYTORCH if plan.engine.on_torch else ():
-        if getattr(settings, name):
-            yield from _option(name, getattr(settings, name))
-    for name in _SET:
-        if getattr(settings, name):
-            yield from _option(name, getattr(settings, name))
-
-
-def _option(name: str, value: object) -> Iterator[str]:
-    """A setting as words: its option, and its value or values where it is no flag."""
-    yield f"--{name.strip('_').replace('_', '-')}"
-    if isinstance(value, tuple):
-        yield from map(str, value)
-    elif value is not True:
-        yield ratio(value) if isinstance(value, float) else str(value)
-
-
 class _Releases(Struct, forbid_unknown_fields=True):
     """The release of `lmdeploy serve api_server` that brought an option, or one value of it."""
 
@@ -244,20 +201,10 @@ class _Releases(Struct, forbid_unknown_fields=True):
     values: dict[str, str]
 
 
-def grouped(argv: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The words of a command, each option with its values; what stands before them word by word."""
-    group: list[str] = []
-    for word in argv:
-        if group and (word.startswith("--") or not group[0].startswith("--")):
-            yield tuple(group)
-            group = []
-        group.append(word)
-    if group:
-        yield tuple(group)
-
-
-def came_later(option: Sequence[str], version: str) -> str | None:
-    """The release that brought an option or its value, where that is newer than a version."""
+def came_later(option: Words, version: str) -> str | None:
+    """The release that brought an option or its value, where a version is older than that."""
+    if not versions.is_legacy(version):
+        return None
     known = _releases()
     last = known.values.get(" ".join(option)) or known.options.get(option[0])
     later = last is not None and (versions.parse(last) or ()) > (versions.parse(version) or ())
@@ -270,14 +217,7 @@ def _releases() -> _Releases:
     return converted(load_yaml(path), _Releases, path)
 
 
-# The planned device map, and the command line of turbofit's server for Transformers.
-
-
-#: What is run, with ``python -m``.
-FALLBACK_MODULE: Final = "turbofit.launch.fallback.server"
-
-
-def _fallback_arguments(plan: Plan, path: str, host: str, port: int) -> tuple[str, ...]:
+def _fallback_arguments(plan: Plan, port: str) -> Words:
     """The words of Transformers' server.
 
     Raises:
@@ -291,14 +231,14 @@ def _fallback_arguments(plan: Plan, path: str, host: str, port: int) -> tuple[st
     model, settings = plan.model, plan.settings
     return (
         "turbofit-fallback",
-        "--model", path,
+        "--model", model_path(model),
         "--served-name", model.hub_id or model.name,
         "--device-map", folded(plan.device_map),
         "--dtype", settings.dtype,
         "--session-len", str(settings.session_len),
         "--max-images", str(plan.limits.most_images(model.image_rule)),
-        "--host", host,
-        "--port", str(port),
+        "--host", _HOST,
+        "--port", port,
     )  # fmt: skip
 
 
@@ -334,10 +274,8 @@ def read_map(text: str) -> dict[str, int | str]:
     placed: dict[str, int | str] = {}
     for name, where in data.items():
         if run := _RUN.fullmatch(name):
-            numbers = range(int(run[2]), int(run[3]) + 1)
-            if not numbers:
-                raise UsageError(f"the device map has no layers in {name}", hint=_MAP_HINT)
-            placed.update({f"{run[1]}.{number}": where for number in numbers})
+            layers = range(int(run[2]), int(run[3]) + 1)
+            placed.update({f"{run[1]}.{layer}": where for layer in layers})
         else:
             placed[name] = where
     return placed
@@ -348,10 +286,6 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
 
     A plan for another machine than the one here names its limits: a machine with less free then
     refuses, and does not promise less.
-
-    Args:
-        plan: what was planned.
-        request: what was asked for.
     """
     old = plan.engine.of_lmdeploy and release(plan.engine.version) < OLDEST_SERVED
     if not plan.fits or old:
@@ -373,10 +307,6 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
     """What serves a cluster's plan, on a node of it; None where `serve` would not.
 
     A cluster that is no measured one of Ray names its limits, as `serve_command` does.
-
-    Args:
-        plan: what was planned.
-        request: what was asked for.
     """
     if not plan.fits or plan.limits is None:
         return None
@@ -394,10 +324,6 @@ def joint_serve_command(
     """What serves several models at one address; None where one command line cannot ask for it.
 
     Limits that all models have in common are named where their machine is not the one here.
-
-    Args:
-        plans: one a model.
-        requests: one a model.
     """
     models = [
         _model_word(plan.model, request.model)
@@ -416,12 +342,7 @@ def joint_serve_command(
 
 
 def request_of(plan: Plan, model: str) -> PlanRequest:
-    """What a plan was asked for, on any machine; of a prediction all settings.
-
-    Args:
-        plan: one that says with which options it was made.
-        model: as a command line names it.
-    """
+    """What a plan was asked for, on any machine; of a prediction all settings."""
     options = {} if plan.options is UNSET else plan.options
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})
     if not is_prediction(plan):

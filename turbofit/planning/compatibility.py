@@ -7,6 +7,7 @@ ran. Under: a version between a tried one that runs and a tried one that fails c
 from __future__ import annotations
 
 from functools import cache
+from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -71,16 +72,11 @@ class FrontEnd(NamedTuple):
 
         A version that was not tried fails where the tried ones next to it do.
         """
-        failures = self._failures()
-        if not failures:
-            return None
-        wanted, tested_versions = _numbers(transformers), self.tested_versions()
-        older = [version for version in tested_versions if _numbers(version) <= wanted][-1:]
-        newer = [version for version in tested_versions if _numbers(version) >= wanted][:1]
-        beside = [
-            next((f for f in failures if f.has(version)), None) for version in (*older, *newer)
-        ]
-        return beside[0] if all(beside) else None
+        wanted, outcomes = _numbers(transformers), self._outcomes()
+        older = [failure for version, failure in outcomes if _numbers(version) <= wanted][-1:]
+        newer = [failure for version, failure in outcomes if _numbers(version) >= wanted][:1]
+        beside = older + newer
+        return beside[0] if beside and all(beside) else None
 
     def newest_failure(self) -> Failure | None:
         """The failure of the newest version that fails though an older one ran.
@@ -105,41 +101,42 @@ class FrontEnd(NamedTuple):
 
         None where all of those run, or none does.
         """
-        allowed = self._allowed()
-        requirements: list[str] = []
-        first = 0
-        for i, (version, failure) in enumerate(allowed):
-            if failure is not None:
-                first = i + 1
-            elif i + 1 == len(allowed) or allowed[i + 1][1] is not None:
-                bounds = [f">={allowed[first][0]}"] if first else []
-                bounds += [self._below(version)] if i + 1 < len(allowed) else []
-                requirements += [f"transformers{','.join(bounds)}"] if bounds else []
+        allowed, requirements = self._allowed(), list[str]()
+        for failed, run in groupby(allowed, key=lambda outcome: outcome[1] is not None):
+            versions = [version for version, _ in run]
+            bounds = [f">={versions[0]}"] if versions[0] != allowed[0][0] else []
+            bounds += [self._below(versions[-1])] if versions[-1] != allowed[-1][0] else []
+            if bounds and not failed:
+                requirements.append(f"transformers{','.join(bounds)}")
         return tuple(reversed(requirements))
-
-    def _allowed(self) -> list[tuple[str, Failure | None]]:
-        """What each tried version did of those that LMDeploy's metadata allow."""
-        failures, outside = self._failures(), compatibility().outside
-        return [
-            (version, next((failure for failure in failures if failure.has(version)), None))
-            for version in self.tested_versions()
-            if version not in outside
-        ]
 
     def tested_versions(self) -> tuple[str, ...]:
         """Versions that were tried with this LMDeploy, or with the nearest older one."""
-        known = self._known()
-        return compatibility().transformers[known] if known else ()
+        return compatibility().transformers.get(self._known(), ())
 
-    def _known(self) -> str | None:
+    def _outcomes(self) -> list[tuple[str, Failure | None]]:
+        """What each tried version did, the oldest first."""
+        failures = self._failures()
+        return [
+            (version, next((failure for failure in failures if failure.has(version)), None))
+            for version in self.tested_versions()
+        ]
+
+    def _allowed(self) -> list[tuple[str, Failure | None]]:
+        """The same of the versions that LMDeploy's metadata allow."""
+        outside = compatibility().outside
+        return [outcome for outcome in self._outcomes() if outcome[0] not in outside]
+
+    def _known(self) -> str:
+        """The LMDeploy that was tried; empty where all are newer than this one."""
         wanted = release(self.lmdeploy)
         older = [version for version in compatibility().transformers if release(version) <= wanted]
-        return max(older, key=release) if older else None
+        return max(older, key=release, default="")
 
     def _below(self, last: str) -> str:
         """The bound of versions up to one that ran: pip takes the newest, so nothing untried."""
-        tested_versions = self.tested_versions()
-        after = _numbers(tested_versions[tested_versions.index(last) + 1])
+        versions = self.tested_versions()
+        after = _numbers(versions[versions.index(last) + 1])
         return f"<{after[0]}" if after[1:] == (0, 0) else f"<={last}"
 
     def _failures(self) -> list[Failure]:

@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
     """The best plan, whether it fits or not; with what `turbofit tune` found for it.
 
-    Args:
-        request: what a person asks.
-        pretend: whose tunings count: True those of pretend GPUs, None those of the GPUs here where
-            the plan is for them.
+    ``pretend`` says whose tunings count: True those of pretend GPUs, None those of the GPUs here
+    where the plan is for them.
 
     Raises:
         UsageError: two things that are asked for contradict each other, or one cannot be used.
@@ -73,16 +71,12 @@ def predict(request: PredictRequest) -> Plan:
         )
     check_options(engine, resolved.fixed)
     prediction = make_prediction(resolved, engine, request.free_at_cache)
-    lacking = left_out(prediction, usual_settings(resolved, engine))
-    prediction = replace(
-        prediction, warnings=(*([lacking] if lacking else ()), *prediction.warnings)
-    )
-    if engine.doubt is None:
-        return finished(prediction, request)
-    if request.margin is None:
+    if engine.doubt is not None and request.margin is None:
         resolved = replace(resolved, margin=Margin(bytes=doubled_margin(prediction)))
         prediction = make_prediction(resolved, engine, request.free_at_cache)
-    return finished(replace(prediction, warnings=(engine.doubt, *prediction.warnings)), request)
+    of_version = (engine.doubt, left_out(prediction, usual_settings(resolved, engine)))
+    warnings = (*filter(None, of_version), *prediction.warnings)
+    return finished(replace(prediction, warnings=warnings), request)
 
 
 def doubled_margin(plan: Plan) -> int:
@@ -91,12 +85,7 @@ def doubled_margin(plan: Plan) -> int:
 
 
 def finished(plan: Plan, request: PlanRequest) -> Plan:
-    """With command lines, and what the environment and the packages say against them.
-
-    Args:
-        plan: without them.
-        request: what was asked for.
-    """
+    """With command lines, and what the environment and the packages say against them."""
     new = (text for text in plan_warnings(plan) if text not in plan.warnings)
     return replace(
         plan,
@@ -123,13 +112,8 @@ def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
 def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
     """One promise over several machines, and the best plan of each under it.
 
-    Args:
-        request: as for one machine; ``tp`` is on every node, ``replicas`` on each node,
-            ``concurrency`` over all nodes. It names no machine.
-        cluster: the nodes as they were measured; each is planned for its own cards.
-
-    Returns:
-        The plan, whether any node serves or not.
+    The request names no machine; its ``tp`` and ``replicas`` are of each node, its ``concurrency``
+    is over all nodes.
 
     Raises:
         As :func:`turbofit.planning.plan.plan`, where it is so on every node.
@@ -148,15 +132,9 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
 
 
 def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
-    """The plan of a node that joins a cluster later; what is promised, and all others, stay.
+    """The plan of a node that joins a cluster later, or why it cannot serve what is promised.
 
-    Args:
-        request: what the cluster was planned with; its model and workload are the plan's.
-        plan: what is served; its model, workload and promise are kept.
-        node: as it was measured.
-
-    Returns:
-        Its plan, or why it cannot serve what is promised.
+    ``request`` is what the cluster was planned with; the plan's model and promise stay.
     """
     from turbofit.tuner.cluster_plan import plan_joining_node
 

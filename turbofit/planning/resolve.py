@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PACE, PlanRequest
-from turbofit.tuner.resolved_request import ResolvedRequest, check_limits
+from turbofit.tuner.resolved_request import ResolvedRequest, with_limit
 from turbofit.tuner.speed import Pace
 
 
@@ -23,11 +23,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """
-    try:
-        model = model_of(request)
-    except UsageError as exc:
-        _say_of_machine(exc, request)
-        raise
+    model = model_of(request)
     request = request.with_maximum(model.text.max_position_embeddings)
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":
@@ -39,28 +35,15 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         fixed=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
-        max_dynamic_patch=request.max_dynamic_patch,
-        max_pixels=request.max_pixels,
         margin=request.margins,
         budget=request.budget,
         least=request.least,
         options=request.options,
         pace=Pace(**{name: getattr(request, name) for name in PACE}) if request.paced else None,
     )
-    check_limits(resolved)
+    resolved = with_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
-
-
-def _say_of_machine(exc: UsageError, request: PlanRequest) -> None:
-    """Let an error of the model say what is wrong with the machine, too."""
-    if request.on is None:
-        return
-    try:
-        machine_from(request.on, gpus=request.gpus)
-    except (UsageError, MachineError) as other:
-        exc.message += f"; {other.message}"
-        exc.hint += f"; for the machine: {other.hint}"
 
 
 def model_of(request: PlanRequest) -> Model:

@@ -1,7 +1,6 @@
 """What `turbofit tune` found: kept on disk, and in plans where the promise is the same.
 
-Files are in the user's state folder, one a model, promise, load, kind of cards and LMDeploy. Those
-of pretend GPUs are kept apart: a real plan never reads them.
+Those of pretend GPUs are kept apart: a real plan never reads them.
 """
 
 from __future__ import annotations
@@ -35,6 +34,10 @@ if TYPE_CHECKING:
 #: How the reason of a tuned plan begins.
 _REASON: Final = "tuned: "
 
+#: Settings that a tuning may change.
+_TUNED: Final = (
+    "max_batch_size", "max_prefill_token_num", "quant_policy", "enable_prefix_caching",
+)  # fmt: skip
 #: Options of LMDeploy that a launch may add to a request without making it another promise.
 _BESIDE: Final = ("cache_max_entry_count", "communicator", "async_", "model_format", "dtype")
 #: What does not change which settings are best.
@@ -46,32 +49,21 @@ def with_tuned(
 ) -> Plan:
     """The plan with the settings that were the fastest, where they fit and promise no less.
 
-    Args:
-        plan: the best by the forecast.
-        request: what was asked.
-        resolved: the same, with its model and its machine.
-        pretend: as `planning.plan.plan` has it.
+    ``pretend`` is as `planning.plan.plan` has it.
     """
-    machine = resolved.machine
     if request.no_tuned or not plan.fits:
         return plan
-    if pretend is None:
-        pretend = pretends()
-    cards = cards_of(machine)
-    tunings = [
+    cards = (cards_of(resolved.machine), str(resolved.machine.driver))
+    wanted = [
         tuning
-        for tuning in recall_tuned(pretend=pretend)
-        if tuning.gpus == cards and tuning.driver == str(machine.driver)
+        for tuning in recall_tuned(pretend=pretends() if pretend is None else pretend)
+        if (tuning.gpus, tuning.driver) == cards and _is_for(tuning, plan, request)
     ]
-    if not tunings:
-        return plan
-    here = installed("lmdeploy")
-    wanted = [tuning for tuning in tunings if _is_for(tuning, plan, request)]
-    fresh = [tuning for tuning in wanted if here in (None, tuning.lmdeploy)]
-    if fresh:
-        return _applied(plan, request, resolved, fresh[0])
     if not wanted:
         return plan
+    here = installed("lmdeploy")
+    if fresh := [tuning for tuning in wanted if here in (None, tuning.lmdeploy)]:
+        return _applied(plan, request, resolved, fresh[0])
     text = (
         f"it was tuned with LMDeploy {wanted[0].lmdeploy}, {here} is installed: turbofit tune "
         "again (its settings are not used)"
@@ -83,22 +75,13 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
     """The request that gives a tuned plan's settings again; of another plan the request itself."""
     if not _reasons(plan) or plan.by_group:
         return request
-    settings = plan.settings
-    return request.changed(
-        max_batch_size=settings.max_batch_size,
-        max_prefill_token_num=settings.max_prefill_token_num,
-        quant_policy=settings.quant_policy,
-        enable_prefix_caching=settings.enable_prefix_caching,
-        queue_images=plan.workload.queue_images,
-    )
+    settings = {name: getattr(plan.settings, name) for name in _TUNED}
+    return request.changed(**settings, queue_images=plan.workload.queue_images)
 
 
 def still_tuned(replanned: Plan, plan: Plan) -> Plan:
     """A plan that was made again of a `pinned` request, with what a tuned plan says of itself."""
-    reasons = _reasons(plan)
-    if not reasons:
-        return replanned
-    return replace(replanned, reasons=(*replanned.reasons, *reasons))
+    return replace(replanned, reasons=(*replanned.reasons, *_reasons(plan)))
 
 
 def _reasons(plan: Plan) -> tuple[str, ...]:
@@ -163,11 +146,7 @@ def cards_of(machine: Machine) -> tuple[str, ...]:
 
 
 def promise_of(given: Mapping[str, object]) -> dict[str, object]:
-    """What a person asks of a plan, as far as a tuning depends on it.
-
-    Args:
-        given: the fields of a request that were given.
-    """
+    """What a request has given, as far as a tuning depends on it."""
     options = plain({name: value for name, value in given.items() if name not in _NO_PROMISE})
     return {name: value for name, value in options.items() if (name, value) != ("engine", "auto")}
 

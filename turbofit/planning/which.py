@@ -1,8 +1,7 @@
 """`turbofit which`: the cards that keep a promise, the models that a machine serves; its document.
 
-Of each card the smallest count that keeps the promise is looked for: more of the same cards keep it
-as well (`bench.plans promises` plans thousands of such pairs). Each line is what `turbofit plan`
-finds.
+More of the same cards keep a promise as well (`bench.plans promises` plans thousands of such
+pairs), so of each card the smallest count is looked for.
 """
 
 from __future__ import annotations
@@ -39,14 +38,12 @@ _T = TypeVar("_T")
 COUNTS: Final = (1, 2, 4, 8)
 #: What is looked for, and no promise.
 _NOT_ASKED: Final = frozenset({"model", "on", "gpus", "revision"})
+_NO_FORECAST: Final = "has no forecast of speed"
 WHICH_SCHEMA: Final = "turbofit.which/1"
 
 
 def which_cards(request: WhichRequest) -> Which:
     """The preset cards, and counts of them, that keep what is asked of a model.
-
-    Args:
-        request: the model and the promise; it names no machine.
 
     Raises:
         UsageError: what is asked cannot be meant on any machine.
@@ -63,20 +60,12 @@ def which_cards(request: WhichRequest) -> Which:
         for name in _told("planning for every card", preset_names())
         for row in _of_card(promise, name, errors)
     ]
-    _check(rows, errors)
-    return _answer(
-        request,
-        sorted((row for row in rows if row.keeps), key=lambda row: (row.bytes, row.gpus, row.on)),
-        sorted((row for row in rows if not row.keeps), key=lambda row: (row.bytes, row.on)),
-        model=model.name,
-    )
+    rows.sort(key=lambda row: (row.bytes, row.gpus, row.on))
+    return _answer(request, rows, errors, model=model.name)
 
 
 def which_models(request: WhichRequest) -> Which:
-    """The preset models that one machine serves with what is asked.
-
-    Args:
-        request: the machine and the promise; its model is not read.
+    """The preset models that one machine serves with what is asked; the request's is not read.
 
     Raises:
         UsageError: what is asked cannot be meant of any model.
@@ -95,14 +84,10 @@ def which_models(request: WhichRequest) -> Which:
             errors.append(exc)
             row = blank_line(preset, name, machine, exc.message)
         rows.append(replace(row, model=preset))
-    _check(rows, errors)
-    keep = (row for row in rows if row.keeps)
-    return _answer(
-        request,
-        sorted(keep, key=lambda row: (-weights[row.model], row.model)),
-        sorted((row for row in rows if not row.keeps), key=lambda row: row.model),
-        machine=name,
-    )
+    rows.sort(key=lambda row: row.model)
+    answer = _answer(request, rows, errors, machine=name)
+    largest_first = sorted(answer.keep, key=lambda row: weights[row.model], reverse=True)
+    return replace(answer, keep=tuple(largest_first))
 
 
 def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
@@ -147,25 +132,23 @@ def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serv
     )
 
 
-def _check(rows: list[Serving], errors: list[TurbofitError]) -> None:
-    """Stop where what is asked cannot be meant anywhere.
-
-    Raises:
-        UsageError: as it was everywhere.
-    """
-    usage = [error for error in errors if isinstance(error, UsageError)]
-    if usage and len(errors) >= len(rows) and not any(row.keeps for row in rows):
-        raise usage[-1]
-
-
 def _answer(
     request: WhichRequest,
-    keep: list[Serving],
-    others: list[Serving],
+    rows: list[Serving],
+    errors: list[TurbofitError],
     *,
     model: str | None = None,
     machine: str | None = None,
 ) -> Which:
+    """The answer of these rows.
+
+    Raises:
+        UsageError: what is asked cannot be meant anywhere.
+    """
+    keep = tuple(row for row in rows if row.keeps)
+    usage = [error for error in errors if isinstance(error, UsageError)]
+    if usage and len(errors) >= len(rows) and not keep:
+        raise usage[-1]
     promise = {key: value for key, value in request.given().items() if key not in _NOT_ASKED}
     return Which(
         turbofit_version=__version__,
@@ -174,8 +157,8 @@ def _answer(
         machine=machine,
         request=to_builtins(promise),
         counts=COUNTS if machine is None else (),
-        keep=tuple(keep),
-        others=tuple(others),
+        keep=keep,
+        others=tuple(row for row in rows if not row.keeps),
     )
 
 
@@ -183,12 +166,7 @@ def _answer(
 
 
 def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) -> Serving:
-    """The plan for a request in short, by the same search.
-
-    Args:
-        request: what is asked, its model and its machine included.
-        resolved: the same, resolved.
-        blank: the line of this model and machine, without an answer.
+    """The plan for a request in short, by the same search; ``blank`` is the line without it.
 
     Raises:
         TurbofitError: as `turbofit.planning.plan.plan`.
@@ -211,7 +189,7 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
     why_not = next(_lacks(request, resolved, row, tokens), "")
     if not why_not and resolved.pace is not None:
         if isinstance(chosen, Plan):
-            why_not = "has no forecast of speed"
+            why_not = _NO_FORECAST
         elif chosen.best.slow:
             why_not = pace_words(resolved, chosen.best)
     return replace(row, keeps=not why_not, why_not=why_not)
@@ -270,7 +248,7 @@ def _lacks(
     if wanted is None:
         return
     if speed is None:
-        yield "has no forecast of speed"
+        yield _NO_FORECAST
     elif speed * request.images < wanted:
         yield f"{three_digits(speed * request.images)} images/s by the forecast, not {wanted:g}"
 
@@ -282,27 +260,17 @@ class Serving(Struct):
     on: Annotated[str, doc("The machine, as --on takes it.")]
     gpus: Annotated[int, doc("GPUs of the machine.")]
     bytes: Annotated[int, doc("Bytes of all of them.")]
-    keeps: Annotated[
-        bool,
-        doc("Whether the plan fits, with images as large and as many a second as were asked."),
-    ]
+    keeps: Annotated[bool, doc("Whether the plan fits, with all that was asked.")]
     why_not: Annotated[str, doc("What is missing; empty where the promise is kept.")] = ""
-    missing: Annotated[
-        int,
-        doc("Bytes that the tightest GPU lacks, at least; 0 where it lacks something else."),
-    ] = 0
+    missing: Annotated[int, doc("Bytes that the tightest GPU lacks at least; else 0.")] = 0
     engine: Annotated[str | None, doc("Null where no engine can be asked.")] = None
     tp: Annotated[int, doc("GPUs of one engine.")] = 0
     replicas: Annotated[int, doc("Engines side by side.")] = 0
     kv_tokens: Annotated[int, doc("KV tokens of all engines.")] = 0
     context: Annotated[int, doc("Tokens that one request may have.")] = 0
-    image_limit: Annotated[
-        int | None, doc("Tiles or pixels of an image; null where no images are served.")
-    ] = None
+    image_limit: Annotated[int | None, doc("Tiles or pixels of an image; null: none.")] = None
     requests_at_once: int = 0
-    requests_per_second: Annotated[
-        float | None, doc("A forecast, never a promise; null where there is none.")
-    ] = None
+    requests_per_second: Annotated[float | None, doc("A forecast; null: none.")] = None
     output_tokens_per_second: float | None = None
     seconds_to_first_token: float | None = None
 
@@ -320,8 +288,6 @@ class Which(Struct):
     model: Annotated[str | None, doc("The model that was asked about; null: all presets.")]
     machine: Annotated[str | None, doc("The machine that was asked about; null: all presets.")]
     request: Annotated[dict[str, object], doc("What was asked beside them, by turbofit's names.")]
-    counts: Annotated[
-        tuple[int, ...], doc("GPUs of a machine that were tried; empty where it was given.")
-    ]
+    counts: Annotated[tuple[int, ...], doc("GPUs that were tried; empty for a given machine.")]
     keep: Annotated[tuple[Serving, ...], doc("Those that keep the promise.")]
     others: Annotated[tuple[Serving, ...], doc("The others, each with what is missing.")]

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _SCHEMA: Final = "turbofit.compare/1"
 
 _GPU: Final = "GPU "
-#: Rows of a summary; of them those of GPUs for which others give way: the promise has eight.
+#: Rows of the short answer; of them those of GPUs for which others give way.
 _ROWS: Final = 14
 _GPU_ROWS: Final = 6
-#: Sections of few rows that matter to everybody, in their order; a GPU's peak and headroom follow.
+#: Sections of the short answer in their order; each GPU's peak and headroom follow.
 _SECTIONS: Final = ("What it holds", "Shape", "Limits", "Settings")
 _OF_GPU: Final = {"= peak": "in use at most", "= headroom": "left then"}
-#: What a summary calls a figure whose name alone says nothing.
+#: Words for figures whose names alone say nothing.
 _LABELS: Final = {
     "n": "answers to one request (n), at most",
     "concurrency": "requests at once",
@@ -37,7 +37,6 @@ _LIMITS: Final = (
     "max_dynamic_patch", "max_pixels_per_image", "images_per_request", "units_per_image",
     "units_per_request", "units_per_forward", "image_tokens_per_request", "n",
 )  # fmt: skip
-#: What a GPU's ledger comes to.
 _SUMS: Final = ("total", "used", "steady", "load_peak", "peak", "headroom", "margin")
 
 Unit = Literal["text", "number", "bytes"]
@@ -54,7 +53,6 @@ class ComparedRow(Struct):
 
     @property
     def same(self) -> bool:
-        """Whether both say the same."""
         return self.a == self.b
 
 
@@ -78,7 +76,6 @@ class Comparison(Struct):
 
 
 def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
-    """All facts by which two plans can differ."""
     by_group = bool(a.plan.by_group or b.plan.by_group)
     left, right = (_facts(saved.plan, by_group=by_group) for saved in (a, b))
     rows = []
@@ -88,10 +85,10 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
         key=lambda name: name.startswith(_GPU) and 1 + int(name.removeprefix(_GPU)),
     ):
         facts_a, facts_b = left.get(section, {}), right.get(section, {})
-        for what in dict.fromkeys((*facts_a, *facts_b)):
+        for what in {**facts_a, **facts_b}:
             values = facts_a.get(what), facts_b.get(what)
             unit: Unit = "bytes" if section.startswith(_GPU) else "number"
-            if any(isinstance(value, str) for value in values):
+            if str in map(type, values):
                 unit = "text"
             rows.append(
                 ComparedRow(section=section, what=what, a=values[0], b=values[1], unit=unit)
@@ -105,9 +102,9 @@ def compare_view(comparison: Comparison) -> list[Block]:
     for name, side in (("A", comparison.a), ("B", comparison.b)):
         what = f"{name}: {side.model} on {side.machine} ({side.where})"
         tone: Tone = "good" if side.fits else "bad"
-        blocks.append(Paragraph(f"{what}: {side.verdict}", tone=tone, short=not side.fits))
+        blocks.append(Paragraph(f"{what}: {side.verdict}", tone, short=not side.fits))
         if side.fits:
-            blocks.append(Paragraph(f"{what}: fits", tone=tone, **ONLY_SHORT))
+            blocks.append(Paragraph(f"{what}: fits", tone, **ONLY_SHORT))
     sections = {
         name: [row for row in rows if not row.same]
         for name, rows in folded(comparison.rows).items()
@@ -124,7 +121,7 @@ def compare_view(comparison: Comparison) -> list[Block]:
 
 
 def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
-    """What differs most, in about twenty lines; of bytes what each GPU needs at most."""
+    """What differs most; of bytes what each GPU needs at most."""
     facts = {row.what: (row.a, row.b) for row in sections["What it holds"]}
     one_cache = facts.get("KV tokens") == facts.get("KV tokens a group")
     plain = [
@@ -161,16 +158,14 @@ def folded(rows: Iterable[ComparedRow]) -> dict[str, list[ComparedRow]]:
     sections: dict[str, list[ComparedRow]] = {}
     for row in rows:
         sections.setdefault(row.section, []).append(row)
-    merged, equal = {}, dict[object, list[str]]()
+    equal: dict[object, list[str]] = {}
     for name, section in sections.items():
-        if name.startswith(_GPU):
-            facts = tuple((row.what, row.a, row.b) for row in section)
-            equal.setdefault(facts, []).append(name)
-        else:
-            merged[name] = section
-    for names in equal.values():
-        gpus = indices(int(name.removeprefix(_GPU)) for name in names)
-        merged[f"{_GPU}{gpus}"] = sections[names[0]]
+        facts = tuple((row.what, row.a, row.b) for row in section)
+        equal.setdefault(facts if name.startswith(_GPU) else name, []).append(name)
+    merged = {}
+    for first, *others in equal.values():
+        gpus = [int(name.removeprefix(_GPU)) for name in (first, *others) if name.startswith(_GPU)]
+        merged[f"{_GPU}{indices(gpus)}" if gpus else first] = sections[first]
     return merged
 
 
@@ -186,7 +181,7 @@ def _side(saved: StoredPlan) -> ComparedSide:
 
 
 def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
-    """Facts by their sections; ``by_group``: the settings are told of each engine."""
+    """Facts by their sections; ``by_group``: settings of each engine."""
     users, speed = users_of(plan), plan.throughput
     groups = range(max(1, len(plan.parallel.groups)) if by_group else 1)
     facts: dict[str, dict[str, Any]] = {

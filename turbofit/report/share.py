@@ -1,8 +1,4 @@
-"""``turbofit share``: what a run on real cards showed beside its forecast, for others to read.
-
-The document leaves out what names a person, a machine or a place; `LEFT_OUT` lists that in words.
-`bench/gpu` compares such a document with the forecast.
-"""
+"""``turbofit share``: what a run on real cards showed beside its forecast, for others to read."""
 
 from __future__ import annotations
 
@@ -42,11 +38,11 @@ LEFT_OUT: Final = (
 )
 _TITLES: Final = ("GPU", "what", "forecast", "measured")
 _PACKAGES: Final = ("torch", "transformers", "triton")
-#: Lists of a plan that are for the person who planned.
+#: Lists of a plan that only its maker needs.
 _EMPTIED: Final = (
     "considered", "reasons", "warnings", "remedies", "commands", "limit_costs"
 )  # fmt: skip
-#: The fields of an end that are shared: they hold turbofit's own words.
+#: The fields of an end that hold turbofit's own words.
 _ENDING: Final = ("kind", "phase", "exit_code", "asked", "left", "missing")
 
 
@@ -64,16 +60,11 @@ class SharedRun(Struct):
 
     @property
     def phases(self) -> list[Document]:
-        """Forecast beside measured, as `phase_rows` has it."""
         return phase_rows(self.plan, self.seen)
 
 
 def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
-    """The document of a run that was kept, with loads that ``bench --json`` wrote.
-
-    Raises:
-        UsageError: it ran on pretend GPUs or without any, or a load cannot be read.
-    """
+    """The document of a run on real cards, with loads that ``bench --json`` wrote."""
     assert saved.run is not None
     plan, run = saved.plan, saved.run
     if run.pretend or plan.machine.source != "nvml":
@@ -94,7 +85,6 @@ def shared_run(
     observations: Sequence[Observation] = (),
     loads: Sequence[LoadResult] = (),
 ) -> SharedRun:
-    """What others may read of a run on this machine."""
     versions = {name: installed(name) for name in _PACKAGES}
     packages = {name: version for name, version in versions.items() if version is not None}
     model = _model(plan.model)
@@ -208,7 +198,6 @@ def _day(when: str) -> str:
 
 
 def share_view(document: SharedRun) -> list[Block]:
-    """What is in it, for people, and what is not."""
     plan, run = document.plan, document.run
     machine = plan.machine
     versions = {"turbofit": run.turbofit_version, "LMDeploy": run.lmdeploy, **document.packages}

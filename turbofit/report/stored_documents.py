@@ -1,7 +1,6 @@
 """Reads what a report is about: a saved plan, a run's folder, or the newest of either.
 
-The last plan, prediction and rehearsal of each command are kept in the state folder, one file a
-command; `serve` keeps a folder a run.
+Of each command the state folder keeps the last plan, prediction or rehearsal, and each run.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 _RUN_WITH_PLAN: Final = "turbofit.report/1"
 
-#: The word for the newest.
 LATEST: Final = "latest"
 #: Far above any plan: guards against reading a device or a checkpoint by mistake.
 _LARGEST: Final = 64 << 20
@@ -39,7 +37,7 @@ _RUNS: Final = "runs"
 
 
 class StoredPlan(NamedTuple):
-    """A plan, the run that launched it if there was one, and where both were read."""
+    """A plan, the run that launched it, and where both were read."""
 
     plan: Plan
     run: RunReport | None
@@ -67,7 +65,7 @@ class RunDocument(Struct):
 
 
 def keep(plan: Plan, command: str) -> None:
-    """Keep a plan as the command's newest; where nothing can be written it is not kept."""
+    """Keep a plan as the command's newest, where the state folder can be written."""
     with suppress(OSError):
         folder = state_dir(_ROOM)
         # Not `tempfile`: importing it would slow every plan.
@@ -82,18 +80,20 @@ def keep(plan: Plan, command: str) -> None:
 
 
 def saved_document(saved: StoredPlan) -> Plan | RunDocument:
-    """The plan; of a run it and its record."""
+    """What `--json` prints of it."""
     return saved.plan if saved.run is None else RunDocument(plan=saved.plan, run=saved.run)
 
 
 def read_saved(path: str) -> StoredPlan:
-    """What a word names: a plan's file, ``-`` for stdin, a run's folder or its name, ``latest``.
-
-    Raises:
-        UsageError: it is none of these, or cannot be read.
-    """
+    """What a word names: a plan's file, ``-`` for stdin, a run's folder or its name, ``latest``."""
     if path == LATEST:
-        return read_saved(_newest())
+        documents = reportable()
+        if not documents:
+            raise UsageError(
+                "nothing was planned, rehearsed or served yet",
+                hint="turbofit plan MODEL, then turbofit report latest",
+            )
+        path = documents[0]
     folder = _run_folder(path)
     return _read_run(folder) if folder else _stored(_bytes(path), path)
 
@@ -102,9 +102,6 @@ def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
     """The same, and what ``bench --json`` or ``tune --json`` wrote.
 
     It is read once: stdin and a shell's ``<(turbofit bench …)`` cannot be read twice.
-
-    Raises:
-        UsageError: it is none of these, or cannot be read.
     """
     from turbofit.core.tuning import TUNE_SCHEMA, Tuning
     from turbofit.load.result import BENCH_SCHEMA, LoadResult
@@ -126,11 +123,7 @@ def _stored(data: bytes, path: str) -> StoredPlan:
 
 
 def read_plan(path: str) -> Plan:
-    """A plan from a file, or from stdin for ``-``.
-
-    Raises:
-        UsageError: it cannot be read or is not a plan.
-    """
+    """A plan from a file, or from stdin for ``-``."""
     return _plan(_bytes(path), path)
 
 
@@ -155,7 +148,6 @@ def _plan(data: bytes, path: str) -> Plan:
 
 
 def _head(data: bytes) -> _Head:
-    """What a document says that it is; nothing where it does not."""
     try:
         return msgspec.json.decode(data, type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -169,20 +161,14 @@ def _bytes(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(_LARGEST)
     except OSError as exc:
-        from turbofit.model.names import read_name
-        from turbofit.model.presets import find_preset
-
-        is_model = isinstance(exc, FileNotFoundError) and find_preset(read_name(path).text)
-        what = "is a model, and no document" if is_model else "cannot be read"
-        model = path if is_model else "MODEL"
         raise UsageError(
-            f"{path} {what}: {exc.strerror or exc}",
-            hint=f"write a plan with turbofit plan {model} --json > plan.json",
+            f"{path} cannot be read: {exc.strerror or exc}",
+            hint="write a plan with turbofit plan MODEL --json > plan.json",
         ) from None
 
 
 def _run_folder(path: str) -> Path | None:
-    """The folder of a run, by its path, its record's or its name in the state folder."""
+    """The folder of a run by its path, its record's path or its name."""
     given = Path(path)
     places = [given, given.parent] if given.name == "run.json" else [given]
     if given.name == path and not os.path.exists(given):
@@ -192,7 +178,7 @@ def _run_folder(path: str) -> Path | None:
 
 
 def _read_run(folder: Path) -> StoredPlan:
-    """A run with the plan of its last attempt; with a warning where that was not written."""
+    """A run with the plan of its last start; with a warning where that was not written."""
     path = folder / "run.json"
     run = decode(_bytes(str(path)), RunReport, what=f"run {path}")
     if run.schema != RUN_SCHEMA:
@@ -212,23 +198,14 @@ def _read_run(folder: Path) -> StoredPlan:
 
 
 def newest_run() -> str:
-    """The record of this user's newest run.
-
-    Raises:
-        UsageError: there is none.
-    """
-    newest = next(iter(_newest_first(state_dir(_RUNS, make=False).glob("*/run.json"))), None)
-    if newest is None:
-        raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
-    return newest
+    """The record of this user's newest run."""
+    for path in _newest_first(state_dir(_RUNS, make=False).glob("*/run.json")):
+        return path
+    raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
 
 
 def read_run(run: str | None) -> StoredPlan:
-    """A run by its folder, its name or its model; None is the newest of this user.
-
-    Raises:
-        UsageError: there is no such run, or it cannot be read.
-    """
+    """A run by its folder, its name or its model; None is the newest of this user."""
     from turbofit.launch.serve.runs import newest_run_of
 
     newest = newest_run_of(run) if run else newest_run()
@@ -242,24 +219,9 @@ def read_run(run: str | None) -> StoredPlan:
 
 
 def reportable() -> list[str]:
-    """The kept plans, predictions and rehearsals, and the runs of this user; the newest first."""
+    """The kept plans and runs of this user, the newest first."""
     plans, runs = (state_dir(room, make=False) for room in (_ROOM, _RUNS))
     return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
-
-
-def _newest() -> str:
-    """The newest plan, prediction, rehearsal or run of this user.
-
-    Raises:
-        UsageError: there is none.
-    """
-    documents = reportable()
-    if not documents:
-        raise UsageError(
-            "nothing was planned, rehearsed or served yet",
-            hint="turbofit plan MODEL, then turbofit report latest",
-        )
-    return documents[0]
 
 
 def _newest_first(paths: Iterable[Path]) -> list[str]:
@@ -271,15 +233,7 @@ def _newest_first(paths: Iterable[Path]) -> list[str]:
 
 
 def check_consistent(plan: Plan, what: str) -> None:
-    """Refuse a plan whose parts contradict each other.
-
-    Args:
-        plan: as it was read.
-        what: how the message names it.
-
-    Raises:
-        UsageError: they do.
-    """
+    """Refuse a plan whose parts contradict each other; ``what`` is its name in the message."""
     groups = plan.parallel.groups
     used = {index for group in groups for index in group}
     consistent = (
@@ -302,7 +256,7 @@ def check_consistent(plan: Plan, what: str) -> None:
 
 
 def _tells_of(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
-    """Whether its rehearsal, where there is one, tells of as many GPUs as the group has."""
+    """Whether its rehearsal tells of as many GPUs as the group has."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return True

@@ -1,8 +1,8 @@
 """Which engine: TurboMind, where the PyTorch engine does not serve more of what was asked.
 
-TurboMind decodes faster. But it takes more while it loads, and other memory for images, so that on
-some cards only the other engine starts, admits images whole, or holds the context. Where the least
-memory is asked for, the engine that takes less is chosen.
+TurboMind decodes faster, but takes more while it loads, and other memory for images: on some cards
+only the other engine starts, admits images whole, or holds the context. Where the least memory is
+asked for, the engine that takes less is chosen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, option_of
-from turbofit.core.plan import Candidate, Footprint, PaceForecast, Plan, Remedy, may_evict
+from turbofit.core.plan import Candidate, PaceForecast, Plan, Remedy, may_evict
 from turbofit.core.process.log import LazyLogger
 from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
@@ -31,8 +31,6 @@ from turbofit.memory.known_bad import known_problems
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.explain.plan_document import (
     document,
-    footprint_of,
-    footprint_words,
     group_words,
     idle_words,
     verdict_of,
@@ -46,7 +44,7 @@ from turbofit.tuner.explain.reasons import (
     usual_image,
     why_rejected,
 )
-from turbofit.tuner.explain.remedies import Remedies, remedies, speed_remedies
+from turbofit.tuner.explain.remedies import remedies, speed_remedies
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.search.candidates import explain
 from turbofit.tuner.search.search import EngineFit, fit_on_host, search
@@ -58,32 +56,33 @@ _MOST_CANDIDATES = 24
 
 
 def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
-    """Search, and say what was found.
-
-    Raises:
-        UsageError: something asked for cannot be used here at all.
-    """
+    """Search, and say what was found."""
     return plan_of(search(request, engine))
 
 
 def plan_of(fit: EngineFit) -> Plan:
     """What was found, in words."""
     request, best, accounts = fit.request, fit.best, fit.accounts
-    helps = Remedies((), ()) if fit.fits else remedies(fit)
-    footprint: Footprint | UnsetType = UNSET
+    over_rival = [_over(fit, fit.rival)[1]] if fit.fits and fit.rival is not None else []
     groups = best.shape.groups
     if fit.fits:
         tokens = [best.of_group(group).kv_tokens for group in groups]
         shown = accounts if best.parts else accounts[:1]
         verdict = verdict_of(request, groups, shown, tokens, best.vision_load)
-        if request.least:
-            footprint = footprint_of(request, accounts, fit.host)
-            verdict += f", {footprint_words(request, footprint)}"
+        more: dict[str, object] = {
+            "throughput": fit.throughput,
+            "usual_image": usual_image(fit),
+            "limit_costs": tuple(limit_costs(request, best, fit.engine)),
+            "remedies": tuple(speed_remedies(fit)),
+        }
     else:
         # What a person can change comes first: an option without which it fits is the cause.
-        cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
+        changes, causes = remedies(fit)
+        more = {"remedies": changes}
+        cause = f" with {' and '.join(causes)}" if causes else ""
         verdict = f"does not fit: {request.model.name}{cause}: {why_not(fit)}"
     requests = request.workload.concurrency
+    at_once = [best.of_group(group).shape.requests(requests) for group in groups]
     largest = max(accounts, key=lambda account: account.units_per_forward)
     return document(
         request,
@@ -97,18 +96,12 @@ def plan_of(fit: EngineFit) -> Plan:
         vision_load=best.vision_load,
         limit=best.shape.limit,
         held_requests=None if request.promised_requests is None else best.held_requests,
-        at_once=[best.of_group(group).shape.requests(requests) for group in groups]
-        if best.parts
-        else (),
-        throughput=fit.throughput if fit.fits else None,
+        at_once=at_once if best.parts else (),
         considered=_considered(fit),
-        reasons=(*([fit.fewer] if fit.fewer else []), *reasons(fit, largest)),
+        reasons=(*over_rival, *fit.reasons, *reasons(fit, largest)),
         warnings=_warnings(fit),
-        remedies=tuple(speed_remedies(fit)) if fit.fits else helps.remedies,
-        limit_costs=tuple(limit_costs(request, best, fit.engine)) if fit.fits else (),
-        usual_image=usual_image(fit) if fit.fits else UNSET,
         pace=_pace(request, best),
-        footprint=footprint,
+        **more,
     )
 
 
@@ -121,10 +114,17 @@ def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetTyp
 
 
 def why_not(fit: EngineFit) -> str:
-    """Why it does not fit, in words."""
     if fit.best.fits and fit.host_problem:
         return fit.host_problem
     return explain(fit.request, fit.best, fit.engine)
+
+
+def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
+    """Why LMDeploy's other engine is not chosen, for its row and for the engine's reason."""
+    why, what = why_not(rival), f"{rival.engine.name} does not fit"
+    if rival.fits:
+        why, what = why_rejected(fit.request, fit.best, rival.best), rival.engine.name
+    return why, f"engine {fit.engine.name}: {what}: {why}"
 
 
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
@@ -140,6 +140,8 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
     rows = [chosen.candidate(explain(request, chosen, engine))]
+    if fit.fits and fit.rival is not None:
+        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0]))
     for other in (rest[place] for place in shown):
         why = explain(request, other, engine) or why_rejected(request, chosen, other)
         why = pace_words(request, other) if other.slow > chosen.slow else why
@@ -180,13 +182,13 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
 def _of_fitting(fit: EngineFit) -> Iterator[str]:
     """What is known to go wrong, idle and unequal cards, and what only turbofit's gateway holds."""
     request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
-    known: dict[str, None] = {}
+    warnings: list[str] = []
     for group in shape.groups:
         gpus, part = [request.machine.gpu(index) for index in group], best.of_group(group)
         launch = launch_of(request, part.settings, gpus, part.vision_load)
         problems = known_problems(launch, engine.name, engine.version)
-        known.update(dict.fromkeys(problem.warning for problem in problems))
-    yield from known
+        warnings += [problem.warning for problem in problems]
+    yield from dict.fromkeys(warnings)
     if idle := idle_words(request, shape.groups):
         yield idle
     for group in shape.groups:
@@ -226,32 +228,16 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
     """
     fit = choose(request, engine)
     if isinstance(fit, Plan):
+        if request.pace is None:
+            return fit
         unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"
-        more = [] if request.pace is None else [unheeded]
-        return replace(fit, warnings=(*fit.warnings, *more))
+        return replace(fit, warnings=(*fit.warnings, unheeded))
     plan = plan_of(fit)
     if fit.fits:
-        if fit.rival is not None:
-            plan = _with_rival(plan, fit, fit.rival)
-    elif _named(request, engine)[0] == "auto":
-        plan = replace(plan, remedies=(*plan.remedies, *_other_engines(request, fit.rival)))
-    else:
-        plan = _with_other_engine(request, plan)
-    reasons = [fit.reason] if fit.reason else []
-    return replace(plan, reasons=(*reasons, *plan.reasons))
-
-
-def _with_rival(plan: Plan, fit: EngineFit, rival: EngineFit) -> Plan:
-    """The plan with the row of LMDeploy's other engine, and why that is not chosen."""
-    why, what = why_not(rival), f"{rival.engine.name} does not fit"
-    if rival.fits:
-        why, what = why_rejected(fit.request, fit.best, rival.best), rival.engine.name
-    chosen, *others = plan.considered
-    return replace(
-        plan,
-        considered=(chosen, rival.best.candidate(why), *others),
-        reasons=(f"engine {fit.engine.name}: {what}: {why}", *plan.reasons),
-    )
+        return plan
+    if _named(request, engine)[0] == "auto":
+        return replace(plan, remedies=(*plan.remedies, *_other_engines(request, fit.rival)))
+    return _with_other_engine(request, plan)
 
 
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
@@ -260,24 +246,7 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
     Raises:
         As :func:`best_plan`.
     """
-    engine, reason = _named(request, engine)
-    fit = _choose(request, engine)
-    return fit if isinstance(fit, Plan) or not reason else replace(fit, reason=reason)
-
-
-def _named(request: ResolvedRequest, engine: str) -> tuple[str, str]:
-    """The engine that is asked for, and why, where it alone takes an option that is set.
-
-    TurboMind comes first anyway, and an engine that does not run the model is not chosen so.
-    """
-    owner = option_owner(request.fixed) if engine == "auto" else None
-    if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
-        return engine, ""
-    name, option = owner
-    return name, f"engine {name}: it alone takes {option}"
-
-
-def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
+    engine, reasons = _named(request, engine)
     first = engine_for(request.model, engine)
     check_options(first, request.fixed)
     if first.planned.serial:
@@ -290,10 +259,11 @@ def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
         fit = fit_on_host(request, first)
     except NoKernelError as exc:
         return _with_kernels(request, engine, first, exc)
+    fit = replace(fit, reasons=(*reasons, *fit.reasons))
     by_memory = request.workload.goal == "context" or request.least
     if engine != "auto" or (_keeps_all(request, fit) and not by_memory):
         return fit
-    rivals = list(_running(request, after=fit.engine.name))
+    rivals = list(_others(request, first.name))
     rival = next((other for other in rivals if other.fits), None)
     _LOG.info(
         "engine %s: fits %s; LMDeploy's other one: %s",
@@ -302,30 +272,38 @@ def _choose(request: ResolvedRequest, engine: str) -> EngineFit | Plan:
     compiles = _compiles(request)
     if rival is not None and compiles and _worth(request, rival) > _worth(request, fit):
         return replace(rival, rival=fit)
-    if fit.fits:
-        return fit
-    if rival is None and fit.best.held_requests and compiles:
-        fit = max((fit, *rivals), key=lambda other: other.best.held_requests)
-    return replace(fit, rival=rival)
+    if not fit.fits and rival is None and fit.best.held_requests and compiles:
+        return max((fit, *rivals), key=lambda other: other.best.held_requests)
+    return fit if fit.fits else replace(fit, rival=rival)
+
+
+def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
+    """The engine that is asked for, and why, where it alone takes an option that is set.
+
+    TurboMind comes first anyway, and an engine that does not run the model is not chosen so.
+    """
+    owner = option_owner(request.fixed) if engine == "auto" else None
+    if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
+        return engine, ()
+    name, option = owner
+    return name, (f"engine {name}: it alone takes {option}",)
 
 
 def _with_kernels(
     request: ResolvedRequest, engine: str, first: Engine, lacking: NoKernelError
 ) -> EngineFit:
-    """The engine that compiles its kernels, where the first holds none for the cards.
+    """The engine that compiles its kernels, where TurboMind holds none for the cards.
 
     It is the answer where it does not fit, too: more or larger cards help then, and no others.
-
-    Raises:
-        NoKernelError: no other engine may be taken, or none runs the model.
     """
-    rivals = _running(request, after=first.name) if _compiles(request) else ()
+    compiles = first.name == LMDEPLOY[0] and _compiles(request)
+    rivals = _others(request, first.name) if compiles else ()
     fit = next((rival for rival in rivals if rival.fits or engine == "auto"), None)
     if fit is None:
         raise lacking
     if engine == "auto":
         reason = f"engine {fit.engine.name}: it compiles its kernels; {lacking.message}"
-        return replace(fit, reason=reason)
+        return replace(fit, reasons=(reason, *fit.reasons))
     raise NoKernelError(
         lacking.message, hint=f"--engine {fit.engine.name} serves: it compiles its kernels"
     )
@@ -339,30 +317,24 @@ def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
 
 def _with_other_engine(request: ResolvedRequest, plan: Plan) -> Plan:
     """A plan that does not fit on the engine that was named, with the one on which it does."""
-    others = _running(request, but=plan.engine.name)
-    fit = next((other for other in others if other.fits), None)
+    fit = next((other for other in _others(request, plan.engine.name) if other.fits), None)
     if fit is None:
         return plan
     remedy = Remedy(change=f"--engine {fit.engine.name}", effect=f"fits: {fit.tokens:,} KV tokens")
     return replace(plan, remedies=(remedy, *plan.remedies))
 
 
-def _running(request: ResolvedRequest, *, after: str = "", but: str = "") -> Iterator[EngineFit]:
-    """The fits of LMDeploy's engines that run the model here, whether it fits or not."""
-    for name in LMDEPLOY[LMDEPLOY.index(after) + 1 if after else 0 :]:
-        fit = None if name == but else _on(request, name)
-        if fit is not None:
-            yield fit
-
-
-def _on(request: ResolvedRequest, name: str) -> EngineFit | None:
-    try:
-        engine = engine_for(request.model, name)
-        check_options(engine, request.fixed)
-        return fit_on_host(request, engine)
-    except TurbofitError as exc:
-        _LOG.debug("engine %s: %s", name, exc.message)
-        return None
+def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
+    """What LMDeploy's other engines that run the model come to, whether it fits or not."""
+    for name in LMDEPLOY:
+        if name == but:
+            continue
+        try:
+            engine = engine_for(request.model, name)
+            check_options(engine, request.fixed)
+            yield fit_on_host(request, engine)
+        except TurbofitError as exc:
+            _LOG.debug("engine %s: %s", name, exc.message)
 
 
 def _compiles(request: ResolvedRequest) -> bool:

@@ -104,13 +104,13 @@ class _Planner:
         return self._made[key]
 
     def _tried(self, machine: Machine, requests: int | None, promise: Promise) -> _Tried:
-        base, free = self.base, self.base.fixed_limit is None
+        base, free = self.base, self.base.limit is None
         workload = replace(base.workload, concurrency=requests)
         if promise.context is not None and not base.context_given:
             workload = replace(workload, context=promise.context)
         request = replace(base, machine=machine, workload=workload)
         if promise.limit is not None and free and base.workload.image_size is None:
-            request = request.with_limit(promise.limit)
+            request = replace(request, limit=promise.limit)
         try:
             plan = best_plan(request, self.engine)
         except TurbofitError as error:
@@ -410,7 +410,7 @@ def _reasons(planner: _Planner, limits: Limits, choice: _Choice) -> Iterator[str
     if limit is None or rule is None or limits.vision_unit is None:
         return
     why = "the model's own; nodes that cannot serve it are left out"
-    if base.fixed_limit is not None or base.workload.image_size is not None:
+    if base.limit is not None or base.workload.image_size is not None:
         why = "as set by you"
     elif limit != base.requested_limit:
         why = f"the largest of any node; none serves the model's own {base.requested_limit}"

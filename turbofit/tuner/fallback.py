@@ -1,25 +1,23 @@
 """The plan for the fallback engine: how many GPUs, which image limit, how much context, and words.
 
-A copy answers one request after the other: where so many must be answered at once there are as
-many copies, or as many as the GPUs hold.
-
-The order of preference: the checkpoint's own image limit on the fewest GPUs; then lower limits;
-and decoder layers off the GPUs only where nothing else serves a request at all.
+A copy answers one request after the other: of so many at once each has its own, as far as the GPUs
+hold copies. The checkpoint's own image limit on the fewest GPUs is preferred, then lower limits,
+and decoder layers off the GPUs only where nothing else serves a request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Final, NamedTuple
 
-from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import BEYOND, groups_of, indices
-from turbofit.core.plan import Footprint, GpuLedger, HostMemory, Plan, Remedy, Settings
+from turbofit.core.plan import GpuLedger, HostMemory, Plan, Remedy, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
 from turbofit.memory.account import Engine, VisionLoad
@@ -36,17 +34,18 @@ from turbofit.memory.transformers.activations import (
 )
 from turbofit.tuner.explain.plan_document import (
     document,
-    footprint_of,
-    footprint_words,
     free_words,
     idle_words,
 )
+from turbofit.tuner.explain.reasons import context_reason
 from turbofit.tuner.explain.remedies import (
     MORE_GPUS,
     Change,
     Remedies,
+    fewer_at_once,
     larger,
     left_to_turbofit,
+    smaller_workload,
     stopped,
     with_more_gpus,
 )
@@ -78,10 +77,7 @@ _HALVES = 4
 
 
 class Chosen(NamedTuple):
-    """Groups of GPUs, a placement that is good for each, and the request.
-
-    ``fits`` False: the placement is the closest to fitting.
-    """
+    """Copies, a placement that is good for each, or the closest to fitting, and the request."""
 
     copies: Sequence[ModelCopy]
     placement: Placement
@@ -91,21 +87,16 @@ class Chosen(NamedTuple):
     fits: bool = True
 
     def keeps(self, request: ResolvedRequest) -> bool:
-        """Whether it fits, with as many copies as requests must be answered at once."""
+        """Whether it fits, with a copy for each request that must be answered at once."""
         return self.fits and len(self.copies) >= (request.promised_requests or 1)
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The GPUs of each copy."""
         return tuple(tuple(gpu.index for gpu in copy.gpus) for copy in self.copies)
 
 
 def search(request: ResolvedRequest) -> Chosen:
-    """The placement to launch.
-
-    Raises:
-        UsageError: something asked for cannot be used with this engine.
-    """
+    """The placement to launch."""
     _check(request)
     most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
     for copies in range(most, 1, -1) if request.replicas is None else ():
@@ -117,27 +108,22 @@ def search(request: ResolvedRequest) -> Chosen:
 
 def _search(request: ResolvedRequest) -> Chosen:
     request = _held(request)
-    every: list[int | None] = list(_limits(request))
-    limits = [
-        limit for limit in every if not excess_tokens(request, vision_load_of(request, limit))
-    ]
+    every = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
+    possible = [pair for pair in every if not excess_tokens(request, pair[1])]
     groupings = list(_groupings(request))
-    for limit in limits:
-        for copies in groupings:
-            chosen = _on_gpus(request, copies, limit)
-            if chosen is not None:
-                return chosen
+    for pair, copies in product(possible, groupings):
+        chosen = _on_gpus(request, copies, *pair)
+        if chosen is not None:
+            return chosen
     copies = groupings[-1]
-    for limit in limits:  # the shortest context, so that as few layers as possible are off the GPUs
-        vision_load = vision_load_of(request, limit)
-        tokens = _shortest(request, vision_load)
-        placement = fewest_offloaded(_Tightest(copies), load_of(vision_load, tokens))
+    for limit, load in possible:  # the shortest context: as few layers as possible off the GPUs
+        tokens = _shortest(request, load)
+        placement = fewest_offloaded(_Tightest(copies), load_of(load, tokens))
         if placement is not None:
-            return Chosen(copies, placement, vision_load, limit, tokens)
+            return Chosen(copies, placement, load, limit, tokens)
     # Every layer off the GPUs, so that what is left is what is too large.
-    vision_load = vision_load_of(request, every[-1])
-    tokens = _shortest(request, vision_load)
-    return Chosen(copies, nowhere(copies[0]), vision_load, every[-1], tokens, fits=False)
+    limit, load = every[-1]
+    return Chosen(copies, nowhere(copies[0]), load, limit, _shortest(request, load), fits=False)
 
 
 def _check(request: ResolvedRequest) -> None:
@@ -157,8 +143,7 @@ def _check(request: ResolvedRequest) -> None:
 def _held(request: ResolvedRequest) -> ResolvedRequest:
     """A stated image size as an image limit, which like any that is given is not lowered.
 
-    This engine reads no limit from a request: only the limit in the model folder lowers larger
-    images, so that the plan must pay for the worst image under that limit.
+    Only the limit in the model folder lowers larger images: the plan pays for the worst under it.
     """
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or request.workload.image_size is None or requested is None:
@@ -166,27 +151,19 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
     promised = vision_load_of(request, requested).units_per_image
     whole = request.with_workload(image_size=None)
     limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
-    return whole if limit is None else whole.with_limit(min(limit, requested))
+    return whole if limit is None else replace(whole, limit=min(limit, requested))
 
 
-def _limits(request: ResolvedRequest) -> Iterator[int | None]:
-    """Image limits worth trying; one that the user set is not changed."""
+def _limits(request: ResolvedRequest) -> Sequence[int | None]:
+    """Image limits worth trying, the largest first; one that the user set is not changed."""
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
-        yield None
-        return
-    if request.fixed_limit is not None:
-        yield requested
-        return
-    steps = {requested}
-    if rule.varies_by_limit:
-        steps = {*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)}
-    previous = -1
-    for limit in sorted(steps, reverse=True):
-        units = vision_load_of(request, limit).units_per_image
-        if units != previous:
-            yield limit
-        previous = units
+        return [None]
+    if request.limit is not None or not rule.varies_by_limit:
+        return [requested]
+    limits = sorted({*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)})
+    by_units = {vision_load_of(request, limit).units_per_image: limit for limit in limits}
+    return sorted(by_units.values(), reverse=True)
 
 
 def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
@@ -229,8 +206,7 @@ def _groupings(request: ResolvedRequest) -> Iterator[list[ModelCopy]]:
 class _Tightest(ModelCopy):
     """One copy for all groups: place by place the least room, and the matrix where one writes it.
 
-    Over: a group with more room could hold more layers early, and the card that writes the matrix
-    of attention may be the one with more room.
+    Over: a group with more room could hold more layers early, and may be the one that writes.
     """
 
     def __init__(self, copies: Sequence[ModelCopy]) -> None:
@@ -239,11 +215,9 @@ class _Tightest(ModelCopy):
         self._copies = tuple(copies)
 
     def room(self, place: int) -> int:
-        """The least of all groups."""
         return min(copy.room(place) for copy in self._copies)
 
     def writes_matrix(self, place: int) -> bool:
-        """Whether attention writes the matrix in one of the groups."""
         return any(copy.writes_matrix(place) for copy in self._copies)
 
 
@@ -252,9 +226,11 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     return most if request.context_given else min(shortest_context(vision_load), most)
 
 
-def _on_gpus(request: ResolvedRequest, copies: list[ModelCopy], limit: int | None) -> Chosen | None:
+def _on_gpus(
+    request: ResolvedRequest, copies: list[ModelCopy], limit: int | None, vision_load: VisionLoad
+) -> Chosen | None:
     """The copies with the longest context that all of them hold; None where they hold none."""
-    vision_load, tightest = vision_load_of(request, limit), _Tightest(copies)
+    tightest = _Tightest(copies)
 
     def fits(tokens: int) -> bool:
         return holds(tightest, load_of(vision_load, tokens))
@@ -277,11 +253,9 @@ def _on_gpus(request: ResolvedRequest, copies: list[ModelCopy], limit: int | Non
 def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
     """The best plan on Hugging Face Transformers, without the command lines.
 
-    Args:
-        request: ``tp`` is the number of GPUs that one copy's layers are split over (None: the
-            fewest that hold one), ``replicas`` the number of copies side by side (None: one).
-        engine: Transformers.
-        reason: why no engine of LMDeploy is used, as a clause.
+    Its ``tp`` is the number of GPUs that one copy's layers are split over (None: the fewest that
+    hold one), ``replicas`` the number of copies side by side (None: one). ``reason`` says why no
+    engine of LMDeploy is used, as a clause.
 
     Raises:
         UsageError: something asked for cannot be used with this engine.
@@ -307,31 +281,24 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     problem = host_problem(host)
     placed = device_map(chosen.copies[0], chosen.placement, kept)
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
-    helps = Remedies((), ()) if keeps else _remedies(request, chosen)
-    words = _verdict(request, chosen, ledgers, problem, helps.causes)
-    footprint: Footprint | UnsetType = UNSET
-    if request.least and keeps and problem is None:
-        footprint = footprint_of(request, accounts, host)
-        words += f", {footprint_words(request, footprint)}"
+    helps = Remedies() if keeps else _remedies(request, chosen)
+    held = None if request.promised_requests is None else len(chosen.copies) * chosen.fits
     return document(
         request,
         engine,
         accounts,
         fits=keeps and problem is None,
-        verdict=words,
+        verdict=_verdict(request, chosen, ledgers, problem, helps.causes),
         parallel_reason=_parallel(request, chosen),
         host=host,
         settings=settings,
         vision_load=chosen.vision_load,
         limit=chosen.limit,
-        held_requests=None
-        if request.promised_requests is None
-        else len(chosen.copies) * chosen.fits,
+        held_requests=held,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=_warnings(request, chosen, placed),
         remedies=helps.remedies,
         device_map=placed,
-        footprint=footprint,
     )
 
 
@@ -371,20 +338,10 @@ def _reasons(
 ) -> Iterator[str]:
     yield f"engine transformers: {reason}"
     yield "max_batch_size 1: this engine answers one request after the other"
-    fixed, longest = request.fixed, request.model.text.max_position_embeddings
-    if "session_len" in fixed:
-        why = "as set by you"
-    elif request.workload.context is not None:
-        why = "the context asked for"
-    elif request.least:
-        why = "the workload's request; --context asks for more"
-    elif settings.session_len >= longest:
-        why = "the model's own context, which fits"
-    else:
-        why = f"the model's {longest} lowered to what fits"
-    yield f"session_len {settings.session_len}: {why}"
+    context = settings.session_len
+    yield f"session_len {context}: {context_reason(request, context, 'fits')}"
     gpus = [gpu for copy in chosen.copies for gpu in copy.gpus]
-    why = "as set by you" if fixed.get("dtype") else dtype_for(request.model, gpus)[1]
+    why = "as set by you" if request.fixed.get("dtype") else dtype_for(request.model, gpus)[1]
     yield f"dtype {settings.dtype}: {why}"
     if any(copy.writes_matrix(k) for copy in chosen.copies for k in range(len(copy.gpus))):
         yield (
@@ -395,7 +352,7 @@ def _reasons(
         size, requested = request.workload.image_size, request.requested_limit
         why = f"lowered from {requested} to what fits"
         if chosen.limit == requested:
-            why = "the model's own" if request.fixed_limit is None else "as set by you"
+            why = "the model's own" if request.limit is None else "as set by you"
         elif size is not None:
             why = f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
         yield f"image limit {chosen.limit}: {why}"
@@ -462,7 +419,6 @@ def _verdict(
 
 
 def _at_once(chosen: Chosen) -> str:
-    """How many requests run at once, as words before their size."""
     copies = len(chosen.copies)
     return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
 
@@ -470,7 +426,6 @@ def _at_once(chosen: Chosen) -> str:
 def _warnings(
     request: ResolvedRequest, chosen: Chosen, placed: Mapping[str, int | str]
 ) -> Iterator[str]:
-    """What a person should know before choosing this engine."""
     yield (
         "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
         "a time, without batching, paged cache or CUDA graphs"
@@ -494,11 +449,10 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
         return
     copy = chosen.copies[0]
     size = sum(copy.parts.layers[number].weights for number in off)
-    disk = sum(1 for where in placed.values() if where == "disk")
+    disk = list(placed.values()).count("disk")
     text = (
-        f"{len(off)} of {len(copy.parts.layers)} decoder layers ({format_bytes(size)}) do not "
-        "fit on the GPUs and pass through GPU "
-        f"{copy.gpus[0].index} at every token"
+        f"{len(off)} of {len(copy.parts.layers)} decoder layers ({format_bytes(size)}) do not fit"
+        f" on the GPUs and pass through GPU {copy.gpus[0].index} at every token"
     )
     pcie = copy.gpus[0].pcie
     rate = known(pcie.width, 0) * _LANE.get(known(pcie.generation, 0), 0.0)
@@ -510,7 +464,7 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
 
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
-    """Single changes that make it fit, cheapest first; ``closest`` is what was found without."""
+    """Single changes that make it fit, cheapest first; ``closest`` is the search's without one."""
     fitting, causes = list[Remedy](), list[str]()
     for change, changed, released in _changes(request, closest):
         if fitting and changed.machine.name == MORE_GPUS:
@@ -521,9 +475,8 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
             continue
         if not chosen.keeps(changed):
             continue
-        off = len(chosen.placement.offloaded)
         effect = f"fits: {_at_once(chosen)} {chosen.session_len:,} tokens at a time"
-        if off:
+        if off := len(chosen.placement.offloaded):
             effect += f", {off} decoder layers in host memory (slow)"
         fitting.append(Remedy(change=change, effect=effect))
         causes += [released] if released else []
@@ -532,17 +485,12 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     """Single changes, cheapest first."""
-    workload, copies = request.workload, len(closest.copies)
     yield from left_to_turbofit(request)
-    if workload.context is not None:
-        free, context = request.with_workload(context=None), f"--context {workload.context}"
-        yield Change("leave --context to what fits", free, context)
-    if workload.images > 1:
-        yield Change("--images 1", request.with_workload(images=1), f"--images {workload.images}")
-    rule, limit = request.model.image_rule, request.fixed_limit
+    yield from smaller_workload(request, "what fits")
+    rule, limit = request.model.image_rule, request.limit
     if rule is not None and limit is not None and limit > 1:
         option, half = rule.limit_option, limit // 2
-        yield Change(f"{option} {half}", request.with_limit(half), f"{option} {limit}")
+        yield Change(f"{option} {half}", replace(request, limit=half), f"{option} {limit}")
     if request.replicas is not None and (request.replicas > 1 or closest.fits):
         change = "leave --replicas to turbofit" if closest.fits else "--replicas 1"
         yield Change(change, replace(request, replicas=None), f"--replicas {request.replicas}")
@@ -551,7 +499,6 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     yield from stopped(request)
     yield from with_more_gpus(request)
     if closest.fits:  # and answers fewer at once than were asked for
-        fewer = request.with_workload(concurrency=copies)
-        yield Change(f"--concurrency {copies}", fewer, f"--concurrency {workload.concurrency}")
+        yield fewer_at_once(request, len(closest.copies))
     else:
         yield from larger(request)

@@ -36,8 +36,8 @@ def make_prediction(
 ) -> Plan:
     """The account of LMDeploy's defaults, or of what the user set, on the first GPUs.
 
-    LMDeploy takes the first ``tp`` GPUs in CUDA's order; images are what an ordinary OpenAI client
-    can send, ``detail: high`` included, unless a limit or a size is given.
+    They are the first ``tp`` in CUDA's order; images are what an ordinary OpenAI client can send,
+    ``detail: high`` included, unless a limit or a size is given.
 
     Raises:
         UsageError: the settings are refused before any memory is taken, or more is said to be free
@@ -70,7 +70,9 @@ def make_prediction(
     tokens = [cache or 0] * len(groups)
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
     words = cache_words(tokens, vision_load, settings)
-    words += _promise_words(at_once, promised)
+    if promised is not None:
+        words += f"; it holds {min(at_once, promised):,} of {promised:,} at once"
+        words += ": the others wait" if at_once < promised else ""
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
     helps = not serves and free_at_cache is None
     return document(
@@ -95,18 +97,10 @@ def make_prediction(
     )
 
 
-def _promise_words(at_once: int, promised: int | None) -> str:
-    """How many of the requests at once that are asked for are held; empty where nobody asks."""
-    if promised is None:
-        return ""
-    waiting = ": the others wait" if at_once < promised else ""
-    return f"; it holds {min(at_once, promised):,} of {promised:,} at once{waiting}"
-
-
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
     """The image limit, and the images under it, that ordinary clients can ask for."""
     rule, limit = request.model.image_rule, request.requested_limit
-    if rule is not None and request.fixed_limit is None:
+    if rule is not None and request.limit is None:
         limit = rule.exposed_limit
     vision_load = vision_load_of(request, limit)
     if not request.workload.queue_images:
@@ -119,7 +113,7 @@ def _held(
 ) -> VisionLoad:
     """The units that one forward can have where the cache is smaller than the context.
 
-    Never under: the whole region counts, without what its slabs leave over.
+    Never under: the whole region counts.
     """
     rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
@@ -143,26 +137,18 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
     if not fit.fits:
         return remedies(fit).remedies
     best, settings = fit.best, fit.best.settings
-    change = (
-        f"turbofit's plan: --tp {settings.tp}"
-        f" --cache-max-entry-count {settings.cache_max_entry_count:.3f}"
+    plan = (
+        f"--tp {settings.tp} --cache-max-entry-count {settings.cache_max_entry_count:.3f}"
         f" --max-prefill-token-num {settings.max_prefill_token_num}"
         f" --max-batch-size {settings.max_batch_size} --session-len {settings.session_len}"
     )
     if best.parts:
-        change = (
-            f"turbofit's plan: {best.shape.replicas} engines, each with its card's own settings"
-        )
+        plan = f"{best.shape.replicas} engines, each with its card's own settings"
     effect = f"lives, with {best.kv_tokens:,} KV tokens"
-    return (Remedy(change=change, effect=effect),)
+    return (Remedy(change=f"turbofit's plan: {plan}", effect=effect),)
 
 
 def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], ...]:
-    """The first GPUs.
-
-    Raises:
-        UsageError: there are too few, or an engine cannot be split over them.
-    """
     visible, tp, replicas = request.machine.visible, request.tp or 1, request.replicas or 1
     problem = engine.tp_problem(request.model, tp)
     if problem:
@@ -187,7 +173,6 @@ def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], 
 def _check_free(
     request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], free: int | None
 ) -> None:
-    """Refuse more free memory than CUDA can hand out on a GPU that is used."""
     if free is None:
         return
     for gpu in (request.machine.gpu(index) for group in groups for index in group):
@@ -203,12 +188,11 @@ def _check_free(
 def _exposure(
     request: ResolvedRequest, limit: int | None, vision_load: VisionLoad
 ) -> Iterator[str]:
-    """Why images are larger here than in a plan, where they are."""
     rule = request.model.image_rule
     if rule is None or limit is None or not vision_load.units_per_image:
         return
     usual = rule.checkpoint_limit
-    if request.fixed_limit is None and request.workload.image_size is None and limit > usual:
+    if request.limit is None and request.workload.image_size is None and limit > usual:
         yield (
             f"images have up to {limit} {rule.limit_unit}: a client's detail: high asks for so"
             f" many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
@@ -225,11 +209,7 @@ def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
 def _settings(
     request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], engine: Engine
 ) -> Settings:
-    """LMDeploy's defaults under what the user set.
-
-    Raises:
-        UsageError: values that no LMDeploy takes.
-    """
+    """LMDeploy's defaults under what the user set."""
     gpus = [request.machine.gpu(index) for index in groups[0]]
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings
@@ -248,7 +228,7 @@ def _settings(
 def _never_runs(
     request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
 ) -> str | None:
-    """What the engine has no code for, or is known to end or hang at every time."""
+    """What the engine has no code for, or is known to end or hang of every time."""
     for account in accounts:
         launch = launch_of(request, account.settings, account.gpus, vision_load)
         kernels = engine.missing_kernels(launch)
@@ -260,10 +240,7 @@ def _never_runs(
 
 
 def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) -> str | None:
-    """Why no request has the images that were asked for, however small they are.
-
-    ``cache`` are KV tokens of the smallest cache, None where there is none.
-    """
+    """Why no request has the images that were asked for, however small they are."""
     rule = request.model.image_rule
     if rule is None or settings.language_model_only:
         return None
@@ -285,7 +262,7 @@ def _speed(
     engine: Engine,
     at_once: int,
 ) -> Throughput | None:
-    """The forecast of all engines, each under its share of the requests that they hold."""
+    """The forecast of all engines, each with its share of the requests that they hold."""
     if is_legacy(engine.version):  # the rates are today's
         return None
     settings, machine = accounts[0].settings, request.machine
@@ -339,7 +316,7 @@ def _warnings(
     engine: Engine,
     cache: int | None,
 ) -> Iterator[str]:
-    """What was given and is not kept whole beside the rest, and what goes wrong beside memory.
+    """What is given and not kept whole, and what goes wrong beside memory.
 
     ``cache`` are KV tokens of the smallest cache, None where the start does not serve.
     """
@@ -363,14 +340,11 @@ def _warnings(
     for problem in known_problems(launch, engine.name, engine.version):
         if not problem.fatal:  # which is the verdict
             yield problem.warning
-    if settings.tp > 1:
-        kind = group_class(request.machine, gpus)
-        if kind < LinkClass.PCIE_PEER:
-            yield (
-                "these GPUs do not reach each other: NCCL goes through host memory; slower, but it"
-                " takes no more GPU memory"
-            )
-    dtype = request.fixed.get("dtype")
+    if settings.tp > 1 and group_class(request.machine, gpus) < LinkClass.PCIE_PEER:
+        yield (
+            "these GPUs do not reach each other: NCCL goes through host memory; slower, but it"
+            " takes no more GPU memory"
+        )
     possible, why = dtype_for(request.model, gpus)
-    if dtype == "bfloat16" and possible == "float16":
+    if request.fixed.get("dtype") == "bfloat16" and possible == "float16":
         yield f"LMDeploy would run in float16 without a word: {why}"

@@ -28,8 +28,8 @@ class Margin(Struct):
     """What must stay free on each GPU: bytes, a share of the total, or the default of both None.
 
     The default is the larger of 256 MiB and 1 % of the total, and three eighths of that where this
-    very plan was ``rehearsed``: then only contexts and libraries are still estimates, which no
-    rehearsal sees. ``more`` bytes come on top of any.
+    very plan was ``rehearsed``, which sees all but contexts and libraries. ``more`` bytes come on
+    top of any.
     """
 
     bytes: int | None = None
@@ -40,19 +40,17 @@ class Margin(Struct):
     def of(self, gpu: Gpu) -> int:
         """Bytes for one GPU."""
         total = known(gpu.total, 0)
+        margin = max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE))
         if self.bytes is not None:
-            return self.bytes + self.more
-        if self.share is not None:
-            return int(total * self.share) + self.more
-        default = max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE))
-        kept = _REHEARSED_SHARE if self.rehearsed else 1.0
-        return int(default * kept) + self.more
+            margin = self.bytes
+        elif self.share is not None:
+            margin = int(total * self.share)
+        elif self.rehearsed:
+            margin = int(margin * _REHEARSED_SHARE)
+        return margin + self.more
 
     def saved(self, gpu: Gpu) -> int:
-        """Bytes of one GPU's margin that a calibration makes superfluous: all but 64 MiB of it.
-
-        None of what a person asked for.
-        """
+        """Bytes of the default that a calibration makes superfluous: all but 64 MiB of it."""
         if self.bytes is not None or self.share is not None:
             return 0
         return max(0, self.of(gpu) - self.more - _LEAST_MARGIN)
@@ -61,13 +59,14 @@ class Margin(Struct):
 class ResolvedRequest(Struct):
     """A model on a machine for a workload, and what the user has fixed.
 
-    ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp`` and
-    ``replicas`` are None where the search chooses. ``budget`` caps peak plus margin of this
-    turbofit on each GPU, as `budget_on` reads it. ``least``: the smallest footprint that keeps the
-    promise is the best. ``groups`` is the only grouping looked at, where it is known;
-    ``ratio_caps`` are the largest ratios that rehearsals left, by a GPU's index. ``load_only``: the
-    concurrency is a load to plan for, and no promise. ``options`` are what plans say of all this,
-    as the person gave it. ``pace`` is what a forecast of speed should keep.
+    ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp``,
+    ``replicas`` and ``limit`` (of an image: tiles or pixels) are None where the search chooses.
+    ``budget`` caps peak plus margin of this turbofit on each GPU, as `budget_on` reads it.
+    ``least``: the smallest footprint that keeps the promise is the best. ``groups`` is the only
+    grouping looked at, where it is known; ``ratio_caps`` are the largest ratios that rehearsals
+    left, by a GPU's index. ``load_only``: the concurrency is a load to plan for, and no promise.
+    ``options`` are what plans say of all this, as the person gave it. ``pace`` is what a forecast
+    of speed should keep.
     """
 
     model: Model
@@ -76,8 +75,7 @@ class ResolvedRequest(Struct):
     fixed: dict[str, object] = msgspec.field(default_factory=dict)
     tp: int | None = None
     replicas: int | None = None
-    max_dynamic_patch: int | None = None
-    max_pixels: int | None = None
+    limit: int | None = None
     margin: Margin = Margin()
     budget: int | str | None = None
     least: bool = False
@@ -89,7 +87,6 @@ class ResolvedRequest(Struct):
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
-        """The GPUs that may be used, in the machine's order."""
         return tuple(self.machine.gpu(index) for index in self.machine.visible)
 
     def margin_of(self, gpu: Gpu) -> int:
@@ -97,8 +94,7 @@ class ResolvedRequest(Struct):
         margin = self.margin.of(gpu)
         if self.budget is None:
             return margin
-        usable = gpu.usable
-        withheld = usable - known(gpu.used, 0) - budget_on(gpu, self.budget)
+        withheld = gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget)
         return margin + max(0, withheld)
 
     @property
@@ -108,30 +104,15 @@ class ResolvedRequest(Struct):
 
     @property
     def context_given(self) -> bool:
-        """Whether a person asks for a context."""
         return self.workload.context is not None or "session_len" in self.fixed
 
     @property
     def requested_limit(self) -> int | None:
-        """The limit that the user or the checkpoint gives: tiles or pixels; None without images."""
+        """The limit that the user or the checkpoint gives; None for a model without images."""
         rule = self.model.image_rule
-        if rule is None:
-            return None
-        limit: int | None = getattr(self, rule.limit_name)
-        return rule.checkpoint_limit if limit is None else limit
-
-    @property
-    def fixed_limit(self) -> int | None:
-        """The limit of an image that the user gives: tiles or pixels."""
-        return self.max_pixels if self.max_dynamic_patch is None else self.max_dynamic_patch
-
-    def with_limit(self, limit: int | None) -> ResolvedRequest:
-        """The same with this limit of an image; None leaves it to turbofit."""
-        assert self.model.image_rule is not None
-        return replace(self, **{self.model.image_rule.limit_name: limit})
+        return self.limit if rule is None or self.limit is not None else rule.checkpoint_limit
 
     def with_workload(self, **fields: Any) -> ResolvedRequest:
-        """The same with other values in its workload."""
         return replace(self, workload=replace(self.workload, **fields))
 
 
@@ -146,7 +127,7 @@ def vision_load_of(request: ResolvedRequest, limit: int | None) -> VisionLoad:
     """What clients can ask of the vision tower under a limit.
 
     A stated image size that gives fewer units than the limit's worst image is what is promised:
-    larger images are then refused or lowered, so the peak need not pay for them.
+    larger ones are refused or lowered.
 
     Raises:
         UsageError: images are asked of a model that takes none.
@@ -196,7 +177,6 @@ def accounts_of(
     engine: Engine,
     free_at_cache: int | None = None,
 ) -> tuple[Account, ...]:
-    """One account a group, each of its own settings."""
     groups_gpus = [[request.machine.gpu(index) for index in group] for group in groups]
     return tuple(
         engine.account(launch_of(request, options, gpus, vision_load, free_at_cache))
@@ -227,8 +207,7 @@ def host_short(host: HostMemory) -> int:
 
 def host_problem(host: HostMemory) -> str | None:
     """Why host memory does not do, where it is known not to."""
-    short = host_short(host)
-    if host.available is None or not short:
+    if host.available is None or not (short := host_short(host)):
         return None
     return (
         f"host RAM is {format_bytes(short)} short: {format_bytes(host.pinned)}"
@@ -236,28 +215,26 @@ def host_problem(host: HostMemory) -> str | None:
     )
 
 
-def check_limits(request: ResolvedRequest) -> None:
-    """Refuse a limit that the model's images have no use for, rather than show it as kept.
+def with_limit(request: ResolvedRequest, tiles: int | None, pixels: int | None) -> ResolvedRequest:
+    """The request with the limit of an image that a person gives.
 
     Raises:
-        UsageError: it limits what this model's images have not.
+        UsageError: this model's images have no use for it.
     """
     name, rule = request.model.name, request.model.image_rule
     taken = rule.limit_option if rule is not None and rule.varies_by_limit else ""
-    hint = f"leave it out, or give {taken}" if taken else "leave it out"
-    if request.max_dynamic_patch is not None and taken != "--max-dynamic-patch":
-        raise UsageError(
-            f"--max-dynamic-patch limits tiles, and no image of {name} has more or fewer of them",
-            hint=hint,
-        )
-    if request.max_pixels is not None and taken != "--max-pixels":
-        raise UsageError(
-            f"--max-pixels limits images that keep their size, and {name} has none of them",
-            hint=hint,
-        )
-    limit = request.fixed_limit
+    no_tiles = f"limits tiles, and no image of {name} has more or fewer of them"
+    no_sizes = f"limits images that keep their size, and {name} has none of them"
+    for option, limit, problem in (
+        ("--max-dynamic-patch", tiles, no_tiles),
+        ("--max-pixels", pixels, no_sizes),
+    ):
+        if limit is not None and option != taken:
+            hint = f"leave it out, or give {taken}" if taken else "leave it out"
+            raise UsageError(f"{option} {problem}", hint=hint)
+    limit = pixels if tiles is None else tiles
     if rule is None or limit is None:
-        return
+        return request
     if not request.workload.images or request.fixed.get("language_model_only"):
         raise UsageError(
             f"{taken} limits images, and none are served",
@@ -269,3 +246,4 @@ def check_limits(request: ResolvedRequest) -> None:
             f"{taken} {limit}: no image of {name} has more than {most:,} {rule.limit_unit}",
             hint=f"leave it out, or give {most} or less",
         )
+    return replace(request, limit=limit)

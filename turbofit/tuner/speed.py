@@ -1,10 +1,9 @@
 """The forecast of speed that ranks shapes: an estimate, and plans say so.
 
 A decode step reads the weights or computes, whichever is slower, and reads the keys and values of
-all that run; prefill and vision are FLOPs; every layer reduces twice over the group's slowest link
-and launches its kernels. Prefills and steps share the card in turn. The cache bounds how many
-requests run together: of more, some are evicted and begin again. `bench/speed` compares it with
-published figures.
+all that run; prefill and vision are FLOPs; every layer reduces twice over the group's slowest link.
+Prefills and steps share the card in turn. Of more requests than the cache holds some are evicted
+and begin again. `bench/speed` compares it with published figures.
 """
 
 from __future__ import annotations
@@ -61,17 +60,14 @@ class Rates(Struct):
     error_cards: int
 
 
-#: Shares of a card's own peak that a large copy and a large product reach: a measured card's
-#: figures are those, where the efficiencies are of the peak.
+#: Shares of a card's peak that a large copy and a large product reach: a measured card's figures
+#: are these, where the efficiencies are of the peak.
 _COPY_SHARE = 0.9
 _PRODUCT_SHARE = 0.75
 
 
 class GpuRates(Struct):
-    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products.
-
-    ``vision_flops`` are those of the vision tower.
-    """
+    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products."""
 
     bandwidth: float
     flops: float
@@ -80,7 +76,7 @@ class GpuRates(Struct):
 
 @cache
 def rates(priors: tuple[str, ...] = ()) -> Rates:
-    """The constants of the presets; of ``priors`` those before a bench's fit, where there are."""
+    """The constants of the presets; those of ``priors`` as before a bench's fit."""
     entries = load_yaml(preset_path("engines", "throughput"))
     values = {
         name: entry.get("prior" if name in priors else "value", entry["value"])
@@ -92,18 +88,14 @@ def rates(priors: tuple[str, ...] = ()) -> Rates:
 def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
     """What the slowest of these cards sustains; of a measured card the measured figures count."""
     measured_cards = {card.index: card for card in measured.cards} if measured else {}
-    bandwidth = min(
-        measured_cards[gpu.index].bandwidth / _COPY_SHARE
-        if gpu.index in measured_cards
-        else known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH)
-        for gpu in gpus
-    )
-    flops = min(
-        measured_cards[gpu.index].flops / _PRODUCT_SHARE
-        if gpu.index in measured_cards
-        else known(gpu.dense_flops, _UNKNOWN_FLOPS)
-        for gpu in gpus
-    )
+
+    def peak(gpu: Gpu) -> tuple[float, float]:
+        if (card := measured_cards.get(gpu.index)) is not None:
+            return card.bandwidth / _COPY_SHARE, card.flops / _PRODUCT_SHARE
+        bandwidth = known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH)
+        return bandwidth, known(gpu.dense_flops, _UNKNOWN_FLOPS)
+
+    bandwidth, flops = map(min, zip(*map(peak, gpus), strict=True))
     return GpuRates(
         bandwidth=bandwidth * figures.memory_efficiency,
         flops=flops * figures.compute_efficiency,
@@ -116,8 +108,7 @@ class StepWork(Struct):
 
     ``weights`` are bytes that a decode step reads whatever its batch, ``experts`` those of routed
     experts, of which a token takes the share ``routed``. ``token_flops`` and ``pair_flops`` are of
-    one token through the layers, and of one token's attention to one other. ``vision_flops`` are of
-    one unit. ``hidden_bytes`` is one token's hidden state.
+    one token through the layers, and of its attention to one other; ``vision_flops`` of one unit.
     """
 
     layers: int
@@ -137,19 +128,14 @@ class StepWork(Struct):
 
 
 def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
-    """The work of a model under settings.
-
-    Of the settings ``tp`` counts, and what decides the size of a cached token.
-    """
-    text, tp = model.text, settings.tp
+    """The work of a model; of the settings ``tp`` counts, and what sizes a cached token."""
+    text, tp, moe = model.text, settings.tp, model.text.moe
     traffic = engine.traffic(model, tp)
     routed = share = 0.0
-    if text.moe is not None:
-        moe = text.moe
+    if moe is not None:
         routed = moe.experts_per_token / moe.experts
         of_experts = 3.0 * text.hidden * moe.intermediate * moe.experts * moe.layers
         share = of_experts / (of_experts + _dense_parameters(model, with_experts=False))
-    vision = traffic.vision / 2 * 2 * model.unit_tower_tokens
     return StepWork(
         layers=text.layers,
         hidden_bytes=text.hidden * 2,
@@ -159,23 +145,21 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
         token_flops=2 * _dense_parameters(model) / tp,
         pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
         kv_bytes=engine.block_bytes(model, settings) / settings.cache_block_seq_len,
-        vision_flops=vision,
+        vision_flops=traffic.vision * model.unit_tower_tokens,  # 2 FLOPs for 2 bytes
         encodes_again=engine.encodes_again,
     )
 
 
 def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
     """Parameters that one token passes through, without the embedding."""
-    text = model.text
+    text, moe, delta = model.text, model.text.moe, model.text.delta
     gate = text.heads if text.output_gate else 0
     attention = text.hidden * text.head_dim * (2 * text.heads + gate + 2 * text.kv_heads)
     attention *= text.attention_layers
-    if text.delta is not None:
-        delta = text.delta
+    if delta is not None:
         attention += delta.layers * text.hidden * (delta.channels + 2 * delta.values)
     mlp = 3.0 * text.hidden * text.intermediate * text.layers
-    if text.moe is not None:
-        moe = text.moe
+    if moe is not None:
         routed = moe.experts_per_token * moe.intermediate if with_experts else 0
         mlp *= 1 - moe.layers / text.layers
         mlp += 3.0 * text.hidden * (routed + moe.shared_intermediate) * moe.layers
@@ -194,19 +178,18 @@ class LinkClass(IntEnum):
     @property
     def words(self) -> str:
         """The class as people say it."""
-        return {
-            LinkClass.ACROSS_HOST: "through host memory across NUMA nodes",
-            LinkClass.HOST: "through host memory, no peer access",
-            LinkClass.PCIE_PEER: "PCIe peer access",
-            LinkClass.NVLINK: "NVLink",
-            LinkClass.ALONE: "one GPU",
-        }[self]
+        return (
+            "through host memory across NUMA nodes",
+            "through host memory, no peer access",
+            "PCIe peer access",
+            "NVLink",
+            "one GPU",
+        )[self]
 
 
 def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
-    """The class of a group."""
-    links = _links(machine, gpus)
-    return min((link_class(link) for link in links), default=LinkClass.ALONE)
+    """The class of a group: its slowest link's."""
+    return min(map(link_class, _links(machine, gpus)), default=LinkClass.ALONE)
 
 
 def nvlink_bandwidth(machine: Machine, gpus: Sequence[Gpu]) -> int:
@@ -219,7 +202,6 @@ def _links(machine: Machine, gpus: Sequence[Gpu]) -> list[Link]:
 
 
 def link_class(link: Link) -> LinkClass:
-    """The class of one link."""
     if link.nvlinked:
         return LinkClass.NVLINK
     if link.peers:
@@ -253,7 +235,6 @@ class AllReduce(Struct):
         return traffic / self.bandwidth
 
     def seconds(self, size: float) -> float:
-        """Seconds for ``size`` bytes."""
         return self.launch + size * self.seconds_per_byte
 
 
@@ -268,22 +249,15 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
     slot = figures.pcie_bandwidth * min(_pcie_scale(gpu) for gpu in gpus)
     host = min(figures.host_bandwidth, slot * figures.host_factor)
     if kind == LinkClass.NVLINK:
-        bandwidth = nvlink_bandwidth(machine, gpus) * figures.nvlink_efficiency
-        return AllReduce(
-            ranks=ranks, latency=figures.nvlink_latency, bandwidth=max(bandwidth, host)
-        )
+        bandwidth = max(nvlink_bandwidth(machine, gpus) * figures.nvlink_efficiency, host)
+        return AllReduce(ranks=ranks, latency=figures.nvlink_latency, bandwidth=bandwidth)
+    latency, bandwidth = figures.host_latency, host
     if kind == LinkClass.PCIE_PEER:
-        return AllReduce(
-            ranks=ranks,
-            latency=figures.pcie_latency,
-            bandwidth=slot,
-            shared_by=figures.bridge_ranks,
-        )
-    if kind == LinkClass.ACROSS_HOST:
-        host *= figures.across_factor
-    return AllReduce(
-        ranks=ranks, latency=figures.host_latency, bandwidth=host, shared_by=figures.bridge_ranks
-    )
+        latency, bandwidth = figures.pcie_latency, slot
+    elif kind == LinkClass.ACROSS_HOST:
+        bandwidth *= figures.across_factor
+    shared = figures.bridge_ranks
+    return AllReduce(ranks=ranks, latency=latency, bandwidth=bandwidth, shared_by=shared)
 
 
 def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
@@ -294,9 +268,9 @@ def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
 
 
 def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
-    """The group's own all-reduce where it was measured, or that of its slowest measured pair.
+    """The group's own all-reduce where it was measured, else that of its slowest measured pair.
 
-    The second is for groups that nobody measured: as if all of it crossed one host bridge, so low.
+    The second is as if all of it crossed one host bridge, so low.
     """
     if machine.measured is None:
         return None
@@ -318,7 +292,7 @@ def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
 
 
 def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
-    """A latency and a bandwidth through the smallest and the largest size of ``measured`` ranks."""
+    """The all-reduce through the smallest and the largest size that ``measured`` ranks did."""
     small, large = min(times), max(times)
     slope = max((times[large] - times[small]) / (large - small), 1e-15)
     latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
@@ -332,7 +306,7 @@ def _pcie_scale(gpu: Gpu) -> float:
 
 
 #: Answers of one length leave room for more requests than could all end; the more their lengths
-#: differ, the sooner evictions begin. Beyond this there is nothing to tell apart.
+#: differ, the sooner evictions begin. Below this there is nothing to tell apart.
 _LEAST_ROOM = 0.1
 #: Steps of a search for the requests that bring a rate: a thousandth of a batch of 256.
 _HALVINGS = 18
@@ -342,8 +316,8 @@ class Speed(Struct):
     """One group's forecast.
 
     ``running`` requests are in the batch on average; ``prefill`` is one request's, ``step`` one
-    token of all that run; of it ``reduce`` is spent on links. Seconds. Requests a second improve
-    with a larger cache, or stay.
+    token of all that run, ``reduce`` what of it is spent on links, each in seconds. A larger cache
+    never gives fewer requests a second.
     """
 
     requests_per_second: float
@@ -387,9 +361,9 @@ class Pace(Struct):
     per_token: float | None = None
 
     def forecast(self, speed_at: Callable[[float], Speed], share: float, most: float) -> Pace:
-        """What one engine does under its ``share`` of the rate.
+        """What one engine does with the fewest requests there that bring its ``share`` of the rate.
 
-        With the fewest requests there that bring the rate, ``most`` where none do.
+        With ``most`` where none do.
         """
         low, high = 0.0, most
         wanted = inf if self.rate is None else self.rate * share
@@ -417,10 +391,10 @@ class Pace(Struct):
 class ClosedLoad(Struct):
     """Requests of one kind, so many of which are there at any time.
 
-    ``prompt`` and ``output`` are tokens of one, images among the prompt's; below one ``at_once``
-    the engine is idle in between, and it may be a fraction (8 requests over 7 replicas: 8/7).
-    ``images`` are those of one request. ``spread`` is the squared coefficient of variation of an
-    answer's length: 0 where all are as long, 1 for lengths of an exponential distribution.
+    ``prompt`` and ``output`` are tokens of one, images among the prompt's. ``at_once`` may be a
+    fraction (8 requests over 7 replicas: 8/7); below one the engine is idle in between.
+    ``spread`` is the squared coefficient of variation of an answer's length: 0 where all are as
+    long, 1 for an exponential distribution.
     """
 
     prompt: float
@@ -442,9 +416,8 @@ class GroupRates(Struct):
     ) -> float:
         """One forward of so many tokens.
 
-        A product reads its weights while it computes, and the slower of both counts: few rows are
-        bound by memory, many by FLOPs. Attention runs between products and hides behind neither:
-        ``pairs`` are those of a token and one that it looks at, where a prompt is computed,
+        A product reads its weights while it computes, and the slower of both counts. Attention runs
+        between products: ``pairs`` are those of a prompt's token and one that it looks at,
         ``cached`` the tokens whose keys and values are read.
         """
         work, card = self.work, self.card
@@ -461,7 +434,7 @@ class GroupRates(Struct):
         return self.work.vision_flops * units_per_image * encodes / self.card.vision_flops
 
     def reduces(self, tokens: float) -> float:
-        """Seconds that a forward of so many tokens spends on links; every layer reduces twice."""
+        """Seconds on links of a forward of so many tokens; every layer reduces twice."""
         times, reduce = 2 * self.work.layers, self.reduce
         token_reduces = times * reduce.seconds_per_byte * self.work.hidden_bytes
         return times * reduce.launch + tokens * token_reduces
@@ -470,7 +443,7 @@ class GroupRates(Struct):
 def group_rates(
     model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
 ) -> GroupRates:
-    """The rates of one group; of the settings ``tp`` counts, and what sizes a cached token."""
+    """The rates of one group; of the settings as :func:`work_of`."""
     return GroupRates(
         work=work_of(model, settings, engine),
         card=card_of(gpus, rates(), machine.measured),
@@ -485,11 +458,7 @@ def group_speed(
     kv_tokens: int,
     at_once: float,
 ) -> Speed:
-    """The forecast of one group for the workload's request, as if no limit was lowered for it.
-
-    ``kv_tokens`` are what the cache holds, ``at_once`` the average requests in flight on this
-    engine (8 requests over 7 of them: 8/7).
-    """
+    """The forecast of one group for the workload's request, as if no limit was lowered for it."""
     figures = rates()
     load = ClosedLoad(
         prompt=requested_load.tokens_per_request + figures.text_tokens,
@@ -503,10 +472,9 @@ def group_speed(
 def speed_of(
     group: GroupRates, figures: Rates, load: ClosedLoad, settings: Settings, kv_tokens: float
 ) -> Speed:
-    """The forecast of one engine under a closed load.
+    """The forecast of one engine under a closed load; ``kv_tokens`` are what its cache holds.
 
-    Of the settings the batch and the tokens of a prefill pass count; ``kv_tokens`` are what the
-    cache holds.
+    Of the settings the batch and the tokens of a prefill pass count.
     """
     work, card, at_once = group.work, group.card, load.at_once
     whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
@@ -515,8 +483,8 @@ def speed_of(
     mean, repeated = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
     running = max(1.0, mean)
 
-    # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
-    # cache that a smaller prefill leaves. The forecast is that much high.
+    # As if in one pass: more launch again, a percent at most, which must not outweigh the cache
+    # that a smaller prefill leaves. The forecast is that much high.
     prefill = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     passes = ceil(load.prompt / settings.max_prefill_token_num)
     sent = load.images
@@ -579,8 +547,7 @@ def crowd_of(
         admitted: requests that the batch lets in.
         fitting: requests whose prompt and whole answer the cache holds, one at least.
         room: by which share more requests fit at their mean length than at their full one.
-        output: tokens of an answer. The more requests end while one is answered, the fewer are
-            evicted.
+        output: tokens of an answer: the longer it is, the more others end, and fewer are evicted.
         recomputed_share: the largest share of an answer that is computed again.
     """
     if admitted <= fitting:

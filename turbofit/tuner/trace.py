@@ -1,10 +1,10 @@
 """A trace of requests under a plan's engines, by the forecast's rates: event by event, no GPU.
 
 Between two events (a request arrives, a request ends, the cache is full) all decoding steps are
-alike, and many are computed at once. Rates are those of `tuner.speed`: a prefill is a forward of
-its own, for which all running requests wait; a step reads the weights and all cached tokens.
-Requests that do not fit wait in the order of arrival. Where the cache is full, the request that was
-admitted last is evicted: it loses its tokens (over: all of them) and begins again.
+alike, and many are computed at once, at the rates of `tuner.speed`. A prefill is a forward of its
+own, for which all running requests wait. Requests that do not fit wait in the order of arrival.
+Where the cache is full, the request that was admitted last loses its tokens (over: all of them) and
+begins again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class TraceTimes(Struct):
 class SimulatedEngine(NamedTuple):
     """One engine of a plan.
 
-    ``gate`` are vision units before their first token at once, None where none queue; ``share`` is
-    what it takes of all requests.
+    ``gate`` bounds the vision units whose requests have no first token yet, None where none queue;
+    ``share`` is what it takes of all requests.
     """
 
     rates: GroupRates
@@ -88,11 +88,9 @@ class EngineLoad:
 
     @property
     def outstanding(self) -> int:
-        """Requests that wait or run in it."""
         return len(self.waiting) + len(self._running)
 
     def take(self, index: int) -> None:
-        """Add a request at its time of arrival."""
         at = self._requests[index].at
         self._ready[index] = max(self._loop, at)
         self._loop = self._ready[index] + self._figures.request_seconds
@@ -150,7 +148,7 @@ class EngineLoad:
         heappush(self._ends, (end, index))
 
     def _decode(self, until: float) -> None:
-        """Decode up to the next event: a request ends, the cache is full, or a request arrives."""
+        """Decode up to the next event."""
         count, engine = len(self._running), self.engine
         while count > 1 and self._cached + count > engine.kv_tokens:
             self._evict()
@@ -200,7 +198,7 @@ class EngineLoad:
         self.evicted += 1
 
     def _base(self, count: int) -> float:
-        """Seconds of a step without the reading of cached tokens."""
+        """Seconds of a step, without the reading of cached tokens."""
         if count not in self._bases:
             self._bases[count] = self.engine.rates.seconds(self._figures, count)
         return self._bases[count]
@@ -216,13 +214,10 @@ def replay(
     engines: Sequence[SimulatedEngine], requests: Sequence[TraceRequest], *,
     queue: int, patience: float,
 ) -> tuple[TraceTimes, list[EngineLoad]]:  # fmt: skip
-    """Send the requests of a trace, in the order of arrival, to the least busy engine each.
+    """Send the requests of a trace to the least busy engine each.
 
-    Args:
-        engines: of the plan.
-        requests: sorted by their time; each fits the context.
-        queue: requests with images that may wait for their turn, where images queue.
-        patience: seconds that one of them waits at most.
+    They are sorted by their time, and fit the context. Where images queue, ``queue`` requests with
+    images may wait for their turn, each for ``patience`` seconds.
     """
     count = len(requests)
     times = TraceTimes(begun=[nan] * count, first=[nan] * count, ended=[nan] * count, refused=[])

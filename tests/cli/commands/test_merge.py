@@ -47,7 +47,6 @@ def test_wrong_use(folders, tmp_path, monkeypatch, capsys):
     for words, said in (
         ([base], "BASE [ADAPTER] OUT"),
         ([base, out], "nothing to do"),
-        ([base, "internvl2-8b", out], "internvl2-8b is a model, and no LoRA"),
         (["no/such-base", lora, out], download.format("no/such-base")),
         (
             ["https://huggingface.co/org/name/tree/v1", lora, out],

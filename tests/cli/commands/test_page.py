@@ -18,7 +18,7 @@ def test_a_site(tmp_path, capsys) -> None:
     assert main(["page", "--out", str(folder), *FEW]) == 0
     told = capsys.readouterr()
     assert told.out == f"{folder / 'index.html'}\n"
-    assert told.err.startswith(f"4 plans for {folder}: about ")
+    assert told.err.startswith(f"4 plans for {folder}, with 1 process")
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == ["data/internvl3-2b/rtx4090.js", "index.html"]
     script = (folder / files[0]).read_text()

@@ -77,7 +77,6 @@ def test_command_line_then_environment_then_profile_then_default(
         ("TURBOFIT_SERV_GPUS", "0", "did you mean TURBOFIT_SERVE_GPUS?"),
         ("TURBOFIT_XYZZY", "0", "options are TURBOFIT_COMMAND_OPTION"),
         ("TURBOFIT_PLAN_MAX_MODEL_LEN", "8192", "of vLLM; here: TURBOFIT_PLAN_CONTEXT=8192"),
-        ("TURBOFIT_PLAN_JSON", "true", "--json has no variable: type it"),
         ("TURBOFIT_PLAN_HELP", "1", "TURBOFIT_PLAN_HELP is neither"),
     ],
 )

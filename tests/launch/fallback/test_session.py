@@ -25,7 +25,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.planning.commands import commands, private_commands, read_map, refuse_options
+from turbofit.planning.commands import commands, private_commands, read_map
 from turbofit.tuner.fallback import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
@@ -53,9 +53,7 @@ def test_commands():
     with pytest.raises(UsageError, match="no device map"):
         commands(replace(plan, device_map=None))
     with pytest.raises(UsageError, match="--x"):
-        refuse_options(plan.engine, ["--x"])
-    refuse_options(plan.engine, [])
-    refuse_options(replace(plan.engine, name="turbomind"), ["--x"])
+        commands(plan, options=["--x"])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,7 @@ def test_a_session(tmp_path, children):
     folder = tiny_qwen2_vl(tmp_path / "Qwen2-VL")
     resolved = ResolvedRequest(
         model=resolve_model(str(folder)), machine=machine_from("1xrtx3090"),
-        workload=Workload(context=1024), max_pixels=100352,
+        workload=Workload(context=1024), limit=100352,
     )  # fmt: skip
     plan = make_fallback_plan(resolved, Transformers(), "as asked")
     assert plan.fits

@@ -65,8 +65,6 @@ def test_others_on_the_card(find: Find, sources: Make) -> None:
         ("pcie", "warning", {"pcie_generation_now": 3}),
         ("pcie", "ok", {"pcie_generation_now": 1, "pstate": 8}),
         ("pcie", "unreadable", {"pcie_width_now_error": UNKNOWN_ERROR}),
-        ("persistence", "warning", {"persistence": 0}),
-        ("persistence", "unreadable", {"persistence_error": UNKNOWN_ERROR}),
         ("ecc", "warning", {"ecc_errors": 2}),
         ("ecc", "stops", {"rows_failed": 1}),
         ("ecc", "warning", {"rows_pending": 1}),

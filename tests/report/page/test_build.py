@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit.api
-from tests.report.documents import KINDS, planned, served_run
+from tests.report.documents import KINDS, plan_page, planned, served_run
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
 from turbofit.core.machine import Holder
@@ -24,7 +24,6 @@ from turbofit.core.units import format_bytes
 from turbofit.report.page import html as html_page
 from turbofit.report.page.html import Markup, join, json_text, tag
 from turbofit.report.stored_documents import StoredPlan
-from turbofit.report.views.plan_view import plan_page
 
 EVIL = (
     "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">"

@@ -8,14 +8,13 @@ import json
 import pytest
 
 from tests.report.conftest import Browser
-from tests.report.documents import planned
+from tests.report.documents import plan_page, planned
 from tests.report.page.test_build import ALL, EVIL, evil_plan, page_of
 from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib
 from turbofit.report.stored_documents import StoredPlan
 from turbofit.report.views.figures import shell_words
-from turbofit.report.views.plan_view import plan_page
 
 
 def shown(browser: Browser, script: str) -> None:

@@ -146,7 +146,7 @@ RUN = RunReport(
 
 
 def text(
-    run: RunReport | None, now: LiveServer | None, before: LiveServer | None = None, **used: int
+    run: RunReport, now: LiveServer | None, before: LiveServer | None = None, **used: int
 ) -> str:
     held = {int(name[1:]): size for name, size in used.items()}
     looked = (before, 2.0) if before else None

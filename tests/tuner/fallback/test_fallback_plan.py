@@ -125,7 +125,7 @@ def test_it_says_which_gpu_is_short_and_what_helps():
     ("free", "asked", "words"),
     [
         (4, {"context": 32768}, " with --context 32768"),
-        (5, {"images": 4, "max_pixels": 4_000_000}, " with --images 4 and --max-pixels 4000000"),
+        (5, {"images": 4, "limit": 4_000_000}, " with --images 4 and --max-pixels 4000000"),
         (1, {"context": 32768}, ""),  # nobody's option is at fault where none helps
     ],
 )
@@ -188,7 +188,7 @@ def test_copies_pay_for_the_matrix_that_one_of_them_writes(older):
 
 
 def test_what_the_user_sets_stays_and_is_named():
-    made = plan("qwen2-vl-7b", "1xrtx3090", context=4096, max_pixels=1003520)
+    made = plan("qwen2-vl-7b", "1xrtx3090", context=4096, limit=1003520)
     assert made.settings.session_len == 4096
     assert made.limits.max_pixels_per_image == 1003520
     assert any("image limit 1003520: as set by you" in text for text in made.reasons)
@@ -196,9 +196,9 @@ def test_what_the_user_sets_stays_and_is_named():
     # 1024 patches; the model folder's own limit holds larger images down to them.
     assert stated.limits.units_per_image <= 1024
     assert stated.limits.max_pixels_per_image == 200704
-    short = plan("qwen2-vl-7b", "1xrtx3060", fixed={"session_len": 32768}, max_pixels=1003520)
+    short = plan("qwen2-vl-7b", "1xrtx3060", fixed={"session_len": 32768}, limit=1003520)
     assert short.settings.session_len == 32768
-    below = plan("qwen2-vl-7b", image_size=(200, 200), max_pixels=1_000_000)
+    below = plan("qwen2-vl-7b", image_size=(200, 200), limit=1_000_000)
     assert any("what images of 200x200 take" in text for text in below.reasons)
 
 

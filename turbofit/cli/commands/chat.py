@@ -37,16 +37,7 @@ class Piece(NamedTuple):
 
 
 class Server:
-    """One model of an OpenAI-compatible server, asked without a proxy.
-
-    Args:
-        url: its address, with or without ``/v1``.
-        key: its API key, where it has one.
-        model: its name for a model; None is the first that it lists.
-
-    Raises:
-        UnservedError: it does not answer, or not as such a server does.
-    """
+    """One model of an OpenAI-compatible server, asked without a proxy; by default its first."""
 
     def __init__(self, url: str, key: str | None, model: str | None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -65,11 +56,7 @@ class Server:
                 ) from None
 
     def ask(self, messages: list[JsonObject], most: int | None) -> Iterator[Piece]:
-        """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
-
-        Raises:
-            UnservedError: the server refuses, breaks off, or says an error.
-        """
+        """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too."""
         body = {"model": self.model, "messages": messages, "stream": True}
         if most is not None:
             body["max_tokens"] = most
@@ -82,9 +69,10 @@ class Server:
                         return
                     if text:
                         event = json.loads(text)
-                        # Not every server says [DONE]: `transformers serve` does not.
-                        ended |= any(choice.get("finish_reason") for choice in _choices(event))
                         yield from _pieces(event)
+                        # Not every server says [DONE]: `transformers serve` does not.
+                        choices = event.get("choices") or []
+                        ended |= any(choice.get("finish_reason") for choice in choices)
             except (OSError, ValueError) as exc:
                 raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
         if not ended:
@@ -104,7 +92,7 @@ class Server:
             # Not every server lists its models.
             usual = "see what the server says" if body else "name its model with --model"
             raise UnservedError(
-                f"{self.url} answers {exc.code}: {_said(_read(exc.read(_LONGEST_ERROR)))}",
+                f"{self.url} answers {exc.code}: {_said(exc.read(_LONGEST_ERROR))}",
                 hint=hints.get(exc.code, usual),
             ) from None
         except (OSError, HTTPException) as exc:
@@ -118,26 +106,20 @@ class Server:
 def _pieces(event: JsonObject) -> Iterator[Piece]:
     if "error" in event:
         raise UnservedError(_said(event), hint="ask again")
-    for choice in _choices(event):
+    for choice in event.get("choices") or []:
         delta = choice.get("delta") or {}
         for field in ("reasoning_content", "content"):
             if delta.get(field):
                 yield Piece(str(delta[field]), thought=field != "content")
 
 
-def _choices(event: JsonObject) -> list[Any]:
-    return event.get("choices") or []
-
-
-def _read(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        return data.decode(errors="replace")
-
-
 def _said(document: Any) -> str:
     """What an error says, in any server's form."""
+    if isinstance(document, bytes):
+        try:
+            document = json.loads(document)
+        except ValueError:
+            document = document.decode(errors="replace")
     error = document.get("error", document) if isinstance(document, dict) else document
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error
@@ -145,11 +127,7 @@ def _said(document: Any) -> str:
 
 
 def question_of(text: str) -> JsonObject:
-    """A message of the user: words that are paths of pictures become these pictures.
-
-    Raises:
-        UsageError: a picture cannot be read.
-    """
+    """A message of the user: words that are paths of pictures become these pictures."""
     from base64 import b64encode
 
     from turbofit.load.prompt import user_message
@@ -210,7 +188,6 @@ def chat(
 
 
 def _line() -> str | None:
-    """The next line that a person types; None at the end."""
     try:
         text = input(">>> ").strip()
     except EOFError:

@@ -20,25 +20,10 @@ if TYPE_CHECKING:
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
-#: What else people call a kind.
-_OTHER_NAMES: Final = {
-    "docker-compose": "compose", "docker": "compose", "kubernetes": "k8s", "kube": "k8s",
-    "service": "systemd",
-}  # fmt: skip
-
-
-class _Kind(click.Choice[str]):
-    """A kind of manifest, by any of its names, all of which are ``words``."""
-
-    words = ("systemd", "compose", "k8s", *_OTHER_NAMES)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The one name that `manifest` knows."""
-        return super().convert(_OTHER_NAMES.get(value, value), param, ctx)
 
 
 @command(
-    Argument("kind", metavar="KIND", type=_Kind(("systemd", "compose", "k8s"))),
+    Argument("kind", metavar="KIND", type=click.Choice(("systemd", "compose", "k8s"))),
     Argument("plan", metavar="PLAN", type=PATH),
     common.spec_option(),
     Option("--name"),
@@ -90,11 +75,7 @@ def export(
 
 
 def _given(given: str, on: str | None) -> Plan:
-    """What `plan --json` wrote, or the plan of a model.
-
-    Raises:
-        UsageError: the plan cannot be read, or a machine is named beside it.
-    """
+    """What `plan --json` wrote, or the plan of a model."""
     from turbofit import api
     from turbofit.report.stored_documents import read_plan
 
@@ -106,7 +87,6 @@ def _given(given: str, on: str | None) -> Plan:
 
 
 def _here() -> str:
-    """The path of this turbofit's console script."""
     import shutil
     import sys
     from pathlib import Path
@@ -159,10 +139,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
 
 
 def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
-    """A profile that promises what a plan does.
-
-    What was asked holds, and the plan's images and context; ``file`` is what it will be called.
-    """
+    """A profile of what was asked, with the plan's images and context; ``file`` is its name."""
     kept = request.given()
     kept["images"] = request.images
     kept.setdefault("context", None if "session_len" in kept else plan.settings.session_len)

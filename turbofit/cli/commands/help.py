@@ -38,8 +38,7 @@ def help(name: str | None) -> int:  # noqa: A001 - the command's name
         raise unknown_command([name])
     if name is not None:
         with TURBOFIT.make_context("turbofit", [name, "--help"]) as ctx:
-            code: int = TURBOFIT.invoke(ctx)
-        return code
+            return int(TURBOFIT.invoke(ctx))
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     answer("\n".join((_ABOVE, *lines, _BELOW)))

@@ -9,7 +9,7 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
-from turbofit.cli.terminal.output import Form, answer, note, say, show, write_page
+from turbofit.cli.terminal.output import Form, answer, note, say, show
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.struct import to_json
 from turbofit.report.fit_site.choices import SiteRequest
@@ -48,7 +48,13 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
             )
         show([_listed()], markdown=form.md)
         return 0
-    from turbofit.report.stored_documents import LATEST, StoredPlan, read_reported
+    from turbofit.report.stored_documents import (
+        LATEST,
+        StoredPlan,
+        read_reported,
+        saved_document,
+    )
+    from turbofit.report.views.plan_view import plan_footer, plan_view
 
     saved = read_reported(what)
     if what == LATEST and isinstance(saved, StoredPlan) and not form.as_json:
@@ -63,18 +69,8 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
         else:
             show_load(saved, form)
         return 0
-    if form.html:
-        from turbofit.report.views.plan_view import plan_page
-
-        write_page(plan_page(saved), form.html)
-    elif form.as_json:
-        from turbofit.report.stored_documents import saved_document
-
-        answer(to_json(saved_document(saved)))
-    else:
-        from turbofit.report.views.plan_view import plan_view
-
-        show(plan_view(saved.plan, saved.run), markdown=form.md)
+    plan, run = saved.plan, saved.run
+    form.show(saved_document(saved), lambda _: plan_view(plan, run), plan_footer(plan))
     return 0 if saved.plan.fits else DoesNotFitError.exit_code
 
 

@@ -239,10 +239,7 @@ def _reloads(run: Run, arguments: _Arguments) -> Callable[[], None] | None:
 
 
 class _Arguments(NamedTuple):
-    """The command line of `serve`, read once.
-
-    ``request`` is what stands before ``--``, ``passed`` what follows.
-    """
+    """The command line of `serve`, read once; ``passed`` is what follows ``--``."""
 
     request: PlanRequest
     options: launch.ServeOptions
@@ -250,11 +247,6 @@ class _Arguments(NamedTuple):
     passed: PassedOptions
 
     def gateway(self) -> GatewayConfig:
-        """The public side.
-
-        Raises:
-            UsageError: open by accident, or options of the engine's own public side.
-        """
         for name in _PUBLIC:
             if name in self.passed.argv:
                 raise UsageError(
@@ -306,7 +298,7 @@ def _show_commands(arguments: _Arguments, form: output.Form) -> int:
 
 
 def _with_passed(arguments: _Arguments) -> PlanRequest:
-    """The request with the options after ``--`` that are planned with; stop where one is twice."""
+    """The request with the options after ``--`` that are planned with."""
     request, more = arguments.request, _modelled(arguments.passed)
     given = request.given()
     for name, value in more.items():
@@ -319,7 +311,7 @@ def _with_passed(arguments: _Arguments) -> PlanRequest:
 
 
 def _read_saved(arguments: _Arguments, file: str) -> Plan:
-    """A saved plan, which is complete: stop where an option of planning stands beside it."""
+    """A saved plan, beside which no option of planning may stand."""
     from turbofit.report.stored_documents import read_plan
 
     given = arguments.request.given()
@@ -340,10 +332,7 @@ def _read_saved(arguments: _Arguments, file: str) -> Plan:
 
 
 def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Say that a server is open: its addresses, lines for a shell and for Python, the address last.
-
-    Without a gateway they are for the first engine.
-    """
+    """Say that a server is open: its addresses, and lines for a shell, for Python, for a chat."""
     from turbofit.gateway.http.welcome import client_lines
 
     if form.as_json:

@@ -21,7 +21,6 @@ from turbofit.core.validation import SECONDS, Metavar, Validated
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from turbofit.gateway.routing.deny_file import Denied
     from turbofit.observe.live import LiveServer
     from turbofit.report.painters.document import Block
     from turbofit.report.stored_documents import StoredPlan
@@ -77,33 +76,30 @@ def watch(
         began = time.monotonic()
         watched = [read_run(place) for place in places()]
         now = {saved.where: _look(saved, url, api_key, patient=live) for saved in watched}
-        if not live and not form.as_json and any(now.values()):
-            # Rates need two looks.
-            time.sleep(interval)
-            before = {place: (server, interval) for place, server in now.items() if server}
-            now = {saved.where: _look(saved, url, api_key) for saved in watched}
         if form.as_json:
             documents = [_document(saved, now[saved.where]) for saved in watched]
             several = {"schema": "turbofit.watch/1", "models": documents}
             answer(to_json(several if len(documents) > 1 else documents[0]))
-        else:
+            return 0
+        if live or before or not any(now.values()):  # rates need two looks
             blocks: list[Block] = []
             for saved in watched:
+                assert saved.run is not None
                 looks = now[saved.where], before.get(saved.where)
                 blocks += watch_view(saved.plan, saved.run, *looks, _used(saved))
-            if live:
-                answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
-            else:
+            if not live:
                 show(blocks, markdown=form.md)
-        if not live or all(saved.run and saved.run.state in _OVER for saved in watched):
-            return 0
+                return 0
+            answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
+            if all(saved.run and saved.run.state in _OVER for saved in watched):
+                return 0
         time.sleep(interval)
         spent = time.monotonic() - began
         before = {place: (server, spent) for place, server in now.items() if server}
 
 
 def _newest_server() -> Callable[[], list[str]]:
-    """Tells the runs of the newest server at each look: a model of several gets new ones."""
+    """Tells the runs of the newest server, where a model of several gets new ones."""
     from turbofit.launch.serve.runs import live_runs
     from turbofit.report.stored_documents import newest_run
 
@@ -117,9 +113,9 @@ def _newest_server() -> Callable[[], list[str]]:
 def _look(
     saved: StoredPlan, url: str | None, api_key: str | None, *, patient: bool = False
 ) -> LiveServer | None:
-    """What the gateway says; None while the run's own is not open.
+    """What the gateway says; None while it is not open.
 
-    ``patient``: nor where it is closed for a moment, between two starts.
+    ``patient``: also where it is closed for a moment, between two starts.
     """
     from turbofit.core.process.variables import variables
     from turbofit.observe.live import fetch_page, now_of
@@ -158,7 +154,11 @@ def _forget(fingerprint: str, form: Form) -> int:
 
 
 def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
+    """``denied`` is what the run's gateway refuses, since engines died of it."""
+    from turbofit.gateway.routing.deny_file import DenyFile, deny_path
+
     assert saved.run is not None
+    denied = deny_path(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)
     return {
         "schema": "turbofit.watch/1",
         "model": saved.plan.model.name,
@@ -166,22 +166,13 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
         "pretend": saved.run.pretend,
         "defaults": saved.run.defaults,
         "now": now,
-        "denied": _denied(saved),
+        "denied": [] if denied is None else list(DenyFile(denied).denied.values()),
         "used": {str(index): size for index, size in _used(saved).items()},
         "forecast": {
             str(gpu.index): {"steady": gpu.steady, "peak": gpu.peak, "margin": gpu.margin}
             for gpu in saved.plan.gpus
         },
     }
-
-
-def _denied(saved: StoredPlan) -> list[Denied]:
-    """What the run's gateway refuses, since engines died of it."""
-    from turbofit.gateway.routing.deny_file import DenyFile, deny_path
-
-    assert saved.run is not None
-    name = deny_path(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)
-    return [] if name is None else list(DenyFile(name).denied.values())
 
 
 @command(*FORMS, only_linux=True)
@@ -239,7 +230,6 @@ _LINES = 100
     only_linux=True,
 )
 def logs(*, run: str | None, lines: int) -> int:
-    """Print the last lines of each log, and where the whole is."""
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import read_run
 

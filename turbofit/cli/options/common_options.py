@@ -67,7 +67,7 @@ class _Syntax(NamedTuple):
 def options_of(
     kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
 ) -> Iterator[Option]:
-    """Options of these fields, or of all, in the order of the help page, in a group of it.
+    """Options of these fields, or of all, in a group of the help page.
 
     What is not given stays with the field's own default.
     """
@@ -81,11 +81,7 @@ def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) 
 
 
 def filled(kind: type[T], given: Options) -> T:
-    """The class filled with those of the options given that are its fields.
-
-    Raises:
-        UsageError: a value is wrong; the message names its option.
-    """
+    """The class filled with those of the options that are its fields; errors name the option."""
     values = {
         name: value
         for name in kind.model_fields
@@ -100,7 +96,7 @@ def filled(kind: type[T], given: Options) -> T:
 
 
 def explain_fields(kind: type[Validated], command: str) -> None:
-    """Describe the fields that do not say themselves what they are for."""
+    """Describe the fields that have no description, as the command's options."""
     from turbofit.cli.manual import option_texts
 
     texts = option_texts(command)
@@ -164,14 +160,12 @@ _COUNTS: Final = (1, 2, 4, 8)
 
 
 def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
-    """Models that have a preset; files where none begins so."""
     from turbofit.core.presets import load_yaml, preset_path
 
     return _candidates_or_files(sorted(load_yaml(preset_path("models", "aliases"))), incomplete)
 
 
 def complete_spec(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
-    """Cards that have a preset, one, two, four and eight of them; files where none begins so."""
     from turbofit.machine.presets import preset_names
 
     names = [f"{n}x{name}" for name in preset_names() for n in _COUNTS]
@@ -190,7 +184,6 @@ def _candidates_or_files(candidates: Iterable[str], incomplete: str) -> list[Any
 
 _KEEP: Final = "LMDeploy settings to keep"
 
-#: The type of a port among options that fill no field of a request.
 PORT: Final = click.IntRange(1, LAST_PORT)
 
 JSON: Final = Option(
@@ -222,20 +215,13 @@ SERVER_OPTIONS: Final = (
 
 
 def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """The address and the key of the server that `SERVER_OPTIONS` name.
-
-    Raises:
-        UsageError: the address is none.
-    """
+    """The address and the key of the server that `SERVER_OPTIONS` name."""
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.process.variables import variables
 
     address = url or _SERVER
     if not re.match(r"https?://[^/]", address):
-        host = re.search(r"localhost.*|[\w\[].*[.:].*", address.rpartition("://")[2])
-        hint = unknown_word(address) or f"write it as {f'http://{host[0]}' if host else _SERVER}"
-        if " " in address:
-            hint = f"write one as {_SERVER}; questions are typed, or come by stdin, once it answers"
+        hint = unknown_word(address) or f"write it as {_SERVER}"
         raise UsageError(f"{address} is no address of a server", hint=hint)
     return address, api_key or next(iter(variables().keys), None)
 
@@ -243,7 +229,7 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 def model_argument(
     *, required: bool = True, profile: bool = False, several: bool = False
 ) -> list[click.Parameter]:
-    """The model, or several, and its revision; ``profile``: with ``-f FILE``, which may name it."""
+    """The model, or several, and its revision; ``profile``: with ``-f FILE``."""
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
@@ -291,11 +277,7 @@ def setting_options() -> list[click.Parameter]:
 
 
 def planning_keywords(given: Options) -> Options:
-    """Those of the options given that a plan is asked for with, checked and typed.
-
-    Raises:
-        UsageError: a value is wrong.
-    """
+    """Those of the options given that a plan is asked for with, checked and typed."""
     from turbofit.planning.request import PlanRequest
 
     request = filled(PlanRequest, {**given, "model": "-"})
@@ -359,11 +341,7 @@ def profile_of(ctx: click.Context) -> Profile | None:
 
 
 def read_again(ctx: click.Context) -> Options:
-    """The options of a command as they are now: its words, and the profile as it is now.
-
-    Raises:
-        UsageError: something in the profile is wrong.
-    """
+    """The options of a command: its words, and the profile as it is now."""
     words = list(ctx.meta[WORDS])
     prefix = ctx.auto_envvar_prefix
     with ctx.command.make_context(ctx.info_name, words, auto_envvar_prefix=prefix) as again:
@@ -372,11 +350,7 @@ def read_again(ctx: click.Context) -> Options:
 
 
 def _use(ctx: click.Context, path: Path) -> None:
-    """Read a profile, and let its values stand where the command line has none.
-
-    Raises:
-        UsageError: something in it is wrong.
-    """
+    """Read a profile, and let its values stand where the command line has none."""
     from turbofit.cli.options.profile import read_profile
 
     profile = read_profile(path, sections())
@@ -384,8 +358,6 @@ def _use(ctx: click.Context, path: Path) -> None:
     values = defaults(profile)
     if profile.models:
         values["model"] = [entry["model"] for entry in profile.models]
-    elif "model" in values:
-        values["model"] = [values["model"]]
     if ctx.info_name == "serve" and "on" in values:
         on, pretend = values["on"], values.get("pretend")
         # `serve` measures the GPUs here whatever the profile names, unless it is not for them.
@@ -395,11 +367,7 @@ def _use(ctx: click.Context, path: Path) -> None:
 
 
 def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
-    """What is asked of each model alone: its name, and what the profile says of it.
-
-    Raises:
-        UsageError: a value is wrong, or is for all models together.
-    """
+    """What is asked of each model alone: its name, and what the profile says of it."""
     from turbofit.planning.request import PlanRequest
 
     profile = profile_of(ctx)
@@ -422,9 +390,9 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
 
 
 def defaults(profile: Profile) -> Options:
-    """The values of a profile, as click takes defaults; of a secret what finds it when needed.
+    """The values of a profile, as click takes defaults; a secret is looked for when needed.
 
-    The environment's keys come before its.
+    The environment's keys come before the profile's.
     """
     from turbofit.cli.options.profile import secret_of
     from turbofit.core.process.variables import variables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -35,7 +35,6 @@ class LaunchOptions(Validated):
     forget: bool = False
 
     def check(self) -> None:
-        """Stop where they do not go together."""
         if self.pretend_taken and not self.pretend:
             raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
         if self.pretend_fail and not self.pretend:
@@ -67,18 +66,13 @@ class ServeOptions(LaunchOptions):
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
 
     def check(self) -> None:
-        """As of all launches; and what a cluster alone has needs one."""
         super().check()
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
 
     def named(self, model_name: str | None) -> ServeOptions:
-        """The same with LMDeploy's own option of that name, where one follows ``--``.
-
-        Raises:
-            UsageError: both are given, and differ.
-        """
+        """The same with LMDeploy's own ``--model-name``, where one follows ``--``."""
         if model_name is None or model_name == self.model_name:
             return self
         if self.model_name is not None:
@@ -142,11 +136,10 @@ class ModelsOptions(Validated):
 
     def policy_fields(self) -> Options:
         """The fields of `ModelsPolicy` that they fill."""
-        fields: dict[str, Any] = {"idle": self.idle, "turn": self.turn}
-        return {name: value for name, value in fields.items() if value is not None}
+        given = self.given()
+        return {name: given[name] for name in ("idle", "turn") if name in given}
 
     def check(self, models: Sequence[str], options: ServeOptions) -> None:
-        """Stop where they do not go together with the rest of the command line."""
         several = len(models) > 1
         what = "several models" if several else "--idle"
         if not several and self.swap:
@@ -175,10 +168,6 @@ class ModelsOptions(Validated):
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
     """Stop where a machine is described to a command that works on the GPUs here."""
     if request.on is not None:
-        if isinstance(request.on, str):
-            from turbofit.machine.source import machine_from
-
-            machine_from(request.on)  # what is no machine is said as that
         raise UsageError(
             f"{does} the machine here, so --on does not go with it",
             hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
@@ -219,11 +208,7 @@ class GatewayOptions(Validated):
     default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
-        """Stop where there is no gateway, and what it alone does was asked for.
-
-        Raises:
-            UsageError: such an option was given, for example a key that no gateway would ask for.
-        """
+        """Stop where there is no gateway, and what it alone does was asked for, such as a key."""
         usual = {"host": "127.0.0.1", "no_auth": True}
         for name, value in self.given().items():
             if name != "port" and usual.get(name) != value:
@@ -234,12 +219,6 @@ class GatewayOptions(Validated):
                 )
 
     def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
-        """What the gateway is told.
-
-        Raises:
-            UsageError: open to the network by accident, half a certificate, an empty key, or a
-                proxy without an address.
-        """
         from turbofit.gateway.config import ConnectionLimits, GatewayConfig
         from turbofit.gateway.http.connections import Networks, is_loopback
         from turbofit.gateway.server import check_bind
@@ -278,11 +257,6 @@ class GatewayOptions(Validated):
 
 
 def _keys_in(file: str | None) -> tuple[str, ...]:
-    """The keys in a file.
-
-    Raises:
-        UsageError: it cannot be read, or there is none in it.
-    """
     if file is None:
         return ()
     try:

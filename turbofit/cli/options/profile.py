@@ -26,10 +26,10 @@ _HINT: Final = "turbofit init writes one; docs/environment.md has its form"
 
 
 class ProfileSection(NamedTuple):
-    """What stands below one heading: fields of a model.
+    """What stands below one heading: fields of a class.
 
     ``of_model``: each model of a list may have its own. ``secret`` are fields that only refer to
-    a variable or to a file, ``lists`` those of which there may be several.
+    a variable or to a file, ``lists`` those that take several values.
     """
 
     kind: type[Validated]
@@ -40,14 +40,13 @@ class ProfileSection(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """A file that was read: its models, and what holds for all of them, by field."""
+    """Its models, and what holds for all of them, by field."""
 
     path: Path
     models: tuple[Options, ...]
     values: Options
 
     def of_model(self, number: int) -> Options:
-        """What holds for one model: the sections of the file, and its own above them."""
         return {**self.values, **self.models[number]}
 
 
@@ -68,15 +67,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_profile(path: Path, sections: Mapping[str, ProfileSection]) -> Profile:
-    """Read a profile, and hold its values to their fields.
-
-    Args:
-        path: the file.
-        sections: what may stand in it, by heading.
-
-    Raises:
-        UsageError: it cannot be read, or something in it is wrong; the message has its key.
-    """
+    """Read a profile, and hold its values to the fields of its sections, by heading."""
     try:
         return _read(_loaded(path), path, sections)
     except UsageError as exc:
@@ -189,15 +180,9 @@ def _field(key: object) -> str:
 
 
 def secret_of(reference: str, folder: Path, where: str) -> str:
-    """The key that a profile refers to.
+    """The key that a profile refers to by ``env:NAME`` or ``file:PATH``, a path below its folder.
 
-    Args:
-        reference: ``env:NAME`` or ``file:PATH``.
-        folder: the profile's; a path is below it.
-        where: the place in the profile, for messages.
-
-    Raises:
-        UsageError: there is none.
+    ``where`` is the place in the profile, for messages.
     """
     kind, _, name = reference.partition(":")
     if kind == "env":

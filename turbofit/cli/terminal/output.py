@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 
 from turbofit.cli.terminal import progress_display as terminal
-from turbofit.cli.terminal.progress_display import TERMINAL, hide, shown
+from turbofit.cli.terminal.progress_display import TERMINAL, ProgressDisplay
 from turbofit.core.errors import UsageError
+from turbofit.core.process.progress import listened
 
 if TYPE_CHECKING:
     import signal
@@ -41,11 +42,7 @@ class UnwrittenError(UsageError):
 
 
 def answer(text: str) -> None:
-    """Write the answer to stdout; a reader that has gone away is no error.
-
-    Raises:
-        UnwrittenError: it cannot be written, as on a full disk.
-    """
+    """Write the answer to stdout; a reader that has gone away is no error, a full disk is."""
     settle = getattr(sys.stderr, "settle", None)
     if settle is not None:
         settle()
@@ -59,37 +56,47 @@ def answer(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Write one line of progress to stderr; where that takes none, nobody can be told."""
+    """Write a line to stderr, where that takes one."""
     with suppress(OSError):
         _write(sys.stderr, f"{text}\n")
 
 
 def say(text: str) -> None:
-    """Write one line of progress to stderr; with --quiet only warnings."""
-    if not _Quiet.on or "warning: " in text:
+    """Write a line of progress to stderr; with --quiet only warnings."""
+    if not _Progress.quiet or "warning: " in text:
         note(text)
 
 
-class _Quiet:
-    """Whether progress is wanted."""
+class _Progress:
+    """Of this process: whether progress is unwanted, and what draws it."""
 
-    on = False
+    quiet = False
+    display: ProgressDisplay | None = None
 
 
 @contextmanager
 def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
-    """Show on stderr what is under way meanwhile, and what is said of it; not with ``quiet``."""
-    before, _Quiet.on = _Quiet.on, quiet
+    """Show on stderr what is under way meanwhile.
+
+    ``as_json``: no lines, which would stand among the JSON of people who read both streams.
+    """
+    before, display = (_Progress.quiet, _Progress.display), None
+    in_place = terminal.redraws(sys.stderr)
+    if sys.stderr is not None and not quiet and (in_place or not as_json):
+        display = ProgressDisplay(sys.stderr, in_place=in_place)
+    _Progress.quiet, _Progress.display = quiet, display
     try:
-        with shown(quiet=quiet, as_json=as_json):
+        with listened(display.hear) if display else nullcontext():
             yield
     finally:
-        _Quiet.on = before
+        if display is not None:
+            display.end()
+        _Progress.quiet, _Progress.display = before
 
 
 @contextmanager
 def verbose_log(level: int) -> Iterator[None]:
-    """Write turbofit's log to stderr meanwhile: 1 is what INFO says, 2 what DEBUG says too."""
+    """Write turbofit's log to stderr meanwhile: from INFO on, with level 2 from DEBUG on."""
     if not level:
         yield
         return
@@ -115,10 +122,7 @@ def verbose_log(level: int) -> Iterator[None]:
 
 
 def complain(document: Document, *, as_json: bool) -> None:
-    """Print an error document: one line of cause and one of hint on stderr, or JSON on stdout.
-
-    Where stdout cannot take the JSON, stderr gets the two lines.
-    """
+    """Print an error: a line of cause and a hint on stderr, or JSON on stdout where it takes it."""
     if as_json:
         import json
 
@@ -133,19 +137,13 @@ def complain(document: Document, *, as_json: bool) -> None:
 
 
 def show(blocks: Iterable[Block], *, markdown: bool = False, short: bool = False) -> None:
-    """Paint a document on stdout, as wide as the terminal between 80 and 120 columns.
-
-    Args:
-        blocks: the document.
-        markdown: as Markdown, which always is the whole text.
-        short: the short answer alone.
-    """
+    """Paint a document on stdout; Markdown is always the whole text."""
     if markdown:
         from turbofit.report.painters import markdown as painter
 
         answer(painter.paint(blocks))
-        return
-    answer(painted(blocks, short=short))
+    else:
+        answer(painted(blocks, short=short))
 
 
 class Form(NamedTuple):
@@ -157,11 +155,16 @@ class Form(NamedTuple):
     html: str | None = None
 
     def show(self, document: T, view: Callable[[T], Iterable[Block]], footer: str = "") -> None:
-        """Answer in it; ``footer`` is what a page says of who made it, and when."""
+        """Answer in it; the footer of a page says who made it, and when."""
         if self.html:
+            from turbofit.core.process.files import write_output
             from turbofit.report.page.html import page
 
-            write_page(page([*view(document)], document, footer), self.html)
+            text = page([*view(document)], document, footer)
+            if self.html != "-":
+                write_output(self.html, text)
+                text = f"{self.html}\n"
+            answer(text)
         elif self.as_json:
             from turbofit.core.struct import to_json
 
@@ -170,26 +173,14 @@ class Form(NamedTuple):
             show(view(document), markdown=self.md, short=not self.full)
 
 
-def write_page(text: str, file: str) -> None:
-    """Write a page of HTML, and say where; ``-`` is stdout."""
-    from turbofit.core.process.files import write_output
-
-    if file == "-":
-        answer(text)
-        return
-    write_output(file, text)
-    answer(f"{file}\n")
-
-
 def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
-    """A document as `show` paints it on stdout."""
+    """A document for stdout, as wide as the terminal between 80 and 120 columns."""
     from turbofit.report.painters.terminal import paint
 
     if not terminal.is_terminal(sys.stdout):
-        return paint(blocks, width=80, colour=False, short=short)
+        return paint(blocks, short=short)
     columns = min(max(terminal.width(), 80), 120)
-    colour = terminal.takes_colour(os.environ)
-    return paint(blocks, width=columns, colour=colour, short=short)
+    return paint(blocks, width=columns, colour=terminal.takes_colour(os.environ), short=short)
 
 
 def _write(stream: TextIO | None, text: str) -> None:
@@ -197,7 +188,8 @@ def _write(stream: TextIO | None, text: str) -> None:
         return
     try:
         with TERMINAL:
-            hide()
+            if _Progress.display is not None:
+                _Progress.display.hide()
             stream.write(text)
             stream.flush()
     except OSError as exc:
@@ -212,15 +204,11 @@ def _write(stream: TextIO | None, text: str) -> None:
 # Ctrl-C, SIGTERM and SIGHUP around a command that holds GPUs or nodes, and the exit code then.
 
 
-#: A shell's exit code of a command that Ctrl-C ended.
 INTERRUPTED: Final = 130
 
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
-    """What a command's body returns that is run while signals are caught.
-
-    It is given the stop that a signal sets. Or the signal that came before anything ran.
-    """
+    """What a body returns, which gets the stop that a signal sets; or the signal that ended it."""
     from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 
     with StopSignal() as stop:
@@ -231,7 +219,7 @@ def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
 
 
 def exit_code(ended: signal.Signals | None) -> int:
-    """130 after Ctrl-C, else 0: other signals are how a server is stopped in order."""
+    """130 after Ctrl-C, else 0: other signals stop a server in order."""
     return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
 
 

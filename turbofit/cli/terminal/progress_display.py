@@ -11,19 +11,19 @@ import queue
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
-from turbofit.core.process.progress import Step, listened
+from turbofit.core.process.progress import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 WINDOWS: Final = os.name == "nt"
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether people look at it; None is a stream that was closed before Python began."""
+    """Whether people look at it; a stream that was closed before Python began is None."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -31,17 +31,17 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def redraws(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a line can be written anew in its place; a screen reader wants lines that stay."""
+    """Whether a line can be written anew in its place."""
     return is_terminal(stream) and _is_smart(environ)
 
 
 def takes_colour(environ: Mapping[str, str]) -> bool:
-    """Whether a terminal reads ANSI escape codes; of Windows' own, Windows Terminal does."""
+    """Whether a terminal reads ANSI escape codes."""
     return not environ.get("NO_COLOR") and _is_smart(environ)
 
 
 def width(stream: TextIO | None = None) -> int:
-    """Columns of a terminal, by default standard output's: COLUMNS where that is set, else 80."""
+    """Columns of a terminal, by default standard output's; COLUMNS comes first, 80 last."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -52,7 +52,7 @@ def width(stream: TextIO | None = None) -> int:
 
 
 def _is_smart(environ: Mapping[str, str]) -> bool:
-    if environ.get("TERM") == "dumb":
+    if environ.get("TERM") == "dumb":  # as for a screen reader, which wants lines that stay
         return False
     return not WINDOWS or "WT_SESSION" in environ or "TERM" in environ
 
@@ -67,12 +67,12 @@ _TICK: Final = 0.2
 #: Seconds between two lines of one step where nothing can be drawn anew.
 _SELDOM: Final = 10.0
 _SPINNER: Final = "|/-\\"
-#: A line on a wide terminal is no longer: eyes have far to go.
+#: Columns of the longest line.
 _WIDEST: Final = 100
 #: Columns of the shortest bar.
 _SHORTEST_BAR: Final = 6
 _CLEAR: Final = "\r\x1b[K"
-#: Seconds that the thread has to end: what blocks it must not block the end of the process.
+#: Seconds that the thread has to end: what blocks it does not block the end of the process.
 _LAST_SECONDS: Final = 1.0
 
 #: Whoever writes to the terminal has it. Take it with `with` alone, which is C code: an exception
@@ -85,24 +85,22 @@ TERMINAL: Final = threading.RLock()
 class ProgressDisplay:
     """Shows the step that is under way, from its own thread, so that its time goes on.
 
-    ``in_place``: a line can be drawn anew; else lines are written.
+    ``in_place``: on a line that is drawn anew; else in lines.
     """
 
     def __init__(
         self, stream: TextIO, *, in_place: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stream, self._in_place, self._clock = stream, in_place, clock
-        #: What wakes the thread, and the word that it has ended; C code, too.
+        #: What wakes the thread, and what says that it has ended; C code, too.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._gone: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._step: Step | None = None
         self._working = self._since = self._told = self._initial = 0.0
-        self._drawn = self._ended = False
-        self._runs = False
+        self._drawn = self._runs = self._ended = False
         self._frame = 0
 
     def hear(self, step: Step | None) -> None:
-        """What is going on now."""
         with TERMINAL:
             now, before = self._clock(), self._step
             self._step = step
@@ -128,7 +126,6 @@ class ProgressDisplay:
             self._write(_CLEAR)
 
     def end(self) -> None:
-        """Draw nothing any more."""
         with TERMINAL:
             self._ended, self._step = True, None
             self.hide()
@@ -138,7 +135,7 @@ class ProgressDisplay:
                 self._gone.get(timeout=_LAST_SECONDS)
 
     def look(self) -> None:
-        """Show the step, where it is time. Call it with `TERMINAL`."""
+        """Show the step where it is time. Call it with `TERMINAL`."""
         now, step = self._clock(), self._step
         if step is None or now - self._working < _PATIENCE:
             return
@@ -180,7 +177,7 @@ class ProgressDisplay:
         return f"{step._replace(doing=name).text}{times}" if name else step.text[:columns]
 
     def _times(self, step: Step, seconds: float) -> str:
-        """Seconds gone, and those left by the speed so far; of what has just begun neither."""
+        """Seconds gone, and those left by the speed so far."""
         if seconds < 1:
             return " …"
         new = step.done - self._initial
@@ -195,38 +192,6 @@ class ProgressDisplay:
             self._stream.flush()
         except (OSError, ValueError):
             self._drawn = False
-
-
-class _Shown:
-    """The display of this process, while there is one."""
-
-    display: ProgressDisplay | None = None
-
-
-@contextmanager
-def shown(*, quiet: bool, as_json: bool) -> Iterator[None]:
-    """Show what is under way meanwhile.
-
-    ``as_json``: no lines, which would stand among the JSON of people who read both streams.
-    """
-    in_place = redraws(sys.stderr)
-    if quiet or sys.stderr is None or (as_json and not in_place):
-        yield
-        return
-    before, display = _Shown.display, ProgressDisplay(sys.stderr, in_place=in_place)
-    _Shown.display = display
-    try:
-        with listened(display.hear):
-            yield
-    finally:
-        display.end()
-        _Shown.display = before
-
-
-def hide() -> None:
-    """Make room for what is written next. Call it with `TERMINAL`."""
-    if _Shown.display is not None:
-        _Shown.display.hide()
 
 
 def _seconds(seconds: float) -> str:

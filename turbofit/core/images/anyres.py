@@ -23,10 +23,9 @@ _SLACK: Final = 1.1
 class AnyresRule(BaseTileRule, tag="anyres"):
     """LLaVA-NeXT and OneVision: the best of a list of grids, and a tile of the whole image.
 
-    ``grids`` are (height, width) in pixels, in the checkpoint's order: of equally good ones the
-    first wins. ``max_dynamic_patch`` counts the tiles of the largest, without the whole image's.
-    What the image does not cover of its grid gives no tokens; each line of the rest gives one
-    token more; above ``most_tiles`` tiles' worth of tokens they are resampled to about so many.
+    ``grids`` are in the checkpoint's order: of equally good ones the first wins.
+    ``max_dynamic_patch`` counts the tiles of the largest. Each line gives one token more; above
+    ``most_tiles`` tiles' worth of tokens they are resampled to about so many.
     """
 
     grids: tuple[Grid, ...]

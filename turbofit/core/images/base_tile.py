@@ -25,9 +25,6 @@ class BaseTileRule(ImageRule):
 
     ``max_dynamic_patch`` is the checkpoint's own limit. ``thumbnail``: the whole image is one tile
     more where there is more than one. ``dynamic`` false means one tile for every image.
-
-    Subclasses provide: ``_units`` and ``_worst_units``; and what differs from a grid of tiles, each
-    of which gives ``tokens_per_tile`` tokens.
     """
 
     unit_name = "tile"

@@ -15,7 +15,7 @@ from turbofit.core.images.tile import TileRule
 
 
 class CanvasRule(TileRule, tag="canvas"):
-    """Llama 4: an image is laid on the smallest canvas of tiles that shrinks it least.
+    """Llama 4: ``max_dynamic_patch`` bounds the canvas.
 
     ``tokens_per_tile`` counts a tile's own and the one that follows it: a separator, or the name of
     the whole image's tile.

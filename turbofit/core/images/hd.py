@@ -1,9 +1,8 @@
 """Phi-3-vision and Phi-3.5-vision: a page of tiles, padded to the most there may be.
 
 The image is scaled to the widest row of tiles whose page, at its own shape, has no more than
-``num_crops`` of them; a portrait is laid on its side for that. A tile of the whole image comes
-first. The tower sees as many tiles as the page may have, whatever the image: the rest are zeros.
-Only those of the page give tokens, a token ends each line, and one stands between page and whole.
+``num_crops`` of them; a portrait is laid on its side for that. Only the tiles of the page and the
+one of the whole image give tokens; a token ends each line, and one stands between page and whole.
 
 The preprocessor is the checkpoints' own code and was not run; the tokens of a page are LMDeploy's.
 """
@@ -17,10 +16,7 @@ from turbofit.core.images.rule import FolderEdits, Size
 
 
 class HdRule(BaseTileRule, tag="hd"):
-    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole.
-
-    Tokens are those of the tiles that the image covers, and of the ends of its lines.
-    """
+    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole."""
 
     varies_by_size = False
     client_knobs: bool = False

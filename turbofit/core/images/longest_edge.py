@@ -1,7 +1,6 @@
 """Idefics3 and SmolVLM: every image is enlarged or shrunk until its longer side is whole tiles.
 
-The number of tiles goes by the shape of an image and not by its size: a stamp and a photo of the
-same shape take the same.
+So the number of tiles goes by the shape of an image and not by its size.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ LARGEST_EDGE = 4096
 class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
     """Idefics3: the longer side becomes so many tiles, the shorter one as many as cover it.
 
-    ``max_dynamic_patch`` is the square of that number, a limit between two squares is the lower
-    one. ``tokens_per_tile`` are the rows that tower and connector make of a tile; in the prompt two
-    tokens stand around each (``<fake_token_around_image>`` and its place), a line feed ends each
-    row of tiles, and a line feed and a token more are around the whole image's tile.
+    ``max_dynamic_patch`` is the square of that number; between two squares it is the lower one. In
+    the prompt two tokens stand around each tile (``<fake_token_around_image>`` and its place), a
+    line feed ends each row, and a line feed and a token more are around the whole image's tile.
     """
 
     common_limits = (16, 9, 4, 1)

@@ -1,7 +1,6 @@
-"""Kimi-K2.5: an image is shrunk to a budget of patches, then padded to whole windows.
+"""Kimi-K2.5: an image is shrunk to a budget of whole patches, then padded to whole windows.
 
-Nothing is enlarged, and nothing is stretched: black rows and columns fill the last windows. The
-budget counts the whole patches before padding, so that an image has more of them behind it.
+Nothing is enlarged or stretched. Behind the padding an image has more patches than the budget.
 """
 
 from __future__ import annotations

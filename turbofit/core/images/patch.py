@@ -1,8 +1,4 @@
-"""Qwen2-VL and its successors, and GLM-4.1V: an image is resized to whole windows of patches.
-
-A window is ``merge`` x ``merge`` patches, 28 x 28 pixels in all published models of Qwen2-VL; it
-becomes one token of the language model.
-"""
+"""Qwen2-VL and its successors, and GLM-4.1V: an image is resized to whole windows of patches."""
 
 from __future__ import annotations
 
@@ -26,11 +22,10 @@ if TYPE_CHECKING:
 class PatchRule(ImageRule, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
-    A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``client_knobs``:
-    whether fields of an image in a request change the bounds. ``frames``: an image counts as so
-    many in the bounds of the checkpoint's own file; those here are of one. ``enlarge``: an image
-    with a side below a window is enlarged before anything else. ``video`` is None where LMDeploy
-    takes no videos of this model.
+    A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``frames``: an image
+    counts as so many in the bounds of the checkpoint's own file; those here are of one.
+    ``enlarge``: an image with a side below a window is enlarged before anything else. ``video`` is
+    None where LMDeploy takes no videos of this model.
     """
 
     unit_name = "patch"
@@ -87,7 +82,6 @@ class PatchRule(ImageRule, tag="patch"):
         return Videos(self.video, self.patch_size, self.merge) if self.video else None
 
     def _units(self, width: int, height: int, limit: int) -> int:
-        """GLM-4.1V's rule differs by ``enlarge`` alone, once its bounds are those of one frame."""
         rows, columns = self._windows((width, height), limit, self.min_pixels)
         return rows * columns * self.merge**2
 

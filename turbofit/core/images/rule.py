@@ -37,7 +37,7 @@ class DummyImage(NamedTuple):
 class FolderEdits(NamedTuple):
     """Values that lower a model folder's own limit: of ``config.json``, of the image processor.
 
-    ``inside``: the key of the image processor's file under which they are, where not at its top.
+    ``inside``: the key of the processor's file under which they are, where not at its top.
     """
 
     config: dict[str, Any]
@@ -46,11 +46,11 @@ class FolderEdits(NamedTuple):
 
 
 class Allowed(NamedTuple):
-    """What a client's image is lowered to; both ``planned`` and ``units`` hold.
+    """What a client's image is lowered to.
 
     ``planned`` is the plan's limit, ``default`` that of an image without fields, ``units`` what the
-    plan paid for an image: more are left only where nothing helps. ``cap`` is a limit below the
-    planned one; an image that it does not make smaller stays as it is without.
+    plan paid for an image: more are left only where nothing helps. ``cap``: a limit below the
+    planned one, which holds only for images that it makes smaller.
     """
 
     planned: int
@@ -60,9 +60,9 @@ class Allowed(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """LMDeploy's fields for a client's image, its units, and what became of the client's own.
+    """LMDeploy's fields for a client's image, its units, and the client's own that were changed.
 
-    ``changes``: name of a field, the value that was asked for, the value that is given.
+    ``changes``: a field's name, the value that was asked for, the value that is given.
     """
 
     knobs: dict[str, int]
@@ -80,14 +80,7 @@ class ImageRule(Struct):
     (``<img>``/``</img>`` or ``<|vision_start|>``/``<|vision_end|>``; InternVL's adds a line feed),
     which belong to the prompt. A 448 x 448 image of InternVL2 is 256 tokens here.
 
-    Subclasses provide:
-        the names of unit and limit, and the steps that both have;
-        ``client_knobs``, a field of the checkpoint's JSON;
-        ``_units`` and ``_worst_units``, ``unit_tokens`` and ``units_within``: the arithmetic;
-        ``lower_limits`` and ``largest_limit``: which limits there are;
-        ``lower``, ``knobs`` and ``folder_edits``: how LMDeploy is told of a limit.
-
-    Each is one file of this folder, and a member of ``AnyImageRule``.
+    A rule is one file of this folder, and a member of ``AnyImageRule``.
     """
 
     #: A unit, several of them, and what a limit counts, in messages and ``limits.vision_unit``.
@@ -230,11 +223,7 @@ class ImageRule(Struct):
         """The most units of any images whose tokens are at most so many in all.
 
         Never under. For grids and pages far over: an image that covers little has many tiles and
-        few tokens, never fewer than the whole image's tile.
-
-        Args:
-            tokens: of all images together.
-            padded: units that a page is padded to; None is the checkpoint's own.
+        few tokens. A page is ``padded`` to so many units; None is the checkpoint's own.
         """
 
     @abstractmethod
@@ -253,16 +242,12 @@ class ImageRule(Struct):
     def largest_limit(self, units: int) -> int | None:
         """The largest limit, no more than the checkpoint's own, whose worst image is within units.
 
-        None where not even the smallest limit keeps within them.
+        None where there is none.
         """
 
     @abstractmethod
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """Limits worth trying, the checkpoint's own first: every tile count, or pixels by halves.
-
-        Args:
-            steps: pixels only: how many steps each half the one before.
-        """
+        """Limits worth trying, the checkpoint's own first: tile counts, or ``steps`` halves."""
 
     @abstractmethod
     def limits_below(self, most: int) -> range:
@@ -346,12 +331,8 @@ class ImageRule(Struct):
         """Size with which an image takes, under its own limit, what it would take under a lower.
 
         For images that no field of a request can hold down (InternVL in the Transformers format,
-        LLaVA's grids, any model through the Messages API): the image itself is resized, to what the
-        preprocessor would have resized it to.
-
-        Returns:
-            None where the image takes no more as it is, and where no size takes less. Where only a
-            size that takes somewhat more than under ``limit`` is found, that one.
+        LLaVA's grids, any model through the Messages API). Where no size takes as little, one that
+        takes somewhat more; None where none takes less than the image as it is.
 
         Raises:
             UsageError: a size that the preprocessor refuses.

@@ -2,9 +2,7 @@
 
 The choice of the grid is Transformers' and LMDeploy's own, floating point included: the candidate
 whose width/height is nearest wins; of equally near ones a larger grid wins while the image covers
-more than half of it. Candidates with the same number of tiles may come in any order there (a set
-is sorted by product only): the number of tiles does not depend on it, since both tests see only
-the aspect and the product.
+more than half of it. Candidates of one number may come in any order: only aspect and number count.
 """
 
 from __future__ import annotations
@@ -18,11 +16,7 @@ from turbofit.core.images.rule import DummyImage, FolderEdits, Size
 
 
 class TileRule(BaseTileRule, tag="tile"):
-    """InternVL: an image becomes a grid of tiles, and a thumbnail where there is more than one.
-
-    ``max_dynamic_patch`` is the checkpoint's own limit, without the thumbnail. ``dynamic`` false
-    means one tile for every image (LLaVA-1.5, CogVLM, GLM-4V).
-    """
+    """InternVL; of one tile for every image (not ``dynamic``) LLaVA-1.5, CogVLM and GLM-4V."""
 
     @staticmethod
     def square(size: int, tokens: int) -> TileRule:

@@ -57,12 +57,8 @@ class Videos(NamedTuple):
     ) -> int:  # fmt: skip
         """Vision patches of all frames of one video, exactly as the preprocessor makes them.
 
-        Args:
-            frames: as the loader sampled them.
-            width: pixels.
-            height: pixels.
-            max_pixels: of all frames together; None is the checkpoint's own.
-            min_pixels: of all frames together; None is the checkpoint's own.
+        ``frames`` are those that the loader sampled. The bounds are of all frames together; None is
+        the checkpoint's own.
         """
         rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
@@ -81,17 +77,8 @@ class Videos(NamedTuple):
         """The largest ``max_pixels``, in whole windows, that keeps a video within so many units.
 
         It holds for fewer frames of that size as well, since a loader leaves out those that it
-        cannot decode: five frames take half as much again as four under the same bound.
-
-        Args:
-            frames: at most.
-            width: pixels.
-            height: pixels.
-            units: what the video may take.
-            most: the bound that is asked for; None is the checkpoint's own, the largest of all.
-
-        Returns:
-            None where not even one window a frame keeps within.
+        cannot decode: five frames take half as much again as four under the same bound. ``most`` is
+        the bound that is asked for. None where not even one window a frame keeps within.
         """
         checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
         high = min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area
@@ -127,16 +114,9 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
 ) -> tuple[int, int]:  # fmt: skip
     """Rows and columns of windows that an image, or each frame of a video, is resized to.
 
-    Args:
-        width: pixels, at least 1.
-        height: pixels, at least 1.
-        window: pixels of a window's side.
-        largest: upper bound on the pixels after resizing, of all frames.
-        smallest: lower bound.
-        enlarge: whether a side below a window is enlarged before anything else.
-        what: ``image`` or ``video``, for words.
-        frames: that share the bounds.
-        counted_frames: as how many of them the bounds are tried first.
+    ``window`` is the pixels of its side; ``largest`` and ``smallest`` bound the pixels of all
+    ``frames`` after resizing, tried first as of ``counted_frames``. ``enlarge``: a side below a
+    window is enlarged before anything else. ``what`` is ``image`` or ``video``, for words.
 
     Raises:
         UsageError: longer than 200 : 1, as the preprocessor itself refuses it.

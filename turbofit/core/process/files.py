@@ -1,9 +1,4 @@
-"""Files of this user: written whole or not at all, locked, and kept between runs.
-
-What is kept is in the folder ``turbofit`` of the user's state folder: ``$XDG_STATE_HOME``, else
-``~/.local/state``; on Windows ``%LOCALAPPDATA%``, as the package platformdirs has it. A relative
-path is ignored, as the XDG Base Directory Specification wants.
-"""
+"""Files of this user: written whole or not at all, locked, and kept between runs."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from typing import Final
 
 from turbofit.core.errors import UsageError
 
-#: A process writes a small file under the lock, which takes less, unless somebody stops it.
+#: A small file is written under the lock, which takes less, unless the process is stopped.
 _LOCK_SECONDS: Final = 2.0
 _LOCK_PAUSE: Final = 0.02
 
@@ -27,12 +22,7 @@ def write_atomic(
 ) -> None:
     """Write a file so that a reader, or a power cut, finds the old content or the new, never half.
 
-    A symbolic link is followed, so that its target is replaced and the link stays.
-
-    Args:
-        path: of the file.
-        data: text is written as UTF-8.
-        mode: its permissions, whatever the umask is; None: as `open_beside` has them.
+    A symbolic link stays, and its target is replaced. ``mode`` None: as `open_beside` has it.
 
     Raises:
         UsageError: the file cannot be written.
@@ -50,13 +40,13 @@ def write_atomic(
 def write_output(path: str, text: str) -> None:
     """Write what a person has named: a file as :func:`write_atomic`, a pipe or a device as it is.
 
-    ``/dev/null``, a named pipe and a shell's ``>(gzip)`` are never replaced by a file. Not for
-    files in a folder that others can write to: a pipe that nobody reads is waited for.
+    Not for files in a folder that others can write to: a pipe that nobody reads is waited for.
 
     Raises:
         UsageError: it cannot be written.
     """
-    if not _is_stream(Path(path)):
+    # /dev/null and a shell's >(gzip) must not be replaced by a file.
+    if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
         write_atomic(path, text)
         return
     try:
@@ -72,23 +62,11 @@ def _unwritable(path: str | os.PathLike[str], exc: OSError) -> UsageError:
     )
 
 
-def _is_stream(path: Path) -> bool:
-    """Whether a pipe, a device or a socket has this name."""
-    try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-    except OSError:
-        return False
-    return kind not in (stat.S_IFREG, stat.S_IFDIR)
-
-
 def open_beside(path: Path) -> tuple[int, str]:
-    """Open a new, empty file in the folder of another one, whose place it is to take.
+    """The descriptor and name of a new, empty file beside another one, whose place it is to take.
 
     It has the other one's permissions, owner and group. Who may not give it that group gives
     the group only what others may do, too. Where there is no other, the umask decides.
-
-    Returns:
-        Its descriptor, and its name.
 
     Raises:
         OSError: it cannot be made.
@@ -149,12 +127,10 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def lock_soon(descriptor: int) -> None:
-    """Lock an open file against other processes, within two seconds.
-
-    The lock ends when the descriptor is closed. Windows has none: there is no server there.
+    """Lock an open file against other processes, until it is closed; not on Windows.
 
     Raises:
-        TimeoutError: somebody else keeps it, such as a process that was stopped.
+        TimeoutError: somebody else keeps it for two seconds.
         OSError: the file system has no locks.
     """
     try:
@@ -197,19 +173,14 @@ def digest_of_parts(*parts: str) -> str:
 
 
 def _state_folder(*, windows: bool) -> str:
-    """The user's state folder."""
-    chosen = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(chosen):
-        return chosen
-    if not windows:
-        return os.path.expanduser("~/.local/state")
-    return os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+    """Where programs keep their state; a relative path is ignored, as XDG wants."""
+    chosen, local = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("LOCALAPPDATA")
+    usual = (local or "~/AppData/Local") if windows else "~/.local/state"
+    return chosen if os.path.isabs(chosen) else os.path.expanduser(usual)
 
 
 def new_path(room: str, stem: str, suffix: str = "") -> Path:
-    """Make an empty folder in a room's folder, with a name that no other run has.
-
-    Where there is a ``suffix``, an empty file of that name.
+    """Make an empty folder of a new name in a room's folder; with a ``suffix`` a file.
 
     Raises:
         OSError: it cannot be made.

@@ -1,7 +1,4 @@
-"""Log lines are written by a thread of their own: whoever says something never waits for a reader.
-
-A pipe that nobody reads, a paused terminal and a slow disk would else stop the loop that serves.
-"""
+"""Log lines are written by a thread of their own: a pipe that nobody reads never stops a server."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ if TYPE_CHECKING:
 
 #: Bytes that wait at most.
 _ROOM: Final = 1 << 20
-#: Seconds between two writes: what is said meanwhile is written at once.
+#: Seconds between two writes.
 _PAUSE: Final = 0.02
-#: Seconds that what waits has at the end, where nobody may read it, and between two looks at it.
+#: Seconds that what waits has at the end, and between two looks at it.
 _LAST_SECONDS, _LOOK = 1.0, 0.001
 
-#: Lines of all logs of this process that were not written, and who counts has this.
+#: Lines of all logs of this process that were not written, and the lock of this count.
 _DROPPED: Final = [0]
 _COUNTING: Final = _thread.allocate_lock()
 
@@ -38,10 +35,8 @@ def dropped_lines() -> int:
 class LogQueue:
     """Takes whole lines of one log, and writes them in a thread; what finds no room is dropped.
 
-    Args:
-        write: writes lines; it may wait, and may fail.
-        notice: the line that says how many are missing in its place; None: none is put there.
-        room: bytes that may wait.
+    ``write`` may wait, and may fail. ``notice`` makes the line that says how many are missing in
+    its place. ``room``: bytes that may wait.
     """
 
     def __init__(
@@ -129,14 +124,8 @@ class LogQueue:
 class CappedLog(LogQueue):
     """A log file that begins anew at a size; the one before it is kept with ``.1`` appended.
 
-    A disk that is full or slow costs lines, and nobody's time.
-
-    Args:
-        path: the file.
-        cap: its size. The two together are never larger than twice that, and what may wait.
-        notice: see `LogQueue`.
-        room: bytes that may wait.
-        required: whether it must open; what cannot be opened is tried again at each write else.
+    Each is never larger than ``cap`` and what may wait. What is not ``required`` and cannot be
+    opened is tried again at each write.
 
     Raises:
         OSError: it is required, and cannot be opened.
@@ -193,12 +182,7 @@ class CappedLog(LogQueue):
 
 
 class _QueuedStream:
-    """A text stream that never waits: what is written to it goes through a queue.
-
-    Args:
-        stream: where it goes; everything but writing is asked of it.
-        lines: the queue.
-    """
+    """A text stream that never waits: what is written to it goes through a queue."""
 
     def __init__(self, stream: Any, lines: LogQueue) -> None:
         self._stream, self._lines = stream, lines

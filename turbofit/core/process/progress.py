@@ -1,7 +1,4 @@
-"""What is under way, and how far it is: the code that works reports it to one listener.
-
-By default there is none, and a report costs nothing.
-"""
+"""What is under way, and how far it is: the code that works tells the listener, if there is one."""
 
 from __future__ import annotations
 
@@ -18,10 +15,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What is going on; a step that is told again under the same name goes on.
-
-    ``total`` is 0 where nobody knows how much there is to do. ``detail`` is what else people read.
-    """
+    """What is going on; ``total`` is 0 where nobody knows how much there is to do."""
 
     doing: str
     done: float = 0.0
@@ -78,11 +72,7 @@ def now() -> Step | None:
 
 @contextmanager
 def under_way(doing: str) -> Iterator[None]:
-    """Say what is going on meanwhile, where nothing inside tells more; then what was before it.
-
-    >>> with under_way("planning"):
-    ...     pass
-    """
+    """Say what is going on meanwhile, where nothing inside tells more; then what was before it."""
     before = _TOLD.step
     tell(Step(doing))
     try:
@@ -103,17 +93,13 @@ def part_of(whole: Callable[[], Step]) -> Iterator[None]:
 
 
 def listening() -> bool:
-    """Whether somebody listens: what a step would cost to find out is spent only then."""
+    """Whether somebody listens, for steps that are not free."""
     return _Heard.listener is not None
 
 
 @contextmanager
 def listened(listener: Listener) -> Iterator[None]:
-    """Hear every step meanwhile.
-
-    Args:
-        listener: called in the thread that tells; it must not block.
-    """
+    """Hear every step meanwhile, in the thread that tells it; ``listener`` must not block."""
     before = _Heard.listener
     _Heard.listener, _TOLD.step = listener, None
     try:

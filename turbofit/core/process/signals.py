@@ -21,20 +21,17 @@ _ENDING: Final = tuple(number for number in signal.Signals if number.name in {"S
 def stop_signals() -> tuple[signal.Signals, ...]:
     """Signals that end a server in order. Ask before a handler is set.
 
-    SIGINT and SIGTERM always do: a shell without job control starts ``turbofit serve &`` with
-    SIGINT ignored, and a server that holds GPUs must end all the same. SIGHUP does unless the
-    parent process ignored it, which is what ``nohup`` asks for.
+    A shell without job control starts ``turbofit serve &`` with SIGINT ignored: it must end all the
+    same. SIGHUP is left out where the parent process ignored it, as ``nohup`` does.
     """
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        return _ALWAYS
-    return (*_ALWAYS, signal.SIGHUP)
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return _ALWAYS if ignored else (*_ALWAYS, signal.SIGHUP)
 
 
 def unblock(signals: tuple[signal.Signals, ...]) -> None:
     """Let signals through that the parent process blocked.
 
-    Call it when handlers are set, since a pending signal arrives at once. Processes that this
-    thread starts later inherit the new mask.
+    Call it when handlers are set, since a pending signal arrives at once.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
@@ -61,15 +58,10 @@ def ended_like_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def raised_again(kind: type[BaseException], again: Callable[[], object]) -> Iterator[None]:
-    """Raise a signal's exception once more where Python swallowed it.
+    """Raise a signal's exception once more where Python swallowed it, inside a finalizer.
 
-    What is raised inside a finalizer (``__del__``, a weak reference's callback) Python reports and
-    forgets, and the signal with it.
-
-    Args:
-        kind: what the handler raises.
-        again: sends the signal again. It is called in another thread: what the signal raises while
-            this hook runs would be swallowed, too. Swallowed once more, it is sent once more.
+    ``kind`` is what the handler raises. ``again`` sends the signal again, in another thread: what
+    is raised while this hook runs would be swallowed, too.
     """
     before = sys.unraisablehook
 

@@ -12,10 +12,7 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """As `asyncio.to_thread`; a caller that is cancelled waits until the thread has ended.
-
-    So neither a file that the thread uses is closed too early, nor its place given to another one.
-    """
+    """As `asyncio.to_thread`; a cancelled caller waits for the thread, which uses what it has."""
     task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
     try:
         return await asyncio.shield(task)

@@ -14,17 +14,16 @@ NAMES: Final = (
     "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEY", "TURBOFIT_LEASES",
     "TURBOFIT_NODE_SPEC",
 )  # fmt: skip
-#: Those that are read elsewhere, most of them by processes that turbofit starts.
+#: Those that are read elsewhere, most of them by processes that turbofit starts; the last one, a
+#: folder with a CUDA build of torch, by tests and benches.
 _ELSEWHERE: Final = (
     "TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_SCENARIO", "TURBOFIT_PRETEND_LIBRARIES",
     "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_TWIN", "TURBOFIT_PRETEND_ENGINE",
-    "TURBOFIT_REHEARSAL", "TURBOFIT_TRACE_STUBS",
+    "TURBOFIT_REHEARSAL", "TURBOFIT_TRACE_STUBS", "TURBOFIT_CUDA_PATH",
 )  # fmt: skip
-#: A folder with a CUDA build of torch, for tests and benches.
-_FOR_TESTS: Final = "TURBOFIT_CUDA_PATH"
 #: All names of ours that are no option's.
-VARIABLES: Final = frozenset({*NAMES, *_ELSEWHERE, _FOR_TESTS})
-#: What Kubernetes tells each container of a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
+VARIABLES: Final = frozenset({*NAMES, *_ELSEWHERE})
+#: What Kubernetes tells containers of a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
 _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 _SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
 

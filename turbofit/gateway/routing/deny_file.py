@@ -1,9 +1,10 @@
 """What the deny list keeps on this machine: who is refused, and the key of all fingerprints.
 
-A file belongs to one model on one kind of cards with one version of the engine: another version may
-well survive what this one died of. It is the truth: who writes reads it first, under a lock, adds
-what is new, and takes over the rest; `turbofit watch --forget` takes out of it. A file that cannot
-be read is put aside.
+A file belongs to one model with one version of the engine: another version may well survive what
+this one died of. So may another engine, or other cards (over): a run whose next plan has others
+must not forget. The file is the truth: who writes reads it first, under a lock, adds what is new,
+and takes over the rest; `turbofit watch --forget` takes out of it. A file that cannot be read is
+put aside.
 """
 
 from __future__ import annotations
@@ -186,11 +187,9 @@ def _changed(kept: Mapping[str, Denied], new: Mapping[str, Denied | None]) -> di
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
-    """The file of a plan's model, cards and engine; None where no folder can be made."""
-    # Their kinds, not their number: a card that is lost must not let in who is refused.
-    cards = sorted({plan.machine.gpu(index).name for index in plan.machine.visible})
+    """The file of a plan's model; None where no folder can be made."""
     model = [plan.model.hub_id or plan.model.name, plan.model.source.checkpoint or ""]
-    facts = [*model, *cards, plan.engine.name, engine_version, str(pretend)]
+    facts = [*model, engine_version, str(pretend)]
     with suppress(OSError):
         return str(state_dir(_ROOM) / f"{digest_of_parts(*facts)[:16]}.json")
     return None

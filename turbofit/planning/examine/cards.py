@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import indices, plural
-from turbofit.core.struct import NA, NaType
+from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
 from turbofit.planning.examine.scene import (
@@ -24,7 +24,7 @@ from turbofit.planning.examine.scene import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
@@ -137,19 +137,15 @@ def holders(machine: Machine, _: Scene) -> Answer:
     cards = [machine.gpu(index) for index in machine.visible]
     unread = [gpu.index for gpu in cards if gpu.used == NA]
     if unread or not cards:
-        why = "memory of others is not there for a plan"
-        return unreadable(f"who holds GPU {indices(unread)}", why=why)
-    lines = []
-    for gpu in cards:
-        lines += [
-            f"GPU {gpu.index}: {holder.name}"
-            + (f"[{holder.pid}]" if holder.pid != NA else "")
-            + f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
-            for holder in gpu.holders
-            if holder.bytes == NA or holder.bytes >= _HELD
-        ]
-        if not gpu.holders and gpu.used != NA and gpu.used >= _HELD:
-            lines.append(f"GPU {gpu.index}: nobody that can be seen {format_bytes(gpu.used)}")
+        return unreadable(f"who holds GPU {indices(unread)}")
+    lines = [
+        f"GPU {gpu.index}: {holder.name}"
+        + (f"[{holder.pid}]" if holder.pid != NA else "")
+        + f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
+        for gpu in cards
+        for holder in gpu.holders
+        if holder.bytes == NA or holder.bytes >= _HELD
+    ]
     if lines:
         fix = "end what is not needed (kill PID, or the notebook's kernel); see `turbofit machine`"
         return warning("; ".join(lines), fix)
@@ -211,27 +207,13 @@ def pcie(healths: Sequence[Health], scene: Scene) -> Answer:
     return ok(f"all lanes in use{note}")
 
 
-def persistence(healths: Sequence[Health], _: Scene) -> Answer:
-    """Whether the driver stays loaded."""
-    off = [health.index for health in healths if health.persistence is False]
-    if off:
-        fix = "sudo nvidia-smi -pm 1, or nvidia-persistenced"
-        return warning(f"off on GPU {indices(off)}", fix)
-    unread = [health.index for health in healths if health.persistence == NA]
-    return unreadable(f"the mode of GPU {indices(unread)}") if unread else ok("on")
-
-
 def ecc(healths: Sequence[Health], _: Scene) -> Answer:
     """Memory errors."""
     faulty = [health.index for health in healths if health.rows_failed is True]
     if faulty:
         text = f"GPU {indices(faulty)} could not remap faulty memory rows"
         return stops(text, "take the card out of service: it is faulty")
-    bad = [
-        health.index
-        for health in healths
-        if isinstance(health.uncorrected, int) and health.uncorrected > 0
-    ]
+    bad = [health.index for health in healths if health.uncorrected not in (0, NA, ABSENT)]
     if bad:
         return warning(
             f"uncorrected memory errors on GPU {indices(bad)} since the driver was loaded",
@@ -279,10 +261,7 @@ def xid(sources: Sources, _: Scene) -> Answer:
         return ok("no Xid in the kernel's log")
     summary = "; ".join(f"{bus}: Xid {', '.join(map(str, sorted(n)))}" for bus, n in xids.items())
     hard = any(number in _HARD_XIDS for numbers in xids.values() for number in numbers)
-    why = (
-        "the driver reports a failing card, link or memory there before programs feel it; these are"
-        f" {'of the hardware' if hard else 'mostly of programs'}"
-    )
+    why = f"these are {'of the hardware' if hard else 'mostly of programs'}"
     fix = "check power, cooling and seating of the card; restart" if hard else "none, if rare"
     return warning(summary, fix, why)
 
@@ -345,10 +324,7 @@ def _pairs(pairs: Sequence[tuple[int, int]]) -> str:
 # What NVML says of a GPU's condition, beside what planning needs.
 
 
-_UNCORRECTED: Final = 1
-_VOLATILE: Final = 0
-
-
+_UNCORRECTED, _VOLATILE = 1, 0
 #: From this power state on the GPU saves power.
 _IDLE_STATE: Final = 5
 
@@ -361,61 +337,37 @@ def read_health(gpus: Sequence[Gpu | GpuLedger]) -> tuple[Health, ...]:
         PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
-        return tuple(_one(nvml, gpu) for gpu in gpus)
+        return tuple(_health(nvml, gpu) for gpu in gpus)
 
 
-def _one(nvml: Nvml, gpu: Gpu | GpuLedger) -> Health:
+def _health(nvml: Nvml, gpu: Gpu | GpuLedger) -> Health:
+    def read(name: str, *args: int, convert: Callable[[Any], Any] = int, absent: str = NA) -> Any:
+        value, lacks = nvml.supported(f"nvmlDeviceGet{name}", handle, *args)
+        if answered(value):
+            return convert(value)
+        return absent if lacks else NA
+
+    def of_rows(place: int) -> Any:
+        return read("RemappedRows", convert=lambda rows: bool(rows[place]), absent=ABSENT)
+
     try:
         handle = nvml.query("nvmlDeviceGetHandleByUUID", gpu.uuid)
         if not answered(handle):
             return Health(index=gpu.index)
-        state = nvml.query("nvmlDeviceGetPerformanceState", handle)
-        persistence = nvml.query("nvmlDeviceGetPersistenceMode", handle)
-        mode = _or_absent(nvml, "nvmlDeviceGetEccMode", handle)
-        rows = _or_absent(nvml, "nvmlDeviceGetRemappedRows", handle)
+        slow = read("CurrentClocksEventReasons")
+        if slow == NA:  # a driver before 535
+            slow = read("CurrentClocksThrottleReasons")
         return Health(
             index=gpu.index,
-            pcie_generation=_number(nvml.query("nvmlDeviceGetCurrPcieLinkGeneration", handle)),
-            pcie_width=_number(nvml.query("nvmlDeviceGetCurrPcieLinkWidth", handle)),
-            idle=NA if not answered(state) else int(state) >= _IDLE_STATE,
-            persistence=NA if not answered(persistence) else bool(persistence),
-            ecc=_flag(mode, 0),
-            uncorrected=_number(
-                _or_absent(nvml, "nvmlDeviceGetTotalEccErrors", handle, _UNCORRECTED, _VOLATILE)
-            ),
-            rows_pending=_flag(rows, 2),
-            rows_failed=_flag(rows, 3),
-            slow=_slow(nvml, handle),
-            temperature=_number(nvml.query("nvmlDeviceGetTemperature", handle, 0)),
+            pcie_generation=read("CurrPcieLinkGeneration"),
+            pcie_width=read("CurrPcieLinkWidth"),
+            idle=read("PerformanceState", convert=lambda state: int(state) >= _IDLE_STATE),
+            ecc=read("EccMode", convert=lambda modes: bool(modes[0]), absent=ABSENT),
+            uncorrected=read("TotalEccErrors", _UNCORRECTED, _VOLATILE, absent=ABSENT),
+            rows_pending=of_rows(2),
+            rows_failed=of_rows(3),
+            slow=slow,
+            temperature=read("Temperature", 0),
         )
     except GpuLostError:
         return Health(index=gpu.index)
-
-
-def _or_absent(nvml: Nvml, function: str, *args: Any) -> Any:
-    """An answer, `ABSENT` where the GPU has no such thing, else ``NA``."""
-    value, absent = nvml.supported(function, *args)
-    if answered(value):
-        return value
-    return ABSENT if absent else NA
-
-
-def _slow(nvml: Nvml, handle: Any) -> int | NaType:
-    """Clock event reasons; drivers before 535 have them under another name."""
-    for function in (
-        "nvmlDeviceGetCurrentClocksEventReasons",
-        "nvmlDeviceGetCurrentClocksThrottleReasons",
-    ):
-        value = nvml.query(function, handle)
-        if answered(value):
-            return int(value)
-    return NA
-
-
-def _flag(value: Any, place: int) -> Any:
-    """One of several answers, as a truth; no answer stays what it is."""
-    return value if isinstance(value, str) else bool(value[place])
-
-
-def _number(value: Any) -> Any:
-    return value if isinstance(value, str) else int(value)

@@ -40,8 +40,7 @@ def host_memory(host: Host, scene: Scene) -> Answer:
     text = f"{format_bytes(available)} available"
     if scene.plan is not None:
         plan, replicas = scene.plan, scene.plan.parallel.replicas
-        need = plan.host.pinned + plan.host.pageable
-        what = "engines"
+        need, what = plan.host.pinned + plan.host.pageable, "engines"
         if scene.pretend:
             need, what = replicas * _PRETEND_BYTES, "pretend engines"
         if need <= available:
@@ -55,8 +54,6 @@ def host_memory(host: Host, scene: Scene) -> Answer:
         return stops(text, "free host memory, or raise the container's limit")
     if available < _GOOD_RAM:
         return warning(text, "free host memory, or run fewer replicas")
-    if scene.model is not None and available < scene.model.weight_bytes:
-        text += "; weights pass through it piece by piece"
     return ok(text)
 
 
@@ -83,11 +80,7 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
         not machine.link(a, b).peers for a in visible for b in visible if a < b
     )
     if lonely and available < _LEAST_SHM:
-        why = (
-            "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
-            " gives a container 64 MiB: tp > 1 fails at start"
-        )
-        return stops(text, fix, why)
+        return stops(text, fix, "NCCL between GPUs without peer access fails at start: no tp > 1")
     if len(visible) > 1 and available < _GOOD_SHM:
         return warning(text, fix)
     return ok(text)
@@ -191,15 +184,16 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
 def environment(sources: Sources, _: Scene) -> Answer:
     """Variables that change memory or speed behind a plan's back."""
     env = sources.environ
-    problems = []
-    if env.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
-        problems.append("CUDA_LAUNCH_BLOCKING makes every kernel wait")
-    if env.get("CUDA_MODULE_LOADING", "").upper() == "EAGER":
-        problems.append("CUDA_MODULE_LOADING=EAGER loads every kernel into GPU memory")
-    if env.get("TM_LOG_LEVEL", "").upper() in ("TRACE", "DEBUG"):
-        problems.append("TM_LOG_LEVEL logs each step")
-    if any("pretend" in env.get(name, "") for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")):
-        problems.append("the pretend GPUs' libraries are in the loader's path")
+    loaded = env.get("LD_PRELOAD", "") + env.get("LD_LIBRARY_PATH", "")
+    signs = {
+        "CUDA_LAUNCH_BLOCKING makes every kernel wait":
+            env.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"),
+        "CUDA_MODULE_LOADING=EAGER loads every kernel into GPU memory":
+            env.get("CUDA_MODULE_LOADING", "").upper() == "EAGER",
+        "TM_LOG_LEVEL logs each step": env.get("TM_LOG_LEVEL", "").upper() in ("TRACE", "DEBUG"),
+        "the pretend GPUs' libraries are in the loader's path": "pretend" in loaded,
+    }  # fmt: skip
+    problems = [text for text, there in signs.items() if there]
     if problems:
         return warning("; ".join(problems), "unset them for serving")
     return ok("nothing set that changes a plan")

@@ -6,24 +6,22 @@ All is read from files, so that no package is imported; torch alone is asked, in
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
 from turbofit.core.version import REFERENCE
-from turbofit.memory.account import AMPERE
-from turbofit.memory.versions import OLDEST_SERVED
+from turbofit.memory.versions import OLDEST_SERVED, release
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from turbofit.core.machine import Gpu
+    from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.kernels.census import Census
 
-_NEWEST: Final = (0, 18)
 #: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
@@ -41,14 +39,14 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
             install_command("lmdeploy"),
             "turbofit plans without it, but has nothing to launch",
         )
-    release, text = _numbers(version)[:2], f"LMDeploy {version}"
-    if release < OLDEST_SERVED:
+    numbers, text = release(version), f"LMDeploy {version}"
+    if numbers < OLDEST_SERVED:
         why = "its vision tower and cache work otherwise than turbofit's account: serve needs 0.16"
         return stops(text, install_command("lmdeploy", upgrade=True), why)
-    if release > _NEWEST:
+    if numbers > release(REFERENCE):
         why = f"newer than {REFERENCE}, on whose account plans rest: margins are doubled"
         return warning(text, f"use {REFERENCE}, or rehearse each plan", why)
-    if release in (OLDEST_SERVED, (0, 17)):
+    if numbers in (OLDEST_SERVED, (0, 17)):
         why = "it pins 18.7 GiB of host memory a rank for InternVL"
         return warning(text, f'pip install "lmdeploy=={REFERENCE}.*"', why)
     return ok(text)
@@ -58,7 +56,7 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     """Whether the installed torch and transformers are what LMDeploy's metadata demand."""
     demands = sources.requires("lmdeploy")
     if demands is None:
-        return unreadable("LMDeploy's metadata", why="which torch it goes with is not known")
+        return unreadable("LMDeploy's metadata")
     wrong, versions = [], []
     try:
         for name, bounds in _demands_here(demands):
@@ -70,12 +68,12 @@ def pairing(sources: Sources, _: Scene) -> Answer:
             elif name != "triton":
                 wrong.append(f"{name} is not installed")
     except (ImportError, ValueError) as exc:
-        return unreadable(f"a version: {exc}", why="whether LMDeploy goes with torch is not known")
+        return unreadable(f"a version: {exc}")
     if wrong:
         fix = "install LMDeploy in an environment of its own and let pip choose"
         return warning("; ".join(wrong), fix)
     if not versions:
-        return unreadable("no demand on torch", why="LMDeploy's metadata name no version")
+        return unreadable("no demand on torch")
     return ok(f"{', '.join(versions)}, as LMDeploy demands")
 
 
@@ -99,11 +97,10 @@ def turbomind(sources: Sources, _: Scene) -> Answer:
     """The native engine's library."""
     folder = sources.package_folder("lmdeploy")
     if folder is None:
-        return unreadable("LMDeploy's folder", why="whether its engine is there is not known")
+        return unreadable("LMDeploy's folder")
     for place in ("lib", "turbomind", "turbomind/lib"):
-        libraries = sorted((folder / place).glob("_turbomind*.so"))
-        if libraries:
-            return ok(f"{libraries[0].name}")
+        for library in (folder / place).glob("_turbomind*.so"):
+            return ok(library.name)
     return stops(
         f"{folder.name} has no _turbomind library",
         "install LMDeploy's wheel for this Python version instead of a source checkout",
@@ -120,23 +117,22 @@ def xgrammar(sources: Sources, _: Scene) -> Answer | None:
     return warning("xgrammar is not installed", "pip install xgrammar")
 
 
-def driver_cuda(sources: Sources, scene: Scene) -> Answer:
+def driver_cuda(machine: Machine, scene: Scene) -> Answer | None:
     """Driver against torch's CUDA: the same major is enough, by minor version compatibility."""
-    cuda, machine = _torch_cuda(sources), scene.machine
-    if machine is None or NA in (machine.driver, machine.cuda):
-        why = "a driver older than torch's CUDA stops every engine"
-        return unreadable("the driver's version", why=why)
-    driver, torch = f"driver {machine.driver} (CUDA {machine.cuda})", sources.version("torch")
+    if NA in (machine.driver, machine.cuda):
+        return None if machine.source == "preset" else unreadable("the driver's version")
+    cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
+    driver = f"driver {machine.driver} (CUDA {machine.cuda})"
     if cuda is None:
         what = f"torch {torch}" if torch else "torch"
-        return unreadable(f"{what}'s CUDA, beside {driver}", why="they must go together")
+        return unreadable(f"{what}'s CUDA, beside {driver}")
     if cuda == "":
         return stops(
             f"torch {torch} is a CPU build, beside {driver}",
             "install torch's CUDA build (pip install torch without a cpu index)",
             "LMDeploy loads weights through torch on the GPU",
         )
-    major, here = _numbers(cuda)[0], _numbers(machine.cuda)[0]
+    major, here = release(cuda)[0], release(machine.cuda)[0]
     need = _OLDEST_DRIVER.get(major)
     if here < major:
         return stops(
@@ -145,7 +141,7 @@ def driver_cuda(sources: Sources, scene: Scene) -> Answer:
             f" {here}",
             "torch sees no GPU with a driver of an older CUDA generation",
         )
-    if need and _numbers(machine.driver)[0] < need:
+    if need and release(machine.driver)[0] < need:
         return stops(
             f"torch is built for CUDA {cuda}, {driver}",
             f"update the driver to {need} or newer",
@@ -165,22 +161,18 @@ def _torch_cuda(sources: Sources) -> str | None:
     return None if match is None else match[1] or ""
 
 
-def torch_architectures(sources: Sources, scene: Scene) -> Answer:
+def torch_architectures(machine: Machine, scene: Scene) -> Answer:
     """Torch's compiled architectures against the cards; asked in a child, with a deadline."""
-    cards = _capabilities(_visible(scene))
+    sources, cards = scene.sources, _capabilities(machine)
     if not cards:
-        why = "wheels carry code for some cards only"
-        return unreadable("the cards' compute capability", why=why)
+        return unreadable("the cards' compute capability")
     if not _torch_cuda(sources):
-        why = "this torch has no CUDA, or is missing"
-        return unreadable("torch's architectures", why=why)
+        return unreadable("torch's architectures: it has no CUDA, or is missing")
     built = sources.torch_architectures()
     if not built:
         return unreadable(
             "torch did not say in time what it was compiled for",
             'python -c "import torch; print(torch.cuda.get_arch_list())"',
-            "a wheel without code for a card fails at its first kernel: CUDA 13 has none for Volta"
-            " (V100) any more",
         )
     lacking = [name for name, version in cards.items() if not _runs(version, built)]
     if lacking:
@@ -211,39 +203,20 @@ def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
     return False
 
 
-def _visible(scene: Scene) -> list[Gpu]:
-    machine = scene.machine
-    return [] if machine is None else [machine.gpu(index) for index in machine.visible]
-
-
-def _capabilities(gpus: Sequence[Gpu]) -> dict[str, tuple[int, int]]:
-    """Compute capability by the card's name, where it is known."""
+def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
+    """Compute capability by the visible card's name, where it is known."""
+    gpus = [machine.gpu(index) for index in machine.visible]
     return {gpu.name: gpu.compute_capability for gpu in gpus if gpu.compute_capability != NA}
 
 
-def compute_capability(_: Sources, scene: Scene) -> Answer:
-    """What a card's generation costs."""
-    gpus = _visible(scene)
-    cards = _capabilities(gpus)
-    if not cards or len(cards) < len({gpu.name for gpu in gpus}):
-        why = "it decides the dtype and the kernels"
-        return unreadable("the cards' compute capability", why=why)
-    halves = [name for name, version in cards.items() if version < AMPERE]
-    if halves:
-        fix = "nothing, the plan counts it; models with large activations may overflow"
-        return warning(f"{', '.join(halves)}: no bfloat16", fix)
-    return ok(", ".join(f"{name} {a}.{b}" for name, (a, b) in cards.items()))
-
-
-def kernels(sources: Sources, scene: Scene) -> Answer | None:
+def kernels(machine: Machine, scene: Scene) -> Answer | None:
     """What TurboMind has no code for."""
-    cards = _capabilities(_visible(scene))
+    cards = _capabilities(machine)
     if not cards:
         return None
-    census = sources.kernels()
+    census = scene.sources.kernels()
     if census is None:
-        why = "an engine without code for a card or for a model's weights aborts at the first"
-        return unreadable("the kernels of TurboMind", why=f"{why} request")
+        return unreadable("the kernels of TurboMind")
     without = [name for name, version in cards.items() if not census.runs(version)]
     if without:
         return stops(
@@ -287,7 +260,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
     Of a plan that may be launched elsewhere, what must be installed where newer versions fail.
     """
-    plan = scene.plan
+    plan, (model, engines) = scene.plan, _served(scene)
     if plan is not None and (plan.model.vision is None or not plan.engine.of_lmdeploy):
         return None
     if plan is not None and scene.when == "plan":
@@ -300,10 +273,8 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     here, transformers = sources.version("lmdeploy"), sources.version("transformers")
     if here is None or transformers is None:
         return unreadable("LMDeploy and Transformers are not both installed")
-    model = scene.model if plan is None else plan.model
     if model is None or model.vision is None:
         return _families(here, transformers)
-    engines = _engines(model) if plan is None else [plan.engine.name]
     fronts = [FrontEnd(here, model.architecture, engine) for engine in engines]
     failures = [(front, failure) for front in fronts if (failure := front.failure(transformers))]
     text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
@@ -343,65 +314,50 @@ def _families_not_run(here: str, transformers: str) -> dict[str, str]:
     return not_run
 
 
-def _engines(model: Model) -> list[str]:
-    """LMDeploy's engines that run a model."""
+def _served(scene: Scene) -> tuple[Model | None, list[str]]:
+    """The model that will be served, and the engine of its plan, or LMDeploy's that run it."""
     from turbofit.memory.engines import LMDEPLOY
     from turbofit.model.families.engines import engine_problem
 
-    return [engine for engine in LMDEPLOY if engine_problem(model, engine) is None]
-
-
-class _Module(NamedTuple):
-    """``title`` is what people read, and its last word the module; ``mend`` installs it."""
-
-    title: str
-    mend: str
+    if scene.plan is not None:
+        return scene.plan.model, [scene.plan.engine.name]
+    model = scene.model
+    return model, [name for name in LMDEPLOY if model and engine_problem(model, name) is None]
 
 
 #: No other parser is taken for this architecture: lmdeploy api_server.py::set_parsers #14c093
-_HARMONY: Final = ("GptOssForCausalLM", _Module("openai_harmony", "pip install openai_harmony"))
+_HARMONY: Final = ("GptOssForCausalLM", "openai_harmony")
 #: Kernels of gated delta nets: lmdeploy nn/gated_delta.py `from fla.modules import`
-_DELTA: Final = {
-    "pytorch": (
-        _Module("flash-linear-attention's fla", "pip install flash-linear-attention"),
-        _Module("tilelang", "pip install tilelang"),
-    )
-}
+_DELTA: Final = {"pytorch": ("fla", "tilelang")}
+#: Packages that are not called as their module.
+_PACKAGES: Final = {"fla": "flash-linear-attention"}
 
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
     """Modules that LMDeploy imports for one model; a warning where another engine needs none."""
-    plan = scene.plan
-    model = scene.model if plan is None else plan.model
+    plan, (model, engines) = scene.plan, _served(scene)
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
         return None  # a pretend machine has stand-ins of them
     if sources.version("lmdeploy") is None:
         return unreadable("LMDeploy is not installed here")
-    engines = _engines(model) if plan is None else [plan.engine.name]
     missing = {engine: _missing(sources, model, engine) for engine in engines}
     lacking = {engine: lacks for engine, lacks in missing.items() if lacks}
     if not lacking:
         return ok(f"{model.name} needs none that is missing")
     text = "; ".join(
-        f"{engine}: {', '.join(module.title for module in lacks)} not installed"
-        for engine, lacks in lacking.items()
+        f"{engine}: {', '.join(lacks)} not installed" for engine, lacks in lacking.items()
     )
-    mends = dict.fromkeys(module.mend for lacks in lacking.values() for module in lacks)
+    modules = dict.fromkeys(module for lacks in lacking.values() for module in lacks)
+    fix = " ".join(["pip install", *(_PACKAGES.get(module, module) for module in modules)])
     state = stops if len(lacking) == len(engines) else warning
-    return state(f"{model.name} on {text}", "; ".join(mends))
+    return state(f"{model.name} on {text}", fix)
 
 
-def _missing(sources: Sources, model: Model, engine: str) -> list[_Module]:
-    """What an engine of LMDeploy imports for a model and does not find."""
+def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
+    """Modules that an engine of LMDeploy imports for a model and does not find."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
-    return [module for module in wanted if not sources.has_module(module.title.rpartition(" ")[2])]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else (0,)
+    return [module for module in wanted if not sources.has_module(module)]
 
 
 def satisfies(version: str, bounds: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.installation import installed
-from turbofit.core.process.ports import open_files, port_problem
+from turbofit.core.process import ports
 from turbofit.core.struct import NA, NaType, Struct
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ class Health(Struct):
     pcie_generation: int | NaType = NA
     pcie_width: int | NaType = NA
     idle: bool | NaType = NA
-    persistence: bool | NaType = NA
     ecc: bool | NaType | Absent = NA
     uncorrected: int | NaType | Absent = NA
     rows_pending: bool | NaType | Absent = NA
@@ -110,6 +109,10 @@ class Sources:
         root: where ``/proc``, ``/sys`` and ``/var/log`` are.
     """
 
+    version = staticmethod(installed)
+    port_problem = staticmethod(ports.port_problem)
+    open_files = staticmethod(ports.open_files)
+
     def __init__(self, environ: Mapping[str, str] | None = None, root: str = "/") -> None:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self.root = Path(root)
@@ -127,10 +130,6 @@ class Sources:
             return sorted(os.listdir(self.root / path))
         except OSError:
             return None
-
-    def version(self, package: str) -> str | None:
-        """The installed version of a package; None where it is not installed."""
-        return installed(package)
 
     def requires(self, package: str) -> list[str] | None:
         """What a package's metadata demand; None where they cannot be read."""
@@ -210,10 +209,6 @@ class Sources:
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         return None if soft == resource.RLIM_INFINITY else soft
 
-    def open_files(self, need: int) -> int:
-        """How many files this process and its children may open, after asking for so many."""
-        return open_files(need)
-
     def disk_free(self, path: str) -> tuple[int, bool] | None:
         """Bytes free where a folder is or would be made, and whether it may be written."""
         folder = Path(path)
@@ -224,7 +219,3 @@ class Sources:
         except OSError:
             return None
         return stat.f_bavail * stat.f_frsize, os.access(folder, os.W_OK)
-
-    def port_problem(self, host: str, port: int) -> str | None:
-        """Why a port cannot be bound, None where it can."""
-        return port_problem(host, port)

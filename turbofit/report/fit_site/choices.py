@@ -55,7 +55,7 @@ Loads = Annotated[tuple[Load, ...], Field(strict=False)]
 
 
 class SiteRequest(Validated):
-    """The points of the site; every combination of them is planned. Empty is the default."""
+    """What the site is planned for, in every combination; empty is the default."""
 
     all: bool = False
 
@@ -94,15 +94,11 @@ _MORE: Final[dict[str, object]] = {
 
 
 class SiteModel(Struct):
-    """A model that can be chosen."""
-
     name: Annotated[str, doc("As turbofit takes it.")]
     title: str
 
 
 class SiteCard(Struct):
-    """A card that can be chosen."""
-
     name: Annotated[str, doc("As --on takes it.")]
     title: str
     total: Annotated[int, doc("Bytes.")]
@@ -118,11 +114,7 @@ class SiteChoice(Struct):
 
 
 class SiteChoices(Struct):
-    """All controls.
-
-    A table has an answer for each count, used, image, context and concurrency, the last one running
-    fastest.
-    """
+    """All controls."""
 
     turbofit_version: str
     created: str
@@ -141,7 +133,7 @@ class SiteChoices(Struct):
 
 
 class SitePoint(NamedTuple):
-    """One combination of choices, of any model and card."""
+    """One combination of choices, for any model and card."""
 
     gpus: int
     used: SiteChoice
@@ -154,12 +146,7 @@ class SitePoint(NamedTuple):
         return f"{self.gpus}x{card}{self.used.words}"
 
     def request(self, model: str, card: str) -> PlanRequest:
-        """What `turbofit plan` is asked for.
-
-        Args:
-            model: the model's name.
-            card: the card's.
-        """
+        """What `turbofit plan` is asked for."""
         count, *size = self.images.numbers
         given = {
             "images": count if count != 1 else None,
@@ -175,16 +162,7 @@ class SitePoint(NamedTuple):
 
 
 def choices_of(request: SiteRequest, created: str) -> SiteChoices:
-    """The controls of a site.
-
-    Args:
-        request: what was asked for.
-        created: when, for its foot.
-
-    Raises:
-        UsageError: a model or a card is no preset, or a machine cannot be meant: it has too many
-            GPUs, or others hold more than a GPU has.
-    """
+    """The controls of a site; a machine that cannot be meant is refused."""
     request = request.complete()
     choices = SiteChoices(
         turbofit_version=__version__,
@@ -248,7 +226,6 @@ def _images(count: int, size: tuple[int, int] | None) -> SiteChoice:
 
 
 def _chosen(option: str, values: Iterable[int]) -> Iterator[SiteChoice]:
-    """What turbofit chooses, then the values given."""
     yield SiteChoice(key="auto", words="")
     for value in sorted(set(values)):
         yield SiteChoice(key=str(value), words=f"{option} {value}", numbers=(value,))

@@ -8,22 +8,19 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
-from itertools import islice, product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from string import Template
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.messages import plural
+from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, Limits, Remedy, Throughput
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell, under_way
 from turbofit.core.struct import Struct, const, doc
-from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.planning.plan import plan as make_plan
 from turbofit.report.fit_site.choices import choices_of, points
@@ -44,11 +41,8 @@ _ENGINES: Final = {
     "pytorch": "LMDeploy, PyTorch engine",
     "transformers": "Hugging Face Transformers",
 }
-#: Remedies that are shown, as in the short text of a plan.
+#: Remedies that are shown.
 _REMEDIES: Final = 3
-#: Plans that are made to tell how long all will take, and what a process takes to start.
-_SAMPLES: Final = 24
-_START: Final = 2.0
 
 
 class PageMemory(Struct):
@@ -98,7 +92,7 @@ class SiteTable(Struct):
     order: Annotated[tuple[int, ...], doc("The answer of each point, since many are equal.")]
 
     def to_script(self) -> str:
-        """A script that hands the table to the page: `fetch` reads nothing beside a local file."""
+        """A script that hands the table to the page, since `fetch` reads no local file."""
         return f"turbofitTable({msgspec.json.encode(self).decode()});\n"
 
 
@@ -124,11 +118,7 @@ class PageDocument(Struct):
 
 
 def answer_of(plan: Plan) -> PageAnswer:
-    """A plan in short.
-
-    Args:
-        plan: as `turbofit plan` finds it.
-    """
+    """A plan in short."""
     answer = PageAnswer(
         fits=plan.fits,
         verdict=plan.verdict,
@@ -165,11 +155,11 @@ def refused(error: TurbofitError) -> PageAnswer:
 def _memory(gpus: tuple[GpuLedger, ...]) -> PageMemory | None:
     if not gpus:
         return None
-    title, ledger = min(fold(gpus), key=lambda pair: pair[1].headroom)
+    members, ledger = min(fold(gpus), key=lambda pair: pair[1].headroom)
     return PageMemory(
-        gpus=title,
+        gpus=f"GPU {indices(members)}",
         total=ledger.total,
-        pieces={str(kind): size for kind, size in sums(stack(ledger)).items()},
+        pieces=sums(stack(ledger)),
         need=ledger.most,
         loading=ledger.most > ledger.peak,
         headroom=ledger.headroom,
@@ -177,21 +167,8 @@ def _memory(gpus: tuple[GpuLedger, ...]) -> PageMemory | None:
     )
 
 
-def seconds_of(choices: SiteChoices, processes: int) -> float:
-    """How long all plans will take: some of them, spread over all, are made for that."""
-    names = [(model.name, card.name) for model in choices.models for card in choices.cards]
-    every = list(product(names, points(choices)))
-    sample = [*islice(every, 0, None, max(1, len(every) // _SAMPLES))]
-    _answer(*sample[0])  # what is read once is read now
-    started = perf_counter()
-    for pair, point in sample:
-        _answer(pair, point)
-    seconds = (perf_counter() - started) / len(sample)
-    return seconds * len(every) / processes + (_START if processes > 1 else 0)
-
-
 def begin_worker() -> None:
-    """Let a process end at once, without a traceback, where Ctrl-C or its parent's end comes."""
+    """Let a process end at once, without a traceback, at Ctrl-C or its parent's end."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
     assert parent is not None
@@ -204,7 +181,6 @@ def begin_worker() -> None:
 
 
 def tables(choices: SiteChoices, processes: int) -> Iterator[SiteTable]:
-    """A table for each model on each card, in processes beside each other."""
     pairs = [(model.name, card.name) for model in choices.models for card in choices.cards]
     if processes == 1:
         yield from (table_of(choices, *pair) for pair in pairs)
@@ -214,21 +190,17 @@ def tables(choices: SiteChoices, processes: int) -> Iterator[SiteTable]:
 
 
 def table_of(choices: SiteChoices, model: str, card: str) -> SiteTable:
-    """The answers for one model on one card."""
-    numbers: dict[bytes, int] = {}
-    answers: list[PageAnswer] = []
+    unlike: dict[bytes, PageAnswer] = {}
     order = []
     for point in points(choices):
-        answer = _answer((model, card), point)
-        number = numbers.setdefault(msgspec.json.encode(answer), len(answers))
-        if number == len(answers):
-            answers.append(answer)
-        order.append(number)
-    return SiteTable(model=model, card=card, answers=tuple(answers), order=tuple(order))
+        answer = _answer(model, card, point)
+        text = msgspec.json.encode(answer)
+        unlike.setdefault(text, answer)
+        order.append([*unlike].index(text))
+    return SiteTable(model=model, card=card, answers=tuple(unlike.values()), order=tuple(order))
 
 
 def rows(choices: SiteChoices, table: SiteTable) -> Iterator[PageRow]:
-    """Each choice of a table with its answer."""
     for point, number in zip(points(choices), table.order, strict=True):
         request = point.request(table.model, table.card)
         yield PageRow(
@@ -242,15 +214,14 @@ def rows(choices: SiteChoices, table: SiteTable) -> Iterator[PageRow]:
         )
 
 
-def _answer(names: tuple[str, str], point: SitePoint) -> PageAnswer:
+def _answer(model: str, card: str, point: SitePoint) -> PageAnswer:
     try:
-        return answer_of(make_plan(point.request(*names)))
+        return answer_of(make_plan(point.request(model, card)))
     except TurbofitError as exc:
         return refused(exc)
 
 
 _FOLDER: Final = Path(__file__).parent
-#: What people are told meanwhile.
 _DOING: Final = "planning tables"
 #: What the page's own script loads is the page's own; `'self'` means nothing of a local file.
 _LOADS: Final = "'strict-dynamic'"
@@ -261,31 +232,24 @@ def write_site(
 ) -> PageDocument:
     """Plan every point and write the site: `index.html`, and the tables beside it.
 
-    Args:
-        request: the choices that it offers.
-        folder: where; it is made, and files of the same names are replaced.
-        say: tells how long it will take, before it begins.
-        jobs: processes beside each other; by default one for each CPU.
-
-    Returns:
-        All answers.
-
-    Raises:
-        UsageError: a model or a card is no preset, or a file cannot be written.
+    ``jobs`` are processes beside each other, by default one for each CPU.
     """
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     choices = choices_of(request, created)
     every = len(choices.models) * len(choices.cards)
     processes = min(jobs or os.cpu_count() or 1, every)
-    seconds = format_duration(max(10, round(seconds_of(choices, processes), -1)))
     where = f"{processes} {plural(processes, 'process')}"
-    say(f"{choices.answers:,} plans for {folder}: about {seconds} with {where}")
+    say(f"{choices.answers:,} plans for {folder}, with {where}")
     answers: list[PageRow] = []
     with under_way(_DOING):
         tell(Step(_DOING, 0, every))
         for done, table in enumerate(tables(choices, processes), 1):
             path = folder / "data" / table.model / f"{table.card}.js"
-            _make(path.parent)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                hint = "name another folder with --out"
+                raise UsageError(f"{folder} cannot be made: {exc.strerror}", hint=hint) from exc
             write_atomic(path, table.to_script())
             answers += rows(choices, table)
             tell(Step(_DOING, done, every))
@@ -294,11 +258,6 @@ def write_site(
 
 
 def index_page(choices: SiteChoices) -> str:
-    """The page alone.
-
-    Args:
-        choices: what its controls offer.
-    """
     scripts = (_read(name) for name in ("wording.js", "answer.js", "site.js"))
     script = page_file("shared.js") + "".join(scripts)
     return Template(_read("index.html")).substitute(
@@ -309,15 +268,6 @@ def index_page(choices: SiteChoices) -> str:
         version=choices.turbofit_version,
         created=choices.created,
     )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise UsageError(
-            f"{folder} cannot be made: {exc.strerror}", hint="name another folder with --out"
-        ) from exc
 
 
 def _read(name: str) -> str:

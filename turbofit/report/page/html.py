@@ -29,15 +29,11 @@ from turbofit.report.painters.document import (
     TopologyCard,
     Verdict,
 )
+from turbofit.report.painters.terminal import clean_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Control characters, and those that reverse the direction of text: names are not trusted.
-_UNSAFE: Final = dict.fromkeys(
-    (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F),
-     *range(0x2066, 0x206A)), "?"
-)  # fmt: skip
 #: What would end a script element, or a line of JavaScript.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -49,10 +45,7 @@ class Markup(str):
 
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:
-    """An element; ``class_`` and ``data_x`` become ``class`` and ``data-x``.
-
-    Attributes that are None or False are left out, True stands without a value.
-    """
+    """An element; ``data_x`` becomes ``data-x``; None and False are left out, True has no value."""
     pieces = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -64,7 +57,6 @@ def tag(name: str, *children: str, **attributes: Any) -> Markup:
 
 
 def join(*children: str) -> Markup:
-    """Children behind each other."""
     return Markup("".join(c if isinstance(c, Markup) else _escaped(c) for c in children))
 
 
@@ -74,14 +66,8 @@ def json_text(value: Any) -> Markup:
     return Markup(text.translate(_IN_SCRIPT))
 
 
-def scrolled(content: Markup, what: str) -> Markup:
-    """A box for what may be wider than the page; by keyboard too."""
-    label = f"{what}; scrolls where it is wider than the page"
-    return tag("div", content, class_="scroll", tabindex="0", role="group", aria_label=label)
-
-
 def _escaped(text: str) -> str:
-    return html.escape(text.translate(_UNSAFE), quote=True)
+    return html.escape(clean_lines(text), quote=True)
 
 
 _MOST_TICKS: Final = 8
@@ -94,12 +80,11 @@ _CLOSE: Final = 7
 
 def memory_bars(bars: Sequence[Bar]) -> Markup:
     """A bar a GPU on one scale; equal GPUs share what is said of them."""
-    scale = max(max(bar.room, sum(part.bytes for part in bar.parts)) for bar in bars)
+    scale = max(max(bar.room, bar.need) for bar in bars)
     return join(*(_set(bar, scale) for bar in bars), _legend(bars))
 
 
 def _set(bar: Bar, scale: int) -> Markup:
-    """The GPUs that share a bar."""
     holders = tag("ul", *(tag("li", text) for text in bar.holders), class_="dim")
     return tag(
         "div",
@@ -115,14 +100,13 @@ def _set(bar: Bar, scale: int) -> Markup:
 
 def _row(bar: Bar, index: int, scale: int) -> Markup:
     """The bar of one GPU; only the first of a set explains its parts."""
-    need = sum(part.bytes for part in bar.parts)
     end = ""
-    if need > bar.room:
+    if bar.need > bar.room:
         share = f"left:{100 * bar.room / scale:.3f}%"
-        over = f"{share};width:{100 * (need - bar.room) / scale:.3f}%"
+        over = f"{share};width:{100 * (bar.need - bar.room) / scale:.3f}%"
         end = join(tag("span", class_="over", style=over), tag("span", class_="end", style=share))
     phases = [_phase(part, explained=index == bar.gpus[0]) for part in bar.parts]
-    inside = tag("div", *phases, class_="stack", style=f"width:{100 * need / scale:.3f}%")
+    inside = tag("div", *phases, class_="stack", style=f"width:{100 * bar.need / scale:.3f}%")
     drawn = tag(
         "div", inside, end, class_="bar", tabindex="0", role="group",
         aria_label=f"GPU {index}: {bar.label}. Arrow keys go through its parts.",
@@ -148,7 +132,7 @@ def _phase(part: BarPiece, *, explained: bool) -> Markup:
 
 def _end(bar: Bar, scale: int) -> Markup:
     """Where the card ends, above bars that go beyond it."""
-    if sum(part.bytes for part in bar.parts) <= bar.room:
+    if bar.need <= bar.room:
         return Markup()
     share = 100 * bar.room / scale
     text = f"the card ends here: {format_bytes(bar.room)}"
@@ -162,7 +146,7 @@ def _legend(bars: Sequence[Bar]) -> Markup:
     sizes: dict[tuple[str, str, str], list[int]] = {}
     for part in (part for bar in bars for part in bar.parts):
         sizes.setdefault((part.kind, part.mark, part.name), []).append(part.bytes)
-    overs = [max(0, sum(part.bytes for part in bar.parts) - bar.room) for bar in bars]
+    overs = [max(0, bar.need - bar.room) for bar in bars]
     entries = []
     for (kind, mark, name), amounts in sizes.items():
         swatch = tag("span", mark, class_=f"swatch k-{kind}", aria_hidden="true")
@@ -224,31 +208,27 @@ _LONG: Final = 24
 def page(blocks: list[Block], document: Any, footer: str) -> str:
     """A whole page: the first heading is its title, each further one of level 2 begins a section.
 
-    Args:
-        blocks: the document as a view made it.
-        document: the data that the page carries.
-        footer: who made it, and when.
+    The page carries ``document`` as JSON; ``footer`` says who made it, and when.
     """
-    parts: list[list[Block]] = []
+    parts: list[tuple[str, list[Block]]] = []
     for block in blocks:
         if block.page and isinstance(block, Heading) and (block.level == 2 or not parts):
-            parts.append([block])
+            parts.append((block.text, []))
         elif block.page:
-            parts[-1].append(block)
-    (title, *head), *sections = parts
-    assert isinstance(title, Heading)
-    named = []
-    for number, (heading, *content) in enumerate(sections, 1):
-        assert isinstance(heading, Heading)
-        if painted := paint(content):
-            named.append((f"part-{number}", heading.text, painted))
+            parts[-1][1].append(block)
+    (title, head), *sections = parts
+    named = [
+        (f"part-{number}", heading, painted)
+        for number, (heading, content) in enumerate(sections, 1)
+        if (painted := paint(content))
+    ]
     script = page_file("shared.js") + page_file("page.js")
     return Template(page_file("page.html")).substitute(
-        title=tag("title", f"{title.text} - turbofit"),
+        title=tag("title", f"{title} - turbofit"),
         policy=policy(script),
         style=page_file("page.css"),
         script=script,
-        head=join(tag("h1", title.text), paint(head)),
+        head=join(tag("h1", title), paint(head)),
         contents=tag("ul", *(tag("li", tag("a", text, href=f"#{id_}")) for id_, text, _ in named)),
         body=join(
             *(
@@ -263,11 +243,9 @@ def page(blocks: list[Block], document: Any, footer: str) -> str:
 
 
 def policy(script: str, *more: str) -> str:
-    """The policy of a page that loads nothing, and runs this script alone.
+    """The Content-Security-Policy of a page that loads nothing, and runs this script alone.
 
-    Args:
-        script: the script.
-        more: what scripts may do beside that, in the words of a Content-Security-Policy.
+    ``more`` is what scripts may do beside that.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     may_run = " ".join((f"'sha256-{digest}'", *more))
@@ -278,7 +256,7 @@ def policy(script: str, *more: str) -> str:
 
 
 def page_file(name: str) -> str:
-    """Of all pages: page.css is their style, and their scripts begin with shared.js."""
+    """The text of a file beside this one; all pages have page.css, and begin with shared.js."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
@@ -319,15 +297,14 @@ def _one(block: Block) -> Markup:
 
 
 def _verdict(block: Verdict) -> Markup:
-    if not block.word:
-        return tag("p", block.text, class_=f"verdict {'good' if block.good else 'bad'}")
-    mark, tone = ("✔", "good") if block.good else ("✖", "bad")
-    badge = tag("strong", f"{mark} {block.word}", class_=f"badge {tone}")
-    return tag("p", badge, " ", block.text.removeprefix(f"{block.word}: "), class_="verdict")
+    if not block.badge:
+        return tag("p", block.text, class_=f"verdict {block.tone}")
+    mark = "✔" if block.tone == "good" else "✖"
+    badge = tag("strong", f"{mark} {block.badge}", class_=f"badge {block.tone}")
+    return tag("p", badge, " ", block.text.removeprefix(f"{block.badge}: "), class_="verdict")
 
 
 def _table(block: Table) -> Markup:
-    """A table in a box that scrolls by itself."""
     heads = []
     for column in block.columns:
         button = tag("button", column.title, type="button")
@@ -340,7 +317,9 @@ def _table(block: Table) -> Markup:
     foot = [tag("tr", *_cells(block, row)) for row in block.sums]
     inner = [tag("thead", tag("tr", *heads)), tag("tbody", *body)]
     inner += [tag("tfoot", *foot)] if foot else []
-    return scrolled(tag("table", *inner, class_="sortable" if block.sortable else None), "Table")
+    drawn = tag("table", *inner, class_="sortable" if block.sortable else None)
+    label = "Table; scrolls where it is wider than the page"
+    return tag("div", drawn, class_="scroll", tabindex="0", role="group", aria_label=label)
 
 
 def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
@@ -358,7 +337,7 @@ def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
 
 
 def _drawn(text: str) -> Markup:
-    """A bar of what is drawn in letters: ``#`` stays, ``+`` is taken beyond it for a time."""
+    """``#`` of a bar in letters stays, ``+`` is taken beyond it for a time."""
     parts = [
         tag("i", class_=kind, style=f"width:{100 * text.count(mark) / (len(text) - 2):g}%")
         for mark, kind in (("#", "stays"), ("+", "beyond"))

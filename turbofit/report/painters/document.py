@@ -1,8 +1,4 @@
-"""A report before it is painted: blocks of data that terminal, Markdown and HTML share.
-
-A view makes its blocks once. Each block knows where it stands: in the short answer of a terminal,
-in the whole text (a terminal with --full, Markdown), on the page.
-"""
+"""A report before it is painted: blocks of data that terminal, Markdown and HTML share."""
 
 from __future__ import annotations
 
@@ -21,8 +17,6 @@ Tone = Literal["plain", "good", "bad", "warn", "dim"]
 
 
 class Places(TypedDict, total=False):
-    """Where a block stands."""
-
     short: bool
     whole: bool
     page: bool
@@ -34,7 +28,11 @@ ONLY_ON_PAGE: Final[Places] = {"short": False, "whole": False, "page": True}
 
 
 class Block(Struct):
-    """A piece of a report, and where it stands."""
+    """A piece of a report, and where it stands.
+
+    In the short answer of a terminal, in the whole text (a terminal with --full, Markdown), on the
+    page.
+    """
 
     short: bool = False
     whole: bool = True
@@ -48,24 +46,18 @@ class Heading(Block, kw_only=False):
     level: int = 2
 
 
-class Verdict(Block, kw_only=False):
-    """The answer in a sentence; ``word`` is its first word or words, as a badge has them."""
-
-    text: str
-    good: bool
-    word: str = ""
-
-
 class Paragraph(Block, kw_only=False):
-    """A paragraph."""
-
     text: str
     tone: Tone = "plain"
 
 
-class Items(Block, kw_only=False):
-    """A list, one entry a bullet."""
+class Verdict(Paragraph, kw_only=False):
+    """The answer in a sentence; on a page a badge has its first words, ``badge``."""
 
+    badge: str = ""
+
+
+class Items(Block, kw_only=False):
     items: tuple[str, ...]
     tone: Tone = "plain"
 
@@ -77,7 +69,6 @@ class FactList(Block, kw_only=False):
 
 
 def remark(text: str, **places: bool) -> Paragraph:
-    """A paragraph beside an answer."""
     return Paragraph(text, "dim", **places)
 
 
@@ -109,9 +100,9 @@ class Column(Struct):
 
 
 class Table(Block):
-    """Rows of text; ``sums`` are rows set apart below the others.
+    """Rows of text; ``sums`` are set apart below the others.
 
-    On a page ``sortable`` makes its titles buttons, and the row ``chosen`` is set off.
+    On a page the titles of a ``sortable`` one are buttons, and the row ``chosen`` is set off.
     """
 
     columns: tuple[Column, ...]
@@ -130,16 +121,7 @@ def table(
     aside: Collection[str] = (),
     **more: Any,
 ) -> Table:
-    """A table whose columns are known by their titles.
-
-    Args:
-        titles: of the columns, in their order.
-        rows: the cells.
-        right: columns of numbers.
-        wrap: columns whose text may be broken over lines.
-        aside: columns that a terminal leaves out.
-        more: what a `Table` has beside columns and rows.
-    """
+    """A table whose columns are known by their titles; ``right`` are those of numbers."""
     columns = tuple(
         Column(title=title, right=title in right, wrap=title in wrap, aside=title in aside)
         for title in titles
@@ -155,17 +137,14 @@ class Code(Block, kw_only=False):
 
 
 class Fold(Block):
-    """Blocks that a page shows where somebody opens them."""
+    """Blocks that a page shows once they are opened."""
 
     title: str
     blocks: tuple[Block, ...]
 
 
 class BarPiece(Struct):
-    """A piece of a bar: the letter that stands for it, what it is, its bytes, its style on a page.
-
-    ``parts`` are what it is made of: bytes and words.
-    """
+    """A piece of a bar: its letter, its style on a page; ``parts`` are bytes and words."""
 
     mark: str
     name: str
@@ -185,10 +164,12 @@ class Bar(Block):
     fits: bool = True
     holders: tuple[str, ...] = ()
 
+    @property
+    def need(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
 
 class TopologyCard(Struct):
-    """A GPU in the picture."""
-
     index: int
     name: str
     uuid: str
@@ -196,40 +177,27 @@ class TopologyCard(Struct):
 
 
 class Topology(Block):
-    """GPUs, the groups that a plan made of them, and the ways between them, in words.
+    """A picture on a page: GPUs, a plan's groups of them, and in words the ways between them."""
 
-    A page draws it; ``instead`` is the same as text.
-    """
-
+    whole: bool = False
     cards: tuple[TopologyCard, ...]
     groups: tuple[tuple[int, ...], ...]
     ways: tuple[str, ...]
-    instead: tuple[Block, ...] = ()
 
 
 def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
-    """The blocks of a text: those of the short answer, or all of the whole text.
-
-    Args:
-        blocks: what a view made.
-        short: whether the short answer is wanted.
-    """
+    """The blocks of the short answer, or those of the whole text."""
     for block in blocks:
         if not (block.short if short else block.whole):
             continue
         if isinstance(block, Fold):
             yield from text_blocks(block.blocks)
-        elif isinstance(block, Topology):
-            yield from block.instead
         else:
             yield block
 
 
-#: How to see the whole text.
 MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)
-
-
-#: What is said of a run on pretend GPUs: what it shows is not measured.
+#: Beside all that a run on pretend GPUs shows.
 PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
 
 
@@ -240,11 +208,9 @@ def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
 
 
 def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list[Block]:
-    """What was assumed of what was asked, else the first warning; and how many more there are.
+    """Those that say how the input was read (``assumed``), else the first; and how many more.
 
-    Args:
-        warnings: all of them. What stands beside commands, and what is harmless, is left out.
-        assumed: those of them that say how the input was read.
+    What stands beside commands, and what is harmless, is left out.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
     kept = [text for text in warnings if not any(phrase in text for phrase in hidden)]
@@ -257,7 +223,7 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
 
 
 def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: Any) -> list[Block]:
-    """Changes and their effects, under a title where there is one; nothing where there are none."""
+    """Changes and their effects; nothing where there are none."""
     if not remedies:
         return []
     titles = ("change", "effect")

@@ -12,7 +12,6 @@ from turbofit.report.painters.document import (
     Items,
     Paragraph,
     Table,
-    Verdict,
     text_blocks,
 )
 from turbofit.report.painters.terminal import cells, clean, clean_lines, legend
@@ -20,9 +19,8 @@ from turbofit.report.painters.terminal import cells, clean, clean_lines, legend
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.report.painters.document import Block, Tone
+    from turbofit.report.painters.document import Block
 
-_MARK: Final[dict[Tone, str]] = {"good": "**", "bad": "**", "warn": "", "plain": "", "dim": ""}
 #: Letters of a bar: as many as GitHub shows beside its margins.
 _BAR: Final = 76
 _SPECIAL: Final = {ord(c): f"\\{c}" for c in "\\`*[]<>|#~"}
@@ -34,10 +32,8 @@ def paint(blocks: Iterable[Block]) -> str:
     for block in text_blocks(blocks):
         if isinstance(block, Heading):
             parts.append(f"{'#' * block.level if parts else '#'} {_text(block.text)}")
-        elif isinstance(block, Verdict):
-            parts.append(f"**{_text(block.text)}**")
         elif isinstance(block, Paragraph):
-            mark = _MARK[block.tone]
+            mark = "**" if block.tone in ("good", "bad") else ""
             parts.append(f"{mark}{_text(block.text)}{mark}")
         elif isinstance(block, Items):
             parts.append("\n".join(f"- {_text(item)}" for item in block.items))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import textwrap
 import unicodedata
-from itertools import groupby
+from itertools import accumulate, groupby, zip_longest
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.units import format_bytes
@@ -17,14 +16,13 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
     Tone,
-    Verdict,
     text_blocks,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.report.painters.document import Block
+    from turbofit.report.painters.document import Block, Column
 
 _GAP: Final = 2
 _NARROWEST: Final = 10
@@ -61,29 +59,19 @@ def clean_lines(text: str) -> str:
 def paint(
     blocks: Iterable[Block], *, width: int = 80, colour: bool = False, short: bool = False
 ) -> str:
-    """The document as text whose lines are at most ``width`` wide where words allow it.
-
-    Args:
-        blocks: the document.
-        width: columns.
-        colour: whether escapes colour it.
-        short: whether the short answer is wanted instead of the whole text.
-    """
+    """The document as text whose lines have at most ``width`` columns where words allow it."""
     parts: list[str] = []
     last: Block | None = None
     for block in text_blocks(blocks, short=short):
-        if isinstance(block, Heading):
-            head = _tint("\n".join(_fold(clean(block.text), width)), "head", colour)
-            parts.append(f"\n{head}" if parts else head)
-        elif isinstance(block, Paragraph):
-            parts.append(_tint("\n".join(_fold(clean(block.text), width)), block.tone, colour))
-        elif isinstance(block, Verdict):
-            tone: Tone = "good" if block.good else "bad"
-            parts.append(_tint("\n".join(_fold(clean(block.text), width)), tone, colour))
+        if isinstance(block, (Heading, Paragraph)):
+            tone: Tone | Literal["head"] = "head" if isinstance(block, Heading) else block.tone
+            before = "\n" if tone == "head" and parts else ""
+            lines = _fold(clean(block.text), width)
+            parts.append(before + _tint("\n".join(lines), _ANSI[tone], colour))
         elif isinstance(block, Items):
             for item in block.items:
                 lines = _fold(clean(item), width - 4)
-                parts.append(_tint("\n    ".join(lines), block.tone, colour, before="  - "))
+                parts.append("  - " + _tint("\n    ".join(lines), _ANSI[block.tone], colour))
         elif isinstance(block, FactList):
             parts.extend(_facts(block, width))
         elif isinstance(block, Table):
@@ -98,29 +86,30 @@ def paint(
     return "\n".join(parts) + "\n" if parts else ""
 
 
-def _tint(text: str, tone: Tone | Literal["head"], colour: bool, *, before: str = "") -> str:
-    code = _ANSI[tone]
-    return f"{before}\x1b[{code}m{text}\x1b[0m" if colour and code else f"{before}{text}"
+def _tint(text: str, code: str, colour: bool) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 
 
 def _fold(text: str, width: int) -> list[str]:
     """Break at spaces; a word longer than a line (a path) stays whole."""
     if _display_width(text) <= width:
         return [text]
-    width = max(width, _NARROWEST)
-    if text.isascii():
-        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    return _filled(text.split(), max(width, _NARROWEST))
+
+
+def _filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
+    """Lines of as many words as a width holds."""
     lines: list[str] = []
-    for word in text.split():
-        if lines and _display_width(lines[-1]) + 1 + _display_width(word) <= width:
-            lines[-1] += f" {word}"
+    for word in words:
+        if lines and _display_width(f"{lines[-1]}{gap}{word}") <= width:
+            lines[-1] += f"{gap}{word}"
         else:
             lines.append(word)
     return lines or [""]
 
 
 def _display_width(text: str) -> int:
-    """The columns that a terminal takes for a text: two for a wide character, none for a mark."""
+    """Columns on a terminal: two for a wide character, none for a mark."""
     if text.isascii():
         return len(text)
     return sum(
@@ -132,7 +121,6 @@ def _display_width(text: str) -> int:
 
 
 def _padded(text: str, width: int, *, right: bool = False) -> str:
-    """The text filled up with spaces to a number of columns."""
     spaces = " " * (width - _display_width(text))
     return f"{spaces}{text}" if right else f"{text}{spaces}"
 
@@ -150,49 +138,40 @@ def _facts(block: FactList, width: int) -> list[str]:
 def _bar(block: Bar, width: int, colour: bool) -> list[str]:
     """The title, a line of letters, and what each of them is."""
     letters = cells(block, width - 4)
-    drawn = "".join(_letters(mark, list(run), colour) for mark, run in groupby(letters))
-    lines = [""]
-    for text in map(clean, legend(block)):
-        if lines[-1] and _display_width(lines[-1]) + _display_width(text) + 2 > width - 2:
-            lines.append("")
-        lines[-1] += f"  {text}" if lines[-1] else text
+    drawn = "".join(
+        _tint(clean("".join(run)), _LETTERS.get(mark, ""), colour) for mark, run in groupby(letters)
+    )
+    lines = _filled(map(clean, legend(block)), width - 2, gap="  ")
     title = _fold(clean(block.title), width - 2)
     return [*(f"  {line}" for line in title), f"  [{drawn}]", *(f"  {line}" for line in lines)]
 
 
-def _letters(mark: str, run: list[str], colour: bool) -> str:
-    code = _LETTERS.get(mark, "")
-    text = clean("".join(run))
-    return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
-
-
 def _table(block: Table, width: int, colour: bool) -> list[str]:
-    shown = [i for i, column in enumerate(block.columns) if not column.aside]
-    block = Table(
-        columns=tuple(block.columns[i] for i in shown),
-        rows=tuple(tuple(clean(row[i]) for i in shown) for row in block.rows),
-        sums=tuple(tuple(clean(row[i]) for i in shown) for row in block.sums),
+    places = [i for i, column in enumerate(block.columns) if not column.aside]
+    columns = [block.columns[i] for i in places]
+    titles = [column.title for column in columns]
+    rows, sums = (
+        [[clean(row[i]) for i in places] for row in part] for part in (block.rows, block.sums)
     )
-    rows, sums = block.rows, block.sums
-    titles = tuple(column.title for column in block.columns)
-    widths = _widths(block, [titles, *rows, *sums], width)
-    out = [_tint(line, "dim", colour) for line in _cells(block, titles, widths)]
+    widths = _widths(columns, [titles, *rows, *sums], width)
+    out = [_tint(line, _ANSI["dim"], colour) for line in _cells(columns, titles, widths)]
     for row in rows:
-        out.extend(_cells(block, row, widths))
+        out.extend(_cells(columns, row, widths))
     if sums:
-        out.append("  " + _tint("-" * (sum(widths) + _GAP * (len(widths) - 1)), "dim", colour))
+        rule = "-" * (sum(widths) + _GAP * (len(widths) - 1))
+        out.append("  " + _tint(rule, _ANSI["dim"], colour))
         for row in sums:
-            out.extend(_cells(block, row, widths))
+            out.extend(_cells(columns, row, widths))
     return out
 
 
-def _widths(block: Table, rows: Sequence[Sequence[str]], width: int) -> list[int]:
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
     """Natural widths; the columns that may wrap are narrowed to fit the line."""
-    widths = [max(_display_width(row[i]) for row in rows) for i in range(len(block.columns))]
+    widths = [max(_display_width(row[i]) for row in rows) for i in range(len(columns))]
     over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
     least = {
         i: max(_display_width(word) for row in rows for word in (row[i].split() or [""]))
-        for i, column in enumerate(block.columns)
+        for i, column in enumerate(columns)
         if column.wrap
     }
     while over > 0:
@@ -208,21 +187,16 @@ def _widths(block: Table, rows: Sequence[Sequence[str]], width: int) -> list[int
     return widths
 
 
-def _cells(block: Table, row: Sequence[str], widths: Sequence[int]) -> list[str]:
+def _cells(columns: Sequence[Column], row: Sequence[str], widths: Sequence[int]) -> list[str]:
     folded = [
         _fold(cell, width) if column.wrap else [cell]
-        for cell, width, column in zip(row, widths, block.columns, strict=True)
+        for cell, width, column in zip(row, widths, columns, strict=True)
     ]
     out = []
-    for i in range(max(map(len, folded), default=0)):
+    for texts in zip_longest(*folded, fillvalue=""):
         cells = [
             _padded(text, width, right=column.right)
-            for text, width, column in zip(
-                (lines[i] if i < len(lines) else "" for lines in folded),
-                widths,
-                block.columns,
-                strict=True,
-            )
+            for text, width, column in zip(texts, widths, columns, strict=True)
         ]
         out.append(("  " + (" " * _GAP).join(cells)).rstrip())
     return out
@@ -233,40 +207,38 @@ def cells(bar: Bar, width: int) -> list[str]:
 
     What exceeds the card is ``!`` behind a ``|``.
     """
-    need = sum(part.bytes for part in bar.parts)
-    if need <= bar.room:
-        return _fill([part.bytes for part in bar.parts], [p.mark for p in bar.parts], width)
-    inside = min(max(1, round((width - 1) * bar.room / need)), width - 2)
-    kept, marks, room = [], [], bar.room
-    for part in bar.parts:
-        if room > 0:
-            kept.append(min(part.bytes, room))
-            marks.append(part.mark)
-            room -= part.bytes
-    return [*_fill(kept, marks, inside), END, *[OVER] * (width - 1 - inside)]
+    starts = accumulate((part.bytes for part in bar.parts), initial=0)
+    parts = [
+        (min(part.bytes, bar.room - start), part.mark)
+        for part, start in zip(bar.parts, starts, strict=False)
+        if start < bar.room
+    ]
+    if bar.need <= bar.room:
+        return _fill(parts, width)
+    inside = min(max(1, round((width - 1) * bar.room / bar.need)), width - 2)
+    return [*_fill(parts, inside), END, *[OVER] * (width - 1 - inside)]
 
 
 def legend(bar: Bar) -> list[str]:
     """Every part with its letter and its size."""
     texts = [f"{part.mark}={part.name} {format_bytes(part.bytes)}" for part in bar.parts]
-    over = sum(part.bytes for part in bar.parts) - bar.room
-    if over > 0:
-        texts.append(f"{OVER}={format_bytes(over)} more than the card has")
+    if bar.need > bar.room:
+        texts.append(f"{OVER}={format_bytes(bar.need - bar.room)} more than the card has")
     return texts
 
 
-def _fill(sizes: Sequence[int], marks: Sequence[str], width: int) -> list[str]:
-    """Cells by the largest remainder, after one each."""
-    if not sizes:
+def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
+    """Cells of sizes and letters by the largest remainder, after one each."""
+    if not parts:
         return []
-    marks, sizes = marks[:width], sizes[:width]
-    spare, total = width - len(sizes), sum(sizes) or 1
+    parts = parts[:width]
+    spare, total = width - len(parts), sum(size for size, _ in parts)
     # One cell is given already: only what a part has beyond it is shared out.
-    beyond = [max(0.0, size / total * width - 1) for size in sizes]
+    beyond = [max(0.0, size / total * width - 1) for size, _ in parts]
     scale = spare / (sum(beyond) or 1)
     exact = [size * scale for size in beyond]
     counts = [1 + int(share) for share in exact]
-    order = sorted(range(len(sizes)), key=lambda i: exact[i] - int(exact[i]), reverse=True)
+    order = sorted(range(len(parts)), key=lambda i: exact[i] - int(exact[i]), reverse=True)
     for i in order[: width - sum(counts)]:
         counts[i] += 1
-    return [mark for mark, count in zip(marks, counts, strict=True) for _ in range(count)]
+    return [mark for (_, mark), count in zip(parts, counts, strict=True) for _ in range(count)]

@@ -25,16 +25,12 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Command, Plan
     from turbofit.report.painters.document import Block
 
-#: Text beside the images, prompt and answer together, of the conversations that are shown. The
-#: first is what a verdict counts with.
+#: Tokens of text, prompt and answer together, of the conversations that are shown.
 _TEXT: Final = (512, 2048, 8192, 32768)
 
 
 class Users(Struct):
-    """How many conversations of so many tokens there can be at once, over all groups.
-
-    ``in_cache``: so many fit in the cache; ``running``: so many the engines take at once.
-    """
+    """How many conversations of so many tokens fit in the caches, and run at once."""
 
     what: str
     tokens: int
@@ -43,21 +39,18 @@ class Users(Struct):
 
 
 def images_held(plan: Plan) -> int | None:
-    """Images of the worst size that the caches hold without any text; None without images.
-
-    With Transformers, which answers one request at a time, those of one request a group.
-    """
+    """Images of the worst size that the caches hold without any text; None without images."""
     kv, limits, groups = plan.kv, plan.limits, plan.group_plans()
     per_image = -(-_pictures(plan) // max(1, limits.images_per_request))
     if not per_image:
         return None
-    if plan.engine.serial:
+    if plan.engine.serial:  # a group answers one request at a time
         return limits.images_per_request * len(groups) if kv.longest_request_tokens else 0
     return sum(group.kv.tokens // per_image for group in groups)
 
 
 def users_of(plan: Plan) -> list[Users]:
-    """Conversations of some sizes, the longest request last; none where the cache holds nothing."""
+    """Conversations of some sizes, the longest request last."""
     groups, pictures, longest = plan.group_plans(), _pictures(plan), plan.kv.longest_request_tokens
     images = plan.limits.images_per_request
     beside = f"{images} worst {plural(images, 'image')} and " if pictures else ""
@@ -70,22 +63,21 @@ def users_of(plan: Plan) -> list[Users]:
 
 
 def _pictures(plan: Plan) -> int:
-    """Tokens of a request's images."""
     return plan.limits.image_tokens_per_request if plan.limits.vision_unit else 0
 
 
 def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
-    """Conversations take whole blocks of one cache; Transformers answers one at a time."""
     in_cache = running = 0
     for plan in groups:
         most = plan.settings.requests_in(plan.kv.tokens, tokens)
-        most = min(1, plan.kv.tokens // tokens) if plan.engine.serial else most
+        if plan.engine.serial:
+            most = min(1, plan.kv.tokens // tokens)
         in_cache += most
         running += min(most, plan.settings.max_batch_size)
     return Users(what=what, tokens=tokens, in_cache=in_cache, running=running)
 
 
-_SAID_WHERE_SET = ("language_model_only", "eager_mode")
+_SAID_WHERE_SET: Final = ("language_model_only", "eager_mode", "num_gpu_blocks")
 #: Engines beside each other; more start a new table, so that 80 columns hold it.
 _ABREAST: Final = 3
 
@@ -94,13 +86,9 @@ def settings_of(plan: Plan) -> dict[str, str]:
     """The settings under LMDeploy's names, as text; what LMDeploy is not told is left out."""
     out = {}
     for name, value in plan.lmdeploy_settings().items():
-        if value is None or (value is False and name in _SAID_WHERE_SET):
-            continue
-        if name == "num_gpu_blocks" and not value:
-            continue
         if name == "cache_max_entry_count":
             out[name] = ratio(value)
-        else:
+        elif value is not None and (value or name not in _SAID_WHERE_SET):
             out[name] = str(value).lower() if isinstance(value, bool) else str(value)
     return out
 
@@ -134,7 +122,6 @@ def per_engine_blocks(plan: Plan) -> list[Block]:
 
 
 def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str, list[str]]:
-    """The engines of these groups: their GPUs, and a cell for each row."""
     group_plan = plan.by_group[numbers[0]]
     cells = settings_of(plan.of_group(numbers[0])) | {
         "KV tokens": f"{group_plan.kv.tokens:,}",
@@ -153,10 +140,9 @@ _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 
 def command_blocks(plan: Plan) -> list[Block]:
-    """What serves the plan, and each engine's own command; a page begins with the former.
+    """What serves the plan, with which a page begins, and each engine's own command.
 
-    The short answer has the first engine's command alone, and where that does not keep the plan,
-    none.
+    Of those the short answer has the first, and where that does not keep the plan, none.
     """
     if not plan.commands:
         return []
@@ -187,7 +173,7 @@ def command_blocks(plan: Plan) -> list[Block]:
 
 
 def serve_note(plan: Plan) -> str:
-    """Where the command that serves is to be run, where that is not here."""
+    """Where to run the command that serves; empty where that is here."""
     return "" if plan.machine.source == "nvml" else "on such a machine:"
 
 
@@ -224,25 +210,19 @@ def _apart_from_place(command: Command) -> tuple[object, ...]:
 
 
 def shell_words(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """Words as a shell reads them; on one line where that is short.
-
-    Args:
-        argv: the words.
-        environment: variables of the command alone.
-    """
+    """A command as a shell reads it, with its variables; on one line where that is short."""
     env = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
-    arguments = [shlex.quote(word) for word in argv]
-    line = " ".join((*env, *arguments))
-    if len(line) <= _ONE_LINE:
-        return line
-    first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    # The command, then each option with its values.
     chunks: list[str] = []
-    for word in arguments[first:]:
+    for word in map(shlex.quote, argv):
         if word.startswith("-") or not chunks:
             chunks.append(word)
         else:
             chunks[-1] += f" {word}"
-    lines = _fill(env, "") + _fill([" ".join(arguments[:first])], "") + _fill(chunks, "    ")
+    line = " ".join((*env, *chunks))
+    if len(line) <= _ONE_LINE:
+        return line
+    lines = _fill(env, "") + chunks[:1] + _fill(chunks[1:], "    ")
     return " \\\n".join(lines)
 
 

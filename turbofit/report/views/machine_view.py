@@ -41,7 +41,7 @@ _PATHS: Final = {
 
 
 def machine_view(machine: Machine) -> list[Block]:
-    """GPUs, warnings, holders, links, host; in the short answer facts instead of tables."""
+    """GPUs, warnings, holders, links, host; of most the short answer has facts, not tables."""
     blocks: list[Block] = [
         Heading(f"{machine.name} ({machine.source})", short=True),
         _gpu_table(machine),
@@ -61,7 +61,7 @@ def machine_view(machine: Machine) -> list[Block]:
     else:
         blocks.append(remark("nobody that can be seen"))
     if len(machine.gpus) > 1:
-        blocks += [Heading("Links"), topology_of(machine)]
+        blocks += [Heading("Links"), *topology_of(machine)]
     if machine.measured is not None:
         blocks += _measured(machine.measured)
     return [*blocks, Heading("Host"), known_facts(_host(machine)), MORE]
@@ -75,7 +75,7 @@ def assumed_of(machine: Machine) -> Sequence[str]:
 
 
 def _gpu_table(machine: Machine) -> Table:
-    """A row for GPUs that differ in their index alone."""
+    """Equal GPUs share a row."""
     numbers = ("cc", "total", "reserved", "used", "free MiB")
     rows: dict[tuple[str, ...], list[int]] = {}
     for gpu in machine.gpus:
@@ -107,7 +107,6 @@ def _size(value: int | NaType) -> str:
 
 
 def _short_facts(machine: Machine) -> dict[str, str]:
-    """Who holds most, how GPUs reach each other, what was measured, the host: what is known."""
     host = _host(machine).items()
     return {
         "held by": _holders(machine),
@@ -128,7 +127,7 @@ def _host(machine: Machine) -> dict[str, str]:
 
 
 def _holders(machine: Machine) -> str:
-    """Who has most of the memory that is used; who has the same on several GPUs, once."""
+    """Who holds most; who holds the same on several GPUs, once."""
     gpus: dict[Holder, list[int]] = {}
     for gpu in machine.gpus:
         for holder in gpu.holders:
@@ -144,7 +143,6 @@ def _holders(machine: Machine) -> str:
 
 
 def _slowest(measured: Measured) -> str:
-    """The slowest card; the slowest pair; whether data arrived."""
     texts = []
     if measured.cards:
         bandwidth = min(card.bandwidth for card in measured.cards)
@@ -160,7 +158,6 @@ def _slowest(measured: Measured) -> str:
 
 
 def _measured(measured: Measured) -> list[Block]:
-    """What cards and links reached."""
     cards = [
         (str(card.index), f"{card.bandwidth / 1e9:,.0f}", f"{card.flops / 1e12:,.1f}")
         for card in measured.cards
@@ -199,7 +196,7 @@ def _measured(measured: Measured) -> list[Block]:
 
 
 def ways_text(machine: Machine) -> str:
-    """How many pairs reach each other in each way, in a sentence; empty for one GPU."""
+    """How many pairs of GPUs reach each other in each way, in a sentence."""
     ways = _ways(machine, _way).items()
     return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in ways)
 
@@ -232,22 +229,17 @@ def _way_and_path(link: Link) -> str:
     return f"{_way(link)} ({path})" if path else _way(link)
 
 
-def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> Topology:
-    """The GPUs, the groups of a plan, and the pairs that reach each other in each way.
-
-    A plan's text has the ways alone, among its facts.
-    """
+def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> list[Block]:
+    """The GPUs, a plan's groups, and the ways between them; a plan's text has these elsewhere."""
     ways = []
     for way, pairs in _ways(machine, _way_and_path).items():
         named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""
         ways.append(f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}")
-    return Topology(
-        cards=tuple(
-            TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
-            for gpu in machine.gpus
-        ),
-        groups=groups,
-        ways=tuple(ways),
-        instead=(Items(tuple(ways)),),
-        whole=not groups,
+    cards = tuple(
+        TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
+        for gpu in machine.gpus
     )
+    return [
+        Topology(cards=cards, groups=groups, ways=tuple(ways)),
+        Items(tuple(ways), whole=not groups, page=False),
+    ]

@@ -10,7 +10,6 @@ from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes, format_duration, mib, three_digits, two_digits
 from turbofit.report.painters.document import (
     Column,
-    FactList,
     Heading,
     Items,
     Paragraph,
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 
 def load_view(result: LoadResult) -> list[Block]:
-    """What a load measured: figures, latency, what was not answered."""
     failed = result.begun - result.answered
     rate = three_digits(result.requests_per_second)
     answered = f"{result.answered:,} answered in {result.seconds:,.1f} s"
@@ -50,29 +48,27 @@ def load_view(result: LoadResult) -> list[Block]:
         Heading("Latency", whole=False),
         _latency(result),
     ]
-    errors = _errors(result)
-    if errors or result.warnings:
-        blocks += [Heading("Requests without an answer, and warnings", whole=False), *errors]
-    if result.warnings:
-        blocks.append(Items(result.warnings, tone="warn"))
-    return blocks
+    unanswered = _unanswered(result)
+    if unanswered:
+        blocks.append(Heading("Requests without an answer, and warnings", whole=False))
+    return [*blocks, *unanswered]
 
 
 def trace_view(result: TraceForecast) -> list[Block]:
     """What a trace would meet: a column a plan."""
     rate = result.requests / (result.seconds or 1.0)
-    facts = (
-        ("trace", f"{result.trace}: {result.requests:,} requests in {result.seconds:,.0f} s, "
-                  f"{rate:.3g} a second"),
-        ("a request", f"{result.text_tokens:,.0f} tokens of text, {result.images:.3g} images, "
-                      f"{result.output_tokens:,.0f} answered, on average"),
-    )  # fmt: skip
+    facts = {
+        "trace": f"{result.trace}: {result.requests:,} requests in {result.seconds:,.0f} s, "
+        f"{rate:.3g} a second",
+        "a request": f"{result.text_tokens:,.0f} tokens of text, {result.images:.3g} images, "
+        f"{result.output_tokens:,.0f} answered, on average",
+    }
     columns = (Column(title=""), *(Column(title=plan.on, right=True) for plan in result.plans))
     traced = [_traced(plan) for plan in result.plans]
     rows = tuple((name, *(column[name] for column in traced)) for name in traced[0])
     return [
         Heading(f"{result.model} under a trace"),
-        FactList(facts),
+        known_facts(facts),
         Table(columns=columns, rows=rows),
         Paragraph(result.basis),
     ]
@@ -82,12 +78,9 @@ def _traced(plan: TracedPlan) -> dict[str, str]:
     """One plan's figures by their names."""
 
     def times(spread: Spread) -> str:
-        percentiles = (spread.p50, spread.p90, spread.p99)
-        return (
-            " / ".join(_seconds(time, two_digits) for time in percentiles) if spread.count else "-"
-        )
+        percentiles = (spread.p50, spread.p90, spread.p99) if spread.count else ()
+        return " / ".join(_seconds(time, two_digits) for time in percentiles) or "-"
 
-    refused = sum(row.count for row in plan.refused)
     reasons = ", ".join(f"{row.count:,} {row.reason}" for row in plan.refused)
     return {
         "engines": plan.engine,
@@ -96,7 +89,7 @@ def _traced(plan: TracedPlan) -> dict[str, str]:
         "whole answer": times(plan.e2e),
         "before a prompt is read": times(plan.queue),
         "waiting at most": f"{plan.most_waiting:,}",
-        "refused": reasons if refused else "none",
+        "refused": reasons or "none",
         "made smaller": f"{plan.lowered:,}",
         "answered": f"{plan.answered:,}, {two_digits(plan.requests_per_second)} a second",
         "running": f"{plan.running:,.1f} of {plan.at_once:,} on average",
@@ -107,7 +100,6 @@ def _traced(plan: TracedPlan) -> dict[str, str]:
 
 
 def _load_text(result: LoadResult) -> str:
-    """The load in one line."""
     given = result.load
     prompt = "" if result.prompt_tokens is None else f"{result.prompt_tokens:,.0f} prompt tokens, "
     sizes = f"{prompt}{result.output_tokens:,.0f} tokens an answer"
@@ -129,8 +121,8 @@ def _latency(result: LoadResult) -> Table:
     return table(titles, rows, right=titles[1:])
 
 
-def _errors(result: LoadResult) -> list[Block]:
-    """What was not answered, and why."""
+def _unanswered(result: LoadResult) -> list[Block]:
+    """What was not answered, and why; and warnings."""
     blocks: list[Block] = []
     if result.errors:
         rows = ((error.kind, f"{error.count:,}", error.example) for error in result.errors)
@@ -139,6 +131,8 @@ def _errors(result: LoadResult) -> list[Block]:
     if result.warm_up_errors:
         text = f"{result.warm_up_errors:,} requests failed before the window"
         blocks.append(Paragraph(text, tone="warn"))
+    if result.warnings:
+        blocks.append(Items(result.warnings, tone="warn"))
     return blocks
 
 
@@ -155,7 +149,6 @@ def _row(name: str, spread: Spread) -> tuple[str, ...]:
 
 
 def tune_view(result: Tuning) -> list[Block]:
-    """What was found, and every trial."""
     where = f" on {' + '.join(result.gpus)}" if result.gpus else ""
     best = [place for place, trial in enumerate(result.trials) if trial.number == result.best]
     return [
@@ -167,13 +160,12 @@ def tune_view(result: Tuning) -> list[Block]:
 
 
 def made_by(result: Tuning) -> str:
-    """Who made it and when: the foot of a page."""
+    """The foot of a page."""
     versions = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
     return f"{versions}, measured {result.created}."
 
 
 def _notes(result: Tuning) -> list[Block]:
-    """What was found, in lines."""
     blocks: list[Block] = []
     if result.pretend:
         blocks.append(Paragraph("PRETEND GPUs: no speed here is real", tone="bad"))
@@ -207,7 +199,6 @@ def _notes(result: Tuning) -> list[Block]:
 
 
 def settings_text(trial: TrialRecord) -> str:
-    """A trial's settings in a line."""
     kv = f", KV int{trial.quant_policy}" if trial.quant_policy else ""
     prefix = ", prefix caching" if trial.enable_prefix_caching else ""
     return (
@@ -217,7 +208,6 @@ def settings_text(trial: TrialRecord) -> str:
 
 
 def _trials(result: Tuning) -> Table:
-    """Every trial beside its forecast."""
     right = ("", "forecast", "requests/s", "TTFT p90", "TPOT p90")
     titles = ("", "settings", *right[1:], "how it went")
     front = pareto(result)
@@ -233,11 +223,14 @@ def pareto(result: Tuning) -> set[int]:
         if trial.measured is not None
     }
 
-    def beaten(rate: float, sooner: float) -> bool:
-        others = (good for good in goods.values() if good != (rate, sooner))
-        return any(good[0] >= rate and good[1] >= sooner for good in others)
-
-    return {number for number, good in goods.items() if not beaten(*good)}
+    return {
+        number
+        for number, good in goods.items()
+        if not any(
+            other != good and other[0] >= good[0] and other[1] >= good[1]
+            for other in goods.values()
+        )
+    }
 
 
 def _trial_row(trial: TrialRecord, result: Tuning, front: set[int]) -> tuple[str, ...]:
@@ -256,11 +249,7 @@ def _trial_row(trial: TrialRecord, result: Tuning, front: set[int]) -> tuple[str
 
 
 def calibration_view(result: Document) -> list[Block]:
-    """Blocks for `turbofit calibrate`.
-
-    Args:
-        result: the document ``turbofit.calibration/1``; sizes are bytes.
-    """
+    """The document ``turbofit.calibration/1``, whose sizes are bytes."""
     blocks: list[Block] = [Heading(f"Calibration of {result['model'].partition(' (')[0]}")]
     whose, plans = "your", "later plans"
     if result.get("pretend"):
@@ -295,7 +284,7 @@ def calibration_view(result: Document) -> list[Block]:
 
 
 def pretend_view(document: Document) -> Iterator[Block]:
-    """The document of `pretend.report`, for people."""
+    """The document of `pretend.report`."""
     yield Heading(f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)
     yield Heading("Cards at the peak of all processes together (MiB)")

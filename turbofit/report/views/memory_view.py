@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
-    """The bars, each with what it means in a sentence, then every term; short is the fullest's."""
+    """The bars, each with a sentence, then every term; the short answer has the fullest's."""
     blocks: list[Block] = [Heading("Memory from empty to full")]
-    sets = fold_indices(plan.gpus)
+    sets = fold(plan.gpus)
     least = min((ledger for _, ledger in sets), key=lambda ledger: ledger.headroom, default=None)
     for members, ledger in sets:
         label = _memory_label(ledger)
@@ -48,7 +48,6 @@ def memory_blocks(plan: Plan) -> list[Block]:
 
 
 def _holders(machine: Machine, members: list[int]) -> tuple[str, ...]:
-    """The processes that hold memory, where the machine showed them."""
     texts = []
     for gpu in machine.gpus:
         for holder in gpu.holders if gpu.index in members else ():
@@ -59,7 +58,6 @@ def _holders(machine: Machine, members: list[int]) -> tuple[str, ...]:
 
 
 def memory_bar(ledger: GpuLedger, title: str) -> Bar:
-    """One card's forecast from empty to full."""
     pieces = stack(ledger)
     parts = tuple(
         BarPiece(
@@ -77,7 +75,6 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
 
 
 def _say(ledger: GpuLedger, piece: _StackPiece) -> str:
-    """A part in words."""
     name, term = KINDS[piece.kind][1], piece.term
     share = 100 * piece.bytes / ledger.total
     size = f"{mib(piece.bytes)} MiB, {share:.1f} % of the card"
@@ -92,7 +89,6 @@ def _say(ledger: GpuLedger, piece: _StackPiece) -> str:
 
 
 def _memory_label(ledger: GpuLedger) -> str:
-    """What the bar means, in a sentence."""
     when = "while loading" if ledger.most > ledger.peak else "in the worst case"
     used = format_bytes(ledger.reserved + ledger.most)  # the driver has a part from the start
     card = f"{used} of {format_bytes(ledger.total)} in use {when}"
@@ -121,7 +117,7 @@ _RETURNED: Final = ".returned"
 
 
 class _StackPiece(NamedTuple):
-    """A named part of a card. ``term`` is the ledger's, where it is one of its lines."""
+    """A named part of a card, and the term of the ledger that it is."""
 
     kind: str
     name: str
@@ -130,19 +126,20 @@ class _StackPiece(NamedTuple):
 
 
 def stack(ledger: GpuLedger) -> tuple[_StackPiece, ...]:
-    """The pieces in order; they add up to the card's total, or beyond it where it is too small.
+    """The pieces in order, which add up to the card's total, or beyond it where it is too small.
 
-    Lines of the ledger that are 0 are left out; of the transients the peak counts, once, as what
-    it has above the state at rest. Where loading needs more than the peak, that is a piece too.
+    Of the transients the worst counts alone, by what it has above the state at rest.
     """
-    pieces = [_StackPiece("reserved", "reserved", ledger.reserved)]
-    pieces += _held(ledger)
     worst = next((term for term in ledger.ledger if term.worst), None)
     name = worst.term if worst else "worst request"
-    pieces.append(_StackPiece("transient", name, ledger.peak - ledger.steady, worst))
-    pieces.append(_StackPiece("loading", "loading", ledger.load_peak - ledger.peak))
-    pieces.append(_StackPiece("left", "left", ledger.headroom - ledger.margin))
-    pieces.append(_StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)))
+    pieces = (
+        _StackPiece("reserved", "reserved", ledger.reserved),
+        *_held(ledger),
+        _StackPiece("transient", name, ledger.peak - ledger.steady, worst),
+        _StackPiece("loading", "loading", ledger.load_peak - ledger.peak),
+        _StackPiece("left", "left", ledger.headroom - ledger.margin),
+        _StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)),
+    )
     return tuple(piece for piece in pieces if piece.bytes > 0)
 
 
@@ -175,13 +172,8 @@ def _held(ledger: GpuLedger) -> list[_StackPiece]:
 _ABREAST: Final = 3
 
 
-def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[str, GpuLedger]]:
-    """Equal GPUs together, as ``("GPU 0-3", ledger of the first)``, in order of first index."""
-    return [(f"GPU {indices(members)}", first) for members, first in fold_indices(ledgers)]
-
-
-def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
-    """As `fold`, with the indices of each set."""
+def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
+    """Equal GPUs together: their indices, and the ledger of the first."""
     sets: dict[object, tuple[list[int], GpuLedger]] = {}
     for ledger in ledgers:
         facts = (
@@ -194,9 +186,8 @@ def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLed
 
 
 def _ledger_blocks(plan: Plan) -> list[Block]:
-    """The tables of all GPUs in MiB, and how their sums are to be read."""
     blocks: list[Block] = []
-    sets = fold(plan.gpus)
+    sets = [(f"GPU {indices(members)}", ledger) for members, ledger in fold(plan.gpus)]
     for start in range(0, len(sets), _ABREAST):
         part = sets[start : start + _ABREAST]
         blocks += [

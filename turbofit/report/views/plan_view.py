@@ -1,4 +1,4 @@
-"""A plan as a document: the answer, memory, what it holds, what it rests on, the commands last."""
+"""A plan as a document: the answer, memory, what it holds, what it rests on, the commands."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Candidate, Plan, Throughput, UsualImage
     from turbofit.core.run_report import RunReport
-    from turbofit.report.painters.document import Block
-    from turbofit.report.stored_documents import StoredPlan
+    from turbofit.report.painters.document import Block, Tone
 
 #: Remedies of the short answer, and candidates of the whole text; a page has all.
 _REMEDIES: Final = 3
@@ -58,12 +57,7 @@ _ASIDE: Final = ("context", "image limit", "cache ratio")
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
-    """The whole plan; a prediction is one without candidates and shows as such.
-
-    Args:
-        plan: what was planned.
-        run: what became of it, where it was launched.
-    """
+    """The whole plan, or a prediction, with what became of it where it was launched."""
     text = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
     return [
         *_answer(plan),
@@ -84,25 +78,20 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     ]
 
 
-def plan_page(saved: StoredPlan) -> str:
-    """The report of a plan, and of its run where there was one, as one page of HTML."""
-    from turbofit.report.page.html import page
-    from turbofit.report.stored_documents import saved_document
-
-    plan, source = saved.plan, saved.plan.machine.source
+def plan_footer(plan: Plan) -> str:
+    """The foot of a page."""
+    source = plan.machine.source
     where = "The machine is a preset." if source == "preset" else f"The machine was read: {source}."
-    footer = f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
-    return page(plan_view(plan, saved.run), saved_document(saved), footer)
+    return f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
 
 
 def plan_frame(plan: Plan) -> str:
-    """The page in a notebook: its script runs, and neither that nor styles reach the notebook."""
-    from turbofit.report.page.html import tag
-    from turbofit.report.stored_documents import StoredPlan
+    """The page in a notebook, which neither its script nor its styles reach."""
+    from turbofit.report.page.html import page, tag
 
     return tag(
         "iframe",
-        srcdoc=plan_page(StoredPlan(plan, None, "notebook")),
+        srcdoc=page(plan_view(plan), plan, plan_footer(plan)),
         sandbox="allow-scripts",
         style="width:100%;height:640px;border:0",
         title=f"turbofit: {plan.model.name} on {plan.machine.name}",
@@ -110,13 +99,13 @@ def plan_frame(plan: Plan) -> str:
 
 
 def _answer(plan: Plan) -> list[Block]:
-    """Whether it fits, what was assumed, what would fit, how much it serves, with which command."""
-    word = "fits" if plan.fits else "does not fit"
+    tone: Tone = "good" if plan.fits else "bad"
+    badge = "fits" if plan.fits else "does not fit"
     # Those of this plan first, then those of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
         Heading(f"{plan.model.name} on {plan.machine.name}", short=True),
-        Verdict(plan.verdict, good=plan.fits, word=word, short=True),
+        Verdict(plan.verdict, tone, badge, short=True),
         *first_warnings(warnings, (*plan.model.warnings, *assumed_of(plan.machine))),
     ]
     if plan.serve is not None:
@@ -134,7 +123,6 @@ def _answer(plan: Plan) -> list[Block]:
 
 
 def _in_short(plan: Plan) -> dict[str, str]:
-    """What speed is to be expected, and what requests are held to."""
     facts, usual = {}, plan.usual_image
     if speed := plan.throughput:
         size = "worst size" if usual or plan.limits.vision_unit else "requests"
@@ -156,20 +144,16 @@ def _in_short(plan: Plan) -> dict[str, str]:
 
 
 def _cache(plan: Plan) -> str:
-    """How many requests of the least and of the most tokens the cache holds."""
     text = f"{plan.kv.total_tokens:,} tokens of {format_bytes(plan.kv.bytes_per_token)}"
     users = users_of(plan)
     if users:
-        first, *others = dict.fromkeys((users[0], users[-1]))
+        first, last = users[0], users[-1]
         text += f": {first.in_cache:,} {plural(first.in_cache, 'request')} of {first.tokens:,}"
-        text += "".join(
-            f", or {conversation.in_cache:,} of {conversation.tokens:,}" for conversation in others
-        )
+        text += f", or {last.in_cache:,} of {last.tokens:,}" if last != first else ""
     return text
 
 
 def _promise(plan: Plan) -> dict[str, str]:
-    """What a request may be."""
     limits, rule = plan.limits, plan.model.image_rule
     context = f"{plan.settings.session_len:,} tokens with the answer"
     if plan.engine.of_lmdeploy:
@@ -190,13 +174,13 @@ def _promise(plan: Plan) -> dict[str, str]:
 
 
 def _at_once(plan: Plan) -> int:
-    """Requests that run at once; a prediction's settings may admit more than its cache holds."""
+    """Requests that run at once: a prediction may admit more than its cache holds."""
     speed = None if plan.considered else plan.throughput
     return plan.requests_at_once if speed is None else speed.concurrent_requests
 
 
 def speed_in_short(speed: Throughput, model: Model) -> str:
-    """The forecast of speed; with its error for models of text, of which alone it was measured."""
+    """The forecast of speed; its error was measured for models of text alone."""
     error = speed.median_error
     if error is None or model.vision is not None:
         return _speed(speed)
@@ -209,7 +193,6 @@ def _speed(speed: Throughput | UsualImage) -> str:
 
 
 def _capacity(plan: Plan) -> list[Block]:
-    """What the cache holds, what a request may be, and host memory."""
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
     users, facts = users_of(plan), {"KV cache": _cache(plan), **_promise(plan)}
     if plan.parallel.replicas > 1:
@@ -241,7 +224,6 @@ def _capacity(plan: Plan) -> list[Block]:
 
 
 def _limits(plan: Plan) -> list[Block]:
-    """What an image limit costs: the same GPUs under others."""
     if not plan.limit_costs:
         return []
     rows = (
@@ -284,17 +266,15 @@ def _became(plan: Plan, run: RunReport | None) -> list[Block]:
 
 
 def _topology(plan: Plan) -> list[Block]:
-    """The picture of several GPUs; the text has their links in words."""
     if len(plan.machine.gpus) == 1:
         return []
     return [
         Heading("The GPUs and their groups", whole=False),
-        topology_of(plan.machine, plan.parallel.groups),
+        *topology_of(plan.machine, plan.parallel.groups),
     ]
 
 
 def _facts(plan: Plan) -> FactList:
-    """Model, machine, engine, workload, shape and forecast of speed."""
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
     size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
@@ -335,7 +315,6 @@ def _facts(plan: Plan) -> FactList:
 
 
 def _images(plan: Plan, size: str) -> str:
-    """The promised images of a request, and how many smaller ones may share what they take."""
     limits, images = plan.limits, plan.workload.images
     text = f"{images} {plural(images, 'image')} a request ({size} size"
     most = limits.most_images(plan.model.image_rule)
@@ -363,7 +342,7 @@ def _settings(plan: Plan) -> list[Block]:
 
 
 def _considered(plan: Plan) -> list[Block]:
-    """What was considered: a table that sorts on a page, the first of it as text."""
+    """What was considered: all of it as a table that sorts on a page, the first of it as text."""
     if not plan.considered:
         return []
     known = {

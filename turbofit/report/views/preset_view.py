@@ -31,13 +31,7 @@ def models_view(
     *,
     hub_ids: bool = True,
 ) -> list[Block]:
-    """Models by name; those without an account below, with the reason.
-
-    Args:
-        known: models by their names.
-        unsupported: reasons by their models' names.
-        hub_ids: false where the terminal has no room for them.
-    """
+    """Models by name, and the reasons why others are not planned for."""
     rows = (
         (
             name,
@@ -60,7 +54,6 @@ def models_view(
 
 
 def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
-    """GPUs by name."""
     numbers = ("cc", "MiB", "reserved", "GB/s", "TFLOP/s")
     rows = (
         (
@@ -99,7 +92,7 @@ def which_view(which: Which) -> list[Block]:
     )
     blocks: list[Block] = [
         Heading(title, short=True),
-        Verdict(_answer(which), good=bool(which.keep), short=True),
+        Verdict(_answer(which), "good" if which.keep else "bad", short=True),
     ]
     if which.keep:
         rows = [_row(which, serving) for serving in which.keep]
@@ -123,7 +116,6 @@ def which_view(which: Which) -> list[Block]:
 
 
 def _answer(which: Which) -> str:
-    """How many keep the promise, and in which order they stand."""
     count = len(which.keep)
     everything = count + len(which.others)
     promise = ", ".join(
@@ -165,7 +157,6 @@ def _row(which: Which, serving: Serving) -> dict[str, str]:
 
 
 def _image_limit(limit: int | None) -> str:
-    """An image limit in words: tiles are few, pixels are not."""
     if limit is None:
         return "-"
     return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else f"{limit} {plural(limit, 'tile')}"

@@ -20,99 +20,66 @@ from turbofit.report.painters.document import (
     remark,
     table,
 )
-from turbofit.report.views.memory_view import fold, fold_indices, memory_bar
+from turbofit.report.views.memory_view import fold, memory_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.core.rehearsal import Rehearsal
     from turbofit.core.run_report import RunReport
     from turbofit.observe.live import LiveEngine, LiveServer
     from turbofit.report.painters.document import Block, Tone
 
 #: Events of a run that are shown.
 _EVENTS: Final = 10
-_MOST_CASES: Final = 12
 #: Characters of a bar beside a phase.
 _CELLS: Final = 20
 #: Phases of a rehearsal that belong to loading: what comes before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
-#: Of these figures more is worse; of the others less.
+#: How figures begin of which more is worse; of the others less is.
 _IN_USE: Final = "in use"
-#: The figure that is no bytes.
+#: The only figure that is no bytes.
 _TOKENS: Final = "KV tokens"
 _FREE: Final = "free when the cache was sized, least of the group"
-#: Nobody sets a smaller ratio.
-_LEAST: Final = 1e-6
 
 
 def became_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
-    """The rehearsal and the run where there are any, beside the forecast, and phase by phase."""
+    """The rehearsal and the run, beside the forecast, and phase by phase."""
     blocks = [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
     lines = _timelines(plan, run)
     return [*blocks, Heading("From the start to the last image"), *lines] if lines else blocks
 
 
 def _rehearsal(plan: Plan) -> list[Block]:
-    """How the engine ended on pretend GPUs, and its cases, for each group that differs."""
+    """How the engine ended on pretend GPUs, for each group that differs."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
     blocks: list[Block] = [Heading("Rehearsal")]
     for numbers in plan.unlike_groups():
         group_rehearsal = plan.of_group(numbers[0]).rehearsal
-        if group_rehearsal is not None:
-            members = plan.parallel.groups[numbers[0]]
-            where = f"GPU {indices(members)}: " if plan.by_group else ""
-            text = (
-                f"{where}{group_rehearsal.outcome} in {group_rehearsal.seconds:.1f} s with LMDeploy"
-                f" {group_rehearsal.engine_version} {PRETENDED}"
-            )
-            tone: Tone = "good" if group_rehearsal.outcome == "served" else "bad"
-            blocks += [
-                Paragraph(text, tone=tone),
-                *_death(group_rehearsal),
-                *_cases(group_rehearsal),
-            ]
+        if group_rehearsal is None:
+            continue
+        members = plan.parallel.groups[numbers[0]]
+        where = f"GPU {indices(members)}: " if plan.by_group else ""
+        text = (
+            f"{where}{group_rehearsal.outcome} in {group_rehearsal.seconds:.1f} s with LMDeploy"
+            f" {group_rehearsal.engine_version} {PRETENDED}"
+        )
+        tone: Tone = "good" if group_rehearsal.outcome == "served" else "bad"
+        blocks.append(Paragraph(text, tone=tone))
+        if (death := group_rehearsal.death) is not None:
+            text = f"it ended in {death.phase}, at {death.where}"
+            if death.asked is not None and death.left is not None:
+                text += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
+            blocks.append(Paragraph(text, tone="bad"))
     if rehearsal.not_known:
         blocks.append(remark("not seen by it, charged from the forecast:"))
         blocks.append(Items(rehearsal.not_known, tone="dim"))
     return blocks
 
 
-def _death(rehearsal: Rehearsal) -> list[Block]:
-    death = rehearsal.death
-    if death is None:
-        return []
-    text = f"it ended in {death.phase}, at {death.where}"
-    if death.asked is not None and death.left is not None:
-        text += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
-    return [Paragraph(text, tone="bad")]
-
-
-def _cases(rehearsal: Rehearsal) -> list[Block]:
-    if not rehearsal.cases:
-        return []
-    rows = (
-        (
-            case.name,
-            mib(max(case.transient, default=0)),
-            mib(max(case.peak, default=0)),
-            mib(case.pinned),
-        )
-        for case in rehearsal.cases[:_MOST_CASES]
-    )
-    titles = ("case", "pool MiB", "fullest GPU", "pinned host")
-    blocks: list[Block] = [table(titles, rows, right=titles[1:])]
-    more = len(rehearsal.cases) - _MOST_CASES
-    if more > 0:
-        blocks.append(remark(f"{more} more {plural(more, 'case')}: --json has all of them"))
-    return blocks
-
-
 def _run(run: RunReport) -> list[Block]:
-    """How the run of the plan went."""
     ended = run.ended
     message = ended.get("message", "") if isinstance(ended, dict) else (ended or "")
     state = f"{run.state} ({message})" if message else run.state
@@ -133,7 +100,7 @@ def _run(run: RunReport) -> list[Block]:
 
 
 class _Phase(NamedTuple):
-    """A phase: its name, (most, at the end) on each GPU, its seconds where they are real."""
+    """A phase, and what was in use on each GPU: at most, and at its end."""
 
     name: str
     spans: tuple[tuple[int, int] | None, ...]
@@ -141,7 +108,7 @@ class _Phase(NamedTuple):
 
 
 def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
-    """What was in use from phase to phase: of the run where it was measured, else rehearsed."""
+    """What was in use in each phase: of the run where it was measured, else rehearsed."""
     measured = _measured(plan, run)
     if measured:
         text = "Measured by NVML when each phase began, with what others hold."
@@ -185,10 +152,7 @@ def _measured(plan: Plan, run: RunReport | None) -> list[_Phase]:
 
 
 def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -> Table:
-    """Every phase; GPUs whose figures are the same share columns.
-
-    A terminal has room for the fullest GPUs, and a bar of what stays and a peak.
-    """
+    """Equal GPUs share columns; a terminal has room for the fullest ones, and for a bar of them."""
     lanes: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
     for place, index in enumerate(members):
         lanes.setdefault(tuple(phase.spans[place] for phase in phases), []).append(index)
@@ -219,13 +183,11 @@ def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -
 
 
 def _drawn(span: tuple[int, int] | None, room: int) -> str:
-    """A bar: what stays, and what a phase took above it."""
     peak, stays = (min(_CELLS, round(_CELLS * size / room)) for size in span or (0, 0))
     return f"[{'#' * stays}{'+' * (peak - stays)}{'.' * (_CELLS - peak)}]"
 
 
 def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
-    """Forecast, rehearsed and measured, a table for each set of equal GPUs."""
     blocks: list[Block] = []
     for title, rows in sides(plan, run):
         names = ["forecast"]
@@ -258,7 +220,6 @@ def _figure(row: _Side, value: int | None) -> str:
 
 
 def _over(row: _Side) -> str:
-    """What was seen above the forecast; below it with a minus."""
     actual = row.measured if row.measured is not None else row.rehearsed
     if actual is None or row.forecast is None:
         return "-"
@@ -267,7 +228,7 @@ def _over(row: _Side) -> str:
 
 
 class _Side(Struct):
-    """One figure, in bytes or tokens; None where nobody told it."""
+    """One figure, in bytes or tokens; None where it is not known."""
 
     what: str
     forecast: int | None = None
@@ -278,13 +239,11 @@ class _Side(Struct):
 def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Side, ...]]]:
     """The figures of each set of equal GPUs, under its title; sets without any are left out.
 
-    Of what was rehearsed or measured on a set the worst stands for it: the least that was free, the
-    most that was in use or that a term took. A rehearsal knows the first group's only; where groups
-    have settings of their own, each one's.
+    The worst that was rehearsed or measured on any GPU of a set stands for it.
     """
     sets = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
-    for members, first in fold_indices(plan.gpus):
+    for members, first in fold(plan.gpus):
         equal = [ledgers[index] for index in members]
         rehearsed = [_rehearsed(plan, ledger.index) for ledger in equal]
         measured = [_actual(plan, run, ledger) for ledger in equal]
@@ -308,13 +267,11 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
 
 
 def _worst(what: str, figures: Sequence[dict[str, int | None]]) -> int | None:
-    """The worst of a figure among equal GPUs, of those that showed it."""
     values = [value for of_gpu in figures if (value := of_gpu.get(what)) is not None]
     return (max if what.startswith(_IN_USE) else min)(values, default=None)
 
 
 def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
-    """The terms of equal GPUs that a rehearsal told, each with the most of it on any of them."""
     for terms in zip(*(ledger.ledger for ledger in ledgers), strict=True):
         rehearsed = [term.rehearsed for term in terms if term.rehearsed is not None]
         first = terms[0]
@@ -323,10 +280,9 @@ def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
 
 
 def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
-    """The rows, each with what the plan says of it."""
     ratio = plan.settings.cache_max_entry_count
     cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
-    free = round(cache / ratio) if cache and ratio > _LEAST and not plan.engine.on_torch else None
+    free = round(cache / ratio) if cache and ratio and not plan.engine.on_torch else None
     return {
         "in use while loading, at most": ledger.load_peak,
         _FREE: free,
@@ -339,11 +295,10 @@ def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
 
 
 def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
-    """What a rehearsal showed of a GPU; nothing where its group was not rehearsed."""
     group = _group(plan, index)
     members = plan.parallel.groups[group] if plan.parallel.groups else ()
     rehearsal = plan.of_group(group).rehearsal
-    # Where all groups run the same settings, the first one alone was rehearsed.
+    # Of groups with equal settings the first alone was rehearsed.
     if rehearsal is None or index not in members or (group and not plan.by_group):
         return {}
     place = members.index(index)
@@ -374,7 +329,7 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, i
         of_group = 0 <= group < len(groups) and ledger.index in groups[group]
         if of_group and row.gpu in (None, ledger.index):
             figures.setdefault(row.what, row.actual)
-    # A pretend run tells the most of its whole life, which may be while it loads.
+    # A pretend run knows the most of its whole life alone, which may be while it loads.
     highest = figures.get("in use at most")
     worst = highest if ledger.most == ledger.peak else None
     return {
@@ -399,7 +354,7 @@ _NONE: Final = "-"
 
 def watch_view(
     plan: Plan,
-    run: RunReport | None,
+    run: RunReport,
     now: LiveServer | None,
     before: tuple[LiveServer, float] | None,
     used: Mapping[int, int],
@@ -408,28 +363,28 @@ def watch_view(
 
     Args:
         plan: what it runs.
-        run: its record, None where only an address is known.
+        run: its record.
         now: what the gateway says, None where it is not open (yet).
         before: an earlier look, and how many seconds lie between.
         used: bytes in use on each GPU, everybody's; empty where NVML was not asked.
     """
     blocks: list[Block] = [Heading(plan.model.name), known_facts(_facts(run, now))]
-    if run is not None and run.pretend:
+    if run.pretend:
         blocks.append(Paragraph(PRETENDED, tone="warn"))
     if now is not None:
         blocks.append(_engines(now, before))
     blocks += _memory(plan, used)
     if now is not None:
         blocks += _held_back(now)
-    return [*blocks, *(last_events(run, _FEW) if run is not None else [])]
+    return [*blocks, *last_events(run, _FEW)]
 
 
-def _facts(run: RunReport | None, now: LiveServer | None) -> dict[str, str]:
-    facts = {}
-    if run is not None:
-        facts["state"] = f"{run.state}, started {run.started}, start {len(run.attempts)}"
-        facts["at"] = ", ".join(run.urls)
-        facts["defaults"] = "; ".join(run.defaults)
+def _facts(run: RunReport, now: LiveServer | None) -> dict[str, str]:
+    facts = {
+        "state": f"{run.state}, started {run.started}, start {len(run.attempts)}",
+        "at": ", ".join(run.urls),
+        "defaults": "; ".join(run.defaults),
+    }
     if now is not None:
         facts["queue"] = f"{now.waiting:,} {plural(now.waiting, 'request')} waiting for room"
         facts["answered"] = f"{now.requests:,} since the gateway opened"
@@ -473,22 +428,16 @@ def _rate(now: float | None, before: float | None, seconds: float) -> str:
 def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
     """The forecast as a bar; what is in use now beside it, where NVML tells."""
     blocks: list[Block] = [Heading("Memory against the forecast")]
-    ledgers = [(f"GPU {ledger.index}", ledger) for ledger in plan.gpus] if used else fold(plan.gpus)
-    for title, ledger in ledgers:
-        usage = _usage(ledger, used.get(ledger.index))
-        blocks.append(memory_bar(ledger, f"{title}: {usage}"))
+    ledgers = [([ledger.index], ledger) for ledger in plan.gpus] if used else fold(plan.gpus)
+    for members, ledger in ledgers:
+        rest, most = format_bytes(ledger.steady), format_bytes(ledger.most)
+        usage = f"forecast {rest} at rest, {most} at most"
+        if (now := used.get(ledger.index)) is not None:
+            over = now - ledger.most
+            more = f", {format_bytes(over)} over" if over > 0 else ""
+            usage = f"{format_bytes(now)} in use now{more}; {usage}"
+        blocks.append(memory_bar(ledger, f"GPU {indices(members)}: {usage}"))
     return blocks
-
-
-def _usage(ledger: GpuLedger, used: int | None) -> str:
-    forecast = (
-        f"forecast {format_bytes(ledger.steady)} at rest, {format_bytes(ledger.most)} at most"
-    )
-    if used is None:
-        return forecast
-    over = used - ledger.most
-    more = f", {format_bytes(over)} over" if over > 0 else ""
-    return f"{format_bytes(used)} in use now{more}; {forecast}"
 
 
 def _held_back(now: LiveServer) -> list[Block]:

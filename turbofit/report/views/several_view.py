@@ -39,10 +39,9 @@ _PHASES = ("context", "weights", "cache", "buffers", "transient", "margin")
 
 
 def joint_view(joint: JointPlan) -> list[Block]:
-    """The verdict, each model's promise, each card's account, warnings, and what comes next."""
     blocks: list[Block] = [
         Heading(f"{len(joint.plans)} models together" if joint.gpus else "Together", short=True),
-        Verdict(joint.verdict, good=joint.fits, short=True),
+        Verdict(joint.verdict, "good" if joint.fits else "bad", short=True),
     ]
     if joint.remedy is not None:
         blocks.append(Items((joint.remedy,), short=True))
@@ -77,7 +76,6 @@ def _serve(joint: JointPlan) -> list[Block]:
 
 
 def _warnings(joint: JointPlan) -> tuple[str, ...]:
-    """Each once, with its model where it is not of the machine."""
     texts = (
         text if text in plan.machine.warnings else f"{plan.model.name}: {text}"
         for plan in joint.plans
@@ -120,7 +118,7 @@ def _images(plan: Plan) -> str:
 
 
 def _card(gpu: JointGpu) -> Table:
-    """One row a model, which add up to the card."""
+    """A row a model, which add up to the card."""
     empty = ("",) * len(_PHASES)
     rows = [("others", *empty, mib(gpu.used))]
     for share in gpu.models:
@@ -157,7 +155,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     title = f"{plan.model.name} on {len(plan.nodes):,} {plural(len(plan.nodes), 'node')}{where}"
     blocks: list[Block] = [
         Heading(title, short=True),
-        Verdict(plan.verdict, good=plan.fits, short=True),
+        Verdict(plan.verdict, "good" if plan.fits else "bad", short=True),
     ]
     if plan.source.startswith("simulated"):
         text = "simulated: machines of presets or of snapshots, no node was measured"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.messages import indices, on_each_gpu, plural
@@ -55,11 +55,14 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
 
     ``settings`` are of the weakest group, ``limit`` is of an image, in tiles or pixels.
     ``held_requests`` are requests at once that all groups hold, None where nobody asked for a
-    number. ``at_once`` are the requests that are counted on in each group where cards are unequal,
-    empty where all groups run ``settings``.
+    number. ``at_once`` are each group's requests where cards are unequal, else it is empty.
     """
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
+    footprint: Footprint | UnsetType = UNSET
+    if request.least and fits:
+        footprint = _footprint(request, accounts, host)
+        verdict += f", {_footprint_words(request, footprint)}"
     total = sum(outcome.tokens for outcome in outcomes)
     caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
     kv = min(caches, key=lambda cache: cache.tokens)
@@ -92,6 +95,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         by_group=tuple(map(_group_plan, accounts, caches, at_once)),
         held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
+        footprint=footprint,
         **rest,
     )
 
@@ -106,7 +110,6 @@ def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:
 
 
 def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
-    """The cache of one group beside the tokens of all."""
     return Kv(
         bytes_per_token=account.bytes_per_token,
         tokens=outcome.tokens,
@@ -122,7 +125,6 @@ def _limits(
     limit: int | None,
     accounts: Sequence[Account],
 ) -> Limits:
-    """What the gateway holds requests to."""
     rule, images = request.model.image_rule, vision_load.images_per_request
     limits = Limits(
         vision_unit=None,
@@ -180,7 +182,7 @@ def free_words(
 
 
 def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
-    """The GPUs on which no engine runs; empty where there are none, or the least is asked for."""
+    """The GPUs on which no engine runs; empty where the least is asked for."""
     used = {index for group in groups for index in group}
     idle = [f"GPU {gpu.index} ({gpu.name})" for gpu in request.visible if gpu.index not in used]
     return f"not used: {', '.join(idle)}" if idle and not request.least else ""
@@ -219,19 +221,18 @@ def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
     return f"GPU {names}{link}"
 
 
-def footprint_of(
+def _footprint(
     request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
 ) -> Footprint:
-    """What engines take of each GPU, what is left, and how many such engines would fit in all."""
+    """What engines take of each GPU, what is left, and how many such engines fit in all."""
     taken: dict[int, int] = {}
     left: list[int] = []
     servers = 0
     for account in accounts:
-        ratio = account.settings.cache_max_entry_count
-        indices = [gpu.index for gpu in account.gpus]
-        taken.update(zip(indices, account.taken_at(ratio), strict=True))
-        more = []
-        for gpu, ledger in zip(account.gpus, account.at(ratio).ledgers, strict=True):
+        ratio, more = account.settings.cache_max_entry_count, []
+        cards = zip(account.gpus, account.taken_at(ratio), account.at(ratio).ledgers, strict=True)
+        for gpu, size, ledger in cards:
+            taken[gpu.index] = size
             # A budget withholds memory from this turbofit, and from no other.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)
@@ -244,8 +245,7 @@ def footprint_of(
     return Footprint(taken=sizes, left=min(left), servers=servers)
 
 
-def footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
-    """What is left for others, as a clause of a verdict."""
+def _footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
     count, left = footprint.servers, format_bytes(footprint.left)
     where = plural(len(footprint.taken), "GPU")
     holds = "holds" if where == "GPU" else "hold"

@@ -33,20 +33,19 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
 
     ``account`` is of the group whose forwards are told.
     """
-    request, best = fit.request, fit.best
+    request, best, engine = fit.request, fit.best, fit.engine
     if best.fits:
         yield _ratio(fit)
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
-    elif doubt := unbelieved(account.launch, fit.engine.name, fit.engine.version):
+    elif doubt := unbelieved(account.launch, engine.name, engine.version):
         yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
-    prefill = f"{rank} of the sizes tried; {fit.engine.prefill_words(best.settings)}"
+    prefill = f"{rank} of the sizes tried; {engine.prefill_words(best.settings)}"
     by_card = f"on each card the {rank} of the sizes tried"
     yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
-    batch = _batch(fit)
-    yield _line(fit, "max_batch_size", batch, by_card=batch)
+    yield _line(fit, "max_batch_size", batch := _batch(fit), by_card=batch)
     yield _line(fit, "session_len", _context(fit))
     if best.fits and best.settings.enable_prefix_caching:
         yield "enable_prefix_caching: the plan counts on nothing that prompts spare by it"
@@ -69,7 +68,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
 
 
 def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = "") -> str:
-    """The reason of a setting; ``by_card`` is that of groups with values of their own."""
+    """The reason of a setting; ``by_card`` is of groups with values of their own."""
     if by_card and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
         return f"{name}: {by_card}"
     why = "as set by you" if name in fit.request.fixed else why
@@ -77,7 +76,7 @@ def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str 
 
 
 def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
-    """Why less than usual stays free; nothing where it is the usual margin, or a person's."""
+    """Why less than the usual margin stays free, where no person said how much."""
     if not request.margin.saved(account.gpus[0]):
         return
     calibration, size = account.calibration, format_bytes(min(account.margins))
@@ -107,7 +106,6 @@ def _ratio(fit: EngineFit) -> str:
 
 
 def _batch(fit: EngineFit) -> str:
-    """Why so many run at once: as many as somebody said, or as the forecast gives."""
     request, best, requests = fit.request, fit.best, fit.request.workload.concurrency
     groups = [(part, group) for part in best.parts for group in part.shape.groups]
     if requests is None:
@@ -136,50 +134,56 @@ def _batch(fit: EngineFit) -> str:
 def _context(fit: EngineFit) -> str:
     request, session_len = fit.request, fit.best.settings.session_len
     longest = request.model.text.max_position_embeddings
-    if request.workload.context is not None:
-        return "the context asked for"
-    if request.least:
-        return "the workload's request; --context asks for more"
-    if session_len == longest_context(request) < longest:
+    bounded = not (request.least or request.context_given or session_len >= longest)
+    if bounded and session_len == longest_context(request):
         return (
             f"enough for most requests; the model reads {longest}: --context asks for more, and"
             " takes cache where more images can meet in a forward"
         )
-    if session_len >= longest:
-        return "the model's own context, which the cache holds"
-    if fit.best.parts:
+    if bounded and fit.best.parts:
         return (
             f"the model's {longest} lowered to what the smallest cache holds; --context asks"
             " for more, without the cards that cannot hold it"
         )
-    return f"the model's {longest} lowered to what the cache holds"
+    return context_reason(request, session_len, "the cache holds")
+
+
+def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
+    """Why the context is what it is; ``held``: what bounds it, as in "what fits"."""
+    longest = request.model.text.max_position_embeddings
+    if "session_len" in request.fixed:
+        return "as set by you"
+    if request.workload.context is not None:
+        return "the context asked for"
+    if request.least:
+        return "the workload's request; --context asks for more"
+    if session_len >= longest:
+        return f"the model's own context, which {held}"
+    return f"the model's {longest} lowered to what {held}"
 
 
 def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
-    """Why images are held to this limit; nothing of models whose images have none."""
     rule = request.model.image_rule
     assert rule is not None
     name, limit = rule.limit_name, best.shape.limit
     if not rule.varies_by_limit:
         return
-    if request.fixed_limit is not None:
-        yield f"{name} {limit}: as set by you"
-        return
-    if limit == request.requested_limit:
-        more = rule.exposed_limit
-        lowered = (
-            f"; images for which a client asks more (detail: high is {more}) are lowered to it"
-        )
-        yield f"{name} {limit}: the model's own{lowered if more > rule.checkpoint_limit else ''}"
-        return
-    why = "the largest that can be served"
+    why = f"the largest that can be served; the model's own is {request.requested_limit}"
     requested_load = vision_load_of(request, request.requested_limit)
-    if excess_tokens(request, requested_load):
+    if request.limit is not None:
+        why = "as set by you"
+    elif limit == request.requested_limit:
+        why, more = "the model's own", rule.exposed_limit
+        if more > rule.checkpoint_limit:
+            why += f"; images for which a client asks more (detail: high is {more}) are lowered"
+            why += " to it"
+    elif excess_tokens(request, requested_load):
         count = request.workload.images
         images = "an image fits" if count == 1 else f"{count} images fit"
         why = f"the largest with which {images} the context: at the model's own limit they"
-        why += f" take {requested_load.tokens_per_request:,} tokens"
-    yield f"{name} {limit}: {why}; the model's own is {request.requested_limit}"
+        why += f" take {requested_load.tokens_per_request:,} tokens; the model's own is"
+        why += f" {request.requested_limit}"
+    yield f"{name} {limit}: {why}"
 
 
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
@@ -247,7 +251,7 @@ def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterat
 
 
 def pace_words(request: ResolvedRequest, evaluation: Evaluation) -> str:
-    """What the forecast says of the wished pace under a shape; empty where nothing is wished."""
+    """How the forecast meets the wished pace under a shape; empty where nothing is wished."""
     wish, forecast = request.pace, evaluation.pace
     if wish is None or forecast is None:
         return ""
@@ -321,16 +325,11 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     speeds, caches = [], []
     for group in best.shape.groups:
         part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
-        settings = part.settings
-        speed = group_speed(
-            group_rates(request.model, settings, request.machine, gpus, fit.engine),
-            settings,
-            load,
-            part.kv_tokens,
-            part.shape.requests(request.workload.concurrency),
-        )
-        speeds.append(speed if part.shape.units_per_forward is None else speed.queued())
         caches.append(part.kv_tokens)
+        at_once = part.shape.requests(request.workload.concurrency)
+        here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
+        speed = group_speed(here, part.settings, load, part.kv_tokens, at_once)
+        speeds.append(speed if part.shape.units_per_forward is None else speed.queued())
     forecast = total(speeds)
     return UsualImage(
         image_size=_USUAL_SIZE,

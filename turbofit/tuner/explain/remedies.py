@@ -37,10 +37,10 @@ _SHORTER: Final = (16384, 8192, 4096)
 
 
 class Remedies(NamedTuple):
-    """What helps, and which of the person's own options each keep it from fitting by themselves."""
+    """What helps, and the person's own options that each alone keep it from fitting."""
 
-    remedies: tuple[Remedy, ...]
-    causes: tuple[str, ...]
+    remedies: tuple[Remedy, ...] = ()
+    causes: tuple[str, ...] = ()
 
 
 class Change(NamedTuple):
@@ -54,8 +54,7 @@ class Change(NamedTuple):
 def remedies(fit: EngineFit) -> Remedies:
     """Changes for a plan that does not fit, with what each would do.
 
-    Those that make it fit come first, in order of cost; of the others only the ones that come
-    closer are kept.
+    Those that make it fit come first, in order of cost, then those that come closer.
     """
     request, best = fit.request, fit.best
     fitting: list[Remedy] = []
@@ -87,7 +86,6 @@ def remedies(fit: EngineFit) -> Remedies:
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
-    """What a changed request comes to; None where it is refused."""
     try:
         return fit_on_host(request, engine)
     except TurbofitError:
@@ -95,7 +93,7 @@ def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
 
 
 def _closer(fit: EngineFit, other: EngineFit) -> str:
-    """What a change comes to that is not enough alone, in words; empty where it helps nobody."""
+    """What a change that is not enough alone comes to, in words; empty where it helps nobody."""
     best, result = fit.best, other.best
     if result.fits:
         if not best.fits:
@@ -131,16 +129,14 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     """Single changes, cheapest first."""
     request = fit.request
     yield from _released_options(request)
-    yield from _smaller_workload(request)
+    yield from smaller_workload(request, "what the cache holds")
     yield from _smaller_images(fit)
     yield from quantised_cache(request)
     yield from _other_checkpoint(request)
     # As many at once as are held; one where the caches hold all and the host does not.
-    wanted = request.promised_requests or 1
     count = 1 if fit.best.fits else fit.best.held_requests
-    if 0 < count < wanted:
-        fewer = request.with_workload(concurrency=count)
-        yield Change(f"--concurrency {count}", fewer, f"--concurrency {wanted}")
+    if 0 < count < (request.promised_requests or 1):
+        yield fewer_at_once(request, count)
     if request.tp is not None and len(request.visible) > request.tp:
         free = replace(request, tp=None, replicas=None)
         yield Change("leave --tp to turbofit", free, f"--tp {request.tp}")
@@ -152,12 +148,9 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, and the budget, left out."""
     for name in request.fixed:
         rest = {key: value for key, value in request.fixed.items() if key != name}
-        option = option_of(name)
-        yield Change(
-            f"leave {option} to turbofit",
-            replace(request, fixed=rest),
-            _written(option, request.fixed[name]),
-        )
+        option, changed = option_of(name), replace(request, fixed=rest)
+        written = _written(option, request.fixed[name])
+        yield Change(f"leave {option} to turbofit", changed, written)
     if request.budget is not None:
         given = request.budget
         budget = f"--budget {given if isinstance(given, str) else format_bytes(given)}"
@@ -165,9 +158,9 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
-    """The default margin, where a person asks for far more: its double is turbofit's own too.
+    """The default margin, where a person asks for more than its double.
 
-    So much is left where LMDeploy is newer than the account.
+    The double is turbofit's own under an LMDeploy that is newer than the account.
     """
     margin = request.margin
     if margin.bytes is None and margin.share is None:
@@ -177,10 +170,8 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
     if given <= 2 * most:
         return
     share = f"{(margin.share or 0) * 100:.6g}%"
-    written = share if margin.bytes is None else format_bytes(margin.bytes)
-    yield Change(
-        "leave --margin to turbofit", replace(request, margin=usual), f"--margin {written}"
-    )
+    option = f"--margin {share if margin.bytes is None else format_bytes(margin.bytes)}"
+    yield Change("leave --margin to turbofit", replace(request, margin=usual), option)
 
 
 def _released_options(request: ResolvedRequest) -> Iterator[Change]:
@@ -196,14 +187,18 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
         yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
 
 
-def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
+def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
+    """A smaller concurrency than the person's."""
+    option = f"--concurrency {request.workload.concurrency}"
+    return Change(f"--concurrency {count}", request.with_workload(concurrency=count), option)
+
+
+def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
+    """No context that a person asks for, where ``held`` says what bounds it, and fewer images."""
     images, context = request.workload.images, request.workload.context
     if context is not None:
-        change, free = (
-            "leave --context to what the cache holds",
-            request.with_workload(context=None),
-        )
-        yield Change(change, free, f"--context {context}")
+        free, option = request.with_workload(context=None), f"--context {context}"
+        yield Change(f"leave --context to {held}", free, option)
     requested_load = vision_load_of(request, request.requested_limit)
     excess = excess_tokens(request, requested_load)
     if excess:
@@ -216,26 +211,22 @@ def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
-    """Half the user's own limit; the search has tried every one where it was free to.
-
-    For more requests at once the largest with which the same shape holds them.
-    """
+    """Half the user's own limit, which no search lowers, or the largest that holds the requests."""
     request, best = fit.request, fit.best
     rule, requested = request.model.image_rule, request.requested_limit
     if rule is None or requested is None or requested <= 1:
         return
-    given = "" if request.fixed_limit is None else f"{rule.limit_option} {requested}"
+    given = "" if request.limit is None else f"{rule.limit_option} {requested}"
     if given:
-        yield Change(f"leave {rule.limit_option} to turbofit", request.with_limit(None), given)
+        yield Change(f"leave {rule.limit_option} to turbofit", replace(request, limit=None), given)
     lower = requested // 2 if given else None
     if best.held_requests and rule.varies_by_limit:
         lower = limit_that_fits(request, best.shape, fit.engine)
     if lower is not None:
-        yield Change(f"{rule.limit_option} {lower}", request.with_limit(lower), given)
+        yield Change(f"{rule.limit_option} {lower}", replace(request, limit=lower), given)
 
 
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
-    """A cache of fewer bits, where the person does not say how many."""
     if "quant_policy" in request.fixed:
         return
     for policy, name in ((8, "int8"), (4, "int4")):
@@ -257,7 +248,6 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _written(option: str, value: object) -> str:
-    """An option as it stands on a command line."""
     if value is True:
         return option
     values = value if isinstance(value, list | tuple) else (value,)
@@ -295,7 +285,7 @@ def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
 def _pages(fit: EngineFit) -> Iterator[Remedy]:
     """Images as the tool of a reader of documents sends them."""
     request, workload = fit.request, fit.request.workload
-    limited = workload.image_size is not None or request.fixed_limit is not None
+    limited = workload.image_size is not None or request.limit is not None
     images = not limited and fit.best.vision_load.units_per_image
     preset = preset_of(request.model) if images else None
     page = None if preset is None else preset.page
@@ -313,7 +303,6 @@ def _pages(fit: EngineFit) -> Iterator[Remedy]:
 
 
 def _shorter(fit: EngineFit) -> Iterator[Remedy]:
-    """A shorter context with which another shape serves clearly more."""
     request, best = fit.request, fit.best
     rivals = [rival for rival in fit.evaluations if rival.fits and rival.served == best.served]
     left_out = any(rival.settings.session_len < best.settings.session_len for rival in rivals)
@@ -340,9 +329,9 @@ def _gain(fit: EngineFit, other: Evaluation) -> str:
 
 
 def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
-    """2, 4 and 8 of the GPU with most memory free.
+    """2, 4 and 8 of the GPU with most memory free, where that is more than are visible.
 
-    Only counts above those visible, with the links that the visible ones have: NVLink takes memory.
+    They have the visible ones' links: NVLink takes memory.
     """
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
     for count in (2, 4, 8):
@@ -399,20 +388,18 @@ def larger(request: ResolvedRequest) -> Iterator[Change]:
 
 def stopped(request: ResolvedRequest) -> Iterator[Change]:
     """The process that holds most, gone from all its GPUs; all that is held where none is known."""
-    by_process: dict[int, dict[int, int]] = {}
-    names: dict[int, str] = {}
+    by_process: dict[tuple[int, str], dict[int, int]] = {}
     for gpu in request.visible:
         for holder in gpu.holders:
             size = known(holder.bytes, 0)
             if holder.pid != "NA" and size > 0:
-                by_process.setdefault(holder.pid, {})[gpu.index] = size
-                names.setdefault(holder.pid, holder.name)
+                by_process.setdefault((holder.pid, holder.name), {})[gpu.index] = size
     freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible}
     used = [index for index, size in freed.items() if size]
     if by_process:
-        pid, freed = max(by_process.items(), key=lambda process: sum(process[1].values()))
+        (pid, name), freed = max(by_process.items(), key=lambda item: sum(item[1].values()))
         where = f"GPU{'s' if len(freed) > 1 else ''} {indices(freed)}"
-        change = f"stop {names[pid]}[{pid}] on {where} ({format_bytes(sum(freed.values()))})"
+        change = f"stop {name}[{pid}] on {where} ({format_bytes(sum(freed.values()))})"
     elif used:
         most = format_bytes(max(freed.values()))
         where = f"GPU {used[0]} ({most})" if len(used) == 1 else f"the GPUs (up to {most} of each)"

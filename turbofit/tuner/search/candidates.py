@@ -1,9 +1,8 @@
 """Evaluates one shape: whether it fits, how many tokens it holds, and its rank.
 
-Engines on unequal cards are sets of like groups, each with the settings that serve most on it. One
-gateway stands before them, so that clients are promised one thing: the image limits and the context
-are common, and the weakest set bounds them. Cache ratio, prefill and batch are each set's own, and
-it gets the share of the requests that the goal gives it.
+Engines on unequal cards are sets of like groups behind one gateway: clients are promised one image
+limit and one context, which the weakest set bounds. Cache ratio, prefill, batch and the share of
+the requests are each set's own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Gpu
 from turbofit.core.messages import on_each_gpu
 from turbofit.core.plan import Goal
 from turbofit.core.units import format_bytes
@@ -41,10 +39,7 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 def evaluate(state: SearchState, shape: Shape) -> Evaluation:
-    """Size the context and the ratio of a shape, and score what comes out.
-
-    With ``prefills`` each set of like groups by itself, then all under one context.
-    """
+    """Size the context and the ratio of a shape, and score what comes out."""
     if shape.prefills:
         return _Unequal(state, shape).evaluate()
     request, promised = state.request, state.request.promised_requests
@@ -67,29 +62,21 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
         return evaluation
     at_once = sizer.shape.requests(request.workload.concurrency)
     wants_cache |= tokens < at_once * request_tokens(state.requested_load)
-
-    def on(gpus: tuple[Gpu, ...], in_flight: float) -> Speed:
-        return sizer.speed(sized.settings, gpus, tokens, in_flight)
-
-    def speeds(in_flight: float) -> tuple[Speed, ...]:
-        return tuple(on(gpus, in_flight) for gpus in sizer.groups)
-
-    evaluation = replace(evaluation, speeds=speeds(at_once), wants_cache=wants_cache)
-    if request.pace is not None:
-        most = max(at_once, sized.settings.max_batch_size)
-        curves = [(partial(on, gpus), most) for gpus in sizer.groups]
-        evaluation = _paced(request.pace, evaluation, curves)
+    curves = [partial(sizer.speed, sized.settings, gpus, tokens) for gpus in sizer.groups]
+    speeds = tuple(speed(at_once) for speed in curves)
     if request.workload.goal == "latency":
-        alone = speeds(1.0) if request.workload.concurrency is None else evaluation.speeds
+        alone = speeds if request.workload.concurrency else [speed(1.0) for speed in curves]
         slowest = max(speed.seconds_per_request for speed in alone)
         evaluation = replace(evaluation, seconds_per_answer=slowest)
-    return _scored(request, evaluation)
+    evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache)
+    most = max(at_once, sized.settings.max_batch_size)
+    return _scored(request, evaluation, [(speed, most) for speed in curves])
 
 
 def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
     """The shape with its batch, its context, and whether it wants more cache.
 
-    ``wanted`` requests must be held by each engine at once, where a person says how many.
+    Each engine must hold ``wanted`` requests at once, where a person says how many.
     """
     request = sizer.request
 
@@ -160,9 +147,19 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     )
 
 
-def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
-    """The same with the goal's value, and whether images queue for it."""
+def _scored(
+    request: ResolvedRequest,
+    evaluation: Evaluation,
+    engines: Sequence[tuple[Callable[[float], Speed], float]],
+) -> Evaluation:
+    """The same with the goal's value, the pace, and whether images queue for it.
+
+    Of each of the engines: its speed by the requests there, and the most requests that it runs.
+    """
     goal, speeds = request.workload.goal, evaluation.speeds
+    if request.pace is not None:
+        pace = _pace(request.pace, engines)
+        evaluation = replace(evaluation, pace=pace, slow=round(request.pace.excess(pace), 3))
     if goal == "throughput":
         score = sum(speed.requests_per_second for speed in speeds)
     elif goal == "latency":
@@ -176,25 +173,18 @@ def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
     )
 
 
-def _paced(
-    wish: Pace, evaluation: Evaluation, engines: Sequence[tuple[Callable[[float], Speed], float]]
-) -> Evaluation:
-    """The same with the pace of its engines: the rates' sum, and the slowest's seconds.
-
-    Of each engine: its speed by the requests there, and the most requests that it runs. Engines of
-    unequal cards are looked at under even shares. Over.
-    """
+def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]]) -> Pace:
+    """The sum of the engines' rates, and the slowest's seconds. Over: under even shares."""
     paces = [wish.forecast(speed, 1 / len(engines), most) for speed, most in engines]
-    pace = Pace(
+    return Pace(
         rate=sum(engine.rate or 0 for engine in paces),
         first_token=max(engine.first_token or 0 for engine in paces),
         per_token=max(engine.per_token or 0 for engine in paces),
     )
-    return replace(evaluation, pace=pace, slow=round(wish.excess(pace), 3))
 
 
 class _Unequal:
-    """One shape of unequal groups; arguments as for :func:`evaluate`."""
+    """Evaluates a shape of unequal groups: each set of like groups, then all under one context."""
 
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.shape = state, state.request, shape
@@ -241,35 +231,26 @@ class _Unequal:
             promised = least
 
     def _best(self, groups: Groups, share: float | None, promised: int | None) -> Evaluation:
-        """One set with the prefill that ranks best of those that hold the promised context.
-
-        Of those that do not fit as the search ranks such.
-        """
+        """One set with the prefill that ranks best of those that hold the promised context."""
 
         def worth(part: Evaluation) -> tuple[object, ...]:
             if part.fits:
                 return (1, part.settings.session_len >= (promised or 0), *part.rank)
             return (0, part.held_requests, -part.short, part.shape.max_prefill_token_num)
 
-        part = replace(
-            self.shape,
-            tp=len(groups[0]),
-            groups=groups,
-            at_once=share,
-            promised=promised,
-            prefills=(),
-        )
+        part = replace(self.shape, tp=len(groups[0]), groups=groups, prefills=())
+        part = replace(part, at_once=share, promised=promised)
         shapes = [replace(part, max_prefill_token_num=size) for size in self.shape.prefills]
         return max((evaluate(self.state, shape) for shape in shapes), key=worth)
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
-        """One group's speed with so many requests there, at the cache that the part holds."""
+        """One group's speed by the requests there, at the cache that the part holds."""
         sizer = Sizer(self.state, part.shape)
-        fixed = "max_batch_size" in self.request.fixed
 
         def speed(in_flight: float) -> Speed:
-            batch = part.settings.max_batch_size if fixed else max(1, ceil(in_flight))
-            settings = replace(part.settings, max_batch_size=batch)
+            settings = part.settings
+            if "max_batch_size" not in self.request.fixed:
+                settings = replace(settings, max_batch_size=max(1, ceil(in_flight)))
             return sizer.speed(settings, sizer.groups[0], part.kv_tokens, in_flight)
 
         return speed
@@ -298,7 +279,10 @@ class _Unequal:
             parts=tuple(parts),
         )
         if not evaluation.fits:
-            return replace(evaluation, short=evaluation.short or self._lacking(evaluation))
+            tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
+            sizer = Sizer(self.state, parts[0].shape)
+            lacking = sizer.lacking(tokens, settings.session_len, wanted)
+            return replace(evaluation, short=evaluation.short or lacking)
         by_group = {
             group: speed
             for part in parts
@@ -309,21 +293,10 @@ class _Unequal:
             speeds=tuple(by_group[group] for group in self.shape.groups),
             seconds_per_answer=max(part.seconds_per_answer for part in parts),
         )
-        if self.request.pace is not None:
-            engines = [
-                (self._curve(part), part.settings.max_batch_size)
-                for part in parts
-                for _ in part.shape.groups
-            ]
-            evaluation = _paced(self.request.pace, evaluation, engines)
-        return _scored(self.request, evaluation)
-
-    def _lacking(self, whole: Evaluation) -> int:
-        """Bytes that are missing in the caches of all engines together for the requests."""
-        tokens = sum(part.kv_tokens * part.shape.replicas for part in whole.parts)
-        requests, context = self.request.promised_requests or 0, whole.settings.session_len
-        sizer = Sizer(self.state, whole.parts[0].shape)
-        return sizer.lacking(tokens, context, requests)
+        curves = [(self._curve(part), part.settings.max_batch_size) for part in parts]
+        counts = [part.shape.replicas for part in parts]
+        engines = [curve for curve, n in zip(curves, counts, strict=True) for _ in range(n)]
+        return _scored(self.request, evaluation, engines)
 
 
 #: Shares that the workload is cut into: at least so many, and so many for each engine.
@@ -343,12 +316,9 @@ def held_shares(
 ) -> list[float]:
     """Requests at each engine of each set, of which its cache holds all.
 
-    The sum is smaller than what is shared out where all caches together hold no more.
-
-    Args:
-        shared: shares the requests out, given the most for an engine of each set.
-        capacity: what an engine of a set holds of a share, in whole requests.
-        sets: how many there are.
+    The sum is smaller than what is shared out where all caches together hold no more. ``shared``
+    shares the requests out, given the most for an engine of each set; ``capacity`` is what an
+    engine of a set holds of a share, in whole requests.
     """
     most = [inf] * sets
     while True:
@@ -365,12 +335,9 @@ def held_shares(
 def evenly(
     sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
 ) -> list[float]:
-    """Requests at each engine of each set in proportion to its weight, up to the most.
+    """Requests at each engine of each set in proportion to its weight, up to its bound.
 
-    Args:
-        sets: how many engines, and the weight of each.
-        requests: over all engines.
-        most: for an engine of each set; empty where there is no bound.
+    ``sets`` are the number of engines and the weight of each; an empty ``most`` bounds none.
     """
     bounds = list(most or [inf] * len(sets))
     open_, left = dict(enumerate(sets)), requests
@@ -389,17 +356,15 @@ def share_out(
 ) -> list[float]:
     """Average requests in flight at each engine of each set; every engine gets some.
 
-    Args:
-        sets: the engines; of those that would gain the same, earlier ones go first.
-        concurrency: requests over all engines.
-        goal: what is weighed; ``context`` as ``throughput``.
-        most: as for :func:`evenly`.
+    They are shared by what the goal gains, ``context`` as ``throughput``; of sets that would gain
+    the same, earlier ones go first. ``most`` as for :func:`evenly`.
     """
-    engines = sum(count for count, _ in sets)
+    counts = [count for count, _ in sets]
+    engines = sum(counts)
     cuts = max(_SHARES, _EACH * engines)
     bounds, part = most or [inf] * len(sets), concurrency / cuts
     shares, speeds = [min(part, bound) for bound in bounds], [cache(speed) for _, speed in sets]
-    steps = [part / count for count, _ in sets]
+    steps = [part / count for count in counts]
 
     def has_room(place: int) -> bool:
         return shares[place] + steps[place] <= bounds[place]
@@ -421,7 +386,6 @@ def share_out(
         shares[best] += steps[best]
     if all(map(has_room, range(len(sets)))):
         return shares
-    counts = [count for count, _ in sets]
     left = concurrency - sum(count * share for count, share in zip(counts, shares, strict=True))
     room = [bound - share for bound, share in zip(bounds, shares, strict=True)]
     more = evenly([(count, 1.0) for count in counts], left, room)

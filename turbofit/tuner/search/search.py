@@ -1,21 +1,19 @@
-"""The search: every legal shape, the workload served first, then the goal.
+"""The search: every legal shape, the promises first, then the goal.
 
-Promises come before speed: the image limit first, then the context, then the goal's value. The
-limit that was asked for is tried on every shape, with the engine's own bound paid for, and with
-less where the gateway then queues image requests and the cache gets the rest. Smaller limits are
-tried where no shape serves that one.
+The image limit that was asked for is tried on every shape: with the engine's own bound paid for,
+and with less where the gateway then queues image requests and the cache gets the rest. Smaller
+limits are tried where no shape serves that one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
-from turbofit.core.images import ImageRule
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
@@ -39,16 +37,15 @@ from turbofit.tuner.search.sizing import SearchState, longest_context, most_cont
 from turbofit.tuner.speed import total
 
 _LOG: Final = LazyLogger(__name__)
-T = TypeVar("T")
 
 
 class EngineFit(Struct):
     """What the search found for one engine: the best shape, with its accounts and its host memory.
 
-    ``evaluations`` are all shapes that were looked at; the best may not fit. ``fewer`` says why
-    there are fewer engines than the GPUs hold, ``reason`` why this engine was chosen before
-    another, each where that is so. ``rival`` is LMDeploy's other engine, where that fits: the one
-    that serves less, or the one that would serve where this one does not.
+    ``evaluations`` are all shapes that were looked at; the best may not fit. ``reasons`` say why
+    this engine was chosen before another, and why fewer engines run than the GPUs hold. ``rival``
+    is LMDeploy's other engine: the one that serves less, or that would serve where this one does
+    not.
     """
 
     request: ResolvedRequest
@@ -57,18 +54,15 @@ class EngineFit(Struct):
     evaluations: tuple[Evaluation, ...]
     accounts: tuple[Account, ...]
     host: HostMemory
-    fewer: str = ""
-    reason: str = ""
+    reasons: tuple[str, ...] = ()
     rival: EngineFit | None = None
 
     @property
     def fits(self) -> bool:
-        """Whether GPUs and host hold it."""
         return self.best.fits and self.host_problem is None
 
     @property
     def host_problem(self) -> str | None:
-        """Why host memory does not do, where it is known not to."""
         return host_problem(self.host)
 
     @property
@@ -83,14 +77,12 @@ class EngineFit(Struct):
 
     @property
     def tokens(self) -> int:
-        """KV tokens of the smallest cache."""
         return min(
             account.tokens_at(account.settings.cache_max_entry_count) for account in self.accounts
         )
 
     @property
     def throughput(self) -> Throughput | None:
-        """The forecast of speed of all groups; None where there is none."""
         speeds = self.best.speeds
         return total(speeds, self.request.machine.measured) if speeds else None
 
@@ -126,10 +118,8 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
 def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
     """The result for the engine, with fewer copies where host memory does not suffice for all.
 
-    Where no such number of copies fits, the one that holds the most requests at once.
-
-    Raises:
-        UsageError: something asked for cannot be used here at all.
+    Where no such number of copies fits, the one that holds the most requests at once. Raises as
+    :func:`search`.
     """
     fit = search(request, engine)
     if fit.host_problem is None or request.replicas is not None or request.groups is not None:
@@ -142,7 +132,8 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
             continue
         if fewer.host_problem is not None or not fewer.best.serves:
             continue
-        fewer = replace(fewer, fewer=f"replicas {replicas}: host memory does not do for {planned}")
+        reason = f"replicas {replicas}: host memory does not do for {planned}"
+        fewer = replace(fewer, reasons=(reason,))
         if fewer.fits:
             return fewer
         if most is fit or fewer.best.held_requests > most.best.held_requests:
@@ -153,98 +144,96 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
 def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine) -> Evaluation:
     """One shape where images of another limit are served, and asked for."""
     at_once = None if request.workload.concurrency is None else shape.at_once
-    shape = replace(shape, units_per_forward=None, at_once=at_once)
-    return _Search(request.with_limit(limit), engine).evaluate(shape, limit)
+    shape = replace(shape, limit=limit, units_per_forward=None, at_once=at_once)
+    return _Search(replace(request, limit=limit), engine).evaluate(shape)
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
     """The largest lower limit of an image under which a shape keeps all else; None for none."""
-    rule = request.model.image_rule
-    if rule is None or shape.limit is None:
-        return None
     whole = replace(shape, at_once=None, units_per_forward=None)
-    lowered = _Search(request, engine).lowered_to(whole, rule, shape.limit, attrgetter("fits"))
-    return lowered.shape.limit if lowered.fits else None
+    lowered = _Search(request, engine).lowered(whole, attrgetter("fits"))
+    return lowered.shape.limit if lowered is not None and lowered.fits else None
 
 
 class _Search(SearchState):
     """One search, and what all its shapes share."""
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
-        """The best shape, and all that were looked at."""
+        """The best shape, and all that were looked at; where none serves the best as asked."""
         space = self.shapes()
-        evaluations = [self.evaluate(shape, self.request.requested_limit) for shape in space]
-        best = max(evaluations, key=_order)
-        pairs = list(zip(space, evaluations, strict=True))
-        evaluations += [queued for shape, whole in pairs for queued in self.queued(shape, whole)]
-        if not any(evaluation.serves for evaluation in evaluations):
-            evaluations += [lowered for shape in space for lowered in self.lowered(shape)]
-        serving = [evaluation for evaluation in evaluations if evaluation.serves]
-        if serving:
-            chosen = max(serving, key=_order)
-            best = self.widened(chosen) if chosen.queues else chosen
-            evaluations = [
-                best if evaluation is chosen else evaluation for evaluation in evaluations
-            ]
-        return best, evaluations
+        whole = [self.evaluate(shape) for shape in space]
+        pairs = list(zip(space, whole, strict=True))
+        every = whole + [queued for pair in pairs for queued in self.queued(*pair)]
+        given = self.request.limit is not None or self.request.workload.image_size is not None
+        if not given and not any(evaluation.serves for evaluation in every):
+            every += filter(None, [self.lowered(shape, attrgetter("serves")) for shape in space])
+        serving = [evaluation for evaluation in every if evaluation.serves]
+        best = max(serving or whole, key=_order)
+        if not best.serves or not best.queues:
+            return best, every
+        widened = self.widened(best)
+        return widened, [widened if evaluation is best else evaluation for evaluation in every]
 
     def shapes(self) -> list[Shape]:
-        """The shapes that LMDeploy would take with the user's options.
-
-        Raises:
-            UsageError: there is none; the message names the option.
-        """
-        request, engine = self.request, self.engine
-        possible = list(shapes(request, engine))
-        if not possible:
-            hint = f"take {self._other_weights()}"
-            if request.tp or request.replicas:
-                need = (request.tp or 1) * (request.replicas or 1)
-                hint = "let turbofit choose --tp and --replicas"
-                tp_works = engine.tp_problem(request.model, request.tp or 1) is None
-                if tp_works and need > len(request.visible):
-                    hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
-            raise UsageError(no_shape(request, engine), hint=hint)
-        launches = [(shape, self._launches(shape)) for shape in possible]
-        legal, problem = _without(launches, engine.problem)
-        if not legal:
-            packed = four_bit_variant(request.model) if "model_format" in request.fixed else None
-            instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
-            raise UsageError(problem or "", hint=f"leave the option out, or {instead}")
-        living, death = _without(legal, self._death)
-        if not living and death is not None:
-            raise UsageError(death.cause, hint=death.instead)
-        running, kernels = _without(living, engine.missing_kernels)
+        """The shapes that LMDeploy would take with the user's options, or an error: why not."""
+        running = [(shape, self._launches(shape)) for shape in shapes(self.request, self.engine)]
         if not running:
-            raise NoKernelError(
-                f"{request.model.name} does not run here: {kernels}",
-                hint=f"take {', '.join(self._instead())} or {self._other_weights()}",
-            )
+            raise self._no_shape()
+        stages: tuple[tuple[Callable[[EngineLaunch], Any], Callable[[Any], TurbofitError]], ...] = (
+            (self.engine.problem, self._refused),
+            (self._death, lambda death: UsageError(death.cause, hint=death.instead)),
+            (self.engine.missing_kernels, self._no_kernels),
+        )
+        for problem_of, error in stages:
+            problems = [next(filter(None, map(problem_of, all_)), None) for _, all_ in running]
+            if all(problems):
+                raise error(problems[0])
+            running = [
+                pair for pair, problem in zip(running, problems, strict=True) if problem is None
+            ]
         return [shape for shape, _ in running]
 
-    def _instead(self) -> Iterator[str]:
-        """What may have kernels where there are none."""
+    def _no_shape(self) -> UsageError:
+        request, hint = self.request, f"take {self._other_weights()}"
+        if request.tp or request.replicas:
+            need = (request.tp or 1) * (request.replicas or 1)
+            hint = "let turbofit choose --tp and --replicas"
+            tp_works = self.engine.tp_problem(request.model, request.tp or 1) is None
+            if tp_works and need > len(request.visible):
+                hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
+        return UsageError(no_shape(request, self.engine), hint=hint)
+
+    def _refused(self, problem: str) -> UsageError:
+        given = "model_format" in self.request.fixed
+        packed = four_bit_variant(self.request.model) if given else None
+        instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
+        return UsageError(problem, hint=f"leave the option out, or {instead}")
+
+    def _no_kernels(self, kernels: str) -> NoKernelError:
+        model, fixed = self.request.model, self.request.fixed
         others = [name for name in LMDEPLOY if name != self.engine.name]
-        free = option_owner(self.request.fixed) is None
-        if free and any(engine_problem(self.request.model, name) is None for name in others):
-            yield "another engine"
-        yield "cards of another generation"
-        if "quant_policy" in self.request.fixed:
-            yield "another --quant-policy"
+        instead = ["cards of another generation"]
+        if option_owner(fixed) is None and any(engine_problem(model, o) is None for o in others):
+            instead.insert(0, "another engine")
+        if "quant_policy" in fixed:
+            instead.append("another --quant-policy")
+        return NoKernelError(
+            f"{model.name} does not run here: {kernels}",
+            hint=f"take {', '.join(instead)} or {self._other_weights()}",
+        )
 
     def _other_weights(self) -> str:
         variant = unpacked_variant(self.request.model)
         return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"
 
-    def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
-        """A shape under a limit."""
-        vision_load = vision_load_of(self.request, limit)
+    def evaluate(self, shape: Shape) -> Evaluation:
+        vision_load = vision_load_of(self.request, shape.limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
-        evaluation = evaluate(self, replace(shape, limit=limit))
+        evaluation = evaluate(self, shape)
         _LOG.debug(
             "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
-            shape.groups, shape.max_prefill_token_num, limit, shape.units_per_forward,
+            shape.groups, shape.max_prefill_token_num, shape.limit, shape.units_per_forward,
             evaluation.fits, evaluation.kv_tokens, evaluation.score, evaluation.short,
         )  # fmt: skip
         return evaluation
@@ -253,28 +242,26 @@ class _Search(SearchState):
         """The asked limit, paying for one request's units; ``whole`` pays for the engine's."""
         # With `queue_images` every shape pays for one request's already.
         free = self.request.workload.queue_images is None
-        if not self.requested_load.units_per_image or not free or not self._wants_cache(whole):
-            return
         units = self.requested_load.units_per_request
-        queued = self.evaluate(
-            replace(shape, units_per_forward=units), self.request.requested_limit
-        )
+        if not units or not free or not self._wants_cache(whole):
+            return
+        queued = self.evaluate(replace(shape, units_per_forward=units))
         if not (queued.fits and whole.fits and queued.worth <= whole.worth):
             yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
         """The same, paying for as many units in one forward as cost no promise and no speed."""
-        rule, limit, low = self.request.model.image_rule, queued.shape.limit, queued.shape
+        rule, low = self.request.model.image_rule, queued.shape
+        least = low.units_per_forward
         assert rule is not None
-        assert low.units_per_forward is not None
-        vision_load = vision_load_of(self.request, limit)
+        assert least is not None
+        vision_load = vision_load_of(self.request, low.limit)
         bounds = [self.engine.units_bound(rule, vision_load, part.settings) for part in queued.sets]
         at_once = None if self.request.workload.concurrency is None else low.at_once
 
         def at(units: int) -> Evaluation:
-            return self.evaluate(replace(low, at_once=at_once, units_per_forward=units), limit)
+            return self.evaluate(replace(low, at_once=at_once, units_per_forward=units))
 
-        least = low.units_per_forward
         return _largest(queued, least, max(least, *bounds), rule.unit_step, at, attrgetter("fits"))
 
     def _wants_cache(self, whole: Evaluation) -> bool:
@@ -285,34 +272,30 @@ class _Search(SearchState):
             return True
         return any(part.wants_cache for part in whole.sets)
 
-    def lowered(self, shape: Shape) -> Iterator[Evaluation]:
-        """The largest limit that serves; it pays for the engine's bound where that fits too."""
-        request = self.request
-        rule, requested = request.model.image_rule, request.requested_limit
-        given = request.fixed_limit is not None or request.workload.image_size is not None
-        if rule is not None and requested is not None and not given:
-            yield self.lowered_to(shape, rule, requested, attrgetter("serves"))
+    def lowered(self, shape: Shape, good: Callable[[Evaluation], bool]) -> Evaluation | None:
+        """The shape with the largest lower limit that is good, or the least; None without images.
 
-    def lowered_to(
-        self, shape: Shape, rule: ImageRule, below: int, good: Callable[[Evaluation], bool]
-    ) -> Evaluation:
-        """The largest limit below another that is good; the least where none is."""
-        request, step, least = self.request, rule.limit_step, rule.least_limit
+        It pays for the engine's bound where that fits too.
+        """
+        request, rule, most = self.request, self.request.model.image_rule, shape.limit
+        if rule is None or most is None:
+            return None
+        step, least = rule.limit_step, rule.least_limit
 
         def at(limit: int) -> Evaluation:
-            if request.workload.queue_images is False:
-                return self.evaluate(shape, limit)
-            units = vision_load_of(request, limit).units_per_request
-            return self.evaluate(replace(shape, units_per_forward=units), limit)
+            lower = replace(shape, limit=limit)
+            if request.workload.queue_images is not False:
+                units = vision_load_of(request, limit).units_per_request
+                lower = replace(lower, units_per_forward=units)
+            return self.evaluate(lower)
 
         best = at(least)
         if not good(best):
             return best
-        best = _largest(best, least, below - step, step, at, good)
-        return max(best, self.evaluate(shape, best.shape.limit), key=_order)
+        best = _largest(best, least, most - step, step, at, good)
+        return max(best, self.evaluate(replace(shape, limit=best.shape.limit)), key=_order)
 
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
-        """What the engine is known to die of every time."""
         known = known_problems(launch, self.engine.name, self.engine.version)
         return next((problem for problem in known if problem.fatal), None)
 
@@ -328,20 +311,6 @@ class _Search(SearchState):
             gpus = [request.machine.gpu(index) for index in group]
             launches.append(launch_of(request, settings, gpus, self.requested_load))
         return launches
-
-
-def _without(
-    shapes: Iterable[tuple[Shape, list[EngineLaunch]]], of: Callable[[EngineLaunch], T | None]
-) -> tuple[list[tuple[Shape, list[EngineLaunch]]], T | None]:
-    """The shapes of which no engine has a problem, and the first problem of the others."""
-    kept, first = [], None
-    for shape, launches in shapes:
-        problem = next((problem for problem in map(of, launches) if problem is not None), None)
-        if problem is None:
-            kept.append((shape, launches))
-        elif first is None:
-            first = problem
-    return kept, first
 
 
 def _largest(

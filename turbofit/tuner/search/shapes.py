@@ -1,7 +1,7 @@
 """Every shape that LMDeploy could run on the GPUs that are there: which go together, and how.
 
-Two groupings whose groups hold equally full cards behind equal links are the same to every
-forecast: only the one with the smallest indices is kept, so permuting equal GPUs changes nothing.
+Of groupings with equally full cards behind equal links only that with the smallest indices is kept:
+they are the same to every forecast.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain, combinations, islice, product
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -46,35 +46,34 @@ class Shape(Struct):
 
     @property
     def replicas(self) -> int:
-        """Groups that serve side by side."""
         return len(self.groups)
 
     def requests(self, concurrency: int | None) -> float:
-        """Requests that are there in each group at any time, of so many over all groups.
-
-        One where nothing is said of either: the batch that every shape can run.
-        """
+        """Requests in each group at any time, of so many over all groups; one where nobody says."""
         if self.at_once is not None:
             return self.at_once
         return 1.0 if concurrency is None else concurrency / self.replicas
 
 
+_CANDIDATE_SETTINGS: Final = (
+    "max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count"
+)  # fmt: skip
+
+
 class Evaluation(Struct):
     """A shape with its settings, and whether it serves.
 
-    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not; why it
-    does not is told by `candidates.explain`, since a search needs the words of few shapes.
-    ``score`` is the goal's value, ``served`` the share of the vision units asked for that it
-    serves, ``queues`` whether image requests wait though nobody asked for that. ``parts`` are the
-    sets of like groups where cards are unequal; ``settings`` and ``kv_tokens`` are then those of
-    the weakest, ``speeds`` are in the order of the shape's groups. With the goal of latency
-    ``seconds_per_answer`` is the slowest group's, with the requests that were asked for there, or
-    with one. ``wants_cache``: more cache would run more requests at once. ``footprint`` are the
-    bytes of all GPUs that it takes, where the least is asked for, and 0 elsewhere.
-    ``held_requests`` are those that all its engines run and hold at once, where a person says how
-    many there must be, and 0 elsewhere; of a shape that holds too few ``settings`` have the largest
-    batch that it holds. ``pace`` is the forecast under the rate that is asked for, and ``slow`` by
-    which share it misses what is asked.
+    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not
+    (`candidates.explain` has the words). ``score`` is the goal's value, ``served`` the share of the
+    vision units asked for that it serves, ``queues`` whether image requests wait unasked. ``parts``
+    are the sets of like groups where cards are unequal; ``settings`` and
+    ``kv_tokens`` are then those of the weakest, ``speeds`` are in the order of the shape's groups.
+    ``seconds_per_answer`` is the slowest group's, for the goal of latency. ``wants_cache``: more
+    cache would run more requests at once. ``footprint`` are the bytes that it takes of all GPUs,
+    where the least is asked for. ``held_requests`` are those that all its engines run and hold at
+    once, where a person says how many there must be: of a shape that holds too few ``settings``
+    have the largest batch that it holds. ``pace`` is the forecast under the rate that is asked for,
+    and ``slow`` by which share it misses what is asked.
     """
 
     engine: str
@@ -97,7 +96,6 @@ class Evaluation(Struct):
     slow: float = 0.0
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
-        """What one of the shape's groups runs."""
         return next((part for part in self.parts if group in part.shape.groups), self)
 
     @property
@@ -114,33 +112,26 @@ class Evaluation(Struct):
     def worth(self) -> tuple[float, ...]:
         """What clients get: images as large as was asked, the context, then the goal's value.
 
-        A promise comes before speed, so that none is smaller where there is more memory. Memory
-        comes between them where the least is asked for.
+        Promises come before speed, so that more memory makes none smaller.
         """
-        return (
-            self.served, self.settings.session_len, -self.footprint, -self.slow, self.score
-        )  # fmt: skip
+        context = self.settings.session_len
+        return (self.served, context, -self.footprint, -self.slow, self.score)
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """What is compared: what clients get, without queues where that costs nothing, tokens.
-
-        Last the larger prefill, then fewer shards.
-        """
-        shape = self.shape
-        return (
-            *self.worth, not self.queues, self.kv_tokens, shape.max_prefill_token_num, -shape.tp
-        )  # fmt: skip
+        """What clients get, no queues, tokens, then the larger prefill and fewer shards."""
+        prefill, tp = self.shape.max_prefill_token_num, self.shape.tp
+        return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
 
     def candidate(self, why_not: str) -> Candidate:
-        """The row of ``considered``."""
-        kept = ("max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count")
-        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in kept}
+
+        def kept(settings: Settings) -> dict[str, Any]:
+            return {name: getattr(settings, name) for name in _CANDIDATE_SETTINGS}
+
+        settings = kept(self.settings)
         if self.parts:
-            by_group = [self.of_group(group).settings for group in self.shape.groups]
-            settings["by_group"] = [
-                {name: getattr(options, name) for name in kept} for options in by_group
-            ]
+            groups = self.shape.groups
+            settings["by_group"] = [kept(self.of_group(group).settings) for group in groups]
         if self.shape.limit is not None:
             settings["limit"] = self.shape.limit
         return Candidate(
@@ -180,7 +171,7 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
 
 
 def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:
-    """The dtype that ``auto`` becomes on these GPUs, and why; LMDeploy says nothing of it.
+    """The dtype that ``auto`` becomes on these GPUs, and why.
 
     AWQ, GPTQ and packed int4 run in float16; cards before Ampere have no bfloat16, and a card that
     does not tell has it. On Hopper int4 runs in bfloat16 too, and gated delta nets in nothing else.
@@ -219,16 +210,14 @@ PREFILL_SIZES = (8192, 4096, 2048, 1024)
 _LARGEST_TP = 8
 #: Beyond this many equal GPUs every grouping is too many: they are cut in an order of their links.
 _EXHAUSTIVE = 8
-#: Ways to group one kind by one degree that are tried beside those of another; about how many ways
-#: to put kinds side by side are tried.
+#: Ways to group one kind by one degree that are tried beside another's; about so many in all.
 _MIXED = 4
 _MOST_MIXED = 48
-#: Cards whose used memory differs by less run one set of settings: it loses them no more than this.
+#: Cards whose used memory differs by less run one set of settings.
 _ALIKE = 64 * MIB
 
 Group = tuple[int, ...]
 GroupSignature = tuple[tuple[tuple[int, int, int], ...], LinkClass, int]
-Signature = tuple[GroupSignature, ...]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
@@ -250,15 +239,11 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
             )
 
 
-def _groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Ways to cut the visible GPUs into groups; over unequal cards only where that was asked.
-
-    And where what was asked is not possible over equal ones.
-    """
+def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group, ...]]:
+    """Ways to cut the visible GPUs into groups; over unequal cards where equal ones do not do."""
     if request.groups is not None:
-        yield request.groups
-        return
-    ways = list(_mixed(request, engine))
+        return [request.groups]
+    ways = _mixed(request, engine)
     for gpus in kinds(request.visible):
         for tp in _tps(request, gpus, engine):
             for replicas in _replicas(request, len(gpus) // tp):
@@ -267,24 +252,20 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple
     # Without so many engines a batch that is given does not run the requests that are given.
     batch, requests = request.fixed.get("max_batch_size"), request.workload.concurrency
     least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
-    yield from [groups for groups in ways if len(groups) >= least] or ways
+    return [groups for groups in ways if len(groups) >= least] or ways
 
 
-def _mixed(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
+def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
     """Engines on unequal cards side by side, each on equal ones, all with one dtype."""
     parts = [gpus for gpus in kinds(request.visible) if not gpus[0].mig]
-    if len(parts) < 2:
-        return
-    if "dtype" not in request.fixed:
+    if parts and "dtype" not in request.fixed:
         first = dtype_for(request.model, parts[0])[0]
         parts = [gpus for gpus in parts if dtype_for(request.model, gpus)[0] == first]
     tps = [_tps(request, gpus, engine) for gpus in parts]
-    yield from mixed_groupings(request.machine, parts, tps, request.replicas)
+    return mixed_groupings(request.machine, parts, tps, request.replicas)
 
 
-def _requested_shape(
-    request: ResolvedRequest, engine: Engine
-) -> Iterator[tuple[tuple[int, ...], ...]]:
+def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[Group, ...]]:
     """Engines over unequal cards, for a degree that was asked for.
 
     Packed weights take another form on some cards, and an account knows one form in a group.
@@ -300,25 +281,16 @@ def _requested_shape(
 
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
     """Degrees that cards of one kind could run; MIG instances have no peers for NCCL to join."""
-    most = 1 if gpus[0].mig else min(len(gpus), _LARGEST_TP)
-    degrees = range(1, most + 1) if request.tp is None else range(request.tp, request.tp + 1)
-    return [
-        tp
-        for tp in degrees
-        if tp <= len(gpus)
-        and (tp == 1 or not gpus[0].mig)
-        and not engine.tp_problem(request.model, tp)
-    ]
+    most = 1 if gpus[0].mig else len(gpus)
+    degrees = range(1, min(most, _LARGEST_TP) + 1) if request.tp is None else (request.tp,)
+    return [tp for tp in degrees if tp <= most and not engine.tp_problem(request.model, tp)]
 
 
 def _replicas(request: ResolvedRequest, most: int) -> Sequence[int]:
-    if request.replicas is not None:
-        return (request.replicas,) if request.replicas <= most else ()
-    return range(1, most + 1)
+    return [n for n in range(1, most + 1) if request.replicas in (None, n)]
 
 
 def no_shape(request: ResolvedRequest, engine: Engine) -> str:
-    """Why there is no shape at all."""
     count = len(request.visible)
     if request.tp is not None:
         problem = engine.tp_problem(request.model, request.tp)
@@ -327,12 +299,12 @@ def no_shape(request: ResolvedRequest, engine: Engine) -> str:
         need = request.tp * (request.replicas or 1)
         largest = max((len(kind) for kind in kinds(request.visible)), default=0)
         whole = sum(not gpu.mig for gpu in request.visible)
+        if whole < need <= count:
+            return split_over_slices(request.tp, whole)
         if need <= count:
             return (
-                split_over_slices(request.tp, whole)
-                if whole < need
-                else f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on"
-                " several generations of cards do not allow"
+                f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on several"
+                " generations of cards do not allow"
             )
         return f"--tp {request.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
     if request.replicas is not None and request.replicas > count:
@@ -375,7 +347,7 @@ def groupings(
     )
     if _uniform(machine, gpus):
         ways = islice(ways, 1)
-    distinct: dict[Signature, tuple[Group, ...]] = {}
+    distinct: dict[tuple[GroupSignature, ...], tuple[Group, ...]] = {}
     signatures: dict[Group, GroupSignature] = {}
 
     def signature_of(group: Sequence[Gpu]) -> GroupSignature:
@@ -409,9 +381,8 @@ def mixed_groupings(
     """As many groups as each kind of card gives, of two or more kinds side by side.
 
     Each group is of one kind; kinds may be split by unequal degrees, ``tps`` of each. All kinds
-    together and small degrees come first, and what goes on beyond a bound is not looked at. Empty
-    where fewer than two kinds give any group. ``replicas`` is how many groups there must be, where
-    that is known.
+    together and small degrees come first, up to a bound. ``replicas`` is how many groups there must
+    be, where that is known.
     """
     by_kind = [
         [way for tp in degrees for way in groupings(machine, gpus, tp, len(gpus) // tp)[:_MIXED]]
@@ -433,29 +404,23 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
 
     Cards of a set are equal, place by place, but for a little memory that others hold.
     """
+
+    def cards(group: Group) -> list[tuple[int, str, int, int]]:
+        gpus = [machine.gpu(index) for index in group]
+        return [(known(g.used, 0), g.name, known(g.total, 0), known(g.reserved, 0)) for g in gpus]
+
+    def alike(group: Group, other: Group) -> bool:
+        pairs = list(zip(cards(group), cards(other), strict=False))
+        equal = all(a[1:] == b[1:] and abs(a[0] - b[0]) < _ALIKE for a, b in pairs)
+        return len(group) == len(other) and equal
+
     sets: list[list[Group]] = []
-    for group in sorted(groups, key=lambda indices: (*_cards(machine, indices), indices)):
-        cards = _cards(machine, group)
-        for members in sets:
-            first = _cards(machine, members[0])
-            if len(first) == len(cards) and all(map(_alike, first, cards)):
-                members.append(group)
-                break
-        else:
-            sets.append([group])
+    for group in sorted(groups, key=lambda group: (*cards(group), group)):
+        members = next((members for members in sets if alike(members[0], group)), None)
+        if members is None:
+            sets.append(members := [])
+        members.append(group)
     return tuple(tuple(sorted(members)) for members in sets)
-
-
-def _cards(machine: Machine, group: Group) -> tuple[tuple[int, str, int, int], ...]:
-    """Of each card: used memory, name, total, reserved."""
-    gpus = [machine.gpu(index) for index in group]
-    return tuple(
-        (known(gpu.used, 0), gpu.name, known(gpu.total, 0), known(gpu.reserved, 0)) for gpu in gpus
-    )
-
-
-def _alike(card: tuple[int, str, int, int], other: tuple[int, str, int, int]) -> bool:
-    return card[1:] == other[1:] and abs(card[0] - other[0]) < _ALIKE
 
 
 def _side_by_side(kinds: Sequence[Sequence[tuple[Group, ...]]]) -> Iterator[tuple[Group, ...]]:
@@ -483,15 +448,13 @@ def _partitions(
 def _in_order(
     machine: Machine, gpus: Sequence[Gpu], tp: int, replicas: int
 ) -> tuple[tuple[Gpu, ...], ...]:
-    """Groups grown one by one from the freest card by the best link; for many GPUs only."""
+    """Groups grown one by one from the freest card by the best link."""
     left = sorted(gpus, key=lambda gpu: (known(gpu.used, 0), gpu.index))
     groups = []
     for _ in range(replicas):
         group = [left.pop(0)]
         while len(group) < tp:
-            best = max(
-                left, key=lambda gpu: (group_class(machine, [*group, gpu]), -left.index(gpu))
-            )
+            best = max(left, key=lambda gpu: group_class(machine, [*group, gpu]))
             left.remove(best)
             group.append(best)
         groups.append(tuple(group))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from msgspec.structs import replace
 
@@ -47,29 +47,19 @@ _TOKENS_KEPT: Final = 0.99
 
 
 class SearchState:
-    """What all shapes of one search share: the question, and accounts and speeds of groups.
-
-    A group that is met in many groupings is evaluated once, and so are contexts and batches of
-    shapes that differ in nothing but how often their groups are there. ``too_small``: the last
-    shape's cache did not hold the shortest context, which is looked at first then.
-
-    Equal cards behind equal links are one group here whatever their indices: the first card and the
-    fullest of the others decide all that a search asks of an account.
-    """
+    """What all shapes of one search share: the question, and accounts and speeds of groups."""
 
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request, self.engine = request, engine
         #: The workload's images, before any limit is lowered for it.
         self.requested_load = vision_load_of(request, request.requested_limit)
-        self.too_small = False
         self._answers: dict[tuple[object, ...], Any] = {}
 
     def once(self, answer: Callable[[], T], *key: object) -> T:
-        """An answer that depends on the key alone, kept from the first time on."""
+        """An answer that depends on the key alone, kept for all shapes that meet the same key."""
         if key not in self._answers:
             self._answers[key] = answer()
-        kept: T = self._answers[key]
-        return kept
+        return cast("T", self._answers[key])
 
 
 class Sizer:
@@ -82,19 +72,17 @@ class Sizer:
         self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
         machine = self.request.machine
         self.groups = [tuple(map(machine.gpu, group)) for group in shape.groups]
-        #: The groups that differ.
         self.distinct = list({self._key(gpus): gpus for gpus in self.groups}.values())
         self._fixed_ratio = self.request.fixed.get("cache_max_entry_count")
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What the context and the best batch depend on: groups that are alike count once."""
+        """What the context and the best batch depend on: like groups count once."""
         at_once = self.shape.requests(self.request.workload.concurrency)
         shape = replace(self.shape, groups=(), at_once=at_once)
         return (shape, self.vision_load, tuple(map(self._key, self.distinct)))
 
     def with_batch(self, batch: int) -> Sizer:
-        """The same with so many requests at once in each group."""
         other = copy(self)
         other.shape = replace(self.shape, at_once=float(batch))
         return other
@@ -138,9 +126,10 @@ class Sizer:
         kv_tokens: int,
         at_once: float | None = None,
     ) -> Speed:
-        """The forecast of one group; ``at_once`` None: with the requests that the shape counts."""
-        request, state = self.request, self.state
-        load = self.shape.requests(request.workload.concurrency) if at_once is None else at_once
+        """The forecast of one group; ``at_once`` None: with the shape's own requests."""
+        request, state, load = self.request, self.state, at_once
+        if load is None:
+            load = self.shape.requests(request.workload.concurrency)
 
         def rates() -> GroupRates:
             return group_rates(request.model, settings, request.machine, gpus, self.engine)
@@ -162,14 +151,10 @@ class Sizer:
         if self.shape.promised is not None:
             longest = min(longest, self.shape.promised)
         low = min(shortest_context(self.vision_load), longest)
-        if self.state.too_small and self._tokens_held(low) < low:
+        if self._tokens_held(low) < low:
             return low
         if self._tokens_held(longest) >= longest:
-            self.state.too_small = False
             return longest
-        self.state.too_small = self._tokens_held(low) < low
-        if self.state.too_small:
-            return low
         low = longest_held(self._tokens_held, low, longest)
         rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
         # A round number where it costs little: 3,072 of 4,032 would be a quarter.
@@ -188,7 +173,7 @@ class Sizer:
         return min(1.0, *ratios, *left)
 
     def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
-        """The smallest ratio that holds whole contexts of all that run at once, else the most."""
+        """The smallest ratio that holds a whole context for all of the batch, else the most."""
         if self._fixed_ratio is not None:
             return most
         settings = accounts[0].settings
@@ -229,7 +214,7 @@ class Sizer:
         return min(shortest_context(self.vision_load), longest, most_context(self.request))
 
     def _tokens_held(self, session_len: int) -> int:
-        """The tokens that the cache holds with this context; 0 where the engine does not start."""
+        """Tokens of the cache with this context; 0 where the engine does not start."""
         accounts = self.accounts(session_len)
         ratio = self.ratio(accounts)
         if ratio is None or any(account.cache_shortfall_at(ratio) for account in accounts):
@@ -243,7 +228,11 @@ class Sizer:
         return self.state.once(account, "account", settings, self.vision_load, self._key(gpus))
 
     def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """What of a group an account and a speed depend on: two of equal cards decide."""
+        """What of a group an account and a speed depend on.
+
+        Equal cards behind equal links are one group whatever their indices: the first card and the
+        fullest of the others decide.
+        """
         machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
 
         def key() -> tuple[object, ...]:
@@ -279,9 +268,8 @@ def most_context(request: ResolvedRequest) -> int:
 def longest_context(request: ResolvedRequest) -> int:
     """The longest context that is promised: the user's, or the model's own up to 32,768.
 
-    Few requests are longer, and longer ones let more images meet in TurboMind's forward. The goal
-    of context has the model's own; images that need more get what they need. The least footprint
-    has room for the workload's request alone.
+    Few requests are longer, and longer ones let more images meet in TurboMind's forward. Images
+    that need more get it; the goal of context has the model's own, the least footprint one request.
     """
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
@@ -291,10 +279,9 @@ def longest_context(request: ResolvedRequest) -> int:
 
 
 def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
-    """Tokens by which the images of one request and some text are more than any context here.
+    """Tokens by which the images of a request, with some text, exceed the longest context here.
 
-    What is promised together must be possible together: LMDeploy refuses a longer prompt, whatever
-    the memory.
+    LMDeploy refuses such a prompt, whatever the memory.
     """
     if not vision_load.units_per_image:
         return 0
@@ -304,20 +291,11 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
-    """The longest context between two of which the shorter is held and the longer is not.
+    """The longest context, a multiple of 64, that is held; ``low`` is held, ``high`` is not.
 
-    A longer context leaves no more tokens, so that each look bounds the answer on both sides: no
-    context is held beyond the tokens that a shorter one leaves, and one of as many tokens as a
-    longer one leaves is held. Two or three looks suffice, where bisection takes ten.
-
-    Args:
-        tokens_at: the KV tokens that the cache holds with a context; 0 where the engine does not
-            start.
-        low: a context that is held.
-        high: a longer one that is not.
-
-    Returns:
-        A multiple of 64, or ``low``.
+    ``tokens_at`` gives the KV tokens that the cache holds with a context, 0 where the engine does
+    not start. A longer context leaves no more of them, so that each look bounds the answer on both
+    sides: two or three suffice, where bisection takes ten.
     """
     guess = tokens_at(high) // CONTEXT_STEP * CONTEXT_STEP
     while high - low > CONTEXT_STEP:
@@ -338,16 +316,9 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     """How many requests one engine runs at once, where nobody says it or memory bounds it.
 
     The smallest batch that reaches nearly all of the requests a second that the forecast gives to
-    any: more rows cost memory for buffers and for images that meet in one forward. The cache bounds
-    the batch, since the forecast counts on every request's tokens there.
-
-    Args:
-        sizer: of the shape with one request at once.
-        session_len: the context that one request at once leaves; no batch shortens it.
-
-    Returns:
-        That batch, or a smaller one where memory does not do for it, or the user's own where that
-        is set; and whether more memory would run more requests at once.
+    any, since more rows cost memory, or the largest that memory holds, or the user's own; and
+    whether more memory would run more. ``session_len`` is what one request at once leaves; no batch
+    shortens it.
     """
     fixed = sizer.request.fixed.get("max_batch_size")
     if isinstance(fixed, int):
@@ -388,7 +359,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
 
 def held_by(sized: Evaluation) -> int:
-    """Requests of the size that verdicts count by which one engine runs and holds at once."""
+    """Requests, of the size that verdicts count by, that one engine runs and holds at once."""
     settings = sized.settings
     size = counted_tokens(sized.vision_load, settings.session_len)
     held = settings.requests_in(sized.kv_tokens, size)
@@ -396,7 +367,7 @@ def held_by(sized: Evaluation) -> int:
 
 
 def most_held(sizer: Sizer, wanted: int) -> int:
-    """The most requests at once that one engine of a shape holds, fewer than are wanted of it."""
+    """The most requests at once that one engine of a shape holds, below ``wanted``."""
 
     def holds(batch: int) -> bool:
         some = sizer.with_batch(batch)
