@@ -179,7 +179,8 @@ def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
         PackageError: LMDeploy is missing or too old.
         DoesNotFitError: nothing fits; the hint says what would.
         UsageError: a keyword or config that cannot be planned for.
-        LaunchError: started by a rank launcher with tp > 1, or another turbofit plans for minutes.
+        LaunchError: started by a rank launcher with tp > 1, another turbofit plans for minutes, or
+            the hub does not give the model.
     """
     from turbofit.launch.pipeline.pipeline import open_pipeline
 

@@ -261,7 +261,7 @@ def test_the_engines_figures_beside_the_plans() -> None:
     assert beside.forecast == round(17000 * MIB / 0.994)
     assert "19,667.0 MiB (forecast 19,473.1, +1.0%)" in in_words(free)
     assert "17,170.0 MiB (forecast 17,000.0, +1.0%)" in in_words(cache)
-    slab = Slab(slab_size=32 * MIB, object_size=2 * MIB, object_count=16)
+    slab = Slab(slab_size=32 * MIB, object_size=2 * MIB)
     tokens = tokens_beside(plan, budget, slab)
     assert tokens.actual == 535 * 16 * 64
     assert "547,840 (forecast 544,000, +0.7%)" in in_words(tokens)
@@ -275,5 +275,5 @@ def test_tokens_of_a_hybrid_model_are_beside_its_states() -> None:
     )
     region = plan.kv.region_bytes
     budget = CacheBudget(budget=region, free=2 * region, ratio=0.5)
-    slab = Slab(slab_size=32 * MIB, object_size=2 * MIB, object_count=16)
+    slab = Slab(slab_size=32 * MIB, object_size=2 * MIB)
     assert tokens_beside(plan, budget, slab).actual == plan.kv.tokens

@@ -27,17 +27,17 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         (
             "[TM][WARN][1120.08:30:01.123456][slab.h:136] "
             "slab_size 33554432, object_size 2097152, object_count 16, ratio 1",
-            log.Slab(slab_size=33554432, object_size=2097152, object_count=16),
+            log.Slab(slab_size=33554432, object_size=2097152),
         ),
         (PREFIX + "Warm-up lengths: 8, 16, 8320", log.WarmupLengths(lengths=(8, 16, 8320))),
         (PREFIX + "8320", log.WarmupLength(tokens=8320)),
-        (PREFIX + "Warm-up finished in 12.34 seconds.", log.WarmupFinished(seconds=12.34)),
+        (PREFIX + "Warm-up finished in 12.34 seconds.", log.WarmupFinished()),
         # As `launch.engine.process` hands it on, without its time.
         (
             "[TM][INFO][scheduler.cc:1186] out of memory at 0/1",
-            log.Backpressure(cause="memory", at=0, of=1),
+            log.Backpressure(cause="memory"),
         ),
-        (PREFIX + "hit resource limit at 3/9", log.Backpressure(cause="limit", at=3, of=9)),
+        (PREFIX + "hit resource limit at 3/9", log.Backpressure(cause="limit")),
         (FATAL + "[allocator.cc:44] CUDA error: out of memory", OUT_OF_MEMORY),
         (
             FATAL + "[allocator.cc:105] CUDA error: out of memory",
@@ -66,7 +66,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         ),
         (
             "  [ 0] LlamaLinear::Forward @ src/turbomind/models/llama/LlamaLinear.cu:210",
-            log.Frame(number=0, name="LlamaLinear::Forward"),
+            log.Frame(name="LlamaLinear::Forward"),
         ),
         (
             "torch.cuda.OutOfMemoryError: CUDA out of memory.",
@@ -148,7 +148,7 @@ def test_other_lines(line: str) -> None:
 )
 def test_tokens_from_the_log(budget: int, slab: tuple[int, int], tokens: int) -> None:
     size, block = slab[0] * MIB, slab[1] * MIB
-    shape = log.Slab(slab_size=size, object_size=block, object_count=size // block)
+    shape = log.Slab(slab_size=size, object_size=block)
     assert cached_tokens(budget, shape, 64) == tokens
 
 

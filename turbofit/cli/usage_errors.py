@@ -104,8 +104,8 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     what, command = f"unknown option {name}", ctx.info_name or ""
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     known = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
-    begin = f"-{name}" if len(name) == 2 else f"{name}-"  # a letter, or more than an option
-    alike = [other for other in known if other.startswith(begin) or name.startswith(f"{other}-")]
+    letter = f"-{name}" if len(name) == 2 else "\0"
+    alike = [other for other in known if other.startswith(letter) or name.startswith(f"{other}-")]
     if commands and name.startswith("--"):
         example = MANUAL[command].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
@@ -114,9 +114,11 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     elif hint := guess(name, known):
         pass
+    elif instead := by_its_words(name, command):
+        return UsageError(what, hint=instead)
     elif len(alike) in (1, 2):
         hint = f"did you mean {' or '.join(alike)}? "
-    elif instead := by_its_words(name, command) or by_its_words("option", command):
+    elif instead := by_its_words("option", command):
         return UsageError(what, hint=instead)
     elif len(options := [name for name in known if name not in _EVERYWHERE]) <= _LISTED:
         hint = f"its options are {', '.join(options)}; " if options else "it takes no options; "
@@ -137,7 +139,7 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
     model = next((word for before, word in typed if "-" not in (before[:1], word[:1])), "")
     if not model or not takes_model(ctx):
         return error
-    from turbofit.core.synonyms import command_synonym
+    from turbofit.core.synonyms import command_synonym, synonym
     from turbofit.machine.spec import is_spec
     from turbofit.model.families.support import named_refusal
     from turbofit.model.names import unrunnable
@@ -146,7 +148,11 @@ def unknown_options(errors: list[UsageError], words: list[str], ctx: click.Conte
         error.message += f"; {refused.message}"
         error.hint += f"; {refused.hint}"
         return error
-    line = meant_line(ctx) if command_synonym(model) or is_spec("".join(words[1:2])) else ""
+    machine = "".join(words[1:2])
+    before = dict(zip(ctx.meta[WORDS][1:], ctx.meta[WORDS], strict=False)).get(machine, "")
+    # The value of an option that nobody has is no machine.
+    named = is_spec(machine) and (before[:1] != "-" or synonym(before) is not None)
+    line = meant_line(ctx) if command_synonym(model) or named else ""
     error.hint += f"; in all: {line}" if line and line not in error.hint else ""
     return error
 

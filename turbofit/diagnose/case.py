@@ -9,7 +9,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.event import event_of
-from turbofit.diagnose.spellings import preset_of
+from turbofit.diagnose.subject import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.presets import load_preset, match_key, presets_with
 from turbofit.machine.source import machine_from
@@ -54,18 +54,15 @@ class LogCase:
 
     @property
     def gpu(self) -> Gpu | None:
-        """The first GPU of the machine."""
         return self.machine.gpu(self.machine.visible[0]) if self.machine else None
 
     @property
     def tp(self) -> int | None:
-        """The tensor parallelism that the log names."""
         value = self.facts.subject.options.get("tp")
         return value if isinstance(value, int) else None
 
     @property
     def ratio(self) -> float | None:
-        """The cache ratio that the log names."""
         value = self.facts.subject.options.get("cache_max_entry_count")
         return value if isinstance(value, float) else None
 
@@ -201,7 +198,6 @@ def with_used(machine: Machine, on: str, used: int) -> tuple[Machine, str]:
 
 
 def _spec_of(gpu: Gpu) -> str:
-    """A GPU as a SPEC names it."""
     key, total = match_key(gpu), usable(gpu)
     taken = "" if gpu.used in (NA, 0) else f":used={int(gpu.used) // MIB}MiB"
     if key is not None and total is not None:

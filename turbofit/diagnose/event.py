@@ -8,21 +8,11 @@ from typing import TYPE_CHECKING, Final, Literal
 from turbofit.core.struct import Struct
 from turbofit.diagnose.facts import LogEvent
 from turbofit.diagnose.rules.causes import matches
-from turbofit.observe.log_events import (
-    CheckFailed,
-    CudaError,
-    HostKill,
-    KnownMessage,
-    LegacyCuda,
-    NcclError,
-    PythonError,
-    ServerUp,
-    TorchMemory,
-    WarmupFinished,
-)
+from turbofit.observe.log_events import FATAL, KnownMessage, PythonError, ServerUp, WarmupFinished
 
 if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
+    from turbofit.diagnose.rules.causes import Cause
 
 #: How an end is written: an exception's name, a logger's level, a signal, an exit.
 _END: Final = re.compile(
@@ -46,8 +36,6 @@ _MACHINE: Final = (
 )  # fmt: skip
 #: Words of faults after which a process has no CUDA context, or no communicator: none is outlived.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
-#: Events that are an end by themselves.
-_FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
 
 
 class Event(Struct):
@@ -64,10 +52,12 @@ class Event(Struct):
     last: LogEvent | None = None
 
 
-def _kind(mark: LogEvent) -> str | None:
-    """The kind of the first row that has a mark's line."""
-    row = next(matches(mark.text), None)
-    return row[0].kind if row else None
+def _row(mark: LogEvent) -> Cause | None:
+    return next((row for row, _ in matches(mark.text)), None)
+
+
+def _of_machine(row: Cause | None) -> bool:
+    return row is not None and row.kind in _MACHINE
 
 
 def event_of(facts: LogFacts) -> Event:
@@ -86,18 +76,18 @@ def event_of(facts: LogFacts) -> Event:
     complaints: list[LogEvent] = []
     warned: list[LogEvent] = []
     for mark in facts.marks:
-        if not isinstance(mark.event, (*_FATAL, KnownMessage)):
-            continue
         known = isinstance(mark.event, KnownMessage)
+        if not known and not isinstance(mark.event, FATAL):
+            continue
         if known:
-            row = next((row for row, _ in matches(mark.text)), None)
+            row = _row(mark)
             if row is not None and row.rank == "notice":
                 complaints.append(mark)
                 continue
-            unlike_an_end = not _END.search(mark.text)
-            if unlike_an_end and last is not None and last.line > mark.line:
-                continue
-            if unlike_an_end and mark.line < raised and not (row and row.kind in _MACHINE):
+            passed = (last is not None and mark.line < last.line) or (
+                mark.line < raised and not _of_machine(row)
+            )
+            if passed and not _END.search(mark.text):
                 continue
         if mark.line < ready or (
             mark.line < facts.outlived_before
@@ -109,8 +99,9 @@ def event_of(facts: LogFacts) -> Event:
         (warned if warns else fatal).append(mark)
     # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone, a
     # warning is the event where it tells of the machine; what else is warned of is outlived.
-    if all(_kind(mark) == "no_gpu" for mark in fatal):
-        fatal += [mark for mark in warned if fatal or _kind(mark) in _MACHINE]
+    rows = [_row(mark) for mark in fatal]
+    if all(row is not None and row.kind == "no_gpu" for row in rows):
+        fatal += [mark for mark in warned if fatal or _of_machine(_row(mark))]
     if fatal:
         marks = sorted((*fatal, *complaints), key=lambda mark: mark.line)
         return Event(outcome="fatal", marks=tuple(marks), last=last)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
@@ -12,7 +14,7 @@ from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
-from turbofit.diagnose.rules.draft import evidence, raised_in, without_secrets
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
@@ -34,9 +36,8 @@ from turbofit.observe.log_reader import read_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.diagnose.answer import Advice, Evidence
-    from turbofit.diagnose.facts import LogFacts
-    from turbofit.diagnose.rules.draft import RuleAnswer
+    from turbofit.diagnose.answer import Advice
+    from turbofit.diagnose.facts import LogEvent, LogFacts
 
 _RULES: Final = (
     engine_rules,
@@ -79,7 +80,7 @@ def diagnose(
         key=lambda pair: (_RANKS[pair[0].rank], pair[0].line),
     )
     if not drafts:
-        return _unknown(cases[-1])
+        return _unknown(cases[-1], _last_error(cases[-1]), ())
     reasons = _REASONS.get(drafts[0][0].kind, ())
     drafts.sort(key=lambda pair: pair[0].kind not in reasons)
     best, of_run = drafts[0]
@@ -93,7 +94,7 @@ def diagnose(
     if last is not None and (
         best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
     ):
-        return _unknown(of_run, also=(_in_short(best),))
+        return _unknown(of_run, _last_error(of_run), (_in_short(best),))
     answer = _answer if best.what else _unknown
     return answer(of_run, best, tuple(reversed(also.values())))
 
@@ -135,9 +136,8 @@ def _changes(case: LogCase, draft: RuleAnswer) -> tuple[str, ...]:
     )
 
 
-def _plan(case: LogCase, draft: RuleAnswer | None) -> tuple[Advice | None, tuple[str, ...]]:
-    """The plan that belongs to an answer, or what is missing for it."""
-    if draft is None or not draft.planned:
+def _plan(case: LogCase, draft: RuleAnswer) -> tuple[Advice | None, tuple[str, ...]]:
+    if not draft.planned:
         return None, ()
     would_work, lacks = advice(case, draft), []
     if would_work is None and case.model is None:
@@ -152,26 +152,11 @@ def _plan(case: LogCase, draft: RuleAnswer | None) -> tuple[Advice | None, tuple
     return would_work, tuple(lacks)
 
 
-class _Quote(NamedTuple):
-    """The error of a log whose cause is not proven."""
-
-    what: str
-    evidence: tuple[Evidence, ...] = ()
-    why: tuple[str, ...] = ()
-    others: Others | None = None
-
-
-def _unknown(
-    case: LogCase, draft: RuleAnswer | None = None, also: tuple[str, ...] = ()
-) -> Diagnosis:
-    """No cause is proven: a message that a rule knows, else the last error."""
-    if draft is None:
-        quote = _last_error(case)
-    else:
-        others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
-        what = f"{_NO_CAUSE}: {draft.quoted}"
-        quote = _Quote(what, draft.evidence, draft.why, others if draft.possible else None)
-    about = " ".join((quote.what, *case.facts.subject.programs))
+def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
+    """No cause is proven: a message that a rule knows, or the last error."""
+    what = draft.what or f"{_NO_CAUSE}: {draft.quoted}"
+    others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
+    about = " ".join((what, *case.facts.subject.programs))
     errors = case.facts.every(PythonError)
     if errors and not errors[-1][0].stack:
         about += " (no traceback)"
@@ -181,19 +166,19 @@ def _unknown(
     return Diagnosis(
         kind="unknown",
         phase="unknown",
-        what=quote.what,
-        others=quote.others,
-        why=quote.why,
+        what=what,
+        others=others if draft.possible else None,
+        why=draft.why,
         also=also,
-        evidence=quote.evidence,
+        evidence=draft.evidence,
         would_work=would_work,
-        unknown=("what caused it" if quote.evidence else "what happened", *lacks),
+        unknown=("what caused it" if draft.evidence else "what happened", *lacks),
         send=what_to_send(about),
         read=_read(case),
     )
 
 
-def _last_error(case: LogCase) -> _Quote:
+def _last_error(case: LogCase) -> RuleAnswer:
     """What the last exception says, and whether that is a check's sentence; else a line."""
     messages = case.facts.every(KnownMessage)
     errors = case.facts.every(PythonError) or [
@@ -204,25 +189,34 @@ def _last_error(case: LogCase) -> _Quote:
     if errors:
         last, error = errors[-1]
         text = without_secrets(error.message or (last.stack[-1].code if last.stack else ""))
-        what, others = f"turbofit does not know this error: {error.name}: {text}".rstrip(": "), None
         checked = refused_by(last.stack, error.name)
         passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
         if checked and " " in text.strip() and not passed_on:
             what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
-            others = Others(message="check_failed", had=_CHECKED, tried=_CHECK_AGAIN)
-        return _Quote(what, (evidence(last, "the last error"),), raised_in(last), others)
+            return replace(_quote(last, what), possible=_CHECKED, changes=_CHECK_AGAIN)
+        what = f"turbofit does not know this error: {error.name}: {text}"
+        return _quote(last, what.rstrip(": "))
     line = case.facts.last_complaint or (messages[-1][0] if messages else None)
     line = line or (None if case.facts.calm else case.facts.last_refusal)
     if line is None:
-        return _Quote(_QUIET if case.facts.calm else _FOREIGN)
+        return RuleAnswer(kind="", line=0, what=_QUIET if case.facts.calm else _FOREIGN)
     text = evidence(line, "").text
     if _WARNING.match(text):
-        what = f"this log has a warning, and no error: {text}"
-        return _Quote(what, (evidence(line, "the last warning"),), raised_in(line))
+        return _quote(line, f"this log has a warning, and no error: {text}", "the last warning")
     what = "turbofit does not know this message"
     if line.stack and line.text == line.stack[-1].code:
         what = "turbofit does not know the error of the traceback that ends at"
-    return _Quote(f"{what}: {text}", (evidence(line, "the last error"),), raised_in(line))
+    return _quote(line, f"{what}: {text}")
+
+
+def _quote(mark: LogEvent, what: str, tells: str = "the last error") -> RuleAnswer:
+    return RuleAnswer(
+        kind="check_failed",
+        line=mark.line,
+        what=what,
+        why=raised_in(mark),
+        evidence=(evidence(mark, tells),),
+    )
 
 
 #: Not NCCL's, whose errors have that level.

@@ -9,32 +9,16 @@ from turbofit.diagnose.rules.causes import told_figures
 from turbofit.diagnose.subject import FactCollector
 from turbofit.launch.engine.process import repeats
 from turbofit.observe.log_events import (
+    OF_LAUNCH,
+    OF_MACHINE,
+    PAST_LOADING,
     Backpressure,
-    CacheBudget,
-    CacheFrame,
-    CudaError,
-    EngineFallback,
     KnownMessage,
-    KvBlocks,
     LegacyCuda,
-    LoadingWeights,
-    LoopFailed,
-    LostLock,
-    MigSlice,
-    NoCache,
-    PeerMissing,
     PythonError,
     PythonFrame,
-    ServerUp,
-    Slab,
-    SmiDriver,
-    SmiGpu,
-    SmiProcess,
     Starting,
     TorchMemory,
-    VisionFrame,
-    WarmingUp,
-    WarmupFinished,
     WarmupLengths,
 )
 from turbofit.observe.log_reader import SmiTable, read_line, torch_memory
@@ -64,10 +48,6 @@ _COMMAND: Final = re.compile(
 _BEGINS: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 )
-#: News of an engine that had its weights, or that died: another beginning is another run's.
-_PAST: Final = (
-    CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
-)  # fmt: skip
 #: A line of no level below an error.
 _NO_LESS = r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
 #: A line that no row knows and that tells of an error, whoever wrote it.
@@ -119,13 +99,6 @@ _RULE: Final = "-" * 20
 _PASSES_ON: Final = "The above exception was the direct cause"
 _CHAIN: Final = ("During handling of the above exception", _PASSES_ON)
 _LONGEST_STACK: Final = 60
-#: What only a launch follows, and frames whose code a stack has anyway.
-_LIVE: Final = (
-    CacheFrame, EngineFallback, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame,
-    WarmingUp,
-)  # fmt: skip
-#: What is said of the machine is true for each run.
-_OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)
 #: Runs at each end of a log whose facts are kept.
 _RUNS: Final = 16
 #: What a terminal may break into several lines.
@@ -174,14 +147,14 @@ class LogFacts:
         #: The last line at which the exception of a destructor is waited for.
         self._ignored_until = 0
         self.waits = 0
-        self.waiting: tuple[int, str] | None = None
+        self.waiting: LogEvent | None = None
         self._stack: list[PythonFrame] = []
         #: Whether the row before is a frame, whose source line comes next.
         self._at_frame = False
         self._table = SmiTable()
+        #: The place in `marks` of a message that may go on, and the ways to join its lines.
         self._message: tuple[int, list[str]] | None = None
         self._counts: dict[type, int] = {}
-        self._past = False
         self._followed = False
         #: A warning of Python whose message begins in the next row.
         self._warning = ""
@@ -200,7 +173,6 @@ class LogFacts:
         return not self._alarmed and 2 * self._calm > self._rows
 
     def take(self, line: int, text: str) -> None:
-        """Take in one row."""
         self.lines = max(self.lines, line)
         self.subject.notice(text)
         self._note(line, text)
@@ -213,7 +185,7 @@ class LogFacts:
         if isinstance(event, Backpressure):
             if event.cause == "memory":
                 self.waits += 1
-                self.waiting = self.waiting or (line, text)
+                self.waiting = self.waiting or LogEvent(line, text, event)
             return
         if self._message and not self._continues(line, text, event):
             self._message = None
@@ -258,7 +230,6 @@ class LogFacts:
         self.subject.read(line, text)
 
     def _note(self, line: int, text: str) -> None:
-        """What a row tells beside its event."""
         if self.begun_at is None and _BEGUN.search(text):
             self.begun_at = line
         if text.startswith(_PASSES_ON):
@@ -283,14 +254,16 @@ class LogFacts:
 
     def ended_by(self, text: str) -> bool:
         """Whether a row begins another run: an engine that was past its beginning begins again."""
-        return self._past and _BEGINS.search(text) is not None
+        begins = _BEGINS.search(text) is not None
+        return begins and any(isinstance(mark.event, PAST_LOADING) for mark in self.marks)
 
     def first(self, kind: type[_T]) -> LogEvent | None:
-        """The first mark of a kind."""
         return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
 
+    def first_event(self, kind: type[_T]) -> _T | None:
+        return next((event for _, event in self.every(kind)), None)
+
     def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
-        """All marks of a kind with their events, in order."""
         return [(mark, mark.event) for mark in self.marks if isinstance(mark.event, kind)]
 
     def before(self, mark: LogEvent, kind: type[_T]) -> bool:
@@ -312,8 +285,8 @@ class LogFacts:
     @property
     def longest_warmup(self) -> int:
         """Tokens of the longest announced warm-up request that the engine accepts; 0: none is."""
-        mark, limit = self.first(WarmupLengths), self.session_limit
-        lengths = mark.event.lengths if mark and isinstance(mark.event, WarmupLengths) else ()
+        warmup, limit = self.first_event(WarmupLengths), self.session_limit
+        lengths = warmup.lengths if warmup else ()
         return max((length for length in lengths if limit is None or length <= limit), default=0)
 
     def _read(self, text: str) -> tuple[str, Struct | None]:
@@ -326,7 +299,7 @@ class LogFacts:
 
     def _event(self, text: str) -> Struct | None:
         event = read_line(text)
-        if isinstance(event, _LIVE):
+        if isinstance(event, OF_LAUNCH):
             event = None
         if event is None or isinstance(event, PythonError):
             return self._table.line(text) or (KnownMessage() if told_figures(text) >= 0 else event)
@@ -338,29 +311,23 @@ class LogFacts:
         Nobody knows whether a break stood in a word or in place of a space: both are tried.
         """
         assert self._message is not None
-        begun, so_far = self._message
-        if line - begun > _WRAPPED or event is not None:
+        index, so_far = self._message
+        mark = self.marks[index]
+        if line - mark.line > _WRAPPED or event is not None:
             return False
         joined = [start + between + text.strip() for start in so_far for between in (" ", "")]
-        self._message = (begun, joined)
-        last = next(
-            index
-            for index in range(len(self.marks) - 1, -1, -1)
-            if isinstance(self.marks[index].event, _MESSAGES)
-        )
-        old = self.marks[last]
-        if isinstance(old.event, TorchMemory):
+        self._message = (index, joined)
+        if isinstance(mark.event, TorchMemory):
             memory = torch_memory(joined[0])
-            if memory.figures > old.event.figures:
-                self.marks[last] = old._replace(event=memory)
+            if memory.figures > mark.event.figures:
+                self.marks[index] = mark._replace(event=memory)
         else:
             best = max(joined, key=told_figures)
-            if told_figures(best) > told_figures(old.text):
-                self.marks[last] = old._replace(event=KnownMessage(), text=best)
+            if told_figures(best) > told_figures(mark.text):
+                self.marks[index] = mark._replace(event=KnownMessage(), text=best)
         return True
 
     def _code(self, line: int, text: str) -> None:
-        """The source line of the last frame."""
         last = self._stack[-1]
         if not last.code and not text.startswith(("^", "~")):
             self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)
@@ -377,13 +344,12 @@ class LogFacts:
         if isinstance(event, TorchMemory | PythonError | LegacyCuda | KnownMessage):
             stack = tuple(self._stack)
         if isinstance(event, _MESSAGES):
-            self._message = (line, [text])
+            self._message = (len(self.marks), [text])
         if self._stack and not text.startswith(" "):
             self._stack = []
         if isinstance(event, PythonError):
             self.outlived_before = self._progress[0]
         self.waits, self.waiting = 0, None
-        self._past = self._past or isinstance(event, _PAST)
         time = _TIME.match(text)
         self.marks.append(LogEvent(line, text, event, stack, time[1] if time else ""))
 
@@ -403,10 +369,10 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
         if program:
             runs[-1].subject.programs.add(program)
             runs[-1].subject.of_inference = True
-    machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, _OF_MACHINE)]
+    machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, OF_MACHINE)]
     kept = runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
     for run in kept if len(runs) > 1 else ():
-        others = [mark for mark in run.marks if not isinstance(mark.event, _OF_MACHINE)]
+        others = [mark for mark in run.marks if not isinstance(mark.event, OF_MACHINE)]
         run.marks = sorted((*others, *machine), key=lambda mark: mark.line)
         run.lines = runs[-1].lines
     return kept

@@ -77,7 +77,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, str]]:
     rest, number, encoding = b"", 0, None
     for chunk in chunks:
         if encoding is None:
-            encoding = _encoding(chunk)
+            encoding = "utf-16" if chunk[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
         pieces = (rest + chunk).split(b"\n") if encoding == "utf-8" else [rest + chunk]
         rest = pieces.pop()
         for piece in pieces:
@@ -104,10 +104,6 @@ class _SharedPrefix:
         return text[match.end() :] if match else text
 
 
-def _encoding(start: bytes) -> str:
-    return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
-
-
 def _parts(text: str) -> Iterator[str]:
     if text.startswith(_DOCKER):
         text = _of_docker(text)
@@ -116,11 +112,9 @@ def _parts(text: str) -> Iterator[str]:
     text = text.strip("\r\ufeff")
     for part in text.split("\r") if "\r" in text else (text,):
         piece = part
-        at = piece.find("[TM][", 1)
-        while at > 0 and not piece[:at].rstrip().endswith(_QUOTES):
+        while (at := piece.find("[TM][", 1)) > 0 and not piece[:at].rstrip().endswith(_QUOTES):
             yield piece[:at]
             piece = piece[at:]
-            at = piece.find("[TM][", 1)
         yield piece
 
 
@@ -144,6 +138,5 @@ def _bare(text: str) -> str:
 
 
 def chunks_of(file: BinaryIO) -> Iterator[bytes]:
-    """A binary file's content in pieces."""
     while data := file.read(_CHUNK):
         yield data

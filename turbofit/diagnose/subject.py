@@ -6,9 +6,9 @@ import re
 from typing import Final
 
 from turbofit.diagnose.rules.causes import caught
-from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.presets import nominal_gigabytes
+from turbofit.model.presets import find_preset as find_model
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 #: Where commands and code name a model, surest first.
@@ -24,6 +24,16 @@ _MODEL: Final = tuple(
         rf"\bturbofit (?:serve|plan|predict|rehearse) {_NAME}",
         rf"\bvllm serve {_NAME}|['\"]model(?:_tag)?['\"]: {_NAME}",
     )
+)
+#: Names of models that presets know by another. The original LLaVA and its LoRA count as the
+#: checkpoint that they become: `turbofit merge` makes it.
+_SPELLINGS: Final = (
+    (r"llava-?v?1[.-]5-7b|llava-7b", "llava-1.5-7b"),
+    (r"llava-?v?1[.-]5-13b", "llava-1.5-13b"),
+    (r"llava-?onevision.*7b", "llava-onevision-7b"),
+    (r"cogvlm2", "cogvlm2-19b"),
+    (r"cogvlm", "cogvlm-17b"),
+    (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
 )
 #: Substrings of which each model, card and option has one: most lines are passed over by them.
 _FAMILIES: Final = ("intern", "qwen", "llava", "cogvlm", "llama", "mixtral")
@@ -79,7 +89,6 @@ _VERSION: Final = re.compile(
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
 _WORLD: Final = re.compile(r"\bWORLD_SIZE[ =:]+(\d+)")
-_VISIBLE: Final = re.compile(r"CUDA_VISIBLE_DEVICES=([\w,-]*)")
 _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
 _WHOLE: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy", "tp",
                  "cache_block_seq_len")  # fmt: skip
@@ -96,10 +105,8 @@ class FactCollector:
         self._sized = set[str]()
         self._unsized: dict[str, str] = {}
         self.options: dict[str, object] = {}
-        self.option_lines: dict[str, Place] = {}
         self.version: str | None = None
         self.ranks: tuple[int, Place] | None = None
-        self.visible: tuple[str, Place] | None = None
         self.auto_map: Place | None = None
         #: Programs that the log speaks of: LMDeploy, vLLM, SGLang.
         self.programs = set[str]()
@@ -116,7 +123,6 @@ class FactCollector:
         self.of_inference = self.of_inference or _INFERENCE.search(text.lower()) is not None
 
     def read(self, line: int, text: str) -> None:
-        """Take in one row."""
         place = (line, text)
         lower = text.lower()
         if any(word in lower for word in _FAMILIES):
@@ -131,11 +137,6 @@ class FactCollector:
             self.version = self.version or (match and (match[1] or match[2]))
         self._launcher(place)
         self.facts.update(caught(text))
-
-    @property
-    def lmdeploy(self) -> bool:
-        """Whether the log speaks of LMDeploy."""
-        return "lmdeploy" in self.programs
 
     @property
     def model(self) -> tuple[str, Place] | None:
@@ -178,13 +179,13 @@ class FactCollector:
             for match in pattern.finditer(text):
                 name = next(group for group in match.groups() if group)
                 self._name(name, order, place)
-                if self.unknown_model is None and "/" in name and known_model(name) is None:
+                if self.unknown_model is None and "/" in name and _known_model(name) is None:
                     self.unknown_model = name
         for match in _TOKEN.finditer(text):
             self._name(match[0], len(_MODEL), place)
 
     def _name(self, name: str, order: int, place: Place) -> None:
-        known = known_model(name)
+        known = _known_model(name)
         if known is not None and order < self.names.get(known, (len(_MODEL) + 1, place))[0]:
             self.names[known] = (order, place)
 
@@ -194,7 +195,6 @@ class FactCollector:
             value = _value(name, option[2])
             if value is not None:
                 self.options[name] = value
-                self.option_lines[name] = place
         if match := _ASYNC.search(place[1]):
             self.options["async_"] = int(match[1])
         if _AUTO_MAP.search(place[1]):
@@ -208,8 +208,6 @@ class FactCollector:
                 self.ranks = (int(count[1]), place)
         if (match := _WORLD.search(text)) and int(match[1]) > 1:
             self.ranks = self.ranks or (int(match[1]), place)
-        if match := _VISIBLE.search(text):
-            self.visible = (match[1], place)
 
 
 def _gigabytes(text: str) -> int:
@@ -220,8 +218,17 @@ def _gigabytes(text: str) -> int:
     return round(float(number[0]) / (1024 if "M" in text else 1))
 
 
-def known_model(name: str) -> str | None:
-    """The preset by which turbofit knows a model."""
+def preset_of(name: str) -> str | None:
+    """The preset that a name in a log means, or None."""
+    plain = name.lower().replace("_", "-")
+    for pattern, preset in _SPELLINGS:
+        if re.search(pattern, plain):
+            return preset
+    return find_model(name)
+
+
+def _known_model(name: str) -> str | None:
+    """The same for a name that may be a folder's."""
     last = name.rstrip("/").rpartition("/")[2]
     return preset_of(name) or preset_of(last)
 

@@ -43,7 +43,7 @@ _PASSED: Final = frozenset(
     {"content-type", "retry-after", "cache-control", "x-accel-buffering", "x-turbofit-limited"}
 )
 _DIED: Final = b'"engine_died"'
-#: What a node says of a request that an engine died of: now, while it waits, as it is refused.
+#: A node's words for a request that an engine died of: just now, while it waits, as it is refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
 #: What a node's health page says of its promise.
@@ -91,7 +91,7 @@ class Node:
 
 
 class Front(AsgiApp):
-    """The app; where nodes come and go, ``source`` tells of them each second, asked in a thread.
+    """The app. Where nodes come and go, ``source`` is asked for them each second, in a thread.
 
     ``tls`` is for nodes at https addresses, ``log`` takes a record a request.
 
@@ -111,7 +111,7 @@ class Front(AsgiApp):
         super().__init__(config, _LARGEST, log)
         self._upstream = Upstream(tls=tls)
         self._first_nodes, self._source = nodes, source
-        #: By the name of a node, and of what looks for nodes.
+        #: By the name of the node that is watched; of no name is the task that asks ``source``.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.nodes: dict[str, Node] = {}
         #: Names of nodes by the hash of a request's body, the oldest first.
@@ -163,10 +163,10 @@ class Front(AsgiApp):
             node.doubted.clear()
             try:
                 status, page = await asyncio.wait_for(self._ask_health(node), _HEALTH_SECONDS)
+                node.heard(status, page)
             except Exception as exc:  # noqa: BLE001 - the next look may be right
                 node.up, node.why = False, str(exc) or "it does not answer"
             else:
-                node.heard(status, page)
                 sizes = [known.about.get("bytes_per_body") or 0 for known in self.nodes.values()]
                 self._bodies.limit(max(sizes, default=0) or _LARGEST)
             with suppress(asyncio.TimeoutError):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.json_types import Document
-    from turbofit.core.plan import GpuLedger, Plan, Term
+    from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.log_events import CacheBudget, Slab
 
 #: Names of what is read before the worst cases.
@@ -153,7 +153,6 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
 
 
 def document(plan: Plan, observations: Sequence[Observation]) -> Document:
-    """What is kept beside the corrections: the settings, and everything that was read."""
     return {
         "model": identity(plan.model),
         "settings": to_builtins(plan.settings),
@@ -244,12 +243,10 @@ def _held(region: int) -> int:
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
     """Bytes of what is only estimated, in some phases: no correction takes away more."""
     return sum(
-        term.bytes for term in ledger.ledger if term.basis == "estimate" and term.phase in phases
-    ) + sum(term.bytes for term in ledger.ledger if _corrects(term, phases))
-
-
-def _corrects(term: Term, phases: Sequence[str]) -> bool:
-    return term.phase in phases and term.term in (CONTEXT, BUFFERS)
+        term.bytes
+        for term in ledger.ledger
+        if term.phase in phases and (term.basis == "estimate" or term.term in (CONTEXT, BUFFERS))
+    )
 
 
 def _sum(ledger: GpuLedger, name: str) -> int:
@@ -300,7 +297,6 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
 
 
 def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
-    """Tokens that the cache holds."""
     tokens = cached_tokens(budget.budget, slab, plan.settings.cache_block_seq_len)
     if plan.model.text.delta is not None:
         tokens = _beside_states(plan, budget.budget)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -71,9 +71,8 @@ def recall(*, pretend: bool) -> tuple[Calibration, ...]:
 
 
 def _kept(path: Path) -> Calibration | None:
-    """The calibration of a file; None where there is none that can be read."""
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-        body = _body(path)
+        body = msgspec.json.decode(path.read_bytes())
         if body["schema"] == _SCHEMA:
             return msgspec.convert(body["calibration"], Calibration)
     return None
@@ -103,7 +102,6 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
 
 
 def path_of(calibration: Calibration) -> Path:
-    """The file of a calibration."""
     return _folder(pretend=calibration.pretend, make=False) / _name(calibration)
 
 
@@ -114,18 +112,12 @@ def read(calibration: Calibration) -> Document:
         UsageError: it cannot be read any more.
     """
     try:
-        return _body(path_of(calibration))
+        document: Document = msgspec.json.decode(path_of(calibration).read_bytes())
     except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"the calibration cannot be read: {exc}", hint="turbofit calibrate MODEL --again"
         ) from None
-
-
-def _body(path: Path) -> dict[str, Any]:
-    import json  # a plan without calibrations needs no json
-
-    body: dict[str, Any] = json.loads(path.read_bytes())
-    return body
+    return document
 
 
 def forget(model: str, *, pretend: bool) -> int:

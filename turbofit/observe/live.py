@@ -140,7 +140,6 @@ def _engine(page: MetricsPage, index: int | str) -> LiveEngine:
 
 
 def _by(page: MetricsPage, name: str) -> dict[str, int]:
-    """Totals by the metric's own label."""
     totals: dict[str, int] = {}
     for sample in page.of(f"{_OURS}{name}"):
         what = ", ".join(sample.labels.values())
@@ -162,7 +161,6 @@ class MetricsPage:
         self._samples = samples
 
     def of(self, name: str) -> list[Sample]:
-        """All samples of a metric."""
         return self._samples.get(name, [])
 
     def total(self, name: str, **labels: str) -> float | None:

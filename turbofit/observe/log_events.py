@@ -18,19 +18,19 @@ CONTEXT: Final = 3 << 29
 MemoryPhase = Literal["start", "weights", "cache", "warm-up", "vision", "text", "host"]
 
 
-class Starting(Struct, tag="starting"):
+class Starting(Struct):
     """The engine object was made; contexts and weights come next. ``session``: its length."""
 
     session: int | None = None
 
 
-class EngineFallback(Struct, tag="engine_fallback"):
+class EngineFallback(Struct):
     """LMDeploy would run its PyTorch engine instead of TurboMind."""
 
     message: str
 
 
-class CacheBudget(Struct, tag="cache_budget"):
+class CacheBudget(Struct):
     """The KV region, printed just before it is allocated; ``free`` is the minimum of the tp group.
 
     Both are rounded to hundredths of a MiB by the log.
@@ -41,60 +41,55 @@ class CacheBudget(Struct, tag="cache_budget"):
     ratio: float
 
 
-class Slab(Struct, tag="slab"):
+class Slab(Struct):
     """How the region is cut; the first one of a rank is the KV block of all layers."""
 
     slab_size: int
     object_size: int
-    object_count: int
 
 
-class KvBlocks(Struct, tag="kv_blocks"):
+class KvBlocks(Struct):
     """A line of the BlockManager (0.2.2 to 0.14): ``block_size`` in bytes, counts as they are."""
 
     field: str
     value: int
 
 
-class WarmupLengths(Struct, tag="warmup_lengths"):
+class WarmupLengths(Struct):
     """The warm-up begins; requests of these many tokens will follow."""
 
     lengths: tuple[int, ...]
 
 
-class WarmupLength(Struct, tag="warmup_length"):
+class WarmupLength(Struct):
     """The warm-up request of this many tokens begins."""
 
     tokens: int
 
 
-class WarmupFinished(Struct, tag="warmup_finished"):
+class WarmupFinished(Struct):
     """The engine is ready for requests."""
 
-    seconds: float
 
-
-class LoadingWeights(Struct, tag="loading_weights"):
+class LoadingWeights(Struct):
     """The PyTorch engine's bar of its weight loader."""
 
 
-class WarmingUp(Struct, tag="warming_up"):
+class WarmingUp(Struct):
     """The PyTorch engine's bar of its warm-up: the cache is there."""
 
 
-class ServerUp(Struct, tag="server_up"):
+class ServerUp(Struct):
     """The HTTP server listens."""
 
 
-class Backpressure(Struct, tag="backpressure"):
+class Backpressure(Struct):
     """A request waits: normal under load; in the warm-up a hang, where this line never stops."""
 
     cause: str
-    at: int
-    of: int
 
 
-class Computed(Struct, tag="computed"):
+class Computed(Struct):
     """TurboMind's scheduler put tokens ``start`` to ``end`` of a request into the next forward."""
 
     uid: int
@@ -102,7 +97,7 @@ class Computed(Struct, tag="computed"):
     end: int
 
 
-class VisionSetup(Struct, tag="vision_setup"):
+class VisionSetup(Struct):
     """Images were batched into a forward pass; ``units`` are tiles or patches."""
 
     sequences: int
@@ -110,16 +105,8 @@ class VisionSetup(Struct, tag="vision_setup"):
     units: int
 
 
-class CudaError(Struct, tag="cuda_error"):
-    """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
-
-    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is the LMDeploy that
-    plans are for: that is told by the line of its source.
-    """
-
+class _CudaFault(Struct):
     message: str
-    driver: bool = False
-    pinned: bool = False
 
     @property
     def out_of_memory(self) -> bool:
@@ -127,67 +114,67 @@ class CudaError(Struct, tag="cuda_error"):
         return "out of memory" in self.message
 
 
-class LegacyCuda(Struct, tag="legacy_cuda"):
+class CudaError(_CudaFault):
+    """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
+
+    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is the LMDeploy that
+    plans are for: the line of its source tells that.
+    """
+
+    driver: bool = False
+    pinned: bool = False
+
+
+class LegacyCuda(_CudaFault):
     """TurboMind before 0.14: ``CUDA runtime error: … FILE:LINE``."""
 
-    message: str
     where: str
 
-    @property
-    def out_of_memory(self) -> bool:
-        """Whether memory was what was missing."""
-        return "out of memory" in self.message
 
-
-class CheckFailed(Struct, tag="check_failed"):
-    """One of TurboMind's own checks failed and the process aborts."""
-
+class CheckFailed(Struct):
     message: str
 
 
-class NcclError(Struct, tag="nccl_error"):
-    """NCCL refused."""
-
+class NcclError(Struct):
     message: str
 
 
-class PeerMissing(Struct, tag="peer_missing"):
+class PeerMissing(Struct):
     """TurboMind up to 0.7.3 found no peer access between two GPUs."""
 
     a: int
     b: int
 
 
-class Frame(Struct, tag="frame"):
+class Frame(Struct):
     """One frame of an aborting thread's stack, innermost first."""
 
-    number: int
     name: str
 
 
-class NoCache(Struct, tag="no_cache"):
+class NoCache(Struct):
     """The PyTorch engine found too little free for ``what``: ``kv cache`` or ``runtime``."""
 
     what: str
 
 
-class LoopFailed(Struct, tag="loop_failed"):
+class LoopFailed(Struct):
     """The PyTorch engine's loop ended; what ended it follows. Its server answers 503 for ever."""
 
 
-class LostLock(Struct, tag="lost_lock"):
+class LostLock(Struct):
     """The engine's process lost the lock that it shares with the server while both start."""
 
 
-class VisionFrame(Struct, tag="vision_frame"):
+class VisionFrame(Struct):
     """A traceback passes through the vision tower."""
 
 
-class CacheFrame(Struct, tag="cache_frame"):
+class CacheFrame(Struct):
     """A traceback passes through the allocation of the cache."""
 
 
-class PythonFrame(Struct, tag="python_frame"):
+class PythonFrame(Struct):
     """A frame of a Python traceback; ``code`` is its line of source, where the log has it."""
 
     path: str
@@ -195,7 +182,7 @@ class PythonFrame(Struct, tag="python_frame"):
     code: str = ""
 
 
-class PythonError(Struct, tag="python_error"):
+class PythonError(Struct):
     """The last line of a Python traceback.
 
     ``out_of_memory``: CUDA, not torch's allocator, found none, on the device or pinned.
@@ -206,7 +193,7 @@ class PythonError(Struct, tag="python_error"):
     out_of_memory: bool = False
 
 
-class TorchMemory(Struct, tag="torch_memory"):
+class TorchMemory(Struct):
     """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
 
     ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is what
@@ -247,18 +234,15 @@ class TorchMemory(Struct, tag="torch_memory"):
 
     @property
     def figures(self) -> int:
-        """How many figures were read."""
         values = (self.requested, self.total, self.free, self.process, self.allocated, self.cached)
         return sum(value is not None for value in values) + len(self.others)
 
 
-class ModelLoaded(Struct, tag="model_loaded"):
-    """A progress bar over checkpoint shards came to its end: ``shards`` of them."""
-
-    shards: int
+class ModelLoaded(Struct):
+    """A progress bar over checkpoint shards came to its end."""
 
 
-class HostKill(Struct, tag="host_kill"):
+class HostKill(Struct):
     """The kernel killed a process for memory; ``rss`` in bytes, ``group``: a cgroup's limit."""
 
     pid: int | None = None
@@ -267,14 +251,11 @@ class HostKill(Struct, tag="host_kill"):
     group: bool = False
 
 
-class SmiDriver(Struct, tag="smi_driver"):
+class SmiDriver(Struct):
     """The head of an nvidia-smi table."""
 
-    driver: str
-    cuda: str
 
-
-class SmiGpu(Struct, tag="smi_gpu"):
+class SmiGpu(Struct):
     """A GPU of an nvidia-smi table, of ``nvidia-smi -L``, or a line of a program's own list.
 
     Bytes are as the table counts them; ``count`` GPUs of a list share a line.
@@ -287,14 +268,14 @@ class SmiGpu(Struct, tag="smi_gpu"):
     total: int | None = None
 
 
-class MigSlice(Struct, tag="mig_slice"):
+class MigSlice(Struct):
     """A MIG slice of the GPU before it: its profile, or its bytes as a table has them."""
 
     profile: str = ""
     total: int | None = None
 
 
-class SmiProcess(Struct, tag="smi_process"):
+class SmiProcess(Struct):
     """A process of an nvidia-smi table."""
 
     gpu: int
@@ -303,8 +284,23 @@ class SmiProcess(Struct, tag="smi_process"):
     used: int | None
 
 
-class KnownMessage(Struct, tag="said"):
+class KnownMessage(Struct):
     """A line that a row of `presets/causes.yaml` has."""
+
+
+#: What only a launch follows, and frames whose code a stack has anyway.
+OF_LAUNCH: Final = (
+    CacheFrame, EngineFallback, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame,
+    WarmingUp,
+)  # fmt: skip
+#: What is true of the machine for each run of a log.
+OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)
+#: News of an engine that had its weights, or that died.
+PAST_LOADING: Final = (
+    CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
+)  # fmt: skip
+#: Events that are an end by themselves.
+FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
 
 
 def end_kind(code: int | None, *, out_of_memory: bool, host_kills: int | None = None) -> EndKind:
@@ -329,7 +325,6 @@ def end_kind(code: int | None, *, out_of_memory: bool, host_kills: int | None = 
 
 
 def exit_words(code: int | None) -> str:
-    """A process's end in words."""
     if code is None:
         return "no exit: its server lives and answers no request"
     number = _signal(code)

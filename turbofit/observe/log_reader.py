@@ -70,7 +70,7 @@ def _slab(match: re.Match[str]) -> events.Slab | None:
     slab, size, count = (int(match[i]) for i in (1, 2, 3))
     if not all((slab, size, count)):
         return None
-    return events.Slab(slab_size=slab, object_size=size, object_count=count)
+    return events.Slab(slab_size=slab, object_size=size)
 
 
 def _budget(match: re.Match[str]) -> events.CacheBudget:
@@ -122,16 +122,15 @@ def _listed(match: re.Match[str]) -> events.SmiGpu:
 #: lmdeploy _turbomind.*.so `Object cache budget: {`, lmdeploy _turbomind.*.so `Warm-up finished in`
 #: lmdeploy _turbomind.*.so `hit resource limit at {}`, lmdeploy _turbomind.*.so `setup: mm_seqs=`
 _TURBOMIND: Final = (
-    _row("at ", r"(?:hit resource limit|(out of memory)) at (\d+)/(\d+)$",
-         lambda m: events.Backpressure(cause="memory" if m[1] else "limit", at=int(m[2]),
-                                       of=int(m[3]))),
+    _row("at ", r"(?:hit resource limit|(out of memory)) at \d+/\d+$",
+         lambda m: events.Backpressure(cause="memory" if m[1] else "limit")),
     _row("cache budget", r"Object cache budget: ([\d.]+) MB from free ([\d.]+) MB and ratio"
          r" ([\d.]+)", _budget),
     _row("slab_size", r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio", _slab),
     _row("Warm-up lengths", r"Warm-up lengths: ([\d, ]+)",
          lambda m: events.WarmupLengths(lengths=_numbers(m[1]))),
-    _row("Warm-up finished", r"Warm-up finished in ([\d.]+) seconds",
-         lambda m: events.WarmupFinished(seconds=float(m[1]))),
+    _row("Warm-up finished", r"Warm-up finished in [\d.]+ seconds",
+         lambda _: events.WarmupFinished()),
     _row("error: ", r"CUDA ([Dd]river )?error: (.+)",
          lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
     _row("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=(\d+) images_batched=(\d+)"
@@ -157,8 +156,7 @@ _OTHER: Final = (
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
     _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
-    _row(" @ ", r"\s+\[ ?(\d+)\] (.+) @ \S+:\d+\s*$",
-         lambda m: events.Frame(number=int(m[1]), name=m[2])),
+    _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
     _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
     _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
          r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),
@@ -168,7 +166,7 @@ _OTHER: Final = (
     _row(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
          r" in ([\w.<>]+)", lambda m: events.PythonFrame(path=m[1], function=m[2])),
     _row("checkpoint shards", r".*?Loading checkpoint shards:\s+100%.*?(\d+)/\1\b",
-         lambda m: events.ModelLoaded(shards=int(m[1]))),
+         lambda _: events.ModelLoaded()),
     _row("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
          lambda m: events.EngineFallback(message=m[1])),
     _row("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
@@ -194,8 +192,8 @@ _OTHER: Final = (
          lambda _: events.ServerUp()),
     _row("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
          r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?", _kill),
-    _row("Driver Version", r".*?Driver Version: ([\d.]+)\s+CUDA Version: ([\d.]+|N/A)",
-         lambda m: events.SmiDriver(driver=m[1], cuda=m[2])),
+    _row("Driver Version", r".*?Driver Version: [\d.]+\s+CUDA Version: (?:[\d.]+|N/A)",
+         lambda _: events.SmiDriver()),
     # ``nvidia-smi -L``, collect_env (a line a GPU), check_env (equal ones share a line).
     _row("GPU ", r"\s*GPU (\d+(?:,\d+)*): (\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:|$)",
          _listed),
@@ -210,7 +208,6 @@ _OTHER: Final = (
 
 
 def read_line(line: str) -> Struct | None:
-    """The event that one line of a log tells of, or None."""
     text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
     prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
     try:
@@ -258,7 +255,6 @@ class SmiTable:
         self._named: tuple[int, str] | None = None
 
     def line(self, text: str) -> Struct | None:
-        """The event of one line, or None."""
         text = text.lstrip()
         if not text.startswith("|"):
             return None

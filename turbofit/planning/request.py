@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from math import prod
+from math import prod, sqrt
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -70,6 +70,9 @@ def _size(text: str, name: str) -> tuple[int, int]:
     word = "".join(c for c in text.lower() if c.isalnum())
     if word in _NAMED_SIZES:
         return _NAMED_SIZES[word]
+    if camera := _MEGAPIXELS.fullmatch(plain_number(text.strip())):  # 4 to 3, as most take them
+        height = round(sqrt(float(camera[1]) * 750_000))
+        return height * 4 // 3, height
     sides = _SIDES.fullmatch(re.sub(r"\s*(?:px|pixels?)?\s*$", "", text, flags=re.IGNORECASE))
     pixels = [plain_number(side) for side in sides.groups() if side] if sides else []
     if not pixels or not all(map(str.isdigit, pixels)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
@@ -23,7 +23,11 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """
-    model = model_of(request)
+    try:
+        model = model_of(request)
+    except UsageError as exc:
+        _say_of_machine(exc, request)
+        raise
     request = request.with_maximum(model.text.max_position_embeddings)
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":
@@ -44,6 +48,17 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     resolved = with_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
+
+
+def _say_of_machine(exc: UsageError, request: PlanRequest) -> None:
+    """Let an error of the model say what is wrong with the machine, too."""
+    if request.on is None:
+        return
+    try:
+        machine_from(request.on, gpus=request.gpus)
+    except (UsageError, MachineError) as other:
+        exc.message += f"; {other.message}"
+        exc.hint += f"; for the machine: {other.hint}"
 
 
 def model_of(request: PlanRequest) -> Model:

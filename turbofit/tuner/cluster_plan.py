@@ -478,7 +478,7 @@ def _count(number: int, noun: str) -> str:
 _HOST_STEP: Final = 8 * GIB
 
 
-class Kind(Struct, eq=False):
+class Kind(Struct, eq=False):  # a key of dictionaries: no machines are compared
     """Nodes that run the same settings; ``machine`` is what these are planned for."""
 
     machine: Machine
@@ -497,7 +497,7 @@ def why_unusable(node: Node) -> str:
         return node.why_not or "it was not measured"
     if not node.machine.visible:
         return node.why_not or "it has no GPU that may be used"
-    if node.turbofit and node.turbofit != __version__:
+    if node.turbofit and node.turbofit != __version__:  # snapshots and SPECs tell no version
         return (
             f"it has turbofit {node.turbofit}, this one is {__version__}: its memory would be"
             " measured and its engines be started by other rules"

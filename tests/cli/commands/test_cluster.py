@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 from turbofit.cli.main import main
 from turbofit.core.cluster import ClusterPlan
+from turbofit.gateway import server
+from turbofit.launch.cluster import ray_adapter
 
 
 def test_a_simulated_cluster_is_told_by_kind(capsys) -> None:
@@ -27,3 +30,14 @@ def test_options_of_one_machine_do_not_go_with_it(capsys) -> None:
     for option in (["--on", "1xl4"], ["--gpus", "0"], ["--rehearse"]):
         assert main(["plan", "internvl2-8b", "--cluster", "sim:1xl4", "--json", *option]) == 2
         assert option[0] in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_a_front_stays_with_the_run_that_it_began_with(monkeypatch) -> None:
+    runs, fronts = {"first": "board"}, []
+    monkeypatch.setattr(ray_adapter, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(ray_adapter, "boards", lambda _: runs)
+    monkeypatch.setattr(ray_adapter, "read", lambda board, _: (None, [board]))
+    monkeypatch.setattr(server, "run_gateway", lambda front, on_ready: fronts.append(front))
+    assert main(["gateway", "--cluster", "ray", "--port", "0"]) == 0
+    runs["second"] = "another"
+    assert fronts[0]._source() == ["board"]

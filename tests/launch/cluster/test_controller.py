@@ -211,7 +211,9 @@ def test_a_node_whose_server_was_killed_joins_again(world: World) -> None:
     world.log.clear()
     ticks(made)
     assert states(made) == {"host-1": "draining"}
-    world.now += 3
+    told = made.answer({"kind": "change", "keywords": {"context": 16384}})
+    assert "a node comes back" in told["error"]["message"]
+    world.now += 5
     ticks(made)
     assert states(made) == {"host-1": "serving"}
     assert world.log == ["end host-1", "serve host-1 32768"]
@@ -249,6 +251,16 @@ def test_a_node_that_is_drained_while_it_joins_is_not_heard_as_a_server(
     monkeypatch.setattr(ray_adapter, "outcome", outcome)
     ticks(made)
     assert states(made) == {"host-1": "serving", "host-2": "drained"}
+
+
+def test_a_silent_actor_has_one_question_to_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, asked = serving(world, "2xrtx3090"), []
+    made.nodes["0001"].actor.tell = Method(lambda: asked.append("tell") or "asked")
+    monkeypatch.setattr(ray_adapter, "outcome", lambda *_: None)
+    ticks(made)
+    assert asked == ["tell"]
 
 
 def test_an_urgent_end_still_lets_the_actors_pass_it_on(
@@ -348,11 +360,14 @@ def test_the_next_node_changes_once_fronts_have_the_last_one(
     assert states(made) == {"host-1": "serving", "host-2": "draining"}
 
 
-def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World) -> None:
+@pytest.mark.parametrize("failure", [("the engine died", 5), ("out of memory", 6)])
+def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(
+    world: World, failure: tuple[str, int]
+) -> None:
     made = serving(world, *["2xrtx3090"] * 3)
     before: ClusterPlan = made.plan
     world.log.clear()
-    world.fails["host-2"] = ("the engine died", 5)
+    world.fails["host-2"] = failure
     target(made, context=16384)
     while "serve host-2 16384" not in world.log:
         made.tick()
@@ -361,7 +376,7 @@ def test_the_first_node_that_fails_brings_the_old_plan_back_on_all(world: World)
     assert [line for line in world.log if line.startswith("serve")] == [
         "serve host-1 16384", "serve host-2 16384", "serve host-2 32768", "serve host-1 32768",
     ]  # fmt: skip
-    assert made.change == "given up: node host-2-0002: the engine died"
+    assert made.change == f"given up: node host-2-0002: {failure[0]}"
     assert (made.plan.limits, made.plan.verdict) == (before.limits, before.verdict)
     assert set(states(made).values()) == {"serving"}
 

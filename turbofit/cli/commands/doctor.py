@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -82,6 +83,7 @@ def _doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
 
 
 _NOT_KNOWN: Final = 3
+_NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
 #: A word that is a message by itself, and no file's name: Killed, OutOfMemoryError.
 _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
@@ -104,6 +106,10 @@ def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
 def _chunks(path: str) -> Iterator[bytes]:
     from turbofit.diagnose.rows import chunks_of
 
+    several = any(sign.isspace() for sign in path.strip())
+    if path.lower().endswith(_NO_TEXT) and (os.path.exists(path) or not several):
+        hint = "paste the message in quotes, or name the log: turbofit diagnose serve.log"
+        raise UsageError(f"{path} is by its name no text, which diagnose reads", hint=hint)
     try:
         if path == "-":
             yield from chunks_of(sys.stdin.buffer)
@@ -111,7 +117,7 @@ def _chunks(path: str) -> Iterator[bytes]:
         with open(path, "rb") as file:
             yield from chunks_of(file)
     except OSError as exc:
-        if any(sign.isspace() for sign in path.strip()) or re.fullmatch(_MESSAGE, path):
+        if several or re.fullmatch(_MESSAGE, path):
             yield path.encode()
             return
         raise UsageError(

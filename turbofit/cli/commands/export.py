@@ -20,10 +20,22 @@ if TYPE_CHECKING:
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
+#: What else people call a kind.
+_OTHER_NAMES: Final = {
+    "docker-compose": "compose", "docker": "compose", "kubernetes": "k8s", "kube": "k8s",
+    "service": "systemd",
+}  # fmt: skip
+
+
+class _Kind(click.Choice[str]):
+    """A kind of manifest, by any of its names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(_OTHER_NAMES.get(value, value), param, ctx)
 
 
 @command(
-    Argument("kind", metavar="KIND", type=click.Choice(("systemd", "compose", "k8s"))),
+    Argument("kind", metavar="KIND", type=_Kind(("systemd", "compose", "k8s"))),
     Argument("plan", metavar="PLAN", type=PATH),
     common.spec_option(),
     Option("--name"),

@@ -12,7 +12,7 @@ from turbofit.cli.command import PATH, Argument, Option, command, option_name, r
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options.launch_options import GatewayOptions, needs_cluster, ray_address
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,12 +137,17 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
     """Before all nodes of what a Ray cluster serves; 0 after a drain."""
     from turbofit.launch.cluster.ray_adapter import client_context, connected, one_board, read
 
-    def nodes() -> Sequence[NodeAddress]:
-        # A `serve` that was started after a killed one has another board.
-        return read(one_board(name), _BOARD_SECONDS)[1]
-
     with connected(ray_address(cluster)):
-        one_board(name)  # where nothing is served, that is said before it listens
+        board = one_board(name)
+
+        def nodes() -> Sequence[NodeAddress]:
+            nonlocal board  # another one's, once more models are served, would not be its own
+            try:
+                return read(board, _BOARD_SECONDS)[1]
+            except LaunchError:
+                board = one_board(name)  # of the `serve` that was started after a killed one
+                raise
+
         return _serve(_front(options, (), source=nodes, tls=client_context(os.environ)), form)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -54,12 +55,17 @@ def merge(
     form: Form,
 ) -> int:
     from turbofit.model.merge.merge import merge as merge_checkpoint
+    from turbofit.model.presets import find_preset
 
     if len(folders) not in (2, 3):
         raise UsageError(
             f"{len(folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
         )
     base, *adapter, out = folders
+    if adapter and find_preset(adapter[0]) and not os.path.exists(adapter[0]):
+        order = f"turbofit merge {adapter[0]} {'LORA' if find_preset(base) else base} {out}"
+        hint = f"a LoRA is merged into its base, which stands first: {order}"
+        raise UsageError(f"{adapter[0]} is a model, and no LoRA", hint=hint)
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
             base, next(iter(adapter), None), out,

@@ -168,6 +168,10 @@ class ModelsOptions(Validated):
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
     """Stop where a machine is described to a command that works on the GPUs here."""
     if request.on is not None:
+        if isinstance(request.on, str):
+            from turbofit.machine.source import machine_from
+
+            machine_from(request.on)  # what is no machine is said as that
         raise UsageError(
             f"{does} the machine here, so --on does not go with it",
             hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "

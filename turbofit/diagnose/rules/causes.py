@@ -68,12 +68,10 @@ def _table() -> _Table:
 
 
 def causes() -> tuple[Cause, ...]:
-    """All rows, in the order in which they are asked."""
     return _table().causes
 
 
 def fact_lines() -> tuple[_Fact, ...]:
-    """The lines that give facts."""
     return _table().facts
 
 
@@ -144,7 +142,6 @@ def matches(text: str) -> Iterator[tuple[Cause, re.Match[str]]]:
 
 
 def caught(text: str) -> dict[str, str]:
-    """The facts of a line, by name."""
     fact_matches = [match for row in fact_lines() if (match := _match(row, text))]
     return {
         name: value for match in fact_matches for name, value in match.groupdict().items() if value

@@ -50,7 +50,6 @@ class RuleAnswer(Struct):
 
     @property
     def quoted(self) -> str:
-        """The line of the trouble."""
         return next(row.text for row in self.evidence if row.line == self.line)
 
 
@@ -61,10 +60,8 @@ def raised_in(mark: LogEvent) -> tuple[str, ...]:
 
 
 def without_secrets(text: str) -> str:
-    """A text of a log without the keys and passwords that it shows."""
     return _SECRET.sub("***", text)
 
 
 def evidence(mark: LogEvent, tells: str) -> Evidence:
-    """A mark as evidence."""
     return Evidence(line=mark.line, text=without_secrets(mark.text.strip())[:_SHOWN], tells=tells)

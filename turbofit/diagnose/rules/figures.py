@@ -13,6 +13,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.causes import Condition, matches
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
+from turbofit.memory.versions import listed_since, listings, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -166,24 +167,18 @@ def _built(figures: Figures) -> list[int]:
 
 def _listed_since(figures: Figures) -> str | None:
     """The release from which LMDeploy runs the architecture that the line names, if it does."""
-    from turbofit.memory.versions import listed_since
-
     name = figures.get("architecture")
     return listed_since(name) if name else None
 
 
 def _too_old_for(figures: Figures) -> str | None:
     """The log's LMDeploy, where it is older than the first that runs the architecture."""
-    from turbofit.memory.versions import written
-
     since, version = _listed_since(figures), figures.case.facts.subject.version
     return version if since and version and written(version) < written(since) else None
 
 
 def _meant(figures: Figures) -> str | None:
     """The architecture that a name means, of whose letters only the writing differs."""
-    from turbofit.memory.versions import listings
-
     name = str(figures.get("name") or "")
     known = {
         _letters(arch): arch for engine in ("turbomind", "pytorch") for arch in listings(engine)

@@ -10,6 +10,7 @@ from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.shortage import Shortage, shortage_of
+from turbofit.memory.turbomind.weights import load_constants, weight_classes
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -26,6 +27,7 @@ from turbofit.observe.log_events import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from turbofit.core.struct import Struct
     from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.facts import LogEvent, LogFacts
 
@@ -46,7 +48,6 @@ _NAMES: Final[dict[PhaseName, str]] = {
 
 
 def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """A lack of memory, as these engines tell it."""
     facts = case.facts
     for mark, event in facts.every(CudaError):
         if event.out_of_memory:
@@ -91,12 +92,15 @@ def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
     return "weights" if facts.begun_at is not None else "unknown"
 
 
+def _where(phase: PhaseName, frames: list[str]) -> str:
+    return _NAMES[phase] + (f" (in {frames[0]})" if frames else "")
+
+
 def _page_locked(
     mark: LogEvent, phase: PhaseName, frames: list[str], *, certain: bool
 ) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host; of that release alone."""
-    where = f" (in {frames[0]})" if frames else ""
-    what = f"LMDeploy got no page-locked host memory {_NAMES[phase]}{where} and aborted"
+    what = f"LMDeploy got no page-locked host memory {_where(phase, frames)} and aborted"
     return RuleAnswer(
         kind="host_out_of_memory",
         phase="host RAM",
@@ -146,11 +150,10 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
                 f"on an empty card {format_bytes(-short)} would stay free: the log does not say"
                 " what took it (other programs, other settings, an older LMDeploy)"
             )
-    where = f" (in {frames[0]})" if frames else ""
     return RuleAnswer(
         kind="out_of_memory",
         phase="weights",
-        what=f"LMDeploy ran out of GPU memory {_NAMES['weights']}{where} and aborted",
+        what=f"LMDeploy ran out of GPU memory {_where('weights', frames)} and aborted",
         line=mark.line,
         why=tuple(why),
         held=holdings,
@@ -172,10 +175,8 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
     shortage: Shortage | None = None
     if case.model is not None and computed:
         shortage = shortage_of(case.facts, case.model, case.gpu)
-    budget_mark = case.facts.first(CacheBudget)
     why: list[str] = []
-    if budget_mark and isinstance(budget_mark.event, CacheBudget):
-        budget = budget_mark.event
+    for budget_mark, budget in case.facts.every(CacheBudget)[:1]:
         lines.insert(0, evidence(budget_mark, "free memory, and what the cache took of it"))
         why.append(
             f"the cache took {format_bytes(budget.budget)} of {format_bytes(budget.free)} free"
@@ -202,14 +203,13 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
         )
     if shortage and shortage.surprise:
         unknown.append(shortage.surprise)
-    where = f" (in {frames[0]})" if frames else ""
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"LMDeploy ran out of GPU memory {_NAMES[phase]}{where} and aborted",
+        what=f"LMDeploy ran out of GPU memory {_where(phase, frames)} and aborted",
         line=mark.line,
         why=tuple(why),
-        held=_held(case, shortage),
+        held=tuple(_held(case, shortage)),
         missing=_NOT_PRINTED,
         missing_in_all=in_all,
         unknown=tuple(unknown),
@@ -220,7 +220,6 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
 
 
 def _missing(case: LogCase, shortage: Shortage | None) -> tuple[list[str], Missing | None]:
-    """What is not known, and what lacked in all."""
     if case.model is None:
         return ["which model it was: name it with --model"], None
     if shortage is None:
@@ -241,42 +240,31 @@ def _missing(case: LogCase, shortage: Shortage | None) -> tuple[list[str], Missi
 
 
 def _under_way(facts: LogFacts, phase: PhaseName) -> list[Evidence]:
-    """The last news before the abort."""
-    kinds: dict[PhaseName, tuple[type, str]] = {
+    kinds: dict[PhaseName, tuple[type[Struct], str]] = {
         "warm-up": (WarmupLength, "tokens of the warm-up request under way"),
         "vision": (VisionSetup, "images of the forward under way"),
     }
-    if phase not in kinds:
-        return []
-    kind, tells = kinds[phase]
-    marks = [mark for mark in facts.marks if isinstance(mark.event, kind)]
-    return [evidence(marks[-1], tells)] if marks else []
+    kind, tells = kinds.get(phase, (None, ""))
+    return [evidence(mark, tells) for mark, _ in facts.every(kind)[-1:]] if kind else []
 
 
-def _held(case: LogCase, shortage: Shortage | None) -> tuple[Holding, ...]:
+def _held(case: LogCase, shortage: Shortage | None) -> Iterator[Holding]:
     """Who held the first card when the cache was sized, as far as figures go."""
-    mark = case.facts.first(CacheBudget)
-    holdings = list(table_holders(case))
-    if not mark or not isinstance(mark.event, CacheBudget):
-        return tuple(holdings)
-    budget, lines = mark.event, (mark.line,)
-    holdings.append(Holding(who="the KV cache", bytes=budget.budget, lines=lines))
+    yield from table_holders(case)
     total = usable(case.gpu) if case.gpu else None
-    if total is None or case.model is None or shortage is None:
-        return tuple(holdings)
-    from turbofit.memory.turbomind.weights import load_constants, weight_classes
-
-    weights = sum(weight_classes(case.model, shortage.settings.tp, load_constants()).values())
-    rest = total - budget.free - weights
-    holdings.append(Holding(who="this model's weights", bytes=weights))
-    if rest > 0:
-        who = "CUDA contexts, communicator and everybody else, together"
-        holdings.append(Holding(who=who, bytes=rest, lines=lines))
-    return tuple(holdings)
+    for mark, budget in case.facts.every(CacheBudget)[:1]:
+        lines = (mark.line,)
+        yield Holding(who="the KV cache", bytes=budget.budget, lines=lines)
+        if total is None or case.model is None or shortage is None:
+            return
+        weights = sum(weight_classes(case.model, shortage.settings.tp, load_constants()).values())
+        yield Holding(who="this model's weights", bytes=weights)
+        if (rest := total - budget.free - weights) > 0:
+            who = "CUDA contexts, communicator and everybody else, together"
+            yield Holding(who=who, bytes=rest, lines=lines)
 
 
 def table_holders(case: LogCase) -> tuple[Holding, ...]:
-    """Processes of an nvidia-smi table in the log."""
     return tuple(
         Holding(
             who=f"{event.name}[{event.pid}]", bytes=event.used, gpu=event.gpu, lines=(mark.line,)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
-from turbofit.diagnose.answer import Evidence, Missing
+from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.log_events import (
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogFacts
+    from turbofit.diagnose.facts import LogEvent, LogFacts
 
 _DEFAULT_BLOCK: Final = 64
 _WAITS: Final = (
@@ -40,25 +40,19 @@ def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
     over = (WarmupFinished, ServerUp, CudaError, CheckFailed)
     if any(isinstance(mark.event, over) for mark in facts.marks):
         return
-    if facts.waits and facts.waiting:
-        yield _hang(case)
-    elif facts.first(Slab) and isinstance(facts.marks[-1].event, Slab | CacheBudget):
-        yield _silence(case)
+    slab = facts.first(Slab)
+    if facts.waiting:
+        yield _hang(facts, facts.waiting)
+    elif slab and isinstance(facts.marks[-1].event, Slab | CacheBudget):
+        yield _silence(slab)
 
 
-def _hang(case: LogCase) -> RuleAnswer:
-    facts = case.facts
-    assert facts.waiting is not None
-    line, text = facts.waiting
-    lines = [
-        Evidence(
-            line=line,
-            text=text.strip(),
-            tells=f"nothing can be admitted; {facts.waits:,} such lines to the log's end",
-        )
-    ]
+def _hang(facts: LogFacts, waiting: LogEvent) -> RuleAnswer:
+    waits = f"nothing can be admitted; {facts.waits:,} such lines to the log's end"
+    lines = [evidence(waiting, waits)]
     figures = _blocks(facts)
     missing = None
+    tells: dict[type[Struct], str] = {}
     if figures:
         missing = Missing(
             bytes=(figures.needed - figures.available) * figures.block,
@@ -67,18 +61,14 @@ def _hang(case: LogCase) -> RuleAnswer:
             f" one warm-up request needs {figures.needed}",
             doubt=figures.spread * figures.block,
         )
-        for kind, tells in ((CacheBudget, "the cache's size"), (Slab, "the size of a block")):
-            mark = facts.first(kind)
-            if mark:
-                lines.append(evidence(mark, tells))
-    mark = facts.first(WarmupLengths)
-    if mark:
-        lines.append(evidence(mark, "the lengths of the warm-up"))
+        tells = {CacheBudget: "the cache's size", Slab: "the size of a block"}
+    tells[WarmupLengths] = "the lengths of the warm-up"
+    lines += [evidence(mark, tells[kind]) for kind in tells if (mark := facts.first(kind))]
     return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
         what=_HANGS if figures else "",
-        line=line,
+        line=waiting.line,
         possible=(_WAITS,),
         why=(_WAITS,) if figures else (),
         missing=missing,
@@ -99,15 +89,13 @@ class _Blocks(Struct):
 
 def _blocks(facts: LogFacts) -> _Blocks | None:
     """The figures, where the log has them (TM_LOG_LEVEL=INFO) and they show a lack."""
-    budget, slab = facts.first(CacheBudget), facts.first(Slab)
+    budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
         return None
-    assert isinstance(budget.event, CacheBudget)
-    assert isinstance(slab.event, Slab)
     page = load_constants().page_size
-    per_slab = slab.event.slab_size // slab.event.object_size
+    per_slab = slab.slab_size // slab.object_size
     # A line that others wrote into may say anything: a slab has a page at least.
-    available = budget.event.budget // page // max(1, slab.event.slab_size // page) * per_slab
+    available = budget.budget // page // max(1, slab.slab_size // page) * per_slab
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
     assert isinstance(block, int)
@@ -115,31 +103,24 @@ def _blocks(facts: LogFacts) -> _Blocks | None:
     needed = -(-longest // max(1, block))
     if needed <= available:
         return None
-    return _Blocks(
-        available=available, needed=needed, block=slab.event.object_size, spread=per_slab
-    )
+    return _Blocks(available=available, needed=needed, block=slab.object_size, spread=per_slab)
 
 
 def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
     """The smallest ratio that would start, where the log has the figures for it."""
-    mark = facts.first(CacheBudget)
+    budget = facts.first_event(CacheBudget)
     rest = "lower --max-prefill-token-num, or free GPU memory"
-    if figures is None or not mark or not isinstance(mark.event, CacheBudget):
+    if figures is None or budget is None:
         return (f"raise --cache-max-entry-count, {rest}",)
     # Whole slabs, and one for the start of the region that is rarely aligned.
     slabs = -(-figures.needed // figures.spread) + 1
-    ratio = -(-1000 * slabs * figures.spread * figures.block // mark.event.free)
+    ratio = -(-1000 * slabs * figures.spread * figures.block // budget.free)
     if ratio >= 1000:
-        return (
-            f"free GPU memory: no ratio of {format_bytes(mark.event.free)} would do; or {rest}",
-        )
+        return (f"free GPU memory: no ratio of {format_bytes(budget.free)} would do; or {rest}",)
     return (f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least, {rest}",)
 
 
-def _silence(case: LogCase) -> RuleAnswer:
-    """A log that ends in the warm-up, without an error."""
-    mark = case.facts.first(Slab)
-    assert mark is not None
+def _silence(mark: LogEvent) -> RuleAnswer:
     return RuleAnswer(
         kind="start_hang",
         line=mark.line,

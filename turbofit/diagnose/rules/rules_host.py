@@ -107,7 +107,6 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def peer_meaning() -> str:
-    """What missing peer access means."""
     return (
         "without peer access NCCL goes through host memory: tensor parallelism works and takes no"
         " more GPU memory, but is slower, often slower than one card; the communicators cuda-ipc"

@@ -11,6 +11,7 @@ from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.legacy.generations import generation_of, legacy_weight_classes
 from turbofit.memory.turbomind.weights import load_constants, weight_classes
+from turbofit.memory.versions import is_legacy
 from turbofit.observe.log_events import KvBlocks, LegacyCuda
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.facts import LogEvent, LogFacts
     from turbofit.memory.legacy.generations import Generation
-from turbofit.memory.versions import is_legacy
 
 START_ONCE: Final = (
     "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
@@ -36,39 +36,43 @@ _LOAD_WORDS: Final = ("process_weight", "load_weight", "create_shared_weights", 
 class LegacyBlocks(Struct):
     """The cache of an older engine, from its BlockManager: bytes a card, and how free follows.
 
-    ``ratio`` is the log's or the default; ``free`` was free when the cache was sized.
+    ``ratio`` is the log's, or the default where it is ``assumed``. ``weights`` are the account's
+    of one rank, ``total`` is what CUDA can hand out; None where model or card is not known.
     """
 
     block: int
     count: int
     ratio: float
     assumed: bool
+    weights: int | None
+    total: int | None
     lines: tuple[Evidence, ...]
 
     @property
     def cache(self) -> int:
-        """Bytes of the KV cache."""
         return self.block * self.count
 
     @property
     def free(self) -> int:
-        """Bytes that were free when it was sized."""
+        """Bytes that were free when the cache was sized."""
         return round(self.cache / self.ratio)
 
     @property
-    def doubt(self) -> str:
-        """What all figures but the cache's own rest on, where the ratio is the default."""
-        return ", if nobody set another" if self.assumed else ""
+    def rest(self) -> int:
+        """Bytes of the card that neither weights nor what was free explains."""
+        if self.weights is None or self.total is None:
+            return 0
+        return self.total - self.free - self.weights
 
     @property
-    def left(self) -> int:
-        """Bytes that it left to everything after it."""
-        return self.free - self.cache
+    def others(self) -> int:
+        """Bytes that this engine does not explain."""
+        return self.rest if self.rest > _ENGINE_OVERHEAD else 0
 
 
 def blocks(case: LogCase) -> LegacyBlocks | None:
-    """The BlockManager's figures, where both lines are there."""
-    rules = generation(case)
+    version = case.facts.subject.version
+    rules = generation_of(version) if version and is_legacy(version) else None
     size = count = None
     lines = []
     for mark, event in case.facts.every(KvBlocks):
@@ -89,18 +93,13 @@ def blocks(case: LogCase) -> LegacyBlocks | None:
         count=count,
         ratio=case.ratio if case.ratio and fits else default,
         assumed=not fits,
+        weights=_rank_weights(case, rules),
+        total=usable(case.gpu) if case.gpu else None,
         lines=tuple(lines),
     )
 
 
-def generation(case: LogCase) -> Generation | None:
-    """The rules of the version that the log names, where it is older than the reference."""
-    version = case.facts.subject.version
-    return generation_of(version) if version and is_legacy(version) else None
-
-
 def legacy_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """Out of memory, as these versions print it."""
     for mark, event in case.facts.every(LegacyCuda):
         if event.out_of_memory:
             yield _out_of_memory(case, mark, event)
@@ -116,12 +115,10 @@ def _out_of_memory(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnsw
     unknown = ["how much the failing allocation asked for: this LMDeploy does not print it"]
     if kv_blocks is not None:
         lines[:0] = kv_blocks.lines
-        why.append(cache_story(kv_blocks))
+        why += cache_story(case, kv_blocks)
         if kv_blocks.assumed:
             unknown.append(f"the cache ratio: {kv_blocks.ratio:g} is LMDeploy's default")
-        holdings += cache_holders(case, kv_blocks)
-    others = _others(case, kv_blocks)
-    why += cards_story(case, kv_blocks)
+        holdings += cache_holders(kv_blocks)
     twice = double_start(case)
     if twice:
         why.append(twice[0])
@@ -137,72 +134,51 @@ def _out_of_memory(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnsw
         missing=Missing(bytes=None, basis="unknown", note="this LMDeploy prints no sizes"),
         unknown=tuple(unknown),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=legacy_changes(phase, case),
+        changes=_changes(phase, case),
         planned=True,
-        others=0 if twice else others,
+        others=kv_blocks.others if kv_blocks and not twice else 0,
     )
 
 
-def cache_story(kv_blocks: LegacyBlocks) -> str:
-    """The cache in numbers."""
-    return (
+def cache_story(case: LogCase, kv_blocks: LegacyBlocks) -> Iterator[str]:
+    """The cache in numbers, and whether the cards were empty before this engine came."""
+    # All figures but the cache's own rest on the ratio.
+    ratio = f"ratio {kv_blocks.ratio:g}" + (", if nobody set another" if kv_blocks.assumed else "")
+    free = format_bytes(kv_blocks.free)
+    yield (
         f"the cache took {kv_blocks.count} blocks of {format_bytes(kv_blocks.block)},"
-        f" {format_bytes(kv_blocks.cache)} of the {format_bytes(kv_blocks.free)} that were free"
-        f" (ratio {kv_blocks.ratio:g}{kv_blocks.doubt}): {format_bytes(kv_blocks.left)} stayed for"
-        " everything after it, images included"
+        f" {format_bytes(kv_blocks.cache)} of the {free} that were free ({ratio}):"
+        f" {format_bytes(kv_blocks.free - kv_blocks.cache)} stayed for everything after it, images"
+        " included"
     )
+    if kv_blocks.others:
+        yield (
+            f"the cards were not empty ({ratio}): only {free} were free when the cache was sized,"
+            f" though the weights take {format_bytes(kv_blocks.weights or 0)} a card at tp"
+            f" {case.tp or 1}: about {format_bytes(kv_blocks.others)} were held by somebody else"
+            " (or by other copies of this engine)"
+        )
 
 
-def cache_holders(case: LogCase, kv_blocks: LegacyBlocks) -> list[Holding]:
+def cache_holders(kv_blocks: LegacyBlocks) -> Iterator[Holding]:
     """Who held a card when the cache was sized, as far as model and card are known."""
     lines = tuple(row.line for row in kv_blocks.lines)
-    holdings = [Holding(who="the KV cache", bytes=kv_blocks.cache, lines=lines)]
-    weights = rank_weights(case)
-    total = usable(case.gpu) if case.gpu else None
-    if weights is None or total is None:
-        return holdings
-    holdings.append(Holding(who="this model's weights, on each card", bytes=weights))
-    rest = total - kv_blocks.free - weights
-    if rest > 0:
-        holdings.append(Holding(who="CUDA contexts and everybody else, together", bytes=rest))
-    return holdings
+    yield Holding(who="the KV cache", bytes=kv_blocks.cache, lines=lines)
+    if kv_blocks.weights is not None and kv_blocks.total is not None:
+        yield Holding(who="this model's weights, on each card", bytes=kv_blocks.weights)
+    if kv_blocks.rest > 0:
+        yield Holding(who="CUDA contexts and everybody else, together", bytes=kv_blocks.rest)
 
 
-def rank_weights(case: LogCase) -> int | None:
+def _rank_weights(case: LogCase, rules: Generation | None) -> int | None:
     """Bytes of the language model's weights on one rank, by the account (the tower apart)."""
     if case.model is None:
         return None
-    rules = generation(case)
+    tp, constants = case.tp or 1, load_constants()
     if rules is not None:
-        return sum(
-            legacy_weight_classes(case.model, case.tp or 1, load_constants(), rules).values()
-        )
-    classes = weight_classes(case.model, case.tp or 1, load_constants())
+        return sum(legacy_weight_classes(case.model, tp, constants, rules).values())
+    classes = weight_classes(case.model, tp, constants)
     return sum(size for name, size in classes.items() if name not in ("vision", "projector"))
-
-
-def _others(case: LogCase, kv_blocks: LegacyBlocks | None) -> int:
-    """Bytes on each card that this engine does not explain."""
-    weights, total = rank_weights(case), usable(case.gpu) if case.gpu else None
-    if kv_blocks is None or weights is None or total is None:
-        return 0
-    rest = total - kv_blocks.free - weights
-    return rest if rest > _ENGINE_OVERHEAD else 0
-
-
-def cards_story(case: LogCase, kv_blocks: LegacyBlocks | None) -> Iterator[str]:
-    """Whether the cards were empty before this engine came."""
-    others = _others(case, kv_blocks)
-    if not others or kv_blocks is None:
-        return
-    weights = rank_weights(case) or 0
-    yield (
-        f"the cards were not empty (ratio {kv_blocks.ratio:g}{kv_blocks.doubt}): only"
-        f" {format_bytes(kv_blocks.free)} were free when the cache"
-        f" was sized, though the weights take {format_bytes(weights)} a card at tp {case.tp or 1}:"
-        f" about {format_bytes(others)} were held by somebody else (or by other copies of this"
-        " engine)"
-    )
 
 
 def double_start(case: LogCase) -> tuple[str, Evidence] | None:
@@ -219,7 +195,7 @@ def double_start(case: LogCase) -> tuple[str, Evidence] | None:
     )
 
 
-def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
+def _changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
     """What to change, surest first."""
     changes = []
     if double_start(case):

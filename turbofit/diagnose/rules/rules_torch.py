@@ -8,26 +8,18 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.answer import Evidence, Missing, PhaseName
+from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.rules.causes import less_memory
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.holders import (
-    doubts,
-    foreign,
-    holders,
-    unclear,
-    unexplained,
-    what_to_end,
-)
 from turbofit.diagnose.rules.rules_legacy import (
     START_ONCE,
     blocks,
     cache_holders,
     cache_story,
-    cards_story,
     double_start,
 )
-from turbofit.observe.log_events import ModelLoaded, PythonFrame, TorchMemory
+from turbofit.machine.presets import context_bytes
+from turbofit.observe.log_events import CONTEXT, ModelLoaded, PythonFrame, TorchMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,13 +70,18 @@ _FOLDERS: Final = {
     "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/": "lmdeploy", "vllm/": "vllm",
     "sglang/": "sglang",
 }  # fmt: skip
+#: How to tell a server's processes from others.
+_HOW: Final = (
+    "To tell: start the server, and compare the pids of `docker top NAME` (or of `pgrep -af"
+    " lmdeploy`) with those of `nvidia-smi --query-compute-apps=pid,used_memory --format=csv` on"
+    " the host"
+)
 _SEPARATORS: Final = re.compile(r"[/\\]")
 #: Its layers are everybody's: a forward of theirs says of no model which part it is.
 _TORCH: Final = re.compile(r"[/\\]torch[/\\]")
 
 
 def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """All that torch and what is built on it say of memory and devices."""
     for mark in case.event.marks:
         if isinstance(mark.event, TorchMemory):
             yield _out_of_memory(case, mark, mark.event)
@@ -111,13 +108,12 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
             " allocated in all, as attention with its whole matrix does, which grows with the"
             f" square of the tokens or patches{without}"
         )
-    holdings = list(holders(case, mark, memory))
+    holdings = list(_holders(case, mark, memory))
     kv_blocks = blocks(case)
     if kv_blocks is not None:
         lines[:0] = kv_blocks.lines
-        why.append(cache_story(kv_blocks))
-        why += cards_story(case, kv_blocks)
-        holdings += cache_holders(case, kv_blocks)
+        why += cache_story(case, kv_blocks)
+        holdings += cache_holders(kv_blocks)
     for reason in (double_start(case), _loaded_twice(case)):
         if reason:
             why.append(reason[0])
@@ -125,8 +121,8 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     unknown = []
     if not mark.stack and phase == "unknown":
         unknown.append("where: the log has no traceback before the error")
-    unknown += doubts(case, memory)
-    others = foreign(case, memory)
+    unknown += _doubts(case, memory)
+    others = _foreign(case, memory)
     if others and memory.gpu is not None:
         unknown.append(f"whether other cards are as full as GPU {memory.gpu}")
     if memory.total is None:
@@ -216,9 +212,9 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
             )
         )
     others = sum(size for _, size in memory.others)
-    if others and not unclear(case, memory):
+    if others and not _unclear(case, memory):
         yield f"other processes held {format_bytes(others)} of the card"
-    nobody = unexplained(case, memory)
+    nobody = _unexplained(case, memory)
     if nobody > GIB:
         least = "" if memory.context else "at least "
         yield (
@@ -240,7 +236,7 @@ def _changes(
             "load the model once; over several cards choose one: a whole model on each card, or one"
             " model sharded over them"
         )
-    changes += what_to_end(case, memory)
+    changes += _what_to_end(case, memory)
     changes += less_memory(program, phase)
     if memory.outside_torch and program in (None, "lmdeploy"):
         changes.append(
@@ -281,6 +277,105 @@ def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
     )
 
 
+def _unclear(case: LogCase, memory: TorchMemory) -> bool:
+    """Whether this process may be one of those that the text lists by pid.
+
+    LMDeploy allocates outside torch, so that torch's figures do not tell which of two it is.
+    """
+    return not memory.named or (
+        memory.pid is not None
+        and "lmdeploy" in case.facts.subject.programs
+        and any(size > (memory.process or 0) for _, size in memory.others)
+    )
+
+
+def _holders(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
+    """Each process with its bytes, as sure as the text is."""
+    lines, gpu = (mark.line,), memory.gpu
+    either = _unclear(case, memory)
+    if either:
+        known = () if memory.pid is None else ((memory.pid, memory.process or 0),)
+        for pid, size in (*known, *memory.others):
+            yield Holding(
+                who=f"process {pid}: this one or another", bytes=size, gpu=gpu, lines=lines
+            )
+        return
+    if memory.process is not None:
+        listed = "" if memory.pid is None else f" (process {memory.pid} of the text)"
+        yield Holding(who=f"this process{listed}", bytes=memory.process, gpu=gpu, lines=lines)
+    elif memory.allocated is not None:
+        yield Holding(who="this process's tensors", bytes=memory.allocated, gpu=gpu, lines=lines)
+    for pid, size in memory.others:
+        yield Holding(who=f"process {pid}", bytes=size, gpu=gpu, lines=lines)
+
+
+def _unexplained(case: LogCase, memory: TorchMemory) -> int:
+    """Bytes of the card that no process of the text explains, a CUDA context of this one aside.
+
+    Up to torch 2.0 the process's figure leaves its context out. So much of the rest as a context
+    can take counts as one: a card shared with something that small is planned as an empty one.
+    """
+    if memory.total is None or memory.process is None or memory.free is None:
+        return 0
+    rest = memory.total - memory.process - memory.free - sum(size for _, size in memory.others)
+    if memory.context:
+        return max(0, rest)
+    if rest <= CONTEXT:
+        return 0
+    return rest - (context_bytes(case.gpu)[0] if case.gpu else CONTEXT)
+
+
+def _foreign(case: LogCase, memory: TorchMemory) -> int:
+    """Bytes of the card that a plan must do without; none where they may be this process's.
+
+    What is unclear counts as this process's: the plan is for the card without it, and says so.
+    """
+    if _unclear(case, memory):
+        return 0
+    rest = sum(size for _, size in memory.others) + _unexplained(case, memory)
+    return rest if rest > GIB // 4 else 0
+
+
+def _doubts(case: LogCase, memory: TorchMemory) -> Iterator[str]:
+    """Both readings of a pid, and how to tell them apart."""
+    pids = ", ".join(str(pid) for pid, _ in memory.others)
+    if _unclear(case, memory) and memory.pid is None:
+        yield (
+            f"which of the processes {pids} is this one: torch lists every process of the card and"
+            f" names none as this one. The plan is for the card without others. {_HOW}"
+        )
+    elif _unclear(case, memory):
+        yield (
+            f"which process is this one: {memory.pid} by torch's figures, or {pids}, since LMDeploy"
+            f" allocates outside torch. The plan is for the card without others. {_HOW}"
+        )
+    elif memory.pid is not None and memory.outside_torch:
+        yield (
+            f"whether process {memory.pid} is this server. Torch lists every process of the card:"
+            " the only one is this one, under the host's pid if it ran in a container, and to end"
+            " it ends the server. It is another program only if the driver did not list this one."
+            f" {_HOW}"
+        )
+
+
+def _what_to_end(case: LogCase, memory: TorchMemory) -> Iterator[str]:
+    """Others that hold the card: always with the condition that they are others."""
+    others = sum(size for _, size in memory.others)
+    if others <= GIB // 4:
+        return
+    pids = ", ".join(str(pid) for pid, _ in memory.others)
+    if _unclear(case, memory):
+        yield (
+            "tell this server's processes from others first (see what is unknown); end a process"
+            " only if it is another program's, or plan for what is free"
+        )
+    else:
+        yield (
+            f"end what else holds the card (process {pids}) if it is no part of this server, or"
+            " plan for what is free"
+        )
+
+
 def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
     """The phase; the name of the program itself says nothing."""
     program = {frame.path for frame in stack if frame.function == "<module>"}
@@ -310,5 +405,4 @@ def _program_of(stack: tuple[PythonFrame, ...], programs: set[str]) -> str | Non
 
 
 def _whole_matrix(stack: tuple[PythonFrame, ...]) -> bool:
-    """Whether the stack ends in attention that holds its whole matrix."""
     return bool(stack) and any(call in stack[-1].code for call in _EAGER)

@@ -1,36 +1,39 @@
 """Bytes that were missing when TurboMind 0.15 to 0.18 died after its cache was sized.
 
 The log says what was free, how much the cache took, which warm-up length or which images were under
-way; turbofit's account says what the engine's buffers and each such forward take.
+way, and the run's settings; turbofit's account says what the engine's buffers and each such forward
+take.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
+from turbofit.core.plan import Settings
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import MIB, format_bytes, round_up
-from turbofit.diagnose.rules.settings import run_settings
-from turbofit.memory.account import capability_of
+from turbofit.memory.account import capability_of, default_batch_size
 from turbofit.memory.turbomind.account import FUSES_NOTHING, buffer_terms
+from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes, weight_classes
 from turbofit.observe.log_events import (
     CacheBudget,
     Computed,
+    Slab,
     VisionSetup,
     WarmupFinished,
     WarmupLengths,
 )
+from turbofit.tuner.search.shapes import dtype_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from turbofit.core.model import Model
-    from turbofit.core.plan import Settings
     from turbofit.diagnose.facts import LogFacts
 
 #: The log rounds to hundredths of a MiB.
@@ -39,6 +42,9 @@ _ROUNDING: Final = MIB // 100
 _UNKNOWN_L2: Final = 128 * MIB
 #: Terms of the account that are taken at last.
 _WORKSPACES: Final = ("gemm_workspace", "delta_workspace", "l2_flush")
+_DEFAULT_PREFILL: Final = 8192
+#: `quant_policy` of TurboMind: 16-bit, int4, int8.
+_POLICIES: Final = (0, 8, 4)
 _UNKNOWN_CARD: Final = Gpu(index=0, uuid="", name="", total=NA, reserved=NA, used=NA, free=NA)
 
 
@@ -46,7 +52,8 @@ class Shortage(Struct):
     """``step`` needed ``needed`` bytes where ``room`` were left; no step: none lacks any.
 
     ``left`` is what the cache left, before buffers. ``doubt`` is what a real driver may take
-    besides (kernels of the engine, holes in its pools).
+    besides (kernels of the engine, holes in its pools). ``assumed``: settings for want of a line;
+    ``surprise``: what of the log the account does not explain.
     """
 
     left: int
@@ -60,33 +67,36 @@ class Shortage(Struct):
 
     @property
     def lacked(self) -> int:
-        """Bytes that ``step`` needed beyond what was left."""
         return self.needed - self.room
 
 
 def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
     """What was missing, or None where the log has no line about its cache."""
-    mark = facts.first(CacheBudget)
-    if mark is None or not isinstance(mark.event, CacheBudget):
+    budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
+    if budget is None:
         return None
-    run = run_settings(facts, model, gpu)
-    settings, constants = run.settings, load_constants()
+    settings, assumed = _settings(facts, model, gpu)
+    of_slab = _with_kv_type(settings, facts, model, slab) if slab else settings
+    settings, constants = of_slab or settings, load_constants()
     card = gpu or _UNKNOWN_CARD
     capability, granularity = capability_of(card, unknown=FUSES_NOTHING), constants.pool_granularity
     doubt = int(constants.pool_growth["most"]) + (_UNKNOWN_L2 if card.l2 == NA else 0)
     weights = sum(weight_classes(model, settings.tp, constants, capability).values())
     card = replace(card, l2=known(card.l2, 0))
     terms = buffer_terms(model, settings, card, constants, weights)
-    left = mark.event.free - _region(mark.event)
+    left = budget.free - _region(budget)
     shortage = Shortage(
         left=left,
         doubt=doubt + sum(term.bytes for term in terms if term.basis == "estimate"),
         settings=settings,
-        assumed=run.assumed,
-        surprise=run.contradiction,
+        assumed=tuple(assumed),
     )
-    if run.contradiction:
-        return shortage
+    if slab and of_slab is None:
+        surprise = (
+            f"a KV block of {slab.object_size} bytes is not what {model.name} has at tp"
+            f" {settings.tp}: the model or tp was another"
+        )
+        return replace(shortage, surprise=surprise)
     sizes = {term.term: term.bytes for term in terms if term.basis != "estimate"}
     buffers = sum(sizes.values())
     temporaries = temporary_bytes(model, settings, constants, capability)
@@ -112,6 +122,61 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | No
     if forwards:
         surprise = f"by the account {format_bytes(room)} should have been enough"
     return replace(shortage, surprise=surprise)
+
+
+def _settings(facts: LogFacts, model: Model, gpu: Gpu | None) -> tuple[Settings, list[str]]:
+    """What the run was started with, LMDeploy's defaults else, and what was assumed."""
+    options, assumed = facts.subject.options, list[str]()
+    values: dict[str, Any] = {
+        name: value for name, value in options.items() if name in Settings.__struct_fields__
+    }
+    if "tp" not in values:
+        values["tp"] = max(1, len(facts.every(CacheBudget)))
+        assumed.append(f"tp {values['tp']}: as many ranks printed their cache")
+    _lengths(facts, values, assumed, gpu)
+    session = facts.session_limit
+    if session is not None:
+        values["session_len"] = session
+    elif "session_len" not in values:
+        values["session_len"] = model.text.max_position_embeddings
+        assumed.append(f"session_len {values['session_len']}: the model's own")
+    if gpu is not None and "dtype" not in values:
+        values["dtype"] = dtype_for(model, [gpu])[0]
+    elif "dtype" not in values:
+        half = model.quantization or model.dtype == "float16"
+        values["dtype"] = "float16" if half else "bfloat16"
+    values.pop("cache_max_entry_count", None)
+    return Settings(**values), assumed
+
+
+def _lengths(facts: LogFacts, values: dict[str, Any], assumed: list[str], gpu: Gpu | None) -> None:
+    """Prefill and batch: the last warm-up length is their sum, unless it is longer than a session.
+
+    A session that is shorter hides the sum: then both are LMDeploy's defaults.
+    """
+    batch, prefill = values.get("max_batch_size"), values.get("max_prefill_token_num")
+    warmup = facts.first_event(WarmupLengths)
+    longest = max(warmup.lengths, default=0) if warmup else 0
+    if longest in load_constants().warmup_lengths:
+        longest = 0
+    if batch is None:
+        rest = longest - (prefill or _DEFAULT_PREFILL)
+        batch = rest if 0 < rest <= 4096 else default_batch_size(gpu.name if gpu else "")
+        values["max_batch_size"] = batch
+        assumed.append(f"max_batch_size {batch}")
+    if prefill is None:
+        prefill = longest - batch if longest > batch else _DEFAULT_PREFILL
+        values["max_prefill_token_num"] = prefill
+        if prefill != _DEFAULT_PREFILL:
+            assumed.append(f"max_prefill_token_num {prefill}")
+
+
+def _with_kv_type(settings: Settings, facts: LogFacts, model: Model, slab: Slab) -> Settings | None:
+    """The settings whose KV block has the size that the log prints; None: none has."""
+    given = "quant_policy" in facts.subject.options
+    policies = (settings.quant_policy,) if given else _POLICIES
+    ways = (replace(settings, quant_policy=policy) for policy in policies)
+    return next((way for way in ways if block_bytes(model.text, way) == slab.object_size), None)
 
 
 def _region(budget: CacheBudget) -> int:

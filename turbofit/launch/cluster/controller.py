@@ -55,8 +55,9 @@ _FRONTS_SECONDS: Final = 3.0
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
-#: Seconds until a node whose server was killed is measured again.
-_KILLED_SECONDS: Final = 3.0
+#: Seconds until a node whose server was killed is measured again: so long the driver may hold that
+#: server's memory.
+_KILLED_SECONDS: Final = 5.0
 #: Seconds that the first plan waits until all nodes are measured; the others join later.
 _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
@@ -96,7 +97,7 @@ class NodeState:
         drained   it serves nothing until it leaves Ray and joins again
 
     ``version`` is that of the cluster's plan under which the node was planned. ``killed_at`` is
-    when its server was killed last.
+    when its server was killed last. ``pending`` is the question that the actor has not answered.
     """
 
     ray: Node
@@ -105,6 +106,7 @@ class NodeState:
     after: str = ""
     until: float = 0.0
     actor: Any = None
+    pending: Any = None
     gpus: int = 0
     node: Node | None = None
     plan: NodePlan | None = None
@@ -266,15 +268,17 @@ class Controller:
     def end(self) -> None:
         """End all servers in order, and give all GPUs back.
 
-        An actor that does not answer any more is not waited for: its server ends by its lease.
+        An actor that is gone is not waited for: its server ends by its lease.
         """
-        end = time.monotonic() + self.config.timing.drain + _LAST_SECONDS
         calls = [(n, n.actor.end.remote()) for n in self.nodes.values() if n.actor is not None]
+        now = time.monotonic()
+        heard, end = now + _HEAR_SECONDS, now + self.config.timing.drain + _LAST_SECONDS
         # Even an urgent end waits until actors know: servers would serve on.
-        left = [
-            node for node, call in calls
-            if not isinstance(ray_adapter.outcome(call, _HEAR_SECONDS), RayCallError)
-        ]  # fmt: skip
+        left = []
+        for node, call in calls:
+            answer = ray_adapter.outcome(call, max(0.0, heard - time.monotonic()))
+            if not isinstance(answer, RayCallError):
+                left.append(node)
         while left and not self._stop.urgent and time.monotonic() < end:
             lost = self._hear()
             left = [node for node in left if node.report.state != "idle" and node not in lost]
@@ -322,16 +326,23 @@ class Controller:
         """Give a node's GPUs back."""
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
-        node.actor, node.gpus, node.report, node.digest = None, 0, NodeReport(), ""
+        node.actor = node.pending = None
+        node.gpus, node.report, node.digest = 0, NodeReport(), ""
 
     def _hear(self) -> list[NodeState]:
-        """Take what actors tell; the nodes whose actors start again, or are gone."""
+        """Take what actors have answered, and ask these again; nodes whose actors are not there.
+
+        It never waits, and a silent actor has one question to answer, not one of each look.
+        """
         lost = []
-        calls = [(n, n.actor.tell.remote()) for n in self.nodes.values() if n.actor is not None]
-        for node, call in calls:
-            report = ray_adapter.outcome(call, _TICK)
+        for node in self.nodes.values():
+            if node.actor is None:
+                continue
+            node.pending = node.pending or node.actor.tell.remote()
+            report = ray_adapter.outcome(node.pending, 0)
             if report is None:
                 continue
+            node.pending = None
             if isinstance(report, RayCallError):
                 lost.append(node)
                 measured = node_of(node.ray, report)
@@ -392,7 +403,7 @@ class Controller:
         digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
         node.plan, node.digest = planned, digest
         node.actor.serve.remote(digest, planned.plan.to_json(), words)
-        node.report = replace(node.report, state="starting", digest=digest)
+        node.report, node.pending = replace(node.report, state="starting", digest=digest), None
         node.be("starting")
 
     def _failed(self, node: NodeState) -> None:
@@ -400,9 +411,8 @@ class Controller:
         plan, code, now = node.plan and node.plan.plan, node.report.exit_code, time.monotonic()
         if not code and now - node.killed_at > _AGAIN_SECONDS:
             node.killed_at = now
-            # What the driver still holds of its memory comes back meanwhile.
             self._let_go(node, "joining", node.failed, _KILLED_SECONDS)
-        elif plan and code == OutOfMemoryError.exit_code and not node.margin:
+        elif plan and code == OutOfMemoryError.exit_code and not (node.margin or self.before):
             node.margin = doubled_margin(plan)
             self._let_go(node, "joining", "out of memory: it is planned with twice the margin")
         else:
@@ -430,7 +440,7 @@ class Controller:
         node.be("draining", why, seconds)
         if node.actor is not None:
             node.actor.end.remote()
-        ends = "does not serve" if after == "unfit" else "finishes what it has"
+        ends = "finishes what it has" if node.open else "does not serve"
         self.say(f"node {node.name} {ends}: {why}")
 
     # From one plan to another: a node at a time, whose plan is not of the one in force.
@@ -438,14 +448,17 @@ class Controller:
     def _change_next(self) -> None:
         """The next node leaves the front, once fronts have the last one that has changed."""
         serving = [node for node in self.nodes.values() if node.state == "serving"]
-        changing = any(node.after == "joining" for node in self.nodes.values())
-        if changing or any(node.until > time.monotonic() for node in serving):
+        if self._returning() or any(node.until > time.monotonic() for node in serving):
             return
         if old := self._outdated():
             self._let_go(old[0], "joining", "another plan is in force")
         elif self.before is not None:
             self.before = None
             self.say(f"the plan has changed: {self.plan.promise}")
+
+    def _returning(self) -> list[NodeState]:
+        """Nodes whose server ended, or was killed, and which do not serve again yet."""
+        return [node for node in self.nodes.values() if node.after == "joining"]
 
     def _outdated(self) -> list[NodeState]:
         nodes = self.nodes.values()
@@ -481,9 +494,10 @@ class Controller:
             return exc.to_dict()
 
     def _change(self, changes: Document) -> str:
-        if self.before or self._outdated():
+        if self.before or self._outdated() or self._returning():
+            # A node that is being measured would be planned for as if it had left.
             hint = "see turbofit cluster status, and wait"
-            raise LaunchError("a change is under way already", hint=hint)
+            raise LaunchError("a change is under way already, or a node comes back", hint=hint)
         target = self._plan_all(self.config.request.changed(**changes), self.plan.source)
         if not target.fits:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"

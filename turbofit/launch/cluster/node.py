@@ -40,9 +40,9 @@ _BETWEEN: Final = '"$@"; echo $? > code'
 class NodeReport(Struct):
     """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
-    It is empty until the actor has looked: the server of an earlier actor may be open. ``measured``
-    is the node with the actor's GPUs, as it is while nothing serves. ``digest`` is of the plan that
-    runs, ``exit_code`` of its server, 0 where somebody ended that.
+    ``state`` is empty until the actor has looked: the server of an earlier actor may be open.
+    ``measured`` is the node with the actor's GPUs, as it is while nothing serves. ``digest`` is of
+    the plan that runs, ``exit_code`` of its server, 0 where somebody ended that.
     """
 
     state: str = "idle"
@@ -137,7 +137,8 @@ class NodeActor:
             (self._folder / "lock").write_text("")
         elif not digest:
             self._note(state="idle", digest="", url="", why="")
-            self._note(measured=self._report.measured or self._measure())
+            # At each look: what the driver held of a server's memory comes back some time later.
+            self._note(measured=self._measure())
         elif (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
 
@@ -149,7 +150,7 @@ class NodeActor:
         """Renew the lease of a plan's server; those without one end in order."""
         for lease in self._folder.glob("lease-*"):
             if lease.name != f"lease-{digest}":
-                lease.unlink()
+                lease.unlink(missing_ok=True)  # `end` is called in another thread than `_look`
         if digest:
             (self._folder / f"lease-{digest}").touch(mode=0o600)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from turbofit.launch.cluster.ray_adapter import RayCallError
+
 _SECONDS: Final = 120.0
 
 
@@ -92,6 +93,8 @@ def node_of(node: Node, answer: Node | RayCallError | None) -> Node:
         why = "Ray counts no GPU there"
     elif "No module named 'turbofit" in text:
         why = "turbofit is not installed there"
+    elif text.startswith("System error"):  # Ray's words where a result cannot be read
+        why = f"its turbofit answers otherwise: {text[-200:]}"
     return replace(node, why_not=why)
 
 

@@ -92,9 +92,9 @@ class RayConnection:
         with suppress(Exception):  # no public calls
             from ray._private import state
 
+            free = state.available_resources_per_node()
             # Those that Ray drains, e.g. before a spot instance ends; as Ray Serve asks.
             leaving = state.state.get_draining_nodes()
-            free = state.available_resources_per_node()
         return {
             node["NodeID"]: Node(
                 id=node["NodeID"],

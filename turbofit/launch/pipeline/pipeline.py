@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import NoGpuError, UsageError
+from turbofit.core.errors import LaunchError, NoGpuError, UsageError
 from turbofit.core.plan import CONFIG_NAMES
 from turbofit.launch.engine.launches import find_lmdeploy, ratio_now
 from turbofit.launch.serve.leases import Leases
@@ -76,21 +76,28 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         if leases is not None and request.cache_max_entry_count is None:
             config.cache_max_entry_count = ratio_now(plan, 0)  # a pipeline is one engine
 
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
         from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
         from turbofit.planning.commands import model_path as checkpoint
 
-        pipeline = PlannedPipeline(
-            plan,
-            checkpoint(plan.model),
-            leases=leases,
-            backend_config=config,
-            chat_template_config=chat_template_config,
-            log_level=log_level,
-            max_log_len=max_log_len,
-            trust_remote_code=_trust(plan, trust_remote_code),
-            allowed_media_domains=allowed_media_domains,
-            **keywords,
-        )
+        try:
+            pipeline = PlannedPipeline(
+                plan,
+                checkpoint(plan.model),
+                leases=leases,
+                backend_config=config,
+                chat_template_config=chat_template_config,
+                log_level=log_level,
+                max_log_len=max_log_len,
+                trust_remote_code=_trust(plan, trust_remote_code),
+                allowed_media_domains=allowed_media_domains,
+                **keywords,
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError) as exc:
+            cause = f"{plan.model.name} cannot be downloaded: {str(exc).splitlines()[0]}"
+            hint = "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder"
+            raise LaunchError(cause, hint=hint) from exc
         failed.pop_all()
     return pipeline
 

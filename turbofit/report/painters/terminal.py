@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from itertools import accumulate, groupby, zip_longest
 from typing import TYPE_CHECKING, Final, Literal
@@ -91,10 +92,10 @@ def _tint(text: str, code: str, colour: bool) -> str:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """Break at spaces; a word longer than a line (a path) stays whole."""
+    """Break at single spaces; a word longer than a line (a path) stays whole."""
     if _display_width(text) <= width:
         return [text]
-    return _filled(text.split(), max(width, _NARROWEST))
+    return _filled(re.split(r"(?<=\S) (?=\S)", text), max(width, _NARROWEST))
 
 
 def _filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:

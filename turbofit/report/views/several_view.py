@@ -136,8 +136,9 @@ def _card(gpu: JointGpu) -> Table:
 
 #: Names of a row's nodes that are written out.
 _NAMES: Final = 3
-#: Remedies of the short text; the whole text has all.
+#: Remedies and kinds of nodes of the short text; the whole text has all.
 _REMEDIES: Final = 3
+_KINDS: Final = 4
 #: Columns of numbers, and of texts that may be cut into lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once", "requests")
 _WRAPPED: Final = (
@@ -165,8 +166,10 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         blocks += [Heading("What is promised"), *_promise(plan)]
     else:
         blocks += remedies_table(plan.remedies, "What would fit")
-    if plan.fits:
-        blocks += [Heading("Nodes that serve, by kind"), _nodes_that_serve(plan)]
+    kinds = _kinds_that_serve(plan)
+    if kinds:
+        blocks.append(_table(_OF_KINDS, kinds[:_KINDS], **ONLY_SHORT))
+        blocks += [Heading("Nodes that serve, by kind"), _table(_OF_KINDS, kinds)]
     blocks += [*listed("Notes", plan.warnings), *listed("Why", plan.reasons)]
     blocks += remedies_table(plan.remedies[:_REMEDIES], "What would fit", **ONLY_SHORT)
     # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
@@ -174,7 +177,9 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     if plan.serve is not None:
         blocks.append(remark("on a node of the Ray cluster:", short=True))
         blocks.append(Code(shell_words(plan.serve.argv), short=True))
-    more = "more: --full, --md, or --json with each node's settings"
+    rest = len(kinds) - _KINDS
+    rest_of = f" ({rest} more {plural(rest, 'kind')} of nodes)" if rest > 0 else ""
+    more = f"more: --full{rest_of}, --md, or --json with each node's settings"
     return [*blocks, remark(more, **ONLY_SHORT)]
 
 
@@ -198,7 +203,10 @@ def _promise(plan: ClusterPlan) -> list[Block]:
     return [known_facts(facts, short=True), known_facts(more)]
 
 
-def _nodes_that_serve(plan: ClusterPlan) -> Table:
+_OF_KINDS: Final = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
+
+
+def _kinds_that_serve(plan: ClusterPlan) -> list[tuple[str, ...]]:
     """What each kind of node runs, by cards, groups and settings; the most nodes first."""
     kinds: dict[object, list[tuple[NodePlan, Plan]]] = {}
     for node in plan.nodes:
@@ -207,7 +215,7 @@ def _nodes_that_serve(plan: ClusterPlan) -> Table:
             group_settings = tuple(group.settings for group in served.by_group)
             layout = (served.engine, served.parallel.groups, served.settings, group_settings)
             kinds.setdefault((node.cards, layout), []).append((node, served))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for members in sorted(kinds.values(), key=len, reverse=True):
         node, served = members[0]
         tokens = [plan.kv.total_tokens for _, plan in members]
@@ -225,8 +233,7 @@ def _nodes_that_serve(plan: ClusterPlan) -> Table:
                 _names([node for node, _ in members]),
             )
         )
-    names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
-    return _table(names, rows, short=True)
+    return rows
 
 
 def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
