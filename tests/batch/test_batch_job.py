@@ -148,6 +148,11 @@ def test_stopping_keeps_what_there_is_and_the_rate_is_told(tmp_path, monkeypatch
             result = asyncio.run(job.run())
         assert (result.answered, result.left, result.before) == (20, 1, 0)
         assert min(result.seconds, result.items_per_second) > 0
+        job, resume = BatchJob((source, output), BatchSpec(), job._target), OutputFile.resume
+        with monkeypatch.context() as patch:  # it is stopped while it reads
+            patch.setattr(OutputFile, "resume", lambda *a, **k: (resume(*a, **k), job.stop()))
+            result = asyncio.run(job.run())
+        assert (result.answered, result.items_per_second) == (20, 0)
         server.release()
         assert run(source, output, server.url).left == 0
 

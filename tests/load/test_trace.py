@@ -60,7 +60,8 @@ def test_a_table_of_arrivals_is_a_trace(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        *((row, "2 of") for row in ("1", "1,2,3", "a,1,,1", "1,1,9999,1", "1,1,x,1", "-1,1,,1")),
+        *((row, "2 of") for row in ("1", "1,2,3", "a,1,,1", "1,1,9999,1", "1,1,x,1")),
+        ("-1,1,,1", "line 2 of .* >= 0"),
         (f"{'1' * 140_000},1,,1", "no CSV of requests"),
     ],
 )

@@ -138,8 +138,9 @@ class BatchJob:
         return 0.0 if self._began is None else time.monotonic() - self._began
 
     def _rate(self, output: OutputFile) -> float:
-        """Items a second of this run."""
-        return (output.lines - self._before) / max(self._seconds(), 1e-9)
+        """Items a second of this run; before it sends any, lines are of earlier ones."""
+        seconds = self._seconds()
+        return (output.lines - self._before) / seconds if seconds else 0.0
 
     async def _work(self, output: OutputFile) -> None:
         survey = await in_thread(Survey, self._source.items())

@@ -294,7 +294,7 @@ class OutputFile:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[int]:
-    """A file that is locked, gets this path at the end, and stays open; none where that fails."""
+    """A file that is locked before it gets this path, at the end; none where anything fails."""
     descriptor, name = open_beside(path)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)

@@ -94,7 +94,9 @@ def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:
             if images.isdigit():
                 sizes = [_USUAL_IMAGE] * min(int(images), _MOST_IMAGES + 1)
             given = {"at": float(at), "prompt_tokens": int(prompt), "output_tokens": int(output)}
-            request = decode(to_json(given | {"images": sizes}), TracedRequest, what=where)
-        except (UsageError, ValueError):
+        except ValueError:
             raise UsageError(f"{where} is no request: {','.join(row)[:80]}", hint=_CSV) from None
-        yield request
+        try:
+            yield decode(to_json(given | {"images": sizes}), TracedRequest, what=where)
+        except UsageError as exc:
+            raise UsageError(exc.message, hint=_CSV) from None

@@ -95,9 +95,10 @@ def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = Non
         bandwidth = known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH)
         return bandwidth, known(gpu.dense_flops, _UNKNOWN_FLOPS)
 
-    bandwidth, flops = map(min, zip(*map(peak, gpus), strict=True))
+    peaks = [peak(gpu) for gpu in gpus]
+    flops = min(flops for _, flops in peaks)
     return GpuRates(
-        bandwidth=bandwidth * figures.memory_efficiency,
+        bandwidth=min(bandwidth for bandwidth, _ in peaks) * figures.memory_efficiency,
         flops=flops * figures.compute_efficiency,
         vision_flops=flops * figures.vision_efficiency,
     )
@@ -547,7 +548,7 @@ def crowd_of(
         admitted: requests that the batch lets in.
         fitting: requests whose prompt and whole answer the cache holds, one at least.
         room: by which share more requests fit at their mean length than at their full one.
-        output: tokens of an answer: the longer it is, the more others end, and fewer are evicted.
+        output: tokens of an answer: of shorter ones more end in a step, and fewer are evicted.
         recomputed_share: the largest share of an answer that is computed again.
     """
     if admitted <= fitting:

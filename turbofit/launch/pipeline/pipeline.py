@@ -69,30 +69,33 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         if leases is not None and request.cache_max_entry_count is None:
             config.cache_max_entry_count = ratio_now(plan, 0)  # a pipeline is one engine
 
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
-        from turbofit.planning.commands import model_path as checkpoint
-
-        try:
-            pipeline = PlannedPipeline(
-                plan,
-                checkpoint(plan.model),
-                leases=leases,
-                backend_config=config,
-                chat_template_config=chat_template_config,
-                log_level=log_level,
-                max_log_len=max_log_len,
-                trust_remote_code=_trust(plan, trust_remote_code),
-                allowed_media_domains=allowed_media_domains,
-                **keywords,
-            )
-        except (HfHubHTTPError, LocalEntryNotFoundError) as exc:
-            cause = f"{plan.model.name} cannot be downloaded: {str(exc).splitlines()[0]}"
-            hint = "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder"
-            raise LaunchError(cause, hint=hint) from exc
+        pipeline = _opened(
+            plan,
+            leases=leases,
+            backend_config=config,
+            chat_template_config=chat_template_config,
+            log_level=log_level,
+            max_log_len=max_log_len,
+            trust_remote_code=_trust(plan, trust_remote_code),
+            allowed_media_domains=allowed_media_domains,
+            **keywords,
+        )
         failed.pop_all()
     return pipeline
+
+
+def _opened(plan: Plan, **arguments: Any) -> Any:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
+    from turbofit.planning.commands import model_path
+
+    try:
+        return PlannedPipeline(plan, model_path(plan.model), **arguments)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as exc:
+        cause = f"{plan.model.name} cannot be downloaded: {str(exc).splitlines()[0]}"
+        hint = "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder"
+        raise LaunchError(cause, hint=hint) from exc
 
 
 def _check_plannable(replicas: int, speculative_config: Any) -> None:

@@ -45,7 +45,8 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     prefill = f"{rank} of the sizes tried; {engine.prefill_words(best.settings)}"
     by_card = f"on each card the {rank} of the sizes tried"
     yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
-    yield _line(fit, "max_batch_size", batch := _batch(fit), by_card=batch)
+    batch = _batch(fit)
+    yield _line(fit, "max_batch_size", batch, by_card=batch)
     yield _line(fit, "session_len", _context(fit))
     if best.fits and best.settings.enable_prefix_caching:
         yield "enable_prefix_caching: the plan counts on nothing that prompts spare by it"

@@ -185,7 +185,9 @@ class _Search(SearchState):
             (self.engine.missing_kernels, self._no_kernels),
         )
         for problem_of, error in stages:
-            problems = [next(filter(None, map(problem_of, all_)), None) for _, all_ in running]
+            problems = [
+                next(filter(None, map(problem_of, launches)), None) for _, launches in running
+            ]
             if all(problems):
                 raise error(problems[0])
             running = [
@@ -213,7 +215,7 @@ class _Search(SearchState):
         model, fixed = self.request.model, self.request.fixed
         others = [name for name in LMDEPLOY if name != self.engine.name]
         instead = ["cards of another generation"]
-        if option_owner(fixed) is None and any(engine_problem(model, o) is None for o in others):
+        if option_owner(fixed) is None and not all(engine_problem(model, n) for n in others):
             instead.insert(0, "another engine")
         if "quant_policy" in fixed:
             instead.append("another --quant-policy")

@@ -258,7 +258,9 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
 def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
     """Engines on unequal cards side by side, each on equal ones, all with one dtype."""
     parts = [gpus for gpus in kinds(request.visible) if not gpus[0].mig]
-    if parts and "dtype" not in request.fixed:
+    if len(parts) < 2:
+        return []
+    if "dtype" not in request.fixed:
         first = dtype_for(request.model, parts[0])[0]
         parts = [gpus for gpus in parts if dtype_for(request.model, gpus)[0] == first]
     tps = [_tps(request, gpus, engine) for gpus in parts]

@@ -53,6 +53,8 @@ class SearchState:
         self.request, self.engine = request, engine
         #: The workload's images, before any limit is lowered for it.
         self.requested_load = vision_load_of(request, request.requested_limit)
+        #: The last shape's cache did not hold the shortest context: the next one's is asked first.
+        self.too_small = False
         self._answers: dict[tuple[object, ...], Any] = {}
 
     def once(self, answer: Callable[[], T], *key: object) -> T:
@@ -151,10 +153,14 @@ class Sizer:
         if self.shape.promised is not None:
             longest = min(longest, self.shape.promised)
         low = min(shortest_context(self.vision_load), longest)
-        if self._tokens_held(low) < low:
+        if self.state.too_small and self._tokens_held(low) < low:
             return low
         if self._tokens_held(longest) >= longest:
+            self.state.too_small = False
             return longest
+        self.state.too_small = self._tokens_held(low) < low
+        if self.state.too_small:
+            return low
         low = longest_held(self._tokens_held, low, longest)
         rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
         # A round number where it costs little: 3,072 of 4,032 would be a quarter.
@@ -165,7 +171,8 @@ class Sizer:
         """The largest ratio that fits every group and that rehearsals left, or the user's own."""
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
-        ratios = [ratio for account in accounts if (ratio := account.best_ratio()) is not None]
+        best = [self.state.once(account.best_ratio, "ratio", account) for account in accounts]
+        ratios = [ratio for ratio in best if ratio is not None]
         if len(ratios) < len(accounts):
             return None
         caps = self.request.ratio_caps
@@ -291,7 +298,7 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
-    """The longest context, a multiple of 64, that is held; ``low`` is held, ``high`` is not.
+    """The longest context that is held, a multiple of 64 or ``low``; ``high`` is not held.
 
     ``tokens_at`` gives the KV tokens that the cache holds with a context, 0 where the engine does
     not start. A longer context leaves no more of them, so that each look bounds the answer on both
