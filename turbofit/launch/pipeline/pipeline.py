@@ -59,7 +59,14 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         if leases is not None:
             failed.callback(leases.close)
         request = _request(_pretended(model_path), backend_config, planning)
-        plan = _planned(request, leases)
+        try:
+            plan = _planned(request, leases)
+        except NoGpuError as exc:
+            hint = (
+                "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME -- python SCRIPT "
+                "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
+            )
+            raise NoGpuError(exc.message, hint=hint) from None
         if _TWIN in os.environ and not plan.engine.on_torch:
             from turbofit.rehearse.turbomind.server import pretend_here
 
@@ -126,18 +133,11 @@ def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
     """The plan, refused where nothing fits; on this machine's GPUs it is reserved."""
-    try:
-        if leases is None:
-            plan = best_plan(request)
-        else:
-            say = partial(warnings.warn, stacklevel=8)  # where `pipeline` of `api` was called
-            plan = Planner(request, leases, say, rehearse=False).make({})
-    except NoGpuError as exc:
-        hint = (
-            "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME -- python SCRIPT "
-            "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
-        )
-        raise NoGpuError(exc.message, hint=hint) from None
+    if leases is None:
+        plan = best_plan(request)
+    else:
+        say = partial(warnings.warn, stacklevel=8)  # where `pipeline` of `api` was called
+        plan = Planner(request, leases, say, rehearse=False).make({})
     # The plan's other warnings are about clients of a server: here images are held to it.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
         warnings.warn(warning, stacklevel=4)
