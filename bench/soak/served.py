@@ -32,10 +32,9 @@ class Soaked:
     """
 
     def __init__(self, engine: str, ground: Ground) -> None:
-        self._leases, self._opens = ground.state / "leases", "phase: ready"
+        self._leases, self._engine = ground.state / "leases", engine
         spec, plan = f"{ENGINES}xrtx3090", {"tp": 1, "replicas": ENGINES}
         if engine == "stand-in":
-            self._opens = "OPEN "
             model = str(make_internvl2(ground.state / "model" / "InternVL2-1B"))
             self.server = ground.standin(
                 "serve", on=spec, fixed={**plan, "model": model}, timing={"backoff": 1.0},
@@ -49,7 +48,10 @@ class Soaked:
     def wait(self) -> None:
         """Until it has opened."""
         self.child.wait_for("phase: ready", ENGINES)
-        self.child.wait_for(self._opens)
+        if self._engine == "stand-in":
+            self.child.wait_for("OPEN ")
+        else:
+            self.server.opened()
 
     @property
     def pid(self) -> int:

@@ -325,13 +325,13 @@ class Calibrator:
         used: dict[int, dict[str, int]] = {}
 
         def take(name: str) -> None:
+            sizes: dict[int, int] = {}
             for index, span in usage.read(engine).items():
-                # After a worst case the last reading counts too: pools keep their most.
-                size = span.last if name in (STEADY, KERNELS) else max(span)
-                used.setdefault(index, {})[name] = size
-            most = max(used, key=lambda index: used[index][name])
-            size = used[most][name]
-            self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(size)} in use")
+                # What is in use after a worst case belongs to it, too: pools keep their most.
+                sizes[index] = span.last if name in (STEADY, KERNELS) else max(span)
+                used.setdefault(index, {})[name] = sizes[index]
+            most = max(sizes, key=lambda index: sizes[index])
+            self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(sizes[most])} in use")
 
         def drive(question: ProbeRequest, name: str) -> int:
             tell(Step(f"{engine.name}: measuring {name}"))

@@ -192,7 +192,7 @@ class Run:
         if not self.plan.fits:
             raise refusal(self.plan)
         if self.plan.engine.of_lmdeploy and not self.lmdeploy.argv:
-            find_lmdeploy()  # says what is missing
+            self.lmdeploy = find_lmdeploy()  # or says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         checks.refuse(scene)
         return self.plan
@@ -509,6 +509,7 @@ class Start:
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
+        self._tell_progress()  # the start is over, before `on_open` tells what begins
         used = self._used()
         engines = []
         for engine in supervisor.engines:
@@ -567,8 +568,12 @@ class Start:
         if run.record.unwritten:
             run.record.keep()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
-        self._start_progress.look(engines, examined=run.examiner is not None)
+        self._tell_progress()
         run.on_tick()
+
+    def _tell_progress(self) -> None:
+        examined = self._run.examiner is not None
+        self._start_progress.look(self._supervisor.engines, examined=examined)
 
     def _used(self) -> dict[int, int]:
         """Bytes in use on each GPU; of pretend ones nobody else has any."""

@@ -123,6 +123,8 @@ def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path, engi
         assert reserved_of(empty, yours) == min(empty.free, lease.need[UUID])
         elsewhere = msgspec.structs.replace(lease, pid_namespace="pid:[1]")
         assert elsewhere.settled, "what runs in another container is not seen"
+        mine.note([engine.pid], ready=True)
+        assert not yours.others()[0].settled
 
 
 def test_a_lock_that_somebody_keeps_costs_a_lease_only_for_a_while(tmp_path, monkeypatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 from msgspec.structs import replace
@@ -55,17 +56,35 @@ def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(kind, taken,
 @pytest.mark.parametrize(("pretend", "noted"), [(False, 1), (True, 0)])
 def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, noted: int) -> None:
     told: list[dict[str, Any]] = []
-    run = SimpleNamespace(
-        config=SimpleNamespace(pretend=pretend), on_tick=lambda: None, examiner=None,
-        leases=SimpleNamespace(note=lambda *_, **facts: told.append(facts)),
-        record=SimpleNamespace(unwritten=False, attempt=lambda **_: None),
-    )  # fmt: skip
-    start: Any = Start(run, PLAN, 0)
-    start._supervisor = SimpleNamespace(engines=[], ready=True)
-    start._start_progress = StartProgress(PLAN, {})
-    start._moments = [RunMoment(phase="", at=0.0, used={})]
-    start._tick()
+    start_of([], pretend=pretend, note=lambda *_, **facts: told.append(facts))._tick()
     assert len(told) == noted
+
+
+def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
+    """A start whose engines are these."""
+    run = SimpleNamespace(
+        config=SimpleNamespace(pretend=pretend, gateway=None), on_tick=lambda: None, examiner=None,
+        leases=SimpleNamespace(note=given.get("note")), on_open=given.get("on_open"),
+        record=MagicMock(unwritten=False),
+    )  # fmt: skip
+    start: Any = Start(cast("Any", run), PLAN, 0)
+    start._supervisor = SimpleNamespace(engines=engines, ready=True)
+    start._start_progress = StartProgress(PLAN, {})
+    phases = ", ".join(engine.tracker.phase for engine in engines)
+    start._moments = [RunMoment(phase=phases, at=0.0, used={})]
+    return start
+
+
+def test_what_is_told_at_the_opening_stays() -> None:
+    """A tuning's load, which begins there."""
+    one, heard = engine("check"), []
+    start = start_of([one], on_open=lambda _: tell(Step("the load")))
+    with listened(heard.append):
+        start._tick()
+        one.state = one.tracker.phase = "ready"
+        start._open(["http://127.0.0.1:1"])
+        start._tick()
+    assert heard == [Step("answering worst-case requests"), None, Step("the load")]
 
 
 PAIR = plausible_plan(gpus=2, tp=2)
@@ -77,8 +96,9 @@ WEIGHTS, CONTEXT = (
 
 def engine(phase: str, group: int = 0, warming: int | None = None) -> Any:
     state = "ready" if phase == "ready" else "starting"
-    tracker = SimpleNamespace(phase=phase, warming=warming)
-    return SimpleNamespace(state=state, tracker=tracker, group=group, pretended=None)
+    tracker = MagicMock(phase=phase, warming=warming, figures=[])
+    tracker.cached_tokens.return_value = None
+    return MagicMock(state=state, tracker=tracker, group=group, pretended=None)
 
 
 def test_weights_are_what_came_onto_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import threading
@@ -142,17 +143,20 @@ class Probe(threading.Thread):
         while not self._client.is_healthy(_HEALTH_TIMEOUT):
             if self._stopped.wait(_PAUSE):
                 return
+        if self._stopped.is_set():  # a worst case would hold up an engine that is to end
+            return
         self.healthy.set()
         try:
             self._ask_all()
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:
-            # The connection broke: the engine died of it. Whoever watches the process says why.
+            # The engine may have died of it: whoever watches the process says why.
             time.sleep(_DEATH_SECONDS)
+            no_socket = isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
             self.error = LaunchError(
-                f"the engine broke the connection of a worst-case request: {exc}",
-                hint="see its log",
+                f"a worst-case request got no answer: {exc}",
+                hint="raise ulimit -n" if no_socket else "see its log",
             )
         else:
             self.ready.set()

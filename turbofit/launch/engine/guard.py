@@ -1,10 +1,11 @@
 """Runs a command that the kernel kills when turbofit dies, however it dies, and all that it began.
 
-``python guard.py PARENT COMMAND…``: sets the parent-death signal, of the thread that started us,
-which must be turbofit's main one, and becomes the command. A watcher in its process group kills
-what is left of the group at the command's end: LMDeploy's PyTorch engine is a child of its server
-and would keep its GPU. The file imports nothing of turbofit: code between fork and exec of a
-process with threads could lock up.
+``python guard.py PARENT COMMAND…``: sets the parent-death signal and becomes the command. The
+kernel sends that signal when the thread that started us ends: this must be turbofit's main one. A
+watcher in the command's process group kills what is left of the group at the command's end:
+LMDeploy's PyTorch engine is a child of its server and would keep its GPU. This is a program of its
+own, which imports nothing of turbofit: code between fork and exec of a process with threads could
+lock up.
 """
 
 from __future__ import annotations

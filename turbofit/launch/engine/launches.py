@@ -158,7 +158,7 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     """``count`` ports on loopback that nobody has; ``besides`` is one that somebody will take.
 
     They are from below the range of outgoing connections: the kernel may give a port of that range
-    even to a client that asks whether the engine listens yet.
+    to any client before the engine listens, even to one that asks whether it does.
 
     Raises:
         LaunchError: there are none, or no socket can be made.

@@ -238,8 +238,8 @@ def longest_request(
     """A request that fills the context, for an engine that takes no token ids.
 
     Only the engine has the tokenizer: its counts for two short prompts say how many tokens a word
-    takes. It has the images of ``worst``, too, whose prompt has so many ``tokens``. None where the
-    engine does not count, or has no room left.
+    takes. The request has the images of ``worst``, too, whose prompt has so many ``tokens``. None
+    where the engine does not count, or has no room left.
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))

@@ -165,9 +165,13 @@ class Leases:
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
 
     def note(self, engines: list[int], *, ready: bool, larger: bool = False) -> None:
-        """Say which processes the engines are, and whether they hold what they hold for good."""
+        """Say which processes the engines are, and whether they hold what they hold for good.
+
+        Not for good where one has ended a moment ago, which its turbofit has not seen.
+        """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = tuple(pair for pair in started if pair[1])
+        ready = ready and len(alive) == len(engines)
         lease = replace(self._mine, engines=alive, ready=ready, larger=larger)
         if lease != self._mine or self.unwritten:
             self._write(lease)

@@ -341,18 +341,19 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
                 env={**os.environ, DETACHED: "1"}, start_new_session=True,
             )  # fmt: skip
+        assert child.stdout is not None
+        try:
+            signal.signal(signal.SIGINT, usual)
+            if interrupted:
+                raise KeyboardInterrupt
+            with child.stdout:
+                url = child.stdout.readline().decode("utf-8", "replace").strip()
+        except BaseException:
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            raise
     finally:
         signal.signal(signal.SIGINT, usual)
-    assert child.stdout is not None
-    try:
-        if interrupted:
-            raise KeyboardInterrupt
-        with child.stdout:
-            url = child.stdout.readline().decode("utf-8", "replace").strip()
-    except BaseException:
-        child.send_signal(signal.SIGTERM)
-        child.wait()
-        raise
     return DetachedServer(child.pid, url, log, None if url else child.wait())
 
 

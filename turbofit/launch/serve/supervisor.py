@@ -45,7 +45,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        #: The last signal that came, where it was not `end` that was called.
+        #: The last signal that came; `end` is none.
         self.heard: signal.Signals | None = None
         self.urgent = False
         #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.

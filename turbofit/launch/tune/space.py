@@ -184,13 +184,11 @@ def _every(
 ) -> Iterator[dict[str, Any]]:
     given = request.given()
     planned: tuple[str, int, int] = (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)
-    shapes = {
-        planned,
-        *((row.engine, row.tp, row.replicas) for row in usual.considered if row.fits),
-    }
+    shapes = {planned}
+    shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
     gpus = len(usual.machine.visible)
     # Idle cards serve nothing; where cards are unequal the plan's own shape stays.
-    whole = {planned, *({shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes)}
+    whole = {shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes
     axes: dict[str, Sequence[Any]] = {
         "max_prefill_token_num": _PREFILLS,
         "max_batch_size": _BATCHES,
@@ -198,7 +196,7 @@ def _every(
         "enable_prefix_caching": (False, True) if prefix else (False,),
     }
     free = {name: values for name, values in axes.items() if name not in given}
-    for engine, tp, replicas in sorted(whole):
+    for engine, tp, replicas in sorted({planned, *whole}):
         shape = {"engine": engine, "tp": tp, "replicas": replicas}
         base = {name: value for name, value in shape.items() if given.get(name, "auto") == "auto"}
         for values in product(*free.values()):
