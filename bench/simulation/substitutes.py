@@ -382,7 +382,7 @@ def _replacements(one: World) -> dict[str, Any]:
         # Engines, their loopback, and who lives.
         f"{_ENGINE}.supervised_engine.EngineProcess": partial(SimulatedEngineProcess, one),
         f"{_ENGINE}.engine_client.EngineClient.call": _call,
-        "turbofit.planning.examine.scene.port_problem": _port_problem,
+        "turbofit.planning.examine.scene.Sources.port_problem": staticmethod(_port_problem),
         "turbofit.launch.run.free_ports": _free_ports,
         f"{_SERVE}.leases.start_time": _live,
         f"{_SERVE}.runs.start_time": lambda pid: pid,

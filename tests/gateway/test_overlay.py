@@ -83,12 +83,13 @@ def test_names_of_a_hub_cache_keep_the_model_in_the_path(tmp_path) -> None:
 
 
 def test_what_cannot_be_done_is_said(tmp_path) -> None:
-    good, bad = (make_internvl2(tmp_path / name) for name in ("good", "bad"))
-    plans = plausible_plan(), plan_of(good, 4), plan_of(bad, 4)
+    good, bad, without = (make_internvl2(tmp_path / name) for name in ("good", "bad", "without"))
+    plans = plausible_plan(), plan_of(good, 4), plan_of(bad, 4), plan_of(without, 4)
     (bad / "config.json").write_text("[")
+    (without / "config.json").unlink()
     (tmp_path / "file").touch()
-    errors = (UsageError, LaunchError, UsageError)
-    words = ("not on this machine", "overlay", r"config\.json")
+    errors = (UsageError, LaunchError, UsageError, UsageError)
+    words = ("not on this machine", "overlay", r"config\.json", r"config\.json")
     for plan, error, word in zip(plans, errors, words, strict=True):
         with pytest.raises(error, match=word), overlay(plan, tmp_path / "file"):
             pass

@@ -17,7 +17,7 @@ from turbofit.rehearse.document import moments, outcome_and_end
 from turbofit.rehearse.notes import Notes, read_notes
 from turbofit.rehearse.run import Readings
 from turbofit.rehearse.spec import Spec
-from turbofit.rehearse.turbomind import server
+from turbofit.rehearse.turbomind import readings, server
 
 Patch = pytest.MonkeyPatch
 
@@ -140,7 +140,14 @@ def test_an_end_after_a_refused_allocation_is_out_of_memory() -> None:
     assert outcome == "out_of_memory"
     assert end is not None
     assert (end.kind, end.phase, end.where, end.missing) == ("out_of_memory", "warm-up", "Attn", 5)
-    assert outcome_and_end(ended(-9, "stuck"), seen(kind="hang"))[0] == "hang"
+
+
+def test_turbominds_silent_hang_refuses_nothing_that_matters() -> None:
+    ledger: Any = SimpleNamespace(deaths=[{"phase": "weights", "asked": 9}], phases=["engine"])
+    for stopped, outcome in (("stuck", "hang"), ("idle", "out_of_memory")):
+        run = ended(-9, stopped)
+        run.log = ["out of memory at 0/1"]
+        assert outcome_and_end(run, seen(**readings._end(run, ledger)))[0] == outcome
 
 
 def test_a_server_that_is_started_alone_says_how_it_is_started(

@@ -35,7 +35,7 @@ class Option(click.Option):
     """click's, in a named group of the help page; the first group has no name.
 
     ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: a
-    form of the answer, of which a command takes one, all as one `Form`; no variable asks for it.
+    form of the answer, of which a command takes one; no variable asks for it.
     ``usual`` is the default as the help page says it. ``help`` may stand in presets/options.yaml.
     """
 
@@ -226,7 +226,7 @@ class CliCommand(click.Command):
         """`format_options` writes them."""
 
     def explain(self, name: str) -> None:
-        """Give options and arguments without a text the command's."""
+        """Give each option and argument without a text of its own that of its command."""
         from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)

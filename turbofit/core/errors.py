@@ -24,7 +24,8 @@ class TurbofitError(Exception):
 
     def __init__(self, message: str, *, hint: str) -> None:
         # White space is folded: a quoted file or exception must not break the line.
-        self.message, self.hint = " ".join(message.split()), " ".join(hint.split())
+        self.message = " ".join(message.split())
+        self.hint = " ".join(hint.split())
         super().__init__(self.message)
         if hasattr(self, "add_note"):  # from Python 3.11 on, for the traceback
             self.add_note(f"hint: {self.hint}")

@@ -42,7 +42,8 @@ def _distribution() -> Distribution | None:
 
 def _of_extra(extra: str) -> dict[str, str]:
     """The requirements of an extra by package, those of extras that it names too."""
-    package, wanted = _distribution(), dict[str, str]()
+    package = _distribution()
+    wanted: dict[str, str] = {}
     for text in (package.requires or ()) if package else ():
         parts = _REQUIREMENT.fullmatch(text)
         if parts is None or extra not in _EXTRA.findall(parts[4]):

@@ -117,7 +117,10 @@ class ReduceSpeed(Struct):
 
 
 class Measured(Struct):
-    """What ``turbofit machine --measure`` found; ``left_out``: what it did not measure, and why."""
+    """What ``turbofit machine --measure`` found, by the machine's indices.
+
+    ``left_out`` says in words what was not measured, and why.
+    """
 
     torch: str
     cards: tuple[CardSpeed, ...] = ()

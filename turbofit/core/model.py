@@ -163,9 +163,9 @@ VisionKind = Literal[
 class AudioDims(Struct):
     """Dimensions of an audio tower, loaded beside the vision tower whether or not it is used.
 
-    Three convolutions of ``channels`` shrink ``mel_bins``; of 0 channels, two along time into
-    ``hidden`` ones as in Whisper, whose keys have no biases. ``positions`` take 32 bits, and the
-    checkpoint has none.
+    Three convolutions of ``channels`` shrink ``mel_bins``; where ``channels`` is 0, two along time
+    into ``hidden`` channels as in Whisper, whose keys have no biases. ``positions`` take 32 bits,
+    and the checkpoint has none.
     """
 
     layers: int

@@ -64,7 +64,9 @@ class Workload(Struct):
         tuple[int, int] | None, doc("Width and height in pixels; null: the worst there may be.")
     ] = None
     context: Annotated[int | None, doc("Tokens of one request, prompt and answer.")] = None
-    concurrency: Annotated[int | None, doc("Requests at once that all groups hold.")] = None
+    concurrency: Annotated[
+        int | None, doc("Requests at once that all groups must hold; null: turbofit chooses.")
+    ] = None
     goal: Annotated[Goal, doc("What decides between shapes that serve.")] = "throughput"
     queue_images: Annotated[
         bool | None, doc("The gateway queues image requests: the peak pays for one at a time.")
@@ -241,7 +243,11 @@ class Candidate(Struct):
     fits: bool
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
     score: Annotated[
-        float, doc("What the goal counts: requests or answers a second, or KV tokens.")
+        float,
+        doc(
+            "What the goal counts: requests a second, answers a second of one client, or KV tokens;"
+            " 0 where it does not fit."
+        ),
     ]
     why_not: Annotated[str, doc("Empty for the one chosen.")]
 
@@ -249,7 +255,9 @@ class Candidate(Struct):
 class Limits(Struct):
     """What the gateway enforces; None where the limit has no meaning for the model."""
 
-    vision_unit: Annotated[Literal["tile", "patch"] | None, doc("Null without images.")]
+    vision_unit: Annotated[
+        Literal["tile", "patch"] | None, doc("What images are counted in; null: none.")
+    ]
     max_dynamic_patch: int | None
     max_pixels_per_image: int | None
     images_per_request: int
@@ -278,7 +286,9 @@ class Held(Struct):
     """How many requests run at once with all their tokens in the caches."""
 
     requests: Annotated[int, doc("Over all engines; a plan fits with workload.concurrency.")]
-    request_tokens: Annotated[int, doc("Of images at their limit, assumed text and answer.")]
+    request_tokens: Annotated[
+        int, doc("Tokens of each, images at their limit; at most session_len.")
+    ]
 
 
 class LimitCost(Struct):
@@ -299,7 +309,7 @@ class LimitCost(Struct):
 class Footprint(Struct):
     """What the engines take at the most, and what their GPUs hold beside them."""
 
-    taken: Annotated[tuple[int, ...], doc("Bytes at most on each GPU, as the ledgers stand.")]
+    taken: Annotated[tuple[int, ...], doc("Bytes at most on each GPU, in the ledgers' order.")]
     left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
     servers: Annotated[int, doc("Sets of such engines that the same GPUs hold, this included.")]
 
@@ -332,7 +342,7 @@ class GroupPlan(Struct):
     settings: Settings
     kv: Kv
     units_per_forward: Annotated[int, doc("As in limits, of this group.")]
-    at_once: Annotated[float, doc("Requests there on average; the gateway shares by it.")]
+    at_once: Annotated[float, doc("Its requests on average; the gateway shares in proportion.")]
     rehearsal: Rehearsal | None = None
 
 
@@ -368,7 +378,7 @@ class Plan(JsonDocument):
     gpus: Annotated[tuple[GpuLedger, ...], doc("A ledger for each GPU that the plan uses.")]
     host: Annotated[HostMemory, doc("Host memory of all engines together.")]
     throughput: Annotated[Throughput | None, doc("A forecast; null where there is none.")] = None
-    considered: Annotated[tuple[Candidate, ...], doc("Empty in a prediction.")] = ()
+    considered: Annotated[tuple[Candidate, ...], doc("All that was weighed.")] = ()
     reasons: Annotated[tuple[str, ...], doc("Those of a setting begin with its name.")] = ()
     warnings: tuple[str, ...] = ()
     remedies: Annotated[tuple[Remedy, ...], doc("Changes that were computed, cheapest first.")] = ()
@@ -377,10 +387,11 @@ class Plan(JsonDocument):
     ] = None
     commands: Annotated[tuple[Command, ...], doc("One engine's own command for each group.")] = ()
     limit_costs: Annotated[
-        tuple[LimitCost, ...], doc("Of common image limits, the largest first.")
+        tuple[LimitCost, ...], doc("What common image limits leave, the largest first.")
     ] = ()
     usual_image: Annotated[
-        UsualImage | UnsetType, doc("Only where the plan's own images have a larger, worst size.")
+        UsualImage | UnsetType,
+        doc("Only where images are planned at their worst size, a larger one."),
     ] = UNSET
     rehearsal: Annotated[Rehearsal | None, doc("Null where it was not rehearsed.")] = None
     device_map: Annotated[
@@ -392,8 +403,12 @@ class Plan(JsonDocument):
         doc("Where cards are unequal; settings and kv are then of the smallest cache's group."),
     ] = ()
     held: Annotated[Held | UnsetType, doc("Only where a concurrency was given.")] = UNSET
-    pace: Annotated[PaceForecast | UnsetType, doc("Only where a pace was asked for.")] = UNSET
-    footprint: Annotated[Footprint | UnsetType, doc("Only where the least was asked.")] = UNSET
+    pace: Annotated[
+        PaceForecast | UnsetType, doc("Only where a rate or seconds were asked for.")
+    ] = UNSET
+    footprint: Annotated[
+        Footprint | UnsetType, doc("Only where the least footprint was asked for.")
+    ] = UNSET
     options: Annotated[
         dict[str, object] | UnsetType, doc("What was asked beside the model and the machine.")
     ] = UNSET

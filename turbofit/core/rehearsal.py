@@ -19,7 +19,7 @@ class RehearsedCase(Struct):
     """One worst case as the engine ran it: bytes per GPU, and pinned host bytes."""
 
     name: str
-    peak: Annotated[tuple[int, ...], doc("Bytes that the engine itself allocated on each GPU.")]
+    peak: Annotated[tuple[int, ...], doc("Bytes that the engine itself had at most on each GPU.")]
     transient: Annotated[tuple[int, ...], doc("Bytes of the pool on each GPU at most.")]
     pinned: Annotated[int, doc("Bytes of pinned host memory.")]
 

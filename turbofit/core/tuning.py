@@ -37,7 +37,7 @@ class TrialRecord(Struct):
     """One start of an engine and its load."""
 
     number: int
-    options: Annotated[dict[str, object], doc("Beside what the person set.")]
+    options: Annotated[dict[str, object], doc("What it sets beside what the person set.")]
     engine: str
     tp: int
     replicas: int

@@ -25,7 +25,7 @@ _SUFFIX: Final = {
     "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
 }  # fmt: skip
 _SECONDS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_SHARE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_SHARE: Final = re.compile(r"\s*(\d*\.?\d+)\s*%\s*")
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
 #: ``32,768``, ``1 048 576``: groups of three digits behind the first; compiled where it is needed.
 _GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
@@ -58,10 +58,12 @@ def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
 def parse_bytes(text: str, *, what: str = "size") -> int:
     """``19GiB``, ``19.5 GB``, ``2,780 MiB``, ``512m`` or a plain number of bytes, as bytes.
 
-    A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``.
+    A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``; ``kB``, ``MB`` and
+    ``GB`` are decimal.
 
     Raises:
-        UsageError: not a size, beyond 1 PiB, or below 1 MiB without a unit.
+        UsageError: not a size, beyond 1 PiB, or below 1 MiB without a unit: nobody counts memory of
+            a GPU in so few bytes.
     """
     match = _SIZE.fullmatch(plain_number(text))
     value = float(match[1]) * _SUFFIX.get(match[2].lower(), 0) if match else -1

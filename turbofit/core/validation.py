@@ -210,7 +210,8 @@ def _field_error(
     name = spelled(field)
     if first["type"] == "missing":
         return UsageError(f"{name} is not given", hint=f"give {name}")
-    value, what = repr(first["input"]), first["msg"].replace("Input should", "it should")
+    value = repr(first["input"])
+    what = first["msg"].replace("Input should", "it should")
     if should := _SHOULD.get(first["type"]):
         what = f"it should be {should.format_map(first.get('ctx', {}))}"
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []

@@ -75,7 +75,8 @@ class ServedModel:
         #: Starts that became ready, and how long the last one took.
         self.starts = 0
         self.start_seconds: float | None = None
-        #: When the first came of those who wait; or who was refused, where nobody may wait.
+        #: Since when somebody waits, whoever left meanwhile; or since the first was refused, where
+        #: nobody may wait. None where nobody wants it.
         self.wanted_since: float | None = None
         #: Why it does not start, and until when nobody tries again.
         self.trouble, self.again_at = "", 0.0

@@ -106,11 +106,11 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
 def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, Any]]:
     """The image processor's values, in the file that Transformers will read them from."""
     changed: dict[str, dict[str, Any]] = {}
-    whole = _read(folder / _PROCESSOR)
+    whole = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).exists() else {}
     nested = whole.get(_NESTED)
     if isinstance(nested, dict):
         changed[_PROCESSOR] = {**whole, _NESTED: _edited(nested, edited)}
-    standalone = _read(folder / _PREPROCESSOR)
+    standalone = _read(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).exists() else {}
     if standalone or not changed:
         changed[_PREPROCESSOR] = _edited(standalone, edited)
     return changed
@@ -125,11 +125,8 @@ def _edited(values: dict[str, Any], edited: FolderEdits) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON object of a file, empty where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
     except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"{path} cannot be read: {exc}", hint="download the checkpoint again"

@@ -107,9 +107,10 @@ class Upstream:
                 "max_tokens": 1,
                 "temperature": 0,
             }
-            body, headers = msgspec.json.encode(question), {"Content-Type": "application/json"}
-            path = "/v1/chat/completions"
-            async with await self.open(engine, "POST", path, body, headers) as response:
+            body = msgspec.json.encode(question)
+            headers = {"Content-Type": "application/json"}
+            response = await self.open(engine, "POST", "/v1/chat/completions", body, headers)
+            async with response:
                 await response.read()
         except (Unreachable, Died, aiohttp.ClientError, OSError):
             return False

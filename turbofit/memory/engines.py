@@ -146,7 +146,7 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
 
 def _problem(model: Model, engine: str, version: str | None) -> str | None:
     """Why a version of an engine does not run a model, None where it does."""
-    if version is None or not versions.is_legacy(version):
+    if version is None or engine not in LMDEPLOY or not versions.is_legacy(version):
         return engine_problem(model, engine)
     # Towers ran under torch then: beside LMDeploy's lists the language model alone decides.
     text = replace(model, vision=None, architecture=model.text.architecture)

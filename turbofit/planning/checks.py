@@ -98,9 +98,10 @@ CHECKS: Final = (
     Check("driver_cuda", "packages", ("install",),
           "a driver older than torch's CUDA stops every engine", of="machine"),
     Check("torch_architectures", "packages", ("install",),
-          "the first kernel on such a card fails: no kernel image is available", of="machine"),
+          "on a card that torch has no code for its first kernel fails: no kernel image is"
+          " available", of="machine"),
     Check("kernels", "packages", ("install",),
-          "a model with such weights aborts at its first request", of="machine"),
+          "a model whose weights have no kernel aborts at its first request", of="machine"),
     Check("front_ends", "packages", ("install", "plan", "launch"),
           "LMDeploy reads configs and images through Transformers, and some versions break that",
           error=PackageError),
@@ -152,6 +153,8 @@ CHECKS: Final = (
           "TurboMind drives all GPUs of a group from one process"),
     Check("environment", "host", ("install",), "speed or memory are not those of a plan"),
 )  # fmt: skip
+#: What cannot be read where the cards are not here follows from that, and is no finding.
+_OF_CARDS: Final = ("driver_cuda", "torch_architectures")
 
 
 def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
@@ -224,6 +227,8 @@ def examine(
     )
     findings = [nvml]
     for check, (state, text, fix, why, _) in answers(scene):
+        if healths is None and state == "unreadable" and check.name in _OF_CARDS:
+            continue
         matters = "" if state == "ok" else why or check.why
         findings.append(Finding(check=check.name, state=state, seen=text, why=matters, fix=fix))
     return DoctorReport(

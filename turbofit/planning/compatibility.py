@@ -101,7 +101,8 @@ class FrontEnd(NamedTuple):
 
         None where all of those run, or none does.
         """
-        allowed, requirements = self._allowed(), list[str]()
+        allowed = self._allowed()
+        requirements: list[str] = []
         for failed, run in groupby(allowed, key=lambda outcome: outcome[1] is not None):
             versions = [version for version, _ in run]
             bounds = [f">={versions[0]}"] if versions[0] != allowed[0][0] else []

@@ -268,7 +268,7 @@ class Serving(Struct):
     replicas: Annotated[int, doc("Engines side by side.")] = 0
     kv_tokens: Annotated[int, doc("KV tokens of all engines.")] = 0
     context: Annotated[int, doc("Tokens that one request may have.")] = 0
-    image_limit: Annotated[int | None, doc("Tiles or pixels of an image; null: none.")] = None
+    image_limit: Annotated[int | None, doc("Tiles or pixels of an image; null: no images.")] = None
     requests_at_once: int = 0
     requests_per_second: Annotated[float | None, doc("A forecast; null: none.")] = None
     output_tokens_per_second: float | None = None
@@ -288,6 +288,6 @@ class Which(Struct):
     model: Annotated[str | None, doc("The model that was asked about; null: all presets.")]
     machine: Annotated[str | None, doc("The machine that was asked about; null: all presets.")]
     request: Annotated[dict[str, object], doc("What was asked beside them, by turbofit's names.")]
-    counts: Annotated[tuple[int, ...], doc("GPUs that were tried; empty for a given machine.")]
+    counts: Annotated[tuple[int, ...], doc("Numbers of GPUs that were tried; empty where given.")]
     keep: Annotated[tuple[Serving, ...], doc("Those that keep the promise.")]
     others: Annotated[tuple[Serving, ...], doc("The others, each with what is missing.")]

@@ -1,8 +1,4 @@
-"""Builds the pretend CUDA libraries with the system's C compiler, at first use.
-
-They are kept in the user's cache folder under a digest of the sources, the flags and what was
-wanted, so that a changed source builds anew and nothing else ever does.
-"""
+"""Builds the pretend CUDA libraries with the C compiler at first use, or when a source changed."""
 
 from __future__ import annotations
 
@@ -37,14 +33,12 @@ _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall
 
 
 def cache_folder() -> Path:
-    """The folder for built libraries, ``turbofit/pretend`` in the user's cache folder (XDG)."""
     base = os.environ.get("XDG_CACHE_HOME") or ""
     root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     return root / "turbofit" / "pretend"
 
 
 def compiler() -> list[str]:
-    """The C compiler's command: ``$CC``, else the first of cc, gcc and clang on the path."""
     chosen = os.environ.get("CC", "").split()
     if chosen and shutil.which(chosen[0]):
         return chosen
@@ -97,10 +91,7 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
 def build(folder: Path | None = None, site: Path | None = None) -> Path:
     """The folder with the libraries, built in one to three seconds where they are missing.
 
-    Args:
-        folder: keeps them; by default the user's cache folder.
-        site: the ``site-packages`` folder of the program that is to run on them; None is TurboMind
-            beside CPU torch.
+    ``site``: the program's ``site-packages`` folder; None: TurboMind beside CPU torch.
     """
     libraries = libraries_for(wanted_from(site) if site else None)
     target = (folder or cache_folder()) / _digest(libraries)
@@ -125,8 +116,7 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
     return target
 
 
-#: Of the runtime and the driver a generated entry point says "not supported", since a caller would
-#: go on with outputs that nobody filled in; of a library that computes it says that it succeeded.
+#: Their generated entry points fail: a caller would go on with outputs that nobody filled in.
 _REFUSING = ("libcudart", "libcuda")
 _NOT_SUPPORTED = 801  # cudaErrorNotSupported and CUDA_ERROR_NOT_SUPPORTED
 
@@ -151,7 +141,6 @@ _HEAD = """\
 
 
 def stub_source(family: str, names: Iterable[str], variables: Iterable[str] = ()) -> str:
-    """The C source of weak functions and variables of a family (``libcublas``)."""
     answer = _NOT_SUPPORTED if family in _REFUSING else 0
     lines = [f"STUB({name})\n" for name in sorted(names)]
     lines += [f"VARIABLE({name})\n" for name in sorted(variables)]

@@ -45,21 +45,13 @@ def run_command(
     every: float = 3600.0,
     tick: Callable[[], None] = lambda: None,
 ) -> int:
-    """Runs a command to its end and then ends whatever it left behind.
+    """Runs a command to its end, ends what it left behind, and returns the exit status.
 
-    Orphans come to this process (it is their subreaper meanwhile), even where they began a session
-    of their own; they get SIGTERM, and SIGKILL three seconds later. Where this process has other
-    threads, which may start children too, only those count that have the command's scenario.
-
-    Args:
-        command: program and arguments.
-        env: its whole environment.
-        stdout: as for ``subprocess``.
-        every: seconds between calls of ``tick`` while it runs.
-        tick: what to do meanwhile.
-
-    Returns:
-        The exit status, negative for a signal.
+    The status is negative for a signal. ``env`` is the whole environment; ``tick`` is called every
+    ``every`` seconds. Orphans come to this process (it is their subreaper meanwhile), even where
+    they began a session of their own; they get SIGTERM, and SIGKILL three seconds later. Where this
+    process has other threads, which may start children too, only orphans with the command's
+    scenario count.
     """
     others = set(_descendants(os.getpid()))
     libc, reaped = ctypes.CDLL(None), ctypes.c_int()
@@ -119,10 +111,7 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
-    """Ends every descendant beside ``others``, until none is left, not even as a zombie.
-
-    With a ``scenario`` only those that were started on it.
-    """
+    """Ends all descendants but ``others``, zombies too; with a ``scenario`` only those on it."""
     ours = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
@@ -174,7 +163,6 @@ def cuda_site() -> Path | None:
 
 
 def site_with(torch: str) -> Path | None:
-    """The folder of packages in which this file of torch is, if that is a CUDA build."""
     folder = Path(torch).parent
     return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
 
@@ -189,15 +177,10 @@ def pretend_environment(
 ) -> dict[str, str]:
     """The environment for a child process on a pretend machine.
 
-    A CUDA build of torch finds NVIDIA's libraries by their paths; the pretend ones are then loaded
-    before everything else, so that the child never reaches the real driver.
-
-    Args:
-        libraries: the folder of the built pretend libraries.
-        scenario: the scenario file.
-        base: the environment to start from, by default this process's.
-        site: the folder of packages of the child's Python, if its torch is a CUDA build.
-        keep: keep variables that change what programs allocate (``PYTORCH_CUDA_ALLOC_CONF``).
+    ``site``: the folder of packages of the child's Python, if its torch is a CUDA build. Such a
+    torch finds NVIDIA's libraries by their paths, so the pretend ones are loaded before everything
+    else, and the child never reaches the real driver. ``keep``: keep variables that change what
+    programs allocate (``PYTORCH_CUDA_ALLOC_CONF``).
     """
     source = os.environ if base is None else base
     dropped = _HIDING if keep else (*_HIDING, *CHANGING)
@@ -223,6 +206,5 @@ def find_turbofit(env: dict[str, str]) -> None:
 
 
 def put_first(env: dict[str, str], name: str, first: str, separator: str = ":") -> None:
-    """Put something before what a variable lists."""
     rest = env.get(name)
     env[name] = f"{first}{separator}{rest}" if rest else first

@@ -1,7 +1,4 @@
-"""The dynamic symbols of a 64-bit little-endian ELF shared library, and names for its offsets.
-
-Another file, or one that is cut short, is a ValueError.
-"""
+"""Dynamic symbols of 64-bit little-endian ELF libraries; ValueError: another file, or a cut one."""
 
 from __future__ import annotations
 

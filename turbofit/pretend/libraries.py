@@ -1,7 +1,4 @@
-"""Which shared libraries a pretend machine has, and what programs that are installed want of them.
-
-From it the libraries get their names and the entry points that nobody wrote by hand.
-"""
+"""Which shared libraries a pretend machine has, and what installed programs want of them."""
 
 from __future__ import annotations
 
@@ -76,16 +73,12 @@ class LibraryInterface(NamedTuple):
     variables: frozenset[str] = frozenset()
 
     def __or__(self, other: object) -> LibraryInterface:
-        """Both."""
         assert isinstance(other, LibraryInterface)
         return LibraryInterface(*(mine | more for mine, more in zip(self, other, strict=True)))
 
 
 def wanted_from(site: Path) -> dict[str, LibraryInterface]:
-    """What the packages in a ``site-packages`` folder import, by soname.
-
-    Reads ELF headers only, about 0.3 s for torch. Empty where nothing there calls CUDA.
-    """
+    """What packages in a ``site-packages`` folder import, by soname; empty: none calls CUDA."""
     interfaces: dict[str, LibraryInterface] = {}
     for library in _libraries(site):
         with suppress(OSError, ValueError):
@@ -197,7 +190,6 @@ LIBRARIES = libraries_for()
 
 
 def sources_of(soname: str) -> tuple[str, ...]:
-    """The files of a library that are written by hand."""
     return _SOURCES.get(family_of(soname) or soname, ())
 
 
@@ -239,7 +231,6 @@ class LibraryAccount:
         self._lib.pretend_pool_create.restype = ctypes.c_void_p
 
     def mark(self, phase: str) -> None:
-        """Begins a phase in the timeline."""
         self._lib.pretend_mark(" ".join(phase.split()).encode())
 
     def calls(self) -> int:

@@ -14,10 +14,7 @@ SCHEMA = "turbofit.pretend-run/1"
 
 
 def report(ran: FinishedRun) -> Document:
-    """The document: how it ended, each card at its combined peak, each process, the last refusal.
-
-    Processes that only counted the cards are left out.
-    """
+    """The document of a run; processes that only counted the cards are left out."""
     cards = range(len(ran.scenario.gpus))
     return {
         "schema": SCHEMA,

@@ -39,10 +39,9 @@ _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A command that has ended, after so many seconds of wall time.
+    """A command that has ended, after ``seconds`` of wall time; ``code`` is negative for a signal.
 
-    ``code`` is the exit status, negative for the signal that ended it; ``usages`` are what each
-    timeline tells: a process that called exec has several.
+    ``usages``: one for each timeline; a process that called exec has several.
     """
 
     command: tuple[str, ...]
@@ -59,10 +58,7 @@ class FinishedRun:
 
 
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
-    """The pretend twin of a machine; its processes pay for their CUDA contexts as they come.
-
-    ``context`` says the bytes of one on a card; the largest counts for all cards.
-    """
+    """A machine's pretend twin; ``context``: a card's CUDA context in bytes; the largest counts."""
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
     largest = max((context(machine.gpu(index)) for index in indices), default=0)
     return replace(pretend_twin(machine, indices), context=largest, timeline_limit=_TIMELINE_LIMIT)
@@ -81,15 +77,9 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
 ) -> FinishedRun:
     """Runs a command on a pretend machine until it and all that it began are gone.
 
-    Args:
-        command: program and arguments.
-        scenario: the machine.
-        keep: a new or empty folder for scenario, shared file and timelines; None: they go.
-        stdout: where the command's standard output goes; None: to ours.
-        on_poll: called with the machine's processes while it runs.
-        every: seconds between two such calls.
-        base: the environment to start from, by default this process's.
-        python: the Python whose packages the command loads, where it does not tell itself.
+    ``keep``: a new or empty folder for scenario, shared file and timelines. ``on_poll`` is called
+    with the machine's processes every ``every`` seconds. ``python``: the Python whose packages the
+    command loads, where the command does not tell.
 
     Raises:
         UsageError: the command cannot be run, or the folder cannot be used.
@@ -134,7 +124,6 @@ class PreparedRun:
 
     @property
     def shared(self) -> Path:
-        """The file that its processes share."""
         return self.folder / "shared"
 
     def timelines(self) -> list[Path]:
@@ -154,14 +143,7 @@ def prepare(
     *,
     site: Path | None = None,
 ) -> PreparedRun:
-    """Writes a pretend machine's files.
-
-    Args:
-        scenario: the machine.
-        folder: new or empty.
-        base: the environment to start from, by default this process's.
-        site: the packages whose CUDA libraries the processes will load.
-    """
+    """Writes a pretend machine's files to a new or empty folder; ``site``: its CUDA packages."""
     libraries = build(site=site)
     path, timelines = folder / "scenario", folder / "timelines"
     timelines.mkdir(parents=True)

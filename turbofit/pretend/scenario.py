@@ -101,11 +101,9 @@ class Scenario:
     def text(self, timeline: str, shared: str = "") -> str:
         """The scenario file that the C side reads.
 
-        Args:
-            timeline: where it writes: a file, or with ``/`` at its end a folder in which each
-                process has a timeline of its own.
-            shared: the file through which several processes share the machine; none: each process
-                has the machine for itself.
+        ``timeline``: a file, or with ``/`` at its end a folder with a file for each process.
+        ``shared``: the file through which processes share the machine; none: each has the machine
+        for itself.
         """
         lines = [f"timeline {timeline}"]
         lines += [f"shared {shared}"] if shared else []
@@ -126,7 +124,6 @@ class Scenario:
 
 
 def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = "") -> None:
-    """Write `Scenario.text`."""
     path.write_text(scenario.text(timeline, shared), encoding="utf-8")
 
 

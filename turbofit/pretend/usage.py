@@ -1,9 +1,8 @@
 """What the processes of a pretend machine used, from the files that the account writes.
 
-The timeline of each process (its format: csrc/timeline.c) is reduced to what was held, by device
-and phase, its peaks and its refusals. The file that all processes share (csrc/shared.h) is not
-locked: each number is whole, but numbers that change together may be read apart. Sizes are bytes,
-times nanoseconds of CLOCK_MONOTONIC, devices the machine's own indices.
+Sizes are bytes, times nanoseconds of CLOCK_MONOTONIC, devices the machine's own indices. The
+formats: csrc/timeline.c and csrc/shared.h. The shared file is not locked: each number is whole, but
+numbers that change together may be read apart.
 """
 
 from __future__ import annotations
@@ -61,10 +60,8 @@ class Usage:
     """One process: its parent, its command, what it held and what it was refused.
 
     By device: ``contexts``, ``peaks``, and by phase, in order, the most that was held (``phases``)
-    and what was held last (``ends``); contexts are left out of these.
-
-    ``complete`` is False where the timeline was full before the process ended: phases, calls and
-    refusals then end early.
+    and what was held last (``ends``); contexts are left out of these. ``complete`` is False where
+    the timeline was full before the process ended.
     """
 
     pid: int = 0
@@ -183,7 +180,6 @@ class Event:
     trace: tuple[int, ...]
 
     def number(self, index: int) -> int:
-        """The word at ``index`` as a number."""
         return int(self.fields[index])
 
 
@@ -213,7 +209,6 @@ class TimelineReader:
 
 
 def read_timeline(path: Path) -> Iterator[Event]:
-    """Yields all events; an unfinished last line is left out."""
     return TimelineReader(path).new_events()
 
 
@@ -257,17 +252,12 @@ class Process:
 
     @property
     def used(self) -> bool:
-        """Whether it ever had a context, device memory or page-locked memory."""
         return any(self.context) or any(self.peak) or self.pinned_peak > 0
 
 
 @dataclass(frozen=True)
 class SharedRecord:
-    """All processes that were on the machine, and what each device had at most, together.
-
-    ``allocations`` and ``pinned_allocations`` are how many were asked for, of devices and of
-    page-locked host memory, by all processes since the machine began.
-    """
+    """The processes of a machine, their combined peaks, and how many allocations they asked for."""
 
     processes: tuple[Process, ...]
     peak: tuple[int, ...]

@@ -1,8 +1,4 @@
-"""The child: an engine on pretend GPUs, through its cases.
-
-Run by ``turbofit.rehearse.run`` only. What it prints and what the engine logs goes to a file;
-memory is in the timelines, which the account writes.
-"""
+"""The child, which `run_child` starts: an engine on pretend GPUs, through its cases."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ _GRAVE = ("out_of_memory", "hang", "failed", "served")
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     """The plan after its rehearsal, at lower ratios where the engine left less than the margin.
 
-    Where nobody asked for a margin it is smaller than before: a rehearsal removes doubts that the
-    larger one pays for. Where even the last rehearsal leaves less, the plan below it has the whole
-    margin, and says that it was not rehearsed. A plan that does not fit is given back as it is.
+    Where nobody asked for a margin, a smaller one counts: a rehearsal removes doubts. Where even
+    the last rehearsal leaves less, the plan below it has the whole margin, and says that it was not
+    rehearsed. A plan that does not fit is given back as it is.
 
     Raises:
         UsageError: the plan is for Transformers.
@@ -103,10 +103,9 @@ def _again(
 def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
     """The plan with what the engine did in its worst cases.
 
-    It is the first group of GPUs that is rehearsed; where groups run settings of their own, the
-    first of each, one after the other. ``fits`` and ``verdict`` are the rehearsal's where it
-    contradicts the forecast. ``keep`` is a folder for timelines, notes and log, with one for each
-    group where they differ.
+    The first group of GPUs is rehearsed; where groups differ in settings, the first of each kind.
+    ``fits`` and ``verdict`` are the rehearsal's where it contradicts the forecast. ``keep``: a
+    folder for timelines, notes and log, with one for each group where they differ.
 
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
@@ -120,7 +119,6 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
             rehearsed[numbers] = rehearsed_group(plan.of_group(first), first, folder)
     ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
     ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
-    # What tells of memory comes before a rehearsal that could not be held.
     rehearsals = [rehearsal for rehearsal in ends.values() if rehearsal is not None]
     worst = min(rehearsals, key=lambda rehearsal: _GRAVE.index(rehearsal.outcome), default=None)
     whole = replace(
@@ -136,7 +134,6 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
         _LOG.info("%s rehearsed: %s, %s", plan.model.name, worst.outcome, worst.death)
     if worst is None or worst.outcome == "served" or not plan.fits:
         return whole
-    # Where the engine did not serve what the forecast fits, the engine is right.
     verdict = _contradiction(plan, worst)
     return replace(whole, gpus=plan.gpus, fits=False, verdict=verdict, serve=None)
 

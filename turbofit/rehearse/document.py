@@ -53,7 +53,6 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
 
 
 def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> Document:
-    """The document of a run that has ended, with the versions of packages that took part."""
     outcome, end = outcome_and_end(ended, readings)
     notes, gpus = ended.notes, ended.spec.machine.gpus
     return {

@@ -26,7 +26,6 @@ class Adapter:
         driver: the module whose ``drive(spec, notes)`` starts it in the child and drives the cases;
             it returns what closes the engine, or None.
         read: reads the engine's own counters of an ended run, by term of the ledger.
-        worst: the worst cases of a plan.
         not_known: what a rehearsal of it cannot see.
         before, after: terms of the ledger that only a real card has: charged to the pretend one
             before free memory is read, and after.

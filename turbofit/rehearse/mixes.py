@@ -13,8 +13,6 @@ _ANY: Final = 1 << 40  # tokens
 
 
 class Image(NamedTuple):
-    """Units and tokens of an image."""
-
     units: int
     tokens: int
 
@@ -69,11 +67,7 @@ class PromptMaker:
     rest: int = 1
 
     def prompt(self, units: int, rest: int | None = None) -> Prompt:
-        """A prompt with one image of about so many units, however long.
-
-        Raises:
-            ValueError: no image has so few.
-        """
+        """A prompt with one image of about so many units; ValueError: no image has so few."""
         image = self.image(units, _ANY)
         if image is None:
             raise ValueError(f"no image of {units} units")
@@ -161,9 +155,9 @@ def cases_of(
 
     ``vision_request``: one request with as many images as it may have. ``vision_forward``: the
     images, equal or not, that bring most units into one forward, of what the gateway lets through
-    at once. (``images`` has both.) ``text_prefill``: the longest prompt. ``sampling``: a full batch
-    with ``top_k=0``. An engine that serves one request at a time has the first and the third. Each
-    request generates ``new`` tokens.
+    at once. ``images`` has the requests of both. ``text_prefill``: one prompt of ``longest``
+    tokens. ``sampling``: a full batch with ``top_k=0``. An engine that serves one request at a time
+    has the first and the third. Each request generates ``new`` tokens.
     """
     cases = {**images, "text_prefill": [RehearsalRequest(longest, max_new_tokens=new)]}
     if plan.engine.of_lmdeploy:

@@ -63,8 +63,7 @@ class Notes:
     ) -> bool:
         """Notes how a case ended; returns whether the engine takes another one.
 
-        Of each request there are prompt ``tokens`` and how it ended; ``words`` are an error's,
-        ``begun`` is on the monotonic clock, ``more`` is what only one engine tells.
+        ``tokens`` are of each request's prompt, ``words`` an error's; ``begun`` is monotonic time.
         """
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         seconds = round(time.monotonic() - begun, 3)
@@ -87,11 +86,7 @@ class Notes:
 
 
 def engine_config(kind: Any, settings: Options) -> Any:
-    """LMDeploy's configuration of an engine.
-
-    Raises:
-        UsageError: it has no such field: LMDeploy would not say so.
-    """
+    """LMDeploy's engine configuration; UsageError: a field that LMDeploy would silently ignore."""
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise UsageError(

@@ -45,11 +45,7 @@ def needs(spec: Spec) -> dict[str, str]:
 
 
 def engine_library() -> Path:
-    """TurboMind's shared library in the installed wheel, which nothing imports here.
-
-    Raises:
-        PackageError: there is none.
-    """
+    """TurboMind's shared library in the installed wheel; PackageError: there is none."""
     library = turbomind_library()
     if library is None:
         raise PackageError(
@@ -60,11 +56,7 @@ def engine_library() -> Path:
 
 
 def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
-    """The versions of what an engine runs; ``ray``: its workers are Ray's.
-
-    Raises:
-        PackageError: something is missing, or torch is no CUDA build.
-    """
+    """The versions of what an engine runs; PackageError: one is missing, or torch has no CUDA."""
     names = (*_PACKAGES[engine], *(["ray"] if ray else []))
     for name in names:
         if importlib.util.find_spec(name) is None:

@@ -30,10 +30,7 @@ _TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
 def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
-    """The plan with what the engine did in its worst cases, on one group of GPUs.
-
-    Raises: as `plan_document`.
-    """
+    """The plan with what the engine did in its worst cases, on one group of GPUs."""
     document = plan_document(plan, group, keep)
     versions = document["versions"]
     version = versions.get("lmdeploy") or versions.get(plan.engine.name, "")
@@ -64,7 +61,6 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
 
 
 def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
-    """The specification of a rehearsal of one of a plan's groups of GPUs."""
     settings: dict[str, object] = {"dtype": plan.settings.dtype, "device_map": plan.device_map}
     if plan.engine.of_lmdeploy:
         settings = dict(plan.lmdeploy_settings())
@@ -79,11 +75,7 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
 
 
 def charged(plan: Plan, group: int = 0) -> Scenario:
-    """The pretend machine of one group, charged with what a rehearsal cannot see.
-
-    The plan's ledger says how much: the CUDA context and libraries before the cache is sized,
-    kernel modules and the holes of real pools after it.
-    """
+    """The pretend machine of one group, charged by its ledger for what a rehearsal cannot see."""
     adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
     twin = pretend_twin(plan.machine, indices)
     before = adapter.before
@@ -100,8 +92,10 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
         )
         for gpu, ledger in zip(twin.gpus, ledgers, strict=True)
     )
-    context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
-    return dataclasses.replace(twin, gpus=gpus, context=context * adapter.process_context)
+    context = 0
+    if adapter.process_context:
+        context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
+    return dataclasses.replace(twin, gpus=gpus, context=context)
 
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
@@ -109,7 +103,10 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 
 
 def unanswered(plan: Plan, document: Document) -> End | None:
-    """What the plan promises and the engine that served did not take; None: it took all."""
+    """What the plan promises and the engine that served did not take; None: it took all.
+
+    A prompt that is longer than the plan's longest request is not promised.
+    """
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = document["cache"].get("session_len")
     if taken is not None and taken < longest:
@@ -128,8 +125,7 @@ def unanswered(plan: Plan, document: Document) -> End | None:
 def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
     """The plan's ledgers with ``rehearsed`` beside ``bytes`` where the engine's counters tell.
 
-    Terms that share one counter (see ``Rehearsal.together``), and those that only a real card has,
-    stay without.
+    Terms that share a counter (``Rehearsal.together``), or that only a real card has, stay without.
     """
     counters = dict(zip(plan.parallel.groups[group], document["terms"], strict=True))
 

@@ -48,8 +48,6 @@ class EndedRun:
     """A rehearsal that has ended.
 
     Attributes:
-        ran: the run on the pretend machine.
-        notes: what the child told.
         log: lines of its output and of the engine's log, the first and the last.
         stopped: why the parent ended it: ``stuck`` (TurboMind's silent start-up hang), ``idle``
             (nothing happened any more), or empty.
@@ -74,7 +72,6 @@ class Readings:
         terms: by line of the ledger, what the engine's own counters tell; a case is such a line.
         cache: the cache as the engine cut it: ``free``, ``region``, ``object_size``, ``slab_size``,
             ``tokens``.
-        cards: more of each card.
         end: fields of an `End`, for where not all was served: ``out_of_memory`` where an allocation
             was refused.
         pinned: page-locked host memory at most, by phase; nothing where no counter tells.
@@ -92,8 +89,6 @@ def run_child(
     spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
 ) -> EndedRun:
     """Runs a rehearsal's child, and all that it starts, to the end, in a new folder.
-
-    ``environ`` are variables of the engine's processes, which find modules first in ``path``.
 
     Raises:
         KeyboardInterrupt: the child was told to end, as this process was.
@@ -128,9 +123,9 @@ def _environment(
 
 
 class InactivityTimer:
-    """Seconds since a value, such as a count of calls, was last another one.
+    """Seconds since a value, such as a count of calls, last changed.
 
-    So on a busy machine a slow engine does not hang.
+    A slow engine on a busy machine is not taken for one that hangs.
     """
 
     def __init__(
@@ -151,7 +146,7 @@ class InactivityTimer:
 
 
 class _Watch:
-    """Ends the machine's processes where they hang: where none allocates or tells anything."""
+    """Ends the machine's processes, and says why: none allocates or notes anything, or `_STUCK`."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.stopped = ""
@@ -171,8 +166,10 @@ class _Watch:
             self.stopped = "idle"
         if not self.stopped:
             return
-        alive = {process.pid for process in shared.processes if process.alive}
-        for pid in alive | ({notes["pid"]} if "pid" in notes else set()):
+        pids = {process.pid for process in shared.processes if process.alive}
+        if "pid" in notes:
+            pids.add(notes["pid"])
+        for pid in pids:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -199,7 +196,6 @@ def _is_stuck(log: Path) -> bool:
 
 
 def _tell(spec: Spec, notes: Document) -> None:
-    """How far the child is, where somebody listens."""
     if not listening():
         return
     if str(notes.get("phase", "")).startswith("case "):

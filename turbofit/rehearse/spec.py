@@ -51,7 +51,6 @@ class Spec:
 
     Attributes:
         machine: the pretend machine, with what is charged to it beforehand.
-        model_dir: a checkpoint folder.
         engine: a key of `turbofit.rehearse.engines.ADAPTERS`.
         settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
             ``device_map``.

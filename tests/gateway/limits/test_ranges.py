@@ -413,11 +413,9 @@ def test_the_page_says_them() -> None:
 @pytest.mark.parametrize(
     ("option", "text", "words"),
     [
-        (
-            "sampling",
-            '{"temperature": 3}',
-            "temperature is 3.0, it must be at least 0 and at most 2",
-        ),
+        ("sampling", '{"temperature": 3}', "temperature is 3.0, it must be at least 0 and at most"),
+        ("sampling", '{"temperature": 0.001}', "temperature=0.001->0.01"),
+        ("sampling", '{"max_tokens": 0}', "max_tokens is 0, it must be at least 1"),
         ("sampling", '{"temprature": 1}', "--default-sampling has no 'temprature'"),
         ("sampling", "[1]", "is no JSON object"),
         ("chat_template_kwargs", "enable_thinking=false", "is no JSON object"),
@@ -436,6 +434,6 @@ def test_wrong_ones_are_refused_by_the_option_s_name(option: str, text: str, wor
 
 
 def test_options_are_words_again() -> None:
-    given = {"default_sampling": '{"top_p": 0.9}'}
+    given = {"default_sampling": '{"top_p": 0.9, "top_k": null}'}
     words = filled(GatewayOptions, given).option_arguments()
     assert words == ["--default-sampling", '{"top_p": 0.9}']

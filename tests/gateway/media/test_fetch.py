@@ -11,6 +11,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 
 from tests.support.gateway import ask, chat, data_url, gateway, picture
+from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import fetch
 from turbofit.gateway.media.fetch import MediaFetcher, allowed_host, is_public
@@ -141,6 +142,26 @@ def test_slow_servers_are_given_up(monkeypatch) -> None:
     assert "within" in refusal.message
 
 
+async def test_no_file_is_counted_after_the_request() -> None:
+    """Whatever comes in the same turns of the loop in which another file is refused."""
+    fetcher, counted = MediaFetcher(()), []
+
+    async def file(url: str, _: int) -> bytes:
+        for _ in url:
+            await asyncio.sleep(0)
+        if url == "a":
+            raise Refusal("bad_image_url")
+        return b""
+
+    fetcher._bytes = file
+    urls = ["a" * (1 + n) for n in range(8)]
+    with pytest.raises(Refusal):
+        await fetcher.fetch_all(urls, MOST, lambda url, _: counted.append(url))
+    before = len(counted)
+    await settled()
+    assert len(counted) == before
+
+
 def test_names_that_mean_this_machine_are_refused_when_they_are_resolved() -> None:
     refusal, hits = fetched("/a.png", fetch._PublicOnly(), allowed=("localhost", "here.org"))
     assert isinstance(refusal, Refusal)
@@ -148,15 +169,11 @@ def test_names_that_mean_this_machine_are_refused_when_they_are_resolved() -> No
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "2130706433", "0x7f.1", "127.1"])
-def test_addresses_are_refused_even_if_they_are_allowed(host) -> None:
-    async def run():
-        fetcher = MediaFetcher((host.strip("[]"), host, f"{host}:80"))
-        with pytest.raises(Refusal) as caught:
-            await fetcher.fetch_all([f"http://{host}/a.png"], MOST, print)
-        await fetcher.close()
-        return caught.value.status
-
-    assert asyncio.run(run()) in (400, 403)
+async def test_addresses_are_refused_even_if_they_are_allowed(host) -> None:
+    fetcher = MediaFetcher((host.strip("[]"), host, f"{host}:80"))
+    with pytest.raises(Refusal) as caught:
+        await fetcher.fetch_all([f"http://{host}/a.png"], MOST, print)
+    assert caught.value.status in (400, 403)
 
 
 class Same(MediaFetcher):

@@ -543,12 +543,16 @@ async def watching(engines, probe, **keywords):
 
 
 async def test_three_failed_probes_take_an_engine_out_and_one_success_brings_it_back() -> None:
-    all_engines, answers = [RoutedEngine(0, "http://engine")], [False, False, False, False, True]
-    states: list[tuple[bool, bool]] = []
+    """What a probe raises, a cancellation of something else too, does not end the watch."""
+    answers = [OSError(), asyncio.CancelledError(), False, False, False, False, True]
+    all_engines, states = [RoutedEngine(0, "http://engine")], []
 
     async def probe(engine):
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
         states.append((engine.up, healthy(all_engines)))
-        return answers.pop(0)
+        return answer
 
     async with watching(all_engines, probe) as (_, changed):
         await auntil(lambda: not answers, "five questions")

@@ -43,6 +43,8 @@ def test_a_version_chooses_the_account():
     assert engine_named("turbomind", "0.18.0").version == "0.18"
     with pytest.raises(PackageError):
         engine_named("turbomind", "the newest")
+    with pytest.raises(PackageError):  # LMDeploy has no such engine
+        engine_for(resolve_model("gemma-3-4b"), "transformers", "0.7")
 
 
 def test_older_turbominds_ran_any_tower_under_torch_and_the_oldest_none():

@@ -11,6 +11,7 @@ from tests.support.checkup import Make, card, two
 from tests.support.nvml import Scenario
 from tests.support.waiting import HANG
 from turbofit.core.units import GIB, MIB
+from turbofit.planning.checks import examine
 from turbofit.planning.examine import scene as sources_module
 from turbofit.planning.examine.scene import Sources
 
@@ -45,6 +46,7 @@ def test_no_driver_is_exit_4_with_the_rest_still_checked(checkup: Any, sources: 
     assert states["lmdeploy"] == "ok"
     # What follows from it is no finding of its own.
     assert states.keys().isdisjoint({"driver_cuda", "torch_architectures"})
+    assert "driver_cuda" not in {one.check for one in examine(sources(), on="1xl4").findings}
     # Where all cards are hidden, the machine is still read.
     report = checkup(two(), sources(CUDA_VISIBLE_DEVICES="5"))
     assert report.exit_code == 3

@@ -99,7 +99,7 @@ def watch(
 
 
 def _newest_server() -> Callable[[], list[str]]:
-    """Tells the runs of the newest server, where a model of several gets new ones."""
+    """Tells at each look the runs of the newest server: a model of several gets new ones."""
     from turbofit.launch.serve.runs import live_runs
     from turbofit.report.stored_documents import newest_run
 

@@ -80,7 +80,8 @@ def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
 
     ``as_json``: no lines, which would stand among the JSON of people who read both streams.
     """
-    before, display = (_Progress.quiet, _Progress.display), None
+    before = _Progress.quiet, _Progress.display
+    display = None
     in_place = terminal.redraws(sys.stderr)
     if sys.stderr is not None and not quiet and (in_place or not as_json):
         display = ProgressDisplay(sys.stderr, in_place=in_place)

@@ -15,7 +15,7 @@ from turbofit.core.images.tile import TileRule
 
 
 class CanvasRule(TileRule, tag="canvas"):
-    """Llama 4: ``max_dynamic_patch`` bounds the canvas.
+    """Llama 4: a canvas has at most ``max_dynamic_patch`` tiles.
 
     ``tokens_per_tile`` counts a tile's own and the one that follows it: a separator, or the name of
     the whole image's tile.

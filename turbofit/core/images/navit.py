@@ -1,6 +1,6 @@
 """Kimi-K2.5: an image is shrunk to a budget of whole patches, then padded to whole windows.
 
-Nothing is enlarged or stretched. Behind the padding an image has more patches than the budget.
+Nothing is enlarged or stretched. With its padding an image may have more patches than the budget.
 """
 
 from __future__ import annotations

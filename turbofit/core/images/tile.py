@@ -16,7 +16,7 @@ from turbofit.core.images.rule import DummyImage, FolderEdits, Size
 
 
 class TileRule(BaseTileRule, tag="tile"):
-    """InternVL; of one tile for every image (not ``dynamic``) LLaVA-1.5, CogVLM and GLM-4V."""
+    """InternVL; also LLaVA-1.5, CogVLM and GLM-4V, whose every image is one tile."""
 
     @staticmethod
     def square(size: int, tokens: int) -> TileRule:

@@ -8,8 +8,8 @@ import sys
 class LazyLogger:
     """A logger that costs nothing until the program imports `logging`, which takes 3 to 5 ms.
 
-    Before that there is no handler. What a user has to know is said by errors and by warnings of an
-    answer: there is no method for it here.
+    Before that there is no handler. There is no method for a warning: what a user has to know is
+    said by errors and by the warnings of an answer.
     """
 
     __slots__ = ("_name",)

@@ -12,7 +12,10 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """As `asyncio.to_thread`; a cancelled caller waits for the thread, which uses what it has."""
+    """As `asyncio.to_thread`; a cancelled caller waits until the thread has ended.
+
+    So no file that the thread uses is closed too early.
+    """
     task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
     try:
         return await asyncio.shield(task)

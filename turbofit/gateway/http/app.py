@@ -88,7 +88,9 @@ class Gateway(AsgiApp):
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
-        self._looking, self._holding, self._resizing = map(asyncio.Semaphore, (_AT_ONCE,) * 3)
+        self._looking = asyncio.Semaphore(_AT_ONCE)
+        self._holding = asyncio.Semaphore(_AT_ONCE)
+        self._resizing = asyncio.Semaphore(_AT_ONCE)
         self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds

@@ -38,10 +38,10 @@ _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class AsgiApp(ABC):
-    """An ASGI app of HTTP requests alone, with bodies of ``most`` bytes.
+    """An ASGI app of HTTP requests alone, with bodies of up to ``most`` bytes.
 
-    Whoever runs it calls `startup` and `shutdown` beside its requests. ``log`` takes one record a
-    request; it holds no prompt and no image.
+    Whoever runs it calls `startup` before its requests, and `shutdown` after them. ``log`` takes
+    one record a request; it holds no prompt and no image.
     """
 
     def __init__(

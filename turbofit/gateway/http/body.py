@@ -46,7 +46,7 @@ class _Arrival:
 
 
 class Bodies:
-    """Reads bodies of ``most`` bytes, and counts what all of them take, and those of each client.
+    """Reads bodies of up to ``most`` bytes; counts what all take, and those of each client.
 
     Room is taken as bytes arrive. A client may hold as much as is left free, so that one alone gets
     half of the room.

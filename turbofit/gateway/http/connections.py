@@ -194,7 +194,7 @@ class Origins:
     """Web pages that may use the server from a browser, as ``https://chat.example.com`` or ``*``.
 
     A page can send requests to a server on its visitor's own machine. Those carry an ``Origin``,
-    which other clients do not send.
+    which other clients do not send; one that was not allowed is refused.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:

@@ -201,11 +201,13 @@ class Preparation:
             ]
         return [
             RequestedImage(
-                size=picture.size, options=of_all if together else slot.options,
-                carries=slot.carries, by_request=together,
+                size=picture.size,
+                options=of_all if together else slot.options,
+                carries=slot.carries,
+                by_request=together,
             )
             for slot, picture in pictures
-        ]  # fmt: skip
+        ]
 
 
 def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> Picture:

@@ -95,9 +95,9 @@ def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
 def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
     in_range = rule.hold(name, value, scope)
     of_engine = DIFFERENT.get(scope.engine, {}).get(name)
-    return (
-        in_range if of_engine is None or in_range is None else of_engine.hold(name, in_range, scope)
-    )
+    if of_engine is not None and in_range is not None:
+        in_range = of_engine.hold(name, in_range, scope)
+    return in_range
 
 
 def _differs(value: Any, in_range: float) -> bool:

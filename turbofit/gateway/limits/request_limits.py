@@ -127,7 +127,8 @@ class RequestedImage(Struct):
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
     """The bounds of a plan; ``overlay``: whether the engines run on `gateway.overlay`'s folder."""
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
-    gate, bytes_per_unit = _gate(plan, rule), plan.model.unit_values * _WIDE if rule else 0
+    gate = _gate(plan, rule)
+    bytes_per_unit = 0 if rule is None else plan.model.unit_values * _WIDE
     return Bounds(
         rule=rule,
         limits=plan.limits,
@@ -280,7 +281,7 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
 
 
 def _host_bytes(plan: Plan, bytes_per_unit: int) -> int:
-    """A quarter of what the plan leaves free, shared by the replicas.
+    """Bytes for images: a quarter of what the plan leaves free, shared by the replicas.
 
     Never less than one request at its limits needs, since the plan promises that one.
     """

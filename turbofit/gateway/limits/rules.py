@@ -112,13 +112,13 @@ class IntegerRule(Rule):
 
     def hold(self, name: str, value: Any, scope: Scope) -> int:
         number, most = _whole(name, value), scope.number(self.most)
+        between = f"between {self.least} and {most}"
         if most == 0 and not isinstance(self.most, int):
-            most = max(number, self.least)
+            most, between = max(number, self.least), f"at least {self.least}"
         if self.over == "wrap":
             return number % (most + 1)
         if number < self.least or (number > most and self.over != "lower"):
-            between = f"it must be between {self.least} and {most}{self.instead}"
-            raise refused(name, f"is {shown(number)}, {between}")
+            raise refused(name, f"is {shown(number)}, it must be {between}{self.instead}")
         return min(number, most)
 
 

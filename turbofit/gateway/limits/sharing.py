@@ -63,7 +63,7 @@ def by_request(bounds: Bounds) -> bool:
 def request_bounds(bounds: Bounds, options: object) -> Options:
     """What a client's ``mm_processor_kwargs`` ask of all its images, in pixels of one image.
 
-    ``options``: the client's value of ``image``.
+    ``options``: the client's value of ``image``; LMDeploy counts some models' images as two frames.
     """
     if bounds.rule is None or not isinstance(options, dict):
         return {}
@@ -145,7 +145,8 @@ def hold_clip(
     Returns:
         What it takes, and LMDeploy's keywords for loader and processor of the request.
     """
-    wanted, (width, height), rate = _wanted(clip, options), clip.size, clip.rate
+    wanted, rate = _wanted(clip, options), clip.rate
+    width, height = clip.size
     frames = min(wanted, MOST_FRAMES, max(1, LARGEST_PIXELS // (width * height)))
     if rate is None and frames < wanted:
         raise Refusal("too_many_frames", wanted=wanted, width=width, height=height, frames=frames)
@@ -189,9 +190,13 @@ def hold_frames(
         most = videos.fitting_pixels(frames, *size, paid, most=max_pixels or None)
         if most is None:
             raise Refusal(
-                "too_many_frames:units", frames=frames, width=size[0], height=size[1], most=paid,
+                "too_many_frames:units",
+                frames=frames,
+                width=size[0],
+                height=size[1],
+                most=paid,
                 units=rule.units_name,
-            )  # fmt: skip
+            )
         least = videos.least_pixels(frames, most)
         count = videos.most_units(frames, *size, most)
         text_tokens = videos.grids(frames) * GRID_TEXT_TOKENS

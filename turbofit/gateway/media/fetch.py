@@ -119,6 +119,8 @@ class MediaFetcher:
         finally:
             for task in tasks:
                 task.cancel()
+            # Before Python 3.12 `wait_for` may swallow that: no file is counted after the request.
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
         if self._session is not None:

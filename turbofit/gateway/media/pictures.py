@@ -183,8 +183,8 @@ class _File(BytesIO):
 def _scan(data: bytes) -> int:
     """Where the pixels of a JPEG begin, found as Pillow finds it; -1 where none begin.
 
-    Nor behind too much Exif: Pillow copies all of it again for each further segment of it, an hour
-    for the largest file.
+    -1 behind too much Exif, too: Pillow copies all of it again for each further segment of it, an
+    hour for the largest file.
     """
     at, exif = 2, 0
     for _ in range(_SEGMENTS):

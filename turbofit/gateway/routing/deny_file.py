@@ -65,10 +65,11 @@ class _Page(Struct):
 
 
 def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
-    """24 hexadecimal digits for what an engine is given; shield it, since several may wait for it.
+    """24 hexadecimal digits for what an engine is given; shield them, several may wait for them.
 
-    Nobody without this machine's key can test guesses against it. SHA-256, which processors have
-    instructions for (1 ms a megabyte), hashes the body, and keyed BLAKE2b only the digest.
+    Nothing can be read from them, and nobody without this machine's key can test guesses against
+    them. SHA-256, which processors have instructions for (1 ms a megabyte), hashes the body, and
+    keyed BLAKE2b only the digest.
     """
     loop = asyncio.get_running_loop()
     if len(body) > _INLINE:

@@ -83,11 +83,14 @@ class DenyList:
             self._clients.popitem(last=False)
         denied = self.refused(client)
         if denied is not None:
-            seconds, deaths = denied.seconds_left, denied.deaths
+            seconds = denied.seconds_left
             raise Refusal(
-                "too_many_deaths", deaths=deaths, seconds=seconds, client=client,
+                "too_many_deaths",
+                deaths=denied.deaths,
+                seconds=seconds,
+                client=client,
                 retry_after=seconds,
-            )  # fmt: skip
+            )
 
     async def turn(self, request: Present) -> Turn | None:
         """The turn that a request must take; None where it is not suspected.

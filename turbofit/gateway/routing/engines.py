@@ -175,7 +175,10 @@ class RoutedEngine:
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """How full one more request would make it beside its share; then its units."""
+        """How full one more request would make it for its share, then its units: the least first.
+
+        An engine of twice the share gets twice the requests.
+        """
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:

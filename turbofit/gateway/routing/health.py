@@ -104,15 +104,19 @@ class Monitor:
         look, loop = self._looks[engine], asyncio.get_running_loop()
         while not self._stopped:
             look.clear()
-            try:
-                if self._due(engine):
-                    await self._ask(engine)
-                await self._examine(engine)
-            except Exception as exc:  # noqa: BLE001 - a bug of ours must not end the watch
+            # By `gather`, so that neither a bug of ours ends the watch, nor the cancellation of
+            # something that a question waits for.
+            (exc,) = await asyncio.gather(self._check(engine), return_exceptions=True)
+            if exc is not None:
                 loop.call_exception_handler({"message": "a bug in the watch", "exception": exc})
             tick = loop.call_later(_TICK, look.set)
             await look.wait()
             tick.cancel()
+
+    async def _check(self, engine: RoutedEngine) -> None:
+        if self._due(engine):
+            await self._ask(engine)
+        await self._examine(engine)
 
     async def _examine(self, engine: RoutedEngine) -> None:
         """End what the engine has been stuck in at two looks."""

@@ -160,7 +160,9 @@ class LegacyTorchAccount(GroupAccount):
             flash = self.generation.tower == "engine"
             request = self._forward(prompt, 1) + self._tower(units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))
-        return transients([(name, size, "estimate", note) for name, size, note in cases], PAGE)
+        return transients(
+            [(name, round_up(size, PAGE), "estimate", note) for name, size, note in cases]
+        )
 
 
 class LegacyPytorch(Pytorch):

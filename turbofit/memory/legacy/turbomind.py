@@ -133,8 +133,9 @@ class _Forward:
         longest = session if settings.enable_prefix_caching else self.session_len
         self.context = max(self.tokens, longest)
         most = self.buffer_tokens
-        whole = () if rules.warmup in ("none", "tuning") else (most,)
-        lengths = () if rules.warmup == "none" else (*legacy_constants().tuning_tokens, *whole)
+        lengths = () if rules.warmup == "none" else legacy_constants().tuning_tokens
+        if rules.warmup in ("forward", "requests"):
+            lengths = (*lengths, most)
         if rules.warmup == "requests":
             most = min(most, self.session_len)
         self.warmup_tokens = max((n for n in lengths if n <= most), default=0)
@@ -207,7 +208,7 @@ def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, i
 
 
 class LegacyAccount(GroupAccount):
-    """Before 0.16; ``constants`` are 0.18's, for what no generation changed (contexts, NCCL)."""
+    """TurboMind before 0.16; ``constants`` are 0.18's, where no generation changed them."""
 
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: Generation

@@ -234,13 +234,11 @@ def transient_terms(
             note += f", the pixels of {met.next} for the next"
         cases.append(("vision_forward", work.prefill(forward), note))
     share = constants.live_fragmentation[segments(settings)]
-    return transients(
-        [
-            (name, size + max(int(size * share), constants.segment), "estimate", note)
-            for name, size, note in cases
-        ],
-        constants.page,
-    )
+
+    def held(size: int) -> int:
+        return round_up(size + max(int(size * share), constants.segment), constants.page)
+
+    return transients([(name, held(size), "estimate", note) for name, size, note in cases])
 
 
 def _problems(model: Model, tp: int) -> Iterator[str]:

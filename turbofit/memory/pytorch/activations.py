@@ -272,10 +272,10 @@ class Activations:
     def _delta(self, forward: Prefill) -> int:
         """The gated delta rule in chunks: a state for each chunk, and of each sequence before it.
 
-        Counted in LMDeploy's and fla's sources, with all that a forward makes alive at once, chunk
-        matrices at 32 bits as in older fla, and every sequence ending in a chunk of its own. On
-        pretend GPUs (fla 0.6.0, Qwen3-Next) 8,192 tokens of one sequence held 1,161 MiB of 1,230,
-        and 6,000 of 375 sequences 2,341 of 2,444. Over.
+        Counted in LMDeploy's and fla's sources, as if all tensors of a forward lived at once,
+        chunk matrices had 32 bits as in older fla, and every sequence ended in a chunk of its own.
+        On pretend GPUs (fla 0.6.0, Qwen3-Next) 8,192 tokens of one sequence held 1,161 MiB of
+        1,230, and 6,000 of 375 sequences 2,341 of 2,444. Over.
         """
         delta = self.text.delta
         if delta is None:

@@ -126,8 +126,8 @@ def units_met(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> U
     """What a forward's peak pays for, never under.
 
     The engine sends a forward's pixels to the card while the one before runs. A gateway that holds
-    clients to fewer units than can meet leaves none for it. An image that is longer than
-    ``max_prefill_token_num`` follows no other request's: a chunk of text goes before it.
+    clients to fewer units than can meet leaves none for the next forward. An image that is longer
+    than ``max_prefill_token_num`` follows no other request's: a chunk of text goes before it.
     Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     bound = engine_bound(rule, vision_load, settings)

@@ -42,7 +42,7 @@ _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class TransformersAccount(Account):
-    """One copy of a model for the longest request, of ``session_len``; by default placed best.
+    """One copy of a model for the longest request, of ``session_len``; no ``placement``: the best.
 
     No ratio sizes its cache, which grows with the request: it is the same at every ratio.
     """
@@ -64,6 +64,7 @@ class TransformersAccount(Account):
         super().__init__(launch, static, None, (), self._load.units)
 
     def region_at(self, ratio: float) -> int:  # noqa: ARG002 - it grows with the request
+        """Bytes of the longest request's cache, on all GPUs together."""
         load = self._load
         return sum(layer.kv(load.tokens, load.images) for layer in self.copy.parts.layers)
 
@@ -171,6 +172,7 @@ class Transformers(Engine):
         return vision_load.units_per_request
 
     def block_bytes(self, model: Model, settings: Settings) -> int:
+        """One token's, on all GPUs together."""
         return sum(layer.kv_per_token for layer in components(model, settings.dtype).layers)
 
     def traffic(self, model: Model, tp: int) -> WeightTraffic:  # noqa: ARG002 - layers take turns

@@ -238,7 +238,8 @@ class ModelCopy:
         """Weights of what is no decoder layer; a tied head is the embeddings."""
         parts = self.parts
         first = parts.vision + parts.embeddings if place == 0 else 0
-        return first + (parts.norm + parts.head if place == devices - 1 else 0)
+        last = parts.norm + parts.head if place == devices - 1 else 0
+        return first + last
 
     def vision(self, place: int, load: Load) -> int:
         """Bytes of the vision tower's forward on a device: the request's cache is empty then."""

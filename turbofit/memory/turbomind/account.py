@@ -344,17 +344,14 @@ def missing_kernels(
     code. Under: the engine may choose another one.
     """
     model, dtype = launch.model, launch.settings.dtype
-    cards = [
-        (gpu, capability)
-        for gpu in launch.gpus
-        for capability in ([capability_of(gpu)] if gpu.compute_capability != "NA" else _ASSUMED)
-    ]
-    for gpu, capability in cards if model.text.delta is not None else ():
-        kernel = constants.delta_kernel(capability)
-        if kernel is None:
-            yield f"no kernel of gated delta nets for {gpu.name}"
-        elif dtype not in kernel.dtypes:
-            yield f"no kernel of gated delta nets with {dtype} for {gpu.name}"
+    cards = [(gpu, capability) for gpu in launch.gpus for capability in _capabilities(gpu)]
+    if model.text.delta is not None:
+        for gpu, capability in cards:
+            kernel = constants.delta_kernel(capability)
+            if kernel is None:
+                yield f"no kernel of gated delta nets for {gpu.name}"
+            elif dtype not in kernel.dtypes:
+                yield f"no kernel of gated delta nets with {dtype} for {gpu.name}"
     if census is None:
         return
     if model.text.sinks and dtype != model.dtype:
@@ -372,6 +369,11 @@ def missing_kernels(
             if not count.code:
                 empty = f": all {count.empty} are empty functions" if count.empty else ""
                 yield f"no {what} for {card}{empty}"
+
+
+def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
+    """The card's compute capability; of a card of which it is unknown all that are assumed."""
+    return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
 
 
 def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -70,6 +70,13 @@ class DeltaKernel(Struct):
     at most ``cut_heads`` heads, or ``cut_long_heads`` beside one of ``cut_long_chunks`` chunks.
     """
 
+    dtypes: tuple[str, ...]
+    chunk: int = 0
+    segment: float = 0.0
+    cut_heads: int = 0
+    cut_long_heads: int = 0
+    cut_long_chunks: int = 0
+
     def most_heads(self, longest: int) -> int:
         """Heads of all sequences up to which these are cut: more beside a long one, in chunks."""
         if longest < self.cut_long_chunks:
@@ -80,13 +87,6 @@ class DeltaKernel(Struct):
         """Chunks of a segment: a power of two."""
         scaled = sqrt(heads * chunks / sm_count) * self.segment
         return max(4, 1 << max(0, round(log2(max(1.0, scaled)))))
-
-    dtypes: tuple[str, ...]
-    chunk: int = 0
-    segment: float = 0.0
-    cut_heads: int = 0
-    cut_long_heads: int = 0
-    cut_long_chunks: int = 0
 
 
 class EngineConstants(Struct):

@@ -261,7 +261,10 @@ def xid(sources: Sources, _: Scene) -> Answer:
         return ok("no Xid in the kernel's log")
     summary = "; ".join(f"{bus}: Xid {', '.join(map(str, sorted(n)))}" for bus, n in xids.items())
     hard = any(number in _HARD_XIDS for numbers in xids.values() for number in numbers)
-    why = f"these are {'of the hardware' if hard else 'mostly of programs'}"
+    why = (
+        "the driver reports a failing card, link or memory there before programs feel it; these are"
+        f" {'of the hardware' if hard else 'mostly of programs'}"
+    )
     fix = "check power, cooling and seating of the card; restart" if hard else "none, if rare"
     return warning(summary, fix, why)
 

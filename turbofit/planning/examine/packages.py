@@ -117,10 +117,10 @@ def xgrammar(sources: Sources, _: Scene) -> Answer | None:
     return warning("xgrammar is not installed", "pip install xgrammar")
 
 
-def driver_cuda(machine: Machine, scene: Scene) -> Answer | None:
+def driver_cuda(machine: Machine, scene: Scene) -> Answer:
     """Driver against torch's CUDA: the same major is enough, by minor version compatibility."""
     if NA in (machine.driver, machine.cuda):
-        return None if machine.source == "preset" else unreadable("the driver's version")
+        return unreadable("the driver's version")
     cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
     driver = f"driver {machine.driver} (CUDA {machine.cuda})"
     if cuda is None:
@@ -260,7 +260,8 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
     Of a plan that may be launched elsewhere, what must be installed where newer versions fail.
     """
-    plan, (model, engines) = scene.plan, _served(scene)
+    plan = scene.plan
+    model, engines = _served(scene)
     if plan is not None and (plan.model.vision is None or not plan.engine.of_lmdeploy):
         return None
     if plan is not None and scene.when == "plan":
@@ -335,7 +336,8 @@ _PACKAGES: Final = {"fla": "flash-linear-attention"}
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
     """Modules that LMDeploy imports for one model; a warning where another engine needs none."""
-    plan, (model, engines) = scene.plan, _served(scene)
+    plan = scene.plan
+    model, engines = _served(scene)
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
         return None  # a pretend machine has stand-ins of them
     if sources.version("lmdeploy") is None:

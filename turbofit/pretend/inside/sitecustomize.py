@@ -1,8 +1,7 @@
 """Python runs this first in every process of a pretend machine; the folder is on its PYTHONPATH.
 
-It waits for torch to be imported and then lets `turbofit_values` compute the values that programs
-steer by. It spares each process Triton's reading of its own compiler. Another ``sitecustomize``,
-hidden by this one, is run too. It needs nothing of turbofit.
+Once torch is imported, `turbofit_values` computes what programs steer by. It needs nothing of
+turbofit.
 """
 
 from __future__ import annotations

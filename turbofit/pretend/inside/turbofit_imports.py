@@ -15,7 +15,6 @@ class After:
         self._name, self._act = name, act
 
     def find_spec(self, name: str, *_: Any) -> Any:
-        """The real spec of the module, whose loader tells us when it is done."""
         if name != self._name:
             return None
         sys.meta_path.remove(self)

@@ -1,13 +1,10 @@
 """Computes for real what programs steer by, although no kernel of a pretend GPU runs.
 
-Each operation runs first as it is: the real allocator, the real errors. Then, where its tensors
-are small or hold integers, it is done again on the CPU, on the same memory: pretend device memory
-can be read and written by the host. So lengths, masks, indices and loops are right, and a network
-of small tensors gives what it gives on a CPU. The rest is left alone; integers that nobody computed
-are 0 (up to 4 million of them), so that an index made of them is valid.
-
-It also tells the account which line of Python raised the peak or was refused. Imported once torch
-is; runs inside the user's process, and needs torch and nothing of turbofit.
+Each operation runs first as it is: the real allocator, the real errors. Where its tensors are small
+or hold integers, it runs again on the CPU, on the same memory, which the host can read and write.
+So lengths, masks, indices and loops are right; large float tensors are left alone. Integers that
+nobody computed are 0 (up to 4 million of them), so that an index made of them is valid. The account
+is told which line of Python raised the peak or was refused. It needs torch and nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -142,11 +139,7 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> None:
-    """Do an operation again on the host.
-
-    What it wrote in place is right by that alone, and so are views that are not declared as such
-    (``meshgrid``).
-    """
+    """Do an operation again on the host; outputs in its inputs' memory are right by that alone."""
     memories = {_memory(tensor) for tensor in inputs}
     fresh = [tensor for tensor in outputs if _memory(tensor) not in memories]
     new = {id(tensor) for tensor in fresh}
@@ -205,7 +198,6 @@ def _alias(value: Any) -> Any:
 
 
 def _here(value: Any) -> Any:
-    """An argument for the CPU."""
     return torch.device("cpu") if isinstance(value, torch.device) else _alias(value)
 
 

@@ -1,8 +1,4 @@
-"""Kinds of checkpoints, from `presets/checkpoints`: a model's configs and tensors by rows of data.
-
-A file says of a decoder, or of a model around one, which config it has and which tensors, as names
-and expressions of the model's dims. `docs/adding.md` says how they are written.
-"""
+"""A model's configs and tensors from the rows of `presets/checkpoints`; see `docs/adding.md`."""
 
 from __future__ import annotations
 
@@ -66,11 +62,7 @@ class Kind(Struct, forbid_unknown_fields=True):
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """All kinds, by the architectures that they stand for.
-
-    Raises:
-        UsageError: a file is damaged.
-    """
+    """All kinds, by the architectures that they stand for; UsageError: a file is damaged."""
     by_architecture: dict[str, Kind] = {}
     for name in sorted(presets_of(_ROOM)):
         kind = converted(_whole(name), Kind, preset_path(_ROOM, name))
@@ -89,11 +81,7 @@ def _whole(name: str) -> JsonObject:
 
 
 def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
-    """What expressions may name of a model.
-
-    A decoder's fields are as `TextDims` has them, with those of latents and delta nets. The tower's
-    begin with ``v_``, the audio tower's with ``a_``.
-    """
+    """What expressions may name of a model: ``v_`` begins the tower's, ``a_`` the audio tower's."""
     text, rule = model.text, model.image_rule
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
     values: dict[str, Any] = to_builtins(text)
@@ -175,11 +163,7 @@ def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
 
 
 def size(expression: str, values: Values) -> int:
-    """A sum of products of named values and figures, such as ``heads*head_dim+2``.
-
-    Raises:
-        UsageError: it names what this model does not have.
-    """
+    """A sum of products of named values and figures, such as ``heads*head_dim+2``."""
     total = 0
     for term in expression.split("+"):
         factors = (

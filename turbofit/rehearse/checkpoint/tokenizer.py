@@ -1,8 +1,4 @@
-"""A small stand-in tokenizer for header-only checkpoints: one token a byte, plus special tokens.
-
-Enough for an engine's server to build prompts. Text takes about four times as many tokens as with
-the model's own tokenizer; image tokens are counted exactly.
-"""
+"""A stand-in tokenizer: exact image tokens, one text token a byte: about four times as many."""
 
 from __future__ import annotations
 
@@ -30,15 +26,11 @@ class Tokenizer(Struct, forbid_unknown_fields=True):
 
 @cache
 def common() -> JsonObject:
-    """What all checkpoints without weights have in common, `presets/twins.yaml`."""
     return load_yaml(presets_dir() / "twins.yaml")
 
 
 def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
-    """Special tokens and their ids: the published ones where they fit into the vocabulary.
-
-    ``kind`` is None of a model that takes text alone.
-    """
+    """Special tokens' ids, the published ones where they fit; ``kind`` is None for text alone."""
     text: dict[str, int] = common()["text_tokens"]
     known: dict[str, int] = {**text, **common()["image_tokens"]}
     known |= kind.special if kind is not None else {}
@@ -71,7 +63,7 @@ def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObje
 def write_tokenizer(
     folder: Path, special: Mapping[str, int], positions: int, kind: Tokenizer | None = None
 ) -> None:
-    """Writes ``tokenizer.json`` and ``tokenizer_config.json``; ``positions``: a prompt's tokens."""
+    """Writes a tokenizer's two files; ``positions``: tokens of a prompt at most."""
     kind = kind or Tokenizer()
     vocab = {character: i for i, character in enumerate(byte_alphabet())} | dict(special)
     data = byte_level(vocab, special)

@@ -1,7 +1,6 @@
 """The header-only twin of a model that turbofit knows, from a preset or a hub's headers.
 
-Its files are as long as real ones and sparse: they take a few blocks of the disk, and a loader that
-maps them reads zeros. ``python -m turbofit.rehearse.checkpoint.twin NAME FOLDER`` writes one.
+Its files are as long as real ones and sparse: a loader that maps them reads zeros.
 """
 
 from __future__ import annotations
@@ -78,22 +77,16 @@ class Twin:
 
     @property
     def ids(self) -> dict[str, int]:
-        """Ids of special tokens."""
         return special_tokens(self.model.text.vocab, self.tokenizer)
 
     @property
     def values(self) -> Values:
-        """What expressions of its kinds may name."""
         values = values_of(self.model, self.packing, self.ids)
         return {**values, **(self.whole.names if self.whole else {}), **self.decoder.names}
 
 
 def twin_of(model: Model) -> Twin:
-    """The twin of a model.
-
-    Raises:
-        UsageError: no twin can stand for such a model: its own checkpoint is needed.
-    """
+    """The twin of a model; UsageError: none can stand for it, its own checkpoint is needed."""
     quantization, text = model.quantization, model.text
     packing = (quantization.method, quantization.group_size) if quantization else None
     every = quantization is not None and not quantization.of_experts
@@ -121,7 +114,6 @@ def twin_of(model: Model) -> Twin:
 
 
 def config_of(twin: Twin) -> JsonObject:
-    """The ``config.json`` of a twin."""
     template, quantized, whole = twin.decoder.config, "", twin.whole
     if whole is not None and whole.decoder is not None:
         template = merged(_nested(whole.decoder.config, template), whole.config)
@@ -146,7 +138,6 @@ def _nested(path: str, data: JsonObject) -> JsonObject:
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    """Name, safetensors type and shape of every tensor of a twin."""
     values, decoder, whole = twin.values, twin.decoder, twin.whole
     if whole is None or whole.decoder is None:
         yield from rows_of(decoder.rows, decoder.parts, values, twin.packing)
@@ -168,9 +159,6 @@ def write_header(
     """Writes a safetensors file whose data is a hole; returns the data's bytes.
 
     ``stored`` are the numbers of tensors that hold a shape.
-
-    Raises:
-        OSError: the file system has no files of this length.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
     at, shapes = 0, b""
@@ -219,7 +207,6 @@ def write_weights(entries: Iterable[Entry], folder: Path) -> None:
 
 
 def write_model(twin: Twin, folder: Path) -> Path:
-    """Writes a twin's folder; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {"config.json": config_of(twin)}
     if twin.whole is not None:
@@ -263,11 +250,7 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
-    """Writes the twin of the preset that ``name`` means; returns the folder.
-
-    Raises:
-        UsageError: no preset has this name, or no twin can be made of it.
-    """
+    """Writes the twin of the preset that ``name`` means; returns the folder."""
     preset = find_preset(name)
     if preset is None:
         near = ", ".join(nearest_names(name)) or "listed by turbofit models"
@@ -276,7 +259,6 @@ def write_checkpoint(name: str, folder: Path) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """The command; returns an exit code."""
     if len(arguments) != 2:
         sys.stderr.write("usage: python -m turbofit.rehearse.checkpoint.twin NAME FOLDER\n")
         return 2

@@ -70,7 +70,7 @@ def _replace(indices: _Indices) -> None:
 
 def _fewer_variants(module: Any) -> None:
     """Leaves each kernel few variants to try, under any number of decorators."""
-    for kernel in vars(module).values():
+    for kernel in list(vars(module).values()):
         while kernel is not None:
             variants = getattr(kernel, "configs", None)
             if isinstance(variants, list):

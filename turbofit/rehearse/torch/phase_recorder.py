@@ -1,10 +1,10 @@
 """Records each process of a rehearsal: its phases, and what torch's allocator says.
 
-The rehearsal's child names a phase in a file. In every process (workers of Ray or ``mp`` too), once
-torch has made a CUDA context, a thread reads it, marks the phase in the account, notes torch's
-figures of the phase that ended, and says so; the child waits for that. Of the engine only torch's
-choice of cuDNN's attention is changed, which it prefers on Hopper and which finds no plan on a
-pretend GPU: what cuDNN takes for itself is not seen. Sizes are bytes, devices the machine's own.
+The child names a phase in a file. In each process (workers of Ray or ``mp`` too) that has a CUDA
+context, a thread reads it, marks the phase in the account, and notes torch's figures of the phase
+that ended; the child waits for that. Torch may not choose cuDNN's attention, which it prefers on
+Hopper: that finds no plan on a pretend GPU, so what cuDNN takes for itself is not seen. Sizes are
+bytes, devices the machine's own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ _PHASE, _RECORDS = "phase", "records"
 
 
 def start(folder: str) -> None:
-    """Begin to record this process in a folder."""
     threading.Thread(target=_keep, args=(Path(folder),), daemon=True, name="turbofit").start()
 
 

@@ -27,11 +27,7 @@ _CUT: Final = 4  # prompts that meet, nearly always: blocks of the cache that ar
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases, see `mixes.cases_of`.
-
-    Raises:
-        UsageError: see ``rehearsed_size``.
-    """
+    """The cases, see `mixes.cases_of`; UsageError: see `rehearsed_size`."""
     limits, settings, rule = plan.limits, plan.settings, limited(plan).image_rule
     several = plan.engine.of_lmdeploy
     cases: dict[str, Sequence[RehearsalRequest]] = {}
@@ -182,8 +178,8 @@ def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
     """Of what clients may send at once, that of which a forward encodes the most units.
 
     Where no gateway counts units, the mix is sent twice, so that it meets whole although the
-    engine's first step takes its first request alone. A prefix cache brings no picture into a
-    forward: a match ends before a picture that is not whole in it.
+    engine's first step takes its first request alone. A prefix cache brings no further
+    picture into a forward: a match ends before a picture that is not whole in it.
     Source: lmdeploy block_trie/trie.py::BlockTrie.match #8a20e4
     """
     candidates = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]

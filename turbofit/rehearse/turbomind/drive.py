@@ -110,13 +110,7 @@ def _run_case(
 
 @dataclass
 class Pending:
-    """A request that was pushed, of so many prompt tokens, its images' included.
-
-    Attributes:
-        done: set when the engine finished or refused it.
-        status: the engine's, see ``_STATUS``.
-        kept: what must stay alive until it is done.
-    """
+    """A request that was pushed: its prompt's tokens, and what must stay alive until it is done."""
 
     tokens: int
     done: threading.Event = field(default_factory=threading.Event)

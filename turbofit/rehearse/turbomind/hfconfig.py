@@ -1,8 +1,4 @@
-"""Stand-ins for what families bring of their own: config classes, gpt-oss's tokenizer.
-
-InternVL's chat models, Intern-S1-Pro and Kimi-K2.5 bring Python files for them, of which a
-rehearsal's child, or a server on pretend GPUs, executes none.
-"""
+"""Stand-ins for families' own config classes and gpt-oss's tokenizer: no model's code is run."""
 
 from __future__ import annotations
 
@@ -32,24 +28,18 @@ def plain_gpt_oss_parser() -> None:
 
 
 def register_intern_s1_pro() -> None:
-    """Registers a class with the keys of Intern-S1-Pro's."""
     from transformers import Qwen3VLMoeConfig
 
     _register("interns1_pro", Qwen3VLMoeConfig)
 
 
 def register_for_pytorch() -> None:
-    """Registers what LMDeploy's PyTorch engine reads."""
     register_internvl(whole=True)
     register_intern_s1_pro()
 
 
 def register_internvl(*, whole: bool = False) -> None:
-    """Registers the class with Transformers.
-
-    ``whole``: the language model's part has the class of its type, with all its defaults, which
-    LMDeploy's PyTorch engine reads.
-    """
+    """Registers the class; ``whole``: its language model's part has all defaults of its type."""
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
     base: Any = PretrainedConfig
@@ -63,7 +53,6 @@ def register_internvl(*, whole: bool = False) -> None:
 
 
 def register_kimi() -> None:
-    """Registers a class with the keys of Kimi-K2.5's."""
     from transformers import DeepseekV3Config, PretrainedConfig
 
     base: Any = PretrainedConfig

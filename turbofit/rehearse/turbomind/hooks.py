@@ -1,10 +1,9 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
-A CUDA build of torch runs on the pretend machine as it is, and only marks are added. Beside CPU
-torch a copy on the GPU, where the loader splits, casts, pads and joins tensors, is a ``meta``
-tensor: it has no data, and as the loader itself runs, its lifetime is real. What torch's caching
-allocator would keep is kept until ``torch.cuda.empty_cache``; fragmentation between its segments is
-not in this model.
+A CUDA build of torch runs as it is, and only marks are added. Beside CPU torch a copy on the GPU is
+a ``meta`` tensor: it has no data, and as the loader itself runs, its lifetime is real. What torch's
+caching allocator would keep is kept until ``torch.cuda.empty_cache``; fragmentation between its
+segments is not in this model.
 """
 
 from __future__ import annotations
@@ -111,10 +110,7 @@ def patch_torch(scenario: Scenario, staging: Staging) -> None:
 
 
 def _declare_torchvision() -> None:
-    """Declares two operators without which torchvision cannot be imported.
-
-    Only where torchvision's own library does not load: its CUDA build beside CPU-only torch.
-    """
+    """Declares operators that torchvision's CUDA build needs to be imported beside CPU torch."""
     spec = importlib.util.find_spec("torchvision")
     libraries = list(Path(spec.origin).parent.glob("_C*.so")) if spec and spec.origin else []
     if not libraries:
@@ -141,12 +137,8 @@ def install(
 ) -> None:
     """Marks the phases of a start, after what CPU torch needs.
 
-    Args:
-        scenario: the pretend machine.
-        account: its account.
-        first_device: the card on which loading stages tensors.
-        tokenizer: keep the model's tokenizer, which a server needs.
-        ready: called with the TurboMind object after its start.
+    ``first_device``: the card on which loading stages tensors. ``tokenizer``: keep the model's,
+    which a server needs. ``ready`` is called with the TurboMind object after its start.
     """
     staging: Any = None
     if torch.version.cuda is None:

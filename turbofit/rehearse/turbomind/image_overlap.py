@@ -169,8 +169,7 @@ def _maker(rule: ImageRule, units: int, limits: Limits) -> PromptMaker:
 def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[tuple[Prompt, bool]]:
     """Different questions about one image that is in the prefix cache: each has all its units.
 
-    With each prompt: whether its image is in the cache. Where there is room, a request with new
-    images comes beside the questions.
+    With each prompt: whether its image is cached. A request with new images joins where it fits.
     """
     settings, prompt = plan.settings, maker.prompt(maker.units, rest=_LEAST)
     length = prompt.length + _NEW

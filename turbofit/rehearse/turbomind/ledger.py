@@ -20,12 +20,12 @@ LOADER = "LMDeploy's weight loader"
 STAGING = "torch staging"
 
 _LINEAR = "LlamaLinear"
-#: Whose pool was made where a function of this beginning is in the trace; the first that is.
+#: Owners of a pool by how a function in its trace begins; the first that fits counts.
 _OWNERS = {"ModelExecutor": "executor", "Engine": "engine thread", "TurboMind": "rank context"}
 
 
 class CallSites:
-    """Turns traces, innermost first, into names; ``name`` is of a function, or ``?``."""
+    """Names traces, innermost call first; ``name`` is the function's at an offset, or ``?``."""
 
     def __init__(self, name: Callable[[int], str]) -> None:
         self._name = cache(name)
@@ -93,7 +93,7 @@ class _Block(NamedTuple):
 
 
 class Ledger:
-    """Built from a timeline's events, in order; ``pool_step``: in bytes, by which pools grow."""
+    """Built from a timeline's events, in order; sizes, and pools' ``pool_step``, are bytes."""
 
     def __init__(self, cards: int, sites: CallSites, pool_step: int) -> None:
         self.cards = [RehearsedGpu() for _ in range(cards)]
@@ -213,7 +213,7 @@ class Ledger:
             self.pools[block.pool].live -= block.size
 
     def _death(self, event: Event) -> dict[str, Any]:
-        """A refused allocation as an `End` has it; where the scenario let it fail none lacked."""
+        """A refused allocation as fields of an `End`; ``simulated``: the scenario let it fail."""
         device, _, _, size, left, last = (event.number(i) for i in range(6))
         simulated = last if event.tag == "E" else None
         return {

@@ -51,11 +51,7 @@ _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """What the engine's calls say, from its timeline and its log.
-
-    Raises:
-        PretendError: the timeline is full.
-    """
+    """What the engine's calls say, from timeline and log; PretendError: the timeline is full."""
     ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
@@ -111,10 +107,11 @@ def _ledger(ended: EndedRun) -> Ledger:
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
     """By line of the ledger: what a card held for it, or a case's executor pool at most."""
     pool, late = ledger.executor_pool(index), ledger.cards[index].late
-    peaks = pool.live_peak if pool is not None else {}
-    sites = {name: late[site] for name, site in _SITES.items() if site in late}
-    pools = {case: peaks.get(f"case {case}", 0) for case in cases if pool is not None}
-    return card_terms(ledger, index) | sites | pools
+    terms = card_terms(ledger, index)
+    terms |= {name: late[site] for name, site in _SITES.items() if site in late}
+    if pool is not None:
+        terms |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
+    return terms
 
 
 def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,6 @@
-"""LMDeploy's own HTTP server on a pretend machine.
+"""LMDeploy's own HTTP server on a pretend machine, run with the ``lmdeploy`` command's arguments.
 
-Run by ``python -m turbofit.rehearse.turbomind.server ARGS…``.
-
-``ARGS`` are those of the ``lmdeploy`` command (``serve api_server MODEL …``). Preprocessing,
-scheduling, memory, errors and death are real; the text of the answers is not. The environment must
-be that of ``server_environment``.
+Preprocessing, scheduling, memory, errors and death are real; the text of the answers is not.
 """
 
 from __future__ import annotations
@@ -34,10 +30,7 @@ NOTICE = (
 
 
 def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
-    """Writes the files of a pretend machine; the environment in which this module is run there.
-
-    ``machine`` has what is charged to it beforehand; the ``timeline`` comes into the folder too.
-    """
+    """Writes a pretend machine's files; returns the environment in which this module runs there."""
     site = cuda_site()
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
@@ -78,11 +71,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
 
 
 def pretend_here() -> None:
-    """Lets TurboMind run on the pretend machine in whose environment this process began.
-
-    Raises:
-        UsageError: turbofit began this process in no such environment.
-    """
+    """Lets TurboMind run on the pretend machine in whose environment this process began."""
     path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
     if not path or not libraries:
         raise UsageError(

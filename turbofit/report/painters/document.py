@@ -30,8 +30,8 @@ ONLY_ON_PAGE: Final[Places] = {"short": False, "whole": False, "page": True}
 class Block(Struct):
     """A piece of a report, and where it stands.
 
-    In the short answer of a terminal, in the whole text (a terminal with --full, Markdown), on the
-    page.
+    ``short`` is the short answer of a terminal, ``whole`` the whole text (a terminal with --full,
+    Markdown).
     """
 
     short: bool = False
@@ -144,7 +144,10 @@ class Fold(Block):
 
 
 class BarPiece(Struct):
-    """A piece of a bar: its letter, its style on a page; ``parts`` are bytes and words."""
+    """A piece of a bar: its letter ``mark``, its style on a page ``kind``.
+
+    ``parts`` are the bytes and words of what it is made of.
+    """
 
     mark: str
     name: str

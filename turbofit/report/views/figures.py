@@ -63,6 +63,7 @@ def users_of(plan: Plan) -> list[Users]:
 
 
 def _pictures(plan: Plan) -> int:
+    """Tokens of a request's images."""
     return plan.limits.image_tokens_per_request if plan.limits.vision_unit else 0
 
 

@@ -36,6 +36,8 @@ _EVENTS: Final = 10
 _CELLS: Final = 20
 #: Phases of a rehearsal that belong to loading: what comes before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
+#: A document may claim any ratio: nobody sets a smaller one.
+_LEAST: Final = 1e-6
 #: How figures begin of which more is worse; of the others less is.
 _IN_USE: Final = "in use"
 #: The only figure that is no bytes.
@@ -220,6 +222,7 @@ def _figure(row: _Side, value: int | None) -> str:
 
 
 def _over(row: _Side) -> str:
+    """What was seen above the forecast; below it with a minus."""
     actual = row.measured if row.measured is not None else row.rehearsed
     if actual is None or row.forecast is None:
         return "-"
@@ -282,7 +285,7 @@ def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
 def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
     ratio = plan.settings.cache_max_entry_count
     cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
-    free = round(cache / ratio) if cache and ratio and not plan.engine.on_torch else None
+    free = round(cache / ratio) if cache and ratio > _LEAST and not plan.engine.on_torch else None
     return {
         "in use while loading, at most": ledger.load_peak,
         _FREE: free,

@@ -1,7 +1,4 @@
-"""Python runs this in every process of a server of LMDeploy's PyTorch engine on pretend GPUs.
-
-Each process reads the stand-in checkpoint anew, and so needs what its family brings.
-"""
+"""Runs in each process of a PyTorch engine's server: each reads the stand-in checkpoint anew."""
 
 import importlib
 import sys

@@ -1,7 +1,4 @@
-"""Processes of a rehearsal find this in TileLang's place: its kernels are compiled on the card.
-
-LMDeploy allocates what they write, so that a kernel that does nothing holds what a real one holds.
-"""
+"""In TileLang's place: its kernels are compiled on the card; LMDeploy allocates what they write."""
 
 from collections.abc import Callable
 from typing import Any

@@ -6,7 +6,6 @@ Buffer = object
 
 
 def macro(function: Any) -> Any:
-    """A part of a kernel."""
     return function
 
 
