@@ -281,7 +281,7 @@ async def run_together(
 def iterate(
     source: Path, output: Path, *, url: str | None, model: str | None, options: Options
 ) -> Iterator[BatchLine]:
-    """A batch's lines; it runs in a thread from the first on. `UsageError`: a wrong option."""
+    """A batch's lines; taking the first starts it in a thread. `UsageError`: a wrong option."""
     known = {name: options[name] for name in BatchSpec.model_fields if name in options}
     planned = {k: v for k, v in options.items() if k not in known and k != "api_key"}
     spec = BatchSpec.of(**known)

@@ -221,7 +221,7 @@ class Run:
         return doubts
 
     def begin(self) -> Path:
-        """Record from now on in a new folder of the state folder; a `LaunchError`: it cannot."""
+        """Record what happens in a new folder of the state folder; else a `LaunchError`."""
         assert self.plan is not None
         self.folder = run_folder(self.plan)
         self.public = self.deny_list = None

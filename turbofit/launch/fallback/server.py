@@ -143,7 +143,7 @@ class ServedModel:
         return "stalled"
 
     def generate(self, **keywords: Any) -> Any:
-        """As the model's own, within the context; a `Refusal` has no cause: that holds tensors."""
+        """As the model's own, within the context. A `Refusal` has no cause: it would hold tensors."""
         torch, tokens = import_module("torch"), keywords["input_ids"].shape[-1]
         config, left = keywords["generation_config"], self._session_len - tokens
         config.max_new_tokens = min(config.max_new_tokens, left)
@@ -192,7 +192,7 @@ def _one_line(exc: BaseException) -> str:
 
 
 def _find_inside() -> dict[str, Any]:
-    """Transformers' own classes by name, in seconds; a `PackageError` where they differ."""
+    """Transformers' own classes by name, checked, which takes seconds; else a `PackageError`."""
     classes: dict[str, Any] = {}
     what = ""
     try:

@@ -83,7 +83,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
     async def async_parse_multimodal_item(
         self, messages: Any, *arguments: Any, **keywords: Any
     ) -> Any:
-        """Refuse too many images (a `ValueError`) before they are loaded, then lower the others."""
+        """Refuse too many images (a `ValueError`) before they are loaded; lower what each asks."""
         try:
             check_clips(self._bounds, _count(messages, _VIDEOS))
             check_images(self._bounds, _count(messages, _IMAGES + _VIDEOS))
@@ -159,7 +159,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             raise
 
     def _hold(self, plan: Plan) -> None:
-        """Hold what the engine is asked; a `PackageError`: this LMDeploy has no hook for it."""
+        """Hold the engine to the plan; a `PackageError` where this LMDeploy has no hook for it."""
         bounds = bounds_of(plan, overlay=False)
         hold_engine(self.async_engine, scope_of(bounds))
         processor = self.async_engine.prompt_processor

@@ -149,7 +149,7 @@ def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> li
 
 
 def any_lost(uuids: Iterable[str]) -> bool:
-    """Whether NVML calls one lost, or to be reset. Under: a silent driver says it of none."""
+    """Whether NVML calls a GPU lost or to be reset. Under: a silent driver calls none so."""
     return ask_driver(partial(_any_lost, tuple(uuids)), False)
 
 
