@@ -102,6 +102,8 @@ def test_parts_that_there_are_not():
     for typed, cause in (
         ("l4 MIG 1g.6gb", "l4 is no card that MIG cuts"),
         ("NVIDIA A100-SXM4-40GB MIG 3g.40gb", "a100-40g has no MIG profile 3g.40gb"),
+        ("a30:mig=1g.10gb", "a30 has no MIG profile 1g.10gb"),
+        ("b200:mig=5g.90gb", "b200 has no MIG profile 5g.90gb"),
         ("GRID T4-16B", "without CUDA"),
         ("RTX 9990 Laptop GPU", "card of laptops"),
     ):
@@ -116,14 +118,12 @@ def test_a_slice_is_a_part_of_its_card():
         assert gpu.total <= whole.total - whole.reserved
         assert gpu.sm_count <= whole.sm_count.value
     # A profile that no list has counts as the least of its name.
-    machine = parse_spec("b200:mig=3g.90gb")
-    assert machine.gpus[0].total == int(90 * 10**9 * 0.89) // MIB * MIB
-    assert machine.gpus[0].sm_count == 148 * 3 // 7
+    machine, size = parse_spec("b200:mig=3g.90gb"), int(90 * 10**9 * 0.89) // MIB * MIB
+    assert (machine.gpus[0].total, machine.gpus[0].sm_count) == (size, 148 * 3 // 7)
     assert "89% of the nominal 90 GB" in machine.warnings[0]
     assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
 
 
 def test_a_partial_name_is_answered_with_sizes_and_a_size_with_cards_of_it():
     assert re.search(r"rtx6000ada \(48 GB\)", refused("rtx 6000").hint)
-    sizes = set(re.findall(r"\((\d+) GB\)", refused("a100-80").hint))
-    assert sizes == {"80"}
+    assert set(re.findall(r"\((\d+) GB\)", refused("a100-80").hint)) == {"80"}

@@ -18,7 +18,8 @@ from turbofit.core.units import MIB
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")
 
-#: By how much the memory of one card differs: drivers, and ECC, which takes a sixteenth of GDDR.
+#: The share by which the memory of one card differs at most: by drivers, and by ECC, which takes a
+#: sixteenth of GDDR.
 _SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
@@ -185,7 +186,10 @@ def assumed_note(name: str, count: int) -> str | None:
 
 
 def match_preset(gpu: Gpu) -> GpuPreset | None:
-    """The preset of a measured GPU, by name and memory; a part of a GPU (MIG) has none."""
+    """The preset of a measured GPU, by its memory too: a name can be that of several cards.
+
+    A part of a GPU (MIG) has none.
+    """
     key = match_key(gpu)
     return None if key is None else load_preset(key)
 

@@ -193,30 +193,30 @@ def _bytes(name: str) -> bytes:
 
 
 def _impossible(machine: Machine) -> str | None:
-    indices = [gpu.index for gpu in machine.gpus]
-    pairs = [(link.a, link.b) for link in machine.links]
+    """Why no machine can be like this, or None."""
+    indices = {gpu.index for gpu in machine.gpus}
+    if not indices:
+        return "it has no GPU"
+    if len(indices) != len(machine.gpus):
+        return "two GPUs have one index"
+    if len(set(machine.visible)) != len(machine.visible) or not indices.issuperset(machine.visible):
+        return "visible names GPUs that it does not have"
+    for gpu in machine.gpus:
+        if cause := _impossible_gpu(gpu):
+            return f"GPU {gpu.index} {cause}"
+    pairs = {(link.a, link.b) for link in machine.links}
+    if len(pairs) != len(machine.links) or any(a >= b or {a, b} - indices for a, b in pairs):
+        return "its links do not join its GPUs"
     measured = machine.measured or Measured(torch="")
     rates = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
     rates += [figure for reduce in measured.reduces for figure in (reduce.seconds, reduce.size)]
+    if any(rate <= 0 for rate in rates):
+        return "its measured speeds are not possible"
     host = (machine.host.ram_total, machine.host.ram_available, machine.host.shm_available)
-    visible, texts = machine.visible, (machine.name, machine.driver, machine.cuda)
-    causes = {
-        "it has no GPU": not indices,
-        "two GPUs have one index": len(set(indices)) != len(indices),
-        "visible names GPUs that it does not have": len(set(visible)) != len(visible)
-        or not set(visible) <= set(indices),
-        **{
-            f"GPU {gpu.index} {cause}": True
-            for gpu in machine.gpus
-            if (cause := _impossible_gpu(gpu))
-        },
-        "its links do not join its GPUs": len(set(pairs)) != len(pairs)
-        or any(a >= b or not {a, b} <= set(indices) for a, b in pairs),
-        "its measured speeds are not possible": any(rate <= 0 for rate in rates),
-        "its host memory has no possible size": not all(map(_is_size, host)),
-        "it has unprintable text": not all(map(str.isprintable, (*texts, *machine.warnings))),
-    }
-    return next((cause for cause, holds in causes.items() if holds), None)
+    if not all(map(_is_size, host)):
+        return "its host memory has no possible size"
+    texts = (machine.name, machine.driver, machine.cuda, *machine.warnings)
+    return None if all(map(str.isprintable, texts)) else "it has unprintable text"
 
 
 def _is_size(size: int | NaType) -> bool:

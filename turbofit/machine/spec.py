@@ -99,7 +99,10 @@ _OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB"}
 
 
 class _Card(Struct):
-    """A card that nobody uses; ``preset`` None: what joins it is unknown; ``note``: the assumed."""
+    """A card that nobody uses; ``note`` says what was assumed of it.
+
+    ``preset`` is None where it is unknown what joins such cards.
+    """
 
     gpu: Gpu
     preset: GpuPreset | None
@@ -289,7 +292,10 @@ def _slice(key: str, profile: re.Match[str], name: str, given: dict[str, str]) -
 
 
 def _any_card(name: str, given: dict[str, str]) -> _Card:
-    """A card of which only the memory is known, and the compute capability where it is given."""
+    """A card of which only the memory is known, and the compute capability where it is given.
+
+    What is unknown counts at its upper end in the account, and as slow in the forecast.
+    """
     size, printed, capability = _ANY.fullmatch(name), _SMI_NAME.fullmatch(name), None
     if printed:
         name = printed["name"]

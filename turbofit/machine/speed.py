@@ -154,7 +154,10 @@ def recall(machine: Machine) -> Machine:
 
 
 def _name(machine: Machine) -> str:
-    """By the driver, which decides on peer access, and by UUIDs at the indices of the results."""
+    """By the driver, which decides on peer access, and by each UUID with its index.
+
+    Results name GPUs by index: the same cards in other slots are measured again.
+    """
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
     text = "\n".join([*gpus, str(machine.driver)])
     return f"{digest_of_parts(text)}.json"

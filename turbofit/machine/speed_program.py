@@ -1,10 +1,11 @@
 """Measures GPUs with torch: ``python speed_program.py [SECONDS]`` prints a JSON object a line.
 
 A process of its own: it makes contexts on every visible GPU, and a driver that lies about peer
-access may take it down. It imports nothing of turbofit. Indices are CUDA's. ``{"card"}``: what a
-copy inside a card and a product of 16-bit matrices reach. ``{"pair"}``: a copy from one card to
-another, whether that is peer access, and whether all of its bytes arrived; and the same through
-pinned host memory. ``{"reduce"}``: NCCL's all-reduce of a group. Exit code 3: no torch with CUDA.
+access may take it down. It imports nothing of turbofit. Indices are CUDA's, sizes bytes, times
+seconds. ``{"card"}``: what a copy inside a card and a product of 16-bit matrices reach.
+``{"pair"}``: a copy from one card to another, whether that is peer access, and whether all of its
+bytes arrived; and the same through pinned host memory. ``{"reduce"}``: NCCL's all-reduce of a
+group. Exit code 3: no torch with CUDA.
 """
 
 from __future__ import annotations

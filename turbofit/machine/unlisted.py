@@ -44,7 +44,9 @@ _SIZED: Final = re.compile(
 _LEAST_OF_NOMINAL: Final = 0.9
 #: Of a MIG profile's nominal gigabytes, where no driver's list is known: see unlisted.yaml. Low.
 _SLICE_OF_NOMINAL: Final = 0.89
-#: What the name of such a profile may say above its memory.
+#: Eighths of a card's memory that its slices have at most, by compute slices, of seven; of four
+#: slices each has two. What a profile's name may say above it is rounding.
+_EIGHTHS: Final = {7: {1: 2, 2: 2, 3: 4, 4: 4, 7: 8}, 4: {1: 2, 2: 4, 4: 8}}
 _ROUNDING: Final = 1.1
 #: Memory without ECC's sixteenth: HBM, by compute capability.
 _HBM: Final = frozenset({(7, 0), (8, 0), (9, 0), (10, 0), (10, 3)})
@@ -114,7 +116,7 @@ def other_card(name: str) -> OtherCard | None:
 
 
 def cut_card(key: str, profile: str) -> str:
-    """The card that has this profile, where the name of one leaves its memory open."""
+    """The preset that has this profile, where the typed name leaves the card's memory open."""
     kind, dash, _ = key.rpartition("-")
     cards = [card for row in _table().mig if profile in row.profiles for card in row.cards]
     alike = (card for card in cards if dash and card.rpartition("-")[0] == kind)
@@ -129,13 +131,12 @@ def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
     if row is None:
         cut = ", ".join(row.cards[0] for row in _table().mig)
         raise UsageError(f"{key} is no card that MIG cuts", hint=f"cut are {cut}")
-    # At most: seven slices share eighths of the memory, one of them up to two.
-    most = nominal_gigabytes(key) * (slices + 1) / (row.slices + 1) * _ROUNDING
+    most = nominal_gigabytes(key) * _EIGHTHS[row.slices].get(slices, 0) / 8 * _ROUNDING
     if name in row.profiles:
         size, sms = row.profiles[name]
         basis = "as `nvidia-smi mig -lgip` lists it"
-    elif slices > row.slices or gigabytes > most:
-        known = ", ".join(row.profiles) or f"of 1 to {row.slices} slices"
+    elif gigabytes > most:
+        known = ", ".join(row.profiles) or "of 1, 2 and 4 slices"
         raise UsageError(f"{key} has no MIG profile {name}", hint=f"known are {known}")
     else:
         size = int(gigabytes * 10**9 * _SLICE_OF_NOMINAL) // MIB

@@ -218,12 +218,11 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     fails at its first attribute; without the others' it has no defaults of keys.
     """
     mapped, name = config.part("auto_map"), "tokenizer_config.json"
+    if architecture in _REMOTE_CONFIG and "AutoConfig" in mapped:
+        return True
     tokenizer = read_section(files, name) or Section({}, name)
-    if (
-        (architecture in _REMOTE_CONFIG and "AutoConfig" in mapped)
-        or "AutoTokenizer" in tokenizer.part("auto_map")
-        or ("AutoTokenizer" in mapped and not tokenizer.string("tokenizer_class", ""))
-    ):
+    named = bool(tokenizer.string("tokenizer_class", ""))
+    if "AutoTokenizer" in tokenizer.part("auto_map") or ("AutoTokenizer" in mapped and not named):
         return True
     if architecture in TEXT_ARCHITECTURES or architecture == "InternVLChatModel":
         return False

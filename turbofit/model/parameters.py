@@ -1,7 +1,7 @@
 """Closed formulas for what a checkpoint holds: parameters, and bytes as stored.
 
 Counts equal Transformers' own on the meta device. Bytes are exact for unquantised checkpoints; for
-quantised ones they follow the method's published layout, without a few KiB of alignment. Under.
+quantised ones they follow the method's published layout and err low by a few KiB of alignment.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 
 def family_sizes(name: str) -> list[str]:
-    """The presets whose name is this one and a size, else with a version between."""
+    """The presets in 16 bits whose name is this one and a size, else with a version between."""
     begin = re.escape(_plain(name))
     sizes = [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
     return [key for key in sizes if _plain(key.rpartition("-")[0]) == _plain(name)] or sizes
@@ -163,7 +163,7 @@ def four_bits(preset_id: str) -> str | None:
 
 
 def four_bit_variant(model: Model) -> Model | None:
-    """The published variant of this model in 4 bits, or None; of a folder by its name."""
+    """The published variant of this model in 4 bits, or None; a folder's name says its model."""
     if model.quantization is not None:
         return None
     preset_id = _id_of(model)

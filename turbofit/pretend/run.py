@@ -58,7 +58,10 @@ class FinishedRun:
 
 
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
-    """A machine's pretend twin; ``context``: a card's CUDA context in bytes; the largest counts."""
+    """The pretend twin of a machine; its processes pay for their CUDA contexts as they come.
+
+    ``context`` gives the bytes of a context on a card; the largest counts for all cards.
+    """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
     largest = max((context(machine.gpu(index)) for index in indices), default=0)
     return replace(pretend_twin(machine, indices), context=largest, timeline_limit=_TIMELINE_LIMIT)
@@ -169,7 +172,7 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     """The folder of packages whose CUDA libraries a command will load; None where there are none.
 
     A Python, or the one that a script's first line names, is asked; anything else (a shell script,
-    a compiled program) is taken to run this Python's packages. ``python`` counts before all.
+    a compiled program) is taken to run this Python's packages. ``python`` is asked in their place.
     """
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")

@@ -27,7 +27,7 @@ _MODEL_TYPES: Final = {
 
 
 class CheckpointConfig(NamedTuple):
-    """What says a checkpoint's dims; a reader adds to ``warnings``.
+    """The files that say a checkpoint's dims; a reader adds to ``warnings``.
 
     ``processor`` and ``video`` are the settings of its image and video processors.
     """

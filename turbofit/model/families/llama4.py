@@ -32,7 +32,7 @@ def read(parts: CheckpointConfig) -> Dims:
     vision = _vision(config)
     size = vision.image_size or 0
     images = parts.images
-    # A processor that does not say it takes 336.
+    # A processor without a size takes 336 pixels.
     if images.part("size").integer("height", 336 if parts.processor else size) != size:
         raise images.error("size", f"is not the tower's {size}")
     if images.boolean("resize_to_max_canvas", False):

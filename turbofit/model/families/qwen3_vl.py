@@ -42,7 +42,10 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
-    """The rules of images and of videos; without a video processor its settings are the images'."""
+    """The rules of images and of videos.
+
+    Where a checkpoint has no video processor, Transformers takes the image processor's settings.
+    """
     size = (parts.video or parts.images).part("size")
     video = VideoRule(
         merged_frames=vision.temporal_patch,

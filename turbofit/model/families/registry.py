@@ -57,7 +57,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "SmolVLMForConditionalGeneration": idefics3.read,
 }
 
-#: Those whose image limits stand in config.json alone.
+#: Those that need no preprocessor_config.json: config.json says their image limits.
 _WITHOUT_PROCESSOR: Final[frozenset[Reader]] = frozenset(
     {
         eva_clip.read_cogvlm, glm.read_chatglm, internvl.read_chat, llava.read, llava.read_next,

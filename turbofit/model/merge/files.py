@@ -174,8 +174,9 @@ def torch_tensors(path: str) -> TorchTensors:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as exc:  # noqa: BLE001 - torch and pickle raise any type for a damaged file
+        anew = "what torch before 1.6 wrote: torch.save(torch.load(FILE), FILE)"
         raise UsageError(
-            f"{name} cannot be read as weights alone: {str(exc)[:160]}", hint=_HINT
+            f"{name} cannot be read as weights alone: {str(exc)[:160]}", hint=f"{_HINT}; {anew}"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -276,24 +277,23 @@ def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = (
 
 
 def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
-    """The real path of the folder to write; what would overwrite something else is refused."""
+    """The real path of the folder to write; what cannot or should not be replaced is refused."""
     target = os.path.realpath(os.path.expanduser(out))
     parent, is_folder = os.path.dirname(target), os.path.isdir(target)
     for source in map(os.path.realpath, sources):
         if os.path.commonpath([target, source]) in (target, source):
             hint = "name a new folder beside the sources"
             raise UsageError(f"{out} and {source} are, or hold, one another", hint=hint)
-    problems = {
-        (f"{out} is a file", "name a new folder"): os.path.lexists(target) and not is_folder,
-        (f"{out} is a mount point, which cannot be replaced", "name a folder inside it"):
-            os.path.ismount(target),
-        (f"{parent} is not a folder", "make it first"): not os.path.isdir(parent),
-        (f"{out} is not empty", "name a new folder, or replace all that is in it: --force"):
-            is_folder and not force and os.listdir(target),
-    }  # fmt: skip
-    for (cause, hint), holds in problems.items():
-        if holds:
-            raise UsageError(cause, hint=hint)
+    if os.path.lexists(target) and not is_folder:
+        raise UsageError(f"{out} is a file", hint="name a new folder")
+    if os.path.ismount(target):
+        what = f"{out} is a mount point, which cannot be replaced"
+        raise UsageError(what, hint="name a folder inside it")
+    if not os.path.isdir(parent):
+        raise UsageError(f"{parent} is not a folder", hint="make it first")
+    if is_folder and not force and os.listdir(target):
+        hint = "name a new folder, or replace all that is in it: --force"
+        raise UsageError(f"{out} is not empty", hint=hint)
     return target
 
 

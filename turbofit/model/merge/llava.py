@@ -332,7 +332,10 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
         decoder: JsonObject = config.get("added_tokens_decoder") or {}
         ids |= {entry["content"]: int(id_) for id_, entry in decoder.items()}
         ids |= {entry["content"]: int(entry["id"]) for entry in whole.get("added_tokens") or ()}
-        size = 1 + max(whole["model"]["vocab"].values(), default=-1) if whole else rows
+        vocabulary = whole["model"]["vocab"] if whole else {}
+        # Unigram's is a list of pieces and scores.
+        last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        size = 1 + max(last, default=-1) if whole else rows
     except (AttributeError, LookupError, TypeError, ValueError):
         raise UsageError(
             f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"

@@ -214,7 +214,9 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
-    """Merge an adapter into a checkpoint, convert an original LLaVA, or both; a tensor at a time.
+    """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
+
+    Each merged tensor has peft's bits (`Lora.merged`); one tensor at a time is in RAM.
 
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
