@@ -143,7 +143,7 @@ class ServedModel:
         return "stalled"
 
     def generate(self, **keywords: Any) -> Any:
-        """As the model's own, within the context. A `Refusal` has no cause, which holds tensors."""
+        """As the model's, within the context; a `Refusal` drops its cause, which holds tensors."""
         torch, tokens = import_module("torch"), keywords["input_ids"].shape[-1]
         config, left = keywords["generation_config"], self._session_len - tokens
         config.max_new_tokens = min(config.max_new_tokens, left)
