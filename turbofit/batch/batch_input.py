@@ -99,9 +99,6 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     return BatchInput(str(path.parent), spec.most_tokens, items)
 
 
-# Lines.
-
-
 class _Named(msgspec.Struct):
     """What is read of a line that is wrong otherwise."""
 
@@ -149,9 +146,6 @@ def _item(number: int, raw: bytes, digest: int) -> BatchItem:
         number=number, digest=digest, custom_id=line.custom_id, url=line.url, body=line.body,
         fault=fault,
     )  # fmt: skip
-
-
-# Rows.
 
 
 def _row_items(

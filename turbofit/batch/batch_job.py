@@ -240,10 +240,7 @@ async def send_all(
     *,
     at_once: int,
 ) -> None:
-    """Send items, so many at once, and write their lines, until every item has its line.
-
-    What ``ask`` raises ends the run; all lines until then are written.
-    """
+    """Send so many items at once and write their lines, until all have one or ``ask`` raises."""
     reading = asyncio.Lock()
     ready: deque[BatchItem] = deque()
 
@@ -267,10 +264,7 @@ async def send_all(
 async def run_together(
     work: Iterable[Coroutine[Any, Any, None]], beside: Iterable[Coroutine[Any, Any, None]] = ()
 ) -> None:
-    """Wait for all of the work, or for the first error; then nothing runs any more.
-
-    What goes on ``beside`` it has no end.
-    """
+    """Wait for all of the work, or for its first error; then end what runs ``beside`` it, too."""
     tasks = {asyncio.ensure_future(coroutine) for coroutine in work}
     left = everything = tasks | {asyncio.ensure_future(coroutine) for coroutine in beside}
     try:
@@ -287,11 +281,7 @@ async def run_together(
 def iterate(
     source: Path, output: Path, *, url: str | None, model: str | None, options: Options
 ) -> Iterator[BatchLine]:
-    """The lines of a batch, which runs in a thread; nothing runs before the first is taken.
-
-    Raises:
-        UsageError: an option is wrong.
-    """
+    """A batch's lines; taking the first starts it in a thread. `UsageError`: a wrong option."""
     known = {name: options[name] for name in BatchSpec.model_fields if name in options}
     planned = {k: v for k, v in options.items() if k not in known and k != "api_key"}
     spec = BatchSpec.of(**known)

@@ -145,11 +145,7 @@ class Survey:
         return 0 < number < len(self._digests) and self._digests[number] == digest
 
     def pending(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
-        """Those of the items, which are read anew, that have no line yet.
-
-        Raises:
-            UsageError: the input is not what it was when it was read first.
-        """
+        """The items, read anew, that have no line yet; a `UsageError`: the input has changed."""
         count = 0
         for item in items:
             count += 1
@@ -245,7 +241,6 @@ class OutputFile:
         self._count(failed=failed)
 
     def sync(self) -> None:
-        """Have all lines on the disk."""
         if self._unsynced:
             self._unsynced = False
             with _disk_errors(self.path):

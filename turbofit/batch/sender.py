@@ -98,11 +98,7 @@ def is_remote(url: str) -> bool:
 
 
 def local_path(url: str, base: str) -> str | None:
-    """The file that a URL of an item means; None for what stands in the item itself.
-
-    Raises:
-        ItemError: it is no URL.
-    """
+    """The file that an item's URL means; None for what the item holds; an `ItemError`: no URL."""
     if url[:5].lower() == "data:":
         return None
     if url[:5].lower() == "file:":
@@ -114,11 +110,7 @@ def local_path(url: str, base: str) -> str | None:
 
 
 def inlined(body: JsonObject, base: str) -> None:
-    """Replace the images of a body by what is sent; addresses stay for the server.
-
-    Raises:
-        ItemError: one is missing, broken, too large, or changes while it is read.
-    """
+    """Replace images of a body by what is sent, not remote ones; an `ItemError` of a bad one."""
     for number, source in enumerate(image_sources(body), 1):
         url: str = source["url"]
         if is_remote(url):

@@ -168,7 +168,6 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
 
 
 def calibration_of(plan: Plan) -> Calibration | None:
-    """What the plan's first engine rests on."""
     launch = EngineLaunch(
         model=plan.model,
         settings=plan.of_group(0).settings,
@@ -295,7 +294,6 @@ class Calibrator:
         return len(self._observations) == groups
 
     def begin(self, plan: Plan) -> None:
-        """See `Examiner`."""
         self.end()
         self.usage, self._observations = self._usage_of(plan), {}
 
@@ -306,7 +304,6 @@ class Calibrator:
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """See `Examiner`."""
         usage, observations = self.usage, self._observations  # of the engine's own plan
         assert usage is not None
         observations.pop(engine.group, None)  # an engine that starts again shows all again

@@ -148,14 +148,8 @@ class Run:
         with suppress(OSError, ValueError):
             self._say(text)
 
-    # What is launched.
-
     def prepare(self) -> Plan:
-        """Plan and reserve; the last plan is reserved again where its memory is still free.
-
-        Raises:
-            TurbofitError: it would not serve.
-        """
+        """Plan and reserve, or refuse; the last plan is reserved again where its memory is free."""
         if self.leases.alone:
             self._say(f"warning: {self.leases.alone}")
         if self.plan is not None:
@@ -183,11 +177,7 @@ class Run:
         return plan
 
     def refuse(self) -> Plan:
-        """The plan.
-
-        Raises:
-            TurbofitError: it would not serve.
-        """
+        """The plan; a `TurbofitError` where it would not serve."""
         assert self.plan is not None
         if not self.plan.fits:
             raise refusal(self.plan)
@@ -230,14 +220,8 @@ class Run:
             )
         return doubts
 
-    # The engines.
-
     def begin(self) -> Path:
-        """Record what happens from now on, in a new folder of the state folder.
-
-        Raises:
-            LaunchError: it cannot be made.
-        """
+        """Record what happens in a new folder of the state folder; else a `LaunchError`."""
         assert self.plan is not None
         self.folder = run_folder(self.plan)
         self.public = self.deny_list = None
@@ -391,10 +375,7 @@ _MOMENTS: Final = 100
 
 
 class Start:
-    """One start of a plan: overlay, engines, gateway, the watch over the GPUs, and their end.
-
-    ``number`` others of its run came before.
-    """
+    """Start ``number`` of a run, from 0: overlay, engines, gateway, GPU watch, and their end."""
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number

@@ -49,7 +49,6 @@ class PlannedModel(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What clients call it."""
         return self.config.client_name(self.plan.model)
 
 
@@ -230,11 +229,7 @@ class ModelRun:
             self._stop.strike()
 
     def ended(self) -> bool:
-        """Whether the start has ended in order; the next one may begin.
-
-        Raises:
-            TurbofitError: it ended otherwise.
-        """
+        """Whether the start has ended in order; an error that ended it is raised."""
         if self.under_way is None or not self.under_way.done():
             return False
         error, self.under_way = self.under_way.exception(), None

@@ -55,8 +55,7 @@ _FRONTS_SECONDS: Final = 3.0
 #: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
-#: Seconds until a node whose server was killed is measured again: so long the driver may hold that
-#: server's memory.
+#: Seconds until a killed server's node is measured again: the driver may still hold its memory.
 _KILLED_SECONDS: Final = 5.0
 #: Seconds that the first plan waits until all nodes are measured; the others join later.
 _MEASURE_SECONDS: Final = 180.0
@@ -118,7 +117,6 @@ class NodeState:
 
     @property
     def name(self) -> str:
-        """What fronts and people call it."""
         return f"{self.ray.name}-{self.ray.id[:6]}"
 
     @property
@@ -140,7 +138,6 @@ class NodeState:
         return replace(self.ray, why_not=self.why or "it was not measured in time")
 
     def be(self, state: str, why: str = "", seconds: float = 0.0) -> None:
-        """Change the state, with the reason, for so many seconds."""
         self.state, self.why, self.until = state, why, time.monotonic() + seconds
 
 
@@ -175,12 +172,9 @@ class Controller:
         self._posted: Any = None
 
     def say(self, text: str) -> None:
-        """Tell people, and remember it."""
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
         with suppress(OSError, ValueError):  # nobody may listen any more
             self._say(text)
-
-    # From the first look to the last.
 
     def begin(self) -> None:
         """Measure all nodes, and plan for them."""
@@ -251,7 +245,6 @@ class Controller:
         return self._stop.signal
 
     def tick(self) -> None:
-        """One look at everything."""
         self._look()
         self._hear()
         for node in list(self.nodes.values()):
@@ -266,10 +259,7 @@ class Controller:
         return unfit[0] if unfit and empty else ""
 
     def end(self) -> None:
-        """End all servers in order, and give all GPUs back.
-
-        An actor that is gone is not waited for: its server ends by its lease.
-        """
+        """End all servers in order, and free all GPUs; a lost actor's server ends by its lease."""
         calls = [(n, n.actor.end.remote()) for n in self.nodes.values() if n.actor is not None]
         now = time.monotonic()
         heard, end = now + _HEAR_SECONDS, now + self.config.timing.drain + _LAST_SECONDS
@@ -285,8 +275,6 @@ class Controller:
             time.sleep(_TICK)
         for node in self.nodes.values():
             self._free(node)
-
-    # One node, from its coming to its going.
 
     def _look(self) -> None:
         """Who has come, who is leaving, who has gone."""
@@ -323,17 +311,13 @@ class Controller:
         )  # fmt: skip
 
     def _free(self, node: NodeState) -> None:
-        """Give a node's GPUs back."""
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
         node.actor = node.pending = None
         node.gpus, node.report, node.digest = 0, NodeReport(), ""
 
     def _hear(self) -> list[NodeState]:
-        """Take what actors have answered, and ask these again; nodes whose actors are not there.
-
-        It never waits, and a silent actor has one question to answer, not one of each look.
-        """
+        """Take actors' answers without a wait, and ask again; nodes whose actors are gone."""
         lost = []
         for node in self.nodes.values():
             if node.actor is None:
@@ -357,7 +341,6 @@ class Controller:
         return lost
 
     def _step(self, node: NodeState) -> None:
-        """What follows from where a node stands."""
         over, another_promise = time.monotonic() >= node.until, node.version != self.version
         if node.state == "joining" and node.node is not None:
             self._settle(node, node.node)
@@ -397,7 +380,6 @@ class Controller:
             self.serve(node, planned)
 
     def serve(self, node: NodeState, planned: NodePlan) -> None:
-        """Have a node's actor serve a plan."""
         assert planned.plan is not None
         words = self.config.node_words
         digest = sha256(f"{digest_of(planned.plan)} {words}".encode()).hexdigest()[:16]
@@ -478,8 +460,6 @@ class Controller:
         front_node = self.front.call(lambda front: front.nodes.get(node.name))
         return front_node is not None and front_node.up and front_node.url == node.report.url
 
-    # What others are told, and ask.
-
     def answer(self, question: Document) -> Document:
         """What another command is told; an error where it is refused, and nothing has changed."""
         try:
@@ -520,7 +500,6 @@ class Controller:
         return nodes[0]
 
     def addresses(self) -> tuple[NodeAddress, ...]:
-        """Where fronts find nodes, with their keys."""
         return tuple(
             NodeAddress(
                 name=node.name, url=node.report.url, key=node.report.key,
@@ -531,7 +510,6 @@ class Controller:
         )  # fmt: skip
 
     def post(self, board: Any) -> None:
-        """Write the state down, tell the board, and answer what was asked there."""
         nodes = self.nodes.items()
         self.state.write(
             _Saved(

@@ -91,16 +91,12 @@ class NodeActor:
         self._wanted.write(_Wanted(digest=digest, words=words))
 
     def end(self) -> None:
-        """End the server in order, and start none; the next one has another key.
-
-        A full disk does not keep it from that.
-        """
+        """End the server in order, on a full disk too, and start none; the next has another key."""
         self._wanted.forget()
         self._keep_lease("")
         (self._folder / "key").unlink(missing_ok=True)
 
     def tell(self) -> NodeReport:
-        """What the node tells of itself now."""
         return self._report
 
     def _note(self, **facts: Any) -> None:
@@ -155,7 +151,6 @@ class NodeActor:
             (self._folder / f"lease-{digest}").touch(mode=0o600)
 
     def _ended(self, digest: str) -> None:
-        """The server's process is gone."""
         code = int(_text(self._folder / "code") or 0)
         code = 0 if code > _SIGNALLED else code
         errors = [line for line in self._lines() if line.startswith("error: ")]
@@ -202,7 +197,6 @@ class NodeActor:
 
 
 def _text(path: Path) -> str:
-    """What a file says; nothing where there is none."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -210,10 +204,7 @@ def _text(path: Path) -> str:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether what locks this file lives.
-
-    Of a server's ``lock``, its exit code is written down before the lock ends.
-    """
+    """Whether what locks this file lives; a server's exit code is written before its lock ends."""
     with suppress(FileNotFoundError), path.open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -74,11 +74,7 @@ class RayConnection:
         return self._seen
 
     def alive(self) -> dict[str, Node]:
-        """The nodes that are there now, by id.
-
-        Raises:
-            MachineError: the cluster's head does not answer.
-        """
+        """The nodes that are there now, by id; a `MachineError` where the head does not answer."""
         import ray
 
         try:
@@ -200,7 +196,6 @@ def start_actor(
 
 
 def kill_actor(actor: Any) -> None:
-    """End an actor for good."""
     import ray
 
     ray.kill(actor, no_restart=True)
@@ -214,10 +209,7 @@ def gpus_of_this_task() -> list[str]:
 
 
 def outcome(ref: Any, seconds: float) -> Any:
-    """What a call gives within so many seconds; None where there is no result yet.
-
-    A `RayCallError` says why there will be none, or what the function raised.
-    """
+    """What a call gives, or why it fails; None where neither comes within so many seconds."""
     import ray
 
     try:
@@ -238,10 +230,7 @@ def _one_line(exc: BaseException) -> str:
 
 
 def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """With what a node's `turbofit serve` shows Ray's certificate; none where Ray uses no TLS.
-
-    It asks fronts for none: they show the node's key.
-    """
+    """Options that show fronts Ray's certificate, if Ray uses TLS; fronts show the node's key."""
     if not _uses_tls(environ):
         return ()
     certificate, key = environ.get("RAY_TLS_SERVER_CERT", ""), environ.get("RAY_TLS_SERVER_KEY", "")
@@ -309,10 +298,7 @@ class Board:
 
 
 def pin_board(name: str, node: str) -> Any:
-    """The board of a run of this name, on the controller's node; another run may have the name.
-
-    Where Ray starts it again it knows all after a second.
-    """
+    """The board of a run of this name, on the controller's node; another run may have the name."""
     try:
         return start_actor(Board, node=node, calls=_CALLS, name=name)
     except ValueError:
@@ -359,11 +345,7 @@ def one_board(name: str | None) -> Any:
 
 
 def read(board: Any, seconds: float = _SECONDS) -> Page:
-    """What is served, and where its nodes are.
-
-    Raises:
-        LaunchError: the board does not answer.
-    """
+    """What is served, and where its nodes are; a `LaunchError` where the board is silent."""
     page: Page = _answer(board.read.remote(), seconds)
     return page
 

@@ -135,10 +135,7 @@ class StartupTracker:
 
     @property
     def cache_is_larger(self) -> bool:
-        """Whether the cache may be larger than planned, as more was free than the plan counts on.
-
-        LMDeploy's PyTorch engine does not tell how large its cache is.
-        """
+        """Whether the cache may exceed the plan; the PyTorch engine does not tell its size."""
         if self.budget is None:
             return self.plan.engine.is_pytorch
         return self.budget.budget - self.plan.kv.region_bytes > MIB

@@ -15,16 +15,12 @@ from typing import Any
 
 
 def forget_urls() -> None:
-    """Let `urllib.parse` keep no URLs.
-
-    It keeps the last 128, and LMDeploy gives it images as URLs: gigabytes that no plan counts.
-    """
+    """Let `urllib.parse` keep no URLs: its last 128 may be images, gigabytes no plan counts."""
     parse: Any = urllib.parse
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
 
 
 def main() -> None:
-    """Become the module."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
     module, arguments = sys.argv[1], sys.argv[2:]

@@ -9,10 +9,7 @@ from pathlib import Path
 
 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
-    """Processes killed for want of memory so far: of our control group, else of the machine.
-
-    None where neither can be read.
-    """
+    """Processes killed for want of memory in our control group, else the machine; None: unknown."""
     for path in (
         Path(cgroup) / _group(Path(proc)) / "memory.events",
         Path(cgroup) / "memory.events",

@@ -47,11 +47,7 @@ class Lmdeploy(NamedTuple):
 
 
 def find_lmdeploy() -> Lmdeploy:
-    """LMDeploy of this interpreter. It is not imported: that takes seconds.
-
-    Raises:
-        PackageError: there is none, or it is too old.
-    """
+    """LMDeploy of this interpreter, without its slow import; a `PackageError`: none, or too old."""
     version = installed("lmdeploy")
     if version is None:
         raise PackageError(
@@ -97,10 +93,7 @@ KEY: Final = "TURBOFIT_ENGINE_KEY"
 
 
 class StartCommand(NamedTuple):
-    """One start: the command, its environment, and what a pretend machine writes.
-
-    That is its timeline, or its folder where several processes share it.
-    """
+    """One start; ``timeline`` is a pretend machine's file, or its folder if processes share it."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -183,7 +176,6 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
 # what the plan counted where others have grown, or sleep and will take more: its bytes are kept.
 
 
-#: LMDeploy's option.
 RATIO: Final = "--cache-max-entry-count"
 #: Steps in a ratio: one is 24 KiB of 24 GiB.
 _STEPS: Final = 10**6

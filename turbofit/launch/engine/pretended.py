@@ -45,7 +45,6 @@ def localised(plan: Plan, folder: Path) -> Plan:
 
 
 def pretend_runner(plan: Plan) -> tuple[str, ...]:
-    """The words that start an engine on pretend GPUs."""
     torch = plan.engine.on_torch
     return module_runner(module_of(plan.engine) if torch else "turbofit.rehearse.turbomind.server")
 
@@ -76,7 +75,6 @@ class PretendLaunch(Launch):
     fail_at: int | None = None
 
     def start_command(self, number: int) -> StartCommand:
-        """See `Launch`."""
         from turbofit.rehearse.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()

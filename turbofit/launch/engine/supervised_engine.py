@@ -50,11 +50,7 @@ class Examiner(Protocol):
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """Ask one of them that is up, in a thread of its own, before it counts as ready.
-
-        Raises:
-            LaunchError: it does not answer as it should.
-        """
+        """Ask one, in its own thread, before it counts as ready; a `LaunchError`: a bad answer."""
 
 
 _LOG: Final = LazyLogger(__name__)
@@ -105,11 +101,7 @@ class SupervisedEngine:
         return self._launch.group
 
     def start(self) -> None:
-        """Start it. Call it in the main thread.
-
-        Raises:
-            LaunchError: it cannot be started.
-        """
+        """Start it, in the main thread; a `LaunchError` where it cannot be started."""
         start_command = self._launch.start_command(self.starts)
         self.starts += 1
         if start_command.timeline is not None:
@@ -175,10 +167,7 @@ class SupervisedEngine:
         return None
 
     def end(self, seconds: float) -> bool:
-        """Kill what is left of it; whether it has ended, at most so long after.
-
-        Where it has not, it keeps its memory, and `process` stays.
-        """
+        """Kill what is left; whether it ended in time. Else its memory and `process` stay."""
         self.quiet()
         if self.process is not None and self.process.kill(seconds):
             self.process.finish(0.5)

@@ -117,10 +117,7 @@ def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
 
 
 def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
-    """A batch that samples over the whole vocabulary, in one request.
-
-    Its rows meet: each generates for so long that the last begins before the first ends.
-    """
+    """A batch that samples over the whole vocabulary, in one request whose rows meet."""
     rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
     room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
     body = {

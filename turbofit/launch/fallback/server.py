@@ -143,11 +143,7 @@ class ServedModel:
         return "stalled"
 
     def generate(self, **keywords: Any) -> Any:
-        """As the model's own, as far as the context goes.
-
-        Raises:
-            Refusal: without the exception behind it, which holds tensors.
-        """
+        """As the model's, within the context; a `Refusal` drops its cause, which holds tensors."""
         torch, tokens = import_module("torch"), keywords["input_ids"].shape[-1]
         config, left = keywords["generation_config"], self._session_len - tokens
         config.max_new_tokens = min(config.max_new_tokens, left)
@@ -196,11 +192,7 @@ def _one_line(exc: BaseException) -> str:
 
 
 def _find_inside() -> dict[str, Any]:
-    """Transformers' own classes by their names, checked; takes seconds.
-
-    Raises:
-        PackageError: Transformers, or what its server needs, is missing or another inside.
-    """
+    """Transformers' own classes by name, checked, which takes seconds; else a `PackageError`."""
     classes: dict[str, Any] = {}
     what = ""
     try:
@@ -356,11 +348,7 @@ class FallbackApp(AsgiApp):
                         await asyncio.sleep(_PAUSE)
 
     def _held(self, kind: Kind, raw: bytes) -> JsonObject:
-        """A body as the gateway would hold it, with its images inline.
-
-        Raises:
-            Refusal: it is no request of this API, or for another model.
-        """
+        """A body as the gateway would hold it, with its images inline; a `Refusal` of any other."""
         parsed = read_body(kind, decode(raw))
         hold_name({self._options.name: self._options.name}, parsed.body)
         scope = Scope(engine="transformers", session=self._options.session_len)
@@ -382,11 +370,7 @@ class FallbackApp(AsgiApp):
     async def _answer(
         self, request: RequestContext, kind: Kind, body: JsonObject, send: Send
     ) -> None:
-        """Pass the answer on; the head of a stream once something of it was generated.
-
-        Raises:
-            Refusal: nothing was, and why.
-        """
+        """Pass the answer on, a stream's head with its first output; a `Refusal` before that."""
         try:
             response = await self._handlers[kind].handle_request(body, request.id)
         except Exception as exc:

@@ -37,10 +37,7 @@ def hold_config(config: Any, scope: Scope) -> Any:
 
 
 def hold_engine(engine: Any, scope: Scope) -> None:
-    """Hold what LMDeploy's ``AsyncEngine`` is asked to the ranges, from now on.
-
-    A refusal becomes the request's own error, as LMDeploy's are.
-    """
+    """Hold what LMDeploy's ``AsyncEngine`` is asked; a refusal becomes the request's own error."""
     preprocess = getattr(engine, "preprocess", None)
     if preprocess is None:
         warnings.warn("this LMDeploy's parameters are not held to their ranges", stacklevel=2)

@@ -83,11 +83,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
     async def async_parse_multimodal_item(
         self, messages: Any, *arguments: Any, **keywords: Any
     ) -> Any:
-        """Refuse too many images before they are loaded, then lower what each asks.
-
-        Raises:
-            ValueError: more than planned; LMDeploy makes it the request's own error.
-        """
+        """Refuse too many images (a `ValueError`) before they are loaded; lower what each asks."""
         try:
             check_clips(self._bounds, _count(messages, _VIDEOS))
             check_images(self._bounds, _count(messages, _IMAGES + _VIDEOS))
@@ -106,11 +102,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         return parsed
 
     async def _hold(self, parts: list[dict[str, Any]]) -> None:
-        """Lower all images and videos of a request, in place.
-
-        Raises:
-            Refusal: what no preprocessor takes, or what cannot be lowered enough.
-        """
+        """Lower all images and videos of a request, in place; a `Refusal` where that cannot be."""
         images = [part for part in parts if part.get("type") == "image" and "data" in part]
         videos = [part for part in parts if part.get("type") == "video"]
         request = _REQUEST.get()
@@ -136,11 +128,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
 
     @staticmethod
     def _limited_frames(frames: Any, request: _Request, bounds: Bounds) -> LimitedImage:
-        """A video as LMDeploy loaded it: (frames, height, width, 3), or (frames, 3, height, width).
-
-        Raises:
-            Refusal: a video that no preprocessor takes.
-        """
+        """A video as LMDeploy has it: (frames, height, width, 3) or (frames, 3, height, width)."""
         count, *sides = (int(side) for side in frames.shape)
         height, width = sides[:2] if sides[-1] == 3 else sides[1:]
         limited, least, most = hold_frames(bounds, count, (width, height), request.video_pixels)
@@ -171,11 +159,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             raise
 
     def _hold(self, plan: Plan) -> None:
-        """Hold what the engine is asked to the plan.
-
-        Raises:
-            PackageError: this LMDeploy has no hook for it.
-        """
+        """Hold the engine to the plan; a `PackageError` where this LMDeploy has no hook for it."""
         bounds = bounds_of(plan, overlay=False)
         hold_engine(self.async_engine, scope_of(bounds))
         processor = self.async_engine.prompt_processor

@@ -56,10 +56,7 @@ class GpuMonitor(threading.Thread):
         self._without_headroom: set[str] = set()
 
     def without_headroom(self, uuids: Iterable[str]) -> bool:
-        """Whether others have taken all the headroom of one of these GPUs.
-
-        Under: what they took since the last look.
-        """
+        """Whether others took all headroom of a GPU. Under: what they took since the last look."""
         return not self._without_headroom.isdisjoint(uuids)
 
     def stop(self) -> None:
@@ -152,10 +149,7 @@ def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> li
 
 
 def any_lost(uuids: Iterable[str]) -> bool:
-    """Whether NVML says of one of these GPUs that it fell off the bus, or must be reset.
-
-    Under: a driver that answers nothing any more says it of none.
-    """
+    """Whether NVML calls a GPU lost or to be reset. Under: a silent driver calls none so."""
     return ask_driver(partial(_any_lost, tuple(uuids)), False)
 
 

@@ -178,7 +178,6 @@ def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
 
 
 def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: str) -> None:
-    """Keep what helped."""
     name = plan.model.hub_id or plan.model.name
     learned = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why)
     _learned(plan, lmdeploy, pretend).write(learned)

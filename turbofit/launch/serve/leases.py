@@ -49,11 +49,7 @@ Sizes = dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
 
 
 def leases_folder() -> Path:
-    """Where the machine's turbofits meet; ``TURBOFIT_LEASES`` names another folder.
-
-    Raises:
-        UsageError: that is no absolute path of a folder, or another variable of turbofit is wrong.
-    """
+    """Where turbofits meet, or ``TURBOFIT_LEASES``; a `UsageError` where that is no such folder."""
     return variables().leases or Path(_FOLDER)
 
 

@@ -136,11 +136,7 @@ def can_rehearse() -> bool:
 
 
 def preview(config: ServeConfig) -> Plan:
-    """What would be launched now, before anything is reserved or rehearsed.
-
-    Raises:
-        DoesNotFitError: nothing fits.
-    """
+    """What would be launched, neither reserved nor rehearsed; a `DoesNotFitError`: nothing fits."""
     plan = config.plan
     if plan is None:
         assert config.request is not None

@@ -86,7 +86,6 @@ class Record:
                 self.change(attempts=(*before, replace(last, **facts)))
 
     def event(self, kind: str, text: str) -> None:
-        """Something that happened; the last ones are kept."""
         with self._lock:
             events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
             self.change(events=events[-_MOST_EVENTS:])
@@ -108,11 +107,7 @@ class Record:
 
 
 def state_folder(room: str, name: str) -> Path:
-    """A new folder in a room of the state folder, named after a model.
-
-    Raises:
-        LaunchError: it cannot be made.
-    """
+    """A new folder in a room of the state folder, named after a model; else a `LaunchError`."""
     try:
         return new_path(room, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
@@ -122,11 +117,7 @@ def state_folder(room: str, name: str) -> Path:
 
 
 def run_folder(plan: Plan) -> Path:
-    """A folder of the state folder for this run, with its plan.
-
-    Raises:
-        LaunchError: it cannot be made.
-    """
+    """A folder of the state folder for this run, with its plan; else a `LaunchError`."""
     folder = state_folder("runs", plan.model.name)
     try:
         write_atomic(folder / "plan.json", plan.to_json())
@@ -233,11 +224,7 @@ def waiting_words(requests: int, running: int) -> str:
 
 
 def stop_server(server: LiveRun, seconds: float) -> None:
-    """Ask a server to end, as Ctrl-C does, and wait until its process is gone.
-
-    Raises:
-        LaunchError: it cannot be asked, or did not end in time.
-    """
+    """End a server as Ctrl-C does, and wait until it is gone; a `LaunchError` where that fails."""
     pid = server.record.pid
     try:
         watched = os.pidfd_open(pid)

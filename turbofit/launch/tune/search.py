@@ -28,11 +28,7 @@ _FAILING: Final = 0.01
 
 
 def parse_slo(text: str) -> dict[str, float]:
-    """Seconds by what ``--slo`` limits.
-
-    Raises:
-        UsageError: an entry is none, or stands twice.
-    """
+    """Seconds by what ``--slo`` limits; a `UsageError` where an entry is none, or stands twice."""
     limits: dict[str, float] = {}
     for part in text.split(","):
         name, sign, value = part.strip().partition("=")

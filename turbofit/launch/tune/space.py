@@ -37,11 +37,7 @@ class MeanRequest(NamedTuple):
 
 
 def mean_request(spec: LoadSpec) -> MeanRequest:
-    """The request of a load; of a trace its mean, and the images of the request in its middle.
-
-    Raises:
-        UsageError: the trace cannot be read.
-    """
+    """A load's mean request, with images of a trace's middle one; a `UsageError` of a bad trace."""
     if spec.trace is None:
         size = max(spec.image_size, key=lambda pair: pair[0] * pair[1])
         return MeanRequest(spec.prompt_tokens, spec.output_tokens, (size,) * spec.images)

@@ -209,11 +209,7 @@ class Tuner:
         return self._ends - self.clock()
 
     def tune(self) -> Tuning:
-        """Try, and keep the best.
-
-        Raises:
-            StoppedError: a signal ended it before a trial had ended.
-        """
+        """Try, and keep the best; a `StoppedError`: a signal came before a trial had ended."""
         search = TrialSearch(
             [choice.option for choice in self.choices], self.blank.slo,
             latency=self.blank.goal == "latency", at_once=self.at_once,
