@@ -58,16 +58,9 @@ def launch_on(
     free: int | None = None,
     **settings: object,
 ) -> EngineLaunch:
-    """An engine on the first cards of a machine.
+    """An engine on the first cards of a machine; ``units`` are an image's, None the worst image's.
 
-    Args:
-        on: a SPEC, or the machine itself.
-        model: a preset's name, or the model itself.
-        units: of an image; None: the worst image's.
-        images: of a request.
-        margin: MiB to leave on each card.
-        free: bytes that a log says are free when the cache is sized.
-        settings: the engine's options.
+    ``margin``: MiB on each card. ``free``: bytes that a log says are free when the cache is sized.
     """
     read = resolve_model(model) if isinstance(model, str) else model
     machine = machine_from(on) if isinstance(on, str) else on

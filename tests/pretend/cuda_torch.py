@@ -39,14 +39,9 @@ class Ran:
 def run(
     folder: Path, program: str, *, on: str = "1xrtx3090", seconds: float = 600.0, **env: str
 ) -> Ran:
-    """Run a program that calls ``result`` with what it found.
+    """Run a program, torch imported, that calls ``result`` with what it found.
 
-    Args:
-        folder: for the program's file; nothing beside it may shadow a module.
-        program: Python; torch is imported already.
-        on: the pretend machine.
-        seconds: it hangs after that, and is killed.
-        env: more of its environment.
+    It is written into ``folder``, where nothing may shadow a module, and killed after ``seconds``.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "program.py"
