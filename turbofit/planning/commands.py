@@ -157,7 +157,7 @@ def _lmdeploy_arguments(plan: Plan, port: str) -> Words:
 def _options(plan: Plan) -> Iterator[Words]:
     model, path = plan.model, model_path(plan.model)
     yield "--backend", plan.engine.name
-    for name, _ in CONFIG_NAMES[plan.engine.name]:
+    for name, _ in CONFIG_NAMES.get(plan.engine.name, CONFIG_NAMES["turbomind"]):
         value = getattr(plan.settings, name)
         if value or name not in _WHERE_SET:
             yield _option(name, value)
