@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.cli.main import main
-from turbofit.core.errors import PackageError
-from turbofit.core.plan import Command
+from turbofit.core.errors import LaunchError, PackageError
+from turbofit.core.plan import Command, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine import kernel, launches
 from turbofit.launch.engine.launches import KEY, RATIO, Launch, fitted_ratio
@@ -129,6 +129,9 @@ def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.Monke
     monkeypatch.setattr("random.SystemRandom.sample", lambda _, ports, __: ports)
     (first,) = launches.free_ports(1)
     assert first not in launches.free_ports(1, besides=first)
+    monkeypatch.setattr(launches, "_PORTS", [first] * 65536)  # more than sockets may be open
+    with pytest.raises(LaunchError, match="no port"):
+        launches.free_ports(2)
 
 
 @pytest.mark.lmdeploy
@@ -162,8 +165,8 @@ def about(ratio: float) -> object:
     return pytest.approx(ratio, abs=1e-6)
 
 
-def free(more: int) -> dict[str, int]:
-    return {gpu.uuid: gpu.free + more for gpu in PLAN.gpus}
+def free(more: int, plan: Plan = PLAN) -> dict[str, int]:
+    return {gpu.uuid: gpu.free + more for gpu in plan.gpus}
 
 
 @given(st.integers(-2 * GIB, 60 * GIB))
@@ -189,8 +192,7 @@ def test_of_several_cards_the_fullest_counts() -> None:
     lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
     assert fitted_ratio(plan, 0, {one.uuid: one.free, two.uuid: two.free + GIB}) == about(planned)
     assert fitted_ratio(plan, 0, {two.uuid: two.free + GIB}) == about(planned)
-    both = {gpu.uuid: gpu.free + GIB for gpu in plan.gpus}
-    assert fitted_ratio(plan, 0, both) == about(lower)
+    assert fitted_ratio(plan, 0, free(GIB, plan)) == about(lower)
     # A card of which the plan left more may have as much more and less.
     wide = replace(two, total=two.total + 2 * GIB, free=two.free + 2 * GIB)
     now = {one.uuid: one.free + GIB, wide.uuid: wide.free - GIB}

@@ -13,7 +13,6 @@ from tests.support.plans import plausible_plan
 from turbofit.core.plan import GroupPlan
 from turbofit.core.process.progress import Step, listened, tell, under_way
 from turbofit.core.rehearsal import End
-from turbofit.core.run_report import RunMoment
 from turbofit.launch.engine.launches import ratio_now, shared_ratio
 from turbofit.launch.run import Start
 from turbofit.launch.serve import start_progress
@@ -70,8 +69,7 @@ def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
     start: Any = Start(cast("Any", run), PLAN, 0)
     start._supervisor = SimpleNamespace(engines=engines, ready=True)
     start._start_progress = StartProgress(PLAN, {})
-    phases = ", ".join(engine.tracker.phase for engine in engines)
-    start._moments = [RunMoment(phase=phases, at=0.0, used={})]
+    start._used = dict  # no GPU is read
     return start
 
 

@@ -160,15 +160,16 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
 
     ports: list[int] = []
     with ExitStack() as sockets:
+        endpoint = sockets.enter_context(tcp_socket(socket.AF_INET))
         for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
             if len(ports) == count:
                 return ports
             if port == besides:
                 continue
-            endpoint = sockets.enter_context(tcp_socket(socket.AF_INET))
-            with suppress(OSError):
+            with suppress(OSError):  # somebody has it: the same socket tries the next one
                 endpoint.bind((HOST, port))
                 ports.append(port)
+                endpoint = sockets.enter_context(tcp_socket(socket.AF_INET))
     raise LaunchError("no port on loopback can be had", hint="see ss -tln")
 
 
