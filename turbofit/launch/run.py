@@ -63,7 +63,6 @@ from turbofit.launch.serve.supervisor import StoppedError, Supervisor
 from turbofit.observe.calibration import in_words
 from turbofit.observe.calibrations import pretends
 from turbofit.planning import checks
-from turbofit.planning.checks import refuse
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import refusal
@@ -419,7 +418,7 @@ class Start:
             Sources(), "start", host=read_host(), plan=self._plan, folder=run.folder, ports=ports,
             pretend=config.pretend,
         )  # fmt: skip
-        for warning in refuse(scene):
+        for warning in checks.refuse(scene):
             run.say(f"warning: {warning}")
         self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before)
@@ -542,8 +541,8 @@ class Start:
         run, engines = self._run, self._supervisor.engines
         if not run.config.pretend:  # others need not know of pretend GPUs
             run.leases.note(
-                self._pids(), ready=self._supervisor.ready,
                 # An engine that is started again, or rests, takes again what it will need.
+                self._pids(), ready=self._supervisor.ready,
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
         if run.record.unwritten:
