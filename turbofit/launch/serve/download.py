@@ -107,7 +107,7 @@ def _here(name: str) -> int:
 def _communicated(
     child: subprocess.Popen[str], name: str, size: int, say: Callable[[str], None]
 ) -> tuple[str, str]:
-    """What the child wrote; meanwhile it is told how far it is, or said where nobody listens."""
+    """What the child wrote; until it ends, its progress is told, or said where nobody listens."""
     said_at = time.monotonic()
     while True:
         step = Step(f"downloading {name}", _here(name), size, "bytes")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _EVERY: Final = 10.0
 #: Growth below this is noise of drivers and displays.
 _NOISE: Final = 64 * MIB
-#: How far others have grown where the worst request would end an engine; 1 is into the margin.
+#: The level at which others leave no room for the worst request; at 1 they are in the margin.
 _DEADLY: Final = 2
 _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 

@@ -163,7 +163,7 @@ class Leases:
     def note(self, engines: list[int], *, ready: bool, larger: bool = False) -> None:
         """Say which processes the engines are, and whether they hold what they hold for good.
 
-        Not for good where one has ended a moment ago, which its turbofit has not seen.
+        They do not where one has just ended, though its turbofit may not have seen that yet.
         """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = tuple(pair for pair in started if pair[1])

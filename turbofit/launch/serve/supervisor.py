@@ -45,7 +45,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        #: The last signal that came; `end` is none.
+        #: The last signal that came; `end` and `strike` send none.
         self.heard: signal.Signals | None = None
         self.urgent = False
         #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
