@@ -304,7 +304,7 @@ class Front(AsgiApp):
             data = await response.content.readany()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _health(self, _: RequestContext | None, /) -> tuple[Document, int | None]:
+    def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
         up = [node for node in self.nodes.values() if node.up and not node.draining]
         about = up[0].about if up else {}
         page: Document = {

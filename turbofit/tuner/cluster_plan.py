@@ -95,10 +95,10 @@ class _Planner:
         requests = None if self.requests is None else max(1, ceil(share - _ALMOST))
         key = (kind, requests, promise)
         if key not in self._made:
-            alone = None if promise == _ALONE else self.plan(kind, share)
-            if alone is None or alone.why_not or not promise.is_all_of(alone.served):
-                alone = self._tried(kind.machine, requests, promise)
-            self._made[key] = alone
+            tried = None if promise == _ALONE else self.plan(kind, share)
+            if tried is None or tried.why_not or not promise.is_all_of(tried.served):
+                tried = self._tried(kind.machine, requests, promise)
+            self._made[key] = tried
         return self._made[key]
 
     def _tried(self, machine: Machine, requests: int | None, promise: Promise) -> _Tried:

@@ -181,7 +181,7 @@ class Gateway(AsgiApp):
             prepared.hold(fetched, clip)
         if self._recorder is not None and prepared.generates:
             request.size = request_size(prepared)
-        if route.kind != "count_tokens":
+        if prepared.generates:
             before = prepared.payload
             await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)

@@ -38,7 +38,7 @@ _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
 _IMAGES: Final = ElsewhereRule(by="request_body: images become slots")
 _MEDIA: Final = ElsewhereRule(by="request_body: keywords of processors are the plan's")
-_CONVERSATION: Final = ElsewhereRule(by="request_body and texts: shape, number of messages, bytes")
+_CONVERSATION: Final = ElsewhereRule(by="request_body and ranges: shape, number of messages, bytes")
 _SESSION: Final = DroppedRule(why="a client could occupy the numbers of others")
 _GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
 #: Pydantic takes 7 us an item that it refuses, and as long to say so.
@@ -114,7 +114,7 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "min_new_tokens": IntegerRule(most="session", over="lower"),
     "enable_thinking": Flag(),
     "return_token_ids": Flag(),
-    "chat_template_kwargs": ElsewhereRule(by="texts: names and bytes"),
+    "chat_template_kwargs": ElsewhereRule(by="ranges: names and bytes"),
 }
 _COMPLETIONS: Final[Mapping[str, Rule]] = {
     **_SAMPLING,

@@ -60,9 +60,8 @@ def measure_here(*, pretend: bool = True) -> Node:
     except TurbofitError as exc:
         return replace(node, why_not=exc.message)
     # What was learned on this node: it is not the one that plans.
-    pretend = machine.source != "nvml" or pretends()
-    machine = with_calibrations(machine, pretend=pretend)
-    return replace(node, machine=machine, pretend=pretend)
+    node = replace(node, pretend=machine.source != "nvml" or pretends())
+    return replace(node, machine=with_calibrations(machine, pretend=node.pretend))
 
 
 def held_only(node: Node, gpus: Iterable[str]) -> Node:
