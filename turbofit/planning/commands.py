@@ -44,7 +44,7 @@ _WHERE_SET: Final = frozenset({
 #: What serves Transformers, run with ``python -m``.
 _FALLBACK_MODULE: Final = "turbofit.launch.fallback.server"
 
-#: An option and its values.
+#: Words of a command: an option and its values, or all of them.
 Words = tuple[str, ...]
 
 
