@@ -126,7 +126,7 @@ def target_of(url: str | None, key: str | None, request: PlanRequest | None) -> 
     at_once = given.pop("concurrency", _AT_ONCE)
     model = given.pop("model", None) or None
     if given:
-        option = f"--{next(iter(given)).rstrip('_').replace('_', '-')}"
+        option = option_of(next(iter(given)))
         raise UsageError(
             f"{option} is of a plan, and --url names a server that runs already",
             hint=f"leave {option} out, or give --model alone instead of --url",

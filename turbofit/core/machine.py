@@ -198,8 +198,8 @@ class Machine(Struct):
     def link(self, a: int, b: int) -> Link:
         """The link between two GPUs; one without any known fact where it was not read."""
         low, high = sorted((a, b))
-        here = (link for link in self.links if link.a == low and link.b == high)
-        return next(here, None) or Link(a=low, b=high)
+        links = (link for link in self.links if link.a == low and link.b == high)
+        return next(links, None) or Link(a=low, b=high)
 
     def nvlinked(self, gpus: Sequence[Gpu]) -> bool:
         """Whether NVLink joins every pair of these GPUs."""

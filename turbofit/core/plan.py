@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
@@ -41,15 +41,14 @@ _PYTORCH_NAMES: Final = (
 )  # fmt: skip
 _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 
-#: Settings that each engine is told: our names, and those of LMDeploy's config.
-CONFIG_NAMES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
-    engine: tuple((name, _OTHER_NAMES.get(engine, {}).get(name, name)) for name in names)
-    for engine, names in {
-        "turbomind": _TURBOMIND_NAMES,
-        "pytorch": _PYTORCH_NAMES,
-        "transformers": ("dtype", "max_batch_size", "session_len"),
-    }.items()
-}
+
+def config_names(engine: str) -> tuple[tuple[str, str], ...]:
+    """Settings that an engine is told, by our names and its config's; of a new one TurboMind's."""
+    of_engine = {
+        "pytorch": _PYTORCH_NAMES, "transformers": ("dtype", "max_batch_size", "session_len")
+    }  # fmt: skip
+    others = _OTHER_NAMES.get(engine, {})
+    return tuple((name, others.get(name, name)) for name in of_engine.get(engine, _TURBOMIND_NAMES))
 
 
 class Workload(Struct):
@@ -499,5 +498,4 @@ class Plan(JsonDocument):
     def lmdeploy_settings(self) -> Options:
         """The settings that the plan's engine has, under the names of its config."""
         values = to_builtins(self.settings)
-        names = CONFIG_NAMES.get(self.engine.name, CONFIG_NAMES["turbomind"])
-        return {theirs: values[name] for name, theirs in names}
+        return {theirs: values[name] for name, theirs in config_names(self.engine.name)}

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import option_of
-from turbofit.core.plan import CONFIG_NAMES, Command, ServeCommand
+from turbofit.core.plan import Command, ServeCommand, config_names
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.struct import Struct, to_builtins
@@ -44,7 +44,7 @@ _WHERE_SET: Final = frozenset({
 #: What serves Transformers, run with ``python -m``.
 _FALLBACK_MODULE: Final = "turbofit.launch.fallback.server"
 
-#: An option and its values.
+#: Words of a command: an option and its values, or all of them.
 Words = tuple[str, ...]
 
 
@@ -157,7 +157,7 @@ def _lmdeploy_arguments(plan: Plan, port: str) -> Words:
 def _options(plan: Plan) -> Iterator[Words]:
     model, path = plan.model, model_path(plan.model)
     yield "--backend", plan.engine.name
-    for name, _ in CONFIG_NAMES.get(plan.engine.name, CONFIG_NAMES["turbomind"]):
+    for name, _ in config_names(plan.engine.name):
         value = getattr(plan.settings, name)
         if value or name not in _WHERE_SET:
             yield _option(name, value)
@@ -349,7 +349,7 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
         return request
     settings = to_builtins(plan.settings)
     names = [
-        name for name, _ in CONFIG_NAMES[plan.engine.name] if name not in ("tp", "model_format")
+        name for name, _ in config_names(plan.engine.name) if name not in ("tp", "model_format")
     ]
     predicted = {name: settings[name] for name in names if settings[name]}
     shape = {"engine": plan.engine.name, "tp": plan.settings.tp}

@@ -77,7 +77,7 @@ _HALVES = 4
 
 
 class Chosen(NamedTuple):
-    """Copies, a placement that is good for each, or the closest to fitting, and the request."""
+    """Copies, a placement for each, and what they serve; ``fits`` False: it comes the closest."""
 
     copies: Sequence[ModelCopy]
     placement: Placement

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images.video import Videos
+from turbofit.core.messages import option_of
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
 
@@ -158,7 +159,7 @@ class ImageRule(Struct):
     @property
     def limit_option(self) -> str:
         """The limit on the command line."""
-        return "--" + self.limit_name.replace("_", "-")
+        return option_of(self.limit_name)
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, NoGpuError, UsageError
-from turbofit.core.plan import CONFIG_NAMES
+from turbofit.core.plan import config_names
 from turbofit.launch.engine.launches import find_lmdeploy, ratio_now
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
@@ -243,7 +243,7 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
     if config is None:
         return planning
     changed, out = _changed(config), dict(planning)
-    for ours, theirs in (("revision", "revision"), *CONFIG_NAMES[engine]):
+    for ours, theirs in (("revision", "revision"), *config_names(engine)):
         if theirs in changed and out.setdefault(ours, changed[theirs]) != changed[theirs]:
             raise UsageError(
                 f"{theirs} is {changed[theirs]!r} in backend_config and {out[ours]!r} as a keyword",

@@ -193,7 +193,7 @@ def environment(sources: Sources, _: Scene) -> Answer:
         "TM_LOG_LEVEL logs each step": env.get("TM_LOG_LEVEL", "").upper() in ("TRACE", "DEBUG"),
         "the pretend GPUs' libraries are in the loader's path": "pretend" in loaded,
     }  # fmt: skip
-    problems = [text for text, there in signs.items() if there]
+    problems = [text for text, applies in signs.items() if applies]
     if problems:
         return warning("; ".join(problems), "unset them for serving")
     return ok("nothing set that changes a plan")
