@@ -235,10 +235,10 @@ def transient_terms(
         cases.append(("vision_forward", work.prefill(forward), note))
     share = constants.live_fragmentation[segments(settings)]
 
-    def held(size: int) -> int:
+    def reserved(size: int) -> int:
         return round_up(size + max(int(size * share), constants.segment), constants.page)
 
-    return transients([(name, held(size), "estimate", note) for name, size, note in cases])
+    return transients([(name, reserved(size), "estimate", note) for name, size, note in cases])
 
 
 def _problems(model: Model, tp: int) -> Iterator[str]:
