@@ -111,8 +111,8 @@ def _starting(
     def short(kind: OutcomeKind, when: str, *later: str) -> Iterator[StartOutcome]:
         for ledger in ledgers:
             terms = [term for term in ledger.ledger if term.term not in account.grown]
-            held = sum(t.bytes for t in terms if t.phase != "transient" and t.term not in later)
-            missing = held - _usable(ledger)
+            steady = sum(t.bytes for t in terms if t.phase != "transient" and t.term not in later)
+            missing = steady - _usable(ledger)
             if missing > 0:
                 text = (
                     f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)}"

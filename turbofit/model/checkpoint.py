@@ -240,7 +240,7 @@ def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
     """Refuse tensors that are not those of these dims, with both figures."""
-    tensors = {name: tensors[name] for name in tensors if not any(x in name for x in _UNCHECKED)}
+    tensors = {name: tensors[name] for name in tensors if not any(p in name for p in _UNCHECKED)}
     _count_layers(tensors, "language model", text.layers, vision=False)
     if vision:
         _count_layers(tensors, "vision tower", vision.layers, vision=True)

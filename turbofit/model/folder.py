@@ -140,8 +140,8 @@ def is_complete(folder: str) -> bool:
         if index is not None:
             names = set(parse_index(index, INDEX).values())
             return all(files.size(name) is not None for name in names)
-        return any(name.endswith((".safetensors", ".bin")) for name in os.listdir(folder))
-    except (UsageError, OSError):
+        return any(name.endswith((".safetensors", ".bin")) for name in files.names())
+    except UsageError:
         return False
 
 

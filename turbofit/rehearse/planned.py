@@ -129,12 +129,12 @@ def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, .
     """
     counters = dict(zip(plan.parallel.groups[group], document["terms"], strict=True))
 
-    def seen(gpu: GpuLedger) -> GpuLedger:
+    def compared(gpu: GpuLedger) -> GpuLedger:
         sizes = counters.get(gpu.index, {})
         terms = (replace(term, rehearsed=sizes.get(term.term)) for term in gpu.ledger)
         return replace(gpu, ledger=tuple(terms))
 
-    return tuple(map(seen, plan.gpus))
+    return tuple(map(compared, plan.gpus))
 
 
 def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:

@@ -235,10 +235,10 @@ def transient_terms(
         cases.append(("vision_forward", work.prefill(forward), note))
     share = constants.live_fragmentation[segments(settings)]
 
-    def held(size: int) -> int:
+    def reserved(size: int) -> int:
         return round_up(size + max(int(size * share), constants.segment), constants.page)
 
-    return transients([(name, held(size), "estimate", note) for name, size, note in cases])
+    return transients([(name, reserved(size), "estimate", note) for name, size, note in cases])
 
 
 def _problems(model: Model, tp: int) -> Iterator[str]:
@@ -356,7 +356,7 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     # States of another type than what is copied into them fail at the first prefill. Of cards that
     # have no bfloat16 `missing_kernels` tells. Source: CausalConv1d's ``index_copy_``, and
     # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #c319c1
-    bfloat_states = text.architecture == _BFLOAT_STATES and not _without_bfloat16(launch)
+    bfloat_states = text.architecture == _BFLOAT_STATES and not _card_before(launch, AMPERE)
     if bfloat_states and settings.dtype != "bfloat16":
         yield (
             f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
@@ -366,9 +366,9 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
         yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
 
 
-def _without_bfloat16(launch: EngineLaunch) -> str | None:
-    """The first of the cards that has no bfloat16, by its name."""
-    return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < AMPERE), None)
+def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:
+    """The first card of a lower compute capability, by its name."""
+    return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < capability), None)
 
 
 def missing_kernels(launch: EngineLaunch) -> str | None:
@@ -380,10 +380,10 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
     """
     quantization = launch.model.quantization
     bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
-    if bfloat_states and (card := _without_bfloat16(launch)):
+    if bfloat_states and (card := _card_before(launch, AMPERE)):
         return f"LMDeploy {REFERENCE} keeps its states in bfloat16, which {card} does not have"
     weights = quantization is not None and quantization.method == "fp8"
-    older = next((gpu.name for gpu in launch.gpus if capability_of(gpu) < _FP8), None)
+    older = _card_before(launch, _FP8)
     if older is None or not (weights or launch.settings.quant_policy == _FP8_CACHE):
         return None
     what = "kernel" if weights else "KV cache"

@@ -36,6 +36,7 @@ from turbofit.memory.account import (
     capability_of,
     given,
     term,
+    total_bytes,
     transients,
 )
 from turbofit.memory.calibrated import calibration_for, corrected
@@ -473,13 +474,14 @@ class TurbomindAccount(Account):
         staged = round_up(loading, constants.pool_granularity)
         linked = launch.machine.nvlinked(gpus)
         weights = self.weight_terms(model, classes, temporaries, constants)
+        waiting = total_bytes([line for line in weights if line.term == TEMPORARIES])
         for gpu in gpus:
             # The first GPU stages tensors through torch.
             first = self.staging_bytes(model, settings, constants) if gpu is gpus[0] else 0
             yield StaticMemory(
                 before=(*self.before_terms(gpu, settings, linked, constants), *weights),
                 buffers=(),
-                temporaries=sum(line.bytes for line in weights if line.term == TEMPORARIES),
+                temporaries=waiting,
                 staged=staged + first,
             )
 

@@ -298,7 +298,7 @@ def workspace(
     segments = 0
     if heads <= kernel.most_heads(chunks):
         segments = -(-chunks // kernel.segment_chunks(heads, chunks, sm_count))
-    return _held(delta, heads, kernel, tokens, segments) + _maps(heads, 1)
+    return _tensors(delta, heads, kernel, tokens, segments) + _maps(heads, 1)
 
 
 def meeting_workspace(
@@ -310,10 +310,10 @@ def meeting_workspace(
     heads, batch = delta.value_heads // settings.tp, settings.max_batch_size
     segments = _most_segments(kernel, heads, sm_count, tokens, batch)
     maps = _maps(heads, batch) + delta.layers * batch * _TENSOR_MAP
-    return _held(delta, heads, kernel, tokens, segments) + maps
+    return _tensors(delta, heads, kernel, tokens, segments) + maps
 
 
-def _held(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, segments: int) -> int:
+def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, segments: int) -> int:
     """Summed decays in 32 bits, each chunk's resolvent, and the segments' states."""
     whole = tokens * (round_up(heads, 4) * _FLOAT + heads * kernel.chunk * HALF)
     return whole + segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
