@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class _Document(NamedTuple):
     """What is published of a type.
 
-    ``named``: whether every document of it names its schema; people write the others by hand.
+    ``named``: whether a document of it must name its schema.
     """
 
     kind: type[Struct]
@@ -47,12 +47,12 @@ class _Document(NamedTuple):
 
 _SIZES: Final = "All sizes are bytes."
 _LATER: Final = "A field that is not required was added later"
-_BY_HAND: Final = "may be left out by who writes"
 _DOCUMENTS: Final = {
     "plan": _Document(
         Plan,
         "A plan, a prediction or a rehearsal of turbofit",
-        f"{_SIZES} {_LATER}, or {_BY_HAND} plans by hand; turbofit writes all of them.",
+        f"{_SIZES} {_LATER}, or may be left out by who writes plans by hand; turbofit writes all "
+        "of them.",
     ),
     "report": _Document(RunDocument, "A run of turbofit serve with its plan"),
     "compare": _Document(Comparison, "Two plans side by side"),

@@ -49,7 +49,7 @@ TOGETHER = (
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A file is not imported where all its tests have a mark whose tests nobody asks for."""
+    """A file is not imported where all its tests have a mark that ``-m`` leaves out."""
     left_out = re.findall(r"\bnot (\w+)", config.option.markexpr)
     if not left_out or collection_path.suffix != ".py":
         return None

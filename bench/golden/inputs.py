@@ -1,4 +1,4 @@
-"""The files that command lines read: machines, clusters, checkpoints, logs, plans and runs."""
+"""The files that command lines read: machines, checkpoints, logs, plans and runs."""
 
 from __future__ import annotations
 

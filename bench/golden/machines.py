@@ -1,4 +1,4 @@
-"""Machines and clusters as files: what a SPEC cannot say, written without turbofit.
+"""Machines as files: what a SPEC cannot say, written without turbofit.
 
 Held memory, shared memory and RAM of a host, measured speeds, calibrations, GPUs that cannot be
 read. Nothing was measured: the figures are plausible and fixed.

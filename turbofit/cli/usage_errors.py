@@ -104,8 +104,9 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     what, command = f"unknown option {name}", ctx.info_name or ""
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
     known = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
-    letter = f"-{name}" if len(name) == 2 else "\0"
-    alike = [other for other in known if other.startswith(letter) or name.startswith(f"{other}-")]
+    alike = [other for other in known if name.startswith(f"{other}-")]
+    if len(name) == 2:  # a letter
+        alike = [other for other in known if other.startswith(f"-{name}")]
     if commands and name.startswith("--"):
         example = MANUAL[command].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"

@@ -99,8 +99,7 @@ def event_of(facts: LogFacts) -> Event:
         (warned if warns else fatal).append(mark)
     # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone, a
     # warning is the event where it tells of the machine; what else is warned of is outlived.
-    rows = [_row(mark) for mark in fatal]
-    if all(row is not None and row.kind == "no_gpu" for row in rows):
+    if all((row := _row(mark)) is not None and row.kind == "no_gpu" for mark in fatal):
         fatal += [mark for mark in warned if fatal or _of_machine(_row(mark))]
     if fatal:
         marks = sorted((*fatal, *complaints), key=lambda mark: mark.line)

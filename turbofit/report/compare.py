@@ -88,7 +88,7 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
         for what in {**facts_a, **facts_b}:
             values = facts_a.get(what), facts_b.get(what)
             unit: Unit = "bytes" if section.startswith(_GPU) else "number"
-            if str in map(type, values):
+            if any(isinstance(value, str) for value in values):
                 unit = "text"
             rows.append(
                 ComparedRow(section=section, what=what, a=values[0], b=values[1], unit=unit)

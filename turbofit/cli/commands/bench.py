@@ -63,7 +63,7 @@ def bench(
 
 
 def _unserved(message: str, hint: str) -> int:
-    """Say on stderr that nothing was answered: stdout has its document; the exit code."""
+    """The exit code; why is said on stderr alone, since stdout has the document already."""
     error = UnservedError(message, hint=hint)
     complain(error.to_dict(), as_json=False)
     return error.exit_code

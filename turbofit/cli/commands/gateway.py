@@ -141,7 +141,7 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
         board = one_board(name)
 
         def nodes() -> Sequence[NodeAddress]:
-            nonlocal board  # another one's, once more models are served, would not be its own
+            nonlocal board  # the front stays with its run when other models are served later, too
             try:
                 return read(board, _BOARD_SECONDS)[1]
             except LaunchError:

@@ -43,7 +43,7 @@ _UNKNOWN_L2: Final = 128 * MIB
 #: Terms of the account that are taken at last.
 _WORKSPACES: Final = ("gemm_workspace", "delta_workspace", "l2_flush")
 _DEFAULT_PREFILL: Final = 8192
-#: `quant_policy` of TurboMind: 16-bit, int4, int8.
+#: `quant_policy` of TurboMind: 16-bit, int8, int4.
 _POLICIES: Final = (0, 8, 4)
 _UNKNOWN_CARD: Final = Gpu(index=0, uuid="", name="", total=NA, reserved=NA, used=NA, free=NA)
 

@@ -190,14 +190,16 @@ def tables(choices: SiteChoices, processes: int) -> Iterator[SiteTable]:
 
 
 def table_of(choices: SiteChoices, model: str, card: str) -> SiteTable:
-    unlike: dict[bytes, PageAnswer] = {}
+    numbers: dict[bytes, int] = {}
+    answers: list[PageAnswer] = []
     order = []
     for point in points(choices):
         answer = _answer(model, card, point)
-        text = msgspec.json.encode(answer)
-        unlike.setdefault(text, answer)
-        order.append([*unlike].index(text))
-    return SiteTable(model=model, card=card, answers=tuple(unlike.values()), order=tuple(order))
+        number = numbers.setdefault(msgspec.json.encode(answer), len(answers))
+        if number == len(answers):
+            answers.append(answer)
+        order.append(number)
+    return SiteTable(model=model, card=card, answers=tuple(answers), order=tuple(order))
 
 
 def rows(choices: SiteChoices, table: SiteTable) -> Iterator[PageRow]:

@@ -141,9 +141,7 @@ _REMEDIES: Final = 3
 _KINDS: Final = 4
 #: Columns of numbers, and of texts that may be cut into lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once", "requests")
-_WRAPPED: Final = (
-    "cards", "which", "why", "GPUs", "node", "state", "why, or said last",
-)  # fmt: skip
+_WRAPPED: Final = ("cards", "which", "why", "node", "state", "why, or said last")
 
 
 def _table(names: Sequence[str], rows: Iterable[tuple[str, ...]], **places: Any) -> Table:
