@@ -262,11 +262,7 @@ def folded(placed: Mapping[str, int | str]) -> str:
 
 
 def read_map(text: str) -> dict[str, int | str]:
-    """The map of a JSON text, each layer of its runs.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """The map of a JSON text, each layer of its runs; a `UsageError` where it is none."""
     try:
         data = msgspec.json.decode(text, type=dict[str, int | Literal["cpu", "disk"]])
     except (ValueError, RecursionError) as exc:
@@ -275,6 +271,8 @@ def read_map(text: str) -> dict[str, int | str]:
     for name, where in data.items():
         if run := _RUN.fullmatch(name):
             layers = range(int(run[2]), int(run[3]) + 1)
+            if not layers:
+                raise UsageError(f"the device map has no layers in {name}", hint=_MAP_HINT)
             placed.update({f"{run[1]}.{layer}": where for layer in layers})
         else:
             placed[name] = where
