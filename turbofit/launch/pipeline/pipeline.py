@@ -95,14 +95,14 @@ def _opened(plan: Plan, **arguments: Any) -> Any:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
+    from turbofit.launch.serve.download import HINTS
     from turbofit.planning.commands import model_path
 
     try:
         return PlannedPipeline(plan, model_path(plan.model), **arguments)
     except (HfHubHTTPError, LocalEntryNotFoundError) as exc:
         cause = f"{plan.model.name} cannot be downloaded: {str(exc).splitlines()[0]}"
-        hint = "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder"
-        raise LaunchError(cause, hint=hint) from exc
+        raise LaunchError(cause, hint=HINTS["huggingface_hub"]) from exc
 
 
 def _check_plannable(replicas: int, speculative_config: Any) -> None:

@@ -45,7 +45,8 @@ print(snapshot_download(sys.argv[1], revision=sys.argv[2] or None,
       ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]))
 """
 
-_HINTS: Final = {
+#: What to see to where a hub does not give a model.
+HINTS: Final = {
     "huggingface_hub": "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder",
     "modelscope": "LMDEPLOY_USE_MODELSCOPE is set: install modelscope, and see the id's owner there"
     " and MODELSCOPE_API_TOKEN; or unset it, or give a folder",
@@ -142,6 +143,6 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
     folder = out.strip().rpartition("\n")[2]
     if child.returncode != 0 or not os.path.isdir(folder):
         last = errors.strip().rpartition("\n")[2][:300] or f"exit code {child.returncode}"
-        raise LaunchError(f"{name} cannot be downloaded: {last}", hint=_HINTS[package])
+        raise LaunchError(f"{name} cannot be downloaded: {last}", hint=HINTS[package])
     _LOG.info("%s is in %s after %.0f s", name, folder, time.monotonic() - began)
     return folder
