@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from turbofit.cli.command import CliCommand, Option, option_name, split_rest
+from turbofit.cli.command import CliCommand, Option, split_rest
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
 
 
 def read(*words: str, takes_rest: bool = False) -> dict[str, Any]:
@@ -29,8 +30,8 @@ def test_what_an_option_takes() -> None:
     assert read("--origins", "a", "b", "--origins", "c")["origins"] == ("c",)  # the last one counts
     assert (read("--schema")["schema"], read("--schema", "run")["schema"]) == ("plan", "run")
     assert (read("--name", "-5")["name"], read("--name", "-")["name"]) == ("-5", "-")
-    assert option_name("max_batch_size") == "--max-batch-size"
-    assert option_name("async_") == "--async"
+    assert option_of("max_batch_size") == "--max-batch-size"
+    assert option_of("async_") == "--async"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import click
 from turbofit.cli import usage_errors
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
 from turbofit.core.errors import NoGpuError, UnknownModelError, UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 
@@ -270,16 +271,11 @@ def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[...,
     return partial(CliCommand, params=params, **options)
 
 
-def option_name(field: str) -> str:
-    """The option of a field: ``--max-batch-size`` of ``max_batch_size``."""
-    return f"--{field.rstrip('_').replace('_', '-')}"
-
-
 def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
     """Stop where one of these options is given; ``hint`` says what to do beside leaving it out."""
     for name, value in options.items():
         if value or value == "":
-            option = option_name(name)
+            option = option_of(name)
             raise UsageError(
                 f"{option} and {beside} do not go together", hint=f"leave {option} out{hint}"
             )

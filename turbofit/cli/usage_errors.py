@@ -226,7 +226,7 @@ def _refuse_argument(name: str, ctx: click.Context) -> None:
     bare = name.strip("-") or name
     typed = {"-i": "IN", "-o": "OUT"}.get(name, rf"{re.escape(bare)}\b")
     for argument in _arguments(ctx):
-        if bare in getattr(argument.type, "choices", ()):
+        if bare in getattr(argument.type, "words", getattr(argument.type, "choices", ())):
             others = [word for word in ctx.meta[WORDS] if word != name]
             line = shlex.join(["turbofit", ctx.info_name or "", bare, *others])
             raise UsageError(f"unknown option {name}", hint=f"as {line}")

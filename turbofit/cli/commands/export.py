@@ -28,7 +28,9 @@ _OTHER_NAMES: Final = {
 
 
 class _Kind(click.Choice[str]):
-    """A kind of manifest, by any of its names."""
+    """A kind of manifest, by any of its names, all of which are ``words``."""
+
+    words = ("systemd", "compose", "k8s", *_OTHER_NAMES)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return super().convert(_OTHER_NAMES.get(value, value), param, ctx)

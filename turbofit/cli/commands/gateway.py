@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from turbofit.cli.command import PATH, Argument, Option, command, option_name, refuse_together
+from turbofit.cli.command import PATH, Argument, Option, command, refuse_together
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options.launch_options import GatewayOptions, needs_cluster, ray_address
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.messages import option_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,7 +179,7 @@ def cluster(
     keywords = common.planning_keywords(given)
     if keywords and action != "change":
         raise UsageError(
-            f"{option_name(next(iter(keywords)))} plans, and {action} does not",
+            f"{option_of(next(iter(keywords)))} plans, and {action} does not",
             hint="turbofit cluster change plans again",
         )
     if (node is not None) != (action == "drain"):

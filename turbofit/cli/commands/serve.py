@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from turbofit.cli.command import CliCommand, Option, command, option_name, refuse_together
+from turbofit.cli.command import CliCommand, Option, command, refuse_together
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import launch_options as launch
 from turbofit.cli.terminal import output
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_builtins, to_json
@@ -304,7 +305,7 @@ def _with_passed(arguments: _Arguments) -> PlanRequest:
     for name, value in more.items():
         if given.get(name, value) != value:
             raise UsageError(
-                f"{option_name(name)} is given twice, before and after --",
+                f"{option_of(name)} is given twice, before and after --",
                 hint="leave one of the two out",
             )
     return request.changed(**more) if more else request
@@ -316,7 +317,7 @@ def _read_saved(arguments: _Arguments, file: str) -> Plan:
 
     given = arguments.request.given()
     if given.pop("model") != _NO_MODEL or given:
-        what = option_name(next(iter(given))) if arguments.request.model == _NO_MODEL else "a model"
+        what = option_of(next(iter(given))) if arguments.request.model == _NO_MODEL else "a model"
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
     plan = read_plan(file)
     settings_of_groups = [to_builtins(group.settings) for group in plan.group_plans()]
@@ -325,7 +326,7 @@ def _read_saved(arguments: _Arguments, file: str) -> Plan:
         if planned != [value]:
             planned_text = " and ".join(map(str, planned))
             raise UsageError(
-                f"{option_name(name)} after -- is {value}, the plan was made for {planned_text}",
+                f"{option_of(name)} after -- is {value}, the plan was made for {planned_text}",
                 hint="plan again with it before --",
             )
     return plan

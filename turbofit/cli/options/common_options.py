@@ -21,9 +21,10 @@ from typing import (
 import click
 from click.core import ParameterSource
 
-from turbofit.cli.command import PATH, Argument, Option, option_name
+from turbofit.cli.command import PATH, Argument, Option
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Metavar
 
@@ -67,10 +68,7 @@ class _Syntax(NamedTuple):
 def options_of(
     kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
 ) -> Iterator[Option]:
-    """Options of these fields, or of all, in a group of the help page.
-
-    What is not given stays with the field's own default.
-    """
+    """Options of these fields, or of all, in a help group; what is not given keeps its default."""
     for name in fields or kind.model_fields:
         yield _option(name, kind.model_fields[name], group, attributes)
 
@@ -88,11 +86,11 @@ def filled(kind: type[T], given: Options) -> T:
         if (value := given.get(name)) is not None and value != ()
     }
     try:
-        return kind.of_options(values, option_name)
+        return kind.of_options(values, option_of)
     except UsageError:
         ctx = click.get_current_context(silent=True)
         explain_fields(kind, (ctx and ctx.info_name) or "serve")
-        return kind.of_options(values, option_name)  # says now what the option is for
+        return kind.of_options(values, option_of)  # says now what the option is for
 
 
 def explain_fields(kind: type[Validated], command: str) -> None:
@@ -101,7 +99,7 @@ def explain_fields(kind: type[Validated], command: str) -> None:
 
     texts = option_texts(command)
     for name, field in kind.model_fields.items():
-        field.description = field.description or texts.get(option_name(name))
+        field.description = field.description or texts.get(option_of(name))
 
 
 def syntax_of(field: FieldInfo) -> _Syntax:
@@ -109,7 +107,7 @@ def syntax_of(field: FieldInfo) -> _Syntax:
 
 
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
-    syntax, option = syntax_of(field), option_name(name)
+    syntax, option = syntax_of(field), option_of(name)
     attributes = {"default": None, "help": field.description, "group": group, **attributes}
     if field.default not in (None, False, ()) and not field.is_required():
         attributes["usual"] = f" (default {_typed(field.default)})"

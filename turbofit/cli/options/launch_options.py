@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
-from turbofit.cli.command import option_name, refuse_together
+from turbofit.cli.command import refuse_together
 from turbofit.cli.terminal.output import note
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.process.variables import variables
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
@@ -104,8 +105,8 @@ class CalibrateOptions(LaunchOptions):
 def needs_cluster(name: str) -> UsageError:
     """Of an option that only a cluster has, where none is named."""
     return UsageError(
-        f"{option_name(name)} is for a cluster, and none is named",
-        hint=f"leave {option_name(name)} out, or add --cluster ray",
+        f"{option_of(name)} is for a cluster, and none is named",
+        hint=f"leave {option_of(name)} out, or add --cluster ray",
     )
 
 
@@ -217,7 +218,7 @@ class GatewayOptions(Validated):
         for name, value in self.given().items():
             if name != "port" and usual.get(name) != value:
                 raise UsageError(
-                    f"{option_name(name)} is for the gateway, and --no-gateway leaves that out",
+                    f"{option_of(name)} is for the gateway, and --no-gateway leaves that out",
                     hint="leave one of the two out; the engines listen on 127.0.0.1, and take keys "
                     "as -- --api-keys KEY",
                 )
