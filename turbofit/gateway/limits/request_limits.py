@@ -84,14 +84,17 @@ class Bounds(Struct):
     keeps_prefixes: bool = False
 
     @property
-    def beside_images(self) -> int:
-        """Bytes of a body that are not images; text past any context need not be tokenised."""
+    def text_bytes(self) -> int:
+        """Bytes of a text; one past any context need not be tokenised."""
         tokens = self.longest_request_tokens
         cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
-        fitting = max(_LEAST_BODY, _LONGEST_TOKEN * tokens)
-        # What images at their largest leave of a body.
+        return min(cheap, max(_LEAST_BODY, _LONGEST_TOKEN * tokens))
+
+    @property
+    def beside_images(self) -> int:
+        """Bytes of a body that are not images: a text's, where images at their largest leave so."""
         images = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
-        return min(cheap, fitting, max(_LEAST_BODY, self.limits.bytes_per_body - images))
+        return min(self.text_bytes, max(_LEAST_BODY, self.limits.bytes_per_body - images))
 
 
 class LimitedImage(Struct):
