@@ -43,8 +43,8 @@ _PUBLIC: Final = (
 #: The model of a request that names none: a saved plan has its own.
 _NO_MODEL: Final = "-"
 _LAUNCH: Final = (
-    "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
-    "no_gateway", "unplanned", "drain", "liveness", "lease",
+    "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_rehearse",
+    "forget", "no_gateway", "unplanned", "drain", "liveness", "lease",
 )  # fmt: skip
 _CLUSTER: Final = ("cluster", "name", "node_port")
 
@@ -82,7 +82,7 @@ def serve(
     request = common.filled(PlanRequest, {**given, "model": model[0] if model else _NO_MODEL})
     if not options.dry_run and not options.pretend:
         launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
-    options.check()
+    options.refuse_alone()
     if options.no_gateway:
         public.refuse_unused()
     models.check(model, options)

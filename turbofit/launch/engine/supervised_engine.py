@@ -21,12 +21,6 @@ from turbofit.launch.engine.engine_log import (
 )
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
-from turbofit.launch.engine.worst_requests import (
-    fullest_forward,
-    longest_request,
-    worst_image_tokens,
-    worst_request,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -249,19 +243,3 @@ class SupervisedEngine:
             death=None if self.pretended is None else self.pretended.death(),
             host_kills=None if before is None or after is None else after - before,
         )  # fmt: skip
-
-
-def ask_worst(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]) -> None:
-    """Ask an engine what brings its memory to the plan's peak, before a client can.
-
-    ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
-    """
-    plan = engine.plan
-    worst = worst_request(plan, model)
-    tokens = 0 if worst is None else ask(worst)
-    if plan.engine.serial:
-        last = longest_request(plan, model, worst, tokens, ask)
-    else:
-        last = fullest_forward(plan, model, max(0, tokens - worst_image_tokens(plan)))
-    if last is not None:
-        ask(last)
