@@ -1,4 +1,4 @@
-"""``turbofit``, and ``python -m turbofit``: Ctrl-C ends it without a word while it still imports."""
+"""``turbofit``, and ``python -m turbofit``: Ctrl-C while it imports ends it without a word."""
 
 from __future__ import annotations
 

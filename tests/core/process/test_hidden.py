@@ -19,7 +19,7 @@ from turbofit.core.process.hidden import hide_secrets, without_secrets
         ("x --upstream-key k1 --hf-token k1", "x --upstream-key *** --hf-token ***"),
         ("HF_TOKEN=k1 x", "HF_TOKEN=*** x"),
         ("x --api-key-file keys --ssl-keyfile f", "x --api-key-file keys --ssl-keyfile f"),
-        ("x --max-tokens 8k --max-prefill-token-num 9", "x --max-tokens 8k --max-prefill-token-num 9"),
+        ("x --max-tokens 8k --token-num 9", "x --max-tokens 8k --token-num 9"),
         ("x --api-key 123456", "x --api-key ***"),
         ("x http://me:k1@host/v1", "x http://***@host/v1"),
     ],
