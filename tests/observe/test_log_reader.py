@@ -7,9 +7,10 @@ import time
 import pytest
 
 from turbofit.core.units import MIB
+from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe import log_events as log
 from turbofit.observe.calibration import cached_tokens
-from turbofit.observe.log_reader import SmiTable, read_line
+from turbofit.observe.log_reader import read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
 FATAL = "[TM][FATAL][1120.08:30:01.123456]"

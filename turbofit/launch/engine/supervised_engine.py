@@ -16,6 +16,7 @@ from turbofit.launch.engine.engine_log import (
     end_of,
     fallback,
     hang,
+    ran_out,
     silence,
     stalled,
 )
@@ -238,8 +239,11 @@ class SupervisedEngine:
     def _ended(self, code: int | None) -> End:
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
         before, after = self._kills[0], kernel.host_kills()
-        return end_of(
-            code, self.tracker,
-            death=None if self.pretended is None else self.pretended.death(),
-            host_kills=None if before is None or after is None else after - before,
-        )  # fmt: skip
+        host_kills = None if before is None or after is None else after - before
+        return end_of(code, self.tracker, host_kills=host_kills)
+
+    def explained(self, end: End) -> End:
+        """The end with the bytes that a pretend GPU refused; reading that may take seconds."""
+        if self.pretended is None or end.kind != "out_of_memory":
+            return end
+        return ran_out(self.tracker, self.pretended.death())
