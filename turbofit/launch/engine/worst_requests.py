@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.images.rule import DummyImage
 from turbofit.load.prompt import png
-from turbofit.memory.turbomind.pool import forward_tokens
+from turbofit.memory.engines import engine_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +170,7 @@ def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any
     guessed tokens of the template does not matter.
     """
     unit_tokens, most = rule.unit_tokens(1), plan.limits.units_per_image
-    before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
+    before, forward = max(0, text - _AFTER), engine_of(plan).forward_tokens(plan.settings)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER
     best: tuple[int, list[int]] = (0, [])
     for lead in range(forward // unit_tokens + 2):
