@@ -214,7 +214,7 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     rule, most = plan.model.image_rule, plan.limits.units_per_forward
     if rule is None or not rule.client_knobs or not whole_image(rule) or plan.engine.on_torch:
         return None
-    forward, before = forward_tokens(plan.settings), max(0, text - _AFTER)
+    forward, before = engine_of(plan).forward_tokens(plan.settings), max(0, text - _AFTER)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER - 3 * _AROUND
     left = min(rule.unit_tokens(most), room)
     first = _at_least(rule, forward - before + _SLACK)
