@@ -87,8 +87,9 @@ class Gateway(AsgiApp):
         self._resizing = asyncio.Semaphore(_AT_ONCE)
         self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
-            self.fleet, longest=config.queue_length, seconds=config.queue_seconds
-        )
+            self.fleet, longest=config.queue_length, seconds=config.queue_seconds,
+            at_once=config.at_once,
+        )  # fmt: skip
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList(DenyFile(config.denied))
         self.deny_list.count = self.metrics.count
