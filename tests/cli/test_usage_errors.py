@@ -42,7 +42,7 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("-o json", "", "here: --json (--md prints Markdown"),
         ("--hf-token hf_x", " ***", "set HF_TOKEN to it"),
         ("--max-num-batched-tokens 8k", " 8k", "here: --max-prefill-token-num 8k"),
-        ("--env HF_TOKEN=hf_x", " ***", "NAME=VALUE turbofit"),
+        ("--env HF_TOKEN=hf_x", " HF_TOKEN=***", "NAME=VALUE turbofit"),
     ],
 )
 def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:

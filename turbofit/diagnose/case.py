@@ -10,12 +10,13 @@ from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.event import event_of
 from turbofit.diagnose.subject import preset_of
+from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.presets import load_preset, match_key, presets_with
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.observe.log_events import MigSlice, PeerMissing, SmiGpu, TorchMemory
+from turbofit.observe.log_events import PeerMissing, TorchMemory
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
 
@@ -165,7 +166,7 @@ class LogCase:
         begun = self.facts.begun_at
         before = begun is not None and line < begun and not self.facts.first(TorchMemory)
         used = gpu.used if before and gpu.used and gpu.used >= _IN_USE else 0
-        return f"{gpu.name} {(gpu.total or 0) // MIB} MiB:used={used // MIB}MiB"
+        return gpu.spec(used)
 
 
 def usable(gpu: Gpu) -> int | None:

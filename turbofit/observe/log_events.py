@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from turbofit.core.rehearsal import EndKind
 from turbofit.core.struct import Struct
+from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, SmiProcess
 
 #: A CUDA context and libraries of one process take less than so many bytes.
 CONTEXT: Final = 3 << 29
@@ -253,35 +254,6 @@ class HostKill(Struct):
 
 class SmiDriver(Struct):
     """The head of an nvidia-smi table."""
-
-
-class SmiGpu(Struct):
-    """A GPU of an nvidia-smi table, of ``nvidia-smi -L``, or a line of a program's own list.
-
-    Bytes are as the table counts them; ``count`` GPUs of a list share a line.
-    """
-
-    index: int
-    name: str = ""
-    count: int = 1
-    used: int | None = None
-    total: int | None = None
-
-
-class MigSlice(Struct):
-    """A MIG slice of the GPU before it: its profile, or its bytes as a table has them."""
-
-    profile: str = ""
-    total: int | None = None
-
-
-class SmiProcess(Struct):
-    """A process of an nvidia-smi table."""
-
-    gpu: int
-    pid: int
-    name: str
-    used: int | None
 
 
 class KnownMessage(Struct):

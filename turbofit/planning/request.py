@@ -168,8 +168,8 @@ class PlanRequest(Validated):
     on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
         default=None,
         description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, 2x24GB, "
-        "a100-80g:mig=3g.40gb, what nvidia-smi -L prints, or a snapshot's path (default: this one, "
-        "through NVML)",
+        "a100-80g:mig=3g.40gb, what nvidia-smi prints (on the command line - reads it from stdin), "
+        "or a snapshot's path (default: this one, through NVML)",
     )
     gpus: Annotated[str | None, Metavar("LIST")] = Field(
         default=None,

@@ -34,6 +34,9 @@ class Rates(Struct):
     memory_efficiency: float
     compute_efficiency: float
     vision_efficiency: float
+    vision_attention_efficiency: float
+    pixel_seconds: float
+    kernel_seconds: float
     layer_seconds: float
     step_seconds: float
     request_seconds: float

@@ -38,8 +38,8 @@ _PRETEND: Final = (
 #: The model of a request that names none: a saved plan has its own.
 _NO_MODEL: Final = "-"
 _LAUNCH: Final = (
-    "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
-    "no_gateway", "unplanned", "drain", "liveness", "lease",
+    "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_rehearse",
+    "forget", "no_gateway", "unplanned", "drain", "liveness", "lease",
 )  # fmt: skip
 _CLUSTER: Final = ("cluster", "name", "node_port")
 
@@ -77,7 +77,7 @@ def serve(
     request = common.filled(PlanRequest, {**given, "model": model[0] if model else _NO_MODEL})
     if not options.dry_run and not options.pretend:
         launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
-    options.check()
+    options.refuse_alone()
     if options.no_gateway:
         public.refuse_unused()
     models.check(model, options)
@@ -256,6 +256,7 @@ def _show_commands(arguments: _Arguments, form: output.Form) -> int:
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
+    from turbofit.core.process.hidden import without_secrets
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
@@ -265,19 +266,19 @@ def _show_commands(arguments: _Arguments, form: output.Form) -> int:
         plan = _read_saved(arguments, arguments.options.plan)
     else:
         plan = best_plan(_with_passed(arguments))
-    passed, port = arguments.passed, arguments.public.port
+    passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
     if port + plan.parallel.replicas - 1 > LAST_PORT:
         raise UsageError(
             f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
             hint="choose a lower --port",
         )
-    shown_commands = commands(plan, port=port, name=name, options=passed.argv)
+    shown_commands = commands(plan, port=port, name=name, options=passed)
     if form.as_json or form.md:
         serve = plan.serve
         if serve is not None:
             named = ("--model-name", name) if name else ()
-            rest = ("--", *passed.argv) if passed.argv else ()
+            rest = ("--", *passed) if passed else ()
             serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
         shown = msgspec.structs.replace(plan, serve=serve, commands=shown_commands)
         return show_plan(shown, "serve", form)

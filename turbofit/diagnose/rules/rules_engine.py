@@ -10,6 +10,7 @@ from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.shortage import Shortage, shortage_of
+from turbofit.machine.nvidia_smi import SmiProcess
 from turbofit.memory.turbomind.weights import load_constants, weight_classes
 from turbofit.observe.log_events import (
     CacheBudget,
@@ -17,7 +18,6 @@ from turbofit.observe.log_events import (
     Frame,
     ServerUp,
     Slab,
-    SmiProcess,
     VisionSetup,
     WarmupFinished,
     WarmupLength,

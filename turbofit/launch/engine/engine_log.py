@@ -224,15 +224,13 @@ def end_of(
     code: int | None,
     tracker: StartupTracker,
     *,
-    death: End | None = None,
     host_kills: int | None = None,
 ) -> End:
     """The end of an engine that ended by itself.
 
     ``code`` is negative for a signal, or 128 + the signal; None: the PyTorch engine's loop ended,
-    and the server in front of it lives and would answer 503 for ever. ``death`` is the refused
-    allocation on pretend GPUs. ``host_kills``: processes that the kernel killed for memory while it
-    ran; None where that cannot be read.
+    and the server in front of it lives and would answer 503 for ever. ``host_kills``: processes
+    that the kernel killed for memory while it ran; None where that cannot be read.
     """
     fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     short = (
@@ -242,7 +240,7 @@ def end_of(
     )
     kind = end_kind(code, out_of_memory=short, host_kills=host_kills)
     if kind == "out_of_memory":
-        return _ran_out(tracker, death)
+        return ran_out(tracker)
     if kind in ("killed", "host_memory"):
         return _killed(tracker, host_kills)
     see = f"its log is {tracker.log}; turbofit doctor reads the kernel's log for errors of a card"
@@ -308,8 +306,8 @@ def fallback(tracker: StartupTracker) -> End:
     )
 
 
-def _ran_out(tracker: StartupTracker, death: End | None) -> End:
-    """A lack of memory; the pretend account adds its bytes where the engine's calls are its own."""
+def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
+    """A lack of memory; ``death``, the refused allocation on pretend GPUs, adds its bytes."""
     plan, fault, pytorch = tracker.plan, tracker.fault, tracker.plan.engine.is_pytorch
     if fault is None:
         text = f"the engine found no memory for its {tracker.no_cache} when it had loaded the"
