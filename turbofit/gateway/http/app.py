@@ -96,8 +96,9 @@ class Gateway(AsgiApp):
         self._resizing = PictureTurns(0 if cores == NA else min(int(cores) - 1, _MOST_RESIZED))
         self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
-            self.fleet, longest=config.queue_length, seconds=config.queue_seconds
-        )
+            self.fleet, longest=config.queue_length, seconds=config.queue_seconds,
+            at_once=config.at_once,
+        )  # fmt: skip
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList(DenyFile(config.denied))
         self.deny_list.count = self.metrics.count
