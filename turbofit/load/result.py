@@ -12,7 +12,7 @@ from turbofit.core.struct import Struct, const, doc, to_builtins
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from turbofit.load.client import Answer
     from turbofit.load.driver import LoadRun
