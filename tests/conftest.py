@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 from tests import virtual_time
 from tests.support.standin.standin_engine import mend_torchvision
@@ -21,9 +22,15 @@ from tests.support.waiting import HANG
 from tests.sweep import part
 from turbofit.cli.terminal import progress_display
 
-#: The same examples on every machine, a third of them in the default check;
-#: `--hypothesis-profile explore` draws others.
-settings.register_profile("turbofit", deadline=None, derandomize=True, max_examples=part(100, 3))
+#: The same examples on every machine in the check, others at each `--all`, three times as many.
+settings.register_profile(
+    "turbofit",
+    deadline=None,
+    derandomize="CHECK_ALL" not in os.environ,
+    max_examples=part(100, 3),
+)
+#: Hypothesis draws constants of local modules too, of those that a worker happens to have loaded.
+providers.is_local_module_file = lambda path: False
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()

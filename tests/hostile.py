@@ -6,11 +6,9 @@ something first, each with a note. They were found with coverage (atheris, at co
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import re
-import signal
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.waiting import endless_ends
 from tests.sweep import part
 
 _FOLDER = Path(__file__).parent / "fixtures" / "hostile"
-#: Of processor time, for one input: others wait while it is read.
-_SECONDS = 2.0
 _JSON = re.compile(rb"[\[{].*[\]}]", re.DOTALL)
 _VALUES = (
     None, True, 0, 1, -1, 3, 64, 255, 65536, 2**31, 2**53, 2**64, 10**30, 0.5, -0.0, 1e308, "",
@@ -40,7 +37,7 @@ def hostile(
 ) -> Callable[[Callable[[bytes], None]], Callable[[], None]]:
     """A test that gives a function all that is kept under a name, and bent forms of that.
 
-    The function returns or fails; an input may take two seconds of processor time.
+    The function returns or fails; a read that does not end is ended.
     """
 
     def decorate(read: Callable[[bytes], None]) -> Callable[[], None]:
@@ -49,14 +46,14 @@ def hostile(
         @settings(max_examples=part(examples, 3), suppress_health_check=list(HealthCheck))
         @given(_bent(kept))
         def drawn(data: bytes) -> None:
-            with _limited():
+            with endless_ends():
                 read(data)
 
         @pytest.mark.slow
         @pytest.mark.filterwarnings("ignore::Warning:PIL")
         def test() -> None:
             for data in kept:
-                with _limited():
+                with endless_ends():
                     read(data)
             drawn()
 
@@ -121,17 +118,3 @@ def _nodes(value: Any) -> Iterator[tuple[Any, Any]]:
         yield value, key
         if isinstance(value[key], dict | list):
             yield from _nodes(value[key])
-
-
-@contextlib.contextmanager
-def _limited() -> Iterator[None]:
-    def late(*_: Any) -> None:
-        pytest.fail(f"an input takes more than {_SECONDS:g} s of processor time")
-
-    before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, _SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from hypothesis.internal.conjecture import providers
 
 from tests import virtual_time
 from tests.support.waiting import HANG, auntil, until
@@ -19,6 +20,11 @@ def test_what_never_comes_is_named() -> None:
         virtual_time.run(auntil(lambda: None, "the moon"))
     with pytest.raises(AssertionError, match="everything waits"):
         virtual_time.run(asyncio.Event().wait())
+
+
+def test_examples_are_the_same_whatever_a_worker_has_loaded() -> None:
+    found = providers._get_local_constants()
+    assert not any(map(found.set_for_type, ("integer", "float", "bytes", "string")))
 
 
 def test_virtual_time_goes_on_where_nothing_else_does() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.screen import Screen
+from tests.support.processes import REPO
 from turbofit.cli.command import CliCommand, Option
 from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.main import main
@@ -150,6 +153,23 @@ def test_a_bug_is_said_as_one_and_kept(module: Any, tmp_path, monkeypatch, capsy
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
     assert main(["fake"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "start", ["-m turbofit", "-c 'from turbofit.__main__ import entry; entry()'"]
+)
+def test_ctrl_c_while_it_imports_says_nothing(start: str, tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("print('imports', flush=True)\ninput()\n")
+    child = subprocess.Popen(
+        [sys.executable, *shlex.split(start), "version"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"},
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "imports\n"
+    child.send_signal(signal.SIGINT)
+    assert child.communicate() == ("", "")
+    assert child.returncode == 130
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

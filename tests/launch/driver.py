@@ -8,10 +8,10 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
+from turbofit.launch.engine.check import ask_worst
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.engine.supervised_engine import ask_worst
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.planning.commands import commands
 

@@ -51,7 +51,7 @@ TABLE = """\
 
 
 def test_of_a_pasted_table_the_cards_are_read_and_laptops_cards_are_not_those_of_desks():
-    assert machine_from(TABLE).gpus == machine_from("rtx3090+l4").gpus
+    assert machine_from(TABLE).gpus == machine_from("rtx3090:used=1MiB+l4:used=1MiB").gpus
     with pytest.raises(UsageError, match="of laptops"):
         machine_from("01:00.0 VGA: NVIDIA Corporation AD107M [GeForce RTX 4060 Max-Q / Mobile]")
 

@@ -61,7 +61,7 @@ def run(stop: StopSignal, leases: Leases) -> str:
             timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
             gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,
             port=int(sys.argv[2]),
-            check=given.get("check", True),
+            check="auto" if given.get("check", True) else "none",
         ),
         leases,
         say,

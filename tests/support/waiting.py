@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
 
 from tests.support.processes import HANG
 
 T = TypeVar("T")
 
 _PAUSE = 0.01
+#: Of processor time: a hundred times what the slowest read in a test takes.
+_ENDLESS = 60.0
 
 
 def until(predicate: Callable[[], T], what: str, limit: float = HANG) -> T:
@@ -43,3 +49,19 @@ async def auntil(predicate: Callable[[], T], what: str, limit: float = HANG) -> 
 def _check(end: float, what: str, limit: float) -> None:
     if time.monotonic() > end:
         raise AssertionError(f"waited {limit:g} s for {what}")
+
+
+@contextlib.contextmanager
+def endless_ends() -> Iterator[None]:
+    """Fail where what is inside computes without an end; it judges no duration."""
+
+    def late(*_: Any) -> None:
+        pytest.fail(f"no end after {_ENDLESS:g} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, _ENDLESS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

@@ -89,9 +89,10 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 def unknown_command(words: list[str]) -> UsageError:
     """The error for a first word that is no command: the line that is meant, or near commands."""
     from turbofit.cli import usage_errors
+    from turbofit.core.process.hidden import without_secrets
     from turbofit.core.synonyms import command_synonym, guess, near
 
-    name = usage_errors.without_secret(words[0])
+    (name,) = without_secrets(words[:1])
     advice = "" if name.startswith("-") else command_synonym(name) or ""
     advised = re.search(r"turbofit (\w+) MODEL", advice)
     nearest = "" if advice else next(iter(near(name, COMMANDS)), "")
@@ -108,7 +109,7 @@ def unknown_command(words: list[str]) -> UsageError:
             word for word in others if word not in (command, *variables)
         ]
         if usage_errors.takes_model(meant) and (line := usage_errors.meant_line(meant)):
-            line = " ".join([*map(usage_errors.without_secret, variables), line])
+            line = " ".join([*without_secrets(variables), line])
     if line and (named or not advice):
         hint = f"as {line}"
     elif line and advised:

@@ -35,7 +35,7 @@ _FAILED: Final = 1
 
 
 def entry() -> None:
-    """The console script.
+    """The command line of this process, to its exit.
 
     The garbage collector would take a sixth of a plan's time and find nothing: what start-up makes
     stays until the process ends.
@@ -106,15 +106,17 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
     import traceback
 
     from turbofit.core.process.files import new_path
+    from turbofit.core.process.hidden import hide_secrets, without_secrets
 
-    text = "".join(traceback.format_exception(exc))
+    words = " ".join(without_secrets(argv))
+    text = hide_secrets("".join(traceback.format_exception(exc)), argv, os.environ)
     try:
         path = new_path("crashes", "traceback", ".txt")
-        path.write_text(f"turbofit {turbofit.__version__} {list(argv)}\n{text}", encoding="utf-8")
+        path.write_text(f"turbofit {turbofit.__version__} {words}\n{text}", encoding="utf-8")
         hint = f"please report it with {path}"
     except OSError:
         print(text, file=sys.stderr)  # noqa: T201 - no state folder: only stderr is left
         hint = "please report it with the traceback above"
-    first = " ".join(str(exc).split())
+    first = hide_secrets(" ".join(str(exc).split()), argv, os.environ)
     message = f"a bug in turbofit: {type(exc).__name__}: {first}"
     return {"error": {"kind": "bug", "message": message, "hint": hint, "exit_code": _FAILED}}

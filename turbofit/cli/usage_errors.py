@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UnknownModelError, UsageError
+from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
 #: Arguments that take a model's name, too.
 _MODELS: Final = ("model", "run", "fragments")
-#: Options, and variables as NAME=VALUE, whose value is a secret.
-_SECRET: Final = r"(?i)(?:token|key|password|secret)(?:s?\b|\w*=)"
-#: A count of tokens: digits, of which a key has more.
-_NUMBER: Final = r"(?i)\d[\d.,_]{,11}[km]?i?"
 #: Options of every command.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
 #: A command with no more options names them all.
@@ -80,17 +77,6 @@ def _about_extra_words(extra: str, ctx: click.Context) -> str:
     return f"as {line}" if line else unknown_word(extra)
 
 
-def without_secret(word: str) -> str:
-    """The word, and of NAME=SECRET the name."""
-    name, equals, _ = word.partition("=")
-    return f"{name}=***" if equals and re.search(_SECRET, name) else word
-
-
-def _value_without_secret(value: str, text: str) -> str:
-    """The value; *** where the text names a secret, which a number, as 8k, is not."""
-    return "***" if not re.fullmatch(_NUMBER, value) and re.search(_SECRET, text) else value
-
-
 def takes_model(ctx: click.Context) -> bool:
     return any(argument.name in _MODELS for argument in _arguments(ctx))
 
@@ -99,7 +85,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     """Which option may be meant: another command's, LMDeploy's own, a near one, or any."""
     from turbofit.cli.manual import MANUAL
     from turbofit.core.synonyms import by_its_words, guess
-    from turbofit.launch.serve.passthrough import option_classes
+    from turbofit.launch.serve.passthrough import engine_options
 
     what, command = f"unknown option {name}", ctx.info_name or ""
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
@@ -111,7 +97,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         example = MANUAL[command].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
         hint = f"{has}; {ctx.info_name} is used as {example}; "
-    elif name in option_classes():
+    elif name in engine_options():
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     elif hint := guess(name, known):
         pass
@@ -200,7 +186,7 @@ def foreign_option(word: str, behind: str, ctx: click.Context) -> str:
         more = f"; {meaning.say}" if meaning.say else ""
         say(f"{name} of {meaning.of} is taken as {option}{more}")
         return f"{option}{equals}{value if equals else ''}"
-    value = _value_without_secret(value, f"{name} {value}")
+    value = without_secrets([name, value])[1]
     what = f"unknown option {name}{f' {value}' if value else ''}"
     form = "--{option} {value}"
     if takes and (line := meant_line(ctx)):
@@ -298,7 +284,7 @@ def meant_line(ctx: click.Context) -> str:
         bare = getattr(option, "bare", meaning is None or meaning.flag)
         if left and not (equals or bare or left[0].startswith("-")):
             value = left.pop(0)
-        value = _value_without_secret(value, name)
+        value = without_secrets([name, value])[1]
         if name == "--on" or (meaning is not None and meaning.to == "MODEL"):
             texts.append(value)
         elif option is not None:

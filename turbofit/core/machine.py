@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Final
 
@@ -167,7 +168,7 @@ class Host(Struct):
     cpus: int | NaType = NA
 
 
-class Machine(Struct):
+class Machine(Struct, dict=True):
     """A machine as planning sees it.
 
     ``source`` says where it comes from: ``nvml``, ``preset`` or ``snapshot FILE``. ``visible`` are
@@ -197,9 +198,12 @@ class Machine(Struct):
 
     def link(self, a: int, b: int) -> Link:
         """The link between two GPUs; one without any known fact where it was not read."""
-        low, high = sorted((a, b))
-        links = (link for link in self.links if link.a == low and link.b == high)
-        return next(links, None) or Link(a=low, b=high)
+        pair = (a, b) if a < b else (b, a)
+        return self._by_pair.get(pair) or Link(a=pair[0], b=pair[1])
+
+    @cached_property
+    def _by_pair(self) -> dict[tuple[int, int], Link]:
+        return {(link.a, link.b): link for link in self.links}
 
     def nvlinked(self, gpus: Sequence[Gpu]) -> bool:
         """Whether NVLink joins every pair of these GPUs."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from turbofit.diagnose.rules.causes import told_figures
 from turbofit.diagnose.subject import FactCollector
 from turbofit.launch.engine.process import repeats
+from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe.log_events import (
     OF_LAUNCH,
     OF_MACHINE,
@@ -21,7 +22,7 @@ from turbofit.observe.log_events import (
     TorchMemory,
     WarmupLengths,
 )
-from turbofit.observe.log_reader import SmiTable, read_line, torch_memory
+from turbofit.observe.log_reader import read_line, torch_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from contextlib import ExitStack, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -29,6 +29,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.server import keep_large_blocks
+from turbofit.launch.engine.check import LONG, ask_small, ask_worst, check_seconds
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import (
     Launch,
@@ -39,7 +40,7 @@ from turbofit.launch.engine.launches import (
     ratio_now,
     shared_ratio,
 )
-from turbofit.launch.engine.supervised_engine import ask_worst
+from turbofit.launch.images.preparation import image_environment
 from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -57,6 +58,7 @@ from turbofit.launch.serve.ladder import (
     table,
 )
 from turbofit.launch.serve.planner import Planner, can_rehearse
+from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.runs import Record, run_folder
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
@@ -82,7 +84,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.launches import Lmdeploy
-    from turbofit.launch.engine.supervised_engine import Examiner, SupervisedEngine
+    from turbofit.launch.engine.supervised_engine import EngineExam, Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.leases import Leases
@@ -190,6 +192,7 @@ class Run:
         config, version = self.config, self.lmdeploy.version
         plan = self.planner.make({})
         if config.forget:
+            Proof(plan, config, version).forget()
             if forget(plan, version, pretend=config.pretend):
                 self._say("forgot what earlier launches had learned")
             return plan
@@ -265,6 +268,7 @@ class Run:
                 return start.run(stop)
             except EndedError as exc:
                 end = exc.end
+                start.doubt(end)
             except TurbofitError as exc:
                 self.record.change(state="failed", ended=exc.to_dict()["error"])
                 raise
@@ -380,6 +384,7 @@ class Start:
         self._run, self._plan, self._number = run, plan, number
         #: From `run` on.
         self._supervisor: Supervisor
+        self._worst_asked = False
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
         self._began = time.monotonic()
@@ -422,10 +427,12 @@ class Start:
             run.say(f"warning: {warning}")
         self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before)
-        exam = ask_worst if config.check else None
-        if run.examiner is not None:
+        if run.examiner is None:
+            exam = self._exam()
+        else:
             run.examiner.begin(self._plan)
             exam = run.examiner.examine
+        self._worst_asked = exam is ask_worst
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
             exam=exam, timing=config.timing, on_end=self._ended, on_rest=self._rest,
@@ -437,6 +444,33 @@ class Start:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
             self._gone()
+
+    def _exam(self) -> EngineExam | None:
+        """What each engine must answer, which is said before it starts."""
+        run, check = self._run, self._run.config.check
+        day = self._proof.day if check == "auto" else ""
+        if day:
+            run.say(f"checked before, {day}: the worst cases of this plan were answered here")
+        if day or check == "quick":
+            self._start_progress.doing["check"] = "answering a small request"
+            return ask_small
+        if check == "none":
+            return None
+        seconds = check_seconds(self._plan)
+        self._start_progress.check_seconds = seconds
+        if not run.config.pretend:
+            choice = "; --check quick asks one small request instead" if seconds > LONG else ""
+            run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
+        return ask_worst
+
+    @cached_property
+    def _proof(self) -> Proof:
+        return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
+
+    def doubt(self, end: End) -> None:
+        """What ran out of memory is not proved, whatever was answered before."""
+        if end.is_oom:
+            self._proof.forget()
 
     def _launches(self, stack: ExitStack) -> list[Launch]:
         run, config, plan = self._run, self._run.config, self._plan
@@ -457,6 +491,7 @@ class Start:
             key = secrets.token_hex(32)
         self._key = key
         key = key or config.api_key  # the user's own is on the command line already
+        images = image_environment(plan)
         if config.pretend:
             from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
 
@@ -466,14 +501,14 @@ class Start:
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, taken=config.pretend_taken, fail_at=fail_at,
+                    folder=folder, taken=config.pretend_taken, fail_at=fail_at, images=images,
                 )
                 for command in engine_commands
             ]  # fmt: skip
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
-            Launch(command, runner, key, ratio=self._ratio(command.group))
+            Launch(command, runner, key, ratio=self._ratio(command.group), images=images)
             for command in engine_commands
         ]
 
@@ -493,7 +528,9 @@ class Start:
         used = self._used()
         engines = []
         for engine in supervisor.engines:
-            rows = beside(plan.of_group(engine.group), engine, used)
+            rows = engine.tracker.figures
+            if self._worst_asked or run.examiner is not None:  # else it has not been at its peak
+                rows = beside(plan.of_group(engine.group), engine, used)
             for row in rows:
                 if row.gpu is not None:
                     run.say(f"{engine.name}: {in_words(row)}")
@@ -506,6 +543,8 @@ class Start:
         if not run.config.pretend:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
             self._gpu_monitor.start()
+        if self._worst_asked:
+            self._proof.keep()
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))
         run.on_open(urls)
@@ -530,7 +569,7 @@ class Start:
         run.deny_list = gateway.deny_list
         for engine, started in zip(gateway.engines, self._supervisor.engines, strict=True):
             engine.start_seconds = started.start_seconds
-            if serve_config.check:
+            if serve_config.check != "none":
                 engine.succeeded()  # it has just answered: /health need not wait for a question
         run.public = (run.publish or GatewayThread)(gateway)
         run.public.start()
@@ -603,6 +642,7 @@ class Start:
         ]
 
     def _ended(self, engine: SupervisedEngine, end: End) -> None:
+        self.doubt(end)
         died = f"{engine.name}: {end.error.message}"
         self._run.record.event("ended", died)
         self._run.on_death(died)

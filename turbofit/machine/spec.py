@@ -1,4 +1,4 @@
-"""``--on SPEC``: a machine in one line, or what ``nvidia-smi -L`` prints.
+"""``--on SPEC``: a machine in one line, or what ``nvidia-smi`` and lspci print.
 
 Groups joined by ``+``, commas or lines; what has a ``=`` between commas is a machine option::
 
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Gpu, Holder, Host, Machine
+from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.synonyms import plain
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share
+from turbofit.machine.nvidia_smi import read_text
 from turbofit.machine.presets import (
     GpuPreset,
     assumed_note,
@@ -46,7 +47,7 @@ from turbofit.machine.unlisted import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 #: More GPUs than any one machine has: beyond it a SPEC is a typing error.
 MAX_GPUS: Final = 64
@@ -71,19 +72,17 @@ _ANY: Final = re.compile(
     r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
 )
 _SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
-#: What parts no cards: the commas of 23,034 MiB; head and first column of nvidia-smi's CSV.
+#: What parts no cards: the commas of 23,034 MiB; the first column of nvidia-smi's CSV.
 _NO_PARTS: Final = re.compile(
-    r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^.*\bname,.*$|^\s*\d+\s*,(?=.*MiB)",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^\s*\d+\s*,(?=.*MiB)", re.IGNORECASE | re.MULTILINE
 )
 #: A size in languages whose decimal point is a comma: ``free=19,5GB``.
 _DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
-#: A row of lspci, or of nvidia-smi's table.
-_PASTED: Final = re.compile(
-    r".*NVIDIA Corporation.*?\[([^]:]+?)(?:/[^] ]*| Rev\. \w| Lite Hash Rate)?\].*"
-    r"|\|\s*\d+\s+(.+?)\s+(?:On|Off)\s*\|.*",
-    re.IGNORECASE,
+#: A row of lspci, and a line of nvidia-smi's table.
+_LSPCI: Final = re.compile(
+    r".*NVIDIA Corporation.*?\[([^]:]+?)(?:/[^] ]*| Rev\. \w| Lite Hash Rate)?\].*", re.IGNORECASE
 )
+_TABLE_LINE: Final = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
 #: What nvidia-smi prints: cards and slices of -L, a name with its memory.
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
@@ -111,7 +110,7 @@ class _Card(Struct):
 
 def is_pasted(text: str) -> bool:
     """Whether lspci or nvidia-smi has printed it of a card: a slash in it is no folder's."""
-    return _PASTED.search(text) is not None
+    return bool(_LSPCI.search(text) or _TABLE_LINE.search(text))
 
 
 def is_spec(text: str) -> bool:
@@ -130,7 +129,8 @@ def parse_spec(spec: str) -> Machine:
         UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
     """
     spec = plain(spec)
-    if pasted := [row[1] or row[2] for row in _PASTED.finditer(spec)]:
+    printed = read_text(spec)
+    if pasted := printed or _LSPCI.findall(spec):
         spec = "\n".join(pasted)
     if not spec:
         _refuse("it is empty", _EXAMPLE)
@@ -139,27 +139,46 @@ def parse_spec(spec: str) -> Machine:
     if len(cards) > MAX_GPUS:
         _refuse(f"{len(cards)} GPUs", f"one machine has at most {MAX_GPUS}")
     options = _key_values(tail, _OPTIONS, "machine option")
+    gpus = tuple(
+        replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
+    )
+    notes = dict.fromkeys(card.note for card in cards if card.note)
+    return Machine(
+        name=_name(spec, gpus),
+        source="preset",
+        gpus=gpus,
+        links=_links(cards, options),
+        host=_host(options),
+        visible=tuple(range(len(cards))),
+        warnings=(*notes, *(_held_note(gpu) for gpu in gpus if printed and gpu.used)),
+    )
+
+
+def _links(cards: list[_Card], options: Mapping[str, str]) -> tuple[Link, ...]:
     joined = _parse_pairs(options["nvlink"], cards) if "nvlink" in options else None
     peers = _parse_p2p(options["p2p"], cards) if "p2p" in options else None
     if peers == "none" and joined:
         _refuse("p2p=none contradicts nvlink: NVLinked GPUs are peers", "leave out one of the two")
-    gpus = tuple(
-        replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
-    )
-    # Nothing is known of a described host but its memory, taken as available.
+    return preset_links([card.preset for card in cards], nvlink=joined, p2p=peers)
+
+
+def _host(options: Mapping[str, str]) -> Host:
+    """A described host, of which nothing is known but its memory, taken as available."""
     ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
-    # What is pasted from nvidia-smi has UUIDs and line ends in it.
+    return Host(ram_total=ram, ram_available=ram)
+
+
+def _name(spec: str, gpus: Sequence[Gpu]) -> str:
+    """The SPEC itself; the cards where it is pasted from nvidia-smi, with UUIDs and line ends."""
+    if "\n" not in spec and "UUID:" not in spec:
+        return " ".join(spec.split())
     kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
-    listed = " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
-    return Machine(
-        name=listed if "\n" in spec or "UUID:" in spec else " ".join(spec.split()),
-        source="preset",
-        gpus=gpus,
-        links=preset_links([card.preset for card in cards], nvlink=joined, p2p=peers),
-        host=Host(ram_total=ram, ram_available=ram),
-        visible=tuple(range(len(cards))),
-        warnings=tuple(dict.fromkeys(card.note for card in cards if card.note)),
-    )
+    return " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
+
+
+def _held_note(gpu: Gpu) -> str:
+    held = format_bytes(int(gpu.used))
+    return f"GPU {gpu.index}: {held} are held by others, as the pasted nvidia-smi says"
 
 
 def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:

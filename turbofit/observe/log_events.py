@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from turbofit.core.rehearsal import EndKind
 from turbofit.core.struct import Struct
+from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, SmiProcess
 
 #: A CUDA context and libraries of one process take less than so many bytes.
 CONTEXT: Final = 3 << 29
@@ -28,6 +29,12 @@ class EngineFallback(Struct):
     """LMDeploy would run its PyTorch engine instead of TurboMind."""
 
     message: str
+
+
+class ImagesPrepared(Struct):
+    """How this engine's process prepares images; turbofit's own line."""
+
+    how: str
 
 
 class CacheBudget(Struct):
@@ -117,12 +124,11 @@ class _CudaFault(Struct):
 class CudaError(_CudaFault):
     """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
 
-    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is the LMDeploy that
-    plans are for: the line of its source tells that.
+    ``call`` is the line of the engine's source that made it, where the log has it.
     """
 
     driver: bool = False
-    pinned: bool = False
+    call: str = ""
 
 
 class LegacyCuda(_CudaFault):
@@ -255,43 +261,14 @@ class SmiDriver(Struct):
     """The head of an nvidia-smi table."""
 
 
-class SmiGpu(Struct):
-    """A GPU of an nvidia-smi table, of ``nvidia-smi -L``, or a line of a program's own list.
-
-    Bytes are as the table counts them; ``count`` GPUs of a list share a line.
-    """
-
-    index: int
-    name: str = ""
-    count: int = 1
-    used: int | None = None
-    total: int | None = None
-
-
-class MigSlice(Struct):
-    """A MIG slice of the GPU before it: its profile, or its bytes as a table has them."""
-
-    profile: str = ""
-    total: int | None = None
-
-
-class SmiProcess(Struct):
-    """A process of an nvidia-smi table."""
-
-    gpu: int
-    pid: int
-    name: str
-    used: int | None
-
-
 class KnownMessage(Struct):
     """A line that a row of `presets/causes.yaml` has."""
 
 
 #: What only a launch follows, and frames whose code a stack has anyway.
 OF_LAUNCH: Final = (
-    CacheFrame, EngineFallback, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame,
-    WarmingUp,
+    CacheFrame, EngineFallback, ImagesPrepared, LoadingWeights, LoopFailed, LostLock, NoCache,
+    VisionFrame, WarmingUp,
 )  # fmt: skip
 #: What is true of the machine for each run of a log.
 OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB, MIB, parse_bytes
-from turbofit.memory.turbomind.weights import load_constants
+from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import CONTEXT, TorchMemory
 
@@ -112,9 +112,9 @@ def _kill(match: re.Match[str]) -> events.HostKill:
     )
 
 
-def _listed(match: re.Match[str]) -> events.SmiGpu:
+def _listed(match: re.Match[str]) -> SmiGpu:
     indices = match[1].split(",")
-    return events.SmiGpu(index=int(indices[0]), name=match[2], count=len(indices))
+    return SmiGpu(index=int(indices[0]), name=match[2], count=len(indices))
 
 
 #: Messages of TurboMind since 0.15, behind its prefix; "MB" are MiB.
@@ -169,6 +169,8 @@ _OTHER: Final = (
          lambda _: events.ModelLoaded()),
     _row("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
          lambda m: events.EngineFallback(message=m[1])),
+    _row("turbofit: images: ", r"turbofit: images: (.*)",
+         lambda m: events.ImagesPrepared(how=m[1])),
     _row("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
     _row("Loading weights from", "", lambda _: events.LoadingWeights()),
     _row("Warming up ", "", lambda _: events.WarmingUp()),
@@ -197,9 +199,9 @@ _OTHER: Final = (
     # ``nvidia-smi -L``, collect_env (a line a GPU), check_env (equal ones share a line).
     _row("GPU ", r"\s*GPU (\d+(?:,\d+)*): (\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:|$)",
          _listed),
-    _row("MIG ", r"\s*MIG (\S+)\s+Device\s+\d+:", lambda m: events.MigSlice(profile=m[1])),
+    _row("MIG ", r"\s*MIG (\S+)\s+Device\s+\d+:", lambda m: MigSlice(profile=m[1])),
     _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
-         lambda m: events.SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
+         lambda m: SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
                                  total=int(m[4]) * MIB)),
     _row("Error|Exception|Exit:",
          r"((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*(?:Error|Exception|Exit)|Exception))(?:: ?(.*))?$",
@@ -217,8 +219,8 @@ def read_line(line: str) -> Struct | None:
         if message.isdecimal():
             return events.WarmupLength(tokens=int(message))
         event = _first(_TURBOMIND_WORDS, message) or _first(_OTHER_WORDS, message)
-        if isinstance(event, events.CudaError) and prefix[1] == load_constants().pinned_call:
-            return events.CudaError(message=event.message, driver=event.driver, pinned=True)
+        if isinstance(event, events.CudaError):
+            return events.CudaError(message=event.message, driver=event.driver, call=prefix[1])
     except ValueError:  # a figure that a torn line damaged
         return None
     return event
@@ -236,40 +238,6 @@ def _first(words: tuple[tuple[str, _Row], ...], text: str) -> Struct | None:
         if event is not None:
             return event
     return None
-
-
-class SmiTable:
-    """Reads nvidia-smi's table, where a GPU takes two lines: its name, then its memory."""
-
-    _NAME: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s{2,}(?:(?:On|Off|N/A)\s*)?\|")
-    _NAME_CUT: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s+(?:On|Off|N/A)\s*\|")
-    _MEMORY: Final = re.compile(r"\|.*\|\s*(\d+)MiB\s*/\s*(\d+)MiB\s*\|")
-    #: A row of the block "MIG devices": GPU, GPU instance, compute instance, device.
-    _SLICE: Final = re.compile(r"\|\s+\d+\s+\d+\s+\d+\s+\d+\s+\|\s+\d+MiB\s*/\s*(\d+)MiB\s+\|")
-    _PROCESS: Final = re.compile(
-        r"\|\s+(\d+)\s+(?:\S+\s+\S+\s+)?(\d+)\s+(?:C|G|C\+G|M\+C)\s+(\S+(?:\s+\S+)*?)\s+"
-        r"(?:(\d+)MiB|N/A)\s*\|"
-    )
-
-    def __init__(self) -> None:
-        self._named: tuple[int, str] | None = None
-
-    def line(self, text: str) -> Struct | None:
-        text = text.lstrip()
-        if not text.startswith("|"):
-            return None
-        if match := self._PROCESS.match(text):
-            used = int(match[4]) * MIB if match[4] else None
-            return events.SmiProcess(gpu=int(match[1]), pid=int(match[2]), name=match[3], used=used)
-        if match := self._SLICE.match(text):
-            return events.MigSlice(total=int(match[1]) * MIB)
-        if (match := self._MEMORY.match(text)) and self._named:
-            (index, name), self._named = self._named, None
-            used, total = (int(match[i]) * MIB for i in (1, 2))
-            return events.SmiGpu(index=index, name=name, used=used, total=total)
-        if match := self._NAME_CUT.match(text) or self._NAME.match(text):
-            self._named = int(match[1]), match[2]
-        return None
 
 
 def torch_memory(text: str) -> TorchMemory:

@@ -168,8 +168,8 @@ class PlanRequest(Validated):
     on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
         default=None,
         description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, 2x24GB, "
-        "a100-80g:mig=3g.40gb, what nvidia-smi -L prints, or a snapshot's path (default: this one, "
-        "through NVML)",
+        "a100-80g:mig=3g.40gb, what nvidia-smi prints (on the command line - reads it from stdin), "
+        "or a snapshot's path (default: this one, through NVML)",
     )
     gpus: Annotated[str | None, Metavar("LIST")] = Field(
         default=None,
@@ -224,6 +224,16 @@ class PlanRequest(Validated):
     )
     max_pixels: Pixels | None = Field(
         default=None, description="pixels an image, for Qwen2-VL: 1003520, 1280*28*28 or 1 MP"
+    )
+    image_threads: Annotated[int, Field(ge=1, le=64), parsed(_whole), Metavar("N")] | None = Field(
+        default=None,
+        description="threads of each engine of LMDeploy that prepare images; 1 is LMDeploy's own "
+        "way (default: the engine's share of the cores but one, 2 to 16)",
+    )
+    image_cache: Bytes | None = Field(
+        default=None,
+        description="host memory in which each engine of LMDeploy keeps prepared images; 0 keeps "
+        "none (default: an eighth of what is left, at most 4GiB)",
     )
     margin: Annotated[int | str | None, parsed(_share), Metavar("BYTES|%")] = Field(
         default=None,
@@ -349,7 +359,8 @@ GROUPS: Final = {
     "shape": ("tp", "replicas", "engine"),
     "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
     "limits and budgets": (
-        "max_dynamic_patch", "max_pixels", "margin", "budget", "least", "no_tuned",
+        "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin", "budget",
+        "least", "no_tuned",
     ),
 }  # fmt: skip
 _NAMES: Final = tuple(PlanRequest.model_fields)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from contextlib import nullcontext
 from typing import Annotated, Literal
 
@@ -9,6 +11,7 @@ import pytest
 from pydantic import Field
 
 from turbofit.cli.command import CliCommand
+from turbofit.cli.main import main
 from turbofit.cli.options.common_options import filled, options_of
 from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
 from turbofit.core.errors import UsageError
@@ -89,3 +92,11 @@ def test_what_does_not_go_together(models, beside, of_models, said) -> None:
     refused = pytest.raises(UsageError, match=said) if said else nullcontext()
     with refused:
         ModelsOptions(**of_models).check(models, ServeOptions(**beside))
+
+
+def test_a_machine_comes_by_stdin(capsys, monkeypatch) -> None:
+    text = "name, memory.used [MiB]\nNVIDIA L4, 2048 MiB\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["plan", "qwen2-vl-2b", "--on", "-", "--json"]) == 0
+    (gpu,) = json.loads(capsys.readouterr().out)["machine"]["gpus"]
+    assert (gpu["name"], gpu["used"]) == ("NVIDIA L4", 2048 << 20)

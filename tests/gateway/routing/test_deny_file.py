@@ -8,8 +8,10 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.gateway import plan_for
 from turbofit.core.errors import UsageError
@@ -28,6 +30,20 @@ pytestmark = pytest.mark.usefixtures("state")
 
 def path_of(version: str = "0.18.0", **facts: bool) -> Path:
     return Path(deny_path(plan_for(), version, **facts) or "")
+
+
+def test_a_model_s_file_is_the_same_wherever_its_checkpoint_is_now() -> None:
+    plan = plan_for()
+
+    def path(**changes: Any) -> str | None:
+        source = replace(plan.model.source, **changes)
+        return deny_path(replace(plan, model=replace(plan.model, source=source)), "0.18.0")
+
+    assert path(checkpoint="/runs/1/model/InternVL2") == path(checkpoint="/cache/abc") == path()
+    assert path(kind="hub_cache", where="/cache/abc", checkpoint="/cache/abc") == path()
+    mine = path(kind="folder", where="/mine", checkpoint="/mine")
+    assert mine == path(kind="folder", where="/mine", checkpoint="/runs/1/model/mine") != path()
+    assert mine != path(kind="folder", where="/other")
 
 
 def written(file: DenyFile) -> bool:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.rehearsal import End
-from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, silence
+from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, ran_out, silence
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -126,15 +126,15 @@ def test_the_pretend_account_adds_the_bytes() -> None:
         gpu=2, phase="serving", where="InternVit::Impl::Forward", asked=500 << 20,
         left=300 << 20, missing=202 << 20,
     )  # fmt: skip
-    ended = end_of(-6, tracker(*SERVING, CUDA), death=death)
+    ended = ran_out(tracker(*SERVING, CUDA), death)
     assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
     assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
     assert "(in InternVit::Impl::Forward)" in ended.error.message
     assert ended.record()["where"] == "InternVit::Impl::Forward"
-    served = end_of(None, torch(FAILED, OOM), death=death)
+    served = ran_out(torch(FAILED, OOM), death)
     assert (served.missing, served.left, served.where) == (202 << 20, 300 << 20, death.where)
     meant = replace(death, left=1 << 30, missing=None, simulated=7)
-    ended = end_of(-6, tracker(START, BUDGET, WARM, CUDA), death=meant)
+    ended = ran_out(tracker(START, BUDGET, WARM, CUDA), meant)
     assert (ended.missing, ended.left) == (None, 1 << 30)
     assert "simulated" in ended.error.message
 
@@ -197,7 +197,7 @@ def test_a_cache_that_finds_no_memory_is_none_of_the_weights() -> None:
     said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
     seen = torch(loading, "    self.build_cache_engine()", said)
     death = End(gpu=0, where="layout.py:63", asked=100, left=40, missing=60, phase="")
-    for end in (end_of(1, seen), end_of(1, seen, death=death)):
+    for end in (end_of(1, seen), ran_out(seen, death)):
         assert (end.phase, end.missing) == ("cache", 128 << 20)
         assert "when it allocated the cache" in end.error.message
         assert "--margin" in end.error.hint

@@ -19,7 +19,7 @@ from turbofit.core.plan import Command
 from turbofit.launch.engine import kernel, process, supervised_engine
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.engine.process import _TIME, EngineProcess, LogFile, command_text, repeats
+from turbofit.launch.engine.process import _TIME, EngineProcess, LogFile, repeats
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
 #: Torch's, of a request; the server before the engine lives on.
@@ -253,18 +253,6 @@ def test_what_cannot_be_opened_is_opened_once_it_can(tmp_path: Path) -> None:
     assert log.feed(b"kept\n") == [("kept", 1)]
     log.close()
     assert path.read_text().endswith(")\nkept\n")
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["lmdeploy", "serve", "a model", "--tp", "2"], "lmdeploy serve 'a model' --tp 2"),
-        (["x", "--api-keys", "k1", "k2", "--tp", "2"], "x --api-keys ... --tp 2"),
-        (["x", "--api-keys=k1", "--api-key", "k2"], "x --api-keys --api-key ..."),
-    ],
-)
-def test_a_command_is_shown_without_keys(words: list[str], text: str) -> None:
-    assert command_text(words) == text
 
 
 def test_a_first_start_needs_its_log_and_a_restart_goes_on_without(tmp_path: Path) -> None:

@@ -70,6 +70,17 @@ def test_what_a_rehearsal_shows_counts(planner: Any) -> None:
         assert said[-1].startswith("not rehearsed: ")
 
 
+def test_a_plan_is_rehearsed_once(planner: Any) -> None:
+    said: list[str] = []
+    seen = rehearsed("served", fits=True).rehearsal
+    first = Planner(REQUEST, None, print, rehearse=False).make({})
+    for _ in range(2):
+        assert planner(said, msgspec.structs.replace(first, rehearsal=seen)).rehearsal == seen
+    assert [text.partition(":")[0] for text in said] == [
+        "rehearsing", "rehearsed before, with these versions and as much free memory",
+    ]  # fmt: skip
+
+
 def test_pretend_plans_are_neither_measured_nor_reserved() -> None:
     one = Planner(REQUEST, None, print, rehearse=False)
     plan = one.make({"max_prefill_token_num": 2048})

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import REPO, Child, gone, pids
+from tests.support.serving import ask_at
 from tests.support.waiting import until
 from turbofit.report.stored_documents import read_saved
 
@@ -176,3 +177,26 @@ def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(guarded, session
     assert gone(grandchild)
     again.wait_for("OPEN")
     assert not lease.exists()
+
+
+def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(
+    tmp_path: Path, port: int, children: list[Child]
+) -> None:
+    words = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--port", str(port))
+    environ = {
+        "STANDIN_SCRIPT": "dies_of_poison", "XDG_STATE_HOME": str(tmp_path / "state"),
+        "TURBOFIT_LEASES": str(tmp_path / "leases"),
+    }  # fmt: skip
+    body = {"model": "InternVL2-8B", "messages": [{"role": "user", "content": "poison"}]}
+    answers = []
+    for starts in (3, 1):
+        child = Child([sys.executable, "-m", "turbofit", *words], **environ)
+        children.append(child)
+        assert child.process.stdout is not None
+        url = child.process.stdout.readline().strip()
+        for start in range(1, starts + 1):
+            child.wait_for("phase: ready", start)
+            until(lambda url=url: ask_at(url, "/health")[0] == 200, "it to serve")
+            answers.append(ask_at(url, "/v1/chat/completions", body)[0])
+        terminate(child)
+    assert answers == [503, 503, 422, 422]

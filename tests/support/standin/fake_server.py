@@ -4,8 +4,9 @@ It is for tests of our own process handling, where a second of start-up matters.
 says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, ``family`` starts a
 child of its own that would outlive it, ``stalls`` answers no completion, ``slow_image`` no chat,
 ``floods`` prints for ever, ``slow`` starts after ``STANDIN_SECONDS`` or never, ``dies_later`` runs
-out of memory at SIGUSR1. Of a list by commas each start takes the next one, counted in the file
-``STANDIN_COUNT``. A token takes ``STANDIN_PACE`` seconds.
+out of memory at SIGUSR1, ``dies_of_poison`` aborts at a request with this word. Of a list by commas
+each start takes the next one, counted in the file ``STANDIN_COUNT``. A token takes
+``STANDIN_PACE`` seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Any chat."""
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(raw)
+        if SCRIPT == "dies_of_poison" and b"poison" in raw:
+            os.abort()
         if SCRIPT == "stalls" and self.path.startswith("/v1/completions"):
             NEVER.wait()
         if SCRIPT == "oom_image":

@@ -35,16 +35,11 @@ if TYPE_CHECKING:
 _PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
 )
-#: Options after ``--`` that are the gateway's business while there is one.
-_PUBLIC: Final = (
-    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
-    "--proxy-url",
-)  # fmt: skip
 #: The model of a request that names none: a saved plan has its own.
 _NO_MODEL: Final = "-"
 _LAUNCH: Final = (
-    "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
-    "no_gateway", "unplanned", "drain", "liveness", "lease",
+    "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_rehearse",
+    "forget", "no_gateway", "unplanned", "drain", "liveness", "lease",
 )  # fmt: skip
 _CLUSTER: Final = ("cluster", "name", "node_port")
 
@@ -82,7 +77,7 @@ def serve(
     request = common.filled(PlanRequest, {**given, "model": model[0] if model else _NO_MODEL})
     if not options.dry_run and not options.pretend:
         launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
-    options.check()
+    options.refuse_alone()
     if options.no_gateway:
         public.refuse_unused()
     models.check(model, options)
@@ -248,12 +243,11 @@ class _Arguments(NamedTuple):
     passed: PassedOptions
 
     def gateway(self) -> GatewayConfig:
-        for name in _PUBLIC:
-            if name in self.passed.argv:
-                raise UsageError(
-                    f"{name} after -- would not reach clients: the gateway faces them",
-                    hint="use --api-key and --allow-origins before --, or --no-gateway",
-                )
+        if self.passed.public:
+            raise UsageError(
+                f"{self.passed.public[0]} after -- would not reach clients: the gateway faces them",
+                hint=f"give {self.passed.public[0]} before --, or use --no-gateway",
+            )
         return self.public.config()
 
 
@@ -262,6 +256,7 @@ def _show_commands(arguments: _Arguments, form: output.Form) -> int:
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan
+    from turbofit.core.process.hidden import without_secrets
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
@@ -271,19 +266,19 @@ def _show_commands(arguments: _Arguments, form: output.Form) -> int:
         plan = _read_saved(arguments, arguments.options.plan)
     else:
         plan = best_plan(_with_passed(arguments))
-    passed, port = arguments.passed, arguments.public.port
+    passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
     if port + plan.parallel.replicas - 1 > LAST_PORT:
         raise UsageError(
             f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
             hint="choose a lower --port",
         )
-    shown_commands = commands(plan, port=port, name=name, options=passed.argv)
+    shown_commands = commands(plan, port=port, name=name, options=passed)
     if form.as_json or form.md:
         serve = plan.serve
         if serve is not None:
             named = ("--model-name", name) if name else ()
-            rest = ("--", *passed.argv) if passed.argv else ()
+            rest = ("--", *passed) if passed else ()
             serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
         shown = msgspec.structs.replace(plan, serve=serve, commands=shown_commands)
         return show_plan(shown, "serve", form)
@@ -360,7 +355,7 @@ def _modelled(passed: PassedOptions) -> dict[str, Any]:
 #: Options of one machine, of the plan and of the launch.
 _ONE_MACHINE: Final = (
     "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
-    "record_trace",
+    "record_trace", "max_concurrent_requests",
 )  # fmt: skip
 _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
 

@@ -47,7 +47,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.observe.calibrations import pretends
 
     options = common.filled(CalibrateOptions, given)
-    options.check()
+    options.refuse_alone()
     request = common.filled(PlanRequest, {**given, "model": model})
     if not options.pretend:
         refuse_elsewhere(request, "calibrate measures")
@@ -128,7 +128,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
     began = time.monotonic()
     options, load = common.filled(TuneOptions, given), common.filled(LoadSpec, given)
-    options.check()
+    options.refuse_alone()
     load.check()
     request = _request(model, given, load)
     if not options.pretend:

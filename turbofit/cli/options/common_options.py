@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -251,14 +252,21 @@ def _each_once(_ctx: click.Context, _param: click.Parameter, names: tuple[str, .
 
 def spec_option() -> Option:
     """``--on`` of a command that plans nothing."""
-    return Option("--on", metavar="SPEC", shell_complete=complete_spec)
+    return Option("--on", metavar="SPEC", shell_complete=complete_spec, callback=_spec)
+
+
+def _spec(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """A SPEC; of ``-`` what comes by stdin (``nvidia-smi | turbofit plan MODEL --on -``)."""
+    if value != "-" or ctx.resilient_parsing:
+        return value
+    return sys.stdin.buffer.read(_LONGEST_SPEC).decode("utf-8", "replace")
 
 
 def machine_options() -> list[click.Parameter]:
     from turbofit.planning.request import PlanRequest
 
     return [
-        *options_of(PlanRequest, ["on"], shell_complete=complete_spec),
+        *options_of(PlanRequest, ["on"], shell_complete=complete_spec, callback=_spec),
         *options_of(PlanRequest, ["gpus"]),
     ]
 
@@ -288,6 +296,8 @@ def planning_keywords(given: Options) -> Options:
 # ``-f FILE``: a profile's values where the command line has none.
 
 
+#: Bytes of a SPEC; nvidia-smi's table of eight GPUs has 6,000.
+_LONGEST_SPEC: Final = 1 << 20
 #: What a profile is called.
 PROFILE: Final = "turbofit.yaml"
 _META: Final = "turbofit.profile"

@@ -35,7 +35,8 @@ class LaunchOptions(Validated):
     no_rehearse: bool = False
     forget: bool = False
 
-    def check(self) -> None:
+    def refuse_alone(self) -> None:
+        """Stop where an option needs another one that was not given."""
         if self.pretend_taken and not self.pretend:
             raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
         if self.pretend_fail and not self.pretend:
@@ -55,6 +56,7 @@ class ServeOptions(LaunchOptions):
 
     plan: FilePath | None = None
     dry_run: bool = False
+    check: Literal["auto", "full", "quick", "none"] = "auto"
     no_check: bool = False
     model_name: Annotated[str | None, Field(min_length=1)] = None
     no_gateway: bool = False
@@ -66,8 +68,10 @@ class ServeOptions(LaunchOptions):
     name: str | None = None
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
 
-    def check(self) -> None:
-        super().check()
+    def refuse_alone(self) -> None:
+        super().refuse_alone()
+        if self.no_check:
+            refuse_together({"check": self.check != "auto"}, "--no-check")
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
@@ -90,7 +94,7 @@ class ServeOptions(LaunchOptions):
         return {
             **super().config_fields(),
             "timing": Timing(**timing),
-            "check": not self.no_check,
+            "check": "none" if self.no_check else self.check,
             "model_name": self.model_name,
         }
 
@@ -205,6 +209,7 @@ class GatewayOptions(Validated):
     allowed_hosts: tuple[Annotated[str, Metavar("NAME")], ...] = ()
     trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
     connections_per_address: Positive | None = None
+    max_concurrent_requests: Positive | None = None
     ssl_certfile: FilePath | None = None
     ssl_keyfile: FilePath | None = None
     access_log: FilePath | None = None
@@ -248,6 +253,7 @@ class GatewayOptions(Validated):
             allowed_hosts=self.allowed_hosts,
             allowed_media_domains=self.allowed_media_domains,
             trusted_proxies=self.trusted_proxies,
+            at_once=self.max_concurrent_requests,
             connection=ConnectionLimits(connections_per_address=most),
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,

@@ -9,6 +9,7 @@ from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.diagnose.rules.rules_engine import table_holders
+from turbofit.machine.nvidia_smi import SmiGpu
 from turbofit.observe.log_events import (
     CheckFailed,
     CudaError,
@@ -18,7 +19,6 @@ from turbofit.observe.log_events import (
     NcclError,
     PeerMissing,
     ServerUp,
-    SmiGpu,
     WarmupFinished,
 )
 

@@ -188,9 +188,13 @@ def _changed(kept: Mapping[str, Denied], new: Mapping[str, Denied | None]) -> di
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
-    """The file of a plan's model; None where no folder can be made."""
-    model = [plan.model.hub_id or plan.model.name, plan.model.source.checkpoint or ""]
-    facts = [*model, engine_version, str(pretend)]
+    """The file of a plan's model; None where no folder can be made.
+
+    A checkpoint that was downloaded since, or made for pretend GPUs, is of the same model.
+    """
+    source = plan.model.source
+    folder = source.where if source.kind == "folder" else ""
+    facts = [plan.model.hub_id or plan.model.name, folder, engine_version, str(pretend)]
     with suppress(OSError):
         return str(state_dir(_ROOM) / f"{digest_of_parts(*facts)[:16]}.json")
     return None

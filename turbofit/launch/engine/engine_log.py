@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB, format_bytes
-from turbofit.core.version import REFERENCE
-from turbofit.memory.versions import release
+from turbofit.memory.engines import engine_of
 from turbofit.observe.calibration import cache_beside, in_words, tokens_beside
 from turbofit.observe.log_events import (
     Backpressure,
@@ -22,6 +21,7 @@ from turbofit.observe.log_events import (
     CudaError,
     EngineFallback,
     Frame,
+    ImagesPrepared,
     LoadingWeights,
     LoopFailed,
     LostLock,
@@ -184,6 +184,8 @@ class StartupTracker:
         match event:
             case EngineFallback():
                 self.fallback = event.message
+            case ImagesPrepared():
+                return [f"images: {event.how}"]
             case LoadingWeights() | Starting():
                 return self.enter("weights", now)
             case CacheBudget() if self.budget is None:
@@ -224,15 +226,13 @@ def end_of(
     code: int | None,
     tracker: StartupTracker,
     *,
-    death: End | None = None,
     host_kills: int | None = None,
 ) -> End:
     """The end of an engine that ended by itself.
 
     ``code`` is negative for a signal, or 128 + the signal; None: the PyTorch engine's loop ended,
-    and the server in front of it lives and would answer 503 for ever. ``death`` is the refused
-    allocation on pretend GPUs. ``host_kills``: processes that the kernel killed for memory while it
-    ran; None where that cannot be read.
+    and the server in front of it lives and would answer 503 for ever. ``host_kills``: processes
+    that the kernel killed for memory while it ran; None where that cannot be read.
     """
     fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     short = (
@@ -242,7 +242,7 @@ def end_of(
     )
     kind = end_kind(code, out_of_memory=short, host_kills=host_kills)
     if kind == "out_of_memory":
-        return _ran_out(tracker, death)
+        return ran_out(tracker)
     if kind in ("killed", "host_memory"):
         return _killed(tracker, host_kills)
     see = f"its log is {tracker.log}; turbofit doctor reads the kernel's log for errors of a card"
@@ -308,8 +308,8 @@ def fallback(tracker: StartupTracker) -> End:
     )
 
 
-def _ran_out(tracker: StartupTracker, death: End | None) -> End:
-    """A lack of memory; the pretend account adds its bytes where the engine's calls are its own."""
+def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
+    """A lack of memory; ``death``, the refused allocation on pretend GPUs, adds its bytes."""
     plan, fault, pytorch = tracker.plan, tracker.fault, tracker.plan.engine.is_pytorch
     if fault is None:
         text = f"the engine found no memory for its {tracker.no_cache} when it had loaded the"
@@ -317,8 +317,8 @@ def _ran_out(tracker: StartupTracker, death: End | None) -> End:
             kind="out_of_memory", phase="cache", message=f"{text} weights",
             hint=_advice(tracker),
         )  # fmt: skip
-    is_reference = release(plan.engine.version) == release(REFERENCE)
-    if isinstance(fault, CudaError) and fault.pinned and is_reference:
+    pinned = engine_of(plan).log.pinned_call
+    if isinstance(fault, CudaError) and fault.call and fault.call == pinned:
         return End(
             kind="host_memory",
             phase="host",

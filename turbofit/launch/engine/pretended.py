@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.usage import TimelineReader
-    from turbofit.rehearse.turbomind.ledger import Ledger
+    from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
@@ -144,15 +144,28 @@ class PretendReader:
 
     def death(self) -> End | None:
         """The last refused allocation; None where none was refused, or nothing can be read."""
-        if self._plan.engine.on_torch:
-            death = self._torch_death()
-        else:
-            ledger = self._read()
-            death = None if ledger is None or not ledger.deaths else ledger.deaths[-1]
+        torch = self._plan.engine.on_torch
+        death = self._torch_death() if torch else self._turbomind_death()
         if death is None:
             return None
         gpu = self._plan.parallel.groups[self._group][death["gpu"]]
         return msgspec.convert({**death, "kind": "out_of_memory", "gpu": gpu}, End)
+
+    def _turbomind_death(self) -> dict[str, Any] | None:
+        from turbofit.pretend.usage import last_refused
+        from turbofit.rehearse.turbomind.ledger import refused
+
+        try:
+            last = last_refused(self.timeline)
+        except (OSError, ValueError):
+            return None
+        if last is None:
+            return None
+        event, phase = last
+        if phase != "engine":
+            return refused(event, phase, self._sites)
+        ledger = self._read()  # of a start, whose parts only the account tells apart
+        return ledger.deaths[-1] if ledger is not None and ledger.deaths else None
 
     def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
         """By place in the group: the peak, what is held now, the executor's pool at most."""
@@ -200,16 +213,22 @@ class PretendReader:
             "missing": None if last.simulated else last.short,
         }  # fmt: skip
 
+    @cached_property
+    def _sites(self) -> CallSites:
+        from turbofit.pretend.elf import Symbols
+        from turbofit.rehearse.packages import engine_library
+        from turbofit.rehearse.turbomind.ledger import CallSites
+
+        return CallSites(Symbols(engine_library()).name)
+
     def _read(self) -> Ledger | None:
         """TurboMind's ledger so far; None where the timeline cannot be read."""
-        from turbofit.pretend.elf import Symbols
         from turbofit.pretend.usage import TimelineReader
-        from turbofit.rehearse.packages import engine_library
-        from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
+        from turbofit.rehearse.turbomind.ledger import Ledger
 
         if self._ledger is None or self._events is None:
-            sites = CallSites(Symbols(engine_library()).name)
-            self._ledger = Ledger(len(self._machine.gpus), sites, self._machine.pool_step)
+            cards, step = len(self._machine.gpus), self._machine.pool_step
+            self._ledger = Ledger(cards, self._sites, step)
             self._events = TimelineReader(self.timeline)
         try:
             return self._ledger.read(self._events.new_events())

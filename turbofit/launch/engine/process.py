@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.log_queue import CappedLog
 from turbofit.launch.engine.guard import guarded
@@ -126,18 +127,8 @@ class EngineProcess:
 
 
 def command_text(argv: Sequence[str]) -> str:
-    """A command as a shell takes it, with ``...`` for API keys."""
-    shown: list[str] = []
-    keys = False
-    for word in argv:
-        if word.startswith("--"):
-            keys = word.partition("=")[0] in ("--api-key", "--api-keys")
-            shown.append(word.partition("=")[0] if keys else word)
-        elif not keys:
-            shown.append(word)
-        elif shown[-1] != "...":
-            shown.append("...")
-    return shlex.join(shown)
+    """A command as a shell takes it, without API keys."""
+    return shlex.join(without_secrets(argv))
 
 
 # An engine's log on disk: repeated lines become a count, and its size is capped. TurboMind's hang

@@ -16,17 +16,12 @@ from turbofit.launch.engine.engine_log import (
     end_of,
     fallback,
     hang,
+    ran_out,
     silence,
     stalled,
 )
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
-from turbofit.launch.engine.worst_requests import (
-    fullest_forward,
-    longest_request,
-    worst_image_tokens,
-    worst_request,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,24 +239,11 @@ class SupervisedEngine:
     def _ended(self, code: int | None) -> End:
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
         before, after = self._kills[0], kernel.host_kills()
-        return end_of(
-            code, self.tracker,
-            death=None if self.pretended is None else self.pretended.death(),
-            host_kills=None if before is None or after is None else after - before,
-        )  # fmt: skip
+        host_kills = None if before is None or after is None else after - before
+        return end_of(code, self.tracker, host_kills=host_kills)
 
-
-def ask_worst(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]) -> None:
-    """Ask an engine what brings its memory to the plan's peak, before a client can.
-
-    ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
-    """
-    plan = engine.plan
-    worst = worst_request(plan, model)
-    tokens = 0 if worst is None else ask(worst)
-    if plan.engine.serial:
-        last = longest_request(plan, model, worst, tokens, ask)
-    else:
-        last = fullest_forward(plan, model, max(0, tokens - worst_image_tokens(plan)))
-    if last is not None:
-        ask(last)
+    def explained(self, end: End) -> End:
+        """The end with the bytes that a pretend GPU refused; reading that may take seconds."""
+        if self.pretended is None or end.kind != "out_of_memory":
+            return end
+        return ran_out(self.tracker, self.pretended.death())

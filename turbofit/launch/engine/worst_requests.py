@@ -10,12 +10,14 @@ import copy
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from turbofit.core.images.rule import DummyImage
 from turbofit.load.prompt import png
-from turbofit.memory.turbomind.pool import forward_tokens
+from turbofit.memory.engines import engine_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from turbofit.core.images import ImageRule
     from turbofit.core.json_types import JsonObject
@@ -33,6 +35,8 @@ def worst_image(plan: Plan) -> DummyImage | None:
 
 #: Prompt tokens beside what is asked for: a chat template, a question, and the answer.
 _TEXT: Final = 256
+#: Tokens of a short question with its chat template, about.
+_SHORT_TEXT: Final = 64
 _ANSWER: Final = 2
 #: Tokens after the images in a chat, and around each of them; about.
 _AFTER: Final = 8
@@ -57,11 +61,19 @@ _SHARE: Final = 0.99
 
 
 class ProbeRequest(NamedTuple):
-    """A POST to an engine, and what it is for."""
+    """A POST to an engine, what it is for, and its work.
+
+    ``units`` are those of each image; ``rows`` prompts of so many text ``tokens`` are sent, each of
+    which takes an ``answer`` of so many tokens.
+    """
 
     name: str
     path: str
     body: dict[str, Any]
+    units: tuple[int, ...] = ()
+    tokens: int = _SHORT_TEXT
+    rows: int = 1
+    answer: int = 1
 
 
 def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
@@ -69,8 +81,7 @@ def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
     image = worst_image(plan)
     if image is None:
         return None
-    parts = [image_part(image)] * plan.limits.images_per_request
-    return _chat("a worst-case request", model, parts)
+    return _chat("a worst-case request", plan, model, [image] * plan.limits.images_per_request)
 
 
 def worst_image_tokens(plan: Plan) -> int:
@@ -101,34 +112,36 @@ def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     """A small request of each kind: they load the kernels that the warm-up does not use."""
     rule, requests = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
-        requests.append(_chat("a small image", model, [image_part(rule.small_image)]))
+        requests.append(_chat("a small image", plan, model, [rule.small_image]))
     body = {
         "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
         "temperature": 1.0, "ignore_eos": True,
     }  # fmt: skip
-    return (*requests, ProbeRequest("a small text", "/v1/completions", body))
+    small = ProbeRequest("a small text", "/v1/completions", body, answer=_SMALL_ANSWER)
+    return (*requests, small)
 
 
 def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
     tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
     body = {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1}
-    return ProbeRequest("text_prefill", "/generate", body)
+    return ProbeRequest("text_prefill", "/generate", body, tokens=len(ids), answer=_ANSWER)
 
 
 def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
     """A batch that samples over the whole vocabulary, in one request whose rows meet."""
     rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
     room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
+    answer = max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room))
     body = {
         "model": model,
         "prompt": ["What is this?"] * rows,
-        "max_tokens": max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room)),
+        "max_tokens": answer,
         "top_k": 0,
         "temperature": 1.0,
         "ignore_eos": True,
     }
-    return ProbeRequest("sampling", "/v1/completions", body)
+    return ProbeRequest("sampling", "/v1/completions", body, rows=rows, answer=answer)
 
 
 def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
@@ -139,12 +152,12 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
     image = rule.image_of(min(most, rule.units_within(room)))
     if plan.engine.on_torch or image is None:
-        parts = _largest_that_meet(plan, room)
-        if len(parts) <= plan.limits.images_per_request:
+        images = _largest_that_meet(plan, room)
+        if len(images) <= plan.limits.images_per_request:
             return None
     else:
-        parts = [image_part(image)] if rule.client_knobs else _images_across(plan, rule, text)
-    return _chat("vision_forward", model, parts)
+        images = [image] if rule.client_knobs else _images_across(plan, rule, text)
+    return _chat("vision_forward", plan, model, images)
 
 
 #: By the term of the ledger that each brings to its planned size.
@@ -153,15 +166,15 @@ _WORST: Final = {
 }  # fmt: skip
 
 
-def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
+def _largest_that_meet(plan: Plan, room: int) -> list[DummyImage]:
     """Images of the planned size side by side, as many as meet and as the sequence has room for."""
     image, limits = worst_image(plan), plan.limits
     tokens = worst_image_tokens(plan) // max(1, limits.images_per_request) + _AROUND
     count = min(limits.units_per_forward // max(1, limits.units_per_image), room // tokens)
-    return [image_part(image._replace(knobs={}))] * max(1, count) if image else []
+    return [image._replace(knobs={})] * max(1, count) if image else []
 
 
-def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any]]:
+def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[DummyImage]:
     """Images across the forwards of one long prompt, for clients that cannot choose image sizes.
 
     An image is encoded whole in each forward that holds one of its tokens: a forward sees most
@@ -170,7 +183,7 @@ def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any
     guessed tokens of the template does not matter.
     """
     unit_tokens, most = rule.unit_tokens(1), plan.limits.units_per_image
-    before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
+    before, forward = max(0, text - _AFTER), engine_of(plan).forward_tokens(plan.settings)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER
     best: tuple[int, list[int]] = (0, [])
     for lead in range(forward // unit_tokens + 2):
@@ -182,8 +195,53 @@ def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any
             places = (before - _SLACK, before, before + _SLACK)
             met = min(_met(sizes, place, unit_tokens, forward) for place in places)
             best = max(best, (met, sizes), key=lambda pair: pair[0])
-    images = [rule.image_of(size) for size in best[1]]
-    return [image_part(image) for image in images if image is not None]
+    return _images(rule, best[1])
+
+
+def _images(rule: ImageRule, sizes: Iterable[int]) -> list[DummyImage]:
+    return [image for image in map(rule.image_of, sizes) if image is not None]
+
+
+def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
+    """What brings the pool where `fullest_forward` does, with images that are encoded less often.
+
+    One image that clients cannot send is encoded whole in each of the forwards that hold it, by a
+    tower whose attention grows with the square of an image. Here as many patches meet in the second
+    forward as three images: the first ends in it, the last begins. Under: by half a percent of the
+    pool, for edges that lie `_SLACK` tokens off, and whole rows of patches. None where the tower
+    sees one tile at a time, an image is encoded once, or there is no room for three.
+    """
+    rule, most = plan.model.image_rule, plan.limits.units_per_forward
+    if rule is None or not rule.client_knobs or not whole_image(rule) or plan.engine.on_torch:
+        return None
+    forward, before = engine_of(plan).forward_tokens(plan.settings), max(0, text - _AFTER)
+    room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER - 3 * _AROUND
+    left = min(rule.unit_tokens(most), room)
+    first = _at_least(rule, forward - before + _SLACK)
+    middle = 2 * forward - _SLACK - (before + first + 2 * _AROUND)
+    last = left - first - middle
+    if before >= forward or last <= 0:
+        return None
+    sizes = [rule.units_within(tokens) for tokens in (first, middle, last)]
+    return _chat("the fullest forward", plan, model, _images(rule, sizes))
+
+
+def _at_least(rule: ImageRule, tokens: int) -> int:
+    """Tokens to ask for so that an image, which has whole rows, takes no fewer than these."""
+    for wanted in range(tokens, 2 * tokens):
+        image = rule.image_of(rule.units_within(wanted))
+        if image is not None and rule.unit_tokens(_units(rule, image)) >= tokens:
+            return wanted
+    return tokens
+
+
+def _units(rule: ImageRule, image: DummyImage) -> int:
+    return replace(rule, **image.knobs).units(*image.size)
+
+
+def whole_image(rule: ImageRule) -> bool:
+    """Whether the tower's attention is over a whole image, not over one tile."""
+    return rule.unit_name == "patch"
 
 
 def _met(sizes: list[int], place: int, unit_tokens: int, forward: int) -> int:
@@ -214,15 +272,17 @@ def image_part(image: DummyImage) -> JsonObject:
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
 
-def _chat(name: str, model: str, parts: list[JsonObject]) -> ProbeRequest:
-    text = {"type": "text", "text": "What is this?"}
+def _chat(name: str, plan: Plan, model: str, images: Sequence[DummyImage]) -> ProbeRequest:
+    text, rule = {"type": "text", "text": "What is this?"}, plan.model.image_rule
+    assert rule is not None
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": [text, *parts]}],
+        "messages": [{"role": "user", "content": [text, *map(image_part, images)]}],
         "max_tokens": 1,
         "temperature": 0,
     }
-    return ProbeRequest(name, "/v1/chat/completions", body)
+    units = tuple(_units(rule, image) for image in images)
+    return ProbeRequest(name, "/v1/chat/completions", body, units)
 
 
 def longest_request(
@@ -251,9 +311,9 @@ def longest_request(
         return _words("the longest prompt", model, word_count)
     body = copy.deepcopy(worst.body)
     body["messages"][0]["content"].append({"type": "text", "text": _WORD * word_count})
-    return ProbeRequest("the longest request", worst.path, body)
+    return ProbeRequest("the longest request", worst.path, body, worst.units, word_count)
 
 
 def _words(name: str, model: str, count: int) -> ProbeRequest:
     body = {"model": model, "prompt": _WORD * count, "max_tokens": 1, "temperature": 0}
-    return ProbeRequest(name, "/v1/completions", body)
+    return ProbeRequest(name, "/v1/completions", body, tokens=count)

@@ -9,6 +9,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Validated
 from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.engine.check import CheckMode
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.serve.passthrough import adapter_names
 from turbofit.model.presets import find_preset
@@ -44,8 +45,8 @@ class ServeConfig(Validated):
     access_log: str | None = Field(
         default=None, description="a file, - for stderr, or none; None is the run's folder"
     )
-    check: bool = Field(
-        default=True, description="worst-case requests must be answered before it opens"
+    check: CheckMode = Field(
+        default="auto", description="what must be answered before it opens; see `CheckMode`"
     )
     rehearse: bool = Field(default=True, description="a plan is rehearsed before it is launched")
     pretend: bool = Field(default=False, description="on pretend GPUs")

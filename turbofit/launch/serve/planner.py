@@ -14,6 +14,7 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.progress import under_way
 from turbofit.launch.serve.leases import counted, end_orphans
+from turbofit.launch.serve.proved import Rehearsals
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin, refusal
@@ -89,6 +90,18 @@ class Planner:
             plan = best_plan(request, pretend=pretend)
         if not self.rehearse or not plan.fits:
             return plan
+        kept = Rehearsals(plan)
+        before = kept.recall(plan.machine)
+        if before is not None:
+            self.say("rehearsed before, with these versions and as much free memory")
+            return before
+        plan = self._rehearsed(request, plan)
+        if plan.fits and plan.rehearsal is not None and plan.rehearsal.outcome == "served":
+            kept.keep(plan)
+        return plan
+
+    def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
+        """The plan as its rehearsal corrected it, or as it is where it cannot be rehearsed."""
         from turbofit.rehearse.confirm import rehearsed
 
         self.say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")

@@ -44,6 +44,10 @@ class StartProgress:
         self._plan, self._before, self._clock = plan, before, clock
         self._looked, self._loaded = float("-inf"), 0
         self._told = False
+        #: What people are told of each phase.
+        self.doing = dict(_DOING)
+        #: What the check will take by forecast, and when it began; 0 where nobody knows.
+        self.check_seconds = self._check_began = 0.0
         #: What was going on when the engines were started.
         self._around: Step | None = None
 
@@ -59,18 +63,23 @@ class StartProgress:
             return
         if not self._told:
             self._told, self._around = True, now()
-        phases = list(_DOING)
+        phases = list(self.doing)
         phase = min((engine.tracker.phase for engine in starting), key=phases.index)
         if examined and phase in ("serving", "check"):
             return
         here = [engine for engine in starting if engine.tracker.phase == phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
         if phase == "weights":
-            tell(Step(_DOING[phase], *self._weights(engines), "bytes", detail))
+            tell(Step(self.doing[phase], *self._weights(engines), "bytes", detail))
+            return
+        if phase == "check" and self.check_seconds:
+            self._check_began = self._check_began or self._clock()
+            done = self._clock() - self._check_began
+            tell(Step(self.doing[phase], done, self.check_seconds, "s", detail))
             return
         if phase == "warm-up" and here[0].tracker.warming is not None:
             detail = f"{here[0].tracker.warming:,} tokens{', ' * bool(detail)}{detail}"
-        tell(Step(_DOING[phase], detail=detail))
+        tell(Step(self.doing[phase], detail=detail))
 
     def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
         """Bytes of weights on the GPUs, and those that there will be.

@@ -216,13 +216,13 @@ class Supervisor:
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Start it again later, or raise where that would not help."""
         self._end(engine)
-        ended = replace(ended, group=engine.group)
-        if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):
-            if engine.was_ready:
-                self._on_end(engine, ended)
+        again = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
+        if again or engine.was_ready:
+            self._on_end(engine, ended)  # before seconds go by
+        ended = replace(engine.explained(ended), group=engine.group)
+        if not again:
             self._tell_ends(now)
             raise EndedError(ended)
-        self._on_end(engine, ended)
         pause = engine.wait(now, self._refused_since(engine))
         self._tell(engine.name, ended.error.message, warning=True)
         if pause is not None:

@@ -133,7 +133,8 @@ class Ledger:
                     self.cards[number(0)].free_at_cache = number(1)
                     self._enter(number(0), "cache")
             case "O" | "E":
-                self.deaths.append(self._death(event))
+                phase = self.cards[number(0)].phase
+                self.deaths.append(refused(event, phase, self._sites))
 
     def executor_pool(self, index: int) -> Pool | None:
         """The pool of all activations of a card; None before its engine started."""
@@ -212,16 +213,17 @@ class Ledger:
         if block.pool in self.pools:
             self.pools[block.pool].live -= block.size
 
-    def _death(self, event: Event) -> dict[str, Any]:
-        """A refused allocation as fields of an `End`; ``simulated``: the scenario let it fail."""
-        device, _, _, size, left, last = (event.number(i) for i in range(6))
-        simulated = last if event.tag == "E" else None
-        return {
-            "gpu": device,
-            "phase": self.cards[device].phase,
-            "where": self._sites.site(event.trace),
-            "asked": size,
-            "left": left,
-            "missing": None if event.tag == "E" else last - left,
-            "simulated": simulated,
-        }
+
+def refused(event: Event, phase: str, sites: CallSites) -> dict[str, Any]:
+    """A refused allocation as fields of an `End`; ``simulated``: the scenario let it fail."""
+    device, _, _, size, left, last = (event.number(i) for i in range(6))
+    simulated = last if event.tag == "E" else None
+    return {
+        "gpu": device,
+        "phase": phase,
+        "where": sites.site(event.trace),
+        "asked": size,
+        "left": left,
+        "missing": None if event.tag == "E" else last - left,
+        "simulated": simulated,
+    }

@@ -6,7 +6,7 @@ they are the same to every forecast.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations, islice, product
 from math import ceil
 from typing import Any, Final, Literal
@@ -241,9 +241,10 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
         return [request.groups]
     ways = _mixed(request, engine)
     for gpus in kinds(request.visible):
+        groupings = Groupings(request.machine, gpus)
         for tp in _tps(request, gpus, engine):
             for replicas in _replicas(request, len(gpus) // tp):
-                ways += groupings(request.machine, gpus, tp, replicas)
+                ways += groupings.ways(tp, replicas)
     ways = ways or list(_requested_shape(request, engine))
     # Without so many engines a batch that is given does not run the requests that are given.
     batch, requests = request.fixed.get("max_batch_size"), request.workload.concurrency
@@ -273,8 +274,9 @@ def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple
         return
     if request.model.quantization is not None and len({gpu.compute_capability for gpu in gpus}) > 1:
         return
+    groupings = Groupings(request.machine, gpus)
     for replicas in _replicas(request, len(gpus) // tp):
-        yield from groupings(request.machine, gpus, tp, replicas)
+        yield from groupings.ways(tp, replicas)
 
 
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
@@ -328,45 +330,50 @@ def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     return [tuple(group) for group in alike.values()]
 
 
-def groupings(
-    machine: Machine, gpus: Sequence[Gpu], tp: int, replicas: int
-) -> list[tuple[Group, ...]]:
-    """The distinct ways to make ``replicas`` groups of ``tp`` of these equal GPUs.
+class Groupings:
+    """The distinct ways to make groups of some equal GPUs.
 
     In each group the card with the most free memory comes first: it stages the load.
     """
-    if tp * replicas > len(gpus):
-        return []
-    ways = (
-        _partitions(tuple(gpus), tp, replicas)
-        if len(gpus) <= _EXHAUSTIVE
-        else iter([_in_order(machine, gpus, tp, replicas)])
-    )
-    if _uniform(machine, gpus):
-        ways = islice(ways, 1)
-    distinct: dict[tuple[GroupSignature, ...], tuple[Group, ...]] = {}
-    signatures: dict[Group, GroupSignature] = {}
 
-    def signature_of(group: Sequence[Gpu]) -> GroupSignature:
+    def __init__(self, machine: Machine, gpus: Sequence[Gpu]) -> None:
+        self._machine, self._gpus = machine, tuple(gpus)
+        self._uniform = _uniform(machine, gpus)
+        self._signatures: dict[Group, GroupSignature] = {}
+
+    def ways(self, tp: int, replicas: int) -> list[tuple[Group, ...]]:
+        """All that differ in memory or links, each of ``replicas`` groups of ``tp`` GPUs."""
+        if tp * replicas > len(self._gpus):
+            return []
+        distinct: dict[tuple[GroupSignature, ...], tuple[Group, ...]] = {}
+        for way in self._every(tp, replicas):
+            signature = tuple(sorted(map(self._signature, way)))
+            if signature not in distinct:
+                distinct[signature] = tuple(
+                    tuple(gpu.index for gpu in sorted(group, key=_fullness)) for group in way
+                )
+        return list(distinct.values())
+
+    def _every(self, tp: int, replicas: int) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
+        if self._uniform:
+            return [tuple(self._gpus[k * tp : (k + 1) * tp] for k in range(replicas))]
+        if len(self._gpus) <= _EXHAUSTIVE:
+            return _partitions(self._gpus, tp, replicas)
+        return [_in_order(self._machine, self._gpus, tp, replicas)]
+
+    def _signature(self, group: Sequence[Gpu]) -> GroupSignature:
         indices = tuple(gpu.index for gpu in group)
-        if indices not in signatures:
+        if indices not in self._signatures:
             cards = sorted(
                 (known(g.total, 0), known(g.reserved, 0), known(g.used, 0)) for g in group
             )
-            links = group_class(machine, group), reduce_class(machine, group)
-            signatures[indices] = (tuple(cards), *links)
-        return signatures[indices]
+            links = group_class(self._machine, group), reduce_class(self._machine, group)
+            self._signatures[indices] = (tuple(cards), *links)
+        return self._signatures[indices]
 
-    def fullness(gpu: Gpu) -> tuple[int, int]:
-        return known(gpu.used, 0) - gpu.usable, gpu.index
 
-    for way in ways:
-        signature = tuple(sorted(map(signature_of, way)))
-        if signature not in distinct:
-            distinct[signature] = tuple(
-                tuple(gpu.index for gpu in sorted(group, key=fullness)) for group in way
-            )
-    return list(distinct.values())
+def _fullness(gpu: Gpu) -> tuple[int, int]:
+    return known(gpu.used, 0) - gpu.usable, gpu.index
 
 
 def mixed_groupings(
@@ -380,9 +387,13 @@ def mixed_groupings(
     ``tps`` are the degrees of each kind, which may differ. All kinds together and small degrees
     come first, up to a bound. ``replicas``: the number of groups, None for any.
     """
-    by_kind = [
-        [way for tp in degrees for way in groupings(machine, gpus, tp, len(gpus) // tp)[:_MIXED]]
+    kinds_and_degrees = [
+        (Groupings(machine, gpus), len(gpus), degrees)
         for gpus, degrees in zip(parts, tps, strict=True)
+    ]
+    by_kind = [
+        [way for tp in degrees for way in groupings.ways(tp, count // tp)[:_MIXED]]
+        for groupings, count, degrees in kinds_and_degrees
     ]
     by_kind = [ways for ways in by_kind if ways]
     sets = (some for k in range(len(by_kind), 1, -1) for some in combinations(by_kind, k))

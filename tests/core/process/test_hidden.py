@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from turbofit.core.process.hidden import hide_secrets, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("lmdeploy serve 'a model' --tp 2", "lmdeploy serve 'a model' --tp 2"),
+        ("x --api-keys k1 k2 --tp 2", "x --api-keys *** *** --tp 2"),
+        ("x --api-keys=k1 k2", "x --api-keys=*** ***"),
+        ("x --api-key k1 model", "x --api-key *** model"),
+        ("x --api-key -k1- --tp 2", "x --api-key *** --tp 2"),
+        ("x --api_key=k=1 -- --api-k k1", "x --api_key=*** -- --api-k ***"),
+        ("x --upstream-key k1 --hf-token k1", "x --upstream-key *** --hf-token ***"),
+        ("HF_TOKEN=k1 x", "HF_TOKEN=*** x"),
+        ("x --api-key-file keys --ssl-keyfile f", "x --api-key-file keys --ssl-keyfile f"),
+        ("x --max-tokens 8k --token-num 9", "x --max-tokens 8k --token-num 9"),
+        ("x --api-key 123456", "x --api-key ***"),
+        ("x http://me:k1@host/v1", "x http://***@host/v1"),
+    ],
+)  # fmt: skip
+def test_a_command_is_shown_without_secrets(line: str, shown: str) -> None:
+    assert " ".join(without_secrets(shlex.split(line))) == " ".join(shlex.split(shown))
+
+
+def test_a_text_loses_what_is_secret_on_its_command_line_and_in_its_environment() -> None:
+    text = "open(sk-long-1) env-1 env-2 hf_xyz http://u:pass@h x"
+    environ = {
+        "TURBOFIT_API_KEYS": "env-1,env-2",
+        "HF_TOKEN": "hf_xyz",
+        "HOME": "open",
+        "A_KEY": "x",
+    }
+    hidden = hide_secrets(text, ["serve", "--api-key", "sk-long-1"], environ)
+    assert hidden == "open(***) *** *** *** http://***@h x"

@@ -1,0 +1,121 @@
+"""What a run with known keys leaves and prints: the keys are in none of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import REPO, Child
+from tests.support.serving import MESSAGES, ask_at
+
+pytestmark = pytest.mark.slow
+
+MODEL = ("internvl2-8b", "--on", "1xrtx3090")
+ENVIRON = {
+    "HF_TOKEN": "hf_secretSECRETsecret", "TURBOFIT_UPSTREAM_KEY": "upstream-secret",
+    "MODELSCOPE_API_TOKEN": "scope-secret",
+}  # fmt: skip
+#: Ends with a bug whose message has all that was typed.
+CRASHES = """
+import sys
+from turbofit.launch import run
+
+def bug(*_):
+    raise RuntimeError(f"no {sys.argv} {sys.orig_argv}")
+
+run.run_folder = bug
+from turbofit.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    folders = {"XDG_STATE_HOME": tmp_path / "state", "TURBOFIT_LEASES": tmp_path / "leases"}
+    return {**ENVIRON, **{name: str(path) for name, path in folders.items()}}
+
+
+def shows_no_secret(texts: list[str], left: Path, words: tuple[str, ...]) -> None:
+    """Neither a text nor a file that was left has a secret."""
+    secrets = [*ENVIRON.values(), *(word.partition("=")[2] or word for word in words)]
+    secrets = [secret for secret in secrets if "secret" in secret]
+    assert len(secrets) > len(ENVIRON)
+    files = [path for path in left.rglob("*") if path.is_file()]
+    assert files
+    for where, data in [*((path, path.read_bytes()) for path in files), *enumerate(texts)]:
+        text = data if isinstance(data, str) else data.decode(errors="replace")
+        assert not [secret for secret in secrets if secret in text], where
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("--api-key", "secret-1", "--api-key=secret-2"),
+        ("--no-gateway", "--", "--api-keys", "secret-1", "secret-2"),
+        ("--no-gateway", "--", "--api-k=secret-1"),
+    ],
+)
+def test_a_run(keys: tuple[str, ...], children: list[Child], port: int, environ, tmp_path) -> None:
+    words = ("serve", *MODEL, "--pretend", "-vv", "--port", str(port), *keys)
+    child = Child([sys.executable, "-m", "turbofit", *words], **environ)
+    children.append(child)
+    child.wait_for("phase: ready")
+    assert child.process.stdout is not None
+    url = child.process.stdout.readline().strip()
+    body = {"model": "tiny", "messages": MESSAGES}
+    for key in ("secret-1", "secret-3"):
+        ask_at(url, "/v1/chat/completions", body, Authorization=f"Bearer {key}")
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    assert "***" in child.stderr or keys[0] == "--api-key"
+    shows_no_secret([child.stderr, url, child.process.stdout.read()], tmp_path, (*keys, "secret-3"))
+
+
+@pytest.mark.parametrize("state", ["kept", "lost"])
+@pytest.mark.parametrize("keys", ["--api-key secret-1", "--no-gateway -- --api-keys=secret-1"])
+def test_a_bug(keys: str, state: str, environ: dict[str, str], tmp_path: Path) -> None:
+    given = tuple(keys.split())
+    argv = [sys.executable, "-c", CRASHES, "serve", *MODEL, "--pretend", *given]
+    if state == "lost":
+        environ["XDG_STATE_HOME"] = "/dev/null"
+    (tmp_path / "left").touch()
+    done = subprocess.run(
+        argv, env={**os.environ, **environ}, cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "error: a bug in turbofit: RuntimeError: no [" in done.stderr
+    shown = "".join(path.read_text() for path in tmp_path.glob("state/turbofit/crashes/*"))
+    assert "Traceback" in (shown if state == "kept" else done.stderr)
+    assert ("serve internvl2-8b" in shown) == (state == "kept")
+    shows_no_secret([done.stderr, done.stdout], tmp_path, given)
+
+
+def test_commands_and_manifests(environ: dict[str, str], tmp_path: Path) -> None:
+    """Those that are shown, and not started; a manifest has the plan's options alone."""
+    keys = "--no-gateway -- --api-keys secret-1 secret-2"
+    dry = ["serve", *MODEL, "--dry-run"]
+    texts = []
+    for form in ([], ["--json"], ["--md"]):
+        argv = [sys.executable, "-m", "turbofit", *dry, *form, *shlex.split(keys)]
+        done = subprocess.run(
+            argv, env={**os.environ, **environ}, capture_output=True, text=True, check=True
+        )
+        assert "--api-keys" in done.stdout
+        texts += [done.stdout, done.stderr]
+        if form == ["--json"]:
+            (tmp_path / "plan.json").write_text(done.stdout)
+    assert json.loads((tmp_path / "plan.json").read_text())["serve"]["argv"][-1] == "***"
+    for kind in ("systemd", "compose", "k8s"):
+        argv = [sys.executable, "-m", "turbofit", "export", kind, str(tmp_path / "plan.json")]
+        done = subprocess.run(
+            argv, env={**os.environ, **environ}, capture_output=True, text=True, check=True
+        )
+        texts.append(done.stdout)
+    shows_no_secret(texts, tmp_path, tuple(keys.split()))

@@ -1,0 +1,62 @@
+"""Secrets in command lines and in texts: nothing that turbofit writes or prints shows one."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+#: What stands in the place of a secret.
+HIDDEN: Final = "***"
+#: Options and variables whose value is a secret; argparse takes LMDeploy's by its beginning, too.
+_NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$")
+#: A count of tokens: digits, of which a key has more.
+_COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
+#: Who asks, in an address.
+_USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
+#: Characters of the shortest secret that is looked for in a text.
+_SHORTEST: Final = 4
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with ``***`` in the place of each secret."""
+    return [shown for shown, _ in _split(words)]
+
+
+def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) -> str:
+    """A text without what is a secret in a command line or an environment.
+
+    Under: a secret of three characters, or one that was read from a file.
+    """
+    secrets = {secret for _, secret in _split(words)}
+    for name, value in environ.items():
+        if _NAME.search(name):
+            secrets.update(value.split(","))
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST:
+            text = text.replace(secret, HIDDEN)
+    return _USER.sub(HIDDEN, text)
+
+
+def _split(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each word as it is shown, and the secret in it; empty where there is none.
+
+    A secret's option may have its value behind ``=`` or in the next word, and one of several, such
+    as LMDeploy's ``--api-keys``, in all words up to the next option.
+    """
+    next_is_one = others_are = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if next_is_one or (others_are and not word.startswith("-")):
+            next_is_one = False
+            yield (word, "") if _COUNT.fullmatch(word) and others_are else (HIDDEN, word)
+            continue
+        is_one = _NAME.search(name) is not None
+        others_are = is_one and name.endswith("s")
+        next_is_one = is_one and not equals and word.startswith("-")
+        if is_one and equals:
+            yield f"{name}={HIDDEN}", value
+        else:
+            yield _USER.sub(HIDDEN, word), "".join(_USER.findall(word))

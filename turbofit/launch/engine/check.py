@@ -1,0 +1,159 @@
+"""What an engine is asked before it counts as ready, and how long that takes by forecast.
+
+The worst cases bring its memory to the plan's peak before a client can. Where that takes long, and
+the same memory can be had with fewer encodings of the same image, the cheaper request is asked. A
+plan that was proved on its cards answers one small request (`launch.serve.proved`).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, Final, Literal
+
+from turbofit.launch.engine.worst_requests import (
+    cheaper_forward,
+    every_worst,
+    fullest_forward,
+    longest_request,
+    small_requests,
+    whole_image,
+    worst_image_tokens,
+    worst_request,
+)
+from turbofit.memory.engines import engine_named, engine_of
+from turbofit.tuner.speed import GroupRates, group_rates, rates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
+    from turbofit.launch.engine.worst_requests import ProbeRequest
+
+#: What is asked: ``auto`` is the worst cases where they were not yet answered here, else one small
+#: request; ``full`` and ``quick`` are always one of the two.
+CheckMode = Literal["auto", "full", "quick", "none"]
+
+#: Seconds of the card, by forecast, from which on the cheaper request is asked.
+LONG: Final = 20.0
+#: Tokens of a chat's prompt before its image, and after it: about, and somewhat over.
+_BEFORE = _AFTER = 32
+#: Of so many layers of these towers one attends over the whole image, the others over windows.
+#: Source: ``fullatt_block_indexes`` of the published Qwen2.5-VL models.
+_WINDOWED: Final = {"qwen2_5vit": 8}
+
+
+def ask_worst(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]) -> None:
+    """Ask an engine what brings its memory to the plan's peak, before a client can.
+
+    ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
+    """
+    plan = engine.plan
+    if cheaper_check(plan, model):
+        small = small_requests(plan, model)[0]
+        text = max(0, ask(small) - _small_tokens(plan))
+        last = cheaper_forward(plan, model, text)
+    else:
+        worst = worst_request(plan, model)
+        tokens = 0 if worst is None else ask(worst)
+        if plan.engine.serial:
+            last = longest_request(plan, model, worst, tokens, ask)
+        else:
+            last = fullest_forward(plan, model, max(0, tokens - worst_image_tokens(plan)))
+    if last is not None:
+        ask(last)
+
+
+def ask_small(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]) -> None:
+    """Ask an engine of a proved plan one small request, with an image where it takes any."""
+    ask(small_requests(engine.plan, model)[0])
+
+
+def check_seconds(plan: Plan) -> float:
+    """Seconds that `ask_worst` takes by forecast, of the slowest group; engines are asked at once.
+
+    Over, as the engine prepares an image while another one is encoded. Seen: 0.8 to 1.3 times the
+    forecast on an H100 and an H200.
+    """
+    return max(_check_seconds(group) for group in plan.group_plans())
+
+
+def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
+    """The cheaper requests, where the worst cases would take long; empty where they are asked."""
+    if seconds_of(plan, whole_check(plan, model)) <= LONG:
+        return ()
+    cheaper = cheaper_forward(plan, model, _BEFORE + _AFTER)
+    fullest = fullest_forward(plan, model, _BEFORE + _AFTER)
+    if cheaper is None or fullest is None or fullest.name != cheaper.name:
+        return ()
+    return small_requests(plan, model)[0], cheaper
+
+
+def _check_seconds(plan: Plan) -> float:
+    return seconds_of(plan, cheaper_check(plan) or whole_check(plan, ""))
+
+
+def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
+    requests = worst_request(plan, model), fullest_forward(plan, model, _BEFORE + _AFTER)
+    return tuple(filter(None, requests))
+
+
+def _small_tokens(plan: Plan) -> int:
+    rule = plan.model.image_rule
+    return 0 if rule is None else rule.tokens(*rule.small_image.size)
+
+
+def all_worst(plan: Plan) -> tuple[ProbeRequest, ...]:
+    """What a calibration asks of an engine."""
+    worst = worst_request(plan, "")
+    rest = every_worst(plan, "", _BEFORE + _AFTER)
+    return (*small_requests(plan, ""), *((worst,) if worst else ()), *rest)
+
+
+def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
+    """Seconds that one engine needs to answer these, one after another."""
+    engine = engine_named(plan.engine.name)
+    gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
+    group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)
+    questions = list(questions)
+    seconds = sum(_request_seconds(plan, group, question) for question in questions)
+    compiled = plan.engine.on_torch and any(question.units for question in questions)
+    return seconds + (rates().kernel_seconds if compiled else 0.0)
+
+
+def _request_seconds(plan: Plan, group: GroupRates, question: ProbeRequest) -> float:
+    figures, rule = rates(), plan.model.image_rule
+    place, seconds = _BEFORE, 0.0
+    for units in question.units:
+        assert rule is not None
+        tokens = rule.unit_tokens(units)
+        seconds += _encodings(plan, group, place, tokens) * _encoding_seconds(plan, group, units)
+        seconds += units * rule.unit_side**2 * figures.pixel_seconds
+        place += tokens
+    prompt = (place - _BEFORE + question.tokens) * question.rows
+    prefill = group.seconds(figures, prompt, pairs=prompt**2 / 2 / question.rows)
+    step = group.seconds(figures, question.rows, cached=prompt)
+    return seconds + prefill + question.answer * step
+
+
+def _encodings(plan: Plan, group: GroupRates, place: int, tokens: int) -> int:
+    """How often an image of so many tokens is encoded: in each forward that holds one of them."""
+    if not group.work.encodes_again:
+        return 1
+    forward = engine_of(plan).forward_tokens(plan.settings)
+    return ceil((place + tokens + _AFTER) / forward) - place // forward
+
+
+def _encoding_seconds(plan: Plan, group: GroupRates, units: int) -> float:
+    """One pass of the tower: its products grow with an image, its attention with the square."""
+    vision, rule, figures = plan.model.vision, plan.model.image_rule, rates()
+    assert vision is not None
+    assert rule is not None
+    sequence, times = plan.model.unit_tower_tokens, units
+    if whole_image(rule):
+        sequence, times = sequence * units, 1
+    layers = vision.layers / _WINDOWED.get(vision.kind, 1)
+    attention = 4.0 * layers * times * sequence**2 * vision.hidden / plan.settings.tp
+    flops = group.card.flops / figures.compute_efficiency
+    products = group.work.vision_flops * units / group.card.vision_flops
+    return products + attention / (flops * figures.vision_attention_efficiency)

@@ -1,0 +1,126 @@
+"""What was shown on these cards before, and need not be shown again.
+
+A plan is proved once its engines have answered its worst cases: what its memory rests on is then
+its model's shape, its settings, the cards, the driver, LMDeploy and torch. A rehearsal holds for as
+long as its plan would be made again and its memory is there. What any of them is, or was, unlike
+makes it another plan, which is shown anew.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.installation import installed
+from turbofit.core.plan import Plan
+from turbofit.core.process.files import digest_of_parts
+from turbofit.core.struct import Struct, known, to_builtins, to_json
+from turbofit.core.version import __version__
+from turbofit.launch.serve.runs import StateFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.machine import Machine
+    from turbofit.launch.serve.config import ServeConfig
+
+#: Variables that change what torch allocates.
+_ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+#: Share of a card by which others may hold more than at the rehearsal: the step of a cache ratio.
+_STEP: Final = 0.001
+
+
+class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
+    """Worst cases that were answered: of which model, by which versions, and on which day."""
+
+    model: str
+    lmdeploy: str
+    torch: str
+    driver: str
+    cards: tuple[str, ...]
+    day: str
+
+
+class Proof:
+    """Whether the worst cases of a plan were answered here; `keep` once they were."""
+
+    def __init__(self, plan: Plan, config: ServeConfig, lmdeploy: str) -> None:
+        uuids = tuple(gpu.uuid for gpu in plan.gpus)
+        self._now = Proved(
+            model=plan.model.name, lmdeploy=lmdeploy, torch=installed("torch") or "",
+            driver=plan.machine.driver, cards=uuids, day=time.strftime("%Y-%m-%d"),
+        )  # fmt: skip
+        allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
+        pretended = [config.pretend, config.pretend_taken, config.pretend_fail]
+        now = to_json(replace(self._now, day="", model=""))
+        key = _digest(plan, (now, *config.options, *allocator, *map(str, pretended)))
+        self._file = StateFile("proved", key, Proved)
+
+    @property
+    def day(self) -> str:
+        """When it was proved; empty where it was not."""
+        kept = self._file.read()
+        return "" if kept is None else kept.day
+
+    def keep(self) -> None:
+        self._file.write(self._now)
+
+    def forget(self) -> None:
+        self._file.forget()
+
+
+def _digest(plan: Plan, beside: Iterable[str]) -> str:
+    """A plan by all that its engines' memory rests on, but for what is free."""
+    parts: list[Any] = [_shape(plan), plan.engine, plan.parallel.groups, plan.limits]
+    parts += [group.settings for group in plan.group_plans()]
+    return digest_of_parts(*map(to_json, parts), *beside)
+
+
+def _shape(plan: Plan) -> dict[str, Any]:
+    """Its model without names and places: two checkpoints of one shape take the same memory."""
+    model: dict[str, Any] = to_builtins(plan.model)
+    for name in ("name", "source", "hub_id", "revision", "warnings"):
+        del model[name]
+    return model
+
+
+class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/1"):
+    """The plan that a rehearsal made of another one."""
+
+    plan: Plan
+
+
+class Rehearsals:
+    """What the rehearsal of a plan came to here, of the versions that are installed now."""
+
+    def __init__(self, plan: Plan) -> None:
+        versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))
+        ledgers = [
+            [gpu.uuid, gpu.total, gpu.reserved, gpu.margin]
+            + [[term.term, term.bytes] for term in gpu.ledger if term.phase not in _MOVING]
+            for gpu in plan.gpus
+        ]
+        key = _digest(plan, (*versions, to_json(ledgers), to_json(plan.workload)))
+        self._file = StateFile("rehearsed", key, Rehearsed)
+
+    def recall(self, here: Machine) -> Plan | None:
+        """The rehearsed plan, where others hold no more of its cards than then."""
+        kept = self._file.read()
+        if kept is None:
+            return None
+        for gpu in kept.plan.gpus:
+            card = here.gpu(gpu.index)
+            free = known(card.free, 0)
+            if card.uuid != gpu.uuid or free < gpu.free - _STEP * gpu.total:
+                return None
+        return kept.plan
+
+    def keep(self, plan: Plan) -> None:
+        self._file.write(Rehearsed(plan=plan))
+
+
+#: Phases of a ledger that change with what is free.
+_MOVING: Final = ("before", "cache")

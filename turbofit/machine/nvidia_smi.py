@@ -1,0 +1,154 @@
+"""What nvidia-smi prints of a machine's GPUs: its table, and the CSV of its ``--query-gpu``.
+
+``turbofit plan --on`` reads whole texts with `read_text`, a log's reader line by line with
+`SmiTable`. nvidia-smi counts sizes in MiB, and in its table and its column ``memory.used`` nothing
+of what the driver reserves (since driver 510).
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from typing import Final, NoReturn
+
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct
+from turbofit.core.units import MIB
+
+
+class SmiGpu(Struct):
+    """A GPU of an nvidia-smi table, of ``nvidia-smi -L``, or a line of a program's own list.
+
+    Bytes are as nvidia-smi counts them; ``count`` GPUs of a list share a line.
+    """
+
+    index: int
+    name: str = ""
+    count: int = 1
+    used: int | None = None
+    total: int | None = None
+    free: int | None = None
+
+    def spec(self, used: int | None = None) -> str:
+        """The GPU as a group of a SPEC; ``used`` bytes of it in the place of its own."""
+        parts = [self.name]
+        if self.total:
+            parts[0] += f" {self.total // MIB} MiB"
+        used = self.used if used is None else used
+        if used:
+            parts.append(f"used={used // MIB}MiB")
+        elif self.free is not None and used is None:
+            parts.append(f"free={self.free // MIB}MiB")
+        return ":".join(parts)
+
+
+class MigSlice(Struct):
+    """A MIG slice of the GPU before it: its profile, or its bytes as a table has them."""
+
+    profile: str = ""
+    total: int | None = None
+
+
+class SmiProcess(Struct):
+    """A process of an nvidia-smi table."""
+
+    gpu: int
+    pid: int
+    name: str
+    used: int | None
+
+
+class SmiTable:
+    """Reads nvidia-smi's table, where a GPU takes two lines: its name, then its memory."""
+
+    _NAME: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s{2,}(?:(?:On|Off|N/A)\s*)?\|")
+    _NAME_CUT: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s+(?:On|Off|N/A)\s*\|")
+    _MEMORY: Final = re.compile(r"\|.*\|\s*(\d+)MiB\s*/\s*(\d+)MiB\s*\|")
+    #: A row of the block "MIG devices": GPU, GPU instance, compute instance, device.
+    _SLICE: Final = re.compile(r"\|\s+\d+\s+\d+\s+\d+\s+\d+\s+\|\s+\d+MiB\s*/\s*(\d+)MiB\s+\|")
+    _PROCESS: Final = re.compile(
+        r"\|\s+(\d+)\s+(?:\S+\s+\S+\s+)?(\d+)\s+(?:C|G|C\+G|M\+C)\s+(\S+(?:\s+\S+)*?)\s+"
+        r"(?:(\d+)MiB|N/A)\s*\|"
+    )
+
+    def __init__(self) -> None:
+        self._named: tuple[int, str] | None = None
+
+    def line(self, text: str) -> SmiGpu | SmiProcess | MigSlice | None:
+        """What a line tells; None where it tells nothing, or the first half of a GPU."""
+        text = text.lstrip()
+        if not text.startswith("|"):
+            return None
+        if match := self._PROCESS.match(text):
+            used = int(match[4]) * MIB if match[4] else None
+            return SmiProcess(gpu=int(match[1]), pid=int(match[2]), name=match[3], used=used)
+        if match := self._SLICE.match(text):
+            return MigSlice(total=int(match[1]) * MIB)
+        if (match := self._MEMORY.match(text)) and self._named:
+            (index, name), self._named = self._named, None
+            used, total = (int(match[i]) * MIB for i in (1, 2))
+            return SmiGpu(index=index, name=name, used=used, total=total)
+        if match := self._NAME_CUT.match(text) or self._NAME.match(text):
+            before, self._named = self.unfinished(), (int(match[1]), match[2])
+            return before
+        return None
+
+    def unfinished(self) -> SmiGpu | None:
+        """The GPU whose name was read last, where no line with its memory followed."""
+        return SmiGpu(index=self._named[0], name=self._named[1]) if self._named else None
+
+
+#: The first line of ``--query-gpu --format=csv``, and a line of it without that first one.
+_HEAD: Final = re.compile(r"(?:.*,)?\s*name\s*(?:,.*)?", re.IGNORECASE)
+_ROW: Final = re.compile(
+    r"(?:\d+\s*,)?[^,=]+(?:,\s*\d{1,7} MiB){2,}|\d+\s*,[^,=]*[A-Za-z][^,=]*(?:,\s*\d{1,7}){2,}",
+    re.IGNORECASE,
+)
+_CELL: Final = re.compile(r"(\d{1,7})(?: MiB)?", re.IGNORECASE)
+_QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --format=csv"
+
+
+def read_text(text: str) -> list[str]:
+    """The GPUs of nvidia-smi's table or CSV as groups of a SPEC; none where the text is neither.
+
+    Where slices of a table have sizes, an engine runs on the last of them.
+
+    Raises:
+        UsageError: columns whose meaning nothing tells.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and _HEAD.fullmatch(lines[0]):
+        return [gpu.spec() for gpu in _read_csv(lines)]
+    if any(map(_ROW.fullmatch, lines)):
+        _refuse("of two sizes without a first line, one may be used, free or the total")
+    table = SmiTable()
+    found = [*map(table.line, lines), table.unfinished()]
+    gpus = [event for event in found if isinstance(event, SmiGpu)]
+    slices = [event for event in found if isinstance(event, MigSlice)]
+    if gpus and slices:
+        return [f"{gpus[0].name}:total={(slices[-1].total or 0) // MIB}MiB"]
+    return [gpu.spec() for gpu in gpus]
+
+
+def _read_csv(lines: list[str]) -> list[SmiGpu]:
+    """The GPUs of a CSV whose first line names its columns: ``memory.used [MiB]`` is ``used``."""
+    head, *rows = csv.reader(lines, skipinitialspace=True)
+    columns = [name.split("[")[0].strip().lower().removeprefix("memory.") for name in head]
+    gpus = []
+    for number, row in enumerate(rows):
+        if len(row) != len(columns):
+            _refuse(f"line {number + 2} has {len(row)} columns, and the first has {len(columns)}")
+        cells = dict(zip(columns, map(str.strip, row), strict=True))
+        total, used, free = (_size(cells.get(key, "")) for key in ("total", "used", "free"))
+        gpus.append(SmiGpu(index=number, name=cells["name"], used=used, total=total, free=free))
+    return gpus
+
+
+def _size(cell: str) -> int | None:
+    """Bytes of a cell; None where nvidia-smi could not read them (``[N/A]``)."""
+    match = _CELL.fullmatch(cell)
+    return int(match[1]) * MIB if match else None
+
+
+def _refuse(cause: str) -> NoReturn:
+    raise UsageError(f"what nvidia-smi printed cannot be read: {cause}", hint=f"paste {_QUERY}")
