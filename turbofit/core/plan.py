@@ -192,12 +192,32 @@ class Kv(Struct):
     longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
 
 
+#: Threads of an engine that prepare images, at most: more were not tried.
+MOST_IMAGE_THREADS: Final = 16
+
+
 class HostMemory(Struct):
-    """Host memory that the engines will take, in bytes; ``available`` None where it is unknown."""
+    """Host memory that the engines will take, in bytes; ``available`` None where it is unknown.
+
+    ``pageable`` counts ``image_cache`` of each engine.
+    """
 
     pinned: Annotated[int, doc("Bytes.")]
     pageable: Annotated[int, doc("Bytes.")]
     available: Annotated[int | None, doc("Bytes; null where unknown.")]
+    image_threads: Annotated[
+        int | None, doc("Threads of each engine that prepare images; null: by the host's cores.")
+    ] = None
+    image_cache: Annotated[int, doc("Bytes of prepared images that each engine keeps.")] = 0
+
+
+def image_threads(cores: int, engines: int) -> int:
+    """Threads that prepare images in each of so many engines of LMDeploy on a host.
+
+    They leave a core to the event loop. Two at least: one is LMDeploy's own way, and two share a
+    core with little loss, since most of the work is done outside of Python's lock.
+    """
+    return min(MOST_IMAGE_THREADS, max(2, cores // engines - 1))
 
 
 class Throughput(Struct):

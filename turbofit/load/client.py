@@ -64,6 +64,23 @@ class Answer:
         """Tokens as the server counts them; else pieces, which is under: one may hold several."""
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
 
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to the first piece."""
+        return self.pieces[0] - self.begun if self.pieces else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds a token after the first one."""
+        if not self.pieces or self.tokens <= 1:
+            return None
+        return (self.pieces[-1] - self.pieces[0]) / (self.tokens - 1)
+
+    @property
+    def e2e(self) -> float | None:
+        """Seconds to the end."""
+        return None if self.ended is None else self.ended - self.begun
+
 
 class StreamReader:
     """Reads the events of a chat completion into an answer."""
