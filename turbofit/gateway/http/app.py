@@ -118,6 +118,10 @@ class Gateway(AsgiApp):
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
+    def engine_ready(self, index: int) -> None:
+        """A supervisor saw an engine answer that was started again; call it in the loop."""
+        self.monitor.ask_now(self.engines[index])
+
     def take_over(self, config: GatewayConfig) -> None:
         """Take another config's keys, origins and media domains; call it in the gateway's loop."""
         self.config = self.config.taking_over(config)
