@@ -118,12 +118,11 @@ class _CudaFault(Struct):
 class CudaError(_CudaFault):
     """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
 
-    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is the LMDeploy that
-    plans are for: the line of its source tells that.
+    ``call`` is the line of the engine's source that made it, where the log has it.
     """
 
     driver: bool = False
-    pinned: bool = False
+    call: str = ""
 
 
 class LegacyCuda(_CudaFault):

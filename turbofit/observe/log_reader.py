@@ -18,7 +18,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB, MIB, parse_bytes
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
-from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import CONTEXT, TorchMemory
 
@@ -218,8 +217,8 @@ def read_line(line: str) -> Struct | None:
         if message.isdecimal():
             return events.WarmupLength(tokens=int(message))
         event = _first(_TURBOMIND_WORDS, message) or _first(_OTHER_WORDS, message)
-        if isinstance(event, events.CudaError) and prefix[1] == load_constants().pinned_call:
-            return events.CudaError(message=event.message, driver=event.driver, pinned=True)
+        if isinstance(event, events.CudaError):
+            return events.CudaError(message=event.message, driver=event.driver, call=prefix[1])
     except ValueError:  # a figure that a torn line damaged
         return None
     return event

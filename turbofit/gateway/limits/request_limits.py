@@ -24,7 +24,7 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
 from turbofit.memory.account import vision_load_within
-from turbofit.memory.engines import engine_named
+from turbofit.memory.engines import engine_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -271,7 +271,7 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     if rule is None:
         return None
     vision_load = vision_load_within(plan.limits)
-    engine, gates = engine_named(plan.engine.name), []
+    engine, gates = engine_of(plan), []
     for numbers in plan.unlike_groups():
         group = plan.of_group(numbers[0])
         if group.limits.units_per_forward < engine.units_bound(rule, vision_load, group.settings):

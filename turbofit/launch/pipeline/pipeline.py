@@ -14,7 +14,7 @@ from turbofit.core.plan import config_names
 from turbofit.launch.engine.launches import find_lmdeploy, ratio_now
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
-from turbofit.memory.pytorch.weights import environment
+from turbofit.memory.engines import engine_of
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
@@ -126,7 +126,7 @@ def _pretended(model_path: str) -> str:
 
 
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
-    engine = engine_of(backend_config, planning.pop("engine", "auto"))
+    engine = config_engine(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
     return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
 
@@ -179,7 +179,7 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
     if pytorch:
-        os.environ.update(environment(plan.settings, plan.model))
+        os.environ.update(engine_of(plan).environment(plan.model, plan.settings))
     os.environ.update(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -217,7 +217,7 @@ _UNPLANNED: Final = (
 )  # fmt: skip
 
 
-def engine_of(config: Any, engine: str) -> str:
+def config_engine(config: Any, engine: str) -> str:
     """The engine that a config is for; what was asked where there is none."""
     if config is None:
         return engine
