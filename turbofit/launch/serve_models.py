@@ -293,6 +293,11 @@ class SeveralModels:
             TurbofitError: the address cannot be bound, or one of the first models does not start.
         """
         self.front.start()
+        first = [run.model.name for run in self.runs[: self.policy.at_once]]
+        self.say(
+            f"{self.front.url} is open: a request waits until its model is ready; "
+            f"{', then '.join(first)} {'starts' if len(first) == 1 else 'start'} now"
+        )
         stop.on_second(self.front.cut_off)
         for run in self.runs:
             stop.on_second(run.strike)

@@ -101,6 +101,11 @@ class Gateway(AsgiApp):
     def engines(self) -> tuple[RoutedEngine, ...]:
         return self.fleet.engines
 
+    def _waits(self) -> list[str]:
+        if healthy(self.fleet):
+            return []
+        return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
+
     def rest(self, outage: Outage | None) -> None:
         """No engine runs for a while; None once they are started again. Call it in the loop.
 

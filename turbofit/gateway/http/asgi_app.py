@@ -37,6 +37,9 @@ _LOG: Final = LazyLogger(__name__)
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
+_PRETEND: Final = "PRETEND GPUs: the words of its answers mean nothing"
+
+
 class AsgiApp(ABC):
     """An ASGI app of HTTP requests alone, with bodies of up to ``most`` bytes.
 
@@ -102,6 +105,10 @@ class AsgiApp(ABC):
         """The limits of each model by its name, for the page at the address itself."""
         return {}
 
+    def _waits(self) -> list[str]:
+        """What requests wait for now, and how long by what earlier starts took."""
+        return []
+
     async def _welcome(
         self, request: RequestContext, send: Send, refusal: Refusal | None = None
     ) -> None:
@@ -110,7 +117,7 @@ class AsgiApp(ABC):
             request.headers.get(b"host", b"").decode("latin-1"),
             self._models() if refusal is None else None,
             key=bool(self.config.api_keys),
-            notice="PRETEND GPUs: the words of its answers mean nothing" * self.config.pretend,
+            notices=[_PRETEND] * self.config.pretend + ([] if refusal else self._waits()),
         )
         request.out += HEADERS
         status = 200 if refusal is None else refusal.status
