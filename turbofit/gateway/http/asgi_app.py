@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from turbofit.core.messages import PRETEND_WORDS
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
-
-_PRETEND: Final = "PRETEND GPUs: the words of its answers mean nothing"
 
 
 class AsgiApp(ABC):
@@ -117,7 +115,7 @@ class AsgiApp(ABC):
             request.headers.get(b"host", b"").decode("latin-1"),
             self._models() if refusal is None else None,
             key=bool(self.config.api_keys),
-            notices=[_PRETEND] * self.config.pretend + ([] if refusal else self._waits()),
+            notices=[PRETEND_WORDS] * self.config.pretend + ([] if refusal else self._waits()),
         )
         request.out += HEADERS
         status = 200 if refusal is None else refusal.status

@@ -18,6 +18,7 @@ import sys
 import urllib.parse
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 #: What a process has open that has begun with a card.
@@ -61,6 +62,14 @@ def _of_card(descriptor: str) -> bool:
         return False
 
 
+def prepare_images() -> None:
+    """Have LMDeploy prepare images on several threads, as `launch.images` says."""
+    sys.path.append(str(Path(__file__).parents[3]))  # of a checkout that is not installed
+    from turbofit.launch.images.preparation import install
+
+    install()
+
+
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
@@ -72,6 +81,7 @@ def main() -> None:
     if key:
         arguments += ["--api-keys", key]
     forget_urls()
+    prepare_images()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -111,7 +111,8 @@ class Launch:
 
     ``runner`` are the words that start LMDeploy, in the place of the command's first. A ``key``
     that is not in the command is given to the engine out of sight. ``ratio`` gives the cache ratio
-    of each start; None is the command's for all of them. ``begin`` starts its process; None is
+    of each start; None is the command's for all of them. ``images`` are the variables that say how
+    the engine's process prepares images. ``begin`` starts the process; None is
     `process.begin_process`.
     """
 
@@ -121,6 +122,7 @@ class Launch:
     _: KW_ONLY
     ratio: Callable[[], float] | None = None
     begin: Begin | None = None
+    images: Mapping[str, str] | None = None
 
     @property
     def group(self) -> int:
@@ -140,7 +142,7 @@ class Launch:
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
-        env = {**base, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+        env = {**base, **(self.images or {}), "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         if self.key is None or self.key in self.command.argv:
             return env
         return {**env, KEY: self.key}

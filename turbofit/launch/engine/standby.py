@@ -25,6 +25,7 @@ from turbofit.core.struct import known
 from turbofit.core.units import GIB
 from turbofit.launch.engine.launches import ENTRY, KEY
 from turbofit.launch.engine.process import begin_process
+from turbofit.launch.images.preparation import CACHE, THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ _IMPORTS: Final = {
 }  # fmt: skip
 #: Variables that are read once an engine runs. All others may be read by an import.
 _LATE: Final = (
-    KEY, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TURBOFIT_PRETEND_SCENARIO",
+    KEY, THREADS, CACHE, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TURBOFIT_PRETEND_SCENARIO",
     "TURBOFIT_PRETEND_MACHINE",
 )  # fmt: skip
 #: Libraries that are loaded first read a pretend machine while torch is imported.
