@@ -28,6 +28,8 @@ Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
 #: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
 #: preprocessing 2 ms at least, a photograph about 30 ms, and all clients wait for it.
 _MOST_IMAGES: Final = 64
+#: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat).
+_TEXT_COPIES: Final = 128
 _TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
@@ -292,6 +294,13 @@ class Limits(Struct):
     def image_limit(self) -> int | None:
         """The limit of an image, in what its rule counts; None without images."""
         return self.max_dynamic_patch or self.max_pixels_per_image
+
+    def copies(self, *, images: bool) -> int:
+        """Answers of one request at most (``n``).
+
+        Copies beyond an engine's batch wait there, as requests do, and take no memory meanwhile.
+        """
+        return self.n if images else max(self.n, _TEXT_COPIES)
 
     def most_images(self, rule: ImageRule | None) -> int:
         """How many images a request may have: as many as share its units, however small."""

@@ -25,6 +25,7 @@ from turbofit.core.errors import (
     TurbofitError,
     UsageError,
 )
+from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
@@ -164,7 +165,8 @@ class Run:
         plan = self.refuse()
         self._say(plan.verdict)
         for warning in (*plan.warnings, *self._doubts()):
-            self._say(f"warning: {warning}")
+            if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
+                self._say(f"warning: {warning}")
         return plan
 
     def choose(self) -> Plan:
@@ -329,7 +331,7 @@ def _engines(plan: Plan) -> tuple[Any, ...]:
 
 
 #: What the gateway takes over while it serves.
-LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
+LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
 
 
 class Reloader:

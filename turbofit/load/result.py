@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from turbofit.core.messages import PRETEND_SPEED
 from turbofit.core.struct import Struct, const, doc, to_builtins
 from turbofit.core.version import __version__
 
@@ -179,6 +180,8 @@ def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
 
 
 def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
+    if any(answer.pretend for answer in run.answers):
+        yield PRETEND_SPEED
     if run.stopped:
         yield (
             f"it ended before its time: {run.stopped}; what was under way then is left out, so "
