@@ -62,7 +62,8 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
 def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
     """A start whose engines are these."""
     run = SimpleNamespace(
-        config=SimpleNamespace(pretend=pretend, gateway=None), on_tick=lambda: None, examiner=None, standby=None,
+        config=SimpleNamespace(pretend=pretend, gateway=None), on_tick=lambda: None, examiner=None,
+        standby=None,
         leases=SimpleNamespace(note=given.get("note")), on_open=given.get("on_open"),
         record=MagicMock(unwritten=False),
     )  # fmt: skip
