@@ -585,7 +585,7 @@ async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
     for words in (
         "turbofit serves org/&lt;b&gt;m</h1>", "turbofit chat http://box:8000</pre>",
         "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller",
-        "tokens: prompt, images and answer together", "4 answers at once (n)",
+        "tokens: prompt, images and answer together", "128 answers at once (n), 4 with images",
         '<a href="/metrics">/metrics</a>',
     ):  # fmt: skip
         assert words in text

@@ -38,9 +38,6 @@ KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 _SHOWN: Final = 24
 #: Bytes of a value of an image while it is preprocessed: at 32 bits, and at 16 of the result.
 _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
-#: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat). Copies
-#: beyond the engine's batch wait there, as requests do, and take no memory meanwhile.
-_TEXT_COPIES: Final = 128
 #: Bytes of text that LMDeploy may always be given: 0.5 s of its event loop (2 s a MB).
 _LEAST_TEXT: Final = 256 << 10
 #: Bytes of a token of the session, beyond that. No language's text has so many on average; a text
@@ -196,7 +193,7 @@ def check_images(bounds: Bounds, count: int) -> None:
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
     """Refuse what no lowering can bring within the plan; ``n`` are copies of the request."""
     check_images(bounds, len(images))
-    copies = bounds.limits.n if images else max(bounds.limits.n, _TEXT_COPIES)
+    copies = bounds.limits.copies(images=bool(images))
     demands = [(n, copies, "copies", "n_over_limit"), *_demands(bounds, images, n)]
     for number, limit, what, key in demands:
         if number > limit:

@@ -30,7 +30,8 @@ _TWIN: Final = "TURBOFIT_PRETEND_TWIN"
 #: Keywords that are for the plan; all others are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (
     "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
-    "queue_images", "max_dynamic_patch", "max_pixels", "margin", "budget", "least", "engine",
+    "queue_images", "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin",
+    "budget", "least", "engine",
 )  # fmt: skip
 
 
