@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.plan import HostImages, Throughput
+from turbofit.core.plan import HostImages, Throughput, image_threads
 from turbofit.core.struct import NA, Struct
 from turbofit.core.units import three_digits
 from turbofit.tuner.speed import Speed, rates
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from turbofit.memory.account import VisionLoad
     from turbofit.tuner.resolved_request import ResolvedRequest
 
-#: Threads of an engine that prepare images, at most.
-_MOST_IMAGE_THREADS: Final = 16
 #: What `turbofit machine --measure` prepares: pixels of a photograph, and of its nine tiles.
 _REFERENCE: Final = (1920 * 1080, 9 * 448 * 448)
 
@@ -66,7 +64,8 @@ def host_rate(
 
     Pictures have the ``size``, or the workload's; where there is none, as many pixels as their
     units have (over for larger pictures). None is the answer without images, and where nobody knows
-    the host's cores. Over: other processes take nothing of them.
+    the host's cores. Over: other processes take nothing of them, and one thread (LMDeploy's own
+    way) looks no values up. Under: no image comes twice.
     """
     machine, rule = request.machine, request.model.image_rule
     cores = machine.host.cpus
@@ -84,9 +83,7 @@ def host_rate(
         photograph, tiles = _REFERENCE
         usual = photograph * figures.tile_source_seconds + tiles * figures.tile_prepared_seconds
         seconds *= measured / usual
-    # As many threads as an engine is given: its share of the cores without its event loop's, two
-    # at least.
-    threads = min(_MOST_IMAGE_THREADS, max(2, int(cores) // engines - 1))
+    threads = request.image_threads or image_threads(int(cores), engines)
     busy = min(int(cores), threads * engines)
     return HostRate(cores=busy, seconds=seconds, measured=bool(measured))
 

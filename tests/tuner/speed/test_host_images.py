@@ -53,6 +53,10 @@ def test_the_cores_that_prepare_images(cores: int, engines: int, busy: int) -> N
     assert rate_of("internvl2-2b", f"4xh100,cores={cores}", engines=engines).cores == busy
 
 
+def test_threads_that_were_asked_for_bound_the_cores() -> None:
+    assert rate_of("internvl2-2b", "1xh100,cores=16", image_threads=4).cores == 4
+
+
 def test_a_measured_host_scales_every_rule() -> None:
     for model in ("internvl2-2b", "qwen2-vl-2b"):
         usual = rate_of(model, "1xh100,cores=2")
