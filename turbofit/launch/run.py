@@ -25,6 +25,7 @@ from turbofit.core.errors import (
     TurbofitError,
     UsageError,
 )
+from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
@@ -40,6 +41,7 @@ from turbofit.launch.engine.launches import (
     ratio_now,
     shared_ratio,
 )
+from turbofit.launch.images.preparation import image_environment
 from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -163,7 +165,8 @@ class Run:
         plan = self.refuse()
         self._say(plan.verdict)
         for warning in (*plan.warnings, *self._doubts()):
-            self._say(f"warning: {warning}")
+            if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
+                self._say(f"warning: {warning}")
         return plan
 
     def choose(self) -> Plan:
@@ -328,7 +331,7 @@ def _engines(plan: Plan) -> tuple[Any, ...]:
 
 
 #: What the gateway takes over while it serves.
-LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
+LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
 
 
 class Reloader:
@@ -490,6 +493,7 @@ class Start:
             key = secrets.token_hex(32)
         self._key = key
         key = key or config.api_key  # the user's own is on the command line already
+        images = image_environment(plan)
         if config.pretend:
             from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
 
@@ -499,14 +503,14 @@ class Start:
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, taken=config.pretend_taken, fail_at=fail_at,
+                    folder=folder, taken=config.pretend_taken, fail_at=fail_at, images=images,
                 )
                 for command in engine_commands
             ]  # fmt: skip
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
-            Launch(command, runner, key, ratio=self._ratio(command.group))
+            Launch(command, runner, key, ratio=self._ratio(command.group), images=images)
             for command in engine_commands
         ]
 

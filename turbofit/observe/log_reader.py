@@ -169,6 +169,8 @@ _OTHER: Final = (
          lambda _: events.ModelLoaded()),
     _row("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
          lambda m: events.EngineFallback(message=m[1])),
+    _row("turbofit: images: ", r"turbofit: images: (.*)",
+         lambda m: events.ImagesPrepared(how=m[1])),
     _row("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
     _row("Loading weights from", "", lambda _: events.LoadingWeights()),
     _row("Warming up ", "", lambda _: events.WarmingUp()),

@@ -9,10 +9,13 @@ import json
 import re
 import shlex
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from PIL import Image
 
 from tests.support.gateway import (
     CHAT,
@@ -34,6 +37,8 @@ from tests.support.gateway import (
 )
 from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
+from turbofit.gateway.http import app as app_module
+from turbofit.gateway.http import body as body_module
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
@@ -96,7 +101,9 @@ def test_closed_routes_say_why_and_others_do_not_exist(path, why) -> None:
     app, upstream = gateway()
     for method in ("GET", "POST"):
         reply = ask(app, path, {}, method=method)
-        assert (reply.status, upstream.seen) == (403 if why else 404, [])
+        one_model = path.startswith("/v1/models/") and method == "POST"
+        status = 405 if one_model else 403 if why else 404
+        assert (reply.status, upstream.seen) == (status, [])
         assert why in reply.json["error"]["message"]
 
 
@@ -208,6 +215,7 @@ def test_token_counts_include_images_without_sending_them() -> None:
     body["messages"][0]["content"].append(text)
     reply = ask(app, path, {"messages": body["messages"]})
     assert (reply.status, len(upstream.seen)) == (413, 1)
+    assert "context of 32768 tokens" in reply.json["error"]["message"]
 
 
 async def test_streams_pass_event_by_event() -> None:
@@ -399,9 +407,37 @@ def test_images_that_share_a_request_hold_up_nobody(images, beside, monkeypatch)
 
     monkeypatch.setattr(Preparation, "hold", noted)
     app, _ = gateway()
-    app._resizing = asyncio.Semaphore(0)  # others' pictures are being resized
+    app._resizing._free = asyncio.Semaphore(0)  # others' pictures are being resized
     assert ask(app, body=chat(*[image_part()] * images)).status == 200
     assert (threads[0] is not threading.main_thread()) is beside
+
+
+@pytest.mark.parametrize(("side", "beside"), [(40, False), (400, True)])
+def test_no_step_over_a_large_picture_runs_in_the_loop(side, beside, monkeypatch) -> None:
+    """JSON and base64 of megabytes take milliseconds, for each of a hundred that come at once."""
+    in_loop = dict.fromkeys(("whole", "__init__", "hold", "finish", "prefixes_of"), True)
+
+    def note(place: Any, name: str) -> None:
+        act = getattr(place, name)
+
+        def noted(*arguments: Any) -> Any:
+            in_loop[name] = threading.current_thread() is threading.main_thread()
+            return act(*arguments)
+
+        monkeypatch.setattr(place, name, noted)
+
+    note(body_module._Arrival, "whole")
+    note(app_module, "prefixes_of")
+    for name in ("__init__", "hold", "finish"):
+        note(Preparation, name)
+    file = BytesIO()
+    Image.effect_noise((side, 2 * side), 90).save(file, "PNG")
+    part = {"type": "image_url", "image_url": {"url": data_url(file.getvalue())}}
+    app, recorder = gateway(engines=2)
+    app.bounds = replace(app.bounds, keeps_prefixes=True)
+    assert ask(app, body=chat(part)).status == 200
+    assert recorder.bodies[0]["messages"][0]["content"][1]["image_url"]["url"].startswith("data:")
+    assert set(in_loop.values()) == {not beside}
 
 
 def test_a_folder_that_is_gone_for_a_while_costs_only_its_lines(tmp_path: Path) -> None:
@@ -483,6 +519,29 @@ def test_a_route_is_served_with_slashes_at_its_end_which_reach_no_engine() -> No
     assert [request[2] for request in upstream.seen] == [CHAT, "/v1/models"]
 
 
+def test_a_number_that_is_json_and_no_float_is_called_out_of_range() -> None:
+    app, upstream = gateway()
+    for raw, words in ((b'{"seed":-1e999}', "out of range"), (b'{"seed":NaN}', "not valid JSON")):
+        reply = ask(app, raw=raw)
+        assert (reply.status, words in reply.json["error"]["message"]) == (400, True)
+    assert upstream.seen == []
+
+
+@pytest.mark.parametrize("listing", ["/v1/models", "/anthropic/v1/models"])
+def test_a_model_is_retrieved_by_any_of_its_names(listing: str) -> None:
+    app, upstream = gateway(names=NAMES)
+    listed = {card["id"]: card for card in ask(app, listing).json["data"]}
+    for name in NAMES:
+        for path in (f"{listing}/{name}", f"{listing}/{name.replace('/', '%2F')}/"):
+            assert ask(app, path).json == listed[name]
+    for name in ("other", "../../sleep", "a/models/b"):
+        reply = ask(app, f"{listing}/{name}")
+        assert (reply.status, "InternVL2-2B" in reply.json["error"]["message"]) == (404, True)
+    app, _ = gateway()  # only the engines know their names
+    assert ask(app, f"{listing}/m").status == 404
+    assert upstream.seen == []
+
+
 OWN = "OpenGVLab/InternVL2-2B"
 NAMES = {OWN: OWN, "internvl2-2b": OWN, "InternVL2-2B": OWN, "mine": "mine"}
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -542,9 +601,23 @@ def test_the_lines_are_one_request_with_a_key_of_the_environment() -> None:
     assert "API_KEY" in called
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/none", "/update_weights", *ROUTES])
+async def test_a_name_that_is_not_the_servers_gets_nothing_on_any_route(path: str) -> None:
+    """A page whose name leads to its visitor's loopback sends no `Origin`, only its name."""
+    app, upstream = gateway(names={"m": "m"})
+    for method in ("GET", "POST", "OPTIONS"):
+        reply = await call(app, path, chat(), method=method, headers={"host": "evil.example:1"})
+        words = str(reply.json)
+        assert (reply.status, "--allowed-hosts evil.example" in words) == (421, True)
+    assert upstream.seen == []
+    reply = await call(app, path, method="HEAD", headers={"host": "localhost:23333"})
+    assert reply.status != 421
+
+
 @pytest.mark.parametrize("path", ["/", "/docs", "/docs/"])
 async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
-    app, upstream = gateway(names={"org/<b>m": "org/m", "m": "org/m"})
+    names = {"org/<b>m": "org/m", "m": "org/m"}
+    app, upstream = gateway(names=names, allowed_hosts=("box",))
     reply = await call(app, path, method="GET", headers={"host": "box:8000"})
     assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
@@ -552,7 +625,7 @@ async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
     for words in (
         "turbofit serves org/&lt;b&gt;m</h1>", "turbofit chat http://box:8000</pre>",
         "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller",
-        "tokens: prompt, images and answer together", "4 answers at once (n)",
+        "tokens: prompt, images and answer together", "128 answers at once (n), 4 with images",
         '<a href="/metrics">/metrics</a>',
     ):  # fmt: skip
         assert words in text

@@ -21,6 +21,7 @@ from turbofit.observe.log_events import (
     CudaError,
     EngineFallback,
     Frame,
+    ImagesPrepared,
     LoadingWeights,
     LoopFailed,
     LostLock,
@@ -183,6 +184,8 @@ class StartupTracker:
         match event:
             case EngineFallback():
                 self.fallback = event.message
+            case ImagesPrepared():
+                return [f"images: {event.how}"]
             case LoadingWeights() | Starting():
                 return self.enter("weights", now)
             case CacheBudget() if self.budget is None:

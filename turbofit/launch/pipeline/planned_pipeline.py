@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from asyncio import to_thread
 from contextvars import ContextVar
 from functools import partial
@@ -35,7 +36,8 @@ from turbofit.gateway.limits.sharing import (
     request_bounds,
 )
 from turbofit.gateway.media.pictures import resized_image
-from turbofit.launch.pipeline.held import hold_engine, queued
+from turbofit.launch.images.preparation import prepare, threads_here
+from turbofit.launch.pipeline.held import check_keywords, hold_engine, queued
 
 if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
@@ -171,11 +173,17 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 hint=f"install a known one with {install_command('lmdeploy', upgrade=True)}",
             )
         bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
+        _prepare_images(processor.vl_encoder, plan)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
         if bounds.gate is not None:
             gate = Gate(bounds.gate, bounds.kv)
             units = min(bounds.gate, bounds.limits.units_per_request)
             self.async_engine.generate = queued(self.async_engine.generate, gate, units)
+
+    def _request_generator(self, *arguments: Any, **keywords: Any) -> Any:
+        """LMDeploy's, which each way to ask calls at once; a `UsageError` of what it would drop."""
+        check_keywords(self.async_engine, keywords)
+        return super()._request_generator(*arguments, **keywords)
 
     def close(self) -> None:
         """LMDeploy's; then others may plan with the memory, also where LMDeploy's fails."""
@@ -200,6 +208,13 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
         for item in message["content"]
         if isinstance(item, dict) and item.get("type") in kinds
     )
+
+
+def _prepare_images(encoder: Any, plan: Plan) -> None:
+    """Have images prepared as `serve` has them; a warning where LMDeploy's own way must stay."""
+    threads = threads_here(plan)
+    if threads > 1 and (why := prepare(encoder, threads, plan.host.image_cache)):
+        warnings.warn(f"images are prepared in LMDeploy's own way: {why}", stacklevel=2)
 
 
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
