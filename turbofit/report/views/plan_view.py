@@ -135,12 +135,22 @@ def _in_short(plan: Plan) -> dict[str, str]:
     if plan.considered and plan.kv.longest_request_tokens:
         facts["KV cache"] = _cache(plan)  # the sentence of a prediction says it
     facts |= _promise(plan)
+    facts["engine"] = _engine(plan)
     if plan.fits and plan.remedies:
         facts["faster"] = f"{plan.remedies[0].change}: {plan.remedies[0].effect}"
     if plan.rehearsal is not None:
         rehearsed = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
         facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
+
+
+def _engine(plan: Plan) -> str:
+    """Which one, and why not the usual one, without the figures of that."""
+    about, text = f"engine {plan.engine.name}: ", str(plan.engine.name)
+    why = next((reason for reason in plan.reasons if reason.startswith(about)), "")
+    if plan.engine.of_lmdeploy:
+        text += f" of LMDeploy {plan.engine.version}"
+    return f"{text}: {why.removeprefix(about).partition(' (')[0]}" if why else text
 
 
 def _cache(plan: Plan) -> str:
