@@ -7,6 +7,7 @@ runs out, it steps down and starts again. One start is a `Start`.
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 import threading
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.models import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Outage
+    from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.launches import Lmdeploy
     from turbofit.launch.engine.supervised_engine import EngineExam, Examiner, SupervisedEngine
@@ -372,6 +373,26 @@ class Reloader:
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
 
 
+class GatewayClients:
+    """Whoever asks an engine through the run's gateway: a `silence.Clients`."""
+
+    def __init__(self, run: Run, index: int, engine: RoutedEngine) -> None:
+        self._run, self._index, self._engine = run, index, engine
+
+    @property
+    def owes(self) -> bool:
+        return self._engine.owes
+
+    @property
+    def heard_at(self) -> float:
+        return self._engine.last_byte
+
+    def doubt(self, ends_at: float) -> None:
+        if self._run.public is not None:
+            with suppress(LaunchError):  # it does not serve any more
+                self._run.public.call(lambda gateway: gateway.doubt(self._index, ends_at))
+
+
 #: Phases of a start that are kept: restarts begin them again.
 _MOMENTS: Final = 100
 
@@ -390,6 +411,8 @@ class Start:
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
         self._before: dict[int, int] = {}
+        #: Whoever asks the engines, by their places; none until the gateway is open.
+        self._clients: dict[int, GatewayClients] = {}
 
     def run(self, stop: StopSignal) -> signal.Signals:
         """Launch, serve, and come back by a signal.
@@ -437,6 +460,7 @@ class Start:
             exam=exam, timing=config.timing, on_end=self._ended, on_rest=self._rest,
             # Ends of an engine by requests that the gateway refuses since.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
+            clients=self._clients.get,
         )  # fmt: skip
         stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
@@ -554,9 +578,12 @@ class Start:
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
+        # Its supervisor ends an engine that hangs, where it looks for that.
+        hung = math.inf if serve_config.timing.liveness else serve_config.gateway.hung_seconds
         config = replace(
             serve_config.gateway,
             upstream_key=self._key,
+            hung_seconds=hung,
             drain_seconds=serve_config.timing.drain,
             pretend=serve_config.pretend,
             names=serve_config.names(plan),
@@ -565,7 +592,9 @@ class Start:
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
         run.deny_list = gateway.deny_list
-        for engine, started in zip(gateway.engines, self._supervisor.engines, strict=True):
+        supervised = zip(gateway.engines, self._supervisor.engines, strict=True)
+        for index, (engine, started) in enumerate(supervised):
+            self._clients[index] = GatewayClients(run, index, engine)
             engine.start_seconds = started.start_seconds
             if serve_config.check != "none":
                 engine.succeeded()  # it has just answered: /health need not wait for a question

@@ -9,11 +9,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
+from tests.support.open_clients import OpenClient
 from tests.support.processes import REPO, Child, gone, pids
-from tests.support.serving import ask_at
+from tests.support.serving import LONG, MESSAGES, ask_at
 from tests.support.waiting import until
 from turbofit.report.stored_documents import read_saved
 
@@ -200,3 +202,52 @@ def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(
             answers.append(ask_at(url, "/v1/chat/completions", body)[0])
         terminate(child)
     assert answers == [503, 503, 422, 422]
+
+
+#: ``turbofit serve`` that gives up on what is silent for two seconds.
+IMPATIENT = """
+import sys
+from msgspec.structs import replace
+from turbofit.cli.main import main
+from turbofit.launch import run
+
+usual = run.Supervisor
+run.Supervisor = lambda *args, timing, **given: usual(
+    *args, timing=replace(timing, silence=2.0), **given
+)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_waits_for_an_engine_that_hangs_is_told_and_it_is_started_again(
+    tmp_path: Path, port: int, children: list[Child]
+) -> None:
+    """It is stopped in the middle of an answer; who asks before it is ended is told at once."""
+    words = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--port", str(port))
+    child = Child(
+        [sys.executable, "-c", IMPATIENT, *words, "-v"], XDG_STATE_HOME=str(tmp_path / "state"),
+        TURBOFIT_LEASES=str(tmp_path / "leases"), STANDIN_PACE="0.05",
+    )  # fmt: skip
+    children.append(child)
+    assert child.process.stdout is not None
+    url = child.process.stdout.readline().strip()
+    assert url, child.stderr
+    body = {"model": "InternVL2-8B", "messages": MESSAGES, "max_tokens": LONG}
+    client = OpenClient(url, "/v1/chat/completions", body)
+
+    def in_flight() -> bool:
+        with urlopen(f"{url}/metrics") as page:
+            return b'turbofit_gateway_in_flight{engine="0"} 1' in page.read()
+
+    until(in_flight, "it to be at the engine")
+    os.kill(pids(child, "phase: starting")[0], signal.SIGSTOP)
+    child.wait_for("engine 0 is in doubt")
+    status, headers, answer = ask_at(url, "/v1/chat/completions", body)
+    assert (status, answer["error"]["code"]) == (503, "engine_unavailable")
+    assert 1 <= int(headers["retry-after"]) <= 60
+    child.wait_for("warning: [")
+    assert "the engine hangs: it owes answers and gives no sign of life" in child.stderr
+    client.wait_for(b"engine_died")
+    child.wait_for("phase: ready", 2)
+    until(lambda: ask_at(url, "/health")[0] == 200, "it to serve")
+    terminate(child)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.rehearsal import End
     from turbofit.launch.engine.launches import Launch
+    from turbofit.launch.engine.silence import Clients
     from turbofit.launch.engine.supervised_engine import EngineExam
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
@@ -123,7 +124,8 @@ class Supervisor:
     ``on_end`` is told of each end of an engine that served, or is started again; ``on_rest`` when
     all engines are left alone for a while, and, with None, when one is started again.
     ``explained`` says how often within so many seconds an engine, by its place among the launches,
-    ended by a request that is refused since: those ends do not count.
+    ended by a request that is refused since: those ends do not count. ``clients`` are those of such
+    an engine; None where no gateway serves.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -139,6 +141,7 @@ class Supervisor:
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
+        clients: Callable[[int], Clients | None] = lambda _index: None,
     ) -> None:
         self._explained, self._on_rest, self._clock = explained, on_rest, clock
         self._opened = False
@@ -147,11 +150,12 @@ class Supervisor:
         self._minutes = f"{self._timing.window / 60:.2g}"
         self._began = clock()
         self.engines: list[SupervisedEngine] = []
-        for launch in launches:
+        for index, launch in enumerate(launches):
             name = f"engine {launch.group}" if len(launches) > 1 else "engine"
             engine = SupervisedEngine(
                 plan.of_group(launch.group), launch, folder, partial(self._tell, name),
                 exam=exam, timing=self._timing, name=name, clock=clock,
+                clients=partial(clients, index),
             )  # fmt: skip
             self.engines.append(engine)
 
