@@ -10,7 +10,8 @@ before the installed one on Python's path: prices of grammars (`bench.gateway.pr
 REST, front ends with versions of Transformers (`bench.compatibility`), and rehearsals of ten
 presets. The page has first what a person must decide, then what differs and stands in turbofit
 already, then what is equal.
-``--write`` writes the newer one's presets of kernels, and of Transformers' versions.
+``--write`` writes the newer one's presets of kernels and of Transformers' versions, and adds to
+the table of `lmdeploy serve api_server` the options that it lacks, for a person to decide.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import GENERATION, RULES
 from turbofit.kernels.census import take_census
-from turbofit.launch.serve.passthrough import option_classes
+from turbofit.launch.serve.passthrough import engine_options
 from turbofit.memory.account import PAGE
 from turbofit.memory.known_bad import all_problems
 from turbofit.memory.legacy.generations import generation_of
@@ -73,14 +74,7 @@ _PROGRAMS: Final = {
     ),
 }  # fmt: skip
 _STEPS: Final = (*_PROGRAMS, "compatibility", "rehearsals")
-_OPTIONS: Final = """
-import json
-from lmdeploy.cli.serve import SubCliServe
-SubCliServe.add_parsers()
-actions = SubCliServe.subparsers.choices["api_server"]._actions
-print(json.dumps({option: f"{one.default!r}, of {list(one.choices)}" if one.choices
-                  else repr(one.default) for one in actions for option in one.option_strings}))
-"""
+_OPTIONS: Final = "import json, scripts.new_lmdeploy as it; print(json.dumps(it.parser_options()))"
 #: Which wheels of a release have a library whose hash is kept.
 _PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13")
 _KERNELS: Final = """\
@@ -103,6 +97,14 @@ class Difference(NamedTuple):
     what: str
     rests: str = ""
     known: str = ""
+
+
+class ParserOption(NamedTuple):
+    """An option of LMDeploy's parser: how many words follow it, its default and its choices."""
+
+    values: int | str
+    default: str
+    choices: list[str | int | None] | None
 
 
 class Ran(NamedTuple):
@@ -133,6 +135,10 @@ def main(argv: list[str] | None = None) -> int:
     found = list(compared(old, new, options.old_source, options.source))
     if options.write:
         write_kernels(new, options.cache)
+        table = preset_path("engines", "lmdeploy-options")
+        version = ".".join(new.name.split(".")[:2])
+        text = with_options(table.read_text(encoding="utf-8"), version, _parser_of(new))
+        table.write_text(text, encoding="utf-8")
     more = ["--write"] if options.write else []
     more += ["--transformers", *options.transformers] if options.transformers else []
     ran = []
@@ -298,13 +304,47 @@ def _subject(one: Citation) -> str:
     return found[1] if found else ""
 
 
-def _options(wheel: Path) -> dict[str, str]:
+def parser_options() -> dict[str, ParserOption]:
+    """The options of the importable LMDeploy's server, as its parser has them."""
+    from lmdeploy.cli.serve import SubCliServe
+
+    if "api_server" not in SubCliServe.subparsers.choices:
+        SubCliServe.add_parsers()
+    return {
+        name: ParserOption(1 if one.nargs is None else one.nargs, str(one.default), one.choices)
+        for one in SubCliServe.subparsers.choices["api_server"]._actions
+        for name in one.option_strings
+    }
+
+
+def _parser_of(wheel: Path) -> dict[str, ParserOption]:
     done = subprocess.run(
         [sys.executable, "-c", _OPTIONS], env=_environment(wheel), check=True,
         capture_output=True, text=True,
     )  # fmt: skip
-    read: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return read
+    return {
+        name: ParserOption(*one) for name, one in json.loads(done.stdout.splitlines()[-1]).items()
+    }
+
+
+def _options(wheel: Path) -> dict[str, str]:
+    return {
+        name: one.default + (f", of {list(one.choices)}" if one.choices else "")
+        for name, one in _parser_of(wheel).items()
+    }
+
+
+def with_options(text: str, version: str, found: dict[str, ParserOption]) -> str:
+    """The table of options with what a version has beside it, `undecided`, and what it lacks."""
+    table = engine_options()
+    rows = [
+        f"  {name}: {{is: undecided, values: {json.dumps(one.values)}}}\n"
+        for name, one in found.items() if name not in table
+    ]  # fmt: skip
+    lacks = [name for name, option in table.items() if option.until is None and name not in found]
+    line = f'  "{version}": [{", ".join(lacks)}]\n'
+    text = re.sub(rf'(?m)^  "{re.escape(version)}": .*\n', "", text)
+    return text.replace("options:\n", f"{line}options:\n", 1) + "".join(rows)
 
 
 def _routes(wheel: Path) -> dict[str, str]:
@@ -379,9 +419,9 @@ def _known(wheel: Path) -> dict[str, str]:
 
 
 def _of_option(name: str, _: Path) -> tuple[str, str]:
-    entry = option_classes().get(name)
+    entry = engine_options().get(name)
     since = load_yaml(preset_path("engines", "option-releases"))["options"].get(name)
-    known = f"{entry['class']} in lmdeploy-options.yaml" if entry else ""
+    known = f"{entry.is_} in lmdeploy-options.yaml" if entry else ""
     return "planning/commands.py" if since else "", f"{known}, since {since}" if since else known
 
 
@@ -402,7 +442,7 @@ def _of_setting(name: str, _: Path) -> tuple[str, str]:
     if group == "GenerationConfig":
         return "gateway/limits/parameters.py", "has a rule" if field in GENERATION else ""
     wanted = field.replace("_", "-")
-    known = [option for option in option_classes() if option.endswith(f"-{wanted}")]
+    known = [option for option in engine_options() if option.endswith(f"-{wanted}")]
     return "launch/pipeline/pipeline.py", f"as {known[0]} in lmdeploy-options.yaml" if known else ""
 
 

@@ -30,6 +30,7 @@ from turbofit.cli.manual import MANUAL
 from turbofit.cli.usage_errors import options_by_command
 from turbofit.core.errors import UsageError
 from turbofit.core.synonyms import synonym
+from turbofit.launch.serve.passthrough import engine_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md",
@@ -42,10 +43,7 @@ _CHOICES = re.compile(r"^[\w.]+(\|[\w.]+)+$")
 _UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
 #: Options of other programs, which pages name in back ticks.
 _OF_OTHERS = {
-    "LMDeploy": {
-        "--nnodes", "--node-rank", "--dist-init-addr", "--trust-remote-code", "--reasoning-parser",
-        "--logprobs-mode",
-    },
+    "LMDeploy": set(engine_options()),
     "turbofit-fallback": {"--max-images"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
     "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},

@@ -29,6 +29,8 @@ _ANSWER = json.dumps(
         "usage": {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1},
     }
 ).encode()
+#: Bytes of a request that are looked at, at its beginning and at its end.
+_KEPT = 1 << 12
 _MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode()
 
 
@@ -41,6 +43,7 @@ class Paced(asyncio.Protocol):
         self.transport = transport
         self.data = bytearray()
         self.need = -1
+        self.begin = b""
 
     def data_received(self, data: bytes) -> None:
         self.data += data
@@ -51,12 +54,16 @@ class Paced(asyncio.Protocol):
             head = bytes(self.data[:end]).lower()
             at = head.find(b"content-length:")
             length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            self.need = end + 4 + length
+            self.need, self.begin = end + 4 + length, bytes(self.data[:_KEPT])
         if len(self.data) >= self.need:
-            body = bytes(self.data[: self.need])
+            body = self.begin + self.data[: self.need][-_KEPT:]
             del self.data[: self.need]
             self.need = -1
             self.task = asyncio.ensure_future(self.answer(body))
+        elif len(self.data) > 2 * _KEPT:
+            # Megabytes of a picture would cost more to keep than the gateway takes for them.
+            self.need -= len(self.data) - _KEPT
+            del self.data[:-_KEPT]
 
     async def answer(self, body: bytes) -> None:
         if body.startswith(b"GET "):

@@ -39,11 +39,11 @@ class Way:
         self.port = port
         self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def ask(self, body: bytes) -> tuple[float, float, int]:
+    async def ask(self, body: bytes, path: str = CHAT) -> tuple[float, float, int]:
         """Seconds to the first event, to the end, and events."""
         reader, writer = await self._connection()
         head = (
-            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
         began = time.perf_counter()
@@ -134,10 +134,11 @@ def start(*words: str) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
-def plan_file() -> Path:
-    """A plan without a queue that takes 8 images of 4 MiB."""
+def plan_file(**changes: int) -> Path:
+    """A plan without a queue that takes 8 images of 8 MiB; ``changes`` are of its limits."""
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"gateway-bench-{os.getpid()}.json"
     limits = {"images": 8, "bytes_per_image": 8 << 20, "bytes_per_body": 100 << 20, "n": 8}
+    limits.update(changes)
     path.write_text(plan_for(TILES, **limits).to_json())
     return path
 
@@ -154,13 +155,21 @@ class Pair:
         port: of the upstream; the gateway takes the next one.
         pace: the upstream's options.
         access_log: the gateway's option.
+        program: turbofit's command line, as Python runs it.
     """
 
-    def __init__(self, plan: Path, port: int, access_log: str, *pace: str) -> None:
+    def __init__(
+        self,
+        plan: Path,
+        port: int,
+        access_log: str,
+        *pace: str,
+        program: Sequence[str] = ("-m", "turbofit"),
+    ) -> None:
         upstream, url = start("-m", "bench.gateway.paced", "--port", str(port), *pace)
         self._children = [upstream]
         gateway, gateway_url = start(
-            "-m", "turbofit", "gateway", "--plan", str(plan), "--upstream", url,
+            *program, "gateway", "--plan", str(plan), "--upstream", url,
             "--port", str(port + 1), "--access-log", access_log,
         )  # fmt: skip
         self._children.append(gateway)

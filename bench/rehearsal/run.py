@@ -20,9 +20,9 @@ from bench.rehearsal.grid import ROWS, Row
 from turbofit.core.model import Quantization
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.memory.account import PAGE, POOL_WARMUP, TEMPORARIES, capability_of
+from turbofit.memory.account import PAGE, POOL_WARMUP, TEMPORARIES, Forward, capability_of
 from turbofit.memory.turbomind.account import FUSES_NOTHING, warmup_tokens
-from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.presets import find_preset, preset_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from importlib.metadata import PackageNotFoundError
@@ -18,6 +19,7 @@ REPO = Path(__file__).resolve().parents[2]
 class _Installed:
     """A distribution as importlib.metadata gives it."""
 
+    origin: str | None = None
     requires = (
         "click>=8.2",
         'cramjam>=2.9; extra == "lmdeploy"',
@@ -28,6 +30,9 @@ class _Installed:
         'transformers[serving]<6,>=5.17; extra == "fallback"',
         'turbofit[fallback,lmdeploy]; extra == "all"',
     )
+
+    def read_text(self, name: str) -> str | None:
+        return self.origin if name == "direct_url.json" else None
 
 
 def test_the_packages_that_lack_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +57,41 @@ def test_the_packages_that_lack_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     # Code of a clone that was never installed names the clone.
     monkeypatch.setattr(installation, "_distribution", lambda: None)
     assert shlex.split(install_command("ray")) == ["pip", "install", f"{REPO}[ray]"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [
+        ({"url": "PLACE/clone", "dir_info": {"editable": True}}, ["-e", "HERE/clone[ray]"]),
+        ({"url": "PLACE/clone", "dir_info": {}}, ["HERE/clone[ray]"]),
+        ({"url": "PLACE/a%20b.whl", "archive_info": {}}, ["HERE/a b.whl[ray]"]),
+        ({"url": "https://h/t.whl", "archive_info": {}}, ["turbofit[ray] @ https://h/t.whl"]),
+        (
+            {"url": "https://h/t", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            ["turbofit[ray] @ git+https://h/t@abc"],
+        ),
+        # What is gone helps nobody.
+        ({"url": "PLACE/gone", "dir_info": {"editable": True}}, ["ray>=2.50"]),
+        ({"url": "PLACE/gone.whl", "archive_info": {}}, ["ray>=2.50"]),
+        ("no document", ["ray>=2.50"]),
+    ],
+)
+def test_what_turbofit_was_installed_from_is_named(
+    origin: object, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clone").mkdir()
+    for name in ("clone/pyproject.toml", "a b.whl"):
+        (tmp_path / name).touch()
+
+    class Installed(_Installed):
+        requires = ('ray>=2.50; extra == "ray"',)
+
+    Installed.origin = json.dumps(origin).replace("PLACE", tmp_path.as_uri())
+    monkeypatch.setattr(installation, "_distribution", Installed)
+    wanted = [word.replace("HERE", str(tmp_path)) for word in words]
+    assert shlex.split(install_command("ray")) == ["pip", "install", *wanted]
+    upgraded = shlex.split(install_command("ray", upgrade=True))
+    assert upgraded == ["pip", "install", "-U", *wanted]
 
 
 def test_nothing_that_is_said_needs_an_index() -> None:

@@ -8,7 +8,7 @@ import pytest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.usage_errors import options_by_command
 from turbofit.core.synonyms import _tables, by_its_words, command_synonym, near, synonym
-from turbofit.launch.serve.passthrough import option_classes
+from turbofit.launch.serve.passthrough import engine_options
 
 
 def test_every_option_that_the_table_names_is_one() -> None:
@@ -16,7 +16,7 @@ def test_every_option_that_the_table_names_is_one() -> None:
     ours = {name for _, it in options_by_command(ctx) for name in (*it.opts, *it.secondary_opts)}
     tables = _tables()
     for name, option in tables.options.items():
-        known = {*ours, *option_classes(), "--MODEL"}
+        known = {*ours, *engine_options(), "--MODEL"}
         assert not option.to or f"--{option.to}" in known, name
         assert option.to or option.say or option.at, name
         assert not option.only or (option.to and synonym(name) is None), name

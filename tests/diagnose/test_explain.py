@@ -13,10 +13,12 @@ from tests.diagnose.conftest import explain, message, some, tried
 from tests.hostile import hostile
 from tests.support.checkpoints import make_internvl2
 from turbofit.core.errors import UsageError
+from turbofit.core.plan import Settings
 from turbofit.core.struct import to_json
 from turbofit.core.units import GIB, MIB
 from turbofit.diagnose.explain import diagnose
-from turbofit.observe.calibration import cached_tokens
+from turbofit.memory.engines import engine_named
+from turbofit.memory.kv_cache import LoggedSlab
 from turbofit.observe.live import now_of
 from turbofit.observe.log_events import CacheBudget, Slab
 from turbofit.observe.log_reader import read_line
@@ -517,7 +519,10 @@ def test_lines_become_events_or_nothing(data: bytes) -> None:
         event = read_line(text)
         budget = event if isinstance(event, CacheBudget) else budget
         if budget and isinstance(event, Slab):
-            assert cached_tokens(budget.budget, event, 64) >= 0
+            slabs = [LoggedSlab(event.slab_size, event.object_size)]
+            shape = engine_named("turbomind").logged_cache(slabs, Settings())
+            assert shape is not None
+            assert shape.tokens(budget.budget) >= 0
     with suppress(UsageError):
         now_of(data.decode("utf-8", "replace"))
 

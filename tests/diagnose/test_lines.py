@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.diagnose.conftest import some
+from tests.diagnose.conftest import explain, some
 from turbofit.core.units import GIB, KIB, MIB
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import Row, rows
@@ -178,3 +178,27 @@ def test_a_command_goes_before_a_mention() -> None:
     )
     assert some(subject.model)[0] == "internvl2-8b"
     assert subject.options == {"tp": 2, "quant_policy": 8, "dtype": "float16"}
+
+
+ANSWERS = """\
+INFO:     client - "POST /v1/chat/completions HTTP/1.1" 200 OK
+[2026-11-27 21:44:15 DP0] Avg thr (in/out): 9319.6 / 86.3 tokens/s, Server \
+(succeeded/failed/routed/waiting): 36 / FAILED / 1 / 0, Engine (running/waiting): 1 / 0, KV cache: \
+7.0%,
+INFO:     client - "POST /v1/chat/completions HTTP/1.1" 200 OK
+"""
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("failed", [0, 30])
+def test_a_count_of_requests_is_no_error(failed: int, numbered: bool) -> None:
+    """A line that LMDeploy prints every ten seconds; a log may begin later than its engine."""
+    log = ANSWERS.replace("FAILED", str(failed))
+    if numbered:  # as `grep -n` prints it
+        log = "".join(f"{n}:{row}\n" for n, row in enumerate(log.splitlines(), 58))
+    found = explain(log)
+    assert (found.kind, found.phase) == ("healthy", "none")
+    assert [str(failed) in why for why in found.why] == [True] * bool(failed)
+    broken = explain(f"{log}ERROR: the disk went away\n")
+    assert broken.kind == "unknown"
+    assert "the disk went away" in broken.what

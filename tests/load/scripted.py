@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -106,11 +107,15 @@ class ScriptedServer(ThreadedServer):
     """``script`` is what each streamed request gets; then ``ok``.
 
     A key of `STREAMS`, of which ``reset`` aborts the connection and ``stall`` sends nothing more
-    until the server ends; ``500``; ``plain``: JSON; ``busy``: 503 with Retry-After.
+    until the server ends; ``500``; ``plain``: JSON; ``busy``: 503 with Retry-After. ``headers``
+    come with each stream.
     """
 
-    def __init__(self, *script: str, **keywords: Any) -> None:
+    def __init__(
+        self, *script: str, headers: Mapping[str, str] | None = None, **keywords: Any
+    ) -> None:
         super().__init__(**keywords)
+        self._headers = headers or {}
         self._script = list(script)
         self.stalled = threading.Event()
 
@@ -120,7 +125,9 @@ class ScriptedServer(ThreadedServer):
         what = self._script.pop(0) if self._script else "ok"
         if what in WHOLE:
             return web.Response(**WHOLE[what])
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", **self._headers}
+        )
         await response.prepare(incoming)
         await response.write(STREAMS[what])
         if what == "reset":

@@ -21,6 +21,7 @@ from tests.load.scripted import ScriptedServer, ThreadedServer
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
 from turbofit.load.bench import bench
 from turbofit.load.client import Answer, StreamError, StreamReader
 from turbofit.load.driver import LoadRun, requests_of
@@ -28,6 +29,8 @@ from turbofit.load.prompt import PromptWriter, png
 from turbofit.load.result import spread, summary
 from turbofit.load.spec import LoadSpec
 from turbofit.load.trace import TracedRequest
+from turbofit.report.painters.document import Paragraph
+from turbofit.report.views.measured_view import load_view
 
 
 def answer(begun: float, ended: float, tokens: int = 4, kind: str = "") -> Answer:
@@ -172,6 +175,17 @@ def test_a_closed_loop_counts_what_it_sent() -> None:
     assert 0.5 < result.output_tokens_per_second / result.requests_per_second / 3 < 2
     assert result.running == pytest.approx(3, rel=0.4)
     assert {len(body["messages"][0]["content"].split()) for body in server.bodies} == {256}
+
+
+@pytest.mark.parametrize("pretend", [True, False])
+def test_speed_of_pretend_gpus_is_said_to_be_none(pretend: bool) -> None:
+    """People quote these figures: above them, and in the document."""
+    marked = {PRETEND_HEADER: "1"} if pretend else {}
+    with ScriptedServer(headers=marked) as server:
+        result = bench(server.url, LoadSpec.of(**FEW))
+    assert (PRETEND_SPEED in result.warnings) == pretend
+    said = [block.text for block in load_view(result) if isinstance(block, Paragraph)]
+    assert (PRETEND_SPEED in said) == pretend
 
 
 def test_each_failure_is_counted_by_its_kind() -> None:

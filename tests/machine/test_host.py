@@ -6,7 +6,7 @@ import pytest
 
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB
-from turbofit.machine.host import read_host
+from turbofit.machine.host import read_host, usable_cores
 
 MEMORY = {"proc/meminfo": "MemTotal: 67108864 kB\nMemAvailable:   33554432 kB\n"}
 
@@ -63,3 +63,43 @@ def test_memory_is_what_the_cgroup_leaves(tmp_path: Path, files, total, availabl
     host = read_host(**{name: str(tmp_path / name) for name in ("proc", "cgroup", "shm")})
     assert (host.ram_total, host.ram_available) == (total, available)
     assert host.shm_available == NA
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"proc/self/cgroup": "0::/pod/a\n", "cgroup/pod/a/cpu.max": "max 100000\n"}, 8),
+        (
+            {
+                "proc/self/cgroup": "0::/pod/a\n",
+                "cgroup/pod/a/cpu.max": "350000 100000\n",
+                "cgroup/pod/cpu.max": "400000 100000\n",
+            },
+            3,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "cgroup/cpu.max": "20000 100000\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "5:cpu,cpuacct:/a\n4:memory:/a\n",
+                "cgroup/cpu/a/cpu.cfs_quota_us": "-1\n",
+                "cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
+                "cgroup/cpu/cpu.cfs_quota_us": "600000\n",
+                "cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            6,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "cgroup/cpu.max": "apples 0\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "cgroup/cpu.max": "1600000 100000\n"}, 8),
+    ],
+    ids=["no quota", "a quota with a half", "less than one", "version 1", "garbage", "a large one"],
+)  # fmt: skip
+def test_cores_are_what_the_quota_and_the_affinity_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files, cores
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    where = {name: str(tmp_path / name) for name in ("proc", "cgroup")}
+    assert usable_cores(**where) == read_host(**where).cpus == cores

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.support.waiting import endless_ends
+from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.machine.nvidia_smi import SmiTable
+from turbofit.memory.engines import engine_named
+from turbofit.memory.kv_cache import LoggedSlab
 from turbofit.observe import log_events as log
-from turbofit.observe.calibration import cached_tokens
 from turbofit.observe.log_reader import read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
@@ -38,18 +40,23 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
             log.Backpressure(cause="memory"),
         ),
         (PREFIX + "hit resource limit at 3/9", log.Backpressure(cause="limit")),
-        (FATAL + "[allocator.cc:44] CUDA error: out of memory", OUT_OF_MEMORY),
+        (
+            FATAL + "[allocator.cc:44] CUDA error: out of memory",
+            log.CudaError(message="out of memory", call="allocator.cc:44"),
+        ),
         (
             FATAL + "[allocator.cc:105] CUDA error: out of memory",
-            log.CudaError(message="out of memory", pinned=True),
+            log.CudaError(message="out of memory", call="allocator.cc:105"),
         ),
         (
             FATAL + "[measurer.cu:83] Check failed: status == cudaSuccess out of memory",
-            OUT_OF_MEMORY,
+            log.CudaError(message="out of memory", call="measurer.cu:83"),
         ),
         (
             FATAL + "[cuda_ipc_comm.cu:196] CUDA Driver error: CUDA_ERROR_NOT_SUPPORTED",
-            log.CudaError(message="CUDA_ERROR_NOT_SUPPORTED", driver=True),
+            log.CudaError(
+                message="CUDA_ERROR_NOT_SUPPORTED", driver=True, call="cuda_ipc_comm.cu:196"
+            ),
         ),
         (
             FATAL + "[buffer.cc:25] Check failed: base + size <= size_ (9 vs. 8) ",
@@ -148,8 +155,9 @@ def test_other_lines(line: str) -> None:
 )
 def test_tokens_from_the_log(budget: int, slab: tuple[int, int], tokens: int) -> None:
     size, block = slab[0] * MIB, slab[1] * MIB
-    shape = log.Slab(slab_size=size, object_size=block)
-    assert cached_tokens(budget, shape, 64) == tokens
+    shape = engine_named("turbomind").logged_cache([LoggedSlab(size, block)], Settings())
+    assert shape is not None
+    assert shape.tokens(budget) == tokens
 
 
 def test_a_long_line_takes_no_longer_than_it_is() -> None:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli import usage_errors
-from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, verbose_log
+from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
 from turbofit.core.errors import NoGpuError, UnknownModelError, UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
+from turbofit.launch.serve.passthrough import read_words, sort_options, without_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _WINDOWS: Final = os.name == "nt"
+#: Under which name a context keeps what is said of LMDeploy's options.
+_OF_LMDEPLOY: Final = "turbofit.lmdeploy"
 
 
 class _Path(click.Path):
@@ -119,11 +122,13 @@ class CliCommand(click.Command):
         self.takes_rest = takes_rest
         self.only_linux = only_linux
         self.usage = usage
+        #: Whether a line of LMDeploy's server may stand behind it.
+        self.plans = any("--session-len" in param.opts for param in params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse what stands before ``--``."""
+        """Parse what stands before ``--``, of LMDeploy's server too where the command plans."""
         ctx.meta.setdefault(usage_errors.WORDS, tuple(args))
-        options, rest = split_rest(args)
+        options, rest = split_rest(without_program(args) if self.plans else args)
         if rest and not self.takes_rest and not ctx.resilient_parsing:
             raise UsageError(
                 f"`{ctx.command_path}` takes nothing after --",
@@ -131,7 +136,9 @@ class CliCommand(click.Command):
             )
         try:
             if not ctx.resilient_parsing:
-                options = self._repeated(usage_errors.mended(options), ctx)
+                options, engine = self._of_lmdeploy(usage_errors.mended(options), ctx)
+                rest = [*engine, *rest]
+                options = self._repeated(options, ctx)
             left = super().parse_args(ctx, options)
         except click.UsageError as exc:
             raise usage_errors.with_source(usage_errors.usage_error(exc, ctx), ctx) from None
@@ -141,6 +148,17 @@ class CliCommand(click.Command):
             usage_errors.check_names(ctx)
             self._check_forms(ctx)
         return left
+
+    def _of_lmdeploy(self, words: list[str], ctx: click.Context) -> tuple[list[str], list[str]]:
+        """The words that are turbofit's, and those for the engine; what was taken is said later."""
+        if not self.plans:
+            return words, []
+        known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
+        read = read_words(words, known, serves=self.takes_rest)
+        ctx.meta[_OF_LMDEPLOY] = read.line
+        if not self.takes_rest:
+            sort_options(read.engine)  # which refuses what no plan counts
+        return read.ours, read.engine
 
     def _check_forms(self, ctx: click.Context) -> None:
         forms = [param for param in self.params if isinstance(param, Option) and param.form]
@@ -207,6 +225,8 @@ class CliCommand(click.Command):
                 progress(quiet=ctx.params.pop("quiet"), as_json=form.as_json),
                 verbose_log(ctx.params.pop("verbose")),
             ):
+                if line := ctx.meta.get(_OF_LMDEPLOY):
+                    say(line)
                 return super().invoke(ctx)
         except UsageError as exc:
             if isinstance(exc, UnknownModelError):

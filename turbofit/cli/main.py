@@ -27,6 +27,9 @@ _EXTRAS: Final = {
     "pyarrow": "parquet",
 }  # fmt: skip
 
+#: Commands that run LMDeploy behind a gateway.
+_ON_LMDEPLOY: Final = frozenset({"serve", "calibrate", "tune"})
+
 #: Until the first collection; a plan makes about 60,000.
 _OBJECTS_BEFORE_COLLECTION: Final = 100_000
 _USUAL_THRESHOLDS: Final = gc.get_threshold()
@@ -68,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, reported as one
-        missing = _missing(exc)
+        missing = _missing(exc, argv)
         complain(_bug(exc, argv) if missing is None else missing.to_dict(), as_json=as_json)
         return _FAILED if missing is None else missing.exit_code
 
@@ -87,14 +90,16 @@ def _run(argv: list[str]) -> int:
         return int(TURBOFIT.invoke(ctx))
 
 
-def _missing(exc: Exception) -> PackageError | None:
+def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
     """What to install where a package of an extra is missing."""
     package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
     extra = _EXTRAS.get(package)
     if extra is None:
         return None
-    from turbofit.core.installation import install_command
+    from turbofit.core.installation import install_command, installed
 
+    if extra == "gateway" and {*argv[:1]} & _ON_LMDEPLOY and installed("lmdeploy") is None:
+        extra = "lmdeploy"  # which brings the gateway's packages
     return PackageError(
         f"this needs {package}, which is not installed",
         hint=f"install it with {install_command(extra)}",

@@ -85,7 +85,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
     """Which option may be meant: another command's, LMDeploy's own, a near one, or any."""
     from turbofit.cli.manual import MANUAL
     from turbofit.core.synonyms import by_its_words, guess
-    from turbofit.launch.serve.passthrough import option_classes
+    from turbofit.launch.serve.passthrough import engine_options
 
     what, command = f"unknown option {name}", ctx.info_name or ""
     commands = [command for command, option in options_by_command(ctx) if name in option.opts]
@@ -97,7 +97,7 @@ def _unknown_option(name: str, ctx: click.Context) -> UsageError:
         example = MANUAL[command].examples[0]
         has = f"turbofit {', '.join(commands[:3])} {'have' if commands[1:] else 'has'} it"
         hint = f"{has}; {ctx.info_name} is used as {example}; "
-    elif name in option_classes():
+    elif name in engine_options():
         hint = f"it is LMDeploy's, for behind --: turbofit serve MODEL -- {name}; "
     elif hint := guess(name, known):
         pass

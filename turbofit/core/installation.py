@@ -8,27 +8,74 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import msgspec
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 _NAME: Final = "turbofit"
+_ORIGIN: Final = "direct_url.json"
 #: A requirement of an extra in the metadata; those of several extras stand once for each.
 _REQUIREMENT: Final = re.compile(r"""([A-Za-z0-9][\w.-]*)(?:\[([\w,. -]+)\])?([^;]*);(.*)""")
 _EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([\w.-]+)['"]""")
 
 
+class _Commit(msgspec.Struct):
+    vcs: str
+    commit_id: str
+
+
+class _Folder(msgspec.Struct):
+    editable: bool = False
+
+
+class _Origin(msgspec.Struct):
+    """Where a package is from; ``dir_info`` of a folder, ``vcs_info`` of a repository."""
+
+    url: str
+    dir_info: _Folder | None = None
+    vcs_info: _Commit | None = None
+
+
 def install_command(extra: str, *, upgrade: bool = False) -> str:
     """A command for pip that brings what an extra of pyproject.toml needs, as it can be pasted.
 
-    It names the clone that the code lies in where turbofit was never installed. With ``upgrade`` it
-    replaces versions that are there.
+    It names the clone, the wheel or the repository that turbofit was installed from, as pip wrote
+    it down; where that is gone the packages themselves; and the clone that the code lies in where
+    turbofit was never installed. With ``upgrade`` it replaces versions that are there.
     """
+    again = ["-U"] if upgrade else []
+    if source := _source(extra):
+        return shlex.join(["pip", "install", *again, *source])
     wanted = _of_extra(extra)
     lacking = [text for name, text in wanted.items() if upgrade or installed(name) is None]
     clone = Path(__file__).resolve().parents[2]
     words = lacking or list(wanted.values()) or [f"{clone}[{extra}]"]
-    return shlex.join(["pip", "install", *(["-U"] if upgrade else []), *words])
+    return shlex.join(["pip", "install", *again, *words])
+
+
+def _source(extra: str) -> list[str]:
+    """What turbofit was installed from, with the extra, as words of pip; none where it is gone.
+
+    The file is ``direct_url.json``, of PEP 610.
+    """
+    package = _distribution()
+    try:
+        read = msgspec.json.decode((package and package.read_text(_ORIGIN)) or "", type=_Origin)
+    except msgspec.MsgspecError:
+        return []
+    if read.vcs_info is not None:
+        return [f"{_NAME}[{extra}] @ {read.vcs_info.vcs}+{read.url}@{read.vcs_info.commit_id}"]
+    split = urlsplit(read.url)
+    if split.scheme != "file":
+        return [f"{_NAME}[{extra}] @ {read.url}"]
+    path = Path(url2pathname(split.path))
+    there = (path / "pyproject.toml").is_file() if read.dir_info is not None else path.is_file()
+    editable = ["-e"] if read.dir_info is not None and read.dir_info.editable else []
+    return [*editable, f"{path}[{extra}]"] if there else []
 
 
 def _distribution() -> Distribution | None:

@@ -16,6 +16,10 @@ QUEUED: Final = (
 )
 BEYOND: Final = "requests beyond these limits are not planned for"
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
+#: What answers of pretend GPUs are marked with, and what is said of them.
+PRETEND_HEADER: Final = "x-turbofit-pretend"
+PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"
+PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"
 #: Notes after which nobody does anything else; only the whole text of a plan has them.
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
 RESERVED: Final = (

@@ -28,6 +28,8 @@ Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
 #: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
 #: preprocessing 2 ms at least, a photograph about 30 ms, and all clients wait for it.
 _MOST_IMAGES: Final = 64
+#: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat).
+_TEXT_COPIES: Final = 128
 _TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
@@ -190,12 +192,32 @@ class Kv(Struct):
     longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
 
 
+#: Threads of an engine that prepare images, at most: more were not tried.
+MOST_IMAGE_THREADS: Final = 16
+
+
 class HostMemory(Struct):
-    """Host memory that the engines will take, in bytes; ``available`` None where it is unknown."""
+    """Host memory that the engines will take, in bytes; ``available`` None where it is unknown.
+
+    ``pageable`` counts ``image_cache`` of each engine.
+    """
 
     pinned: Annotated[int, doc("Bytes.")]
     pageable: Annotated[int, doc("Bytes.")]
     available: Annotated[int | None, doc("Bytes; null where unknown.")]
+    image_threads: Annotated[
+        int | None, doc("Threads of each engine that prepare images; null: by the host's cores.")
+    ] = None
+    image_cache: Annotated[int, doc("Bytes of prepared images that each engine keeps.")] = 0
+
+
+def image_threads(cores: int, engines: int) -> int:
+    """Threads that prepare images in each of so many engines of LMDeploy on a host.
+
+    They leave a core to the event loop. Two at least: one is LMDeploy's own way, and two share a
+    core with little loss, since most of the work is done outside of Python's lock.
+    """
+    return min(MOST_IMAGE_THREADS, max(2, cores // engines - 1))
 
 
 class Throughput(Struct):
@@ -272,6 +294,13 @@ class Limits(Struct):
     def image_limit(self) -> int | None:
         """The limit of an image, in what its rule counts; None without images."""
         return self.max_dynamic_patch or self.max_pixels_per_image
+
+    def copies(self, *, images: bool) -> int:
+        """Answers of one request at most (``n``).
+
+        Copies beyond an engine's batch wait there, as requests do, and take no memory meanwhile.
+        """
+        return self.n if images else max(self.n, _TEXT_COPIES)
 
     def most_images(self, rule: ImageRule | None) -> int:
         """How many images a request may have: as many as share its units, however small."""

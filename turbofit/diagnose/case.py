@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.event import event_of
@@ -14,6 +15,7 @@ from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.presets import load_preset, match_key, presets_with
 from turbofit.machine.source import machine_from
+from turbofit.memory.engines import engine_named
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.observe.log_events import PeerMissing, TorchMemory
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.diagnose.facts import LogFacts
+    from turbofit.memory.account import Engine
 
 _NO_PEERS: Final = ",p2p=none"
 #: Less than so much of a table is a display's, or the driver's own.
@@ -66,6 +69,14 @@ class LogCase:
     def ratio(self) -> float | None:
         value = self.facts.subject.options.get("cache_max_entry_count")
         return value if isinstance(value, float) else None
+
+    @cached_property
+    def turbomind(self) -> Engine:
+        """TurboMind of the log's version; the reference's where it names none that is known."""
+        try:
+            return engine_named("turbomind", self.facts.subject.version)
+        except PackageError:
+            return engine_named("turbomind")
 
     def forecast(self) -> Plan | None:
         """What turbofit says of the settings that the log names, on the machine as it is known."""

@@ -89,6 +89,13 @@ _WEIGHED: Final = 2000
 _UNANSWERED: Final = re.compile(
     r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])\d\d|5\d\d)\b'
 )
+#: A request that a server answered.
+_ANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" 200\b')
+#: What LMDeploy's server counts of its requests, a line each ten seconds: it names failures, too.
+#: Source: lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `
+_COUNTED: Final = re.compile(
+    r".{0,120}?\bServer \(succeeded/failed/routed/waiting\): (\d+) / (\d+) / "
+)
 #: An exception in a destructor while the program ends: Python goes on. Of a stream that could not
 #: be written it may be all that is said.
 _IN_DESTRUCTOR: Final = re.compile(
@@ -141,6 +148,10 @@ class LogFacts:
         self.last_complaint: LogEvent | None = None
         #: The last line that may tell of an error.
         self.last_refusal: LogEvent | None = None
+        #: The first line that says that a server answered.
+        self.answered: LogEvent | None = None
+        #: The last count of requests that did not end as they were asked.
+        self.failed_requests = 0
         #: The last two lines of progress.
         self._progress = (0, 0)
         #: Two lines of progress stand between here and the last exception that no row knows.
@@ -177,6 +188,8 @@ class LogFacts:
         self.lines = max(self.lines, line)
         self.subject.notice(text)
         self._note(line, text)
+        if self._is_count(line, text):
+            return
         self._weigh(text)
         repeated = repeats(text)
         if repeated is not None:
@@ -238,6 +251,18 @@ class LogFacts:
         self.commanded = self.commanded or _COMMAND.match(text) is not None
         if _UNANSWERED.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage())
+        if self.answered is None and _ANSWERED.match(text):
+            self.answered = LogEvent(line, text, KnownMessage())
+
+    def _is_count(self, line: int, text: str) -> bool:
+        """Whether a row is LMDeploy's count of requests, which is taken here."""
+        counted = _COUNTED.match(text)
+        if counted is None:
+            return False
+        self.failed_requests = int(counted[2])
+        if self.answered is None and int(counted[1]):
+            self.answered = LogEvent(line, text, KnownMessage())
+        return True
 
     def _weigh(self, text: str) -> None:
         self._rows += 1

@@ -27,12 +27,13 @@ _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9
 #: What journald writes between the time and the line: the host, the unit, the pid.
 _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
 #: Ray, torchrun, srun, docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker and
-#: LMDeploy's checks put something before each line.
+#: LMDeploy's checks put something before each line, and `grep -n` its number.
 _PREFIX: Final = re.compile(
     r"(?:\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
     r"|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
     r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
     r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
+    r"|\d{1,6}:(?=\[TM\]|\[\d{4}-|INFO: )"
     r"|\[?rank\d+\]?:\s?(?:\[rank\d+\]:\s?)?"
     r"|\[\d+\]:\s?|\d{1,4}:\s"
     r"|\[pod/[\w.-]+/[\w.-]+\]\s"

@@ -36,8 +36,9 @@ class ConnectionLimits(Struct):
 class GatewayConfig(Struct):
     """Settings of one gateway; times in seconds.
 
-    ``api_keys`` empty means that everybody may. ``front_keys`` are of gateways in front of several
-    nodes, which say whose each request is. A body must be whole within ``body_seconds``, and bring
+    ``api_keys`` empty means that everybody may. No more requests than ``at_once`` are at the
+    engines. ``front_keys`` are of gateways in front of several nodes, which say whose each request
+    is. A body must be whole within ``body_seconds``, and bring
     ``body_rate`` bytes a second in each ``body_window_seconds``. ``idle_seconds``,
     ``stall_seconds`` and ``stuck_seconds`` say when an engine is asked for a token, and how it is,
     see `health.Monitor`; ``hung_seconds`` when one that owes answers and brings nothing is taken
@@ -59,6 +60,7 @@ class GatewayConfig(Struct):
     connection: ConnectionLimits = ConnectionLimits()
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    at_once: int | None = None
     queue_length: int = 256
     queue_seconds: float = 30.0
     body_seconds: float = 300.0

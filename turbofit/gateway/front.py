@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 
 from turbofit.core.json_types import Document
+from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal, refusal_event
@@ -285,7 +286,7 @@ class Front(AsgiApp):
         outcome.first_byte = time.perf_counter()
         self.metrics.first_byte(outcome.first_byte - request.read)
         # A front of a pretend cluster says so itself, in each answer.
-        passed = _PASSED if self.config.pretend else _PASSED | {"x-turbofit-pretend"}
+        passed = _PASSED if self.config.pretend else _PASSED | {PRETEND_HEADER}
         request.out += [
             (name.lower().encode(), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()

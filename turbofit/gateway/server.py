@@ -20,6 +20,7 @@ import msgspec
 
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError, UsageError
 from turbofit.core.installation import install_command
+from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.process.ports import open_files
 from turbofit.core.units import MIB
 from turbofit.gateway.http.connections import is_loopback
@@ -370,7 +371,7 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         http=partial(LimitedProtocol, limits, gateway.connections),  # type: ignore[arg-type]
-        headers=[("x-turbofit-pretend", "1")] if config.pretend else [],
+        headers=[(PRETEND_HEADER, "1")] if config.pretend else [],
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),
         ws="none",

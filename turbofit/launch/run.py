@@ -26,6 +26,7 @@ from turbofit.core.errors import (
     TurbofitError,
     UsageError,
 )
+from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
@@ -41,6 +42,7 @@ from turbofit.launch.engine.launches import (
     ratio_now,
     shared_ratio,
 )
+from turbofit.launch.images.preparation import image_environment
 from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -164,7 +166,8 @@ class Run:
         plan = self.refuse()
         self._say(plan.verdict)
         for warning in (*plan.warnings, *self._doubts()):
-            self._say(f"warning: {warning}")
+            if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
+                self._say(f"warning: {warning}")
         return plan
 
     def choose(self) -> Plan:
@@ -514,6 +517,7 @@ class Start:
             key = secrets.token_hex(32)
         self._key = key
         key = key or config.api_key  # the user's own is on the command line already
+        images = image_environment(plan)
         if config.pretend:
             from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
 
@@ -523,14 +527,14 @@ class Start:
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, taken=config.pretend_taken, fail_at=fail_at,
+                    folder=folder, taken=config.pretend_taken, fail_at=fail_at, images=images,
                 )
                 for command in engine_commands
             ]  # fmt: skip
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
-            Launch(command, runner, key, ratio=self._ratio(command.group))
+            Launch(command, runner, key, ratio=self._ratio(command.group), images=images)
             for command in engine_commands
         ]
 

@@ -13,6 +13,7 @@ import msgspec
 from typing_extensions import Self
 
 from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.messages import PRETEND_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,7 @@ class Answer:
     """The answer to one request; times by the load's clock.
 
     ``counts``: it began in the window. ``kind``: why it is no answer; empty where it is one.
-    ``pieces``: when each piece of text came.
+    ``pieces``: when each piece of text came. ``pretend``: its server has pretend GPUs.
     """
 
     begun: float
@@ -52,6 +53,7 @@ class Answer:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     retry_after: float = 0.0
+    pretend: bool = False
 
     @property
     def answered(self) -> bool:
@@ -61,6 +63,23 @@ class Answer:
     def tokens(self) -> int:
         """Tokens as the server counts them; else pieces, which is under: one may hold several."""
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to the first piece."""
+        return self.pieces[0] - self.begun if self.pieces else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds a token after the first one."""
+        if not self.pieces or self.tokens <= 1:
+            return None
+        return (self.pieces[-1] - self.pieces[0]) / (self.tokens - 1)
+
+    @property
+    def e2e(self) -> float | None:
+        """Seconds to the end."""
+        return None if self.ended is None else self.ended - self.begun
 
 
 class StreamReader:
@@ -241,6 +260,7 @@ class LoadClient(ServerClient):
             async with self._session.post(
                 self._url + _CHAT, data=data, headers={"Content-Type": "application/json"}
             ) as response:
+                answer.pretend = PRETEND_HEADER in response.headers
                 await self._read(response, answer)
         except (StreamError, aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
             answer.ended, answer.kind = time.perf_counter(), _kind(exc)

@@ -8,11 +8,12 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from turbofit.core.messages import PRETEND_SPEED
 from turbofit.core.struct import Struct, const, doc, to_builtins
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from turbofit.load.client import Answer
     from turbofit.load.driver import LoadRun
@@ -143,22 +144,22 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
         output_tokens=sum(answer.tokens for answer in good) / max(1, len(good)),
         counted="pieces" if pieces_only else "usage",
-        ttft=spread([answer.pieces[0] - answer.begun for answer in good if answer.pieces]),
-        tpot=spread([
-            (answer.pieces[-1] - answer.pieces[0]) / (answer.tokens - 1)
-            for answer in good if answer.pieces and answer.tokens > 1
-        ]),
-        e2e=spread([answer.ended - answer.begun for answer in good if answer.ended is not None]),
+        ttft=spread([answer.ttft for answer in good]),
+        tpot=spread([answer.tpot for answer in good]),
+        e2e=spread([answer.e2e for answer in good]),
         client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
         warnings=tuple(_warnings(run, busy, pieces_only=pieces_only)),
     )  # fmt: skip
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and percentiles; a percentile is the least value that so many are not above."""
-    if not values:
+def spread(values: Iterable[float | None]) -> Spread:
+    """Mean and percentiles; a percentile is the least value that so many are not above.
+
+    A value that is None does not count.
+    """
+    rising = sorted(value for value in values if value is not None)
+    if not rising:
         return Spread()
-    rising = sorted(values)
 
     def at(share: float) -> float:
         return rising[min(len(rising) - 1, max(0, -int(-share * len(rising) // 1) - 1))]
@@ -179,6 +180,8 @@ def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
 
 
 def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
+    if any(answer.pretend for answer in run.answers):
+        yield PRETEND_SPEED
     if run.stopped:
         yield (
             f"it ended before its time: {run.stopped}; what was under way then is left out, so "

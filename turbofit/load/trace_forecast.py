@@ -20,7 +20,7 @@ from turbofit.gateway.limits.request_limits import RequestedImage, bounds_of, ch
 from turbofit.gateway.limits.sharing import by_request, hold_images
 from turbofit.load.result import Spread, spread
 from turbofit.memory.calibrated import identity
-from turbofit.memory.engines import engine_named
+from turbofit.memory.engines import engine_of
 from turbofit.tuner.speed import group_rates
 from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 
@@ -176,7 +176,7 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
 
 
 def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
-    engine, gate = engine_named(plan.engine.name), bounds_of(plan).gate
+    engine, gate = engine_of(plan), bounds_of(plan).gate
     for number, group in enumerate(plan.group_plans()):
         settings = group.settings
         gpus = [plan.machine.gpu(index) for index in plan.parallel.groups[number]]

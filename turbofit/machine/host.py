@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from turbofit.core.machine import Host
 from turbofit.core.struct import NA, NaType
 from turbofit.core.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: cgroup v1 says "no limit" with the largest multiple of a page; anything near it is none.
 _NO_LIMIT = 1 << 60
@@ -23,7 +27,23 @@ def read_host(
         total = limit if total == NA else min(total, limit)
         left = max(0, limit - usage)
         available = left if available == NA else min(available, left)
-    return Host(ram_total=total, ram_available=available, shm_available=_free(shm), cpus=_cpus())
+    return Host(
+        ram_total=total,
+        ram_available=available,
+        shm_available=_free(shm),
+        cpus=usable_cores(proc=proc, cgroup=cgroup),
+    )
+
+
+def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | NaType:
+    """Cores whose time this process may use: those of its affinity, or of a cgroup's quota.
+
+    Under: a quota of 3.5 cores counts as 3, one below 1 as 1 (over).
+    """
+    cores = _affinity()
+    for quota in _quotas(Path(proc), Path(cgroup)):
+        cores = min(quota, 1 << 20 if cores == NA else int(cores))
+    return cores
 
 
 def _fields(path: Path) -> dict[str, int]:
@@ -42,23 +62,39 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
     File pages that the kernel drops before it kills anybody do not count as used.
     """
     limits = []
+    for folder, old in _groups(proc, root, "memory"):
+        names = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if old
+            else ("memory.max", "memory.current", "inactive_file")
+        )
+        limit, usage = _number(folder / names[0]), _number(folder / names[1])
+        if limit is not None and usage is not None and limit < _NO_LIMIT:
+            cache = _fields(folder / "memory.stat").get(names[2], 0)
+            limits.append((limit, max(0, usage - cache)))
+    return limits
+
+
+def _quotas(proc: Path, root: Path) -> list[int]:
+    """Whole cores of every group of processor time that this process is in, its parents too."""
+    quotas = []
+    for folder, old in _groups(proc, root, "cpu"):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if old else ("cpu.max",)
+        numbers = [word for name in names for word in _text(folder / name).split()]
+        if len(numbers) == 2 and all(word.isdecimal() and int(word) for word in numbers):
+            quotas.append(max(1, int(numbers[0]) // int(numbers[1])))
+    return quotas
+
+
+def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """The folder of every group of a controller, parents too, and whether it is of version 1."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "memory" if controllers else root
-        names = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            if controllers
-            else ("memory.max", "memory.current", "inactive_file")
-        )
-        for folder in _upwards(base, path):
-            limit, usage = _number(folder / names[0]), _number(folder / names[1])
-            if limit is not None and usage is not None and limit < _NO_LIMIT:
-                cache = _fields(folder / "memory.stat").get(names[2], 0)
-                limits.append((limit, max(0, usage - cache)))
-    return limits
+        if not controllers or controller in controllers.split(","):
+            base = root / controller if controllers else root
+            for folder in _upwards(base, path):
+                yield folder, bool(controllers)
 
 
 def _upwards(base: Path, path: str) -> list[Path]:
@@ -80,7 +116,7 @@ def _free(path: str) -> int | NaType:
     return stat.f_bavail * stat.f_frsize
 
 
-def _cpus() -> int | NaType:
+def _affinity() -> int | NaType:
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):

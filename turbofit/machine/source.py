@@ -204,19 +204,25 @@ def _impossible(machine: Machine) -> str | None:
     for gpu in machine.gpus:
         if cause := _impossible_gpu(gpu):
             return f"GPU {gpu.index} {cause}"
-    pairs = {(link.a, link.b) for link in machine.links}
-    if len(pairs) != len(machine.links) or any(a >= b or {a, b} - indices for a, b in pairs):
+    if not _joins_its_gpus(machine, indices):
         return "its links do not join its GPUs"
-    measured = machine.measured or Measured(torch="")
-    rates = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
-    rates += [figure for reduce in measured.reduces for figure in (reduce.seconds, reduce.size)]
-    if any(rate <= 0 for rate in rates):
+    if any(rate <= 0 for rate in _measured_rates(machine.measured or Measured(torch=""))):
         return "its measured speeds are not possible"
     host = (machine.host.ram_total, machine.host.ram_available, machine.host.shm_available)
     if not all(map(_is_size, host)):
         return "its host memory has no possible size"
     texts = (machine.name, machine.driver, machine.cuda, *machine.warnings)
     return None if all(map(str.isprintable, texts)) else "it has unprintable text"
+
+
+def _joins_its_gpus(machine: Machine, indices: set[int]) -> bool:
+    pairs = {(link.a, link.b) for link in machine.links}
+    return len(pairs) == len(machine.links) and all(a < b and {a, b} <= indices for a, b in pairs)
+
+
+def _measured_rates(measured: Measured) -> list[float]:
+    cards = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
+    return cards + [rate for it in measured.reduces for rate in (it.seconds, it.size)]
 
 
 def _is_size(size: int | NaType) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Gpu, Holder, Host, Machine
+from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.synonyms import plain
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share
@@ -47,7 +47,7 @@ from turbofit.machine.unlisted import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 #: More GPUs than any one machine has: beyond it a SPEC is a typing error.
 MAX_GPUS: Final = 64
@@ -139,30 +139,41 @@ def parse_spec(spec: str) -> Machine:
     if len(cards) > MAX_GPUS:
         _refuse(f"{len(cards)} GPUs", f"one machine has at most {MAX_GPUS}")
     options = _key_values(tail, _OPTIONS, "machine option")
+    gpus = tuple(
+        replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
+    )
+    notes = dict.fromkeys(card.note for card in cards if card.note)
+    return Machine(
+        name=_name(spec, gpus),
+        source="preset",
+        gpus=gpus,
+        links=_links(cards, options),
+        host=_host(options),
+        visible=tuple(range(len(cards))),
+        warnings=(*notes, *(_held_note(gpu) for gpu in gpus if printed and gpu.used)),
+    )
+
+
+def _links(cards: list[_Card], options: Mapping[str, str]) -> tuple[Link, ...]:
     joined = _parse_pairs(options["nvlink"], cards) if "nvlink" in options else None
     peers = _parse_p2p(options["p2p"], cards) if "p2p" in options else None
     if peers == "none" and joined:
         _refuse("p2p=none contradicts nvlink: NVLinked GPUs are peers", "leave out one of the two")
-    gpus = tuple(
-        replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
-    )
-    # Nothing is known of a described host but its memory, taken as available.
+    return preset_links([card.preset for card in cards], nvlink=joined, p2p=peers)
+
+
+def _host(options: Mapping[str, str]) -> Host:
+    """A described host, of which nothing is known but its memory, taken as available."""
     ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
-    # What is pasted from nvidia-smi has UUIDs and line ends in it.
+    return Host(ram_total=ram, ram_available=ram)
+
+
+def _name(spec: str, gpus: Sequence[Gpu]) -> str:
+    """The SPEC itself; the cards where it is pasted from nvidia-smi, with UUIDs and line ends."""
+    if "\n" not in spec and "UUID:" not in spec:
+        return " ".join(spec.split())
     kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
-    listed = " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
-    return Machine(
-        name=listed if "\n" in spec or "UUID:" in spec else " ".join(spec.split()),
-        source="preset",
-        gpus=gpus,
-        links=preset_links([card.preset for card in cards], nvlink=joined, p2p=peers),
-        host=Host(ram_total=ram, ram_available=ram),
-        visible=tuple(range(len(cards))),
-        warnings=(
-            *dict.fromkeys(card.note for card in cards if card.note),
-            *(_held_note(gpu) for gpu in gpus if printed and gpu.used),
-        ),
-    )
+    return " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
 
 
 def _held_note(gpu: Gpu) -> str:

@@ -27,6 +27,7 @@ from turbofit.core.plan import (
 )
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
+from turbofit.memory.kv_cache import CacheShape, LoggedSlab
 
 
 class VisionLoad(Struct):
@@ -85,6 +86,23 @@ class EngineLaunch(Struct):
             return self.margins
         pairs = zip(self.margins, self.saved, strict=True)
         return tuple(margin - max(0, saved - calibration.spread) for margin, saved in pairs)
+
+
+class Forward(Struct):
+    """What meets in one forward pass.
+
+    ``tokens`` run through the decoder; ``context`` is the summed length of the sequences that are
+    being prefilled; ``rows`` are sequences that sample a token, one of them over the whole
+    vocabulary with ``top_k_0``; ``units`` are tiles or patches of all images that overlap the pass,
+    each encoded whole. ``first_layer``: a warm-up, which runs that alone.
+    """
+
+    tokens: int
+    context: int = 0
+    rows: int = 1
+    units: int = 0
+    top_k_0: bool = False
+    first_layer: bool = False
 
 
 #: Their compute capabilities; cards before Ampere have no bfloat16.
@@ -253,6 +271,10 @@ class Account(ABC):
         """Bytes of one token's keys and values on one rank."""
         return self.block_bytes // self.block_tokens
 
+    def forward_bytes(self, forward: Forward) -> int | None:  # noqa: ARG002
+        """What one forward takes of the allocator; None: the account knows the worst ones alone."""
+        return None
+
     def blocks_at(self, ratio: float) -> int:
         """KV blocks that the engine counts against ``least_blocks``."""
         return self.tokens_at(ratio) // self.block_tokens
@@ -366,11 +388,23 @@ def default_batch_size(gpu_name: str) -> int:
     return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _BATCH)
 
 
-class WeightTraffic(Struct):
-    """Bytes of one rank's weights that a decode step reads, and that an image runs through."""
+class RankWeights(Struct):
+    """Bytes of one rank's weights: all, what a decode step reads, what an image runs through."""
 
+    total: int
     decode: int
     vision: int
+
+
+class LogFigures(NamedTuple):
+    """What an engine's log does not say by itself.
+
+    ``pinned_call`` is the line of its source that asks for page-locked host memory, and
+    ``tuning_lengths`` are the warm-up's lengths that no setting changes.
+    """
+
+    pinned_call: str = ""
+    tuning_lengths: tuple[int, ...] = ()
 
 
 class Engine(ABC):
@@ -381,6 +415,9 @@ class Engine(ABC):
     encodes_again: ClassVar[bool] = False
     #: Why its account may not be right for the version that was asked for; None where it is.
     doubt: str | None = None
+    log: LogFigures = LogFigures()
+    #: Whether ``cache_max_entry_count`` is a share of what is free.
+    ratio_of_free: bool = True
 
     def __init__(self, version: str) -> None:
         self.version = version
@@ -425,13 +462,29 @@ class Engine(ABC):
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """The most vision units that can meet in one forward, never under."""
 
-    @abstractmethod
-    def block_bytes(self, model: Model, settings: Settings) -> int:
-        """Bytes per rank of one KV block."""
+    def forward_tokens(self, settings: Settings) -> int:
+        """Tokens of one forward at most."""
+        return settings.max_prefill_token_num
 
     @abstractmethod
-    def traffic(self, model: Model, tp: int) -> WeightTraffic:
-        """What one rank reads."""
+    def cache(self, model: Model, settings: Settings) -> CacheShape:
+        """How one rank's cache is cut."""
+
+    def logged_cache(
+        self,
+        slabs: Sequence[LoggedSlab],  # noqa: ARG002 - most have no such lines
+        settings: Settings,  # noqa: ARG002
+    ) -> CacheShape | None:
+        """The same by the lines of its log; None where they do not tell."""
+        return None
+
+    @abstractmethod
+    def weights(self, model: Model, tp: int) -> RankWeights:
+        """What one rank holds for good, on a card of no particular kind."""
+
+    def environment(self, model: Model, settings: Settings) -> dict[str, str]:  # noqa: ARG002
+        """Variables that its processes are started with."""
+        return {}
 
     @abstractmethod
     def host_memory(

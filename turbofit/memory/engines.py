@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.model import Model
+from turbofit.core.plan import Plan
 from turbofit.core.version import REFERENCE
 from turbofit.memory import versions
 from turbofit.memory.account import Engine
@@ -100,6 +101,16 @@ def engine_named(name: str, version: str | None = None) -> Engine:
     engine = ENGINES[name].create(known)
     engine.doubt = versions.doubt(name, version)
     return engine
+
+
+def engine_of(plan: Plan) -> Engine:
+    """The engine that a plan's account is of.
+
+    Raises:
+        PackageError: turbofit has no account for it.
+    """
+    name, version = plan.engine.name, plan.engine.version
+    return engine_named(name, version if plan.engine.of_lmdeploy else None)
 
 
 def engine_for(model: Model, engine: str = "auto", version: str | None = None) -> Engine:

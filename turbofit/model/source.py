@@ -113,6 +113,10 @@ def _folder(path: str) -> Model:
         )
     if not has_config(path):
         raise no_checkpoint(full)
+    from turbofit.model.families.support import purpose_refusal
+
+    if refused := purpose_refusal(full):
+        raise refused
     source = ModelSource(kind="folder", where=full, sizes="file", checkpoint=full)
     return read_checkpoint(FolderFiles(full), source)
 
@@ -159,6 +163,11 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
     """A hub id: the cache, then the hub, then what is known without it."""
     if preset and load_preset(preset).hub_id.lower() == hub_id.lower():
         hub_id = load_preset(preset).hub_id  # as it is spelt there
+    if preset is None:
+        from turbofit.model.families.support import purpose_refusal
+
+        if refused := purpose_refusal(hub_id):
+            raise refused
     cached = _cached(hub_id, revision)
     if cached:
         return cached

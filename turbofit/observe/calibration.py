@@ -26,13 +26,15 @@ from turbofit.core.struct import Struct, to_builtins
 from turbofit.core.units import MIB, mib, round_up
 from turbofit.memory.account import POOL_WARMUP, TEMPORARIES
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
-from turbofit.memory.turbomind.weights import load_constants
+from turbofit.memory.engines import engine_of
+from turbofit.memory.kv_cache import LoggedSlab
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.memory.kv_cache import CacheShape
     from turbofit.observe.log_events import CacheBudget, Slab
 
 #: Names of what is read before the worst cases.
@@ -42,9 +44,6 @@ KERNELS: Final = "kernels"
 SEEN_FILE: Final = "seen.json"
 #: Phases whose terms are there when the cache is sized.
 BEFORE_CACHE: Final = ("before", "context", "weights")
-#: The cache's region is handed out in pages of this size, aligned to it.
-#: Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
-_PAGE: Final = 32 * MIB
 
 
 class CalibratedGpu(Struct):
@@ -139,8 +138,11 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
         if observation.region is not None:
             ledger = ledgers[0]
             rows.append(
-                _row(observation, ledger.index, "cache", _cache(ledger), _held(observation.region))
-            )
+                _row(
+                    observation, ledger.index, "cache", _cache(ledger),
+                    _shape(plan).held(observation.region),
+                )
+            )  # fmt: skip
         for card, ledger in zip(observation.cards, ledgers, strict=True):
             forecast = most = 0
             for name, used in card.used.items():
@@ -188,9 +190,9 @@ def _buffers(
     plan: Plan, observation: Observation, ledgers: Sequence[GpuLedger], context: int
 ) -> int:
     """The most that was over the forecast later, the first correction being made."""
-    more, least = [], []
+    more, least, shape = [], [], _shape(plan)
     for card, ledger in zip(observation.cards, ledgers, strict=True):
-        grown = 0 if observation.region is None else _held(observation.region) - _cache(ledger)
+        grown = 0 if observation.region is None else shape.held(observation.region) - _cache(ledger)
         for name, used in card.used.items():
             whole = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
             more.append(_ours(card, ledger, used) - (whole + context + grown))
@@ -202,7 +204,7 @@ def _buffers(
     if not more:
         return 0
     # The next cache may be a step of its pool more than this one at the same ratio.
-    step = 0 if observation.region is None else load_constants().pool_granularity
+    step = 0 if observation.region is None else shape.step
     return max(round_up(max(more) + step, MIB), *least)
 
 
@@ -235,9 +237,9 @@ def _cache(ledger: GpuLedger) -> int:
     return _sum(ledger, "kv_cache")
 
 
-def _held(region: int) -> int:
-    """The cache as the driver holds it: every TurboMind that serves takes it from a pool."""
-    return round_up(region, load_constants().pool_granularity)
+def _shape(plan: Plan) -> CacheShape:
+    """How the plan's engine cuts its cache."""
+    return engine_of(plan).cache(plan.model, plan.settings)
 
 
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
@@ -255,16 +257,6 @@ def _sum(ledger: GpuLedger, name: str) -> int:
 
 def _ledger(plan: Plan, index: int) -> GpuLedger:
     return next(gpu for gpu in plan.gpus if gpu.index == index)
-
-
-def cached_tokens(budget: int, slab: Slab, block_tokens: int) -> int:
-    """Tokens that a KV region of this size holds: pages of 32 MiB, slabs of them, blocks in slabs.
-
-    The region's start is rarely aligned, so that one page is taken off, as the engine loses it.
-    """
-    pages = max(0, budget - (_PAGE - 1)) // _PAGE
-    slabs = pages // max(1, slab.slab_size // _PAGE)
-    return slabs * (slab.slab_size // slab.object_size) * block_tokens
 
 
 def free_for_cache(ledger: GpuLedger) -> int:
@@ -297,16 +289,12 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
 
 
 def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
-    tokens = cached_tokens(budget.budget, slab, plan.settings.cache_block_seq_len)
-    if plan.model.text.delta is not None:
-        tokens = _beside_states(plan, budget.budget)
+    """Tokens of the cache as the log says that it is cut.
+
+    The lines of a hybrid model are about its sequences' states, too: its cache is cut as planned.
+    """
+    logged, shape = LoggedSlab(slab.slab_size, slab.object_size), None
+    if plan.model.text.delta is None:
+        shape = engine_of(plan).logged_cache([logged], plan.settings)
+    tokens = (shape or _shape(plan)).tokens(budget.budget)
     return RunFigure(what="KV tokens", forecast=plan.kv.tokens, actual=tokens, unit="tokens")
-
-
-def _beside_states(plan: Plan, region: int) -> int:
-    """Tokens of a hybrid model, whose sequences have states in the same cache."""
-    from turbofit.memory.turbomind.cache import cache_shape, tokens_planned
-
-    constants = load_constants()
-    shape = cache_shape(plan.model.text, plan.settings, constants)
-    return tokens_planned(region, shape, constants, plan.settings)

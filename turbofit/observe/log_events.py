@@ -31,6 +31,12 @@ class EngineFallback(Struct):
     message: str
 
 
+class ImagesPrepared(Struct):
+    """How this engine's process prepares images; turbofit's own line."""
+
+    how: str
+
+
 class CacheBudget(Struct):
     """The KV region, printed just before it is allocated; ``free`` is the minimum of the tp group.
 
@@ -118,12 +124,11 @@ class _CudaFault(Struct):
 class CudaError(_CudaFault):
     """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
 
-    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is the LMDeploy that
-    plans are for: the line of its source tells that.
+    ``call`` is the line of the engine's source that made it, where the log has it.
     """
 
     driver: bool = False
-    pinned: bool = False
+    call: str = ""
 
 
 class LegacyCuda(_CudaFault):
@@ -262,8 +267,8 @@ class KnownMessage(Struct):
 
 #: What only a launch follows, and frames whose code a stack has anyway.
 OF_LAUNCH: Final = (
-    CacheFrame, EngineFallback, LoadingWeights, LoopFailed, LostLock, NoCache, VisionFrame,
-    WarmingUp,
+    CacheFrame, EngineFallback, ImagesPrepared, LoadingWeights, LoopFailed, LostLock, NoCache,
+    VisionFrame, WarmingUp,
 )  # fmt: skip
 #: What is true of the machine for each run of a log.
 OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)

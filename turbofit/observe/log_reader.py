@@ -18,7 +18,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB, MIB, parse_bytes
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
-from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import CONTEXT, TorchMemory
 
@@ -170,6 +169,8 @@ _OTHER: Final = (
          lambda _: events.ModelLoaded()),
     _row("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
          lambda m: events.EngineFallback(message=m[1])),
+    _row("turbofit: images: ", r"turbofit: images: (.*)",
+         lambda m: events.ImagesPrepared(how=m[1])),
     _row("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
     _row("Loading weights from", "", lambda _: events.LoadingWeights()),
     _row("Warming up ", "", lambda _: events.WarmingUp()),
@@ -218,8 +219,8 @@ def read_line(line: str) -> Struct | None:
         if message.isdecimal():
             return events.WarmupLength(tokens=int(message))
         event = _first(_TURBOMIND_WORDS, message) or _first(_OTHER_WORDS, message)
-        if isinstance(event, events.CudaError) and prefix[1] == load_constants().pinned_call:
-            return events.CudaError(message=event.message, driver=event.driver, pinned=True)
+        if isinstance(event, events.CudaError):
+            return events.CudaError(message=event.message, driver=event.driver, call=prefix[1])
     except ValueError:  # a figure that a torn line damaged
         return None
     return event

@@ -19,6 +19,7 @@ from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.memory import versions
+from turbofit.memory.engines import engine_of
 from turbofit.memory.versions import OLDEST_SERVED, release
 from turbofit.planning.request import PlanRequest
 
@@ -92,13 +93,14 @@ def _commands(
             f"{options[0]} is an option of LMDeploy, which the plan does not run",
             hint="leave out what follows --",
         )
+    engine = engine_of(plan)
     arguments = _lmdeploy_arguments if plan.engine.of_lmdeploy else _fallback_arguments
     return tuple(
         Command(
             env={
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
                 "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
-                **_engine_environment(plan.of_group(number)),
+                **engine.environment(plan.model, plan.of_group(number).settings),
             },
             argv=(*arguments(plan.of_group(number), str(port)), *more, *options),
             group=number,
@@ -129,22 +131,6 @@ def ratio(value: float) -> str:
     """A cache ratio with three decimals; one that a user wrote finer is not rounded."""
     short = f"{value:.3f}"
     return short if float(short) == value else repr(value)
-
-
-def _engine_environment(plan: Plan) -> dict[str, str]:
-    if not plan.engine.of_lmdeploy:
-        # Torch grows its segments in place: without it the cache, which grows by a token at a time,
-        # and the loader leave holes.
-        return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    if not plan.engine.on_torch:
-        # LMDeploy's own INFO prints prompts; TurboMind's does not.
-        env = {"TM_LOG_LEVEL": "INFO"}
-        if plan.model.text.delta is not None:
-            env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # states are counted at 16 bits
-        return env
-    from turbofit.memory.pytorch.weights import environment
-
-    return environment(plan.settings, plan.model)
 
 
 def _lmdeploy_arguments(plan: Plan, port: str) -> Words:

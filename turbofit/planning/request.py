@@ -225,6 +225,16 @@ class PlanRequest(Validated):
     max_pixels: Pixels | None = Field(
         default=None, description="pixels an image, for Qwen2-VL: 1003520, 1280*28*28 or 1 MP"
     )
+    image_threads: Annotated[int, Field(ge=1, le=64), parsed(_whole), Metavar("N")] | None = Field(
+        default=None,
+        description="threads of each engine of LMDeploy that prepare images; 1 is LMDeploy's own "
+        "way (default: the engine's share of the cores but one, 2 to 16)",
+    )
+    image_cache: Bytes | None = Field(
+        default=None,
+        description="host memory in which each engine of LMDeploy keeps prepared images; 0 keeps "
+        "none (default: an eighth of what is left, at most 4GiB)",
+    )
     margin: Annotated[int | str | None, parsed(_share), Metavar("BYTES|%")] = Field(
         default=None,
         description="left free on each GPU, in bytes or as a share of the card (default: the "
@@ -349,7 +359,8 @@ GROUPS: Final = {
     "shape": ("tp", "replicas", "engine"),
     "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
     "limits and budgets": (
-        "max_dynamic_patch", "max_pixels", "margin", "budget", "least", "no_tuned",
+        "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin", "budget",
+        "least", "no_tuned",
     ),
 }  # fmt: skip
 _NAMES: Final = tuple(PlanRequest.model_fields)

@@ -43,6 +43,8 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         budget=request.budget,
         least=request.least,
         options=request.options,
+        image_threads=request.image_threads,
+        image_cache=request.image_cache,
         pace=Pace(**{name: getattr(request, name) for name in PACE}) if request.paced else None,
     )
     resolved = with_limit(resolved, request.max_dynamic_patch, request.max_pixels)

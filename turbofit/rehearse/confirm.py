@@ -15,7 +15,7 @@ from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP, RATIO_STEPS
-from turbofit.memory.engines import engine_named
+from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import finished
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
@@ -95,7 +95,7 @@ def _again(
         groups=plan.parallel.groups,
         margin=replace(resolved.margin, rehearsed=rehearsed),
     )
-    again = make_plan(shape, engine_named(plan.engine.name))
+    again = make_plan(shape, engine_of(plan))
     again = replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
     return still_tuned(again, plan)
 

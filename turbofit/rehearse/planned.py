@@ -14,7 +14,7 @@ from turbofit.core.json_types import Document
 from turbofit.core.plan import GpuLedger, Plan, Term
 from turbofit.core.rehearsal import End, Rehearsal, RehearsedTogether
 from turbofit.memory.account import POOL_WARMUP
-from turbofit.memory.pytorch.weights import environment
+from turbofit.memory.engines import engine_of
 from turbofit.pretend.scenario import Scenario, pretend_twin
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import rehearse
@@ -70,7 +70,7 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
         engine=plan.engine.name,
         settings={name: value for name, value in settings.items() if value is not None},
         cases=ADAPTERS[plan.engine.name].worst(plan),
-        environ=environment(plan.settings, plan.model) if plan.engine.on_torch else {},
+        environ=engine_of(plan).environment(plan.model, plan.settings),
     )
 
 

@@ -20,12 +20,11 @@ from turbofit.core.messages import BEYOND, groups_of, indices
 from turbofit.core.plan import GpuLedger, HostMemory, Plan, Remedy, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
-from turbofit.memory.account import Engine, VisionLoad
-from turbofit.memory.transformers.account import TransformersAccount
-from turbofit.memory.transformers.activations import (
-    ModelCopy,
+from turbofit.memory.account import Account, Engine, VisionLoad
+from turbofit.memory.placement import (
+    LayeredCopy,
+    LayeredEngine,
     Placement,
-    device_map,
     fewest_offloaded,
     holds,
     load_of,
@@ -79,7 +78,7 @@ _HALVES = 4
 class Chosen(NamedTuple):
     """Copies, a placement for each, and what they serve; ``fits`` False: it comes the closest."""
 
-    copies: Sequence[ModelCopy]
+    copies: Sequence[LayeredCopy]
     placement: Placement
     vision_load: VisionLoad
     limit: int | None
@@ -95,29 +94,29 @@ class Chosen(NamedTuple):
         return tuple(tuple(gpu.index for gpu in copy.gpus) for copy in self.copies)
 
 
-def search(request: ResolvedRequest) -> Chosen:
+def search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
     _check(request)
     most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
     for copies in range(most, 1, -1) if request.replicas is None else ():
-        chosen = _search(replace(request, replicas=copies))
+        chosen = _search(replace(request, replicas=copies), engine)
         if chosen.fits:
             return chosen
-    return _search(request)
+    return _search(request, engine)
 
 
-def _search(request: ResolvedRequest) -> Chosen:
+def _search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
     request = _held(request)
     every = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
     possible = [pair for pair in every if not excess_tokens(request, pair[1])]
-    groupings = list(_groupings(request))
+    groupings = list(_groupings(request, engine))
     for pair, copies in product(possible, groupings):
-        chosen = _on_gpus(request, copies, *pair)
+        chosen = _on_gpus(request, engine, copies, *pair)
         if chosen is not None:
             return chosen
     copies = groupings[-1]
     for limit, load in possible:  # the shortest context: as few layers as possible off the GPUs
         tokens = _shortest(request, load)
-        placement = fewest_offloaded(_Tightest(copies), load_of(load, tokens))
+        placement = fewest_offloaded(engine.tightest(copies), load_of(load, tokens))
         if placement is not None:
             return Chosen(copies, placement, load, limit, tokens)
     # Every layer off the GPUs, so that what is left is what is too large.
@@ -176,7 +175,7 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
     return () if limit is None else rule.with_limit(limit).lower_limits(_HALVES)
 
 
-def _groupings(request: ResolvedRequest) -> Iterator[list[ModelCopy]]:
+def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list[LayeredCopy]]:
     """Copies on groups of equally many GPUs, the fewest first; the freest cards first.
 
     Copies side by side are split over several GPUs only where both are asked for.
@@ -197,27 +196,9 @@ def _groupings(request: ResolvedRequest) -> Iterator[list[ModelCopy]]:
         dtype = chosen_dtype(request.model, request.fixed.get("dtype"), chosen)
         groups = [chosen[number::replicas] for number in range(replicas)]
         yield [
-            ModelCopy(request.model, dtype, group, [request.margin_of(gpu) for gpu in group])
+            engine.copy(request.model, dtype, group, [request.margin_of(gpu) for gpu in group])
             for group in groups
         ]
-
-
-class _Tightest(ModelCopy):
-    """One copy for all groups: place by place the least room, and the matrix where one writes it.
-
-    Over: a group with more room could hold more layers early, and may be the one that writes.
-    """
-
-    def __init__(self, copies: Sequence[ModelCopy]) -> None:
-        first = copies[0]
-        super().__init__(first.model, first.dtype, first.gpus, first.margins, first.parts)
-        self._copies = tuple(copies)
-
-    def room(self, place: int) -> int:
-        return min(copy.room(place) for copy in self._copies)
-
-    def writes_matrix(self, place: int) -> bool:
-        return any(copy.writes_matrix(place) for copy in self._copies)
 
 
 def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
@@ -226,10 +207,14 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def _on_gpus(
-    request: ResolvedRequest, copies: list[ModelCopy], limit: int | None, vision_load: VisionLoad
+    request: ResolvedRequest,
+    engine: LayeredEngine,
+    copies: list[LayeredCopy],
+    limit: int | None,
+    vision_load: VisionLoad,
 ) -> Chosen | None:
     """The copies with the longest context that all of them hold; None where they hold none."""
-    tightest = _Tightest(copies)
+    tightest = engine.tightest(copies)
 
     def fits(tokens: int) -> bool:
         return holds(tightest, load_of(vision_load, tokens))
@@ -259,7 +244,8 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     Raises:
         UsageError: something asked for cannot be used with this engine.
     """
-    chosen = search(request)
+    assert isinstance(engine, LayeredEngine)
+    chosen = search(request, engine)
     keeps = chosen.keeps(request)
     shape = Shape(  # one request at a time, in one forward
         tp=1,
@@ -271,16 +257,14 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     )
     settings = shape_settings(request, shape, chosen.session_len)
     accounts = [
-        TransformersAccount(
-            launch_of(request, settings, copy.gpus, chosen.vision_load), chosen.placement
-        )
+        engine.placed(launch_of(request, settings, copy.gpus, chosen.vision_load), chosen.placement)
         for copy in chosen.copies
     ]
-    host, kept = _host(request, accounts, engine)
+    host, kept = _host(request, chosen, accounts, engine)
     problem = host_problem(host)
-    placed = device_map(chosen.copies[0], chosen.placement, kept)
+    placed = chosen.copies[0].device_map(chosen.placement, kept)
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
-    helps = Remedies() if keeps else _remedies(request, chosen)
+    helps = Remedies() if keeps else _remedies(request, engine, chosen)
     held = None if request.promised_requests is None else len(chosen.copies) * chosen.fits
     return document(
         request,
@@ -302,14 +286,15 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
 
 
 def _host(
-    request: ResolvedRequest, accounts: Sequence[TransformersAccount], engine: Engine
+    request: ResolvedRequest, chosen: Chosen, accounts: Sequence[Account], engine: Engine
 ) -> tuple[HostMemory, int | None]:
     """Host memory of all copies, and what of it one copy's offloaded layers may take.
 
     Layers that host memory does not hold stay on the disk: only the largest is in memory then.
     """
-    host, copies, account = host_of(request, accounts, engine), len(accounts), accounts[0]
-    weights = [account.copy.parts.layers[number].weights for number in account.placement.offloaded]
+    host, copies = host_of(request, accounts, engine), len(accounts)
+    layers = chosen.copies[0].parts.layers
+    weights = [layers[number].weights for number in chosen.placement.offloaded]
     taken, kept = sum(weights), None
     if host.available is not None:
         taken = max(weights, default=0)
@@ -462,14 +447,14 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
     yield text
 
 
-def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
+def _remedies(request: ResolvedRequest, engine: LayeredEngine, closest: Chosen) -> Remedies:
     """Single changes that make it fit, cheapest first; ``closest`` is the search's without one."""
     fitting, causes = list[Remedy](), list[str]()
     for change, changed, released in _changes(request, closest):
         if fitting and changed.machine.name == MORE_GPUS:
             continue  # fewer such cards do already, or what costs nothing
         try:
-            chosen = search(changed)
+            chosen = search(changed, engine)
         except TurbofitError:
             continue
         if not chosen.keeps(changed):

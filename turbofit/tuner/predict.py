@@ -58,7 +58,9 @@ def make_prediction(
     load = _held(request, vision_load, accounts, ratio)
     if load != vision_load:
         accounts = accounts_of(request, same, groups, load, engine, free_at_cache)
-    host = host_of(request, accounts, engine)
+    # What is predicted is LMDeploy by itself, unless somebody asks for more.
+    alone = replace(request, image_threads=request.image_threads or 1)
+    host = host_of(alone, accounts, engine)
     outcomes = [outcome_at(account, ratio) for account in accounts]
     # Of the first engine whose GPU memory does not do, else of the first.
     outcome = next((outcome for outcome in outcomes if not outcome.serves), outcomes[0])

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import HostMemory, Settings, Workload
+from turbofit.core.plan import HostMemory, Settings, Workload, image_threads
 from turbofit.core.struct import Struct, known
-from turbofit.core.units import MIB, format_bytes
+from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.engines import LMDEPLOY
 from turbofit.tuner.speed import Pace
 
 _DEFAULT_MARGIN = 256 * MIB
@@ -22,6 +23,9 @@ _DEFAULT_SHARE = 0.01
 _REHEARSED_SHARE = 3 / 8
 #: What a margin is at least, however much was measured.
 _LEAST_MARGIN = 64 * MIB
+#: Prepared images that an engine keeps, where nobody asks for more: bytes at most (as vLLM), the
+#: share of what host memory the engines leave, and what they leave where nobody knows.
+_MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
 
 
 class Margin(Struct):
@@ -65,7 +69,8 @@ class ResolvedRequest(Struct):
     grouping looked at, where it is known; ``ratio_caps`` are the largest ratios that rehearsals
     left, by a GPU's index. ``load_only``: the concurrency is a load to plan for, and no promise.
     ``options`` are what plans say of all this, as the person gave it. ``pace`` is what a forecast
-    of speed should keep.
+    of speed should keep. ``image_threads`` and ``image_cache`` are of each engine of LMDeploy, None
+    where turbofit chooses.
     """
 
     model: Model
@@ -83,6 +88,8 @@ class ResolvedRequest(Struct):
     load_only: bool = False
     options: dict[str, object] = msgspec.field(default_factory=dict)
     pace: Pace | None = None
+    image_threads: int | None = None
+    image_cache: int | None = None
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
@@ -192,11 +199,33 @@ def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engin
         )
         for account in accounts
     ]
-    return HostMemory(
+    host = HostMemory(
         pinned=sum(memory.pinned for memory in memories),
         pageable=sum(memory.pageable for memory in memories),
         available=None if available == "NA" else available,
     )
+    prepares = request.model.image_rule is not None and engine.name in LMDEPLOY
+    return _with_prepared(request, host, len(accounts)) if prepares else host
+
+
+def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> HostMemory:
+    """Host memory with the prepared images that each engine of LMDeploy keeps.
+
+    What nobody asked for is a part of what is left, so that it makes no plan too large.
+    """
+    threads, cores = request.image_threads, request.machine.host.cpus
+    if threads is None and cores != "NA":
+        threads = image_threads(cores, engines)
+    cache = request.image_cache
+    if cache is None:
+        left = _UNKNOWN_LEFT
+        if host.available is not None:
+            left = max(0, host.available - host.pinned - host.pageable) // engines
+        cache = min(_MOST_KEPT, left // _SHARE_KEPT)
+    if threads == 1:
+        cache = 0
+    pageable = host.pageable + cache * engines
+    return replace(host, pageable=pageable, image_threads=threads, image_cache=cache)
 
 
 def host_short(host: HostMemory) -> int:

@@ -130,7 +130,7 @@ class StepWork(Struct):
 def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
     """The work of a model; of the settings ``tp`` counts, and what sizes a cached token."""
     text, tp, moe = model.text, settings.tp, model.text.moe
-    traffic = engine.traffic(model, tp)
+    held = engine.weights(model, tp)
     routed = share = 0.0
     if moe is not None:
         routed = moe.experts_per_token / moe.experts
@@ -139,13 +139,13 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
     return StepWork(
         layers=text.layers,
         hidden_bytes=text.hidden * 2,
-        weights=traffic.decode * (1 - share),
-        experts=traffic.decode * share,
+        weights=held.decode * (1 - share),
+        experts=held.decode * share,
         routed=routed,
         token_flops=2 * _dense_parameters(model) / tp,
         pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
-        kv_bytes=engine.block_bytes(model, settings) / settings.cache_block_seq_len,
-        vision_flops=traffic.vision * model.unit_tower_tokens,  # 2 FLOPs for 2 bytes
+        kv_bytes=engine.cache(model, settings).block_bytes / settings.cache_block_seq_len,
+        vision_flops=held.vision * model.unit_tower_tokens,  # 2 FLOPs for 2 bytes
         encodes_again=engine.encodes_again,
     )
 

@@ -25,6 +25,7 @@ class Model(ThreadedServer):
 
     def __init__(self) -> None:
         super().__init__()
+        self.headers: dict[str, str] = {}
         self.status, self.events = 200, [piece("Two "), piece("cats."), "[DONE]"]
 
     async def chat(self, incoming: web.Request) -> web.Response:
@@ -33,7 +34,8 @@ class Model(ThreadedServer):
         if self.status != 200:
             refusal = {"error": {"message": "too many images"}}
             return web.json_response(refusal, status=self.status)
-        return web.Response(text="".join(f"data: {event}\n\n" for event in self.events))
+        text = "".join(f"data: {event}\n\n" for event in self.events)
+        return web.Response(text=text, headers=self.headers)
 
 
 def piece(text: str, field: str = "content") -> str:
@@ -73,6 +75,16 @@ def test_what_is_piped_in_is_one_question(server, capsys) -> None:
     assert asked["messages"] == [{"role": "user", "content": "?"}]
     assert (asked["model"], asked["max_tokens"], asked["stream"]) == ("m", 5, True)
     assert asked["key"] == "Bearer k"
+
+
+def test_pretend_gpus_are_told_once(server, typed, capsys) -> None:
+    """Their words mean nothing; what is piped out is the answer alone."""
+    server.headers = {"x-turbofit-pretend": "1"}
+    typed("one", "two", "/bye")
+    assert main(["chat", server.url]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("PRETEND GPUs") == 1
+    assert "PRETEND" not in told.out
 
 
 def test_it_remembers_and_forgets(server, typed, capsys) -> None:

@@ -62,6 +62,22 @@ def test_all_models_of_a_server_are_shown(folder: Path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["state"] == "starting"
 
 
+def test_what_runs_goes_before_what_ended_later(folder: Path, capsys) -> None:
+    """Whose port was taken, for one."""
+    record(folder, state="ready", model="InternVL2-8B", pid=os.getpid(),
+           pid_started=start_time(os.getpid()))  # fmt: skip
+    later = folder.with_name("20261120-111500-InternVL2-1B")
+    later.mkdir()
+    (later / "plan.json").write_bytes((folder / "plan.json").read_bytes())
+    record(later, state="failed", model="InternVL2-1B", pid=os.getpid(), pid_started=1)
+    assert main(["watch", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "ready"
+    record(folder, state="ended", model="InternVL2-8B", pid=os.getpid(), pid_started=1)
+    os.utime(later / "run.json", (2e9, 2e9))
+    assert main(["watch", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "failed"
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [

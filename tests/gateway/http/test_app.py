@@ -9,10 +9,13 @@ import json
 import re
 import shlex
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from PIL import Image
 
 from tests.support.gateway import (
     CHAT,
@@ -34,6 +37,8 @@ from tests.support.gateway import (
 )
 from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
+from turbofit.gateway.http import app as app_module
+from turbofit.gateway.http import body as body_module
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
@@ -399,9 +404,37 @@ def test_images_that_share_a_request_hold_up_nobody(images, beside, monkeypatch)
 
     monkeypatch.setattr(Preparation, "hold", noted)
     app, _ = gateway()
-    app._resizing = asyncio.Semaphore(0)  # others' pictures are being resized
+    app._resizing._free = asyncio.Semaphore(0)  # others' pictures are being resized
     assert ask(app, body=chat(*[image_part()] * images)).status == 200
     assert (threads[0] is not threading.main_thread()) is beside
+
+
+@pytest.mark.parametrize(("side", "beside"), [(40, False), (400, True)])
+def test_no_step_over_a_large_picture_runs_in_the_loop(side, beside, monkeypatch) -> None:
+    """JSON and base64 of megabytes take milliseconds, for each of a hundred that come at once."""
+    in_loop = dict.fromkeys(("whole", "__init__", "hold", "finish", "prefixes_of"), True)
+
+    def note(place: Any, name: str) -> None:
+        act = getattr(place, name)
+
+        def noted(*arguments: Any) -> Any:
+            in_loop[name] = threading.current_thread() is threading.main_thread()
+            return act(*arguments)
+
+        monkeypatch.setattr(place, name, noted)
+
+    note(body_module._Arrival, "whole")
+    note(app_module, "prefixes_of")
+    for name in ("__init__", "hold", "finish"):
+        note(Preparation, name)
+    file = BytesIO()
+    Image.effect_noise((side, 2 * side), 90).save(file, "PNG")
+    part = {"type": "image_url", "image_url": {"url": data_url(file.getvalue())}}
+    app, recorder = gateway(engines=2)
+    app.bounds = replace(app.bounds, keeps_prefixes=True)
+    assert ask(app, body=chat(part)).status == 200
+    assert recorder.bodies[0]["messages"][0]["content"][1]["image_url"]["url"].startswith("data:")
+    assert set(in_loop.values()) == {not beside}
 
 
 def test_a_folder_that_is_gone_for_a_while_costs_only_its_lines(tmp_path: Path) -> None:
@@ -552,7 +585,7 @@ async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
     for words in (
         "turbofit serves org/&lt;b&gt;m</h1>", "turbofit chat http://box:8000</pre>",
         "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller",
-        "tokens: prompt, images and answer together", "4 answers at once (n)",
+        "tokens: prompt, images and answer together", "128 answers at once (n), 4 with images",
         '<a href="/metrics">/metrics</a>',
     ):  # fmt: skip
         assert words in text

@@ -62,6 +62,23 @@ async def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> 
     assert (door.waiting, door._queue.lines) == (0, {})
 
 
+async def test_a_bound_of_all_engines_lets_the_next_in_once_one_has_ended() -> None:
+    """As LMDeploy's --max-concurrent-requests: the rest waits, and is not refused."""
+    door = Admission(Fleet([RoutedEngine(n, f"http://e{n}") for n in range(2)]), at_once=3)
+    tasks = [asyncio.ensure_future(door.admit(f"client {n}", Cost())) for n in range(5)]
+    await settled()
+    assert ([task.done() for task in tasks], door.waiting) == ([True] * 3 + [False] * 2, 2)
+    tasks[1].result().leave()
+    await settled()
+    assert ([task.done() for task in tasks], door.waiting) == ([True] * 4 + [False], 1)
+    tasks[4].cancel()
+    await settled()
+    for task in tasks[:4:2]:
+        task.result().leave()
+    tasks[3].result().leave()
+    assert (door.under_way, door.waiting) == (0, 0)
+
+
 async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
     engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
     door = Admission(Fleet(engines))

@@ -19,7 +19,12 @@ from turbofit import api
 from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline import planned_pipeline
-from turbofit.launch.pipeline.pipeline import engine_of, open_pipeline, planned_config, with_config
+from turbofit.launch.pipeline.pipeline import (
+    config_engine,
+    open_pipeline,
+    planned_config,
+    with_config,
+)
 from turbofit.launch.serve import gpu_monitor, planner
 from turbofit.launch.serve.leases import Leases, counted
 from turbofit.machine import nvml_machine
@@ -367,7 +372,7 @@ def test_pytorch_fields_are_planned_with_under_their_own_names() -> None:
     backend_config = lmdeploy.PytorchEngineConfig(
         session_len=4096, quant_policy=8, eager_mode=True, block_size=32, download_dir="/x"
     )
-    assert engine_of(backend_config, "auto") == "pytorch"
+    assert config_engine(backend_config, "auto") == "pytorch"
     planning = with_config({"on": "1xrtx3090"}, backend_config, "pytorch")
     assert planning["cache_block_seq_len"] == 32
     assert (planning["quant_policy"], planning["eager_mode"]) == (8, True)

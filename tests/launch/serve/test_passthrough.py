@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import turbofit
+from scripts.new_lmdeploy import ParserOption, parser_options, with_options
 from tests.support.plans import model
+from turbofit.cli.command_group import TURBOFIT
 from turbofit.core.errors import UsageError
 from turbofit.core.model import ModelSource
+from turbofit.core.presets import preset_path
 from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.passthrough import adapter_names, option_classes, sort_options
+from turbofit.launch.serve.passthrough import (
+    adapter_names,
+    engine_options,
+    option_table,
+    read_words,
+    sort_options,
+    without_program,
+)
 
 
 def test_every_name_that_people_know_it_by() -> None:
@@ -66,14 +78,14 @@ def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:
     ("words", "message", "hint"),
     [
         (["--session-len", "4096"], "set by the plan", "before --"),
-        (["--server-name", "0.0.0.0"], "set by turbofit", "leave it out"),
-        (["--adapters", "a=b"], "does not model", "--unplanned"),
+        (["--server-name", "0.0.0.0"], "set by turbofit", "before --"),
+        (["--adapters", "a=b"], "that no plan counts", "turbofit merge"),
         (["--no-such-option"], "no option of LMDeploy", "--unplanned"),
         (["model"], "not an option", "before --"),
         (["--chat-template"], "needs a value", "VALUE"),
         (["--allow-origins", "--ssl"], "needs a value", "VALUE"),
         (["--cache-max", "0.5"], "set by the plan", "before --"),
-        (["--allow", "x"], "could be", "write it out"),
+        (["--allow", "x"], "is no option of LMDeploy", "--unplanned"),
     ],
 )
 def test_refusals(words: list[str], message: str, hint: str) -> None:
@@ -85,7 +97,7 @@ def test_refusals(words: list[str], message: str, hint: str) -> None:
 
 def test_what_passes_unplanned_is_said() -> None:
     words = ["--speculative-algorithm", "dflash", "--adapters", "a=b", "c=d"]
-    with pytest.raises(UsageError, match="--speculative-algorithm after -- changes memory"):
+    with pytest.raises(UsageError, match="dflash: speculative decoding takes memory"):
         sort_options(words)
     words += ["--new", "1"]
     passed = sort_options(words, unplanned=True)
@@ -99,19 +111,119 @@ def test_what_passes_unplanned_is_said() -> None:
 def test_words_of_any_kind(words: list[str]) -> None:
     with contextlib.suppress(UsageError):
         sort_options(words)
+    with contextlib.suppress(UsageError):
+        assert read_words(words, (), serves=True)
+
+
+KNOWN = ("--host", "--port", "--api-key", "--engine", "--tp", "--max-batch-size", "--ssl-certfile",
+         "--ssl-keyfile", "--cache-max-entry-count", "--max-concurrent-requests")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "ours", "engine"),
+    [
+        ("m --server-name=0.0.0.0 --server-port 80", "m --host 0.0.0.0 --port 80", ""),
+        ("--api-keys A B --tp 2 m", "--api-key A --api-key B --tp 2 m", ""),
+        ("m --api-keys", "m", ""),
+        (
+            "m --max_batch_size 4 --cache-max 0.5",
+            "m --max-batch-size 4 --cache-max-entry-count 0.5",
+            "",
+        ),
+        ("m --log-lev INFO --trust_remote_code", "m", "--log-level INFO --trust-remote-code"),
+        ("m --backend pytorch --device cuda --ep 1", "m --engine pytorch", ""),
+        ("m --device ascend --ep 2", "m", "--device ascend --ep 2"),
+        ("m --vision-max-batch-size 8 --allow-methods GET POST", "m", ""),
+        ("m --max-concurrent-requests 4", "m --max-concurrent-requests 4", ""),
+        ("m --ssl", "m --ssl-certfile=c.pem --ssl-keyfile=k.pem", ""),
+        # Other programs' words, and what is nobody's, stay for whoever answers them.
+        ("m --model x --foo 1 --a=b -tp 2", "m --model x --foo 1 --a=b -tp 2", ""),
+    ],
+)
+def test_a_line_of_lmdeploys_is_read(words, ours, engine, monkeypatch) -> None:
+    monkeypatch.setenv("SSL_CERTFILE", "c.pem")
+    monkeypatch.setenv("SSL_KEYFILE", "k.pem")
+    read = read_words(words.split(), KNOWN, serves=True)
+    assert (" ".join(read.ours), " ".join(read.engine)) == (ours, engine)
+
+
+def test_what_became_of_each_option_is_one_line(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", "before")
+    monkeypatch.setenv("MODELSCOPE_CACHE", "before")
+    words = (
+        "m --server-port 1 --log-level INFO --chat-template x --nnodes 1 --tp 2 --download-dir d"
+    )
+    assert read_words(words.split(), KNOWN, serves=True).line == (
+        "as LMDeploy's: --server-port as --port; --log-level, --chat-template for the engine; "
+        "--nnodes 1 left out: LMDeploy's own default; "
+        "--download-dir as HF_HUB_CACHE and MODELSCOPE_CACHE"
+    )
+    assert os.environ["HF_HUB_CACHE"] == "d"
+    planned = read_words(["--server-port", "1", "--log-level", "INFO"], ("--tp",), serves=False)
+    assert planned.line == "as LMDeploy's: --server-port, --log-level without a part in the plan"
+    assert (planned.ours, planned.engine) == ([], [])
+    assert read_words(["m", "--tp", "2"], KNOWN, serves=True).line == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lmdeploy", "serve", "api_server", "m", "--tp", "2"],
+        ["python3", "-m", "lmdeploy.serve.openai.api_server", "m", "--tp", "2"],
+        ["python", "-m", "lmdeploy", "serve", "api_server", "m", "--tp", "2"],
+        ["api_server", "m", "--tp", "2"],
+        ["A_VARIABLE=0,1 /opt/bin/lmdeploy serve api_server m \\\n  --tp '2'"],
+        ["m", "--tp", "2"],
+    ],
+)
+def test_a_pasted_line_begins_behind_the_program(words: list[str], monkeypatch) -> None:
+    monkeypatch.setenv("A_VARIABLE", "")
+    assert without_program(words) == ["m", "--tp", "2"]
+    assert os.environ["A_VARIABLE"] == ("0,1" if len(words) == 1 else "")
+
+
+def test_every_row_says_what_its_meaning_needs() -> None:
+    ctx = click.Context(TURBOFIT)
+    serve = TURBOFIT.get_command(ctx, "serve")
+    ours = {name for param in serve.params for name in param.opts}
+    for name, option in engine_options().items():
+        assert option.is_ != "undecided", f"{name}: say what it means to turbofit"
+        assert {word.partition("=")[0] for word in option.as_} <= ours, name
+        assert option.is_ != "planned" or name in ours, name
+        assert option.is_ != "taken" or option.as_ or option.variables or option.say, name
 
 
 @pytest.mark.lmdeploy
-def test_the_classes_cover_lmdeploys_parser() -> None:
-    from lmdeploy.cli.serve import SubCliServe
-
-    if "api_server" not in SubCliServe.subparsers.choices:
-        SubCliServe.add_parsers()
-    theirs = {
-        option: 1 if action.nargs is None else action.nargs
-        for action in SubCliServe.subparsers.choices["api_server"]._actions
-        for option in action.option_strings
+def test_the_table_has_every_option_of_the_installed_lmdeploy() -> None:
+    """Those of 0.16 and 0.17 were read off their wheels; what is new is `undecided`."""
+    lmdeploy = pytest.importorskip("lmdeploy")
+    found = parser_options()
+    table, version = option_table(), ".".join(lmdeploy.__version__.split(".")[:2])
+    here = {
+        name: option
+        for name, option in table.options.items()
+        if option.until is None and name not in table.lacks[version]
     }
-    assert {name: option["values"] for name, option in option_classes().items()} == theirs
-    kinds = {option["class"] for option in option_classes().values()}
-    assert kinds == {"planned", "launcher", "modelled", "memory", "free"}
+    theirs = {name: one.values for name, one in found.items()}
+    assert {name: option.values for name, option in here.items()} == theirs
+    for name, option in here.items():
+        default = found[name].default
+        told = option.is_ == "refused" and default not in ("None", "False", "[]")
+        assert not told or option.default == default, name
+
+
+def test_what_a_newer_parser_has_is_added_and_must_be_decided() -> None:
+    text = preset_path("engines", "lmdeploy-options").read_text()
+    found = {name: ParserOption(1, "None", None) for name in [*engine_options(), "--new"]}
+    written = with_options(text, "0.19", found)
+    assert written.endswith("  --new: {is: undecided, values: 1}\n")
+    assert '\n  "0.19": []\noptions:\n' in written
+    assert with_options(written, "0.19", found).count('"0.19"') == 1
+
+
+def test_the_lists_of_older_versions_are_kept() -> None:
+    table = option_table()
+    assert list(table.lacks) == ["0.16", "0.17", "0.18"]
+    assert all(set(names) <= set(table.options) for names in table.lacks.values())
+    sizes = [len(table.options) - len(names) for names in table.lacks.values()]
+    assert sizes == sorted(sizes)

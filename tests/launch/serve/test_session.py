@@ -17,6 +17,7 @@ from tests.support.open_clients import OpenClient
 from tests.support.processes import REPO, Child, gone, pids
 from tests.support.serving import LONG, MESSAGES, ask_at
 from tests.support.waiting import until
+from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow
@@ -72,6 +73,9 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     assert attempts[1]["changes"] == {"max_prefill_token_num": second}
     saved = read_saved(str(last_run(tmp_path)))
     assert saved.plan.settings.max_prefill_token_num == second
+    # What a plan asks of whoever serves it is not asked of `serve`.
+    assert [text for text in saved.plan.warnings if text.startswith(BESIDE_COMMANDS)]
+    assert "are not planned for" not in child.stderr
     assert saved.run is not None
     phases = [moment.phase for moment in saved.run.attempts[1].moments]
     assert phases[0] in ("starting", "weights", "cache", "warm-up", "serving")  # the first seen

@@ -458,15 +458,19 @@ def test_images_meet_by_their_tokens_and_the_next_forward_s_are_on_the_card_alre
     assert engine_bound(rule, load, many) == 32  # 8192 tokens of 256 each
     assert engine_bound(rule, load, few) == 13  # a chunk grows for an image
     assert engine_bound(rule, load, one) == 13
-    assert units_met(rule, load, many) == (32, 32)
+
+    def met(load: VisionLoad, settings: Settings) -> tuple[int, int]:
+        return units_met(engine_bound(rule, load, settings), rule, load, settings)
+
+    assert met(load, many) == (32, 32)
     # After an image that is a chunk of its own come the small images of other requests ...
-    assert units_met(rule, load, few) == (13, 4)
+    assert met(load, few) == (13, 4)
     # ... or the next image of its own.
     several = launch_on("1xrtx3090", "internvl2-8b", units=None, images=3).vision_load
-    assert units_met(rule, several, few) == (13, 13)
+    assert met(several, few) == (13, 13)
     # One row at a time; and a gateway that lets no more through than one forward has.
-    assert units_met(rule, load, one) == (13, 0)
-    assert units_met(rule, replace(load, units_per_forward=26), many) == (26, 0)
+    assert met(load, one) == (13, 0)
+    assert met(replace(load, units_per_forward=26), many) == (26, 0)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims
 from turbofit.core.units import GIB
-from turbofit.memory.transformers.activations import Load, ModelCopy, device_map, place_all
-from turbofit.memory.transformers.components import _LAYOUTS, components, layout_of, names_here
+from turbofit.memory.placement import Load, place_all
+from turbofit.memory.transformers.activations import ModelCopy
+from turbofit.memory.transformers.components import _LAYOUTS, components, layout_of
+from turbofit.model.loading import names_here
 from turbofit.model.presets import preset_model
 
 needs_transformers = pytest.mark.skipif(
@@ -107,7 +109,7 @@ def test_a_map_names_every_parameter_and_buffer_once(architecture):
     copy = ModelCopy(described(architecture), "bfloat16", [card], [0])
     placement = place_all(copy, Load(tokens=64, images=0, units=0))
     assert placement is not None
-    placed = device_map(copy, placement, None)
+    placed = copy.device_map(placement, None)
     placed = names_here(placed) if "Omni" in architecture else placed
     model = tiny(architecture)
     names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]

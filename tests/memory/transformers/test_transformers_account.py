@@ -17,8 +17,9 @@ from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.account import EngineLaunch, VisionLoad
 from turbofit.memory.engines import check_options, engine_for, engine_named
+from turbofit.memory.placement import Placement
 from turbofit.memory.transformers.account import Transformers, TransformersAccount
-from turbofit.memory.transformers.activations import Placement, vision_bytes
+from turbofit.memory.transformers.activations import vision_bytes
 from turbofit.memory.transformers.components import components, layout_of
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
@@ -229,7 +230,7 @@ def test_its_account_of_a_launch_is_the_plan_s(on):
     assert seen.ledgers == plan.gpus
     assert (seen.tokens, seen.region) == (plan.kv.tokens, plan.kv.region_bytes)
     assert account.missing_at(0.5) == 0
-    assert account.block_bytes == engine.block_bytes(MODEL, plan.settings)
+    assert account.block_bytes == engine.cache(MODEL, plan.settings).block_bytes
     assert engine.units_bound(MODEL.image_rule, vision_load, plan.settings) == (
         plan.limits.units_per_forward
     )
@@ -238,13 +239,13 @@ def test_its_account_of_a_launch_is_the_plan_s(on):
 
 def test_what_a_token_reads():
     engine, parts = engine_named("transformers"), components(MODEL, MODEL.dtype)
-    traffic = engine.traffic(MODEL, 1)
-    assert traffic.vision == parts.vision
-    assert traffic.decode == parts.weights - parts.vision - parts.embeddings
+    held = engine.weights(MODEL, 1)
+    assert held.vision == parts.vision
+    assert held.decode == parts.weights - parts.vision - parts.embeddings
     tied = preset_model("qwen2-vl-2b")
     read = components(tied, tied.dtype)
     # A tied embedding is read as the head.
-    assert engine.traffic(tied, 1).decode == read.weights - read.vision
+    assert engine.weights(tied, 1).decode == read.weights - read.vision
     assert engine.host_memory(MODEL, Settings(), units_per_forward=0).pageable == 4 << 30
 
 

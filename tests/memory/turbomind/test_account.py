@@ -13,9 +13,9 @@ from tests.sweep import part
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.units import MIB
 from turbofit.kernels.census import Census, released
-from turbofit.memory.account import EngineLaunch
+from turbofit.memory.account import EngineLaunch, Forward
 from turbofit.memory.turbomind.account import missing_kernels
-from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
 from turbofit.model.source import resolve_model
 

@@ -19,9 +19,9 @@ from turbofit.core.errors import NoKernelError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.units import MIB
-from turbofit.memory.turbomind.cache import block_bytes, cache_shape, tokens_held
+from turbofit.memory.account import Forward
+from turbofit.memory.turbomind.cache import block_bytes, cache_shape
 from turbofit.memory.turbomind.pool import (
-    Forward,
     PoolModel,
     device_buffers,
     meeting_workspace,
@@ -271,8 +271,8 @@ def test_slab_grows_until_it_wastes_little():
     shape = cache_shape(resolve_model(case.model).text, case.settings(), CONSTANTS)
     assert (shape.block_bytes, shape.slab_bytes) == (6291456, 134217728)
     assert shape.blocks_per_slab == 21
-    assert tokens_held(CONSTANTS.page_size, shape, CONSTANTS) == 0
-    assert tokens_held(0, shape, CONSTANTS) == 0
+    assert shape.tokens_beside(CONSTANTS.page_size, 1) == 0
+    assert shape.tokens_beside(0, 1) == 0
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_slab_grows_until_it_wastes_little():
 def test_tokens_are_under_by_less_than_a_slab(model, tp, changes, region, tokens):
     """Measured tokens; the address of the first page may cost one, which the forecast charges."""
     shape = cache_shape(resolve_model(model).text, Case(model, tp).settings(**changes), CONSTANTS)
-    forecast = tokens_held(int(region * MIB), shape, CONSTANTS)
+    forecast = shape.tokens_beside(int(region * MIB), 1)
     slab = shape.blocks_per_slab * shape.block_tokens
     assert tokens - 2 * slab <= forecast <= tokens
     assert forecast % slab == 0
@@ -427,9 +427,9 @@ def test_a_running_sequence_has_a_state_in_the_cache() -> None:
     assert shape.block_bytes == 2 * MIB
     assert [part.per_slab for part in shape.states] == [21, 32]
     region = 225 * 32 * MIB  # one page is lost to alignment
-    assert tokens_held(region, shape, CONSTANTS, 1) == (224 - 2) * 16 * 64
+    assert shape.tokens_beside(region, 1) == (224 - 2) * 16 * 64
     # 7 slabs of 21 objects, and 96 of 32
-    assert tokens_held(region, shape, CONSTANTS, 128) == (224 - 7 - 96) * 16 * 64
+    assert shape.tokens_beside(region, 128) == (224 - 7 - 96) * 16 * 64
 
 
 def test_a_large_batch_leaves_one_request_its_context() -> None:

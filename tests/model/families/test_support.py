@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,13 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
 from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
 from turbofit.model.families.registry import VISION_READERS
-from turbofit.model.families.support import inner_refusal, named_refusal, refusal, unplanned
+from turbofit.model.families.support import (
+    inner_refusal,
+    named_refusal,
+    purpose_refusal,
+    refusal,
+    unplanned,
+)
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 from turbofit.model.presets import find_preset, known_presets, preset_model
 from turbofit.model.source import resolve_model
@@ -123,6 +130,10 @@ def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
         ("Kimi_K25ForConditionalGeneration", "does not run Kimi-K2.5 in Transformers' own", "K2.6"),
         ("gemma-3n-E4B-it", "does not run Gemma 3n", "vLLM and Transformers"),
         ("rednote-hilab/dots.mocr", "does not run dots.ocr", "vLLM runs it"),
+        ("Qwen/Qwen3-Embedding-8B", "models of embeddings", "vLLM"),
+        ("Qwen/Qwen3-VL-Reranker-2B", "rerankers, which score", "vLLM"),
+        ("nvidia/NV-Embed-v2", "models of embeddings", "vLLM"),
+        ("BAAI/bge-reranker-v2-m3", "rerankers, which score", "vLLM"),
         ("MinerU2.0-2505-0.9B", "does not run MinerU2.0", "MinerU2.5"),
         ("Intern-S2-Mobius", "share packs of experts", ""),
         ("shanghai/Intern-S2-Mobius-397B", "share packs of experts", ""),
@@ -135,6 +146,18 @@ def test_a_name_gets_its_answer(typed: str, message: str, hint: str, monkeypatch
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert "did you mean" not in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Embedding-8B", "Qwen3-Reranker-4B", "gte-qwen2-7b"])
+def test_a_folder_of_an_embedder_is_told_by_its_name(name: str, tmp_path) -> None:
+    """Its config.json is a chat model's."""
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"LMDeploy .* does not run (models of emb|rerankers)"):
+        resolve_model(str(tmp_path / name))
+    assert purpose_refusal("/models/embed/Qwen3-8B/") is None
+    assert purpose_refusal("Qwen/Qwen3-8B") is None
 
 
 def test_what_is_inside_is_named() -> None:

@@ -13,6 +13,7 @@ from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import SERVER_OPTIONS, server_of
 from turbofit.cli.terminal.output import answer, note
 from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,8 @@ class Server:
 
     def __init__(self, url: str, key: str | None, model: str | None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
+        #: Whether an answer said that its GPUs are pretend ones.
+        self.pretend = False
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -100,6 +103,9 @@ class Server:
             raise UnservedError(
                 f"{self.url} does not answer: {why}", hint="turbofit serve MODEL starts a server"
             ) from None
+        if PRETEND_HEADER in response.headers and not self.pretend:
+            self.pretend = True
+            note(PRETEND_WORDS)
         return response
 
 

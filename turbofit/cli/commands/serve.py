@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 _PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
 )
-#: Options after ``--`` that are the gateway's business while there is one.
-_PUBLIC: Final = (
-    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
-    "--proxy-url",
-)  # fmt: skip
 #: The model of a request that names none: a saved plan has its own.
 _NO_MODEL: Final = "-"
 _LAUNCH: Final = (
@@ -248,12 +243,11 @@ class _Arguments(NamedTuple):
     passed: PassedOptions
 
     def gateway(self) -> GatewayConfig:
-        for name in _PUBLIC:
-            if name in self.passed.argv:
-                raise UsageError(
-                    f"{name} after -- would not reach clients: the gateway faces them",
-                    hint="use --api-key and --allow-origins before --, or --no-gateway",
-                )
+        if self.passed.public:
+            raise UsageError(
+                f"{self.passed.public[0]} after -- would not reach clients: the gateway faces them",
+                hint=f"give {self.passed.public[0]} before --, or use --no-gateway",
+            )
         return self.public.config()
 
 
@@ -361,7 +355,7 @@ def _modelled(passed: PassedOptions) -> dict[str, Any]:
 #: Options of one machine, of the plan and of the launch.
 _ONE_MACHINE: Final = (
     "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
-    "record_trace",
+    "record_trace", "max_concurrent_requests",
 )  # fmt: skip
 _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
 

@@ -103,10 +103,12 @@ def _newest_server() -> Callable[[], list[str]]:
     from turbofit.launch.serve.runs import live_runs
     from turbofit.report.stored_documents import newest_run
 
-    newest, runs = newest_run(), live_runs()
-    pid = next((run.record.pid for run in runs if run.folder == Path(newest).parent), None)
-    if pid is None:
+    # One that runs goes before one that ended later.
+    running = [run for run in live_runs() if run.record.state not in _OVER]
+    if not running:
+        newest = newest_run()
         return lambda: [newest]
+    newest, pid = str(running[-1].folder), running[-1].record.pid
     return lambda: [str(run.folder) for run in live_runs() if run.record.pid == pid] or [newest]
 
 

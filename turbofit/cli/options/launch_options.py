@@ -208,6 +208,7 @@ class GatewayOptions(Validated):
     allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
     trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
     connections_per_address: Positive | None = None
+    max_concurrent_requests: Positive | None = None
     ssl_certfile: FilePath | None = None
     ssl_keyfile: FilePath | None = None
     access_log: FilePath | None = None
@@ -250,6 +251,7 @@ class GatewayOptions(Validated):
             allow_origins=self.allow_origins,
             allowed_media_domains=self.allowed_media_domains,
             trusted_proxies=self.trusted_proxies,
+            at_once=self.max_concurrent_requests,
             connection=ConnectionLimits(connections_per_address=most),
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,

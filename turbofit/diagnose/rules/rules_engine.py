@@ -11,7 +11,7 @@ from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.shortage import Shortage, shortage_of
 from turbofit.machine.nvidia_smi import SmiProcess
-from turbofit.memory.turbomind.weights import load_constants, weight_classes
+from turbofit.memory import versions
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -53,14 +53,20 @@ def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
         if event.out_of_memory:
             frames = stack_names(facts, mark)
             phase = _phase(facts, mark, frames)
-            version = facts.subject.version
-            if event.pinned and (version or REFERENCE).startswith(REFERENCE):
-                yield _page_locked(mark, phase, frames, certain=version is not None)
+            engine, version = case.turbomind, facts.subject.version
+            if event.call and event.call == engine.log.pinned_call:
+                certain = version is not None and engine.doubt is None
+                yield _page_locked(mark, phase, frames, certain=certain)
             elif phase == "weights":
                 yield _while_loading(case, mark, frames)
             else:
                 yield _after_sizing(case, mark, phase, frames)
             return
+
+
+def _known(version: str | None) -> bool:
+    """Whether a release's account has what it prints and takes after its cache."""
+    return version is None or not versions.is_legacy(version)
 
 
 def stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
@@ -171,10 +177,9 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
 def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:
     lines = [evidence(mark, "the abort")]
     version = case.facts.subject.version
-    computed = version is None or version.startswith(REFERENCE)
     shortage: Shortage | None = None
-    if case.model is not None and computed:
-        shortage = shortage_of(case.facts, case.model, case.gpu)
+    if case.model is not None and _known(version):
+        shortage = shortage_of(case.facts, case.model, case.gpu, case.turbomind)
     why: list[str] = []
     for budget_mark, budget in case.facts.every(CacheBudget)[:1]:
         lines.insert(0, evidence(budget_mark, "free memory, and what the cache took of it"))
@@ -187,8 +192,11 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
     unknown, in_all = _missing(case, shortage)
     if phase == "unknown":
         unknown.insert(0, "how far it had come: the log begins later than the engine")
-    if not computed:
-        unknown = [f"how much LMDeploy {version} lacked: turbofit computes it of {REFERENCE} only"]
+    if not _known(version):
+        oldest = versions.FIRST_CURRENT
+        unknown = [f"how much LMDeploy {version} lacked: turbofit computes it from {oldest} on"]
+    elif shortage is not None and case.turbomind.doubt:
+        unknown.append(f"how much it lacked exactly: {case.turbomind.doubt.partition(':')[0]}")
     elif shortage is not None and version is None:
         unknown.append(f"assumed LMDeploy {REFERENCE}")
     if version is not None and version.startswith(_PINNING):
@@ -257,7 +265,7 @@ def _held(case: LogCase, shortage: Shortage | None) -> Iterator[Holding]:
         yield Holding(who="the KV cache", bytes=budget.budget, lines=lines)
         if total is None or case.model is None or shortage is None:
             return
-        weights = sum(weight_classes(case.model, shortage.settings.tp, load_constants()).values())
+        weights = case.turbomind.weights(case.model, shortage.settings.tp).total
         yield Holding(who="this model's weights", bytes=weights)
         if (rest := total - budget.free - weights) > 0:
             who = "CUDA contexts, communicator and everybody else, together"

@@ -8,7 +8,6 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.memory.turbomind.weights import load_constants
 from turbofit.observe.log_events import (
     CacheBudget,
     CheckFailed,
@@ -92,10 +91,8 @@ def _blocks(facts: LogFacts) -> _Blocks | None:
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
         return None
-    page = load_constants().page_size
     per_slab = slab.slab_size // slab.object_size
-    # A line that others wrote into may say anything: a slab has a page at least.
-    available = budget.budget // page // max(1, slab.slab_size // page) * per_slab
+    available = budget.budget // slab.slab_size * per_slab
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
     assert isinstance(block, int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
@@ -80,16 +81,19 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
             evidence=tuple(evidence(mark, "a card and its memory") for mark, _ in gpus),
             planned=case.model is not None,
         )
-    up = facts.first(ServerUp) or facts.first(WarmupFinished)
-    marks = case.event.marks
-    troubles = [mark.line for mark in (*marks, facts.last_complaint) if mark]
-    if up and case.event.outcome != "fatal" and max(troubles, default=0) <= up.line:
+    up, troubles = facts.first(ServerUp) or facts.first(WarmupFinished), [*case.event.marks]
+    troubles += filter(None, [facts.last_complaint, facts.last_refusal if up is None else None])
+    # The log of a server may begin later: then what may be a refusal counts, too.
+    up = up or facts.answered
+    lines = [mark.line for mark in troubles]
+    if up and case.event.outcome != "fatal" and max(lines, default=0) <= up.line:
         yield RuleAnswer(
             kind="healthy",
             phase="none",
             what="no failure in this log: the engine started",
             line=up.line,
             rank="notice",
+            why=_not_ended(facts.failed_requests),
             evidence=(evidence(up, "the engine is ready"),),
         )
     peers = facts.first(PeerMissing)
@@ -104,6 +108,16 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
             evidence=(evidence(peers, "the warning of LMDeploy up to 0.7.3"),),
             planned=True,
         )
+
+
+def _not_ended(requests: int) -> tuple[str, ...]:
+    """What LMDeploy's count of failed requests means, where it is not 0."""
+    if not requests:
+        return ()
+    return (
+        f"LMDeploy counts {requests} {plural(requests, 'request')} as failed: clients that left"
+        " before their answer are among these, and no line tells of an error",
+    )
 
 
 def peer_meaning() -> str:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.memory.legacy.generations import generation_of, legacy_weight_classes
-from turbofit.memory.turbomind.weights import load_constants, weight_classes
-from turbofit.memory.versions import is_legacy
 from turbofit.observe.log_events import KvBlocks, LegacyCuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.facts import LogEvent, LogFacts
-    from turbofit.memory.legacy.generations import Generation
 
 START_ONCE: Final = (
     "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
@@ -71,14 +68,13 @@ class LegacyBlocks(Struct):
 
 
 def blocks(case: LogCase) -> LegacyBlocks | None:
-    version = case.facts.subject.version
-    rules = generation_of(version) if version and is_legacy(version) else None
+    defaults = case.turbomind.defaults("")
     size = count = None
     lines = []
     for mark, event in case.facts.every(KvBlocks):
         if event.field == "block_size" and size is None:
             size = event.value
-            tokens = rules.cache.block_tokens if rules else 64
+            tokens = defaults.get("cache_block_seq_len", Settings().cache_block_seq_len)
             lines.append(evidence(mark, f"bytes of one KV block ({tokens} tokens, all layers)"))
         elif event.field == "max_block_count" and count is None:
             count = event.value
@@ -87,13 +83,15 @@ def blocks(case: LogCase) -> LegacyBlocks | None:
         return None
     fits = case.ratio is not None and 0 < case.ratio < 1
     # LMDeploy's own ratio; what it was of before 0.2.2 has no meaning for free memory.
-    default = rules.cache.default if rules and rules.cache.of == "free" else _DEFAULT_RATIO
+    default = _DEFAULT_RATIO
+    if case.turbomind.ratio_of_free:
+        default = float(str(defaults["cache_max_entry_count"]))
     return LegacyBlocks(
         block=size,
         count=count,
         ratio=case.ratio if case.ratio and fits else default,
         assumed=not fits,
-        weights=_rank_weights(case, rules),
+        weights=_language_weights(case),
         total=usable(case.gpu) if case.gpu else None,
         lines=tuple(lines),
     )
@@ -170,15 +168,12 @@ def cache_holders(kv_blocks: LegacyBlocks) -> Iterator[Holding]:
         yield Holding(who="CUDA contexts and everybody else, together", bytes=kv_blocks.rest)
 
 
-def _rank_weights(case: LogCase, rules: Generation | None) -> int | None:
+def _language_weights(case: LogCase) -> int | None:
     """Bytes of the language model's weights on one rank, by the account (the tower apart)."""
     if case.model is None:
         return None
-    tp, constants = case.tp or 1, load_constants()
-    if rules is not None:
-        return sum(legacy_weight_classes(case.model, tp, constants, rules).values())
-    classes = weight_classes(case.model, tp, constants)
-    return sum(size for name, size in classes.items() if name not in ("vision", "projector"))
+    weights = case.turbomind.weights(case.model, case.tp or 1)
+    return weights.total - weights.vision
 
 
 def double_start(case: LogCase) -> tuple[str, Evidence] | None:

@@ -1,4 +1,4 @@
-"""Bytes that were missing when TurboMind 0.15 to 0.18 died after its cache was sized.
+"""Bytes that were missing when TurboMind died after its cache was sized.
 
 The log says what was free, how much the cache took, which warm-up length or which images were under
 way, and the run's settings; turbofit's account says what the engine's buffers and each such forward
@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.machine import Gpu
+from turbofit.core.machine import Gpu, Machine
 from turbofit.core.plan import Settings
 from turbofit.core.struct import NA, Struct, known
-from turbofit.core.units import MIB, format_bytes, round_up
-from turbofit.memory.account import capability_of, default_batch_size
-from turbofit.memory.turbomind.account import FUSES_NOTHING, buffer_terms
-from turbofit.memory.turbomind.cache import block_bytes
-from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.weights import load_constants, temporary_bytes, weight_classes
+from turbofit.core.units import MIB, format_bytes
+from turbofit.memory.account import (
+    NO_IMAGES,
+    POOL_WARMUP,
+    TEMPORARIES,
+    Account,
+    EngineLaunch,
+    Forward,
+    default_batch_size,
+)
 from turbofit.observe.log_events import (
     CacheBudget,
     Computed,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.model import Model
     from turbofit.diagnose.facts import LogFacts
+    from turbofit.memory.account import Engine
 
 #: The log rounds to hundredths of a MiB.
 _ROUNDING: Final = MIB // 100
@@ -70,20 +75,18 @@ class Shortage(Struct):
         return self.needed - self.room
 
 
-def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
+def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None, engine: Engine) -> Shortage | None:
     """What was missing, or None where the log has no line about its cache."""
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if budget is None:
         return None
-    settings, assumed = _settings(facts, model, gpu)
-    of_slab = _with_kv_type(settings, facts, model, slab) if slab else settings
-    settings, constants = of_slab or settings, load_constants()
-    card = gpu or _UNKNOWN_CARD
-    capability, granularity = capability_of(card, unknown=FUSES_NOTHING), constants.pool_granularity
-    doubt = int(constants.pool_growth["most"]) + (_UNKNOWN_L2 if card.l2 == NA else 0)
-    weights = sum(weight_classes(model, settings.tp, constants, capability).values())
-    card = replace(card, l2=known(card.l2, 0))
-    terms = buffer_terms(model, settings, card, constants, weights)
+    settings, assumed = _settings(facts, model, gpu, engine)
+    of_slab = _with_kv_type(settings, facts, model, slab, engine) if slab else settings
+    settings, card = of_slab or settings, gpu or _UNKNOWN_CARD
+    account = _account(engine, model, settings, replace(card, l2=known(card.l2, 0)))
+    lines = account.at(0.0).ledgers[0].ledger
+    terms = [term for term in lines if term.phase == "buffers" and term.term != POOL_WARMUP]
+    doubt = _UNKNOWN_L2 if card.l2 == NA else 0
     left = budget.free - _region(budget)
     shortage = Shortage(
         left=left,
@@ -99,10 +102,8 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | No
         return replace(shortage, surprise=surprise)
     sizes = {term.term: term.bytes for term in terms if term.basis != "estimate"}
     buffers = sum(sizes.values())
-    temporaries = temporary_bytes(model, settings, constants, capability)
-    # Of loading; the engine gives it back between its buffers and its workspaces.
-    freed = round_up(weights + temporaries, granularity) - round_up(weights, granularity)
-    room = left + freed
+    # What loading held: the engine gives it back between its buffers and its workspaces.
+    room = left + sum(term.bytes for term in lines if term.term == TEMPORARIES)
     early = buffers - sum(sizes.get(name, 0) for name in _WORKSPACES)
     if facts.first(WarmupLengths) is None:
         stages = ((early, left), (buffers, room))
@@ -112,10 +113,9 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | No
         return replace(shortage, step="the engine's buffers", needed=needed, room=free)
     # The buffers were there: what they lack by the account, a warm-up or a request lacks.
     beyond, room = max(0, buffers - room), max(0, room - buffers)
-    pool = PoolModel(model, settings, constants, capability)
     forwards = list(_forwards(facts))
     for name, forward in forwards:
-        needed = round_up(pool.peak(forward), granularity) + beyond
+        needed = (account.forward_bytes(forward) or 0) + beyond
         if needed > room:
             return replace(shortage, step=name, needed=needed, room=room)
     surprise = "no line tells what ran when it died"
@@ -124,7 +124,23 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | No
     return replace(shortage, surprise=surprise)
 
 
-def _settings(facts: LogFacts, model: Model, gpu: Gpu | None) -> tuple[Settings, list[str]]:
+def _account(engine: Engine, model: Model, settings: Settings, card: Gpu) -> Account:
+    """One rank on this card, as if nothing else were known of its machine."""
+    return engine.account(
+        EngineLaunch(
+            model=model,
+            settings=settings,
+            gpus=(card,),
+            machine=Machine(name="", source="log", gpus=(card,)),
+            vision_load=NO_IMAGES,
+            margins=(0,),
+        )
+    )
+
+
+def _settings(
+    facts: LogFacts, model: Model, gpu: Gpu | None, engine: Engine
+) -> tuple[Settings, list[str]]:
     """What the run was started with, LMDeploy's defaults else, and what was assumed."""
     options, assumed = facts.subject.options, list[str]()
     values: dict[str, Any] = {
@@ -133,7 +149,7 @@ def _settings(facts: LogFacts, model: Model, gpu: Gpu | None) -> tuple[Settings,
     if "tp" not in values:
         values["tp"] = max(1, len(facts.every(CacheBudget)))
         assumed.append(f"tp {values['tp']}: as many ranks printed their cache")
-    _lengths(facts, values, assumed, gpu)
+    _lengths(facts, values, assumed, gpu, engine)
     session = facts.session_limit
     if session is not None:
         values["session_len"] = session
@@ -149,7 +165,9 @@ def _settings(facts: LogFacts, model: Model, gpu: Gpu | None) -> tuple[Settings,
     return Settings(**values), assumed
 
 
-def _lengths(facts: LogFacts, values: dict[str, Any], assumed: list[str], gpu: Gpu | None) -> None:
+def _lengths(
+    facts: LogFacts, values: dict[str, Any], assumed: list[str], gpu: Gpu | None, engine: Engine
+) -> None:
     """Prefill and batch: the last warm-up length is their sum, unless it is longer than a session.
 
     A session that is shorter hides the sum: then both are LMDeploy's defaults.
@@ -157,7 +175,7 @@ def _lengths(facts: LogFacts, values: dict[str, Any], assumed: list[str], gpu: G
     batch, prefill = values.get("max_batch_size"), values.get("max_prefill_token_num")
     warmup = facts.first_event(WarmupLengths)
     longest = max(warmup.lengths, default=0) if warmup else 0
-    if longest in load_constants().warmup_lengths:
+    if longest in engine.log.tuning_lengths:
         longest = 0
     if batch is None:
         rest = longest - (prefill or _DEFAULT_PREFILL)
@@ -171,12 +189,15 @@ def _lengths(facts: LogFacts, values: dict[str, Any], assumed: list[str], gpu: G
             assumed.append(f"max_prefill_token_num {prefill}")
 
 
-def _with_kv_type(settings: Settings, facts: LogFacts, model: Model, slab: Slab) -> Settings | None:
+def _with_kv_type(
+    settings: Settings, facts: LogFacts, model: Model, slab: Slab, engine: Engine
+) -> Settings | None:
     """The settings whose KV block has the size that the log prints; None: none has."""
     given = "quant_policy" in facts.subject.options
     policies = (settings.quant_policy,) if given else _POLICIES
     ways = (replace(settings, quant_policy=policy) for policy in policies)
-    return next((way for way in ways if block_bytes(model.text, way) == slab.object_size), None)
+    size = slab.object_size
+    return next((way for way in ways if engine.cache(model, way).block_bytes == size), None)
 
 
 def _region(budget: CacheBudget) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.threads import in_thread
+from turbofit.core.struct import NA
 from turbofit.gateway.http.accesslog import TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
+from turbofit.gateway.http.body import LARGE
 from turbofit.gateway.http.connections import Keys, Origins
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
@@ -18,6 +20,7 @@ from turbofit.gateway.http.welcome import limits_in_words
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher
+from turbofit.gateway.media.turns import PictureTurns
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
@@ -25,6 +28,7 @@ from turbofit.gateway.routing.engines import Fleet, RoutedEngine, prefixes_of
 from turbofit.gateway.routing.health import Monitor, healthy
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
+from turbofit.machine.host import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,9 +43,13 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
-#: So many requests at once have a film's header read, so many their images held to the plan in a
-#: thread, and so many a picture resized there, which has up to `pictures.LARGEST_PIXELS`.
+#: So many requests at once have a film's header read, and so many are read, held to the plan and
+#: written in a thread.
 _AT_ONCE: Final = 2
+#: And so many pictures at most are resized, however many cores there are.
+_MOST_RESIZED: Final = 16
+
+_T = TypeVar("_T")
 
 
 class Gateway(AsgiApp):
@@ -83,12 +91,14 @@ class Gateway(AsgiApp):
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._looking = asyncio.Semaphore(_AT_ONCE)
-        self._holding = asyncio.Semaphore(_AT_ONCE)
-        self._resizing = asyncio.Semaphore(_AT_ONCE)
+        self._working = asyncio.Semaphore(_AT_ONCE)
+        cores = usable_cores()
+        self._resizing = PictureTurns(0 if cores == NA else min(int(cores) - 1, _MOST_RESIZED))
         self._upstream = upstream or Upstream(serial=bounds.serial)
         self.admission = Admission(
-            self.fleet, longest=config.queue_length, seconds=config.queue_seconds
-        )
+            self.fleet, longest=config.queue_length, seconds=config.queue_seconds,
+            at_once=config.at_once,
+        )  # fmt: skip
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList(DenyFile(config.denied))
         self.deny_list.count = self.metrics.count
@@ -172,7 +182,9 @@ class Gateway(AsgiApp):
         return dict.fromkeys(list(self.config.names)[:1], words)
 
     async def _prepare(self, request: RequestContext, route: Route) -> None:
-        prepared = Preparation(self.bounds, route.kind, request.body, self.config.defaults)
+        given = (self.bounds, route.kind, request.body, self.config.defaults)
+        large = len(request.body) >= LARGE
+        prepared = await self._work(large, Preparation, *given)
         hold_name(self.config.names, prepared.parsed.body)
         most = self.bounds.limits.bytes_per_image
 
@@ -181,21 +193,26 @@ class Gateway(AsgiApp):
 
         fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
         clip = await look(prepared.parsed, fetched, most, self._looking)
-        if len(prepared.parsed.slots) > 1:
-            # Eight images that share a request take up to half a second: Llama 4's canvases.
-            async with self._holding:
-                await in_thread(prepared.hold, fetched, clip)
-        else:
-            prepared.hold(fetched, clip)
+        large |= request.bytes_in >= LARGE
+        # Eight images that share a request take up to half a second: Llama 4's canvases.
+        several = len(prepared.parsed.slots) > 1
+        await self._work(large or several, prepared.hold, fetched, clip)
         if self._recorder is not None and prepared.generates:
             request.size = request_size(prepared)
         if prepared.generates:
             before = prepared.payload
             await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)
-        request.body, request.prepared = prepared.finish()
+        request.body, request.prepared = await self._work(large, prepared.finish)
         if self.bounds.keeps_prefixes and len(self.fleet) > 1:
-            request.prefixes = prefixes_of(prepared.parsed.body)
+            request.prefixes = await self._work(large, prefixes_of, prepared.parsed.body)
+
+    async def _work(self, long: bool, act: Callable[..., _T], *arguments: Any) -> _T:
+        """What ``act`` returns: of what takes long from a thread, beside the loop."""
+        if not long:
+            return act(*arguments)
+        async with self._working:
+            return await in_thread(act, *arguments)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
         """Count what was added to a request as bytes of its body."""

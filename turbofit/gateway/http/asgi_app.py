@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from turbofit.core.messages import PRETEND_WORDS
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
@@ -110,7 +111,7 @@ class AsgiApp(ABC):
             request.headers.get(b"host", b"").decode("latin-1"),
             self._models() if refusal is None else None,
             key=bool(self.config.api_keys),
-            notice="PRETEND GPUs: the words of its answers mean nothing" * self.config.pretend,
+            notice=PRETEND_WORDS * self.config.pretend,
         )
         request.out += HEADERS
         status = 200 if refusal is None else refusal.status

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.process.threads import in_thread
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import uncancel
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 #: Bytes of all bodies held at once: so many of the largest, at least.
 _LARGEST_AT_ONCE: Final = 16
 _LEAST_AT_ONCE: Final = 512 << 20
+#: Bytes of a body from which on it is large: it waits for others between its parts, and its
+#: pictures are looked at in a thread.
+LARGE: Final = 256 << 10
 
 
 class _Arrival:
@@ -29,15 +33,21 @@ class _Arrival:
         self.client, self.task = client, asyncio.current_task()
         #: When it must be here.
         self.ends = ends
-        #: However small the pieces are. Under: it takes up to an eighth more than is counted.
-        self.body: bytes | bytearray = b""
+        self.size = 0
+        #: Blocks that grow up to `LARGE`, however small the parts are: one that grew with the body
+        #: would be copied again and again. Under: they take up to an eighth more than is counted.
+        self._blocks: list[bytearray] = []
         self.refusal: Refusal | None = None
 
     def take(self, part: bytes) -> None:
-        if isinstance(self.body, bytearray):
-            self.body += part
-        elif part:
-            self.body = bytearray(self.body + part) if self.body else part
+        self.size += len(part)
+        if self._blocks and len(self._blocks[-1]) < LARGE:
+            self._blocks[-1] += part
+        else:
+            self._blocks.append(bytearray(part))
+
+    def whole(self) -> bytes:
+        return b"".join(self._blocks)
 
     def give_up(self, refusal: Refusal) -> None:
         self.refusal = refusal
@@ -56,6 +66,7 @@ class Bodies:
         self._config = config
         self.in_memory = 0
         self._held_bytes: dict[str, int] = {}
+        self._turn = asyncio.Lock()
         self.limit(most)
 
     def limit(self, most: int) -> None:
@@ -89,7 +100,7 @@ class Bodies:
             raise arrival.refusal from None
         finally:
             arrival.timer.cancel()
-            self.keep(-len(arrival.body), client)
+            self.keep(-arrival.size, client)
 
     async def take(self, request: RequestContext, receive: Receive) -> None:
         """Read a request's body, where it has one, and count it until `forget`."""
@@ -115,13 +126,13 @@ class Bodies:
 
     def _look_in(self, seconds: float, arrival: _Arrival) -> None:
         loop = asyncio.get_running_loop()
-        arrival.timer = loop.call_later(seconds, self._look, arrival, len(arrival.body))
+        arrival.timer = loop.call_later(seconds, self._look, arrival, arrival.size)
 
     def _look(self, arrival: _Arrival, before: int) -> None:
         """End what is too late, or too slow since the last look."""
         config = self._config
         window, left = config.body_window_seconds, arrival.ends - time.monotonic()
-        came = len(arrival.body) - before
+        came = arrival.size - before
         if left <= 0:
             arrival.give_up(_slow(f"the body did not arrive within {config.body_seconds:g} s"))
         elif came < config.body_rate * window:
@@ -144,10 +155,21 @@ class Bodies:
             more = bool(message.get("more_body"))
             arrival.take(part)
             self.keep(len(part), arrival.client)
-            if len(arrival.body) > most:
-                raise Refusal("body_too_big", size=len(arrival.body), most=most)
+            if arrival.size > most:
+                raise Refusal("body_too_big", size=arrival.size, most=most)
             self.check_room(arrival.client)
-        return bytes(arrival.body)  # no copy of one that came whole
+            if more and arrival.size >= LARGE:
+                await self._let_others()
+        return arrival.whole() if arrival.size < LARGE else await in_thread(arrival.whole)
+
+    async def _let_others(self) -> None:
+        """Wait until all else that is due was done, one large body after the other.
+
+        Its connection is read on only then. Else a pass of the loop would copy a part of every
+        large body that is on its way, and a text would wait for that at each of its own steps.
+        """
+        async with self._turn:
+            await asyncio.sleep(0)
 
     def check_room(self, client: str) -> None:
         """Refuse what was counted by `keep` where there is no room; it stays counted."""

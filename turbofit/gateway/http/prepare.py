@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from codecs import BOM_UTF8
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.defaults import Defaults
     from turbofit.gateway.limits.request_body import MediaSlot
     from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.media.turns import PictureTurns
 
 
 class PreparedBody(Struct):
@@ -130,11 +130,11 @@ class Preparation:
         self.parsed.body.update(keywords)
         return video
 
-    async def resize(self, turn: asyncio.Semaphore) -> None:
+    async def resize(self, turns: PictureTurns) -> None:
         """Resize the pictures that no parameter can hold to their share, outside of the loop."""
         for place, (medium, limited) in enumerate(zip(self.media, self.limited, strict=True)):
             if limited.resize is not None and isinstance(medium, Picture):
-                async with turn:
+                async with turns.of(medium.size):
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:

@@ -67,7 +67,9 @@ def limits_in_words(bounds: Bounds) -> list[str]:
         fewer = f", or {most} smaller ones" if most > count else ""
         larger = "; a larger image is made smaller" if size else ""
         words.append(f"{count} {plural(count, 'image')}{size}{fewer}{larger}")
-    words.append(f"{limits.n} {plural(limits.n, 'answer')} at once (n)")
+    copies, beside = limits.copies(images=False), limits.copies(images=True)
+    fewer = f", {beside} with images" if beside < copies and limits.vision_unit else ""
+    words.append(f"{copies} {plural(copies, 'answer')} at once (n){fewer}")
     return [*words, f"a body of {format_bytes(limits.bytes_per_body)}"]
 
 

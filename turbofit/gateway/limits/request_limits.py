@@ -24,7 +24,7 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, KvCache
 from turbofit.gateway.media.pictures import BYTES_OF_PIXEL, LARGEST_PIXELS
 from turbofit.memory.account import vision_load_within
-from turbofit.memory.engines import engine_named
+from turbofit.memory.engines import engine_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,9 +38,6 @@ KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 _SHOWN: Final = 24
 #: Bytes of a value of an image while it is preprocessed: at 32 bits, and at 16 of the result.
 _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
-#: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat). Copies
-#: beyond the engine's batch wait there, as requests do, and take no memory meanwhile.
-_TEXT_COPIES: Final = 128
 #: Bytes of text that LMDeploy may always be given: 0.5 s of its event loop (2 s a MB).
 _LEAST_TEXT: Final = 256 << 10
 #: Bytes of a token of the session, beyond that. No language's text has so many on average; a text
@@ -196,7 +193,7 @@ def check_images(bounds: Bounds, count: int) -> None:
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
     """Refuse what no lowering can bring within the plan; ``n`` are copies of the request."""
     check_images(bounds, len(images))
-    copies = bounds.limits.n if images else max(bounds.limits.n, _TEXT_COPIES)
+    copies = bounds.limits.copies(images=bool(images))
     demands = [(n, copies, "copies", "n_over_limit"), *_demands(bounds, images, n)]
     for number, limit, what, key in demands:
         if number > limit:
@@ -271,7 +268,7 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     if rule is None:
         return None
     vision_load = vision_load_within(plan.limits)
-    engine, gates = engine_named(plan.engine.name), []
+    engine, gates = engine_of(plan), []
     for numbers in plan.unlike_groups():
         group = plan.of_group(numbers[0])
         if group.limits.units_per_forward < engine.units_bound(rule, vision_load, group.settings):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +21,7 @@ from turbofit.gateway.media.pictures import (
     LARGEST_PIXELS,
     LONGEST_SIDE,
     decoded,
+    encoded,
     from_base64,
 )
 
@@ -170,7 +170,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
     if frames * _LEAST_FRAME > len(data):
         # LMDeploy asks for each of them in turn, whether or not it is there.
         raise Refusal("broken_video:count", frames=frames, size=len(data))
-    url = f"data:{_mime(data)};base64,{b64encode(data).decode()}"
+    url = f"data:{_mime(data)};base64,{encoded(data)}"
     return Clip(url=url, frames=frames, size=size, rate=rate)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from base64 import b64encode
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
@@ -128,7 +127,7 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
         raise Refusal("truncated_image")
     return Picture(
         mime=_MIMES[kind],
-        base64=b64encode(data).decode() if text is None else text,
+        base64=encoded(data) if text is None else text,
         size=size,
     )
 
@@ -221,8 +220,9 @@ def _whole(kind: str, data: bytes) -> bool:
     if kind == "PNG":
         return data.rfind(b"IEND") > 0
     if kind in ("JPEG", "MPO"):
-        # Not the end of the thumbnail in its header.
-        return data.find(b"\xff\xd9", _scan(data)) > 0
+        # Not the end of the thumbnail in its header. It is looked for where it should be, at the
+        # end: from the beginning it is 4 ms in 3 MB.
+        return data.rfind(b"\xff\xd9", _scan(data)) > 0
     if kind == "GIF":
         return data.rfind(b"\x3b") > 0
     if kind == "WEBP":
@@ -238,19 +238,22 @@ def _too_big(size: int, most: int) -> Refusal:
     return Refusal("image_too_big", size=size, most=most)
 
 
-def _decoder() -> Callable[[str], bytes]:
+def _codec() -> tuple[Callable[[str], bytes], Callable[[bytes], str]]:
     """pybase64 where it is there, which LMDeploy brings: four times as fast."""
     try:
-        from pybase64 import b64decode
+        from pybase64 import b64decode, b64encode_as_string
     except ImportError:
-        from base64 import b64decode as plain
+        import base64
 
-        return lambda text: plain(text, validate=True)
-    return lambda text: bytes(b64decode(text, validate=True))
+        return (
+            lambda text: base64.b64decode(text, validate=True),
+            lambda data: base64.b64encode(data).decode(),
+        )
+    return lambda text: bytes(b64decode(text, validate=True)), b64encode_as_string
 
 
-#: Base64 to bytes; junk raises ``ValueError``.
-decoded: Final = _decoder()
+#: Base64 to bytes; junk raises ``ValueError``. And bytes to base64.
+decoded, encoded = _codec()
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
@@ -269,11 +272,12 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     file = BytesIO()
     smaller.save(file, "PNG", compress_level=_COMPRESSION)
     data = file.getvalue()
-    return Picture(mime="image/png", base64=b64encode(data).decode(), size=size)
+    return Picture(mime="image/png", base64=encoded(data), size=size)
 
 
 def resized_image(image: Any, size: tuple[int, int]) -> Any:
     """A decoded image with these sides, in RGB."""
     from PIL import Image
 
-    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return rgb.resize(size, Image.Resampling.BICUBIC)

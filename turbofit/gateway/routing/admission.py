@@ -53,6 +53,7 @@ class Place:
         self._host_bytes = 0
 
     def take(self, engine: RoutedEngine) -> None:
+        self._admission.under_way += 1
         self.engine, self._host_bytes = engine, self.cost.host_bytes
         engine.host_bytes += self._host_bytes
         self._share = engine.gate.take(self.cost)
@@ -97,6 +98,7 @@ class Place:
 
     def _end(self) -> None:
         self.engine.gate.end(self._share)
+        self._admission.under_way -= 1
         self._admission.given_back()
 
     def _give_back_host(self) -> None:
@@ -137,10 +139,16 @@ class _Queue:
 
 
 class Admission:
-    """Lets requests through to engines; ``longest`` may wait, each for so many ``seconds``."""
+    """Lets requests through to engines; ``longest`` may wait, each for so many ``seconds``.
 
-    def __init__(self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0) -> None:
-        self._fleet, self._seconds = fleet, seconds
+    ``at_once`` bounds those at all engines together, as LMDeploy's ``--max-concurrent-requests``.
+    """
+
+    def __init__(
+        self, fleet: Fleet, *, longest: int = 256, seconds: float = 30.0, at_once: int | None = None
+    ) -> None:
+        self._fleet, self._seconds, self._at_once = fleet, seconds, at_once
+        self.under_way = 0
         self._queue, self._suspects = _Queue(longest), _Queue(_SUSPECTS)
 
     @property
@@ -241,6 +249,8 @@ class Admission:
             self.pump()
 
     def _take(self, place: Place) -> bool:
+        if self._at_once is not None and self.under_way >= self._at_once:
+            return False
         if place.turn is not None and place.turn.name in self._fleet.turns:
             return False
         best = self._fleet.best(place.cost, place.turn, place.prefixes)

@@ -27,6 +27,7 @@ from turbofit.core.errors import (
     TurbofitError,
     UsageError,
 )
+from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.core.process.files import state_dir
 from turbofit.core.struct import Struct
 from turbofit.gateway.front import Front, NodeAddress
@@ -188,7 +189,8 @@ class Controller:
             self._hear()
             time.sleep(_TICK)
         plan = self._plan_all(self.config.request, f"ray {self._connection.address}")
-        for text in (plan.verdict, *(f"warning: {warning}" for warning in plan.warnings)):
+        warnings = (text for text in plan.warnings if not text.startswith(BESIDE_COMMANDS))
+        for text in (plan.verdict, *(f"warning: {warning}" for warning in warnings)):
             self.say(text)
         if not plan.fits:
             raise refusal(plan)

@@ -20,8 +20,7 @@ from turbofit.launch.engine.worst_requests import (
     worst_image_tokens,
     worst_request,
 )
-from turbofit.memory.engines import engine_named
-from turbofit.memory.turbomind.pool import forward_tokens
+from turbofit.memory.engines import engine_named, engine_of
 from turbofit.tuner.speed import GroupRates, group_rates, rates
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def _encodings(plan: Plan, group: GroupRates, place: int, tokens: int) -> int:
     """How often an image of so many tokens is encoded: in each forward that holds one of them."""
     if not group.work.encodes_again:
         return 1
-    forward = forward_tokens(plan.settings)
+    forward = engine_of(plan).forward_tokens(plan.settings)
     return ceil((place + tokens + _AFTER) / forward) - place // forward
 
 

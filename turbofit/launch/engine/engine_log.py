@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB, format_bytes
-from turbofit.core.version import REFERENCE
-from turbofit.memory.versions import release
+from turbofit.memory.engines import engine_of
 from turbofit.observe.calibration import cache_beside, in_words, tokens_beside
 from turbofit.observe.log_events import (
     Backpressure,
@@ -22,6 +21,7 @@ from turbofit.observe.log_events import (
     CudaError,
     EngineFallback,
     Frame,
+    ImagesPrepared,
     LoadingWeights,
     LoopFailed,
     LostLock,
@@ -184,6 +184,8 @@ class StartupTracker:
         match event:
             case EngineFallback():
                 self.fallback = event.message
+            case ImagesPrepared():
+                return [f"images: {event.how}"]
             case LoadingWeights() | Starting():
                 return self.enter("weights", now)
             case CacheBudget() if self.budget is None:
@@ -315,8 +317,8 @@ def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
             kind="out_of_memory", phase="cache", message=f"{text} weights",
             hint=_advice(tracker),
         )  # fmt: skip
-    is_reference = release(plan.engine.version) == release(REFERENCE)
-    if isinstance(fault, CudaError) and fault.pinned and is_reference:
+    pinned = engine_of(plan).log.pinned_call
+    if isinstance(fault, CudaError) and fault.call and fault.call == pinned:
         return End(
             kind="host_memory",
             phase="host",

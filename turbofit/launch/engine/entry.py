@@ -11,6 +11,7 @@ import runpy
 import sys
 import urllib.parse
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 
@@ -18,6 +19,14 @@ def forget_urls() -> None:
     """Let `urllib.parse` keep no URLs: its last 128 may be images, gigabytes no plan counts."""
     parse: Any = urllib.parse
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
+
+
+def prepare_images() -> None:
+    """Have LMDeploy prepare images on several threads, as `launch.images` says."""
+    sys.path.append(str(Path(__file__).parents[3]))  # of a checkout that is not installed
+    from turbofit.launch.images.preparation import install
+
+    install()
 
 
 def main() -> None:
@@ -28,6 +37,7 @@ def main() -> None:
     if key:
         arguments += ["--api-keys", key]
     forget_urls()
+    prepare_images()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -106,7 +106,8 @@ class Launch:
 
     ``runner`` are the words that start LMDeploy, in the place of the command's first. A ``key``
     that is not in the command is given to the engine out of sight. ``ratio`` gives the cache ratio
-    of each start; None is the command's for all of them.
+    of each start; None is the command's for all of them. ``images`` are the variables that say how
+    the engine's process prepares images.
     """
 
     command: Command
@@ -114,6 +115,7 @@ class Launch:
     key: str | None = None
     _: KW_ONLY
     ratio: Callable[[], float] | None = None
+    images: Mapping[str, str] | None = None
 
     @property
     def group(self) -> int:
@@ -133,7 +135,7 @@ class Launch:
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
-        env = {**base, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+        env = {**base, **(self.images or {}), "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         if self.key is None or self.key in self.command.argv:
             return env
         return {**env, KEY: self.key}

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.core.images.rule import DummyImage
 from turbofit.load.prompt import png
-from turbofit.memory.turbomind.pool import forward_tokens
+from turbofit.memory.engines import engine_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -183,7 +183,7 @@ def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[DummyImage]:
     guessed tokens of the template does not matter.
     """
     unit_tokens, most = rule.unit_tokens(1), plan.limits.units_per_image
-    before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
+    before, forward = max(0, text - _AFTER), engine_of(plan).forward_tokens(plan.settings)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER
     best: tuple[int, list[int]] = (0, [])
     for lead in range(forward // unit_tokens + 2):
@@ -214,7 +214,7 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     rule, most = plan.model.image_rule, plan.limits.units_per_forward
     if rule is None or not rule.client_knobs or not whole_image(rule) or plan.engine.on_torch:
         return None
-    forward, before = forward_tokens(plan.settings), max(0, text - _AFTER)
+    forward, before = engine_of(plan).forward_tokens(plan.settings), max(0, text - _AFTER)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER - 3 * _AROUND
     left = min(rule.unit_tokens(most), room)
     first = _at_least(rule, forward - before + _SLACK)

@@ -40,7 +40,7 @@ from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope, refused
 from turbofit.gateway.media.pictures import from_url
 from turbofit.gateway.server import run_gateway
-from turbofit.memory.transformers.components import load_model, load_processor
+from turbofit.model.loading import load_model, load_processor
 from turbofit.planning.commands import read_map
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from turbofit.core.plan import config_names
 from turbofit.launch.engine.launches import find_lmdeploy, ratio_now
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
-from turbofit.memory.pytorch.weights import environment
+from turbofit.memory.engines import engine_of
 from turbofit.model.presets import find_preset
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
@@ -30,7 +30,8 @@ _TWIN: Final = "TURBOFIT_PRETEND_TWIN"
 #: Keywords that are for the plan; all others are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (
     "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
-    "queue_images", "max_dynamic_patch", "max_pixels", "margin", "budget", "least", "engine",
+    "queue_images", "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin",
+    "budget", "least", "engine",
 )  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def _pretended(model_path: str) -> str:
 
 
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
-    engine = engine_of(backend_config, planning.pop("engine", "auto"))
+    engine = config_engine(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
     return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
 
@@ -179,7 +180,7 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
     if pytorch:
-        os.environ.update(environment(plan.settings, plan.model))
+        os.environ.update(engine_of(plan).environment(plan.model, plan.settings))
     os.environ.update(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -217,7 +218,7 @@ _UNPLANNED: Final = (
 )  # fmt: skip
 
 
-def engine_of(config: Any, engine: str) -> str:
+def config_engine(config: Any, engine: str) -> str:
     """The engine that a config is for; what was asked where there is none."""
     if config is None:
         return engine

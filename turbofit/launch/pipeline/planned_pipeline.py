@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from asyncio import to_thread
 from contextvars import ContextVar
 from functools import partial
@@ -35,6 +36,7 @@ from turbofit.gateway.limits.sharing import (
     request_bounds,
 )
 from turbofit.gateway.media.pictures import resized_image
+from turbofit.launch.images.preparation import prepare, threads_here
 from turbofit.launch.pipeline.held import hold_engine, queued
 
 if TYPE_CHECKING:
@@ -171,6 +173,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 hint=f"install a known one with {install_command('lmdeploy', upgrade=True)}",
             )
         bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
+        _prepare_images(processor.vl_encoder, plan)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
         if bounds.gate is not None:
             gate = Gate(bounds.gate, bounds.kv)
@@ -200,6 +203,13 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
         for item in message["content"]
         if isinstance(item, dict) and item.get("type") in kinds
     )
+
+
+def _prepare_images(encoder: Any, plan: Plan) -> None:
+    """Have images prepared as `serve` has them; a warning where LMDeploy's own way must stay."""
+    threads = threads_here(plan)
+    if threads > 1 and (why := prepare(encoder, threads, plan.host.image_cache)):
+        warnings.warn(f"images are prepared in LMDeploy's own way: {why}", stacklevel=2)
 
 
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:

@@ -1,56 +1,178 @@
-"""What may follow ``--``: LMDeploy's options, sorted by what they do to the plan."""
+"""The options of `lmdeploy serve api_server`: what each means to turbofit, wherever it stands.
+
+``presets/engines/lmdeploy-options.yaml`` is the table: an option is planned, taken as turbofit's
+own, passed to the engine, or refused. It is read only where a word is no option of turbofit.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import re
+import shlex
+from collections.abc import Collection, Sequence
+from functools import cache
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Final, Literal
+
+import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.struct import Struct
 from turbofit.core.synonyms import synonym
 from turbofit.core.version import REFERENCE
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+#: What stands before the model in a line that starts LMDeploy's server.
+_PROGRAM: Final = re.compile(
+    r"(?:(?:\S*python[\d.]* -m )?(?:\S*/)?lmdeploy[. ]serve[. ])?(?:openai[.])?api_server "
+)
+_VARIABLE: Final = re.compile(r"[A-Za-z_]\w*=.*")
 
-    from turbofit.core.json_types import Options
+
+class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fields=True):
+    """A row of the table: see the file for the fields."""
+
+    is_: Literal["planned", "taken", "passed", "refused", "undecided"]
+    values: int | str
+    as_: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    chosen: bool = False
+    clients: bool = False
+    always: bool = False
+    default: str | None = None
+    why: str = "it changes memory in ways that no plan counts"
+    way: str = "leave it out, or take the risk with turbofit serve --unplanned"
+    say: str = ""
+    until: str | None = None
 
 
-@dataclass
-class PassedOptions:
-    """Options after ``--``: what to plan with, what to hand on, and the keys among the latter."""
+class _Table(Struct):
+    schema: str
+    lacks: dict[str, tuple[str, ...]]
+    options: dict[str, EngineOption]
 
-    modelled: list[str] = field(default_factory=list)
-    argv: list[str] = field(default_factory=list)
-    api_keys: list[str] = field(default_factory=list)
-    unplanned: list[str] = field(default_factory=list)
+
+class PassedOptions(msgspec.Struct):
+    """LMDeploy's options: what to plan with, what to hand on, and the keys among the latter.
+
+    ``public``: those handed on that are about clients, whom a gateway would meet instead.
+    """
+
+    modelled: list[str] = []
+    argv: list[str] = []
+    api_keys: list[str] = []
+    unplanned: list[str] = []
+    public: list[str] = []
     model_name: str | None = None
 
 
-def option_classes() -> dict[str, Options]:
-    """The options that LMDeploy knows: class and number of values of each."""
-    options = load_yaml(preset_path("engines", "lmdeploy-options"))["options"]
-    assert isinstance(options, dict)
-    return options
+class LmdeployWords(msgspec.Struct):
+    """A line's words as turbofit's own, those for the engine, and what became of each option."""
+
+    ours: list[str] = []
+    engine: list[str] = []
+    said: dict[str, list[str]] = {}
+
+    @property
+    def line(self) -> str:
+        """What is said of them; empty where each word was turbofit's."""
+        parts = [f"{', '.join(names)} {what}" for what, names in self.said.items() if what]
+        return f"as LMDeploy's: {'; '.join(parts)}" if parts else ""
+
+
+@cache
+def option_table() -> _Table:
+    path = preset_path("engines", "lmdeploy-options")
+    return converted(load_yaml(path), _Table, path)
+
+
+def engine_options() -> dict[str, EngineOption]:
+    return option_table().options
+
+
+def without_program(words: Sequence[str]) -> list[str]:
+    """The words behind ``lmdeploy serve api_server``, which may be pasted as one text.
+
+    Variables before it are set, as a shell would.
+    """
+    left = list(words)
+    if left and " " in left[0] and "api_server" in left[0]:
+        left[:1] = shlex.split(left[0].replace("\\\n", " "))
+    variables = list(takewhile(_VARIABLE.fullmatch, left))
+    behind = left[len(variables) :]
+    begin = _PROGRAM.match(" ".join(behind[:6]) + " ")
+    if begin is None:
+        return left
+    os.environ.update(dict(word.split("=", 1) for word in variables))
+    return behind[begin[0].count(" ") :]
+
+
+def read_words(words: Sequence[str], known: Collection[str], *, serves: bool) -> LmdeployWords:
+    """Sort a line's words; ``known`` are the options of the command, all else stays for it.
+
+    ``serves``: the command starts engines, which get what is passed.
+
+    Raises:
+        UsageError: an option lacks its value.
+    """
+    read, rest = LmdeployWords(), list(words)
+    while rest:
+        word = rest.pop(0)
+        written, equals, value = word.partition("=")
+        name = written if written in known else _full_name(written, known)
+        option = None if name in known else engine_options().get(name)
+        if option is None:
+            read.ours.append(f"{name}{equals}{value}")
+            continue
+        values = [value] if equals else _take(rest, option.values, written)
+        _place(read, name, option, values, known, serves=serves)
+    return read
+
+
+def _place(
+    read: LmdeployWords,
+    name: str,
+    option: EngineOption,
+    values: list[str],
+    known: Collection[str],
+    *,
+    serves: bool,
+) -> None:
+    targets = [word.partition("=")[0] for word in option.as_]
+    if option.default is not None and values == [option.default]:
+        what = f"{values[0]} left out: LMDeploy's own default"
+    elif option.variables:
+        os.environ.update(dict.fromkeys(option.variables, values[0]))
+        what = f"as {' and '.join(option.variables)}"
+    elif option.is_ == "taken" and set(targets) <= set(known):
+        for word in map(os.path.expandvars, option.as_):
+            pairs = [part for value in values for part in (word, value)]
+            read.ours += pairs if option.values else [word]
+        what = f"as {' and '.join(targets)}" if targets else f"left out: {option.say}"
+    elif option.is_ == "taken" or (option.is_ == "passed" and not serves):
+        what = "without a part in the plan"
+    else:
+        read.engine += [name, *values]
+        what = "for the engine" if option.is_ == "passed" else ""
+    read.said.setdefault(what, []).append(name)
 
 
 def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
-    """Sort LMDeploy's options; ``unplanned``: what the ledger does not model may pass.
+    """Sort LMDeploy's options for the engine; ``unplanned``: what no plan counts may pass.
 
     Raises:
         UsageError: an option that turbofit sets, that it cannot model, or that is none.
     """
-    classes, passed, rest = option_classes(), PassedOptions(), list(arguments)
+    options, passed, rest = engine_options(), PassedOptions(), list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
             raise UsageError(f"{word!r} after -- is not an option", hint="name the model before --")
         written, equals, value = word.partition("=")
-        name = _full_name(written, classes)
-        wanted = classes[name]["values"] if name in classes else "*"
-        values = [value] if equals else _take(rest, wanted, written)
-        _sort(passed, name, classes.get(name, {"class": "unknown"})["class"], values, unplanned)
+        name = _full_name(written, ())
+        option = options.get(name)
+        values = [value] if equals else _take(rest, option.values if option else "*", written)
+        _sort(passed, name, option, values, unplanned)
     return passed
 
 
@@ -65,16 +187,16 @@ def adapter_names(argv: Sequence[str]) -> list[str]:
     return names
 
 
-def _full_name(written: str, classes: dict[str, Any]) -> str:
-    """An option by its abbreviation, which LMDeploy's parser takes, too."""
-    if written in classes or not written.startswith("--"):
+def _full_name(written: str, known: Collection[str]) -> str:
+    """An option as LMDeploy's parser reads it: with _ for -, or abbreviated; else as it stands."""
+    if not written.startswith("--"):
         return written
-    meant = [name for name in classes if name.startswith(written)]
-    if len(meant) > 1:
-        raise UsageError(
-            f"{written} after -- could be {', '.join(sorted(meant))}", hint="write it out"
-        )
-    return meant[0] if meant else written
+    name, dot, key = written.partition(".")
+    name = f"--{name[2:].replace('_', '-')}{dot}{key}"
+    if name in known or name in engine_options():
+        return name
+    meant = [option for option in engine_options() if option.startswith(name)]
+    return meant[0] if len(meant) == 1 and synonym(written) is None else written
 
 
 def _take(rest: list[str], wanted: int | str, name: str) -> list[str]:
@@ -83,7 +205,7 @@ def _take(rest: list[str], wanted: int | str, name: str) -> list[str]:
     while rest and len(values) < most and not _is_option(rest[0]):
         values.append(rest.pop(0))
     if (isinstance(wanted, int) and len(values) < wanted) or (wanted == "+" and not values):
-        raise UsageError(f"{name} after -- needs a value", hint=f"write {name} VALUE")
+        raise UsageError(f"{name} needs a value", hint=f"write {name} VALUE")
     return values
 
 
@@ -91,29 +213,38 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and not word[1:2].isdigit()
 
 
-def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplanned: bool) -> None:
-    if kind == "planned":
-        raise UsageError(f"{name} after -- is set by the plan", hint=f"give {name} before --")
-    if kind == "launcher":
-        raise UsageError(
-            f"{name} after -- is set by turbofit", hint="leave it out; see turbofit serve --help"
-        )
-    if kind == "modelled":
+def _sort(
+    passed: PassedOptions,
+    name: str,
+    option: EngineOption | None,
+    values: list[str],
+    unplanned: bool,
+) -> None:
+    if option is None or option.is_ in ("refused", "undecided"):
+        if not unplanned or (option is not None and option.always):
+            raise _refused(name, option, values)
+        passed.unplanned.append(name)
+    elif option.chosen or (option.as_ and not option.clients and name not in option.as_):
+        who = "the plan" if option.chosen else "turbofit"
+        raise UsageError(f"{name} after -- is set by {who}", hint=f"give {name} before --")
+    elif option.is_ == "planned":
         passed.modelled += [name, *values]
         return
-    if kind != "free":
-        if not unplanned:
-            why = "changes memory in ways that the ledger does not model"
-            hint = "leave it out, or take the risk with --unplanned"
-            if kind == "unknown":
-                why = f"is no option of LMDeploy {REFERENCE}"
-                if meaning := synonym(name):
-                    hint = meaning.here(next(iter(values), None), "--{option} {value} before --")
-            raise UsageError(f"{name} after -- {why}", hint=hint)
-        passed.unplanned.append(name)
-    if name == "--model-name":
+    elif name == "--model-name":
         passed.model_name = values[0]
         return
+    if option is not None and option.clients:
+        passed.public.append(name)
     if name == "--api-keys":
         passed.api_keys.extend(values)
     passed.argv += [name, *values]
+
+
+def _refused(name: str, option: EngineOption | None, values: list[str]) -> UsageError:
+    typed = " ".join([name, *values[:1]])
+    if option is not None:
+        return UsageError(f"{typed}: {option.why}", hint=option.way)
+    hint = "leave it out, or take the risk with --unplanned"
+    if meaning := synonym(name):
+        hint = meaning.here(next(iter(values), None), "--{option} {value} before --")
+    return UsageError(f"{name} after -- is no option of LMDeploy {REFERENCE}", hint=hint)

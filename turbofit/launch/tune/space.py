@@ -14,7 +14,7 @@ from turbofit.core.tuning import TrialForecast
 from turbofit.launch.tune.search import SearchPoint
 from turbofit.load.trace import read_trace
 from turbofit.memory.account import NO_IMAGES, VisionLoad
-from turbofit.memory.engines import engine_named
+from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.tuned import promises_no_less
 from turbofit.tuner.speed import ClosedLoad, group_rates, rates, speed_of
@@ -52,7 +52,7 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
     """Of all engines of a plan, with so many requests at once in all."""
-    engine, images = engine_named(plan.engine.name), _vision_load(plan, request)
+    engine, images = engine_of(plan), _vision_load(plan, request)
     load = ClosedLoad(
         prompt=request.text_tokens + images.tokens_per_request,
         output=request.output_tokens,

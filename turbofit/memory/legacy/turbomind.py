@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
-from turbofit.core.model import Model
+from turbofit.core.model import Model, TextDims
 from turbofit.core.plan import HostMemory, Settings, Term
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.account import (
@@ -24,6 +24,8 @@ from turbofit.memory.account import (
     Account,
     EngineLaunch,
     LateMemory,
+    LogFigures,
+    RankWeights,
     StaticMemory,
     VisionLoad,
     given,
@@ -31,6 +33,7 @@ from turbofit.memory.account import (
     total_bytes,
     transients,
 )  # fmt: skip
+from turbofit.memory.kv_cache import CacheShape
 from turbofit.memory.legacy.generations import (
     Generation,
     generation_of,
@@ -45,8 +48,9 @@ from turbofit.memory.turbomind.account import (
     TurbomindAccount,
     before_terms,
     cache_terms,
+    rank_weights,
 )
-from turbofit.memory.turbomind.cache import CacheShape, cache_shape, tokens_held
+from turbofit.memory.turbomind.cache import cache_shape
 from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lm_head_rows
 from turbofit.memory.versions import FIRST_CURRENT
 
@@ -207,6 +211,21 @@ def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, i
     yield "small_buffers", small, "block pointers, stop words, random states, positions"
 
 
+def older_cache(
+    text: TextDims, settings: Settings, generation: Generation, constants: EngineConstants
+) -> CacheShape:
+    """How the cache is cut: blocks of one size, or sessions, or pages as in 0.18."""
+    rule = generation.cache
+    if rule.objects:
+        return cache_shape(text, settings, constants)
+    tokens = settings.session_len if rule.of == "slots" else settings.cache_block_seq_len
+    bits = rule.bits.get(settings.quant_policy, 16)
+    extra = 4 if bits < 16 and rule.online_scales else 0
+    heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
+    block = text.layers * heads * 2 * (bits * text.head_dim // 8 + extra) * tokens
+    return CacheShape(block_bytes=block, block_tokens=tokens, step=PAGE)
+
+
 class LegacyAccount(GroupAccount):
     """TurboMind before 0.16; ``constants`` are 0.18's, where no generation changed them."""
 
@@ -218,7 +237,7 @@ class LegacyAccount(GroupAccount):
         self.model, self.settings, self.vision_load = model, settings, launch.vision_load
         self.generation, self.constants = generation, constants
         self._total = min(gpu.usable for gpu in gpus)
-        self.shape = self._cache_shape()
+        self.shape = older_cache(model.text, settings, generation, constants)
         self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
         #: Units of one torch forward: these servers encode one image at a time.
         self._units = 0
@@ -264,20 +283,6 @@ class LegacyAccount(GroupAccount):
                 for gpu, memory in zip(gpus, self._static_memory, strict=True)
             )
 
-    def _cache_shape(self) -> CacheShape:
-        """How the cache is cut: blocks of one size, or sessions, or pages as in 0.18."""
-        text, settings, rule = self.model.text, self.settings, self.generation.cache
-        if rule.objects:
-            return cache_shape(text, settings, self.constants)
-        tokens = settings.session_len if rule.of == "slots" else settings.cache_block_seq_len
-        bits = rule.bits.get(settings.quant_policy, 16)
-        extra = 4 if bits < 16 and rule.online_scales else 0
-        heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
-        block = text.layers * heads * 2 * (bits * text.head_dim // 8 + extra) * tokens
-        return CacheShape(
-            block_bytes=block, block_tokens=tokens, slab_bytes=block, blocks_per_slab=1
-        )
-
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank; a ratio of 1 or more counts blocks, or sessions.
 
@@ -296,10 +301,7 @@ class LegacyAccount(GroupAccount):
         return blocks * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
-        region = self.region_at(ratio)
-        if self.generation.cache.objects:
-            return tokens_held(region, self.shape, self.constants)
-        return region // self.block_bytes * self.block_tokens
+        return self.shape.tokens(self.region_at(ratio))
 
     def _late(self, i: int, ratio: float) -> LateMemory:
         forward = _Forward(self, self.tokens_at(ratio))
@@ -406,6 +408,8 @@ class LegacyTurbomind(Turbomind):
         super().__init__(FIRST_CURRENT)
         self.version = version
         self.generation: Generation = generation_of(version)
+        self.log = LogFigures()
+        self.ratio_of_free = self.generation.cache.of == "free"
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         rules = self.generation
@@ -465,6 +469,15 @@ class LegacyTurbomind(Turbomind):
         if self.generation.vision.runs == "native":
             return super().units_bound(rule, vision_load, settings)
         return vision_load.units_per_image
+
+    def cache(self, model: Model, settings: Settings) -> CacheShape:
+        return older_cache(model.text, settings, self.generation, self.constants)
+
+    def weights(self, model: Model, tp: int) -> RankWeights:
+        """Those of its generation beside 0.18's tower."""
+        classes = legacy_weight_classes(model, tp, self.constants, self.generation)
+        tower = super().weights(model, tp).vision
+        return rank_weights({**classes, "vision": tower})
 
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int

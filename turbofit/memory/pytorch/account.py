@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which the engine takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from turbofit.core.images import ImageRule
@@ -24,23 +24,23 @@ from turbofit.memory.account import (
     Account,
     Engine,
     EngineLaunch,
+    RankWeights,
     StaticMemory,
     VisionLoad,
-    WeightTraffic,
     capability_of,
     given,
     term,
     transients,
 )
 from turbofit.memory.calibrated import calibration_for, corrected
+from turbofit.memory.kv_cache import CacheShape
 from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
 from turbofit.memory.pytorch.cache import (
     KV_TYPES,
     RESERVED_BLOCKS,
     TURBO_QUANT,
     UnitsMet,
-    block_bytes,
-    block_tokens,
+    cache_shape,
     engine_bound,
     runtime_bytes,
     state_bytes,
@@ -51,6 +51,7 @@ from turbofit.memory.pytorch.weights import (
     VOCAB_ROWS,
     WHOLE_TOWERS,
     PytorchConstants,
+    environment,
     is_copied,
     kv_heads_held,
     largest_loaded,
@@ -111,11 +112,14 @@ def before_terms(
 
 
 def weight_terms(
-    model: Model, settings: Settings, capability: tuple[int, int], constants: PytorchConstants
+    model: Model,
+    settings: Settings,
+    classes: Mapping[str, int],
+    capability: tuple[int, int],
+    constants: PytorchConstants,
 ) -> list[Term]:
     """The weights of one rank by class, and what loading leaves unusable between them."""
     basis = model.source.sizes
-    classes = weight_classes(model, settings.tp)
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     copied = packed_copy(model, settings.tp, capability, constants)
     if copied:
@@ -405,7 +409,9 @@ class PytorchAccount(Account):
     allocator: ClassVar[str] = "torch's allocator"
     #: Its formulas, each of which a newer version's class can have otherwise (docs/adding.md).
     activations_of = staticmethod(activations_of)
-    block_bytes_of = staticmethod(block_bytes)
+    cache_shape = staticmethod(cache_shape)
+    units_bound = staticmethod(engine_bound)
+    weight_classes = staticmethod(weight_classes)
     state_bytes = staticmethod(state_bytes)
     runtime_bytes = staticmethod(runtime_bytes)
     before_terms = staticmethod(before_terms)
@@ -418,8 +424,8 @@ class PytorchAccount(Account):
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         vision_load = launch.vision_load
         self.constants = constants
-        self.block_bytes = self.block_bytes_of(model.text, settings)
-        self.block_tokens = block_tokens(model.text, settings)
+        self.shape = self.cache_shape(model.text, settings, constants)
+        self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
         # With fewer the engine changes max_prefill_token_num or stops.
         self.least_blocks = constants.least_blocks
         state = self.state_bytes(model.text, settings)
@@ -428,7 +434,8 @@ class PytorchAccount(Account):
         work = self.activations_of(model, settings, constants)
         met = UnitsMet(0, 0)
         if model.image_rule is not None and vision_load.units_per_image:
-            met = units_met(model.image_rule, vision_load, settings)
+            bound = self.units_bound(model.image_rule, vision_load, settings)
+            met = units_met(bound, model.image_rule, vision_load, settings)
         transients = self.transient_terms(model, work, settings, vision_load, met, constants)
         before, staged = self._loaded(launch)
         # The states of delta nets are one allocation, which no ratio sizes.
@@ -452,7 +459,8 @@ class PytorchAccount(Account):
         if launch.free_at_cache is not None:
             return [(given(gpu, launch.free_at_cache),) for gpu in gpus], 0
         linked, capability = launch.machine.nvlinked(gpus), capability_of(gpus[0])
-        weights = self.weight_terms(model, settings, capability, self.constants)
+        classes = self.weight_classes(model, settings.tp)
+        weights = self.weight_terms(model, settings, classes, capability, self.constants)
         before = [
             (*self.before_terms(gpu, settings, linked, self.constants), *weights) for gpu in gpus
         ]
@@ -492,14 +500,14 @@ class PytorchAccount(Account):
 
     def tokens_at(self, ratio: float) -> int:
         """KV tokens that requests can have: the engine keeps two blocks for itself."""
-        return max(0, self._blocks_held(ratio) - RESERVED_BLOCKS) * self.block_tokens
+        return self.shape.tokens(self.region_at(ratio))
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
         """The cache, one allocation."""
         note = f"{ratio:.3f} of free memory less the runtime's reserve"
         if self.settings.num_gpu_blocks:
             note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
-        size = round_up(self.region_at(ratio), self.constants.page)
+        size = self.shape.held(self.region_at(ratio))
         return [term("kv_cache", "cache", size, "formula", note)]
 
 
@@ -526,20 +534,24 @@ class Pytorch(Engine):
         return missing_kernels(launch)
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        return engine_bound(rule, vision_load, settings)
+        return self.account_class.units_bound(rule, vision_load, settings)
 
-    def block_bytes(self, model: Model, settings: Settings) -> int:
-        return block_bytes(model.text, settings)
+    def cache(self, model: Model, settings: Settings) -> CacheShape:
+        return self.account_class.cache_shape(model.text, settings, self.constants)
 
-    def traffic(self, model: Model, tp: int) -> WeightTraffic:
-        classes = weight_classes(model, tp)
+    def environment(self, model: Model, settings: Settings) -> dict[str, str]:
+        return environment(settings, model)
+
+    def weights(self, model: Model, tp: int) -> RankWeights:
+        classes = self.account_class.weight_classes(model, tp)
+        total = sum(classes.values())
         for unread in ("audio", "forgotten"):
             classes.pop(unread, 0)
         vision = classes.pop("vision", 0) + classes.pop("vision.whole", 0)
         embedding = classes.pop("embedding")
         # A tied embedding is read as the head.
         head = 0 if "lm_head" in classes else embedding
-        return WeightTraffic(decode=sum(classes.values()) + head, vision=vision)
+        return RankWeights(total=total, decode=sum(classes.values()) + head, vision=vision)
 
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int

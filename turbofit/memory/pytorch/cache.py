@@ -16,7 +16,8 @@ from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.account import VisionLoad
-from turbofit.memory.pytorch.weights import kv_heads_held
+from turbofit.memory.kv_cache import CacheShape
+from turbofit.memory.pytorch.weights import PytorchConstants, kv_heads_held
 
 _ALIGN = 256
 #: Channels of a head from which blocks hold at most so many tokens.
@@ -68,6 +69,16 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
     sizes = [rows * text.head_dim * bits // 8 for bits in bits_held]
     sizes += [rows * count * HALF for count in (kind.key_scales, kind.value_scales)]
     return sum(round_up(size, _ALIGN) for size in sizes) * text.attention_layers
+
+
+def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants) -> CacheShape:
+    """One allocation, of which the engine keeps two blocks for itself."""
+    return CacheShape(
+        block_bytes=block_bytes(text, settings),
+        block_tokens=block_tokens(text, settings),
+        step=constants.page,
+        reserved=RESERVED_BLOCKS,
+    )
 
 
 def state_slots(settings: Settings) -> int:
@@ -122,15 +133,14 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
     return min(max(alone, joined), by_batch)
 
 
-def units_met(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
-    """What a forward's peak pays for, never under.
+def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
+    """What a forward's peak pays for, never under, where so many units can meet.
 
     The engine sends a forward's pixels to the card while the one before runs. A gateway that holds
     clients to fewer units than can meet leaves none for the next forward. An image that is longer
     than ``max_prefill_token_num`` follows no other request's: a chunk of text goes before it.
     Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
-    bound = engine_bound(rule, vision_load, settings)
     now = vision_load.budgeted_units(bound)
     if now < bound:
         return UnitsMet(now, 0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
+from turbofit.core.machine import Gpu
 from turbofit.core.messages import option_of
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings, Term
@@ -14,15 +15,22 @@ from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
 from turbofit.memory.account import (
     Account,
-    Engine,
     EngineLaunch,
+    RankWeights,
     StaticMemory,
     VisionLoad,
-    WeightTraffic,
     term,
     transients,
 )
-from turbofit.memory.transformers.activations import ModelCopy, Placement, best_placement, load_of
+from turbofit.memory.kv_cache import CacheShape
+from turbofit.memory.placement import (
+    LayeredCopy,
+    LayeredEngine,
+    Placement,
+    best_placement,
+    load_of,
+)
+from turbofit.memory.transformers.activations import ModelCopy, TightestCopy
 from turbofit.memory.transformers.components import components
 
 _NOTES = {
@@ -136,7 +144,7 @@ class TransformersAccount(Account):
         return transients([(name, size, "estimate", note) for name, size, note in cases])
 
 
-class Transformers(Engine):
+class Transformers(LayeredEngine):
     """What runs a model that LMDeploy does not, one request at a time."""
 
     name: ClassVar[EngineName] = "transformers"
@@ -162,6 +170,17 @@ class Transformers(Engine):
     def account(self, launch: EngineLaunch) -> Account:
         return TransformersAccount(launch)
 
+    def copy(
+        self, model: Model, dtype: str, gpus: Sequence[Gpu], margins: Sequence[int]
+    ) -> LayeredCopy:
+        return ModelCopy(model, dtype, gpus, margins)
+
+    def tightest(self, copies: Sequence[LayeredCopy]) -> LayeredCopy:
+        return TightestCopy(copies)
+
+    def placed(self, launch: EngineLaunch, placement: Placement) -> Account:
+        return TransformersAccount(launch, placement)
+
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return None if tp == 1 else f"Transformers splits {model.name} by layers alone"
 
@@ -171,14 +190,23 @@ class Transformers(Engine):
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:  # noqa: ARG002
         return vision_load.units_per_request
 
-    def block_bytes(self, model: Model, settings: Settings) -> int:
-        """One token's, on all GPUs together."""
-        return sum(layer.kv_per_token for layer in components(model, settings.dtype).layers)
+    def cache(self, model: Model, settings: Settings) -> CacheShape:
+        """A token's keys and values on all GPUs together."""
+        layers = components(model, settings.dtype).layers
+        size = sum(layer.kv_per_token for layer in layers)
+        return CacheShape(block_bytes=size, block_tokens=1, step=1)
 
-    def traffic(self, model: Model, tp: int) -> WeightTraffic:  # noqa: ARG002 - layers take turns
+    def environment(self, model: Model, settings: Settings) -> dict[str, str]:  # noqa: ARG002
+        """Torch grows its segments in place.
+
+        Without it the cache, which grows by a token at a time, and the loader leave holes.
+        """
+        return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+    def weights(self, model: Model, tp: int) -> RankWeights:  # noqa: ARG002 - layers take turns
         parts = components(model, model.dtype)
         decode = parts.weights - parts.vision - (0 if parts.tied else parts.embeddings)
-        return WeightTraffic(decode=decode, vision=parts.vision)
+        return RankWeights(total=parts.weights, decode=decode, vision=parts.vision)
 
     def host_memory(
         self,

@@ -8,7 +8,6 @@ card has no such kernel for grouped heads, the matrix is charged.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,13 +15,12 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
-from turbofit.core.struct import Struct, known
-from turbofit.core.units import MIB, bisect
+from turbofit.core.struct import known
+from turbofit.core.units import MIB
 from turbofit.machine.presets import context_bytes
-from turbofit.memory.account import AMPERE, HOPPER, VisionLoad, capability_of
+from turbofit.memory.account import AMPERE, HOPPER, capability_of
+from turbofit.memory.placement import Components, Layer, LayeredCopy, Load, Placement
 from turbofit.memory.transformers.components import (
-    Components,
-    Layer,
     Layout,
     components,
     cross_tokens,
@@ -166,37 +164,7 @@ def _mlp_channels(text: TextDims) -> int:
     return max(dense, chosen + 4 * text.hidden + 3 * moe.shared_intermediate)
 
 
-class Load(Struct):
-    """The worst request: ``tokens`` of prompt and answer, ``images``, and their ``units``."""
-
-    tokens: int
-    images: int
-    units: int
-
-
-def load_of(vision_load: VisionLoad, tokens: int) -> Load:
-    return Load(
-        tokens=tokens, images=vision_load.images_per_request, units=vision_load.units_per_request
-    )
-
-
-class Placement(Struct):
-    """Which device (by its place in the group) holds each decoder layer; None: none does.
-
-    Vision tower and embeddings are on device 0; the last norm is on the last device, and so is
-    lm_head unless it is tied to the embeddings.
-    """
-
-    devices: int
-    layers: tuple[int | None, ...]
-
-    @property
-    def offloaded(self) -> tuple[int, ...]:
-        """The layers that no device holds."""
-        return tuple(n for n, place in enumerate(self.layers) if place is None)
-
-
-class ModelCopy:
+class ModelCopy(LayeredCopy):
     """Bytes of one copy of a model on a group of GPUs; ``parts`` where they are known already.
 
     Raises:
@@ -260,10 +228,6 @@ class ModelCopy:
             alternatives["image_features"] = _SCATTER * load.tokens * model.text.hidden * width
         return {name: self._rounded(size) for name, size in alternatives.items() if size}
 
-    def block(self, offloaded: Sequence[int]) -> int:
-        """The weights that the largest offloaded layer brings to the first device."""
-        return max((self.parts.layers[number].weights for number in offloaded), default=0)
-
     def staging(self) -> int:
         """Bytes that loading holds beyond the weights, where it casts them or joins experts.
 
@@ -281,6 +245,24 @@ class ModelCopy:
     def cached(self, layers: Sequence[Layer], load: Load) -> int:
         return self._rounded(sum(layer.kv(load.tokens, load.images) for layer in layers))
 
+    def device_map(self, placement: Placement, host: int | None) -> dict[str, int | str]:
+        """The map in Transformers' own names.
+
+        ``host`` are bytes of host memory that offloaded layers may take; None: not known.
+        What does not fit is read from disk at every token.
+        """
+        layout, parts, last = self.layout, self.parts, placement.devices - 1
+        text, taken = layout.text, 0
+        first = (*layout.first, f"{text}.embed_tokens", f"{text}.rotary_emb")
+        mapping: dict[str, int | str] = dict.fromkeys(first, 0)
+        for number, place in enumerate(placement.layers):
+            taken += parts.layers[number].weights if place is None else 0
+            away = "cpu" if host is None or taken <= host else "disk"
+            mapping[f"{text}.layers.{number}"] = away if place is None else place
+        mapping[f"{text}.norm"] = last
+        mapping["lm_head"] = 0 if parts.tied else last
+        return mapping
+
     @property
     def rounding(self) -> int:
         """With experts, the holes of loading too: seen 0.3 times a layer's experts."""
@@ -295,91 +277,19 @@ class ModelCopy:
         return -(-size * (100 + _FRAGMENTS_PERCENT) // 100)
 
 
-def best_placement(copy: ModelCopy, load: Load) -> Placement:
-    """All layers on GPUs where they fit, else as many as fit; on none where nothing helps."""
-    return place_all(copy, load) or fewest_offloaded(copy, load) or nowhere(copy)
+class TightestCopy(ModelCopy):
+    """One copy for all groups: place by place the least room, and the matrix where one writes it.
 
-
-def nowhere(copy: ModelCopy) -> Placement:
-    return Placement(devices=len(copy.gpus), layers=(None,) * len(copy.parts.layers))
-
-
-def holds(copy: ModelCopy, load: Load) -> bool:
-    """Whether the copy's devices hold the whole model for this request."""
-    return _filled(copy, load, 0, 0) is not None
-
-
-def place_all(copy: ModelCopy, load: Load) -> Placement | None:
-    """The placement that leaves the most on every device; None where they do not hold it.
-
-    Layers stay in order: each cut costs one transfer a token.
+    Over: a group with more room could hold more layers early, and may be the one that writes.
     """
-    placement = _filled(copy, load, 0, 0)
-    if placement is None or len(copy.gpus) == 1:
-        return placement
-    most = max(copy.room(place) for place in range(len(copy.gpus)))
-    spare, _ = bisect(lambda room: _filled(copy, load, 0, room) is not None, 0, most, MIB)
-    return _filled(copy, load, 0, spare)
 
+    def __init__(self, copies: Sequence[LayeredCopy]) -> None:
+        first = copies[0]
+        super().__init__(first.model, first.dtype, first.gpus, (), first.parts)
+        self._copies = tuple(copies)
 
-def fewest_offloaded(copy: ModelCopy, load: Load) -> Placement | None:
-    """The placement with the fewest layers on no device; None where not even all of them help."""
-    count = len(copy.parts.layers)
-    if _filled(copy, load, count, 0) is None:
-        return None
-    few = bisect_left(range(count), True, key=lambda n: _filled(copy, load, n, 0) is not None)
-    return _filled(copy, load, few, 0)
+    def room(self, place: int) -> int:
+        return min(copy.room(place) for copy in self._copies)
 
-
-def device_map(copy: ModelCopy, placement: Placement, host: int | None) -> dict[str, int | str]:
-    """The map in Transformers' own names.
-
-    ``host`` are bytes of host memory that offloaded layers may take, None where it is not known.
-    What does not fit is read from disk at every token.
-    """
-    layout, parts, last = copy.layout, copy.parts, placement.devices - 1
-    text, taken = layout.text, 0
-    first = (*layout.first, f"{text}.embed_tokens", f"{text}.rotary_emb")
-    mapping: dict[str, int | str] = dict.fromkeys(first, 0)
-    for number, place in enumerate(placement.layers):
-        taken += parts.layers[number].weights if place is None else 0
-        away = "cpu" if host is None or taken <= host else "disk"
-        mapping[f"{text}.layers.{number}"] = away if place is None else place
-    mapping[f"{text}.norm"] = last
-    mapping["lm_head"] = 0 if parts.tied else last
-    return mapping
-
-
-def _filled(copy: ModelCopy, load: Load, offloaded: int, spare: int) -> Placement | None:
-    """Layers poured into the devices in order, ``spare`` bytes left on each; None: too many.
-
-    Offloaded layers follow those of the first device, which runs them; on a single device they are
-    in the middle.
-    """
-    devices, count = len(copy.gpus), len(copy.parts.layers)
-    resident: list[int | None] = []
-    # The cache of each layer, of offloaded ones on the first device.
-    caches = [copy.cached([layer], load) for layer in copy.parts.layers]
-    guests = sum(caches[:offloaded])
-    for place in range(devices):
-        block = copy.block(range(count)) if place == 0 and offloaded else 0
-        text = max(copy.activations(place, load, block=block).values())
-        # What loading holds for a while, and the tower, have the cache's room to themselves.
-        early = max(copy.vision(place, load), copy.staging())
-        room = copy.room(place) - copy.resident_bytes(place, devices) - spare
-        weights, cache = 0, guests if place == 0 else 0
-        if max(early, cache + text) > room:
-            return None
-        while len(resident) < count - offloaded:
-            number = len(resident)
-            weights += copy.parts.layers[number].weights
-            cache += caches[number]
-            if weights + max(early, cache + text) > room:
-                break
-            resident.append(place)
-    if len(resident) < count - offloaded:
-        return None
-    first = sum(1 for place in resident if place == 0)
-    at = (first + 1) // 2 if devices == 1 else first
-    without: list[int | None] = [None] * offloaded
-    return Placement(devices=devices, layers=(*resident[:at], *without, *resident[at:]))
+    def writes_matrix(self, place: int) -> bool:
+        return any(copy.writes_matrix(place) for copy in self._copies)

@@ -1,62 +1,17 @@
-"""The parts of a model that a device map places: weights, KV cache, names, and how they load."""
+"""The parts of a model that a device map places: weights, KV cache, names."""
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import Struct
+from turbofit.memory.placement import Components, Layer
 from turbofit.model.parameters import parameters, text_linears, text_parameters
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _INSIDE: Final = "model.language_model"
 _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
-#: Modules of Qwen2.5-Omni's thinker, and where they are from Transformers 5.21 on.
-_MOVED: Final = {
-    "audio_tower": "model.audio_tower",
-    "visual": "model.visual",
-    "model": "model.language_model",
-}
-
-
-class Layer(Struct):
-    """One decoder layer: bytes of its weights, and of its KV cache for one token and one image.
-
-    ``kv_per_image``: of layers that attend to an image's features in place of tokens (of
-    Llama-3.2-Vision: 6404 positions an image, whatever the prompt).
-    """
-
-    weights: int
-    kv_per_token: int
-    kv_per_image: int = 0
-
-    def kv(self, tokens: int, images: int) -> int:
-        return self.kv_per_token * tokens + self.kv_per_image * images
-
-
-class Components(Struct):
-    """Weight bytes by component, in the dtype that is served.
-
-    ``vision`` is tower, projector and bare parameters; ``head`` is 0 where it is ``tied`` to the
-    embeddings. ``experts``, of one layer, are part of `layers` too.
-    """
-
-    vision: int
-    embeddings: int
-    layers: tuple[Layer, ...]
-    norm: int
-    head: int
-    tied: bool
-    experts: int = 0
-
-    @property
-    def weights(self) -> int:
-        layers = sum(layer.weights for layer in self.layers)
-        return self.vision + self.embeddings + layers + self.norm + self.head
 
 
 def components(model: Model, dtype: str) -> Components:
@@ -216,84 +171,3 @@ def layout_of(model: Model) -> Layout:
             hint="give the checkpoint in Transformers' own format (its name often ends in -hf)",
         )
     return layout
-
-
-# Transformers' model and processor of a checkpoint, as the account has them.
-#
-# The server loads them here, and so does its rehearsal; nobody else: torch is imported.
-
-
-def load_model(checkpoint: str, **settings: Any) -> Any:
-    """The model of a folder or hub id, ready to generate; settings are ``from_pretrained``'s.
-
-    Raises:
-        OSError: the checkpoint cannot be read.
-        ValueError: Transformers refuses it, or the device map.
-    """
-    library, config = _transformers(), _config(checkpoint)
-    auto = library.AutoModelForImageTextToText if _sees(config) else library.AutoModelForCausalLM
-    placed = settings.get("device_map")
-    if isinstance(placed, dict) and config.model_type == "qwen2_5_omni_thinker":
-        settings["device_map"] = names_here(placed)
-    model = auto.from_pretrained(checkpoint, config=config, **settings)
-    if model.generation_config.eos_token_id is None:  # as in Qwen2.5-Omni's files
-        tokenizer = library.AutoTokenizer.from_pretrained(checkpoint)
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-    _only_last_logits(model)
-    return model.eval()
-
-
-def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
-    """A map of Qwen2.5-Omni's thinker, as `layout` names its modules, for this Transformers.
-
-    Its own loader says nothing of names that are not there: all of it would land on the CPU.
-    """
-    moved = _MOVED if hasattr(_transformers(), "Qwen2_5OmniThinkerModel") else {}
-    heads = {name: name.split(".", 1)[0] for name in device_map}
-    return {
-        f"{moved.get(head, head)}{name[len(head) :]}": device_map[name]
-        for name, head in heads.items()
-    }
-
-
-def load_processor(checkpoint: str) -> Any:
-    """Its processor; the tokenizer of a model that takes no images.
-
-    Raises:
-        OSError, ValueError: the checkpoint cannot be read, or Transformers knows none for it.
-    """
-    library = _transformers()
-    tools = library.AutoProcessor if _sees(_config(checkpoint)) else library.AutoTokenizer
-    return tools.from_pretrained(checkpoint)
-
-
-def _transformers() -> Any:
-    """The package, typed as anything: its auto classes promise no type."""
-    import transformers
-
-    return transformers
-
-
-def _config(checkpoint: str) -> Any:
-    """Its config; of a model that also speaks, that of the part which answers in text.
-
-    No auto class of images has the whole, and the talker would take memory for nothing: its
-    weights stay in the files.
-    """
-    whole = _transformers().AutoConfig.from_pretrained(checkpoint)
-    return getattr(whole, "thinker_config", whole)
-
-
-def _sees(config: Any) -> bool:
-    return hasattr(config, "vision_config")
-
-
-def _only_last_logits(model: Any) -> None:
-    """Spare the logits of all tokens of a prompt but the last, which alone is asked for.
-
-    Most classes take ``logits_to_keep`` for it. Where one does not (Qwen2.5-Omni's thinker), they
-    would be a prompt's length times the vocabulary: 9.3 GiB at 32,764 tokens.
-    """
-    head = model.get_output_embeddings()
-    if head is not None and "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:], *inputs[1:]))

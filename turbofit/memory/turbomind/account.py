@@ -5,7 +5,7 @@ The lines of a ledger stand in the order in which TurboMind takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -30,9 +30,11 @@ from turbofit.memory.account import (
     Account,
     Engine,
     EngineLaunch,
+    Forward,
+    LogFigures,
+    RankWeights,
     StaticMemory,
     VisionLoad,
-    WeightTraffic,
     capability_of,
     given,
     term,
@@ -40,14 +42,9 @@ from turbofit.memory.account import (
     transients,
 )
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.turbomind.cache import (
-    block_bytes,
-    cache_shape,
-    tokens_held,
-    tokens_planned,
-)
+from turbofit.memory.kv_cache import CacheShape, LoggedSlab
+from turbofit.memory.turbomind.cache import StatePart, cache_shape, shape_of
 from turbofit.memory.turbomind.pool import (
-    Forward,
     PoolModel,
     device_buffers,
     engine_bound,
@@ -141,6 +138,13 @@ def weight_terms(
         note = "freed, but not returned yet when free memory is read"
         terms.append(term(TEMPORARIES, "weights", waiting, "formula", note))
     return terms
+
+
+def rank_weights(classes: Mapping[str, int]) -> RankWeights:
+    """All, without the embedding's table, and the tower alone."""
+    total = sum(classes.values())
+    vision = classes.get("vision", 0) + classes.get("projector", 0)
+    return RankWeights(total=total, decode=total - vision - classes["embedding"], vision=vision)
 
 
 def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> list[Term]:
@@ -414,6 +418,8 @@ class TurbomindAccount(Account):
     #: Its formulas, each of which a newer version's class can have otherwise (docs/adding.md).
     pool_model: ClassVar[type[PoolModel]] = PoolModel
     cache_shape = staticmethod(cache_shape)
+    forward_tokens = staticmethod(forward_tokens)
+    units_bound = staticmethod(engine_bound)
     warmup_tokens = staticmethod(warmup_tokens)
     before_terms = staticmethod(before_terms)
     weight_classes = staticmethod(weight_classes)
@@ -432,16 +438,16 @@ class TurbomindAccount(Account):
         self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
         units = 0
         if rule is not None and vision_load.units_per_image:
-            units = vision_load.budgeted_units(engine_bound(rule, vision_load, settings))
+            units = vision_load.budgeted_units(self.units_bound(rule, vision_load, settings))
         fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
-        pool = self.pool_model(model, settings, constants, fuses)
+        self.pool = pool = self.pool_model(model, settings, constants, fuses)
         transients = self.transient_terms(pool, rule, settings, vision_load, units, constants)
         # LMDeploy's own warm-up is one request of text; the pools hold more than their tensors.
         tokens = self.warmup_tokens(settings, constants)
         # The longest request of the warm-up: with fewer blocks, start-up never ends.
         self.least_blocks = -(-tokens // self.block_tokens)
         step, growth = constants.pool_granularity, constants.pool_growth
-        size = round_up(pool.peak(Forward(tokens=tokens, context=tokens, first_layer=True)), step)
+        size = self.forward_bytes(Forward(tokens=tokens, context=tokens, first_layer=True))
         warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
         largest = max(case.bytes for case in (warmup, *transients))
         grown = int(min(growth["most"], growth["share"] * largest)) + (step if model.mrope else 0)
@@ -489,12 +495,15 @@ class TurbomindAccount(Account):
         return int(max(0, self.free) * ratio)
 
     def tokens_at(self, ratio: float) -> int:
-        return tokens_planned(self.region_at(ratio), self.shape, self.constants, self.settings)
+        return self.shape.tokens(self.region_at(ratio))
+
+    def forward_bytes(self, forward: Forward) -> int:
+        """What one forward takes of the executor's pool, in whole steps."""
+        return round_up(self.pool.peak(forward), self.constants.pool_granularity)
 
     def blocks_at(self, ratio: float) -> int:
         """KV blocks for the warm-up's one request."""
-        tokens = tokens_held(self.region_at(ratio), self.shape, self.constants)
-        return tokens // self.block_tokens
+        return self.shape.tokens_beside(self.region_at(ratio), 1) // self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
         """The cache in whole steps of its pool, and the temporaries that go."""
@@ -503,7 +512,7 @@ class TurbomindAccount(Account):
 
     def _cache_bytes(self, i: int, ratio: float) -> int:  # noqa: ARG002 - equal on all
         """Without terms, since a search asks this most; the temporaries cancel out."""
-        return round_up(self.region_at(ratio), self.constants.pool_granularity)
+        return self.shape.held(self.region_at(ratio))
 
 
 class Turbomind(Engine):
@@ -515,7 +524,8 @@ class Turbomind(Engine):
 
     def __init__(self, version: str) -> None:
         super().__init__(version)
-        self.constants = load_constants(version)
+        self.constants = constants = load_constants(version)
+        self.log = LogFigures(constants.pinned_call, constants.warmup_lengths)
 
     def account(self, launch: EngineLaunch) -> Account:
         return self.account_class(launch, self.constants)
@@ -543,15 +553,31 @@ class Turbomind(Engine):
         return released(version) if version else None
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        return engine_bound(rule, vision_load, settings)
+        return self.account_class.units_bound(rule, vision_load, settings)
 
-    def block_bytes(self, model: Model, settings: Settings) -> int:
-        return block_bytes(model.text, settings)
+    def forward_tokens(self, settings: Settings) -> int:
+        return self.account_class.forward_tokens(settings)
 
-    def traffic(self, model: Model, tp: int) -> WeightTraffic:
-        classes = weight_classes(model, tp, self.constants)
-        vision = classes.pop("vision", 0) + classes.pop("projector", 0)
-        return WeightTraffic(decode=sum(classes.values()) - classes["embedding"], vision=vision)
+    def cache(self, model: Model, settings: Settings) -> CacheShape:
+        return self.account_class.cache_shape(model.text, settings, self.constants)
+
+    def logged_cache(self, slabs: Sequence[LoggedSlab], settings: Settings) -> CacheShape | None:
+        blocks, *others = slabs
+        states = tuple(
+            StatePart(count=slab.each, object_bytes=slab.object_bytes, slab_bytes=slab.slab_bytes)
+            for slab in others
+        )
+        return shape_of(blocks, states, settings, self.constants)
+
+    def weights(self, model: Model, tp: int) -> RankWeights:
+        return rank_weights(self.account_class.weight_classes(model, tp, self.constants))
+
+    def environment(self, model: Model, settings: Settings) -> dict[str, str]:  # noqa: ARG002
+        """LMDeploy's own INFO prints prompts; TurboMind's does not."""
+        env = {"TM_LOG_LEVEL": "INFO"}
+        if model.text.delta is not None:
+            env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # states are counted at 16 bits
+        return env
 
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int

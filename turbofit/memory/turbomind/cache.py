@@ -15,6 +15,7 @@ from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
+from turbofit.memory.kv_cache import CacheShape, LoggedSlab
 from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held
 
 
@@ -31,23 +32,49 @@ class StatePart(Struct):
         return self.slab_bytes // self.object_bytes
 
 
-class CacheShape(Struct):
-    """How one rank's region is cut; bytes per rank, ``block_tokens`` tokens in one block.
+class SlabShape(CacheShape):
+    """A region of pages, slabs of whole pages, blocks in slabs.
 
-    ``states``: what each sequence of a hybrid model takes of the region besides, from slabs of
-    their own.
+    ``states``: what each of up to ``sequences`` of a hybrid model takes of the region besides, from
+    slabs of their own. The longest sequence has ``longest`` tokens.
     """
 
-    block_bytes: int
-    block_tokens: int
     slab_bytes: int
-    blocks_per_slab: int
+    sequences: int
+    longest: int
     states: tuple[StatePart, ...] = ()
+
+    @property
+    def blocks_per_slab(self) -> int:
+        return self.slab_bytes // self.block_bytes
 
     @property
     def state_bytes(self) -> int:
         """A sequence's state; 0 where every layer has attention."""
         return sum(part.count * part.object_bytes for part in self.states)
+
+    def tokens(self, region: int) -> int:
+        """Tokens that a plan counts on.
+
+        A hybrid model has them beside the states of a full batch; where that is less than one whole
+        context, what one request has alone, since the engine then runs fewer at once.
+        """
+        whole = self.tokens_beside(region, self.sequences)
+        return max(whole, min(self.tokens_beside(region, 1), self.longest))
+
+    def tokens_beside(self, region: int, sequences: int) -> int:
+        """Tokens that a region holds, at least, beside the states of so many sequences.
+
+        The first page starts at the next page boundary of the address the driver gives, so up to
+        one page is lost; all of it is charged: under by at most one slab's tokens.
+        """
+        pages = max(0, region - self.page) // self.page
+        for part in self.states:
+            slabs = -(-sequences * part.count // part.per_slab)
+            pages -= slabs * (part.slab_bytes // self.page)
+        # A log's line that others wrote into may say anything: a slab has a page at least.
+        slabs = max(0, pages) // max(1, self.slab_bytes // self.page)
+        return slabs * self.blocks_per_slab * self.block_tokens
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
@@ -61,16 +88,29 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
     return text.attention_layers * heads * kinds * settings.cache_block_seq_len * per_head
 
 
-def cache_shape(text: TextDims, settings: Settings, constants: EngineConstants) -> CacheShape:
+def cache_shape(text: TextDims, settings: Settings, constants: EngineConstants) -> SlabShape:
     """How LMDeploy cuts a region for this model."""
     block = block_bytes(text, settings)
-    slab = _slab_bytes(block, constants)
-    return CacheShape(
-        block_bytes=block,
+    slabs = LoggedSlab(_slab_bytes(block, constants), block)
+    return shape_of(slabs, tuple(_states(text, settings, constants)), settings, constants)
+
+
+def shape_of(
+    blocks: LoggedSlab,
+    states: tuple[StatePart, ...],
+    settings: Settings,
+    constants: EngineConstants,
+) -> SlabShape:
+    """A region with these slabs of blocks, and of states."""
+    return SlabShape(
+        block_bytes=blocks.object_bytes,
         block_tokens=settings.cache_block_seq_len,
-        slab_bytes=slab,
-        blocks_per_slab=slab // block,
-        states=tuple(_states(text, settings, constants)),
+        step=constants.pool_granularity,
+        page=constants.page_size,
+        slab_bytes=blocks.slab_bytes,
+        sequences=settings.max_batch_size,
+        longest=settings.session_len,
+        states=states,
     )
 
 
@@ -99,31 +139,3 @@ def _states(text: TextDims, settings: Settings, constants: EngineConstants) -> I
     state = delta.value_heads // settings.tp * delta.key_dim * delta.value_dim * HALF
     for size, count in ((inputs, 1), (state, delta.layers)):
         yield StatePart(count=count, object_bytes=size, slab_bytes=_slab_bytes(size, constants))
-
-
-def tokens_held(
-    region: int, shape: CacheShape, constants: EngineConstants, sequences: int = 1
-) -> int:
-    """Tokens that a region holds, at least, beside the states of so many sequences.
-
-    The first page starts at the next page boundary of the address the driver gives, so up to one
-    page is lost; all of it is charged: under by at most one slab's tokens.
-    """
-    pages = max(0, region - constants.page_size) // constants.page_size
-    for part in shape.states:
-        slabs = -(-sequences * part.count // part.per_slab)
-        pages -= slabs * (part.slab_bytes // constants.page_size)
-    slabs = max(0, pages) // (shape.slab_bytes // constants.page_size)
-    return slabs * shape.blocks_per_slab * shape.block_tokens
-
-
-def tokens_planned(
-    region: int, shape: CacheShape, constants: EngineConstants, settings: Settings
-) -> int:
-    """Tokens that a plan counts on.
-
-    Of a hybrid model beside the states of a full batch; where that is less than one whole context,
-    what one request has alone, since the engine then runs fewer at once.
-    """
-    whole = tokens_held(region, shape, constants, settings.max_batch_size)
-    return max(whole, min(tokens_held(region, shape, constants), settings.session_len))

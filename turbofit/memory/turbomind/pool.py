@@ -14,9 +14,8 @@ from functools import lru_cache
 from turbofit.core.images import ImageRule
 from turbofit.core.model import DeltaDims, Model, MoeDims, TextDims, VisionDims
 from turbofit.core.plan import Settings
-from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.account import PAGE, VisionLoad
+from turbofit.memory.account import PAGE, Forward, VisionLoad
 from turbofit.memory.turbomind.weights import (
     DeltaKernel,
     EngineConstants,
@@ -50,23 +49,6 @@ _POINTER = 8
 _CURAND_STATE = 48
 _ROUTING_TILES = 16
 _WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end ids, penalties
-
-
-class Forward(Struct):
-    """What meets in one forward pass.
-
-    ``tokens`` run through the decoder; ``context`` is the summed length of the sequences that are
-    being prefilled; ``rows`` are sequences that sample a token, one of them over the whole
-    vocabulary with ``top_k_0``; ``units`` are tiles or patches of all images that overlap the pass,
-    each encoded whole. ``first_layer``: a warm-up, which runs that alone.
-    """
-
-    tokens: int
-    context: int = 0
-    rows: int = 1
-    units: int = 0
-    top_k_0: bool = False
-    first_layer: bool = False
 
 
 class PoolModel:

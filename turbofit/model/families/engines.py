@@ -123,7 +123,15 @@ def engine_problem(model: Model, engine: str) -> str | None:
 
 
 def _turbomind(model: Model) -> str | None:
-    text, vision, quantization = model.text, model.vision, model.quantization
+    problem = _turbomind_class(model) or _turbomind_shape(model)
+    if problem or model.quantization is None:
+        return problem
+    return _turbomind_packed(model.text, model.quantization)
+
+
+def _turbomind_class(model: Model) -> str | None:
+    """Why TurboMind has no code for a model's class, or for that of its language model."""
+    text, vision = model.text, model.vision
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
         if vision is None:
             return f"{_TURBOMIND} does not run {model.architecture}"
@@ -131,12 +139,14 @@ def _turbomind(model: Model) -> str | None:
     if text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER:
         inside = " inside; LMDeploy would not fall back" if vision else ""
         return f"{_TURBOMIND} does not run {text.architecture}{inside}"
-    if text.mla and quantization:
-        # Its weights are multiplied as stored: lmdeploy builders/mla.py::fold_kv_b #5bb339
-        return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
-    if text.moe and (
-        text.moe.step != 1
-        or (text.architecture == "Qwen2MoeForCausalLM" and text.moe.layers < text.layers)
+    return None
+
+
+def _turbomind_shape(model: Model) -> str | None:
+    """Which layers or heads of a model TurboMind's code does not take."""
+    text, vision, moe = model.text, model.vision, model.text.moe
+    if moe and (
+        moe.step != 1 or (text.architecture == "Qwen2MoeForCausalLM" and moe.layers < text.layers)
     ):
         return f"{_TURBOMIND} takes every layer as sparse, this model has dense ones"
     heads = _TURBOMIND_HEADS.get(vision.kind) if vision else None
@@ -145,18 +155,23 @@ def _turbomind(model: Model) -> str | None:
         return f"{_TURBOMIND} runs vision heads of {known} channels, not {vision.head_dim}"
     if text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128):
         return f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only"
-    if quantization and quantization.method == "gptq" and _packs_delta(text, quantization):
+    return None
+
+
+def _turbomind_packed(text: TextDims, packed: Quantization) -> str | None:
+    """Which quantised weights TurboMind does not read, or turbofit has no account of."""
+    if text.mla:
+        # Its weights are multiplied as stored: lmdeploy builders/mla.py::fold_kv_b #5bb339
+        return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
+    if packed.method == "gptq" and _packs_delta(text, packed):
         # Projections that are packed and that are not are joined, which gptq cannot:
         # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
         return f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq"
-    if quantization and quantization.method == "fp8" and _splits_scales(text, quantization):
+    if packed.method == "fp8" and _splits_scales(text, packed):
         return f"{_TURBOMIND} cannot turn fp8 scales of these heads of {text.head_dim} channels"
-    if quantization and quantization.group_size not in _TURBOMIND_GROUPS.get(
-        quantization.method, {quantization.group_size}
-    ):
-        groups = f"{quantization.method} groups of {quantization.group_size}"
-        return f"{_TURBOMIND} does not run {groups}"
-    return _cut_group(text, quantization) if quantization else None
+    if packed.group_size not in _TURBOMIND_GROUPS.get(packed.method, {packed.group_size}):
+        return f"{_TURBOMIND} does not run {packed.method} groups of {packed.group_size}"
+    return _cut_group(text, packed)
 
 
 def _cut_group(text: TextDims, packed: Quantization) -> str | None:

@@ -6,6 +6,7 @@ The models are data, ``presets/families/unplanned.yaml``, which is read for an a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Final, Literal
 
@@ -25,13 +26,15 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     """A family that turbofit has no account of.
 
     ``engine`` is LMDeploy's that runs it, None where none does; ``names`` are beginnings of names
-    that people type; ``elsewhere`` is what else lists it among the models that it runs.
+    that people type, and ``words`` stand anywhere in them; ``elsewhere`` is what else lists it
+    among the models that it runs.
     """
 
     name: str
     architectures: tuple[str, ...]
     engine: Literal["turbomind", "pytorch"] | None = None
     names: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     why: str = ""
     hint: str = ""
@@ -85,12 +88,24 @@ def inner_refusal(outer: str, inner: str) -> UsageError:
 
 def named_refusal(name: str) -> UsageError | None:
     """Why a model that a person types, or an architecture, has no account; None: unknown."""
-    typed = re.sub(r"[\s._-]+", "-", name.rpartition("/")[2].lower())
+    return _longest_match(name, unplanned())
+
+
+def purpose_refusal(name: str) -> UsageError | None:
+    """Why a model that does not chat has no account, where its config.json is a chat model's.
+
+    ``name`` is a hub id or the path of a folder; None: nothing in it says so.
+    """
+    return _longest_match(name, [family for family in unplanned() if family.words])
+
+
+def _longest_match(name: str, families: Iterable[UnsupportedFamily]) -> UsageError | None:
+    typed = re.sub(r"[\s._-]+", "-", name.rstrip("/").rpartition("/")[2].lower())
     matches = [
         (len(known), family)
-        for family in unplanned()
-        for known in (*family.names, *family.architectures)
-        if _begins(typed, known.lower())
+        for family in families
+        for known in (*family.words, *family.names, *family.architectures)
+        if (known in family.words and known in typed) or _begins(typed, known.lower())
     ]
     return max(matches, key=lambda pair: pair[0])[1].refusal() if matches else None
 

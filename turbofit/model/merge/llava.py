@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -318,24 +318,9 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
 
     ``rows`` are the tokens of the model, for a tokenizer.model alone.
     """
-    files = FolderFiles(folder)
-    sections = {name: read_section(files, name) for name in _TOKENIZER_FILES}
-    stored = {name: section.values if section else {} for name, section in sections.items()}
-    whole, config = stored["tokenizer.json"], stored["tokenizer_config.json"]
-    if not whole and files.size("tokenizer.model") is None:
-        raise UsageError(
-            f"{folder} has no tokenizer.json and no tokenizer.model",
-            hint="finish the checkpoint's download",
-        )
+    stored = _stored_tokenizer(folder)
     try:
-        ids = {token: int(id_) for token, id_ in stored["added_tokens.json"].items()}
-        decoder: JsonObject = config.get("added_tokens_decoder") or {}
-        ids |= {entry["content"]: int(id_) for id_, entry in decoder.items()}
-        ids |= {entry["content"]: int(entry["id"]) for entry in whole.get("added_tokens") or ()}
-        vocabulary = whole["model"]["vocab"] if whole else {}
-        # Unigram's is a list of pieces and scores.
-        last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        size = 1 + max(last, default=-1) if whole else rows
+        ids, size = _known_ids(stored), _vocabulary_size(stored["tokenizer.json"], rows)
     except (AttributeError, LookupError, TypeError, ValueError):
         raise UsageError(
             f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
@@ -344,24 +329,72 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
     new = [token for token in (_IMAGE, _PAD) if token not in ids]
     ids |= {token: number for number, token in enumerate(new, count)}
     both = {token: ids[token] for token in (_IMAGE, _PAD)}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    entries = {token: {"content": token, **flags, "special": True} for token in both}
-    decoder |= {str(id_): entries[token] for token, id_ in both.items()}
-    # A template in tokenizer_config.json would be one for text alone.
-    config = {key: value for key, value in config.items() if key != "chat_template"}
-    config |= {
-        "added_tokens_decoder": decoder, "pad_token": _PAD, "processor_class": "LlavaProcessor",
-    }  # fmt: skip
     written = {
-        "tokenizer_config.json": config,
+        "tokenizer_config.json": _config_with(stored["tokenizer_config.json"], both),
         "special_tokens_map.json": {**stored["special_tokens_map.json"], "pad_token": _PAD},
+        **_vocabulary_with(stored, both, new),
     }
-    if whole:
-        added = [{"id": ids[token], **entries[token]} for token in new]
-        written["tokenizer.json"] = {
-            **whole, "added_tokens": [*(whole.get("added_tokens") or ()), *added],
-        }  # fmt: skip
-    else:
-        written["added_tokens.json"] = {**stored["added_tokens.json"], **both}
     texts = {name: json_text(value) for name, value in written.items()}
     return _Tokens(both[_IMAGE], both[_PAD], texts)
+
+
+def _stored_tokenizer(folder: str) -> dict[str, JsonObject]:
+    """The files of a tokenizer by their names, empty where one is not there."""
+    files = FolderFiles(folder)
+    sections = {name: read_section(files, name) for name in _TOKENIZER_FILES}
+    stored = {name: section.values if section else {} for name, section in sections.items()}
+    if not stored["tokenizer.json"] and files.size("tokenizer.model") is None:
+        raise UsageError(
+            f"{folder} has no tokenizer.json and no tokenizer.model",
+            hint="finish the checkpoint's download",
+        )
+    return stored
+
+
+def _known_ids(stored: Mapping[str, JsonObject]) -> dict[str, int]:
+    """The ids of all tokens that were added to the vocabulary."""
+    decoder = stored["tokenizer_config.json"].get("added_tokens_decoder") or {}
+    added = stored["tokenizer.json"].get("added_tokens") or ()
+    return {
+        **{token: int(id_) for token, id_ in stored["added_tokens.json"].items()},
+        **{entry["content"]: int(id_) for id_, entry in decoder.items()},
+        **{entry["content"]: int(entry["id"]) for entry in added},
+    }
+
+
+def _vocabulary_size(whole: JsonObject, rows: int) -> int:
+    """Tokens of a vocabulary, which Unigram has as a list of pieces and scores."""
+    if not whole:
+        return rows
+    vocabulary = whole["model"]["vocab"]
+    last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    return int(1 + max(last, default=-1))
+
+
+def _entry(token: str) -> JsonObject:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": token, **flags, "special": True}
+
+
+def _config_with(config: JsonObject, both: Mapping[str, int]) -> JsonObject:
+    """The config with both tokens, and without its template, which would be one for text alone."""
+    decoder = config.get("added_tokens_decoder") or {}
+    return {
+        **{key: value for key, value in config.items() if key != "chat_template"},
+        "added_tokens_decoder": {**decoder, **{str(both[token]): _entry(token) for token in both}},
+        "pad_token": _PAD,
+        "processor_class": "LlavaProcessor",
+    }
+
+
+def _vocabulary_with(
+    stored: Mapping[str, JsonObject], both: Mapping[str, int], new: Iterable[str]
+) -> dict[str, JsonObject]:
+    """The file that lists added tokens, with those that are new."""
+    whole = stored["tokenizer.json"]
+    if not whole:
+        return {"added_tokens.json": {**stored["added_tokens.json"], **both}}
+    added = [{"id": both[token], **_entry(token)} for token in new]
+    return {
+        "tokenizer.json": {**whole, "added_tokens": [*(whole.get("added_tokens") or ()), *added]}
+    }

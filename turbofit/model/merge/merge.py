@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -389,39 +389,52 @@ def _assigned(
         plain = key.removeprefix("base_model.").removeprefix("model.")
         names = [name for name in (key, plain, f"model.{plain}") if name in stored]
         names = names[:1] or by_bare.get(_bare(key), [])
-        if len(names) != 1:
-            if projector and isinstance(change, StoredTensor) and ".mm_projector." in key:
-                besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = change
-            else:
-                unplaced.append(key)
-            continue
-        (name,) = names
-        if change.shape != stored[name].shape:
-            shapes = change.shape, stored[name].shape
-            shown = [" × ".join(map(str, shape)) or "one number" for shape in shapes]
-            does = "replaces" if isinstance(change, StoredTensor) else "changes"
-            raise UsageError(
-                f"the adapter {does} {name[:100]} by {shown[0]}, the base has {shown[1]}",
-                hint=f"{other}; where tokens were added, resize and save the base first",
-            )
-        if isinstance(change, StoredTensor):
-            replaced[name] = change
-        elif name in added:
-            raise UsageError(
-                f"the adapter has two LoRAs for {name[:100]}", hint="save the adapter again"
-            )
+        if len(names) == 1:
+            _place(change, names[0], stored[names[0]], added, replaced, other)
+        elif projector and isinstance(change, StoredTensor) and ".mm_projector." in key:
+            besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = change
         else:
-            added[name] = change
+            unplaced.append(key)
     if unplaced:
-        more = f" and {len(unplaced) - 3} more" if len(unplaced) > 3 else ""
-        raise UsageError(
-            f"the base has no tensor for {', '.join(key[:100] for key in unplaced[:3])}{more} of"
-            " the adapter",
-            hint="the base ties lm_head to the embeddings: untie and save it first"
-            if any("lm_head" in key for key in unplaced)
-            else other,
-        )
+        raise _no_tensor_for(unplaced, other)
     return added, replaced, besides
+
+
+def _place(
+    change: Lora | StoredTensor,
+    name: str,
+    tensor: StoredTensor,
+    added: dict[str, Lora],
+    replaced: dict[str, StoredTensor],
+    other: str,
+) -> None:
+    """Put a change of a tensor of the base where it belongs; ``other`` is what else to try."""
+    if change.shape != tensor.shape:
+        shapes = change.shape, tensor.shape
+        shown = [" × ".join(map(str, shape)) or "one number" for shape in shapes]
+        does = "replaces" if isinstance(change, StoredTensor) else "changes"
+        raise UsageError(
+            f"the adapter {does} {name[:100]} by {shown[0]}, the base has {shown[1]}",
+            hint=f"{other}; where tokens were added, resize and save the base first",
+        )
+    if isinstance(change, StoredTensor):
+        replaced[name] = change
+    elif name in added:
+        raise UsageError(
+            f"the adapter has two LoRAs for {name[:100]}", hint="save the adapter again"
+        )
+    else:
+        added[name] = change
+
+
+def _no_tensor_for(keys: Sequence[str], other: str) -> UsageError:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    tied = any("lm_head" in key for key in keys)
+    return UsageError(
+        f"the base has no tensor for {', '.join(key[:100] for key in keys[:3])}{more} of the"
+        " adapter",
+        hint="the base ties lm_head to the embeddings: untie and save it first" if tied else other,
+    )
 
 
 def _main_dtype(files: Mapping[str, list[Piece]]) -> str:

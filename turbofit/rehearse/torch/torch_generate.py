@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from turbofit.memory.transformers.components import load_model, load_processor
+from turbofit.model.loading import load_model, load_processor
 from turbofit.rehearse.notes import Notes
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch.phase_recorder import Phases

@@ -13,7 +13,7 @@ from turbofit.core.images.rule import Size
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.memory.account import vision_load_within
-from turbofit.memory.pytorch.cache import engine_bound
+from turbofit.memory.engines import engine_of
 from turbofit.rehearse import mixes
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest
@@ -37,10 +37,11 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
         pictures = Pictures(rule, size, images, units)
         cases["vision_request"] = [_request(_ONE, pictures, pictures.request())]
         if several:
-            bound = engine_bound(rule, vision_load_within(limits), settings)
+            engine = engine_of(plan)
+            bound = engine.units_bound(rule, vision_load_within(limits), settings)
             room = ServerRoom(
                 batch=settings.max_batch_size,
-                prefill=settings.max_prefill_token_num,
+                prefill=engine.forward_tokens(settings),
                 cached=plan.kv.tokens - _CUT * settings.cache_block_seq_len,
                 gate=mixes.let_through(limits, bound),
             )

@@ -9,7 +9,7 @@ from msgspec import convert
 from turbofit.core.images import ImageRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.account import vision_load_within
-from turbofit.memory.turbomind.pool import engine_bound, forward_tokens
+from turbofit.memory.engines import engine_of
 from turbofit.rehearse import mixes
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Unit
@@ -34,7 +34,8 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
         shared = (1, 1) if plan.settings.enable_prefix_caching else (None, None)
         images["vision_request"] = [_request(rule, units, _TEXT, *shared)]
         # What the cache cannot hold at once needs no gate.
-        bound = engine_bound(rule, vision_load_within(limits), plan.settings)
+        load = vision_load_within(limits)
+        bound = engine_of(plan).units_bound(rule, load, plan.settings)
         gate = mixes.let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
         images["vision_forward"] = queue(plan, rule, limits.units_per_image, gate)
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
@@ -71,7 +72,7 @@ def queue(
 def _room(plan: Plan, prompts: int = _CUT) -> tuple[int, int]:
     """Tokens of a forward, and of all prompts in it: those whose blocks the cache has at once."""
     context = plan.kv.tokens - min(prompts, _CUT) * _BLOCK  # of each the last is in part filled
-    return forward_tokens(plan.settings), min(plan.settings.session_len, context)
+    return engine_of(plan).forward_tokens(plan.settings), min(plan.settings.session_len, context)
 
 
 def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
@@ -180,7 +181,7 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
     for kept in (settings.max_batch_size, settings.max_batch_size - 1):
         count = max(1, min(most, kept))
         mix = [(prompt, True)] * count
-        room = forward_tokens(settings) - count * _BLOCK
+        room = engine_of(plan).forward_tokens(settings) - count * _BLOCK
         context = settings.session_len - count * length - _NEW
         left = maker.request_units if gate is None else gate - count * prompt.units
         new = maker.request(left, context, room)

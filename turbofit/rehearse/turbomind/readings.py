@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final
 
+from msgspec import convert
+
+from turbofit.core.installation import installed
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.account import POOL_WARMUP
-from turbofit.memory.turbomind.cache import CacheShape, StatePart, tokens_planned
-from turbofit.memory.turbomind.weights import load_constants
+from turbofit.memory.engines import engine_named
+from turbofit.memory.kv_cache import LoggedSlab
 from turbofit.pretend.elf import Symbols
 from turbofit.pretend.libraries import PretendError
 from turbofit.pretend.usage import KINDS, VMM, read_timeline
@@ -42,6 +45,8 @@ _SITES: Final = {
 }
 #: What the lines about the cache have: its budget, its slabs, a sequence's state.
 _CACHE_WORDS: Final = ("Object cache budget", "slab_size", "[GDN]")
+#: Settings that size the cache, and what they are for an engine that was not told.
+_LIMITS: Final = {"cache_block_seq_len": 64, "max_batch_size": 1, "session_len": 1}
 #: How the pretend libraries begin what they say: why they end a process, among others.
 _PRETEND: Final = "turbofit pretend:"
 _SLAB: Final = re.compile(
@@ -120,46 +125,34 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
     For a hybrid model the states of a full batch are taken off first, as in a plan.
     """
     # Each rank says the same.
-    sizes = [(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
-    slabs = list(dict.fromkeys(sizes))
-    slab, size = slabs[0] if slabs else (None, None)
+    slabs = [LoggedSlab(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
+    slabs = list(dict.fromkeys(slabs))
     first, tokens = ledger.cards[0], None
-    if slab and size and first.cache_region is not None:
-        shape = CacheShape(
-            block_bytes=size,
-            block_tokens=int(settings.get("cache_block_seq_len") or 64),
-            slab_bytes=slab,
-            blocks_per_slab=slab // size,
-            states=_states(slabs, lines),
-        )
-        constants = load_constants()
-        page = constants.page_size
-        region = first.cache_region - -first.cache_address % page + page
-        batch, session = (int(settings.get(k) or 1) for k in ("max_batch_size", "session_len"))
-        limits = Settings(max_batch_size=batch, session_len=session)
-        tokens = tokens_planned(region, shape, constants, limits)
+    if slabs and first.cache_region is not None:
+        told = {name: int(settings.get(name) or least) for name, least in _LIMITS.items()}
+        engine = engine_named("turbomind", installed("lmdeploy"))
+        shape = engine.logged_cache([slabs[0], *_states(slabs, lines)], convert(told, Settings))
+        if shape is not None:
+            # One page is charged for a start that is not aligned, and this one's is known.
+            region = first.cache_region - -first.cache_address % shape.page + shape.page
+            tokens = shape.tokens(region)
     return {
         "free": [card.free_at_cache for card in ledger.cards],
         "region": [card.cache_region for card in ledger.cards],
-        "object_size": size,
-        "slab_size": slab,
+        "object_size": slabs[0].object_bytes if slabs else None,
+        "slab_size": slabs[0].slab_bytes if slabs else None,
         "tokens": tokens,
     }
 
 
-def _states(slabs: list[tuple[int, int]], lines: Sequence[str]) -> tuple[StatePart, ...]:
+def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[LoggedSlab]:
     """A sequence's state as the engine registered it: a part once, another one for each layer."""
     match = next((m for line in lines if (m := _STATE.search(line))), None)
     if match is None:
-        return ()
+        return
     layers, size = int(match[1]), int(match[2])
-    counts = [layers if object_size == size else 1 for _, object_size in slabs]
-    if slabs[0][1] != size:
-        slabs, counts = slabs[1:], counts[1:]
-    return tuple(
-        StatePart(count=count, object_bytes=object_size, slab_bytes=slab)
-        for (slab, object_size), count in zip(slabs, counts, strict=True)
-    )
+    for slab in slabs if slabs[0].object_bytes == size else slabs[1:]:
+        yield slab._replace(each=layers if slab.object_bytes == size else 1)
 
 
 def card_terms(ledger: Ledger, index: int) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import PRETEND_SPEED, plural
 from turbofit.core.units import format_bytes, format_duration, mib, three_digits, two_digits
 from turbofit.report.painters.document import (
     Column,
@@ -44,6 +44,7 @@ def load_view(result: LoadResult) -> list[Block]:
     )
     blocks: list[Block] = [
         Heading(f"{result.model} at {result.url}"),
+        *([Paragraph(PRETEND_SPEED, tone="bad")] if PRETEND_SPEED in result.warnings else []),
         known_facts({**figures, "load": _load_text(result)}),
         Heading("Latency", whole=False),
         _latency(result),
@@ -168,7 +169,7 @@ def made_by(result: Tuning) -> str:
 def _notes(result: Tuning) -> list[Block]:
     blocks: list[Block] = []
     if result.pretend:
-        blocks.append(Paragraph("PRETEND GPUs: no speed here is real", tone="bad"))
+        blocks.append(Paragraph(PRETEND_SPEED, tone="bad"))
     winner = result.winner
     if winner is None or winner.measured is None:
         why = "keeps the SLO" if result.slo else "served"

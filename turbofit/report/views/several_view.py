@@ -193,7 +193,7 @@ def _promise(plan: ClusterPlan) -> list[Block]:
     patches, pixels = limits.max_dynamic_patch, limits.max_pixels_per_image
     engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"
     more = {
-        "answers a request": f"{limits.n} at most (n)",
+        "answers a request": f"{limits.copies(images=False)} at most (n)",
         "max_dynamic_patch": None if patches is None else str(patches),
         "max_pixels": None if pixels is None else f"{pixels:,} an image",
         "KV caches": f"{plan.total_tokens:,} tokens in {engines}",

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.launch.fallback.support import OMNI_MAP, tiny_omni, tiny_qwen2_vl
-from turbofit.memory.transformers import components
-from turbofit.memory.transformers.components import load_model, load_processor, names_here
+from turbofit.model import loading
+from turbofit.model.loading import load_model, load_processor, names_here
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -65,7 +65,7 @@ def test_the_map_of_the_thinker_names_the_modules_of_this_transformers(omni, mon
     for library, text, vision in (
         (newer, "model.language_model", "model.visual"), (SimpleNamespace(), "model", "visual"),
     ):  # fmt: skip
-        monkeypatch.setattr(components, "_transformers", lambda library=library: library)
+        monkeypatch.setattr(loading, "_transformers", lambda library=library: library)
         named = names_here({"model.layers.1": 0, "visual": 1, "lm_head": 2})
         assert named == {f"{text}.layers.1": 0, vision: 1, "lm_head": 2}
 

@@ -1,0 +1,125 @@
+"""A line that started LMDeploy's server, as `turbofit serve` and the commands that plan read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from turbofit.cli.main import main
+from turbofit.core.plan import Plan
+from turbofit.launch.run import Run
+
+Out = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[3]
+
+
+def ran(capsys: Out, line: str, *more: str) -> tuple[int, str, str]:
+    code = main([*line.split(), *more])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("lmdeploy serve api_server internvl2-8b --server-name 127.0.0.1 --server-port 7001 --tp 2",
+         "--server-name as --host; --server-port as --port"),
+        ("python -m lmdeploy serve api_server internvl2-8b --log-level ERROR --max_batch_size 4",
+         "--log-level for the engine"),
+        ("internvl2-8b --max-concurrent-requests 4 --backend turbomind --session-len 8192",
+         "--backend as --engine"),
+        ("--vision-max-batch-size 8 --device cuda internvl2-8b --cache-max 0.5",
+         "--vision-max-batch-size left out: LMDeploy 0.18 reads it nowhere; "
+         "--device cuda left out: LMDeploy's own default"),
+    ],
+)  # fmt: skip
+def test_a_line_reaches_a_plan(line: str, said: str, capsys: Out) -> None:
+    code, out, err = ran(capsys, f"serve {line}", "--on", "2xrtx3090", "--dry-run", "--json")
+    assert code == 0
+    assert f"as LMDeploy's: {said}" in err.splitlines()
+    settings = Plan.from_json(out).settings
+    assert ("4" in line) is (settings.max_batch_size == 4) or "max_batch" not in line
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "cause"),
+    [
+        # A plan's own refusal,
+        ("lmdeploy serve api_server internvl2-26b --server-port 7001", 3, "free"),
+        ("lmdeploy serve api_server Org/No-Such-Model --log-level INFO", 2, "cannot be reached"),
+        # or what turbofit refuses, with the way.
+        ("lmdeploy serve api_server internvl2-8b --ep 8 --dp 8 --role Decode", 2, "--ep 8: "),
+        (
+            "lmdeploy serve api_server internvl2-8b --speculative-algorithm eagle3",
+            2,
+            "that no plan",
+        ),
+        ("lmdeploy serve api_server internvl2-8b --device maca", 2, "CUDA GPUs alone"),
+        ("lmdeploy serve api_server internvl2-8b --kernel-block-size 32", 2, "no plan counts"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "plan"])
+def test_or_one_refusal(command, line, code, cause, monkeypatch, capsys: Out) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    on = ["--on", "1xrtx3060", *(["--dry-run"] if command == "serve" else [])]
+    assert ran(capsys, f"{command} {line}", *on)[0] == code
+    main([command, *line.split(), *on])
+    captured = capsys.readouterr()
+    if code == 2:
+        error, hint = captured.err.splitlines()[-2:]
+        assert cause in error
+        assert hint.startswith("hint: ")
+
+
+def test_a_server_of_lmdeploy_is_asked_for_as_one(monkeypatch, capsys: Out) -> None:
+    """The gateway gets clients' options, the engine its own, and a pasted text is read."""
+    asked = []
+    monkeypatch.setattr(Run, "__init__", lambda _, config, *__, **___: asked.append(config))
+    monkeypatch.setattr(Run, "prepare", lambda _: 1 / 0)
+    line = (
+        "lmdeploy serve api_server internvl2-8b --server-name 0.0.0.0 --server-port 7001 "
+        "--api-keys one two --max-concurrent-requests 4 --model-name mine --allow-origins * "
+        "--tool-call-parser internlm --trust-remote-code --disable-fastapi-docs"
+    )
+    main(["serve", line, "--pretend", "--on", "1xrtx3090"])
+    (config,) = asked
+    gateway = config.gateway
+    assert (gateway.host, gateway.port, gateway.at_once) == ("0.0.0.0", 7001, 4)
+    assert (gateway.api_keys, gateway.allow_origins) == (("one", "two"), ("*",))
+    assert config.options == ("--tool-call-parser", "internlm", "--trust-remote-code")
+    assert (config.model_name, config.request.model) == ("mine", "internvl2-8b")
+    assert "--disable-fastapi-docs left out: they are always off" in capsys.readouterr().err
+
+
+def test_what_changes_no_memory_does_not_stop_a_plan(capsys: Out) -> None:
+    line = "lmdeploy serve api_server internvl2-8b --tp 2 --server-port 7001 --chat-template x"
+    for command in ("plan", "predict"):
+        code, out, err = ran(capsys, f"{command} {line}", "--on", "2xrtx4090", "--json")
+        assert (code, Plan.from_json(out).parallel.tp) == (0, 2)
+        said = "as LMDeploy's: --server-port, --chat-template without a part in the plan"
+        assert said in err.splitlines()
+        assert ran(capsys, f"{command} {line} -q", "--on", "2xrtx4090", "--json")[2] == ""
+
+
+def test_unplanned_passes_what_no_plan_counts(capsys: Out) -> None:
+    words = "serve internvl2-8b --on 1xrtx3090 --dry-run --unplanned --num-tokens-per-iter 512"
+    assert "--num-tokens-per-iter 512" in ran(capsys, words)[1]
+    assert ran(capsys, f"{words} --device ascend")[0] == 2  # there is no risk to take
+
+
+def test_one_word_changes_in_a_service(capsys: Out) -> None:
+    """The page's Compose file, as it is after the change."""
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    block = page.partition("# compose.yaml: before")[2].partition("```")[0]
+    lines = [line[48:] for line in block.splitlines()[1:]]
+    before = [line[:48].rstrip() for line in block.splitlines()[1:]]
+    services = [yaml.safe_load("\n".join(half))["services"]["vlm"] for half in (before, lines)]
+    assert (
+        services[0]["command"].replace("lmdeploy serve", "turbofit serve", 1)
+        == services[1]["command"]
+    )
+    words = services[1]["command"].split()[1:]
+    assert main([*words, "--on", "2xrtx3090", "--dry-run"]) == 0
+    assert "--tp 2" in capsys.readouterr().out

@@ -1,0 +1,133 @@
+"""Prepared images are kept by a hash of their bytes and options, as many as memory was given for.
+
+Clients send a chat's pictures anew with each turn. What is kept is never handed out itself, but a
+copy: nobody can change another request's tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from copy import deepcopy
+from inspect import ismethod
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: The attribute of an image that says what bytes it was made of.
+_SOURCE: Final = "turbofit_source"
+#: Formats whose pictures have their size before they are decoded.
+_LATE: Final = ("JPEG", "MPO", "PNG", "WEBP")
+_PROCESSORS: Final = "lmdeploy.serve.processors.multimodal"
+
+
+class ImageCache:
+    """Values by key, the least recently used first out; ``most`` bytes of all of them together."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held, self.hits = most, 0, 0
+        self._kept: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> Any:
+        """A copy of what is kept; None where nothing is."""
+        with self._lock:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            self.hits += 1
+            value = self._kept[key][0]
+        return deepcopy(value)  # nobody changes a kept value, so others need not wait
+
+    def put(self, key: bytes, value: Any) -> None:
+        """Keep a copy, if it has its place."""
+        size = byte_size(value)
+        if size > self.most:
+            return
+        copied = deepcopy(value)
+        with self._lock:
+            self.held += size - self._kept.pop(key, (None, 0))[1]
+            self._kept[key] = copied, size
+            while self.held > self.most:
+                self.held -= self._kept.popitem(last=False)[1][1]
+
+
+def byte_size(value: Any) -> int:
+    """Bytes of all tensors and arrays in a result of a processor."""
+    if hasattr(value, "nbytes"):
+        return int(value.nbytes)
+    if hasattr(value, "values"):
+        return sum(map(byte_size, value.values()))
+    return sum(map(byte_size, value)) if isinstance(value, list | tuple) else 0
+
+
+def keep_prepared(model: Any, cache: ImageCache) -> None:
+    """Have a model of LMDeploy keep what its processor makes of images that clients send."""
+    _name_images()
+    if hasattr(model, "image_transform"):
+        model.image_transform = kept(model.image_transform, cache)
+    elif ismethod(model.processor):
+        model.processor = kept(model.processor, cache)
+    else:
+        processor = getattr(model.processor, "image_processor", model.processor)
+        processor.preprocess = kept(processor.preprocess, cache)
+
+
+def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
+    """The same, once for the same images and options."""
+
+    def once(images: Any, *arguments: Any, **options: Any) -> Any:
+        key = _key(images, arguments, options)
+        if key is None:
+            return prepare(images, *arguments, **options)
+        found = cache.get(key)
+        if found is None:
+            found = prepare(images, *arguments, **options)
+            cache.put(key, found)
+        return found
+
+    return once
+
+
+def _key(images: Any, arguments: Any, options: Any) -> bytes | None:
+    """None where an image does not say what it was made of."""
+    try:
+        described = repr((_sources(images), arguments, sorted(options.items())))
+    except AttributeError:
+        return None
+    return hashlib.sha256(described.encode()).digest()
+
+
+def _sources(images: Any) -> Any:
+    """What images, in whatever lists, were made of."""
+    if isinstance(images, list | tuple):
+        return [_sources(image) for image in images]
+    return getattr(images, _SOURCE)
+
+
+def _name_images() -> None:
+    """Have LMDeploy's images say what they were made of."""
+    module: Any = __import__(_PROCESSORS, fromlist=["ImageMediaIO"])
+    if not hasattr(module.ImageMediaIO, "named"):
+        module.ImageMediaIO = _named(module.ImageMediaIO)
+
+
+def _named(base: Any) -> Any:
+    class NamedImageIO(base):  # type: ignore[misc]
+        """LMDeploy's, whose images say what they were made of, and are decoded when needed."""
+
+        named = True
+
+        def load_bytes(self, data: bytes) -> Any:
+            from PIL import Image
+
+            image: Any = Image.open(BytesIO(data))
+            if image.mode != self.image_mode or image.format not in _LATE:
+                image = image.convert(self.image_mode)
+            setattr(image, _SOURCE, (hashlib.sha256(data).hexdigest(), self.image_mode))
+            return image
+
+    return NamedImageIO

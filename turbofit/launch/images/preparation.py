@@ -1,0 +1,187 @@
+"""Has LMDeploy prepare images on several threads, for less, and not twice: bit for bit as before.
+
+LMDeploy prepares all images of all clients on one thread (``ThreadPoolExecutor(max_workers=1)`` in
+its ``vl/engine.py``), and torch's own threads spin beside it: the GPU waits for one core. What
+decides here stands in the environment of the engine's process, where `Launch` puts it. Nothing is
+imported before LMDeploy imports it, so a model without images starts as it did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import inspect
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.plan import Plan
+
+#: How many threads prepare images, and the bytes of prepared images that are kept.
+THREADS: Final = "TURBOFIT_IMAGE_THREADS"
+CACHE: Final = "TURBOFIT_IMAGE_CACHE"
+#: With what a line of the engine's log begins that is for who started it.
+SAYS: Final = "turbofit: images: "
+
+_MODULE: Final = "lmdeploy.vl.engine"
+#: LMDeploy's functions that run on these threads, by the beginnings of their sources' SHA-256: the
+#: same in 0.16.0, 0.17.0 and 0.18.0, read, and found to change nothing that another call reads.
+_KNOWN: Final = {
+    "ImageEncoder.__init__": "40144cf72212",
+    "ImageEncoder.preprocess": "8fe21f773a29",
+    "VisionModel.preprocess": "f0ad836c0fdc",
+    "CogVLMVisionModel.preprocess": "25260c28dde1",
+    "GLM4VisionModel.preprocess": "8120aa378341",
+    "Gemma3VisionModel.preprocess": "e5ec94994ca9",
+    "InternVL3VisionModel.preprocess": "e7b2b6e2e5ea",
+    "InternVLVisionModel.preprocess": "9f7141341afd",
+    "LLama4VisionModel.preprocess": "dcbce35f7765",
+    "LlavaHfVisionModel.preprocess": "0b856eff816c",
+    "LlavaNextVisionModel.preprocess": "1a498e5a6b27",
+    "Qwen2VLModel.preprocess": "231a75361fd8",
+}
+#: Parts of a processor that run on these threads without a lock.
+_PARTS: Final = ("image_processor", "video_processor", "feature_extractor")
+
+
+def image_environment(plan: Plan) -> dict[str, str]:
+    """What an engine's process is told of how it prepares images; nothing where it takes none."""
+    if plan.limits.vision_unit is None or not plan.engine.of_lmdeploy:
+        return {}
+    return {THREADS: str(threads_here(plan)), CACHE: str(plan.host.image_cache)}
+
+
+def threads_here(plan: Plan) -> int:
+    """The plan's threads for images; of this host's cores where it was made without them."""
+    from turbofit.core.plan import image_threads
+    from turbofit.core.struct import known
+    from turbofit.machine.host import read_host
+
+    if plan.host.image_threads is not None:
+        return plan.host.image_threads
+    return image_threads(known(read_host().cpus, 1), plan.parallel.replicas)
+
+
+def install() -> None:
+    """Prepare the images of every model that this process opens, as its environment says."""
+    threads = int(os.environ.pop(THREADS, "1"))
+    cache_bytes = int(os.environ.pop(CACHE, "0"))
+    if threads > 1:
+        sys.meta_path.insert(0, _Watch(partial(_watch_encoders, threads, cache_bytes)))
+
+
+class _Watch:
+    """Does something once LMDeploy's module of encoders is loaded; to find it loads nothing."""
+
+    def __init__(self, then: Callable[[Any], None]) -> None:
+        self._then = then
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:  # noqa: ARG002
+        """Let the usual one find it."""
+        if name != _MODULE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                self._then(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
+    """Prepare each ``ImageEncoder`` of LMDeploy's module, and say how in the engine's log."""
+    make = module.ImageEncoder.__init__
+
+    def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
+        make(encoder, *arguments, **keywords)
+        why = _unknown(make) or prepare(encoder, threads, cache_bytes)
+        done = f"prepared on {threads} threads" if why is None else f"LMDeploy's own way: {why}"
+        sys.stderr.write(f"{SAYS}{done}\n")
+
+    module.ImageEncoder.__init__ = made
+
+
+def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
+    """Have an ``ImageEncoder`` prepare images on so many threads; why not, where it must not.
+
+    Its prepared images are kept up to ``cache_bytes``; 0 keeps none.
+    """
+    import torch
+
+    model = encoder.model
+    if model is None:
+        return "the model has no images"
+    why = _unknown(type(encoder).preprocess) or _unknown(type(model).preprocess) or _foreign(model)
+    if why is not None:
+        return why
+    from turbofit.launch.images.values import look_values_up
+
+    look_values_up(model)
+    _lock_tokenizer(model)
+    if cache_bytes:
+        from turbofit.launch.images.cache import ImageCache, keep_prepared
+
+        keep_prepared(model, ImageCache(cache_bytes))
+    encoder.executor = ThreadPoolExecutor(
+        threads, "image", initializer=_use_one_core, initargs=(torch.get_num_threads(),)
+    )
+    return None
+
+
+def _unknown(function: Any) -> str | None:
+    """Why a function of LMDeploy may not run on several threads; None where it was read."""
+    digest = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+    known = _KNOWN.get(function.__qualname__, "?")
+    if digest.startswith(known):
+        return None
+    return f"its {function.__qualname__} is not as known"
+
+
+def _foreign(model: Any) -> str | None:
+    """Why a model's processor may not; code of a checkpoint's own may keep what it likes."""
+    processor = getattr(model, "processor", None)
+    parts = [processor, *(getattr(processor, part, None) for part in _PARTS)]
+    if any(type(part).__module__.startswith("transformers_modules") for part in parts):
+        return "the processor is code of the checkpoint's repository"
+    return None
+
+
+def _lock_tokenizer(model: Any) -> None:
+    """Let one thread at a time use a processor's tokenizer: Transformers' change with each call."""
+    tokenizer = getattr(getattr(model, "processor", None), "tokenizer", None)
+    lock = threading.RLock()
+    for name in ("_encode_plus", "_batch_encode_plus"):
+        if hasattr(tokenizer, name):
+            setattr(tokenizer, name, _locked(getattr(tokenizer, name), lock))
+
+
+def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
+    def alone(*arguments: Any, **keywords: Any) -> Any:
+        with lock:
+            return function(*arguments, **keywords)
+
+    return alone
+
+
+def _use_one_core(others: int) -> None:
+    """Let torch use one core in this thread, and ``others`` in threads that begin later.
+
+    `torch.set_num_threads` does both at once: what it says of later ones is put back elsewhere.
+    """
+    import torch
+
+    torch.get_num_threads()  # torch's first look at the number would take it again
+    torch.set_num_threads(1)
+    restore = threading.Thread(target=torch.set_num_threads, args=(others,))
+    restore.start()
+    restore.join()

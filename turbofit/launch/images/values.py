@@ -1,0 +1,86 @@
+"""Bytes of an image become numbers by a table, where a model's transform does it one by one.
+
+torchvision's last steps (``ToTensor``, ``Normalize``) and the cast to the engine's dtype make of a
+byte one of 256 numbers a channel. The table is what these steps themselves make of all bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+_BYTES: Final = 256
+#: A picture on which a table is tried before it is used.
+_TRIED: Final = (61, 47)
+
+
+def look_values_up(model: Any) -> None:
+    """Have a model of LMDeploy look its images' values up, where it has a transform for them."""
+    casts = getattr(model, "mm_feature_dtype", None)
+    for name, dtype in (("transform", casts), ("image_transform", None)):
+        steps = getattr(getattr(model, name, None), "transforms", None)
+        if steps is not None:
+            setattr(model, name, quickened(getattr(model, name), steps, dtype))
+
+
+def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:
+    """A transform with a table for its last steps; itself where that makes other bits.
+
+    Its tensors have ``dtype``, which somebody would give them later; None is the transform's own.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    cut = next((at for at, s in enumerate(steps) if type(s).__name__ == "ToTensor"), None)
+    if cut is None:
+        return transform
+    table = TableTransform(steps[:cut], steps[cut:], dtype)
+    width, height = _TRIED
+    pixels = np.random.default_rng(0).integers(0, _BYTES, (height, width, 3), dtype=np.uint8)
+    tried = Image.fromarray(pixels)
+    return table if torch.equal(table(tried), transform(tried).to(table.dtype)) else transform
+
+
+class TableTransform:
+    """Steps that give an image its shape, and a table for those that make numbers of it."""
+
+    def __init__(
+        self, shaping: Sequence[Any], numbering: Sequence[Any], dtype: torch.dtype | None
+    ) -> None:
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        self._shaping, self._numbering = shaping, numbering
+        ramp = np.arange(_BYTES, dtype=np.uint8).reshape(1, _BYTES, 1).repeat(3, axis=2)
+        values = self._numbers(Image.fromarray(ramp))
+        self.dtype = dtype or values.dtype
+        values = values.reshape(3, _BYTES).to(self.dtype)
+        # Bits of a float that numpy has no type for.
+        bits = {2: torch.int16, 4: torch.int32}[values.element_size()]
+        self._tables = values.view(bits).numpy()
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        """The image's numbers, (3, height, width)."""
+        import numpy as np
+        import torch
+
+        for step in self._shaping:
+            image = step(image)
+        if image.mode != "RGB":
+            return self._numbers(image).to(self.dtype)
+        pixels = np.asarray(image)
+        bits = np.empty((3, *pixels.shape[:2]), self._tables.dtype)
+        for channel, table in enumerate(self._tables):
+            np.take(table, pixels[:, :, channel], out=bits[channel], mode="clip")
+        return torch.from_numpy(bits).view(self.dtype)
+
+    def _numbers(self, image: Any) -> Any:
+        for step in self._numbering:
+            image = step(image)
+        return image
