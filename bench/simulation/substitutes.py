@@ -418,6 +418,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.gateway.server.GatewayThread": partial(SimulatedGatewayThread, one),
         "turbofit.gateway.server.bind": lambda _: types.SimpleNamespace(close=lambda: None),
         "turbofit.gateway.overlay.overlay": _no_overlay,
+        "turbofit.gateway.overlay.mend_overlay": lambda *_: None,
         "turbofit.gateway.upstream.engine_socket": SimulatedSocket,
         "aiohttp.connector.monotonic": clock.monotonic,
         "turbofit.gateway.routing.health._TICK": 600.0,

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -27,7 +28,7 @@ from turbofit.core.errors import (
     UsageError,
 )
 from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.core.process.files import write_atomic
+from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.server import keep_large_blocks
@@ -74,7 +75,6 @@ from turbofit.planning.plan import refusal
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
-    from pathlib import Path
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
@@ -405,6 +405,10 @@ class Start:
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
+        #: The plan before it had a checkpoint on disk.
+        self._asked = plan
+        #: The folder that engines open in the checkpoint's place, if there is one.
+        self._overlay: Path | None = None
         #: From `run` on.
         self._supervisor: Supervisor
         self._worst_asked = False
@@ -463,7 +467,7 @@ class Start:
             exam=exam, timing=config.timing, on_end=self._ended, on_rest=self._rest,
             # Ends of an engine by requests that the gateway refuses since.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
-            clients=self._clients.get,
+            clients=self._clients.get, before_start=self._furnish,
         )  # fmt: skip
         stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
@@ -507,7 +511,7 @@ class Start:
             from turbofit.gateway.overlay import overlay
 
             base = run.folder / f"overlay-{self._number}"
-            folder = stack.enter_context(overlay(plan, base))
+            folder = self._overlay = stack.enter_context(overlay(plan, base))
             stack.callback(shutil.rmtree, base, ignore_errors=True)
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
@@ -537,6 +541,44 @@ class Start:
             Launch(command, runner, key, ratio=self._ratio(command.group), images=images)
             for command in engine_commands
         ]
+
+    def _furnish(self) -> None:
+        """Make again what engines read in the run's folder, where somebody has cleaned it.
+
+        Raises:
+            LaunchError: it cannot be made.
+            UsageError: the checkpoint itself is gone.
+        """
+        from turbofit.gateway.overlay import mend_overlay
+        from turbofit.launch.engine.pretended import localised
+
+        self._keep_folder()
+        checkpoint = Path(self._plan.model.source.checkpoint or "")
+        if self._run.config.pretend and not any(checkpoint.glob("*.safetensors")):
+            localised(self._asked, self._run.folder / "model")
+        if self._overlay is not None:
+            mend_overlay(self._plan, self._overlay)
+
+    def _keep_folder(self) -> None:
+        """Keep the run's folder with its plan and its record, which tells others that it runs.
+
+        Raises:
+            LaunchError: somebody has removed it, and it cannot be made.
+        """
+        run = self._run
+        if run.record.is_there:
+            return
+        try:
+            state_dir("runs")
+            run.folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(run.folder / "plan.json", self._asked.to_json())
+        except (OSError, UsageError) as exc:
+            raise LaunchError(
+                f"the run's folder was removed, and cannot be made again: {run.folder}: {exc}",
+                hint="let no cleaner take the state folder, and see that it can be written",
+            ) from None
+        run.record.keep()
+        run.say(f"warning: the run's folder was removed: made again, {run.folder}")
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
         """Gives each start of an engine its cache ratio; None: the plan's."""
@@ -617,6 +659,8 @@ class Start:
             )  # fmt: skip
         if run.record.unwritten:
             run.record.keep()
+        with suppress(LaunchError):  # the next start says it
+            self._keep_folder()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
         run.on_tick()

@@ -608,9 +608,7 @@ async def test_an_engine_that_owes_answers_but_is_silent_is_given_up() -> None:
     assert dead.headers["retry-after"] == "5"
 
 
-async def test_what_its_supervisor_doubts_gets_nothing_new_and_clients_hear_when() -> (
-    None
-):
+async def test_what_its_supervisor_doubts_gets_nothing_new_and_clients_hear_when() -> None:
     """An engine that gives no sign of life is ended in 20 s; its last start took 12."""
     recorder = Recorder(lambda *_: Answer(600.0))
     app, _ = gateway(recorder=recorder, hung_seconds=math.inf, idle_seconds=1e6)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -255,3 +257,59 @@ def test_what_waits_for_an_engine_that_hangs_is_told_and_it_is_started_again(
     child.wait_for("phase: ready", 2)
     until(lambda: ask_at(url, "/health")[0] == 200, "it to serve")
     terminate(child)
+
+
+@pytest.fixture
+def limited(tmp_path: Path, port: int, children: list[Child]) -> Child:
+    """A server on pretend GPUs whose engine reads an overlay and a twin in the run's folder."""
+    words = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--max-dynamic-patch", "6", "--pretend")
+    child = Child(
+        [sys.executable, "-m", "turbofit", *words, "--port", str(port)],
+        XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
+    )  # fmt: skip
+    children.append(child)
+    assert child.process.stdout is not None
+    assert child.process.stdout.readline()
+    return child
+
+
+def model_of(pid: int) -> Path:
+    """The folder that an engine was told to read."""
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return Path(words[words.index("api_server") + 1])
+
+
+def files_in(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def test_a_cleaned_state_folder_is_made_again_while_it_runs(limited: Child, tmp_path: Path) -> None:
+    run = last_run(tmp_path)
+    model = model_of(pids(limited)[0])
+    before, (twin,) = files_in(model), (run / "model").iterdir()
+    assert (model.is_relative_to(run), "config.json" in before) == (True, True)
+    shutil.rmtree(tmp_path / "state")
+    limited.wait_for("warning: the run's folder was removed: made again")
+    environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    ps = [sys.executable, "-m", "turbofit", "ps", "--json"]
+    listed = subprocess.run(ps, env=environ, capture_output=True, text=True, check=True).stdout
+    assert f'"{run.name}"' in listed
+    assert last_run(tmp_path) == run
+    assert read_saved(str(run)).plan.limits.max_dynamic_patch == 6
+    os.kill(pids(limited)[0], signal.SIGKILL)
+    limited.wait_for("phase: ready", 2)
+    assert files_in(model_of(pids(limited)[1])) == before
+    assert any(twin.glob("*.safetensors"))
+    assert record(tmp_path)["state"] == "ready"
+    terminate(limited)
+    assert record(tmp_path)["state"] == "ended"
+
+
+def test_where_it_cannot_be_made_again_the_server_says_why(limited: Child, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "state")
+    (tmp_path / "state").touch()
+    os.kill(pids(limited)[0], signal.SIGKILL)
+    assert limited.finish() == 5
+    assert "error: the run's folder was removed, and cannot be made again" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert all(gone(pid) for pid in pids(limited))

@@ -125,7 +125,8 @@ class Supervisor:
     all engines are left alone for a while, and, with None, when one is started again.
     ``explained`` says how often within so many seconds an engine, by its place among the launches,
     ended by a request that is refused since: those ends do not count. ``clients`` are those of such
-    an engine; None where no gateway serves.
+    an engine; None where no gateway serves. ``before_start`` makes what a start needs, or raises a
+    `TurbofitError`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -142,7 +143,9 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
         clients: Callable[[int], Clients | None] = lambda _index: None,
+        before_start: Callable[[], None] = lambda: None,
     ) -> None:
+        self._before_start = before_start
         self._explained, self._on_rest, self._clock = explained, on_rest, clock
         self._opened = False
         self._outage: Outage | None = None
@@ -180,7 +183,7 @@ class Supervisor:
         stop.abrupt = False
         try:
             for engine in self.engines:
-                engine.start()
+                self._start(engine)
             return self._follow(stop, on_ready, on_tick)
         finally:
             try:
@@ -203,7 +206,7 @@ class Supervisor:
                     engine.excuse(now, self._refused_since(engine))
                 if engine.state in ("waiting", "broken"):
                     if now >= engine.again_at and engine.end(0.0):
-                        engine.start()
+                        self._start(engine)
                     continue
                 ended = engine.look(now)
                 # A second signal kills them meanwhile: of several models, from another thread.
@@ -216,6 +219,10 @@ class Supervisor:
             on_tick()
             time.sleep(self._timing.tick)
         return stop.signal
+
+    def _start(self, engine: SupervisedEngine) -> None:
+        self._before_start()
+        engine.start()
 
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Start it again later, or raise where that would not help."""
