@@ -100,6 +100,19 @@ async def test_each_name_of_a_model_starts_and_reaches_it() -> None:
     assert error["message"] == "The model 'A' does not exist; there are org/a, a, a-2b, b"
 
 
+async def test_the_page_tells_what_is_waited_for_and_how_long() -> None:
+    site = Site("a", "b")
+    site.ready()
+    site.model.start_seconds = 30.0
+    text = (await site.page("/", method="GET")).body.decode()
+    assert "<strong>b is asleep</strong>" in text
+    assert "a is" not in text
+    site.model.detach(site.model.gateway)
+    await asyncio.sleep(12)
+    text = (await site.page("/", method="GET")).body.decode()
+    assert "<strong>a is starting; a start takes about 30 s, 18 s are left</strong>" in text
+
+
 async def test_an_unknown_model_is_a_404_and_starts_nothing() -> None:
     site = Site("a", "b")
     reply = await site.chat("x")
@@ -132,7 +145,9 @@ async def test_a_wait_has_an_end_and_says_when_to_come_back() -> None:
     reply = await site.chat()
     assert (reply.status, reply.headers["retry-after"]) == (503, "40")
     assert reply.json["error"]["code"] == "model_starting"
-    assert reply.json["error"]["message"] == "a is starting; a start takes about 100 s"
+    assert reply.json["error"]["message"] == (
+        "a is starting; a start takes about 100 s, 40 s are left"
+    )
     assert not site.model.waiting
 
 

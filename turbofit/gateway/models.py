@@ -111,6 +111,8 @@ class ServedModel:
             return f"{self.name} does not start: {self.trouble}"
         took = self.start_seconds
         known = "" if took is None else f"; a start takes about {ceil(took)} s"
+        if known and self.state == "starting":
+            known += f", {self.retry_after} s are left"
         doing = {"asleep": "is asleep", "ending": "gives its memory back"}
         return f"{self.name} {doing.get(self.state, f'is {self.state}')}{known}"
 
@@ -300,6 +302,9 @@ class ModelsGateway(AsgiApp):
 
     def _models(self) -> dict[str, list[str]]:
         return dict(zip(self.models, self._limits, strict=True))
+
+    def _waits(self) -> list[str]:
+        return [model.status for model in self.models.values() if model.state != "ready"]
 
     def _find(self, body: bytes) -> ServedModel:
         """The model that a body names; the only one where it names none."""

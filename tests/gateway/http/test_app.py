@@ -627,6 +627,7 @@ async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
         "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller",
         "tokens: prompt, images and answer together", "128 answers at once (n), 4 with images",
         '<a href="/metrics">/metrics</a>',
+        "<strong>no engine answers; the next one is expected in 5 s</strong>",
     ):  # fmt: skip
         assert words in text
     assert not re.search("<script|<b>", text)
@@ -648,7 +649,7 @@ async def test_who_shows_no_key_learns_only_where_to_put_it() -> None:
 
 def test_a_host_that_is_none_is_not_shown() -> None:
     limits = {"m": limits_in_words(bounds_of(plan_for(PATCHES)))}
-    page = welcome_page("http", "a<script>", limits, key=False, notice="PRETEND <GPUs>").decode()
+    page = welcome_page("http", "a<script>", limits, key=False, notices=["PRETEND <GPUs>"]).decode()
     assert "script" not in page
     assert "http://HOST" in page
     assert "PRETEND &lt;GPUs&gt;" in page

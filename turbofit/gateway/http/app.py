@@ -111,6 +111,11 @@ class Gateway(AsgiApp):
     def engines(self) -> tuple[RoutedEngine, ...]:
         return self.fleet.engines
 
+    def _waits(self) -> list[str]:
+        if healthy(self.fleet):
+            return []
+        return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
+
     def rest(self, outage: Outage | None) -> None:
         """No engine runs for a while; None once they are started again. Call it in the loop.
 
@@ -135,6 +140,10 @@ class Gateway(AsgiApp):
         """
         self.engines[index].ends_at = ends_at
         self.monitor.doubt(self.engines[index])
+
+    def engine_ready(self, index: int) -> None:
+        """A supervisor saw an engine answer that was started again; call it in the loop."""
+        self.monitor.ask_now(self.engines[index])
 
     def take_over(self, config: GatewayConfig) -> None:
         """Take another config's keys, origins and media domains; call it in the gateway's loop."""

@@ -88,6 +88,11 @@ class Monitor:
         engine.suspect = True
         self._looks[engine].set()
 
+    def ask_now(self, engine: RoutedEngine) -> None:
+        """It is said to answer again: ask it without the pause after failures."""
+        engine.last_check = float("-inf")
+        self.suspect(engine)
+
     def doubt(self, engine: RoutedEngine) -> None:
         """It broke off, was not reached, or its loop has ended.
 
