@@ -26,6 +26,8 @@ from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow
 
+#: The command line; what stands by would become LMDeploy's own server.
+PRETENDS = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--no-standby")
 DRIVER = REPO / "tests" / "support" / "session_driver.py"
 
 
@@ -245,7 +247,7 @@ def test_a_killed_engine_is_followed_by_what_stood_by(session, tmp_path: Path) -
 def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(
     tmp_path: Path, port: int, children: list[Child]
 ) -> None:
-    words = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--port", str(port))
+    words = (*PRETENDS, "--port", str(port))
     environ = {
         "STANDIN_SCRIPT": "dies_of_poison", "XDG_STATE_HOME": str(tmp_path / "state"),
         "TURBOFIT_LEASES": str(tmp_path / "leases"),
@@ -284,7 +286,7 @@ def test_what_waits_for_an_engine_that_hangs_is_told_and_it_is_started_again(
     tmp_path: Path, port: int, children: list[Child]
 ) -> None:
     """It is stopped in the middle of an answer; who asks before it is ended is told at once."""
-    words = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--port", str(port))
+    words = (*PRETENDS, "--port", str(port))
     child = Child(
         [sys.executable, "-c", IMPATIENT, *words, "-v"], XDG_STATE_HOME=str(tmp_path / "state"),
         TURBOFIT_LEASES=str(tmp_path / "leases"), STANDIN_PACE="0.05",
@@ -317,7 +319,7 @@ def test_what_waits_for_an_engine_that_hangs_is_told_and_it_is_started_again(
 @pytest.fixture
 def limited(tmp_path: Path, port: int, children: list[Child]) -> Child:
     """A server on pretend GPUs whose engine reads an overlay and a twin in the run's folder."""
-    words = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--max-dynamic-patch", "6", "--pretend")
+    words = (*PRETENDS, "--max-dynamic-patch", "6")
     child = Child(
         [sys.executable, "-m", "turbofit", *words, "--port", str(port)],
         XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
