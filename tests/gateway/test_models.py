@@ -18,7 +18,7 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.models import ModelsGateway, ServedModel, insist
-from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.engines import Outage, RoutedEngine
 
 
 class Site:
@@ -257,6 +257,11 @@ async def test_pages_say_where_each_model_stands() -> None:
     assert text.count("# TYPE turbofit_gateway_requests_total counter") == 1
     engine.up = False  # it does not answer
     assert (await site.page("/health")).json["models"]["a"]["state"] == "unavailable"
+    own = site.models["a"].gateway
+    own.rest(Outage("the engine ended 6 times and rests", 1600.0, lambda: 1000.0))
+    alone, facts = own._health(None)[0], (await site.page("/health")).json["models"]["a"]
+    assert (facts["state"], facts["message"]) == (alone["status"], alone["message"])
+    assert facts["state"] == "resting"
     site.app.opened = False
     assert (await site.page("/health")).status == 503
 

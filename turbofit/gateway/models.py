@@ -25,7 +25,7 @@ from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, no_such_model
 from turbofit.gateway.http.welcome import limits_in_words
-from turbofit.gateway.routing.health import healthy
+from turbofit.gateway.routing.health import healthy, trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -369,8 +369,10 @@ def _fine(model: ServedModel) -> bool:
 
 
 def _facts(model: ServedModel) -> Document:
-    state = "unavailable" if model.state == "ready" and not _fine(model) else model.state
-    facts: dict[str, Any] = {"state": state, "waiting": model.waiting}
+    facts: dict[str, Any] = {"state": model.state, "waiting": model.waiting}
+    if model.state == "ready" and not _fine(model):
+        outage = None if model.gateway is None else model.gateway.fleet.outage
+        facts.update(trouble(outage, "state"))
     if model.start_seconds is not None:
         facts["start_seconds"] = round(model.start_seconds, 1)
     if model.state not in ("ready", "asleep"):

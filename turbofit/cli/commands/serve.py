@@ -336,11 +336,14 @@ def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output
         return
     output.answer("".join(f"{url}\n" for url in urls))
     gateway = config.gateway
+    if gateway is not None and gateway.front_keys and not gateway.api_keys:
+        return  # a node, which takes no client's key: its front says how to ask
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
     for line in client_lines(urls[0], model, key=key):
         output.say(f"to ask: {line}")
-    browser = "" if gateway is None else f", or in a browser: {urls[0]}"
-    output.say(f"to chat: turbofit chat {urls[0]}{browser}")
+    output.say(f"to chat: turbofit chat {urls[0]}")
+    if gateway is not None:
+        output.say(f"limits, routes and examples, for a browser: {urls[0]}")
 
 
 def _modelled(passed: PassedOptions) -> dict[str, Any]:

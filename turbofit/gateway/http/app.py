@@ -25,7 +25,7 @@ from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, prefixes_of
-from turbofit.gateway.routing.health import Monitor, healthy
+from turbofit.gateway.routing.health import Monitor, healthy, trouble
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
 from turbofit.machine.host import usable_cores
@@ -233,14 +233,14 @@ class Gateway(AsgiApp):
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
         fleet, fine = self.fleet, healthy(self.fleet)
         page: Document = {
-            "status": "healthy" if fine else "unavailable",
+            "status": "healthy",
             "engines": len(fleet),
             "up": fleet.open,
             "draining": self.connections.draining,
             **self.config.about,
         }
-        if not fine and fleet.outage is not None:
-            page.update(status="resting", message=fleet.outage.message)
+        if not fine:
+            page.update(trouble(fleet.outage))
         return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:
