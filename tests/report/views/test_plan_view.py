@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import msgspec
 import pytest
@@ -48,6 +49,14 @@ def test_it_fits_a_terminal_and_has_the_verdict_the_promise_and_one_command(
 
 def told(plan: Plan) -> str:
     return " ".join(paint(plan_view(plan), short=True).split())
+
+
+def test_the_slower_of_host_and_cards_is_said_once() -> None:
+    slow = turbofit.plan("internvl2-2b", on="1xh100,cores=1")
+    assert "host 1 core prepares 12 images/s, the GPUs take 17" in told(slow)
+    quick = turbofit.plan("internvl2-2b", on="1xh100,cores=16")
+    assert "prepare" not in told(quick)
+    assert "15 cores prepare" in paint(plan_view(quick))
 
 
 def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() -> None:
@@ -97,6 +106,25 @@ def test_what_all_figures_rest_on_is_in_the_short_text(on: str, said: str):
     assert "assumed" not in paint(
         plan_view(turbofit.plan("internvl2-2b", on="1xrtx3090")), short=True
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "engine", "why"),
+    [
+        ("internvl3-8b", {}, "turbomind", None),
+        # Each engine takes another share of what is free.
+        ("internvl3-8b", {"cache_max_entry_count": 0.95}, "pytorch",
+         "pytorch: with --cache-max-entry-count 0.95 turbomind does not fit: starts, then aborts on"
+         " the longest prompts"),
+        ("smolvlm2", {}, "transformers", "transformers: TurboMind 0.18 has no encoder for"),
+    ],
+)  # fmt: skip
+def test_the_engine_stands_in_the_short_answer_and_why_it_is_not_the_usual_one(
+    model: str, options: dict[str, Any], engine: str, why: str | None
+) -> None:
+    text = told(turbofit.plan(model, on="1xrtx4090", **options))
+    assert f" on 1xrtx4090 with {engine} " in text
+    assert (" engine " + (why or "") in text) == (why is not None)
 
 
 def test_users_are_whole_blocks_of_the_cache() -> None:
