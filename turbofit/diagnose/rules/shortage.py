@@ -86,11 +86,13 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None, engine: Engine) 
     account = _account(engine, model, settings, replace(card, l2=known(card.l2, 0)))
     lines = account.at(0.0).ledgers[0].ledger
     terms = [term for term in lines if term.phase == "buffers" and term.term != POOL_WARMUP]
+    late = account.grown
+    sizes = {t.term: t.bytes for t in terms if t.basis != "estimate" and t.term not in late}
     doubt = _UNKNOWN_L2 if card.l2 == NA else 0
     left = budget.free - _region(budget)
     shortage = Shortage(
         left=left,
-        doubt=doubt + sum(term.bytes for term in terms if term.basis == "estimate"),
+        doubt=doubt + sum(term.bytes for term in terms if term.term not in sizes),
         settings=settings,
         assumed=tuple(assumed),
     )
@@ -100,7 +102,6 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None, engine: Engine) 
             f" {settings.tp}: the model or tp was another"
         )
         return replace(shortage, surprise=surprise)
-    sizes = {term.term: term.bytes for term in terms if term.basis != "estimate"}
     buffers = sum(sizes.values())
     # What loading held: the engine gives it back between its buffers and its workspaces.
     room = left + sum(term.bytes for term in lines if term.term == TEMPORARIES)
