@@ -98,7 +98,7 @@ def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
     idle.wait_for(b"404")
     host, _, port = url.rpartition("//")[2].partition(":")
     with socket.create_connection((host, int(port))) as headers:
-        headers.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+        headers.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n")
         lines = ended(served, *numbers)
     for path, client in streams.items():
         status, _, body = client.answer()

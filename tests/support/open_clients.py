@@ -107,7 +107,7 @@ class OpenClient:
         self.received, self._news, self.reset = b"", threading.Condition(), False
         data = json.dumps(body).encode()
         head = (
-            f"POST {path} HTTP/1.1\r\nhost: x\r\nanthropic-version: 2023-06-01\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: localhost\r\nanthropic-version: 2023-06-01\r\n"
             f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
         ).encode()
         self._socket = socket.socket()

@@ -53,6 +53,7 @@ class GatewayConfig(Struct):
     front_keys: tuple[str, ...] = ()
     upstream_key: str | None = None
     allow_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     allowed_media_domains: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     connection: ConnectionLimits = ConnectionLimits()
@@ -78,11 +79,12 @@ class GatewayConfig(Struct):
     about: dict[str, Any] = field(default_factory=dict)
 
     def taking_over(self, other: GatewayConfig) -> GatewayConfig:
-        """The same with another's keys, origins and media domains, which may change at any time."""
+        """The same with another's keys, origins, hosts and media domains, which may change."""
         return replace(
             self,
             api_keys=other.api_keys,
             front_keys=other.front_keys,
             allow_origins=other.allow_origins,
+            allowed_hosts=other.allowed_hosts,
             allowed_media_domains=other.allowed_media_domains,
         )

@@ -23,7 +23,7 @@ from turbofit.core.installation import install_command
 from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.process.ports import open_files
 from turbofit.core.units import MIB
-from turbofit.gateway.http.connections import is_loopback
+from turbofit.gateway.http.connections import Acceptor, is_loopback
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
 
 _BACKLOG: Final = 2048
-#: Open files beside those of connections; each of these may need another one to an engine.
-_OTHER_FILES: Final = 256
+#: Open files beside those of connections, each of which may need another one to an engine; and of
+#: those that are only told that they are too many.
+_OTHER_FILES: Final = 128
+_REFUSED_FILES: Final = 128
 #: Seconds that clients have to take their last words, and requests to end without them.
 _AT_ONCE: Final = 2.0
 #: Seconds until a gateway's thread listens, and beyond its drain until the thread has ended.
@@ -363,14 +365,16 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
     from turbofit.gateway.http.protocol import LimitedProtocol
 
     config, limits = gateway.config, gateway.config.connection
-    files = open_files(_OTHER_FILES + 2 * limits.connections)
-    gateway.connections.lower(max(1, (files - _OTHER_FILES) // 2))
+    most = 2 * limits.connections + _REFUSED_FILES
+    files = open_files(_OTHER_FILES + most)
+    most = min(most, files - min(_OTHER_FILES, files // 2))
+    gateway.connections.lower(most // 2)
     settings = uvicorn.Config(
         gateway,
         log_config=None,
         access_log=False,
         server_header=False,
-        http=partial(LimitedProtocol, limits, gateway.connections),  # type: ignore[arg-type]
+        http=LimitedProtocol,
         headers=[(PRETEND_HEADER, "1")] if config.pretend else [],
         proxy_headers=bool(config.trusted_proxies),
         forwarded_allow_ips=list(config.trusted_proxies),
@@ -390,7 +394,18 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
 
     class GatewayServer(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
+            await super().startup([])
+
+            def protocol() -> LimitedProtocol:
+                return LimitedProtocol(
+                    limits, gateway.connections, config=self.config,
+                    server_state=self.server_state, app_state=self.lifespan.state,
+                )  # fmt: skip
+
+            self.servers = [
+                Acceptor(listener, gateway.connections, most, protocol, self.config.ssl)  # type: ignore[misc]
+                for listener in sockets or ()
+            ]
             on_ready()
 
         def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]

@@ -331,7 +331,7 @@ def _engines(plan: Plan) -> tuple[Any, ...]:
 
 
 #: What the gateway takes over while it serves.
-LIVE: Final = ("api_key", "allow_origins", "allowed_media_domains")
+LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
 
 
 class Reloader:

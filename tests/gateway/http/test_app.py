@@ -101,7 +101,9 @@ def test_closed_routes_say_why_and_others_do_not_exist(path, why) -> None:
     app, upstream = gateway()
     for method in ("GET", "POST"):
         reply = ask(app, path, {}, method=method)
-        assert (reply.status, upstream.seen) == (403 if why else 404, [])
+        one_model = path.startswith("/v1/models/") and method == "POST"
+        status = 405 if one_model else 403 if why else 404
+        assert (reply.status, upstream.seen) == (status, [])
         assert why in reply.json["error"]["message"]
 
 
@@ -213,6 +215,7 @@ def test_token_counts_include_images_without_sending_them() -> None:
     body["messages"][0]["content"].append(text)
     reply = ask(app, path, {"messages": body["messages"]})
     assert (reply.status, len(upstream.seen)) == (413, 1)
+    assert "context of 32768 tokens" in reply.json["error"]["message"]
 
 
 async def test_streams_pass_event_by_event() -> None:
@@ -516,6 +519,29 @@ def test_a_route_is_served_with_slashes_at_its_end_which_reach_no_engine() -> No
     assert [request[2] for request in upstream.seen] == [CHAT, "/v1/models"]
 
 
+def test_a_number_that_is_json_and_no_float_is_called_out_of_range() -> None:
+    app, upstream = gateway()
+    for raw, words in ((b'{"seed":-1e999}', "out of range"), (b'{"seed":NaN}', "not valid JSON")):
+        reply = ask(app, raw=raw)
+        assert (reply.status, words in reply.json["error"]["message"]) == (400, True)
+    assert upstream.seen == []
+
+
+@pytest.mark.parametrize("listing", ["/v1/models", "/anthropic/v1/models"])
+def test_a_model_is_retrieved_by_any_of_its_names(listing: str) -> None:
+    app, upstream = gateway(names=NAMES)
+    listed = {card["id"]: card for card in ask(app, listing).json["data"]}
+    for name in NAMES:
+        for path in (f"{listing}/{name}", f"{listing}/{name.replace('/', '%2F')}/"):
+            assert ask(app, path).json == listed[name]
+    for name in ("other", "../../sleep", "a/models/b"):
+        reply = ask(app, f"{listing}/{name}")
+        assert (reply.status, "InternVL2-2B" in reply.json["error"]["message"]) == (404, True)
+    app, _ = gateway()  # only the engines know their names
+    assert ask(app, f"{listing}/m").status == 404
+    assert upstream.seen == []
+
+
 OWN = "OpenGVLab/InternVL2-2B"
 NAMES = {OWN: OWN, "internvl2-2b": OWN, "InternVL2-2B": OWN, "mine": "mine"}
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -575,9 +601,23 @@ def test_the_lines_are_one_request_with_a_key_of_the_environment() -> None:
     assert "API_KEY" in called
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/none", "/update_weights", *ROUTES])
+async def test_a_name_that_is_not_the_servers_gets_nothing_on_any_route(path: str) -> None:
+    """A page whose name leads to its visitor's loopback sends no `Origin`, only its name."""
+    app, upstream = gateway(names={"m": "m"})
+    for method in ("GET", "POST", "OPTIONS"):
+        reply = await call(app, path, chat(), method=method, headers={"host": "evil.example:1"})
+        words = str(reply.json)
+        assert (reply.status, "--allowed-hosts evil.example" in words) == (421, True)
+    assert upstream.seen == []
+    reply = await call(app, path, method="HEAD", headers={"host": "localhost:23333"})
+    assert reply.status != 421
+
+
 @pytest.mark.parametrize("path", ["/", "/docs", "/docs/"])
 async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
-    app, upstream = gateway(names={"org/<b>m": "org/m", "m": "org/m"})
+    names = {"org/<b>m": "org/m", "m": "org/m"}
+    app, upstream = gateway(names=names, allowed_hosts=("box",))
     reply = await call(app, path, method="GET", headers={"host": "box:8000"})
     assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "default-src 'none'" in reply.headers["content-security-policy"]

@@ -23,18 +23,25 @@ from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway
-from turbofit.gateway.http.connections import Connections, Keys, Networks, Origins, address_of
+from turbofit.gateway.http.connections import (
+    Connections,
+    Hosts,
+    Keys,
+    Networks,
+    Origins,
+    address_of,
+)
 from turbofit.gateway.http.protocol import LimitedProtocol
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread, _uvicorn
 
-HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
+HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
 #: Deadlines that no test waits for.
 LONG = {"headers_seconds": 1000.0, "unread_seconds": 1000.0}
 
 
-HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 BODY = json.dumps(chat()).encode()
 WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
 
@@ -152,7 +159,7 @@ def test_the_error_has_the_form_of_the_api_that_was_asked() -> None:
 
 def test_headers_below_the_limits_and_bodies_in_small_pieces_pass() -> None:
     lines = b"".join(b"x-%d: %s\r\n" % (n, b"a" * 600) for n in range(99))
-    with conversation(sent=b"GET /health HTTP/1.1\r\n" + lines) as (_, client):
+    with conversation(sent=HEALTH[:-2] + lines[: lines.index(b"x-98:")]) as (_, client):
         client.sendall(b"x: " + b"a" * 4000 + b"\r\n\r\n")
         assert answered(client)[0] == 200
         for letter in WHOLE:
@@ -256,7 +263,8 @@ def test_many_half_open_connections_leave_health_alone() -> None:
         for _ in range(5):
             assert health(gateway) == 200
             assert asked(gateway) == 200
-        assert gateway.call(lambda app: len(app.connections)) <= 50
+        # 50, and those of the burst that were refused and have not read so.
+        assert gateway.call(lambda app: len(app.connections)) <= 50 + 128
         for client in half:
             client.close()
 
@@ -298,6 +306,25 @@ def test_a_body_beside_an_upgrade_is_never_taken_for_the_next_request(framed, bo
         assert gateway.app._upstream.seen == []
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\n\r\n",
+        HEALTH.replace(b"host", b"host: localhost\r\nhost"),
+        CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n",
+        CHUNKED.replace(b"chunked", b"gzip\r\ntransfer-encoding: chunked") + b"0\r\n\r\n",
+    ],
+)
+def test_what_servers_read_differently_is_refused(head) -> None:
+    with conversation(sent=head) as (gateway, client):
+        status, _, body = answered(client)
+        assert (status, body["error"]["code"]) == (400, "bad_request")
+        assert ended(client)
+        with closing(connected(gateway)) as old:
+            old.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert answered(old)[0] == 200
+
+
 @pytest.mark.parametrize("framed", [b"", b"content-length: 0\r\n"])
 def test_an_upgrade_without_a_body_is_served_as_it_is(framed) -> None:
     """Java's client asks for HTTP/2 at each request, before Java 19 with a length of 0."""
@@ -308,7 +335,7 @@ def test_an_upgrade_without_a_body_is_served_as_it_is(framed) -> None:
 
 
 def test_trailers_are_no_headers() -> None:
-    sent = CHUNKED.replace(b"host: x", b"x-request-id: of-a-header")
+    sent = CHUNKED.replace(b"host: localhost", b"host: localhost\r\nx-request-id: of-a-header")
     trailers = b"content-type: text/plain\r\nx-request-id: of-a-trailer\r\n\r\n"
     sent += b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY) + trailers
     with conversation(sent=sent) as (_, client):
@@ -391,10 +418,13 @@ async def settled() -> None:
 
 
 class One:
-    closed = False
+    closed = unread = False
 
     def make_room(self) -> None:
         self.closed = True
+
+    def has_unread(self) -> bool:
+        return self.unread
 
 
 def make(most: int = 4, of_one: int = 2) -> tuple[Any, list[tuple[str, str]]]:
@@ -417,6 +447,37 @@ def test_the_one_that_waited_longest_makes_room_and_one_at_work_never() -> None:
     all_.waits(ones[2])  # it waits again, and is the youngest of those that do
     assert all_.opened(ones[5], "10.0.0.9") is None
     assert [n for n, conn in enumerate(ones) if conn.closed] == [1, 3]
+
+
+def test_one_whose_request_has_come_makes_no_room() -> None:
+    all_, _ = make(most=2, of_one=99)
+    ones = [One() for _ in range(4)]
+    ones[0].unread = ones[2].unread = True
+    for number in range(3):
+        assert all_.opened(ones[number], f"10.0.0.{number}") is None
+    assert [conn.closed for conn in ones[:3]] == [False, True, False]
+    refusal = all_.opened(ones[3], "10.0.0.9")
+    assert (refusal.reason, refusal.status) == ("busy", 503)
+    ones[2].unread = False
+    assert not all_.make_room(waited=1000.0)  # it is too young
+    assert all_.make_room()
+    assert ones[2].closed
+
+
+def test_without_descriptors_clients_wait_and_none_is_reset(monkeypatch) -> None:
+    monkeypatch.setattr("turbofit.gateway.server.open_files", lambda _: 64)
+    with serving(LONG) as gateway:
+        clients = [connected(gateway) for _ in range(80)]
+        for client in clients:
+            client.sendall(WHOLE.replace(b"host:", b"connection: close\r\nhost:"))
+        for client in clients:
+            assert gateway.app.connections.descriptors <= 32
+            assert answered(client)[0] == 200
+            client.close()
+        idle = [connected(gateway) for _ in range(40)]
+        assert health(gateway) == 200  # one that asks for nothing makes room
+        for client in idle:
+            client.close()
 
 
 def test_where_all_are_at_work_a_new_one_is_refused_and_counted_until_it_ends() -> None:
@@ -510,3 +571,29 @@ def test_a_page_may_send_the_headers_that_its_sdk_adds(requested_header: bytes, 
     headers = {b"origin": page.encode(), b"access-control-request-headers": requested_header}
     allowed = dict(Origins((page,)).preflight(headers))[b"access-control-allow-headers"]
     assert allowed == requested_header if echo else b"authorization, content-type" in allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("localhost", True), ("LOCALHOST:23333", True),
+        ("app.localhost.", True), ("[::1]:80", True),
+        ("192.168.1.7:8000", True), ("127.0.0.1", True), (socket.gethostname(), True),
+        ("evil.example", False), ("evil.example:23333", False), ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False), ("", False), ("notlocalhost", False),
+    ],
+)  # fmt: skip
+def test_only_names_of_the_server_are_its_own_where_nobody_needs_a_key(name, safe) -> None:
+    headers = {b"host": name.encode()}
+    with nullcontext() if safe else pytest.raises(Refusal, match="--allowed-hosts"):
+        Hosts(GatewayConfig()).check(headers)
+    for config in (
+        GatewayConfig(allowed_hosts=("*",)), GatewayConfig(api_keys=("k",)),
+        GatewayConfig(host="0.0.0.0"), GatewayConfig(front_keys=("k",)),
+    ):  # fmt: skip
+        Hosts(config).check(headers)
+    named = GatewayConfig(host="0.0.0.0", api_keys=("k",), allowed_hosts=("chat.example",))
+    with nullcontext() if safe else pytest.raises(Refusal):
+        Hosts(named).check(headers)
+    Hosts(named).check({b"host": b"chat.example:443"})
+    Hosts(named).check({})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -309,7 +310,7 @@ def test_videos_are_taken_from_chats_alone(role, part) -> None:
     for content in ([part], [nested]) if role in ("user", "assistant") else ():
         for kind in ("messages", "count_tokens"):
             refusal = refused(kind, {"messages": [{"role": role, "content": content}]})
-            assert f"block of type {part['type']!r}" in refusal.message
+            assert f"part of type {part['type']!r}" in refusal.message
     refused("responses", {"input": said})
     refused("completions", {"prompt": said})
 
@@ -348,8 +349,44 @@ def test_what_an_earlier_answer_holds_beside_text_is_left_out_and_said() -> None
     assert read_body("chat", {"messages": [user]}).body["messages"][0]["content"] == texts[:1]
 
 
-@pytest.mark.parametrize("role", ["user", "tool", "system"])
-def test_a_part_that_nobody_would_read_is_refused(role: str) -> None:
-    message = {"role": role, "content": [{"type": "input_file", "file": "x"}]}
-    words = "'input_file': text, image_url and video_url are taken"
-    assert words in refused("chat", {"messages": [message]}).message
+def _routes_of(role: str, kind: str) -> list[tuple[Any, Any, str]]:
+    """Each route's request with a part of this type, and the types that its refusal names."""
+    part: dict[str, Any] = {"type": kind, "file": "x"}
+    message = {"role": role, "content": [{"type": "text", "text": "a"}, part]}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [part]}
+    within = {"role": "user", "content": [result]}
+    blocks = "text, image and tool_result are taken"
+    return [
+        ("chat", {"messages": [message]}, "text, image_url and video_url are taken"),
+        ("responses", {"input": [message]}, "text is taken"),
+        *((kind, {"messages": [message]}, blocks) for kind in ("messages", "count_tokens")),
+        *((kind, {"messages": [within]}, blocks) for kind in ("messages", "count_tokens")),
+        ("messages", {"system": [part], "messages": []}, "text is taken"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["document", "file", "input_audio", "hologram"])
+def test_a_part_that_nobody_would_read_is_refused_on_every_route(kind: str) -> None:
+    for role in ("user", "system"):
+        for route, body, taken in _routes_of(role, kind):
+            assert f"holds a part of unknown type {kind!r}: {taken}" in refused(route, body).message
+    message = {"role": "tool", "content": [{"type": kind}]}
+    assert "video_url are taken" in refused("chat", {"messages": [message]}).message
+    items = "message, function_call, function_call_output are taken"
+    assert items in refused("responses", {"input": [{"type": kind}]}).message
+    output = {"type": "function_call_output", "call_id": "1", "output": [{"type": kind}]}
+    assert "text is taken" in refused("responses", {"input": [output]}).message
+
+
+@pytest.mark.parametrize("kind", ["server_tool_use", "hologram"])
+def test_an_earlier_answers_unknown_part_is_left_out_on_every_route(kind: str) -> None:
+    for route, body, _ in _routes_of("assistant", kind)[:4]:
+        field = "input" if route == "responses" else "messages"
+        body_read = read_body(route, deepcopy(body))
+        (message,) = body_read.body[field]
+        assert [part["type"] for part in message["content"]] == ["text"]
+        assert body_read.lowered == [f"{field}={kind}->none"]
+    kept = [{"type": "thinking", "thinking": "hm"}, {"type": "tool_use", "id": "1", "name": "f"}]
+    body = {"messages": [{"role": "assistant", "content": list(kept)}]}
+    assert read_body("messages", body).body["messages"][0]["content"] == kept
+    assert read_body("messages", body).lowered == []

@@ -9,18 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.core.images.test_rule import CANVAS, CROSS, GRIDS, PAGES, SQUARE
+from tests.core.images.test_rule import BUDGET, CANVAS, CROSS, GRIDS, PAGES, SQUARE
 from tests.gateway.judge import units_reaching
 from tests.gateway.media.test_clips import film, opencv, sequence
 from tests.support.gateway import (
+    CHAT,
     PATCHES,
     TILES,
+    anthropic,
     ask,
     chat,
     data_url,
     gateway,
     image_part,
     limits_for,
+    picture,
     plan_for,
 )
 from tests.support.plans import model, plausible_plan
@@ -52,7 +55,7 @@ FRAMES = PatchRule(
     enlarge=True,
 )  # fmt: skip
 WITHOUT_KNOBS = [GRIDS, CROSS, SQUARE, FRAMES, PAGES, CANVAS]
-ALL = [TILES, OWN_TILES, PATCHES, FRAMES, GRIDS, ONEVISION, CANVAS, PAGES, CROSS, SQUARE]
+ALL = [TILES, OWN_TILES, PATCHES, FRAMES, GRIDS, ONEVISION, CANVAS, PAGES, CROSS, SQUARE, BUDGET]
 SIZES = st.tuples(st.integers(20, 4500), st.integers(20, 4500)).filter(
     lambda size: max(size) <= 190 * min(size)
 )
@@ -104,6 +107,20 @@ def test_images_never_take_more_than_the_request(
     assert all(fit.units <= most.units for fit, most in zip(shared.images, alone, strict=True))
     if within(b, alone):
         assert [fit.units for fit in shared.images] == [fit.units for fit in alone]
+
+
+@settings(max_examples=part(60, 3))
+@given(st.lists(SIZES, min_size=1, max_size=5), st.booleans(), st.booleans(), st.integers(0, 99))
+@pytest.mark.parametrize("rule", ALL, ids=lambda rule: type(rule).__name__)
+def test_what_the_plan_alone_makes_smaller_is_said_and_nothing_else(
+    rule, sizes, overlay, carries, place
+) -> None:
+    """Nobody asked for anything, so each change is the plan's, by an overlay or without one."""
+    limits = rule.lower_limits(4)
+    b = replace(bounds(rule, limit=limits[place % len(limits)], images=2), overlay=overlay)
+    wanted = [RequestedImage(size=size, carries=carries, by_request=True) for size in sizes]
+    for size, fit in zip(sizes, hold_images(b, wanted).images, strict=True):
+        assert bool(fit.lowered) == (fit.units < rule.units(*size)), (size, fit)
 
 
 @pytest.mark.parametrize("rule", WITHOUT_KNOBS, ids=lambda rule: type(rule).__name__)
@@ -190,6 +207,32 @@ def test_a_client_that_asks_for_less_keeps_it_and_leaves_more_to_others() -> Non
     assert second.units == 12
 
 
+@pytest.mark.parametrize("overlay", [True, False])
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+@pytest.mark.parametrize(
+    ("rule", "limit", "change"),
+    [
+        (PATCHES, 1_003_520, "max_pixels=12845056->1003520"),
+        (FRAMES, 1_003_520, "max_pixels=4816896->1003520"),
+        (TILES, 4, "max_dynamic_patch=12->4"),
+        (OWN_TILES, 4, "max_dynamic_patch=12->4"),
+    ],
+)
+def test_one_image_above_the_plans_limit_is_said(path, rule, limit, change, overlay) -> None:
+    records: list[Any] = []
+    app, _ = gateway(plan_for(rule, limit=limit), overlay=overlay, log=records.append)
+    for size, smaller in (((3840, 2160), True), ((300, 300), False)):
+        body = chat(image_part(*size)) if path == CHAT else anthropic(picture(*size), model="m")
+        reply = ask(app, path, body=body)
+        assert reply.status == 200
+        said = reply.headers.get("x-turbofit-limited", "")
+        assert records.pop()["limited"] == said.split(", ") * smaller
+        if not smaller or overlay:
+            assert said == change * smaller
+        else:  # where no field holds it, the picture itself is resized
+            assert said.startswith((change, "image=3840x2160->"))
+
+
 RULE = PatchRule(
     patch_size=16, merge=2, min_pixels=65_536, max_pixels=16_777_216, client_knobs=False,
     video=VideoRule(merged_frames=2, min_pixels=4096, max_pixels=25_165_824),
@@ -232,7 +275,10 @@ def test_frames_go_on_with_bounds_that_hold_them_to_one_image() -> None:
     assert body["media_io_kwargs"] == {"video": {"num_frames": 9, "fps": 2.0}}
     bounds = body["mm_processor_kwargs"]["video"]
     assert 2000 < RULE.videos.units(9, 640, 480, **bounds) <= 4096
-    assert "x-turbofit-limited" not in reply.headers
+    # The model's own limit would have left each frame its size.
+    limited = f"max_pixels={RULE.videos.rule.max_pixels}->{bounds['max_pixels']}"
+    assert reply.headers["x-turbofit-limited"] == limited
+    assert "x-turbofit-limited" not in passed(watching(4))[1].headers
 
 
 @opencv
@@ -282,7 +328,7 @@ def test_a_video_and_images_share_the_request() -> None:
     taken += 3 * replace(RULE, **bounds["image"]).units(4000, 3000)
     most = plan_of().limits.units_per_request
     assert 0.8 * most < taken <= most
-    change = f"max_pixels={LIMIT}->{bounds['image']['max_pixels']}"
+    change = f"max_pixels={RULE.max_pixels}->{bounds['image']['max_pixels']}"
     assert change in reply.headers["x-turbofit-limited"]
     two = watching(4, video_part(sequence(4, (64, 48))))
     assert refusal(two)[1]["code"] == "too_many_videos"

@@ -20,6 +20,7 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, Usage
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline import planned_pipeline
 from turbofit.launch.pipeline.pipeline import (
+    _OF_LMDEPLOY,
     config_engine,
     open_pipeline,
     planned_config,
@@ -108,6 +109,41 @@ def test_every_way_to_ask(pipeline: Any, internvl2: Path, image: Any) -> None:
     assert [answer for _, answer in session.history] == ["ok", "ok"]
     assert pipe.session() is not None
     assert {tuple(request["units"]) for request in seen(pipe)} == {(), (9,)}
+
+
+def test_what_lmdeploy_would_drop_is_refused_by_its_name(pipeline: Any, internvl2: Path) -> None:
+    pipe = pipeline(internvl2)
+    ask: Any
+    for ask in (pipe, pipe.infer, pipe.stream_infer, pipe.chat):
+        with pytest.raises(UsageError, match="drops max_new_tokens=8") as caught:
+            ask("hi", max_new_tokens=8)
+        assert "gen_config=GenerationConfig(max_new_tokens=8)" in caught.value.hint
+        with pytest.raises(UsageError, match="drops top_n=3") as caught:
+            ask("hi", top_n=3)
+        assert "chat_template_kwargs" in caught.value.hint
+    assert seen(pipe) == []
+    template = {"chat_template_kwargs": {}, "do_preprocess": True, "enable_thinking": False}
+    config = lmdeploy.GenerationConfig(max_new_tokens=1)
+    assert pipe("hi", config, **template, mm_processor_kwargs=None).text == "o"
+    assert pipe.infer("hi", config, True, None, True).text == "o"
+    for name in ("max_new_tokens", "gpu_memory_utilization", "contxt"):
+        with pytest.raises(UsageError, match=f"no keyword {name}"):
+            pipeline(internvl2, **{name: 1})
+    assert pipeline(internvl2, model_name="mine").async_engine.model_name == "mine"
+
+
+def test_lmdeploys_engine_has_no_other_keywords() -> None:
+    from lmdeploy.serve.core.async_engine import AsyncEngine
+    from lmdeploy.serve.core.vl_async_engine import VLAsyncEngine
+
+    named = {
+        name
+        for engine in (AsyncEngine, VLAsyncEngine)
+        for name, parameter in inspect.signature(engine).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    known = {*inspect.signature(lmdeploy.pipeline).parameters, "backend"}
+    assert named - known == {"model_name", "vision_config"} == set(_OF_LMDEPLOY)
 
 
 def test_without_a_gpu_it_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,6 +206,7 @@ class GatewayOptions(Validated):
     no_auth: bool = False
     allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = ()
     allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
+    allowed_hosts: tuple[Annotated[str, Metavar("NAME")], ...] = ()
     trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
     connections_per_address: Positive | None = None
     max_concurrent_requests: Positive | None = None
@@ -249,6 +250,7 @@ class GatewayOptions(Validated):
             front_keys=_keys_in(self.front_key_file),
             upstream_key=upstream_key,
             allow_origins=self.allow_origins,
+            allowed_hosts=self.allowed_hosts,
             allowed_media_domains=self.allowed_media_domains,
             trusted_proxies=self.trusted_proxies,
             at_once=self.max_concurrent_requests,

@@ -118,6 +118,8 @@ class BaseTileRule(ImageRule):
             change = ("max_dynamic_patch", patch)
         elif detail in DETAIL_PATCHES:
             change = ("detail", detail)
+        elif wanted == to.default and self.units(*size, wanted) <= count:
+            wanted = limit  # the default would have made no more of this image
         lowered = number(patch) > limit or wanted > limit
         return Lowered(self.knobs(limit), count, ((*change, limit),) if lowered else ())
 

@@ -174,8 +174,9 @@ class PatchRule(ImageRule, tag="patch"):
             lower = min(least, self.min_pixels, to.cap)
             capped = self._between(size, lower, to.cap)
             if capped < count:
-                high = high if high >= 1 else limit
                 least, limit, count = lower, to.cap, capped
+        if high < 1 and self._between(size, min(self.min_pixels, to.default), to.default) > count:
+            high = to.default
         changes = [
             (name, options[name] if number(options.get(name)) >= 1 else wanted, value)
             for name, value, wanted in (("max_pixels", limit, high), ("min_pixels", least, low))

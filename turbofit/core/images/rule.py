@@ -49,9 +49,9 @@ class FolderEdits(NamedTuple):
 class Allowed(NamedTuple):
     """What a client's image is lowered to.
 
-    ``planned`` is the plan's limit, ``default`` that of an image without fields, ``units`` what the
-    plan paid for an image: more are left only where nothing helps. ``cap``: a limit below the
-    planned one, which holds only for images that it makes smaller.
+    ``planned`` is the plan's limit, ``default`` that of an image without fields where no plan
+    lowers it, ``units`` what the plan paid for an image: more are left only where nothing helps.
+    ``cap``: a limit below the planned one, which holds only for images that it makes smaller.
     """
 
     planned: int
@@ -61,9 +61,10 @@ class Allowed(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """LMDeploy's fields for a client's image, its units, and the client's own that were changed.
+    """LMDeploy's fields for a client's image, its units, and what was changed.
 
-    ``changes``: a field's name, the value that was asked for, the value that is given.
+    ``changes``: a field's name, the value that was asked for, the value that is given. Where no
+    value was asked for it is the default's, if that would have made more units of the image.
     """
 
     knobs: dict[str, int]

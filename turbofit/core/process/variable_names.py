@@ -17,6 +17,7 @@ NAMES: Final = (
 #: Those that are read elsewhere, most of them by processes that turbofit starts; the last one, a
 #: folder with a CUDA build of torch, by tests and benches.
 _ELSEWHERE: Final = (
+    "TURBOFIT_IMAGE_THREADS", "TURBOFIT_IMAGE_CACHE",
     "TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_SCENARIO", "TURBOFIT_PRETEND_LIBRARIES",
     "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_TWIN", "TURBOFIT_PRETEND_ENGINE",
     "TURBOFIT_REHEARSAL", "TURBOFIT_TRACE_STUBS", "TURBOFIT_CUDA_PATH",

@@ -13,7 +13,7 @@ from turbofit.core.messages import PRETEND_WORDS
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
-from turbofit.gateway.http.connections import Connections, Keys, Networks, Origins
+from turbofit.gateway.http.connections import Connections, Hosts, Keys, Networks, Origins
 from turbofit.gateway.http.metrics import Metrics, logs_text
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
@@ -50,7 +50,7 @@ class AsgiApp(ABC):
     ) -> None:
         self.config, self._log = config, log or (lambda _: None)
         self.metrics, self._origins = Metrics(), Origins(config.allow_origins)
-        self._keys = Keys(config.api_keys, config.front_keys)
+        self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(config)
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
         )
@@ -129,7 +129,9 @@ class AsgiApp(ABC):
         elif route.kind == "metrics":
             body, kind = (await self.metrics_text() + logs_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (cards := self._cards()):
-            body = msgspec.json.encode(models_document(cards, request.api))
+            body = msgspec.json.encode(models_document(cards, request.api, route.model))
+        elif route.model:  # only the engines know their names
+            raise Refusal("not_found")
         else:
             return False
         await answer(request, send, status, body, kind)
@@ -141,6 +143,7 @@ class AsgiApp(ABC):
             path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
             request.api = api_of(path)
             request.shows_page = request.method in ("GET", "HEAD") and is_page(path)
+            self._hosts.check(request.headers)
             if request.method == "OPTIONS":
                 request.out += self._origins.preflight(request.headers)
                 await answer(request, send, 204, b"", "text/plain")

@@ -1,12 +1,17 @@
-"""Who may ask: how many connections there may be, which one makes room, keys, and web pages."""
+"""Who may ask: how many connections there may be, which one makes room, keys, names, web pages."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import re
+import socket
+import time
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from hashlib import sha256
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
 
@@ -14,9 +19,10 @@ from turbofit.core.errors import UsageError
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from turbofit.gateway.config import ConnectionLimits
+    from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 
 _RETRY_SECONDS: Final = 2
 #: In the place of an address.
@@ -26,6 +32,15 @@ _IPV6_PREFIX: Final = 64
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_SHOWN: Final = 8
 _ORIGIN_SHOWN: Final = 80
+#: Connections that are taken before others have their turn, and seconds between looks for a free
+#: descriptor.
+_ACCEPTED_AT_ONCE: Final = 64
+_ACCEPT_AGAIN: Final = 0.02
+#: Seconds in which a new connection sends its request.
+_YOUNG: Final = 1.0
+#: Connections that are looked at for one that makes room.
+_CANDIDATES: Final = 64
+_NAME_SHOWN: Final = 80
 #: A list of header names.
 _NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
 _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropic-version"
@@ -34,6 +49,9 @@ _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropi
 class ClientConnection(Protocol):
     def make_room(self) -> None:
         """Close: no request of it is under way, and another client needs the place."""
+
+    def has_unread(self) -> bool:
+        """Whether bytes wait to be read, a request most likely, or a refusal to be sent."""
 
 
 class Networks:
@@ -84,8 +102,9 @@ class Connections:
 
     A connection waits while no request of it is under way: it is idle, or its headers are not
     whole. Where there is no room, the one that has waited longest is closed for the new one: who
-    holds connections open has always waited longer than a client that sends its request. The new
-    one is refused only where a request is under way on each of them. Connections of ``proxies`` are
+    holds connections open has always waited longer than a client that sends its request. None is
+    closed whose request has come and is not read yet. The new one is refused only where a request
+    is under way on each of them. Connections of ``proxies`` are
     not counted by address, being many clients'.
     """
 
@@ -96,8 +115,8 @@ class Connections:
         self._proxies, self.count = proxies, count
         self._of: dict[ClientConnection, str] = {}
         self._number_of: Counter[str] = Counter()
-        #: Those that wait, the longest first.
-        self._waiting: OrderedDict[ClientConnection, None] = OrderedDict()
+        #: Those that wait, the longest first, and since when.
+        self._waiting: OrderedDict[ClientConnection, float] = OrderedDict()
         #: Whether open requests are cut off, since the server ends; and how many were.
         self.ending, self.cut = False, 0
         #: Whether nothing new is taken, while what is open may end.
@@ -105,6 +124,11 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._of)
+
+    @property
+    def descriptors(self) -> int:
+        """Those of all connections, and of an engine's for each that is not refused."""
+        return len(self._of) + min(len(self._of), self._most)
 
     def lower(self, most: int) -> None:
         self._most = min(self._most, most)
@@ -117,12 +141,12 @@ class Connections:
         address, refusal = address_of(host), None
         here = self._number_of[address]
         if here >= self._most_of_one and host not in self._proxies:
-            if not self._make_room(address):
+            if not self.make_room(address):
                 most = self._most_of_one
                 refusal = Refusal(
                     "too_many_connections", count=here, most=most, retry_after=_RETRY_SECONDS
                 )
-        elif len(self._of) >= self._most and not self._make_room():
+        elif len(self._of) >= self._most and not self.make_room():
             refusal = Refusal("busy:connections", most=self._most, retry_after=_RETRY_SECONDS)
         self._count_of(connection, address)
         self.waits(connection)
@@ -140,7 +164,7 @@ class Connections:
 
     def waits(self, connection: ClientConnection) -> None:
         if connection in self._of:
-            self._waiting[connection] = None
+            self._waiting[connection] = time.monotonic()
 
     def works(self, connection: ClientConnection) -> None:
         self._waiting.pop(connection, None)
@@ -154,15 +178,120 @@ class Connections:
             if not self._number_of[address]:
                 del self._number_of[address]
 
-    def _make_room(self, address: str | None = None) -> bool:
-        """Close the one that has waited longest, of an address or of all."""
-        for connection in self._waiting:
-            if address is None or self._of[connection] == address:
+    def make_room(self, address: str | None = None, *, waited: float = 0.0) -> bool:
+        """Close the one that has waited longest, of an address or of all: so many seconds."""
+        mine = (c for c in self._waiting if address is None or self._of[c] == address)
+        for connection in islice(mine, _CANDIDATES):
+            if time.monotonic() - self._waiting[connection] < waited:
+                return False
+            if not connection.has_unread():
                 self.closed(connection)
                 self.count("connections_closed_total", "reason=made_room")
                 connection.make_room()
                 return True
         return False
+
+
+class Acceptor:
+    """Takes connections from a ``listener`` while there are descriptors for them.
+
+    Where there are none, the others wait in the kernel until one ends, or one that has waited for
+    a second makes room. Without a free descriptor libuv takes a connection to close it, under its
+    client's request. ``most`` are those of `Connections.descriptors`. To a `uvicorn.Server` it is
+    one of its servers.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        connections: Connections,
+        most: int,
+        protocol: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._listener, self._connections, self._most = listener, connections, most
+        self._protocol, self._tls = protocol, tls
+        self._loop = asyncio.get_running_loop()
+        #: Those that are not connections yet: with TLS until the end of the handshake.
+        self._beginning: set[asyncio.Task[None]] = set()
+        self._again: asyncio.TimerHandle | None = None
+        listener.setblocking(False)
+        self._listen()
+
+    def close(self) -> None:
+        if self._listener.fileno() >= 0:  # it may be closed a second time
+            self._loop.remove_reader(self._listener.fileno())
+        if self._again is not None:
+            self._again.cancel()
+
+    async def wait_closed(self) -> None:
+        """There is nothing to wait for."""
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _wait(self) -> None:
+        self.close()
+        self._again = self._loop.call_later(_ACCEPT_AGAIN, self._listen)
+
+    def _has_room(self) -> bool:
+        taken = self._connections.descriptors + 2 * len(self._beginning)
+        return taken < self._most or self._connections.make_room(waited=_YOUNG)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            if not self._has_room():
+                self._wait()
+                return
+            try:
+                client, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:  # no descriptor all the same
+                self._wait()
+                return
+            client.setblocking(False)
+            task = self._loop.create_task(self._begin(client))
+            self._beginning.add(task)
+            task.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, client: socket.socket) -> None:
+        with suppress(OSError, asyncio.TimeoutError):  # in the TLS handshake
+            await self._loop.connect_accepted_socket(self._protocol, client, ssl=self._tls)
+
+
+class Hosts:
+    """Names by which a server may be asked that needs no key, beside every address.
+
+    A web page can let its own name lead to its visitor's loopback (DNS rebinding). To the browser
+    the server is then of that page, whose requests carry no ``Origin``, but its name as ``Host``.
+    A server beyond the loopback answers everybody who reaches it, unless names are ``allowed``;
+    ``*`` allows all.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        allowed = {name.lower().rstrip(".") for name in config.allowed_hosts}
+        key = config.api_keys or config.front_keys
+        safe = not allowed and bool(key or not is_loopback(config.host))
+        self._any = safe or "*" in allowed
+        self._names = {"localhost", config.host.lower(), socket.gethostname().lower(), *allowed}
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse what asks for somebody else; HTTP/1.0 may ask for nobody."""
+        host = headers.get(b"host")
+        if self._any or host is None:
+            return
+        name = host.decode("latin-1").lower()
+        name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
+        name = name.rstrip(".")
+        if name not in self._names and not name.endswith(".localhost") and not _is_address(name):
+            raise Refusal("host", name=name[:_NAME_SHOWN])
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return False
 
 
 class Keys:

@@ -147,8 +147,10 @@ class Preparation:
                 slot.show(medium.url)
         body = _encode(parsed.body)
         beside = len(body) - (self.payload if self.generates else 0)
-        if beside > bounds.beside_images:
-            raise Refusal("text_too_big:beside", beside=beside, most=bounds.beside_images)
+        if beside > (most := bounds.beside_images):
+            key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
+            context = bounds.longest_request_tokens
+            raise Refusal(key, beside=beside, most=most, context=context)
         kv_tokens = UNSTATED if self.generates else 0
         if bounds.gate is not None and self.generates:
             kv_tokens = most_tokens(kind, parsed.body, body, beside, self._media_tokens)
@@ -215,6 +217,8 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
 def decode(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
+    except msgspec.ValidationError:  # what JSON may hold, and no float
+        raise Refusal("bad_json:range") from None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise Refusal("bad_json:text") from None
 

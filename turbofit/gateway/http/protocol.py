@@ -6,6 +6,7 @@ byte ends, and a number of connections, beyond which everybody is refused.
 
 from __future__ import annotations
 
+import select
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,7 @@ from turbofit.gateway.http.routes import api_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from turbofit.gateway.config import ConnectionLimits
     from turbofit.gateway.http.connections import Connections
@@ -122,6 +123,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         if self.parser.should_upgrade() and any(map(_frames, self.headers)):
             raise Refusal("upgrade")
+        _check_head(self.headers, self.parser.get_http_version())
         self._in_body = True
         self._unclaimed = 0
         self._no_deadline()
@@ -177,6 +179,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self.transport.close()
+
+    def has_unread(self) -> bool:
+        if self._deaf and self.transport.get_write_buffer_size():
+            return True  # its last words are on their way
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return any(event & select.POLLIN for _, event in poll.poll(0))
 
     def _late(self) -> None:
         """The headers are not whole in time."""
@@ -278,6 +287,19 @@ def _frames(header: tuple[bytes, bytes]) -> bool:
     """Whether a header announces a body; httptools lets only digits through as its length."""
     name, value = header
     return name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
+
+
+def _check_head(headers: Sequence[tuple[bytes, bytes]], version: str) -> None:
+    """Refuse what servers and proxies read differently: whose request it is, how its body is sent.
+
+    httptools takes any encodings that end with ``chunked``, and would hand on what is still packed.
+    """
+    hosts = sum(name == b"host" for name, _ in headers)
+    if hosts > 1 or (not hosts and version != "1.0"):
+        raise Refusal("bad_request:host", count=hosts)
+    encodings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if encodings not in ([], [b"chunked"]):
+        raise Refusal("bad_request:encoding")
 
 
 def _headers_too_big(size: int, limits: ConnectionLimits) -> Refusal:

@@ -11,6 +11,9 @@ import time
 from collections import Counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from urllib.parse import unquote
+
+from msgspec.structs import replace
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Api, Refusal
@@ -31,6 +34,8 @@ class Route(Struct):
     method: Literal["GET", "POST"]
     kind: Kind
     api: Api = "openai"
+    #: The model of `/v1/models/NAME`.
+    model: str = ""
 
 
 #: What passes, and the two that are the gateway's own.
@@ -80,7 +85,10 @@ _CREATED: Final = int(time.time())
 def find_route(method: str, raw_path: bytes) -> Route:
     """The route of a path as sent, without the query; HEAD counts as GET."""
     path = raw_path.rstrip(b"/").decode("latin-1")
-    route = ROUTES.get(path)
+    list_, of, model = path.partition("/models/")
+    route = ROUTES.get(f"{list_}/models" if of else path)
+    if route is not None and of:
+        route = replace(route, model=unquote(model))
     if route is None:
         if path in MANAGEMENT or path.startswith(_MANAGEMENT_FOLDERS):
             raise Refusal("management_route", path=path[:80], why=_CLOSED.get(path, _MANAGES))
@@ -133,8 +141,14 @@ class ModelCard(NamedTuple):
     more: Mapping[str, Document] = MappingProxyType({})
 
 
-def models_document(cards: Sequence[ModelCard], api: Api) -> Document:
-    """The list of at least one name in the form of its API."""
+def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
+    """The list of at least one name in the form of its API; of ``name`` its item alone."""
+    if name:
+        known = {card.name: card for card in cards}
+        if name not in known:
+            raise no_such_model(name, known)
+        document: Document = models_document([known[name]], api)["data"][0]
+        return document
     if api == "anthropic":
         data = [
             {"type": "model", "id": card.name, "display_name": card.model, **card.more}

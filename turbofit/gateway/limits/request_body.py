@@ -17,7 +17,7 @@ from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.http.routes import Kind
@@ -33,6 +33,15 @@ _IMAGE_PARTS: Final = ("image_url", "image", "image_data")
 _CLIP_PARTS: Final = ("video_url", "video")
 #: What it takes for something else, and no plan counts.
 _OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
+#: Blocks of the Messages API that LMDeploy makes a prompt of; of others it writes their JSON there.
+#: lmdeploy lmdeploy/serve/anthropic/adapter.py::to_openai_messages #aeac4d
+_BLOCKS: Final = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
+#: Types of the items of a Responses request.
+_ITEMS: Final = ("message", "function_call", "function_call_output")
+#: What a refusal says is taken, of a chat, of messages, and where only text is.
+_PARTS_TAKEN: Final = "text, image_url and video_url are taken"
+_BLOCKS_TAKEN: Final = "text, image and tool_result are taken"
+_TEXT_TAKEN: Final = "text is taken"
 #: LMDeploy's own intermediate messages travel under these roles.
 _INNER_ROLES: Final = ("preprocess", "forward")
 
@@ -138,7 +147,7 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
     if not isinstance(content, list):
         return
     if role == "assistant":
-        _forget_unknown(parsed, content)
+        _forget_unknown(parsed, "messages", content, (*_TEXT_PARTS, *_IMAGE_PARTS, "refusal"))
     for index, part in enumerate(content):
         kind = _part_type(part)
         if kind in _TEXT_PARTS:
@@ -156,13 +165,17 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
             shape: _Shape = "part" if image else "clip"
             parsed.slots.append(MediaSlot(source, options, shape, content, index))
         else:
-            why = f"unknown type {kind[:20]!r}: text, image_url and video_url are taken"
-            if kind in _OTHER_PARTS:
-                why = f"type {kind!r}, which this model does not take"
-            raise refused("messages", f"holds a part of {why}")
+            raise _not_taken("messages", kind, _PARTS_TAKEN)
 
 
-def _forget_unknown(parsed: Parsed, content: list[Any]) -> None:
+def _not_taken(field: str, kind: str, taken: str) -> Refusal:
+    """The refusal of a part whose type is not among those that are ``taken``."""
+    media = kind in (*_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS)
+    what = "type" if media else "unknown type"
+    return refused(field, f"holds a part of {what} {kind[:20]!r}: {taken} here")
+
+
+def _forget_unknown(parsed: Parsed, field: str, content: list[Any], taken: Sequence[str]) -> None:
     """Leave out of an earlier answer what is no input: ``thinking`` and the like.
 
     Clients send answers back with everything that another server put there. LMDeploy ignores it
@@ -170,17 +183,18 @@ def _forget_unknown(parsed: Parsed, content: list[Any]) -> None:
     part of unknown type is refused instead: an answer that never saw it would pass for one that
     did.
     """
-    known = (*_TEXT_PARTS, *_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS, "refusal")
-    unknown = [_part_type(part) for part in content if _part_type(part) not in known]
+    known = (*taken, *_CLIP_PARTS, *_OTHER_PARTS)
+    kinds = [_part_type(part, field) for part in content]
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown:
         content[:] = [part for part in content if part["type"] in known]
-        parsed.lowered += [f"messages={shown(kind)}->none" for kind in dict.fromkeys(unknown)]
+        parsed.lowered += [f"{field}={shown(kind)}->none" for kind in dict.fromkeys(unknown)]
 
 
-def _part_type(part: Any) -> str:
+def _part_type(part: Any, field: str = "messages") -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        raise refused("messages", "holds a part without a type")
+        raise refused(field, "holds a part without a type")
     return kind
 
 
@@ -223,9 +237,11 @@ def _completions(parsed: Parsed) -> None:
 
 
 def _anthropic(parsed: Parsed, shape: _Shape) -> None:
-    messages = parsed.body.get("messages", [])
+    messages, system = parsed.body.get("messages", []), parsed.body.get("system")
     if not isinstance(messages, list):
         raise refused("messages", "is no list")
+    if isinstance(system, list):
+        _check_texts("system", system)
     for message in messages:
         if not isinstance(message, dict):
             raise refused("messages", "holds something that is no object")
@@ -233,6 +249,8 @@ def _anthropic(parsed: Parsed, shape: _Shape) -> None:
         if role not in ("user", "assistant", "system"):
             raise refused("messages", "holds a role that does not exist")
         if isinstance(content, list):
+            if role == "assistant":
+                _forget_unknown(parsed, "messages", content, _BLOCKS)
             _blocks(parsed, content, role == "user", shape)
         elif not isinstance(content, str):
             raise refused("messages", "holds content that is neither text nor a list")
@@ -251,10 +269,15 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
             if depth:
                 raise refused("messages", "holds a tool result inside another")
             _blocks(parsed, block["content"], may, shape, depth + 1)
-        elif kind in (*_CLIP_PARTS, *_OTHER_PARTS):
-            raise refused(
-                "messages", f"holds a block of type {kind!r}, which this route does not take"
-            )
+        elif kind not in _BLOCKS:
+            raise _not_taken("messages", kind, _BLOCKS_TAKEN)
+
+
+def _check_texts(field: str, parts: list[Any]) -> None:
+    """Refuse a part that is no text, which nobody would read there."""
+    for part in parts:
+        if (kind := _part_type(part, field)) not in _TEXT_PARTS:
+            raise _not_taken(field, kind, _TEXT_TAKEN)
 
 
 def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: int) -> MediaSlot:
@@ -270,7 +293,11 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
 
 def _responses(parsed: Parsed) -> None:
     """Text only, as LMDeploy itself says; looked through in case a later one thinks better."""
-    rest = [parsed.body.get("input"), parsed.body.get("prompt")]
+    given = parsed.body.get("input")
+    for item in given if isinstance(given, list) else []:
+        if isinstance(item, dict):
+            _check_item(parsed, item)
+    rest = [given, parsed.body.get("prompt")]
     while rest:
         value = rest.pop()
         if isinstance(value, list):
@@ -280,10 +307,20 @@ def _responses(parsed: Parsed) -> None:
             if isinstance(kind, str) and (
                 "image" in kind or kind in ("input_file", *_CLIP_PARTS, *_OTHER_PARTS)
             ):
-                raise refused(
-                    "input", f"holds a part of type {kind[:20]!r}: this route is text only"
-                )
+                raise _not_taken("input", kind, _TEXT_TAKEN)
             rest += value.values()
+
+
+def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
+    """Refuse an item of a Responses request, or a part of one, that nobody would read."""
+    kind = item.get("type", "message")
+    if kind not in _ITEMS:
+        raise _not_taken("input", str(kind), f"{', '.join(_ITEMS)} are taken")
+    parts = item.get("output" if kind == "function_call_output" else "content")
+    if isinstance(parts, list):
+        if item.get("role") == "assistant":
+            _forget_unknown(parsed, "input", parts, _TEXT_PARTS)
+        _check_texts("input", parts)
 
 
 def _processor_fields(parsed: Parsed) -> None:

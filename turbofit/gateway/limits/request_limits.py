@@ -81,20 +81,24 @@ class Bounds(Struct):
     keeps_prefixes: bool = False
 
     @property
-    def beside_images(self) -> int:
-        """Bytes of a body that are not images; text past any context need not be tokenised."""
+    def text_bytes(self) -> int:
+        """Bytes of a text; one past any context need not be tokenised."""
         tokens = self.longest_request_tokens
         cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
-        fitting = max(_LEAST_BODY, _LONGEST_TOKEN * tokens)
-        # What images at their largest leave of a body.
+        return min(cheap, max(_LEAST_BODY, _LONGEST_TOKEN * tokens))
+
+    @property
+    def beside_images(self) -> int:
+        """Bytes of a body that are not images: a text's, where images at their largest leave so."""
         images = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
-        return min(cheap, fitting, max(_LEAST_BODY, self.limits.bytes_per_body - images))
+        return min(self.text_bytes, max(_LEAST_BODY, self.limits.bytes_per_body - images))
 
 
 class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
 
-    ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``.
+    ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``, or what the
+    model would have made of it without one.
     ``text_tokens`` stand between the frames of a video, beside its ``tokens``. ``resize``: the
     sides that the picture itself must be given, since no parameter can hold it.
     """
@@ -237,6 +241,8 @@ def _uncarried(
     if resize is not None:
         dropped.append(f"image={size[0]}x{size[1]}->{resize[0]}x{resize[1]}")
         size, units = resize, served.units(*resize)
+    elif rule.units(*size) > units:
+        dropped.append(f"{rule.limit_name}={rule.checkpoint_limit}->{default}")
     tokens = served.tokens(*size)
     return LimitedImage(knobs={}, units=units, tokens=tokens, lowered=tuple(dropped), resize=resize)
 
@@ -245,7 +251,8 @@ def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
     """Parameters are given, whatever the model's default."""
-    to = Allowed(planned_limit(bounds), model_default(bounds), bounds.limits.units_per_image, cap)
+    default = max(rule.checkpoint_limit, model_default(bounds))
+    to = Allowed(planned_limit(bounds), default, bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, options, to)
     return LimitedImage(
         knobs=lowered.knobs,

@@ -7,15 +7,17 @@ import copy
 import inspect
 import warnings
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.errors import UsageError
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost
 from turbofit.gateway.limits.parameters import GENERATION, RULES
 from turbofit.gateway.limits.ranges import hold_fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from turbofit.gateway.limits.gate import Gate
     from turbofit.gateway.limits.rules import Scope
@@ -36,6 +38,28 @@ def hold_config(config: Any, scope: Scope) -> Any:
     return result
 
 
+#: What `Pipeline` itself gives to ``preprocess``.
+_GIVEN: Final = ("messages", "session_id", "input_ids")
+#: Of `Pipeline.infer`, `.stream_infer` and `.chat`, which the engine does not see.
+_OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
+
+
+def check_keywords(engine: Any, keywords: Mapping[str, Any]) -> None:
+    """Refuse keywords of a call that LMDeploy would drop without a word, and say where they go."""
+    preprocess = getattr(engine, "preprocess", None)
+    if preprocess is None:
+        return
+    named = inspect.signature(preprocess).parameters.values()
+    known = [p.name for p in named if p.kind is not p.VAR_KEYWORD and p.name not in _GIVEN]
+    for name, value in keywords.items():
+        if name in known or name in _OF_CALLS:
+            continue
+        hint = f"the keywords of a call are {', '.join(known)}"
+        if name in GENERATION:
+            hint = f"give gen_config=GenerationConfig({name}={value!r}), from lmdeploy"
+        raise UsageError(f"LMDeploy drops {name}={value!r} of a pipeline's call", hint=hint)
+
+
 def hold_engine(engine: Any, scope: Scope) -> None:
     """Hold what LMDeploy's ``AsyncEngine`` is asked; a refusal becomes the request's own error."""
     preprocess = getattr(engine, "preprocess", None)
@@ -46,6 +70,7 @@ def hold_engine(engine: Any, scope: Scope) -> None:
 
     signature = inspect.signature(preprocess)
 
+    @wraps(preprocess)
     async def holding(*arguments: Any, **keywords: Any) -> Any:
         call = signature.bind(*arguments, **keywords)
         config, ids = call.arguments.get("gen_config"), call.arguments.get("input_ids")

@@ -33,6 +33,8 @@ PLANNING: Final[tuple[str, ...]] = (
     "queue_images", "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin",
     "budget", "least", "engine",
 )  # fmt: skip
+#: Keywords of LMDeploy's engine that its `pipeline` does not name; it drops all others.
+_OF_LMDEPLOY: Final = ("model_name", "vision_config")
 
 
 def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
@@ -55,6 +57,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         warnings.warn(lmdeploy.warning, stacklevel=3)
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
     _check_plannable(keywords.pop("replicas", 1), speculative_config)
+    _check_known(keywords)
     with ExitStack() as failed:
         leases = Leases() if planning.get("on") is None else None
         if leases is not None:
@@ -116,6 +119,16 @@ def _check_plannable(replicas: int, speculative_config: Any) -> None:
             "turbofit has no account of speculative decoding, so speculative_config must be None",
             hint="open lmdeploy.pipeline yourself, with a low cache_max_entry_count",
         )
+
+
+def _check_known(keywords: Options) -> None:
+    for name in keywords:
+        if name not in _OF_LMDEPLOY:
+            raise UsageError(
+                f"turbofit.pipeline has no keyword {name}, and LMDeploy drops it",
+                hint="an engine's settings are in backend_config, an answer's in gen_config of a "
+                f"call; those of a plan are {', '.join(PLANNING)}",
+            )
 
 
 def _pretended(model_path: str) -> str:

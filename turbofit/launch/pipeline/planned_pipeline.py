@@ -37,7 +37,7 @@ from turbofit.gateway.limits.sharing import (
 )
 from turbofit.gateway.media.pictures import resized_image
 from turbofit.launch.images.preparation import prepare, threads_here
-from turbofit.launch.pipeline.held import hold_engine, queued
+from turbofit.launch.pipeline.held import check_keywords, hold_engine, queued
 
 if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
@@ -179,6 +179,11 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             gate = Gate(bounds.gate, bounds.kv)
             units = min(bounds.gate, bounds.limits.units_per_request)
             self.async_engine.generate = queued(self.async_engine.generate, gate, units)
+
+    def _request_generator(self, *arguments: Any, **keywords: Any) -> Any:
+        """LMDeploy's, which each way to ask calls at once; a `UsageError` of what it would drop."""
+        check_keywords(self.async_engine, keywords)
+        return super()._request_generator(*arguments, **keywords)
 
     def close(self) -> None:
         """LMDeploy's; then others may plan with the memory, also where LMDeploy's fails."""
