@@ -126,7 +126,7 @@ def test_any_card_of_a_size_has_no_more_than_the_known_cards_of_that_size():
         assert any_card.total <= preset.total - preset.reserved, key
 
 
-def test_links_and_ram():
+def test_links_and_ram_and_cores():
     machine = parse_spec("4xrtx3090,nvlink=0-2+3-1")
     joined = {(link.a, link.b) for link in machine.links if link.nvlinked}
     assert joined == {(0, 2), (1, 3)}
@@ -136,6 +136,8 @@ def test_links_and_ram():
     assert machine.link(0, 1).nvlink_bandwidth == NA
     machine = parse_spec("2xrtx4090,p2p=none,ram=64GiB")
     assert machine.host.ram_total == machine.host.ram_available == 64 * GIB
+    assert machine.host.cpus == NA
+    assert parse_spec("2xrtx4090,p2p=none,cores=16").host.cpus == 16
     for spec, peers in (("2xrtx4090,p2p=none", False), ("2xrtx4090,p2p=all", True)):
         assert parse_spec(spec).links[0].peers is peers
     assert not parse_spec("2xl4,P2P=none").links[0].peers
@@ -173,7 +175,9 @@ def test_links_and_ram():
         ("l4:used=1GiB:free=1GiB", "do not add up", "only one"),
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
         ("2xrtx3090,nvlink=0-1,p2p=none", "contradicts", "leave out"),
-        ("2xrtx3090,ecc=on", "unknown machine option", "nvlink, p2p, ram"),
+        ("2xrtx3090,ecc=on", "unknown machine option", "nvlink, p2p, ram, cores"),
+        ("rtx3090,cores=0", "cores=0", "cores=16"),
+        ("rtx3090,cores=2.5", "cores=2.5", "cores=16"),
     ],
 )
 def test_mistyped_specs(spec: str, cause: str, hint: str):

@@ -20,7 +20,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.struct import decode, to_json
 from turbofit.machine import speed
 from turbofit.machine.spec import parse_spec
-from turbofit.machine.speed import keep, measure_speed, recall, with_measured
+from turbofit.machine.speed import keep, measure_images, measure_speed, recall, with_measured
 from turbofit.tuner.speed import LinkClass, all_reduce_of, card_of, group_class, rates
 
 PROGRAM = Path(speed.__file__).with_name("speed_program.py")
@@ -190,3 +190,13 @@ def test_what_the_driver_holds_is_not_waited_for(tmp_path, monkeypatch) -> None:
     finally:
         go.unlink()
     assert "was killed and has not ended: the driver holds it" in said[0]
+
+
+def test_a_core_is_measured_without_torch_and_without_a_card() -> None:
+    """The reference photograph takes milliseconds to seconds of any core."""
+    assert 0.001 < measure_images() < 10
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(3)", "print('{}')", "print('no JSON')"])
+def test_a_host_that_cannot_be_measured_counts_as_a_usual_one(ending: str) -> None:
+    assert measure_images([sys.executable, "-c", f"import sys; {ending}"]) == 0.0

@@ -128,6 +128,9 @@ class Measured(Struct):
     pairs: tuple[PairSpeed, ...] = ()
     reduces: tuple[ReduceSpeed, ...] = ()
     left_out: tuple[str, ...] = ()
+    image_seconds: Annotated[
+        float, doc("Processor seconds of one core for the reference photograph; 0: not measured.")
+    ] = 0.0
 
 
 class Calibration(Struct):
@@ -160,7 +163,10 @@ class Calibration(Struct):
 
 
 class Host(Struct):
-    """Host memory in bytes; ``available`` is the kernel's estimate, lowered to a cgroup's limit."""
+    """Host memory in bytes; ``available`` is the kernel's estimate, lowered to a cgroup's limit.
+
+    ``cpus`` are the cores whose time this process may use, by its affinity and a cgroup's quota.
+    """
 
     ram_total: int | NaType = NA
     ram_available: int | NaType = NA

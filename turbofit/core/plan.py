@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
+from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins, to_json
-from turbofit.core.units import round_up
+from turbofit.core.units import round_up, two_digits
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
@@ -220,6 +221,32 @@ def image_threads(cores: int, engines: int) -> int:
     return min(MOST_IMAGE_THREADS, max(2, cores // engines - 1))
 
 
+class HostImages(Struct):
+    """How fast the host prepares the workload's images; a forecast.
+
+    Where it is slower than the GPUs, it is what requests a second go by.
+    """
+
+    cores: Annotated[int, doc("Those whose time the engines' threads for images may use.")]
+    seconds_per_image: Annotated[float, doc("Processor seconds of one core.")]
+    images_per_second: Annotated[float, doc("What these cores prepare.")]
+    gpu_images_per_second: Annotated[float, doc("What the GPUs take.")]
+    measured: Annotated[bool, doc("Whether this host was measured, or a usual core is assumed.")]
+
+    @property
+    def binds(self) -> bool:
+        """Whether the GPUs wait for the host."""
+        return self.images_per_second < self.gpu_images_per_second
+
+    @property
+    def words(self) -> str:
+        """Both, for people."""
+        rate, of_gpus = two_digits(self.images_per_second), two_digits(self.gpu_images_per_second)
+        cores = f"{self.cores} {plural(self.cores, 'core')}"
+        prepare = "prepares" if self.cores == 1 else "prepare"
+        return f"{cores} {prepare} {rate} images/s, the GPUs take {of_gpus}"
+
+
 class Throughput(Struct):
     """A forecast of speed, never a promise; ``basis`` says what it rests on.
 
@@ -233,6 +260,9 @@ class Throughput(Struct):
     seconds_to_first_token: float = 0.0
     median_error: Annotated[
         float | None, doc("Share by which half of the published figures of text models differ.")
+    ] = None
+    host: Annotated[
+        HostImages | None, doc("Null: no images, or nobody knows the host's cores: not counted.")
     ] = None
 
 
@@ -251,6 +281,7 @@ class UsualImage(Struct):
     requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
     requests_per_second: float
     seconds_to_first_token: float
+    host: Annotated[HostImages | None, doc("As of the forecast of all images.")] = None
 
 
 class Candidate(Struct):

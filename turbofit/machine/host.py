@@ -40,7 +40,7 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
 
     Under: a quota of 3.5 cores counts as 3, one below 1 as 1 (over).
     """
-    cores = _affinity()
+    cores = affinity_cores()
     for quota in _quotas(Path(proc), Path(cgroup)):
         cores = min(quota, 1 << 20 if cores == NA else int(cores))
     return cores
@@ -116,7 +116,8 @@ def _free(path: str) -> int | NaType:
     return stat.f_bavail * stat.f_frsize
 
 
-def _affinity() -> int | NaType:
+def affinity_cores() -> int | NaType:
+    """Cores that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):

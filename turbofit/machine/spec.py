@@ -8,6 +8,7 @@ Groups joined by ``+``, commas or lines; what has a ``=`` between commas is a ma
     ,nvlink=0-1+2-3         the pairs that NVLink joins (none: no pair)
     ,p2p=none|all           peer access between all pairs
     ,ram=64GiB              host memory
+    ,cores=16               cores of the host, which prepare images
 
 GPUs are numbered in the order of the line.
 """
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 #: More GPUs than any one machine has: beyond it a SPEC is a typing error.
 MAX_GPUS: Final = 64
 
+#: Cores of a host: more than the largest machines have.
+_MOST_CORES: Final = 4096
+
 #: Characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
@@ -94,7 +98,7 @@ _OLDEST: Final = (7, 0)
 _PAIR: Final = re.compile(r"\s*(\d{1,3})\s*-\s*(\d{1,3})\s*")
 #: What may stand behind a card, and behind all, with an example.
 _KEYS: Final = {"total": "24GiB", "used": "4GiB", "free": "19GiB", "mig": "3g.40gb", "sm": "8.6"}
-_OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB"}
+_OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB", "cores": "16"}
 
 
 class _Card(Struct):
@@ -163,9 +167,9 @@ def _links(cards: list[_Card], options: Mapping[str, str]) -> tuple[Link, ...]:
 
 
 def _host(options: Mapping[str, str]) -> Host:
-    """A described host, of which nothing is known but its memory, taken as available."""
+    """A described host, of which only its memory is known, taken as available, and its cores."""
     ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
-    return Host(ram_total=ram, ram_available=ram)
+    return Host(ram_total=ram, ram_available=ram, cpus=_cores(options.get("cores")))
 
 
 def _name(spec: str, gpus: Sequence[Gpu]) -> str:
@@ -434,6 +438,14 @@ def _parse_p2p(text: str, cards: list[_Card]) -> Literal["none", "all"]:
     if any(card.gpu.mig for card in cards):
         _refuse("p2p=all, but MIG slices have no peers", "leave p2p out")
     return "all"
+
+
+def _cores(text: str | None) -> int | NaType:
+    if text is None:
+        return NA
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_CORES:
+        _refuse(f"cores={text}", f"write 1 to {_MOST_CORES:,}, as in cores=16")
+    return int(text)
 
 
 def _refuse(cause: str, hint: str) -> NoReturn:

@@ -27,12 +27,26 @@ from turbofit.core.struct import decode, to_json
 _LOG: Final = LazyLogger(__name__)
 
 _PROGRAM: Final = str(Path(__file__).with_name("speed_program.py"))
+_IMAGE_PROGRAM: Final = str(Path(__file__).with_name("image_program.py"))
 _SECONDS: Final = 60.0
+#: For a second of processor time, and its imports, on a host that is busy.
+_IMAGE_SECONDS: Final = 60.0
 #: How long the program may take beyond what it was given: one task, and making contexts.
 _GRACE: Final = 60.0
 #: Seconds that a process has to end after SIGKILL.
 _LAST_SECONDS: Final = 10.0
 _NO_CUDA: Final = 3
+
+
+def measure_images(command: Sequence[str] = (sys.executable, "-I", _IMAGE_PROGRAM)) -> float:
+    """Processor seconds of one core for the reference photograph; 0 where it cannot be measured."""
+    with (
+        under_way("measuring how long a core prepares an image"),
+        suppress(OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError),
+    ):
+        done = subprocess.run(command, capture_output=True, timeout=_IMAGE_SECONDS, check=True)
+        return float(json.loads(done.stdout)["image"])
+    return 0.0
 
 
 def measure_speed(
@@ -91,7 +105,8 @@ def measure_speed(
             hint="install torch for this machine's CUDA, or plan without --measure",
         )
     torch = "".join(results.pop("torch", []))
-    measured = Measured(torch=torch, **{field: tuple(values) for field, values in results.items()})
+    fields: dict[str, Any] = {field: tuple(values) for field, values in results.items()}
+    measured = Measured(torch=torch, **fields)
     if not (measured.cards or measured.pairs or measured.reduces):
         died = f"the measurement {_ended(code)} before its first result"
         raise MachineError(

@@ -142,6 +142,9 @@ CHECKS: Final = (
     Check("shared_memory", "host", ("install", "start"),
           "NCCL between GPUs without peer access, and Ray, exchange data through /dev/shm; Docker"
           " gives a container 64 MiB", of="host"),
+    Check("image_cores", "host", ("install", "start"),
+          "LMDeploy prepares images on the host's cores: where these are few, the cards wait",
+          of="host"),
     Check("disk", "host", ("install",),
           "weights are downloaded there: 16 GiB for a model of 8 B parameters"),
     Check("port", "host", ("install", "start"),

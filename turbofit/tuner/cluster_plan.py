@@ -341,6 +341,7 @@ def _sum(speeds: Sequence[Throughput | None]) -> Throughput | None:
         output_tokens_per_second=round(sum(speed.output_tokens_per_second for speed in known), 1),
         concurrent_requests=sum(speed.concurrent_requests for speed in known),
         seconds_to_first_token=max(speed.seconds_to_first_token for speed in known),
+        host=None,  # each node's figure has its own host in it
     )
 
 

@@ -28,7 +28,8 @@ from turbofit.tuner.resolved_request import (
 )
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
-from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed, total
+from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed
+from turbofit.tuner.throughput import total
 
 
 def make_prediction(

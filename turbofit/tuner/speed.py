@@ -18,7 +18,7 @@ from msgspec.structs import astuple, replace
 
 from turbofit.core.machine import Gpu, Link, Machine, Measured
 from turbofit.core.model import Model
-from turbofit.core.plan import Settings, Throughput
+from turbofit.core.plan import Settings
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
@@ -52,6 +52,10 @@ class Rates(Struct):
     nvlink_latency: float
     text_tokens: int
     output_tokens: int
+    tile_source_seconds: float
+    tile_prepared_seconds: float
+    processor_source_seconds: float
+    processor_prepared_seconds: float
     queued_share: float
     median_error: float
     p90_error: float
@@ -490,31 +494,6 @@ def speed_of(
         prefill=prefill,
         step=step,
         reduce=group.reduces(running),
-    )
-
-
-def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughput:
-    """The forecast over all replicas; ``measured`` is what it rests on beside the constants."""
-    figures = rates()
-    rests = "rates assumed, not measured"
-    if measured is not None:
-        rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
-    errors = (
-        f"median error {figures.median_error:.1%}, p90 {figures.p90_error:.1%} over "
-        f"{figures.error_figures} published figures of text models on {figures.error_cards} cards, "
-        f"no figure of a vision model is published"
-    )
-    rate = sum(speed.requests_per_second for speed in speeds)
-    return Throughput(
-        basis=(
-            f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
-            f"{figures.output_tokens} answered; {rests}; {errors}"
-        ),
-        requests_per_second=round(rate, 4),
-        output_tokens_per_second=round(rate * figures.output_tokens, 1),
-        concurrent_requests=round(sum(speed.running for speed in speeds)),
-        seconds_to_first_token=round(max(speed.seconds_to_first_token for speed in speeds), 3),
-        median_error=round(figures.median_error, 3),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from tests.support.checkup import Find, Make, card, two
@@ -16,10 +17,11 @@ from tests.support.nvml import Scenario
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
 from turbofit.core.machine import Host
-from turbofit.core.plan import Plan
+from turbofit.core.plan import HostImages, Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.checks import plan_warnings, refuse
+from turbofit.planning.examine.host import image_cores
 from turbofit.planning.examine.scene import Scene, Sources
 
 
@@ -157,3 +159,40 @@ def test_rank_launchers(tp: int, environ: dict[str, str], warned: str | None) ->
         assert warned in warnings[0]
         with pytest.raises(LaunchError, match="start it once"):
             refuse(Scene(Sources(environ), "launch", plan=plan))
+
+
+def prepared(images_per_second: float) -> Plan:
+    """A plan whose GPUs take 20 images a second."""
+    plan = plausible_plan()
+    host = HostImages(
+        cores=2, seconds_per_image=2 / images_per_second, images_per_second=images_per_second,
+        gpu_images_per_second=20.0, measured=False,
+    )  # fmt: skip
+    return replace(plan, throughput=replace(plan.throughput, host=host), usual_image=UNSET)
+
+
+def test_a_quota_that_makes_the_cards_wait_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(ROOMY, cpus=2)
+    monkeypatch.setattr(Sources, "cores", lambda _: 16)
+    (warning,) = check_before(few, tmp_path, plan=prepared(11.0))
+    assert "2 of 16 cores: 2 cores prepare 11 images/s, the GPUs take 20" in warning
+    assert check_before(few, tmp_path, plan=prepared(30.0)) == []
+    assert check_before(few, tmp_path) == []  # nothing is known of its images
+    # It is no quota that makes the host slow.
+    monkeypatch.setattr(Sources, "cores", lambda _: 2)
+    assert check_before(few, tmp_path, plan=prepared(11.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "state", "words"),
+    [(2, "warning", "a quota of 2 of 16 cores"), (16, "ok", "16 cores"), (NA, "unreadable", "")],
+)
+def test_doctor_tells_of_a_quota(
+    monkeypatch: pytest.MonkeyPatch, cores: int, state: str, words: str
+) -> None:
+    monkeypatch.setattr(Sources, "cores", lambda _: 16)
+    host = replace(ROOMY, cpus=cores)
+    found = image_cores(host, Scene(Sources(), "install", host=host))
+    assert (found.state, words in found.seen) == (state, True)

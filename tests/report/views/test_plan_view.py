@@ -50,6 +50,14 @@ def told(plan: Plan) -> str:
     return " ".join(paint(plan_view(plan), short=True).split())
 
 
+def test_the_slower_of_host_and_cards_is_said_once() -> None:
+    slow = turbofit.plan("internvl2-2b", on="1xh100,cores=1")
+    assert "host 1 core prepares 12 images/s, the GPUs take 17" in told(slow)
+    quick = turbofit.plan("internvl2-2b", on="1xh100,cores=16")
+    assert "prepare" not in told(quick)
+    assert "15 cores prepare" in paint(plan_view(quick))
+
+
 def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() -> None:
     plan = turbofit.plan("qwen2-vl-7b", on="2xrtx4090")
     assert QUEUED in plan.warnings

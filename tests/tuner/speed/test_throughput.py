@@ -36,9 +36,9 @@ from turbofit.tuner.speed import (
     rates,
     request_tokens,
     speed_of,
-    total,
     work_of,
 )
+from turbofit.tuner.throughput import total
 
 ENGINE = engine_named("turbomind")
 IMAGE = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)

@@ -173,6 +173,14 @@ class ImageRule(Struct):
         """Pixels of a unit's side; a unit is square."""
 
     @property
+    def by_table(self) -> bool:
+        """Whether LMDeploy makes an image's tiles itself, where a table makes numbers of bytes.
+
+        Else an image processor of Transformers does.
+        """
+        return False
+
+    @property
     def videos(self) -> Videos | None:
         """The model's videos; None where LMDeploy's PyTorch engine takes none."""
         return None

@@ -52,6 +52,10 @@ class TileRule(BaseTileRule, tag="tile"):
         return "max_patches" if self.dynamic and not self.client_knobs else None
 
     @property
+    def by_table(self) -> bool:
+        return self.dynamic and self.client_knobs
+
+    @property
     def unmade_units(self) -> int:
         """One tile has no thumbnail, two have three units."""
         return 2 if self.thumbnail else 0

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.ports import DEFAULT_PORT
-from turbofit.core.struct import NA
+from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
@@ -84,6 +84,23 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
     if len(visible) > 1 and available < _GOOD_SHM:
         return warning(text, fix)
     return ok(text)
+
+
+def image_cores(host: Host, scene: Scene) -> Answer | None:
+    """A container's quota, where it and not the cards says how many images a second are served."""
+    whole, plan = known(scene.sources.cores(), 0), scene.plan
+    cores = known(host.cpus, 0)
+    fix = "give the container more cores (--cpus, limits.cpu)"
+    if plan is None:
+        if not cores:
+            return unreadable("the cores of this host")
+        text = f"a quota of {cores} of {whole} cores"
+        return warning(text, fix) if cores < whole else ok(f"{cores} cores")
+    usual, speed = plan.usual_image or None, plan.throughput
+    prepared = usual.host if usual else speed.host if speed else None
+    if cores >= whole or prepared is None or not prepared.binds:
+        return None
+    return warning(f"a quota of {cores} of {whole} cores: {prepared.words} ({fix})", fix)
 
 
 def disk(sources: Sources, scene: Scene) -> Answer:

@@ -183,6 +183,12 @@ class Sources:
             proc=str(root / "proc"), cgroup=str(root / "sys/fs/cgroup"), shm=str(root / "dev/shm")
         )
 
+    def cores(self) -> int | NaType:
+        """Cores that this process may run on, whatever a quota leaves of their time."""
+        from turbofit.machine.host import affinity_cores
+
+        return affinity_cores()
+
     def kernels(self) -> Census | None:
         """The kernels of the installed TurboMind; None where they cannot be read."""
         from turbofit.kernels.installed import installed as installed_kernels

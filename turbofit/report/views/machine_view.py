@@ -151,6 +151,8 @@ def _slowest(measured: Measured) -> str:
     if measured.pairs:
         slowest = min(pair.bandwidth for pair in measured.pairs)
         texts.append(f"a pair at least {slowest / 1e9:,.1f} GB/s")
+    if measured.image_seconds:
+        texts.append(f"a core {measured.image_seconds * 1e3:.0f} ms for an image of 1920x1080")
     wrong = sum(not pair.right for pair in measured.pairs)
     if wrong:
         texts.append(f"{wrong} pairs copy wrong data")

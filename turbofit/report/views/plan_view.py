@@ -41,7 +41,7 @@ from turbofit.report.views.memory_view import memory_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.model import Model
-    from turbofit.core.plan import Candidate, Plan, Throughput, UsualImage
+    from turbofit.core.plan import Candidate, HostImages, Plan, Throughput, UsualImage
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
@@ -131,6 +131,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
         if usual:
             size = "{}x{}".format(*usual.image_size)
             facts[size] = f"{usual.requests_at_once:,} at once; forecast {_speed(usual)}"
+        facts["host"] = _host_limit(usual.host if usual else speed.host)
     facts["pace"] = plan.pace.text if plan.pace else ""
     if plan.considered and plan.kv.longest_request_tokens:
         facts["KV cache"] = _cache(plan)  # the sentence of a prediction says it
@@ -141,6 +142,11 @@ def _in_short(plan: Plan) -> dict[str, str]:
         rehearsed = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
         facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
+
+
+def _host_limit(host: HostImages | None) -> str:
+    """Which of the two is slower, where it is the host."""
+    return host.words if host is not None and host.binds else ""
 
 
 def _cache(plan: Plan) -> str:
@@ -303,6 +309,8 @@ def _facts(plan: Plan) -> FactList:
             f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once "
             f"({speed.basis})"
         )
+        if speed.host is not None:
+            facts["host"] = speed.host.words
     facts["pace"] = plan.pace.text if plan.pace else ""
     if usual := plan.usual_image:
         size = "{}x{}".format(*usual.image_size)

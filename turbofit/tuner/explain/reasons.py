@@ -18,7 +18,8 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
-from turbofit.tuner.speed import group_class, group_rates, group_speed, rates, total
+from turbofit.tuner.speed import group_class, group_rates, group_speed, rates
+from turbofit.tuner.throughput import host_rate, total
 
 #: Width and height of the picture that most people send: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
@@ -295,6 +296,8 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         if not evaluation.fits:
             continue
         images, speeds = vision_load_of(request, other), evaluation.speeds
+        host = host_rate(request, images, len(speeds))
+        forecast = total(speeds, images=images.images_per_request, host=host)
         parts = map(evaluation.of_group, evaluation.shape.groups)
         yield LimitCost(
             limit=other,
@@ -302,8 +305,8 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
             image_tokens=images.tokens_per_request // images.images_per_request,
             kv_tokens=sum(part.kv_tokens for part in parts),
             requests_at_once=round(sum(speed.running for speed in speeds)),
-            requests_per_second=round(sum(s.requests_per_second for s in speeds), 4),
-            seconds_to_first_token=round(max(s.seconds_to_first_token for s in speeds), 3),
+            requests_per_second=forecast.requests_per_second,
+            seconds_to_first_token=forecast.seconds_to_first_token,
         )
 
 
@@ -327,11 +330,13 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
         speed = group_speed(here, part.settings, load, part.kv_tokens, at_once)
         speeds.append(speed if part.shape.units_per_forward is None else speed.queued())
-    forecast = total(speeds)
+    host = host_rate(request, load, len(speeds), _USUAL_SIZE)
+    forecast = total(speeds, images=load.images_per_request, host=host)
     return UsualImage(
         image_size=_USUAL_SIZE,
         image_tokens=image_tokens,
         requests_at_once=requests_held(fit.accounts, caches, load),
         requests_per_second=forecast.requests_per_second,
         seconds_to_first_token=forecast.seconds_to_first_token,
+        host=forecast.host,
     )

@@ -19,7 +19,7 @@ from turbofit.core.plan import Goal
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcome_without_cache
-from turbofit.tuner.resolved_request import ResolvedRequest, accounts_of
+from turbofit.tuner.resolved_request import ResolvedRequest, accounts_of, vision_load_of
 from turbofit.tuner.search.shapes import Evaluation, Shape, like_groups
 from turbofit.tuner.search.sizing import (
     SearchState,
@@ -31,6 +31,7 @@ from turbofit.tuner.search.sizing import (
     most_held,
 )
 from turbofit.tuner.speed import Pace, Speed, counted_tokens, request_tokens
+from turbofit.tuner.throughput import host_rate
 
 #: Digits of a score: sums of the same speeds in another order are the same.
 _DIGITS: Final = 9
@@ -158,7 +159,7 @@ def _scored(
     """
     goal, speeds = request.workload.goal, evaluation.speeds
     if request.pace is not None:
-        pace = _pace(request.pace, engines)
+        pace = _prepared(request, evaluation, _pace(request.pace, engines))
         evaluation = replace(evaluation, pace=pace, slow=round(request.pace.excess(pace), 3))
     if goal == "throughput":
         score = sum(speed.requests_per_second for speed in speeds)
@@ -181,6 +182,15 @@ def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]])
         first_token=max(engine.first_token or 0 for engine in paces),
         per_token=max(engine.per_token or 0 for engine in paces),
     )
+
+
+def _prepared(request: ResolvedRequest, evaluation: Evaluation, pace: Pace) -> Pace:
+    """No more requests a second than the host prepares images for."""
+    load = vision_load_of(request, request.requested_limit)
+    host = host_rate(request, load, len(evaluation.speeds) or 1)
+    if host is None or pace.rate is None:
+        return pace
+    return replace(pace, rate=min(pace.rate, host.images_per_second / load.images_per_request))
 
 
 class _Unequal:

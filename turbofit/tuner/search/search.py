@@ -34,7 +34,7 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.shapes import Evaluation, Shape, no_shape, shape_settings, shapes
 from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
-from turbofit.tuner.speed import total
+from turbofit.tuner.throughput import host_rate, total
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -83,8 +83,12 @@ class EngineFit(Struct):
 
     @property
     def throughput(self) -> Throughput | None:
-        speeds = self.best.speeds
-        return total(speeds, self.request.machine.measured) if speeds else None
+        speeds, load = self.best.speeds, self.requested_load
+        if not speeds:
+            return None
+        host = host_rate(self.request, load, len(speeds))
+        measured = self.request.machine.measured
+        return total(speeds, measured, images=load.images_per_request, host=host)
 
 
 def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
