@@ -452,9 +452,9 @@ class TurbomindAccount(Account):
         warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
         largest = max(case.bytes for case in (warmup, *transients))
         grown = int(min(growth["most"], growth["share"] * largest))
-        late = (term("pool_growth", "buffers", grown, "estimate", "holes in driver pools"),)
+        late = [term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")]
         if model.mrope:
-            late += (term("mrope_pool", "buffers", step, "formula", _MROPE),)
+            late.append(term("mrope_pool", "buffers", step, "formula", _MROPE))
         classes = self.weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
         weights = sum(classes.values())
         # Equal cards have equal buffers, and a search makes accounts by the thousand.
