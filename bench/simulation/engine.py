@@ -135,8 +135,9 @@ class SimulatedEngineProcess:
     log_error = ""
 
     def __init__(
-        self, world: World, argv: Sequence[str], env: Mapping[str, str], log: Path, **_: object
-    ) -> None:
+        self, world: World, argv: Sequence[str], env: Mapping[str, str], log: Path, *_: object,
+        **__: object,
+    ) -> None:  # fmt: skip
         self.log = log
         self._world = world
         self.pid = world.new_pid()

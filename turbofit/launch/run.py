@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Outage
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.launches import Lmdeploy
+    from turbofit.launch.engine.standby import StandbyKeeper
     from turbofit.launch.engine.supervised_engine import EngineExam, Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
@@ -102,7 +103,7 @@ class Run:
     ended that had served; ``on_tick`` is called at each look. ``lmdeploy`` None looks for it. An
     ``examiner`` asks the engines, which then have private ports and no gateway. ``publish``: where
     clients reach a gateway; None is an address of its own. ``shared``: other models of this
-    turbofit have engines on the cards, too.
+    turbofit have engines on the cards, too. ``standby`` starts its engines.
 
     Raises:
         PackageError: LMDeploy is missing, and was asked for.
@@ -121,10 +122,12 @@ class Run:
         examiner: Examiner | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
         shared: bool = False,
+        standby: StandbyKeeper | None = None,
     ) -> None:
         self.config, self.leases, self._say = config, leases, say
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
         self.examiner, self.publish, self.shared = examiner, publish, shared
+        self.standby = standby
         #: What the user gave, by the planner's keywords.
         self.fixed: Options = {} if config.request is None else config.request.given()
         self.lmdeploy = lmdeploy or lmdeploy_if_needed(self.fixed.get("engine"))
@@ -437,7 +440,8 @@ class Start:
         self._worst_asked = exam is ask_worst
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
-            exam=exam, timing=config.timing, on_end=self._ended, on_rest=self._rest,
+            exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
+            on_rest=self._rest,
             # Ends of an engine by requests that the gateway refuses since.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
         )  # fmt: skip
@@ -493,6 +497,7 @@ class Start:
             key = secrets.token_hex(32)
         self._key = key
         key = key or config.api_key  # the user's own is on the command line already
+        begin = None if run.standby is None else run.standby.begin
         images = image_environment(plan)
         if config.pretend:
             from turbofit.launch.engine.pretended import PretendLaunch, pretend_runner
@@ -503,14 +508,17 @@ class Start:
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, taken=config.pretend_taken, fail_at=fail_at, images=images,
+                    folder=folder, taken=config.pretend_taken, fail_at=fail_at, begin=begin,
+                    images=images,
                 )
                 for command in engine_commands
             ]  # fmt: skip
         ours = module_runner(module_of(plan.engine))
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
-            Launch(command, runner, key, ratio=self._ratio(command.group), images=images)
+            Launch(
+                command, runner, key, ratio=self._ratio(command.group), images=images, begin=begin
+            )
             for command in engine_commands
         ]
 
@@ -590,6 +598,8 @@ class Start:
             run.record.keep()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
+        if run.standby is not None and self._supervisor.ready:
+            run.standby.look()
         run.on_tick()
 
     def _tell_progress(self) -> None:
@@ -655,6 +665,13 @@ class Start:
                 self._run.public.call(
                     lambda gateway: gateway.engine_ended(index, other_cause=other)
                 )
+
+    def _back(self, engine: SupervisedEngine) -> None:
+        """Requests wait for it: the gateway need not find out by itself."""
+        if self._run.public is not None:
+            index = self._supervisor.engines.index(engine)
+            with suppress(LaunchError):
+                self._run.public.call(lambda gateway: gateway.engine_ready(index))
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
         """Whether no request can have ended an engine."""

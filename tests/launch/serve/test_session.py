@@ -7,15 +7,17 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.processes import REPO, Child, gone, pids
+from tests.support.processes import REPO, Child, alive, gone, pids
 from tests.support.serving import ask_at
 from tests.support.waiting import until
 from turbofit.core.messages import BESIDE_COMMANDS
+from turbofit.launch.serve.leases import Leases, end_orphans
 from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow
@@ -181,6 +183,59 @@ def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(guarded, session
     assert gone(grandchild)
     again.wait_for("OPEN")
     assert not lease.exists()
+
+
+def processes_of(folder: Path) -> set[int]:
+    """Living processes in whose environment a test's folder is."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.fsencode(folder) in (process / "environ").read_bytes():
+                found.add(int(process.name))
+    return {pid for pid in found if alive(pid)}
+
+
+def standby_beside(child: Child) -> int | None:
+    """The process that stands by, which is none of its engines."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            pid, parent = int(process.name), int((process / "stat").read_text().split()[3])
+            words = (process / "cmdline").read_bytes()
+            if parent == child.process.pid and b"--standby" in words and pid not in pids(child):
+                return pid
+    return None
+
+
+@pytest.mark.parametrize("order", list(permutations(("server", "standby", "engine"))), ids="-".join)
+def test_kills_in_every_order_leave_no_process_and_no_lease(
+    order: tuple[str, ...], session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the server, what stands by, and the engine, whoever becomes the next one meanwhile."""
+    child = session("serve", standby=True)
+    child.wait_for("OPEN")
+    standby = until(lambda: standby_beside(child), "a standby")
+    roles = {"server": child.process.pid, "standby": standby, "engine": pids(child)[0]}
+    for role in order:
+        with suppress(ProcessLookupError):
+            os.kill(roles[role], signal.SIGKILL)
+    child.finish()
+    until(lambda: not processes_of(tmp_path), "all of its processes to be gone")
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
+    with Leases() as leases:
+        end_orphans(leases)
+    assert list((tmp_path / "leases").glob("*.json")) == []
+
+
+def test_a_killed_engine_is_followed_by_what_stood_by(session, tmp_path: Path) -> None:
+    child = session("serve", standby=True)
+    child.wait_for("OPEN")
+    for count in (2, 3):
+        standby = until(lambda: standby_beside(child), "a standby")
+        os.kill(pids(child)[-1], signal.SIGKILL)
+        child.wait_for("phase: ready", count)
+        assert pids(child)[-1] == standby
+    terminate(child)
+    assert not processes_of(tmp_path)
 
 
 def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(

@@ -31,8 +31,9 @@ from turbofit.observe.live import parse_page
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.routing.engines import InFlight, RoutedEngine
+    from turbofit.gateway.routing.engines import InFlight, Outage, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
 _LOG: Final = LazyLogger(__name__)
@@ -44,6 +45,13 @@ _FAILURES: Final = 3
 def healthy(engines: Iterable[RoutedEngine]) -> bool:
     """Whether at least one engine answers completions, and takes more."""
     return any(engine.serves for engine in engines)
+
+
+def trouble(outage: Outage | None, word: str = "status") -> Document:
+    """What `/health` says where no engine serves, of a model alone and, as a state, of several."""
+    if outage is None:
+        return {word: "unavailable"}
+    return {word: "resting", "message": outage.message}
 
 
 class Monitor:
@@ -85,6 +93,11 @@ class Monitor:
         """A request failed there."""
         engine.suspect = True
         self._looks[engine].set()
+
+    def ask_now(self, engine: RoutedEngine) -> None:
+        """It is said to answer again: ask it without the pause after failures."""
+        engine.last_check = float("-inf")
+        self.suspect(engine)
 
     def doubt(self, engine: RoutedEngine) -> None:
         """It broke off, was not reached, or its loop has ended.

@@ -108,8 +108,9 @@ class SupervisedEngine:
         self.tracker = StartupTracker(self.plan, self.log, self._began)
         # A disk that has become unwritable costs a restart its log, never the engine.
         self.process = EngineProcess(
-            start_command.argv, start_command.env, self.log, log_required=self.starts == 1
-        )
+            start_command.argv, start_command.env, self.log, self._launch.begin,
+            log_required=self.starts == 1,
+        )  # fmt: skip
         self.state = "starting"
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"

@@ -72,8 +72,13 @@ def install() -> None:
     """Prepare the images of every model that this process opens, as its environment says."""
     threads = int(os.environ.pop(THREADS, "1"))
     cache_bytes = int(os.environ.pop(CACHE, "0"))
-    if threads > 1:
-        sys.meta_path.insert(0, _Watch(partial(_watch_encoders, threads, cache_bytes)))
+    if threads <= 1:
+        return
+    watch = partial(_watch_encoders, threads, cache_bytes)
+    if _MODULE in sys.modules:  # a process that stood by
+        watch(sys.modules[_MODULE])
+    else:
+        sys.meta_path.insert(0, _Watch(watch))
 
 
 class _Watch:

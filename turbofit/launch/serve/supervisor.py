@@ -120,7 +120,8 @@ class StopSignal:
 class Supervisor:
     """All engines of one plan, one a launch.
 
-    ``on_end`` is told of each end of an engine that served, or is started again; ``on_rest`` when
+    ``on_end`` is told of each end of an engine that served, or is started again; ``on_back`` when
+    one is ready that was started again while others served, or after it did; ``on_rest`` when
     all engines are left alone for a while, and, with None, when one is started again.
     ``explained`` says how often within so many seconds an engine, by its place among the launches,
     ended by a request that is refused since: those ends do not count.
@@ -136,6 +137,7 @@ class Supervisor:
         exam: EngineExam | None = None,
         timing: Timing | None = None,
         on_end: Callable[[SupervisedEngine, End], None] = lambda _engine, _ending: None,
+        on_back: Callable[[SupervisedEngine], None] = lambda _engine: None,
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
@@ -144,6 +146,7 @@ class Supervisor:
         self._opened = False
         self._outage: Outage | None = None
         self._say, self._timing, self._on_end = say, timing or Timing(), on_end
+        self._on_back = on_back
         self._minutes = f"{self._timing.window / 60:.2g}"
         self._began = clock()
         self.engines: list[SupervisedEngine] = []
@@ -201,7 +204,9 @@ class Supervisor:
                     if now >= engine.again_at and engine.end(0.0):
                         engine.start()
                     continue
-                ended = engine.look(now)
+                before, ended = engine.state, engine.look(now)
+                if self._opened and before != engine.state == "ready":
+                    self._on_back(engine)
                 # A second signal kills them meanwhile: of several models, from another thread.
                 if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
