@@ -131,6 +131,21 @@ class GpuLedger(Struct):
     peak: Annotated[int, doc("Bytes in use in the worst case.")]
     headroom: Annotated[int, doc("total - reserved - max(peak, load_peak).")]
     margin: Annotated[int, doc("Bytes that must stay free.")]
+    withheld: Annotated[
+        int | UnsetType, doc("Those of the margin that a budget withholds; only where one does.")
+    ] = UNSET
+
+    @property
+    def beyond_budget(self) -> int:
+        """Bytes that a budget withholds; 0 without one."""
+        return 0 if self.withheld is UNSET else self.withheld
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that the engines may take here; None where no budget withholds any."""
+        if self.withheld is UNSET:
+            return None
+        return self.total - self.reserved - self.used - self.withheld
 
     @property
     def most(self) -> int:

@@ -30,6 +30,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.server import keep_large_blocks
+from turbofit.launch.engine import read_ahead
 from turbofit.launch.engine.check import LONG, ask_small, ask_worst, check_seconds
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import (
@@ -136,6 +137,7 @@ class Run:
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
             doubled=self.lmdeploy.warning is not None, fitted=shared,
+            meanwhile=self._import_meanwhile,
         )  # fmt: skip
         #: What is launched, and the changes that it was planned with.
         self.plan: Plan | None = None
@@ -147,6 +149,13 @@ class Run:
         self.public: PublicSide | None = None
         #: Who is suspected and refused; the next gateway goes on with it.
         self.deny_list: DenyList | None = None
+
+    def _import_meanwhile(self, plan: Plan) -> None:
+        """Have the first engine's imports done beside the rehearsal of its plan."""
+        if self.standby is not None and plan.engine.of_lmdeploy and self.lmdeploy.argv:
+            start = Launch(commands(plan)[0], self.lmdeploy.argv).start_command(0)
+            self.standby.expect(start.argv, start.env)
+            self.standby.look(plan.host.pinned + plan.host.pageable)
 
     def say(self, text: str) -> None:
         """Tell progress; a terminal or disk that takes none costs the line, never the server."""
@@ -417,6 +426,7 @@ class Start:
             self._plan = localised(self._plan, run.folder / "model")
         else:
             self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
+            read_ahead.begin(self._plan, read_host())
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.server import bind
 

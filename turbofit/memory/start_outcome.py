@@ -75,8 +75,8 @@ def _without_room(tightest: GpuLedger) -> StartOutcome:
         )
         return StartOutcome("load_margin", missing, text)
     text = (
-        f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of the"
-        f" margin of {format_bytes(tightest.margin)} before the first KV block"
+        f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of"
+        f" {_kept(tightest)} before the first KV block"
         f" ({_makeup(tightest, tightest.ledger, worst=True)})"
     )
     return StartOutcome("request", missing, text)
@@ -92,9 +92,12 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         if not ledger.fits:
             missing = ledger.margin - ledger.headroom
+            short = f"{format_bytes(missing)} less than the margin"
+            if ledger.budget is not None:
+                short = f"{format_bytes(missing)} more than {_kept(ledger)}"
             text = (
                 f"serves with {format_bytes(ledger.headroom)} to spare on GPU {ledger.index},"
-                f" {format_bytes(missing)} less than the margin"
+                f" {short}"
             )
             yield StartOutcome("margin", missing, text)
 
@@ -164,6 +167,13 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
                 f" {where} on GPU {ledger.index} ({format_bytes(missing)} short)"
             )
             yield StartOutcome("request", missing, text)
+
+
+def _kept(ledger: GpuLedger) -> str:
+    """What must be kept: a margin, or a budget with the margin in it."""
+    if ledger.budget is None:
+        return f"the margin of {format_bytes(ledger.margin)}"
+    return f"the budget of {format_bytes(ledger.budget)}"
 
 
 def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) -> str:

@@ -97,11 +97,13 @@ class ResolvedRequest(Struct):
 
     def margin_of(self, gpu: Gpu) -> int:
         """Bytes to leave on one GPU, with what a budget withholds from us."""
-        margin = self.margin.of(gpu)
+        return self.margin.of(gpu) + self.withheld_of(gpu)
+
+    def withheld_of(self, gpu: Gpu) -> int:
+        """Bytes of one GPU that a budget withholds from us."""
         if self.budget is None:
-            return margin
-        withheld = gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget)
-        return margin + max(0, withheld)
+            return 0
+        return max(0, gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget))
 
     @property
     def promised_requests(self) -> int | None:
@@ -171,6 +173,7 @@ def launch_of(
         vision_load=vision_load,
         margins=tuple(request.margin_of(gpu) for gpu in gpus),
         saved=tuple(request.margin.saved(gpu) for gpu in gpus),
+        withheld=tuple(request.withheld_of(gpu) for gpu in gpus),
         free_at_cache=free_at_cache,
     )
 

@@ -112,6 +112,16 @@ def test_it_becomes_the_next_engine(
     assert len([text for text in said if "--no-standby" in text]) == 1
 
 
+def test_the_first_engine_finds_its_imports_done(
+    keeper: StandbyKeeper, engines: Engines, env: dict[str, str]
+) -> None:
+    keeper.expect((sys.executable, ENTRY, "pretty_engine"), env)
+    keeper.look()
+    pid = keeper.pid
+    first = engines.begin("GPU-a")
+    assert (first["pid"], first["imported"]) == (pid, "--standby")
+
+
 def test_what_an_import_may_read_is_as_at_its_start(
     keeper: StandbyKeeper, engines: Engines
 ) -> None:

@@ -242,6 +242,7 @@ def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(
     tmp_path: Path, port: int, children: list[Child]
 ) -> None:
     words = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--port", str(port))
+    words += ("--no-standby",)  # the stand-in takes an engine's place as Python begins
     environ = {
         "STANDIN_SCRIPT": "dies_of_poison", "XDG_STATE_HOME": str(tmp_path / "state"),
         "TURBOFIT_LEASES": str(tmp_path / "leases"),

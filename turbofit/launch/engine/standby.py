@@ -143,6 +143,11 @@ class StandbyKeeper:
         standby = self._standby
         return None if standby is None else standby.pid
 
+    def expect(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """An engine with such a command will begin: `look` starts a standby for it."""
+        with self._lock:
+            self._kind = kind_of(argv, env)
+
     def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Start an engine: what stands by becomes it, else a new process."""
         kind = kind_of(argv, env)
