@@ -68,10 +68,9 @@ def _without_room(tightest: GpuLedger) -> StartOutcome:
     """That the tightest GPU misses its margin without any cache."""
     missing = max(1, tightest.margin - tightest.headroom)
     if tightest.load_peak > tightest.peak:
-        free, margin = format_bytes(tightest.headroom), format_bytes(tightest.margin)
         text = (
-            f"while it loads, GPU {tightest.index} is {format_bytes(missing)} short of the margin"
-            f" of {margin}: {free} stay free beside a load peak of {_load_makeup(tightest)}"
+            f"while it loads, GPU {tightest.index} is {format_bytes(missing)} short of"
+            f" {_kept(tightest)}, by a load peak of {_load_makeup(tightest)}"
         )
         return StartOutcome("load_margin", missing, text)
     text = (
