@@ -37,13 +37,15 @@ _LOG: Final = LazyLogger(__name__)
 #: What LMDeploy's server loads before it reads a model's folder.
 _LMDEPLOY: Final = (
     "lmdeploy.cli.entrypoint", "lmdeploy.serve.openai.api_server", "lmdeploy.vl.engine",
-    "lmdeploy.vl.model.builder",
+    "lmdeploy.vl.model.builder", "lmdeploy.turbomind.turbomind", "lmdeploy.turbomind.converter",
+    "lmdeploy.serve.parsers.tool_parser", "lmdeploy.serve.parsers.reasoning_parser",
+    "lmdeploy.hf_configs", "prometheus_client", "uvicorn.protocols.websockets.wsproto_impl",
 )  # fmt: skip
 #: What each module that runs an engine imports.
 _IMPORTS: Final = {
-    "lmdeploy": (*_LMDEPLOY, "lmdeploy.turbomind.turbomind"),
+    "lmdeploy": _LMDEPLOY,
     "turbofit.rehearse.turbomind.server": (
-        "turbofit.rehearse.turbomind.server:preload", *_LMDEPLOY, "lmdeploy.turbomind.turbomind",
+        "turbofit.rehearse.turbomind.server:preload", *_LMDEPLOY,
     ),
 }  # fmt: skip
 #: Variables that are read once an engine runs. All others may be read by an import.
