@@ -248,7 +248,7 @@ def standby_killed(ground: Ground) -> Outcome:
         began = time.monotonic()
         # One that was killed is not tried again before the next start.
         os.kill(server.engines()[-1] if number else waiting, signal.SIGKILL)
-        if not server.until_answers(image(448, 448)):
+        if not server.until_answers(image(448, 448), 200.0):
             return Outcome(ok=False, said=f"no answer after kill {number + 1}")
         took.append(f"{time.monotonic() - began:.1f}")
         waiting = waiting if number != 1 else _imported(server)
