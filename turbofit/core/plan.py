@@ -26,8 +26,8 @@ EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
-#: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
-#: preprocessing 2 ms at least, a photograph about 30 ms, and all clients wait for it.
+#: Images of one request, where the plan does not promise more. Each costs a thread of LMDeploy's
+#: process 2 ms at least, a photograph 30 to 100 ms; where that has one, all clients wait for it.
 _MOST_IMAGES: Final = 64
 #: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat).
 _TEXT_COPIES: Final = 128

@@ -412,10 +412,13 @@ def test_the_package_that_a_form_needs_is_named(path, fields, forced) -> None:
     if path == "/v1/responses":
         failed = {"error": failed}
     for data, status in ((json.dumps(failed).encode(), 400), (b"Internal Server Error", 500)):
-        app, _ = gateway(recorder=Recorder(lambda *_, d=data, s=status: Answer(d, status=s)))
+        recorder = Recorder(lambda *_, d=data, s=status: Answer(d, status=s))
+        app, _ = gateway(recorder=recorder)
         reply = ask(app, path, body={**body_for(path), **fields})
         assert reply.status == (400 if forced else status)
         assert ("pip install xgrammar" in reply.json["error"]["message"]) == forced
+        # LMDeploy ends the connection behind such a 500: the next request would be cut off.
+        assert recorder.seen[0][4].get("Connection") == ("close" if forced else None)
     assert app.engines[0].up
 
 
