@@ -45,6 +45,7 @@ _UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
 _OF_OTHERS = {
     "LMDeploy": set(engine_options()),
     "turbofit-fallback": {"--max-images"},
+    "nvidia-smi": {"--query-gpu"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
     "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},
 }  # fmt: skip

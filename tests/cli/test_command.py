@@ -39,6 +39,7 @@ def test_what_an_option_takes() -> None:
     [
         (["--name", "--json"], "--name needs a value before --json"),
         (["--name", "--nonsense"], "--name needs a value before --nonsense"),
+        (["--nonsense"], "unknown option --nonsense"),
         (["--key", "--name=x"], "--key needs a value before --name=x"),
         (["--origins", "--json"], "option '--origins' requires an argument"),
         (["word"], "unexpected extra argument"),

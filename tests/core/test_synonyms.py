@@ -7,7 +7,7 @@ import pytest
 
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.usage_errors import options_by_command
-from turbofit.core.synonyms import _tables, by_its_words, command_synonym, near, synonym
+from turbofit.core.synonyms import _tables, command_synonym, near, synonym
 from turbofit.launch.serve.passthrough import engine_options
 
 
@@ -18,9 +18,9 @@ def test_every_option_that_the_table_names_is_one() -> None:
     for name, option in tables.options.items():
         known = {*ours, *engine_options(), "--MODEL"}
         assert not option.to or f"--{option.to}" in known, name
-        assert option.to or option.say or option.at, name
-        assert not option.only or (option.to and synonym(name) is None), name
-        assert set(option.at) <= set(COMMANDS), name
+        assert option.to or option.say, name
+        # Those have a table of their own, but for -tp of other programs.
+        assert name == "tp" or f"--{name}" not in engine_options(), name
     assert not tables.commands.keys() & COMMANDS.keys()
 
 
@@ -61,22 +61,3 @@ def test_what_nobody_says_or_is_unlike_is_no_misspelling() -> None:
     assert near("--imags", ["--images", "--json"]) == ["--images"]
     for wrong, right in (("--users", "--cluster"), ("--free", "--file"), ("--model", "--md")):
         assert near(wrong, [right]) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "command", "said"),
-    [
-        ("--max-price", "plan", "turbofit knows no prices"),
-        ("--used-memory", "plan", "memory stands behind the card"),
-        ("--gpu-vram", "gpus", "a word filters: turbofit gpus 24gb"),
-        ("--family", "models", ""),
-        # A word that is advised about, beside one that is not, or that means something else.
-        ("--kv-transfer-config", "plan", ""),
-        ("--batch-timeout", "serve", ""),
-        ("--seed-node", "serve", ""),
-    ],
-)
-def test_advice_is_given_where_all_words_of_a_name_mean_it(
-    name: str, command: str, said: str
-) -> None:
-    assert by_its_words(name, command)[: len(said) or None] == said

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -266,10 +267,14 @@ if __name__ == "__main__":
 needs("fastapi", "torchvision")
 
 
+VERSION = {"anthropic-version": "2023-06-01"}
+PARSER = ("--tool-call-parser", "qwen2d5")
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     children: list[Child] = []
-    words = ("qwen2.5-0.5b", "--on", "1xrtx3090", "--context", "256")
+    words = ("qwen2.5-0.5b", "--on", "1xrtx3090", "--context", "256", "--", *PARSER)
     server = serve_pretend(children, tmp_path_factory.mktemp("edges"), *words)
     try:
         server.wait()
@@ -282,7 +287,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def posted(served: Served, kind: str, **fields: Any) -> tuple[int, dict[str, str], Any]:
     name = served.ask("/v1/models")[2]["data"][0]["id"]
     base = {key: name if key == "model" else value for key, value in BASE[kind].items()}
-    return served.ask(PATHS[kind], {**base, **fields}, timeout=240)
+    return served.ask(PATHS[kind], {**base, **fields}, timeout=240, **VERSION)
 
 
 @pytest.mark.parametrize("kind", ["chat", "completions", "generate", "responses"])
@@ -312,6 +317,45 @@ def test_no_top_k_ends_the_engine(served: Served, kind: str) -> None:
 def test_what_was_an_answer_500(served: Served, kind: str, fields: Any, status: int) -> None:
     given, _, answer = posted(served, kind, **fields)
     assert given == status, answer
+
+
+TOOL = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.skipif(find_spec("xgrammar") is not None, reason="XGrammar is here")
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("chat", {"response_format": {"type": "json_object"}}),
+        ("chat", {"response_format": {"type": "json_object"}, "stream": True}),
+        ("chat", {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"}),
+        ("messages", {"tools": [{"name": "f", "input_schema": TOOL["parameters"]}],
+                      "tool_choice": {"type": "any"}}),
+        ("responses", {"text": {"format": {"type": "json_object"}}}),
+        ("responses", {"tools": [{"type": "function", **TOOL}], "tool_choice": "required"}),
+    ],
+)  # fmt: skip
+def test_without_xgrammar_it_is_named(served: Served, kind: str, fields: Any) -> None:
+    assert "warning: xgrammar is not installed" in served.child.stderr
+    status, _, answer = posted(served, kind, **fields)
+    assert (status, "pip install xgrammar" in answer["error"]["message"]) == (400, True)
+    assert posted(served, kind)[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions", "messages", "responses"])
+def test_lmdeploys_own_errors_have_the_form_of_the_api(served: Served, kind: str) -> None:
+    texts = {"messages": [], "prompt": "", "input": []}
+    for wrong in (
+        {"model": None},
+        {name: text for name, text in texts.items() if name in BASE[kind]},
+    ):
+        if kind == "responses" and "model" in wrong:
+            continue  # which needs none
+        body = {**BASE[kind], "model": served.ask("/v1/models")[2]["data"][0]["id"], **wrong}
+        status, headers, answer = served.ask(PATHS[kind], body, timeout=240, **VERSION)
+        assert (status, headers["content-type"]) == (400, "application/json")
+        assert {"message", "type"} <= set(answer["error"])
+        assert answer.get("type") == ("error" if kind == "messages" else None)
 
 
 @pytest.mark.parametrize("name", COSTLY)

@@ -18,7 +18,7 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.models import ModelsGateway, ServedModel, insist
-from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.engines import Outage, RoutedEngine
 
 
 class Site:
@@ -100,6 +100,19 @@ async def test_each_name_of_a_model_starts_and_reaches_it() -> None:
     assert error["message"] == "The model 'A' does not exist; there are org/a, a, a-2b, b"
 
 
+async def test_the_page_tells_what_is_waited_for_and_how_long() -> None:
+    site = Site("a", "b")
+    site.ready()
+    site.model.start_seconds = 30.0
+    text = (await site.page("/", method="GET")).body.decode()
+    assert "<strong>b is asleep</strong>" in text
+    assert "a is" not in text
+    site.model.detach(site.model.gateway)
+    await asyncio.sleep(12)
+    text = (await site.page("/", method="GET")).body.decode()
+    assert "<strong>a is starting; a start takes about 30 s, 18 s are left</strong>" in text
+
+
 async def test_an_unknown_model_is_a_404_and_starts_nothing() -> None:
     site = Site("a", "b")
     reply = await site.chat("x")
@@ -132,7 +145,9 @@ async def test_a_wait_has_an_end_and_says_when_to_come_back() -> None:
     reply = await site.chat()
     assert (reply.status, reply.headers["retry-after"]) == (503, "40")
     assert reply.json["error"]["code"] == "model_starting"
-    assert reply.json["error"]["message"] == "a is starting; a start takes about 100 s"
+    assert reply.json["error"]["message"] == (
+        "a is starting; a start takes about 100 s, 40 s are left"
+    )
     assert not site.model.waiting
 
 
@@ -242,6 +257,11 @@ async def test_pages_say_where_each_model_stands() -> None:
     assert text.count("# TYPE turbofit_gateway_requests_total counter") == 1
     engine.up = False  # it does not answer
     assert (await site.page("/health")).json["models"]["a"]["state"] == "unavailable"
+    own = site.models["a"].gateway
+    own.rest(Outage("the engine ended 6 times and rests", 1600.0, lambda: 1000.0))
+    alone, facts = own._health(None)[0], (await site.page("/health")).json["models"]["a"]
+    assert (facts["state"], facts["message"]) == (alone["status"], alone["message"])
+    assert facts["state"] == "resting"
     site.app.opened = False
     assert (await site.page("/health")).status == 503
 

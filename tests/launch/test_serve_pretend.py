@@ -34,6 +34,7 @@ def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> Non
     served = serve_pretend(children, tmp_path, *words)
     served.wait()
     served.child.wait_for("phase: ready", 2)
+    served.child.wait_for("images: prepared on ", 2)
     assert "PRETEND GPUs" in served.child.lines[0]
     status, headers, health = served.ask("/health")
     assert (status, headers["x-turbofit-pretend"], health["pretend"]) == (200, "1", True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+import turbofit
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Machine
-from turbofit.core.units import GIB, MIB
+from turbofit.core.machine import Calibration, Machine
+from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.machine.spec import parse_spec
+from turbofit.memory.calibrated import identity
 from turbofit.planning import joint_plan as joint_plan_module
 from turbofit.planning.joint_plan import JointPlan, joint_plan, options_of_each
 from turbofit.planning.request import PlanRequest
@@ -62,6 +65,24 @@ def test_what_was_given_is_kept_by_each_and_a_budget_holds_for_all_together() ->
     assert 0 <= gpu.left < GIB
     with pytest.raises(UsageError, match="two models"):
         together("internvl2-1b")
+
+
+def test_what_a_calibration_saves_of_a_margin_is_not_counted_as_taken() -> None:
+    """Of two calibrated models -657 MiB of an H100 stayed free."""
+    pair, machine = ("internvl2-2b", "internvl2-1b"), parse_spec("1xh100")
+    made = [
+        Calibration(
+            model=identity(plan.model), engine=plan.engine.name, engine_version=plan.engine.version,
+            lmdeploy="0.18.0", gpus=(plan.gpus[0].name,), driver=str(machine.driver),
+            communicator="nccl", when="2026-11-27", context=-30 * MIB, buffers=-40 * MIB,
+        )
+        for plan in (turbofit.plan(name, on=machine) for name in pair)
+    ]  # fmt: skip
+    found = together(*pair, on=replace(machine, calibrations=tuple(made)))
+    (gpu,) = found.gpus
+    assert [one.margin for one in gpu.models] == [64 * MIB, 64 * MIB]
+    assert 0 <= gpu.left < GIB
+    assert f"{format_bytes(gpu.left)} of the GPU stay free" in found.verdict
 
 
 def test_what_does_not_fit_together_says_by_how_much() -> None:

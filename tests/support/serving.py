@@ -129,7 +129,7 @@ def serve_pretend(children: list[Child], state: Path, *words: str, **environ: st
     """Start it; the caller waits."""
     port = free_port()
     child = start_turbofit(
-        children, state, "serve", *words, "--pretend", "--port", str(port), **environ
+        children, state, "serve", "--pretend", "--port", str(port), *words, **environ
     )
     return Served(child, port, state)
 

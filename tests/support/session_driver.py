@@ -1,23 +1,26 @@
 """Runs a whole session over a stand-in for LMDeploy: ``session_driver.py PLAN PORT OPTIONS``.
 
 OPTIONS is JSON: ``timing``, ``fixed`` (keywords that the user set), ``replan`` (``real`` plans
-with the tuner on an 8B model, ``none`` is a plan that was given) and ``gateway`` (one is at PORT,
-and ``model`` in ``fixed`` is a folder; else the first engine is). Planning is turbofit's own.
+with the tuner on an 8B model, ``none`` is a plan that was given), ``gateway`` (one is at PORT, and
+``model`` in ``fixed`` is a folder; else the first engine is) and ``standby`` (one is kept, whatever
+memory there is). Planning is turbofit's own.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch import run as run_module
+from turbofit.launch.engine import standby
 from turbofit.launch.engine.engine_client import Timing
-from turbofit.launch.engine.launches import Lmdeploy
+from turbofit.launch.engine.launches import Lmdeploy, module_runner
+from turbofit.launch.engine.standby import standby_of
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.ladder import recall
@@ -26,7 +29,8 @@ from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
-SERVER = Path(__file__).with_name("standin") / "fake_server.py"
+#: In the folder ``standin``, which is on the path.
+SERVER = "fake_server"
 
 
 def say(text: str) -> None:
@@ -35,7 +39,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def run(stop: StopSignal, leases: Leases) -> str:
+def run(stop: StopSignal, leases: Leases, stack: ExitStack) -> str:
     """Plan, launch, follow."""
     for text in end_orphans(leases):
         say(text)
@@ -53,21 +57,26 @@ def run(stop: StopSignal, leases: Leases) -> str:
         say(f"learned {json.dumps(changes)}")
         plan = replan(changes)
     leases.reserve(plan)
+    config = ServeConfig(
+        model_name="m",
+        request=request,
+        plan=plan if given.get("replan") == "none" else None,
+        timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
+        gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,
+        port=int(sys.argv[2]),
+        check="auto" if given.get("check", True) else "none",
+        standby=given.get("standby", False),
+    )
     one = Run(
-        ServeConfig(
-            model_name="m",
-            request=request,
-            plan=plan if given.get("replan") == "none" else None,
-            timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
-            gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,
-            port=int(sys.argv[2]),
-            check="auto" if given.get("check", True) else "none",
-        ),
+        config,
         leases,
         say,
         on_open=lambda urls: say("OPEN " + " ".join(urls)),
-        lmdeploy=Lmdeploy("0.18.0", (sys.executable, str(SERVER))),
+        lmdeploy=Lmdeploy("0.18.0", module_runner(SERVER)),
+        standby=stack.enter_context(standby_of(config, say)),
     )
+    vars(standby)["_IMPORTS"][SERVER] = ("asyncio", "http.server")
+    vars(standby)["LEAST_AVAILABLE"] = 0
     one.plan, one.changes, one.fixed = plan, changes, fixed
     vars(one.planner)["make"] = replan
     vars(run_module)["fetched"] = lambda model, _: model  # nothing is downloaded
@@ -78,8 +87,8 @@ def run(stop: StopSignal, leases: Leases) -> str:
 def main() -> int:
     """The session; errors as the command line says them."""
     try:
-        with StopSignal() as stop, Leases() as leases:
-            say(f"ended {run(stop, leases)}")
+        with StopSignal() as stop, Leases() as leases, ExitStack() as stack:
+            say(f"ended {run(stop, leases, stack)}")
     except StoppedError as exc:
         say(f"ended {exc.signal.name} before the launch")
     except TurbofitError as exc:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli import usage_errors
+from turbofit.cli.command_words import for_click, one_machine
+from turbofit.cli.options.option_variables import check_names, variable, with_source
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
-from turbofit.core.errors import NoGpuError, UnknownModelError, UsageError
+from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
@@ -68,7 +70,7 @@ class Option(click.Option):
         """By the option's own name; what is empty, or Kubernetes', is not set."""
         if ctx.auto_envvar_prefix is None or not self.allow_from_autoenv:
             return None
-        name = usage_errors.variable(ctx.auto_envvar_prefix, self)
+        name = variable(ctx.auto_envvar_prefix, self)
         text = os.environ.get(name, "")
         return None if not text.strip() or is_service_link(name, text) else text
 
@@ -136,25 +138,28 @@ class CliCommand(click.Command):
             )
         try:
             if not ctx.resilient_parsing:
-                options, engine = self._of_lmdeploy(usage_errors.mended(options), ctx)
+                options, engine = self._of_lmdeploy(one_machine(options), ctx)
                 rest = [*engine, *rest]
-                options = self._repeated(options, ctx)
+                options = for_click(options, self._by_name(), ctx)
             left = super().parse_args(ctx, options)
         except click.UsageError as exc:
-            raise usage_errors.with_source(usage_errors.usage_error(exc, ctx), ctx) from None
+            raise with_source(usage_errors.usage_error(exc, ctx), ctx) from None
         if self.takes_rest:
             ctx.params["rest"] = rest
         if not ctx.resilient_parsing:
-            usage_errors.check_names(ctx)
+            check_names(ctx)
             self._check_forms(ctx)
         return left
+
+    def _by_name(self) -> dict[str, Option]:
+        options = [param for param in self.params if isinstance(param, Option)]
+        return {name: param for param in options for name in (*param.opts, *param.secondary_opts)}
 
     def _of_lmdeploy(self, words: list[str], ctx: click.Context) -> tuple[list[str], list[str]]:
         """The words that are turbofit's, and those for the engine; what was taken is said later."""
         if not self.plans:
             return words, []
-        known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
-        read = read_words(words, known, serves=self.takes_rest)
+        read = read_words(words, self._by_name(), serves=self.takes_rest)
         ctx.meta[_OF_LMDEPLOY] = read.line
         if not self.takes_rest:
             sort_options(read.engine)  # which refuses what no plan counts
@@ -170,47 +175,6 @@ class CliCommand(click.Command):
         if forms:
             fields = {name: ctx.params.pop(name) for name in Form._fields if name in ctx.params}
             ctx.params["form"] = Form(**fields)
-
-    def _repeated(self, arguments: Sequence[str], ctx: click.Context) -> list[str]:
-        """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
-
-        Options of other programs that mean the same are turbofit's by then; the error names all
-        that the command does not have.
-        """
-        options = [param for param in self.params if isinstance(param, Option)]
-        known = {name: param for param in options for name in (*param.opts, *param.secondary_opts)}
-        kept: list[str] = []
-        lists: dict[str, list[str]] = {}
-        unknown: list[UsageError] = []
-        filling, waiting = "", ""
-        for at, word in enumerate(arguments):
-            name = word.partition("=")[0]
-            if not waiting and word.startswith("-") and name not in known:
-                behind = "".join(arguments[at + 1 : at + 2])
-                try:
-                    word = usage_errors.foreign_option(word, behind, ctx)  # noqa: PLW2901
-                except UsageError as exc:
-                    unknown.append(exc)
-                    continue
-            if waiting and (name in known or word.startswith("--")):
-                needs = click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
-                raise usage_errors.unknown_options(unknown, kept, ctx) if unknown else needs
-            option = known.get(word) if not waiting else None
-            waiting = ""
-            if option is not None and option.several:
-                filling, lists[word] = word, []
-            elif option is None and filling and not (word.startswith("-") and word != "-"):
-                lists[filling].append(word)
-            else:
-                filling = ""
-                kept.append(word)
-                waiting = "" if option is None or option.bare else word
-        if unknown:
-            raise usage_errors.unknown_options(unknown, kept, ctx)
-        for name, values in lists.items():
-            for value in values:
-                kept += [name, value]
-        return [*kept, *(name for name, values in lists.items() if not values)]
 
     def invoke(self, ctx: click.Context) -> Any:
         if _WINDOWS and self.only_linux and not ctx.params.get("dry_run"):
@@ -229,9 +193,7 @@ class CliCommand(click.Command):
                     say(line)
                 return super().invoke(ctx)
         except UsageError as exc:
-            if isinstance(exc, UnknownModelError):
-                exc.hint = usage_errors.unknown_model_hint(exc, ctx)
-            usage_errors.with_source(exc, ctx)
+            with_source(exc, ctx)
             raise
         except NoGpuError as exc:
             exc.hint = usage_errors.without_gpu(exc.hint, ctx)

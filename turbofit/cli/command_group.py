@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -87,37 +86,18 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """The error for a first word that is no command: the line that is meant, or near commands."""
-    from turbofit.cli import usage_errors
+    """The error for a first word that is no command."""
+    from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.process.hidden import without_secrets
-    from turbofit.core.synonyms import command_synonym, guess, near
+    from turbofit.core.synonyms import command_synonym, guess
 
     (name,) = without_secrets(words[:1])
-    advice = "" if name.startswith("-") else command_synonym(name) or ""
-    advised = re.search(r"turbofit (\w+) MODEL", advice)
-    nearest = "" if advice else next(iter(near(name, COMMANDS)), "")
-    named = nearest or next((word for word in words if word in COMMANDS), "")
-    command = named or (advised[1] if advised else "serve" if name.startswith("-") else "plan")
-    line = ""
-    if words[1:] or " " in name or not name.isascii():
-        variables = [word for word in words if re.fullmatch(r"[A-Z][A-Z\d_]*=\S*", word)]
-        others = words[1:] if nearest else words
-        meant_command = TURBOFIT.get_command(click.Context(TURBOFIT), command)
-        assert meant_command is not None
-        meant = click.Context(meant_command, info_name=command)
-        meant.meta[usage_errors.WORDS] = [
-            word for word in others if word not in (command, *variables)
-        ]
-        if usage_errors.takes_model(meant) and (line := usage_errors.meant_line(meant)):
-            line = " ".join([*without_secrets(variables), line])
-    if line and (named or not advice):
-        hint = f"as {line}"
-    elif line and advised:
-        pattern = advised[0] + ("( --on SPEC)?" if " --on " in line else "")
-        hint = re.sub(pattern, lambda _: line, advice)
-    else:
-        near_names = guess(name, COMMANDS, 3).rstrip()
-        hint = advice or near_names or usage_errors.unknown_word(" ".join(words))
-    hint = hint or f"write turbofit {named or 'COMMAND'} OPTIONS; turbofit help lists the commands"
-    what = " before the command" if name.startswith("-") else ""
-    return UsageError(f"unknown {'option' if what else 'command'} {name!r}{what}", hint=hint)
+    if name.startswith("-") or "=" in name:
+        command = next((word for word in words if word in COMMANDS), "COMMAND")
+        what, hint = "a command stands first", f"write turbofit {command} OPTIONS"
+        if "=" in name and not name.startswith("-"):
+            hint = f"a variable stands before turbofit: {name} turbofit {command} OPTIONS"
+        return UsageError(f"{name!r}: {what}", hint=hint)
+    hint = command_synonym(name) or guess(name, COMMANDS, 3).rstrip() or unknown_word(words[0])
+    hint = hint or "turbofit help lists the commands"
+    return UsageError(f"unknown command {name!r}", hint=hint)

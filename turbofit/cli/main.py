@@ -13,8 +13,8 @@ import turbofit
 from turbofit.cli.command import split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.commands.help import COMPLETE_VARIABLE, complete
+from turbofit.cli.options.option_variables import ROOT
 from turbofit.cli.terminal.output import INTERRUPTED, UnwrittenError, complain, prepare_streams
-from turbofit.cli.usage_errors import ROOT
 from turbofit.core.errors import PackageError, TurbofitError
 
 if TYPE_CHECKING:

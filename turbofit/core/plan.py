@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
@@ -26,8 +26,8 @@ EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
-#: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
-#: preprocessing 2 ms at least, a photograph about 30 ms, and all clients wait for it.
+#: Images of one request, where the plan does not promise more. Each costs a thread of LMDeploy's
+#: process 2 ms at least, a photograph 30 to 100 ms; where that has one, all clients wait for it.
 _MOST_IMAGES: Final = 64
 #: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat).
 _TEXT_COPIES: Final = 128
@@ -131,6 +131,21 @@ class GpuLedger(Struct):
     peak: Annotated[int, doc("Bytes in use in the worst case.")]
     headroom: Annotated[int, doc("total - reserved - max(peak, load_peak).")]
     margin: Annotated[int, doc("Bytes that must stay free.")]
+    withheld: Annotated[
+        int | UnsetType, doc("Those of the margin that a budget withholds; only where one does.")
+    ] = UNSET
+
+    @property
+    def beyond_budget(self) -> int:
+        """Bytes that a budget withholds; 0 without one."""
+        return 0 if self.withheld is UNSET else self.withheld
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that the engines may take here; None where no budget withholds any."""
+        if self.withheld is UNSET:
+            return None
+        return self.total - self.reserved - self.used - self.withheld
 
     @property
     def most(self) -> int:
@@ -488,6 +503,11 @@ class Plan(JsonDocument):
             gpus=tuple(gpu for gpu in self.gpus if gpu.index in members),
             rehearsal=group.rehearsal,
         )
+
+    def ledgers_of(self, group: Sequence[int]) -> tuple[GpuLedger, ...]:
+        """The ledgers of a group's cards, in its order."""
+        by_index = {ledger.index: ledger for ledger in self.gpus}
+        return tuple(by_index[index] for index in group)
 
     def group_plans(self) -> tuple[Plan, ...]:
         """The plan of each group, in their order."""

@@ -31,8 +31,6 @@ class Synonym(Struct, forbid_unknown_fields=True):
     take: bool = False
     flag: bool = False
     values: dict[str, str] = msgspec.field(default_factory=dict)
-    at: dict[str, str] = msgspec.field(default_factory=dict)
-    only: bool = False
 
     def here(self, value: str | None, form: str) -> str:
         """Whose name it is, and what to write instead.
@@ -57,11 +55,9 @@ class Synonym(Struct, forbid_unknown_fields=True):
 
 
 class _Tables(Struct):
-    """The file: see it for the fields."""
+    """The file: see it for the fields. A row's names stand beside each other."""
 
     options: dict[str, Synonym]
-    parts: dict[str, str]
-    say_nothing: frozenset[str]
     commands: dict[str, str]
     letters: dict[str, str]
 
@@ -69,7 +65,12 @@ class _Tables(Struct):
 @cache
 def _tables() -> _Tables:
     path = preset_path("engines", "synonyms")
-    return converted(load_yaml(path), _Tables, path)
+    rows = converted(load_yaml(path), _Tables, path)
+    return _Tables(
+        options={name: row for names, row in rows.options.items() for name in names.split()},
+        commands={name: row for names, row in rows.commands.items() for name in names.split()},
+        letters=rows.letters,
+    )
 
 
 def plain(text: str) -> str:
@@ -83,20 +84,9 @@ def plain(text: str) -> str:
     return text
 
 
-def synonym(name: str, command: str = "") -> Synonym | None:
-    """Of an option, a variable's or a profile's key, or a keyword; None for a name of nobody.
-
-    ``command`` is turbofit's, where the name was typed as an option of one.
-    """
-    key, tables = name.lstrip("-").replace("_", "-").lower(), _tables()
-    meaning = tables.options.get(key)
-    if says := tables.parts.get(f"{command} {key}"):
-        return Synonym(of=meaning.of if meaning else "other programs", say=says)
-    if meaning is None or (meaning.only and not command):
-        return None
-    if command in meaning.at:
-        return msgspec.structs.replace(meaning, to="", say=meaning.at[command])
-    return meaning if meaning.to or meaning.say else None
+def synonym(name: str) -> Synonym | None:
+    """Of an option, a variable's or a profile's key, or a keyword; None for a name of nobody."""
+    return _tables().options.get(name.lstrip("-").replace("_", "-").lower())
 
 
 def command_synonym(name: str) -> str | None:
@@ -104,21 +94,17 @@ def command_synonym(name: str) -> str | None:
     return _tables().commands.get(name.lower())
 
 
-def by_its_words(name: str, command: str) -> str:
-    """What to do instead of an option that nobody has; empty unless its words mean one thing."""
-    parts, left_out = _tables().parts, {"", *_tables().say_nothing}
-    words = set(re.split("[-_]+", name.lower())) - left_out
-    advice = {parts.get(f"{command} {word}", parts.get(word, "")) for word in words}
-    return advice.pop() if len(advice) == 1 else ""
-
-
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known names that a misspelt one may mean, nearest first, or those of the same letters."""
+    """The known names that a misspelt one may mean, nearest first.
+
+    Else those of the same letters, or those that it begins with.
+    """
     from difflib import get_close_matches
 
     known = list(known)
     alike = get_close_matches(name, known, n=count, cutoff=_ALIKE)
-    return alike or [word for word in known if sorted(word) == sorted(name)][:count]
+    letters = [word for word in known if sorted(word) == sorted(name)]
+    return alike or (letters or [word for word in known if name.startswith(f"{word}-")])[:count]
 
 
 def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:

@@ -188,9 +188,11 @@ class LogFacts:
         self.lines = max(self.lines, line)
         self.subject.notice(text)
         self._note(line, text)
-        if self._is_count(line, text):
-            return
-        self._weigh(text)
+        if not self._is_count(line, text):
+            self._weigh(text)
+            self._take(line, text)
+
+    def _take(self, line: int, text: str) -> None:
         repeated = repeats(text)
         if repeated is not None:
             self.waits += repeated if self.waits else 0

@@ -25,7 +25,7 @@ from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, no_such_model
 from turbofit.gateway.http.welcome import limits_in_words
-from turbofit.gateway.routing.health import healthy
+from turbofit.gateway.routing.health import healthy, trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +111,8 @@ class ServedModel:
             return f"{self.name} does not start: {self.trouble}"
         took = self.start_seconds
         known = "" if took is None else f"; a start takes about {ceil(took)} s"
+        if known and self.state == "starting":
+            known += f", {self.retry_after} s are left"
         doing = {"asleep": "is asleep", "ending": "gives its memory back"}
         return f"{self.name} {doing.get(self.state, f'is {self.state}')}{known}"
 
@@ -301,6 +303,9 @@ class ModelsGateway(AsgiApp):
     def _models(self) -> dict[str, list[str]]:
         return dict(zip(self.models, self._limits, strict=True))
 
+    def _waits(self) -> list[str]:
+        return [model.status for model in self.models.values() if model.state != "ready"]
+
     def _find(self, body: bytes) -> ServedModel:
         """The model that a body names; the only one where it names none."""
         try:
@@ -364,8 +369,10 @@ def _fine(model: ServedModel) -> bool:
 
 
 def _facts(model: ServedModel) -> Document:
-    state = "unavailable" if model.state == "ready" and not _fine(model) else model.state
-    facts: dict[str, Any] = {"state": state, "waiting": model.waiting}
+    facts: dict[str, Any] = {"state": model.state, "waiting": model.waiting}
+    if model.state == "ready" and not _fine(model):
+        outage = None if model.gateway is None else model.gateway.fleet.outage
+        facts.update(trouble(outage, "state"))
     if model.start_seconds is not None:
         facts["start_seconds"] = round(model.start_seconds, 1)
     if model.state not in ("ready", "asleep"):

@@ -38,7 +38,8 @@ from turbofit.observe.calibration import (
     learn,
 )
 from turbofit.observe.sampler import SampledRange, Sampler, memory_now
-from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.resolve import resolve
+from turbofit.tuner.choose import best_plan
 
 if TYPE_CHECKING:
     import signal
@@ -105,12 +106,15 @@ def calibrate(
 def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
     """KV tokens of a plan for these cards: as was assumed of them, and with what was measured."""
     assert run.config.request is not None
-    request = run.config.request.changed(gpus=None)
-    known = calibrations.with_calibrations(plan.machine, pretend=apart)
-    machines = {"assumed": replace(known, calibrations=()), "measured": known}
+    request = run.config.request.changed(on=plan.machine, gpus=None)
+    known = calibrations.with_calibrations(plan.machine, pretend=apart).calibrations
+    # Whoever plans for the cards here adds what was measured: both are planned below that.
+    resolved = resolve(request)
     return {
-        name: best_plan(request.changed(on=machine)).kv.total_tokens
-        for name, machine in machines.items()
+        name: best_plan(
+            replace(resolved, machine=replace(resolved.machine, calibrations=made)), request.engine
+        ).kv.total_tokens
+        for name, made in (("assumed", ()), ("measured", known))
     }
 
 

@@ -24,6 +24,7 @@ from turbofit.core.units import format_duration
 from turbofit.gateway.models import AttachedGateway, ModelsGateway, ServedModel, insist
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.server import keep_large_blocks
+from turbofit.launch.engine.standby import standby_of
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.server import GatewayThread
+    from turbofit.launch.engine.standby import StandbyKeeper
     from turbofit.launch.serve.config import ServeConfig
 
 #: Runs of a model whose folders are kept: each of its starts is one.
@@ -137,12 +139,14 @@ def serve_models(
     """
     keep_large_blocks()  # before the first thread, which would have a heap of its own
     models, front = _front(planned, wait)
-    runs = [
-        ModelRun(planned_model.config, model, front, say, shared=policy.at_once > 1)
-        for planned_model, model in zip(planned, models, strict=True)
-    ]
-    several = SeveralModels(runs, front, policy, say)
-    ended = several.run(stop, lambda url: on_open(url, [model.name for model in models]))
+    shared = policy.at_once > 1
+    with standby_of(planned[0].config, say) as standby:
+        runs = [
+            ModelRun(one.config, model, front, say, shared=shared, standby=standby)
+            for one, model in zip(planned, models, strict=True)
+        ]
+        several = SeveralModels(runs, front, policy, say, standby)
+        ended = several.run(stop, lambda url: on_open(url, [model.name for model in models]))
     return ServedModels(ended, sorted(folder for run in runs for folder in run.folders), front.cut)
 
 
@@ -183,15 +187,22 @@ class ModelRun:
         say: Callable[[str], None],
         *,
         shared: bool,
+        standby: StandbyKeeper | None = None,
     ) -> None:
         self.model, self._leases, self._stop = model, Leases(), StopSignal()
         self._run = Run(
             config, self._leases, lambda text: say(f"{model.name}: {text}"),
-            publish=partial(AttachedGateway, front, model), shared=shared,
+            publish=partial(AttachedGateway, front, model), shared=shared, standby=standby,
         )  # fmt: skip
         self.folders: deque[Path] = deque()
         #: How its start ended; None where none holds memory, or may.
         self.under_way: Future[None] | None = None
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory of its engines, by its last plan."""
+        plan = self._run.plan
+        return 0 if plan is None else plan.host.pinned + plan.host.pageable
 
     @property
     def ending(self) -> bool:
@@ -271,6 +282,7 @@ class SeveralModels:
     front: GatewayThread[ModelsGateway]
     policy: ModelsPolicy
     say: Callable[[str], None]
+    standby: StandbyKeeper | None = None
 
     def run(self, stop: StopSignal, on_open: Callable[[str], None]) -> signal.Signals:
         """Serve until a signal, which is returned. Call it in the main thread.
@@ -281,6 +293,11 @@ class SeveralModels:
             TurbofitError: the address cannot be bound, or one of the first models does not start.
         """
         self.front.start()
+        first = [run.model.name for run in self.runs[: self.policy.at_once]]
+        self.say(
+            f"{self.front.url} is open: a request waits until its model is ready; "
+            f"{', then '.join(first)} {'starts' if len(first) == 1 else 'start'} now"
+        )
         stop.on_second(self.front.cut_off)
         for run in self.runs:
             stop.on_second(run.strike)
@@ -301,11 +318,18 @@ class SeveralModels:
                 for run in self.runs:
                     self._rest_idle(run)
                 self._start_next()
+                self._stand_by()
                 time.sleep(self.policy.tick)
         finally:
             self._end(stop)
             stop.abrupt = stop.signal is None
         return stop.signal
+
+    def _stand_by(self) -> None:
+        """Keep a standby while no model starts: it would take the processors from it."""
+        if self.standby is not None and not self._starting:
+            asleep = [run for run in self.runs if run.under_way is None]
+            self.standby.look(max((run.host_bytes for run in asleep), default=0))
 
     def _collect(self, run: ModelRun) -> None:
         """Take note of a run that has ended; clients are told where it failed."""

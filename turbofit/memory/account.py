@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, NamedTuple
 
+from msgspec import UNSET
+
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
@@ -67,8 +69,9 @@ class EngineLaunch(Struct):
 
     ``machine`` tells of the links between ``gpus``, and ``vision_load`` what clients can ask of the
     vision tower. ``margins`` are bytes to leave free on each GPU, and ``saved`` what of each a
-    calibration makes superfluous. ``free_at_cache`` are the bytes that were free when the cache was
-    sized, as a log said: they replace all that is taken before it.
+    calibration makes superfluous; ``withheld`` is what of each a budget withholds.
+    ``free_at_cache`` are the bytes that were free when the cache was sized, as a log said: they
+    replace all that is taken before it.
     """
 
     model: Model
@@ -78,6 +81,7 @@ class EngineLaunch(Struct):
     vision_load: VisionLoad
     margins: tuple[int, ...] = ()
     saved: tuple[int, ...] = ()
+    withheld: tuple[int, ...] = ()
     free_at_cache: int | None = None
 
     def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
@@ -354,6 +358,7 @@ class Account(ABC):
             peak=peak,
             headroom=self._usable[i] - max(peak, load_peak),
             margin=self.margins[i],
+            withheld=(self.launch.withheld and self.launch.withheld[i]) or UNSET,
         )
 
 
@@ -482,8 +487,13 @@ class Engine(ABC):
     def weights(self, model: Model, tp: int) -> RankWeights:
         """What one rank holds for good, on a card of no particular kind."""
 
-    def environment(self, model: Model, settings: Settings) -> dict[str, str]:  # noqa: ARG002
-        """Variables that its processes are started with."""
+    def environment(
+        self,
+        model: Model,  # noqa: ARG002
+        settings: Settings,  # noqa: ARG002
+        ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
+    ) -> dict[str, str]:
+        """Variables that its processes are started with; ``ledgers`` hold it to its plan here."""
         return {}
 
     @abstractmethod

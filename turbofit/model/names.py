@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
@@ -47,10 +48,6 @@ _ADDRESS: Final = re.compile(
     r"(?:[/?#](?:.*?[?&](?:version|revision)=(?P<asked>[^&#]+))?.*)?",
     re.IGNORECASE,
 )
-#: Words that a model or a machine is named with, at most.
-_LONGEST: Final = 6
-#: Words of a line that are looked at, each for a millisecond or more.
-_MOST: Final = 64
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
@@ -186,41 +183,14 @@ def near_by_name(path: str) -> str:
     return ""
 
 
-def named_in(text: str) -> tuple[list[str], list[str]]:
-    """The models and the machines that a text names, in its order."""
-    from turbofit.machine.spec import is_spec
-
-    words = re.findall(r"[A-Za-z0-9][\w.:+/=-]{0,199}(?<![.:+/-])", plain(text), re.ASCII)[:_MOST]
-    models: list[str] = []
-    machines: list[str] = []
-    while words:
-        for end in range(min(len(words), _LONGEST), 0, -1):
-            several = " ".join(words[:end])
-            if end == 1 and (model := _model_of(several)):
-                models.append(model)
-            elif end > 1 and (known := find_preset(several)):
-                models.append(known)
-            elif is_spec(several):
-                machines.append(several)
-            else:
-                continue
-            break
-        del words[:end]
-    return models, machines
-
-
-def _model_of(word: str) -> str:
-    """The model that a word names, as it was typed; of one that nothing runs the 4 bits."""
+def names_a_model(word: str) -> bool:
+    """Whether a word names a preset, or has the form of a hub's id or address."""
     if re.fullmatch(_data()["images"], word):
-        return ""
-    try:
+        return False
+    name = word
+    with suppress(UsageError):
         name = read_name(word).text
-    except UsageError:
-        name = word
-    if unrunnable(name):
-        preset, _, _ = _parts(name)
-        return (four_bits(preset) or preset) if preset else ""
-    return word if find_preset(name) or HUB_ID.fullmatch(name) else ""
+    return bool(HUB_ID.fullmatch(name) or find_preset(name) or _parts(name)[0])
 
 
 def _here(preset: str | None) -> str:

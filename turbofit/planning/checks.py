@@ -92,9 +92,8 @@ CHECKS: Final = (
           "LMDeploy's wheels are built and tested against the versions that they demand"),
     Check("turbomind", "packages", ("install",),
           "without its native engine LMDeploy falls back to PyTorch, which turbofit does not plan"),
-    Check("xgrammar", "packages", ("install",),
-          "requests with a response_format or a forced tool call fail, and LMDeploy's PyTorch"
-          " engine does not start (TurboMind does)"),
+    Check("xgrammar", "packages", ("install", "start"),
+          "LMDeploy's PyTorch engine does not start without it (TurboMind does)"),
     Check("driver_cuda", "packages", ("install",),
           "a driver older than torch's CUDA stops every engine", of="machine"),
     Check("torch_architectures", "packages", ("install",),

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
     from turbofit.core.plan import GpuLedger
     from turbofit.planning.request import PlanRequest
-    from turbofit.tuner.resolved_request import Margin
 
 JOINT_SCHEMA: Final = "turbofit.joint/1"
 
@@ -196,7 +195,7 @@ def _on(machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None)
         parts = _divided(models, parts, room)
     plans = [part.plan for part in parts]
     gpus = [machine.gpu(index) for index in sorted(machine.visible)]
-    accounts = tuple(_gpu(gpu, plans, requests[0].margins) for gpu in gpus)
+    accounts = tuple(_gpu(gpu, plans) for gpu in gpus)
     joint = JointPlan(
         fits=short <= 0, verdict="", budgets=tuple(part.budget for part in parts), gpus=accounts,
         plans=tuple(plans),
@@ -308,11 +307,11 @@ def _promise(plan: Plan) -> str:
     return f"{text}, or {plan.held.requests:,} of {plan.held.request_tokens:,} at once"
 
 
-def _gpu(gpu: Gpu, plans: Sequence[Plan], margin: Margin) -> JointGpu:
+def _gpu(gpu: Gpu, plans: Sequence[Plan]) -> JointGpu:
     """One GPU's account over all models: what each takes at its worst, beside what it had."""
     total, reserved, used = (known(size, 0) for size in (gpu.total, gpu.reserved, gpu.used))
     models = tuple(
-        _on_gpu(plan.model.name, ledger, used, margin.of(gpu))
+        _on_gpu(plan.model.name, ledger, used)
         for plan in plans
         for ledger in plan.gpus
         if ledger.index == gpu.index
@@ -324,8 +323,8 @@ def _gpu(gpu: Gpu, plans: Sequence[Plan], margin: Margin) -> JointGpu:
     )  # fmt: skip
 
 
-def _on_gpu(model: str, ledger: GpuLedger, used: int, margin: int) -> ModelOnGpu:
-    """A budget withholds memory as a margin does; ``margin`` is the margin without that."""
+def _on_gpu(model: str, ledger: GpuLedger, used: int) -> ModelOnGpu:
+    """A budget withholds memory as a margin does, which is no part of what this model takes."""
     phases = {
         phase: sum(term.bytes for term in ledger.ledger if term.phase == phase)
         for phase in ("context", "weights", "cache")
@@ -335,5 +334,5 @@ def _on_gpu(model: str, ledger: GpuLedger, used: int, margin: int) -> ModelOnGpu
         **phases,
         buffers=ledger.steady - used - sum(phases.values()),
         transient=ledger.most - ledger.steady,
-        margin=min(ledger.margin, margin),
+        margin=ledger.margin - ledger.beyond_budget,
     )

@@ -119,7 +119,9 @@ def why_not(fit: EngineFit) -> str:
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
     """Why LMDeploy's other engine is not chosen, for its row and for the engine's reason."""
-    why, what = why_not(rival), f"{rival.engine.name} does not fit"
+    given = " and ".join(f"{option_of(name)} {value}" for name, value in fit.request.fixed.items())
+    what = f"{f'with {given} ' if given else ''}{rival.engine.name} does not fit"
+    why = why_not(rival)
     if rival.fits:
         why, what = why_rejected(fit.request, fit.best, rival.best), rival.engine.name
     return why, f"engine {fit.engine.name}: {what}: {why}"

@@ -22,7 +22,7 @@ _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
 _REHEARSED_SHARE = 3 / 8
 #: What a margin is at least, however much was measured.
-_LEAST_MARGIN = 64 * MIB
+LEAST_MARGIN = 64 * MIB
 #: Prepared images that an engine keeps, where nobody asks for more: bytes at most (as vLLM), the
 #: share of what host memory the engines leave, and what they leave where nobody knows.
 _MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
@@ -56,7 +56,7 @@ class Margin(Struct):
         """Bytes of the default that a calibration makes superfluous: all but 64 MiB of it."""
         if self.bytes is not None or self.share is not None:
             return 0
-        return max(0, self.of(gpu) - self.more - _LEAST_MARGIN)
+        return max(0, self.of(gpu) - self.more - LEAST_MARGIN)
 
 
 class ResolvedRequest(Struct):
@@ -97,11 +97,13 @@ class ResolvedRequest(Struct):
 
     def margin_of(self, gpu: Gpu) -> int:
         """Bytes to leave on one GPU, with what a budget withholds from us."""
-        margin = self.margin.of(gpu)
+        return self.margin.of(gpu) + self.withheld_of(gpu)
+
+    def withheld_of(self, gpu: Gpu) -> int:
+        """Bytes of one GPU that a budget withholds from us."""
         if self.budget is None:
-            return margin
-        withheld = gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget)
-        return margin + max(0, withheld)
+            return 0
+        return max(0, gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget))
 
     @property
     def promised_requests(self) -> int | None:
@@ -171,6 +173,7 @@ def launch_of(
         vision_load=vision_load,
         margins=tuple(request.margin_of(gpu) for gpu in gpus),
         saved=tuple(request.margin.saved(gpu) for gpu in gpus),
+        withheld=tuple(request.withheld_of(gpu) for gpu in gpus),
         free_at_cache=free_at_cache,
     )
 

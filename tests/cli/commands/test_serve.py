@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from turbofit.cli.commands.serve import _say_open
 from turbofit.cli.main import main
+from turbofit.cli.terminal.output import Form
 from turbofit.core.plan import Plan
+from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.run import Run
 
 Out = pytest.CaptureFixture[str]
@@ -123,3 +127,24 @@ def test_one_word_changes_in_a_service(capsys: Out) -> None:
     words = services[1]["command"].split()[1:]
     assert main([*words, "--on", "2xrtx3090", "--dry-run"]) == 0
     assert "--tp 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {},
+            ["to ask: curl", "to ask: openai", "to chat: ", "limits, routes and examples, "],
+        ),
+        ({"front_keys": ("k",)}, []),  # a node: no client's key is taken
+        ({"front_keys": ("k",), "api_keys": ("c",)}, ["to ask: ", "to ask: ", "to chat: ", "limi"]),
+    ],
+)
+def test_it_says_how_to_ask_where_clients_may(keys, words, capsys: Out) -> None:
+    config = SimpleNamespace(gateway=GatewayConfig(**keys), api_key=())
+    _say_open(["http://127.0.0.1:1"], config, "m", Form())
+    captured = capsys.readouterr()
+    said = captured.err.splitlines()
+    assert captured.out == "http://127.0.0.1:1\n"
+    assert [line[: len(word)] for line, word in zip(said, words, strict=True)] == words
+    assert "chat" not in "".join(said[3:])  # the page has none

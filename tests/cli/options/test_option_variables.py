@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from turbofit.cli.command import Option
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.usage_errors import ROOT, variable
+from turbofit.cli.options.option_variables import ROOT, variable
 from turbofit.core.process.variable_names import VARIABLES, is_service_link, without_options
 from turbofit.core.process.variables import variables
 

@@ -346,13 +346,80 @@ def test_an_option_that_the_engine_lacks_is_named_as_turbofit_takes_it(
     assert error.get("param") == param
 
 
-@pytest.mark.parametrize("status", [400, 500])
-def test_other_errors_of_the_engine_pass_as_they_are(status: int) -> None:
-    document = b'{"message":"The session_id 3 is occupied."}'
-    recorder = Recorder(lambda *_: Answer(document, status=status))
-    app, _ = gateway(engines=2, recorder=recorder)
-    reply = ask(app, body=chat())
-    assert (reply.status, reply.body, len(recorder.seen)) == (status, document, 1)
+def body_for(path: str) -> dict[str, Any]:
+    return {**dict(POSTED), "/generate": {"prompt": "a"}}[path]
+
+
+#: What LMDeploy 0.18 answers: of FastAPI's own, of chats, of messages, of responses.
+FLAT = {"object": "error", "type": "invalid_request_error", "code": 400, "param": None}
+OF_MESSAGES = {"type": "error", "error": {"type": "api_error", "message": "m: Field required"}}
+OF_RESPONSES = {"error": {"message": "m: Field required", "type": "t", "param": "m", "code": 400}}
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said", "message"),
+    [
+        (
+            CHAT,
+            400,
+            {**FLAT, "message": "messages must not be empty"},
+            "messages must not be empty",
+        ),
+        (CHAT, 404, {"detail": "Not Found"}, "Not Found"),
+        (CHAT, 500, "Internal Server Error", "the engine failed: Internal Server Error"),
+        ("/v1/completions", 409, {**FLAT, "message": "occupied"}, "occupied"),
+        ("/v1/responses", 400, OF_RESPONSES, "m: Field required"),
+        ("/v1/responses", 500, "Internal Server Error", "the engine failed: Internal Server Error"),
+        ("/v1/messages", 400, OF_MESSAGES, "m: Field required"),
+        ("/v1/messages", 400, {**FLAT, "message": "no"}, "no"),
+        ("/v1/messages", 500, "Internal Server Error", "the engine failed: Internal Server Error"),
+        ("/generate", 400, {**FLAT, "message": "no"}, "no"),
+    ],
+)
+def test_errors_of_the_engine_have_the_form_of_the_clients_api(path, status, said, message) -> None:
+    data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+    kind = "text/plain" if isinstance(said, str) else "application/json"
+    recorder, records = Recorder(lambda *_: Answer(data, status=status, kind=kind)), []
+    app, _ = gateway(engines=2, recorder=recorder, log=records.append)
+    reply = ask(app, path, body=body_for(path))
+    assert (reply.status, len(recorder.seen)) == (status, 1)
+    assert reply.headers["content-type"] == "application/json"
+    error = reply.json if path == "/generate" else reply.json["error"]
+    assert error["message"] == message
+    assert error["type"]
+    if path == "/v1/messages":
+        assert reply.json["type"] == "error"
+    else:
+        assert {"code", "param"} <= set(error)
+    assert records[0]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "forced"),
+    [
+        (CHAT, {"response_format": {"type": "json_object"}}, True),
+        (CHAT, {"response_format": {"type": "text"}}, False), (CHAT, {}, False),
+        (CHAT, {"tool_choice": "required"}, True), (CHAT, {"tool_choice": "auto"}, False),
+        (CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}}, True),
+        ("/v1/messages", {"tool_choice": {"type": "any"}}, True),
+        ("/v1/messages", {"tool_choice": {"type": "auto"}}, False),
+        ("/v1/responses", {"text": {"format": {"type": "json_object"}}}, True),
+        ("/v1/responses", {"text": {"verbosity": "low"}}, False),
+    ],
+)  # fmt: skip
+def test_the_package_that_a_form_needs_is_named(path, fields, forced) -> None:
+    failed = {**FLAT, "message": "Request preprocessing failed."}
+    if path == "/v1/responses":
+        failed = {"error": failed}
+    for data, status in ((json.dumps(failed).encode(), 400), (b"Internal Server Error", 500)):
+        recorder = Recorder(lambda *_, d=data, s=status: Answer(d, status=s))
+        app, _ = gateway(recorder=recorder)
+        reply = ask(app, path, body={**body_for(path), **fields})
+        assert reply.status == (400 if forced else status)
+        assert ("pip install xgrammar" in reply.json["error"]["message"]) == forced
+        # LMDeploy ends the connection behind such a 500: the next request would be cut off.
+        assert recorder.seen[0][4].get("Connection") == ("close" if forced else None)
+    assert app.engines[0].up
 
 
 def test_the_parsers_are_those_of_lmdeploy() -> None:
@@ -627,6 +694,7 @@ async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
         "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller",
         "tokens: prompt, images and answer together", "128 answers at once (n), 4 with images",
         '<a href="/metrics">/metrics</a>',
+        "<strong>no engine answers; the next one is expected in 5 s</strong>",
     ):  # fmt: skip
         assert words in text
     assert not re.search("<script|<b>", text)
@@ -648,7 +716,7 @@ async def test_who_shows_no_key_learns_only_where_to_put_it() -> None:
 
 def test_a_host_that_is_none_is_not_shown() -> None:
     limits = {"m": limits_in_words(bounds_of(plan_for(PATCHES)))}
-    page = welcome_page("http", "a<script>", limits, key=False, notice="PRETEND <GPUs>").decode()
+    page = welcome_page("http", "a<script>", limits, key=False, notices=["PRETEND <GPUs>"]).decode()
     assert "script" not in page
     assert "http://HOST" in page
     assert "PRETEND &lt;GPUs&gt;" in page

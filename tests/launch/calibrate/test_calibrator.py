@@ -16,14 +16,17 @@ from msgspec.structs import replace
 
 from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
+from turbofit.core.machine import Calibration
 from turbofit.core.units import MIB
 from turbofit.launch import calibrate
 from turbofit.launch.calibrate import Calibrator
 from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.launch.serve import ladder
+from turbofit.memory.calibrated import identity
 from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget
 from turbofit.observe.sampler import Memory, SampledRange
+from turbofit.planning.request import PlanRequest
 from turbofit.pretend import usage as pretend_usage
 from turbofit.report.views.measured_view import calibration_view
 
@@ -273,3 +276,20 @@ def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None
         assert result["calibrations"]
         assert calibrations.recall(pretend=False) == ()
         assert "nothing was learned" in str(calibration_view(result))
+
+
+def test_tokens_before_are_those_without_what_was_just_learned() -> None:
+    """Planning for the cards here adds it: "as many tokens" stood beside a smaller plan."""
+    machine = replace(PLAN.machine, source="nvml")
+    learned = Calibration(
+        model=identity(PLAN.model), engine="turbomind", engine_version=PLAN.engine.version,
+        lmdeploy=calibrations.installed("lmdeploy") or "0.18.0", gpus=(PLAN.gpus[0].name,),
+        driver=str(machine.driver), communicator="nccl", when="2026-11-27", context=-100 * MIB,
+        buffers=-100 * MIB,
+    )  # fmt: skip
+    calibrations.keep(calibrations.completed(learned), {})
+    request = PlanRequest(model="internvl2-8b", engine="turbomind")
+    run: Any = SimpleNamespace(config=SimpleNamespace(request=request))
+    tokens = calibrate._tokens(run, replace(PLAN, machine=machine), apart=False)
+    assert tokens["assumed"] == PLAN.kv.total_tokens
+    assert tokens["measured"] > tokens["assumed"]

@@ -97,6 +97,17 @@ def test_one_thread_changes_nothing(monkeypatch):
     assert preparation.image_environment(text) == {}
 
 
+def test_a_process_that_has_imported_it_prepares_on_several_threads_too(monkeypatch, capfd):
+    module = SimpleNamespace(ImageEncoder=type("ImageEncoder", (), {"__init__": lambda _: None}))
+    monkeypatch.setitem(sys.modules, "lmdeploy.vl.engine", module)
+    monkeypatch.setenv(preparation.THREADS, "4")
+    hooks = list(sys.meta_path)
+    preparation.install()
+    assert sys.meta_path == hooks
+    module.ImageEncoder()
+    assert capfd.readouterr().err.startswith(preparation.SAYS)
+
+
 def test_torch_uses_one_core_in_these_threads_alone(encoder):
     import torch
 

@@ -172,6 +172,9 @@ def site() -> Iterator[Any]:
 
 def test_idle_engines_end_and_the_next_request_starts_them(site) -> None:
     one = site("a", idle=0.02)
+    assert one.said[0] == (
+        f"{one.front.url} is open: a request waits until its model is ready; a starts now"
+    )
     for number in range(3):
         until(lambda: one.models["a"].state == "asleep", "asleep")
         assert one.events[-1] == "end a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 
 import click
@@ -17,6 +18,7 @@ from tests.support.plans import model
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.core.errors import UsageError
 from turbofit.core.model import ModelSource
+from turbofit.core.plan import config_names
 from turbofit.core.presets import preset_path
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.passthrough import (
@@ -25,6 +27,7 @@ from turbofit.launch.serve.passthrough import (
     option_table,
     read_words,
     sort_options,
+    uncounted_fields,
     without_program,
 )
 
@@ -219,6 +222,27 @@ def test_what_a_newer_parser_has_is_added_and_must_be_decided() -> None:
     assert written.endswith("  --new: {is: undecided, values: 1}\n")
     assert '\n  "0.19": []\noptions:\n' in written
     assert with_options(written, "0.19", found).count('"0.19"') == 1
+
+
+#: Fields that say how the engine runs, and not how much memory it takes.
+FREE_FIELDS = {
+    "devices", "async_", "cache_checkpoint_interval", "cache_prompt", "cache_prompt_boundary_skip",
+    "cache_generation", "prefill_interval", "thread_safe", "enable_mp_engine", "mp_engine_backend",
+    "enable_transfer_obj_ref",
+}  # fmt: skip
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
+def test_every_field_of_an_engine_config_has_a_meaning(engine: str) -> None:
+    """`turbofit.pipeline` plans with it, warns of it, or hands it on."""
+    lmdeploy = pytest.importorskip("lmdeploy")
+    config = {"turbomind": "TurbomindEngineConfig", "pytorch": "PytorchEngineConfig"}[engine]
+    fields = {field.name for field in dataclasses.fields(getattr(lmdeploy, config))}
+    planned = {name for _, name in config_names(engine)}
+    handed_on = {name.lstrip("-").replace("-", "_") for name in engine_options()}
+    assert fields - planned - uncounted_fields() - handed_on <= FREE_FIELDS
+    assert not planned & uncounted_fields()
 
 
 def test_the_lists_of_older_versions_are_kept() -> None:

@@ -44,17 +44,17 @@ def rehearsed(outcome: Any, *, fits: bool) -> Plan:
 
 
 @pytest.fixture
-def planner(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str], Plan | Exception], Plan]:
+def planner(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """Makes a plan whose rehearsal is given."""
 
-    def made(said: list[str], seen: Plan | Exception) -> Plan:
-        def given(_request: PlanRequest, _plan: Plan) -> Plan:
+    def made(said: list[str], seen: Plan | Exception, **given: Any) -> Plan:
+        def shown(_request: PlanRequest, _plan: Plan) -> Plan:
             if isinstance(seen, Exception):
                 raise seen
             return seen
 
-        monkeypatch.setattr(confirm, "rehearsed", given)
-        return Planner(REQUEST, None, said.append, rehearse=True).make({})
+        monkeypatch.setattr(confirm, "rehearsed", shown)
+        return Planner(REQUEST, None, said.append, rehearse=True, **given).make({})
 
     return made
 
@@ -74,8 +74,11 @@ def test_a_plan_is_rehearsed_once(planner: Any) -> None:
     said: list[str] = []
     seen = rehearsed("served", fits=True).rehearsal
     first = Planner(REQUEST, None, print, rehearse=False).make({})
+    begun: list[Plan] = []  # beside its rehearsal
     for _ in range(2):
-        assert planner(said, msgspec.structs.replace(first, rehearsal=seen)).rehearsal == seen
+        plan = msgspec.structs.replace(first, rehearsal=seen)
+        assert planner(said, plan, meanwhile=begun.append).rehearsal == seen
+    assert len(begun) == 1
     assert [text.partition(":")[0] for text in said] == [
         "rehearsing", "rehearsed before, with these versions and as much free memory",
     ]  # fmt: skip

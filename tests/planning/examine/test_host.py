@@ -90,9 +90,10 @@ def check_before(
     host: Host, folder: Path, *ports: int, pretend: bool = False, plan: Plan | None = None
 ) -> list[str]:
     plan = plan or plausible_plan()
-    return refuse(
+    warnings = refuse(
         Scene(Sources(), "start", host=host, plan=plan, folder=folder, ports=ports, pretend=pretend)
     )
+    return [warning for warning in warnings if "xgrammar" not in warning]
 
 
 def test_host_memory_of_a_plan(tmp_path: Path) -> None:

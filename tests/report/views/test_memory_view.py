@@ -5,15 +5,16 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+import turbofit
 from tests.report.documents import KINDS, planned
 from tests.support.plans import ledger
 from turbofit.core.messages import indices
 from turbofit.core.plan import Term
-from turbofit.core.units import MIB
+from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.report.painters.document import Bar, BarPiece
 from turbofit.report.painters.terminal import END, OVER, cells, legend
 from turbofit.report.views.memory_view import KINDS as PIECES
-from turbofit.report.views.memory_view import stack, sums
+from turbofit.report.views.memory_view import memory_bar, memory_blocks, stack, sums
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "died"])
@@ -43,6 +44,43 @@ def test_what_a_term_gives_back_shortens_the_term() -> None:
     # What the lines do not tell apart is said.
     gpu = msgspec.structs.replace(ledger(0), steady=ledger(0).steady + 5 * MIB)
     assert next(p.bytes for p in stack(gpu) if p.name == "not told apart") == 5 * MIB
+
+
+def test_a_correction_below_zero_shortens_what_it_corrects() -> None:
+    """A plan that fits drew more than the card has: the estimates stood there whole."""
+    gpu = ledger(0)
+    estimate = Term(term="kernels", phase="buffers", bytes=100 * MIB, basis="estimate")
+    less = Term(term="calibration.buffers", phase="buffers", bytes=-72 * MIB, basis="measured")
+    terms, steady = (*gpu.ledger, estimate, less), gpu.steady + 28 * MIB
+    gpu = msgspec.structs.replace(
+        gpu, ledger=terms, steady=steady, peak=gpu.peak + 28 * MIB, headroom=gpu.headroom - 28 * MIB
+    )
+    found = {piece.name: piece.bytes for piece in stack(gpu)}
+    assert found["kernels"] == 28 * MIB
+    assert "calibration.buffers" not in found
+    drawn = memory_bar(gpu, "GPU 0")
+    assert drawn.need == drawn.room
+    assert not any(text.startswith(OVER) for text in legend(drawn))
+
+
+def test_a_budget_is_drawn_to_its_end_and_is_no_margin() -> None:
+    plan = turbofit.plan("qwen2-vl-2b", on="1xrtx4090", budget="16GiB")
+    (gpu,) = plan.gpus
+    assert gpu.budget == 16 * GIB
+    drawn = next(block for block in memory_blocks(plan) if isinstance(block, Bar))
+    assert drawn.need == drawn.room == gpu.total - gpu.beyond_budget
+    assert next(part.bytes for part in drawn.parts if part.kind == "margin") == 256 * MIB
+    assert "of a budget of 16.0 GiB in use" in drawn.title
+    left = f"{format_bytes(gpu.headroom - gpu.beyond_budget)} of the budget stay free"
+    assert left in plan.verdict
+    short = turbofit.plan("qwen2.5-vl-7b", on="1xrtx4090", budget="16GiB")
+    assert "short of the budget of 16.0 GiB" in short.verdict
+    assert "margin" not in short.verdict
+    drawn = next(block for block in memory_blocks(short) if isinstance(block, Bar))
+    assert legend(drawn)[-1].endswith(" more than the budget has")
+    (whole,) = turbofit.plan("qwen2-vl-2b", on="1xrtx4090").gpus
+    assert whole.budget is None
+    assert b"withheld" not in msgspec.json.encode(whole)
 
 
 def bar(*sizes: int, room: int = 100) -> Bar:

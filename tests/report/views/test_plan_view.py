@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import msgspec
 import pytest
@@ -105,6 +106,25 @@ def test_what_all_figures_rest_on_is_in_the_short_text(on: str, said: str):
     assert "assumed" not in paint(
         plan_view(turbofit.plan("internvl2-2b", on="1xrtx3090")), short=True
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "engine", "why"),
+    [
+        ("internvl3-8b", {}, "turbomind", None),
+        # Each engine takes another share of what is free.
+        ("internvl3-8b", {"cache_max_entry_count": 0.95}, "pytorch",
+         "pytorch: with --cache-max-entry-count 0.95 turbomind does not fit: starts, then aborts on"
+         " the longest prompts"),
+        ("smolvlm2", {}, "transformers", "transformers: TurboMind 0.18 has no encoder for"),
+    ],
+)  # fmt: skip
+def test_the_engine_stands_in_the_short_answer_and_why_it_is_not_the_usual_one(
+    model: str, options: dict[str, Any], engine: str, why: str | None
+) -> None:
+    text = told(turbofit.plan(model, on="1xrtx4090", **options))
+    assert f" on 1xrtx4090 with {engine} " in text
+    assert (" engine " + (why or "") in text) == (why is not None)
 
 
 def test_users_are_whole_blocks_of_the_cache() -> None:

@@ -38,8 +38,8 @@ _PRETEND: Final = (
 #: The model of a request that names none: a saved plan has its own.
 _NO_MODEL: Final = "-"
 _LAUNCH: Final = (
-    "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_rehearse",
-    "forget", "no_gateway", "unplanned", "drain", "liveness", "lease",
+    "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_standby",
+    "no_rehearse", "forget", "no_gateway", "unplanned", "drain", "liveness", "lease",
 )  # fmt: skip
 _CLUSTER: Final = ("cluster", "name", "node_port")
 
@@ -191,6 +191,7 @@ def _config(arguments: _Arguments) -> ServeConfig:
 
 
 def _one_model(config: ServeConfig, arguments: _Arguments, form: output.Form) -> int:
+    from turbofit.launch.engine.standby import standby_of
     from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
@@ -198,8 +199,8 @@ def _one_model(config: ServeConfig, arguments: _Arguments, form: output.Form) ->
         def opened(urls: list[str]) -> None:
             _say_open(urls, config, config.client_name(plan.model), form)
 
-        with Leases() as leases:
-            run = Run(config, leases, output.say, on_open=opened)
+        with Leases() as leases, standby_of(config, output.say) as standby:
+            run = Run(config, leases, output.say, on_open=opened, standby=standby)
             if config.pretend:
                 output.note(_PRETEND)
             plan = run.prepare()
@@ -335,11 +336,14 @@ def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output
         return
     output.answer("".join(f"{url}\n" for url in urls))
     gateway = config.gateway
+    if gateway is not None and gateway.front_keys and not gateway.api_keys:
+        return  # a node, which takes no client's key: its front says how to ask
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
     for line in client_lines(urls[0], model, key=key):
         output.say(f"to ask: {line}")
-    browser = "" if gateway is None else f", or in a browser: {urls[0]}"
-    output.say(f"to chat: turbofit chat {urls[0]}{browser}")
+    output.say(f"to chat: turbofit chat {urls[0]}")
+    if gateway is not None:
+        output.say(f"limits, routes and examples, for a browser: {urls[0]}")
 
 
 def _modelled(passed: PassedOptions) -> dict[str, Any]:

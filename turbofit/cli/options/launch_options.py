@@ -58,6 +58,7 @@ class ServeOptions(LaunchOptions):
     dry_run: bool = False
     check: Literal["auto", "full", "quick", "none"] = "auto"
     no_check: bool = False
+    no_standby: bool = False
     model_name: Annotated[str | None, Field(min_length=1)] = None
     no_gateway: bool = False
     unplanned: bool = False
@@ -95,6 +96,7 @@ class ServeOptions(LaunchOptions):
             **super().config_fields(),
             "timing": Timing(**timing),
             "check": "none" if self.no_check else self.check,
+            "standby": not self.no_standby,
             "model_name": self.model_name,
         }
 

@@ -195,10 +195,8 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
     if not _known(version):
         oldest = versions.FIRST_CURRENT
         unknown = [f"how much LMDeploy {version} lacked: turbofit computes it from {oldest} on"]
-    elif shortage is not None and case.turbomind.doubt:
-        unknown.append(f"how much it lacked exactly: {case.turbomind.doubt.partition(':')[0]}")
-    elif shortage is not None and version is None:
-        unknown.append(f"assumed LMDeploy {REFERENCE}")
+    elif shortage is not None:
+        unknown += _whose_account(case)
     if version is not None and version.startswith(_PINNING):
         why.append(
             f"LMDeploy {version} pins 18.7 GiB of host memory a rank for InternVL, and dies of the"
@@ -225,6 +223,14 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
         changes=_changes(phase, shortage),
         planned=True,
     )
+
+
+def _whose_account(case: LogCase) -> Iterator[str]:
+    """That the account is another version's than the log's, or perhaps is."""
+    if case.turbomind.doubt:
+        yield f"how much it lacked exactly: {case.turbomind.doubt.partition(':')[0]}"
+    elif case.facts.subject.version is None:
+        yield f"assumed LMDeploy {REFERENCE}"
 
 
 def _missing(case: LogCase, shortage: Shortage | None) -> tuple[list[str], Missing | None]:

@@ -81,6 +81,24 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
             evidence=tuple(evidence(mark, "a card and its memory") for mark, _ in gpus),
             planned=case.model is not None,
         )
+    yield from _healthy(case)
+    peers = facts.first(PeerMissing)
+    if peers:
+        yield RuleAnswer(
+            kind="peer_warning",
+            phase="peer access",
+            what="only a warning: these GPUs have no peer access to each other",
+            line=peers.line,
+            rank="notice",
+            why=(peer_meaning(),),
+            evidence=(evidence(peers, "the warning of LMDeploy up to 0.7.3"),),
+            planned=True,
+        )
+
+
+def _healthy(case: LogCase) -> Iterator[RuleAnswer]:
+    """That an engine started, or a server answers, and nothing complains after it."""
+    facts = case.facts
     up, troubles = facts.first(ServerUp) or facts.first(WarmupFinished), [*case.event.marks]
     troubles += filter(None, [facts.last_complaint, facts.last_refusal if up is None else None])
     # The log of a server may begin later: then what may be a refusal counts, too.
@@ -95,18 +113,6 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
             rank="notice",
             why=_not_ended(facts.failed_requests),
             evidence=(evidence(up, "the engine is ready"),),
-        )
-    peers = facts.first(PeerMissing)
-    if peers:
-        yield RuleAnswer(
-            kind="peer_warning",
-            phase="peer access",
-            what="only a warning: these GPUs have no peer access to each other",
-            line=peers.line,
-            rank="notice",
-            why=(peer_meaning(),),
-            evidence=(evidence(peers, "the warning of LMDeploy up to 0.7.3"),),
-            planned=True,
         )
 
 

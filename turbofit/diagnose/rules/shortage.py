@@ -7,7 +7,7 @@ take.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -84,13 +84,10 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None, engine: Engine) 
     of_slab = _with_kv_type(settings, facts, model, slab, engine) if slab else settings
     settings, card = of_slab or settings, gpu or _UNKNOWN_CARD
     account = _account(engine, model, settings, replace(card, l2=known(card.l2, 0)))
-    lines = account.at(0.0).ledgers[0].ledger
-    terms = [term for term in lines if term.phase == "buffers" and term.term != POOL_WARMUP]
-    doubt = _UNKNOWN_L2 if card.l2 == NA else 0
-    left = budget.free - _region(budget)
+    late = _late(account)
     shortage = Shortage(
-        left=left,
-        doubt=doubt + sum(term.bytes for term in terms if term.basis == "estimate"),
+        left=budget.free - _region(budget),
+        doubt=late.estimates + (_UNKNOWN_L2 if card.l2 == NA else 0),
         settings=settings,
         assumed=tuple(assumed),
     )
@@ -100,19 +97,47 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None, engine: Engine) 
             f" {settings.tp}: the model or tp was another"
         )
         return replace(shortage, surprise=surprise)
-    sizes = {term.term: term.bytes for term in terms if term.basis != "estimate"}
+    return _with_step(shortage, facts, account, late)
+
+
+class _Late(NamedTuple):
+    """Bytes of what comes after the cache: the engine's buffers, and those before its workspaces.
+
+    ``freed`` is what loading held: it is given back between these. ``estimates``, and what comes
+    with the worst requests only, are on top.
+    """
+
+    buffers: int
+    early: int
+    freed: int
+    estimates: int
+
+
+def _late(account: Account) -> _Late:
+    lines = account.at(0.0).ledgers[0].ledger
+    terms = [term for term in lines if term.phase == "buffers" and term.term != POOL_WARMUP]
+    sure = (term for term in terms if term.basis != "estimate" and term.term not in account.grown)
+    sizes = {term.term: term.bytes for term in sure}
     buffers = sum(sizes.values())
-    # What loading held: the engine gives it back between its buffers and its workspaces.
-    room = left + sum(term.bytes for term in lines if term.term == TEMPORARIES)
-    early = buffers - sum(sizes.get(name, 0) for name in _WORKSPACES)
+    return _Late(
+        buffers=buffers,
+        early=buffers - sum(sizes.get(name, 0) for name in _WORKSPACES),
+        freed=sum(term.bytes for term in lines if term.term == TEMPORARIES),
+        estimates=sum(term.bytes for term in terms) - buffers,
+    )
+
+
+def _with_step(shortage: Shortage, facts: LogFacts, account: Account, late: _Late) -> Shortage:
+    """The first step that found too little, by the account; or what is odd where none did."""
+    left, room = shortage.left, shortage.left + late.freed
     if facts.first(WarmupLengths) is None:
-        stages = ((early, left), (buffers, room))
+        stages = ((late.early, left), (late.buffers, room))
         needed, free = max(stages, key=lambda stage: stage[0] - stage[1])
         if needed <= free:
             return replace(shortage, surprise="by the account its buffers fitted")
         return replace(shortage, step="the engine's buffers", needed=needed, room=free)
     # The buffers were there: what they lack by the account, a warm-up or a request lacks.
-    beyond, room = max(0, buffers - room), max(0, room - buffers)
+    beyond, room = max(0, late.buffers - room), max(0, room - late.buffers)
     forwards = list(_forwards(facts))
     for name, forward in forwards:
         needed = (account.forward_bytes(forward) or 0) + beyond

@@ -25,7 +25,7 @@ from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, prefixes_of
-from turbofit.gateway.routing.health import Monitor, healthy
+from turbofit.gateway.routing.health import Monitor, healthy, trouble
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
 from turbofit.machine.host import usable_cores
@@ -111,6 +111,11 @@ class Gateway(AsgiApp):
     def engines(self) -> tuple[RoutedEngine, ...]:
         return self.fleet.engines
 
+    def _waits(self) -> list[str]:
+        if healthy(self.fleet):
+            return []
+        return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
+
     def rest(self, outage: Outage | None) -> None:
         """No engine runs for a while; None once they are started again. Call it in the loop.
 
@@ -127,6 +132,18 @@ class Gateway(AsgiApp):
         ``other_cause``: somebody killed it, its GPU is lost, or others took its memory.
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
+
+    def doubt(self, index: int, ends_at: float) -> None:
+        """A supervisor sees no sign of life of an engine; to be called in the gateway's loop.
+
+        It gets nothing new until it answers, and is ended at a time of `time.monotonic`.
+        """
+        self.engines[index].ends_at = ends_at
+        self.monitor.doubt(self.engines[index])
+
+    def engine_ready(self, index: int) -> None:
+        """A supervisor saw an engine answer that was started again; call it in the loop."""
+        self.monitor.ask_now(self.engines[index])
 
     def take_over(self, config: GatewayConfig) -> None:
         """Take another config's keys, origins and media domains; call it in the gateway's loop."""
@@ -216,14 +233,14 @@ class Gateway(AsgiApp):
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
         fleet, fine = self.fleet, healthy(self.fleet)
         page: Document = {
-            "status": "healthy" if fine else "unavailable",
+            "status": "healthy",
             "engines": len(fleet),
             "up": fleet.open,
             "draining": self.connections.draining,
             **self.config.about,
         }
-        if not fine and fleet.outage is not None:
-            page.update(status="resting", message=fleet.outage.message)
+        if not fine:
+            page.update(trouble(fleet.outage))
         return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:

@@ -103,6 +103,10 @@ class AsgiApp(ABC):
         """The limits of each model by its name, for the page at the address itself."""
         return {}
 
+    def _waits(self) -> list[str]:
+        """What requests wait for now, and how long by what earlier starts took."""
+        return []
+
     async def _welcome(
         self, request: RequestContext, send: Send, refusal: Refusal | None = None
     ) -> None:
@@ -111,7 +115,7 @@ class AsgiApp(ABC):
             request.headers.get(b"host", b"").decode("latin-1"),
             self._models() if refusal is None else None,
             key=bool(self.config.api_keys),
-            notice=PRETEND_WORDS * self.config.pretend,
+            notices=[PRETEND_WORDS] * self.config.pretend + ([] if refusal else self._waits()),
         )
         request.out += HEADERS
         status = 200 if refusal is None else refusal.status

@@ -50,6 +50,13 @@ _NEEDED: Final = {
 }
 
 
+#: LMDeploy's words where a package that a request needs cannot be imported.
+#: lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
+_NO_GRAMMAR: Final = b"Request preprocessing failed."
+#: Characters of an engine's text that is no JSON.
+_SAID: Final = 500
+
+
 class _Row(Struct):
     status: int
     says: str
@@ -104,12 +111,27 @@ def ending() -> Refusal:
     return Refusal("ending", retry_after=_RETRY_ENDING)
 
 
-def of_engine(body: bytes) -> Refusal | None:
-    """What LMDeploy's 400 is in turbofit's words; None where it is right as it is."""
+def of_engine(api: Api, status: int, body: bytes, *, forced: bool = False) -> Refusal | None:
+    """What an engine's error is in turbofit's words, or in the form of the client's API.
+
+    None where it has that form, and says what is missing. ``forced``: the request asks for an
+    answer of a certain form, which LMDeploy compiles with XGrammar.
+    """
     for words, key in _NEEDED.items():
         if words in body:
             return Refusal(key, param=key.partition(":")[2], parsers=", ".join(TOOL_PARSERS))
-    return None
+    if forced and (_NO_GRAMMAR in body or status == 500):
+        return Refusal("option_missing:grammar")
+    try:
+        document = msgspec.json.decode(body)
+    except msgspec.MsgspecError:
+        document = body.decode("utf-8", "replace")[:_SAID]
+    error = document if isinstance(document, dict) else {"message": document}
+    if isinstance(error.get("error"), dict) and (api != "anthropic" or error.get("type")):
+        return None
+    said, param = error.get("message") or error.get("detail") or document, error.get("param")
+    key = "engine_refused" if status < 500 else "engine_failed"
+    return Refusal(key, status=status, said=said, param=param if isinstance(param, str) else None)
 
 
 def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:

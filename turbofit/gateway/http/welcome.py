@@ -79,9 +79,9 @@ def welcome_page(
     models: Mapping[str, Sequence[str]] | None,
     *,
     key: bool,
-    notice: str = "",
+    notices: Sequence[str] = (),
 ) -> bytes:
-    """The page as HTML, with the ``notice`` first.
+    """The page as HTML, with the ``notices`` first.
 
     ``models`` are the limits of each by its name, None for who shows no key; ``key`` says whether
     clients need one.
@@ -111,8 +111,7 @@ def welcome_page(
             shown = f'<a href="{path}">{path}</a>' if route.method == "GET" else path
             parts.append(f"<tr><td>{route.method}</td><td>{shown}</td></tr>")
         parts.append("</table>")
-    if notice:
-        parts.insert(0, f"<p><strong>{escape(notice)}</strong></p>")
+    parts[:0] = [f"<p><strong>{escape(notice)}</strong></p>" for notice in notices]
     head = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width"><style>'

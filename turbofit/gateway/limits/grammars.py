@@ -67,6 +67,16 @@ def check_format(body: JsonObject) -> list[str]:
     return changes
 
 
+def forces_form(body: JsonObject) -> bool:
+    """Whether an answer must be of a schema, or the call of a tool."""
+    text, choice = body.get("text"), body.get("tool_choice")
+    form = text.get("format") if isinstance(text, dict) else body.get("response_format")
+    if isinstance(form, dict) and form.get("type") != "text":
+        return True
+    word = choice.get("type") if isinstance(choice, dict) else choice
+    return word in ("required", "any", "tool", "function")
+
+
 def check_tools(tools: Any) -> list[str]:
     """Bound the schemas of tools, in place; as `check_format`."""
     if tools is None:

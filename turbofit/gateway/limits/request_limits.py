@@ -142,7 +142,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         engine=plan.engine.name,
         vocabulary=plan.model.text.vocab,
         serial=plan.engine.serial,
-        host_bytes=_host_bytes(plan, bytes_per_unit),
+        host_bytes=images_in_flight(plan, bytes_per_unit),
         shares=tuple(group.at_once for group in plan.by_group),
         keeps_prefixes=plan.settings.enable_prefix_caching,
     )
@@ -283,8 +283,11 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     return min(gates, default=None)
 
 
-def _host_bytes(plan: Plan, bytes_per_unit: int) -> int:
-    """Bytes for images: a replica's share of a quarter of what is free, one request's at least."""
+def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
+    """Bytes of images at one engine at most, waiting, being decoded and prepared, on all threads.
+
+    Its share of a quarter of what the plan's host figures leave, one request's at least.
+    """
     limits, available = plan.limits, plan.host.available
     decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
     least = decoded + limits.units_per_request * bytes_per_unit

@@ -31,8 +31,9 @@ from turbofit.observe.live import parse_page
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.routing.engines import InFlight, RoutedEngine
+    from turbofit.gateway.routing.engines import InFlight, Outage, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
 _LOG: Final = LazyLogger(__name__)
@@ -46,12 +47,21 @@ def healthy(engines: Iterable[RoutedEngine]) -> bool:
     return any(engine.serves for engine in engines)
 
 
+def trouble(outage: Outage | None, word: str = "status") -> Document:
+    """What `/health` says where no engine serves, of a model alone and, as a state, of several."""
+    if outage is None:
+        return {word: "unavailable"}
+    return {word: "resting", "message": outage.message}
+
+
 class Monitor:
     """Takes engines out and brings them back.
 
     An engine is probed with a completion of one text token when it has been idle for long, when
     something failed, and when it owes answers but sends nothing. Three failures in a row take it
     out, and end what still waits for it; one success brings it back. ``changed`` is called at both.
+    Where a probe is not answered in time the engine may be slow: it is taken out once it has
+    brought nobody anything for `GatewayConfig.hung_seconds`, and no token that it counts moved.
     """
 
     def __init__(
@@ -85,6 +95,11 @@ class Monitor:
         """A request failed there."""
         engine.suspect = True
         self._looks[engine].set()
+
+    def ask_now(self, engine: RoutedEngine) -> None:
+        """It is said to answer again: ask it without the pause after failures."""
+        engine.last_check = float("-inf")
+        self.suspect(engine)
 
     def doubt(self, engine: RoutedEngine) -> None:
         """It broke off, was not reached, or its loop has ended.
@@ -145,24 +160,32 @@ class Monitor:
 
     async def _ask(self, engine: RoutedEngine) -> None:
         began = engine.last_check = time.monotonic()
+        if not engine.owes:
+            engine.heard()  # its silence counts from now
+        engine.asked, in_time = True, True
         try:
             works = await asyncio.wait_for(self._upstream.probe(engine), self._config.probe_seconds)
         except (asyncio.TimeoutError, TimeoutError):
-            works = False
+            works = in_time = False
         if works and engine.dead_since(began):
             return  # the process answered that has died since
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
-        if engine.in_flight:
-            load = await self._load(engine)
-            before, engine.tokens = engine.tokens, None if load is None else load.tokens
-            if before is not None and engine.tokens is not None and engine.tokens > before:
-                return  # slow, not stuck: it has counted tokens since it last did not answer
+        if engine.in_flight and await self._moves(engine):
+            engine.heard()  # slow, not stuck
+            return
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())
-        if engine.failures >= _FAILURES and (engine.up or engine.in_flight):
+        hung = time.monotonic() - engine.last_byte >= self._config.hung_seconds
+        if engine.failures >= _FAILURES and (in_time or hung) and (engine.up or engine.in_flight):
             self._take_out(engine)
+
+    async def _moves(self, engine: RoutedEngine) -> bool:
+        """Whether it has counted tokens since it last did not answer a question."""
+        load = await self._load(engine)
+        before, engine.tokens = engine.tokens, None if load is None else load.tokens
+        return before is not None and engine.tokens is not None and engine.tokens > before
 
     def _bring_back(self, engine: RoutedEngine) -> None:
         awaited = engine.suspect or not engine.serves

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
-from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_event
+from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_body, refusal_event
 from turbofit.gateway.http.request_context import ForwardOutcome, sent_headers, uncancel
 from turbofit.gateway.routing.deny_file import fingerprint
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
@@ -252,9 +252,8 @@ class Exchange(ForwardOutcome):
             self.present.begun = False
             raise self._loop_ended()
         body = bytes(data)
-        refusal = of_engine(body) if response.status == 400 else None
-        if refusal is not None:
-            raise refusal
+        if response.status >= 400:
+            body, kind = self._in_form(body), "application/json"
         self.first_byte = time.perf_counter()
         if response.status == 200:
             if self._route.kind not in ("count_tokens", "models"):
@@ -266,9 +265,19 @@ class Exchange(ForwardOutcome):
         retry = response.headers.get("Retry-After")
         if retry is not None and retry.isdigit():
             headers.append((b"retry-after", retry.encode()))
-        await self._start(response.status, kind, headers)
+        await self._start(self.status, kind, headers)
         self.bytes_out += len(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _in_form(self, body: bytes) -> bytes:
+        """An engine's error as its client's API has errors, and in turbofit's words."""
+        request, api = self._request, self._route.api
+        refusal = of_engine(api, self.status, body, forced=request.prepared.forced)
+        if refusal is None:
+            return body
+        request.reason, self.status = refusal.reason, refusal.status
+        self._failed = self.status >= 500
+        return refusal_body(api, refusal, request.id)
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         self.started = True

@@ -1,24 +1,65 @@
-"""Runs a Python module as LMDeploy's command line, with its API key hidden from other users.
+"""Runs a Python module as LMDeploy's command line, at once or once it is told to.
 
 ``python entry.py MODULE ARGUMENTS…``: every user can read a command line, only the owner an
 environment, so the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended here.
+
+``python entry.py --standby NAMES…`` imports these names (of one like ``module:function`` the
+function is called), and waits for a line of JSON on its input: the module with its arguments, and
+variables of its environment. Without a line it ends: its server is gone.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import pkgutil
 import runpy
 import sys
 import urllib.parse
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+#: What a process has open that has begun with a card.
+_CARD = "/dev/nvidia"
 
 
 def forget_urls() -> None:
     """Let `urllib.parse` keep no URLs: its last 128 may be images, gigabytes no plan counts."""
     parse: Any = urllib.parse
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
+
+
+def stand_by(names: Sequence[str]) -> list[str]:
+    """Import, wait, and take the environment over; the words of the command line to become."""
+    for name in names:
+        found = pkgutil.resolve_name(name)
+        if ":" in name:
+            found()
+    if any(map(_of_card, os.listdir("/proc/self/fd"))):
+        # The cards that it sees are chosen for good, and are not those of the engine to come.
+        sys.exit("turbofit: importing has opened a GPU: no standby")
+    line = sys.stdin.buffer.readline()
+    if not line:
+        sys.exit(0)
+    told = json.loads(line)
+    for name, value in told["environment"].items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    words: list[str] = told["words"]
+    return words
+
+
+def _of_card(descriptor: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(_CARD)
+    except OSError:  # the listing's own
+        return False
 
 
 def prepare_images() -> None:
@@ -32,7 +73,10 @@ def prepare_images() -> None:
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
-    module, arguments = sys.argv[1], sys.argv[2:]
+    words = sys.argv[1:]
+    if words[0] == "--standby":
+        words = stand_by(words[1:])
+    module, *arguments = words
     key = os.environ.pop("TURBOFIT_ENGINE_KEY", "")
     if key:
         arguments += ["--api-keys", key]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from turbofit.core.plan import Command, Plan
+    from turbofit.launch.engine.process import Begin
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -78,8 +79,12 @@ def lmdeploy_if_needed(engine: str | None) -> Lmdeploy:
         return Lmdeploy(REFERENCE, ())
 
 
+#: The program that becomes LMDeploy's command line.
+ENTRY: Final = str(Path(__file__).with_name("entry.py"))
+
+
 def module_runner(module: str) -> tuple[str, ...]:
-    return sys.executable, str(Path(__file__).with_name("entry.py")), module
+    return sys.executable, ENTRY, module
 
 
 #: Engines listen here only: their management routes are open to whoever reaches them.
@@ -107,7 +112,8 @@ class Launch:
     ``runner`` are the words that start LMDeploy, in the place of the command's first. A ``key``
     that is not in the command is given to the engine out of sight. ``ratio`` gives the cache ratio
     of each start; None is the command's for all of them. ``images`` are the variables that say how
-    the engine's process prepares images.
+    the engine's process prepares images. ``begin`` starts the process; None is
+    `process.begin_process`.
     """
 
     command: Command
@@ -115,6 +121,7 @@ class Launch:
     key: str | None = None
     _: KW_ONLY
     ratio: Callable[[], float] | None = None
+    begin: Begin | None = None
     images: Mapping[str, str] | None = None
 
     @property

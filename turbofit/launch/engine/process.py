@@ -22,7 +22,10 @@ from turbofit.core.process.log_queue import CappedLog
 from turbofit.launch.engine.guard import guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    #: Starts an engine's command with an environment, as `begin_process` does.
+    Begin = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -32,18 +35,35 @@ _PAUSE: Final = 0.02
 _CHUNK: Final = 1 << 20
 
 
+def begin_process(
+    argv: Sequence[str], env: Mapping[str, str], stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """A command in its own process group, guarded, with its output in a pipe; else an `OSError`."""
+    return subprocess.Popen(
+        guarded(argv), env=dict(env), stdin=stdin, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
 class EngineProcess:
     """A command in its own process group, and what it prints.
 
     Start it in the main thread: the engine is killed when the thread that started it ends.
-    ``log_required``: it starts only where its log can be opened.
+    ``begin`` starts it, `begin_process` where None is given. ``log_required``: it starts only where
+    its log can be opened.
 
     Raises:
         LaunchError: it cannot be started.
     """
 
     def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], log: Path, *, log_required: bool = True
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        begin: Begin | None = None,
+        *,
+        log_required: bool = True,
     ) -> None:
         self.runs: deque[Run] = deque()
         try:  # before the engine exists, so that nothing must be ended
@@ -54,14 +74,7 @@ class EngineProcess:
                 hint="set XDG_STATE_HOME to a folder that can be written",
             ) from None
         try:
-            self._process = subprocess.Popen(
-                guarded(argv),
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._process = (begin or begin_process)(argv, env)
         except OSError as exc:
             self._file.close()
             raise LaunchError(

@@ -1,7 +1,8 @@
 """Prepared images are kept by a hash of their bytes and options, as many as memory was given for.
 
-Clients send a chat's pictures anew with each turn. What is kept is never handed out itself, but a
-copy: nobody can change another request's tensors.
+Clients send a chat's pictures anew with each turn. The first request has the tensors that are kept,
+later ones have copies, and where somebody changed the kept ones they are dropped: nobody can change
+what another request gets.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections import OrderedDict
 from copy import deepcopy
 from inspect import ismethod
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 #: The attribute of an image that says what bytes it was made of.
 _SOURCE: Final = "turbofit_source"
@@ -29,30 +30,65 @@ class ImageCache:
 
     def __init__(self, most: int) -> None:
         self.most, self.held, self.hits = most, 0, 0
-        self._kept: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Any:
-        """A copy of what is kept; None where nothing is."""
+        """A copy of what is kept; None where nothing is, or it was changed."""
         with self._lock:
-            if key not in self._kept:
+            kept = self._kept.get(key)
+            if kept is None:
                 return None
             self._kept.move_to_end(key)
-            self.hits += 1
-            value = self._kept[key][0]
-        return deepcopy(value)  # nobody changes a kept value, so others need not wait
+        copied = deepcopy(kept.value)  # others need not wait
+        with self._lock:
+            if kept.versions == _versions(kept.value):
+                self.hits += 1
+                return copied
+            self._drop(key)
+        return None
 
     def put(self, key: bytes, value: Any) -> None:
-        """Keep a copy, if it has its place."""
+        """Keep it, if it has its place; its tensors are not copied, which would cost as much."""
         size = byte_size(value)
         if size > self.most:
             return
-        copied = deepcopy(value)
+        shared = {id(tensor): tensor for tensor in _tensors(value)}
+        kept = _Kept(deepcopy(value, shared), size, _versions(value))
         with self._lock:
-            self.held += size - self._kept.pop(key, (None, 0))[1]
-            self._kept[key] = copied, size
+            self._drop(key)
+            self._kept[key] = kept
+            self.held += size
             while self.held > self.most:
-                self.held -= self._kept.popitem(last=False)[1][1]
+                self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: bytes) -> None:
+        if key in self._kept:
+            self.held -= self._kept.pop(key).size
+
+
+class _Kept(NamedTuple):
+    """A result, its bytes, and how often each of its tensors had been changed when it was kept."""
+
+    value: Any
+    size: int
+    versions: list[int]
+
+
+def _versions(value: Any) -> list[int]:
+    """How often each tensor was changed, through its views too, as torch counts."""
+    return [tensor._version for tensor in _tensors(value)]
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    if hasattr(value, "_version"):
+        yield value
+    elif hasattr(value, "values"):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
 
 
 def byte_size(value: Any) -> int:

@@ -9,7 +9,6 @@ imported before LMDeploy imports it, so a model without images starts as it did.
 from __future__ import annotations
 
 import hashlib
-import importlib.machinery
 import inspect
 import os
 import sys
@@ -72,8 +71,13 @@ def install() -> None:
     """Prepare the images of every model that this process opens, as its environment says."""
     threads = int(os.environ.pop(THREADS, "1"))
     cache_bytes = int(os.environ.pop(CACHE, "0"))
-    if threads > 1:
-        sys.meta_path.insert(0, _Watch(partial(_watch_encoders, threads, cache_bytes)))
+    if threads <= 1:
+        return
+    watch = partial(_watch_encoders, threads, cache_bytes)
+    if _MODULE in sys.modules:  # a process that stood by
+        watch(sys.modules[_MODULE])
+    else:
+        sys.meta_path.insert(0, _Watch(watch))
 
 
 class _Watch:
@@ -82,11 +86,13 @@ class _Watch:
     def __init__(self, then: Callable[[Any], None]) -> None:
         self._then = then
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:  # noqa: ARG002
-        """Let the usual one find it."""
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Let whoever else finds it find it."""
         if name != _MODULE:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(name, path, target) for finder in others)
+        spec = next(filter(None, found), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
@@ -132,9 +138,11 @@ def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
         from turbofit.launch.images.cache import ImageCache, keep_prepared
 
         keep_prepared(model, ImageCache(cache_bytes))
+    others = torch.get_num_threads()
     encoder.executor = ThreadPoolExecutor(
-        threads, "image", initializer=_use_one_core, initargs=(torch.get_num_threads(),)
+        threads, "image", initializer=_use_one_core, initargs=(others,)
     )
+    encoder.preprocess = _with_one_core(encoder.preprocess, others)
     return None
 
 
@@ -171,6 +179,19 @@ def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
             return function(*arguments, **keywords)
 
     return alone
+
+
+def _with_one_core(preprocess: Callable[..., Any], others: int) -> Callable[..., Any]:
+    """The event loop's thread looks at prepared images, too; there torch's helpers would spin."""
+    set_up = threading.local()
+
+    async def preprocess_here(*arguments: Any, **keywords: Any) -> Any:
+        if not hasattr(set_up, "done"):
+            set_up.done = True
+            _use_one_core(others)
+        return await preprocess(*arguments, **keywords)
+
+    return preprocess_here
 
 
 def _use_one_core(others: int) -> None:

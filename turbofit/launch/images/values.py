@@ -39,11 +39,15 @@ def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -
     cut = next((at for at, s in enumerate(steps) if type(s).__name__ == "ToTensor"), None)
     if cut is None:
         return transform
-    table = TableTransform(steps[:cut], steps[cut:], dtype)
     width, height = _TRIED
     pixels = np.random.default_rng(0).integers(0, _BYTES, (height, width, 3), dtype=np.uint8)
     tried = Image.fromarray(pixels)
-    return table if torch.equal(table(tried), transform(tried).to(table.dtype)) else transform
+    try:
+        table = TableTransform(steps[:cut], steps[cut:], dtype)
+        alike = torch.equal(table(tried), transform(tried).to(table.dtype))
+    except (RuntimeError, ValueError, TypeError, KeyError):  # steps of another kind
+        return transform
+    return table if alike else transform
 
 
 class TableTransform:
@@ -57,7 +61,7 @@ class TableTransform:
         from PIL import Image
 
         self._shaping, self._numbering = shaping, numbering
-        ramp = np.arange(_BYTES, dtype=np.uint8).reshape(1, _BYTES, 1).repeat(3, axis=2)
+        ramp = np.arange(_BYTES, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
         values = self._numbers(Image.fromarray(ramp))
         self.dtype = dtype or values.dtype
         values = values.reshape(3, _BYTES).to(self.dtype)

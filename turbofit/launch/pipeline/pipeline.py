@@ -13,6 +13,7 @@ from turbofit.core.errors import LaunchError, NoGpuError, UsageError
 from turbofit.core.plan import config_names
 from turbofit.launch.engine.launches import find_lmdeploy, ratio_now
 from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.passthrough import uncounted_fields
 from turbofit.launch.serve.planner import Planner
 from turbofit.memory.engines import engine_of
 from turbofit.model.presets import find_preset
@@ -193,7 +194,8 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
     if pytorch:
-        os.environ.update(engine_of(plan).environment(plan.model, plan.settings))
+        ledgers = plan.ledgers_of(group)
+        os.environ.update(engine_of(plan).environment(plan.model, plan.settings, ledgers))
     os.environ.update(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -217,18 +219,6 @@ def _trust(plan: Plan, trust: bool | None) -> bool:
 
 
 # The engine config of a caller: which fields the plan takes from it, and a copy with the plan's.
-
-
-#: Fields that change memory in ways the ledger does not model.
-_UNPLANNED: Final = (
-    "dp", "cp", "ep", "nnodes", "device_num", "attn_tp_size", "attn_cp_size", "attn_dp_size",
-    "mlp_tp_size", "mlp_dp_size", "moe_tp_size", "outer_dp_size", "num_tokens_per_iter",
-    "max_prefill_iters", "cache_chunk_size", "empty_init", "hf_overrides", "gemm_input_dtype",
-    "kernel_block_size", "num_cpu_blocks", "adapters", "prefix_cache_state_budget",
-    "prefix_cache_decode_state_interval", "custom_module_map", "enable_microbatch", "enable_eplb",
-    "logprobs_mode", "enable_return_routed_experts", "dllm_block_length", "kv_transfer_config",
-    "piecewise_cudagraph_max_tokens",
-)  # fmt: skip
 
 
 def config_engine(config: Any, engine: str) -> str:
@@ -265,7 +255,7 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
             )
     if "devices" in changed:
         out.setdefault("gpus", _visible_gpus(changed["devices"]))
-    unplanned = [name for name in _UNPLANNED if name in changed]
+    unplanned = sorted(uncounted_fields() & changed.keys())
     if unplanned:
         warnings.warn(
             f"{', '.join(unplanned)} of backend_config may change memory: the plan does not count "

@@ -49,6 +49,9 @@ class ServeConfig(Validated):
         default="auto", description="what must be answered before it opens; see `CheckMode`"
     )
     rehearse: bool = Field(default=True, description="a plan is rehearsed before it is launched")
+    standby: bool = Field(
+        default=True, description="a process has imported what the next start needs"
+    )
     pretend: bool = Field(default=False, description="on pretend GPUs")
     pretend_taken: Bytes = Field(
         default=0,

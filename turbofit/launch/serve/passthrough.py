@@ -26,6 +26,8 @@ from turbofit.core.version import REFERENCE
 _PROGRAM: Final = re.compile(
     r"(?:(?:\S*python[\d.]* -m )?(?:\S*/)?lmdeploy[. ]serve[. ])?(?:openai[.])?api_server "
 )
+#: What became of an option that says nothing to a plan.
+_NO_PART: Final = "without a part in the plan"
 _VARIABLE: Final = re.compile(r"[A-Za-z_]\w*=.*")
 
 
@@ -47,8 +49,8 @@ class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fie
 
 
 class _Table(Struct):
-    schema: str
     lacks: dict[str, tuple[str, ...]]
+    fields: frozenset[str]
     options: dict[str, EngineOption]
 
 
@@ -88,6 +90,12 @@ def option_table() -> _Table:
 
 def engine_options() -> dict[str, EngineOption]:
     return option_table().options
+
+
+def uncounted_fields() -> frozenset[str]:
+    """The fields of LMDeploy's engine configs that change memory in ways that no plan counts."""
+    refused = (name for name, option in engine_options().items() if option.is_ == "refused")
+    return option_table().fields | {name.lstrip("-").replace("-", "_") for name in refused}
 
 
 def without_program(words: Sequence[str]) -> list[str]:
@@ -138,23 +146,32 @@ def _place(
     *,
     serves: bool,
 ) -> None:
-    targets = [word.partition("=")[0] for word in option.as_]
     if option.default is not None and values == [option.default]:
         what = f"{values[0]} left out: LMDeploy's own default"
-    elif option.variables:
-        os.environ.update(dict.fromkeys(option.variables, values[0]))
-        what = f"as {' and '.join(option.variables)}"
-    elif option.is_ == "taken" and set(targets) <= set(known):
-        for word in map(os.path.expandvars, option.as_):
-            pairs = [part for value in values for part in (word, value)]
-            read.ours += pairs if option.values else [word]
-        what = f"as {' and '.join(targets)}" if targets else f"left out: {option.say}"
-    elif option.is_ == "taken" or (option.is_ == "passed" and not serves):
-        what = "without a part in the plan"
+    elif option.is_ == "taken":
+        what = _taken(read, option, values, known)
+    elif option.is_ == "passed" and not serves:
+        what = _NO_PART
     else:
         read.engine += [name, *values]
         what = "for the engine" if option.is_ == "passed" else ""
     read.said.setdefault(what, []).append(name)
+
+
+def _taken(
+    read: LmdeployWords, option: EngineOption, values: list[str], known: Collection[str]
+) -> str:
+    """Say it in turbofit's words, where the command has them; what it became."""
+    targets = [word.partition("=")[0] for word in option.as_]
+    if option.variables:
+        os.environ.update(dict.fromkeys(option.variables, values[0]))
+        return f"as {' and '.join(option.variables)}"
+    if not set(targets) <= set(known):
+        return _NO_PART
+    for word in map(os.path.expandvars, option.as_):
+        pairs = [part for value in values for part in (word, value)]
+        read.ours += pairs if option.values else [word]
+    return f"as {' and '.join(targets)}" if targets else f"left out: {option.say}"
 
 
 def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
@@ -224,19 +241,17 @@ def _sort(
         if not unplanned or (option is not None and option.always):
             raise _refused(name, option, values)
         passed.unplanned.append(name)
-    elif option.chosen or (option.as_ and not option.clients and name not in option.as_):
-        who = "the plan" if option.chosen else "turbofit"
-        raise UsageError(f"{name} after -- is set by {who}", hint=f"give {name} before --")
-    elif option.is_ == "planned":
-        passed.modelled += [name, *values]
-        return
     elif name == "--model-name":
         passed.model_name = values[0]
         return
-    if option is not None and option.clients:
-        passed.public.append(name)
-    if name == "--api-keys":
-        passed.api_keys.extend(values)
+    elif option.is_ == "planned" and not option.chosen:
+        passed.modelled += [name, *values]
+        return
+    elif option.chosen or (option.as_ and not option.clients):
+        who = "the plan" if option.chosen else "turbofit"
+        raise UsageError(f"{name} after -- is set by {who}", hint=f"give {name} before --")
+    passed.public += [name] if option and option.clients else []
+    passed.api_keys += values if name == "--api-keys" else []
     passed.argv += [name, *values]
 
 

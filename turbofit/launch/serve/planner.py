@@ -39,6 +39,7 @@ class Planner:
     ``request`` is None where a plan was given, which is only reserved; ``leases`` are None on
     pretend GPUs. ``rehearse``: each plan is rehearsed before it is believed. ``doubled``: margins
     are doubled, as the account is of another LMDeploy. ``fitted``: other models share the cards.
+    ``meanwhile`` is told of each plan that is about to be rehearsed.
     """
 
     request: PlanRequest | None
@@ -48,6 +49,7 @@ class Planner:
     rehearse: bool
     doubled: bool = False
     fitted: bool = False
+    meanwhile: Callable[[Plan], None] = lambda _plan: None
 
     def make(self, changes: Options) -> Plan:
         """Plan with changes on top of what the user asked for; reserved where it fits."""
@@ -104,6 +106,7 @@ class Planner:
         """The plan as its rehearsal corrected it, or as it is where it cannot be rehearsed."""
         from turbofit.rehearse.confirm import rehearsed
 
+        self.meanwhile(plan)
         self.say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
         try:
             checked = rehearsed(request, plan)

@@ -107,14 +107,18 @@ def turbomind(sources: Sources, _: Scene) -> Answer:
     )
 
 
-def xgrammar(sources: Sources, _: Scene) -> Answer | None:
+def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
     """XGrammar, without which LMDeploy has no structured output (``_guided_decoding.py``)."""
-    if sources.version("lmdeploy") is None:
+    other = scene.plan is not None and not scene.plan.engine.of_lmdeploy
+    if other or sources.version("lmdeploy") is None:
         return None
     version = sources.version("xgrammar")
     if version is not None or sources.has_module("xgrammar"):
         return ok(f"xgrammar {version or 'of no known version'}")
-    return warning("xgrammar is not installed", "pip install xgrammar")
+    fix = "pip install xgrammar"
+    return warning(
+        f"xgrammar is not installed ({fix}): response_format and forced tool calls fail", fix
+    )
 
 
 def driver_cuda(machine: Machine, scene: Scene) -> Answer:

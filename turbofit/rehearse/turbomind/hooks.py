@@ -68,7 +68,7 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 def patch_torch(scenario: Scenario, staging: Staging) -> None:
     """Gives ``torch.cuda`` answers about the pretend machine, and its copies no data."""
-    _declare_torchvision()
+    declare_torchvision()
     gpus, current = scenario.gpus, 0
     cuda: Any = torch.cuda
     version: Any = torch.version
@@ -109,8 +109,10 @@ def patch_torch(scenario: Scenario, staging: Staging) -> None:
     tensor.cuda = lambda self, *_, **__: torch.empty_like(self, device="meta")
 
 
-def _declare_torchvision() -> None:
+def declare_torchvision() -> None:
     """Declares operators that torchvision's CUDA build needs to be imported beside CPU torch."""
+    if torch.version.cuda is not None or _KEPT:
+        return
     spec = importlib.util.find_spec("torchvision")
     libraries = list(Path(spec.origin).parent.glob("_C*.so")) if spec and spec.origin else []
     if not libraries:

@@ -70,6 +70,13 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
     return env
 
 
+def preload() -> None:
+    """What comes before LMDeploy's imports, and asks no pretend machine."""
+    from turbofit.rehearse.turbomind.hooks import declare_torchvision
+
+    declare_torchvision()
+
+
 def pretend_here() -> None:
     """Lets TurboMind run on the pretend machine in whose environment this process began."""
     path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")

@@ -135,7 +135,7 @@ def _end(bar: Bar, scale: int) -> Markup:
     if bar.need <= bar.room:
         return Markup()
     share = 100 * bar.room / scale
-    text = f"the card ends here: {format_bytes(bar.room)}"
+    text = f"the {bar.owner} ends here: {format_bytes(bar.room)}"
     place = f"right:{100 - share:.3f}%" if share > 50 else f"left:{share:.3f}%"
     label = tag("b", f"{text} ▾" if share > 50 else f"▾ {text}", style=place)
     return tag("div", tag("div", label, class_="ends"), class_="row axis")
@@ -153,7 +153,8 @@ def _legend(bars: Sequence[Bar]) -> Markup:
         entries.append(tag("li", swatch, f" {name} ", tag("b", _range(amounts))))
     if any(overs):
         swatch = tag("span", "!", class_="swatch overs", aria_hidden="true")
-        entries.append(tag("li", swatch, " more than the card has ", tag("b", _range(overs))))
+        owners = " or ".join(dict.fromkeys(bar.owner for bar in bars if bar.need > bar.room))
+        entries.append(tag("li", swatch, f" more than the {owners} has ", tag("b", _range(overs))))
     return tag("ul", *entries, class_="legend")
 
 

@@ -157,7 +157,10 @@ class BarPiece(Struct):
 
 
 class Bar(Block):
-    """Memory of equal GPUs from empty to full; what is beyond ``room`` bytes is not there."""
+    """Memory of equal GPUs from empty to full; what is beyond ``room`` bytes is not there.
+
+    ``owner`` names what has the room: the card, or a budget.
+    """
 
     title: str
     room: int
@@ -166,6 +169,7 @@ class Bar(Block):
     label: str = ""
     fits: bool = True
     holders: tuple[str, ...] = ()
+    owner: str = "card"
 
     @property
     def need(self) -> int:

@@ -224,7 +224,7 @@ def legend(bar: Bar) -> list[str]:
     """Every part with its letter and its size."""
     texts = [f"{part.mark}={part.name} {format_bytes(part.bytes)}" for part in bar.parts]
     if bar.need > bar.room:
-        texts.append(f"{OVER}={format_bytes(bar.need - bar.room)} more than the card has")
+        texts.append(f"{OVER}={format_bytes(bar.need - bar.room)} more than the {bar.owner} has")
     return texts
 
 

@@ -21,7 +21,7 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from turbofit.core.machine import Machine
     from turbofit.core.plan import GpuLedger, Plan, Term
@@ -71,7 +71,8 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
         )
         for kind, size in sums(pieces).items()
     )
-    return Bar(title=title, room=ledger.total, parts=parts, fits=ledger.fits)
+    room, owner = ledger.total - ledger.beyond_budget, "card" if ledger.budget is None else "budget"
+    return Bar(title=title, room=room, parts=parts, fits=ledger.fits, owner=owner)
 
 
 def _say(ledger: GpuLedger, piece: _StackPiece) -> str:
@@ -90,12 +91,17 @@ def _say(ledger: GpuLedger, piece: _StackPiece) -> str:
 
 def _memory_label(ledger: GpuLedger) -> str:
     when = "while loading" if ledger.most > ledger.peak else "in the worst case"
-    used = format_bytes(ledger.reserved + ledger.most)  # the driver has a part from the start
-    card = f"{used} of {format_bytes(ledger.total)} in use {when}"
-    if ledger.headroom < 0:
-        return f"{card}, {format_bytes(-ledger.headroom)} too many"
-    margin = "" if ledger.fits else f" of a margin of {format_bytes(ledger.margin)}"
-    return f"{card}, {format_bytes(ledger.headroom)} left{margin}"
+    # The driver has a part from the start; a budget is of what the engines take.
+    used, whole = ledger.reserved + ledger.most, format_bytes(ledger.total)
+    if ledger.budget is not None:
+        used, whole = ledger.most - ledger.used, f"a budget of {format_bytes(ledger.budget)}"
+    card = f"{format_bytes(used)} of {whole} in use {when}"
+    left = ledger.headroom - ledger.beyond_budget
+    if left < 0:
+        return f"{card}, {format_bytes(-left)} too many"
+    wanted = format_bytes(ledger.margin - ledger.beyond_budget)
+    margin = "" if ledger.fits else f" of a margin of {wanted}"
+    return f"{card}, {format_bytes(left)} left{margin}"
 
 
 #: Each kind in the order of the stack: the letter that stands for it, and what it is.
@@ -138,7 +144,7 @@ def stack(ledger: GpuLedger) -> tuple[_StackPiece, ...]:
         _StackPiece("transient", name, ledger.peak - ledger.steady, worst),
         _StackPiece("loading", "loading", ledger.load_peak - ledger.peak),
         _StackPiece("left", "left", ledger.headroom - ledger.margin),
-        _StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)),
+        _StackPiece("margin", "margin", min(ledger.margin, ledger.headroom) - ledger.beyond_budget),
     )
     return tuple(piece for piece in pieces if piece.bytes > 0)
 
@@ -156,9 +162,8 @@ def _held(ledger: GpuLedger) -> list[_StackPiece]:
     terms = [term for term in ledger.ledger if term.phase != "transient"]
     sizes = {term.term: term.bytes for term in terms}
     for term in terms:
-        base = term.term.removesuffix(_RETURNED)
-        if term.bytes < 0 and base in sizes and base != term.term:
-            sizes[base] += sizes.pop(term.term)
+        if term.bytes < 0:
+            _give_back(sizes, term, terms)
     pieces = [
         _StackPiece(term.phase, term.term, sizes[term.term], term)
         for term in terms
@@ -166,6 +171,21 @@ def _held(ledger: GpuLedger) -> list[_StackPiece]:
     ]
     rest = ledger.steady - sum(piece.bytes for piece in pieces)
     return [*pieces, _StackPiece("buffers", "not told apart", rest)]
+
+
+def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> None:
+    """Take a negative line off what it gives back: its own term, or the largest of its phase.
+
+    A calibration's correction is of estimates, which come first.
+    """
+    base, alike = given.term.removesuffix(_RETURNED), [t for t in terms if t.phase == given.phase]
+    alike.sort(key=lambda term: (term.term != base, term.basis != "estimate", -term.bytes))
+    left = -sizes.pop(given.term)
+    for name in [base, *(term.term for term in alike)]:
+        taken = min(left, max(0, sizes.get(name, 0)))
+        if taken:
+            sizes[name] -= taken
+            left -= taken
 
 
 #: Sets of GPUs beside each other; more start a new table, so that 80 columns hold it.
@@ -178,7 +198,7 @@ def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
     for ledger in ledgers:
         facts = (
             ledger.name, ledger.total, ledger.reserved, ledger.used, ledger.free, ledger.steady,
-            ledger.load_peak, ledger.peak, ledger.margin,
+            ledger.load_peak, ledger.peak, ledger.margin, ledger.withheld,
             tuple((term.term, term.bytes) for term in ledger.ledger),
         )  # fmt: skip
         sets.setdefault(facts, ([], ledger))[0].append(ledger.index)

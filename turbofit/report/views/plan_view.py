@@ -104,7 +104,7 @@ def _answer(plan: Plan) -> list[Block]:
     # Those of this plan first, then those of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
-        Heading(f"{plan.model.name} on {plan.machine.name}", short=True),
+        Heading(f"{plan.model.name} on {plan.machine.name} with {plan.engine.name}", short=True),
         Verdict(plan.verdict, tone, badge, short=True),
         *first_warnings(warnings, (*plan.model.warnings, *assumed_of(plan.machine))),
     ]
@@ -136,12 +136,20 @@ def _in_short(plan: Plan) -> dict[str, str]:
     if plan.considered and plan.kv.longest_request_tokens:
         facts["KV cache"] = _cache(plan)  # the sentence of a prediction says it
     facts |= _promise(plan)
+    facts["engine"] = _not_usual(plan)
     if plan.fits and plan.remedies:
         facts["faster"] = f"{plan.remedies[0].change}: {plan.remedies[0].effect}"
     if plan.rehearsal is not None:
         rehearsed = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
         facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
+
+
+def _not_usual(plan: Plan) -> str:
+    """Why another engine than the usual one was taken, without figures; empty where it was not."""
+    about = f"engine {plan.engine.name}: "
+    why = next((reason for reason in plan.reasons if reason.startswith(about)), "")
+    return why.partition(" (")[0].removeprefix("engine ")
 
 
 def _host_limit(host: HostImages | None) -> str:

@@ -176,7 +176,7 @@ def free_words(
     request: ResolvedRequest, ledgers: Sequence[GpuLedger], groups: Sequence[Sequence[int]]
 ) -> str:
     """What stays free on the tightest GPU, as a clause of a verdict."""
-    spare = min(ledger.headroom - ledger.margin * bool(request.budget) for ledger in ledgers)
+    spare = min(ledger.headroom - ledger.beyond_budget for ledger in ledgers)
     of = " of the budget" if request.budget else ""
     return f"{format_bytes(spare)}{of} stay free{on_each_gpu(sum(map(len, groups)))}"
 

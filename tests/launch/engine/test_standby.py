@@ -1,0 +1,219 @@
+"""A process that stands by becomes an engine as a new process would be one, or none does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import REPO, alive, gone
+from tests.support.waiting import until
+from turbofit.launch.engine import standby
+from turbofit.launch.engine.launches import ENTRY, KEY
+from turbofit.launch.engine.standby import LEAST_AVAILABLE, STANDBY_BYTES, StandbyKeeper
+
+#: Says what it is, and stays.
+ENGINE = """
+import json, os, sys
+import imported
+print(json.dumps({
+    "pid": os.getpid(), "group": os.getpgrp(), "words": sys.argv, "imported": imported.BY,
+    "input": os.readlink("/proc/self/fd/0"),
+    **{name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "SETTING", "%s")},
+}), flush=True)
+import signal
+signal.pause()
+"""
+IMPORTED = """
+import sys
+BY = sys.argv[1]
+"""
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An engine's environment, in which its module is."""
+    (tmp_path / "pretty_engine.py").write_text(ENGINE % KEY, encoding="utf-8")
+    (tmp_path / "imported.py").write_text(IMPORTED, encoding="utf-8")
+    monkeypatch.setitem(vars(standby)["_IMPORTS"], "pretty_engine", ("imported",))
+    return {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "SETTING": "1", KEY: "secret"}
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def keeper(said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandbyKeeper]:
+    """One that looks whenever it is asked to."""
+    monkeypatch.setattr(standby, "_LOOK_SECONDS", 0.0)
+    kept = StandbyKeeper(lambda: 2 * LEAST_AVAILABLE, said.append)
+    yield kept
+    kept.end()
+
+
+class Engines:
+    """Begins engines, and ends them."""
+
+    def __init__(self, keeper: StandbyKeeper, env: dict[str, str]) -> None:
+        self._keeper, self._env = keeper, env
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def begin(self, card: str, *words: str, **more: str) -> dict[str, Any]:
+        """What an engine says of itself."""
+        env = {**self._env, "CUDA_VISIBLE_DEVICES": card, **more}
+        argv = (sys.executable, ENTRY, "pretty_engine", *words)
+        process = self._keeper.begin(argv, env)
+        self.processes.append(process)
+        assert process.stdout is not None
+        facts: dict[str, Any] = json.loads(process.stdout.readline())
+        assert facts["pid"] == facts["group"] == process.pid
+        return facts
+
+
+@pytest.fixture
+def engines(keeper: StandbyKeeper, env: dict[str, str]) -> Iterator[Engines]:
+    begun = Engines(keeper, env)
+    yield begun
+    for process in begun.processes:
+        process.kill()
+        process.communicate()
+
+
+def test_it_becomes_the_next_engine(
+    keeper: StandbyKeeper, engines: Engines, said: list[str]
+) -> None:
+    """Words, key, cards, input and group are as of a new process; its imports are behind it."""
+    keeper.look()
+    assert keeper.pid is None  # nobody knows yet what an engine is
+    first = engines.begin("GPU-a", "--port", "1")
+    assert (first["imported"], first["words"][1:3]) == ("--port", ["--port", "1"])
+    keeper.look()
+    pid = keeper.pid
+    assert pid is not None
+    second = engines.begin("GPU-b", "--port", "2")
+    assert (second["pid"], keeper.pid) == (pid, None)
+    assert second["imported"] == "--standby"
+    differs = {name for name in first if first[name] != second[name]}
+    assert differs == {"pid", "group", "imported", "words", "CUDA_VISIBLE_DEVICES"}
+    assert second["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+    assert second["words"][1:] == ["--port", "2", "--api-keys", "secret"]
+    assert second[KEY] is None
+    keeper.look()
+    assert keeper.pid not in (None, pid)
+    assert len([text for text in said if "--no-standby" in text]) == 1
+
+
+def test_the_first_engine_finds_its_imports_done(
+    keeper: StandbyKeeper, engines: Engines, env: dict[str, str]
+) -> None:
+    keeper.expect((sys.executable, ENTRY, "pretty_engine"), env)
+    keeper.look()
+    pid = keeper.pid
+    first = engines.begin("GPU-a")
+    assert (first["pid"], first["imported"]) == (pid, "--standby")
+
+
+def test_what_an_import_may_read_is_as_at_its_start(
+    keeper: StandbyKeeper, engines: Engines
+) -> None:
+    engines.begin("GPU-a")
+    keeper.look()
+    pid = keeper.pid
+    other = engines.begin("GPU-a", SETTING="2")
+    assert other["pid"] != pid
+    assert other["SETTING"] == "2"
+    keeper.look()
+    assert keeper.pid not in (None, pid)
+    assert pid is not None
+    assert not alive(pid)
+    assert engines.begin("GPU-a", SETTING="2")["imported"] == "--standby"
+
+
+def test_an_upgraded_lmdeploy_has_a_standby_of_its_own(
+    keeper: StandbyKeeper, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.begin("GPU-a")
+    keeper.look()
+    before = keeper.pid
+    monkeypatch.setattr(standby, "installed", lambda _name: "0.19.0")
+    assert engines.begin("GPU-a")["imported"] != "--standby"
+    keeper.look()
+    after = keeper.pid
+    assert after not in (None, before)
+    monkeypatch.setattr(standby, "installed", lambda _name: "0.20.0")
+    keeper.look()
+    assert keeper.pid not in (None, before, after)
+
+
+@pytest.mark.parametrize(
+    ("available", "needed", "there"),
+    [
+        (LEAST_AVAILABLE - 1, 0, False),
+        (LEAST_AVAILABLE, 0, True),
+        (2 * LEAST_AVAILABLE, 2 * LEAST_AVAILABLE - STANDBY_BYTES + 1, False),
+        (2 * LEAST_AVAILABLE, 2 * LEAST_AVAILABLE - STANDBY_BYTES, True),
+    ],
+)
+def test_none_where_the_host_lacks_memory(
+    available: int, needed: int, there: bool, keeper: StandbyKeeper, engines: Engines
+) -> None:
+    vars(keeper)["_available"] = lambda: available
+    engines.begin("GPU-a")
+    keeper.look(needed)
+    assert (keeper.pid is not None) == there
+
+
+def test_one_that_ended_is_no_engine_and_is_not_tried_again_at_once(
+    keeper: StandbyKeeper, engines: Engines, said: list[str]
+) -> None:
+    engines.begin("GPU-a")
+    keeper.look()
+    assert keeper.pid is not None
+    os.kill(keeper.pid, signal.SIGKILL)
+    assert gone(keeper.pid)
+    keeper.look()
+    assert keeper.pid is None
+    assert "ended by itself" in said[-1]
+    keeper.look()
+    assert keeper.pid is None
+    assert engines.begin("GPU-a")["imported"] != "--standby"
+    keeper.look()
+    assert keeper.pid is not None
+
+
+def test_no_other_program_has_a_standby(keeper: StandbyKeeper, env: dict[str, str]) -> None:
+    for argv in (("sleep", "0"), (sys.executable, ENTRY, "another_module")):
+        assert standby.kind_of(argv, env) is None
+    preloaded = {**env, "LD_PRELOAD": "libturbofit_pretend.so"}
+    assert standby.kind_of((sys.executable, ENTRY, "pretty_engine"), preloaded) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_its_server(number: signal.Signals, env: dict[str, str]) -> None:
+    """Though it is in the middle of an import that takes for ever, and whatever ends the server."""
+    Path(env["PYTHONPATH"], "imported.py").write_text("import signal; signal.pause()")
+    script = (
+        "import sys, time\n"
+        "from turbofit.launch.engine import standby\n"
+        "standby._IMPORTS['pretty_engine'] = ('imported',)\n"
+        "env = dict(PYTHONPATH=sys.argv[1])\n"
+        "kind = standby.kind_of((sys.executable, standby.ENTRY, 'pretty_engine'), env)\n"
+        "print(standby.Standby(kind).pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    argv = [sys.executable, "-c", script, env["PYTHONPATH"]]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=REPO) as server:
+        assert server.stdout is not None
+        pid = int(server.stdout.readline())
+        until(lambda: b"--standby" in Path(f"/proc/{pid}/cmdline").read_bytes(), "it to stand by")
+        server.send_signal(number)
+    assert gone(pid)

@@ -1,0 +1,97 @@
+"""``TURBOFIT_COMMAND_OPTION``: every option's environment variable, and names that are none."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import click
+from click.core import ParameterSource
+
+from turbofit.cli.terminal.output import say
+from turbofit.cli.usage_errors import options_by_command
+from turbofit.core.errors import UsageError
+from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ROOT: Final = PREFIX.rstrip("_")
+#: Commands for somebody who looks for an error; they have no options of their own.
+_ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
+
+
+def variable(prefix: str, option: click.Parameter) -> str:
+    """``TURBOFIT_SERVE_TP`` of ``--tp`` and its command's prefix."""
+    name = max(option.opts, key=len).lstrip("-")
+    return f"{prefix}_{name.replace('-', '_').upper()}"
+
+
+def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
+    """The error, which says where options are from that the environment has."""
+    if ctx.auto_envvar_prefix is None:
+        return exc
+    words = {word.strip("`'\",.:;()") for word in exc.message.split()}
+    sources = [
+        f"{option} is from {variable(ctx.auto_envvar_prefix, param)}"
+        for param in ctx.command.params
+        if (option := max(param.opts, key=len)) in words
+        and ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT
+    ]
+    if sources:
+        exc.hint = f"{exc.hint} ({'; '.join(sources)})"
+    return exc
+
+
+def check_names(ctx: click.Context) -> None:
+    """Refuse names of ours that are neither a variable nor an option of the command.
+
+    Options of other commands are theirs to check. A command that is read again was checked before.
+    """
+    group, here = ctx.find_root().command, f"{ctx.auto_envvar_prefix}_"
+    if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):
+        return
+    if ctx.info_name in _ALWAYS_ANSWER:
+        return
+    known = {variable(here[:-1], param) for param in ctx.command.params if _has_variable(param)}
+    others = tuple(f"{PREFIX}{name.upper()}_" for name in group.list_commands(ctx))
+    for name, text in os.environ.items():
+        if name.startswith("OLLAMA_") and ctx.info_name == "serve":
+            _say_of_ollama(name, text)
+        elsewhere = name.startswith(others) and not name.startswith(here)
+        if not name.startswith(PREFIX) or elsewhere or name in known or name in VARIABLES:
+            continue
+        if not is_service_link(name, text):
+            raise UsageError(
+                f"{name} is neither a variable nor an option of turbofit",
+                hint=_hint(name, known, ctx),
+            )
+
+
+def _say_of_ollama(name: str, text: str) -> None:
+    from turbofit.core.synonyms import synonym
+
+    if meaning := synonym(name):
+        say(f"{name} is not read: {meaning.here(text, '--{option} {value}')}")
+
+
+def _has_variable(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and param.allow_from_autoenv
+
+
+def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
+    """What a name is here that is known elsewhere, or the nearest right one."""
+    from turbofit.core.synonyms import guess, synonym
+
+    here = f"{ctx.auto_envvar_prefix}_"
+    bare = name.removeprefix(here)
+    if name != bare and (meaning := synonym(bare)):
+        return meaning.here(os.environ[name], f"{here}{{variable}}={{value}}")
+    options = (
+        (command, param) for command, param in options_by_command(ctx) if _has_variable(param)
+    )
+    every = (variable(f"{PREFIX}{command.upper()}", param) for command, param in options)
+    # Without the prefix, by which all names are alike.
+    right = sorted(other.removeprefix(PREFIX) for other in {*known, *VARIABLES, *every})
+    meant = guess(name.removeprefix(PREFIX), right, of=PREFIX)
+    return f"{meant}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

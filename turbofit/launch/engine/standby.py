@@ -1,0 +1,220 @@
+"""A process that has imported what an engine needs, and becomes one when it is told to.
+
+Imports take most of a start. While a server runs, one process has them behind it and holds nothing
+of a card; it becomes the engine at a restart, a wake or a turn, whichever model's. Its group, guard
+and output are an engine's from the beginning (`launch.engine.guard`: the kernel kills it when
+turbofit dies); what else an engine has, it is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from threading import Lock, current_thread, main_thread
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from turbofit.core.installation import installed
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.struct import known
+from turbofit.core.units import GIB
+from turbofit.launch.engine.launches import ENTRY, KEY
+from turbofit.launch.engine.process import begin_process
+from turbofit.launch.images.preparation import CACHE, THREADS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from turbofit.launch.serve.config import ServeConfig
+
+_LOG: Final = LazyLogger(__name__)
+
+#: What LMDeploy's server loads before it reads a model's folder.
+_LMDEPLOY: Final = (
+    "lmdeploy.cli.entrypoint", "lmdeploy.serve.openai.api_server", "lmdeploy.vl.engine",
+    "lmdeploy.vl.model.builder",
+)  # fmt: skip
+#: What each module that runs an engine imports.
+_IMPORTS: Final = {
+    "lmdeploy": (*_LMDEPLOY, "lmdeploy.turbomind.turbomind"),
+    "turbofit.rehearse.turbomind.server": (
+        "turbofit.rehearse.turbomind.server:preload", *_LMDEPLOY, "lmdeploy.turbomind.turbomind",
+    ),
+}  # fmt: skip
+#: Variables that are read once an engine runs. All others may be read by an import.
+_LATE: Final = (
+    KEY, THREADS, CACHE, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TURBOFIT_PRETEND_SCENARIO",
+    "TURBOFIT_PRETEND_MACHINE",
+)  # fmt: skip
+#: Libraries that are loaded first read a pretend machine while torch is imported.
+_PRELOADED: Final = "LD_PRELOAD"
+#: Bytes of host memory that must be there for a standby, and what it takes of them, about.
+LEAST_AVAILABLE: Final = 8 * GIB
+STANDBY_BYTES: Final = 1 * GIB
+_LOOK_SECONDS: Final = 1.0
+
+
+class Kind(NamedTuple):
+    """What engines have in common that one standby can become."""
+
+    module: str
+    environment: tuple[tuple[str, str], ...]
+    #: The LMDeploy that is installed: its version, and its file's number and time.
+    lmdeploy: tuple[object, ...]
+
+
+def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
+    """The kind of an engine's command; None where no standby becomes it."""
+    words = tuple(argv[:3])
+    if words[:2] != (sys.executable, ENTRY) or words[2] not in _IMPORTS or _PRELOADED in env:
+        return None
+    early = {name: value for name, value in env.items() if name not in _LATE}
+    return Kind(words[2], tuple(sorted(early.items())), _lmdeploy())
+
+
+def _lmdeploy() -> tuple[object, ...]:
+    spec = find_spec("lmdeploy")
+    if spec is None or spec.origin is None:
+        return ()
+    with suppress(OSError):
+        stat = os.stat(spec.origin)
+        return installed("lmdeploy"), stat.st_ino, stat.st_mtime_ns
+    return ()
+
+
+class Standby:
+    """One process that stands by; start it in the main thread, whose end is its own."""
+
+    def __init__(self, kind: Kind) -> None:
+        argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
+        self.kind = kind
+        self._process = begin_process(argv, dict(kind.environment), subprocess.PIPE)
+        _LOG.info("process %d stands by", self._process.pid)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def become(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Tell it which engine it is; an `OSError` where it has ended."""
+        environment = {name: env.get(name) for name in _LATE}
+        told = json.dumps({"environment": environment, "words": list(words)})
+        process: Any = self._process
+        stdin, process.stdin = process.stdin, None
+        with stdin:
+            stdin.write(told.encode() + b"\n")
+        return self._process
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+class StandbyKeeper:
+    """Keeps a standby for the engines of one server, of the kind that began last.
+
+    ``available`` tells bytes of host memory. `begin` may be called by any thread, the rest in the
+    main one.
+    """
+
+    def __init__(self, available: Callable[[], int], say: Callable[[str], None]) -> None:
+        self._available, self._say = available, say
+        self._lock = Lock()
+        self._kind: Kind | None = None
+        self._standby: Standby | None = None
+        self._again, self._told = 0.0, False
+
+    @property
+    def pid(self) -> int | None:
+        standby = self._standby
+        return None if standby is None else standby.pid
+
+    def expect(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """An engine with such a command will begin: `look` starts a standby for it."""
+        with self._lock:
+            self._kind = kind_of(argv, env)
+
+    def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start an engine: what stands by becomes it, else a new process."""
+        kind = kind_of(argv, env)
+        with self._lock:
+            self._kind, standby = kind, self._standby
+            fits = standby is not None and standby.kind == kind and standby.alive
+            if fits:
+                self._standby = None
+        if standby is not None and fits:
+            with suppress(OSError):
+                return standby.become(argv[2:], env)
+            standby.end()
+        return begin_process(argv, env)
+
+    def look(self, needed: int = 0) -> None:
+        """Start a standby where none is there, and end one that no engine of now would be.
+
+        ``needed`` are bytes of host memory that engines may take which do not run now. Only the
+        main thread starts one: the kernel ends it with the thread that did.
+        """
+        now = time.monotonic()
+        if current_thread() is not main_thread() or now < self._again:
+            return
+        self._again = now + _LOOK_SECONDS
+        with self._lock:
+            kind, standby = self._kind, self._standby
+            current = kind is not None and kind._replace(lmdeploy=_lmdeploy())
+            if standby is not None and standby.kind == current and standby.alive:
+                return
+            self._kind = kind = current or None
+            self._standby = None
+        failed = standby is not None and not standby.alive
+        if standby is not None:
+            standby.end()
+        if failed:  # it would fail again
+            self._say("warning: a standby ended by itself: the next start imports anew")
+            with self._lock:
+                self._kind = None
+            return
+        least = max(LEAST_AVAILABLE, needed + STANDBY_BYTES)
+        if kind is None or self._available() < least:
+            return
+        with suppress(OSError):
+            begun = Standby(kind)
+            with self._lock:
+                self._standby = begun
+            if not self._told:
+                self._told = True
+                self._say("a standby imports what the next start needs (--no-standby: none)")
+
+    def end(self) -> None:
+        with self._lock:
+            standby, self._standby, self._kind = self._standby, None, None
+        if standby is not None:
+            standby.end()
+
+
+@contextmanager
+def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyKeeper | None]:
+    """What keeps a standby for a server, until the server ends; None where none is wanted."""
+    if not config.standby:
+        yield None
+        return
+    from turbofit.machine.host import read_host
+
+    keeper = StandbyKeeper(lambda: known(read_host().ram_available, 0), say)
+    try:
+        yield keeper
+    finally:
+        keeper.end()
