@@ -36,7 +36,7 @@ settings.load_profile("turbofit")
 mend_torchvision()
 gc.disable()  # what is made while tests are collected stays
 
-pytest_plugins = ["tests.support.nvml"]
+pytest_plugins = ["tests.support.nvml", "tests.support.leftovers"]
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (

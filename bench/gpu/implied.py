@@ -189,7 +189,8 @@ def _holes(plan: Plan, rest: int, name: str) -> Reading:
     rule, step = constants.pool_growth, constants.pool_granularity
     pools = (t for t in plan.gpus[0].ledger if t.phase == "transient" or t.term == POOL_WARMUP)
     largest = max(term.bytes for term in pools)
-    rest -= step if plan.model.mrope else 0
+    if plan.model.mrope and all(term.term != "mrope_pool" for term in plan.gpus[0].ledger):
+        rest -= step  # of the engine thread's own pool, which plans before 0.1 had in this term
     if rule["share"] * largest >= rule["most"]:
         return Reading(_TURBOMIND, "pool_growth.value.most", rest, name, noise=step)
     share = step / largest

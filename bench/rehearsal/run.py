@@ -21,7 +21,7 @@ from turbofit.core.model import Quantization
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.account import PAGE, POOL_WARMUP, TEMPORARIES, Forward, capability_of
-from turbofit.memory.turbomind.account import FUSES_NOTHING, warmup_tokens
+from turbofit.memory.turbomind.account import FUSES_NOTHING, TurbomindAccount, warmup_tokens
 from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.presets import find_preset, preset_model
@@ -188,7 +188,8 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         terms = seen["terms"][rank]
         weights = sum(t.bytes for t in exact if t.term.startswith("weights."))
         region = seen["cache"]["region"][rank]
-        buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term != POOL_WARMUP)
+        late = (POOL_WARMUP, *TurbomindAccount.grown)  # not there before the first image
+        buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term not in late)
         held = sum(t.bytes for t in exact if t.term == "kv_cache") + buffers
         # Rounded up by themselves in the forecast; the engine's share the last step of a pool.
         under = -step if any(t.term == TEMPORARIES for t in ledger) else 0

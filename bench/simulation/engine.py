@@ -49,6 +49,8 @@ class StartFault:
 
 _MIB = 1 << 20
 _SLAB = 32 * _MIB
+#: Seconds between looks of a supervisor at an engine that hangs.
+_HUNG_LOOK = 15.0
 #: Of the pool, which is taken by itself, and what a calibration only says of the other terms.
 _NOT = ("pool_warmup", CONTEXT, BUFFERS)
 
@@ -460,10 +462,17 @@ class SimulatedEngine:
         if hung:
             for one in [one for one in self.exchanges if one.gone]:
                 one.end()
+            self._give_no_sign()
             return
         stalled, self._stalled = self._stalled, []
         for one, act in stalled:
             self._after(one, 1.0, act)
+
+    def _give_no_sign(self) -> None:
+        """Its supervisor looks at it from time to time while it hangs."""
+        if self._hung and self.code is None:
+            self.world.stir(self.owner)
+            self.world.scheduler.after(_HUNG_LOOK, self._give_no_sign)
 
     # -- its words
 

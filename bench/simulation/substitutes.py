@@ -329,6 +329,12 @@ def _ask_driver(question: Any, _: Any, **_given: Any) -> Any:
     return question()
 
 
+def _processor_seconds(group: int) -> float:
+    """`launch.engine.kernel.processor_seconds`: an engine that hangs uses none."""
+    engine = world().machine.engines.get(group)
+    return 0.0 if engine is None or engine.hung else world().scheduler.now
+
+
 def _members(group: int, started: int) -> list[int]:
     """`launch.engine.kernel.members` of a simulated engine."""
     return [group] if started and _live(group) == started else []
@@ -389,6 +395,8 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_SERVE}.leases.group_of": lambda pid: pid,
         f"{_SERVE}.gpu_monitor.group_of": lambda pid: pid,
         f"{_SERVE}.leases.members": _members,
+        f"{_ENGINE}.silence.processor_seconds": _processor_seconds,
+        f"{_ENGINE}.silence.any_busy": lambda _: False,
         # Cards, the kernel and the disk.
         "turbofit.machine.nvml_machine.measure": lambda _: machine.measured(),
         "turbofit.machine.host.read_host": lambda: machine.host,
@@ -410,6 +418,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.gateway.server.GatewayThread": partial(SimulatedGatewayThread, one),
         "turbofit.gateway.server.bind": lambda _: types.SimpleNamespace(close=lambda: None),
         "turbofit.gateway.overlay.overlay": _no_overlay,
+        "turbofit.gateway.overlay.mend_overlay": lambda *_: None,
         "turbofit.gateway.upstream.engine_socket": SimulatedSocket,
         "aiohttp.connector.monotonic": clock.monotonic,
         "turbofit.gateway.routing.health._TICK": 600.0,

@@ -63,7 +63,7 @@ def shows_no_secret(texts: list[str], left: Path, words: tuple[str, ...]) -> Non
     ],
 )
 def test_a_run(keys: tuple[str, ...], children: list[Child], port: int, environ, tmp_path) -> None:
-    words = ("serve", *MODEL, "--pretend", "-vv", "--port", str(port), *keys)
+    words = ("serve", *MODEL, "--pretend", "--no-standby", "-vv", "--port", str(port), *keys)
     child = Child([sys.executable, "-m", "turbofit", *words], **environ)
     children.append(child)
     child.wait_for("phase: ready")

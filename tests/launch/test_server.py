@@ -97,8 +97,10 @@ def test_two_replicas_and_one_that_dies(launch, port: int) -> None:
 
 
 def test_an_engine_that_stalls_is_started_again(launch) -> None:
-    child = launch("stalls", liveness=0.3, patience=0.5, backoff=0.1)
-    child.wait_for("the engine lives but answers no completion")
+    # Where there is no NVML, nobody can say that its GPU is idle.
+    times = {"silence": 1.0, "longest_silence": 1.0}
+    child = launch("stalls", liveness=0.3, patience=0.5, backoff=0.1, **times)
+    child.wait_for("the engine hangs: it owes answers and gives no sign of life")
     child.wait_for("phase: starting", 2)
     ends(child)
 

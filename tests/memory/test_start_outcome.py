@@ -93,3 +93,26 @@ def test_holes_in_pools_end_no_start(constants):
     died = outcome_at(account, 0.95)
     assert died.kind == "warmup"
     assert "pool_growth" not in died.text
+
+
+def test_a_margin_that_only_loading_misses_is_said_so():
+    """Torch's staging is gone before the cache is sized, for which there is room."""
+    machine = replace(machine_of(1), gpus=(card(total=19_900, used=0),))
+    base = {"max_batch_size": 1, "session_len": 8192, "max_prefill_token_num": 2048}
+    launch = launch_on(machine, "qwen3-8b", margin=256, **base)
+    account = TurbomindAccount(launch, load_constants())
+    (ledger,) = account.at(0.0).ledgers
+    assert 0 < ledger.headroom < ledger.margin
+    assert ledger.total - ledger.peak > ledger.margin
+    fate = outcome_without_cache(account)
+    assert (fate.kind, fate.serves) == ("load_margin", True)
+    assert fate.missing == ledger.margin - ledger.headroom
+    assert fate.text.startswith("while it loads, GPU 0 is ")
+    assert "torch's staging" in fate.text
+    assert "no room for a cache" not in fate.text
+
+
+def test_a_card_that_has_no_room_beside_the_weights_is_said_so(constants):
+    fate = outcome_without_cache(account_on(20000, 13, constants, max_batch_size=4000))
+    assert fate.kind == "request"
+    assert "before the first KV block" in fate.text

@@ -23,8 +23,8 @@ PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"
 #: Notes after which nobody does anything else; only the whole text of a plan has them.
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
 RESERVED: Final = (
-    "torch keeps what it once reserved, so that nvidia-smi may show more than the peak, up to the"
-    " whole card; it uses it again, but other processes do not get it"
+    "torch keeps what it once reserved, so that nvidia-smi may show more than the peak: under"
+    " turbofit by half the margin at most, else up to the whole card"
 )
 HARMLESS: Final = (OWN_CODE, RESERVED)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
@@ -503,6 +503,11 @@ class Plan(JsonDocument):
             gpus=tuple(gpu for gpu in self.gpus if gpu.index in members),
             rehearsal=group.rehearsal,
         )
+
+    def ledgers_of(self, group: Sequence[int]) -> tuple[GpuLedger, ...]:
+        """The ledgers of a group's cards, in its order."""
+        by_index = {ledger.index: ledger for ledger in self.gpus}
+        return tuple(by_index[index] for index in group)
 
     def group_plans(self) -> tuple[Plan, ...]:
         """The plan of each group, in their order."""

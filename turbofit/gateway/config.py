@@ -41,9 +41,11 @@ class GatewayConfig(Struct):
     is. A body must be whole within ``body_seconds``, and bring
     ``body_rate`` bytes a second in each ``body_window_seconds``. ``idle_seconds``,
     ``stall_seconds`` and ``stuck_seconds`` say when an engine is asked for a token, and how it is,
-    see `health.Monitor`. ``denied`` is the file of who is refused, since engines died of them;
-    without one nothing outlives the gateway. ``names`` is what the engines call the model, by each
-    name that clients may give, those of adapters among them; empty where every name is passed on.
+    see `health.Monitor`; ``hung_seconds`` when one that owes answers and brings nothing is taken
+    out, infinity where its supervisor says. ``denied`` is the file of who is refused, since engines
+    died of them; without one nothing outlives the gateway. ``names`` is what the engines call the
+    model, by each name that clients may give, those of adapters among them; empty where every name
+    is passed on.
     ``about`` is what `/health` tells of the plan.
     """
 
@@ -66,10 +68,11 @@ class GatewayConfig(Struct):
     body_window_seconds: float = 15.0
     body_rate: int = 16 * KIB
     idle_seconds: float = 60.0
-    stall_seconds: float = 120.0
+    stall_seconds: float = 15.0
     stuck_seconds: float = 120.0
+    hung_seconds: float = 180.0
     retry_seconds: float = 5.0
-    probe_seconds: float = 30.0
+    probe_seconds: float = 10.0
     drain_seconds: float = 30.0
     pretend: bool = False
     denied: str | None = None

@@ -51,14 +51,7 @@ def overlay(plan: Plan, base: Path | None = None) -> Iterator[Path]:
         UsageError: the checkpoint is not here.
         LaunchError: the folder cannot be made.
     """
-    where = plan.model.source.checkpoint
-    if where is None or not os.path.isdir(where):
-        raise UsageError(
-            f"the checkpoint of {plan.model.name} is not on this machine",
-            hint="download it first, e.g. with `hf download`, and plan with its folder",
-        )
-    folder, rule = Path(where), plan.model.image_rule
-    changed = edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}
+    folder, changed = _changed(plan)
     if not changed:
         yield folder
         return
@@ -67,6 +60,25 @@ def overlay(plan: Plan, base: Path | None = None) -> Iterator[Path]:
         yield _build(folder, root / _kept_name(folder), changed)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def mend_overlay(plan: Plan, target: Path) -> None:
+    """Make again what is missing of an overlay, or of its way; raises as `overlay` does."""
+    folder, changed = _changed(plan)
+    if changed:
+        _build(folder, target, changed)
+
+
+def _changed(plan: Plan) -> tuple[Path, dict[str, JsonObject]]:
+    """The checkpoint's folder, and its files that must change."""
+    where = plan.model.source.checkpoint
+    if where is None or not os.path.isdir(where):
+        raise UsageError(
+            f"the checkpoint of {plan.model.name} is not on this machine",
+            hint="download it first, e.g. with `hf download`, and plan with its folder",
+        )
+    folder, rule = Path(where), plan.model.image_rule
+    return folder, edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}
 
 
 def _kept_name(folder: Path) -> Path:
@@ -89,14 +101,16 @@ def _new_root(base: Path | None) -> Path:
 
 
 def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Path:
+    """Make what is not there yet: of one that exists, engines may be reading."""
     try:
-        target.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
+        there = set(os.listdir(target))
         for entry in folder.absolute().iterdir():
-            if entry.name not in changed:
+            if entry.name not in changed and entry.name not in there:
                 # Through hub-cache links to the blob itself: one hop, whatever is pruned meanwhile.
                 (target / entry.name).symlink_to(entry.resolve())
-        for name, content in changed.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False)
+        for name in changed.keys() - there:
+            text = json.dumps(changed[name], indent=2, ensure_ascii=False)
             (target / name).write_text(text + "\n", encoding="utf-8")
     except OSError as exc:
         raise _cannot(exc) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -86,3 +87,20 @@ def census_of(library: Path) -> Census:
     except (OSError, UsageError) as exc:  # which costs another reading
         _LOG.info("%s is not kept: %s", kept.name, exc)
     return census
+
+
+@cache
+def torch_takes_a_share() -> bool:
+    """Whether the installed torch's allocator can be held to a share of a card by its environment.
+
+    torch ends at an option that it does not know, so its library is asked for the word.
+    Source: pytorch pull 161035
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        library = Path(spec.origin).with_name("lib") / "libc10_cuda.so"
+        return b"per_process_memory_fraction" in library.read_bytes()
+    except OSError:
+        return False

@@ -7,12 +7,14 @@ runs out, it steps down and starts again. One start is a `Start`.
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 import threading
 import time
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -26,7 +28,7 @@ from turbofit.core.errors import (
     UsageError,
 )
 from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.core.process.files import write_atomic
+from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.gateway.server import keep_large_blocks
@@ -74,7 +76,6 @@ from turbofit.planning.plan import refusal
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
-    from pathlib import Path
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
@@ -83,7 +84,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.models import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import Outage
+    from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.launches import Lmdeploy
     from turbofit.launch.engine.standby import StandbyKeeper
@@ -387,6 +388,26 @@ class Reloader:
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
 
 
+class GatewayClients:
+    """Whoever asks an engine through the run's gateway: a `silence.Clients`."""
+
+    def __init__(self, run: Run, index: int, engine: RoutedEngine) -> None:
+        self._run, self._index, self._engine = run, index, engine
+
+    @property
+    def owes(self) -> bool:
+        return self._engine.owes
+
+    @property
+    def heard_at(self) -> float:
+        return self._engine.last_byte
+
+    def doubt(self, ends_at: float) -> None:
+        if self._run.public is not None:
+            with suppress(LaunchError):  # it does not serve any more
+                self._run.public.call(lambda gateway: gateway.doubt(self._index, ends_at))
+
+
 #: Phases of a start that are kept: restarts begin them again.
 _MOMENTS: Final = 100
 
@@ -396,6 +417,10 @@ class Start:
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
+        #: The plan before it had a checkpoint on disk.
+        self._asked = plan
+        #: The folder that engines open in the checkpoint's place, if there is one.
+        self._overlay: Path | None = None
         #: From `run` on.
         self._supervisor: Supervisor
         self._worst_asked = False
@@ -405,6 +430,8 @@ class Start:
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
         self._before: dict[int, int] = {}
+        #: Whoever asks the engines, by their places; none until the gateway is open.
+        self._clients: dict[int, GatewayClients] = {}
 
     def run(self, stop: StopSignal) -> signal.Signals:
         """Launch, serve, and come back by a signal.
@@ -454,6 +481,7 @@ class Start:
             on_rest=self._rest,
             # Ends of an engine by requests that the gateway refuses since.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
+            clients=self._clients.get, before_start=self._furnish,
         )  # fmt: skip
         stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
@@ -497,7 +525,7 @@ class Start:
             from turbofit.gateway.overlay import overlay
 
             base = run.folder / f"overlay-{self._number}"
-            folder = stack.enter_context(overlay(plan, base))
+            folder = self._overlay = stack.enter_context(overlay(plan, base))
             stack.callback(shutil.rmtree, base, ignore_errors=True)
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
@@ -531,6 +559,44 @@ class Start:
             )
             for command in engine_commands
         ]
+
+    def _furnish(self) -> None:
+        """Make again what engines read in the run's folder, where somebody has cleaned it.
+
+        Raises:
+            LaunchError: it cannot be made.
+            UsageError: the checkpoint itself is gone.
+        """
+        from turbofit.gateway.overlay import mend_overlay
+        from turbofit.launch.engine.pretended import localised
+
+        self._keep_folder()
+        checkpoint = Path(self._plan.model.source.checkpoint or "")
+        if self._run.config.pretend and not any(checkpoint.glob("*.safetensors")):
+            localised(self._asked, self._run.folder / "model")
+        if self._overlay is not None:
+            mend_overlay(self._plan, self._overlay)
+
+    def _keep_folder(self) -> None:
+        """Keep the run's folder with its plan and its record, which tells others that it runs.
+
+        Raises:
+            LaunchError: somebody has removed it, and it cannot be made.
+        """
+        run = self._run
+        if run.record.is_there:
+            return
+        try:
+            state_dir("runs")
+            run.folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(run.folder / "plan.json", self._asked.to_json())
+        except (OSError, UsageError) as exc:
+            raise LaunchError(
+                f"the run's folder was removed, and cannot be made again: {run.folder}: {exc}",
+                hint="let no cleaner take the state folder, and see that it can be written",
+            ) from None
+        run.record.keep()
+        run.say(f"warning: the run's folder was removed: made again, {run.folder}")
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
         """Gives each start of an engine its cache ratio; None: the plan's."""
@@ -576,9 +642,12 @@ class Start:
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
+        # Its supervisor ends an engine that hangs, where it looks for that.
+        hung = math.inf if serve_config.timing.liveness else serve_config.gateway.hung_seconds
         config = replace(
             serve_config.gateway,
             upstream_key=self._key,
+            hung_seconds=hung,
             drain_seconds=serve_config.timing.drain,
             pretend=serve_config.pretend,
             names=serve_config.names(plan),
@@ -587,7 +656,9 @@ class Start:
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
         run.deny_list = gateway.deny_list
-        for engine, started in zip(gateway.engines, self._supervisor.engines, strict=True):
+        supervised = zip(gateway.engines, self._supervisor.engines, strict=True)
+        for index, (engine, started) in enumerate(supervised):
+            self._clients[index] = GatewayClients(run, index, engine)
             engine.start_seconds = started.start_seconds
             if serve_config.check != "none":
                 engine.succeeded()  # it has just answered: /health need not wait for a question
@@ -606,6 +677,8 @@ class Start:
             )  # fmt: skip
         if run.record.unwritten:
             run.record.keep()
+        with suppress(LaunchError):  # the next start says it
+            self._keep_folder()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
         if run.standby is not None and self._supervisor.ready:

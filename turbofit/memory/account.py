@@ -487,8 +487,13 @@ class Engine(ABC):
     def weights(self, model: Model, tp: int) -> RankWeights:
         """What one rank holds for good, on a card of no particular kind."""
 
-    def environment(self, model: Model, settings: Settings) -> dict[str, str]:  # noqa: ARG002
-        """Variables that its processes are started with."""
+    def environment(
+        self,
+        model: Model,  # noqa: ARG002
+        settings: Settings,  # noqa: ARG002
+        ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
+    ) -> dict[str, str]:
+        """Variables that its processes are started with; ``ledgers`` hold it to its plan here."""
         return {}
 
     @abstractmethod

@@ -23,7 +23,9 @@ _SHOWN: Final = 3
 #: The share of a card below which what others hold decides nothing.
 _WORTH_A_WORD: Final = 0.01
 
-OutcomeKind = Literal["serves", "load", "buffers", "hang", "warmup", "request", "margin"]
+OutcomeKind = Literal[
+    "serves", "load", "buffers", "hang", "warmup", "request", "load_margin", "margin"
+]
 
 
 class StartOutcome(NamedTuple):
@@ -36,7 +38,7 @@ class StartOutcome(NamedTuple):
     @property
     def serves(self) -> bool:
         """Whether no request within the vision load kills it (the margin may still be short)."""
-        return self.kind in ("serves", "margin")
+        return self.kind in ("serves", "load_margin", "margin")
 
 
 def outcome_at(account: Account, ratio: float) -> StartOutcome:
@@ -53,13 +55,24 @@ def outcomes_at(account: Account, ratio: float) -> list[StartOutcome]:
 
 
 def outcome_without_cache(account: Account) -> StartOutcome:
-    """Why no ratio at all fits: loading, or what must live beside the cache."""
+    """Why no ratio at all fits: loading, or what must live beside the cache.
+
+    ``load_margin`` where only loading misses the margin: with a smaller one it serves.
+    """
     ledgers = account.at(0.0).ledgers
     outcome = next(_loading(ledgers), None)
-    if outcome is not None:
-        return outcome
-    tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
+    return outcome or _without_room(min(ledgers, key=lambda one: one.headroom - one.margin))
+
+
+def _without_room(tightest: GpuLedger) -> StartOutcome:
+    """That the tightest GPU misses its margin without any cache."""
     missing = max(1, tightest.margin - tightest.headroom)
+    if tightest.load_peak > tightest.peak:
+        text = (
+            f"while it loads, GPU {tightest.index} is {format_bytes(missing)} short of"
+            f" {_kept(tightest)}, by a load peak of {_load_makeup(tightest)}"
+        )
+        return StartOutcome("load_margin", missing, text)
     text = (
         f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of"
         f" {_kept(tightest)} before the first KV block"
@@ -72,7 +85,7 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
     ledgers = account.at(ratio).ledgers
     yield from _loading(ledgers)
     if account.free <= 0:
-        yield outcome_without_cache(account)
+        yield outcome_without_cache(account)._replace(kind="request")
     yield from _starting(account, ratio, ledgers)
     yield from _serving(account, ledgers)
     for ledger in ledgers:
@@ -92,18 +105,22 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         missing = ledger.load_peak - _usable(ledger)
         if missing > 0:
-            weights = _in_phases(ledger, "weights") - _named(ledger, TEMPORARIES)
-            staging = ledger.load_peak - _in_phases(ledger, "before", "context") - weights
-            staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
-            others = _others(ledger)
-            by_others = f"others hold {format_bytes(others)}, " if others else ""
             text = (
                 f"runs out of memory while loading: GPU {ledger.index} is"
-                f" {format_bytes(missing)} short of a load peak of"
-                f" {format_bytes(ledger.load_peak)}"
-                f" ({by_others}weights {format_bytes(weights)}{staged})"
+                f" {format_bytes(missing)} short of a load peak of {_load_makeup(ledger)}"
             )
             yield StartOutcome("load", missing, text)
+
+
+def _load_makeup(ledger: GpuLedger) -> str:
+    """The most that loading holds, for people, and what takes it."""
+    weights = _in_phases(ledger, "weights") - _named(ledger, TEMPORARIES)
+    staging = ledger.load_peak - _in_phases(ledger, "before", "context") - weights
+    staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
+    others = _others(ledger)
+    by_others = f"others hold {format_bytes(others)}, " if others else ""
+    peak = format_bytes(ledger.load_peak)
+    return f"{peak} ({by_others}weights {format_bytes(weights)}{staged})"
 
 
 def _starting(

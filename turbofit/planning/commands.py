@@ -82,12 +82,18 @@ def private_commands(
         closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
     source = replace(plan.model.source, checkpoint=folder)
     model = replace(plan.model, source=source, hub_id=name)
-    return _commands(replace(plan, model=model), ports, closed, options)
+    return _commands(replace(plan, model=model), ports, closed, options, held=True)
 
 
 def _commands(
-    plan: Plan, ports: Sequence[int], more: Sequence[str], options: Sequence[str]
+    plan: Plan,
+    ports: Sequence[int],
+    more: Sequence[str],
+    options: Sequence[str],
+    *,
+    held: bool = False,
 ) -> tuple[Command, ...]:
+    """``held``: by the packages that are installed here, engines are held to their ledgers."""
     if options and not plan.engine.of_lmdeploy:
         raise UsageError(
             f"{options[0]} is an option of LMDeploy, which the plan does not run",
@@ -100,7 +106,11 @@ def _commands(
             env={
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
                 "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
-                **engine.environment(plan.model, plan.of_group(number).settings),
+                **engine.environment(
+                    plan.model,
+                    plan.of_group(number).settings,
+                    plan.ledgers_of(group) if held else (),
+                ),
             },
             argv=(*arguments(plan.of_group(number), str(port)), *more, *options),
             group=number,

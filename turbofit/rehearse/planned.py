@@ -70,7 +70,9 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
         engine=plan.engine.name,
         settings={name: value for name, value in settings.items() if value is not None},
         cases=ADAPTERS[plan.engine.name].worst(plan),
-        environ=engine_of(plan).environment(plan.model, plan.settings),
+        environ=engine_of(plan).environment(
+            plan.model, plan.settings, plan.ledgers_of(plan.parallel.groups[group])
+        ),
     )
 
 
@@ -81,8 +83,7 @@ def charged(plan: Plan, group: int = 0) -> Scenario:
     before = adapter.before
     if adapter.process_context or plan.settings.communicator == "nccl":
         before = (*before, "communicator")
-    every = {ledger.index: ledger.ledger for ledger in plan.gpus}
-    ledgers = [every[index] for index in indices]
+    ledgers = [ledger.ledger for ledger in plan.ledgers_of(indices)]
     # A calibration's correction may take back more than these: then of what the engine takes.
     gpus = tuple(
         dataclasses.replace(

@@ -22,7 +22,7 @@ _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
 _REHEARSED_SHARE = 3 / 8
 #: What a margin is at least, however much was measured.
-_LEAST_MARGIN = 64 * MIB
+LEAST_MARGIN = 64 * MIB
 #: Prepared images that an engine keeps, where nobody asks for more: bytes at most (as vLLM), the
 #: share of what host memory the engines leave, and what they leave where nobody knows.
 _MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
@@ -56,7 +56,7 @@ class Margin(Struct):
         """Bytes of the default that a calibration makes superfluous: all but 64 MiB of it."""
         if self.bytes is not None or self.share is not None:
             return 0
-        return max(0, self.of(gpu) - self.more - _LEAST_MARGIN)
+        return max(0, self.of(gpu) - self.more - LEAST_MARGIN)
 
 
 class ResolvedRequest(Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from contextlib import asynccontextmanager
@@ -605,6 +606,29 @@ async def test_an_engine_that_owes_answers_but_is_silent_is_given_up() -> None:
     assert b'"engine_died"' in (await streaming).body
     assert [reply.status for reply in (silent, dead, health, back)] == [503, 503, 503, 200]
     assert dead.headers["retry-after"] == "5"
+
+
+async def test_what_its_supervisor_doubts_gets_nothing_new_and_clients_hear_when() -> None:
+    """An engine that gives no sign of life is ended in 20 s; its last start took 12."""
+    recorder = Recorder(lambda *_: Answer(600.0))
+    app, _ = gateway(recorder=recorder, hung_seconds=math.inf, idle_seconds=1e6)
+    (engine,) = app.engines
+    engine.succeeded()
+    engine.start_seconds, recorder.works = 12.0, False
+    async with serving(app):
+        silent = asyncio.ensure_future(call(app, body=chat()))
+        await asyncio.sleep(5.0)
+        assert (engine.owes, engine.last_byte) == (True, time.monotonic() - 5.0)
+        app.doubt(0, time.monotonic() + 20.0)
+        told = await call(app, body=chat())
+        assert (told.status, told.headers["retry-after"]) == (503, "34")
+        await asyncio.sleep(10.0)
+        assert (await call(app, "/health")).headers["retry-after"] == "24"
+        assert not silent.done()  # it ends with its engine
+        recorder.works, recorder.answer = True, lambda *_: Answer(b"{}")
+        await auntil(lambda: engine.up, "it to answer")
+        assert (engine.ends_at, (await call(app, body=chat())).status) == (math.inf, 200)
+        silent.cancel()
 
 
 async def test_failing_answers_make_the_gateway_ask() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -55,11 +56,15 @@ def serve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     here = Node(id="", name="", address="", machine=parse_spec("2xrtx3090"))
     monkeypatch.setattr(module, "measure_here", lambda pretend: here)
     yield partial(put_for_python, tmp_path, monkeypatch)
+    for made in ACTORS:
+        made._gone.set()
+    for thread in [thread for thread in threading.enumerate() if thread.name == "life"]:
+        thread.join()  # it may be starting a server
     while ACTORS:
-        ACTORS.pop()._gone.set()
-    for found in (tmp_path / "state").rglob("pid"):
-        with suppress(ProcessLookupError):
-            os.kill(int(found.read_text().split()[0]), signal.SIGKILL)
+        if (child := ACTORS.pop()._child) is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def actor() -> NodeActor:

@@ -62,6 +62,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
 
     class Probe:
         error, exam, lived, unanswered = None, None, float("-inf"), False
+        owes, heard_at = False, 0.0
 
         def __init__(self, *_: Any, **__: Any) -> None:
             self.ready = self.healthy = threading.Event()

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
+from tests.support.open_clients import OpenClient
 from tests.support.processes import REPO, Child, alive, gone, pids
-from tests.support.serving import ask_at
+from tests.support.serving import LONG, MESSAGES, ask_at
 from tests.support.waiting import until
 from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.launch.serve.leases import Leases, end_orphans
@@ -22,6 +26,8 @@ from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow
 
+#: The command line; what stands by would become LMDeploy's own server.
+PRETENDS = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--no-standby")
 DRIVER = REPO / "tests" / "support" / "session_driver.py"
 
 
@@ -241,8 +247,7 @@ def test_a_killed_engine_is_followed_by_what_stood_by(session, tmp_path: Path) -
 def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(
     tmp_path: Path, port: int, children: list[Child]
 ) -> None:
-    words = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--port", str(port))
-    words += ("--no-standby",)  # the stand-in takes an engine's place as Python begins
+    words = (*PRETENDS, "--port", str(port))
     environ = {
         "STANDIN_SCRIPT": "dies_of_poison", "XDG_STATE_HOME": str(tmp_path / "state"),
         "TURBOFIT_LEASES": str(tmp_path / "leases"),
@@ -260,3 +265,108 @@ def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(
             answers.append(ask_at(url, "/v1/chat/completions", body)[0])
         terminate(child)
     assert answers == [503, 503, 422, 422]
+
+
+#: ``turbofit serve`` that gives up on what is silent for two seconds.
+IMPATIENT = """
+import sys
+from msgspec.structs import replace
+from turbofit.cli.main import main
+from turbofit.launch import run
+
+usual = run.Supervisor
+run.Supervisor = lambda *args, timing, **given: usual(
+    *args, timing=replace(timing, silence=2.0), **given
+)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_waits_for_an_engine_that_hangs_is_told_and_it_is_started_again(
+    tmp_path: Path, port: int, children: list[Child]
+) -> None:
+    """It is stopped in the middle of an answer; who asks before it is ended is told at once."""
+    words = (*PRETENDS, "--port", str(port))
+    child = Child(
+        [sys.executable, "-c", IMPATIENT, *words, "-v"], XDG_STATE_HOME=str(tmp_path / "state"),
+        TURBOFIT_LEASES=str(tmp_path / "leases"), STANDIN_PACE="0.05",
+    )  # fmt: skip
+    children.append(child)
+    assert child.process.stdout is not None
+    url = child.process.stdout.readline().strip()
+    assert url, child.stderr
+    body = {"model": "InternVL2-8B", "messages": MESSAGES, "max_tokens": LONG}
+    client = OpenClient(url, "/v1/chat/completions", body)
+
+    def in_flight() -> bool:
+        with urlopen(f"{url}/metrics") as page:
+            return b'turbofit_gateway_in_flight{engine="0"} 1' in page.read()
+
+    until(in_flight, "it to be at the engine")
+    os.kill(pids(child, "phase: starting")[0], signal.SIGSTOP)
+    child.wait_for("engine 0 is in doubt")
+    status, headers, answer = ask_at(url, "/v1/chat/completions", body)
+    assert (status, answer["error"]["code"]) == (503, "engine_unavailable")
+    assert 1 <= int(headers["retry-after"]) <= 60
+    child.wait_for("warning: [")
+    assert "the engine hangs: it owes answers and gives no sign of life" in child.stderr
+    client.wait_for(b"engine_died")
+    child.wait_for("phase: ready", 2)
+    until(lambda: ask_at(url, "/health")[0] == 200, "it to serve")
+    terminate(child)
+
+
+@pytest.fixture
+def limited(tmp_path: Path, port: int, children: list[Child]) -> Child:
+    """A server on pretend GPUs whose engine reads an overlay and a twin in the run's folder."""
+    words = (*PRETENDS, "--max-dynamic-patch", "6")
+    child = Child(
+        [sys.executable, "-m", "turbofit", *words, "--port", str(port)],
+        XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
+    )  # fmt: skip
+    children.append(child)
+    assert child.process.stdout is not None
+    assert child.process.stdout.readline()
+    return child
+
+
+def model_of(pid: int) -> Path:
+    """The folder that an engine was told to read."""
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return Path(words[words.index("api_server") + 1])
+
+
+def files_in(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def test_a_cleaned_state_folder_is_made_again_while_it_runs(limited: Child, tmp_path: Path) -> None:
+    run = last_run(tmp_path)
+    model = model_of(pids(limited)[0])
+    before, (twin,) = files_in(model), (run / "model").iterdir()
+    assert (model.is_relative_to(run), "config.json" in before) == (True, True)
+    shutil.rmtree(tmp_path / "state")
+    limited.wait_for("warning: the run's folder was removed: made again")
+    environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    ps = [sys.executable, "-m", "turbofit", "ps", "--json"]
+    listed = subprocess.run(ps, env=environ, capture_output=True, text=True, check=True).stdout
+    assert f'"{run.name}"' in listed
+    assert last_run(tmp_path) == run
+    assert read_saved(str(run)).plan.limits.max_dynamic_patch == 6
+    os.kill(pids(limited)[0], signal.SIGKILL)
+    limited.wait_for("phase: ready", 2)
+    assert files_in(model_of(pids(limited)[1])) == before
+    assert any(twin.glob("*.safetensors"))
+    assert record(tmp_path)["state"] == "ready"
+    terminate(limited)
+    assert record(tmp_path)["state"] == "ended"
+
+
+def test_where_it_cannot_be_made_again_the_server_says_why(limited: Child, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "state")
+    (tmp_path / "state").touch()
+    os.kill(pids(limited)[0], signal.SIGKILL)
+    assert limited.finish() == 5
+    assert "error: the run's folder was removed, and cannot be made again" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert all(gone(pid) for pid in pids(limited))

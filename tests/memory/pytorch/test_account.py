@@ -24,6 +24,7 @@ from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import MIB
 from turbofit.memory.account import VisionLoad
+from turbofit.memory.pytorch import weights as pytorch_weights
 from turbofit.memory.pytorch.account import Pytorch, PytorchAccount, capture_sizes
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import engine_bound, units_met
@@ -37,6 +38,7 @@ from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.weights import load_constants as load_turbomind
 from turbofit.memory.turbomind.weights import weight_classes as turbomind_classes
 from turbofit.model.source import resolve_model
+from turbofit.planning.commands import commands, private_commands
 
 CONSTANTS = load_constants()
 ENGINE = Pytorch("0.18")
@@ -241,6 +243,30 @@ def test_rays_workers_refuse_expandable_segments_whatever_their_number(tp, backe
     assert segments(settings) == kind
     names = environment(settings, resolve_model("qwen2-vl-7b"))
     assert ("PYTORCH_CUDA_ALLOC_CONF" in names) is (kind == "expandable")
+
+
+@pytest.mark.parametrize(("on", "known"), [("1xh100", True), ("1xrtx4090", True), ("1xl4", False)])
+def test_torch_is_held_to_its_plan_and_half_the_margin(monkeypatch, on, known):
+    """On a real H100 torch took all but 111 MiB of the card, on pretend ones all but 12."""
+    monkeypatch.setattr(pytorch_weights, "torch_takes_a_share", lambda: known)
+    plan = turbofit.plan("qwen2.5-vl-7b", on=on, engine="pytorch")
+    (launched,) = private_commands(plan, [5000], "/models/x", "name")
+    words = launched.env["PYTORCH_CUDA_ALLOC_CONF"]
+    # A torch that does not know the option would end, and so may one that a person starts.
+    assert [one.env["PYTORCH_CUDA_ALLOC_CONF"] for one in commands(plan)] == [
+        "expandable_segments:True"
+    ]
+    if not known:
+        assert words == "expandable_segments:True"
+        return
+    segments, _, limit = words.partition(",per_process_memory_fraction:")
+    assert segments == "expandable_segments:True"
+    (ledger,) = plan.gpus
+    usable = ledger.total - ledger.reserved
+    outside = ("cuda_context", "kernel_modules")
+    most = float(limit) * usable + sum(t.bytes for t in ledger.ledger if t.term in outside)
+    assert most == pytest.approx(ledger.peak + ledger.margin / 2, abs=usable * 0.0001)
+    assert usable - most > 120 * MIB
 
 
 def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():

@@ -14,7 +14,7 @@ from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.units import MIB
 from turbofit.kernels.census import Census, released
 from turbofit.memory.account import EngineLaunch, Forward
-from turbofit.memory.turbomind.account import missing_kernels
+from turbofit.memory.turbomind.account import Turbomind, missing_kernels
 from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
 from turbofit.model.source import resolve_model
@@ -52,6 +52,32 @@ def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, un
     assert all(ledger.fits for ledger in account.at(ratio).ledgers)
     if ratio < 0.999:
         assert not account.fits_at(round(ratio + 0.001, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "units", "seen", "options"),
+    [
+        ("qwen2-vl-2b", 65536, 19_865, {"cache_max_entry_count": 0.127, "max_batch_size": 20}),
+        ("qwen2.5-vl-7b", 65536, 80_091, {"cache_max_entry_count": 0.919, "max_batch_size": 46}),
+        ("internvl2-8b", 13, 80_153,
+         {"cache_max_entry_count": 0.968, "max_batch_size": 119, "max_prefill_token_num": 4096}),
+    ],
+)  # fmt: skip
+def test_no_forecast_is_under_what_an_h100_held(model, units, seen, options):
+    """``seen``: MiB of the card by NVML after the worst cases (bench/gpu/README.md, An H100)."""
+    launch = launch_on("1xh100", model, units=units, session_len=32768, **options)
+    (ledger,) = Turbomind("0.18").account(launch).at(options["cache_max_entry_count"]).ledgers
+    assert seen < ledger.peak / MIB < seen + 400
+
+
+def test_the_pool_of_m_rope_positions_is_no_estimate():
+    """A pretend card is charged for estimates; this pool the engine makes there, too."""
+    (ledger,) = Case("qwen2-vl-7b").account(units=65536).at(0.5).ledgers
+    pools = {t.term: t for t in ledger.ledger if t.term in ("mrope_pool", "pool_growth")}
+    assert pools["mrope_pool"].bytes == load_constants().pool_granularity
+    assert (pools["mrope_pool"].basis, pools["pool_growth"].basis) == ("formula", "estimate")
+    (tiles,) = Case("internvl2-8b").account(units=13).at(0.5).ledgers
+    assert all(t.term != "mrope_pool" for t in tiles.ledger)
 
 
 def test_hopper_fuses_the_product_of_packed_gates():

@@ -204,3 +204,22 @@ def test_more_of_a_card_promise_what_a_plan_on_them_does(on: str, more: str, mod
     change = f"{more[0]} x {plan.machine.gpus[0].name}"
     effects = {one.change: one.effect for one in turbofit.plan(model, on=on).remedies}
     assert effects[change].startswith(f"fits: {plan.kv.tokens:,} KV tokens")
+
+
+def test_a_margin_that_only_loading_misses_can_be_less() -> None:
+    """lmdeploy's loader stages tensors through torch; what serves then is planned as with it."""
+    options = {"images": 0, "context": 8192, "engine": "turbomind"}
+    on = "1xrtx4090:total=20040MiB"
+    plan = turbofit.plan("qwen3-8b", on=on, **options)
+    assert not plan.fits
+    changes = [remedy.change for remedy in plan.remedies]
+    (place,) = [i for i, change in enumerate(changes) if change.startswith("--margin 64MiB")]
+    assert plan.remedies[place].effect.startswith("fits: ")
+    assert turbofit.plan("qwen3-8b", on=on, margin="64MiB", **options).fits
+    cards = [i for i, change in enumerate(changes) if " x " in change]
+    assert all(place < i for i in cards)
+    # Where the cache has no room, less margin is no cure; and a margin of one's own is kept.
+    for more in ({"on": "1xrtx4090:total=18GiB"}, {"on": on, "margin": "256MiB"}):
+        other = turbofit.plan("qwen3-8b", **options, **more)
+        assert not other.fits
+        assert not [r for r in other.remedies if r.change.startswith("--margin")]

@@ -103,7 +103,8 @@ def shortage_of(facts: LogFacts, model: Model, gpu: Gpu | None, engine: Engine) 
 class _Late(NamedTuple):
     """Bytes of what comes after the cache: the engine's buffers, and those before its workspaces.
 
-    ``freed`` is what loading held: it is given back between these. ``estimates`` come on top.
+    ``freed`` is what loading held: it is given back between these. ``estimates``, and what comes
+    with the worst requests only, are on top.
     """
 
     buffers: int
@@ -115,13 +116,14 @@ class _Late(NamedTuple):
 def _late(account: Account) -> _Late:
     lines = account.at(0.0).ledgers[0].ledger
     terms = [term for term in lines if term.phase == "buffers" and term.term != POOL_WARMUP]
-    sizes = {term.term: term.bytes for term in terms if term.basis != "estimate"}
+    sure = (term for term in terms if term.basis != "estimate" and term.term not in account.grown)
+    sizes = {term.term: term.bytes for term in sure}
     buffers = sum(sizes.values())
     return _Late(
         buffers=buffers,
         early=buffers - sum(sizes.get(name, 0) for name in _WORKSPACES),
         freed=sum(term.bytes for term in lines if term.term == TEMPORARIES),
-        estimates=sum(term.bytes for term in terms if term.basis == "estimate"),
+        estimates=sum(term.bytes for term in terms) - buffers,
     )
 
 

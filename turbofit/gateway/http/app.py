@@ -133,6 +133,14 @@ class Gateway(AsgiApp):
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
+    def doubt(self, index: int, ends_at: float) -> None:
+        """A supervisor sees no sign of life of an engine; to be called in the gateway's loop.
+
+        It gets nothing new until it answers, and is ended at a time of `time.monotonic`.
+        """
+        self.engines[index].ends_at = ends_at
+        self.monitor.doubt(self.engines[index])
+
     def engine_ready(self, index: int) -> None:
         """A supervisor saw an engine answer that was started again; call it in the loop."""
         self.monitor.ask_now(self.engines[index])

@@ -36,6 +36,7 @@ _PAUSE: Final = 1.0
 _LEFT: Final = 64
 #: Seconds of `Retry-After` where no start is forecast; and at most: older SDKs obey no more.
 _RETRY, _LONGEST_RETRY = 5, 60
+_NEVER: Final = float("inf")
 #: Seconds from an engine's end to its next start, where that was not seen.
 _UNSEEN_PAUSE: Final = 2.0
 
@@ -137,6 +138,10 @@ class RoutedEngine:
         self.last_check = float("-inf")
         #: Something failed: probe soon.
         self.suspect = True
+        #: Whether the monitor asked it for a token since it last brought one.
+        self.asked = False
+        #: When its supervisor, which sees no sign of life, ends it.
+        self.ends_at = _NEVER
         #: What it has, in the order in which it came.
         self.in_flight: dict[InFlight, None] = {}
         #: Requests that it seemed to be stuck in at the last look, and when that was.
@@ -159,6 +164,23 @@ class RoutedEngine:
     @property
     def units(self) -> int:
         return self.gate.counted
+
+    @property
+    def owes(self) -> bool:
+        """Whether somebody waits for it: clients, or the monitor."""
+        return self.outstanding > 0 or self.asked
+
+    @property
+    def back_at(self) -> float:
+        """When it is expected to answer again, by its last start; infinity where nobody knows.
+
+        Under: a start that takes longer than the last one.
+        """
+        if not self.start_seconds:
+            return _NEVER
+        dead = self.death is not None and not self.answered
+        ends_at = self.died_at if dead else self.ends_at
+        return ends_at + self.start_seconds + _UNSEEN_PAUSE
 
     @property
     def serves(self) -> bool:
@@ -205,7 +227,8 @@ class RoutedEngine:
         self.rested = False
         self.last_success = self.last_byte = now
         self.failures, self.failed_at = 0, float("inf")
-        self.suspect = False
+        self.suspect = self.asked = False
+        self.ends_at = _NEVER
 
     def heard(self) -> None:
         self.last_byte = time.monotonic()
@@ -292,20 +315,12 @@ class Fleet:
 
     @property
     def retry_seconds(self) -> int:
-        """Seconds after which to ask again where none serves: the first engine's next start.
-
-        Under: a start that takes longer than the engine's last one, or than a minute.
-        """
+        """Seconds after which to ask again where none serves: the first engine's next start."""
         if self.outage is not None:
             return self.outage.seconds_left
         now = time.monotonic()
-        starts = [
-            engine.died_at + engine.start_seconds + _UNSEEN_PAUSE - now
-            for engine in self.engines
-            if engine.start_seconds and engine.death is not None and not engine.answered
-        ]
-        left = [ceil(seconds) for seconds in starts if seconds > 0]
-        return min(*left, _LONGEST_RETRY) if left else _RETRY
+        left = [engine.back_at - now for engine in self.engines if now < engine.back_at < _NEVER]
+        return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
     def best(
         self, cost: Cost, turn: Turn | None = None, prefixes: Sequence[bytes] = ()

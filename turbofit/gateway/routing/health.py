@@ -60,6 +60,8 @@ class Monitor:
     An engine is probed with a completion of one text token when it has been idle for long, when
     something failed, and when it owes answers but sends nothing. Three failures in a row take it
     out, and end what still waits for it; one success brings it back. ``changed`` is called at both.
+    Where a probe is not answered in time the engine may be slow: it is taken out once it has
+    brought nobody anything for `GatewayConfig.hung_seconds`, and no token that it counts moved.
     """
 
     def __init__(
@@ -158,24 +160,32 @@ class Monitor:
 
     async def _ask(self, engine: RoutedEngine) -> None:
         began = engine.last_check = time.monotonic()
+        if not engine.owes:
+            engine.heard()  # its silence counts from now
+        engine.asked, in_time = True, True
         try:
             works = await asyncio.wait_for(self._upstream.probe(engine), self._config.probe_seconds)
         except (asyncio.TimeoutError, TimeoutError):
-            works = False
+            works = in_time = False
         if works and engine.dead_since(began):
             return  # the process answered that has died since
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
-        if engine.in_flight:
-            load = await self._load(engine)
-            before, engine.tokens = engine.tokens, None if load is None else load.tokens
-            if before is not None and engine.tokens is not None and engine.tokens > before:
-                return  # slow, not stuck: it has counted tokens since it last did not answer
+        if engine.in_flight and await self._moves(engine):
+            engine.heard()  # slow, not stuck
+            return
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())
-        if engine.failures >= _FAILURES and (engine.up or engine.in_flight):
+        hung = time.monotonic() - engine.last_byte >= self._config.hung_seconds
+        if engine.failures >= _FAILURES and (in_time or hung) and (engine.up or engine.in_flight):
             self._take_out(engine)
+
+    async def _moves(self, engine: RoutedEngine) -> bool:
+        """Whether it has counted tokens since it last did not answer a question."""
+        load = await self._load(engine)
+        before, engine.tokens = engine.tokens, None if load is None else load.tokens
+        return before is not None and engine.tokens is not None and engine.tokens > before
 
     def _bring_back(self, engine: RoutedEngine) -> None:
         awaited = engine.suspect or not engine.serves

@@ -83,6 +83,8 @@ class Timing(Struct):
     """Deadlines and pauses, in seconds.
 
     ``restarts`` within ``window`` break the circuit: the engine is left alone for ``window``.
+    ``liveness`` is between two test completions, each of which has ``patience``; ``silence`` and
+    ``longest_silence``: see `launch.engine.silence`.
     ``quiet`` without a line while it starts is said, with what it may mean.
     """
 
@@ -90,7 +92,9 @@ class Timing(Struct):
     start: float = 2 * 3600.0
     drain: float = 30.0
     liveness: float = 60.0
-    patience: float = 120.0
+    patience: float = 10.0
+    silence: float = 45.0
+    longest_silence: float = 300.0
     quiet: float = 180.0
     backoff: float = 1.0
     longest_backoff: float = 60.0
@@ -109,7 +113,8 @@ class Probe(threading.Thread):
     """Asks one start of an engine until it is ready, and from time to time whether it lives.
 
     ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` after three test
-    completions in turn that failed. ``exam`` asks what must be answered before it is ready.
+    completions in turn that were answered with an error. One that is not answered in time is asked
+    again, and ``owes`` tells of it. ``exam`` asks what must be answered before it is ready.
     ``serial``: it answers one request at a time.
     """
 
@@ -132,6 +137,8 @@ class Probe(threading.Thread):
         #: When a ready engine was asked last of what it answered.
         self.lived = float("-inf")
         self.unanswered = False
+        #: Whether it owes an answer to a test completion; and since when, or when it last gave one.
+        self.owes, self.heard_at = False, float("-inf")
 
     def stop(self) -> None:
         self._stopped.set()
@@ -166,11 +173,13 @@ class Probe(threading.Thread):
         # A token of a serial engine would wait; its health tells whether tokens still come.
         ask = self._client.is_healthy if self._serial else self._client.completes
         failures = 0
-        while not self._stopped.wait(1.0 if failures else self._timing.liveness):
+        while not self._stopped.wait(1.0 if self.owes else self._timing.liveness):
             began = self._clock()
+            if not self.owes:
+                self.heard_at, self.owes = began, True
             if ask(self._timing.patience):
-                failures, self.lived = 0, began
-            else:
+                failures, self.lived, self.owes = 0, began, False
+            elif self._clock() - began < self._timing.patience:
                 failures += 1
             if failures >= _LIVENESS_FAILURES:
                 self.unanswered = True

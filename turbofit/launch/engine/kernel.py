@@ -61,6 +61,17 @@ def members(group: int, leader_started: int) -> list[int]:
     return pids
 
 
+def processor_seconds(group: int) -> float:
+    """Seconds of a processor that the living processes of a group have used so far."""
+    used = 0
+    with suppress(OSError):
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            fields = _stat(int(entry))
+            if len(fields) > 12 and fields[2] == str(group):
+                used += int(fields[11]) + int(fields[12])
+    return used / os.sysconf("SC_CLK_TCK")
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of ``stat`` after the name: state, parent, group and so on."""
     try:

@@ -22,6 +22,7 @@ from turbofit.launch.engine.engine_log import (
 )
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
+from turbofit.launch.engine.silence import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.pretended import PretendReader
+    from turbofit.launch.engine.silence import Clients
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
     #: Asks an engine, whose model has this name, what it must answer before it counts as ready.
@@ -70,9 +72,11 @@ class SupervisedEngine:
         timing: Timing,
         name: str,
         clock: Callable[[], float] = time.monotonic,
+        clients: Callable[[], Clients | None] = lambda: None,
     ) -> None:
         self.plan, self._launch, self._tell = plan, launch, tell
         self._exam, self._timing, self.name, self._clock = exam, timing, name, clock
+        self._clients = clients
         self.log = folder / f"engine-{launch.group}.log"
         self.url = f"http://{HOST}:{launch.port}"
         self.state: Literal["starting", "ready", "waiting", "broken"] = "waiting"
@@ -85,6 +89,11 @@ class SupervisedEngine:
         self.tracker = StartupTracker(plan, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
+        #: Of this start: whether it is silent, and when it got ready.
+        self.silence: Silence | None = None
+        self._ready_at = 0.0
+        #: The end that clients were told to expect.
+        self._doubted = float("inf")
         self._ends: list[float] = []
         self._began = self._counted = self._heard = 0.0
         #: How many processes the kernel had killed at the last count but one, and at the last one.
@@ -118,6 +127,8 @@ class SupervisedEngine:
         # Once it has served, a worst case beside clients' requests would be more than is planned.
         exam = None if self._exam is None or self.was_ready else partial(self._exam, self)
         serial = self.plan.engine.serial
+        pretend = self.pretended is not None
+        self.silence = Silence(self.plan, self._timing, self.process.pid, pretend=pretend)
         self._probe = Probe(self.client, self._timing, exam, serial=serial, clock=self._clock)
         self._probe.start()
 
@@ -130,6 +141,18 @@ class SupervisedEngine:
         if process is None or probe is None:
             return None
         code = process.poll()
+        self._read(process, code, now)
+        # The signal that kills the rest of an engine whose loop has ended is not why it ended.
+        if code is not None and not self.tracker.failing:
+            return self._ended(code)
+        if self.tracker.fallback:
+            return fallback(self.tracker)
+        if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
+            return self._loop_ended(code)
+        return self._given_up(probe, now)
+
+    def _read(self, process: EngineProcess, code: int | None, now: float) -> None:
+        """Take in what it has said, and how far it has come."""
         lines = process.take() if code is None else process.finish()
         if code is None:
             self._forget_earlier(now)
@@ -138,16 +161,15 @@ class SupervisedEngine:
             for line in self.tracker.see(text, count, now):
                 self._tell(line)
         self._follow(now)
-        # The signal that kills the rest of an engine whose loop has ended is not why it ended.
-        if code is not None and not self.tracker.failing:
-            return self._ended(code)
-        if self.tracker.fallback:
-            return fallback(self.tracker)
-        if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
-            if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
-                self.tracker.survived(float("inf"))  # a line that only looked like the engine's own
-                return None
-            return self._ended(None)
+
+    def _loop_ended(self, code: int | None) -> End | None:
+        if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
+            self.tracker.survived(float("inf"))  # a line that only looked like the engine's own
+            return None
+        return self._ended(None)
+
+    def _given_up(self, probe: Probe, now: float) -> End | None:
+        """Why it is to be ended though its process and its loop live."""
         if self.tracker.hangs(now):
             return hang(self.tracker)
         # A loop that ends fails its requests at once; the reason comes later, in the log.
@@ -160,6 +182,19 @@ class SupervisedEngine:
             return stalled(f"the engine was not ready after {hours:.2g} hours", self.log)
         if probe.unanswered:
             return stalled("the engine lives but answers no completion", self.log)
+        return self._hung(probe, now)
+
+    def _hung(self, probe: Probe, now: float) -> End | None:
+        """Whether it answers nobody, and is not only slow; see `silence`."""
+        silence, clients = self.silence, self._clients()
+        if self.state != "ready" or silence is None or not self._timing.liveness:
+            return None
+        found = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])
+        if found == "doubtful" and clients and self._doubted != silence.ends_at:
+            self._doubted = silence.ends_at
+            clients.doubt(silence.ends_at)
+        if found == "hung":
+            return stalled("the engine hangs: it owes answers and gives no sign of life", self.log)
         return None
 
     def end(self, seconds: float) -> bool:
@@ -214,7 +249,7 @@ class SupervisedEngine:
             return
         lines: list[str] = []
         if probe.ready.is_set():
-            self.state, self.was_ready = "ready", True
+            self.state, self.was_ready, self._ready_at = "ready", True, now
             lines = self.tracker.enter("ready", now)
         elif probe.exam is not None and probe.healthy.is_set():
             lines = self.tracker.enter("check", now)

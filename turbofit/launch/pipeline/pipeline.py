@@ -194,7 +194,8 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
     if pytorch:
-        os.environ.update(engine_of(plan).environment(plan.model, plan.settings))
+        ledgers = plan.ledgers_of(group)
+        os.environ.update(engine_of(plan).environment(plan.model, plan.settings, ledgers))
     os.environ.update(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",

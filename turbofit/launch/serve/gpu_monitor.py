@@ -169,6 +169,25 @@ def _any_lost(uuids: tuple[str, ...]) -> bool:
     return False
 
 
+def any_busy(uuids: Iterable[str], seconds: float = 2.0) -> bool | None:
+    """Whether a GPU has computed within the last second; None where one does not tell."""
+    return ask_driver(partial(_any_busy, tuple(uuids)), None, seconds=seconds)
+
+
+def _any_busy(uuids: tuple[str, ...]) -> bool | None:
+    from turbofit.machine.nvml import Nvml, answered
+
+    try:
+        with Nvml() as nvml:
+            handles = [nvml.query("nvmlDeviceGetHandleByUUID", uuid) for uuid in uuids]
+            shares = [nvml.query("nvmlDeviceGetUtilizationRates", one) for one in handles]
+    except Exception:  # noqa: BLE001 - as in `_measured`
+        return None
+    if any(answered(share) and share.gpu for share in shares):
+        return True
+    return False if all(map(answered, shares)) else None
+
+
 def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
     """Bytes that processes other than our engines hold, known by name or not.
 

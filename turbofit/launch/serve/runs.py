@@ -72,6 +72,11 @@ class Record:
         )
         self.keep()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it is on disk; a full disk that did not take it has not lost it."""
+        return self._path.exists() or (self.unwritten and self.folder.exists())
+
     def begin(self, **facts: Any) -> None:
         """A new start with its own settings."""
         attempt = AttemptRecord(started=_now(), **facts)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.rehearsal import End
     from turbofit.launch.engine.launches import Launch
+    from turbofit.launch.engine.silence import Clients
     from turbofit.launch.engine.supervised_engine import EngineExam
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
@@ -124,7 +125,9 @@ class Supervisor:
     one is ready that was started again while others served, or after it did; ``on_rest`` when
     all engines are left alone for a while, and, with None, when one is started again.
     ``explained`` says how often within so many seconds an engine, by its place among the launches,
-    ended by a request that is refused since: those ends do not count.
+    ended by a request that is refused since: those ends do not count. ``clients`` are those of such
+    an engine; None where no gateway serves. ``before_start`` makes what a start needs, or raises a
+    `TurbofitError`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -141,7 +144,10 @@ class Supervisor:
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
+        clients: Callable[[int], Clients | None] = lambda _index: None,
+        before_start: Callable[[], None] = lambda: None,
     ) -> None:
+        self._before_start = before_start
         self._explained, self._on_rest, self._clock = explained, on_rest, clock
         self._opened = False
         self._outage: Outage | None = None
@@ -150,11 +156,12 @@ class Supervisor:
         self._minutes = f"{self._timing.window / 60:.2g}"
         self._began = clock()
         self.engines: list[SupervisedEngine] = []
-        for launch in launches:
+        for index, launch in enumerate(launches):
             name = f"engine {launch.group}" if len(launches) > 1 else "engine"
             engine = SupervisedEngine(
                 plan.of_group(launch.group), launch, folder, partial(self._tell, name),
                 exam=exam, timing=self._timing, name=name, clock=clock,
+                clients=partial(clients, index),
             )  # fmt: skip
             self.engines.append(engine)
 
@@ -179,7 +186,7 @@ class Supervisor:
         stop.abrupt = False
         try:
             for engine in self.engines:
-                engine.start()
+                self._start(engine)
             return self._follow(stop, on_ready, on_tick)
         finally:
             try:
@@ -202,7 +209,7 @@ class Supervisor:
                     engine.excuse(now, self._refused_since(engine))
                 if engine.state in ("waiting", "broken"):
                     if now >= engine.again_at and engine.end(0.0):
-                        engine.start()
+                        self._start(engine)
                     continue
                 before, ended = engine.state, engine.look(now)
                 if self._opened and before != engine.state == "ready":
@@ -217,6 +224,10 @@ class Supervisor:
             on_tick()
             time.sleep(self._timing.tick)
         return stop.signal
+
+    def _start(self, engine: SupervisedEngine) -> None:
+        self._before_start()
+        engine.start()
 
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Start it again later, or raise where that would not help."""

@@ -79,11 +79,17 @@ class BufferRule(Struct, forbid_unknown_fields=True):
 
 
 class StagingRule(Struct, forbid_unknown_fields=True):
-    """What torch holds on the first GPU while tensors are moved; ``kept`` until free is read."""
+    """What torch holds on the first GPU while tensors are moved; ``kept`` until free is read.
+
+    Copies of 16 bits: of the embedding (``shared``: of a rank's share of it), of a gate and of a
+    square; ``packed`` of both where weights have 4 bits, 0 for as many.
+    """
 
     embedding: int
-    gate: int
-    square: int
+    gate: float
+    square: float
+    packed: float
+    shared: bool
     kept: bool
 
 

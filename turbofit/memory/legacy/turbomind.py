@@ -62,6 +62,7 @@ _WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
 _CURAND_STATE = 48
 #: What torch keeps of loading.
 _KEPT = "torch_cache"
+_FOUR_BIT = frozenset({"awq", "gptq"})
 #: Text tokens of a request around its images.
 _PROMPT: Final = 64
 _RATIO = 0.8
@@ -333,10 +334,13 @@ class LegacyAccount(GroupAccount):
 
     def _staged(self) -> int:
         """What torch holds on the first GPU while it moves tensors."""
-        text, rule = self.model.text, self.generation.staging
-        rows = rule.embedding * text.vocab + rule.gate * text.intermediate
-        rows += rule.square * text.hidden
-        return round_up(rows * text.hidden * HALF, PAGE)
+        text, rule, quantised = self.model.text, self.generation.staging, self.model.quantization
+        gate, square = rule.gate, rule.square
+        if rule.packed and quantised is not None and quantised.method in _FOUR_BIT:
+            gate = square = rule.packed
+        ranks = self.settings.tp if rule.shared else 1
+        rows = rule.embedding * text.vocab / ranks + gate * text.intermediate + square * text.hidden
+        return round_up(int(rows * text.hidden * HALF), PAGE)
 
     def _terms_after(self, i: int, forward: _Forward) -> tuple[Term, ...]:
         """What lives after the cache on one GPU, without the pools."""

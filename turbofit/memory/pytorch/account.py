@@ -5,14 +5,14 @@ The lines of a ledger stand in the order in which the engine takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import RESERVED, plural
 from turbofit.core.model import Model
-from turbofit.core.plan import EngineName, HostMemory, Settings, Term
+from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, round_up
 from turbofit.core.version import REFERENCE
@@ -58,6 +58,7 @@ from turbofit.memory.pytorch.weights import (
     load_constants,
     packed_copy,
     segments,
+    share_of,
     staged_copy,
     weight_classes,
 )
@@ -539,8 +540,10 @@ class Pytorch(Engine):
     def cache(self, model: Model, settings: Settings) -> CacheShape:
         return self.account_class.cache_shape(model.text, settings, self.constants)
 
-    def environment(self, model: Model, settings: Settings) -> dict[str, str]:
-        return environment(settings, model)
+    def environment(
+        self, model: Model, settings: Settings, ledgers: Sequence[GpuLedger] = ()
+    ) -> dict[str, str]:
+        return environment(settings, model, share_of(ledgers) if ledgers else None)
 
     def weights(self, model: Model, tp: int) -> RankWeights:
         classes = self.account_class.weight_classes(model, tp)

@@ -9,15 +9,19 @@ Source: lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = Fals
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.model import DTYPE_BYTES, AudioDims, Model, TextDims, VisionDims
-from turbofit.core.plan import Settings
+from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.struct import Struct
-from turbofit.core.units import HALF, round_up
+from turbofit.core.units import HALF, MIB, round_up
 from turbofit.core.version import REFERENCE
+from turbofit.kernels.installed import torch_takes_a_share
+from turbofit.memory.calibrated import BUFFERS
 from turbofit.memory.versions import figures
 from turbofit.model.families.engines import PROJECTOR_AS_TEXT
 from turbofit.model.parameters import (
@@ -72,8 +76,8 @@ def segments(settings: Settings) -> str:
     return "fixed" if (settings.distributed_executor_backend or default) == "ray" else "expandable"
 
 
-def environment(settings: Settings, model: Model) -> dict[str, str]:
-    """Variables of the engine's processes.
+def environment(settings: Settings, model: Model, share: float | None = None) -> dict[str, str]:
+    """Variables of the engine's processes; torch takes no more than ``share`` of a card.
 
     LMDeploy's check of the environment would start a process with a CUDA context; expandable
     segments leave little unusable between weights and activations. States of delta nets are counted
@@ -83,8 +87,33 @@ def environment(settings: Settings, model: Model) -> dict[str, str]:
     if model.text.delta is not None:
         env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"
     if segments(settings) == "expandable":
-        env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        limit = f",per_process_memory_fraction:{share:.4f}" if share and share < 1 else ""
+        limit = limit if limit and torch_takes_a_share() else ""
+        env["PYTORCH_CUDA_ALLOC_CONF"] = f"expandable_segments:True{limit}"
     return env
+
+
+#: What torch's allocator does not hold, by phase and by term.
+_BEFORE: Final = ("before", "context")
+_OUTSIDE: Final = frozenset({"kernel_modules", "packed_kernels", BUFFERS})
+_LEAST_ROOM: Final = 128 * MIB
+
+
+def share_of(ledgers: Sequence[GpuLedger]) -> float:
+    """The share of a card to which torch's allocator is held: the plan's peak and half the margin.
+
+    Torch grows until memory is refused, and then gives cached blocks back; without a limit it does
+    so at the card's end, where nothing is left for a library. With the peak alone two of two plans
+    died on pretend GPUs, since a block is refused by its whole size; half of the margin served,
+    with at most 16 MiB more in use than the peak. One share for a group: over on its emptier cards.
+    """
+    shares = []
+    for ledger in ledgers:
+        lines = ledger.ledger
+        outside = sum(t.bytes for t in lines if t.phase in _BEFORE or t.term in _OUTSIDE)
+        room = max(ledger.margin // 2, _LEAST_ROOM)
+        shares.append((ledger.most - outside + room) / (ledger.total - ledger.reserved))
+    return max(shares)
 
 
 #: Where TurboMind's kernels multiply what AWQ packed.

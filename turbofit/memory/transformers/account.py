@@ -10,7 +10,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import option_of
 from turbofit.core.model import Model
-from turbofit.core.plan import EngineName, HostMemory, Settings, Term
+from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
 from turbofit.memory.account import (
@@ -196,7 +196,12 @@ class Transformers(LayeredEngine):
         size = sum(layer.kv_per_token for layer in layers)
         return CacheShape(block_bytes=size, block_tokens=1, step=1)
 
-    def environment(self, model: Model, settings: Settings) -> dict[str, str]:  # noqa: ARG002
+    def environment(
+        self,
+        model: Model,  # noqa: ARG002
+        settings: Settings,  # noqa: ARG002
+        ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
+    ) -> dict[str, str]:
         """Torch grows its segments in place.
 
         Without it the cache, which grows by a token at a time, and the loader leave holes.

@@ -14,7 +14,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.plan import EngineName, HostMemory, Settings, Term
+from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes, round_up
 from turbofit.kernels import families
@@ -75,6 +75,7 @@ _MOST_SMS = 256
 _KERNELS = "loaded at their first launch"
 _STEPS = "pools grow by 32 MiB"
 _TORCH_KERNELS = "torch's and the weight loader's"
+_MROPE = "M-RoPE positions, from a pool of the engine's thread, at the first image"
 _MEETING = "the same once prompts meet, and in the next step already prepared"
 #: L2 where neither NVML nor a preset tells: the largest of any card, so over.
 _LARGEST_L2 = 132 << 20
@@ -413,7 +414,7 @@ class TurbomindAccount(Account):
     )
     dies: ClassVar[str] = "aborts"
     #: On an H200 a server that had started held 250 to 350 MiB less than was charged.
-    grown: ClassVar[tuple[str, ...]] = ("pool_growth",)
+    grown: ClassVar[tuple[str, ...]] = ("pool_growth", "mrope_pool")
     allocator: ClassVar[str] = "the executor's pool"
     #: Its formulas, each of which a newer version's class can have otherwise (docs/adding.md).
     pool_model: ClassVar[type[PoolModel]] = PoolModel
@@ -450,14 +451,16 @@ class TurbomindAccount(Account):
         size = self.forward_bytes(Forward(tokens=tokens, context=tokens, first_layer=True))
         warmup = term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
         largest = max(case.bytes for case in (warmup, *transients))
-        grown = int(min(growth["most"], growth["share"] * largest)) + (step if model.mrope else 0)
-        holes = term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")
+        grown = int(min(growth["most"], growth["share"] * largest))
+        late = [term("pool_growth", "buffers", grown, "estimate", "holes in driver pools")]
+        if model.mrope:
+            late.append(term("mrope_pool", "buffers", step, "formula", _MROPE))
         classes = self.weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
         weights = sum(classes.values())
         # Equal cards have equal buffers, and a search makes accounts by the thousand.
         kinds = [(gpu.l2, gpu.sm_count, gpu.compute_capability) for gpu in gpus]
         buffers = {
-            kind: (*self.buffer_terms(model, settings, gpu, constants, weights), holes)
+            kind: (*self.buffer_terms(model, settings, gpu, constants, weights), *late)
             for kind, gpu in dict(zip(kinds, gpus, strict=True)).items()
         }
         calibration = calibration_for(launch, "turbomind", constants.version)
@@ -572,7 +575,12 @@ class Turbomind(Engine):
     def weights(self, model: Model, tp: int) -> RankWeights:
         return rank_weights(self.account_class.weight_classes(model, tp, self.constants))
 
-    def environment(self, model: Model, settings: Settings) -> dict[str, str]:  # noqa: ARG002
+    def environment(
+        self,
+        model: Model,
+        settings: Settings,  # noqa: ARG002
+        ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
+    ) -> dict[str, str]:
         """LMDeploy's own INFO prints prompts; TurboMind's does not."""
         env = {"TM_LOG_LEVEL": "INFO"}
         if model.text.delta is not None:

@@ -16,14 +16,25 @@ from turbofit.core.machine import Gpu, Link
 from turbofit.core.messages import indices, option_of, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
-from turbofit.core.units import GIB, format_bytes, round_up, three_digits
+from turbofit.core.units import GIB, MIB, format_bytes, round_up, three_digits
 from turbofit.memory.account import Engine
 from turbofit.model.presets import four_bit_variant, preset_of
-from turbofit.tuner.resolved_request import ResolvedRequest, host_short, vision_load_of
-from turbofit.tuner.search.candidates import too_few
+from turbofit.tuner.resolved_request import (
+    LEAST_MARGIN,
+    ResolvedRequest,
+    host_short,
+    vision_load_of,
+)
+from turbofit.tuner.search.candidates import too_few, worst_outcome
 from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits
 from turbofit.tuner.search.shapes import Evaluation
-from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens, shortest_context
+from turbofit.tuner.search.sizing import (
+    MIN_TEXT_TOKENS,
+    SearchState,
+    Sizer,
+    excess_tokens,
+    shortest_context,
+)
 from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
 
 #: The name of a machine that does not exist.
@@ -125,6 +136,7 @@ def _more_host_memory(fit: EngineFit) -> Remedy:
 def _changes(fit: EngineFit) -> Iterator[Change]:
     request = fit.request
     yield from _released_options(request)
+    yield from _least_margin(fit)
     yield from smaller_workload(request, "what the cache holds")
     yield from _smaller_images(fit)
     yield from quantised_cache(request)
@@ -168,6 +180,20 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
     share = f"{(margin.share or 0) * 100:.6g}%"
     option = f"--margin {share if margin.bytes is None else format_bytes(margin.bytes)}"
     yield Change("leave --margin to turbofit", replace(request, margin=usual), option)
+
+
+def _least_margin(fit: EngineFit) -> Iterator[Change]:
+    """Less than the default margin, where it is short only while the weights are loaded."""
+    request = fit.request
+    margin = request.margin
+    given = (margin.bytes, margin.share, request.budget) != (None, None, None)
+    if given or fit.best.serves or excess_tokens(request, fit.best.vision_load):
+        return
+    tightest = max(fit.best.sets, key=lambda part: part.short)
+    sizer = Sizer(SearchState(request, fit.engine), tightest.shape)
+    if worst_outcome(sizer, tightest).kind == "load_margin":
+        change = f"--margin {LEAST_MARGIN // MIB}MiB (the usual one is short while it loads)"
+        yield Change(change, replace(request, margin=replace(margin, bytes=LEAST_MARGIN)))
 
 
 def _released_options(request: ResolvedRequest) -> Iterator[Change]:

@@ -18,7 +18,7 @@ from turbofit.core.messages import on_each_gpu
 from turbofit.core.plan import Goal
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, VisionLoad
-from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
+from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcome_without_cache
 from turbofit.tuner.resolved_request import ResolvedRequest, accounts_of, vision_load_of
 from turbofit.tuner.search.shapes import Evaluation, Shape, like_groups
 from turbofit.tuner.search.sizing import (
@@ -103,20 +103,26 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
         return explain(request, worst, engine)
     if excess_tokens(request, evaluation.vision_load):
         return too_long(request, evaluation.vision_load)
-    sizer, groups = Sizer(SearchState(request, engine), evaluation.shape), evaluation.shape.groups
+    sizer = Sizer(SearchState(request, engine), evaluation.shape)
+    outcome = worst_outcome(sizer, evaluation)
+    if outcome.kind != "serves":
+        return outcome.text
+    return (
+        f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
+    )
+
+
+def worst_outcome(sizer: Sizer, evaluation: Evaluation) -> StartOutcome:
+    """How the group that lacks most would start: what the shape of ``sizer`` dies of."""
+    groups = evaluation.shape.groups
     settings = [evaluation.settings] * len(groups)
-    accounts = accounts_of(request, settings, groups, sizer.vision_load, engine)
+    accounts = accounts_of(sizer.request, settings, groups, sizer.vision_load, sizer.engine)
     ratio = sizer.ratio(accounts)
     outcomes = [
         outcome_without_cache(account) if ratio is None else outcome_at(account, ratio)
         for account in accounts
     ]
-    bad = [outcome for outcome in outcomes if outcome.kind != "serves"]
-    if bad:
-        return max(bad, key=lambda outcome: outcome.missing).text
-    return (
-        f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
-    )
+    return max(outcomes, key=lambda outcome: (outcome.kind != "serves", outcome.missing))
 
 
 def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
