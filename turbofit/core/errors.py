@@ -43,10 +43,6 @@ class UsageError(TurbofitError):
     kind = "usage"
 
 
-class UnknownModelError(UsageError):
-    """No model has such a name."""
-
-
 class DoesNotFitError(TurbofitError):
     """The model would not serve: it does not fit, it would die, or it would hang."""
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from turbofit.core.errors import UnknownModelError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, ModelSource
 from turbofit.core.process.log import LazyLogger
 from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
@@ -251,7 +251,7 @@ def _unknown(name: str) -> UsageError:
         hint = f"name a checkpoint's folder or hub id{also}"
         return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
     hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)
-    return UnknownModelError(f"no model is known as {name[:80]!r}", hint=hint)
+    return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
 
 
 def _nearest_hint(name: str) -> str:
