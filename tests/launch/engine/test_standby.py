@@ -170,6 +170,11 @@ def test_none_where_the_host_lacks_memory(
     engines.begin("GPU-a")
     keeper.look(needed)
     assert (keeper.pid is not None) == there
+    if there:  # it stays where somewhat less is left, and goes where half is
+        for left, stays in ((available * 3 // 4, True), (available // 2 - 1, False)):
+            vars(keeper)["_available"] = lambda left=left: left
+            keeper.look(needed)
+            assert (keeper.pid is not None) == stays
 
 
 def test_one_that_ended_is_no_engine_and_is_not_tried_again_at_once(

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.support.open_clients import OpenClient
-from tests.support.processes import REPO, Child, alive, gone, pids
+from tests.support.processes import REPO, Child, alive, gone, pids, standby_beside
 from tests.support.serving import LONG, MESSAGES, ask_at
 from tests.support.waiting import until
 from turbofit.core.messages import BESIDE_COMMANDS
@@ -199,17 +199,6 @@ def processes_of(folder: Path) -> set[int]:
             if os.fsencode(folder) in (process / "environ").read_bytes():
                 found.add(int(process.name))
     return {pid for pid in found if alive(pid)}
-
-
-def standby_beside(child: Child) -> int | None:
-    """The process that stands by, which is none of its engines."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            pid, parent = int(process.name), int((process / "stat").read_text().split()[3])
-            words = (process / "cmdline").read_bytes()
-            if parent == child.process.pid and b"--standby" in words and pid not in pids(child):
-                return pid
-    return None
 
 
 @pytest.mark.parametrize("order", list(permutations(("server", "standby", "engine"))), ids="-".join)
