@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.launches import Lmdeploy
-    from turbofit.launch.engine.standby import StandbyKeeper
+    from turbofit.launch.engine.standby import StandbyStarter
     from turbofit.launch.engine.supervised_engine import EngineExam, Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
@@ -124,7 +124,7 @@ class Run:
         examiner: Examiner | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
         shared: bool = False,
-        standby: StandbyKeeper | None = None,
+        standby: StandbyStarter | None = None,
     ) -> None:
         self.config, self.leases, self._say = config, leases, say
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
@@ -423,7 +423,7 @@ class Start:
         self._overlay: Path | None = None
         #: From `run` on.
         self._supervisor: Supervisor
-        self._worst_asked = False
+        self._proves = False
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
         self._began = time.monotonic()
@@ -474,7 +474,7 @@ class Start:
         else:
             run.examiner.begin(self._plan)
             exam = run.examiner.examine
-        self._worst_asked = exam is ask_worst
+        self._proves = exam is ask_worst
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
             exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
@@ -615,7 +615,7 @@ class Start:
         engines = []
         for engine in supervisor.engines:
             rows = engine.tracker.figures
-            if self._worst_asked or run.examiner is not None:  # else it has not been at its peak
+            if self._proves or run.examiner is not None:  # else it has not been at its peak
                 rows = beside(plan.of_group(engine.group), engine, used)
             for row in rows:
                 if row.gpu is not None:
@@ -629,7 +629,7 @@ class Start:
         if not run.config.pretend:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
             self._gpu_monitor.start()
-        if self._worst_asked:
+        if self._proves:
             self._proof.keep()
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.server import GatewayThread
-    from turbofit.launch.engine.standby import StandbyKeeper
+    from turbofit.launch.engine.standby import StandbyStarter
     from turbofit.launch.serve.config import ServeConfig
 
 #: Runs of a model whose folders are kept: each of its starts is one.
@@ -193,7 +193,7 @@ class ModelRun:
         say: Callable[[str], None],
         *,
         shared: bool,
-        standby: StandbyKeeper | None = None,
+        standby: StandbyStarter | None = None,
     ) -> None:
         self.model, self._leases, self._stop = model, Leases(), StopSignal()
         self._run = Run(
@@ -288,7 +288,7 @@ class SeveralModels:
     front: GatewayThread[ModelsGateway]
     policy: ModelsPolicy
     say: Callable[[str], None]
-    standby: StandbyKeeper | None = None
+    standby: StandbyStarter | None = None
 
     def run(self, stop: StopSignal, on_open: Callable[[str], None]) -> signal.Signals:
         """Serve until a signal, which is returned. Call it in the main thread.

@@ -129,7 +129,7 @@ class Standby:
                     pipe.close()
 
 
-class StandbyKeeper:
+class StandbyStarter:
     """Keeps a standby for the engines of one server, of the kind that began last.
 
     ``available`` tells bytes of host memory. `begin` may be called by any thread, the rest in the
@@ -213,15 +213,15 @@ class StandbyKeeper:
 
 
 @contextmanager
-def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyKeeper | None]:
+def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyStarter | None]:
     """What keeps a standby for a server, until the server ends; None where none is wanted."""
     if not config.standby:
         yield None
         return
     from turbofit.machine.host import read_host
 
-    keeper = StandbyKeeper(lambda: known(read_host().ram_available, 0), say)
+    starter = StandbyStarter(lambda: known(read_host().ram_available, 0), say)
     try:
-        yield keeper
+        yield starter
     finally:
-        keeper.end()
+        starter.end()
