@@ -213,7 +213,6 @@ def rehearse(
     from turbofit.planning.request import PredictRequest
     from turbofit.rehearse.confirm import refuse_untwinned, rehearse_plan
 
-    request = _request(PredictRequest if defaults else PlanRequest, model, keywords)
-    refuse_untwinned(request)
-    planned = predict(request) if defaults else plan(request)
+    refuse_untwinned(_request(PredictRequest if defaults else PlanRequest, model, keywords))
+    planned = predict(model, **keywords) if defaults else plan(model, **keywords)
     return rehearse_plan(planned, None if keep is None else Path(keep))
