@@ -32,8 +32,9 @@ from bench.proc import cpu_seconds
 from tests.support.processes import HANG, pids
 from tests.support.serving import Served, serve_pretend
 
-#: LLaVA-v1.6 is not among them: LMDeploy's front end for it does not start (docs/models.md).
-MODELS = ("internvl2-2b", "qwen2.5-vl-7b", "gemma-3-4b")
+#: LMDeploy's front end for LLaVA-v1.6 does not start (docs/models.md), and there is no stand-in of
+#: Gemma 3's weights for the pretend engine.
+MODELS = ("internvl2-2b", "qwen2.5-vl-7b")
 SIZES = ("448x448", "1920x1080", "4000x3000")
 WAYS = {"plain": ("--image-threads", "1"), "turbofit": ()}
 #: Requests at once.

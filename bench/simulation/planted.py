@@ -53,8 +53,6 @@ BUGS = (
         "        event = refusal_event(self._route.api, refusal)\n",
         "        return\n        event = refusal_event(self._route.api, refusal)\n"),
     Bug("an engine that answers again stays out", _HEALTH, "            engine.up = True\n", ""),
-    Bug("requests of an engine that is given up wait on", _HEALTH,
-        "        engine.abort_all()\n", ""),
     Bug("an engine that hangs is left", "launch/engine/silence.py",
         'return "hung"', 'return "works"'),
     Bug("an engine's page is waited for without end", "gateway/upstream.py",

@@ -131,6 +131,17 @@ def pids(child: Any, name: str = "") -> list[int]:
     ]
 
 
+def standby_beside(child: Any) -> int | None:
+    """The process of a server that stands by, and is none of its engines yet."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid, parent = int(process.name), int((process / "stat").read_text().split()[3])
+            words = (process / "cmdline").read_bytes()
+            if parent == child.process.pid and b"--standby" in words and pid not in pids(child):
+                return pid
+    return None
+
+
 def put_for_python(folder: Path, monkeypatch: Any, script: str) -> None:
     """Let a shell script run wherever this process starts ``sys.executable``."""
     path = folder / "python"

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import msgspec
 
@@ -72,6 +71,8 @@ def _source(extra: str) -> list[str]:
     split = urlsplit(read.url)
     if split.scheme != "file":
         return [f"{_NAME}[{extra}] @ {read.url}"]
+    from urllib.request import url2pathname  # heavy, and needed for a hint alone
+
     path = Path(url2pathname(split.path))
     there = (path / "pyproject.toml").is_file() if read.dir_info is not None else path.is_file()
     editable = ["-e"] if read.dir_info is not None and read.dir_info.editable else []

@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.launches import Lmdeploy
-    from turbofit.launch.engine.standby import StandbyKeeper
+    from turbofit.launch.engine.standby import StandbyStarter
     from turbofit.launch.engine.supervised_engine import EngineExam, Examiner, SupervisedEngine
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.ladder import Rung
@@ -124,7 +124,7 @@ class Run:
         examiner: Examiner | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
         shared: bool = False,
-        standby: StandbyKeeper | None = None,
+        standby: StandbyStarter | None = None,
     ) -> None:
         self.config, self.leases, self._say = config, leases, say
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
@@ -418,12 +418,12 @@ class Start:
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
         #: The plan before it had a checkpoint on disk.
-        self._asked = plan
+        self._planned = plan
         #: The folder that engines open in the checkpoint's place, if there is one.
         self._overlay: Path | None = None
         #: From `run` on.
         self._supervisor: Supervisor
-        self._worst_asked = False
+        self._proves = False
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
         self._began = time.monotonic()
@@ -474,7 +474,7 @@ class Start:
         else:
             run.examiner.begin(self._plan)
             exam = run.examiner.examine
-        self._worst_asked = exam is ask_worst
+        self._proves = exam is ask_worst
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
             exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
@@ -573,7 +573,7 @@ class Start:
         self._keep_folder()
         checkpoint = Path(self._plan.model.source.checkpoint or "")
         if self._run.config.pretend and not any(checkpoint.glob("*.safetensors")):
-            localised(self._asked, self._run.folder / "model")
+            localised(self._planned, self._run.folder / "model")
         if self._overlay is not None:
             mend_overlay(self._plan, self._overlay)
 
@@ -584,12 +584,13 @@ class Start:
             LaunchError: somebody has removed it, and it cannot be made.
         """
         run = self._run
-        if run.record.is_there:
+        # A cleaner that was still at work when it was made may have taken the plan again.
+        if run.record.is_there and (run.folder / "plan.json").exists():
             return
         try:
             state_dir("runs")
             run.folder.mkdir(mode=0o700, exist_ok=True)
-            write_atomic(run.folder / "plan.json", self._asked.to_json())
+            write_atomic(run.folder / "plan.json", self._planned.to_json())
         except (OSError, UsageError) as exc:
             raise LaunchError(
                 f"the run's folder was removed, and cannot be made again: {run.folder}: {exc}",
@@ -615,7 +616,7 @@ class Start:
         engines = []
         for engine in supervisor.engines:
             rows = engine.tracker.figures
-            if self._worst_asked or run.examiner is not None:  # else it has not been at its peak
+            if self._proves or run.examiner is not None:  # else it has not been at its peak
                 rows = beside(plan.of_group(engine.group), engine, used)
             for row in rows:
                 if row.gpu is not None:
@@ -629,7 +630,7 @@ class Start:
         if not run.config.pretend:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
             self._gpu_monitor.start()
-        if self._worst_asked:
+        if self._proves:
             self._proof.keep()
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))

@@ -17,7 +17,7 @@ from tests.support.processes import REPO, alive, gone
 from tests.support.waiting import until
 from turbofit.launch.engine import standby
 from turbofit.launch.engine.launches import ENTRY, KEY
-from turbofit.launch.engine.standby import LEAST_AVAILABLE, STANDBY_BYTES, StandbyKeeper
+from turbofit.launch.engine.standby import LEAST_AVAILABLE, STANDBY_BYTES, StandbyStarter
 
 #: Says what it is, and stays.
 ENGINE = """
@@ -52,10 +52,10 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def keeper(said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandbyKeeper]:
+def starter(said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandbyStarter]:
     """One that looks whenever it is asked to."""
     monkeypatch.setattr(standby, "_LOOK_SECONDS", 0.0)
-    kept = StandbyKeeper(lambda: 2 * LEAST_AVAILABLE, said.append)
+    kept = StandbyStarter(lambda: 2 * LEAST_AVAILABLE, said.append)
     yield kept
     kept.end()
 
@@ -63,8 +63,8 @@ def keeper(said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Standby
 class Engines:
     """Begins engines, and ends them."""
 
-    def __init__(self, keeper: StandbyKeeper, env: dict[str, str]) -> None:
-        self._keeper, self._env = keeper, env
+    def __init__(self, starter: StandbyStarter, env: dict[str, str]) -> None:
+        self._keeper, self._env = starter, env
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def begin(self, card: str, *words: str, **more: str) -> dict[str, Any]:
@@ -80,8 +80,8 @@ class Engines:
 
 
 @pytest.fixture
-def engines(keeper: StandbyKeeper, env: dict[str, str]) -> Iterator[Engines]:
-    begun = Engines(keeper, env)
+def engines(starter: StandbyStarter, env: dict[str, str]) -> Iterator[Engines]:
+    begun = Engines(starter, env)
     yield begun
     for process in begun.processes:
         process.kill()
@@ -89,69 +89,69 @@ def engines(keeper: StandbyKeeper, env: dict[str, str]) -> Iterator[Engines]:
 
 
 def test_it_becomes_the_next_engine(
-    keeper: StandbyKeeper, engines: Engines, said: list[str]
+    starter: StandbyStarter, engines: Engines, said: list[str]
 ) -> None:
     """Words, key, cards, input and group are as of a new process; its imports are behind it."""
-    keeper.look()
-    assert keeper.pid is None  # nobody knows yet what an engine is
+    starter.look()
+    assert starter.pid is None  # nobody knows yet what an engine is
     first = engines.begin("GPU-a", "--port", "1")
     assert (first["imported"], first["words"][1:3]) == ("--port", ["--port", "1"])
-    keeper.look()
-    pid = keeper.pid
+    starter.look()
+    pid = starter.pid
     assert pid is not None
     second = engines.begin("GPU-b", "--port", "2")
-    assert (second["pid"], keeper.pid) == (pid, None)
+    assert (second["pid"], starter.pid) == (pid, None)
     assert second["imported"] == "--standby"
     differs = {name for name in first if first[name] != second[name]}
     assert differs == {"pid", "group", "imported", "words", "CUDA_VISIBLE_DEVICES"}
     assert second["CUDA_VISIBLE_DEVICES"] == "GPU-b"
     assert second["words"][1:] == ["--port", "2", "--api-keys", "secret"]
     assert second[KEY] is None
-    keeper.look()
-    assert keeper.pid not in (None, pid)
+    starter.look()
+    assert starter.pid not in (None, pid)
     assert len([text for text in said if "--no-standby" in text]) == 1
 
 
 def test_the_first_engine_finds_its_imports_done(
-    keeper: StandbyKeeper, engines: Engines, env: dict[str, str]
+    starter: StandbyStarter, engines: Engines, env: dict[str, str]
 ) -> None:
-    keeper.expect((sys.executable, ENTRY, "pretty_engine"), env)
-    keeper.look()
-    pid = keeper.pid
+    starter.expect((sys.executable, ENTRY, "pretty_engine"), env)
+    starter.look()
+    pid = starter.pid
     first = engines.begin("GPU-a")
     assert (first["pid"], first["imported"]) == (pid, "--standby")
 
 
 def test_what_an_import_may_read_is_as_at_its_start(
-    keeper: StandbyKeeper, engines: Engines
+    starter: StandbyStarter, engines: Engines
 ) -> None:
     engines.begin("GPU-a")
-    keeper.look()
-    pid = keeper.pid
+    starter.look()
+    pid = starter.pid
     other = engines.begin("GPU-a", SETTING="2")
     assert other["pid"] != pid
     assert other["SETTING"] == "2"
-    keeper.look()
-    assert keeper.pid not in (None, pid)
+    starter.look()
+    assert starter.pid not in (None, pid)
     assert pid is not None
     assert not alive(pid)
     assert engines.begin("GPU-a", SETTING="2")["imported"] == "--standby"
 
 
 def test_an_upgraded_lmdeploy_has_a_standby_of_its_own(
-    keeper: StandbyKeeper, engines: Engines, monkeypatch: pytest.MonkeyPatch
+    starter: StandbyStarter, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines.begin("GPU-a")
-    keeper.look()
-    before = keeper.pid
+    starter.look()
+    before = starter.pid
     monkeypatch.setattr(standby, "installed", lambda _name: "0.19.0")
     assert engines.begin("GPU-a")["imported"] != "--standby"
-    keeper.look()
-    after = keeper.pid
+    starter.look()
+    after = starter.pid
     assert after not in (None, before)
     monkeypatch.setattr(standby, "installed", lambda _name: "0.20.0")
-    keeper.look()
-    assert keeper.pid not in (None, before, after)
+    starter.look()
+    assert starter.pid not in (None, before, after)
 
 
 @pytest.mark.parametrize(
@@ -164,33 +164,38 @@ def test_an_upgraded_lmdeploy_has_a_standby_of_its_own(
     ],
 )
 def test_none_where_the_host_lacks_memory(
-    available: int, needed: int, there: bool, keeper: StandbyKeeper, engines: Engines
+    available: int, needed: int, there: bool, starter: StandbyStarter, engines: Engines
 ) -> None:
-    vars(keeper)["_available"] = lambda: available
+    vars(starter)["_available"] = lambda: available
     engines.begin("GPU-a")
-    keeper.look(needed)
-    assert (keeper.pid is not None) == there
+    starter.look(needed)
+    assert (starter.pid is not None) == there
+    if there:  # it stays where somewhat less is left, and goes where half is
+        for left, stays in ((available * 3 // 4, True), (available // 2 - 1, False)):
+            vars(starter)["_available"] = lambda left=left: left
+            starter.look(needed)
+            assert (starter.pid is not None) == stays
 
 
 def test_one_that_ended_is_no_engine_and_is_not_tried_again_at_once(
-    keeper: StandbyKeeper, engines: Engines, said: list[str]
+    starter: StandbyStarter, engines: Engines, said: list[str]
 ) -> None:
     engines.begin("GPU-a")
-    keeper.look()
-    assert keeper.pid is not None
-    os.kill(keeper.pid, signal.SIGKILL)
-    assert gone(keeper.pid)
-    keeper.look()
-    assert keeper.pid is None
+    starter.look()
+    assert starter.pid is not None
+    os.kill(starter.pid, signal.SIGKILL)
+    assert gone(starter.pid)
+    starter.look()
+    assert starter.pid is None
     assert "ended by itself" in said[-1]
-    keeper.look()
-    assert keeper.pid is None
+    starter.look()
+    assert starter.pid is None
     assert engines.begin("GPU-a")["imported"] != "--standby"
-    keeper.look()
-    assert keeper.pid is not None
+    starter.look()
+    assert starter.pid is not None
 
 
-def test_no_other_program_has_a_standby(keeper: StandbyKeeper, env: dict[str, str]) -> None:
+def test_no_other_program_has_a_standby(starter: StandbyStarter, env: dict[str, str]) -> None:
     for argv in (("sleep", "0"), (sys.executable, ENTRY, "another_module")):
         assert standby.kind_of(argv, env) is None
     preloaded = {**env, "LD_PRELOAD": "libturbofit_pretend.so"}

@@ -58,7 +58,7 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     *common.planning_options(),
     takes_rest=True,
     only_linux=True,
-    usage="(MODEL... | -f FILE | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
+    usage="(MODEL... | -f FILE | --plan FILE) [LMDEPLOY'S OPTIONS TOO] [-- NEWER]",
 )
 def serve(
     *, model: tuple[str, ...], detach: bool, form: output.Form, rest: Sequence[str], **given: Any

@@ -96,6 +96,8 @@ class ImageRule(Struct):
     common_limits: ClassVar[tuple[int, ...]]
     #: Whether there are few limits, so that each can be tried for each image of a request.
     few_limits: ClassVar[bool]
+    #: Whether the tower's attention is over a whole image, not over one tile at a time.
+    whole_image: ClassVar[bool] = False
     #: Whether each token has a position in time, height and width (M-RoPE).
     mrope: ClassVar[bool] = False
     #: The worst image is longer than so many heights only where squarer ones have clearly less.

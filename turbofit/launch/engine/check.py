@@ -8,7 +8,7 @@ plan that was proved on its cards answers one small request (`launch.serve.prove
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.launch.engine.worst_requests import (
     cheaper_forward,
@@ -16,7 +16,6 @@ from turbofit.launch.engine.worst_requests import (
     fullest_forward,
     longest_request,
     small_requests,
-    whole_image,
     worst_image_tokens,
     worst_request,
 )
@@ -27,8 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import ProbeRequest
+
+
+class Examined(Protocol):
+    """An engine that is asked, by its plan."""
+
+    @property
+    def plan(self) -> Plan:
+        """What it runs by."""
+
 
 #: What is asked: ``auto`` is the worst cases where they were not yet answered here, else one small
 #: request; ``full`` and ``quick`` are always one of the two.
@@ -43,7 +50,7 @@ _BEFORE = _AFTER = 32
 _WINDOWED: Final = {"qwen2_5vit": 8}
 
 
-def ask_worst(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]) -> None:
+def ask_worst(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
     """Ask an engine what brings its memory to the plan's peak, before a client can.
 
     ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
@@ -64,7 +71,7 @@ def ask_worst(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest]
         ask(last)
 
 
-def ask_small(engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]) -> None:
+def ask_small(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
     """Ask an engine of a proved plan one small request, with an image where it takes any."""
     ask(small_requests(engine.plan, model)[0])
 
@@ -150,7 +157,7 @@ def _encoding_seconds(plan: Plan, group: GroupRates, units: int) -> float:
     assert vision is not None
     assert rule is not None
     sequence, times = plan.model.unit_tower_tokens, units
-    if whole_image(rule):
+    if rule.whole_image:
         sequence, times = sequence * units, 1
     layers = vision.layers / _WINDOWED.get(vision.kind, 1)
     attention = 4.0 * layers * times * sequence**2 * vision.hidden / plan.settings.tp

@@ -17,6 +17,7 @@ import runpy
 import sys
 import urllib.parse
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ def forget_urls() -> None:
 def stand_by(names: Sequence[str]) -> list[str]:
     """Import, wait, and take the environment over; the words of the command line to become."""
     for name in names:
-        found = pkgutil.resolve_name(name)
-        if ":" in name:
-            found()
+        with suppress(ImportError):  # another LMDeploy has it elsewhere: the engine imports it then
+            found = pkgutil.resolve_name(name)
+            if ":" in name:
+                found()
     if any(map(_of_card, os.listdir("/proc/self/fd"))):
         # The cards that it sees are chosen for good, and are not those of the engine to come.
         sys.exit("turbofit: importing has opened a GPU: no standby")

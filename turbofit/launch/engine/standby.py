@@ -37,13 +37,15 @@ _LOG: Final = LazyLogger(__name__)
 #: What LMDeploy's server loads before it reads a model's folder.
 _LMDEPLOY: Final = (
     "lmdeploy.cli.entrypoint", "lmdeploy.serve.openai.api_server", "lmdeploy.vl.engine",
-    "lmdeploy.vl.model.builder",
+    "lmdeploy.vl.model.builder", "lmdeploy.turbomind.turbomind", "lmdeploy.turbomind.converter",
+    "lmdeploy.serve.parsers.tool_parser", "lmdeploy.serve.parsers.reasoning_parser",
+    "lmdeploy.hf_configs", "prometheus_client", "uvicorn.protocols.websockets.wsproto_impl",
 )  # fmt: skip
 #: What each module that runs an engine imports.
 _IMPORTS: Final = {
-    "lmdeploy": (*_LMDEPLOY, "lmdeploy.turbomind.turbomind"),
+    "lmdeploy": _LMDEPLOY,
     "turbofit.rehearse.turbomind.server": (
-        "turbofit.rehearse.turbomind.server:preload", *_LMDEPLOY, "lmdeploy.turbomind.turbomind",
+        "turbofit.rehearse.turbomind.server:preload", *_LMDEPLOY,
     ),
 }  # fmt: skip
 #: Variables that are read once an engine runs. All others may be read by an import.
@@ -57,6 +59,8 @@ _PRELOADED: Final = "LD_PRELOAD"
 LEAST_AVAILABLE: Final = 8 * GIB
 STANDBY_BYTES: Final = 1 * GIB
 _LOOK_SECONDS: Final = 1.0
+#: A process that waits in a system call outlives SIGKILL.
+_END_SECONDS: Final = 10.0
 
 
 class Kind(NamedTuple):
@@ -117,14 +121,15 @@ class Standby:
     def end(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
 
 
-class StandbyKeeper:
+class StandbyStarter:
     """Keeps a standby for the engines of one server, of the kind that began last.
 
     ``available`` tells bytes of host memory. `begin` may be called by any thread, the rest in the
@@ -172,24 +177,26 @@ class StandbyKeeper:
         if current_thread() is not main_thread() or now < self._again:
             return
         self._again = now + _LOOK_SECONDS
+        available, least = self._available(), max(LEAST_AVAILABLE, needed + STANDBY_BYTES)
         with self._lock:
-            kind, standby = self._kind, self._standby
-            current = kind is not None and kind._replace(lmdeploy=_lmdeploy())
-            if standby is not None and standby.kind == current and standby.alive:
+            kind = self._kind
+            self._kind = kind = kind and kind._replace(lmdeploy=_lmdeploy())
+            standby = self._standby
+            alive = standby is not None and standby.alive
+            # What has begun stays until much less is there, or it would come and go.
+            if standby is not None and alive and standby.kind == kind and available >= least // 2:
                 return
-            self._kind = kind = current or None
             self._standby = None
-        failed = standby is not None and not standby.alive
+            if standby is not None and not alive:  # the next would end as well
+                self._kind = kind = None
         if standby is not None:
             standby.end()
-        if failed:  # it would fail again
-            self._say("warning: a standby ended by itself: the next start imports anew")
-            with self._lock:
-                self._kind = None
-            return
-        least = max(LEAST_AVAILABLE, needed + STANDBY_BYTES)
-        if kind is None or self._available() < least:
-            return
+            if not alive:
+                self._say("warning: a standby ended by itself: the next start imports anew")
+        if kind is not None and available >= least:
+            self._start(kind)
+
+    def _start(self, kind: Kind) -> None:
         with suppress(OSError):
             begun = Standby(kind)
             with self._lock:
@@ -206,15 +213,15 @@ class StandbyKeeper:
 
 
 @contextmanager
-def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyKeeper | None]:
+def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyStarter | None]:
     """What keeps a standby for a server, until the server ends; None where none is wanted."""
     if not config.standby:
         yield None
         return
     from turbofit.machine.host import read_host
 
-    keeper = StandbyKeeper(lambda: known(read_host().ram_available, 0), say)
+    starter = StandbyStarter(lambda: known(read_host().ram_available, 0), say)
     try:
-        yield keeper
+        yield starter
     finally:
-        keeper.end()
+        starter.end()

@@ -212,7 +212,7 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     sees one tile at a time, an image is encoded once, or there is no room for three.
     """
     rule, most = plan.model.image_rule, plan.limits.units_per_forward
-    if rule is None or not rule.client_knobs or not whole_image(rule) or plan.engine.on_torch:
+    if rule is None or not rule.client_knobs or not rule.whole_image or plan.engine.on_torch:
         return None
     forward, before = engine_of(plan).forward_tokens(plan.settings), max(0, text - _AFTER)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER - 3 * _AROUND
@@ -237,11 +237,6 @@ def _at_least(rule: ImageRule, tokens: int) -> int:
 
 def _units(rule: ImageRule, image: DummyImage) -> int:
     return replace(rule, **image.knobs).units(*image.size)
-
-
-def whole_image(rule: ImageRule) -> bool:
-    """Whether the tower's attention is over a whole image, not over one tile."""
-    return rule.unit_name == "patch"
 
 
 def _met(sizes: list[int], place: int, unit_tokens: int, forward: int) -> int:

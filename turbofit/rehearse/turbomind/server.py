@@ -72,6 +72,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
 
 def preload() -> None:
     """What comes before LMDeploy's imports, and asks no pretend machine."""
+    from turbofit.rehearse.turbomind import hfconfig  # noqa: F401 - what it imports
     from turbofit.rehearse.turbomind.hooks import declare_torchvision
 
     declare_torchvision()
