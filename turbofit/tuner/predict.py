@@ -29,7 +29,7 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed
-from turbofit.tuner.throughput import total
+from turbofit.tuner.throughput import host_rate, total
 
 
 def make_prediction(
@@ -101,7 +101,7 @@ def make_prediction(
             *_story(accounts[0], ratio, outcome, free_at_cache),
         ),
         warnings=_warnings(request, launch, engine, cache),
-        throughput=_speed(request, accounts, vision_load, engine, at_once) if serves else None,
+        throughput=_speed(alone, accounts, vision_load, engine, at_once) if serves else None,
         remedies=_remedies(request, engine) if helps else (),
     )
 
@@ -324,7 +324,8 @@ def _speed(
         share = at_once / len(accounts)
         speed = group_speed(rates, settings, vision_load, tokens, share)
         speeds.append(speed.queued() if vision_load.units_per_forward else speed)
-    return total(speeds, machine.measured)
+    host = host_rate(request, vision_load, len(accounts))
+    return total(speeds, machine.measured, images=vision_load.images_per_request, host=host)
 
 
 def _story(
