@@ -123,7 +123,7 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy_and_is_not_corrected(
         plan.engine_config()
     assert set(plan.lmdeploy_settings()) == {"dtype", "max_batch_size", "session_len"}
     with pytest.raises(UsageError, match="no ratio to correct"):
-        turbofit.plan("llava-onevision-7b", on="1xrtx3090", rehearse=True)
+        turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", engine="transformers", rehearse=True)
     with pytest.raises(UsageError, match="no stand-in checkpoint"):
         turbofit.rehearse("llava-onevision-7b", on="1xrtx3090")
 

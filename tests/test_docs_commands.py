@@ -37,6 +37,8 @@ PAGES = ("README.md", "CONTRIBUTING.md",
          *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))  # fmt: skip
 _BLOCK = re.compile(r"^    turbofit (.+)$|^python -m turbofit (.+)$", re.MULTILINE)
 _INLINE = re.compile(r"`turbofit\s([^`]+)`")
+#: A command, and the rest of its sentence with what that quotes.
+_QUOTED = re.compile(r'`((?:plan|predict) [^`]+)`((?:[^`".。]|"[^"]*")*)')
 #: What a page writes for the reader's own words.
 _CHOICES = re.compile(r"^[\w.]+(\|[\w.]+)+$")
 #: An inline mention names a command or an option; it need not be whole.
@@ -184,6 +186,34 @@ def test_the_lines_of_a_page_run(
         _, to, name = one.line.split("  #")[0].partition(" > ")
         if to:
             (tmp_path / name.strip()).write_text(said.getvalue())
+
+
+def quoted() -> Iterator[tuple[str, str, list[str]]]:
+    """Commands whose answers a page quotes in the same sentence, with the quotes."""
+    for page in (*PAGES, *(f"docs/zh/{path.name}" for path in (ROOT / "docs/zh").glob("*.md"))):
+        text = _one_line((ROOT / page).read_text(encoding="utf-8"))
+        for command, sentence in _QUOTED.findall(text):
+            if quotes := re.findall(r'"([^"]+)"', sentence):
+                yield page, command, quotes
+
+
+QUOTED = list(quoted())
+
+
+@pytest.mark.parametrize(("page", "command", "quotes"), QUOTED)
+def test_what_a_page_quotes_of_an_answer_is_in_it(
+    page: str, command: str, quotes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(shlex.split(command)) in (0, 3), page
+    said = _one_line(capsys.readouterr().out)
+    for quote in quotes:
+        assert _one_line(quote) in said
+
+
+def test_quotes_are_found_in_both_languages() -> None:
+    found = {page: sorted(quotes) for page, _, quotes in QUOTED if "2,780" in quotes[0]}
+    assert set(found) == {"docs/cases.md", "docs/zh/cases.md"}
+    assert len({str(quotes) for quotes in found.values()}) == 1
 
 
 def test_no_page_and_nothing_that_can_run_is_left_out() -> None:

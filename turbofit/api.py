@@ -65,12 +65,12 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
         PackageError: no engine that turbofit accounts for runs the model.
     """
     request = _request(PlanRequest, model, options)
-    planned = planning.plan(request)
     if not rehearse:
-        return planned
-    from turbofit.rehearse.confirm import rehearsed
+        return planning.plan(request)
+    from turbofit.rehearse.confirm import refuse_untwinned, rehearsed
 
-    return rehearsed(request, planned)
+    refuse_untwinned(request)
+    return rehearsed(request, planning.plan(request))
 
 
 def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: Any) -> ClusterPlan:
@@ -210,7 +210,9 @@ def rehearse(
         TurbofitError: as `plan`.
         PackageError: LMDeploy, another package that the engine runs, or a C compiler is missing.
     """
-    from turbofit.rehearse.confirm import rehearse_plan
+    from turbofit.planning.request import PredictRequest
+    from turbofit.rehearse.confirm import refuse_untwinned, rehearse_plan
 
+    refuse_untwinned(_request(PredictRequest if defaults else PlanRequest, model, keywords))
     planned = predict(model, **keywords) if defaults else plan(model, **keywords)
     return rehearse_plan(planned, None if keep is None else Path(keep))

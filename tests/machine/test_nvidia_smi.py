@@ -34,6 +34,9 @@ V100 = "index, name, memory.total [MiB], memory.used [MiB], memory.free [MiB]\n"
         f"{V100}0, Tesla V100-SXM2-32GB, 32768 MiB, 3114 MiB, 29379 MiB\n"
         "1, Tesla V100-SXM2-32GB, 32768 MiB, 0 MiB, 32493 MiB\n",
         "memory.used [MiB],name\n3114,Tesla V100-SXM2-32GB\n0,Tesla V100-SXM2-32GB\n",
+        "$ nvidia-smi --query-gpu=index,name,memory.used --format=csv\n"
+        "index, name, memory.used [MiB]\n"
+        "0, Tesla V100-SXM2-32GB, 3114 MiB\n1, Tesla V100-SXM2-32GB, 0 MiB\n",
     ],
 )
 def test_of_a_csv_the_first_line_says_what_a_column_is(text: str):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import UsageError
+from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 
 
@@ -73,6 +76,35 @@ def test_more_free_memory_than_a_card_has_is_refused(settings):
         with pytest.raises(UsageError, match="RTX 3060"):  # the smallest card bounds it
             turbofit.predict("internvl2-8b", on=on, replicas=2, free_at_cache="20GiB")
     assert turbofit.predict("internvl2-8b", on="l4+rtx3060", free_at_cache="20GiB").gpus
+
+
+def test_what_a_log_had_free_stands_first_with_what_the_ratio_makes_of_it():
+    asked = {"on": "4xrtx3090", "tp": 4}
+    told = turbofit.predict("internvl2-8b", free_at_cache="2780MiB", **asked)
+    free = turbofit.predict("internvl2-8b", **asked)
+    assert told.verdict.startswith(
+        "InternVL2-8B: of 2,780 MiB free when the cache is sized (19,517 are forecast), the cache"
+        " takes 2,224 at the ratio 0.8 and 556 stay free: starts, then aborts on"
+    )
+    assert "are forecast" not in free.verdict
+    slots = turbofit.predict("llama-2-7b", on="1xa100", lmdeploy="0.0.14", free_at_cache="30GiB")
+    assert "ratio" not in slots.verdict  # sessions, counted
+    assert "the cache takes " in slots.verdict
+
+
+@pytest.mark.parametrize("version", ["0.5.0", "0.6.4", "0.14.0"])
+def test_below_what_free_memory_an_older_lmdeploy_dies_of_images(version):
+    asked = {"on": "4xrtx3090", "tp": 4, "lmdeploy": version}
+    verdict = turbofit.predict("internvl2-8b", **asked).verdict
+    said = re.search(r"with less than ([\d,]+) MiB free when the cache is sized it (.+)$", verdict)
+    assert said is not None
+    least = int(said[1].replace(",", ""))
+    for free, serves in ((least, True), (least - 1, False)):
+        there = turbofit.predict("internvl2-8b", free_at_cache=free * MIB, **asked).verdict
+        assert (": serves" in there) is serves
+    assert said[2] in there
+    assert "image" in said[2]
+    assert "with less than" not in turbofit.predict("llama-2-7b", **asked).verdict
 
 
 def test_a_cache_that_holds_no_image_serves_none():

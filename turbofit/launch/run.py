@@ -418,7 +418,7 @@ class Start:
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
         #: The plan before it had a checkpoint on disk.
-        self._asked = plan
+        self._planned = plan
         #: The folder that engines open in the checkpoint's place, if there is one.
         self._overlay: Path | None = None
         #: From `run` on.
@@ -573,7 +573,7 @@ class Start:
         self._keep_folder()
         checkpoint = Path(self._plan.model.source.checkpoint or "")
         if self._run.config.pretend and not any(checkpoint.glob("*.safetensors")):
-            localised(self._asked, self._run.folder / "model")
+            localised(self._planned, self._run.folder / "model")
         if self._overlay is not None:
             mend_overlay(self._plan, self._overlay)
 
@@ -584,12 +584,13 @@ class Start:
             LaunchError: somebody has removed it, and it cannot be made.
         """
         run = self._run
-        if run.record.is_there:
+        # A cleaner that was still at work when it was made may have taken the plan again.
+        if run.record.is_there and (run.folder / "plan.json").exists():
             return
         try:
             state_dir("runs")
             run.folder.mkdir(mode=0o700, exist_ok=True)
-            write_atomic(run.folder / "plan.json", self._asked.to_json())
+            write_atomic(run.folder / "plan.json", self._planned.to_json())
         except (OSError, UsageError) as exc:
             raise LaunchError(
                 f"the run's folder was removed, and cannot be made again: {run.folder}: {exc}",

@@ -73,6 +73,7 @@ def side_by_side(
         DoesNotFitError: they do not fit together.
     """
     from turbofit.planning.joint_plan import joint_plan, options_of_each
+    from turbofit.rehearse.confirm import refuse_untwinned
 
     assert config.request is not None
     models = options_of_each(config.request, models)
@@ -81,6 +82,8 @@ def side_by_side(
         with Leases() as leases:
             here = measured(leases, config.request.gpus, say)
         requests = [request.changed(on=here, gpus=None) for request in requests]
+    for request in requests if config.pretend else ():
+        refuse_untwinned(request)
     joint = joint_plan(requests, pretend=config.pretend)
     if not joint.fits:
         raise DoesNotFitError(
@@ -102,12 +105,15 @@ def in_turns(
         DoesNotFitError: one of them does not fit alone.
     """
     from turbofit.planning.joint_plan import options_of_each
+    from turbofit.rehearse.confirm import refuse_untwinned
     from turbofit.tuner.resolved_request import budget_on
 
     assert config.request is not None
     planned = []
     for model in options_of_each(config.request, models):
         model_config = config.changed(request=config.request.changed(**model))
+        if config.pretend:
+            refuse_untwinned(config.request.changed(**model))
         planned.append(PlannedModel(model_config, preview(model_config)))
     budget, at_once = config.request.budget, 1
     if budget:

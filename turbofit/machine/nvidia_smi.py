@@ -99,7 +99,7 @@ class SmiTable:
 
 
 #: The first line of ``--query-gpu --format=csv``, and a line of it without that first one.
-_HEAD: Final = re.compile(r"(?:.*,)?\s*name\s*(?:,.*)?", re.IGNORECASE)
+_HEAD: Final = re.compile(r"(?:[^=]*,)?\s*name\s*(?:,[^=]*)?", re.IGNORECASE)
 _ROW: Final = re.compile(
     r"(?:\d+\s*,)?[^,=]+(?:,\s*\d{1,7} MiB){2,}|\d+\s*,[^,=]*[A-Za-z][^,=]*(?:,\s*\d{1,7}){2,}",
     re.IGNORECASE,
@@ -117,8 +117,9 @@ def read_text(text: str) -> list[str]:
         UsageError: columns whose meaning nothing tells.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and _HEAD.fullmatch(lines[0]):
-        return [gpu.spec() for gpu in _read_csv(lines)]
+    head = next((at for at, line in enumerate(lines) if _HEAD.fullmatch(line)), None)
+    if head is not None:  # the command may be pasted, too
+        return [gpu.spec() for gpu in _read_csv(lines[head:])]
     if any(map(_ROW.fullmatch, lines)):
         _refuse("of two sizes without a first line, one may be used, free or the total")
     table = SmiTable()

@@ -18,8 +18,9 @@ from turbofit.memory.account import POOL_WARMUP, RATIO_STEPS
 from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import finished
 from turbofit.planning.request import PlanRequest
-from turbofit.planning.resolve import resolve
+from turbofit.planning.resolve import model_of, resolve
 from turbofit.planning.tuned import pinned, still_tuned
+from turbofit.rehearse.checkpoint.twin import need_stand_in
 from turbofit.rehearse.planned import rehearsed_group
 from turbofit.tuner.choose import make_plan
 
@@ -33,6 +34,11 @@ _UNSETTLED: Final = (
 )
 #: Outcomes, the one that a plan goes by first.
 _GRAVE = ("out_of_memory", "hang", "failed", "served")
+
+
+def refuse_untwinned(request: PlanRequest) -> None:
+    """A `UsageError` before anything is planned, where no stand-in of the model can be made."""
+    need_stand_in(model_of(request))
 
 
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:

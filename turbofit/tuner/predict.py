@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED
 from turbofit.core.plan import Plan, Remedy, Settings, Throughput
-from turbofit.core.units import format_bytes
+from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
@@ -29,7 +29,7 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed
-from turbofit.tuner.throughput import total
+from turbofit.tuner.throughput import host_rate, total
 
 
 def make_prediction(
@@ -72,10 +72,16 @@ def make_prediction(
     cache = smallest if serves else None
     tokens = [cache or 0] * len(groups)
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
-    words = cache_words(tokens, vision_load, settings)
-    if promised is not None:
-        words += f"; it holds {min(at_once, promised):,} of {promised:,} at once"
-        words += ": the others wait" if at_once < promised else ""
+
+    def with_free(free: int | None) -> tuple[Account, ...]:
+        return accounts_of(request, same, groups, load, engine, free)
+
+    words = cache_words(tokens, vision_load, settings) + _promised(promised, at_once)
+    text = end or f"{outcome.text}; {words}"
+    if free_at_cache is not None:
+        text = _sized(with_free(None)[0], accounts[0], ratio) + text
+    elif serves:
+        text += _least_free(engine, accounts, with_free, ratio)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
     helps = not serves and free_at_cache is None
     return document(
@@ -83,7 +89,7 @@ def make_prediction(
         engine,
         accounts,
         fits=serves and outcome.kind == "serves",  # the margin is left too
-        verdict=f"{request.model.name}{version}: {end or f'{outcome.text}; {words}'}",
+        verdict=f"{request.model.name}{version}: {text}",
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         settings=settings,
@@ -95,9 +101,51 @@ def make_prediction(
             *_story(accounts[0], ratio, outcome, free_at_cache),
         ),
         warnings=_warnings(request, launch, engine, cache),
-        throughput=_speed(request, accounts, vision_load, engine, at_once) if serves else None,
+        throughput=_speed(alone, accounts, vision_load, engine, at_once) if serves else None,
         remedies=_remedies(request, engine) if helps else (),
     )
+
+
+def _promised(promised: int | None, at_once: int) -> str:
+    if promised is None:
+        return ""
+    others = ": the others wait" if at_once < promised else ""
+    return f"; it holds {min(at_once, promised):,} of {promised:,} at once{others}"
+
+
+def _sized(forecast: Account, account: Account, ratio: float) -> str:
+    """What the ratio makes of the free memory of a log, in MiB as logs have them."""
+    free, region = account.free, account.at(ratio).region
+    left = (free - region) // MIB
+    by_ratio = f" at the ratio {ratio:g}" if ratio < 1 else ""
+    return (
+        f"of {free // MIB:,} MiB free when the cache is sized ({forecast.free // MIB:,} are"
+        f" forecast), the cache takes {region // MIB:,}{by_ratio} and {left:,} stay free: "
+    )
+
+
+def _least_free(
+    engine: Engine,
+    accounts: Sequence[Account],
+    with_free: Callable[[int | None], Sequence[Account]],
+    ratio: float,
+) -> str:
+    """Below how much free memory at the cache an older engine would die, and of what, to a MiB.
+
+    Less is free then where others hold memory; images' takes what the cache leaves.
+    """
+    if not (is_legacy(engine.version) and accounts[0].launch.vision_load.units_per_image):
+        return ""
+    dies, serves, end = 0, min(account.free for account in accounts) // MIB, ""
+    while serves - dies > 1:
+        free = (dies + serves) // 2
+        outcomes = [outcome_at(account, ratio) for account in with_free(free * MIB)]
+        worst = next((outcome for outcome in outcomes if not outcome.serves), None)
+        if worst is None:
+            serves = free
+        else:
+            dies, end = free, worst.text.partition(" (")[0].partition(":")[0]
+    return f"; with less than {serves:,} MiB free when the cache is sized it {end}" if end else ""
 
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
@@ -276,7 +324,8 @@ def _speed(
         share = at_once / len(accounts)
         speed = group_speed(rates, settings, vision_load, tokens, share)
         speeds.append(speed.queued() if vision_load.units_per_forward else speed)
-    return total(speeds, machine.measured)
+    host = host_rate(request, vision_load, len(accounts))
+    return total(speeds, machine.measured, images=vision_load.images_per_request, host=host)
 
 
 def _story(

@@ -134,7 +134,7 @@ class StepWork(Struct):
 def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
     """The work of a model; of the settings ``tp`` counts, and what sizes a cached token."""
     text, tp, moe = model.text, settings.tp, model.text.moe
-    held = engine.weights(model, tp)
+    held, cache = engine.weights(model, tp), engine.cache(model, settings)
     routed = share = 0.0
     if moe is not None:
         routed = moe.experts_per_token / moe.experts
@@ -148,7 +148,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
         routed=routed,
         token_flops=2 * _dense_parameters(model) / tp,
         pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
-        kv_bytes=engine.cache(model, settings).block_bytes / settings.cache_block_seq_len,
+        kv_bytes=cache.block_bytes / cache.block_tokens,
         vision_flops=held.vision * model.unit_tower_tokens,  # 2 FLOPs for 2 bytes
         encodes_again=engine.encodes_again,
     )

@@ -16,6 +16,7 @@ from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError, PackageError
+from turbofit.core.installation import install_command
 from turbofit.core.plan import Command, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine import kernel, launches
@@ -68,7 +69,7 @@ def test_without_lmdeploy_the_install_command_is_told(monkeypatch, capsys) -> No
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert main(["serve", "internvl2-1b", "--pretend", "--on", "1xrtx3060"]) == 7
-    hint = "hint: install it with pip install 'lmdeploy<"  # the rest is there
+    hint = f"hint: install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is\n"
     assert hint in capsys.readouterr().err
 
 

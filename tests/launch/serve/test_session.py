@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 #: The command line; what stands by would become LMDeploy's own server.
 PRETENDS = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--no-standby")
 DRIVER = REPO / "tests" / "support" / "session_driver.py"
+MADE_AGAIN = "warning: the run's folder was removed: made again"
 
 
 @pytest.fixture
@@ -334,8 +335,13 @@ def test_a_cleaned_state_folder_is_made_again_while_it_runs(limited: Child, tmp_
     model = model_of(pids(limited)[0])
     before, (twin,) = files_in(model), (run / "model").iterdir()
     assert (model.is_relative_to(run), "config.json" in before) == (True, True)
-    shutil.rmtree(tmp_path / "state")
-    limited.wait_for("warning: the run's folder was removed: made again")
+    # At once: the server writes again what a cleaner removes, while it removes the rest.
+    (tmp_path / "state").rename(tmp_path / "cleaned")
+    shutil.rmtree(tmp_path / "cleaned")
+    limited.wait_for(MADE_AGAIN)
+    # So the cleaner may take what was written again.
+    (run / "plan.json").unlink()
+    limited.wait_for(MADE_AGAIN, 2)
     environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
     ps = [sys.executable, "-m", "turbofit", "ps", "--json"]
     listed = subprocess.run(ps, env=environ, capture_output=True, text=True, check=True).stdout
@@ -352,8 +358,12 @@ def test_a_cleaned_state_folder_is_made_again_while_it_runs(limited: Child, tmp_
 
 
 def test_where_it_cannot_be_made_again_the_server_says_why(limited: Child, tmp_path: Path) -> None:
+    server = limited.process.pid
+    os.kill(server, signal.SIGSTOP)  # it would make again what is removed
+    os.waitpid(server, os.WUNTRACED)
     shutil.rmtree(tmp_path / "state")
     (tmp_path / "state").touch()
+    os.kill(server, signal.SIGCONT)
     os.kill(pids(limited)[0], signal.SIGKILL)
     assert limited.finish() == 5
     assert "error: the run's folder was removed, and cannot be made again" in limited.stderr

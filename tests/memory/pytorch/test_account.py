@@ -32,6 +32,7 @@ from turbofit.memory.pytorch.weights import (
     environment,
     load_constants,
     segments,
+    share_of,
     weight_classes,
 )
 from turbofit.memory.start_outcome import outcome_at
@@ -267,6 +268,26 @@ def test_torch_is_held_to_its_plan_and_half_the_margin(monkeypatch, on, known):
     most = float(limit) * usable + sum(t.bytes for t in ledger.ledger if t.term in outside)
     assert most == pytest.approx(ledger.peak + ledger.margin / 2, abs=usable * 0.0001)
     assert usable - most > 120 * MIB
+
+
+def test_what_a_budget_withholds_is_no_room_for_torch():
+    """Another model's half of the card is in the margin: torch took 18 GiB of it."""
+    plan = turbofit.plan("qwen2.5-vl-7b", on="1xh100", engine="pytorch", budget="40GiB")
+    (ledger,) = plan.gpus
+    outside = ("cuda_context", "kernel_modules")
+    beside = sum(term.bytes for term in ledger.ledger if term.term in outside)
+    most = share_of([ledger]) * (ledger.total - ledger.reserved) + beside
+    assert most == pytest.approx(ledger.peak + (ledger.margin - ledger.withheld) / 2)
+    assert ledger.peak < most < ledger.budget
+
+
+def test_what_is_loaded_late_takes_nothing_of_loading():
+    """Kernels are loaded after the weights: a load peak has none of them in it."""
+    (ledger,) = turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", engine="pytorch").gpus
+    loading = replace(ledger, load_peak=ledger.peak + 1)
+    context = sum(term.bytes for term in ledger.ledger if term.phase in ("before", "context"))
+    torchs = share_of([loading]) * (ledger.total - ledger.reserved)
+    assert torchs >= loading.load_peak - context
 
 
 def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from tests.sweep import sweep
+from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
-from turbofit.model.presets import preset_model
+from turbofit.model.families.registry import VISION_READERS
+from turbofit.model.families.text import TEXT_ARCHITECTURES
+from turbofit.model.presets import known_presets, load_preset, preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.kinds import kinds, rows_of
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
+from turbofit.rehearse.checkpoint.twin import need_stand_in, tensors, twin_of, write_model
 
 
 def test_int4_of_every_layer_has_no_twin() -> None:
@@ -24,6 +28,57 @@ def test_int4_of_every_layer_has_no_twin() -> None:
     with pytest.raises(UsageError, match="no stand-in checkpoint is made for compressed-tensors"):
         twin_of(replace(preset_model("llama-3.1-8b"), quantization=packed))
     assert twin_of(preset_model("kimi-k2.5")).packing == "compressed-tensors"
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "pretend.md").read_text(encoding="utf-8")
+
+
+def test_the_page_lists_every_architecture_without_a_stand_in() -> None:
+    listed = re.search(r"<!-- without a stand-in.*?-->(.*?)<!-- end -->", PAGE, re.DOTALL)
+    assert listed is not None
+    without = set(re.findall(r"`(\w+)`", listed[1]))
+    assert without == {*VISION_READERS, *TEXT_ARCHITECTURES} - set(kinds())
+    for name in known_presets():
+        if load_preset(name).unsupported is not None:
+            continue
+        model = preset_model(name)
+        try:
+            twin_of(model)
+            made = True
+        except UsageError:
+            made = False
+        named = not without.isdisjoint((model.architecture, model.text.architecture))
+        packed = model.quantization is not None and not made
+        assert made != named or packed, name
+
+
+@pytest.mark.parametrize("name", ["cogvlm-17b", "llava-onevision-7b"])
+def test_a_model_without_a_stand_in_is_refused_before_it_is_planned(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plans(*_: object, **__: object) -> None:
+        raise AssertionError("planned")
+
+    monkeypatch.setattr("turbofit.planning.plan.best_plan", plans)
+    on = ["--on", "2xrtx3090"]
+    for words in (
+        ["rehearse", name], ["plan", name, "--rehearse"], ["serve", name, "--pretend"],
+        ["serve", "internvl2-1b", name, "--pretend"],
+        ["calibrate", name, "--pretend"], ["tune", name, "--pretend"],
+    ):  # fmt: skip
+        assert main([*words, *on]) == 2, words
+        said = capsys.readouterr().err
+        assert "error: no stand-in checkpoint is made for" in said
+        assert "warning" not in said
+
+
+def test_weights_on_disk_need_no_stand_in(tmp_path: Path) -> None:
+    model = preset_model("cogvlm-17b")
+    (tmp_path / "model.safetensors").touch()
+    source = replace(model.source, kind="folder", checkpoint=str(tmp_path))
+    need_stand_in(replace(model, source=source))
+    with pytest.raises(UsageError, match="no stand-in checkpoint"):
+        need_stand_in(model)
 
 
 #: Kinds of more than 200,000 tensors.

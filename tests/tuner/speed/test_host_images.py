@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from turbofit import plan
+from turbofit import plan, predict
 from turbofit.core.machine import Measured
 from turbofit.core.plan import Plan
 from turbofit.planning.request import PlanRequest
@@ -99,6 +99,18 @@ def test_text_asks_nothing_of_the_host() -> None:
         assert speed
         assert speed.host is None
         assert "the host" not in speed.basis
+
+
+def test_a_prediction_counts_lmdeploys_one_thread() -> None:
+    alone = predict("internvl2-2b", on="1xh100,cores=16").throughput
+    assert alone
+    assert alone.host
+    assert (alone.host.cores, alone.host.binds) == (1, True)
+    assert alone.requests_per_second == pytest.approx(alone.host.images_per_second, rel=0.01)
+    more = predict("internvl2-2b", on="1xh100,cores=16", image_threads=4).throughput
+    assert more
+    assert more.host
+    assert more.host.cores == 4
 
 
 def test_a_wished_rate_counts_the_host() -> None:

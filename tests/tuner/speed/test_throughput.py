@@ -110,6 +110,14 @@ def test_images_cost_their_tokens_and_the_tower() -> None:
     assert plain.prefill == speed("llama-3.1-8b").prefill
 
 
+def test_a_cached_token_is_read_as_the_account_counts_it() -> None:
+    """The PyTorch engine's blocks hold half of the tokens where heads are wide."""
+    model, engine, settings = resolve_model("deepseek-v2-lite"), engine_named("pytorch"), Settings()
+    shape = engine.cache(model, settings)
+    assert shape.block_tokens < settings.cache_block_seq_len
+    assert work_of(model, settings, engine).kv_bytes == shape.block_bytes / shape.block_tokens
+
+
 def test_few_tokens_meet_few_experts() -> None:
     work = work_of(resolve_model("mixtral-8x7b"), Settings(tp=4), ENGINE)
     assert work.routed == 2 / 8

@@ -186,10 +186,10 @@ def hold_frames(
         text_tokens = videos.grids(frames) * GRID_TEXT_TOKENS
     except UsageError as exc:
         raise Refusal("bad_video", cause=exc.message, hint=exc.hint) from None
-    asked = max_pixels
-    if not asked and videos.most_units(frames, *size, videos.rule.max_pixels) > count:
-        asked = videos.rule.max_pixels
-    lowered = (f"max_pixels={asked}->{most}",) if asked > most else ()
+    unlowered = max_pixels
+    if not unlowered and videos.most_units(frames, *size, videos.rule.max_pixels) > count:
+        unlowered = videos.rule.max_pixels
+    lowered = (f"max_pixels={unlowered}->{most}",) if unlowered > most else ()
     limited = LimitedImage(
         knobs={}, units=count, tokens=rule.unit_tokens(count), lowered=lowered, frames=frames,
         text_tokens=text_tokens,

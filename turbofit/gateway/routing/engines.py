@@ -139,7 +139,7 @@ class RoutedEngine:
         #: Something failed: probe soon.
         self.suspect = True
         #: Whether the monitor asked it for a token since it last brought one.
-        self.asked = False
+        self.check_open = False
         #: When its supervisor, which sees no sign of life, ends it.
         self.ends_at = _NEVER
         #: What it has, in the order in which it came.
@@ -168,7 +168,7 @@ class RoutedEngine:
     @property
     def owes(self) -> bool:
         """Whether somebody waits for it: clients, or the monitor."""
-        return self.outstanding > 0 or self.asked
+        return self.outstanding > 0 or self.check_open
 
     @property
     def back_at(self) -> float:
@@ -227,7 +227,7 @@ class RoutedEngine:
         self.rested = False
         self.last_success = self.last_byte = now
         self.failures, self.failed_at = 0, float("inf")
-        self.suspect = self.asked = False
+        self.suspect = self.check_open = False
         self.ends_at = _NEVER
 
     def heard(self) -> None:

@@ -162,7 +162,7 @@ class Monitor:
         began = engine.last_check = time.monotonic()
         if not engine.owes:
             engine.heard()  # its silence counts from now
-        engine.asked, in_time = True, True
+        engine.check_open, in_time = True, True
         try:
             works = await asyncio.wait_for(self._upstream.probe(engine), self._config.probe_seconds)
         except (asyncio.TimeoutError, TimeoutError):

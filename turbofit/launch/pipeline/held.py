@@ -17,8 +17,9 @@ from turbofit.gateway.limits.parameters import GENERATION, RULES
 from turbofit.gateway.limits.ranges import hold_fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
 
+    from turbofit.core.json_types import Options
     from turbofit.gateway.limits.gate import Gate
     from turbofit.gateway.limits.rules import Scope
 
@@ -44,7 +45,7 @@ _GIVEN: Final = ("messages", "session_id", "input_ids")
 _OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
 
 
-def check_keywords(engine: Any, keywords: Mapping[str, Any]) -> None:
+def check_keywords(engine: Any, keywords: Options) -> None:
     """Refuse keywords of a call that LMDeploy would drop without a word, and say where they go."""
     preprocess = getattr(engine, "preprocess", None)
     if preprocess is None:

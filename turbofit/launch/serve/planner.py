@@ -166,13 +166,16 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     """The request that a launch plans, with the calibrations that hold for it.
 
     On pretend GPUs a described machine has those of pretend runs, a copy of the machine here those
-    of the real cards.
+    of the real cards; a model without a stand-in is a `UsageError`.
     """
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations
 
     if not pretend:
         return request
+    from turbofit.rehearse.confirm import refuse_untwinned
+
+    refuse_untwinned(request)
     assert not isinstance(request.on, Machine)  # the command line names it
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source != "nvml":

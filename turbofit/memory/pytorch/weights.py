@@ -105,14 +105,17 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     Torch grows until memory is refused, and then gives cached blocks back; without a limit it does
     so at the card's end, where nothing is left for a library. With the peak alone two of two plans
     died on pretend GPUs, since a block is refused by its whole size; half of the margin served,
-    with at most 16 MiB more in use than the peak. One share for a group: over on its emptier cards.
+    with at most 16 MiB more in use than the peak. What a budget withholds is no room. One share for
+    a group: over on its emptier cards.
     """
     shares = []
     for ledger in ledgers:
         lines = ledger.ledger
-        outside = sum(t.bytes for t in lines if t.phase in _BEFORE or t.term in _OUTSIDE)
-        room = max(ledger.margin // 2, _LEAST_ROOM)
-        shares.append((ledger.most - outside + room) / (ledger.total - ledger.reserved))
+        early = sum(t.bytes for t in lines if t.phase in _BEFORE)
+        late = sum(t.bytes for t in lines if t.term in _OUTSIDE)
+        held = max(ledger.load_peak, ledger.peak - late) - early
+        room = max((ledger.margin - ledger.beyond_budget) // 2, _LEAST_ROOM)
+        shares.append((held + room) / (ledger.total - ledger.reserved))
     return max(shares)
 
 

@@ -226,6 +226,18 @@ def write_model(twin: Twin, folder: Path) -> Path:
     return folder
 
 
+def need_stand_in(model: Model) -> None:
+    """Refuses a model before it is planned: UsageError, it has no twin nor weights on disk."""
+    if _on_disk(model) is None:
+        twin_of(model)
+
+
+def _on_disk(model: Model) -> Path | None:
+    checkpoint = Path(model.source.checkpoint or model.source.where)
+    whole = model.source.kind in ("folder", "hub_cache") and any(checkpoint.glob("*.safetensors"))
+    return checkpoint if whole else None
+
+
 def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     """The model's own folder where its weights are on disk, else a twin made in ``folder``.
 
@@ -234,8 +246,8 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     Raises:
         UsageError: there is no twin, or that engine cannot be followed with one.
     """
-    checkpoint = Path(model.source.checkpoint or model.source.where)
-    if model.source.kind in ("folder", "hub_cache") and any(checkpoint.glob("*.safetensors")):
+    checkpoint = _on_disk(model)
+    if checkpoint is not None:
         return checkpoint
     if torch and model.text.delta is not None:
         # Source: lmdeploy nn/gated_delta.py `from fla.modules import`

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from turbofit.core.json_types import Document
 from turbofit.pretend.elf import PLUMBING
 from turbofit.pretend.usage import KINDS, PINNED, POOL, Event
 
@@ -99,7 +100,7 @@ class Ledger:
         self.cards = [RehearsedGpu() for _ in range(cards)]
         self.pools: dict[int, Pool] = {}
         self.phases = ["import"]
-        self.deaths: list[dict[str, Any]] = []
+        self.deaths: list[Document] = []
         self._sites = sites
         self.pool_step = pool_step
         self._blocks: dict[str, _Block] = {}
@@ -214,7 +215,7 @@ class Ledger:
             self.pools[block.pool].live -= block.size
 
 
-def refused(event: Event, phase: str, sites: CallSites) -> dict[str, Any]:
+def refused(event: Event, phase: str, sites: CallSites) -> Document:
     """A refused allocation as fields of an `End`; ``simulated``: the scenario let it fail."""
     device, _, _, size, left, last = (event.number(i) for i in range(6))
     simulated = last if event.tag == "E" else None
