@@ -19,7 +19,7 @@ from turbofit.launch.engine.worst_requests import (
     worst_image_tokens,
     worst_request,
 )
-from turbofit.memory.engines import engine_named, engine_of
+from turbofit.memory.engines import engine_of
 from turbofit.tuner.speed import GroupRates, group_rates, rates
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def all_worst(plan: Plan) -> tuple[ProbeRequest, ...]:
 
 def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
     """Seconds that one engine needs to answer these, one after another."""
-    engine = engine_named(plan.engine.name)
+    engine = engine_of(plan)
     gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
     group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)
     questions = list(questions)
