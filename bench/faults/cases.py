@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.faults.ground import Ground, Outcome, Server
 from bench.proc import cpu_seconds
-from tests.support.processes import CUDA_PATH, REPO, alive, gone, standby_beside
+from tests.support.processes import CUDA_PATH, REPO, alive, gone
 from tests.support.serving import image
 
 CASES: dict[str, tuple[str, str, Callable[[Ground], Outcome]]] = {}
@@ -243,15 +243,15 @@ def image_behind_gateway(ground: Ground) -> Outcome:
 def standby_killed(ground: Ground) -> Outcome:
     server = ground.pretend("internvl2-2b", "--on", "1xrtx3090")
     server.opened()
-    took, waiting = [], _imported(server)
+    took, waiting = [], server.standby()
     for number in range(3):
         began = time.monotonic()
-        # One that was killed is not tried again before the next start.
+        # The engine ends before anybody has looked after what stood by.
         os.kill(server.engines()[-1] if number else waiting, signal.SIGKILL)
         if not server.until_answers(image(448, 448), 200.0):
             return Outcome(ok=False, said=f"no answer after kill {number + 1}")
         took.append(f"{time.monotonic() - began:.1f}")
-        waiting = waiting if number != 1 else _imported(server)
+        waiting = waiting if number != 1 else server.standby()
     became = server.engines()[-1] == waiting
     code = server.end()
     left = [pid for pid in (*server.engines(), waiting) if alive(pid)]
@@ -357,18 +357,6 @@ for _number, _phase in ((100, "weights"), (1616, "cache"), (1700, "warm-up")):
     case(f"one allocation fails: {_phase}", "pretend", "named, planned again, serves")(
         _fails(_number, _phase)
     )
-
-
-def _imported(server: Server) -> int:
-    """The process that stands by, once it works no more."""
-    deadline = time.monotonic() + 120.0
-    while time.monotonic() < deadline:
-        pid = standby_beside(server.child)
-        before = 0.0 if pid is None else cpu_seconds(pid)
-        time.sleep(2.0)
-        if pid is not None and before > 2.0 and cpu_seconds(pid) == before:
-            return pid
-    raise TimeoutError("nothing stands by")
 
 
 def _ended(code: int, engines: list[int], ground: Ground, took: float | None = None) -> Outcome:

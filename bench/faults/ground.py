@@ -15,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.processes import REPO, Child, free_port, pids
+from tests.support.processes import REPO, Child, free_port, pids, standby_beside
 from tests.support.serving import Served
 
 
@@ -69,6 +69,16 @@ class Server(Served):
             time.sleep(0.5)
         return False
 
+    def standby(self, seconds: float = 200.0) -> int:
+        """The process that stands by, once it has imported all and waits to be told."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pid = standby_beside(self.child)
+            if pid is not None and _reads_input(pid):
+                return pid
+            time.sleep(0.1)
+        raise TimeoutError(f"nothing stands by:\n{self.child.stderr[-2000:]}")
+
     def end(self) -> int:
         """SIGTERM, and its exit code."""
         self.process.send_signal(signal.SIGTERM)
@@ -80,6 +90,14 @@ class Server(Served):
         except subprocess.TimeoutExpired:
             self.child.kill()
             return -1
+
+
+def _reads_input(pid: int) -> bool:
+    """Whether a process waits in read(2) of its standard input: 0 of x86-64, 63 of arm64."""
+    with contextlib.suppress(OSError):
+        call = Path(f"/proc/{pid}/syscall").read_text().split()
+        return call[0] in ("0", "63") and call[1:2] == ["0x0"]
+    return False
 
 
 class Ground:

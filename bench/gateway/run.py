@@ -43,7 +43,7 @@ class Way:
         """Seconds to the first event, to the end, and events."""
         reader, writer = await self._connection()
         head = (
-            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
         began = time.perf_counter()

@@ -13,8 +13,9 @@ from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Advice
 from turbofit.diagnose.case import with_used
+from turbofit.memory.versions import is_legacy
 from turbofit.model.presets import four_bit_variant
-from turbofit.observe.log_events import KvBlocks, LegacyCuda
+from turbofit.observe.log_events import KvBlocks, LegacyCuda, PeerMissing
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.rules.draft import RuleAnswer
 
-_SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
+_RATIO: Final = "cache_max_entry_count"
+_SHOWN: Final = ("tp", _RATIO, "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy", "communicator")  # fmt: skip
 
 
@@ -80,18 +82,25 @@ def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
         verdict=verdict,
         settings=values if plan.fits else {},
         command="" if plan.serve is None else shlex.join(plan.serve.argv),
-        note=_note(case) if plan.fits else "",
+        note=_note(case, plan) if plan.fits else "",
         remedies=plan.remedies or _smaller(case),
     )
 
 
-def _note(case: LogCase) -> str:
-    """Where a log's ratio is another share than a plan's."""
-    if not (case.facts.first(KvBlocks) or case.facts.first(LegacyCuda)):
+def _note(case: LogCase, plan: Plan) -> str:
+    """What the plan's ratio and that of an older LMDeploy are shares of, where both stand here."""
+    facts, version = case.facts, case.facts.subject.version
+    older = is_legacy(version) if version else _RATIO in facts.subject.options
+    older = older or bool(
+        facts.first(KvBlocks) or facts.first(LegacyCuda) or facts.first(PeerMissing)
+    )
+    if not older or not plan.engine.of_lmdeploy:
         return ""
     return (
-        f"these settings are for LMDeploy {REFERENCE}: an older release takes its ratio of other"
-        " free memory, so that the two ratios cannot be compared"
+        f"these settings are for LMDeploy {REFERENCE}: its ratio is a share of what is free once"
+        " model and vision tower are loaded; an older one's is a share of what was free there"
+        " (before 0.2.2 of the whole card), and until 0.15 torch takes an image's memory out of the"
+        " rest: the two ratios cannot be compared"
     )
 
 

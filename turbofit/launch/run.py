@@ -682,7 +682,7 @@ class Start:
             self._keep_folder()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
-        if run.standby is not None and self._supervisor.ready:
+        if run.standby is not None and not self._supervisor.starting:
             run.standby.look()
         run.on_tick()
 

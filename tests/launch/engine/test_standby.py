@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,22 +178,120 @@ def test_none_where_the_host_lacks_memory(
             assert (starter.pid is not None) == stays
 
 
-def test_one_that_ended_is_no_engine_and_is_not_tried_again_at_once(
-    starter: StandbyStarter, engines: Engines, said: list[str]
+def kill(starter: StandbyStarter) -> int:
+    """Kill what stands by; the process that it was."""
+    pid = starter.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+    return pid
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_one_that_was_killed_is_replaced(
+    seen: bool, starter: StandbyStarter, engines: Engines, said: list[str]
 ) -> None:
+    """Whether somebody looks before the next engine begins, or the engine's start finds it."""
     engines.begin("GPU-a")
     starter.look()
-    assert starter.pid is not None
-    os.kill(starter.pid, signal.SIGKILL)
-    assert gone(starter.pid)
-    starter.look()
-    assert starter.pid is None
-    assert "ended by itself" in said[-1]
-    starter.look()
-    assert starter.pid is None
+    before = kill(starter)
+    if seen:
+        starter.look()
+        assert starter.pid is None
+        assert said[-1] == "warning: a standby ended by itself: another begins in 0 s"
     assert engines.begin("GPU-a")["imported"] != "--standby"
     starter.look()
+    after = starter.pid
+    assert after not in (None, before)
+    assert engines.begin("GPU-a")["pid"] == after
+
+
+def test_one_that_was_killed_is_replaced_beside_its_engine(
+    starter: StandbyStarter, engines: Engines, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No engine begins meanwhile. What ends again and again begins ever later, at most by ten
+    minutes; one that became an engine ends that.
+    """
+    monkeypatch.setattr(standby, "_LOOK_SECONDS", 1.0)
+    now = [1000.0]
+    vars(starter)["_clock"] = lambda: now[0]
+    engines.begin("GPU-a")
+
+    def until_the_next() -> float:
+        """Seconds until another one stands by."""
+        now[0] += 1.0
+        starter.look()
+        began = now[0]
+        while starter.pid is None:
+            now[0] += 1.0
+            starter.look()
+        return now[0] - began
+
+    until_the_next()
+    pauses = []
+    for _ in range(12):
+        kill(starter)
+        pauses.append(until_the_next())
+    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
+    assert len([text for text in said if "ended by itself" in text]) == 12
+    assert engines.begin("GPU-a")["imported"] == "--standby"
+    until_the_next()
+    kill(starter)
+    assert until_the_next() == 1
+
+
+def test_the_lack_of_memory_is_said_once(
+    starter: StandbyStarter, engines: Engines, said: list[str]
+) -> None:
+    left = [LEAST_AVAILABLE // 2]
+    vars(starter)["_available"] = lambda: left[0]
+    engines.begin("GPU-a")
+    for _ in range(3):
+        starter.look()
+    assert said == ["no standby: 4.0 GiB of host memory are available, it needs 8.0 GiB"]
+    left[0] = LEAST_AVAILABLE
+    starter.look()
     assert starter.pid is not None
+    left[0] = 0  # it ends, and the next one waits for memory
+    starter.look()
+    assert starter.pid is None
+    left[0] = LEAST_AVAILABLE
+    starter.look()
+    assert starter.pid is not None
+    assert [text for text in said if "no standby" in text] == said[:1]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_import_that_opens_a_card_costs_no_start(
+    told: bool, starter: StandbyStarter, engines: Engines, env: dict[str, str], tmp_path: Path
+) -> None:
+    """One that is an engine by then begins anew; another one ends."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    card, folder = tmp_path / "card", env["PYTHONPATH"]
+    card.touch()
+    lines = f"if BY == '--standby':\n    open({str(go)!r}).read()\n    CARD = open({str(card)!r})\n"
+    Path(folder, "imported.py").write_text(IMPORTED + lines, encoding="utf-8")
+    # What has this name is a card.
+    Path(folder, "sitecustomize.py").write_text(
+        "import os\nlink = os.readlink\n"
+        f"os.readlink = lambda at: link(at).replace({str(card)!r}, '/dev/nvidia0')\n"
+    )
+    starter.expect((sys.executable, ENTRY, "pretty_engine"), env)
+    starter.look()
+    pid = starter.pid
+    assert pid is not None
+    if told:
+        with ThreadPoolExecutor(1) as pool:
+            begun = pool.submit(engines.begin, "GPU-a", "--port", "1")
+            until(lambda: starter.pid is None, "it to be told")
+            go.write_text("")
+            facts = begun.result()
+        assert (facts["pid"], facts["CUDA_VISIBLE_DEVICES"]) == (pid, "GPU-a")
+        assert facts["imported"] == "--port"
+    else:
+        go.write_text("")
+        assert gone(pid)
 
 
 def test_no_other_program_has_a_standby(starter: StandbyStarter, env: dict[str, str]) -> None:

@@ -234,6 +234,40 @@ def test_a_killed_engine_is_followed_by_what_stood_by(session, tmp_path: Path) -
     assert not processes_of(tmp_path)
 
 
+def test_a_killed_standby_is_replaced_while_its_server_runs(session, tmp_path: Path) -> None:
+    """Alone, and at the same time as its engine, whose next start comes before anybody looks."""
+    child = session("serve", standby=True)
+    child.wait_for("OPEN")
+    for both in (False, True):
+        killed = until(lambda: standby_beside(child), "a standby")
+        os.kill(killed, signal.SIGKILL)
+        if both:
+            os.kill(pids(child)[-1], signal.SIGKILL)
+            child.wait_for("phase: ready", 2)
+        assert gone(killed)
+        until(lambda: standby_beside(child), "another standby")
+    standby = standby_beside(child)
+    os.kill(pids(child)[-1], signal.SIGKILL)
+    child.wait_for("phase: ready", 3)
+    assert pids(child)[-1] == standby
+    terminate(child)
+    assert not processes_of(tmp_path)
+
+
+def test_a_plan_that_was_proved_is_checked_once(session, tmp_path: Path) -> None:
+    """The second start of the same plan says so, and asks no worst case; another plan's does."""
+    for proved in (False, True):
+        child = session("serve")
+        child.wait_for("OPEN")
+        assert ("checked before, 20" in child.stderr) == proved
+        assert ("the worst cases will take the cards about" in child.stderr) == (not proved)
+        terminate(child)
+    other = session("serve", fixed={"max_batch_size": 3})
+    other.wait_for("OPEN")
+    assert "checked before" not in other.stderr
+    terminate(other)
+
+
 def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(
     tmp_path: Path, port: int, children: list[Child]
 ) -> None:

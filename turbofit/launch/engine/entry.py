@@ -14,6 +14,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import sys
 import urllib.parse
 from collections.abc import Sequence
@@ -39,8 +40,9 @@ def stand_by(names: Sequence[str]) -> list[str]:
             found = pkgutil.resolve_name(name)
             if ":" in name:
                 found()
-    if any(map(_of_card, os.listdir("/proc/self/fd"))):
-        # The cards that it sees are chosen for good, and are not those of the engine to come.
+    # Then the cards that it sees are chosen for good, and are not those of the engine to come.
+    opened = any(map(_of_card, os.listdir("/proc/self/fd")))
+    if opened and not select.select([0], [], [], 0)[0]:
         sys.exit("turbofit: importing has opened a GPU: no standby")
     line = sys.stdin.buffer.readline()
     if not line:
@@ -54,6 +56,8 @@ def stand_by(names: Sequence[str]) -> list[str]:
     os.dup2(nothing, 0)
     os.close(nothing)
     words: list[str] = told["words"]
+    if opened:  # it was told while it imported, and is an engine's process: begin anew
+        os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *words])
     return words
 
 

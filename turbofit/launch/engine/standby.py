@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.core.installation import installed
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import known
-from turbofit.core.units import GIB
+from turbofit.core.units import GIB, format_bytes
 from turbofit.launch.engine.launches import ENTRY, KEY
 from turbofit.launch.engine.process import begin_process
 from turbofit.launch.images.preparation import CACHE, THREADS
@@ -59,6 +59,8 @@ _PRELOADED: Final = "LD_PRELOAD"
 LEAST_AVAILABLE: Final = 8 * GIB
 STANDBY_BYTES: Final = 1 * GIB
 _LOOK_SECONDS: Final = 1.0
+#: Between one that ended by itself and the next, at most.
+_LONGEST_PAUSE: Final = 600.0
 #: A process that waits in a system call outlives SIGKILL.
 _END_SECONDS: Final = 10.0
 
@@ -104,6 +106,10 @@ class Standby:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def fits(self, kind: Kind | None) -> bool:
+        """Whether it can become an engine of this kind."""
+        return self.kind == kind and self.alive
+
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -136,12 +142,18 @@ class StandbyStarter:
     main one.
     """
 
-    def __init__(self, available: Callable[[], int], say: Callable[[str], None]) -> None:
-        self._available, self._say = available, say
+    def __init__(
+        self,
+        available: Callable[[], int],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._available, self._say, self._clock = available, say, clock
         self._lock = Lock()
         self._kind: Kind | None = None
         self._standby: Standby | None = None
-        self._again, self._told = 0.0, False
+        self._again, self._deaths = 0.0, 0
+        self._told: set[str] = set()
 
     @property
     def pid(self) -> int | None:
@@ -157,13 +169,13 @@ class StandbyStarter:
         """Start an engine: what stands by becomes it, else a new process."""
         kind = kind_of(argv, env)
         with self._lock:
-            self._kind, standby = kind, self._standby
-            fits = standby is not None and standby.kind == kind and standby.alive
-            if fits:
-                self._standby = None
-        if standby is not None and fits:
-            with suppress(OSError):
-                return standby.become(argv[2:], env)
+            # What has ended, or is of another kind, is none any more: `look` starts the next.
+            self._kind, standby, self._standby = kind, self._standby, None
+        if standby is not None:
+            if standby.fits(kind):
+                self._deaths = 0
+                with suppress(OSError):
+                    return standby.become(argv[2:], env)
             standby.end()
         return begin_process(argv, env)
 
@@ -173,37 +185,49 @@ class StandbyStarter:
         ``needed`` are bytes of host memory that engines may take which do not run now. Only the
         main thread starts one: the kernel ends it with the thread that did.
         """
-        now = time.monotonic()
+        now = self._clock()
         if current_thread() is not main_thread() or now < self._again:
             return
         self._again = now + _LOOK_SECONDS
         available, least = self._available(), max(LEAST_AVAILABLE, needed + STANDBY_BYTES)
         with self._lock:
-            kind = self._kind
-            self._kind = kind = kind and kind._replace(lmdeploy=_lmdeploy())
+            self._kind = kind = self._kind and self._kind._replace(lmdeploy=_lmdeploy())
             standby = self._standby
-            alive = standby is not None and standby.alive
             # What has begun stays until much less is there, or it would come and go.
-            if standby is not None and alive and standby.kind == kind and available >= least // 2:
+            if standby is not None and standby.fits(kind) and available >= least // 2:
                 return
             self._standby = None
-            if standby is not None and not alive:  # the next would end as well
-                self._kind = kind = None
         if standby is not None:
+            died = not standby.alive
             standby.end()
-            if not alive:
-                self._say("warning: a standby ended by itself: the next start imports anew")
-        if kind is not None and available >= least:
-            self._start(kind)
+            if died:
+                self._wait_longer(now)
+                return
+        if kind is not None:
+            self._start(kind, available, least)
 
-    def _start(self, kind: Kind) -> None:
+    def _wait_longer(self, now: float) -> None:
+        """After one that ended by itself, as the next may: each time until twice as much later."""
+        pause = min(_LONGEST_PAUSE, _LOOK_SECONDS * 2**self._deaths)
+        self._again, self._deaths = now + pause, self._deaths + 1
+        self._say(f"warning: a standby ended by itself: another begins in {pause:.0f} s")
+
+    def _start(self, kind: Kind, available: int, least: int) -> None:
+        if available < least:
+            room = f"{format_bytes(available)} of host memory are available"
+            self._say_once("room", f"no standby: {room}, it needs {format_bytes(least)}")
+            return
         with suppress(OSError):
             begun = Standby(kind)
             with self._lock:
                 self._standby = begun
-            if not self._told:
-                self._told = True
-                self._say("a standby imports what the next start needs (--no-standby: none)")
+            text = "a standby imports what the next start needs (--no-standby: none)"
+            self._say_once("standby", text)
+
+    def _say_once(self, subject: str, text: str) -> None:
+        if subject not in self._told:
+            self._told.add(subject)
+            self._say(text)
 
     def end(self) -> None:
         with self._lock:

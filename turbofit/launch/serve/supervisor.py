@@ -199,6 +199,11 @@ class Supervisor:
     def ready(self) -> bool:
         return all(engine.state == "ready" for engine in self.engines)
 
+    @property
+    def starting(self) -> bool:
+        """Whether one starts now; one that waits for its start, or rests, does not."""
+        return any(engine.state == "starting" for engine in self.engines)
+
     def _follow(
         self, stop: StopSignal, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
     ) -> signal.Signals:
