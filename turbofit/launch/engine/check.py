@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.launch.engine.worst_requests import (
     cheaper_forward,
-    every_worst,
     fullest_forward,
     longest_request,
     small_requests,
@@ -101,6 +100,7 @@ def _check_seconds(plan: Plan) -> float:
 
 
 def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
+    """The worst cases that `ask_worst` asks where they do not take long, by about their sizes."""
     requests = worst_request(plan, model), fullest_forward(plan, model, _BEFORE + _AFTER)
     return tuple(filter(None, requests))
 
@@ -108,13 +108,6 @@ def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
 def _small_tokens(plan: Plan) -> int:
     rule = plan.model.image_rule
     return 0 if rule is None else rule.tokens(*rule.small_image.size)
-
-
-def all_worst(plan: Plan) -> tuple[ProbeRequest, ...]:
-    """What a calibration asks of an engine."""
-    worst = worst_request(plan, "")
-    rest = every_worst(plan, "", _BEFORE + _AFTER)
-    return (*small_requests(plan, ""), *((worst,) if worst else ()), *rest)
 
 
 def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
