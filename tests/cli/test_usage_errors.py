@@ -149,6 +149,7 @@ def test_a_first_word_that_is_no_command(words: str, hint: str, capsys: Out) -> 
     "words",
     [
         "internvl2-8b --on 2x RTX 3090",
+        "internvl2-8b --on 3090 3090",
         "--on 2x RTX 3090 --json internvl2-8b",
         "internvl2-8b \u2014on 2x3090",
         "\uff29nternvl\uff12\uff0d8b --on \u4e24\u5f203090",

@@ -25,7 +25,7 @@ class _Option(Protocol):
 
 
 def one_machine(words: Sequence[str]) -> list[str]:
-    """The words with what stands behind ``--on`` as one, where that is a machine.
+    """The words with what stands behind ``--on`` as one, where that is a machine, or cards.
 
     Raises:
         UsageError: two machines are named.
@@ -41,8 +41,8 @@ def one_machine(words: Sequence[str]) -> list[str]:
     if len(several) > 1:
         from turbofit.machine.spec import is_spec
 
-        machine = " ".join(several)
-        several = [machine] if is_spec(machine) else several
+        machines = " ".join(several), "+".join(several)
+        several = next(([machine] for machine in machines if is_spec(machine)), several)
     return [*left[: at + 1], *several, *behind]
 
 

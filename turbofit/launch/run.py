@@ -584,8 +584,7 @@ class Start:
             LaunchError: somebody has removed it, and it cannot be made.
         """
         run = self._run
-        # A cleaner that was still at work when it was made may have taken the plan again.
-        if run.record.is_there and (run.folder / "plan.json").exists():
+        if run.record.is_there:
             return
         try:
             state_dir("runs")

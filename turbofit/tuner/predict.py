@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -72,10 +73,7 @@ def make_prediction(
     cache = smallest if serves else None
     tokens = [cache or 0] * len(groups)
     at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
-
-    def with_free(free: int | None) -> tuple[Account, ...]:
-        return accounts_of(request, same, groups, load, engine, free)
-
+    with_free = partial(accounts_of, request, same, groups, load, engine)
     words = cache_words(tokens, vision_load, settings) + _promised(promised, at_once)
     text = end or f"{outcome.text}; {words}"
     if free_at_cache is not None:

@@ -39,6 +39,7 @@ from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http import app as app_module
 from turbofit.gateway.http import body as body_module
+from turbofit.gateway.http import prepare
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
@@ -407,7 +408,11 @@ def test_errors_of_the_engine_have_the_form_of_the_clients_api(path, status, sai
         ("/v1/responses", {"text": {"verbosity": "low"}}, False),
     ],
 )  # fmt: skip
-def test_the_package_that_a_form_needs_is_named(path, fields, forced) -> None:
+@pytest.mark.parametrize("lacking", [True, False])
+def test_the_package_that_a_form_needs_is_named(path, fields, forced, lacking, monkeypatch) -> None:
+    """Only where it is lacking: else such an answer says something else, a broken image."""
+    monkeypatch.setattr(prepare, "lacks_xgrammar", lambda: lacking)
+    forced &= lacking
     failed = {**FLAT, "message": "Request preprocessing failed."}
     if path == "/v1/responses":
         failed = {"error": failed}

@@ -101,6 +101,19 @@ async def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
     assert "the least is 1 a second" in refusal.message
 
 
+async def test_a_body_that_is_here_is_not_late_while_it_waits_for_a_thread(monkeypatch) -> None:
+    async def busy(act):
+        await asyncio.sleep(100)
+        return act()
+
+    monkeypatch.setattr("turbofit.gateway.http.body.in_thread", busy)
+    bodies = make(10 * LARGE)
+    bodies._most = LARGE
+    upload = await begun(bodies, "a")
+    await upload.send(LARGE, more=False)
+    assert len(await upload.task) == LARGE
+
+
 async def test_a_body_has_a_deadline_however_it_comes() -> None:
     upload = await begun(make(body_seconds=25.0, body_rate=0), "a", 10)
     await asyncio.sleep(24)

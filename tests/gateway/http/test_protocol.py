@@ -7,10 +7,12 @@ import hmac
 import json
 import select
 import socket
+import ssl
 import threading
 from contextlib import closing, contextmanager, nullcontext, suppress
 from copy import copy
 from http.client import HTTPConnection, HTTPResponse
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from turbofit.core.errors import UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.http.connections import (
+    Acceptor,
     Connections,
     Hosts,
     Keys,
@@ -480,6 +483,39 @@ def test_without_descriptors_clients_wait_and_none_is_reset(monkeypatch) -> None
             client.close()
 
 
+def test_a_tls_handshake_that_never_ends_makes_room(monkeypatch) -> None:
+    """Nobody counts it by its address yet, and it would hold its descriptors for a minute."""
+    monkeypatch.setattr("turbofit.gateway.http.connections._YOUNG", 0.0)
+    monkeypatch.setattr("asyncio.constants.SSL_HANDSHAKE_TIMEOUT", 2 * HANG)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    async def drive() -> None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        acceptor = Acceptor(listener, make()[0], 2, asyncio.Protocol, tls)
+        loop, address = asyncio.get_running_loop(), listener.getsockname()
+        silent, other = socket.socket(), socket.socket()
+        with closing(silent), closing(other):
+            for client in (silent, other):
+                client.setblocking(False)
+                await loop.sock_connect(client, address)
+            assert await asyncio.wait_for(loop.sock_recv(silent, 1), HANG) == b""
+        acceptor.close()
+
+    with closing(listener):
+        asyncio.run(drive())
+
+
+@pytest.mark.parametrize("lost", [None, socket.socket()])
+def test_a_connection_that_is_lost_has_nothing_unread(lost: socket.socket | None) -> None:
+    """With TLS it hears so one pass of the loop after its socket was closed."""
+    if lost is not None:
+        lost.close()
+    protocol = LimitedProtocol.__new__(LimitedProtocol)
+    protocol._deaf = False
+    protocol.transport = SimpleNamespace(get_extra_info=lambda _: lost)  # type: ignore[assignment]
+    assert not protocol.has_unread()
+
+
 def test_where_all_are_at_work_a_new_one_is_refused_and_counted_until_it_ends() -> None:
     all_, _ = make(most=2, of_one=99)
     first, second, third, fourth = (One() for _ in range(4))
@@ -579,6 +615,7 @@ def test_a_page_may_send_the_headers_that_its_sdk_adds(requested_header: bytes, 
         ("localhost", True), ("LOCALHOST:23333", True),
         ("app.localhost.", True), ("[::1]:80", True),
         ("192.168.1.7:8000", True), ("127.0.0.1", True), (socket.gethostname(), True),
+        ("host.docker.internal:8000", True), ("[fe80::1%25eth0]:80", True), ("internal.com", False),
         ("evil.example", False), ("evil.example:23333", False), ("127.0.0.1.evil.example", False),
         ("localhost.evil.example", False), ("", False), ("notlocalhost", False),
     ],

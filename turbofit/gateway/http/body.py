@@ -160,6 +160,7 @@ class Bodies:
             self.check_room(arrival.client)
             if more and arrival.size >= LARGE:
                 await self._let_others()
+        arrival.timer.cancel()  # it is here: its client is not late while it waits for a thread
         return arrival.whole() if arrival.size < LARGE else await in_thread(arrival.whole)
 
     async def _let_others(self) -> None:

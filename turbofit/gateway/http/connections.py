@@ -196,9 +196,9 @@ class Acceptor:
     """Takes connections from a ``listener`` while there are descriptors for them.
 
     Where there are none, the others wait in the kernel until one ends, or one that has waited for
-    a second makes room. Without a free descriptor libuv takes a connection to close it, under its
-    client's request. ``most`` are those of `Connections.descriptors`. To a `uvicorn.Server` it is
-    one of its servers.
+    a second makes room, as do TLS handshakes that take longer. Without a free descriptor libuv
+    takes a connection to close it, under its client's request. ``most`` are those of
+    `Connections.descriptors`. To a `uvicorn.Server` it is one of its servers.
     """
 
     def __init__(
@@ -212,8 +212,8 @@ class Acceptor:
         self._listener, self._connections, self._most = listener, connections, most
         self._protocol, self._tls = protocol, tls
         self._loop = asyncio.get_running_loop()
-        #: Those that are not connections yet: with TLS until the end of the handshake.
-        self._beginning: set[asyncio.Task[None]] = set()
+        #: Those that are not connections yet, and since when: with TLS until the handshake's end.
+        self._beginning: dict[asyncio.Task[None], float] = {}
         self._again: asyncio.TimerHandle | None = None
         listener.setblocking(False)
         self._listen()
@@ -232,6 +232,10 @@ class Acceptor:
 
     def _wait(self) -> None:
         self.close()
+        young = time.monotonic() - _YOUNG
+        for task, began in self._beginning.items():
+            if began < young:
+                task.cancel()
         self._again = self._loop.call_later(_ACCEPT_AGAIN, self._listen)
 
     def _has_room(self) -> bool:
@@ -252,8 +256,8 @@ class Acceptor:
                 return
             client.setblocking(False)
             task = self._loop.create_task(self._begin(client))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
+            self._beginning[task] = time.monotonic()
+            task.add_done_callback(self._beginning.pop)
 
     async def _begin(self, client: socket.socket) -> None:
         with suppress(OSError, asyncio.TimeoutError):  # in the TLS handshake
@@ -266,7 +270,8 @@ class Hosts:
     A web page can let its own name lead to its visitor's loopback (DNS rebinding). To the browser
     the server is then of that page, whose requests carry no ``Origin``, but its name as ``Host``.
     A server beyond the loopback answers everybody who reaches it, unless names are ``allowed``;
-    ``*`` allows all.
+    ``*`` allows all. No page has a name under ``internal``, which ICANN delegates to nobody; a
+    container calls its host ``host.docker.internal``.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -284,7 +289,8 @@ class Hosts:
         name = host.decode("latin-1").lower()
         name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
         name = name.rstrip(".")
-        if name not in self._names and not name.endswith(".localhost") and not _is_address(name):
+        private = name.endswith((".localhost", ".internal"))
+        if name not in self._names and not private and not _is_address(name):
             raise Refusal("host", name=name[:_NAME_SHOWN])
 
 

@@ -12,7 +12,7 @@ from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost
-from turbofit.gateway.limits.grammars import forces_form
+from turbofit.gateway.limits.grammars import forces_form, lacks_xgrammar
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
 from turbofit.gateway.limits.request_body import read_body
@@ -53,14 +53,14 @@ if TYPE_CHECKING:
 class PreparedBody(Struct):
     """A request's cost, and what was ``lowered``; ``tokens`` are of the images of one copy.
 
-    ``forced``: the answer must have a certain form, see `grammars.forces_form`.
+    ``lacks_grammar``: the answer must have a certain form, and XGrammar is not here.
     """
 
     images: int = 0
     tokens: int = 0
     cost: Cost = Cost()
     lowered: tuple[str, ...] = ()
-    forced: bool = False
+    lacks_grammar: bool = False
 
 
 class Preparation:
@@ -174,7 +174,7 @@ class Preparation:
                 copies=parsed.copies,
             ),
             lowered=tuple(dict.fromkeys(lowered)),
-            forced=forces_form(parsed.body),
+            lacks_grammar=lacks_xgrammar() and forces_form(parsed.body),
         )
 
     @property

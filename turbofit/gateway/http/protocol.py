@@ -183,8 +183,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def has_unread(self) -> bool:
         if self._deaf and self.transport.get_write_buffer_size():
             return True  # its last words are on their way
+        socket = self.transport.get_extra_info("socket")
+        if socket is None or socket.fileno() < 0:
+            return False  # lost: with TLS it is told so a pass of the loop later
         poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(socket.fileno(), select.POLLIN)
         return any(event & select.POLLIN for _, event in poll.poll(0))
 
     def _late(self) -> None:

@@ -111,16 +111,16 @@ def ending() -> Refusal:
     return Refusal("ending", retry_after=_RETRY_ENDING)
 
 
-def of_engine(api: Api, status: int, body: bytes, *, forced: bool = False) -> Refusal | None:
+def of_engine(api: Api, status: int, body: bytes, *, lacks_grammar: bool = False) -> Refusal | None:
     """What an engine's error is in turbofit's words, or in the form of the client's API.
 
-    None where it has that form, and says what is missing. ``forced``: the request asks for an
-    answer of a certain form, which LMDeploy compiles with XGrammar.
+    None where it has that form, and says what is missing. ``lacks_grammar``: the request asks for
+    an answer of a certain form, which LMDeploy would compile with XGrammar, which is not here.
     """
     for words, key in _NEEDED.items():
         if words in body:
             return Refusal(key, param=key.partition(":")[2], parsers=", ".join(TOOL_PARSERS))
-    if forced and (_NO_GRAMMAR in body or status == 500):
+    if lacks_grammar and (_NO_GRAMMAR in body or status == 500):
         return Refusal("option_missing:grammar")
     try:
         document = msgspec.json.decode(body)

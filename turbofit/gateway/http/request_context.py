@@ -112,7 +112,7 @@ def sent_headers(request: RequestContext) -> dict[str, str]:
     headers = {"X-Request-Id": request.id}
     if request.method == "POST":
         headers["Content-Type"] = "application/json"
-    if request.prepared.forced:
+    if request.prepared.lacks_grammar:
         # Without XGrammar LMDeploy answers 500 and ends the connection: nobody else shall have it.
         headers["Connection"] = "close"
     version = request.headers.get(b"anthropic-version", b"").decode("latin-1")

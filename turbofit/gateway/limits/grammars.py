@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -65,6 +67,12 @@ def check_format(body: JsonObject) -> list[str]:
         _check_schema_type(name, value)
         changes += _bound(name, value)
     return changes
+
+
+@cache
+def lacks_xgrammar() -> bool:
+    """Whether LMDeploy, which has this process's packages, can compile no form of an answer."""
+    return find_spec("xgrammar") is None
 
 
 def forces_form(body: JsonObject) -> bool:

@@ -272,7 +272,8 @@ class Exchange(ForwardOutcome):
     def _in_form(self, body: bytes) -> bytes:
         """An engine's error as its client's API has errors, and in turbofit's words."""
         request, api = self._request, self._route.api
-        refusal = of_engine(api, self.status, body, forced=request.prepared.forced)
+        lacks_grammar = request.prepared.lacks_grammar
+        refusal = of_engine(api, self.status, body, lacks_grammar=lacks_grammar)
         if refusal is None:
             return body
         request.reason, self.status = refusal.reason, refusal.status

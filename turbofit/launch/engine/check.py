@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.launch.engine.worst_requests import (
     cheaper_forward,
-    every_worst,
     fullest_forward,
     longest_request,
     small_requests,
     worst_image_tokens,
     worst_request,
 )
-from turbofit.memory.engines import engine_named, engine_of
+from turbofit.memory.engines import engine_of
 from turbofit.tuner.speed import GroupRates, group_rates, rates
 
 if TYPE_CHECKING:
@@ -101,6 +100,7 @@ def _check_seconds(plan: Plan) -> float:
 
 
 def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
+    """The worst cases that `ask_worst` asks where they do not take long, by about their sizes."""
     requests = worst_request(plan, model), fullest_forward(plan, model, _BEFORE + _AFTER)
     return tuple(filter(None, requests))
 
@@ -110,16 +110,9 @@ def _small_tokens(plan: Plan) -> int:
     return 0 if rule is None else rule.tokens(*rule.small_image.size)
 
 
-def all_worst(plan: Plan) -> tuple[ProbeRequest, ...]:
-    """What a calibration asks of an engine."""
-    worst = worst_request(plan, "")
-    rest = every_worst(plan, "", _BEFORE + _AFTER)
-    return (*small_requests(plan, ""), *((worst,) if worst else ()), *rest)
-
-
 def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
     """Seconds that one engine needs to answer these, one after another."""
-    engine = engine_named(plan.engine.name)
+    engine = engine_of(plan)
     gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
     group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)
     questions = list(questions)

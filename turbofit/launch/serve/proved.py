@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 #: Share of a card by which others may hold more than at the rehearsal: the step of a cache ratio.
 _STEP: Final = 0.001
+#: Phases of a ledger that change with what is free.
+_MOVING: Final = ("before", "cache")
 
 
 class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
@@ -120,7 +122,3 @@ class Rehearsals:
 
     def keep(self, plan: Plan) -> None:
         self._file.write(Rehearsed(plan=plan))
-
-
-#: Phases of a ledger that change with what is free.
-_MOVING: Final = ("before", "cache")

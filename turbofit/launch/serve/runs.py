@@ -74,8 +74,13 @@ class Record:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is on disk; a full disk that did not take it has not lost it."""
-        return self._path.exists() or (self.unwritten and self.folder.exists())
+        """Whether it is on disk; a full disk that did not take it has not lost it.
+
+        With its plan: a cleaner at work takes that again where both were just made again.
+        """
+        if self.unwritten:
+            return self.folder.exists()
+        return self._path.exists() and (self.folder / "plan.json").exists()
 
     def begin(self, **facts: Any) -> None:
         """A new start with its own settings."""

@@ -68,18 +68,26 @@ class StartProgress:
         if examined and phase in ("serving", "check"):
             return
         here = [engine for engine in starting if engine.tracker.phase == phase]
+        tell(self._step(phase, here, engines))
+
+    def _step(
+        self,
+        phase: EnginePhase,
+        here: Sequence[SupervisedEngine],
+        engines: Sequence[SupervisedEngine],
+    ) -> Step:
+        """How far the engines ``here``, which are in this phase, have come with it."""
+        doing = self.doing[phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
         if phase == "weights":
-            tell(Step(self.doing[phase], *self._weights(engines), "bytes", detail))
-            return
+            return Step(doing, *self._weights(engines), "bytes", detail)
         if phase == "check" and self.check_seconds:
             self._check_began = self._check_began or self._clock()
             done = self._clock() - self._check_began
-            tell(Step(self.doing[phase], done, self.check_seconds, "s", detail))
-            return
+            return Step(doing, done, self.check_seconds, "s", detail)
         if phase == "warm-up" and here[0].tracker.warming is not None:
             detail = f"{here[0].tracker.warming:,} tokens{', ' * bool(detail)}{detail}"
-        tell(Step(self.doing[phase], detail=detail))
+        return Step(doing, detail=detail)
 
     def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
         """Bytes of weights on the GPUs, and those that there will be.
