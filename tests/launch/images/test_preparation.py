@@ -83,6 +83,18 @@ def test_a_checkpoints_own_code_runs_on_one_thread(encoder):
     assert encoder.executor is own
 
 
+def test_what_fails_leaves_one_thread_and_the_server_starts(encoder, monkeypatch):
+    """A source that is not installed, a processor of another form."""
+    own = encoder.executor
+    del encoder.model.processor
+    assert "no attribute 'processor'" in preparation.prepare(encoder, 4, 1 << 20)
+    namespace: dict = {}
+    exec("def preprocess(self, messages): ...", namespace)
+    monkeypatch.setattr(type(encoder.model), "preprocess", namespace["preprocess"])
+    assert preparation.prepare(encoder, 4, 0).startswith("OSError: ")
+    assert encoder.executor is own
+
+
 def test_one_thread_changes_nothing(monkeypatch):
     hooks = list(sys.meta_path)
     monkeypatch.setenv(preparation.THREADS, "1")

@@ -63,7 +63,7 @@ def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
     """A start whose engines are these."""
     run = SimpleNamespace(
         config=SimpleNamespace(pretend=pretend, gateway=None), on_tick=lambda: None, examiner=None,
-        standby=None,
+        standby=None, folder=MagicMock(),
         leases=SimpleNamespace(note=given.get("note")), on_open=given.get("on_open"),
         record=MagicMock(unwritten=False),
     )  # fmt: skip

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -108,9 +108,10 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
     """Prepare each ``ImageEncoder`` of LMDeploy's module, and say how in the engine's log."""
     make = module.ImageEncoder.__init__
 
+    @wraps(make)  # whose source is looked at
     def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
         make(encoder, *arguments, **keywords)
-        why = _unknown(make) or prepare(encoder, threads, cache_bytes)
+        why = prepare(encoder, threads, cache_bytes)
         done = f"prepared on {threads} threads" if why is None else f"LMDeploy's own way: {why}"
         sys.stderr.write(f"{SAYS}{done}\n")
 
@@ -120,14 +121,25 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
 def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     """Have an ``ImageEncoder`` prepare images on so many threads; why not, where it must not.
 
-    Its prepared images are kept up to ``cache_bytes``; 0 keeps none.
+    Its prepared images are kept up to ``cache_bytes``; 0 keeps none. What fails leaves LMDeploy its
+    one thread.
     """
+    try:
+        return _prepare(encoder, threads, cache_bytes)
+    except Exception as exc:  # noqa: BLE001 - no server stays down because it would be slower
+        return f"{type(exc).__name__}: {exc}"
+
+
+def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     import torch
 
+    why = _unknown(type(encoder).__init__) or _unknown(type(encoder).preprocess)
+    if why is not None:
+        return why
     model = encoder.model
     if model is None:
         return "the model has no images"
-    why = _unknown(type(encoder).preprocess) or _unknown(type(model).preprocess) or _foreign(model)
+    why = _unknown(type(model).preprocess) or _foreign(model)
     if why is not None:
         return why
     from turbofit.launch.images.values import look_values_up
