@@ -44,6 +44,7 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--load-in-4bit", "", "name a model in 4 bits"),
         ("--limit-mm-per-prompt.image 4", " 4", "--images 4"),
         ("--precision int4", " int4", "as internvl3-8b-awq"),
+        ("--threads 8", " 8", "--image-threads N"),
     ],
 )
 def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:
@@ -59,7 +60,8 @@ def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Ou
         ("bench --url http://x", "URL stands without an option: turbofit bench [OPTIONS] URL"),
         ("batch --input a --output b", "INPUT stands without an option: turbofit batch"),
         ("tune internvl2-8b --max-model-len 8192", "here: --context 8192"),
-        ("gateway --server-port 80", "it is LMDeploy's: turbofit serve MODEL --server-port"),
+        ("gateway --server-port 80", "it is LMDeploy's; here: --port; see"),
+        ("stop --server-port 80", "LMDeploy's; here: turbofit serve MODEL --server-port; see"),
         ("stop --max-model-len 8192", "here: turbofit plan MODEL --context 8192"),
     ],
 )

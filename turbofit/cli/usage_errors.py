@@ -126,8 +126,9 @@ def _near_options(name: str, ctx: click.Context) -> str:
             return f"{_spelled(argument, ctx)} stands without an option: {usage}; "
     if having := [command for command, param in options_by_command(ctx) if name in param.opts]:
         return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it; "
-    if name in engine_options():
-        return f"it is LMDeploy's: turbofit serve MODEL {name}; "
+    if option := engine_options().get(name):
+        here = next((word for word in option.as_ if _has(word, ctx)), "")
+        return f"it is LMDeploy's; here: {here or f'turbofit serve MODEL {name}'}; "
     if near := guess(name, known):
         return near
     options = [option for option in known if option not in _EVERYWHERE]

@@ -531,7 +531,10 @@ class Start:
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Hexadecimal: a key that begins with a dash would be read as an option.
-            engine_commands = private_commands(plan, ports, str(folder), name, config.options)
+            # What no plan counts takes of the margin, too.
+            engine_commands = private_commands(
+                plan, ports, str(folder), name, config.options, held=not config.unplanned
+            )
             key = secrets.token_hex(32)
         self._key = key
         key = key or config.api_key  # the user's own is on the command line already

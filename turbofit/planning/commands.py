@@ -70,11 +70,18 @@ def commands(
 
 
 def private_commands(
-    plan: Plan, ports: Sequence[int], folder: str, name: str, options: Sequence[str] = ()
+    plan: Plan,
+    ports: Sequence[int],
+    folder: str,
+    name: str,
+    options: Sequence[str] = (),
+    *,
+    held: bool = True,
 ) -> tuple[Command, ...]:
     """The commands behind a gateway: loopback, a port a group, no docs, no web page let in.
 
-    ``folder`` is the model folder that the engine is given; the rest as for `commands`.
+    ``folder`` is the model folder that the engine is given; the rest as for `commands`. ``held``:
+    engines are held to their ledgers, which have all that they will take.
     """
     closed: list[str] = []
     if plan.engine.of_lmdeploy:
@@ -82,7 +89,7 @@ def private_commands(
         closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
     source = replace(plan.model.source, checkpoint=folder)
     model = replace(plan.model, source=source, hub_id=name)
-    return _commands(replace(plan, model=model), ports, closed, options, held=True)
+    return _commands(replace(plan, model=model), ports, closed, options, held=held)
 
 
 def _commands(

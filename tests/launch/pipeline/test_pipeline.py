@@ -22,6 +22,7 @@ from turbofit.launch.pipeline import planned_pipeline
 from turbofit.launch.pipeline.pipeline import (
     _OF_LMDEPLOY,
     config_engine,
+    held_to,
     open_pipeline,
     planned_config,
     with_config,
@@ -402,6 +403,18 @@ def test_the_signature_is_lmdeploys() -> None:
     for name in list(theirs)[:-1]:
         if name != "trust_remote_code":
             assert ours[name].default == theirs[name].default
+
+
+def test_what_else_this_process_runs_is_not_held_to_the_plan() -> None:
+    """Torch's allocator is one for the process: the rest of a budget's card is for other models."""
+    whole, part = (
+        api.plan("qwen2-vl-2b", on="1xrtx3090", engine="pytorch", budget=size)
+        for size in (None, "12GiB")
+    )
+    plain, more = lmdeploy.PytorchEngineConfig(), lmdeploy.PytorchEngineConfig(num_cpu_blocks=8)
+    assert held_to(whole, planned_config(whole, plain)) == whole.gpus
+    assert held_to(whole, planned_config(whole, more)) == ()
+    assert held_to(part, planned_config(part, plain)) == ()
 
 
 def test_pytorch_fields_are_planned_with_under_their_own_names() -> None:

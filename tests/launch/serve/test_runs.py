@@ -289,7 +289,8 @@ def test_a_server_in_the_background_starts_no_other(words, serve_is, monkeypatch
     started: list[object] = []
     monkeypatch.setattr(runs, "serve_detached", started.append)
     monkeypatch.setattr("turbofit.cli.commands.serve._one_model", lambda *_: 17)
-    assert main(["serve", "m", *words, "--pretend", "--on", "1xrtx3090"]) == 17
+    # A pretend start looks for a stand-in of its model first.
+    assert main(["serve", "internvl2-1b", *words, "--pretend", "--on", "1xrtx3090"]) == 17
     assert started == []
 
 

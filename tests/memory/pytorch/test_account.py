@@ -257,6 +257,9 @@ def test_torch_is_held_to_its_plan_and_half_the_margin(monkeypatch, on, known):
     assert [one.env["PYTORCH_CUDA_ALLOC_CONF"] for one in commands(plan)] == [
         "expandable_segments:True"
     ]
+    # An option that no plan counts takes of the margin.
+    (more,) = private_commands(plan, [5000], "/models/x", "name", ["--hf-overrides"], held=False)
+    assert more.env["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     if not known:
         assert words == "expandable_segments:True"
         return

@@ -25,7 +25,7 @@ from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import GpuLedger, Plan
 
 _TWIN: Final = "TURBOFIT_PRETEND_TWIN"
 #: Keywords that are for the plan; all others are LMDeploy's.
@@ -194,7 +194,7 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
     if pytorch:
-        ledgers = plan.ledgers_of(group)
+        ledgers = held_to(plan, config)
         os.environ.update(engine_of(plan).environment(plan.model, plan.settings, ledgers))
     os.environ.update(
         {
@@ -204,6 +204,17 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
     )
     if not pytorch:
         config.devices = None
+
+
+def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
+    """The ledgers to which torch's allocator is held; none where this process takes more of it.
+
+    What a budget leaves is for models of its own, which share that allocator; fields that the plan
+    does not count take memory beside it.
+    """
+    ledgers = plan.ledgers_of(plan.parallel.groups[0])
+    more = uncounted_fields() & _changed(config).keys()
+    return () if more or any(ledger.beyond_budget for ledger in ledgers) else ledgers
 
 
 def _trust(plan: Plan, trust: bool | None) -> bool:
