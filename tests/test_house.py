@@ -29,7 +29,7 @@ BUDGETS = {
     "model": 6_085,  # loading of Transformers came from memory
     "memory": 6_590,  # engines answer for their formulas where five rooms imported one's
     "tuner": 5_585,  # the host in the forecast, below what an older engine dies
-    "planning": 3_515,  # the list of checks came from diagnose and launch, which pay
+    "planning": 3_525,  # the list of checks came from diagnose and launch, which pay
     "observe": 1_405,  # the readers of logs came from diagnose, which pays
     "pretend": 1_895,
     "rehearse": 4_175,
