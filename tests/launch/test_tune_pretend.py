@@ -27,7 +27,7 @@ ONE = (
 
 ONE_MACHINE = ("internvl2-8b", "--on", "1xrtx3090")
 FULL = ("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend")
-FALLBACK = ("llava-onevision-7b", "--on", "1xrtx3090", "--pretend")
+FALLBACK = ("qwen2.5-vl-3b", "--engine", "transformers", "--on", "1xrtx3090", "--pretend")
 
 
 def tune(children: list[Child], state: Path, *words: str, code: int = 0) -> tuple[Child, Any]:

@@ -314,7 +314,8 @@ def test_torch_without_cuda_is_said_in_one_line(
     monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(packages, "cuda_site", lambda: None)
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: object())
+    there = SimpleNamespace(origin=None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: there)
     words = ["rehearse", "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090"]
     assert main(words) == 7
     cause, hint = capsys.readouterr().err.splitlines()[-2:]
@@ -322,7 +323,7 @@ def test_torch_without_cuda_is_said_in_one_line(
     assert hint.startswith("hint: install torch")
     # A package that is missing is named.
     monkeypatch.setattr(
-        packages.importlib.util, "find_spec", lambda name: None if name == "ray" else object()
+        packages.importlib.util, "find_spec", lambda name: None if name == "ray" else there
     )
     with pytest.raises(PackageError, match="ray is not installed"):
         packages.need_packages("pytorch", ray=True)

@@ -57,9 +57,9 @@ def test_a_context_that_few_requests_miss_is_enough(on: str) -> None:
 def test_a_longer_context_costs_requests_and_images_that_need_more_get_what_they_need() -> None:
     held = []
     for context in (None, 44_032):
-        plan = turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", context=context, queue_images=False)
+        plan = turbofit.plan("qwen2.5-vl-7b", on="1xrtx4090", context=context, queue_images=False)
         held.append(plan.throughput.concurrent_requests)
-    assert held == [3, 2]
+    assert held == [2, 1]
     plan = turbofit.plan("qwen2.5-vl-7b", on="1xa100-80g", images=3)
     tokens = plan.limits.image_tokens_per_request
     assert 32_768 < tokens < plan.settings.session_len < 2 * tokens
