@@ -226,6 +226,11 @@ class HostMemory(Struct):
     ] = None
     image_cache: Annotated[int, doc("Bytes of prepared images that each engine keeps.")] = 0
 
+    @property
+    def total(self) -> int:
+        """Bytes of both kinds."""
+        return self.pinned + self.pageable
+
 
 def image_threads(cores: int, engines: int) -> int:
     """Threads that prepare images in each of so many engines of LMDeploy on a host.

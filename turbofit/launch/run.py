@@ -156,7 +156,7 @@ class Run:
         if self.standby is not None and plan.engine.of_lmdeploy and self.lmdeploy.argv:
             start = Launch(commands(plan)[0], self.lmdeploy.argv).start_command(0)
             self.standby.expect(start.argv, start.env)
-            self.standby.look(plan.host.pinned + plan.host.pageable)
+            self.standby.look(plan.host.total)
 
     def say(self, text: str) -> None:
         """Tell progress; a terminal or disk that takes none costs the line, never the server."""

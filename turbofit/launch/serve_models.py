@@ -208,7 +208,7 @@ class ModelRun:
     def host_bytes(self) -> int:
         """Host memory of its engines, by its last plan."""
         plan = self._run.plan
-        return 0 if plan is None else plan.host.pinned + plan.host.pageable
+        return 0 if plan is None else plan.host.total
 
     @property
     def ending(self) -> bool:

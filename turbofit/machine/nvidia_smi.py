@@ -111,8 +111,6 @@ _QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --fo
 def read_text(text: str) -> list[str]:
     """The GPUs of nvidia-smi's table or CSV as groups of a SPEC; none where the text is neither.
 
-    Where slices of a table have sizes, an engine runs on the last of them.
-
     Raises:
         UsageError: columns whose meaning nothing tells.
     """
@@ -122,6 +120,11 @@ def read_text(text: str) -> list[str]:
         return [gpu.spec() for gpu in _read_csv(lines[head:])]
     if any(map(_ROW.fullmatch, lines)):
         _refuse("of two sizes without a first line, one may be used, free or the total")
+    return _read_table(lines)
+
+
+def _read_table(lines: list[str]) -> list[str]:
+    """The GPUs of a table; where its slices have sizes, the last one, on which an engine runs."""
     table = SmiTable()
     found = [*map(table.line, lines), table.unfinished()]
     gpus = [event for event in found if isinstance(event, SmiGpu)]

@@ -233,7 +233,7 @@ def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> 
 
 def host_short(host: HostMemory) -> int:
     """Bytes of host memory that are missing; 0 where nobody knows."""
-    return 0 if host.available is None else max(0, host.pinned + host.pageable - host.available)
+    return 0 if host.available is None else max(0, host.total - host.available)
 
 
 def host_problem(host: HostMemory) -> str | None:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.rehearsal import End
-from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, ran_out, silence
+from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, ran_out, silence_words
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -168,10 +168,10 @@ def test_silence_while_weights_load_may_be_a_slow_disk_whatever_the_ranks() -> N
     plan = plausible_plan()
     for tp in (1, 2):
         settings = replace(plan.settings, tp=tp, communicator="nccl")
-        said = silence(replace(plan, settings=settings), "weights", 180)
+        said = silence_words(replace(plan, settings=settings), "weights", 180)
         assert said.startswith("silent for 180 s in phase weights; weights may come from a slow")
         assert ("NCCL" in said) == (tp == 2)
-    assert "disk" not in silence(plan, "warm-up", 180)
+    assert "disk" not in silence_words(plan, "warm-up", 180)
 
 
 def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:

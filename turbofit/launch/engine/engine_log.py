@@ -282,7 +282,7 @@ def stalled(what: str, log: Path) -> End:
     return End(kind="stalled", message=what, hint=f"its log is {log}")
 
 
-def silence(plan: Plan, phase: str, seconds: float) -> str:
+def silence_words(plan: Plan, phase: str, seconds: float) -> str:
     """What it may mean that a starting engine prints nothing for so long."""
     text = f"silent for {seconds:.0f} s in phase {phase}"
     text += "; weights may come from a slow disk" if phase == "weights" else ""

@@ -40,7 +40,7 @@ def host_memory(host: Host, scene: Scene) -> Answer:
     text = f"{format_bytes(available)} available"
     if scene.plan is not None:
         plan, replicas = scene.plan, scene.plan.parallel.replicas
-        need, what = plan.host.pinned + plan.host.pageable, "engines"
+        need, what = plan.host.total, "engines"
         if scene.pretend:
             need, what = replicas * _PRETEND_BYTES, "pretend engines"
         if need <= available:

@@ -238,7 +238,7 @@ def _footprint(
             left.append(ledger.headroom - margin)
             more.append(left[-1] // (ledger.peak - ledger.used))  # once it has loaded
         servers += 1 + min(more)
-    need = (host.pinned + host.pageable) / len(accounts)
+    need = host.total / len(accounts)
     if host.available is not None and need:
         servers = min(servers, int(host.available / need))
     sizes = tuple(taken[index] for index in sorted(taken))
