@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.struct import NA
-from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.event import event_of
+from turbofit.core.units import MIB, format_bytes
 from turbofit.diagnose.subject import preset_of
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
 from turbofit.machine.presets import find_preset as find_gpu
@@ -47,7 +46,7 @@ class LogCase:
 
     def __init__(self, facts: LogFacts, *, model: str | None = None, on: str | None = None) -> None:
         self.facts = facts
-        self.event = event_of(facts)
+        self.event = facts.deaths.event
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
@@ -126,42 +125,52 @@ class LogCase:
         """The machine of the log as `machine_from` reads it: a table, a list, or named cards."""
         gpus = self.facts.every(SmiGpu)
         tables = {event.index: (mark.line, event) for mark, event in gpus if event.total}
-        slices = [event for _, event in self.facts.every(MigSlice)]
-        alone = _NO_PEERS if self._lonely else ""
-        if tables and slices and slices[-1].total:
-            _, parent = tables[min(tables)]
-            return f"{parent.name}:total={slices[-1].total // MIB}MiB"
-        if tables:
-            rows = [self._row(line, gpu) for _, (line, gpu) in sorted(tables.items())]
-            return "\n".join(rows)
         names = {event.index: event for _, event in gpus}
-        if names and slices:
-            return f"{names[min(names)].name} MIG {slices[0].profile}"
-        if names:
-            alike = len({gpu.name for gpu in names.values()}) == 1
-            listed = [
-                f"{gpu.count}x{self._as_large(gpu.name) if alike else gpu.name}"
-                for _, gpu in sorted(names.items())
-            ]
-            return "+".join(listed) + (alone if sum(g.count for g in names.values()) > 1 else "")
-        cards = self.facts.subject.cards
-        if len(cards) != 1:
+        slices = [event for _, event in self.facts.every(MigSlice)]
+        if slices and names:
+            return _slice_spec(slices, tables[min(tables)][1] if tables else names[min(names)])
+        if tables:
+            return "\n".join(self._row(line, gpu) for _, (line, gpu) in sorted(tables.items()))
+        return self._listed(names) if names else self._named()
+
+    def _listed(self, cards: dict[int, SmiGpu]) -> str:
+        """Cards of a list, which has no sizes: torch prints that of one."""
+        alike = len({gpu.name for gpu in cards.values()}) == 1
+        listed = [
+            f"{gpu.count}x{self._as_large(gpu.name) if alike else gpu.name}"
+            for _, gpu in sorted(cards.items())
+        ]
+        return "+".join(listed) + self._alone(sum(gpu.count for gpu in cards.values()))
+
+    def _named(self) -> str:
+        """Cards that a text names; none where it names several kinds, or one that nobody knows."""
+        subject = self.facts.subject
+        if subject.unknown_cards:
+            name = next(iter(subject.unknown_cards))
+            self.no_machine = f"{name} has no preset: name it with --on, as NAME:total=…GiB"
             return ""
-        key, (count, _) = next(iter(cards.items()))
+        if len(subject.cards) != 1:
+            return ""
+        key, (count, _) = next(iter(subject.cards.items()))
+        number = count or self._counted()
+        return f"{number}x{self._as_large(key)}{self._alone(number)}"
+
+    def _counted(self) -> int:
+        """As many cards as lines of the log speak of."""
         peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
-        counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
-        number = count or max([1, *peers, self.tp or 1, *counts])
-        return f"{number}x{self._as_large(key)}" + (alone if number > 1 else "")
+        seen = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
+        return max([1, *peers, self.tp or 1, *seen])
+
+    def _alone(self, cards: int) -> str:
+        return _NO_PEERS if self._lonely and cards > 1 else ""
 
     def _as_large(self, name: str) -> str:
-        """The card of a name that has the memory that torch or vLLM printed."""
+        """The card of a name that has the memory that torch printed."""
         totals = [event.total for _, event in self.facts.every(TorchMemory) if event.total]
-        printed = self.facts.subject.facts.get("total_gib")
-        total = totals[-1] if totals else round(float(printed or 0) * GIB)
         known = find_gpu(name)
-        if not total or known is None:
+        if not totals or known is None:
             return name
-        chip = known.partition("-")[0]
+        total, chip = totals[-1], known.partition("-")[0]
         same = (key for key in presets_with([chip]) if key.partition("-")[0] == chip)
         for key in (known, *same):
             preset = load_preset(key)
@@ -207,6 +216,13 @@ def with_used(machine: Machine, on: str, used: int) -> tuple[Machine, str]:
     else:
         name = f"{group}:used={used // MIB}MiB{comma}{rest}"
     return replace(machine, gpus=tuple(gpus)), name
+
+
+def _slice_spec(slices: list[MigSlice], parent: SmiGpu) -> str:
+    """The slice of a card that a process has."""
+    if slices[-1].total:
+        return f"{parent.name}:total={slices[-1].total // MIB}MiB"
+    return f"{parent.name} MIG {slices[0].profile}"
 
 
 def _spec_of(gpu: Gpu) -> str:

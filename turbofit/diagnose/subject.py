@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final
 
+from turbofit.diagnose.foreign import ForeignPrograms
 from turbofit.diagnose.rules.causes import caught
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.presets import nominal_gigabytes
 from turbofit.model.presets import find_preset as find_model
+from turbofit.model.presets import known_presets
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 #: Where commands and code name a model, surest first.
@@ -35,22 +38,16 @@ _SPELLINGS: Final = (
     (r"cogvlm", "cogvlm-17b"),
     (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
 )
-#: Substrings of which each model, card and option has one: most lines are passed over by them.
-_FAMILIES: Final = ("intern", "qwen", "llava", "cogvlm", "llama", "mixtral")
-#: Words of programs' logs and command lines.
-_LMDEPLOY: Final = ("lmdeploy", "turbomind")
-_PROGRAMS: Final = {
-    **dict.fromkeys(_LMDEPLOY, "lmdeploy"), "vllm": "vllm", "enginecore": "vllm",
-    "sglang": "sglang",
-}  # fmt: skip
 #: Words that logs of inference on GPUs have, and other programs' logs have not.
 _INFERENCE: Final = re.compile(
     r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
     r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
-    r"|\.(?:h|cc):\d+ warn |trust[-_]remote|inference engine|server socket has failed"
+    r"|attempting to bind on address|\.(?:h|cc):\d+ warn |trust[-_]remote|inference engine|server socket has failed"
     r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
 )
+#: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
+_QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]")
 _CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")
 #: A card's size after its name, and no machine's: "A100 80G", "RTX 4090 (24 GB)".
@@ -72,6 +69,7 @@ _CARD: Final = re.compile(
     r"|\b[AH]100(?!\d)(?:-\w+)*|H200|\bL4\b|L40S|\bT4\b|\bA10\b)"
     rf"{_CARD_SIZE}(?:\s?[x×*]\s?(?P<times>\d)\b)?",
 )
+_HAS_SIZE: Final = re.compile(r"\d\dG")
 _CHIP: Final = re.compile(r"RTX ?\d{4}|[A-Z]{1,2}\d{1,4}")
 #: People round what a card has, or name what CUDA can use of it.
 _ROUNDED: Final = 0.1
@@ -101,6 +99,8 @@ class FactCollector:
 
     def __init__(self) -> None:
         self.cards: dict[str, tuple[int, Place]] = {}
+        #: Cards that a line names and no preset knows: what is known of the others is no machine.
+        self.unknown_cards: dict[str, Place] = {}
         #: Chips that the log names with a size, and cards of others: a name leaves its size open.
         self._sized = set[str]()
         self._unsized: dict[str, str] = {}
@@ -108,8 +108,9 @@ class FactCollector:
         self.version: str | None = None
         self.ranks: tuple[int, Place] | None = None
         self.auto_map: Place | None = None
-        #: Programs that the log speaks of: LMDeploy, vLLM, SGLang.
-        self.programs = set[str]()
+        self.foreign = ForeignPrograms()
+        #: Whether a checkpoint was quantised, and nothing served.
+        self.quantises = False
         #: Whether the log is about inference at all: what other programs say is nobody's cause.
         self.of_inference = False
         #: A model that a command or a dump of settings names, and that no preset is for.
@@ -117,22 +118,31 @@ class FactCollector:
         self.names: dict[str, tuple[int, Place]] = {}
         #: What the rows of `facts` in `presets/causes.yaml` caught, the last line of each.
         self.facts: dict[str, str] = {}
+        #: Whether a line names LMDeploy, by whatever word.
+        self.names_lmdeploy = False
+
+    @property
+    def of_lmdeploy(self) -> bool:
+        return self.foreign.of_lmdeploy or self.names_lmdeploy
 
     def notice(self, text: str) -> None:
-        """Notice whether any text of the log, a frame's path too, is about inference."""
+        """Notice of any text of the log, a frame's path too, what it is about and what ran."""
         self.of_inference = self.of_inference or _INFERENCE.search(text.lower()) is not None
+        self.foreign.notice(text)
+        if "lite" in text and _QUANTISES.search(text):
+            self.quantises = True
 
     def read(self, line: int, text: str) -> None:
         place = (line, text)
         lower = text.lower()
-        if any(word in lower for word in _FAMILIES):
+        if any(word in lower for word in _families()):
             self._model(place)
         for card in _CARD.finditer(text) if any(word in text for word in _CARDS) else ():
             self._card(card, place)
         if "=" in text or "--" in text:
             self._options(place)
-        self.programs.update(name for word, name in _PROGRAMS.items() if word in lower)
-        if any(word in lower for word in _LMDEPLOY):
+        if "lmdeploy" in lower:
+            self.names_lmdeploy = True
             match = _VERSION.search(text)
             self.version = self.version or (match and (match[1] or match[2]))
         self._launcher(place)
@@ -151,27 +161,27 @@ class FactCollector:
         name = re.sub(r"\s+", " ", match["name"])
         plain = find_gpu(name.removesuffix(" Laptop"))
         if plain is None:
+            self.unknown_cards.setdefault(name, place)
             return
         written = match["size"] or match["before"] or ""
-        size, nominal = _gigabytes(written), nominal_gigabytes(plain)
         many = match["many"] or match["count"] or match["times"] or 0
         count = _MANY.get(str(many)) or int(many)
-        sized = f"{name} {size}GB" if size else name
-        # Behind a comma it may be the machine's; else it may be of all cards together.
-        if find_gpu(sized) is None and ("," in written or size == count * nominal):
-            size, sized = 0, name
-        same = size and abs(size - nominal) <= nominal * _ROUNDED
-        key = find_gpu(sized) or (plain if same else sized)
-        chip = _CHIP.findall(name)[0]
-        if size or re.search(r"\d\dG", name):
+        size, key = _sized(name, plain, written, count)
+        if self._is_news(_CHIP.findall(name)[0], key, sized=bool(size or _HAS_SIZE.search(name))) and (
+            key not in self.cards or count
+        ):
+            self.cards[key] = (count, place)
+
+    def _is_news(self, chip: str, key: str, *, sized: bool) -> bool:
+        """Whether a card is another than those before: with a size it takes the bare name's place."""
+        if sized:
             self._sized.add(chip)
             self.cards.pop(self._unsized.pop(chip, ""), None)
         elif chip in self._sized:
-            return
+            return False
         else:
             self._unsized[chip] = key
-        if key not in self.cards or count:
-            self.cards[key] = (count, place)
+        return True
 
     def _model(self, place: Place) -> None:
         text = place[1]
@@ -208,6 +218,24 @@ class FactCollector:
                 self.ranks = (int(count[1]), place)
         if (match := _WORLD.search(text)) and int(match[1]) > 1:
             self.ranks = self.ranks or (int(match[1]), place)
+
+
+def _sized(name: str, plain: str, written: str, count: int) -> tuple[int, str]:
+    """A card's size in GB as it is written, 0 where none is, and the name with it."""
+    size, nominal = _gigabytes(written), nominal_gigabytes(plain)
+    sized = f"{name} {size}GB" if size else name
+    # Behind a comma it may be the machine's; else it may be of all cards together.
+    if find_gpu(sized) is None and ("," in written or size == count * nominal):
+        size, sized = 0, name
+    same = size and abs(size - nominal) <= nominal * _ROUNDED
+    return size, find_gpu(sized) or (plain if same else sized)
+
+
+@cache
+def _families() -> tuple[str, ...]:
+    """What the names of models begin with: most lines are passed over by it."""
+    words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
+    return tuple(sorted(words | {"cogvlm", "llava", "llama"}))
 
 
 def _gigabytes(text: str) -> int:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
+from turbofit.diagnose.answer import Evidence, Holding, Missing
 from turbofit.diagnose.rules.causes import less_memory
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.rules_legacy import (
@@ -20,55 +20,45 @@ from turbofit.diagnose.rules.rules_legacy import (
 )
 from turbofit.machine.presets import context_bytes
 from turbofit.observe.log_events import CONTEXT, ModelLoaded, PythonFrame, TorchMemory
+from turbofit.observe.stages import Phase, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent
+    from turbofit.diagnose.event import LogEvent
 
 #: A tensor of a forward is rarely as large.
 _ONE_TENSOR: Final = 4 * GIB
 #: Of Transformers alone, which takes the option; torch's own call is sdpa already.
 _WITHOUT: Final = ": attn_implementation sdpa or flash_attention_2 does without"
-_WHEN: Final[dict[PhaseName, str]] = {
-    "vision": "when images were encoded",
-    "cache": "when the cache was made",
-    "warm-up": "in the warm-up",
-    "weights": "while weights were loaded",
-    "text": "in a forward of the language model",
-    "unknown": "(the log has no stack that says where)",
-}
-
 #: Words in a frame's file name, function or source, in the order in which a phase is looked for:
-#: nothing is computed while loading, and a vision tower calls nothing of the language model. vLLM
-#: makes its cache inside the function that also profiles, and profiles with images too.
-_PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
+#: nothing is computed while loading, and a vision tower calls nothing of the language model.
+_PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
+    ("quantising", ("lmdeploy/lite/",)),
     # LMDeploy's PyTorch engine makes its cache and warms up inside its own from_pretrained.
     ("cache", ("cache_engine", "build_cache", "allocate_kv_cache")),
     ("warm-up", ("agent.py warmup", "agent.py _warmup")),
     ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
                  "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
-                 "module.py convert", "module.py _apply", "load_weight", "initialize_model",
-                 "init_vllm_registered_model", "load_vl_model", "build_model")),
-    ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph", "profile_run", "_dummy_run",
-                 "determine_num_available_blocks", "determine_available_memory", "capture_model")),
+                 "module.py convert", "module.py _apply", "load_weight", "load_vl_model",
+                 "build_model")),
+    ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph")),
     ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "clip.py", "siglip", "eva_clip",
                 "moonvit", "patch_embed", "image_encoder", "encode_images", "extract_feature",
-                "get_image_features", "_process_image_input", "lmdeploy/vl/",
+                "get_image_features", "lmdeploy/vl/",
                 # Qwen's towers pack the patches of all images into one sequence without a batch.
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
-#: Advice that is followed already, by the fact of the log that shows it.
-_IN_USE: Final = {"eager": "--enforce-eager", "expandable": "PYTORCH_CUDA_ALLOC_CONF"}
+#: An option in a log, and how advice for it begins, which is followed already.
+_IN_USE: Final = ("expandable", "PYTORCH_CUDA_ALLOC_CONF")
 #: Phases in which a tensor larger than the card needs a smaller input: no share is enough.
 _FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
-    "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/": "lmdeploy", "vllm/": "vllm",
-    "sglang/": "sglang",
+    "lmdeploy/lite/": "lmdeploy-lite", "lmdeploy/pytorch/": "lmdeploy-pytorch",
 }  # fmt: skip
 #: How to tell a server's processes from others.
 _HOW: Final = (
@@ -76,6 +66,8 @@ _HOW: Final = (
     " lmdeploy`) with those of `nvidia-smi --query-compute-apps=pid,used_memory --format=csv` on"
     " the host"
 )
+#: Folders of LMDeploy that tell a phase by themselves.
+_PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
 _SEPARATORS: Final = re.compile(r"[/\\]")
 #: Its layers are everybody's: a forward of theirs says of no model which part it is.
 _TORCH: Final = re.compile(r"[/\\]torch[/\\]")
@@ -89,62 +81,70 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    method = case.facts.subject.facts.get("method")
-    named = (PythonFrame(path="", function=method),) if method else ()
-    phase = phase_of(mark.stack or named)
-    lines = [evidence(mark, "torch's own figures")]
-    program = _program_of(mark.stack, case.facts.subject.programs)
-    why = list(_figures(case, memory, program))
-    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-    without = "" if program or fused else _WITHOUT
-    if phase == "vision" and _whole_matrix(mark.stack):
-        why.append(
-            "attention was computed with its whole matrix, which grows with the square of the"
-            f" image's patches{without}"
-        )
-    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
-        why.append(
-            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
-            " allocated in all, as attention with its whole matrix does, which grows with the"
-            f" square of the tokens or patches{without}"
-        )
+    phase = phase_of(mark.stack)
+    program = program_of(case, mark.stack)
+    if program == "lmdeploy-lite":
+        phase = "quantising"
+    lines, why = [evidence(mark, "torch's own figures")], list(_figures(case, memory, program))
+    if phase != "quantising":
+        why += _whole_matrix(mark, memory, phase)
     holdings = list(_holders(case, mark, memory))
     kv_blocks = blocks(case)
     if kv_blocks is not None:
         lines[:0] = kv_blocks.lines
         why += cache_story(case, kv_blocks)
         holdings += cache_holders(kv_blocks)
-    for reason in (double_start(case), _loaded_twice(case)):
-        if reason:
-            why.append(reason[0])
-            lines.append(reason[1])
-    unknown = []
-    if not mark.stack and phase == "unknown":
-        unknown.append("where: the log has no traceback before the error")
-    unknown += _doubts(case, memory)
-    others = _foreign(case, memory)
-    if others and memory.gpu is not None:
-        unknown.append(f"whether other cards are as full as GPU {memory.gpu}")
-    if memory.total is None:
-        unknown.append("the card's size and what was free: this torch does not print them")
+    for reason in filter(None, (double_start(case), _loaded_twice(case))):
+        why.append(reason[0])
+        lines.append(reason[1])
+    card = f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"torch ran out of GPU memory {_WHEN[phase]}"
-        + (f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""),
+        what=f"{out_of_memory('torch', phase)}{card}",
         line=mark.line,
         why=tuple(why),
         held=tuple(holdings),
-        missing=_missing(memory),
-        unknown=tuple(unknown),
+        missing=missing_of(memory),
+        unknown=tuple(_unknown(case, mark, memory, phase)),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
         changes=_changes(case, phase, memory, program),
         planned=True,
-        others=others,
+        others=_foreign(case, memory),
     )
 
 
-def _missing(memory: TorchMemory) -> Missing:
+def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
+    """That attention held its whole matrix, where the call or the size asked tells it."""
+    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+    without = "" if fused else _WITHOUT
+    whole = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
+    if phase == "vision" and whole:
+        yield (
+            "attention was computed with its whole matrix, which grows with the square of the"
+            f" image's patches{without}"
+        )
+    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
+        yield (
+            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
+            " allocated in all, as attention with its whole matrix does, which grows with the"
+            f" square of the tokens or patches{without}"
+        )
+
+
+def _unknown(
+    case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase
+) -> Iterator[str]:
+    if not mark.stack and phase == "unknown":
+        yield "where: the log has no traceback before the error"
+    yield from _doubts(case, memory)
+    if _foreign(case, memory) and memory.gpu is not None:
+        yield f"whether other cards are as full as GPU {memory.gpu}"
+    if memory.total is None:
+        yield "the card's size and what was free: this torch does not print them"
+
+
+def missing_of(memory: TorchMemory) -> Missing:
     """Asked less free, both rounded by torch to hundredths of their unit."""
     if memory.requested is None or memory.free is None:
         allocation = (
@@ -179,7 +179,8 @@ def _rounding(size: int) -> int:
     return 0
 
 
-def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterator[str]:
+def _figures(case: LogCase, memory: TorchMemory, program: str) -> Iterator[str]:
+    """What the figures of the text say, one sentence each."""
     if memory.limit is not None:
         yield (
             f"torch was allowed {format_bytes(memory.limit)} of the card"
@@ -191,26 +192,24 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
             f" {format_bytes(memory.total)}: the driver of Windows or WSL had moved memory to the"
             " host, which is many times slower"
         )
-    if (
-        memory.cached is not None
-        and memory.requested is not None
-        and memory.cached >= memory.requested
-    ):
+    if _is_fragmented(memory):
         yield (
-            f"{format_bytes(memory.cached)} lay unused in torch's own cache, in pieces too small or"
-            " of another size: fragmentation"
+            f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
+            " small or of another size: fragmentation"
         )
     if memory.outside_torch:
+        engine = (
+            ", and what an engine such as TurboMind, where one ran, allocates itself (its weights"
+            " and its KV cache)"
+        )
         yield (
             f"{format_bytes(memory.outside_torch)} of what this process held was allocated outside"
-            " torch: "
-            + (
-                "CUDA's context, kernels and libraries"
-                if program not in (None, "lmdeploy")
-                else "CUDA's context and libraries, and what an engine such as TurboMind, where"
-                " one ran, allocates itself (its weights and its KV cache)"
-            )
+            f" torch: CUDA's context and libraries{engine if program == 'other' else ''}"
         )
+    yield from _of_others(case, memory)
+
+
+def _of_others(case: LogCase, memory: TorchMemory) -> Iterator[str]:
     others = sum(size for _, size in memory.others)
     if others and not _unclear(case, memory):
         yield f"other processes held {format_bytes(others)} of the card"
@@ -223,14 +222,17 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
         )
 
 
+def _is_fragmented(memory: TorchMemory) -> bool:
+    cached, requested = memory.cached, memory.requested
+    return cached is not None and requested is not None and cached >= requested > 0
+
+
 def _changes(
-    case: LogCase, phase: PhaseName, memory: TorchMemory, program: str | None
+    case: LogCase, phase: Phase, memory: TorchMemory, program: str
 ) -> tuple[str, ...]:
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
         return less_memory(program, "oversized")
-    changes = []
-    if double_start(case):
-        changes.append(START_ONCE)
+    changes = [START_ONCE] if double_start(case) else []
     if _loaded_twice(case):
         changes.append(
             "load the model once; over several cards choose one: a whole model on each card, or one"
@@ -238,20 +240,17 @@ def _changes(
         )
     changes += _what_to_end(case, memory)
     changes += less_memory(program, phase)
-    if memory.outside_torch and program in (None, "lmdeploy"):
+    if memory.outside_torch and program == "other":
         changes.append(
             "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes after"
             " the cache"
         )
-    if (
-        memory.cached
-        and memory.requested
-        and memory.cached >= memory.requested
-        and memory.process is not None  # not under WSL and Windows, where it is said to fail
-    ):
+    # Not under WSL and Windows, where it is said to fail.
+    if _is_fragmented(memory) and memory.process is not None:
         changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
-    in_use = [option for fact, option in _IN_USE.items() if fact in case.facts.subject.facts]
-    return tuple(change for change in changes if not change.startswith(tuple(in_use)))
+    fact, advice = _IN_USE
+    in_use = fact in case.facts.subject.facts
+    return tuple(change for change in changes if not (in_use and change.startswith(advice)))
 
 
 def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
@@ -284,7 +283,7 @@ def _unclear(case: LogCase, memory: TorchMemory) -> bool:
     """
     return not memory.named or (
         memory.pid is not None
-        and "lmdeploy" in case.facts.subject.programs
+        and case.facts.subject.of_lmdeploy
         and any(size > (memory.process or 0) for _, size in memory.others)
     )
 
@@ -376,13 +375,13 @@ def _what_to_end(case: LogCase, memory: TorchMemory) -> Iterator[str]:
         )
 
 
-def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
+def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
     """The phase; the name of the program itself says nothing."""
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:
         name = "" if frame.path in program else _SEPARATORS.split(frame.path)[-1]
-        folder = "lmdeploy/vl/" if "lmdeploy/vl/" in frame.path else ""
+        folder = next((one for one in _PARTS if one in frame.path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
         if not _TORCH.search(frame.path):
             of_models.append(frames[-1])
@@ -393,16 +392,11 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
     return "unknown"
 
 
-def _program_of(stack: tuple[PythonFrame, ...], programs: set[str]) -> str | None:
-    """The program that ran out: of its stack, else the only one that the log speaks of."""
+def program_of(case: LogCase, stack: tuple[PythonFrame, ...]) -> str:
+    """The program that ran out, as the table of what takes less memory names it."""
     paths = [frame.path.replace("\\", "/") for frame in stack]
     for folder, name in _FOLDERS.items():
         if any(folder in path for path in paths):
             return name
     # TurboMind computes without torch: what torch allocates beside it is its front end's.
-    named = programs - {"lmdeploy"}
-    return next(iter(named)) if len(programs) == len(named) == 1 else None
-
-
-def _whole_matrix(stack: tuple[PythonFrame, ...]) -> bool:
-    return bool(stack) and any(call in stack[-1].code for call in _EAGER)
+    return "lmdeploy-lite" if case.facts.subject.quantises else "other"
