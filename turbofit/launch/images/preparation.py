@@ -145,10 +145,14 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     why = _unknown(type(model).preprocess) or _foreign(model)
     if why is not None:
         return why
+    from turbofit.launch.images.sources import name_images, with_fingerprints
     from turbofit.launch.images.values import look_values_up
 
     look_values_up(model)
     _lock_tokenizer(model)
+    name_images()
+    if getattr(model, "backend", None) == "turbomind":
+        model.preprocess = with_fingerprints(model)
     if cache_bytes:
         from turbofit.launch.images.cache import ImageCache, keep_prepared
 
