@@ -16,8 +16,8 @@ from turbofit.core.machine import Gpu, Holder, Link, Machine, Pcie
 from turbofit.core.struct import NA, NaType, known
 from turbofit.machine.host import read_host
 from turbofit.machine.nvml import GpuLostError, Nvml, answered, ask_driver
-from turbofit.machine.presets import fill
-from turbofit.machine.slices import held_to_slices, match_preset, share_of
+from turbofit.machine.presets import fill, match_preset, share_of
+from turbofit.machine.slices import held_to_slices
 from turbofit.machine.visible import cuda_visible
 
 if TYPE_CHECKING:

@@ -123,7 +123,7 @@ class ResolvedRequest(Struct):
 
 
 def budget_on(gpu: Gpu, budget: int | str | None) -> int:
-    """Bytes of a budget on a GPU: bytes, or a share of its total such as ``80%``; its slice at most."""
+    """Bytes of a budget on a GPU, its slice at most: bytes, or a share of its total as ``80%``."""
     if isinstance(budget, str):
         budget = int(known(gpu.total, 0) * float(budget.rstrip("%")) / 100)
     return gpu.ours if budget is None else min(gpu.ours, budget)

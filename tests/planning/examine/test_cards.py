@@ -10,16 +10,16 @@ from msgspec.structs import replace
 from tests.support.checkup import Find, Make, card, remove, server_card, two
 from tests.support.nvml import LOST, P2P_ALL, P2P_NVLINK, UNKNOWN_ERROR, Mig, Process, Scenario
 from tests.support.plans import gpu, machine, plausible_plan
+from tests.support.pods import pod
 from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
 from turbofit.core.machine import Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from tests.support.pods import pod
 from turbofit.machine.slices import held_to_slices
 from turbofit.planning.checks import CHECKS, refuse
 from turbofit.planning.examine.scene import Scene, Sources
-from turbofit.planning.plan import best_plan
+from turbofit.planning.plan import plan as plan_of
 from turbofit.planning.request import PlanRequest
 
 
@@ -199,6 +199,6 @@ def test_a_slice_is_said_and_a_launch_stops_in_a_smaller_one() -> None:
     )
     unknown = held_to_slices(pod("box:total=12GiB:sm=8.6"), {"CUDA_DEVICE_MEMORY_LIMIT": "12g"})
     assert "how large GPU 0 is cannot be read" in str(seen(unknown, "slices"))
-    plan = best_plan(PlanRequest(model="internvl2-2b", on=slices[0], gpus="0"))
+    plan = plan_of(PlanRequest(model="internvl2-2b", on=slices[0], gpus="0"))
     assert seen(slices[0], "same_machine", plan) == "ok: as the plan counted on"
     assert "GPU 0 is a slice of 8.0 GiB here" in str(seen(slices[1], "same_machine", plan))
