@@ -53,11 +53,11 @@ def slice_limits(
     for place, index in enumerate(visible):
         if size := _size(environ.get(_LIMIT, "")):
             found[index] = size
-        if (own := _size(environ.get(f"{_LIMIT}_{place}", ""))) and str(place) not in uuids:
-            found[index] = own
+        if (of_card := _size(environ.get(f"{_LIMIT}_{place}", ""))) and str(place) not in uuids:
+            found[index] = of_card
     for place, uuid in uuids.items():
-        if (own := _size(environ.get(f"{_LIMIT}_{place}", ""))) and uuid in by_uuid:
-            found[by_uuid[uuid]] = own
+        if (of_card := _size(environ.get(f"{_LIMIT}_{place}", ""))) and uuid in by_uuid:
+            found[by_uuid[uuid]] = of_card
     return found
 
 
