@@ -24,12 +24,12 @@ MOST_FUNCTION_LINES = 60
 #: A room that stands in no line has no budget.
 BUDGETS = {
     "core": 5_110,  # a slice of a card, the host's cores and threads for images, hidden secrets
-    "machine": 2_830,  # slices of HAMi and Volcano, cards without tensor cores; nvidia-smi's tables came from observe; a host's cores
+    "machine": 2_830,  # nvidia-smi's tables, a host's cores, slices, slow cards
     "kernels": 615,
     "model": 6_085,  # loading of Transformers came from memory
     "memory": 6_590,  # engines answer for their formulas where five rooms imported one's
     "tuner": 5_585,  # the host in the forecast, below what an older engine dies
-    "planning": 3_545,  # the check of slices; the list of checks came from diagnose and launch, which pay
+    "planning": 3_545,  # the list of checks came from diagnose and launch, which pay
     "observe": 1_405,  # the readers of logs came from diagnose, which pays
     "pretend": 1_895,
     "rehearse": 4_175,
