@@ -35,7 +35,7 @@ BUDGETS = {
     "rehearse": 4_175,
     "gateway": 8_930,  # large bodies beside the loop, hosts, errors in form, connections after them
     "load": 1_285,
-    "launch": 11_060,  # names of images, images on threads, a standby, proved checks, LMDeploy's options
+    "launch": 11_060,  # images on threads, their names, standby, proved checks, LMDeploy's options
     "batch": 1_665,
     "diagnose": 3_730,
     "report": 4_620,
