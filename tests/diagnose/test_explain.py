@@ -591,8 +591,8 @@ def test_a_plan_for_the_machine_on_which_loading_died_is_no_promise() -> None:
 
 
 COUNT: Final = (
-    "[2026-08-19 10:20:{} DP0] Avg thr (in/out): 0.4 / {} tokens/s, Server (succeeded/failed/routed/"
-    "waiting): 16 / 0 / 25 / 0, Engine (running/waiting): {} / 0, KV cache: 3.1%, \n"
+    "[2026-08-19 10:20:{} DP0] Avg thr (in/out): 0.4 / {} tokens/s, Server (succeeded/failed/"
+    "routed/waiting): 16 / 0 / 25 / 0, Engine (running/waiting): {} / 0, KV cache: 3.1%, \n"
 )
 
 

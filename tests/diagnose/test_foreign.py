@@ -15,7 +15,7 @@ TORCH = (
 FOREIGN = [
     ("vLLM 0.10.1", "KV cache",
      "INFO 03-02 11:20:03 [api_server.py:1043] vLLM API server version 0.10.1\n"
-     "(EngineCore_DP0 pid=77) ValueError: No available memory for the cache blocks of the KV cache."),
+     "(EngineCore_DP0 pid=77) ValueError: No available memory for the blocks of the KV cache."),
     ("vLLM", "Weight input_size",
      "(VllmWorker rank=0 pid=5) ERROR 04-16 11:12:31 [multiproc_executor.py:380] ValueError: Weight"
      " input_size_per_partition = 9472 is not divisible by min_thread_k = 128."),

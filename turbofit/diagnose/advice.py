@@ -58,13 +58,17 @@ def _published(case: LogCase, on: str) -> Advice | None:
     """The variant of the model that somebody has quantised already, in place of a plan."""
     assert case.model is not None
     ways = _smaller(case)
-    return Advice(
-        model=case.model.name,
-        on=on,
-        fits=None,
-        verdict="a checkpoint that is quantised already needs no calibration",
-        remedies=ways,
-    ) if ways else None
+    return (
+        Advice(
+            model=case.model.name,
+            on=on,
+            fits=None,
+            verdict="a checkpoint that is quantised already needs no calibration",
+            remedies=ways,
+        )
+        if ways
+        else None
+    )
 
 
 def _doubted(case: LogCase, draft: RuleAnswer, plan: Plan, planned: Advice) -> Advice:

@@ -107,7 +107,9 @@ class EventFinder:
         if all(mark.row is not None and mark.row.kind == "no_gpu" for mark in fatal):
             fatal += [mark for mark in self._warned if fatal or mark.of_machine]
         if not fatal:
-            outcome: Literal["complaint", "nothing"] = "complaint" if self._complaints else "nothing"
+            outcome: Literal["complaint", "nothing"] = (
+                "complaint" if self._complaints else "nothing"
+            )
             return Event(outcome=outcome, marks=tuple(self._complaints))
         marks = sorted((*fatal, *self._complaints), key=lambda mark: mark.line)
         return Event(outcome="fatal", marks=tuple(marks), last=self._last)
@@ -116,7 +118,7 @@ class EventFinder:
         self._progress = (self._progress[1], line)
 
     def take(self, mark: LogEvent) -> None:
-        """Take an event in; what it shows to be outlived, or mere words, is no candidate any more."""
+        """Take an event in, and drop what it shows to be outlived, or mere words."""
         if isinstance(mark.event, ServerUp | WarmupFinished):
             self._fatal, self._warned = [], []
         elif isinstance(mark.event, KnownMessage):

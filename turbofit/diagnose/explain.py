@@ -13,12 +13,12 @@ from turbofit.diagnose.answer import Diagnosis, Others, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
-from turbofit.diagnose.foreign import foreign_answer
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_engine import engine_rules
+from turbofit.diagnose.rules.rules_foreign import foreign_answer
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
 from turbofit.diagnose.rules.rules_legacy import legacy_rules
@@ -181,7 +181,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         what=what,
         others=others if draft.possible else None,
         why=draft.why,
-        missing=_asked(case) if draft.kind == "foreign" else None,
+        missing=_torch_lack(case) if draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,
         would_work=would_work,
@@ -191,7 +191,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
     )
 
 
-def _asked(case: LogCase) -> Missing | None:
+def _torch_lack(case: LogCase) -> Missing | None:
     """What torch asked and what was free, where the log of another program has its text."""
     memory = case.facts.first_event(TorchMemory)
     return missing_of(memory) if memory else None
@@ -223,8 +223,8 @@ def _last_error(case: LogCase) -> RuleAnswer:
         return _last_exception(case, errors)
     if case.facts.clean_up is not None:
         return _of_clean_up(case.facts.clean_up)
-    carrier = case.facts.subject.foreign.carrier
-    return foreign_answer(case, carrier) if carrier else _last_line(case, messages)
+    tool = case.facts.subject.foreign.tool
+    return foreign_answer(case, tool) if tool else _last_line(case, messages)
 
 
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:

@@ -1,4 +1,4 @@
-"""One pass over a log: what was recognised in each run of an engine, with the lines it stands on."""
+"""One pass over a log: what each run of an engine tells, with the lines it stands on."""
 
 from __future__ import annotations
 
@@ -274,7 +274,9 @@ class LogFacts:
             if memory.figures > mark.event.figures:
                 self._exchange(index, mark._replace(event=memory))
             return True
-        best, hits = max(((text, hits_of(text)) for text in joined), key=lambda x: told_figures(x[1]))
+        best, hits = max(
+            ((text, hits_of(text)) for text in joined), key=lambda x: told_figures(x[1])
+        )
         if told_figures(hits) > told_figures(mark.hits):
             self._exchange(index, mark._replace(event=KnownMessage(), text=best, hits=hits))
         return True

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.observe.log_events import PythonError, TorchMemory
-
-if TYPE_CHECKING:
-    from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.event import LogEvent
+from typing import Final, NamedTuple
 
 #: LMDeploy's own lines, commands and frames: whatever else a log names, it is of LMDeploy.
 _LMDEPLOY: Final = re.compile(
-    r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\]|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
+    r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\]"
+    r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
     r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
 )
 _VERSION: Final = r"[=: (-]{1,3}v?(\d+\.\d+[\w.+]*)"
@@ -32,26 +26,29 @@ _ENGINES: Final = (
     _Program("vLLM", r"\bvllm\b|EngineCore|VllmWorker|\bvLLM\b",
              rf"vLLM API server version (\d\S*)|LLM engine \(v([\d.]+\w*)\)|\bvllm{_VERSION}"),
     _Program("SGLang", r"\bsglang\b|\bSGLang\b|server_args=ServerArgs", rf"\bsglang{_VERSION}"),
-    _Program("text-generation-inference", r"text[-_]generation[-_](?:launcher|inference|server|router)",
+    _Program("text-generation-inference",
+             r"text[-_]generation[-_](?:launcher|inference|server|router)",
              rf"text-generation-inference{_VERSION}"),
     _Program("TensorRT-LLM", r"tensorrt_llm|TensorRT-LLM|\[TRT-LLM\]|trtllm",
              r"TensorRT-LLM version: (\d\S*)"),
-    _Program("llama.cpp", r"llama_(?:model_load|context|init)|llama-(?:server|cli)\b|\bggml_|llama\.cpp",
+    _Program("llama.cpp",
+             r"llama_(?:model_load|context|init)|llama-(?:server|cli)\b|\bggml_|llama\.cpp",
              r"\bbuild(?: =|:) (\d+)"),
     _Program("Ollama", r"\bollama\b", rf"\bollama{_VERSION}"),
 )  # fmt: skip
 #: Programs that install and carry others: a log is theirs where no row knows its error.
-_CARRIERS: Final = (
+_TOOLS: Final = (
     _Program("Kubernetes", r"\bkubelet\b|\bkubectl\b|FailedScheduling|BackOff\b|nvidia\.com/gpu"),
     _Program("Docker", r"\b[Dd]ocker: |Error response from daemon|OCI runtime|nvidia-container-cli"
              r"|\b[Dd]ocker daemon|manifest (?:for|unknown)|pull rate limit|exec format error"),
     _Program("pip", r"(?:ERROR|error): (?:Could not (?:find a version|build wheels)|No matching"
              r"|pip's|ResolutionImpossible|Cannot install|Failed building|metadata-generation"
              r"|subprocess-exited|externally-managed|Package '|\S+\.whl is not)|requires \S+, but"
-             r" you have|Failed to build [`\w]|Building wheel for|markdown-it|looks like a filename|Invalid requirement|conflicting dependencies"),
+             r" you have|Failed to build [`\w]|Building wheel for|looks like a filename"
+             r"|Invalid requirement|conflicting dependencies"),
     _Program("systemd", r"\bsystemd\[\d+\]: "),
 )  # fmt: skip
-_ALL: Final = {program.name: program for program in (*_ENGINES, *_CARRIERS)}
+_ALL: Final = {program.name: program for program in (*_ENGINES, *_TOOLS)}
 _ANY: Final = re.compile(
     "|".join(f"(?P<p{number}>{one.marks})" for number, one in enumerate(_ALL.values()))
 )
@@ -86,8 +83,8 @@ class ForeignPrograms:
         return self._of(_ENGINES)
 
     @property
-    def carrier(self) -> str:
-        return self._of(_CARRIERS)
+    def tool(self) -> str:
+        return self._of(_TOOLS)
 
     def version(self, name: str) -> str | None:
         return self._versions.get(name)
@@ -95,33 +92,3 @@ class ForeignPrograms:
     def _of(self, programs: tuple[_Program, ...]) -> str:
         lines = {one.name: self._lines[one.name] for one in programs if self._lines[one.name]}
         return max(lines, key=lambda name: lines[name]) if lines and not self.of_lmdeploy else ""
-
-
-def foreign_answer(case: LogCase, name: str) -> RuleAnswer:
-    """One line on a log of another program: its version and its last error, and no cause."""
-    version = case.facts.subject.foreign.version(name)
-    program = f"{name} {version}" if version else name
-    last = _last(case)
-    if last is None:
-        what = f"a log of {program}, which turbofit does not explain: no line of it tells of an error"
-        return RuleAnswer(kind="foreign", line=0, what=what)
-    row = evidence(last, "the last error")
-    return RuleAnswer(
-        kind="foreign",
-        line=last.line,
-        what=f"a log of {program}, which turbofit does not explain; its last error: {row.text}",
-        evidence=(row,),
-        planned=name in {one.name for one in _ENGINES},
-    )
-
-
-def _last(case: LogCase) -> LogEvent | None:
-    """The line to quote: that which has sizes of memory, else the last exception, else a line."""
-    facts, event = case.facts, case.event
-    short = [mark for mark, _ in facts.every(TorchMemory)]
-    raised = [mark for mark in event.marks if isinstance(mark.event, PythonError)]
-    lines = [*event.marks[-1:], *raised[-1:]] if event.outcome == "fatal" else []
-    known = short or sorted(lines, key=lambda mark: mark.line)[-1:]
-    return known[-1] if known else facts.mood.last_complaint or (
-        None if facts.mood.calm else facts.mood.last_refusal
-    )

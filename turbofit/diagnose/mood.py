@@ -26,7 +26,8 @@ _REFUSAL: Final = re.compile(
 )
 #: A word of failures with its value, which is none: a count, and no failure.
 _NONE_OF_THEM: Final = re.compile(
-    r"(?i:\b(?:\w+ )?(?:failed|failures?|errors?|refused|rejected|dropped)(?: requests?)?\W{1,12}0(?:\.0+)?\b"
+    r"(?i:\b(?:\w+ )?(?:failed|failures?|errors?|refused|rejected)(?: requests?)?"
+    r"\W{1,12}0(?:\.0+)?\b"
     r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
 )
 #: What a program says while it goes on: a level, a bar that grows; not while it ends. A server

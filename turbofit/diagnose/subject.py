@@ -43,7 +43,8 @@ _INFERENCE: Final = re.compile(
     r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
     r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
-    r"|attempting to bind on address|\.(?:h|cc):\d+ warn |trust[-_]remote|inference engine|server socket has failed"
+    r"|attempting to bind on address|server socket has failed|\.(?:h|cc):\d+ warn "
+    r"|trust[-_]remote|inference engine"
     r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
 )
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
@@ -167,13 +168,13 @@ class FactCollector:
         many = match["many"] or match["count"] or match["times"] or 0
         count = _MANY.get(str(many)) or int(many)
         size, key = _sized(name, plain, written, count)
-        if self._is_news(_CHIP.findall(name)[0], key, sized=bool(size or _HAS_SIZE.search(name))) and (
-            key not in self.cards or count
-        ):
+        if self._is_news(
+            _CHIP.findall(name)[0], key, sized=bool(size or _HAS_SIZE.search(name))
+        ) and (key not in self.cards or count):
             self.cards[key] = (count, place)
 
     def _is_news(self, chip: str, key: str, *, sized: bool) -> bool:
-        """Whether a card is another than those before: with a size it takes the bare name's place."""
+        """Whether a card is none of those before; one with a size takes the bare name's place."""
         if sized:
             self._sized.add(chip)
             self.cards.pop(self._unsized.pop(chip, ""), None)

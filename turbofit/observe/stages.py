@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.struct import Struct
 
-#: ``starting`` is before any engine; ``check`` and ``ready`` are a server's own, behind ``serving``.
+#: ``starting`` is before any engine; ``check`` and ``ready`` are a server's own stages.
 Stage = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready", "dying"]
 #: What an engine did, or what the memory was for, when it died.
 Phase = Literal[

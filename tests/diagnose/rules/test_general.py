@@ -100,7 +100,9 @@ def test_what_a_tool_says_is_answered_where_it_is_all_there_is(kind: str, log: s
 
 
 ROOT: Final = "ValueError: there is no such plane\n"
-PROGRESS: Final = "INFO 03-02 11:20:01 [core.py:58] step 1 of lmdeploy\nLoading:  50%|#####     | 2/4\n"
+PROGRESS: Final = (
+    "INFO 03-02 11:20:01 [core.py:58] step 1 of lmdeploy\nLoading:  50%|#####     | 2/4\n"
+)
 KNOWN: Final = "ModuleNotFoundError: No module named 'timm'\n"
 PROBES: Final = 3 * 'INFO:     127.0.0.1:40 - "GET /health HTTP/1.1" 200 OK\n'
 FAULT: Final = "[TM][FATAL] a.cu(80): CUDA error: an illegal memory access was encountered\n"
@@ -233,7 +235,7 @@ CALM: Final = "".join(INFO.format(n, n) for n in range(5))
         (CALM, "no line of this log tells of an error"),
         (f"{CALM}2026-03-02 - lmdeploy - WARNING - archs.py:5 - loading of a.b failed, using b",
          "no line of this log tells of an error"),
-        (f"{CALM}WARNING 03-02 [x.py:1] lmdeploy: ModuleNotFoundError: No module named 'lmdeploy._C'\n",
+        (f"{CALM}WARNING 03-02 [x.py:1] lmdeploy: ModuleNotFoundError: No module named 'moon._C'\n",
          "this log has a warning, and no error: "),
         (f"{CALM}/v/torch/a.py:9: UserWarning: MOONS is not set\nIf you do not want it, set it\n",
          "no line of this log tells of an error"),
@@ -324,7 +326,7 @@ LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
         ("unknown", "lmdeploy", "f", "raise error", "ValueError: the moon has no such phase"),
         ("unknown", "lmdeploy", "f", "phase = phases(9)", "KeyError: 'MoonLayer'"),
         ("unknown", "album", "load_weights", "assert a.shape == b.shape", "AssertionError"),
-        ("unknown", "lmdeploy", "f", 'raise ValueError("no moon") from error', "ValueError: no moon"),
+        ("unknown", "lmdeploy", "f", 'raise ValueError("no moon") from error', "ValueError: no"),
         # Which of two look-ups failed is not known; requests and the environment are no lists.
         ("unknown", "lmdeploy", "f", "x = moons[i] + LAYERS[name]", "KeyError: 'MoonLayer'"),
         ("unknown", "lmdeploy", "f", 'x = os.environ["MOON"]', "KeyError: 'MOON'"),

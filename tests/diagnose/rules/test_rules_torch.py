@@ -150,7 +150,7 @@ Traceback (most recent call last):
 
 
 def test_a_quantisation_is_no_server() -> None:
-    """It computes on one card; what helps is a shorter calibration, or what is quantised already."""
+    """It computes on one card: a shorter calibration helps, or what is quantised already."""
     found = explain(QUANTISED + SAID)
     assert (found.kind, found.phase) == ("out_of_memory", "quantising")
     assert "--calib-seqlen" in found.changes[0]

@@ -1,4 +1,4 @@
-"""`presets/causes.yaml`: known messages, and lines with facts. A row is data; a line is asked once."""
+"""`presets/causes.yaml`: known messages, and lines with facts. A row is data."""
 
 from __future__ import annotations
 
@@ -199,9 +199,11 @@ def _message(text: str) -> str:
 
 def caught(text: str) -> dict[str, str]:
     """Facts of a line by their names."""
-    found = {}
+    found: dict[str, str] = {}
     for row in _table().facts:
-        if any(word in text for word in row.says) and (match := pattern_of(row.pattern).search(text)):
+        if any(word in text for word in row.says) and (
+            match := pattern_of(row.pattern).search(text)
+        ):
             found |= {name: value for name, value in match.groupdict().items() if value}
     return found
 

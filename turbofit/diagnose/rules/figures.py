@@ -1,4 +1,4 @@
-"""Figures that rows of `presets/causes.yaml` name in sentences and conditions, and a row's answer."""
+"""A row's answer, and the figures that rows of `presets/causes.yaml` name."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ _FOLDERS: Final = re.compile(r"[/\\](transformers|lmdeploy)[/\\]|(transformers_m
 _PART: Final = re.compile(
     r"lmdeploy[/\\](?:vl[/\\]model[/\\](llava_hf)\.py|(turbomind|pytorch|lite|vl|serve)[/\\])"
 )
+#: Where TurboMind's weights are read.
+_CONVERTS: Final = re.compile(r"(lmdeploy[/\\]turbomind[/\\])")
 #: One look-up alone in a line: of several nobody knows which failed.
 _LOOKED_UP: Final = re.compile(r"[^\[]*?\b([A-Za-z_]\w{2,60})\[[^\[]*")
 #: An exception that is made there, and passes on none that came before.
@@ -188,7 +190,7 @@ def _place(figures: Figures) -> str | None:
 
 def _read_as_16_bits(figures: Figures) -> bool | None:
     """Whether TurboMind read a checkpoint in 4 bits without being told so."""
-    told = figures.of_line("chosen") or _innermost(_PART, figures.stack) != "turbomind"
+    told = figures.of_line("chosen") or _innermost(_CONVERTS, figures.stack) is None
     return True if figures.of_line("four_bit") and not told else None
 
 
@@ -322,8 +324,9 @@ _FEW: Final = 3
 
 def _is_alone(mark: LogEvent, facts: LogFacts) -> bool:
     """Whether an error is all that a log has, beside its traceback and a line or two."""
-    own = mark.text.strip().partition(".")[0] not in _OTHER_LANGUAGE
-    few = facts.rows_beside <= _FEW and own and _ALONE.match(mark.text) is not None
+    if mark.text.strip().partition(".")[0] in _OTHER_LANGUAGE:
+        return False
+    few = facts.rows_beside <= _FEW and _ALONE.match(mark.text) is not None
     return few and (not mark.stack or facts.errors == 1)
 
 

@@ -36,6 +36,7 @@ _NOT_PRINTED: Final = Missing(
     bytes=None, basis="unknown", note="TurboMind does not print what it asked"
 )
 
+
 def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
     facts = case.facts
     for mark, event in facts.every(CudaError):
@@ -77,9 +78,7 @@ def phase_of_fault(facts: LogFacts, frames: list[str]) -> Phase:
     return "unknown" if phase == "starting" else phase
 
 
-def _page_locked(
-    mark: LogEvent, phase: Phase, frames: list[str], *, certain: bool
-) -> RuleAnswer:
+def _page_locked(mark: LogEvent, phase: Phase, frames: list[str], *, certain: bool) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host; of that release alone."""
     what = f"LMDeploy got no page-locked host memory {when(phase, *frames[:1])} and aborted"
     return RuleAnswer(

@@ -1,4 +1,4 @@
-"""Hangs: a warm-up whose cache is smaller than one of its requests; a server that makes no token."""
+"""Hangs: a warm-up whose cache is smaller than its request, a server that makes no token."""
 
 from __future__ import annotations
 

@@ -132,9 +132,7 @@ def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator
         )
 
 
-def _unknown(
-    case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase
-) -> Iterator[str]:
+def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
     if not mark.stack and phase == "unknown":
         yield "where: the log has no traceback before the error"
     yield from _doubts(case, memory)
@@ -227,9 +225,7 @@ def _is_fragmented(memory: TorchMemory) -> bool:
     return cached is not None and requested is not None and cached >= requested > 0
 
 
-def _changes(
-    case: LogCase, phase: Phase, memory: TorchMemory, program: str
-) -> tuple[str, ...]:
+def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> tuple[str, ...]:
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
         return less_memory(program, "oversized")
     changes = [START_ONCE] if double_start(case) else []

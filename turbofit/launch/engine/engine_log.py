@@ -28,15 +28,11 @@ from turbofit.observe.log_events import (
     NcclError,
     NoCache,
     PythonError,
-    ServerUp,
     Slab,
-    Starting,
     TorchMemory,
     VisionFrame,
     WarmingUp,
-    WarmupFinished,
     WarmupLength,
-    WarmupLengths,
     end_kind,
     exit_words,
 )
@@ -361,8 +357,7 @@ def _page_locked(tracker: StartupTracker, fault: CudaError) -> End:
         kind="host_memory",
         phase="host",
         where=_frame(tracker),
-        message=f"the engine got no page-locked host memory {_where(tracker)}:"
-        f" {last_words(fault)}",
+        message=f"the engine got no page-locked host memory {_where(tracker)}: {last_words(fault)}",
         hint=f"free host memory; the plan counts {format_bytes(tracker.plan.host.pinned)} pinned; "
         f"the log is {tracker.log}",
     )
