@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from tests.report.conftest import Browser
+from tests.support.browser import Browser
 from tests.support.waiting import until
 from tests.sweep import part
 from turbofit.cli.main import main
