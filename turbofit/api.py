@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
 #: A command line inside of a sentence, which stays one; and an option with its value.
-_COMMAND: Final = re.compile(r"(turbofit [a-z]+[^;,]*)")
+_COMMAND: Final = re.compile(
+    r"(turbofit (?:batch|bench|calibrate|doctor|download|gpus|machine|merge|models|plan|predict"
+    r"|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
+)
 _OPTION: Final = re.compile(
     r"--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\w.%*-]*|[A-Z][A-Z|%]+\b|[A-Z]\b))?"
 )
@@ -268,7 +271,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
 
     more = {"model_name": model_name, "vision_config": vision_config}
     named = {name: value for name, value in more.items() if value is not None}
-    return open_pipeline(
+    pipeline: PlannedPipeline = open_pipeline(
         model_path,
         backend_config=backend_config,
         chat_template_config=chat_template_config,
@@ -280,6 +283,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
         **named,
         **options,
     )
+    return pipeline
 
 
 def rehearse(

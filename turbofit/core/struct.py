@@ -79,7 +79,7 @@ class JsonDocument(Struct):
 
     def to_dict(self) -> Document:
         """The document as dicts, lists and scalars, as :meth:`to_json` writes them."""
-        document: Document = to_builtins(self)
+        document: Document = msgspec.json.decode(self.to_json())
         return document
 
     def to_json(self) -> str:
@@ -102,6 +102,7 @@ def _no_attribute(document: Struct, name: str) -> str:
     if name.startswith("_"):
         return said
     places = [f"{what.lower()}.{place}" for place in _places(document, name)]
+    places = [place for place in places if "[" not in place] or places
     if places:
         return f"{said}; it is {' or '.join(places)}"
     public = [one for one in dir(document) if not one.startswith("_")]

@@ -26,7 +26,7 @@ def say_no_answer(module: Any) -> None:
     @asynccontextmanager
     async def safe_run(self: Any, handle: Any, session: Any, **given: Any) -> AsyncIterator[Any]:
         config, prompt = given["gen_config"], len(given["input_ids"])
-        words = self.tokenizer.encode(SENTENCE, add_bos=False)
+        words = self.tokenizer.encode(f"{SENTENCE} ", add_bos=False)
         unlimited = prompt + config.max_new_tokens >= self.session_len and not config.ignore_eos
         stop = [*(config.stop_token_ids or ())][:1]
         ends = unlimited and bool(stop) and config.max_new_tokens > len(words)

@@ -294,7 +294,7 @@ class Hosts:
         private = name.endswith((".localhost", ".internal"))
         return name in self._names or private or _is_address(name)
 
-    def is_own_page(self, headers: Mapping[bytes, bytes]) -> bool:
+    def comes_from_page(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request with an ``Origin`` is of the page that this server shows itself.
 
         A page that let its own name lead here has that name as ``Host`` too: without a key the name
@@ -363,7 +363,7 @@ class Origins:
             return ()
         page = origin.decode("latin-1")
         if not self._any and page not in self._allowed:
-            if self._hosts.is_own_page(headers):
+            if self._hosts.comes_from_page(headers):
                 return ()
             raise Refusal("origin", page=page[:_ORIGIN_SHOWN])
         value = b"*" if self._any else origin
