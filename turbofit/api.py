@@ -68,8 +68,7 @@ def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameter
         try:
             return function(*args, **keywords)
         except TurbofitError as exc:
-            message, hint = in_python(exc.message), in_python(exc.hint)
-            exc.__init__(message, hint=hint)  # type: ignore[misc]
+            exc.reword(in_python(exc.message), in_python(exc.hint))
             raise exc.with_traceback(None) from None
 
     return door
