@@ -23,13 +23,13 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_290,  # the stack of a card came from report; an attribute that is not here says where
-    "machine": 2_700,  # nvidia-smi's tables came from observe; a host's cores
+    "core": 5_320,  # a slice, the stack of a card, an attribute that is not here says where
+    "machine": 2_830,  # nvidia-smi's tables, a host's cores, slices, slow cards
     "kernels": 615,
     "model": 6_085,  # loading of Transformers came from memory
     "memory": 6_590,  # engines answer for their formulas where five rooms imported one's
     "tuner": 5_585,  # the host in the forecast, below what an older engine dies
-    "planning": 3_640,  # the list of checks came from diagnose and launch; keywords for editors
+    "planning": 3_660,  # the list of checks came from diagnose and launch; keywords for editors
     "observe": 1_405,  # the readers of logs came from diagnose, which pays
     "pretend": 1_895,
     "rehearse": 4_255,  # what pretend GPUs answer
@@ -40,10 +40,10 @@ BUDGETS = {
     "diagnose": 3_730,
     "report": 4_530,
     "cli": 4_930,
-    "turbofit": 415,  # a door of Python with its own words
-    "tests": 55_250,  # those of the features above
-    "tests/support": 3_630,  # leftovers of a run, stand-ins that stand by
-    "bench": 13_380,  # bench.images, bench.gateway.large
+    "turbofit": 425,  # a door of Python with its own words
+    "tests": 55_450,  # slices, rows that only judge, the page; those of the features above
+    "tests/support": 3_650,  # leftovers of a run, stand-ins that stand by, a browser
+    "bench": 13_420,  # rows that only judge, bench.images, bench.gateway.large
 }
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150
