@@ -251,6 +251,8 @@ def test_what_is_found_shows_itself() -> None:
     assert "<iframe" in (predicted._repr_html_() or "")
     found = Which.from_json(WHICH)
     assert repr(found) == "<Which: 1 of 2 for InternVL2-8B: 1xrtx3090>"
+    with pytest.raises(UsageError):  # it has the page's way of showing all the same
+        turbofit.which("internvl2-8b", on="1xrtx3090")
     assert "InternVL2-8B" in (found._repr_html_() or "")
     assert found.to_dict() == json.loads(WHICH)
     with pytest.raises(AttributeError, match=r"it is which.keep\[0\].on"):

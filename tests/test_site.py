@@ -50,6 +50,21 @@ CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
 NAV = list(pages(CONFIG["nav"]))
 
 
+def titles(nav: Any) -> Iterator[str]:
+    """What the menu calls its sections and pages; a page without a title has none."""
+    for one in nav if isinstance(nav, list) else []:
+        assert isinstance(one, dict), f"{one} has no title in the menu"
+        yield from one
+        for inside in one.values():
+            yield from titles(inside)
+
+
+def test_a_menu_can_be_read_at_a_glance() -> None:
+    found = list(titles(CONFIG["nav"]))
+    assert len(found) > 30
+    assert [title for title in found if len(title.split()) > 4] == []
+
+
 def test_the_start_page_has_first_steps_in_the_place_of_the_check() -> None:
     hook = (ROOT / "scripts" / "site_hook.py").read_text(encoding="utf-8")
     named = re.search(r'_CHECKS.*?r"\((.+?)\)', hook, re.DOTALL)

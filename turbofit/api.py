@@ -21,7 +21,6 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.planning import plan as planning
 from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
-from turbofit.planning.which import Which
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
         PromiseOptions,
         WhichOptions,
     )
+    from turbofit.planning.which import Which
 
     _Parameters = ParamSpec("_Parameters")
 
@@ -113,7 +113,6 @@ def _framed_which(found: Which) -> str:
 
 
 Plan.notebook_html = _framed
-Which.notebook_html = _framed_which
 
 
 def plan(
@@ -175,8 +174,9 @@ def which(model: str | Model | None = None, **options: Unpack[WhichOptions]) -> 
     Raises:
         TurbofitError: as `plan`, where it is so of every card or model.
     """
-    from turbofit.planning.which import which_cards, which_models
+    from turbofit.planning.which import Which, which_cards, which_models
 
+    Which.notebook_html = _framed_which
     request = _request(WhichRequest, "-" if model is None else model, options)
     return which_models(request) if model is None else which_cards(request)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
@@ -105,6 +104,8 @@ def _no_attribute(document: Struct, name: str) -> str:
     places = [place for place in places if "[" not in place] or places
     if places:
         return f"{said}; it is {' or '.join(places)}"
+    from difflib import get_close_matches  # heavy, and needed for a mistake alone
+
     public = [one for one in dir(document) if not one.startswith("_")]
     near = get_close_matches(name, public, n=1)
     return f"{said}; did you mean {near[0]}?" if near else said

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,13 @@ def _stand_in(module: Any) -> None:
     from turbofit.rehearse.no_answer import say_no_answer
     from turbofit.rehearse.turbomind import hfconfig
 
-    {
+    acts: dict[str, Callable[[], None]] = {
         "lmdeploy.hf_configs": hfconfig.register_for_pytorch,
         "lmdeploy.tokenizer": hfconfig.plain_gpt_oss_tokenizer,
         "lmdeploy.serve.parsers": hfconfig.plain_gpt_oss_parser,
         "lmdeploy.serve.core.async_engine": partial(say_no_answer, module),
-    }[module.__name__]()
+    }
+    acts[module.__name__]()
 
 
 for _name in (
