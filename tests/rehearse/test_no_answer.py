@@ -54,11 +54,10 @@ async def said(most: int, **more: Any) -> tuple[Server, list[Any]]:
     config = {"max_new_tokens": most, "ignore_eos": False, "stop_token_ids": [STOP], "logprobs": 0}
     server = type("OneServer", (Server,), {})
     say_no_answer(SimpleNamespace(AsyncEngine=server))
-    one, found = server(), []
+    one = server()
     given = {"input_ids": [0] * 10, "gen_config": SimpleNamespace(**{**config, **more})}
     async with one.safe_run(None, None, **given) as outputs:
-        async for output in outputs:
-            found.append(output)
+        found = [output async for output in outputs]
     assert one.closed
     return one, found
 
