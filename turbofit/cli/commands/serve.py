@@ -64,8 +64,8 @@ def serve(
     *, model: tuple[str, ...], detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
+    from turbofit.launch.serve.detached import DETACHED, end_without_lease
     from turbofit.launch.serve.passthrough import sort_options
-    from turbofit.launch.serve.runs import DETACHED, end_without_lease
 
     if DETACHED in os.environ:
         detach = False
@@ -102,7 +102,7 @@ def serve(
 
 def _detached(form: output.Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
-    from turbofit.launch.serve.runs import serve_detached
+    from turbofit.launch.serve.detached import serve_detached
 
     words = click.get_current_context().meta[WORDS]
     end = words.index("--") if "--" in words else len(words)
@@ -218,7 +218,7 @@ def _one_model(config: ServeConfig, arguments: _Arguments, form: output.Form) ->
 
 def _reloads(run: Run, arguments: _Arguments) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
-    from turbofit.launch.run import Reloader
+    from turbofit.launch.reload import Reloader
 
     ctx = click.get_current_context(silent=True)  # None where a program calls it
     if ctx is None or common.profile_of(ctx) is None:

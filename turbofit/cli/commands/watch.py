@@ -100,7 +100,7 @@ def watch(
 
 def _newest_server() -> Callable[[], list[str]]:
     """Tells at each look the runs of the newest server: a model of several gets new ones."""
-    from turbofit.launch.serve.runs import live_runs
+    from turbofit.launch.serve.live_runs import live_runs
     from turbofit.report.stored_documents import newest_run
 
     # One that runs goes before one that ended later.
@@ -179,7 +179,7 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
 
 @command(*FORMS, only_linux=True)
 def ps(*, form: Form) -> int:
-    from turbofit.launch.serve.runs import live_runs
+    from turbofit.launch.serve.live_runs import live_runs
 
     rows = [
         {
@@ -257,7 +257,7 @@ def logs(*, run: str | None, lines: int) -> int:
     only_linux=True,
 )
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
-    from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
+    from turbofit.launch.serve.live_runs import chosen_run, live_runs, stop_server
 
     wait = filled(RunsOptions, given).wait
     if all and run is not None:

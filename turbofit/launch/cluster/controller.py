@@ -37,7 +37,8 @@ from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, pin_board
-from turbofit.launch.serve.runs import LEASE_SECONDS, StateFile
+from turbofit.launch.serve.detached import LEASE_SECONDS
+from turbofit.launch.serve.state_file import StateFile
 from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, refusal
 
 if TYPE_CHECKING:
