@@ -101,7 +101,8 @@ class Turbofit:
         world.stir(process)
 
     def _run(self) -> int:
-        from turbofit.cli.terminal.output import exit_code, say
+        from turbofit.cli.terminal.interrupts import exit_code
+        from turbofit.cli.terminal.output import say
         from turbofit.launch.run import Run
         from turbofit.launch.serve.leases import Leases
         from turbofit.launch.serve.supervisor import StoppedError, StopSignal

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import Field
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS, RUN, filled, options_of
+from turbofit.cli.options.common_options import FORMS, RUN
+from turbofit.cli.options.field_options import filled, options_of
 from turbofit.cli.terminal.output import Form, answer, note, painted, say, show
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
