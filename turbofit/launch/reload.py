@@ -42,15 +42,12 @@ class Reloader:
         with self._lock:
             try:
                 options, config = self._read()
-                names = {**before, **options}
-                changed = [name for name in names if before.get(name) != options.get(name)]
-                gateway = run.config.gateway
-                taken = [name for name in changed if name in LIVE and gateway is not None]
-                if gateway is not None and taken:
-                    after = gateway.taking_over(config)
-                    if run.public is not None:
-                        run.public.call(lambda gateway: gateway.take_over(after))
-                    run.config = run.config.changed(gateway=after)
+                changed = _changed(before, options)
+                taken = [
+                    name for name in changed if name in LIVE and run.config.gateway is not None
+                ]
+                if taken:
+                    self._take_over(config)
             except TurbofitError as exc:
                 run.say(f"not reloaded: {exc.message} ({exc.hint})")
                 return
@@ -58,3 +55,16 @@ class Reloader:
             if left := [name for name in changed if name not in taken]:
                 run.say(f"needs a restart: {', '.join(left)}")
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
+
+    def _take_over(self, config: GatewayConfig) -> None:
+        """Have the gateway that serves now, and the next one, follow this public side."""
+        run = self._run
+        assert run.config.gateway is not None
+        after = run.config.gateway.taking_over(config)
+        if run.public is not None:
+            run.public.call(lambda gateway: gateway.take_over(after))
+        run.config = run.config.changed(gateway=after)
+
+
+def _changed(before: Options, after: Options) -> list[str]:
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]

@@ -381,6 +381,20 @@ class SeveralModels:
         """Start the model whose request has waited longest, or make room for it."""
         if self._starting or any(run.model.state == "ending" for run in self.runs):
             return
+        following = self._longest_waiting()
+        if following is None:
+            return
+        running = [run.model for run in self.runs if run.under_way is not None]
+        if len(running) < self.policy.at_once:
+            self._start(following)
+            return
+        victim = gives_way(running, self.policy.turn, time.monotonic())
+        if victim is not None:
+            insist(self.front, lambda _: victim.close())
+            self.say(f"{victim.name} makes way for {following.model.name}")
+
+    def _longest_waiting(self) -> ModelRun | None:
+        """The model that does not run and was wanted first; None where none is wanted."""
         # Models that run always start again after they failed, though nobody asks.
         always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
         waiting = []
@@ -389,19 +403,7 @@ class SeveralModels:
             since = model.again_at if always and model.state == "failed" else model.wanted_since
             if run.under_way is None and model.rested and since is not None:
                 waiting.append((since, run))
-        if not waiting:
-            return
-        following = min(waiting, key=itemgetter(0))[1]
-        running = [run for run in self.runs if run.under_way is not None]
-        if len(running) < self.policy.at_once:
-            self._start(following)
-            return
-        models = [run.model for run in running]
-        victim = gives_way(models, self.policy.turn, time.monotonic())
-        if victim is None:
-            return
-        insist(self.front, lambda _: victim.close())
-        self.say(f"{victim.name} makes way for {following.model.name}")
+        return min(waiting, key=itemgetter(0))[1] if waiting else None
 
     def _start(self, run: ModelRun) -> None:
         insist(self.front, lambda _: run.model.begin())

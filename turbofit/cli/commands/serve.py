@@ -81,9 +81,7 @@ def serve(
     models.check(model, options)
     arguments = Arguments(request, options, public, passed)
     if not model and not options.plan:
-        if options.cluster is not None:
-            raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
-        raise UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
+        raise _no_model(options.cluster)
     if detach and not options.dry_run:
         return _detached(form, options.cluster)
     if options.cluster is not None:
@@ -96,6 +94,12 @@ def serve(
     if models.idle is not None or len(model) > 1:
         return _models(config, models, model, form)
     return _one_model(config, arguments, form)
+
+
+def _no_model(cluster: str | None) -> UsageError:
+    if cluster is not None:
+        return UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
+    return UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
 
 
 def _detached(form: output.Form, cluster: str | None) -> int:

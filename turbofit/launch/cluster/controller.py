@@ -354,14 +354,18 @@ class Controller:
             node.be("serving", seconds=_FRONTS_SECONDS)
             node.after = ""
         elif node.state == "draining" and node.report.state == "idle" and over:
-            if node.after == "joining":
-                node.node = None
-            else:
-                self._free(node)
-                self.say(f"node {node.name} is {node.after}, its GPUs are given back")
-            node.be(node.after, node.why, _AGAIN_SECONDS)
+            self._drained(node)
         elif node.state == "unfit" and self.before is None and (over or another_promise):
             self._join(node)
+
+    def _drained(self, node: NodeState) -> None:
+        """A node's requests have ended: it joins again, or gives its GPUs back."""
+        if node.after == "joining":
+            node.node = None
+        else:
+            self._free(node)
+            self.say(f"node {node.name} is {node.after}, its GPUs are given back")
+        node.be(node.after, node.why, _AGAIN_SECONDS)
 
     def _settle(self, node: NodeState, measured: Node) -> None:
         """Have a node serve its plan under the promise, or say why it cannot."""
