@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from turbofit.diagnose.answer import Advice, Diagnosis, Missing
-    from turbofit.planning.checks import DoctorReport
-    from turbofit.planning.examine.scene import Finding, State
+    from turbofit.planning.checks import DoctorReport, Finding
+    from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone
 
 #: A heading, and what is said behind one and behind more; what stops comes first.
