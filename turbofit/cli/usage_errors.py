@@ -141,7 +141,7 @@ def _near_options(name: str, ctx: click.Context) -> str:
 
 
 def _elsewhere(name: str, ctx: click.Context) -> str:
-    """Where a name stands that is no option here: as an argument, in another command, in LMDeploy."""
+    """Where a name stands that is no option here: an argument, another command, LMDeploy."""
     from turbofit.launch.serve.passthrough import engine_options
 
     word = rf"\b{re.escape(name.strip('-'))}\b"

@@ -104,7 +104,7 @@ class CalibrateOptions(LaunchOptions):
 
 
 def needs_cluster(name: str) -> UsageError:
-    """Of an option that only a cluster has, where none is named."""
+    """The error for an option that only a cluster has, where none is named."""
     return UsageError(
         f"{option_of(name)} is for a cluster, and none is named",
         hint=f"leave {option_of(name)} out, or add --cluster ray",

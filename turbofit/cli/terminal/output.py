@@ -66,7 +66,7 @@ def say(text: str) -> None:
 
 
 class _Progress:
-    """Of this process: whether progress is unwanted, and what draws it."""
+    """Whether this process shows progress, and what draws it."""
 
     quiet = False
     display: ProgressDisplay | None = None
