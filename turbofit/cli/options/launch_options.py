@@ -11,12 +11,13 @@ from turbofit.core.errors import UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
+from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.json_types import Options
-    from turbofit.planning.request import Bytes, PlanRequest
+    from turbofit.planning.request import PlanRequest
 
 Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
