@@ -21,6 +21,7 @@ from turbofit.launch.engine import standby
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import Lmdeploy, module_runner
 from turbofit.launch.engine.standby import standby_of
+from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.counted_machine import end_orphans
@@ -82,7 +83,7 @@ def run(stop: StopSignal, leases: Leases, stack: ExitStack) -> str:
     vars(one.planner)["make"] = replan
     vars(start_module)["fetched"] = lambda model, _: model  # nothing is downloaded
     one.begin()
-    return one.follow(stop).name
+    return follow(one, stop).name
 
 
 def main() -> int:

@@ -136,8 +136,8 @@ def _near_options(name: str, ctx: click.Context) -> str:
     ]
     if near := guess(name, options):
         return near
-    own = [option for option in options if option not in _EVERYWHERE]
-    return f"its options are {', '.join(own)}; " if len(own) <= _LISTED else ""
+    its = [option for option in options if option not in _EVERYWHERE]
+    return f"its options are {', '.join(its)}; " if len(its) <= _LISTED else ""
 
 
 def _elsewhere(name: str, ctx: click.Context) -> str:

@@ -13,6 +13,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.calibrator import Calibrator, NvmlUsageReader, PretendUsageReader
+from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.leases import Leases
@@ -65,7 +66,7 @@ def calibrate(
         say(run.refuse().verdict)
         run.begin()
         try:
-            ended = run.follow(stop)
+            ended = follow(run, stop)
         finally:
             calibrator.end()
         if not calibrator.complete:

@@ -1,34 +1,22 @@
-"""One run: a request, or a plan that was given, becomes engines that serve until a signal.
+"""One run: a request, or a plan that was given, becomes a reserved plan and a folder.
 
 `Run.prepare` measures under the machine's lock, plans, rehearses and reserves, or refuses.
-`Run.begin` makes the run's folder. `Run.follow` starts the engines and follows them; where memory
-runs out, it steps down and starts again. One start is a `Start`.
+`Run.begin` makes the run's folder. `follow` starts the engines and follows them (`follow.py`); one
+start is a `Start` (`start.py`).
 """
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from turbofit.core.errors import (
-    DoesNotFitError,
-    MachineError,
-    OutOfMemoryError,
-    TurbofitError,
-    UsageError,
-)
+from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
 from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.core.process.files import write_atomic
-from turbofit.gateway.server import keep_large_blocks
-from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch, find_lmdeploy, lmdeploy_if_needed
-from turbofit.launch.serve.ladder import MOST_RUNGS, forget, recall, remember, rungs, table
+from turbofit.launch.serve.ladder import forget, recall
 from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.runs import Record, run_folder
-from turbofit.launch.serve.supervisor import StoppedError
-from turbofit.launch.start import Start
 from turbofit.observe.calibrations import pretends
 from turbofit.planning import checks
 from turbofit.planning.commands import commands
@@ -36,13 +24,11 @@ from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import refusal
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable
     from pathlib import Path
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.core.rehearsal import End
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.models import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
@@ -51,9 +37,7 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.standby import StandbyStarter
     from turbofit.launch.engine.supervised_engine import Examiner
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.leases import Leases
-    from turbofit.launch.serve.supervisor import StopSignal
 
     #: An address of a plan's own, or a part of a shared one.
     PublicSide = GatewayThread[Gateway] | AttachedGateway
@@ -209,96 +193,3 @@ class Run:
             defaults=() if self.config.gateway is None else self.config.gateway.defaults.words,
         )  # fmt: skip
         return self.folder
-
-    def follow(self, stop: StopSignal) -> signal.Signals:
-        """Start the engines of the plan, serve, and come back by a signal; `begin` came before.
-
-        Raises:
-            TurbofitError: it ended otherwise than by a signal; the record says how.
-        """
-        assert self.plan is not None
-        keep_large_blocks()  # before the first thread, which would have a heap of its own
-        try:
-            ended = self._follow(self.plan, stop)
-        except StoppedError as exc:
-            self.record.change(state="ended", ended=exc.signal.name)
-            raise
-        finally:
-            if self.config.pretend:
-                # The twin can be made again; a timeline's length is not its size, but looks so.
-                for room in (self.folder / "model", *self.folder.glob("pretend-*")):
-                    shutil.rmtree(room, ignore_errors=True)
-        self.record.change(state="ended", ended=ended.name)
-        return ended
-
-    def _follow(self, plan: Plan, stop: StopSignal) -> signal.Signals:
-        failed: list[tuple[Plan, End, str]] = []
-        why = ""
-        while True:
-            start = Start(self, plan, len(failed))
-            self.record.begin(
-                number=len(failed), changes=self.changes, why=why, settings=plan.settings,
-                requests_at_once=plan.requests_at_once,
-            )  # fmt: skip
-            try:
-                return start.run(stop)
-            except EndedError as exc:
-                end = exc.end
-                start.doubt(end)
-            except TurbofitError as exc:
-                self.record.change(state="failed", ended=exc.to_dict()["error"])
-                raise
-            self.record.attempt(ended=end.record())
-            failed.append((plan, end, why))
-            step = self._step_down(plan, end, len(failed))
-            if step is None:
-                self.record.change(state="failed", ended=end.record())
-                raise self._final(failed)
-            plan, rung = step
-            self.changes, why = {**self.changes, **rung.changes}, rung.why
-            place = f"warning: ladder {len(failed)}/{MOST_RUNGS}"
-            self.say(f"{place}: {end.error.message}")
-            self.say(f"{place}: {why}")
-            version, pretend = self.lmdeploy.version, self.config.pretend
-            remember(plan, version, pretend=pretend, changes=self.changes, why=why)
-            with suppress(TurbofitError):  # a full disk costs the file
-                path = self.folder / f"plan-{len(failed)}.json"
-                write_atomic(path, plan.to_json(), mode=0o600)
-
-    def _step_down(self, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
-        """The first rung of which the planner makes another plan that fits."""
-        if self.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
-            return None
-        self.plan = None  # what is planned before a change does not serve
-        started = plan if end.group is None else plan.of_group(end.group)
-        for rung in rungs(end, started, self.fixed):
-            try:
-                planned = self.planner.make({**self.changes, **rung.changes})
-            except TurbofitError as exc:
-                self.say(f"ladder: {rung.why}: {exc.message}")
-                continue
-            if not planned.fits:
-                self.say(f"ladder: {rung.why}: {planned.verdict}")
-            elif _engines(planned) != _engines(plan):
-                return planned, rung
-        return None
-
-    def _final(self, failed: list[tuple[Plan, End, str]]) -> TurbofitError:
-        """The last error; of a lack of memory, after the table of all starts."""
-        end = failed[-1][1]
-        if not end.is_oom or (len(failed) == 1 and end.kind == "hang"):
-            return end.error
-        for row in table(failed):
-            self.say(row)
-        if len(failed) == 1:
-            return end.error
-        return OutOfMemoryError(
-            f"out of memory after {len(failed)} starts, the last: {end.error.message}",
-            hint=f"see the table above, and {self.folder}; report it with turbofit diagnose",
-        )
-
-
-def _engines(plan: Plan) -> tuple[Any, ...]:
-    """All that its engines are started with and held to."""
-    groups = [(group.settings, group.units_per_forward) for group in plan.by_group]
-    return plan.settings, plan.limits, groups

@@ -25,6 +25,7 @@ from turbofit.gateway.models import AttachedGateway, ModelsGateway, ServedModel,
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.standby import standby_of
+from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview
@@ -235,7 +236,7 @@ class ModelRun:
             if len(self.folders) == _KEPT_RUNS:
                 shutil.rmtree(self.folders.popleft(), ignore_errors=True)
             self.folders.append(self._run.begin())
-            self._run.follow(stop)
+            follow(self._run, stop)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         self._stop.end(number)

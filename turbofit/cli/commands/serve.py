@@ -194,6 +194,7 @@ def _config(arguments: Arguments) -> ServeConfig:
 
 def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> int:
     from turbofit.launch.engine.standby import standby_of
+    from turbofit.launch.follow import follow
     from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
@@ -208,7 +209,7 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
             plan = run.prepare()
             folder = run.begin()
             stop.on_hangup = _reloads(run, arguments)
-            ended = run.follow(stop)
+            ended = follow(run, stop)
         cut = 0 if run.public is None else run.public.cut
         if form.as_json:
             output.answer(to_json({"ended": ended.name, "run": str(folder), "cut": cut}))

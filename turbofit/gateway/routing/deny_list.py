@@ -210,10 +210,10 @@ class DenyList:
                 death.accuse(who, in_turn=mine, begun=answering and suspected)
         if in_turn is not None:
             others = [b for present, b in zip(there, begun, strict=True) if present is not in_turn]
-            self._judge_turn(in_turn, names[there.index(in_turn)], others)
+            self._conclude_turn(in_turn, names[there.index(in_turn)], others)
         self._look_for_client()
 
-    def _judge_turn(self, in_turn: Present, name: str, others_begun: list[bool]) -> None:
+    def _conclude_turn(self, in_turn: Present, name: str, others_begun: list[bool]) -> None:
         """Refuse the request of a turn, if all others that were there had begun to be answered."""
         if in_turn.turn is not None and in_turn.turn.name == name and all(others_begun):
             self._refuse(name, [death for death in self._deaths if name in death.suspects])

@@ -68,7 +68,8 @@ def planned_config(plan: Plan, config: Any) -> Any:
     return out
 
 
-def changed_fields(config: Any) -> dict[str, Any]:
+def changed_fields(config: Any) -> Options:
+    """The fields of a config that differ from LMDeploy's defaults."""
     default = vars(type(config)())
     changed = {n: value for n, value in vars(config).items() if value != default.get(n)}
     if "quant_policy" in changed:
