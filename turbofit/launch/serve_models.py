@@ -219,8 +219,8 @@ class ModelRun:
     def start(self) -> None:
         """Start its engines; `ended` tells when they have ended."""
         self._stop, self.under_way = StopSignal(), Future()
-        follow = partial(self._follow, self._stop, self.under_way)
-        Thread(target=follow, name=f"model {self.model.name}", daemon=True).start()
+        body = partial(self._follow, self._stop, self.under_way)
+        Thread(target=body, name=f"model {self.model.name}", daemon=True).start()
 
     def _follow(self, stop: StopSignal, ended: Future[None]) -> None:
         try:
