@@ -24,22 +24,22 @@ MOST_FUNCTION_LINES = 60
 #: A room that stands in no line has no budget.
 BUDGETS = {
     "core": 5_320,  # a slice, the stack of a card, an attribute that is not here says where
-    "machine": 2_830,  # nvidia-smi's tables, a host's cores, slices, slow cards
+    "machine": 2_850,  # nvidia-smi's tables, a host's cores, slices, slow cards
     "kernels": 615,
     "model": 6_085,  # loading of Transformers came from memory
     "memory": 6_590,  # engines answer for their formulas where five rooms imported one's
     "tuner": 5_585,  # the host in the forecast, below what an older engine dies
     "planning": 3_660,  # the list of checks came from diagnose and launch; keywords for editors
     "observe": 1_405,  # the readers of logs came from diagnose, which pays
-    "pretend": 1_895,
+    "pretend": 1_905,
     "rehearse": 4_255,  # what pretend GPUs answer
-    "gateway": 9_030,  # the page and what it asks for, connections after bodies
+    "gateway": 9_050,  # the page and what it asks for, connections after bodies
     "load": 1_285,
-    "launch": 11_060,  # images on threads, their names, standby, proved checks, LMDeploy's options
-    "batch": 1_665,
+    "launch": 11_190,  # images on threads, their names, standby, proved checks, LMDeploy's options
+    "batch": 1_670,
     "diagnose": 3_730,
-    "report": 4_530,
-    "cli": 4_930,
+    "report": 4_550,
+    "cli": 5_130,  # a file a subject, steps with names
     "turbofit": 425,  # a door of Python with its own words
     "tests": 55_700,  # slices, rows that only judge, the page; those of the features above
     "tests/support": 3_650,  # leftovers of a run, stand-ins that stand by, a browser
