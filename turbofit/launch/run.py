@@ -35,6 +35,7 @@ from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine import read_ahead
 from turbofit.launch.engine.check import LONG, ask_small, ask_worst, check_seconds
 from turbofit.launch.engine.engine_log import EndedError
+from turbofit.launch.engine.gemm_tuning import IMPORT, GemmTuning
 from turbofit.launch.engine.launches import (
     Launch,
     find_lmdeploy,
@@ -66,6 +67,7 @@ from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.runs import Record, run_folder
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
+from turbofit.memory.engines import engine_of
 from turbofit.observe.calibration import in_words
 from turbofit.observe.calibrations import pretends
 from turbofit.planning import checks
@@ -75,7 +77,7 @@ from turbofit.planning.plan import refusal
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
@@ -233,8 +235,8 @@ class Run:
         int4 = self.plan is not None and self.plan.settings.quant_policy == 4
         if int4 and "--tool-call-parser" in self.config.options:
             doubts.append(
-                "a cache in 4 bits can spoil calls of tools: of Qwen3-Coder-30B-A3B none of 6 chains "
-                "succeeded where 5 did with --quant-policy 8 (lmdeploy#4743); try your own"
+                "a cache in 4 bits can spoil calls of tools: of Qwen3-Coder-30B-A3B none of 6 "
+                "chains succeeded where 5 did with --quant-policy 8 (lmdeploy#4743); try yours"
             )
         if self.config.gateway is None:
             doubts.append(
@@ -430,6 +432,8 @@ class Start:
         #: From `run` on.
         self._supervisor: Supervisor
         self._proves = False
+        #: The kernels that engines chose, by their groups.
+        self._tunings: dict[int, GemmTuning] = {}
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
         self._began = time.monotonic()
@@ -481,6 +485,8 @@ class Start:
             run.examiner.begin(self._plan)
             exam = run.examiner.examine
         self._proves = exam is ask_worst
+        if run.examiner is None and not config.pretend:
+            self._tune(launches)
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
             exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
@@ -494,6 +500,17 @@ class Start:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
             self._gone()
+
+    def _tune(self, launches: Sequence[Launch]) -> None:
+        """Let engines that measure their kernels read what an earlier start chose."""
+        version, plan = self._run.lmdeploy.version, self._plan
+        if not engine_of(plan).tunes_kernels:
+            return
+        for launch in launches:
+            tuning = GemmTuning(plan, launch.group, version, imports=not self._proves)
+            launch.tuning = self._tunings[launch.group] = tuning
+        if any(IMPORT in tuning.environment() for tuning in self._tunings.values()):
+            self._run.say("kernels are those that an earlier start chose: no warm-up")
 
     def _exam(self) -> EngineExam | None:
         """What each engine must answer, which is said before it starts."""
@@ -630,6 +647,9 @@ class Start:
                 if row.gpu is not None:
                     run.say(f"{engine.name}: {in_words(row)}")
             spent = engine.spent()
+            if (tuning := self._tunings.get(engine.group)) is not None and tuning.keep():
+                took = spent.get("warm-up", 0.0)
+                run.say(f"{engine.name}: its kernels are kept; the next start saves {took:.0f} s")
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)
