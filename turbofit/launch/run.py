@@ -35,7 +35,7 @@ from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine import read_ahead
 from turbofit.launch.engine.check import LONG, ask_small, ask_worst, check_seconds
 from turbofit.launch.engine.engine_log import EndedError
-from turbofit.launch.engine.gemm_tuning import IMPORT, GemmTuning
+from turbofit.launch.engine.gemm_tuning import give_tuning, kept_words
 from turbofit.launch.engine.launches import (
     Launch,
     find_lmdeploy,
@@ -67,7 +67,6 @@ from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.runs import Record, run_folder
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import StoppedError, Supervisor
-from turbofit.memory.engines import engine_of
 from turbofit.observe.calibration import in_words
 from turbofit.observe.calibrations import pretends
 from turbofit.planning import checks
@@ -77,7 +76,7 @@ from turbofit.planning.plan import refusal
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
@@ -432,8 +431,6 @@ class Start:
         #: From `run` on.
         self._supervisor: Supervisor
         self._proves = False
-        #: The kernels that engines chose, by their groups.
-        self._tunings: dict[int, GemmTuning] = {}
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
         self._began = time.monotonic()
@@ -486,7 +483,9 @@ class Start:
             exam = run.examiner.examine
         self._proves = exam is ask_worst
         if run.examiner is None and not config.pretend:
-            self._tune(launches)
+            give_tuning(
+                launches, self._plan, run.lmdeploy.version, run.say, imports=not self._proves
+            )
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
             exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
@@ -500,17 +499,6 @@ class Start:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
             self._gone()
-
-    def _tune(self, launches: Sequence[Launch]) -> None:
-        """Let engines that measure their kernels read what an earlier start chose."""
-        version, plan = self._run.lmdeploy.version, self._plan
-        if not engine_of(plan).tunes_kernels:
-            return
-        for launch in launches:
-            tuning = GemmTuning(plan, launch.group, version, imports=not self._proves)
-            launch.tuning = self._tunings[launch.group] = tuning
-        if any(IMPORT in tuning.environment() for tuning in self._tunings.values()):
-            self._run.say("kernels are those that an earlier start chose: no warm-up")
 
     def _exam(self) -> EngineExam | None:
         """What each engine must answer, which is said before it starts."""
@@ -647,9 +635,8 @@ class Start:
                 if row.gpu is not None:
                     run.say(f"{engine.name}: {in_words(row)}")
             spent = engine.spent()
-            if (tuning := self._tunings.get(engine.group)) is not None and tuning.keep():
-                took = spent.get("warm-up", 0.0)
-                run.say(f"{engine.name}: its kernels are kept; the next start saves {took:.0f} s")
+            if engine.launch.tuning is not None and engine.launch.tuning.keep():
+                run.say(f"{engine.name}: {kept_words(spent)}")
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from turbofit.core.plan import Plan
-from turbofit.launch.engine.gemm_tuning import GemmTuning, records_of
+from turbofit.launch.engine.gemm_tuning import GemmTuning, give_tuning, kept_words, records_of
 from turbofit.launch.engine.launches import Launch
 from turbofit.planning.commands import commands
 
@@ -108,6 +108,23 @@ def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
     assert tuning().keep() == 0
 
 
-def test_an_engine_is_told() -> None:
-    launch = Launch(commands(PLAN)[0], [sys.executable, "-m", "lmdeploy"], tuning=tuning())
-    assert EXPORT in launch.start_command(0).env
+def test_an_engine_is_told_and_so_are_people() -> None:
+    told: list[str] = []
+    launch = Launch(commands(PLAN)[0], [sys.executable, "-m", "lmdeploy"])
+    give_tuning([launch], PLAN, "0.18.0", told.append, imports=True)
+    path = Path(launch.start_command(0).env[EXPORT])
+    assert told == []
+    path.write_bytes(exported())
+    assert launch.tuning is not None
+    assert launch.tuning.keep()
+    assert kept_words({"weights": 9.0, "warm-up": 12.3}).endswith("saves a warm-up of 12 s")
+    give_tuning([launch], PLAN, "0.18.0", told.append, imports=True)
+    assert IMPORT in launch.start_command(1).env
+    assert told == ["kernels are those that an earlier start chose: no warm-up"]
+
+
+def test_an_engine_that_measures_none_is_left_alone() -> None:
+    plan = replace(PLAN, engine=replace(PLAN.engine, name="pytorch"))
+    launch = Launch(commands(PLAN)[0], [sys.executable, "-m", "lmdeploy"])
+    give_tuning([launch], plan, "0.18.0", print, imports=True)
+    assert launch.tuning is None

@@ -11,16 +11,21 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from turbofit.core.plan import Plan
 from turbofit.core.process.files import digest_of_parts, state_dir
+from turbofit.memory.engines import engine_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from turbofit.core.plan import Plan
 
 _ROOM: Final = "gemm-tuning"
 _MOST_FILES: Final = 32
-IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"
+_IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"
 #: The variables, which an engine reads late in its start.
-VARIABLES: Final = (IMPORT, _EXPORT)
+VARIABLES: Final = (_IMPORT, _EXPORT)
 #: The file's head: a word, the format's number, bytes of a record, records. Another format, or a
 #: file that is not whole, would be read as nothing, and the kernels would be chosen unmeasured.
 _HEAD: Final = struct.Struct("<8sIIQ")
@@ -52,7 +57,7 @@ class GemmTuning:
             folder = state_dir(_ROOM)
             if self.imports and records_of(folder / self._name):
                 os.utime(folder / self._name)
-                return {IMPORT: str(folder / self._name)}
+                return {_IMPORT: str(folder / self._name)}
         except OSError:
             return {}
         return {_EXPORT: str(folder / self._part)}
@@ -83,3 +88,36 @@ def records_of(file: Path) -> int:
         return 0
     word, _, record, records = _HEAD.unpack(head)
     return int(records) if word == _WORD and size == _HEAD.size + record * records else 0
+
+
+class Tunable(Protocol):
+    """A launch of one engine."""
+
+    tuning: GemmTuning | None
+
+    @property
+    def group(self) -> int: ...
+
+
+def give_tuning(
+    launches: Sequence[Tunable],
+    plan: Plan,
+    lmdeploy: str,
+    say: Callable[[str], None],
+    *,
+    imports: bool,
+) -> None:
+    """Let engines that measure their kernels write what they choose, or read it, which is said."""
+    if not engine_of(plan).tunes_kernels:
+        return
+    for launch in launches:
+        launch.tuning = GemmTuning(plan, launch.group, lmdeploy, imports=imports)
+    if any(launch.tuning and _IMPORT in launch.tuning.environment() for launch in launches):
+        say("kernels are those that an earlier start chose: no warm-up")
+
+
+def kept_words(spent: Mapping[str, float]) -> str:
+    """What the next start saves, by the seconds that this one's phases took."""
+    return (
+        f"its kernels are kept: the next start saves a warm-up of {spent.get('warm-up', 0):.0f} s"
+    )
