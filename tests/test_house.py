@@ -35,7 +35,7 @@ BUDGETS = {
     "rehearse": 4_175,
     "gateway": 8_945,  # large bodies beside the loop, hosts, errors in form, connections after them
     "load": 1_285,
-    "launch": 11_320,  # kept kernels, images on threads, their names, standby, proved checks
+    "launch": 11_340,  # kept kernels, images on threads, their names, standby, proved checks
     "batch": 1_670,
     "diagnose": 3_730,
     "report": 4_640,
