@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
+from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.rules.causes import less_memory
+from turbofit.diagnose.rules.copies import copies
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.rules_legacy import (
     START_ONCE,
@@ -17,9 +17,10 @@ from turbofit.diagnose.rules.rules_legacy import (
     cache_holders,
     cache_story,
     double_start,
+    lower_ratio,
 )
 from turbofit.machine.presets import context_bytes
-from turbofit.observe.log_events import CONTEXT, ModelLoaded, PythonFrame, TorchMemory
+from turbofit.observe.log_events import CONTEXT, PythonFrame, TorchMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,14 +68,23 @@ _FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
-    "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/": "lmdeploy", "vllm/": "vllm",
-    "sglang/": "sglang",
+    "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/lite/": "lmdeploy-lite",
+    "lmdeploy/": "lmdeploy", "vllm/": "vllm", "sglang/": "sglang",
 }  # fmt: skip
 #: How to tell a server's processes from others.
 _HOW: Final = (
     "To tell: start the server, and compare the pids of `docker top NAME` (or of `pgrep -af"
     " lmdeploy`) with those of `nvidia-smi --query-compute-apps=pid,used_memory --format=csv` on"
     " the host"
+)
+#: What tells more of a text that stands alone.
+_SEND: Final = (
+    "name the model with --model (what it takes is known then), and paste the lines before this one"
+    ' from "Traceback (most recent call last)" on: they say where it ran out'
+)
+_SEND_LINE: Final = (
+    'paste the line "CUDA out of memory. Tried to allocate …" as a whole, with the traceback before'
+    " it: its figures say who held the card"
 )
 _SEPARATORS: Final = re.compile(r"[/\\]")
 #: Its layers are everybody's: a forward of theirs says of no model which part it is.
@@ -114,19 +124,28 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         lines[:0] = kv_blocks.lines
         why += cache_story(case, kv_blocks)
         holdings += cache_holders(kv_blocks)
-    for reason in (double_start(case), _loaded_twice(case)):
-        if reason:
-            why.append(reason[0])
-            lines.append(reason[1])
-    unknown = []
+    if twice := double_start(case):
+        why.append(twice[0])
+        lines.append(twice[1])
+    too_many = copies(case, mark, memory, phase)
+    why += (copy.why for copy in too_many)
+    lines += (copy.line for copy in too_many if copy.line.line != mark.line)
+    unknown, send = [], []
     if not mark.stack and phase == "unknown":
         unknown.append("where: the log has no traceback before the error")
+        if case.model is None:
+            send.append(_SEND)
+        elif memory.requested is None and not case.facts.subject.programs:
+            send.append(_SEND_LINE)
     unknown += _doubts(case, memory)
     others = _foreign(case, memory)
     if others and memory.gpu is not None:
         unknown.append(f"whether other cards are as full as GPU {memory.gpu}")
     if memory.total is None:
         unknown.append("the card's size and what was free: this torch does not print them")
+    once = ((START_ONCE,) if twice else ()) + tuple(copy.change for copy in too_many)
+    changes = (*once, *_changes(case, phase, memory, program))
+    in_use = tuple(_IN_USE[fact] for fact in _IN_USE if fact in case.facts.subject.facts)
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
@@ -136,9 +155,10 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         why=tuple(why),
         held=tuple(holdings),
         missing=_missing(memory),
+        send=tuple(send),
         unknown=tuple(unknown),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=_changes(case, phase, memory, program),
+        changes=tuple(dict.fromkeys(change for change in changes if not change.startswith(in_use))),
         planned=True,
         others=others,
     )
@@ -225,56 +245,26 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
 
 def _changes(
     case: LogCase, phase: PhaseName, memory: TorchMemory, program: str | None
-) -> tuple[str, ...]:
+) -> Iterator[str]:
+    """What leaves more of the card free for this run, surest first."""
+    if program is None and case.facts.subject.programs == {"lmdeploy"}:
+        program = "lmdeploy"
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
-        return less_memory(program, "oversized")
-    changes = []
-    if double_start(case):
-        changes.append(START_ONCE)
-    if _loaded_twice(case):
-        changes.append(
-            "load the model once; over several cards choose one: a whole model on each card, or one"
-            " model sharded over them"
-        )
-    changes += _what_to_end(case, memory)
-    changes += less_memory(program, phase)
-    if memory.outside_torch and program in (None, "lmdeploy"):
-        changes.append(
-            "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes after"
-            " the cache"
-        )
-    if (
-        memory.cached
-        and memory.requested
-        and memory.cached >= memory.requested
-        and memory.process is not None  # not under WSL and Windows, where it is said to fail
-    ):
-        changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
-    in_use = [option for fact, option in _IN_USE.items() if fact in case.facts.subject.facts]
-    return tuple(change for change in changes if not change.startswith(tuple(in_use)))
-
-
-def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
-    """Whole models loaded by one program, more often than a launcher started the program.
-
-    A bar that is drawn again at its end, in the next line, is the same load.
-    """
-    marks = [mark for mark, _ in case.facts.every(ModelLoaded)]
-    loads = [now for before, now in pairwise(marks) if now.line - before.line > 1]
-    ranks = case.facts.subject.ranks
-    if len(loads) + 1 <= (ranks[0] if ranks else 1) or not loads:
-        return None
-    sharded = (
-        ", and `device_map=auto` shards each over the same cards"
-        if (case.facts.subject.auto_map)
-        else ""
-    )
-    return (
-        f"the program loaded the whole model {len(loads) + 1} times{sharded}: replicas, or"
-        " replicas and shards at once, so every copy after the first meets cards that are already"
-        " full",
-        evidence(loads[0], "the model is loaded again"),
-    )
+        yield from less_memory(program, "oversized")
+        return
+    yield from _what_to_end(case, memory)
+    if blocks(case) is not None and phase != "weights":
+        yield from lower_ratio(case)
+    else:
+        yield from less_memory(program, phase)
+        if memory.outside_torch and program is None:
+            yield (
+                "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes"
+                " after the cache"
+            )
+    pieces = memory.cached and memory.requested and memory.cached >= memory.requested
+    if pieces and memory.process is not None:  # not under WSL and Windows, where it is said to fail
+        yield "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 
 
 def _unclear(case: LogCase, memory: TorchMemory) -> bool:
