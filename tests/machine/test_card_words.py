@@ -11,7 +11,7 @@ from turbofit.machine.spec import parse_spec
 def named(text: str) -> dict[str, int]:
     words = CardWords()
     words.read(1, text)
-    return {name: cards.count for name, cards in words.found.items()}
+    return {name: cards.number for name, cards in words.found.items()}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def named(text: str) -> dict[str, int]:
         ("8xA100", {"a100-40g": 8}),
         ("four RTX 3090 of 24 GB", {"rtx3090": 4}),
         # A card of which little is known is named, so that another is not the machine.
-        ("RTX 5070 Ti 16303MiB beside RTX 2050", {"rtx5070ti": 0, "RTX 2050": 0}),
+        ("RTX 5070 Ti 16303MiB, RTX 5090 D 32607MiB", {"rtx5070ti": 0, "RTX 5090 D": 0}),
         # Figures that are no cards.
         ("shape 8x4096, lr 3090, 2x1080p, step 4070/5090", {}),
         ("progress ████ 3090 of 4090", {}),

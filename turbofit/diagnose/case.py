@@ -145,14 +145,14 @@ class LogCase:
         """Cards that the text names, where they are of one kind."""
         found = self.facts.subject.cards.found
         if len(found) > 1:
-            kinds = ", ".join(f"{max(1, cards.count)}x {name}" for name, cards in found.items())
+            kinds = ", ".join(f"{max(1, cards.number)}x {name}" for name, cards in found.items())
             self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
         if len(found) != 1:
             return ""
         name, cards = next(iter(found.items()))
         peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
-        number = cards.count or max([1, *peers, self.tp or 1, *counts])
+        number = cards.number or max([1, *peers, self.tp or 1, *counts])
         return f"{number}x{as_large(name, self._printed_total)}" + self._peers(number)
 
     def _peers(self, number: int) -> str:

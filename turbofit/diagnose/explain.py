@@ -214,7 +214,8 @@ def _last_error(case: LogCase) -> RuleAnswer:
     line = line or (None if case.facts.calm else case.facts.last_refusal)
     if line is None:
         what = _QUIET if case.facts.calm else _FOREIGN
-        return RuleAnswer(kind="", line=0, what=what, planned=not case.facts.calm)
+        known = case.model is not None and case.machine is not None
+        return RuleAnswer(kind="", line=0, what=what, planned=known and not case.facts.calm)
     text = evidence(line, "").text
     if _WARNING.match(text):
         return _quote(line, f"this log has a warning, and no error: {text}", "the last warning")

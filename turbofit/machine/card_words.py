@@ -56,7 +56,7 @@ _SAME_TOTAL: Final = 0.07
 class NamedCards(NamedTuple):
     """Cards of one kind that a text names: how many (0: it does not say), and its line."""
 
-    count: int
+    number: int
     line: int
 
 

@@ -177,8 +177,8 @@ def _diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
 def _first_step(diagnosis: Diagnosis) -> str:
     """What tells where it ran out, else the surest change; else what others tried, or to send."""
     tried = diagnosis.others.tried if diagnosis.others else ()
-    asked = diagnosis.send if diagnosis.known else ()
-    return next(iter((*asked, *diagnosis.changes, *tried, *diagnosis.send)), "")
+    lacking = diagnosis.send if diagnosis.known else ()
+    return next(iter((*lacking, *diagnosis.changes, *tried, *diagnosis.send)), "")
 
 
 def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:

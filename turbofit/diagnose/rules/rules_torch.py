@@ -104,20 +104,7 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     phase = phase_of(mark.stack or named)
     lines = [evidence(mark, "torch's own figures")]
     program = _program_of(mark.stack, case.facts.subject.programs)
-    why = list(_figures(case, memory, program))
-    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-    without = "" if program or fused else _WITHOUT
-    if phase == "vision" and _whole_matrix(mark.stack):
-        why.append(
-            "attention was computed with its whole matrix, which grows with the square of the"
-            f" image's patches{without}"
-        )
-    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
-        why.append(
-            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
-            " allocated in all, as attention with its whole matrix does, which grows with the"
-            f" square of the tokens or patches{without}"
-        )
+    why = [*_figures(case, memory, program), *_whole_matrix(mark, memory, phase, program)]
     holdings = list(_holders(case, mark, memory))
     kv_blocks = blocks(case)
     if kv_blocks is not None:
@@ -130,19 +117,6 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     too_many = copies(case, mark, memory, phase)
     why += (copy.why for copy in too_many)
     lines += (copy.line for copy in too_many if copy.line.line != mark.line)
-    unknown, send = [], []
-    if not mark.stack and phase == "unknown":
-        unknown.append("where: the log has no traceback before the error")
-        if case.model is None:
-            send.append(_SEND)
-        elif memory.requested is None and not case.facts.subject.programs:
-            send.append(_SEND_LINE)
-    unknown += _doubts(case, memory)
-    others = _foreign(case, memory)
-    if others and memory.gpu is not None:
-        unknown.append(f"whether other cards are as full as GPU {memory.gpu}")
-    if memory.total is None:
-        unknown.append("the card's size and what was free: this torch does not print them")
     once = ((START_ONCE,) if twice else ()) + tuple(copy.change for copy in too_many)
     changes = (*once, *_changes(case, phase, memory, program))
     in_use = tuple(_IN_USE[fact] for fact in _IN_USE if fact in case.facts.subject.facts)
@@ -155,13 +129,54 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         why=tuple(why),
         held=tuple(holdings),
         missing=_missing(memory),
-        send=tuple(send),
-        unknown=tuple(unknown),
+        send=tuple(_send(case, mark, memory, phase)),
+        unknown=tuple(_unknown(case, mark, memory, phase)),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
         changes=tuple(dict.fromkeys(change for change in changes if not change.startswith(in_use))),
         planned=True,
-        others=others,
+        others=_foreign(case, memory),
     )
+
+
+def _whole_matrix(
+    mark: LogEvent, memory: TorchMemory, phase: PhaseName, program: str | None
+) -> Iterator[str]:
+    """Yields that attention held its whole matrix, by its frame or by what it asked for."""
+    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+    without = "" if program or fused else _WITHOUT
+    eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
+    if phase == "vision" and eager:
+        yield (
+            "attention was computed with its whole matrix, which grows with the square of the"
+            f" image's patches{without}"
+        )
+    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
+        yield (
+            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
+            " allocated in all, as attention with its whole matrix does, which grows with the"
+            f" square of the tokens or patches{without}"
+        )
+
+
+def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
+    """Yields what the text leaves open."""
+    if not mark.stack and phase == "unknown":
+        yield "where: the log has no traceback before the error"
+    yield from _doubts(case, memory)
+    if _foreign(case, memory) and memory.gpu is not None:
+        yield f"whether other cards are as full as GPU {memory.gpu}"
+    if memory.total is None:
+        yield "the card's size and what was free: this torch does not print them"
+
+
+def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
+    """Yields what would tell where a text that stands alone ran out."""
+    if mark.stack or phase != "unknown":
+        return
+    if case.model is None:
+        yield _SEND
+    elif memory.requested is None and not case.facts.subject.programs:
+        yield _SEND_LINE
 
 
 def _missing(memory: TorchMemory) -> Missing:
@@ -392,7 +407,3 @@ def _program_of(stack: tuple[PythonFrame, ...], programs: set[str]) -> str | Non
     # TurboMind computes without torch: what torch allocates beside it is its front end's.
     named = programs - {"lmdeploy"}
     return next(iter(named)) if len(programs) == len(named) == 1 else None
-
-
-def _whole_matrix(stack: tuple[PythonFrame, ...]) -> bool:
-    return bool(stack) and any(call in stack[-1].code for call in _EAGER)
