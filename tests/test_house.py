@@ -35,7 +35,7 @@ BUDGETS = {
     "rehearse": 4_175,
     "gateway": 8_945,  # large bodies beside the loop, hosts, errors in form, connections after them
     "load": 1_285,
-    "launch": 11_190,  # images on threads, their names, standby, proved checks, LMDeploy's options
+    "launch": 11_215,  # images on threads, their names, standby, proved checks, LMDeploy's options
     "batch": 1_670,
     "diagnose": 3_855,  # a copy too many, and what a model takes at most
     "report": 4_640,
