@@ -8,8 +8,7 @@ from typing import Final
 
 from turbofit.diagnose.foreign import ForeignPrograms
 from turbofit.diagnose.rules.causes import caught
-from turbofit.machine.presets import find_preset as find_gpu
-from turbofit.machine.presets import nominal_gigabytes
+from turbofit.machine.card_words import CardWords
 from turbofit.model.presets import find_preset as find_model
 from turbofit.model.presets import known_presets
 
@@ -49,31 +48,8 @@ _INFERENCE: Final = re.compile(
 )
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
 _QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]")
-_CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
-_TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")
-#: A card's size after its name, and no machine's: "A100 80G", "RTX 4090 (24 GB)".
-_SIZE: Final = r"\d{1,3}(?:\.\d+)? ?[Gg](?:i?[Bb])?"
-_CARD_SIZE: Final = (
-    rf"(?P<size>s?,?(?: with| of| GPUs?| cards?)?[ _:/-]{{0,2}}[(\[]? ?(?:{_SIZE}|\d{{4,6}} ?MiB)\b"
-    r"[)\]]?(?! *(?:of |system |host |CPU )?(?:RAM|DDR|free|used|swap|disk|SSD)))?"
-)
-#: Before a number that says which card, and not how many.
-_NO_INDEX: Final = r"(?<![.:|] )(?<!GPU )(?<!evice )(?<!ank )(?<!ode )(?<!CUDA )(?<![.\d])"
-_MANY: Final = {"two": 2, "four": 4, "eight": 8}
-_CARD: Final = re.compile(
-    rf"(?:\b(?P<count>\d{{1,2}})\s*[x×*]\s*|{_NO_INDEX}\b(?P<many>[2-8]|two|four|eight) )?"
-    r"(?:\b(?P<before>\d{2,3} ?[Gg][Bb]?)[ -])?"
-    r"(?P<name>(?:NVIDIA\s+)?(?:GeForce\s+)?RTX\s?\d{4}(?:\s?D\b)?(?:\s?Ti)?(?:\s?SUPER)?"
-    r"(?:\sLaptop)?"
-    r"|Tesla\s+[A-Z]\d{1,3}(?:-\w+)*|V100(?:-\w+)*(?:[ -]\d\dGB?)?"
-    r"|NVIDIA\s+[A-Z]{1,2}\d{1,4}(?:[ -](?:SXM\d?|PCIe|PCIE|\d\dGB|HBM3))*"
-    r"|\b[AH]100(?!\d)(?:-\w+)*|H200|\bL4\b|L40S|\bT4\b|\bA10\b)"
-    rf"{_CARD_SIZE}(?:\s?[x×*]\s?(?P<times>\d)\b)?",
-)
-_HAS_SIZE: Final = re.compile(r"\d\dG")
-_CHIP: Final = re.compile(r"RTX ?\d{4}|[A-Z]{1,2}\d{1,4}")
-#: People round what a card has, or name what CUDA can use of it.
-_ROUNDED: Final = 0.1
+#: A name with a number in it, or the one family that people name without.
+_TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*|\b[Cc][Oo][Gg]VLM\b")
 _OPTION: Final = re.compile(
     r"(?:--|\b)(cache[-_]max[-_]entry[-_]count|max[-_]prefill[-_]token[-_]num|max[-_]batch[-_]size"
     r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
@@ -99,17 +75,14 @@ class FactCollector:
     """Collects, row by row; each fact keeps the line it was read from."""
 
     def __init__(self) -> None:
-        self.cards: dict[str, tuple[int, Place]] = {}
-        #: Cards that a line names and no preset knows: what is known of the others is no machine.
-        self.unknown_cards: dict[str, Place] = {}
-        #: Chips that the log names with a size, and cards of others: a name leaves its size open.
-        self._sized = set[str]()
-        self._unsized: dict[str, str] = {}
+        self.cards = CardWords()
         self.options: dict[str, object] = {}
         self.version: str | None = None
         self.ranks: tuple[int, Place] | None = None
         self.auto_map: Place | None = None
         self.foreign = ForeignPrograms()
+        #: Whether a line names LMDeploy, by whatever word.
+        self.names_lmdeploy = False
         #: Whether a checkpoint was quantised, and nothing served.
         self.quantises = False
         #: Whether the log is about inference at all: what other programs say is nobody's cause.
@@ -119,8 +92,6 @@ class FactCollector:
         self.names: dict[str, tuple[int, Place]] = {}
         #: What the rows of `facts` in `presets/causes.yaml` caught, the last line of each.
         self.facts: dict[str, str] = {}
-        #: Whether a line names LMDeploy, by whatever word.
-        self.names_lmdeploy = False
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -138,8 +109,7 @@ class FactCollector:
         lower = text.lower()
         if any(word in lower for word in _families()):
             self._model(place)
-        for card in _CARD.finditer(text) if any(word in text for word in _CARDS) else ():
-            self._card(card, place)
+        self.cards.read(line, text)
         if "=" in text or "--" in text:
             self._options(place)
         if "lmdeploy" in lower:
@@ -156,33 +126,6 @@ class FactCollector:
             return None
         name = min(self.names, key=lambda name: self.names[name][0])
         return name, self.names[name][1]
-
-    def _card(self, match: re.Match[str], place: Place) -> None:
-        """A card by its preset; by its words where their size or form is none of the preset's."""
-        name = re.sub(r"\s+", " ", match["name"])
-        plain = find_gpu(name.removesuffix(" Laptop"))
-        if plain is None:
-            self.unknown_cards.setdefault(name, place)
-            return
-        written = match["size"] or match["before"] or ""
-        many = match["many"] or match["count"] or match["times"] or 0
-        count = _MANY.get(str(many)) or int(many)
-        size, key = _sized(name, plain, written, count)
-        if self._is_news(
-            _CHIP.findall(name)[0], key, sized=bool(size or _HAS_SIZE.search(name))
-        ) and (key not in self.cards or count):
-            self.cards[key] = (count, place)
-
-    def _is_news(self, chip: str, key: str, *, sized: bool) -> bool:
-        """Whether a card is none of those before; one with a size takes the bare name's place."""
-        if sized:
-            self._sized.add(chip)
-            self.cards.pop(self._unsized.pop(chip, ""), None)
-        elif chip in self._sized:
-            return False
-        else:
-            self._unsized[chip] = key
-        return True
 
     def _model(self, place: Place) -> None:
         text = place[1]
@@ -221,30 +164,11 @@ class FactCollector:
             self.ranks = self.ranks or (int(match[1]), place)
 
 
-def _sized(name: str, plain: str, written: str, count: int) -> tuple[int, str]:
-    """A card's size in GB as it is written, 0 where none is, and the name with it."""
-    size, nominal = _gigabytes(written), nominal_gigabytes(plain)
-    sized = f"{name} {size}GB" if size else name
-    # Behind a comma it may be the machine's; else it may be of all cards together.
-    if find_gpu(sized) is None and ("," in written or size == count * nominal):
-        size, sized = 0, name
-    same = size and abs(size - nominal) <= nominal * _ROUNDED
-    return size, find_gpu(sized) or (plain if same else sized)
-
-
 @cache
 def _families() -> tuple[str, ...]:
     """What the names of models begin with: most lines are passed over by it."""
     words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
     return tuple(sorted(words | {"cogvlm", "llava", "llama"}))
-
-
-def _gigabytes(text: str) -> int:
-    """The size of a card as it is written, in GB; 0: none is."""
-    number = re.search(r"[\d.]+", text)
-    if number is None:
-        return 0
-    return round(float(number[0]) / (1024 if "M" in text else 1))
 
 
 def preset_of(name: str) -> str | None:
