@@ -328,8 +328,7 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         caches.append(part.kv_tokens)
         at_once = part.shape.requests(request.workload.concurrency)
         here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
-        speed = group_speed(here, part.settings, load, part.kv_tokens, at_once)
-        speeds.append(speed if part.shape.units_per_forward is None else speed.queued())
+        speeds.append(group_speed(here, part.settings, load, part.kv_tokens, at_once))
     host = host_rate(request, load, len(speeds), _USUAL_SIZE)
     forecast = total(speeds, images=load.images_per_request, host=host)
     return UsualImage(
@@ -339,4 +338,5 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         requests_per_second=forecast.requests_per_second,
         seconds_to_first_token=forecast.seconds_to_first_token,
         host=forecast.host,
+        seconds_to_first_token_alone=forecast.seconds_to_first_token_alone,
     )

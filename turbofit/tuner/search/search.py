@@ -34,6 +34,7 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.shapes import Evaluation, Shape, no_shape, shape_settings, shapes
 from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
+from turbofit.tuner.surety import with_surety
 from turbofit.tuner.throughput import host_rate, total
 
 _LOG: Final = LazyLogger(__name__)
@@ -88,7 +89,10 @@ class EngineFit(Struct):
             return None
         host = host_rate(self.request, load, len(speeds))
         measured = self.request.machine.measured
-        return total(speeds, measured, images=load.images_per_request, host=host)
+        forecast = total(speeds, measured, images=load.images_per_request, host=host)
+        gpus = [self.request.machine.gpu(i) for group in self.best.shape.groups for i in group]
+        images = bool(load.units_per_image)
+        return with_surety(forecast, self.request.model, self.engine.name, gpus, images=images)
 
 
 def search(request: ResolvedRequest, engine: Engine) -> EngineFit:

@@ -21,8 +21,9 @@ from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
-from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.speed import LinkClass, Pace, Speed, group_class, reduce_class
+from turbofit.tuner.tower import whole_image_prefill
 
 
 class Shape(Struct):
@@ -218,8 +219,7 @@ GroupSignature = tuple[tuple[tuple[int, int, int], ...], LinkClass, int]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
-    fixed_prefill = request.fixed.get("max_prefill_token_num")
-    prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
+    prefills = _prefills(request, engine)
     for groups in _groupings(request, engine):
         gpus = [request.machine.gpu(index) for group in groups for index in group]
         dtype = chosen_dtype(request.model, request.fixed.get("dtype"), gpus)
@@ -233,6 +233,19 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
                 dtype=dtype,
                 prefills=prefills if mixed_cards else (),
             )
+
+
+def _prefills(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
+    """The user's own size, or those to try: one of them holds a worst image that is cut else."""
+    fixed = request.fixed.get("max_prefill_token_num")
+    if isinstance(fixed, int):
+        return (fixed,)
+    rule, images = request.model.image_rule, vision_load_of(request, request.requested_limit)
+    if rule is None or not engine.encodes_again or not images.units_per_image:
+        return PREFILL_SIZES
+    whole = whole_image_prefill(rule.unit_tokens(images.units_per_image))
+    fits = PREFILL_SIZES[0] < whole <= request.model.text.max_position_embeddings
+    return (whole, *PREFILL_SIZES) if fits else PREFILL_SIZES
 
 
 def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group, ...]]:
