@@ -8,17 +8,20 @@ from datetime import datetime, timezone
 
 from bench.speed.fit import FITTED, fit, left_out_scores
 from bench.speed.forecast import setup_of
-from bench.speed.report import Results, published_errors, report, with_errors
+from bench.speed.report import Results, report
 from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import score
+from bench.speed.sureties import surety_file
 from turbofit.core.presets import preset_path
 from turbofit.tuner.speed import rates
 
 
 def results_of(rows: list[Row]) -> Results:
-    """All rows, each with its source left out and as shipped."""
-    left_out = left_out_scores([setup_of(row) for row in rows], rates(FITTED))
-    return Results(left_out, [score(one.setup, rates()) for one in left_out])
+    """All rows: of text, each with its source left out and as shipped; those that judge."""
+    text = [setup_of(row) for row in rows if not row.sizes and not row.judges]
+    left_out = left_out_scores(text, rates(FITTED))
+    judging = [score(setup_of(row), rates()) for row in rows if row.sizes or row.judges]
+    return Results(left_out, [score(one.setup, rates()) for one in left_out], judging)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,9 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     text = report(results, datetime.now(timezone.utc).date())
     if args.write:
         (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
-        path = preset_path("engines", "throughput")
-        errors = published_errors(results)
-        path.write_text(with_errors(path.read_text(encoding="utf-8"), errors), encoding="utf-8")
+        path = preset_path("engines", "surety")
+        path.write_text(surety_file(results.kinds), encoding="utf-8")
     else:
         print(text, end="")
     return 0

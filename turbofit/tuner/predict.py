@@ -326,7 +326,8 @@ def _speed(
     images = vision_load.images_per_request
     forecast = total(speeds, machine.measured, images=images, host=host)
     gpus = [gpu for account in accounts for gpu in account.gpus]
-    return with_surety(forecast, request.model, engine.name, gpus, images=bool(vision_load.units_per_image))
+    has_images = bool(vision_load.units_per_image)
+    return with_surety(forecast, request.model, engine.name, gpus, images=has_images)
 
 
 def _story(

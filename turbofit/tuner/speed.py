@@ -59,10 +59,6 @@ class Rates(Struct):
     processor_source_seconds: float
     processor_prepared_seconds: float
     queued_share: float
-    median_error: float
-    p90_error: float
-    error_figures: int
-    error_cards: int
 
 
 #: Shares of a card's peak that a large copy and a large product reach: a measured card's figures
@@ -320,11 +316,11 @@ class Speed(Struct):
     """One group's forecast.
 
     ``seconds_to_first_token`` is of a request that comes at any moment while all others are there:
-    it waits for the prompts that are being read (no answer ends meanwhile, so few wait). ``alone``
-    is of one that finds the engine idle. ``running`` requests are in the batch on average; ``prefill`` is
-    one request's, ``step`` one token of all that run, ``reduce`` what of it is spent on links, each
-    in seconds; ``encodings`` is how often the images of one that comes alone are encoded. A larger
-    cache never gives fewer requests a second.
+    it waits for the prompt that is being read (no answer ends meanwhile, so few others wait).
+    ``alone`` is of one that finds the engine idle. ``running`` requests are in the batch on
+    average; ``prefill`` is one request's, ``step`` one token of all that run, ``reduce`` what of it
+    is spent on links, each in seconds; ``encodings`` is how often the images of one that comes
+    alone are encoded. A larger cache never gives fewer requests a second.
     """
 
     requests_per_second: float

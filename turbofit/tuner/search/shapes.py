@@ -72,7 +72,9 @@ class Evaluation(Struct):
     more requests at once. ``footprint``: bytes on all GPUs, where the least is asked for.
     ``held_requests``: those that all engines hold at once, where a number is promised; with too
     few, ``settings`` have the largest batch that is held. ``pace`` is the forecast under the wished
-    rate, ``slow`` the share by which it misses the wish.
+    rate, ``slow`` the share by which it misses the wish. ``ranked`` is what counts of the score: of
+    requests a second those of a plain tower, with whose attention a worst image would outweigh all
+    that smaller ones and texts gain by cache.
     """
 
     engine: str
@@ -93,6 +95,7 @@ class Evaluation(Struct):
     parts: tuple[Evaluation, ...] = ()
     pace: Pace | None = None
     slow: float = 0.0
+    ranked: float = 0.0
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
         return next((part for part in self.parts if group in part.shape.groups), self)
@@ -114,7 +117,7 @@ class Evaluation(Struct):
         Promises come before speed, so that more memory makes none smaller.
         """
         context = self.settings.session_len
-        return (self.served, context, -self.footprint, -self.slow, self.score)
+        return (self.served, context, -self.footprint, -self.slow, self.ranked)
 
     @property
     def rank(self) -> tuple[float, ...]:
