@@ -493,8 +493,10 @@ def speed_of(
     encoding = group.tower_seconds(load.images.units_per_image)
     encodings, cut = _encodings(work.tower, load, settings)
     alone = text + encodings * encoding
-    reading = (running - 1) * alone
-    images = encoding * (encodings + cut * reading / (reading + load.output * step))
+    # Answers that end in the same step make room for prompts that are read back to back.
+    together = (running - 1) / load.output
+    behind = 1 - (1 - exp(-together)) / together if together else 0.0
+    images = encoding * (encodings + cut * behind)
     prefill = text + images
     # An evicted request begins again, its images too.
     again = repeated * load.output
@@ -504,9 +506,7 @@ def speed_of(
     # LMDeploy's event loop runs beside the GPU.
     rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
     others = (running - 1) * (prefill + again) / cycle
-    # Answers that end in the same step make room for prompts that wait for each other.
-    clump = prefill * (running - 1) / (2 * load.output)
-    first = prefill + others * (prefill / 2 + clump) + step
+    first = prefill + others * (prefill / 2 + prefill * together / 2) + step
     return Speed(
         requests_per_second=rate,
         seconds_per_request=at_once / rate,
@@ -524,8 +524,8 @@ def _encodings(tower: Tower, load: ClosedLoad, settings: Settings) -> tuple[int,
     """How often a request's images are encoded where it comes alone, and more where prompts wait.
 
     Prompts that wait are read back to back, so that the edge of a forward cuts some image more
-    often; no two are read together that are longer than a context, or whose images queue. By a
-    plain tower they do not wait.
+    often; no two are read together that are longer than a context, or whose images queue. A plain
+    tower is never asked for more.
     """
     sent, forward = load.images, settings.max_prefill_token_num
     images, tokens = sent.images_per_request, sent.tokens_per_request

@@ -104,12 +104,11 @@ def image_seconds(
 def rate_with_host(of_cards: float, at_once: float, prepared: float, seconds: float) -> float:
     """Requests a second where the host prepares images for ``prepared`` of them.
 
-    ``of_cards`` are the cards' alone, with ``at_once`` requests there at any time; the images of
-    one take the host so many ``seconds``, while the cards work for others.
+    ``of_cards`` are the cards' alone, with ``at_once`` requests there at any time. While the images
+    of one take the host so many ``seconds``, the cards work for others, if there are others.
     """
-    if not at_once:
-        return min(of_cards, prepared)
-    return min(of_cards, prepared, at_once / (at_once / of_cards + seconds))
+    alone = at_once <= 1
+    return min(prepared, 1 / (1 / of_cards + seconds) if alone else of_cards)
 
 
 def total(

@@ -236,7 +236,9 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return f"{other.kv_tokens:,} KV tokens for one request, not {best.kv_tokens:,}"
     if other.score < best.score:
         return f"{three_digits(other.score)} requests/s, not {three_digits(best.score)}"
-    return f"{three_digits(other.ranked)} requests/s of small images, not {three_digits(best.ranked)}"
+    return (
+        f"{three_digits(other.ranked)} requests/s of small images, not {three_digits(best.ranked)}"
+    )
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:

@@ -222,7 +222,7 @@ GroupSignature = tuple[tuple[tuple[int, int, int], ...], LinkClass, int]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
-    prefills = _prefills(request, engine)
+    prefills = prefill_sizes(request, engine)
     for groups in _groupings(request, engine):
         gpus = [request.machine.gpu(index) for group in groups for index in group]
         dtype = chosen_dtype(request.model, request.fixed.get("dtype"), gpus)
@@ -238,7 +238,7 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
             )
 
 
-def _prefills(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
+def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
     """The user's own size, or those to try: one of them holds a worst image that is cut else."""
     fixed = request.fixed.get("max_prefill_token_num")
     if isinstance(fixed, int):
