@@ -117,7 +117,7 @@ def crowd(found: Plan, seed: int) -> float:
                 limits.units_per_request,
                 limits.images_per_request,
                 limits.image_tokens_per_request,
-            )  # fmt: skip
+            )
         )
         for each in (times.begun, times.first, times.ended):
             each.append(nan)
