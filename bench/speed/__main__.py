@@ -17,11 +17,17 @@ from turbofit.tuner.speed import rates
 
 
 def results_of(rows: list[Row]) -> Results:
-    """All rows: of text, each with its source left out and as shipped; those that judge."""
-    text = [setup_of(row) for row in rows if not row.sizes and not row.judges]
+    """All rows as shipped; those that fit, with their source left out as well."""
+    text, unseen, images = (
+        [setup_of(row) for row in rows if not row.sizes and not row.unseen],
+        [setup_of(row) for row in rows if row.unseen],
+        [setup_of(row) for row in rows if row.sizes],
+    )
     left_out = left_out_scores(text, rates(FITTED))
-    judging = [score(setup_of(row), rates()) for row in rows if row.sizes or row.judges]
-    return Results(left_out, [score(one.setup, rates()) for one in left_out], judging)
+    shipped, of_unseen, of_images = (
+        [score(one, rates()) for one in each] for each in (text, unseen, images)
+    )
+    return Results(left_out, shipped, of_unseen, of_images)
 
 
 def main(argv: list[str] | None = None) -> int:

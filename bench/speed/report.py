@@ -25,12 +25,16 @@ _TIMES = 1.5
 
 
 class Results:
-    """Every row with its source left out of the fit, and as shipped; rows that judge as shipped."""
+    """Rows with their source left out of the fit, and as shipped; those that fit nothing."""
 
     def __init__(
-        self, left_out: Sequence[Score], shipped: Sequence[Score], judging: Sequence[Score] = ()
+        self,
+        left_out: Sequence[Score],
+        shipped: Sequence[Score],
+        unseen: Sequence[Score] = (),
+        images: Sequence[Score] = (),
     ) -> None:
-        self.left_out, self.shipped, self.judging = left_out, shipped, judging
+        self.left_out, self.shipped, self.unseen, self.images = left_out, shipped, unseen, images
         self.judged = [one for one in left_out if one.setup.row.of_lmdeploy]
         self.shipped_judged = [one for one in shipped if one.setup.row.of_lmdeploy]
 
@@ -42,8 +46,8 @@ class Results:
     @property
     def kinds(self) -> dict[str, Errors]:
         """How far off each kind of LMDeploy's is."""
-        judging = [one for one in self.judging if one.setup.row.of_lmdeploy]
-        return kinds(self.judged, judging)
+        images = [one for one in self.images if one.setup.row.of_lmdeploy]
+        return kinds(self.judged, self.unseen, images)
 
 
 HEAD = """\
@@ -73,9 +77,11 @@ published a vision model's speed with LMDeploy whose image size and host are tol
 
 {images}
 
-## Text that only judges
+## Cards that no fit has seen
 
-{judges}
+These rows judge and fit nothing. The forecast is as shipped.
+
+{unseen}
 
 ## By source and engine
 
@@ -132,7 +138,7 @@ def report(results: Results, day: date) -> str:
         curves=table("curve | published | left out | within a factor of two", best),
         far=table("row | left out | as shipped", far),
         first_tokens=_first_tokens(results), assumed=_assumed(results),
-        kinds=_kinds(results), images=_images(results), judges=_judging(results),
+        kinds=_kinds(results), images=_images(results), unseen=_unseen(results.unseen),
         of_images=_of_images(results),
     )  # fmt: skip
 
@@ -171,8 +177,7 @@ def _kinds(results: Results) -> str:
 
 def _of_images(results: Results) -> str:
     """The bars of TurboMind's images: each within so many times, and the median."""
-    ours = [one for one in results.judging if one.setup.row.kind.endswith("turbomind")]
-    ours = [one for one in ours if one.setup.row.sizes]
+    ours = [one for one in results.images if one.setup.row.kind.endswith("turbomind")]
     if not ours:
         return ""
     worst, middle = max(one.times_off for one in ours), median_of(ours)
@@ -188,18 +193,29 @@ def _images(results: Results) -> str:
         (one.setup.row.id, f"{one.setup.row.engine} {one.setup.row.version}", _card(one),
          "" if one.setup.row.judges else "fit", f"{one.published:.3g}", f"{one.forecast:.3g}",
          f"{one.error:+.0%}", f"{one.setup.row.source}: {one.setup.row.why}")
-        for one in results.judging if one.setup.row.sizes
+        for one in results.images
     ]  # fmt: skip
     return table("row | engine | card | | seen | forecast | error | source", rows)
 
 
-def _judging(results: Results) -> str:
+def _unseen(scores: Sequence[Score]) -> str:
+    """Errors by card, model, keys and values; each with the run of one request and the fullest."""
+    groups: dict[tuple[str, ...], list[Score]] = {}
+    for one in scores:
+        row = one.setup.row
+        bits = f"{row.quant_policy or 16} bits"
+        if ratio := row.settings.get("cache_max_entry_count"):
+            bits += f", ratio {ratio:g}"
+        groups.setdefault((row.card, row.name, bits), []).append(one)
+    groups["all", "", ""] = list(scores)
     rows = [
-        (one.setup.row.id, _card(one), f"{one.published:.3g}", f"{one.forecast:.3g}",
-         f"{one.error:+.1%}", f"{one.setup.row.source}: {one.setup.row.why}")
-        for one in results.judging if not one.setup.row.sizes
+        (*name, len(group), f"{median_of(group):.1%}", f"{p90_of(group):.1%}",
+         *(f"{errors[i]:+.1%}" for i in (0, -1)), f"{max(errors, key=abs):+.1%}")
+        for name, group in groups.items()
+        if (errors := [one.error for one in group])
     ]  # fmt: skip
-    return table("row | card | seen | forecast | error | source", rows)
+    head = "card | model | keys and values | figures | median | p90 | first | last | worst"
+    return table(head, rows) if scores else ""
 
 
 def _groups(results: Results, name: Callable[[Row], str]) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from turbofit.core.struct import Struct
 from turbofit.model.source import resolve_model as model_of_name
+from turbofit.tuner.surety import kind_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -21,8 +22,8 @@ class Row(Struct):
     ``concurrency`` are requests that are there at any time; None: as many as the batch. ``prompt``
     and ``output`` are mean tokens, ``spread`` the squared coefficient of variation of an answer's
     length, ``together``: all requests start at the same moment. ``why``: on what that rests.
-    ``judges``: it is held against the forecast and no constant was fitted to it. ``prompts`` is how
-    many requests a benchmark sent in all.
+    ``unseen``: the row judges and fits nothing, since it stands for cards that no fit has seen.
+    ``prompts`` is how many requests a benchmark sent in all.
 
     Of images: the ``sizes`` in pixels of the pictures that were sent, in equal shares, one a
     request; what turbofit was told (``prefill``, ``context``); and the ``threads`` that prepared
@@ -52,10 +53,10 @@ class Row(Struct):
     assumed_lengths: bool = False
     spread: float = 0.0
     together: bool = False
+    unseen: bool = False
     requests_per_second: float | None = None
     output_tokens_per_second: float | None = None
     seconds_to_first_token: float | None = None
-    judges: bool = False
     prompts: int | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     prefill: int = 8192
@@ -65,14 +66,14 @@ class Row(Struct):
     decoded: bool = False
     limit: int | None = None
     tower: bool = False
+    judges: bool = False
 
     @property
     def kind(self) -> str:
         """What the forecast of it is a forecast of, as `presets/engines/surety.yaml` names it."""
         if not self.sizes:
             return f"text, {self.engine}"
-        rule = model_of_name(self.model).image_rule
-        return f"images of {rule.unit_name if rule else ''}, {self.engine}"
+        return kind_of(model_of_name(self.model), self.engine, images=True)
 
     @property
     def of_lmdeploy(self) -> bool:

@@ -8,45 +8,51 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from math import ceil
+
+from msgspec.structs import replace
 
 from bench.speed.score import Score, median_of, p90_of
 from turbofit.tuner.surety import UNSEEN, Errors
 
 _HEAD = """\
 # How far forecasts of speed were off, by kind: the share by which half and nine of ten of the
-# figures differ at most, by how many times the worst does, and the cards of these figures. Written
-# by `python -m bench.speed --write`; the rows are in bench/speed.
+# figures differ at most, by how many times nine of ten and the worst are off, and their cards.
+# Written by `python -m bench.speed --write`; the rows are in bench/speed.
 """
 
 
-def kinds(judged: Sequence[Score], judging: Sequence[Score]) -> dict[str, Errors]:
-    """The errors of each kind of LMDeploy's: of text that was judged, and of rows that judge."""
+def kinds(
+    judged: Sequence[Score], unseen: Sequence[Score], images: Sequence[Score]
+) -> dict[str, Errors]:
+    """The errors of each kind of LMDeploy's, and of text with any engine."""
     groups: dict[str, list[Score]] = defaultdict(list)
     for one in judged:
         groups[one.setup.row.kind].append(one)
-    for one in judging:
-        kind = one.setup.row.kind
-        groups[kind if one.setup.row.sizes else f"{kind}, {UNSEEN}"].append(one)
-    for kind, one in first_tokens(judged):
+        groups["text"].append(one)
+    for one in unseen:
+        groups[f"{one.setup.row.kind}, {UNSEEN}"].append(one)
+    for one in images:
+        groups[one.setup.row.kind].append(one)
+    for kind, one in first_tokens([*judged, *images]):
         groups[kind].append(one)
     return {kind: _errors(groups[kind]) for kind in sorted(groups)}
 
 
 def first_tokens(scores: Sequence[Score]) -> Iterator[tuple[str, Score]]:
-    """Seconds to the first token as scores of their own, by how many others there are, and when."""
+    """Seconds to the first token as scores of their own, by how many others there are, and when.
+
+    A request of one token that is sent alone is one, too.
+    """
     for one in scores:
         row = one.setup.row
-        if row.seconds_to_first_token:
+        seconds = row.seconds_to_first_token
+        if row.sizes and one.setup.at_once == row.output == 1:
+            yield f"first token alone, {row.kind}", one
+        elif seconds:
             many = "all at once" if row.together else "among others"
-            yield (
-                f"first token {'alone' if one.setup.at_once == 1 else many}, {row.engine}",
-                Score(
-                    setup=one.setup,
-                    forecast=one.first_token,
-                    published=row.seconds_to_first_token,
-                    first_token=one.first_token,
-                ),
-            )
+            found = replace(one, forecast=one.first_token, published=seconds)
+            yield f"first token {'alone' if one.setup.at_once == 1 else many}, {row.kind}", found
 
 
 def _errors(scores: Sequence[Score]) -> Errors:
@@ -54,6 +60,7 @@ def _errors(scores: Sequence[Score]) -> Errors:
         figures=len(scores),
         median=round(median_of(scores), 3),
         p90=round(p90_of(scores), 3),
+        times=round(sorted(one.times_off for one in scores)[ceil(0.9 * len(scores)) - 1], 2),
         worst=round(max(one.times_off for one in scores), 2),
         cards=tuple(sorted({one.setup.machine.gpus[0].name for one in scores})),
     )
@@ -65,6 +72,6 @@ def surety_file(errors: dict[str, Errors]) -> str:
     for kind, one in errors.items():
         parts.append(
             f"{kind}:\n  figures: {one.figures}\n  median: {one.median}\n  p90: {one.p90}\n"
-            f"  worst: {one.worst}\n  cards: [{', '.join(one.cards)}]\n"
+            f"  times: {one.times}\n  worst: {one.worst}\n  cards: [{', '.join(one.cards)}]\n"
         )
     return "".join(parts)

@@ -83,6 +83,27 @@ def test_engines_of_others_are_shown_and_fitted_to_nothing() -> None:
     assert f"{len(results.judged)} figures of LMDeploy, 2 sources, 1 cards" in text
 
 
+def test_cards_that_no_fit_has_seen_judge_and_fit_nothing() -> None:
+    unseen = [replace(one, id=f"u-{one.id}", unseen=True) for one in planted("three")]
+    alone = results_of([*planted("one"), *planted("two")])
+    both = results_of([*planted("one"), *planted("two"), *unseen])
+    assert [one.forecast for one in both.left_out] == [one.forecast for one in alone.left_out]
+    assert {one.setup.row.id for one in both.unseen} == {one.id for one in unseen}
+    found = both.kinds["text, turbomind, other cards"]
+    assert found.figures == len(unseen)
+    assert found.median == round(median_of(both.unseen), 3) > 0
+    assert both.kinds["text"].figures == len(both.judged) == len(alone.judged)
+
+
+def test_the_error_of_cards_never_seen_stands_beside_the_other() -> None:
+    kinds = errors_of()
+    seen, unseen = (kinds[kind].median for kind in ("text", "text, turbomind, other cards"))
+    for page in ("README.md", "README.zh-CN.md", "docs/accuracy.md"):
+        text = (HERE.parents[1] / page).read_text()
+        assert f"{seen:.1%}".replace("%", " %") in text
+        assert f"{unseen:.1%}".replace("%", " %") in text
+
+
 def test_a_score_is_of_the_figure_that_the_source_gives() -> None:
     tokens = row()
     requests = replace(tokens, requests_per_second=1.0, output_tokens_per_second=256.0)
@@ -185,7 +206,7 @@ def traced(row: Row) -> tuple[float, float]:
 
 def test_a_trace_is_as_far_from_published_curves_as_the_forecast() -> None:
     rows = [one for one in read_rows() if one.of_lmdeploy and not one.spread]
-    rows = [one for one in rows if not one.sizes and not one.judges]
+    rows = [one for one in rows if not one.sizes and not one.unseen]
     errors, first = [], []
     for one in rows:
         rate, seconds = traced(one)

@@ -274,8 +274,8 @@ class Surety(Struct):
     word: Annotated[
         Literal["good", "fair", "rough", "order", "unknown"],
         doc(
-            "Nine of ten figures are within 25 %, within 50 %, or not; order: one is off by more"
-            " than two times; unknown: there is no figure."
+            "Nine of ten figures are off by at most 1.25, 1.5 or 2 times, or (order) by more, and a"
+            " word less sure on cards of which there is none; unknown: there is no figure."
         ),
     ]
     figures: Annotated[int, doc("Those that were compared.")] = 0

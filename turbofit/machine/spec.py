@@ -44,6 +44,7 @@ from turbofit.machine.unlisted import (
     mig_slice,
     no_preset,
     other_card,
+    slow_card,
     unsupported_card,
 )
 
@@ -345,6 +346,8 @@ def _any_card(name: str, given: dict[str, str]) -> _Card:
         f"compute capability {known} and without peer access; what is unknown counts in memory as "
         "the most of all cards, in speed as a slow one"
     )
+    if slow := slow_card(name):
+        gpu, note = replace(gpu, dense_flops=slow.flops), f"{note}; it {slow.note}"
     return _Card(gpu=gpu, preset=None, note=note)
 
 

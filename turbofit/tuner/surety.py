@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
     from turbofit.core.model import Model
 
-    Word: TypeAlias = Literal["good", "fair", "rough"]
+    Word: TypeAlias = Literal["good", "fair", "rough", "order"]
 
-#: Forecasts nine of ten of which are within such a share are good, or fair; others are rough.
-_SHARES: Final = (0.25, 0.5)
-_WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough")
-#: A kind of which one figure is off by more times is told as an order.
-_ORDER: Final = 2.0
+#: Forecasts nine of ten of which are off by no more times are good, fair or rough; of others the
+#: order is told.
+_TIMES: Final = (1.25, 1.5, 2.0)
+_WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
 #: Of the kinds whose rows no constant was fitted to, and whose cards are none of the fit's.
 UNSEEN: Final = "other cards"
 
 
 class Errors(Struct):
-    """The errors of one kind: shares, and by how many times the worst figure is off."""
+    """The errors of one kind: shares, and by how many times nine of ten and the worst are off."""
 
     figures: int
     median: float
     p90: float
+    times: float
     worst: float
     cards: tuple[str, ...]
 
@@ -49,41 +49,36 @@ def errors_of() -> dict[str, Errors]:
     return msgspec.convert(load_yaml(preset_path("engines", "surety")), dict[str, Errors])
 
 
-def surety_of_speed(model: Model, engine: str, gpus: Iterable[Gpu], *, images: bool) -> Surety:
-    """How sure requests a second are, of texts or of the model's images."""
+def kind_of(model: Model, engine: str, *, images: bool) -> str:
+    """The kind of a forecast: of texts or of the model's images, on an engine."""
     rule = model.image_rule
     what = f"images of {rule.unit_name}" if rule is not None and images else "text"
-    return surety_of(f"{what}, {engine}", {gpu.name for gpu in gpus})
-
-
-def first_token_surety(engine: str, gpus: Iterable[Gpu], *, alone: bool = False) -> Surety:
-    """How sure seconds to the first token are, of one among others or alone."""
-    many = "alone" if alone else "among others"
-    return surety_of(f"first token {many}, {engine}", {gpu.name for gpu in gpus})
+    return f"{what}, {engine}"
 
 
 def with_surety(
     forecast: Throughput, model: Model, engine: str, gpus: Sequence[Gpu], *, images: bool
 ) -> Throughput:
     """A forecast for a model on an engine and cards, with how sure each of its figures is."""
-    surety = surety_of_speed(model, engine, gpus, images=images)
+    kind = kind_of(model, engine, images=images)
+    surety = surety_of(kind, gpus)
     return replace(
         forecast,
         basis=f"{forecast.basis}; {surety.words}",
         median_error=surety.median,
         surety=surety,
-        first_token=first_token_surety(engine, gpus),
-        first_token_alone=first_token_surety(engine, gpus, alone=True),
+        first_token=surety_of(f"first token among others, {kind}", gpus),
+        first_token_alone=surety_of(f"first token alone, {kind}", gpus),
     )
 
 
-def surety_of(kind: str, cards: set[str]) -> Surety:
+def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
     """How sure a kind of forecast is on these cards.
 
     By the figures of other cards where there are none of some of these. Where there are none of
     others either, it is a word less sure.
     """
-    known = errors_of()
+    known, cards = errors_of(), {gpu.name for gpu in gpus}
     found, other = known.get(kind), known.get(f"{kind}, {UNSEEN}")
     if found is None:
         return Surety(kind=kind, word="unknown")
@@ -92,10 +87,10 @@ def surety_of(kind: str, cards: set[str]) -> Surety:
         kind, found = f"{kind}, {UNSEEN}", other
     elif not seen:
         sure = 1
-    sure += sum(found.p90 > share for share in _SHARES)
+    sure += sum(found.times > most for most in _TIMES)
     return Surety(
         kind=kind,
-        word="order" if found.worst > _ORDER else _WORDS[min(sure, len(_SHARES))],
+        word=_WORDS[min(sure, len(_WORDS) - 1)],
         figures=found.figures,
         median=found.median,
         p90=found.p90,

@@ -21,7 +21,7 @@ from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
 from turbofit.tuner.speed import group_class, group_rates, group_speed
-from turbofit.tuner.surety import first_token_surety, surety_of_speed
+from turbofit.tuner.surety import kind_of, surety_of
 from turbofit.tuner.throughput import host_rate, total
 
 #: Width and height of the picture that most people send: a screen.
@@ -285,8 +285,9 @@ def pace_words(request: ResolvedRequest, evaluation: Evaluation) -> str:
     if wish is None or forecast is None:
         return ""
     images = bool(vision_load_of(request, request.requested_limit).units_per_image)
-    sure = surety_of_speed(request.model, evaluation.engine, request.visible, images=images)
-    first = first_token_surety(evaluation.engine, request.visible)
+    kind = kind_of(request.model, evaluation.engine, images=images)
+    sure = surety_of(kind, request.visible)
+    first = surety_of(f"first token among others, {kind}", request.visible)
     rows = (
         (wish.rate, forecast.rate, "requests a second", sure.words),
         (wish.first_token, forecast.first_token, "s to the first token", first.words),
