@@ -32,7 +32,14 @@ from turbofit.tuner.resolved_request import (
     vision_load_of,
 )
 from turbofit.tuner.search.candidates import evaluate
-from turbofit.tuner.search.shapes import Evaluation, Shape, no_shape, shape_settings, shapes
+from turbofit.tuner.search.shapes import (
+    Evaluation,
+    Shape,
+    no_shape,
+    prefill_sizes,
+    shape_settings,
+    shapes,
+)
 from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
 from turbofit.tuner.surety import with_surety
 from turbofit.tuner.throughput import host_rate, total
@@ -150,10 +157,17 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
 
 
 def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine) -> Evaluation:
-    """One shape where images of another limit are served, and asked for."""
+    """One shape where images of another limit are served, and asked for.
+
+    A prefill that holds a larger image gives way to the largest of the usual ones.
+    """
+    request = replace(request, limit=limit)
     at_once = None if request.workload.concurrency is None else shape.at_once
-    shape = replace(shape, limit=limit, units_per_forward=None, at_once=at_once)
-    return _Search(replace(request, limit=limit), engine).evaluate(shape)
+    prefill = min(shape.max_prefill_token_num, prefill_sizes(request, engine)[0])
+    shape = replace(
+        shape, limit=limit, units_per_forward=None, at_once=at_once, max_prefill_token_num=prefill
+    )
+    return _Search(request, engine).evaluate(shape)
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
