@@ -98,7 +98,7 @@ def images_forecast(setup: Setup, figures: Rates) -> float:
         rate = speed_of(group, figures, load, settings, setup.kv_tokens).requests_per_second
         if row.threads:
             sent = (0, 0) if row.decoded else size
-            one = image_seconds(rule, units, sent, own_way=row.own_way)
+            one = image_seconds(rule, units, sent, by_float=row.by_float)
             rate = rate_with_host(rate, setup.at_once, row.threads / one, one)
         seconds += 1 / rate
     return len(row.sizes) / seconds

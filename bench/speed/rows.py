@@ -27,7 +27,7 @@ class Row(Struct):
 
     Of images: the ``sizes`` in pixels of the pictures that were sent, in equal shares, one a
     request; what turbofit was told (``prefill``, ``context``); and the ``threads`` that prepared
-    them, LMDeploy's ``own_way`` or by a table, 0 where the host is not in the figure; ``decoded``
+    them, LMDeploy's ``by_float`` or by a table, 0 where the host is not in the figure; ``decoded``
     pictures came without JPEG. ``limit`` is another than the model's own. ``tower``: the figure is
     of the vision tower alone.
     """
@@ -62,7 +62,7 @@ class Row(Struct):
     prefill: int = 8192
     context: int = 32768
     threads: int = 0
-    own_way: bool = False
+    by_float: bool = False
     decoded: bool = False
     limit: int | None = None
     tower: bool = False

@@ -55,7 +55,7 @@ class Rates(Struct):
     output_tokens: int
     tile_source_seconds: float
     tile_prepared_seconds: float
-    tile_own_seconds: float
+    tile_float_seconds: float
     processor_source_seconds: float
     processor_prepared_seconds: float
     queued_share: float

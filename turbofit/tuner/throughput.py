@@ -72,7 +72,7 @@ def host_rate(
         return None
     threads = request.image_threads or image_threads(int(cores), engines)
     size = size or request.workload.image_size
-    seconds = image_seconds(rule, load.units_per_image, size, own_way=threads == 1)
+    seconds = image_seconds(rule, load.units_per_image, size, by_float=threads == 1)
     measured = machine.measured.image_seconds if machine.measured is not None else 0.0
     if measured:
         photograph, tiles = _REFERENCE
@@ -84,9 +84,9 @@ def host_rate(
 
 
 def image_seconds(
-    rule: ImageRule, units: int, size: Size | None = None, *, own_way: bool = False
+    rule: ImageRule, units: int, size: Size | None = None, *, by_float: bool = False
 ) -> float:
-    """Seconds of one core for an image of so many units; ``own_way``: as LMDeploy by itself.
+    """Seconds of one core for an image of so many units; ``by_float``: LMDeploy's way, no table.
 
     A picture without a ``size`` has as many pixels as its units.
     """
@@ -97,7 +97,7 @@ def image_seconds(
             pixels * figures.processor_source_seconds
             + prepared * figures.processor_prepared_seconds
         )
-    each = figures.tile_own_seconds if own_way else figures.tile_prepared_seconds
+    each = figures.tile_float_seconds if by_float else figures.tile_prepared_seconds
     return pixels * figures.tile_source_seconds + prepared * each
 
 
@@ -137,10 +137,10 @@ def total(
     prepares = None
     if host is not None and images:
         prepares = host.beside(images * of_cards)
-        own = host.seconds * images
-        rate = rate_with_host(of_cards, there, host.images_per_second / images, own)
+        prepares_one = host.seconds * images
+        rate = rate_with_host(of_cards, there, host.images_per_second / images, prepares_one)
         waits = there * max(0.0, images / host.images_per_second - 1 / of_cards)
-        seconds, alone = seconds + own + waits, alone + own
+        seconds, alone = seconds + prepares_one + waits, alone + prepares_one
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "

@@ -167,12 +167,12 @@ def test_prompts_that_wait_are_cut_more_often() -> None:
     assert isinstance(engine, SimulatedEngine)
 
 
-def test_plain_lmdeploy_prepares_tiles_its_own_way() -> None:
+def test_plain_lmdeploy_prepares_tiles_its_by_float() -> None:
     """One thread and no table: 7.6 requests/s of 1920x1080 on an H100 with 16 cores."""
     asked = plan("internvl2-2b", on="1xh100,cores=16")
     rule, size = asked.model.image_rule, (1920, 1080)
     assert rule is not None
-    own = image_seconds(rule, rule.units(*size), size, own_way=True)
+    own = image_seconds(rule, rule.units(*size), size, by_float=True)
     assert 1 / own == pytest.approx(7.6, rel=0.15)
     assert own > image_seconds(rule, rule.units(*size), size)
     by_itself = predict("internvl2-2b", on="1xh100,cores=16").throughput

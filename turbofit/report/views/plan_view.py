@@ -129,6 +129,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
         if usual:
             size, forecast = "{}x{}".format(*usual.image_size), speed_in_short(speed, usual)
             facts[size] = f"{usual.requests_at_once:,} at once; forecast {forecast}"
+        facts["first"] = first_token_in_short(speed, usual or None)
         facts["host"] = _host_limit(usual.host if usual else speed.host)
     facts["pace"] = plan.pace.text if plan.pace else ""
     if plan.considered and plan.kv.longest_request_tokens:
@@ -196,14 +197,20 @@ def speed_in_short(speed: Throughput, of: Throughput | UsualImage | None = None)
 
     What is sure to an order alone is told as one.
     """
-    of, sure, alone = of or speed, speed.surety, speed.first_token_alone
-    if sure is None or alone is None or speed.first_token is None:  # of an older plan
-        rate, first = two_digits(of.requests_per_second), two_digits(of.seconds_to_first_token)
-        return f"{rate} requests/s, {first} s to the first token"
-    rate = sure.figure(of.requests_per_second)
+    rate, sure = (of or speed).requests_per_second, speed.surety
+    if sure is None:  # of an older plan
+        return f"{two_digits(rate)} requests/s"
+    return f"{sure.figure(rate)} requests/s ({sure.word})"
+
+
+def first_token_in_short(speed: Throughput, of: Throughput | UsualImage | None = None) -> str:
+    """Seconds to the first token of a request alone, and of one among others."""
+    of, alone, among = of or speed, speed.first_token_alone, speed.first_token
+    if alone is None or among is None:
+        return f"{two_digits(of.seconds_to_first_token)} s to the first token among others"
     first = alone.figure(of.seconds_to_first_token_alone)
-    among = speed.first_token.figure(of.seconds_to_first_token)
-    return f"{rate} requests/s ({sure.word}), first token {first} s alone, {among} s among others"
+    rest = among.figure(of.seconds_to_first_token)
+    return f"{first} s to the first token alone, {rest} s among others"
 
 
 def _capacity(plan: Plan) -> list[Block]:
@@ -255,7 +262,7 @@ def _limits(plan: Plan) -> list[Block]:
     text = (
         "forecasts for the largest image that each limit admits (its tokens, requests a"
         " second, seconds to the first token), on the same GPUs with the same prefill; a plan"
-        " for that limit serves as much or more"
+        " for that limit serves about as much or more"
     )
     return [
         Heading("What an image limit costs"),
@@ -289,7 +296,7 @@ def _topology(plan: Plan) -> list[Block]:
 
 
 def _first_tokens(speed: Throughput) -> str:
-    """Both first tokens, and how sure they are."""
+    """Both first tokens of the worst size, and how sure they are."""
     alone, among = speed.first_token_alone, speed.first_token
     if alone is None or among is None:
         return ""
