@@ -14,7 +14,8 @@ from turbofit.cli.command import split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.commands.help import COMPLETE_VARIABLE, complete
 from turbofit.cli.options.option_variables import ROOT
-from turbofit.cli.terminal.output import INTERRUPTED, UnwrittenError, complain, prepare_streams
+from turbofit.cli.terminal.interrupts import INTERRUPTED
+from turbofit.cli.terminal.output import UnwrittenError, complain, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 
 if TYPE_CHECKING:

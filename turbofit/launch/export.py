@@ -185,43 +185,66 @@ def manifest(
     cards = f"{service.gpus} {plural(service.gpus, 'GPU')}: {service.card}"
     values: dict[str, object] = {name: getattr(service, name) for name in service.__struct_fields__}
     values |= {"cards": cards, "user": user, "image": image, "quoted_image": _quoted(image)}
-    values["memory"] = -(-service.memory >> 20)
-    shm = -(-service.shm >> 20)
+    values["memory"] = _mebibytes(service.memory)
     if kind == "systemd":
-        more = {"CUDA_VISIBLE_DEVICES": ",".join(service.uuids), "HF_HUB_CACHE": service.hub_cache}
-        argv = (executable, *service.argv[1:])
-        values["command"] = " ".join(_word(word).replace("$", "$$") for word in argv)
-        values["model"] = " ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%")
-        variables = (_word(f"{name}={value}") for name, value in more.items() if value)
-        values["more"] = _lines("Environment=", variables)
+        values |= _of_systemd(service, executable)
     elif kind == "compose":
-        # In the short form of a volume a colon separates its two paths.
-        form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"
-        folders = [form.format(_quoted(_plain(service.folder)))] if service.folder else []
-        ids = ", ".join(map(_quoted, service.uuids))
-        values["argv"] = _lines("    - ", (_quoted(_plain(word)) for word in service.argv))
-        values["folders"] = _lines("    - ", folders)
-        values["devices"] = f"device_ids: [{ids}]" if ids else f"count: {service.gpus}"
-        values["shm"] = _lines("    shm_size: ", [f"{shm}m"] if shm else [])
+        values |= _of_compose(service)
     else:
-        parts = []
-        if service.folder:
-            place = _quoted(service.folder)
-            parts.append(("model", place, f"hostPath: {{path: {place}, type: Directory}}"))
-        if shm:
-            medium = f"emptyDir: {{medium: Memory, sizeLimit: {shm}Mi}}"
-            parts.append(("shm", "/dev/shm", medium))
-        # $(NAME) would be a variable's value.
-        argv = tuple(word.replace("$(", "$$(") for word in service.argv)
-        mounts = (f"{{name: {name}, mountPath: {place}}}" for name, place, _ in parts)
-        claimed = f"persistentVolumeClaim: {{claimName: {_quoted(claim or '')}}}"
-        values["argv"] = _lines("        - ", map(_quoted, argv))
-        values["mounts"] = _lines("        - ", mounts)
-        values["volumes"] = _lines("      - ", (f"{{name: {name}, {of}}}" for name, _, of in parts))
-        values["hub"] = claimed if claim else "emptyDir: {}"
-        values["deadline"], values["periods"] = service.start + 10, -(-service.start // 10)
+        values |= _of_k8s(service, claim)
     text = (presets_dir() / "export" / f"{kind}.template").read_text(encoding="utf-8")
     return _Template(text).substitute(values)
+
+
+def _of_systemd(service: Service, executable: str) -> dict[str, object]:
+    more = {"CUDA_VISIBLE_DEVICES": ",".join(service.uuids), "HF_HUB_CACHE": service.hub_cache}
+    variables = (_word(f"{name}={value}") for name, value in more.items() if value)
+    argv = (executable, *service.argv[1:])
+    return {
+        "command": " ".join(_word(word).replace("$", "$$") for word in argv),
+        "model": " ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%"),
+        "more": _lines("Environment=", variables),
+    }
+
+
+def _of_compose(service: Service) -> dict[str, object]:
+    # In the short form of a volume a colon separates its two paths.
+    form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"
+    folders = [form.format(_quoted(_plain(service.folder)))] if service.folder else []
+    ids = ", ".join(map(_quoted, service.uuids))
+    shm = [f"{_mebibytes(service.shm)}m"] if service.shm else []
+    return {
+        "argv": _lines("    - ", (_quoted(_plain(word)) for word in service.argv)),
+        "folders": _lines("    - ", folders),
+        "devices": f"device_ids: [{ids}]" if ids else f"count: {service.gpus}",
+        "shm": _lines("    shm_size: ", shm),
+    }
+
+
+def _of_k8s(service: Service, claim: str | None) -> dict[str, object]:
+    parts = []
+    if service.folder:
+        place = _quoted(service.folder)
+        parts.append(("model", place, f"hostPath: {{path: {place}, type: Directory}}"))
+    if service.shm:
+        medium = f"emptyDir: {{medium: Memory, sizeLimit: {_mebibytes(service.shm)}Mi}}"
+        parts.append(("shm", "/dev/shm", medium))
+    # $(NAME) would be a variable's value.
+    argv = tuple(word.replace("$(", "$$(") for word in service.argv)
+    mounts = (f"{{name: {name}, mountPath: {place}}}" for name, place, _ in parts)
+    claimed = f"persistentVolumeClaim: {{claimName: {_quoted(claim or '')}}}"
+    return {
+        "argv": _lines("        - ", map(_quoted, argv)),
+        "mounts": _lines("        - ", mounts),
+        "volumes": _lines("      - ", (f"{{name: {name}, {of}}}" for name, _, of in parts)),
+        "hub": claimed if claim else "emptyDir: {}",
+        "deadline": service.start + 10,
+        "periods": -(-service.start // 10),
+    }
+
+
+def _mebibytes(size: int) -> int:
+    return -(-size >> 20)
 
 
 def _lines(begin: str, texts: Iterable[str]) -> str:

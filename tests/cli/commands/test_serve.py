@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from turbofit.cli.commands.serve import _say_open
+from turbofit.cli.commands.serving import say_open
 from turbofit.cli.main import main
 from turbofit.cli.terminal.output import Form
 from turbofit.core.plan import Plan
@@ -142,7 +142,7 @@ def test_one_word_changes_in_a_service(capsys: Out) -> None:
 )
 def test_it_says_how_to_ask_where_clients_may(keys, words, capsys: Out) -> None:
     config = SimpleNamespace(gateway=GatewayConfig(**keys), api_key=())
-    _say_open(["http://127.0.0.1:1"], config, "m", Form())
+    say_open(["http://127.0.0.1:1"], config, "m", Form())
     captured = capsys.readouterr()
     said = captured.err.splitlines()
     assert captured.out == "http://127.0.0.1:1\n"

@@ -324,9 +324,9 @@ async def test_bodies_beyond_the_room_wait_outside() -> None:
     ("path", "message", "param", "words"),
     [
         (CHAT, "Please launch the api_server with --tool-call-parser if you want to use tools.",
-         "tools", "turbofit serve MODEL -- --tool-call-parser NAME"),
+         "tools", "turbofit serve MODEL --tool-call-parser NAME"),
         ("/v1/messages", "Please launch the api_server with --tool-call-parser if you want to use "
-         "tool calling.", None, "turbofit serve MODEL -- --tool-call-parser NAME"),
+         "tool calling.", None, "turbofit serve MODEL --tool-call-parser NAME"),
         (CHAT, "Logprobs(True)/top_logprobs(0) requested but not enabled logprobs_mode in engine "
          "configuration", "logprobs", "-- --logprobs-mode raw_logprobs"),
         (CHAT, "routed experts requested but not configured in engine configuration. May start "

@@ -244,7 +244,7 @@ class Gateway(AsgiApp):
         return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:
-        """Of the engines too; those that do not answer in time are left out."""
+        """The metrics of the gateway, and of the engines that answer in time."""
         texts = await asyncio.gather(
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
