@@ -34,7 +34,7 @@ BUDGETS = {
     "pretend": 1_905,
     "rehearse": 4_255,  # what pretend GPUs answer
     "gateway": 9_060,  # the page and what it asks for, connections after bodies
-    "load": 1_285,
+    "load": 1_290,
     "launch": 11_360,  # kept kernels, images on threads, their names, standby, proved checks
     "batch": 1_670,
     "diagnose": 3_855,  # a copy too many, and what a model takes at most
