@@ -191,6 +191,7 @@ def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
             chunk=settings.max_prefill_token_num,
             gate=gate,
             share=plan.by_group[number].at_once if plan.by_group else 1.0,
+            context=settings.session_len,
         )
 
 
@@ -227,5 +228,6 @@ def admitted_requests(
             continue
         answer = min(output, most - prompt)
         lowered += smaller or answer < output
-        requests.append(TraceRequest(line.at, prompt, answer, units, len(line.images)))
+        count = len(line.images)
+        requests.append(TraceRequest(line.at, prompt, answer, units, count, tokens))
     return requests, refused, lowered
