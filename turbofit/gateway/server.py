@@ -25,6 +25,7 @@ from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.process.ports import open_files
 from turbofit.core.units import MIB
 from turbofit.gateway.http.connections import Acceptor, is_loopback
+from turbofit.gateway.http.welcome import memory_bars
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def make_gateway(
     from turbofit.gateway.http.app import Gateway
 
     bounds = bounds_of(plan, overlay=overlay)
-    config = msgspec.structs.replace(config, about=about_plan(plan))
+    config = msgspec.structs.replace(config, about=about_plan(plan), memory=memory_bars(plan))
     return Gateway(bounds, upstreams, config, log, deny_list=deny_list)
 
 
