@@ -48,7 +48,8 @@ _CODE = re.compile(r"``(.+?)``|`([^`]+)`")
 _LINK = re.compile(r"\]\(([^)#\s]*)[^)]*\)")
 _FACT = re.compile(r"--[a-z][\w-]*|\d+(?:[.,]\d+)*")
 #: Answers of `diagnose` to a log without a failure.
-NO_FAILURE = {"healthy", "memory_table"}
+#: Answers that are no cause: of a healthy log, of a table, of another program, of a server that stands still.
+NO_FAILURE = {"healthy", "memory_table", "foreign", "stands_still"}
 
 
 def named() -> set[str]:
