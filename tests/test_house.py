@@ -45,6 +45,9 @@ BUDGETS = {
     "tests/support": 3_520,  # leftovers of a run, stand-ins that stand by
     "bench": 13_420,  # rows that only judge, bench.images, bench.gateway.large
 }
+#: Functions of the package that decide so many things and more: how many there may be. It only
+#: falls: a function that decides ten things is three with names, or a type with cases.
+MOST_DECIDING = {15: 45, 20: 10, 26: 3}
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150
 #: Modules of fewer lines that one module beside them imports, and nobody else: they belong into it.
@@ -117,6 +120,43 @@ def test_a_file_is_a_subject(trees: Trees) -> None:
                 if lines - len((ast.get_docstring(node) or "").splitlines()) > MOST_FUNCTION_LINES:
                     found.append(f"{path.relative_to(ROOT)}: {node.name}")
     assert found == []
+
+
+def decisions(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Branches, loops, `with`s, and parts of conditions; a function inside counts for itself."""
+    alone = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    single = (
+        ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith,
+        ast.ExceptHandler, ast.match_case,
+    )  # fmt: skip
+    count, nodes = 0, list(ast.iter_child_nodes(function))
+    for node in nodes:
+        if isinstance(node, alone):
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, single):
+            count += 1
+        elif isinstance(node, ast.BoolOp):
+            count += len(node.values) - 1
+        elif isinstance(node, ast.comprehension):
+            count += 1 + len(node.ifs)
+    return count
+
+
+def test_functions_decide_few_things(trees: Trees) -> None:
+    text = "def f(a):\n    def g():\n        if a: pass\n    return [b for b in a if b and a] or 1"
+    (bad,) = ast.parse(text).body
+    assert isinstance(bad, ast.FunctionDef)
+    assert decisions(bad) == 4
+    found = sorted(
+        (decisions(node), f"{path.relative_to(ROOT)}: {node.name}")
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
+    for many, most in MOST_DECIDING.items():
+        names = [name for count, name in found if count >= many]
+        assert len(names) <= most, names
 
 
 def test_small_modules_are_joined_to_what_uses_them(imports: dict[str, set[str]]) -> None:

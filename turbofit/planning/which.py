@@ -16,7 +16,6 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import Struct, const, doc, known, to_builtins
 from turbofit.core.units import three_digits
@@ -31,6 +30,7 @@ from turbofit.tuner.explain.reasons import pace_words, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit
 from turbofit.tuner.search.sizing import excess_tokens
+from turbofit.tuner.verdict import Planned
 
 _T = TypeVar("_T")
 
@@ -172,13 +172,12 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
         TurbofitError: as `turbofit.planning.plan.plan`.
     """
     chosen = choose(resolved, request.engine)
-    if isinstance(chosen, Plan):
-        row, tokens = _of_plan(blank, chosen), chosen.kv.tokens
+    if isinstance(chosen, EngineFit):
+        row, tokens, speed = _of_fit(blank, chosen), chosen.tokens, chosen.throughput
     else:
-        row, tokens = _of_fit(blank, chosen), chosen.tokens
+        row, tokens, speed = _of_planned(blank, chosen), chosen.document.kv.tokens, None
     if row.why_not:
         return row
-    speed = chosen.throughput
     if speed is not None:
         row = replace(
             row,
@@ -188,7 +187,7 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
         )
     why_not = next(_lacks(request, resolved, row, tokens), "")
     if not why_not and resolved.pace is not None:
-        if isinstance(chosen, Plan):
+        if not isinstance(chosen, EngineFit):
             why_not = _NO_FORECAST
         elif chosen.best.slow:
             why_not = pace_words(resolved, chosen.best)
@@ -211,18 +210,18 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
     )
 
 
-def _of_plan(blank: Serving, plan: Plan) -> Serving:
-    """Of an engine whose plan is made at once: Transformers."""
-    why_not = "" if plan.fits else plan.verdict.removeprefix("does not fit: ")
+def _of_planned(blank: Serving, planned: Planned) -> Serving:
+    """The line of an engine whose plan is made at once: Transformers."""
+    plan = planned.document
     row = replace(
         blank,
         engine=plan.engine.name,
         tp=max(map(len, plan.parallel.groups)),
         replicas=plan.parallel.replicas,
-        why_not=why_not.removeprefix(f"{plan.model.name}: "),
+        why_not=planned.why_not,
         missing=max(0, *(gpu.margin - gpu.headroom for gpu in plan.gpus)),
     )
-    if not plan.fits:
+    if not planned.fits:
         return row
     return replace(
         row,

@@ -12,7 +12,7 @@ from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import check_options, engine_named
 from turbofit.model.presets import preset_model
-from turbofit.tuner.fallback import make_fallback_plan
+from turbofit.tuner.fallback import plan_fallback
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest
 
 
@@ -26,7 +26,7 @@ def plan(model="llava-onevision-7b", on="1xrtx3090", **more) -> Plan:
     )
     engine = engine_named("transformers")
     check_options(engine, request.fixed)
-    return make_fallback_plan(request, engine, "LMDeploy 0.18 runs it on no engine")
+    return plan_fallback(request, engine, "LMDeploy 0.18 runs it on no engine").document
 
 
 def layers_on(made: Plan) -> dict[int | str, list[int]]:

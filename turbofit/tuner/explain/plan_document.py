@@ -144,14 +144,14 @@ def _limits(
     return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: limit})
 
 
-def verdict_of(
+def found_words(
     request: ResolvedRequest,
     groups: Sequence[Sequence[int]],
     accounts: Sequence[Account],
     tokens: Sequence[int],
     vision_load: VisionLoad,
 ) -> str:
-    """The words of a plan that fits: where it runs, how many requests at once, what stays free.
+    """What a plan that fits comes to: where it runs, how many requests at once, what stays free.
 
     ``accounts`` are of all engines, or of one where they are alike; ``tokens`` are what each
     engine's cache holds, ``vision_load`` is of the request that is counted.
@@ -169,7 +169,7 @@ def verdict_of(
     if all(len(group) == 1 for group in groups):
         where = f"GPU {indices(group[0] for group in groups)}"
     free = free_words(request, ledgers, groups)
-    return f"fits: {request.model.name} on {where}: {running_words}; {free}"
+    return f"on {where}: {running_words}; {free}"
 
 
 def free_words(

@@ -18,7 +18,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
-from turbofit.tuner.speed import group_class, group_rates, group_speed, rates
+from turbofit.tuner.speed import Speed, group_class, group_rates, group_speed, rates
 from turbofit.tuner.throughput import host_rate, total
 
 #: Width and height of the picture that most people send: a screen.
@@ -216,25 +216,34 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """Why the other shape is slower; empty where there is no single cause."""
-    speeds, ours = other.speeds, best.speeds
-    if not speeds or not ours or request.workload.goal == "context":
+    if not other.speeds or not best.speeds or request.workload.goal == "context":
         return ""
-    worst = max(range(len(speeds)), key=lambda i: speeds[i].reduce / speeds[i].step)
-    share = speeds[worst].reduce / speeds[worst].step
-    if share > max(_MUCH, *(speed.reduce / speed.step for speed in ours)):
+    worst = max(range(len(other.speeds)), key=lambda place: _on_links(other.speeds[place]))
+    share = _on_links(other.speeds[worst])
+    if share > max(_MUCH, *map(_on_links, best.speeds)):
         gpus = [request.machine.gpu(index) for index in other.shape.groups[worst]]
         return (
             f": {share:.0%} of a step waits for links ({group_class(request.machine, gpus).words})"
         )
-    together, chosen = (sum(speed.running for speed in engines) for engines in (speeds, ours))
+    return _by_work(best, other)
+
+
+def _on_links(speed: Speed) -> float:
+    """The share of a step that waits for links."""
+    return speed.reduce / speed.step
+
+
+def _by_work(best: Evaluation, other: Evaluation) -> str:
+    """What the cards of the slower shape do less of, or more slowly."""
+    together, chosen = (sum(speed.running for speed in shape.speeds) for shape in (other, best))
     if together < chosen - 0.5:
         return f": its cache holds {together:.0f} requests at once, not {chosen:.0f}"
     if sum(map(len, other.shape.groups)) < sum(map(len, best.shape.groups)):
         return ": GPUs stay idle"
-    slow, fast = (max(speed.prefill for speed in engines) for engines in (speeds, ours))
+    slow, fast = (max(speed.prefill for speed in shape.speeds) for shape in (other, best))
     if slow > fast * (1 + _MUCH):
         return f": a prompt takes {two_digits(slow)} s, not {two_digits(fast)}"
-    slow, fast = (max(speed.step for speed in engines) for engines in (speeds, ours))
+    slow, fast = (max(speed.step for speed in shape.speeds) for shape in (other, best))
     if slow > fast * (1 + _MUCH):
         return f": a token takes {two_digits(slow * 1000)} ms, not {two_digits(fast * 1000)}"
     return ""

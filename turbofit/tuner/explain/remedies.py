@@ -36,6 +36,7 @@ from turbofit.tuner.search.sizing import (
     shortest_context,
 )
 from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
+from turbofit.tuner.verdict import fitting
 
 #: The name of a machine that does not exist.
 MORE_GPUS: Final = "more of these GPUs"
@@ -65,7 +66,7 @@ class Change(NamedTuple):
 def remedies(fit: EngineFit) -> Remedies:
     """Changes that make it fit, the cheapest first, then those that come closer."""
     request, best = fit.request, fit.best
-    fitting: list[Remedy] = []
+    helps: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
     enough = best.fits  # no memory of a GPU is short
@@ -75,22 +76,22 @@ def remedies(fit: EngineFit) -> Remedies:
         if other is None:
             continue
         if other.fits:
-            fitting.append(Remedy(change=change, effect=_fits(other)))
+            helps.append(fitting(change, _found(other)))
             causes += [released] if released else []
             # What is free of charge comes before cards, unless it holds fewer requests.
             enough |= more or not best.held_requests
         elif effect := _closer(fit, other):
             closer.append(Remedy(change=change, effect=effect))
     if best.fits:
-        fitting.append(_more_host_memory(fit))
+        helps.append(_more_host_memory(fit))
     elif not enough:
         for change, changed, _ in larger(request):  # the smallest that do
             other = _planned(changed, fit.engine)
             if other is not None and other.best.fits:
-                effect = _fits(other) if other.fits else _on_gpus_alone(other)
-                fitting.append(Remedy(change=change, effect=effect))
+                alone = Remedy(change=change, effect=_on_gpus_alone(other))
+                helps.append(fitting(change, _found(other)) if other.fits else alone)
                 break
-    return Remedies((*fitting, *closer), tuple(causes))
+    return Remedies((*helps, *closer), tuple(causes))
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
@@ -130,7 +131,7 @@ def _more_host_memory(fit: EngineFit) -> Remedy:
         alone = _planned(replace(fit.request, replicas=1), fit.engine)
         smallest = alone if alone is not None and alone.best.fits else fit
     size = format_bytes(round_up(host_short(smallest.host), GIB))
-    return Remedy(change=f"free {size} of host RAM", effect=_fits(smallest))
+    return fitting(f"free {size} of host RAM", _found(smallest))
 
 
 def _changes(fit: EngineFit) -> Iterator[Change]:
@@ -274,9 +275,10 @@ def _written(option: str, value: object) -> str:
     return " ".join((option, *map(str, values)))
 
 
-def _fits(fit: EngineFit) -> str:
+def _found(fit: EngineFit) -> str:
+    """What a plan that fits comes to, in few words."""
     best = fit.best
-    effect = f"fits: {best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
+    effect = f"{best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held_requests:
         size = counted_tokens(best.vision_load, best.settings.session_len)
         requests = fit.request.promised_requests or 0

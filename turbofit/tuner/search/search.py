@@ -164,8 +164,9 @@ class _Search(SearchState):
         """The best shape, and all that were looked at; where none serves the best as asked."""
         space = self.shapes()
         whole = [self.evaluate(shape) for shape in space]
-        pairs = list(zip(space, whole, strict=True))
-        every = whole + [queued for pair in pairs for queued in self.queued(*pair)]
+        every = list(whole)
+        for shape, evaluation in zip(space, whole, strict=True):
+            every += self.queued(shape, evaluation)
         given = self.request.limit is not None or self.request.workload.image_size is not None
         if not given and not any(evaluation.serves for evaluation in every):
             every += filter(None, [self.lowered(shape, attrgetter("serves")) for shape in space])
