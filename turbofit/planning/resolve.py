@@ -13,7 +13,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PACE, PlanRequest
-from turbofit.tuner.resolved_request import ResolvedRequest, with_limit
+from turbofit.tuner.resolved_request import ResolvedRequest, with_image_limit
 from turbofit.tuner.speed import Pace
 
 
@@ -49,7 +49,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         image_cache=request.image_cache,
         pace=Pace(**{name: getattr(request, name) for name in PACE}) if request.paced else None,
     )
-    resolved = with_limit(resolved, request.max_dynamic_patch, request.max_pixels)
+    resolved = with_image_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
 

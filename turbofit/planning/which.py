@@ -205,7 +205,7 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
             account.tokens_at(options.cache_max_entry_count) for account, options in pairs
         ),
         context=fit.best.settings.session_len,
-        image_limit=fit.limit,
+        image_limit=fit.image_limit,
         requests_at_once=sum(options.max_batch_size for _, options in pairs),
     )
 
@@ -236,12 +236,16 @@ def _lacks(
     request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
 ) -> Iterator[str]:
     """What was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
-    rule, requested, limit = resolved.model.image_rule, resolved.requested_limit, row.image_limit
-    if rule is not None and requested is not None and limit not in (None, requested):
-        larger = vision_load_of(resolved, limit + rule.limit_step)
+    rule, requested, image_limit = (
+        resolved.model.image_rule,
+        resolved.requested_image_limit,
+        row.image_limit,
+    )
+    if rule is not None and requested is not None and image_limit not in (None, requested):
+        larger = vision_load_of(resolved, image_limit + rule.limit_step)
         if not excess_tokens(resolved, larger):  # else the context holds no larger ones anywhere
             unit = plural(requested, rule.limit_unit.removesuffix("s"))
-            yield f"serves images of {limit:,} {unit} at most, not {requested:,}"
+            yield f"serves images of {image_limit:,} {unit} at most, not {requested:,}"
     yield from unkept(resolved, row.context or 0, tokens)
     wanted, speed = request.images_per_second, row.requests_per_second
     if wanted is None:

@@ -78,7 +78,7 @@ def _planned(fit: EngineFit) -> Planned:
         host=fit.host,
         settings=best.settings,
         vision_load=best.vision_load,
-        limit=best.shape.limit,
+        image_limit=best.shape.image_limit,
         held_requests=None if request.promised_requests is None else best.held_requests,
         at_once=at_once if best.parts else (),
         considered=_considered(fit),
@@ -366,7 +366,7 @@ def _compiles(request: ResolvedRequest) -> bool:
 
 def _keeps_all(request: ResolvedRequest, fit: EngineFit) -> bool:
     """Whether it fits, with images as large as was asked and the longest context."""
-    whole = fit.limit is None or fit.limit == request.requested_limit
+    whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
     return fit.fits and whole and fit.best.settings.session_len >= longest_context(request)
 
 

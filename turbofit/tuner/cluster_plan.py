@@ -38,19 +38,20 @@ _MOST_CAUSES: Final = 3
 class Promise(Struct):
     """What clients are told: image limit (tiles or pixels) and context; None: as each node can."""
 
-    limit: int | None = None
+    image_limit: int | None = None
     context: int | None = None
 
     def is_all_of(self, plan: Plan) -> bool:
         """Whether a plan keeps just this."""
-        limit, context = plan.limits.image_limit, plan.kv.longest_request_tokens
-        return self.limit in (None, limit) and self.context in (None, context)
+        image_limit, context = plan.limits.image_limit, plan.kv.longest_request_tokens
+        return self.image_limit in (None, image_limit) and self.context in (None, context)
 
     def why_broken(self, plan: Plan, unit: str) -> str:
         """How a plan falls short of it; empty where it does not."""
-        limit, most = plan.limits.image_limit, plan.kv.longest_request_tokens
-        if self.limit is not None and limit is not None and limit < self.limit:
-            return f"serves images of {limit:,} {unit} at most, {self.limit:,} are promised"
+        served, most = plan.limits.image_limit, plan.kv.longest_request_tokens
+        wanted = self.image_limit
+        if wanted is not None and served is not None and served < wanted:
+            return f"serves images of {served:,} {unit} at most, {wanted:,} are promised"
         if self.context is not None and most < self.context:
             return f"holds {most:,} tokens under the promised images, {self.context:,} are promised"
         return ""
@@ -94,13 +95,13 @@ class _Planner:
         return self._made[key]
 
     def _planned(self, machine: Machine, requests: int | None, promise: Promise) -> Planned:
-        base, free = self.base, self.base.limit is None
+        base, free = self.base, self.base.image_limit is None
         workload = replace(base.workload, concurrency=requests)
         if promise.context is not None and not base.context_given:
             workload = replace(workload, context=promise.context)
         request = replace(base, machine=machine, workload=workload)
-        if promise.limit is not None and free and base.workload.image_size is None:
-            request = replace(request, limit=promise.limit)
+        if promise.image_limit is not None and free and base.workload.image_size is None:
+            request = replace(request, image_limit=promise.image_limit)
         try:
             return plan_best(request, self.engine)
         except TurbofitError as error:
@@ -164,17 +165,19 @@ class _Planner:
 
         A context that was asked for is the only one.
         """
-        limit = max((plan.limits.image_limit or 0 for plan in plans), default=0) or None
+        image_limit = max((plan.limits.image_limit or 0 for plan in plans), default=0) or None
         asked = self.base.workload.context
         contexts = (
             {asked}
             if asked is not None
             else {
-                plan.kv.longest_request_tokens for plan in plans if plan.limits.image_limit == limit
+                plan.kv.longest_request_tokens
+                for plan in plans
+                if plan.limits.image_limit == image_limit
             }
         )
         for context in sorted(contexts, reverse=True)[:_MOST_CONTEXTS]:
-            yield Promise(limit=limit, context=context)
+            yield Promise(image_limit=image_limit, context=context)
 
     def _kept(self, promise: Promise, alone: Mapping[Kind, Plan]) -> _Choice:
         """The kinds that keep a promise together, and what they have then."""
@@ -203,7 +206,7 @@ class _Planner:
         """
         if self.base.context_given:
             return None
-        free = Promise(limit=promise.limit)
+        free = Promise(image_limit=promise.image_limit)
         planned = [self.plan(kind, share, free) for kind, share in shares.items()]
         held = (each.document.kv.longest_request_tokens for each in planned if each.fits)
         longest = max(held, default=0)
@@ -287,15 +290,17 @@ class _Found(Struct):
     def reasons(self) -> Iterator[str]:
         """Where images have a limit: whose it is."""
         base, limits, rule = self.planner.base, self.limits, self.planner.base.model.image_rule
-        limit = self.kept.promise.limit if self.kept is not None else None
-        if limit is None or limits is None or rule is None or limits.vision_unit is None:
+        image_limit = self.kept.promise.image_limit if self.kept is not None else None
+        if image_limit is None or limits is None or rule is None or limits.vision_unit is None:
             return
         why = "the model's own; nodes that cannot serve it are left out"
-        if base.limit is not None or base.workload.image_size is not None:
+        if base.image_limit is not None or base.workload.image_size is not None:
             why = "as set by you"
-        elif limit != base.requested_limit:
-            why = f"the largest of any node; none serves the model's own {base.requested_limit}"
-        yield f"{rule.limit_name} {limit}: {why}"
+        elif image_limit != base.requested_image_limit:
+            why = (
+                f"the largest of any node; none serves the model's own {base.requested_image_limit}"
+            )
+        yield f"{rule.limit_name} {image_limit}: {why}"
 
     def remedies(self) -> Iterator[Remedy]:
         """What would make it fit: as many requests as are held, or for each kind the cheapest."""
@@ -348,7 +353,7 @@ def plan_joining_node(
     why, limits = why_unusable(node), plan.limits
     if why or limits is None:
         return _unserved(node, why or "nothing is promised: no node served")
-    promise = Promise(limit=limits.image_limit, context=plan.longest_request_tokens)
+    promise = Promise(image_limit=limits.image_limit, context=plan.longest_request_tokens)
     share, (kind,) = _share(plan, node), kinds_of([node])
     # A node beside the plan is planned for its share; that is no promise: the others hold all.
     workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))

@@ -82,7 +82,7 @@ class Chosen(NamedTuple):
     copies: Sequence[LayeredCopy]
     placement: Placement
     vision_load: VisionLoad
-    limit: int | None
+    image_limit: int | None
     session_len: int
     fits: bool = True
 
@@ -111,7 +111,9 @@ def search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
 
 def _search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
     request = _held(request)
-    every = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
+    every = [
+        (image_limit, vision_load_of(request, image_limit)) for image_limit in _limits(request)
+    ]
     possible = [pair for pair in every if not excess_tokens(request, pair[1])]
     groupings = list(_groupings(request, engine))
     for pair, copies in product(possible, groupings):
@@ -119,14 +121,19 @@ def _search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
         if chosen is not None:
             return chosen
     copies = groupings[-1]
-    for limit, load in possible:  # the shortest context: as few layers as possible off the GPUs
+    for (
+        image_limit,
+        load,
+    ) in possible:  # the shortest context: as few layers as possible off the GPUs
         tokens = _shortest(request, load)
         placement = fewest_offloaded(engine.tightest(copies), load_of(load, tokens))
         if placement is not None:
-            return Chosen(copies, placement, load, limit, tokens)
+            return Chosen(copies, placement, load, image_limit, tokens)
     # Every layer off the GPUs, so that what is left is what is too large.
-    limit, load = every[-1]
-    return Chosen(copies, nowhere(copies[0]), load, limit, _shortest(request, load), fits=False)
+    image_limit, load = every[-1]
+    return Chosen(
+        copies, nowhere(copies[0]), load, image_limit, _shortest(request, load), fits=False
+    )
 
 
 def _check(request: ResolvedRequest) -> None:
@@ -148,24 +155,26 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
 
     Only the limit in the model folder lowers larger images: the plan pays for the worst under it.
     """
-    rule, requested = request.model.image_rule, request.requested_limit
+    rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or request.workload.image_size is None or requested is None:
         return request
     promised = vision_load_of(request, requested).units_per_image
     whole = request.with_workload(image_size=None)
-    limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
-    return whole if limit is None else replace(whole, limit=min(limit, requested))
+    image_limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
+    return whole if image_limit is None else replace(whole, image_limit=min(image_limit, requested))
 
 
 def _limits(request: ResolvedRequest) -> Sequence[int | None]:
     """Image limits worth trying, the largest first; one that the user set is not changed."""
-    rule, requested = request.model.image_rule, request.requested_limit
+    rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
         return [None]
-    if request.limit is not None or not rule.varies_by_limit:
+    if request.image_limit is not None or not rule.varies_by_limit:
         return [requested]
     limits = sorted({*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)})
-    by_units = {vision_load_of(request, limit).units_per_image: limit for limit in limits}
+    by_units = {
+        vision_load_of(request, image_limit).units_per_image: image_limit for image_limit in limits
+    }
     return sorted(by_units.values(), reverse=True)
 
 
@@ -176,8 +185,8 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
     if not excess:
         return ()
     tokens = max(0, vision_load.tokens_per_request - excess) // vision_load.images_per_request
-    limit = rule.largest_limit(rule.units_within(tokens))
-    return () if limit is None else rule.with_limit(limit).lower_limits(_HALVES)
+    image_limit = rule.largest_limit(rule.units_within(tokens))
+    return () if image_limit is None else rule.with_limit(image_limit).lower_limits(_HALVES)
 
 
 def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list[LayeredCopy]]:
@@ -215,7 +224,7 @@ def _on_gpus(
     request: ResolvedRequest,
     engine: LayeredEngine,
     copies: list[LayeredCopy],
-    limit: int | None,
+    image_limit: int | None,
     vision_load: VisionLoad,
 ) -> Chosen | None:
     """The copies with the longest context that all of them hold; None where they hold none."""
@@ -236,7 +245,7 @@ def _on_gpus(
             tokens = rounded if rounded >= shortest else exact
     placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None
-    return Chosen(copies, placement, vision_load, limit, tokens)
+    return Chosen(copies, placement, vision_load, image_limit, tokens)
 
 
 def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
@@ -270,7 +279,7 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
         host=host,
         settings=settings,
         vision_load=chosen.vision_load,
-        limit=chosen.limit,
+        image_limit=chosen.image_limit,
         held_requests=chosen.held(request),
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=_warnings(request, chosen, placed),
@@ -286,7 +295,7 @@ def _settings(request: ResolvedRequest, chosen: Chosen) -> Settings:
         tp=1,
         groups=chosen.groups,
         max_prefill_token_num=chosen.session_len,
-        limit=chosen.limit,
+        image_limit=chosen.image_limit,
         dtype=chosen.copies[0].dtype,
         at_once=1,
     )
@@ -340,15 +349,15 @@ def _reasons(
             "attention is charged with the matrix of all pairs of tokens: torch has no other "
             "kernel for grouped heads on cards before Ampere"
         )
-    if chosen.limit is not None and chosen.vision_load.units_per_image:
-        yield f"image limit {chosen.limit}: {_why_limit(request, chosen.limit)}"
+    if chosen.image_limit is not None and chosen.vision_load.units_per_image:
+        yield f"image limit {chosen.image_limit}: {_why_limit(request, chosen.image_limit)}"
     yield _device_map_words(chosen)
 
 
-def _why_limit(request: ResolvedRequest, limit: int) -> str:
-    size, requested = request.workload.image_size, request.requested_limit
-    if limit == requested:
-        return "the model's own" if request.limit is None else "as set by you"
+def _why_limit(request: ResolvedRequest, image_limit: int) -> str:
+    size, requested = request.workload.image_size, request.requested_image_limit
+    if image_limit == requested:
+        return "the model's own" if request.image_limit is None else "as set by you"
     if size is not None:
         return f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
     return f"lowered from {requested} to what fits"
@@ -488,10 +497,12 @@ def _remedies(request: ResolvedRequest, engine: LayeredEngine, closest: Chosen) 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     yield from left_to_turbofit(request)
     yield from smaller_workload(request, "what fits")
-    rule, limit = request.model.image_rule, request.limit
-    if rule is not None and limit is not None and limit > 1:
-        option, half = rule.limit_option, limit // 2
-        yield Change(f"{option} {half}", replace(request, limit=half), f"{option} {limit}")
+    rule, image_limit = request.model.image_rule, request.image_limit
+    if rule is not None and image_limit is not None and image_limit > 1:
+        option, half = rule.limit_option, image_limit // 2
+        yield Change(
+            f"{option} {half}", replace(request, image_limit=half), f"{option} {image_limit}"
+        )
     if request.replicas is not None and (request.replicas > 1 or closest.fits):
         change = "leave --replicas to turbofit" if closest.fits else "--replicas 1"
         yield Change(change, replace(request, replicas=None), f"--replicas {request.replicas}")

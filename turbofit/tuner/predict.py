@@ -58,10 +58,10 @@ def make_prediction(
         host=start.host,
         settings=start.settings,
         vision_load=start.vision_load,
-        limit=start.limit,
+        image_limit=start.image_limit,
         held_requests=None if request.promised_requests is None else start.at_once,
         reasons=(
-            *_exposure(request, start.limit, start.vision_load),
+            *_exposure(request, start.image_limit, start.vision_load),
             *_story(start.accounts[0], start.ratio, start.outcome, free_at_cache),
         ),
         warnings=_warnings(request, start.launch, engine, start.cache),
@@ -83,7 +83,7 @@ class _Start:
         self.groups = _groups(request, engine)
         _check_free(request, self.groups, free_at_cache)
         gpus = [request.machine.gpu(index) for index in self.groups[0]]
-        self.limit, self.vision_load = _exposed_load(request)
+        self.image_limit, self.vision_load = _exposed_load(request)
         self.settings = _settings(request, self.groups, engine)
         self.ratio = self.settings.cache_max_entry_count
         self.launch = launch_of(request, self.settings, gpus, self.vision_load)
@@ -186,13 +186,13 @@ def _least_free(
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
     """The image limit, and the images under it, that ordinary clients can ask for."""
-    rule, limit = request.model.image_rule, request.requested_limit
-    if rule is not None and request.limit is None:
-        limit = rule.exposed_limit
-    vision_load = vision_load_of(request, limit)
+    rule, image_limit = request.model.image_rule, request.requested_image_limit
+    if rule is not None and request.image_limit is None:
+        image_limit = rule.exposed_limit
+    vision_load = vision_load_of(request, image_limit)
     if not request.workload.queue_images:
-        return limit, vision_load
-    return limit, replace(vision_load, units_per_forward=vision_load.units_per_request)
+        return image_limit, vision_load
+    return image_limit, replace(vision_load, units_per_forward=vision_load.units_per_request)
 
 
 def _held(
@@ -270,16 +270,16 @@ def _check_free(
 
 
 def _exposure(
-    request: ResolvedRequest, limit: int | None, vision_load: VisionLoad
+    request: ResolvedRequest, image_limit: int | None, vision_load: VisionLoad
 ) -> Iterator[str]:
     rule = request.model.image_rule
-    if rule is None or limit is None or not vision_load.units_per_image:
+    if rule is None or image_limit is None or not vision_load.units_per_image:
         return
     usual = rule.checkpoint_limit
-    if request.limit is None and request.workload.image_size is None and limit > usual:
+    if request.image_limit is None and request.workload.image_size is None and image_limit > usual:
         yield (
-            f"images have up to {limit} {rule.limit_unit}: a client's detail: high asks for so"
-            f" many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
+            f"images have up to {image_limit} {rule.limit_unit}: a client's detail: high asks for"
+            f" so many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
             " which a plan and turbofit serve hold every image"
         )
 
@@ -302,7 +302,7 @@ def _settings(
         tp=len(groups[0]),
         groups=groups,
         max_prefill_token_num=prefill if isinstance(prefill, int) else 0,
-        limit=None,
+        image_limit=None,
         dtype=dtype_for(request.model, gpus)[0],
     )
     with_defaults = replace(request, fixed={**defaults, **request.fixed})

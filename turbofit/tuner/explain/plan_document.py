@@ -45,7 +45,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     host: HostMemory,
     settings: Settings,
     vision_load: VisionLoad,
-    limit: int | None,
+    image_limit: int | None,
     held_requests: int | None = None,
     at_once: Sequence[float] = (),
     warnings: Iterable[str] = (),
@@ -53,7 +53,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
 ) -> Plan:
     """The plan without command lines; ``rest`` are other fields of it.
 
-    ``settings`` are of the weakest group, ``limit`` is of an image, in tiles or pixels.
+    ``settings`` are of the weakest group, ``image_limit`` is of an image, in tiles or pixels.
     ``held_requests`` are requests at once that all groups hold, None where nobody asked for a
     number. ``at_once`` are each group's requests where cards are unequal, else it is empty.
     """
@@ -87,7 +87,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
             reason=parallel_reason,
         ),
         settings=settings,
-        limits=_limits(request, vision_load, limit, accounts),
+        limits=_limits(request, vision_load, image_limit, accounts),
         kv=kv,
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
@@ -122,7 +122,7 @@ def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
 def _limits(
     request: ResolvedRequest,
     vision_load: VisionLoad,
-    limit: int | None,
+    image_limit: int | None,
     accounts: Sequence[Account],
 ) -> Limits:
     rule, images = request.model.image_rule, vision_load.images_per_request
@@ -141,7 +141,7 @@ def _limits(
     )
     if rule is None or not vision_load.units_per_image:
         return limits
-    return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: limit})
+    return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
 
 
 def found_words(

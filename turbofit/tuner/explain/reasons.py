@@ -55,7 +55,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
             "each engine has the settings that serve most on its own card; images and context are"
             " promised once for all of them, as the smallest cache holds them"
         )
-    if best.shape.limit is not None and best.vision_load.units_per_image:
+    if best.shape.image_limit is not None and best.vision_load.units_per_image:
         yield from _limit(request, best)
         bound = "the engine's own bound, so nothing queues"
         if best.shape.units_per_forward is not None:
@@ -164,14 +164,14 @@ def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str
 def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
     rule = request.model.image_rule
     assert rule is not None
-    name, limit = rule.limit_name, best.shape.limit
+    name, image_limit = rule.limit_name, best.shape.image_limit
     if not rule.varies_by_limit:
         return
-    why = f"the largest that can be served; the model's own is {request.requested_limit}"
-    requested_load = vision_load_of(request, request.requested_limit)
-    if request.limit is not None:
+    why = f"the largest that can be served; the model's own is {request.requested_image_limit}"
+    requested_load = vision_load_of(request, request.requested_image_limit)
+    if request.image_limit is not None:
         why = "as set by you"
-    elif limit == request.requested_limit:
+    elif image_limit == request.requested_image_limit:
         why, more = "the model's own", rule.exposed_limit
         if more > rule.checkpoint_limit:
             why += f"; images for which a client asks more (detail: high is {more}) are lowered"
@@ -181,8 +181,8 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
         images = "an image fits" if count == 1 else f"{count} images fit"
         why = f"the largest with which {images} the context: at the model's own limit they"
         why += f" take {requested_load.tokens_per_request:,} tokens; the model's own is"
-        why += f" {request.requested_limit}"
-    yield f"{name} {limit}: {why}"
+        why += f" {request.requested_image_limit}"
+    yield f"{name} {image_limit}: {why}"
 
 
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
@@ -293,15 +293,18 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
 
     Under: with the plan's groups and prefill, where a search for the limit may find better ones.
     """
-    rule, limit = request.model.image_rule, best.shape.limit
+    rule, image_limit = request.model.image_rule, best.shape.image_limit
     sized = request.workload.image_size is not None
-    if rule is None or limit is None or sized or not best.vision_load.units_per_image:
+    if rule is None or image_limit is None or sized or not best.vision_load.units_per_image:
         return
     if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return
-    limits = {limit, *(other for other in rule.common_limits if other <= rule.checkpoint_limit)}
+    limits = {
+        image_limit,
+        *(other for other in rule.common_limits if other <= rule.checkpoint_limit),
+    }
     for other in sorted(limits, reverse=True):
-        evaluation = best if other == limit else at_limit(request, best.shape, other, engine)
+        evaluation = best if other == image_limit else at_limit(request, best.shape, other, engine)
         if not evaluation.fits:
             continue
         images, speeds = vision_load_of(request, other), evaluation.speeds
@@ -322,10 +325,10 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
 def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     """What the same settings serve if all images have a usual size, and not the worst one."""
     request, best = fit.request, fit.best
-    rule, limit, worst = request.model.image_rule, best.shape.limit, best.vision_load
-    if rule is None or limit is None or request.workload.image_size is not None:
+    rule, image_limit, worst = request.model.image_rule, best.shape.image_limit, best.vision_load
+    if rule is None or image_limit is None or request.workload.image_size is not None:
         return UNSET
-    units = rule.units(*_USUAL_SIZE, limit)
+    units = rule.units(*_USUAL_SIZE, image_limit)
     if units >= worst.units_per_image:
         return UNSET
     image_tokens = rule.unit_tokens(units)

@@ -220,7 +220,7 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
     if context is not None:
         free, option = request.with_workload(context=None), f"--context {context}"
         yield Change(f"leave --context to {held}", free, option)
-    requested_load = vision_load_of(request, request.requested_limit)
+    requested_load = vision_load_of(request, request.requested_image_limit)
     excess = excess_tokens(request, requested_load)
     if excess:
         tokens = requested_load.tokens_per_request // requested_load.images_per_request
@@ -234,17 +234,19 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
     """Half the user's own limit, which no search lowers, or the largest that holds the requests."""
     request, best = fit.request, fit.best
-    rule, requested = request.model.image_rule, request.requested_limit
+    rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or requested <= 1:
         return
-    given = "" if request.limit is None else f"{rule.limit_option} {requested}"
+    given = "" if request.image_limit is None else f"{rule.limit_option} {requested}"
     if given:
-        yield Change(f"leave {rule.limit_option} to turbofit", replace(request, limit=None), given)
+        yield Change(
+            f"leave {rule.limit_option} to turbofit", replace(request, image_limit=None), given
+        )
     lower = requested // 2 if given else None
     if best.held_requests and rule.varies_by_limit:
         lower = limit_that_fits(request, best.shape, fit.engine)
     if lower is not None:
-        yield Change(f"{rule.limit_option} {lower}", replace(request, limit=lower), given)
+        yield Change(f"{rule.limit_option} {lower}", replace(request, image_limit=lower), given)
 
 
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
@@ -283,9 +285,9 @@ def _found(fit: EngineFit) -> str:
         size = counted_tokens(best.vision_load, best.settings.session_len)
         requests = fit.request.promised_requests or 0
         effect += f", {requests:,} {plural(requests, 'request')} of {size:,} tokens at once"
-    rule, limit = fit.request.model.image_rule, best.shape.limit
-    if rule is not None and limit not in (None, fit.request.requested_limit):
-        effect += f", images lowered to {limit:,} {rule.limit_unit}"
+    rule, image_limit = fit.request.model.image_rule, best.shape.image_limit
+    if rule is not None and image_limit not in (None, fit.request.requested_image_limit):
+        effect += f", images lowered to {image_limit:,} {rule.limit_unit}"
         effect += f" (text beside them: {MIN_TEXT_TOKENS} tokens)"
     return effect
 
@@ -307,7 +309,7 @@ def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
 def _pages(fit: EngineFit) -> Iterator[Remedy]:
     """Images as the tool of a reader of documents sends them."""
     request, workload = fit.request, fit.request.workload
-    limited = workload.image_size is not None or request.limit is not None
+    limited = workload.image_size is not None or request.image_limit is not None
     images = not limited and fit.best.vision_load.units_per_image
     preset = preset_of(request.model) if images else None
     page = None if preset is None else preset.page

@@ -199,7 +199,7 @@ def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]])
 
 def _prepared(request: ResolvedRequest, evaluation: Evaluation, pace: Pace) -> Pace:
     """No more requests a second than the host prepares images for."""
-    load = vision_load_of(request, request.requested_limit)
+    load = vision_load_of(request, request.requested_image_limit)
     host = host_rate(request, load, len(evaluation.speeds) or 1)
     if host is None or pace.rate is None:
         return pace

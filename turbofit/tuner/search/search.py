@@ -68,12 +68,12 @@ class EngineFit(Struct):
     @property
     def requested_load(self) -> VisionLoad:
         """The workload's images, before any limit was lowered for them."""
-        return vision_load_of(self.request, self.request.requested_limit)
+        return vision_load_of(self.request, self.request.requested_image_limit)
 
     @property
-    def limit(self) -> int | None:
+    def image_limit(self) -> int | None:
         """The image limit that is promised; None where no images are."""
-        return self.best.shape.limit if self.best.vision_load.units_per_image else None
+        return self.best.shape.image_limit if self.best.vision_load.units_per_image else None
 
     @property
     def tokens(self) -> int:
@@ -102,7 +102,8 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
         engine.name, request.machine.name, len(evaluations),
         sum(evaluation.fits for evaluation in evaluations),
-        best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num, best.shape.limit,
+        best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num,
+        best.shape.image_limit,
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
     )  # fmt: skip
     groups = best.shape.groups
@@ -145,18 +146,20 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
     return most
 
 
-def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine) -> Evaluation:
+def at_limit(
+    request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
+) -> Evaluation:
     """One shape where images of another limit are served, and asked for."""
     at_once = None if request.workload.concurrency is None else shape.at_once
-    shape = replace(shape, limit=limit, units_per_forward=None, at_once=at_once)
-    return _Search(replace(request, limit=limit), engine).evaluate(shape)
+    shape = replace(shape, image_limit=image_limit, units_per_forward=None, at_once=at_once)
+    return _Search(replace(request, image_limit=image_limit), engine).evaluate(shape)
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
     """The largest lower limit of an image under which a shape keeps all else; None for none."""
     whole = replace(shape, at_once=None, units_per_forward=None)
     lowered = _Search(request, engine).lowered(whole, attrgetter("fits"))
-    return lowered.shape.limit if lowered is not None and lowered.fits else None
+    return lowered.shape.image_limit if lowered is not None and lowered.fits else None
 
 
 class _Search(SearchState):
@@ -167,7 +170,7 @@ class _Search(SearchState):
         every = list(whole)
         for shape, evaluation in zip(space, whole, strict=True):
             every += self.queued(shape, evaluation)
-        given = self.request.limit is not None or self.request.workload.image_size is not None
+        given = self.request.image_limit is not None or self.request.workload.image_size is not None
         if not given and not any(evaluation.serves for evaluation in every):
             every += filter(None, [self.lowered(shape, attrgetter("serves")) for shape in space])
         serving = [evaluation for evaluation in every if evaluation.serves]
@@ -232,13 +235,13 @@ class _Search(SearchState):
         return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"
 
     def evaluate(self, shape: Shape) -> Evaluation:
-        vision_load = vision_load_of(self.request, shape.limit)
+        vision_load = vision_load_of(self.request, shape.image_limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
         evaluation = evaluate(self, shape)
         _LOG.debug(
             "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
-            shape.groups, shape.max_prefill_token_num, shape.limit, shape.units_per_forward,
+            shape.groups, shape.max_prefill_token_num, shape.image_limit, shape.units_per_forward,
             evaluation.fits, evaluation.kv_tokens, evaluation.score, evaluation.short,
         )  # fmt: skip
         return evaluation
@@ -260,7 +263,7 @@ class _Search(SearchState):
         least = low.units_per_forward
         assert rule is not None
         assert least is not None
-        vision_load = vision_load_of(self.request, low.limit)
+        vision_load = vision_load_of(self.request, low.image_limit)
         bounds = [self.engine.units_bound(rule, vision_load, part.settings) for part in queued.sets]
         at_once = None if self.request.workload.concurrency is None else low.at_once
 
@@ -282,15 +285,15 @@ class _Search(SearchState):
 
         It pays for the engine's bound where that fits too.
         """
-        request, rule, most = self.request, self.request.model.image_rule, shape.limit
+        request, rule, most = self.request, self.request.model.image_rule, shape.image_limit
         if rule is None or most is None:
             return None
         step, least = rule.limit_step, rule.least_limit
 
-        def at(limit: int) -> Evaluation:
-            lower = replace(shape, limit=limit)
+        def at(image_limit: int) -> Evaluation:
+            lower = replace(shape, image_limit=image_limit)
             if request.workload.queue_images is not False:
-                units = vision_load_of(request, limit).units_per_request
+                units = vision_load_of(request, image_limit).units_per_request
                 lower = replace(lower, units_per_forward=units)
             return self.evaluate(lower)
 
@@ -298,7 +301,9 @@ class _Search(SearchState):
         if not good(best):
             return best
         best = _largest(best, least, most - step, step, at, good)
-        return max(best, self.evaluate(replace(shape, limit=best.shape.limit)), key=_order)
+        return max(
+            best, self.evaluate(replace(shape, image_limit=best.shape.image_limit)), key=_order
+        )
 
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
         known = known_problems(launch, self.engine.name, self.engine.version)

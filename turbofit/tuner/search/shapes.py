@@ -37,7 +37,7 @@ class Shape(Struct):
     tp: int
     groups: tuple[tuple[int, ...], ...]
     max_prefill_token_num: int
-    limit: int | None
+    image_limit: int | None
     dtype: str
     units_per_forward: int | None = None
     promised: int | None = None
@@ -129,8 +129,8 @@ class Evaluation(Struct):
         if self.parts:
             groups = self.shape.groups
             settings["by_group"] = [kept(self.of_group(group).settings) for group in groups]
-        if self.shape.limit is not None:
-            settings["limit"] = self.shape.limit
+        if self.shape.image_limit is not None:
+            settings["limit"] = self.shape.image_limit
         return Candidate(
             engine=self.engine,
             tp=self.shape.tp,
@@ -229,7 +229,7 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
                 tp=max(map(len, groups)),
                 groups=groups,
                 max_prefill_token_num=prefill,
-                limit=request.requested_limit,
+                image_limit=request.requested_image_limit,
                 dtype=dtype,
                 prefills=prefills if mixed_cards else (),
             )

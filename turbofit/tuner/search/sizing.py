@@ -52,7 +52,7 @@ class SearchState:
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request, self.engine = request, engine
         #: The workload's images, before any limit is lowered for it.
-        self.requested_load = vision_load_of(request, request.requested_limit)
+        self.requested_load = vision_load_of(request, request.requested_image_limit)
         #: The last shape's cache did not hold the shortest context: the next one's is asked first.
         self.too_small = False
         self._answers: dict[tuple[object, ...], Any] = {}
@@ -68,7 +68,7 @@ class Sizer:
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.engine = state, state.request, state.engine
         self.shape = shape
-        vision_load = vision_load_of(self.request, shape.limit)
+        vision_load = vision_load_of(self.request, shape.image_limit)
         self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
         machine = self.request.machine
         self.groups = [tuple(map(machine.gpu, group)) for group in shape.groups]
@@ -275,7 +275,7 @@ def longest_context(request: ResolvedRequest) -> int:
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
         return most
-    need = shortest_context(vision_load_of(request, request.requested_limit))
+    need = shortest_context(vision_load_of(request, request.requested_image_limit))
     return min(most, need if request.least else max(_ENOUGH_CONTEXT, need))
 
 
