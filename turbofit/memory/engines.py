@@ -51,15 +51,15 @@ ENGINES: Final = {
 LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
 
 
-def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
+def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
     """Refuse options that the engine would not read.
 
     Raises:
         UsageError: an option is another engine's.
     """
-    engine.check_options(fixed)
+    engine.check_options(engine_options)
     for name, owner in ENGINES.items():
-        options = [option for option in owner.exclusive_options if option in fixed]
+        options = [option for option in owner.exclusive_options if option in engine_options]
         if name != engine.name and options:
             raise UsageError(
                 f"{option_of(options[0])} is no option of the {engine.name} engine",
@@ -67,10 +67,10 @@ def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
             )
 
 
-def option_owner(fixed: Mapping[str, object]) -> tuple[str, str] | None:
+def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None:
     """The engine that alone takes one of these options, and that option; None where all do."""
     for name, owner in ENGINES.items():
-        for option, value in fixed.items():
+        for option, value in engine_options.items():
             if option in owner.exclusive_options:
                 return name, option_of(option)
             if value in owner.exclusive_values.get(option, ()):

@@ -69,7 +69,7 @@ def predict(request: PredictRequest) -> Plan:
             f"predict tells what LMDeploy does, and it does not run {resolved.model.name}",
             hint="turbofit plan finds settings for Hugging Face Transformers",
         )
-    check_options(engine, resolved.fixed)
+    check_options(engine, resolved.engine_options)
     prediction = make_prediction(resolved, engine, request.free_at_cache)
     if engine.doubt is not None and request.margin is None:
         resolved = replace(resolved, margin=Margin(bytes=doubled_margin(prediction)))

@@ -38,7 +38,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         model=model,
         machine=machine,
         workload=request.workload,
-        fixed=request.engine_options,
+        engine_options=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
         margin=request.margins,
@@ -100,7 +100,7 @@ def _check_context(resolved: ResolvedRequest) -> None:
     context, longest = resolved.workload.context, resolved.model.text.max_position_embeddings
     if context is None:
         return
-    if "session_len" in resolved.fixed:
+    if "session_len" in resolved.engine_options:
         raise UsageError("context and session_len are one setting", hint=_ONE_OF)
     if context > longest:
         raise UsageError(

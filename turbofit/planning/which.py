@@ -195,18 +195,16 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
 
 
 def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
-    shape, pairs = fit.best.shape, [(account, account.settings) for account in fit.accounts]
+    shape = fit.best.shape
     row = replace(blank, engine=fit.engine.name, tp=shape.tp, replicas=shape.replicas)
     if not fit.fits:
         return replace(row, why_not=why_not(fit), missing=fit.best.short)
     return replace(
         row,
-        kv_tokens=sum(
-            account.tokens_at(options.cache_max_entry_count) for account, options in pairs
-        ),
+        kv_tokens=sum(account.tokens_at(account.ratio) for account in fit.accounts),
         context=fit.best.settings.session_len,
         image_limit=fit.image_limit,
-        requests_at_once=sum(options.max_batch_size for _, options in pairs),
+        requests_at_once=sum(account.settings.max_batch_size for account in fit.accounts),
     )
 
 

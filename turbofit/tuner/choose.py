@@ -128,7 +128,9 @@ def why_not(fit: EngineFit) -> str:
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
     """Why LMDeploy's other engine is not chosen, for its row and for the engine's reason."""
-    given = " and ".join(f"{option_of(name)} {value}" for name, value in fit.request.fixed.items())
+    given = " and ".join(
+        f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
+    )
     what = f"{f'with {given} ' if given else ''}{rival.engine.name} does not fit"
     why = why_not(rival)
     if rival.fits:
@@ -260,7 +262,7 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
     """As `plan_best`, before words are made; of an engine without a search what was planned."""
     engine, reasons = _named(request, engine)
     first = engine_for(request.model, engine)
-    check_options(first, request.fixed)
+    check_options(first, request.engine_options)
     if first.planned.serial:
         return _serial(request, first, named=engine != "auto")
     try:
@@ -303,7 +305,7 @@ def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
 
 def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
     """The engine asked for, or the only one that takes an option that is set, with that reason."""
-    owner = option_owner(request.fixed) if engine == "auto" else None
+    owner = option_owner(request.engine_options) if engine == "auto" else None
     if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
         return engine, ()
     name, option = owner
@@ -353,7 +355,7 @@ def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
             continue
         try:
             engine = engine_for(request.model, name)
-            check_options(engine, request.fixed)
+            check_options(engine, request.engine_options)
             yield fit_on_host(request, engine)
         except TurbofitError as exc:
             _LOG.debug("engine %s: %s", name, exc.message)
@@ -387,20 +389,20 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
     for name in [other for other in ENGINES if other not in LMDEPLOY]:
         try:
             engine = engine_for(request.model, name)
-            taken = _taken_by(engine, request.fixed)
-            plan = _fallback(replace(request, fixed=taken), engine, "").document
+            taken = _taken_by(engine, request.engine_options)
+            plan = _fallback(replace(request, engine_options=taken), engine, "").document
         except TurbofitError:  # it does not run the model, or not so
             continue
         if plan.fits:
-            out = ", ".join(option_of(key) for key in request.fixed if key not in taken)
+            out = ", ".join(option_of(key) for key in request.engine_options if key not in taken)
             change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
             yield fitting(change, _serial_words(plan))
 
 
-def _taken_by(engine: Engine, fixed: dict[str, object]) -> dict[str, object]:
+def _taken_by(engine: Engine, engine_options: dict[str, object]) -> dict[str, object]:
     """The options of these that an engine takes."""
     taken: dict[str, object] = {}
-    for option, value in fixed.items():
+    for option, value in engine_options.items():
         with suppress(TurbofitError):
             check_options(engine, {option: value})
             taken[option] = value

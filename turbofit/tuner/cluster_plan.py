@@ -357,7 +357,7 @@ def plan_joining_node(
     share, (kind,) = _share(plan, node), kinds_of([node])
     # A node beside the plan is planned for its share; that is no promise: the others hold all.
     workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))
-    if "session_len" not in base.fixed:
+    if "session_len" not in base.engine_options:
         workload = replace(workload, context=promise.context)
     joining = _Planner(replace(base, workload=workload, load_only=True), engine)
     # A batch bounds the answers a request: the second try gives each engine the promised ones.

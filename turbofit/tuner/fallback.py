@@ -207,7 +207,7 @@ def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list
         if len(cards) < size * replicas:
             return
         chosen = cards[: size * replicas]
-        dtype = chosen_dtype(request.model, request.fixed.get("dtype"), chosen)
+        dtype = chosen_dtype(request.model, request.engine_options.get("dtype"), chosen)
         groups = [chosen[number::replicas] for number in range(replicas)]
         yield [
             engine.copy(request.model, dtype, group, [request.margin_of(gpu) for gpu in group])
@@ -342,7 +342,11 @@ def _reasons(
     context = settings.session_len
     yield f"session_len {context}: {context_reason(request, context, 'fits')}"
     gpus = [gpu for copy in chosen.copies for gpu in copy.gpus]
-    why = "as set by you" if request.fixed.get("dtype") else dtype_for(request.model, gpus)[1]
+    why = (
+        "as set by you"
+        if request.engine_options.get("dtype")
+        else dtype_for(request.model, gpus)[1]
+    )
     yield f"dtype {settings.dtype}: {why}"
     if any(copy.writes_matrix(k) for copy in chosen.copies for k in range(len(copy.gpus))):
         yield (

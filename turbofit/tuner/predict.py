@@ -85,12 +85,12 @@ class _Start:
         gpus = [request.machine.gpu(index) for index in self.groups[0]]
         self.image_limit, self.vision_load = _exposed_load(request)
         self.settings = _settings(request, self.groups, engine)
-        self.ratio = self.settings.cache_max_entry_count
         self.launch = launch_of(request, self.settings, gpus, self.vision_load)
         if problem := engine.problem(self.launch):
             raise UsageError(problem, hint="change the option")
         # The cache bounds the images of a forward, and these the cache.
         accounts = self._accounts(self.vision_load, free_at_cache)
+        self.ratio = accounts[0].ratio
         self.load = _held(request, self.vision_load, accounts, self.ratio)
         changed = self.load != self.vision_load
         self.accounts = self._accounts(self.load, free_at_cache) if changed else accounts
@@ -215,7 +215,7 @@ def _held(
 def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
     """What turbofit would do instead: its own plan first, else what makes one possible."""
     try:
-        fit = fit_on_host(replace(request, fixed={}), engine)
+        fit = fit_on_host(replace(request, engine_options={}), engine)
     except (UsageError, NoKernelError):
         return ()
     if not fit.fits:
@@ -286,7 +286,7 @@ def _exposure(
 
 def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
     """What LMDeploy takes for a request of whose options it is told none but ``tp``."""
-    bare = replace(request, fixed={}).with_workload(context=None)
+    bare = replace(request, engine_options={}).with_workload(context=None)
     return _settings(bare, _groups(request, engine), engine)
 
 
@@ -297,7 +297,7 @@ def _settings(
     gpus = [request.machine.gpu(index) for index in groups[0]]
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings
-    prefill = request.fixed.get("max_prefill_token_num", defaults["max_prefill_token_num"])
+    prefill = request.engine_options.get("max_prefill_token_num", defaults["max_prefill_token_num"])
     shape = Shape(
         tp=len(groups[0]),
         groups=groups,
@@ -305,7 +305,7 @@ def _settings(
         image_limit=None,
         dtype=dtype_for(request.model, gpus)[0],
     )
-    with_defaults = replace(request, fixed={**defaults, **request.fixed})
+    with_defaults = replace(request, engine_options={**defaults, **request.engine_options})
     return shape_settings(with_defaults, shape, context)
 
 
@@ -356,7 +356,7 @@ def _speed(
     speeds = []
     for account in accounts:
         rates = group_rates(request.model, settings, machine, account.gpus, engine)
-        tokens = account.tokens_at(settings.cache_max_entry_count)
+        tokens = account.tokens_at(account.ratio)
         share = at_once / len(accounts)
         speed = group_speed(rates, settings, vision_load, tokens, share)
         speeds.append(speed.queued() if vision_load.units_per_forward else speed)
@@ -428,5 +428,5 @@ def _warnings(
             " takes no more GPU memory"
         )
     possible, why = dtype_for(request.model, gpus)
-    if request.fixed.get("dtype") == "bfloat16" and possible == "float16":
+    if request.engine_options.get("dtype") == "bfloat16" and possible == "float16":
         yield f"LMDeploy would run in float16 without a word: {why}"

@@ -62,7 +62,7 @@ class Margin(Struct):
 class ResolvedRequest(Struct):
     """A model on a machine for a workload, and what the user has fixed.
 
-    ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp``,
+    ``engine_options`` holds LMDeploy's own options by name; what is in it is never changed. ``tp``,
     ``replicas`` and ``image_limit`` (tiles or pixels) are None where the search chooses.
     ``budget`` caps peak plus margin of this turbofit on each GPU, as `budget_on` reads it.
     ``least``: the smallest footprint that keeps the promise is the best. ``groups`` is the only
@@ -76,7 +76,7 @@ class ResolvedRequest(Struct):
     model: Model
     machine: Machine
     workload: Workload
-    fixed: dict[str, object] = msgspec.field(default_factory=dict)
+    engine_options: dict[str, object] = msgspec.field(default_factory=dict)
     tp: int | None = None
     replicas: int | None = None
     image_limit: int | None = None
@@ -110,7 +110,7 @@ class ResolvedRequest(Struct):
 
     @property
     def context_given(self) -> bool:
-        return self.workload.context is not None or "session_len" in self.fixed
+        return self.workload.context is not None or "session_len" in self.engine_options
 
     @property
     def requested_image_limit(self) -> int | None:
@@ -143,7 +143,7 @@ def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionL
         UsageError: images are asked of a model that takes none.
     """
     rule, workload = request.model.image_rule, request.workload
-    if rule is None or image_limit is None or request.fixed.get("language_model_only"):
+    if rule is None or image_limit is None or request.engine_options.get("language_model_only"):
         if workload.image_size is not None:
             raise UsageError(f"{request.model.name} takes no images", hint="leave --image-size out")
         return NO_IMAGES
@@ -269,7 +269,7 @@ def with_image_limit(
     image_limit = max_pixels if max_dynamic_patch is None else max_dynamic_patch
     if rule is None or image_limit is None:
         return request
-    if not request.workload.images or request.fixed.get("language_model_only"):
+    if not request.workload.images or request.engine_options.get("language_model_only"):
         raise UsageError(
             f"{taken} limits images, and none are served",
             hint=f"leave {taken} out, or serve images",

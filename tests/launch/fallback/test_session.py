@@ -100,7 +100,7 @@ def test_a_session(tmp_path, children):
     folder = tiny_qwen2_vl(tmp_path / "Qwen2-VL")
     resolved = ResolvedRequest(
         model=resolve_model(str(folder)), machine=machine_from("1xrtx3090"),
-        workload=Workload(context=1024), limit=100352,
+        workload=Workload(context=1024), image_limit=100352,
     )  # fmt: skip
     plan = plan_fallback(resolved, Transformers(), "as asked").document
     assert plan.fits

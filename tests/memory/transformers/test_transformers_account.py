@@ -274,7 +274,7 @@ print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
 def test_qwen2_vl_2b(on, more):
     request = ResolvedRequest(
         model=preset_model("qwen2-vl-2b"), machine=machine_from(f"{on},ram=64GiB"),
-        workload=Workload(), limit=1003520, **more,
+        workload=Workload(), image_limit=1003520, **more,
     )  # fmt: skip
     plan = plan_fallback(request, Transformers(), "as asked").document
     assert plan.fits

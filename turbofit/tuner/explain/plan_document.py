@@ -57,7 +57,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     ``held_requests`` are requests at once that all groups hold, None where nobody asked for a
     number. ``at_once`` are each group's requests where cards are unequal, else it is empty.
     """
-    outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
+    outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     footprint: Footprint | UnsetType = UNSET
     if request.least and fits:
@@ -156,7 +156,7 @@ def found_words(
     ``accounts`` are of all engines, or of one where they are alike; ``tokens`` are what each
     engine's cache holds, ``vision_load`` is of the request that is counted.
     """
-    outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
+    outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     batches = [account.settings.max_batch_size for account in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
@@ -229,7 +229,7 @@ def _footprint(
     left: list[int] = []
     servers = 0
     for account in accounts:
-        ratio, more = account.settings.cache_max_entry_count, []
+        ratio, more = account.ratio, []
         cards = zip(account.gpus, account.taken_at(ratio), account.at(ratio).ledgers, strict=True)
         for gpu, size, ledger in cards:
             taken[gpu.index] = size

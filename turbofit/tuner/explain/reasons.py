@@ -70,7 +70,7 @@ def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str 
     """The reason of a setting; ``by_card`` is of groups with values of their own."""
     if by_card and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
         return f"{name}: {by_card}"
-    why = "as set by you" if name in fit.request.fixed else why
+    why = "as set by you" if name in fit.request.engine_options else why
     return f"{name} {value or getattr(fit.best.settings, name)}: {why}"
 
 
@@ -150,7 +150,7 @@ def _context(fit: EngineFit) -> str:
 def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
     """Why the context is what it is; ``held``: what bounds it, as in "what fits"."""
     longest = request.model.text.max_position_embeddings
-    if "session_len" in request.fixed:
+    if "session_len" in request.engine_options:
         return "as set by you"
     if request.workload.context is not None:
         return "the context asked for"

@@ -155,10 +155,10 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
 
 def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, and the budget, left out."""
-    for name in request.fixed:
-        rest = {key: value for key, value in request.fixed.items() if key != name}
-        option, changed = option_of(name), replace(request, fixed=rest)
-        written = _written(option, request.fixed[name])
+    for name in request.engine_options:
+        rest = {key: value for key, value in request.engine_options.items() if key != name}
+        option, changed = option_of(name), replace(request, engine_options=rest)
+        written = _written(option, request.engine_options[name])
         yield Change(f"leave {option} to turbofit", changed, written)
     if request.budget is not None:
         given = request.budget
@@ -250,24 +250,24 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
 
 
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
-    if "quant_policy" in request.fixed:
+    if "quant_policy" in request.engine_options:
         return
     for policy, name in ((8, "int8"), (4, "int4")):
         yield Change(
             f"--quant-policy {policy} ({name} KV cache)",
-            replace(request, fixed={**request.fixed, "quant_policy": policy}),
+            replace(request, engine_options={**request.engine_options, "quant_policy": policy}),
         )
 
 
 def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
     variant = four_bit_variant(request.model)
     if variant is not None:
-        fixed = dict(request.fixed)
+        engine_options = dict(request.engine_options)
         change = f"use {variant.hub_id or variant.name} (4-bit weights)"
-        if fixed.get("dtype", "float16") != "float16":  # kernels of 4 bits have no other
-            del fixed["dtype"]
+        if engine_options.get("dtype", "float16") != "float16":  # kernels of 4 bits have no other
+            del engine_options["dtype"]
             change += ", and leave --dtype out"
-        yield Change(change, replace(request, model=variant, fixed=fixed))
+        yield Change(change, replace(request, model=variant, engine_options=engine_options))
 
 
 def _written(option: str, value: object) -> str:

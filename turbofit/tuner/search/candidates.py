@@ -95,7 +95,9 @@ def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
         given = request.workload.concurrency is not None or sizer.shape.at_once is not None
         if not given and not request.least:
             batch, wants_cache = best_batch(sizer, session_len)
-        elif request.promised_requests is not None and "max_batch_size" not in request.fixed:
+        elif (
+            request.promised_requests is not None and "max_batch_size" not in request.engine_options
+        ):
             held_requests = held_by(sizer.evaluation(session_len))
             batch = most_held(sizer, wanted) or None if held_requests < wanted else None
             session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
@@ -142,7 +144,7 @@ def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
     wanted, count = request.promised_requests, evaluation.held_requests
     settings = evaluation.settings
     size = counted_tokens(evaluation.vision_load, settings.session_len)
-    if not evaluation.short and "max_batch_size" in request.fixed:
+    if not evaluation.short and "max_batch_size" in request.engine_options:
         return f"max_batch_size {settings.max_batch_size} runs {count:,} of {wanted:,} at once"
     per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
     return (
@@ -272,7 +274,7 @@ class _Unequal:
 
         def speed(in_flight: float) -> Speed:
             settings = part.settings
-            if "max_batch_size" not in self.request.fixed:
+            if "max_batch_size" not in self.request.engine_options:
                 settings = replace(settings, max_batch_size=max(1, ceil(in_flight)))
             return sizer.speed(settings, sizer.groups[0], part.kv_tokens, in_flight)
 

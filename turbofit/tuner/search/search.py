@@ -77,9 +77,7 @@ class EngineFit(Struct):
 
     @property
     def tokens(self) -> int:
-        return min(
-            account.tokens_at(account.settings.cache_max_entry_count) for account in self.accounts
-        )
+        return min(account.tokens_at(account.ratio) for account in self.accounts)
 
     @property
     def throughput(self) -> Throughput | None:
@@ -212,18 +210,20 @@ class _Search(SearchState):
         return UsageError(no_shape(request, self.engine), hint=hint)
 
     def _refused(self, problem: str) -> UsageError:
-        given = "model_format" in self.request.fixed
+        given = "model_format" in self.request.engine_options
         packed = four_bit_variant(self.request.model) if given else None
         instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
         return UsageError(problem, hint=f"leave the option out, or {instead}")
 
     def _no_kernels(self, kernels: str) -> NoKernelError:
-        model, fixed = self.request.model, self.request.fixed
+        model, engine_options = self.request.model, self.request.engine_options
         others = [name for name in LMDEPLOY if name != self.engine.name]
         instead = ["cards of another generation"]
-        if option_owner(fixed) is None and not all(engine_problem(model, n) for n in others):
+        if option_owner(engine_options) is None and not all(
+            engine_problem(model, n) for n in others
+        ):
             instead.insert(0, "another engine")
-        if "quant_policy" in fixed:
+        if "quant_policy" in engine_options:
             instead.append("another --quant-policy")
         return NoKernelError(
             f"{model.name} does not run here: {kernels}",

@@ -157,7 +157,7 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
         "session_len": session_len,
         "model_format": quantization.method if quantization else None,
     }
-    chosen.update(request.fixed)
+    chosen.update(request.engine_options)
     chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)
     try:
         return msgspec.convert(chosen, Settings)
@@ -218,11 +218,11 @@ GroupSignature = tuple[tuple[tuple[int, int, int, int], ...], LinkClass, int]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
-    fixed_prefill = request.fixed.get("max_prefill_token_num")
+    fixed_prefill = request.engine_options.get("max_prefill_token_num")
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
     for groups in _groupings(request, engine):
         gpus = [request.machine.gpu(index) for group in groups for index in group]
-        dtype = chosen_dtype(request.model, request.fixed.get("dtype"), gpus)
+        dtype = chosen_dtype(request.model, request.engine_options.get("dtype"), gpus)
         mixed_cards = len(like_groups(request.machine, groups)) > 1
         for prefill in prefills[:1] if mixed_cards else prefills:
             yield Shape(
@@ -247,7 +247,7 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
                 ways += groupings.ways(tp, replicas)
     ways = ways or list(_requested_shape(request, engine))
     # Without so many engines a batch that is given does not run the requests that are given.
-    batch, requests = request.fixed.get("max_batch_size"), request.workload.concurrency
+    batch, requests = request.engine_options.get("max_batch_size"), request.workload.concurrency
     least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
     return [groups for groups in ways if len(groups) >= least] or ways
 
@@ -257,7 +257,7 @@ def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
     parts = [gpus for gpus in kinds(request.visible) if not gpus[0].mig]
     if len(parts) < 2:
         return []
-    if "dtype" not in request.fixed:
+    if "dtype" not in request.engine_options:
         first = dtype_for(request.model, parts[0])[0]
         parts = [gpus for gpus in parts if dtype_for(request.model, gpus)[0] == first]
     tps = [_tps(request, gpus, engine) for gpus in parts]

@@ -73,7 +73,7 @@ class Sizer:
         machine = self.request.machine
         self.groups = [tuple(map(machine.gpu, group)) for group in shape.groups]
         self.distinct = list({self._key(gpus): gpus for gpus in self.groups}.values())
-        self._fixed_ratio = self.request.fixed.get("cache_max_entry_count")
+        self._fixed_ratio = self.request.engine_options.get("cache_max_entry_count")
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -195,8 +195,8 @@ class Sizer:
 
     def footprint(self, settings: Settings) -> int:
         """The most bytes that the engines of all groups hold, on all of their GPUs."""
-        ratio = settings.cache_max_entry_count
-        return sum(sum(self._account(settings, gpus).taken_at(ratio)) for gpus in self.groups)
+        accounts = [self._account(settings, gpus) for gpus in self.groups]
+        return sum(sum(account.taken_at(account.ratio)) for account in accounts)
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
         """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
@@ -262,7 +262,7 @@ def shortest_context(vision_load: VisionLoad) -> int:
 
 
 def most_context(request: ResolvedRequest) -> int:
-    fixed = request.fixed.get("session_len", request.workload.context)
+    fixed = request.engine_options.get("session_len", request.workload.context)
     return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
 
 
@@ -316,7 +316,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     The user's own, else the smallest batch with nearly the best forecast, since more rows cost
     memory, or the largest that memory holds. No batch shortens ``session_len``.
     """
-    fixed = sizer.request.fixed.get("max_batch_size")
+    fixed = sizer.request.engine_options.get("max_batch_size")
     if isinstance(fixed, int):
         return fixed, False
     alone = sizer.evaluation(session_len)
