@@ -166,16 +166,10 @@ class _Planner:
         A context that was asked for is the only one.
         """
         image_limit = max((plan.limits.image_limit or 0 for plan in plans), default=0) or None
-        asked = self.base.workload.context
-        contexts = (
-            {asked}
-            if asked is not None
-            else {
-                plan.kv.longest_request_tokens
-                for plan in plans
-                if plan.limits.image_limit == image_limit
-            }
-        )
+        of_limit = [plan for plan in plans if plan.limits.image_limit == image_limit]
+        contexts = {plan.kv.longest_request_tokens for plan in of_limit}
+        if self.base.workload.context is not None:
+            contexts = {self.base.workload.context}
         for context in sorted(contexts, reverse=True)[:_MOST_CONTEXTS]:
             yield Promise(image_limit=image_limit, context=context)
 
