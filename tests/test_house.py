@@ -26,19 +26,19 @@ BUDGETS = {
     "core": 5_110,  # a slice of a card, the host's cores and threads for images, hidden secrets
     "machine": 2_830,  # nvidia-smi's tables, a host's cores, slices, slow cards
     "kernels": 615,
-    "model": 6_085,  # loading of Transformers came from memory
-    "memory": 6_590,  # engines answer for their formulas where five rooms imported one's
-    "tuner": 5_585,  # the host in the forecast, below what an older engine dies
-    "planning": 3_545,  # the list of checks came from diagnose and launch, which pay
+    "model": 6_145,  # loading of Transformers came from memory, names read step by step
+    "memory": 6_665,  # engines answer for their formulas; what an engine refuses, by subjects
+    "tuner": 5_930,  # the host in the forecast, one verdict of all planners
+    "planning": 3_650,  # the list of checks came from diagnose; the host of several models
     "observe": 1_405,  # the readers of logs came from diagnose, which pays
     "pretend": 1_895,
-    "rehearse": 4_175,
+    "rehearse": 4_215,
     "gateway": 8_910,  # large bodies beside the loop, hosts' names, errors in the API's form
-    "load": 1_285,
+    "load": 1_340,  # functions of few decisions, here and in two rooms more
     "launch": 11_010,  # images on threads, a standby, proved checks, LMDeploy's options
     "batch": 1_665,
     "diagnose": 3_730,
-    "report": 4_620,
+    "report": 4_655,
     "cli": 4_905,
     "turbofit": 315,
     "tests": 55_160,  # slices, rows that only judge; those of the features above
