@@ -224,7 +224,7 @@ def _least_parts(models: Sequence[_Candidate], rooms: Sequence[int]) -> list[_Pa
 
 def _misfit(best: Plan) -> JointPlan:
     """The answer where one model does not fit with the whole machine."""
-    helps = next((f"{remedy.change}: {remedy.effect}" for remedy in best.remedies), None)
+    helps = next((remedy.text for remedy in best.remedies), None)
     return JointPlan(
         fits=False, verdict=best.verdict, budgets=(), gpus=(), plans=(best,), remedy=helps
     )

@@ -100,8 +100,7 @@ def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
     where = "" if isinstance(plan, Plan) else " --cluster CLUSTER"
     hint = f"see turbofit plan MODEL{where} for what would fit"
     if plan.remedies:
-        first = plan.remedies[0]
-        hint = f"{first.change}: {first.effect}"
+        hint = plan.remedies[0].text
     return DoesNotFitError(plan.verdict, hint=hint)
 
 
