@@ -72,7 +72,7 @@ def _planned(fit: EngineFit) -> Planned:
         request,
         fit.engine,
         accounts,
-        fits=verdict.fits,
+        fits=fit.fits,
         verdict=verdict.text,
         parallel_reason=_parallel_reason(fit),
         host=fit.host,
@@ -245,7 +245,7 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     if isinstance(fit, Planned):
         return fit if request.pace is None else _without_pace(fit)
     planned = _planned(fit)
-    if planned.fits:
+    if fit.fits:
         return planned
     if _named(request, engine)[0] == "auto":
         return planned.with_remedies(last=tuple(_other_engines(request, fit.rival)))
