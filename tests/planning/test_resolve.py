@@ -90,8 +90,8 @@ def test_a_context_of_max_is_the_models_own_and_a_budget_may_be_a_share_of_each_
     request = PlanRequest(model="internvl2-8b", on="1xa100-80g", context="max", concurrency=1)
     resolved = resolve(request)
     assert resolved.workload.context == resolved.model.text.max_position_embeddings
-    fixed = resolve(PlanRequest(model="internvl2-8b", on="1xa100-80g", session_len="max")).fixed
-    assert fixed["session_len"] == resolved.workload.context
+    given = resolve(PlanRequest(model="internvl2-8b", on="1xa100-80g", session_len="max"))
+    assert given.engine_options["session_len"] == resolved.workload.context
     assert turbofit.plan(request).settings.session_len == resolved.workload.context
     half = resolve(PlanRequest(model="internvl2-2b", on="rtx3090+l40s", budget="50%"))
     for gpu in half.machine.gpus:

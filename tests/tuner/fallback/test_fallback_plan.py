@@ -125,7 +125,7 @@ def test_it_says_which_gpu_is_short_and_what_helps():
     ("free", "asked", "words"),
     [
         (4, {"context": 32768}, " with --context 32768"),
-        (5, {"images": 4, "limit": 4_000_000}, " with --images 4 and --max-pixels 4000000"),
+        (5, {"images": 4, "image_limit": 4_000_000}, " with --images 4 and --max-pixels 4000000"),
         (1, {"context": 32768}, ""),  # nobody's option is at fault where none helps
     ],
 )
