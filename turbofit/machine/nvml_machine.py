@@ -152,14 +152,21 @@ def _visible(
             warning or f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU",
             hint="unset or correct CUDA_VISIBLE_DEVICES, or describe a machine with --on SPEC",
         )
-    by_index = not value.strip().startswith(("GPU-", "MIG-"))
-    names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
-    if by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1:
+    if _may_be_numbered_otherwise(value, devices, environ):
         notes.append(
             f"CUDA_VISIBLE_DEVICES={value} was read in PCI order, but without "
             "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA numbers the fastest GPU first and these differ"
         )
     return visible, notes
+
+
+def _may_be_numbered_otherwise(
+    value: str, devices: Sequence[Device], environ: Mapping[str, str]
+) -> bool:
+    """Whether CUDA numbers these cards by their speed, and the value chooses by number."""
+    by_index = not value.strip().startswith(("GPU-", "MIG-"))
+    names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
+    return by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1
 
 
 def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
