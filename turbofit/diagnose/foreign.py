@@ -26,7 +26,8 @@ _ENGINES: Final = (
     _Program("vLLM", r"\bvllm\b|EngineCore|VllmWorker|\bvLLM\b|gpu_memory_utilization|max_model_len"
              r"|desired GPU memory utilization",
              rf"vLLM API server version (\d\S*)|LLM engine \(v([\d.]+\w*)\)|\bvllm{_VERSION}"),
-    _Program("SGLang", r"\bsglang\b|\bSGLang\b|server_args=ServerArgs|--mem-fraction-static", rf"\bsglang{_VERSION}"),
+    _Program("SGLang", r"\bsglang\b|\bSGLang\b|server_args=ServerArgs|--mem-fraction-static",
+             rf"\bsglang{_VERSION}"),
     _Program("text-generation-inference",
              r"text[-_]generation[-_](?:launcher|inference|server|router)",
              rf"text-generation-inference{_VERSION}"),
