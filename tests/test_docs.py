@@ -47,8 +47,7 @@ _KINDS = (("#", r"#+ "), ("row", r"\|"), ("item", r"(?:-|\d+\.) "), ("code", r" 
 _CODE = re.compile(r"``(.+?)``|`([^`]+)`")
 _LINK = re.compile(r"\]\(([^)#\s]*)[^)]*\)")
 _FACT = re.compile(r"--[a-z][\w-]*|\d+(?:[.,]\d+)*")
-#: Answers of `diagnose` to a log without a failure.
-#: Answers that are no cause: of a healthy log, of a table, of another program, of a server that stands still.
+#: Answers of `diagnose` that are no cause: no failure, another program, a server that stands still.
 NO_FAILURE = {"healthy", "memory_table", "foreign", "stands_still"}
 
 
