@@ -27,7 +27,7 @@ def serve(tmp_path: Path, port: int, children: list[Child], nvml_machine: Any):
     """Start ``turbofit serve`` on a machine with so many RTX 3090s."""
 
     def run(*words: str, scenario: Scenario | None = None, **environ: str) -> Child:
-        options = ["--no-rehearse", "--port", str(port)]
+        options = ["--no-rehearse", "--no-standby", "--port", str(port)]
         child = Child(
             [sys.executable, "-m", "turbofit", "serve", *options, *words],
             XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
