@@ -20,6 +20,7 @@ from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine import read_ahead
 from turbofit.launch.engine.cache_ratio import ratio_now, shared_ratio
 from turbofit.launch.engine.check import LONG, ask_small, ask_worst, check_seconds
+from turbofit.launch.engine.gemm_tuning import give_tuning, kept_words
 from turbofit.launch.engine.launches import Launch, free_ports, module_runner
 from turbofit.launch.images.preparation import image_environment
 from turbofit.launch.serve.download import fetched
@@ -131,6 +132,9 @@ class Start:
             run.examiner.begin(self._plan)
             exam = run.examiner.examine
         self._proves = exam is ask_worst
+        if run.examiner is None and not config.pretend:
+            version = run.lmdeploy.version
+            give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
         self._supervisor = Supervisor(
             self._plan, launches, run.folder, run.say,
             exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
@@ -280,6 +284,8 @@ class Start:
                 if row.gpu is not None:
                     run.say(f"{engine.name}: {in_words(row)}")
             spent = engine.spent()
+            if engine.launch.tuning is not None and engine.launch.tuning.keep():
+                run.say(f"{engine.name}: {kept_words(spent)}")
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)

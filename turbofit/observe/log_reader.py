@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB, MIB, parse_bytes
-from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
+from turbofit.machine.nvidia_smi import SmiGpu, listed
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import CONTEXT, TorchMemory
 
@@ -112,9 +112,12 @@ def _kill(match: re.Match[str]) -> events.HostKill:
     )
 
 
-def _listed(match: re.Match[str]) -> SmiGpu:
-    indices = match[1].split(",")
-    return SmiGpu(index=int(indices[0]), name=match[2], count=len(indices))
+def _counted(match: re.Match[str]) -> events.ServerFigures:
+    running, waiting = (int(match[i]) if match[i] else None for i in (4, 5))
+    made = float(match[1]) if match[1] else None
+    return events.ServerFigures(
+        succeeded=int(match[2]), failed=int(match[3]), made=made, running=running, waiting=waiting
+    )
 
 
 #: Messages of TurboMind since 0.15, behind its prefix; "MB" are MiB.
@@ -156,6 +159,10 @@ _OTHER: Final = (
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
     _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
+    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `
+    _row("Server (succeeded/failed", r".{0,120}?(?:/ ([\d.]+) tokens/s, )?Server \(succeeded/failed"
+         r"/routed/waiting\): (\d+) / (\d+) / \d+ / \d+,?(?: Engine \(running/waiting\):"
+         r" (\d+) / (\d+))?", _counted),
     _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
     _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
     _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
@@ -196,10 +203,7 @@ _OTHER: Final = (
          r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?", _kill),
     _row("Driver Version", r".*?Driver Version: [\d.]+\s+CUDA Version: (?:[\d.]+|N/A)",
          lambda _: events.SmiDriver()),
-    # ``nvidia-smi -L``, collect_env (a line a GPU), check_env (equal ones share a line).
-    _row("GPU ", r"\s*GPU (\d+(?:,\d+)*): (\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:|$)",
-         _listed),
-    _row("MIG ", r"\s*MIG (\S+)\s+Device\s+\d+:", lambda m: MigSlice(profile=m[1])),
+    _row("GPU |MIG ", r"\s*(?:GPU|MIG) .*", lambda m: listed(m[0])),
     _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
          lambda m: SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
                                  total=int(m[4]) * MIB)),

@@ -97,7 +97,10 @@ def engine(phase: str, group: int = 0, warming: int | None = None) -> Any:
     state = "ready" if phase == "ready" else "starting"
     tracker = MagicMock(phase=phase, warming=warming, figures=[])
     tracker.cached_tokens.return_value = None
-    return MagicMock(state=state, tracker=tracker, group=group, pretended=None)
+    launch = MagicMock(tuning=None)
+    return MagicMock(
+        state=state, tracker=tracker, group=group, pretended=None, launch=launch
+    )  # fmt: skip
 
 
 def test_weights_are_what_came_onto_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def _diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
 
     yield Heading("What happened")
     yield Paragraph(diagnosis.what, tone="bad" if diagnosis.phase != "none" else "plain")
-    yield known_facts(_facts(diagnosis))
+    yield known_facts({"do first": _first_step(diagnosis)} | _facts(diagnosis))
     yield from listed("Why" if diagnosis.known else "Where", diagnosis.why)
     if diagnosis.others is not None:
         title = "Others who met this message had (the list is not complete)"
@@ -185,6 +185,13 @@ def _diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
         yield table(("line", "tells", "text"), evidence, right=("line",), wrap=("tells", "text"))
     if not diagnosis.known:
         yield remark("without a cause the exit code is 3")
+
+
+def _first_step(diagnosis: Diagnosis) -> str:
+    """What tells where it ran out, else the surest change; else what others tried, or to send."""
+    tried = diagnosis.others.tried if diagnosis.others else ()
+    lacking = diagnosis.send if diagnosis.known else ()
+    return next(iter((*lacking, *diagnosis.changes, *tried, *diagnosis.send)), "")
 
 
 def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:

@@ -64,7 +64,7 @@ def export(
     form: Form,
 ) -> int:
     from turbofit.core.struct import to_json
-    from turbofit.launch.export import manifest, service_of
+    from turbofit.launch.export import SYSTEM_USER, manifest, service_of
 
     of_systemd = kind == "systemd"
     if not of_systemd and host not in (None, _EVERYWHERE):
@@ -82,12 +82,19 @@ def export(
     if form.as_json:
         answer(to_json(service))
     else:
-        from getpass import getuser
-
         path = executable or _here()
-        user = getuser() if of_systemd else "root"  # no other manifest names one
+        user = _exporter(SYSTEM_USER) if of_systemd else SYSTEM_USER  # no other manifest names one
         answer(manifest(service, kind, image=image, claim=claim, executable=path, user=user))
     return 0
+
+
+def _exporter(system_user: str) -> str:
+    """Who exports, also with sudo; a system user in the place of root."""
+    from getpass import getuser
+
+    name = getuser()
+    name = os.environ.get("SUDO_USER", name) if name == "root" else name
+    return system_user if name == "root" else name
 
 
 def _given(given: str, on: str | None) -> Plan:

@@ -102,4 +102,4 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
         output.say(f"to ask: {line}")
     output.say(f"to chat: turbofit chat {urls[0]}")
     if gateway is not None:
-        output.say(f"limits, routes and examples, for a browser: {urls[0]}")
+        output.say(f"to chat in a browser, with limits and examples: {urls[0]}")

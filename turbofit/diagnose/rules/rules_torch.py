@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
+from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.causes import less_memory
+from turbofit.diagnose.rules.copies import copies
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.rules_legacy import (
     START_ONCE,
@@ -17,58 +17,61 @@ from turbofit.diagnose.rules.rules_legacy import (
     cache_holders,
     cache_story,
     double_start,
+    lower_ratio,
 )
 from turbofit.machine.presets import context_bytes
-from turbofit.observe.log_events import CONTEXT, ModelLoaded, PythonFrame, TorchMemory
+from turbofit.observe.log_events import CONTEXT, PythonFrame, TorchMemory
+from turbofit.observe.stages import Phase, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent
+    from turbofit.diagnose.event import LogEvent
+    from turbofit.diagnose.subject import FactCollector
 
 #: A tensor of a forward is rarely as large.
 _ONE_TENSOR: Final = 4 * GIB
 #: Of Transformers alone, which takes the option; torch's own call is sdpa already.
 _WITHOUT: Final = ": attn_implementation sdpa or flash_attention_2 does without"
-_WHEN: Final[dict[PhaseName, str]] = {
+
+#: Where torch is the subject, which neither loads nor encodes.
+_WHEN: Final[dict[Phase, str]] = {
     "vision": "when images were encoded",
     "cache": "when the cache was made",
     "warm-up": "in the warm-up",
     "weights": "while weights were loaded",
-    "text": "in a forward of the language model",
+    "quantising": "while a checkpoint was quantised",
     "unknown": "(the log has no stack that says where)",
 }
-
 #: Words in a frame's file name, function or source, in the order in which a phase is looked for:
-#: nothing is computed while loading, and a vision tower calls nothing of the language model. vLLM
-#: makes its cache inside the function that also profiles, and profiles with images too.
-_PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
+#: nothing is computed while loading, and a vision tower calls nothing of the language model.
+_PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
+    ("quantising", ("lmdeploy/lite/",)),
     # LMDeploy's PyTorch engine makes its cache and warms up inside its own from_pretrained.
     ("cache", ("cache_engine", "build_cache", "allocate_kv_cache")),
     ("warm-up", ("agent.py warmup", "agent.py _warmup")),
     ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
                  "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
-                 "module.py convert", "module.py _apply", "load_weight", "initialize_model",
-                 "init_vllm_registered_model", "load_vl_model", "build_model")),
-    ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph", "profile_run", "_dummy_run",
-                 "determine_num_available_blocks", "determine_available_memory", "capture_model")),
+                 "module.py convert", "module.py _apply", "load_weight", "load_vl_model",
+                 "build_model")),
+    ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph")),
     ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "clip.py", "siglip", "eva_clip",
                 "moonvit", "patch_embed", "image_encoder", "encode_images", "extract_feature",
-                "get_image_features", "_process_image_input", "lmdeploy/vl/",
+                "get_image_features", "lmdeploy/vl/",
                 # Qwen's towers pack the patches of all images into one sequence without a batch.
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
 #: Advice that is followed already, by the fact of the log that shows it.
-_IN_USE: Final = {"eager": "--enforce-eager", "expandable": "PYTORCH_CUDA_ALLOC_CONF"}
+_IN_USE: Final = {"expandable": "PYTORCH_CUDA_ALLOC_CONF"}
 #: Phases in which a tensor larger than the card needs a smaller input: no share is enough.
 _FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
-    "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/": "lmdeploy", "vllm/": "vllm",
-    "sglang/": "sglang",
+    "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/lite/": "lmdeploy-lite",
+    "lmdeploy/": "lmdeploy",
 }  # fmt: skip
 #: How to tell a server's processes from others.
 _HOW: Final = (
@@ -76,6 +79,17 @@ _HOW: Final = (
     " lmdeploy`) with those of `nvidia-smi --query-compute-apps=pid,used_memory --format=csv` on"
     " the host"
 )
+#: What tells more of a text that stands alone.
+_SEND: Final = (
+    "name the model with --model (what it takes is known then), and paste the lines before this one"
+    ' from "Traceback (most recent call last)" on: they say where it ran out'
+)
+_SEND_LINE: Final = (
+    'paste the line "CUDA out of memory. Tried to allocate …" as a whole, with the traceback before'
+    " it: its figures say who held the card"
+)
+#: Folders of LMDeploy that tell a phase by themselves.
+_PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
 _SEPARATORS: Final = re.compile(r"[/\\]")
 #: Its layers are everybody's: a forward of theirs says of no model which part it is.
 _TORCH: Final = re.compile(r"[/\\]torch[/\\]")
@@ -89,62 +103,85 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    method = case.facts.subject.facts.get("method")
-    named = (PythonFrame(path="", function=method),) if method else ()
-    phase = phase_of(mark.stack or named)
+    program = _program_of(mark.stack, case.facts.subject)
+    phase = "quantising" if program == "lmdeploy-lite" else phase_of(mark.stack)
     lines = [evidence(mark, "torch's own figures")]
-    program = _program_of(mark.stack, case.facts.subject.programs)
-    why = list(_figures(case, memory, program))
-    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-    without = "" if program or fused else _WITHOUT
-    if phase == "vision" and _whole_matrix(mark.stack):
-        why.append(
-            "attention was computed with its whole matrix, which grows with the square of the"
-            f" image's patches{without}"
-        )
-    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
-        why.append(
-            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
-            " allocated in all, as attention with its whole matrix does, which grows with the"
-            f" square of the tokens or patches{without}"
-        )
+    why = [*_figures(case, memory, program), *_whole_matrix(mark, memory, phase, program)]
     holdings = list(_holders(case, mark, memory))
     kv_blocks = blocks(case)
     if kv_blocks is not None:
         lines[:0] = kv_blocks.lines
         why += cache_story(case, kv_blocks)
         holdings += cache_holders(kv_blocks)
-    for reason in (double_start(case), _loaded_twice(case)):
-        if reason:
-            why.append(reason[0])
-            lines.append(reason[1])
-    unknown = []
-    if not mark.stack and phase == "unknown":
-        unknown.append("where: the log has no traceback before the error")
-    unknown += _doubts(case, memory)
-    others = _foreign(case, memory)
-    if others and memory.gpu is not None:
-        unknown.append(f"whether other cards are as full as GPU {memory.gpu}")
-    if memory.total is None:
-        unknown.append("the card's size and what was free: this torch does not print them")
+    if twice := double_start(case):
+        why.append(twice[0])
+        lines.append(twice[1])
+    too_many = copies(case, mark, memory, phase)
+    why += (copy.why for copy in too_many)
+    lines += (copy.line for copy in too_many if copy.line.line != mark.line)
+    once = ((START_ONCE,) if twice else ()) + tuple(copy.change for copy in too_many)
+    changes = (*once, *_changes(case, phase, memory, program))
+    in_use = tuple(_IN_USE[fact] for fact in _IN_USE if fact in case.facts.subject.facts)
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"torch ran out of GPU memory {_WHEN[phase]}"
+        what=f"torch ran out of GPU memory {_WHEN.get(phase) or when(phase)}"
         + (f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""),
         line=mark.line,
         why=tuple(why),
         held=tuple(holdings),
-        missing=_missing(memory),
-        unknown=tuple(unknown),
+        missing=missing_of(memory),
+        send=tuple(_send(case, mark, memory, phase)),
+        unknown=tuple(_unknown(case, mark, memory, phase)),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=_changes(case, phase, memory, program),
+        changes=tuple(dict.fromkeys(change for change in changes if not change.startswith(in_use))),
         planned=True,
-        others=others,
+        others=_foreign(case, memory),
     )
 
 
-def _missing(memory: TorchMemory) -> Missing:
+def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: str) -> Iterator[str]:
+    """Yields that attention held its whole matrix, by its frame or by what it asked for."""
+    if phase == "quantising":
+        return
+    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+    without = "" if program != "other" or fused else _WITHOUT
+    eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
+    if phase == "vision" and eager:
+        yield (
+            "attention was computed with its whole matrix, which grows with the square of the"
+            f" image's patches{without}"
+        )
+    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
+        yield (
+            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
+            " allocated in all, as attention with its whole matrix does, which grows with the"
+            f" square of the tokens or patches{without}"
+        )
+
+
+def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
+    """Yields what the text leaves open."""
+    if not mark.stack and phase == "unknown":
+        yield "where: the log has no traceback before the error"
+    yield from _doubts(case, memory)
+    if _foreign(case, memory) and memory.gpu is not None:
+        yield f"whether other cards are as full as GPU {memory.gpu}"
+    if memory.total is None:
+        yield "the card's size and what was free: this torch does not print them"
+
+
+def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
+    """Yields what would tell where a text that stands alone ran out."""
+    if mark.stack or phase != "unknown":
+        return
+    if case.model is None:
+        yield _SEND
+    elif memory.requested is None and not case.facts.subject.of_lmdeploy:
+        yield _SEND_LINE
+
+
+def missing_of(memory: TorchMemory) -> Missing:
     """Asked less free, both rounded by torch to hundredths of their unit."""
     if memory.requested is None or memory.free is None:
         allocation = (
@@ -179,7 +216,7 @@ def _rounding(size: int) -> int:
     return 0
 
 
-def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterator[str]:
+def _figures(case: LogCase, memory: TorchMemory, program: str) -> Iterator[str]:
     if memory.limit is not None:
         yield (
             f"torch was allowed {format_bytes(memory.limit)} of the card"
@@ -206,7 +243,7 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
             " torch: "
             + (
                 "CUDA's context, kernels and libraries"
-                if program not in (None, "lmdeploy")
+                if program not in ("other", "lmdeploy")
                 else "CUDA's context and libraries, and what an engine such as TurboMind, where"
                 " one ran, allocates itself (its weights and its KV cache)"
             )
@@ -223,58 +260,26 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
         )
 
 
-def _changes(
-    case: LogCase, phase: PhaseName, memory: TorchMemory, program: str | None
-) -> tuple[str, ...]:
+def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> Iterator[str]:
+    """What leaves more of the card free for this run, surest first."""
+    if program == "other" and case.facts.subject.of_lmdeploy:
+        program = "lmdeploy"
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
-        return less_memory(program, "oversized")
-    changes = []
-    if double_start(case):
-        changes.append(START_ONCE)
-    if _loaded_twice(case):
-        changes.append(
-            "load the model once; over several cards choose one: a whole model on each card, or one"
-            " model sharded over them"
-        )
-    changes += _what_to_end(case, memory)
-    changes += less_memory(program, phase)
-    if memory.outside_torch and program in (None, "lmdeploy"):
-        changes.append(
-            "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes after"
-            " the cache"
-        )
-    if (
-        memory.cached
-        and memory.requested
-        and memory.cached >= memory.requested
-        and memory.process is not None  # not under WSL and Windows, where it is said to fail
-    ):
-        changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
-    in_use = [option for fact, option in _IN_USE.items() if fact in case.facts.subject.facts]
-    return tuple(change for change in changes if not change.startswith(tuple(in_use)))
-
-
-def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
-    """Whole models loaded by one program, more often than a launcher started the program.
-
-    A bar that is drawn again at its end, in the next line, is the same load.
-    """
-    marks = [mark for mark, _ in case.facts.every(ModelLoaded)]
-    loads = [now for before, now in pairwise(marks) if now.line - before.line > 1]
-    ranks = case.facts.subject.ranks
-    if len(loads) + 1 <= (ranks[0] if ranks else 1) or not loads:
-        return None
-    sharded = (
-        ", and `device_map=auto` shards each over the same cards"
-        if (case.facts.subject.auto_map)
-        else ""
-    )
-    return (
-        f"the program loaded the whole model {len(loads) + 1} times{sharded}: replicas, or"
-        " replicas and shards at once, so every copy after the first meets cards that are already"
-        " full",
-        evidence(loads[0], "the model is loaded again"),
-    )
+        yield from less_memory(program, "oversized")
+        return
+    yield from _what_to_end(case, memory)
+    if blocks(case) is not None and phase != "weights":
+        yield from lower_ratio(case)
+    else:
+        yield from less_memory(program, phase)
+        if memory.outside_torch and program == "other":
+            yield (
+                "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes"
+                " after the cache"
+            )
+    pieces = memory.cached and memory.requested and memory.cached >= memory.requested
+    if pieces and memory.process is not None:  # not under WSL and Windows, where it is said to fail
+        yield "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 
 
 def _unclear(case: LogCase, memory: TorchMemory) -> bool:
@@ -284,7 +289,7 @@ def _unclear(case: LogCase, memory: TorchMemory) -> bool:
     """
     return not memory.named or (
         memory.pid is not None
-        and "lmdeploy" in case.facts.subject.programs
+        and case.facts.subject.of_lmdeploy
         and any(size > (memory.process or 0) for _, size in memory.others)
     )
 
@@ -376,13 +381,13 @@ def _what_to_end(case: LogCase, memory: TorchMemory) -> Iterator[str]:
         )
 
 
-def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
+def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
     """The phase; the name of the program itself says nothing."""
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:
         name = "" if frame.path in program else _SEPARATORS.split(frame.path)[-1]
-        folder = "lmdeploy/vl/" if "lmdeploy/vl/" in frame.path else ""
+        folder = next((part for part in _PARTS if part in frame.path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
         if not _TORCH.search(frame.path):
             of_models.append(frames[-1])
@@ -393,16 +398,11 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
     return "unknown"
 
 
-def _program_of(stack: tuple[PythonFrame, ...], programs: set[str]) -> str | None:
-    """The program that ran out: of its stack, else the only one that the log speaks of."""
+def _program_of(stack: tuple[PythonFrame, ...], subject: FactCollector) -> str:
+    """The program that ran out, as the table of what takes less memory names it."""
     paths = [frame.path.replace("\\", "/") for frame in stack]
     for folder, name in _FOLDERS.items():
         if any(folder in path for path in paths):
             return name
     # TurboMind computes without torch: what torch allocates beside it is its front end's.
-    named = programs - {"lmdeploy"}
-    return next(iter(named)) if len(programs) == len(named) == 1 else None
-
-
-def _whole_matrix(stack: tuple[PythonFrame, ...]) -> bool:
-    return bool(stack) and any(call in stack[-1].code for call in _EAGER)
+    return "lmdeploy-lite" if subject.quantises else "other"

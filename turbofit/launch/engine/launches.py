@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from turbofit.core.plan import Command
+    from turbofit.launch.engine.gemm_tuning import GemmTuning
     from turbofit.launch.engine.process import Begin
 
 _LOG: Final = LazyLogger(__name__)
@@ -111,7 +112,7 @@ class Launch:
     that is not in the command is given to the engine out of sight. ``ratio`` gives the cache ratio
     of each start; None is the command's for all of them. ``images`` are the variables that say how
     the engine's process prepares images. ``begin`` starts the process; None is
-    `process.begin_process`.
+    `process.begin_process`. ``tuning`` is what is kept of an engine's kernels; None is nothing.
     """
 
     command: Command
@@ -121,6 +122,7 @@ class Launch:
     ratio: Callable[[], float] | None = None
     begin: Begin | None = None
     images: Mapping[str, str] | None = None
+    tuning: GemmTuning | None = None
 
     @property
     def group(self) -> int:
@@ -140,7 +142,9 @@ class Launch:
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
-        env = {**base, **(self.images or {}), "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+        tuned = {} if self.tuning is None else self.tuning.environment()
+        env = {**base, **(self.images or {}), **tuned}
+        env |= {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         if self.key is None or self.key in self.command.argv:
             return env
         return {**env, KEY: self.key}
