@@ -30,14 +30,14 @@ BUDGETS = {
     "memory": 6_590,  # engines answer for their formulas where five rooms imported one's
     "tuner": 5_930,  # towers, how sure each kind is, the host in the forecast
     "planning": 3_685,  # the list of checks came from diagnose and launch; keywords for editors
-    "observe": 1_405,  # the readers of logs came from diagnose, which pays
+    "observe": 1_570,  # the readers of logs, and the stages that serve and diagnose share
     "pretend": 1_905,
     "rehearse": 4_255,  # what pretend GPUs answer
     "gateway": 9_060,  # the page and what it asks for, connections after bodies
     "load": 1_290,
-    "launch": 11_360,  # kept kernels, images on threads, their names, standby, proved checks
+    "launch": 11_380,  # kept kernels, images on threads, their names, standby, proved checks
     "batch": 1_670,
-    "diagnose": 3_855,  # a copy too many, and what a model takes at most
+    "diagnose": 4_275,  # a copy too many; other programs in one line, servers that stand still
     "report": 4_640,
     "cli": 5_170,  # a file a subject, steps with names
     "turbofit": 415,  # a door of Python with its own words
