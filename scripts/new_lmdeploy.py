@@ -383,7 +383,7 @@ def _architectures(wheel: Path) -> dict[str, str]:
 
 
 def _modules(wheel: Path) -> dict[str, str]:
-    """The modules that say which weights TurboMind holds: a new one is a term that nobody counts."""
+    """The modules that say which weights TurboMind holds; nobody counts those of a new one."""
     folder = wheel / "lmdeploy" / "turbomind"
     files = (file for room in ("builders", "models") for file in (folder / room).glob("*.py"))
     return {str(file.relative_to(folder)): "" for file in files}

@@ -54,8 +54,8 @@ def wheels(tmp_path: Path, monkeypatch: Patch) -> tuple[Path, Path]:
     made = [Citation(where, 15, "lmdeploy", "", path, name, "" if text else "0" * 6, text)
             for path, name, text in cited]  # fmt: skip
     monkeypatch.setattr(new_lmdeploy, "citations", lambda: iter(made))
-    tables = [one for one in new_lmdeploy._TABLES
-              if one[0] in ("route", "request field", "architecture", "weights", "known to us")]  # fmt: skip
+    kinds = ("route", "request field", "architecture", "weights", "known to us")
+    tables = [one for one in new_lmdeploy._TABLES if one[0] in kinds]
     monkeypatch.setattr(new_lmdeploy, "_TABLES", tables)
     monkeypatch.setattr(new_lmdeploy, "_missing", lambda _: "")
     return tmp_path / "0.18.0", tmp_path / "0.19.0"
