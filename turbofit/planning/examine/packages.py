@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
 _16_BITS: Final = ("float16", "bfloat16")
+#: What stands in on pretend GPUs for a front end that fails, by the architecture.
+_MENDED: Final = {
+    "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
+}
 #: Weights beside those of 16 bits, as people know them.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
 
@@ -290,8 +294,11 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     ]
     runs = next(filter(None, (front.requirements() for front, _ in failures)), ())
     fix = install_line(runs) or "use another model, or --engine transformers"
+    told = f"{text}: {'; '.join(problems)}"
+    if scene.pretend and model.architecture in _MENDED:
+        return warning(f"{told}; {_MENDED[model.architecture]}", fix)
     state = stops if len(problems) == len(engines) else warning  # another engine serves the model
-    return state(f"{text}: {'; '.join(problems)}", fix)
+    return state(told, fix)
 
 
 def _families(here: str, transformers: str) -> Answer:

@@ -127,7 +127,8 @@ def _in_short(plan: Plan) -> dict[str, str]:
     if plan.fits and plan.remedies:
         facts["faster"] = f"{plan.remedies[0].change}: {plan.remedies[0].effect}"
     if plan.rehearsal is not None:
-        rehearsed = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
+        rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
         facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
 
