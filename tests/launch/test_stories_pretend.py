@@ -51,6 +51,7 @@ def test_1_internvl2_over_four_cards_without_peer_access(children, tmp_path) -> 
 
 
 @with_cuda
+@pytest.mark.exhaustive  # a minute of a processor: LMDeploy's PyTorch engine compiles
 def test_2_and_3_llava_whose_images_transformers_5_breaks(children, tmp_path) -> None:
     """A merged LoRA has these tensors; of the L4 others hold 3 GiB."""
     folder = few_layers("llava-1.5-7b", tmp_path, 2)
