@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
+    from turbofit.core.plan import Plan
     from turbofit.kernels.census import Census
 
 #: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
@@ -266,24 +267,36 @@ def _lacking(census: Census, capability: tuple[int, int]) -> Iterator[str]:
 def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     """Transformers beside LMDeploy: which families the installed pair runs.
 
-    Of a plan that may be launched elsewhere, what must be installed where newer versions fail.
+    For a plan that may be launched elsewhere, it says what must be installed where newer versions
+    fail.
     """
     plan = scene.plan
-    model, engines = _served(scene)
-    if plan is not None and (plan.model.vision is None or not plan.engine.of_lmdeploy):
-        return None
-    if plan is not None and scene.when == "plan":
-        front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
-        failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
-        if failure is None or not wanted:
+    if plan is not None:
+        if plan.model.vision is None or not plan.engine.of_lmdeploy:
             return None
-        effect = f"LMDeploy {plan.engine.version} {EFFECTS[failure.step]}"
-        return warning(f"install {wanted}: with others {effect}", "")
+        if scene.when == "plan":
+            return _wanted_elsewhere(plan)
     here, transformers = sources.version("lmdeploy"), sources.version("transformers")
     if here is None or transformers is None:
         return unreadable("LMDeploy and Transformers are not both installed")
+    model, engines = _served(scene)
     if model is None or model.vision is None:
         return _families(here, transformers)
+    return _runs_here(model, engines, here, transformers)
+
+
+def _wanted_elsewhere(plan: Plan) -> Answer | None:
+    """Which versions of Transformers a plan needs where it is launched; None where all do."""
+    front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
+    failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
+    if failure is None or not wanted:
+        return None
+    effect = f"LMDeploy {plan.engine.version} {EFFECTS[failure.step]}"
+    return warning(f"install {wanted}: with others {effect}", "")
+
+
+def _runs_here(model: Model, engines: Sequence[str], here: str, transformers: str) -> Answer:
+    """Whether the installed pair runs a model on its engines."""
     fronts = [FrontEnd(here, model.architecture, engine) for engine in engines]
     failures = [(front, failure) for front in fronts if (failure := front.failure(transformers))]
     text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"

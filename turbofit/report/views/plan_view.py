@@ -124,7 +124,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
     facts |= _promise(plan)
     facts["engine"] = _not_usual(plan)
     if plan.fits and plan.remedies:
-        facts["faster"] = f"{plan.remedies[0].change}: {plan.remedies[0].effect}"
+        facts["faster"] = plan.remedies[0].text
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
         rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
