@@ -282,7 +282,10 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     model, engines = _served(scene)
     if model is None or model.vision is None:
         return _families(here, transformers)
-    return _runs_here(model, engines, here, transformers)
+    answer = _runs_here(model, engines, here, transformers)
+    if scene.pretend and answer.state == "stops" and model.architecture in _MENDED:
+        return warning(f"{answer.seen}; {_MENDED[model.architecture]}", answer.fix)
+    return answer
 
 
 def _wanted_elsewhere(plan: Plan) -> Answer | None:
@@ -307,11 +310,8 @@ def _runs_here(model: Model, engines: Sequence[str], here: str, transformers: st
     ]
     runs = next(filter(None, (front.requirements() for front, _ in failures)), ())
     fix = install_line(runs) or "use another model, or --engine transformers"
-    told = f"{text}: {'; '.join(problems)}"
-    if scene.pretend and model.architecture in _MENDED:
-        return warning(f"{told}; {_MENDED[model.architecture]}", fix)
     state = stops if len(problems) == len(engines) else warning  # another engine serves the model
-    return state(told, fix)
+    return state(f"{text}: {'; '.join(problems)}", fix)
 
 
 def _families(here: str, transformers: str) -> Answer:
