@@ -31,7 +31,7 @@ def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> Non
     One is killed: the other answers while it starts again. The drain ends with a word to all.
     """
     words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2", "--drain", "1")
-    served = serve_pretend(children, tmp_path, *words)
+    served = serve_pretend(children, tmp_path, *words, standby=True)
     served.wait()
     served.child.wait_for("phase: ready", 2)
     served.child.wait_for("images: prepared on ", 2)
