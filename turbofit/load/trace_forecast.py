@@ -38,8 +38,8 @@ RATE_FIGURES: Final = 50
 FIRST_TOKENS: Final = (0.22, 2.0)
 FIRST_FIGURES: Final = 32
 _OF_VISION: Final = (
-    ", and no figure of a vision model is published, nor does the simulation know that the host "
-    "prepares images: where it is the limit, rates are too high"
+    ", images rest on two cards (docs/accuracy.md#images), and the simulation does not know that "
+    "the host prepares them: where it is the limit, rates are too high"
 )
 
 
