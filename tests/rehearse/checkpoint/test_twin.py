@@ -52,7 +52,7 @@ def test_the_page_lists_every_architecture_without_a_stand_in() -> None:
         assert made != named or packed, name
 
 
-@pytest.mark.parametrize("name", ["cogvlm-17b", "llava-onevision-7b"])
+@pytest.mark.parametrize("name", ["cogvlm-17b", "llava-v1.6-vicuna-7b"])
 def test_a_model_without_a_stand_in_is_refused_before_it_is_planned(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
 _16_BITS: Final = ("float16", "bfloat16")
+#: What stands in on pretend GPUs for a front end that fails, by the architecture.
+_MENDED: Final = {
+    "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
+}
 #: Weights beside those of 16 bits, as people know them.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
 
@@ -278,7 +282,10 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     model, engines = _served(scene)
     if model is None or model.vision is None:
         return _families(here, transformers)
-    return _runs_here(model, engines, here, transformers)
+    answer = _runs_here(model, engines, here, transformers)
+    if scene.pretend and answer.state == "stops" and model.architecture in _MENDED:
+        return warning(f"{answer.seen}; {_MENDED[model.architecture]}", answer.fix)
+    return answer
 
 
 def _wanted_elsewhere(plan: Plan) -> Answer | None:

@@ -126,7 +126,8 @@ def _in_short(plan: Plan) -> dict[str, str]:
     if plan.fits and plan.remedies:
         facts["faster"] = plan.remedies[0].text
     if plan.rehearsal is not None:
-        rehearsed = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
+        rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
         facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
 
