@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import ceil, inf
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -20,7 +19,7 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcome_without_cache
 from turbofit.tuner.resolved_request import ResolvedRequest, accounts_of, vision_load_of
-from turbofit.tuner.search.shapes import Evaluation, Shape, like_groups
+from turbofit.tuner.search.shapes import Evaluation, Shape, like_groups, rounded
 from turbofit.tuner.search.sizing import (
     SearchState,
     Sizer,
@@ -32,9 +31,6 @@ from turbofit.tuner.search.sizing import (
 )
 from turbofit.tuner.speed import Pace, Speed, counted_tokens, request_tokens
 from turbofit.tuner.throughput import host_rate
-
-#: Digits of a score: sums of the same speeds in another order are the same.
-_DIGITS: Final = 9
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -185,8 +181,8 @@ def _scored(
         score = ranked = 1 / evaluation.seconds_per_answer
     return replace(
         evaluation,
-        score=float(f"{score:.{_DIGITS}g}"),
-        ranked=float(f"{ranked:.{_DIGITS}g}"),
+        score=rounded(score),
+        ranked=ranked,
         queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
     )
 

@@ -56,6 +56,15 @@ class Shape(Struct):
         return 1.0 if concurrency is None else concurrency / self.replicas
 
 
+#: Digits of a value that shapes are ranked by.
+_DIGITS: Final = 9
+
+
+def rounded(value: float) -> float:
+    """The value with so few digits that sums of the same speeds in another order are the same."""
+    return float(f"{value:.{_DIGITS}g}")
+
+
 _CANDIDATE_SETTINGS: Final = (
     "max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count"
 )  # fmt: skip
@@ -74,7 +83,7 @@ class Evaluation(Struct):
     few, ``settings`` have the largest batch that is held. ``pace`` is the forecast under the wished
     rate, ``slow`` the share by which it misses the wish. ``ranked`` is what counts of the score: of
     requests a second those of a plain tower, with whose attention a worst image would outweigh all
-    that smaller ones and texts gain by cache.
+    that smaller ones and texts gain by cache; it is not rounded, since a whole's is its parts' sum.
     """
 
     engine: str
@@ -117,7 +126,7 @@ class Evaluation(Struct):
         Promises come before speed, so that more memory makes none smaller.
         """
         context = self.settings.session_len
-        return (self.served, context, -self.footprint, -self.slow, self.ranked)
+        return (self.served, context, -self.footprint, -self.slow, rounded(self.ranked))
 
     @property
     def rank(self) -> tuple[float, ...]:
