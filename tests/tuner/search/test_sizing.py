@@ -120,7 +120,7 @@ def engine(prefill: float, step: float, holds: float):
         rate = min(1.0, together) * batch / (batch * prefill + step)
         return Speed(
             requests_per_second=rate, seconds_per_request=there / rate, seconds_to_first_token=0,
-            running=together, prefill=prefill, step=step, reduce=0,
+            alone=0, running=together, prefill=prefill, step=step, reduce=0,
         )  # fmt: skip
 
     return speed

@@ -322,7 +322,7 @@ def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
 def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[LimitCost]:
     """The plan's limit and the common ones beside it, the largest first.
 
-    Under: with the plan's groups and prefill, where a search for the limit may find better ones.
+    Each is what a plan for the limit says on this plan's groups; it may rank other ones higher.
     """
     rule, image_limit = request.model.image_rule, best.shape.image_limit
     sized = request.workload.image_size is not None

@@ -36,7 +36,6 @@ from turbofit.tuner.search.shapes import (
     Evaluation,
     Shape,
     no_shape,
-    prefill_sizes,
     shape_settings,
     shapes,
 )
@@ -158,18 +157,9 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
 def at_limit(
     request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
 ) -> Evaluation:
-    """One shape where images of another limit are served, and asked for.
-
-    A prefill that holds a larger image gives way to the largest of the usual ones.
-    """
-    request = replace(request, image_limit=image_limit)
-    at_once = None if request.workload.concurrency is None else shape.at_once
-    prefill = min(shape.max_prefill_token_num, prefill_sizes(request, engine)[0])
-    shape = replace(
-        shape, image_limit=image_limit, units_per_forward=None, at_once=at_once,
-        max_prefill_token_num=prefill,
-    )  # fmt: skip
-    return _Search(request, engine).evaluate(shape)
+    """The best on a shape's groups where images of another limit are served, and asked for."""
+    asked = replace(request, image_limit=image_limit, groups=shape.groups)
+    return _Search(asked, engine).best()[0]
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
