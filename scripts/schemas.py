@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from turbofit.batch.batch_job import BatchResult
-from turbofit.cli.options.common_options import sections
+from turbofit.cli.options.profile_option import sections
 from turbofit.core.cluster import ClusterPlan, ClusterStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan

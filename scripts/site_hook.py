@@ -38,7 +38,7 @@ _OUTSIDE: Final = (
 _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 #: What README says to developers; the site says there what people can try next.
 _CHECKS: Final = re.compile(
-    r"(The second command is for people who change|第二条命令供修改 turbofit 的人使用)"
+    r"(People who change turbofit run all checks|修改 turbofit 的人运行全部检查)"
     r".*?\./scripts/check\n",
     re.DOTALL,
 )

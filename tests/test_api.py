@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import json
+import pickle
+import pydoc
+import traceback
+from pathlib import Path
+from typing import get_type_hints
+
 import pytest
 from msgspec.structs import replace
 
 import turbofit
+from turbofit.api import in_python
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import to_json
 from turbofit.core.units import MIB
+from turbofit.launch.pipeline.pipeline import PLANNING, open_pipeline
 from turbofit.machine.source import machine_from
+from turbofit.planning.options import (
+    PlanOptions,
+    PredictOptions,
+    PromiseOptions,
+    WhichOptions,
+)
+from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
+from turbofit.planning.which import Serving, Which
 
 
 class TestStories:
@@ -95,8 +115,8 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("model", "keywords", "hint"),
         [
-            ("qwen2-vl-7b", {"max_dynamic_patch": 4}, "--max-pixels"),
-            ("internvl2-8b", {"max_pixels": 10**6}, "--max-dynamic-patch"),
+            ("qwen2-vl-7b", {"max_dynamic_patch": 4}, "or give max_pixels"),
+            ("internvl2-8b", {"max_pixels": 10**6}, "or give max_dynamic_patch"),
             ("llama-3.2-11b-vision", {"max_dynamic_patch": 2}, "leave it out"),
             ("internvl2-8b", {"max_dynamic_patch": 99, "images": 0}, "or serve images"),
             ("internvl2-8b", {"max_dynamic_patch": 9, "language_model_only": True}, "or serve"),
@@ -145,3 +165,105 @@ def test_a_tab_finds_what_the_package_is_for() -> None:
     assert dir(turbofit) == sorted(turbofit.__all__)
     found = rlcompleter.Completer({"turbofit": turbofit}).attr_matches("turbofit.pl")
     assert found == ["turbofit.plan("]
+
+
+OPTIONS = {
+    turbofit.plan: (PlanOptions, PlanRequest),
+    turbofit.predict: (PredictOptions, PredictRequest),
+    turbofit.which: (WhichOptions, WhichRequest),
+    turbofit.rehearse: (PredictOptions, PredictRequest),
+}
+
+
+@pytest.mark.parametrize("door", OPTIONS, ids=lambda door: door.__name__)
+def test_the_keywords_of_a_door_are_the_fields_of_its_request(door) -> None:
+    options, request = OPTIONS[door]
+    assert {"model", *options.__annotations__} >= {*request.model_fields}
+    assert {*get_type_hints(options)} == {*request.model_fields} - {"model"}
+    last = [*inspect.signature(door).parameters.values()][-1]
+    assert last.annotation == f"Unpack[{options.__name__}]"
+
+
+def test_the_keywords_of_a_pipeline_are_lmdeploys_and_those_that_shape_the_plan() -> None:
+    assert {*get_type_hints(PromiseOptions)} == {*PLANNING}
+    here = inspect.signature(turbofit.pipeline).parameters
+    there = inspect.signature(open_pipeline).parameters
+    assert [*here][: len(there) - 1] == [*there][:-1]
+    assert [here[name].default for name in [*there][:-1]] == [
+        there[name].default for name in [*there][:-1]
+    ]
+
+
+@pytest.mark.parametrize("door", [*OPTIONS, turbofit.pipeline, turbofit.batch])
+def test_help_fits_a_screen(door) -> None:
+    text = pydoc.plain(pydoc.render_doc(door))
+    assert len(text.splitlines()) <= 40
+    assert "Unpack" in text or door is turbofit.batch
+    assert door is getattr(turbofit, door.__name__)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        ("give --tp 3, or leave --cache-max-entry-count to turbofit",
+         "give tp=3, or leave cache_max_entry_count to turbofit"),
+        ("add --least; or --no-queue-images", "add least=True; or queue_images=False"),
+        ("name it with --on SPEC (--margin 5%)", "name it with on='SPEC' (margin='5%')"),
+        ("turbofit serve MODEL --tp 2; or --tp 2", "turbofit serve MODEL --tp 2; or tp=2"),
+        ("leave out --server-port", "leave out --server-port"),
+    ],
+)  # fmt: skip
+def test_a_sentence_names_keywords_where_it_named_options(sentence: str, said: str) -> None:
+    assert in_python(sentence) == said
+
+
+def test_an_error_ends_at_the_callers_line_in_pythons_words() -> None:
+    with pytest.raises(UsageError) as caught:
+        turbofit.plan("internvl2-8b", on="4xrtx3090", tp=3)
+    assert "--" not in f"{caught.value.message} {caught.value.hint}"
+    frames = traceback.extract_tb(caught.tb)
+    assert [Path(frame.filename).name for frame in frames] == ["test_api.py", "api.py"]
+    assert caught.value.__suppress_context__
+    assert getattr(caught.value, "__notes__", [])[1:] == []
+
+
+def test_a_wrong_attribute_names_where_the_value_lives() -> None:
+    plan = turbofit.plan("internvl2-8b", on="1xrtx3090")
+    for name, said in (
+        ("cache_max_entry_count", "it is plan.settings.cache_max_entry_count"),
+        ("tp", "it is plan.parallel.tp or plan.settings.tp"),
+        ("headroom", "it is plan.gpus[0].headroom"),
+        ("verdit", "did you mean verdict?"),
+        ("_repr_png_", "has no attribute '_repr_png_'"),
+    ):
+        with pytest.raises(AttributeError) as caught:
+            getattr(plan, name)
+        assert str(caught.value).endswith(said)
+    assert not hasattr(plan, "_repr_png_")
+    assert copy.deepcopy(plan) == plan == pickle.loads(pickle.dumps(plan))
+
+
+def test_what_is_found_shows_itself() -> None:
+    plan = turbofit.plan("internvl2-8b", on="1xrtx3090")
+    assert plan.to_dict() == json.loads(plan.to_json())
+    predicted = turbofit.predict("internvl2-8b", on="1xrtx3090")
+    assert repr(predicted).startswith("<Plan: InternVL2-8B on 1xrtx3090, turbomind, tp 1 x 1, ")
+    assert "<iframe" in (predicted._repr_html_() or "")
+    found = Which.from_json(WHICH)
+    assert repr(found) == "<Which: 1 of 2 for InternVL2-8B: 1xrtx3090>"
+    with pytest.raises(UsageError):  # it has the page's way of showing all the same
+        turbofit.which("internvl2-8b", on="1xrtx3090")
+    assert "InternVL2-8B" in (found._repr_html_() or "")
+    assert found.to_dict() == json.loads(WHICH)
+    with pytest.raises(AttributeError, match=r"it is which.keep\[0\].on"):
+        found.on  # noqa: B018 - it raises
+
+
+WHICH = to_json(
+    Which(
+        turbofit_version="1", created="now", model="InternVL2-8B", machine=None, request={},
+        counts=(1,),
+        keep=(Serving(model="InternVL2-8B", on="1xrtx3090", gpus=1, bytes=1, keeps=True),),
+        others=(Serving(model="InternVL2-8B", on="1xt4", gpus=1, bytes=1, keeps=False),),
+    )
+)  # fmt: skip

@@ -19,7 +19,7 @@ from turbofit.cli.main import main
 from turbofit.cli.manual import EXIT_CODES
 from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
 from turbofit.gateway.http.refusals import refusals
-from turbofit.launch.serve.runs import LEASE_SECONDS
+from turbofit.launch.serve.detached import LEASE_SECONDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from scripts.reference import SCHEMAS, reference_pages
-from tests.report.conftest import Browser, browser  # noqa: F401 - pytest's fixture
+from tests.support.browser import Browser, browser  # noqa: F401 - pytest's fixture
 from tests.support.waiting import until
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.usage_errors import options_by_command
@@ -48,6 +48,21 @@ def pages(nav: Any) -> Iterator[str]:
 
 CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
 NAV = list(pages(CONFIG["nav"]))
+
+
+def titles(nav: Any) -> Iterator[str]:
+    """What the menu calls its sections and pages; a page without a title has none."""
+    for one in nav if isinstance(nav, list) else []:
+        assert isinstance(one, dict), f"{one} has no title in the menu"
+        yield from one
+        for inside in one.values():
+            yield from titles(inside)
+
+
+def test_a_menu_can_be_read_at_a_glance() -> None:
+    found = list(titles(CONFIG["nav"]))
+    assert len(found) > 30
+    assert [title for title in found if len(title.split()) > 4] == []
 
 
 def test_the_start_page_has_first_steps_in_the_place_of_the_check() -> None:

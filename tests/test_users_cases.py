@@ -165,7 +165,16 @@ def test_what_does_not_serve_and_what_would(typed, command: str, cause: str, rem
     ("command", "words"),
     [
         # By the name that its authors gave it, with a LoRA.
-        ("plan llava-v1.5-7b --on 4xrtx3090", ["llava-hf/llava-1.5-7b-hf", "LoRA", "merge"]),
+        (
+            "plan llava-v1.5-7b-lora --on 4xrtx3090",
+            [
+                "llava-hf/llava-1.5-7b-hf",
+                "LoRA",
+                "turbofit merge",
+                "turbofit download",
+                "13.2 GiB of weights and fits: LLaVA-1.5-7B on GPU 0-3",
+            ],
+        ),
         ("plan qwen2-vl-7b --on 1xv100-32g --dtype bfloat16", ["no bfloat16"]),
         ("plan cogvlm-17b --on 2xrtx3090 --replicas 2 --tp 2", ["needs 4 equal GPUs"]),
         ("predict llava-onevision-7b --on 2xrtx4090", ["turbofit plan"]),

@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.nvml import Scenario, four_3090
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
+from turbofit.cli.terminal import capabilities as terminal
 from turbofit.cli.terminal import output
-from turbofit.cli.terminal import progress_display as terminal
 from turbofit.core.process.files import _state_folder
 
 Patch = pytest.MonkeyPatch

@@ -66,7 +66,7 @@ if __name__ == "__main__":
 
     take_away()
     from turbofit.cli import command, main
-    from turbofit.cli.terminal import progress_display as terminal
+    from turbofit.cli.terminal import capabilities as terminal
 
     command._WINDOWS = terminal.WINDOWS = True
     if sys.argv[1:] == ["--each"]:

@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
         return PlanRequest
     from turbofit import api
 
-    return getattr(api, name)
+    return api.at_the_door(getattr(api, name))
 
 
 def __dir__() -> list[str]:

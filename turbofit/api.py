@@ -4,33 +4,94 @@
     >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
     >>> plan.fits, plan.settings.cache_max_entry_count
 
-The keywords of `plan` are the fields of `turbofit.planning.request.PlanRequest`.
-Both `plan` and `predict` import neither torch nor lmdeploy nor transformers.
+The keywords of `plan` are the fields of `turbofit.planning.request.PlanRequest`, as
+`turbofit.planning.options` lists them for editors and type checkers. `plan` and `predict` import
+neither torch nor lmdeploy nor transformers.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.planning import plan as planning
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import ParamSpec, Unpack
 
     from turbofit.batch.output_file import BatchLine
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.model import Model
-    from turbofit.planning.request import PredictRequest
+    from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
+    from turbofit.planning.options import (
+        PlanOptions,
+        PredictOptions,
+        PromiseOptions,
+        WhichOptions,
+    )
     from turbofit.planning.which import Which
 
+    _Parameters = ParamSpec("_Parameters")
+
 _Request = TypeVar("_Request", bound=PlanRequest)
+_Answer = TypeVar("_Answer")
+#: A command line inside of a sentence, which stays one; and an option with its value.
+_COMMAND: Final = re.compile(
+    r"(turbofit (?:batch|bench|calibrate|doctor|download|gpus|machine|merge|models|plan|predict"
+    r"|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
+)
+_OPTION: Final = re.compile(
+    r"--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\w.%*-]*|[A-Z][A-Z|%]+\b|[A-Z]\b))?"
+)
+#: Keywords of all functions here, and those of them that are on or off.
+_KEYWORDS: Final = frozenset({*PredictRequest.model_fields, *WhichRequest.model_fields, "rehearse"})
+_SWITCHES: Final = frozenset({
+    "rehearse",
+    *(n for n, one in WhichRequest.model_fields.items() if one.annotation in (bool, bool | None)),
+})  # fmt: skip
 
 
-def _request(kind: type[_Request], model: Any, options: dict[str, Any]) -> _Request:
+@cache
+def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
+    """The same function for programs: its errors name keywords, and end at the caller's line."""
+
+    @wraps(function)
+    def door(*args: _Parameters.args, **keywords: _Parameters.kwargs) -> _Answer:
+        try:
+            return function(*args, **keywords)
+        except TurbofitError as exc:
+            exc.reword(in_python(exc.message), in_python(exc.hint))
+            raise exc.with_traceback(None) from None
+
+    return door
+
+
+def in_python(text: str) -> str:
+    """A sentence with keywords in the place of options: ``tp=3``, where it said ``--tp 3``."""
+    parts = _COMMAND.split(text)
+    return "".join(part if i % 2 else _OPTION.sub(_keyword, part) for i, part in enumerate(parts))
+
+
+def _keyword(option: re.Match[str]) -> str:
+    off, name, value = option[1], option[2].replace("-", "_"), option[3]
+    if name not in _KEYWORDS:
+        return option[0]
+    if name in _SWITCHES and value is None:
+        return f"{name}={not off}"
+    if value is None:
+        return name
+    return f"{name}={value}" if re.fullmatch(r"[\d.]+", value) else f"{name}={value!r}"
+
+
+def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
     """The request that a caller's model and keywords make."""
     if isinstance(model, kind):
         return model.changed(**options)
@@ -38,15 +99,25 @@ def _request(kind: type[_Request], model: Any, options: dict[str, Any]) -> _Requ
 
 
 def _framed(plan: Plan) -> str:
-    from turbofit.report.views.plan_view import plan_frame
+    from turbofit.report.page.html import frame
+    from turbofit.report.views.plan_view import plan_footer, plan_view
 
-    return plan_frame(plan)
+    return frame(plan_view(plan), plan, plan_footer(plan))
+
+
+def _framed_which(found: Which) -> str:
+    from turbofit.report.page.html import frame
+    from turbofit.report.views.preset_view import which_footer, which_view
+
+    return frame(which_view(found), found, which_footer(found))
 
 
 Plan.notebook_html = _framed
 
 
-def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Any) -> Plan:
+def plan(
+    model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Unpack[PlanOptions]
+) -> Plan:
     """The best plan for a model on a machine.
 
     Args:
@@ -73,7 +144,9 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
     return rehearsed(request, planning.plan(request))
 
 
-def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: Any) -> ClusterPlan:
+def plan_cluster(
+    model: str | Model | PlanRequest, cluster: Cluster, **options: Unpack[PlanOptions]
+) -> ClusterPlan:
     """One promise over several machines, and the best plan of each under it.
 
     Args:
@@ -90,7 +163,7 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
     return plan_nodes(_request(PlanRequest, model, options), cluster)
 
 
-def which(model: str | Model | None = None, **options: Any) -> Which:
+def which(model: str | Model | None = None, **options: Unpack[WhichOptions]) -> Which:
     """The preset cards that keep a promise, or, without a model, the models that a machine serves.
 
     Args:
@@ -101,14 +174,14 @@ def which(model: str | Model | None = None, **options: Any) -> Which:
     Raises:
         TurbofitError: as `plan`, where it is so of every card or model.
     """
-    from turbofit.planning.request import WhichRequest
-    from turbofit.planning.which import which_cards, which_models
+    from turbofit.planning.which import Which, which_cards, which_models
 
-    request = WhichRequest.of(model="-" if model is None else model, **options)
+    Which.notebook_html = _framed_which
+    request = _request(WhichRequest, "-" if model is None else model, options)
     return which_models(request) if model is None else which_cards(request)
 
 
-def predict(model: str | Model | PredictRequest, **options: Any) -> Plan:
+def predict(model: str | Model | PredictRequest, **options: Unpack[PredictOptions]) -> Plan:
     """What given settings do, LMDeploy's defaults where none are given. No search.
 
     Args:
@@ -121,8 +194,6 @@ def predict(model: str | Model | PredictRequest, **options: Any) -> Plan:
         TurbofitError: as `plan`.
         PackageError: turbofit has no account of the version.
     """
-    from turbofit.planning.request import PredictRequest
-
     return planning.predict(_request(PredictRequest, model, options))
 
 
@@ -162,15 +233,28 @@ def batch(
     return iterate(Path(source), Path(output), url=url, model=model, options=options)
 
 
-def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
+def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
+    model_path: str,
+    backend_config: Any = None,
+    chat_template_config: Any = None,
+    log_level: str = "WARNING",
+    max_log_len: int | None = None,
+    trust_remote_code: bool | None = None,
+    speculative_config: Any = None,
+    allowed_media_domains: list[str] | None = None,
+    *,
+    model_name: str | None = None,
+    vision_config: Any = None,
+    **options: Unpack[PromiseOptions],
+) -> PlannedPipeline:
     """``lmdeploy.pipeline`` with a plan: the same call, the settings that fit, images held to it.
 
     Args:
         model_path: as LMDeploy takes it, or a name that presets know.
-        arguments: LMDeploy's own, in its order: ``backend_config`` first; each of its fields that
-            differs from LMDeploy's default stays, in a copy.
-        keywords: LMDeploy's own, and those of `plan` that shape it (``tp``, ``on``,
-            ``images``, ``context``, ``margin``, …).
+        backend_config: LMDeploy's; each of its fields that differs from LMDeploy's default stays,
+            in a copy. All arguments up to ``vision_config`` are LMDeploy's.
+        options: those of `plan` that shape it (``tp``, ``on``, ``images``, ``context``,
+            ``margin``, …).
 
     Returns:
         An ``lmdeploy.Pipeline`` whose ``plan`` attribute is the plan.
@@ -184,7 +268,21 @@ def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
     """
     from turbofit.launch.pipeline.pipeline import open_pipeline
 
-    return open_pipeline(model_path, *arguments, **keywords)
+    more = {"model_name": model_name, "vision_config": vision_config}
+    named = {name: value for name, value in more.items() if value is not None}
+    pipeline: PlannedPipeline = open_pipeline(
+        model_path,
+        backend_config=backend_config,
+        chat_template_config=chat_template_config,
+        log_level=log_level,
+        max_log_len=max_log_len,
+        trust_remote_code=trust_remote_code,
+        speculative_config=speculative_config,
+        allowed_media_domains=allowed_media_domains,
+        **named,
+        **options,
+    )
+    return pipeline
 
 
 def rehearse(
@@ -192,7 +290,7 @@ def rehearse(
     *,
     defaults: bool = False,
     keep: str | os.PathLike[str] | None = None,
-    **keywords: Any,
+    **options: Unpack[PredictOptions],
 ) -> Plan:
     """What the real engine does with a plan's settings and worst cases on pretend GPUs.
 
@@ -200,7 +298,7 @@ def rehearse(
         model: as for `plan`.
         defaults: rehearse LMDeploy's defaults (what `predict` tells) instead of the plan.
         keep: a folder for timelines, notes and the engine's log; by default they are removed.
-        keywords: those of `plan`, or of `predict` with ``defaults``.
+        options: those of `plan`, or of `predict` with ``defaults``.
 
     Returns:
         The plan with ``rehearsal`` filled and ``rehearsed`` beside the bytes of its ledger; it
@@ -210,9 +308,9 @@ def rehearse(
         TurbofitError: as `plan`.
         PackageError: LMDeploy, another package that the engine runs, or a C compiler is missing.
     """
-    from turbofit.planning.request import PredictRequest
     from turbofit.rehearse.confirm import refuse_untwinned, rehearse_plan
 
-    refuse_untwinned(_request(PredictRequest if defaults else PlanRequest, model, keywords))
-    planned = predict(model, **keywords) if defaults else plan(model, **keywords)
+    request = _request(PredictRequest if defaults else PlanRequest, model, options)
+    refuse_untwinned(request)
+    planned = predict(request) if isinstance(request, PredictRequest) else plan(request)
     return rehearse_plan(planned, None if keep is None else Path(keep))

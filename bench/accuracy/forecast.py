@@ -129,6 +129,7 @@ def _settings(row: Row, model: Model, defaults: dict[str, object]) -> Settings:
     ratio = values.pop("cache_max_entry_count")
     return Settings(
         tp=row.tp,
+        dtype=model.dtype,
         quant_policy=row.quant_policy,
         cache_max_entry_count=float(str(ratio)),
         **{name: int(str(value).partition(".")[0]) for name, value in values.items()},

@@ -101,7 +101,9 @@ class Turbofit:
         world.stir(process)
 
     def _run(self) -> int:
-        from turbofit.cli.terminal.output import exit_code, say
+        from turbofit.cli.terminal.interrupts import exit_code
+        from turbofit.cli.terminal.output import say
+        from turbofit.launch.follow import follow
         from turbofit.launch.run import Run
         from turbofit.launch.serve.leases import Leases
         from turbofit.launch.serve.supervisor import StoppedError, StopSignal
@@ -113,7 +115,7 @@ class Turbofit:
                 run = Run(config, leases, say)
                 run.prepare()
                 run.begin()
-                ended = run.follow(self._stop)
+                ended = follow(run, self._stop)
         except StoppedError as exc:
             ended = exc.signal
         except TurbofitError as exc:

@@ -16,9 +16,14 @@ from turbofit.tuner.speed import rates
 
 
 def results_of(rows: list[Row]) -> Results:
-    """All rows, each with its source left out and as shipped."""
-    left_out = left_out_scores([setup_of(row) for row in rows], rates(FITTED))
-    return Results(left_out, [score(one.setup, rates()) for one in left_out])
+    """All rows as shipped; those that fit, with their source left out as well."""
+    left_out = left_out_scores([setup_of(row) for row in rows if not row.unseen], rates(FITTED))
+    unseen = [setup_of(row) for row in rows if row.unseen]
+    return Results(
+        left_out,
+        [score(one.setup, rates()) for one in left_out],
+        [score(one, rates()) for one in unseen],
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

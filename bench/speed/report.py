@@ -22,10 +22,12 @@ _FAR = 0.15
 
 
 class Results:
-    """Every row with its source left out of the fit, and as shipped."""
+    """Rows with their source left out of the fit, and as shipped; those that fit nothing."""
 
-    def __init__(self, left_out: Sequence[Score], shipped: Sequence[Score]) -> None:
-        self.left_out, self.shipped = left_out, shipped
+    def __init__(
+        self, left_out: Sequence[Score], shipped: Sequence[Score], unseen: Sequence[Score] = ()
+    ) -> None:
+        self.left_out, self.shipped, self.unseen = left_out, shipped, unseen
         self.judged = [one for one in left_out if one.setup.row.of_lmdeploy]
         self.shipped_judged = [one for one in shipped if one.setup.row.of_lmdeploy]
 
@@ -42,6 +44,9 @@ def published_errors(results: Results) -> dict[str, float]:
         "p90_error": round(p90_of(results.judged), 3),
         "error_figures": len(results.judged),
         "error_cards": len({_card(one) for one in results.judged}),
+        "unseen_median_error": round(median_of(results.unseen), 3),
+        "unseen_p90_error": round(p90_of(results.unseen), 3),
+        "unseen_figures": len(results.unseen),
     }
 
 
@@ -71,6 +76,12 @@ images take rest on an assumption (`vision_efficiency`), and nothing here judges
 ## By source and engine
 
 {sources}
+
+## Cards that no fit has seen
+
+These rows judge and fit nothing. The forecast is as shipped.
+
+{unseen}
 
 ## By version of the engine
 
@@ -121,9 +132,28 @@ def report(results: Results, day: date) -> str:
         sources=_groups(results, lambda row: f"{row.source}, {row.engine}"),
         versions=_groups(results, lambda row: f"{row.engine} {row.version}"),
         curves=table("curve | published | left out | within a factor of two", best),
+        unseen=_unseen(results.unseen),
         far=table("row | left out | as shipped", far),
         first_tokens=_first_tokens(results), assumed=_assumed(results),
     )  # fmt: skip
+
+
+def _unseen(scores: Sequence[Score]) -> str:
+    """Errors by card, model, keys and values; each with the run of one request and the fullest."""
+    groups: dict[tuple[str, ...], list[Score]] = {}
+    for one in scores:
+        row = one.setup.row
+        bits = f"{row.quant_policy or 16} bits, ratio {row.settings['cache_max_entry_count']:g}"
+        groups.setdefault((row.card, row.name, bits), []).append(one)
+    groups["all", "", ""] = list(scores)
+    rows = [
+        (*name, len(group), f"{median_of(group):.1%}", f"{p90_of(group):.1%}",
+         *(f"{errors[i]:+.1%}" for i in (0, -1)), f"{max(errors, key=abs):+.1%}")
+        for name, group in groups.items()
+        if (errors := [one.error for one in group])
+    ]  # fmt: skip
+    head = "card | model | keys and values | figures | median | p90 | first | last | worst"
+    return table(head, rows) if scores else ""
 
 
 def _bars(results: Results) -> str:

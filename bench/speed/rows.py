@@ -19,7 +19,8 @@ class Row(Struct):
     taken, where the source's scripts say another than its page; ``settings`` are of that account.
     ``concurrency`` are requests that are there at any time; None: as many as the batch. ``prompt``
     and ``output`` are mean tokens, ``spread`` the squared coefficient of variation of an answer's
-    length, ``together``: all requests start at the same moment. ``why``: on what that rests.
+    length, ``together``: all requests start at the same moment. ``unseen``: the row judges and fits
+    nothing, since it stands for cards that no fit has seen. ``why``: on what all that rests.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Row(Struct):
     assumed_lengths: bool = False
     spread: float = 0.0
     together: bool = False
+    unseen: bool = False
     requests_per_second: float | None = None
     output_tokens_per_second: float | None = None
     seconds_to_first_token: float | None = None

@@ -23,7 +23,10 @@ from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 PLANTED = replace(
     rates(FITTED), memory_efficiency=0.7, compute_efficiency=0.6, layer_seconds=60e-6
 )  # fmt: skip
-ERRORS = ("median_error", "p90_error", "error_figures", "error_cards")
+ERRORS = (
+    "median_error", "p90_error", "error_figures", "error_cards",
+    "unseen_median_error", "unseen_p90_error", "unseen_figures",
+)  # fmt: skip
 
 
 def row(number: int = 0, source: str = "one", model: str = "qwen2.5-7b", **fields: object) -> Row:
@@ -78,6 +81,26 @@ def test_engines_of_others_are_shown_and_fitted_to_nothing() -> None:
     text = report(results, date(2026, 1, 2))
     assert "one, vllm" in text
     assert f"{len(results.judged)} figures of LMDeploy, 2 sources, 1 cards" in text
+
+
+def test_cards_that_no_fit_has_seen_judge_and_fit_nothing() -> None:
+    unseen = [replace(one, id=f"u-{one.id}", unseen=True) for one in planted("three")]
+    alone = results_of([*planted("one"), *planted("two")])
+    both = results_of([*planted("one"), *planted("two"), *unseen])
+    assert [one.forecast for one in both.left_out] == [one.forecast for one in alone.left_out]
+    assert {one.setup.row.id for one in both.unseen} == {one.id for one in unseen}
+    errors = published_errors(both)
+    assert errors["unseen_figures"] == len(unseen)
+    assert errors["unseen_median_error"] == round(median_of(both.unseen), 3) > 0
+    assert errors["error_figures"] == len(both.judged) == len(alone.judged)
+
+
+def test_the_error_of_cards_never_seen_stands_beside_the_other() -> None:
+    seen, unseen = rates().median_error, rates().unseen_median_error
+    for page in ("README.md", "README.zh-CN.md", "docs/accuracy.md"):
+        text = (HERE.parents[1] / page).read_text()
+        assert f"{seen:.1%}".replace("%", " %") in text
+        assert f"{unseen:.1%}".replace("%", " %") in text
 
 
 def test_a_score_is_of_the_figure_that_the_source_gives() -> None:
@@ -164,7 +187,7 @@ def traced(row: Row) -> tuple[float, float]:
 
 
 def test_a_trace_is_as_far_from_published_curves_as_the_forecast() -> None:
-    rows = [one for one in read_rows() if one.of_lmdeploy and not one.spread]
+    rows = [one for one in read_rows() if one.of_lmdeploy and not (one.spread or one.unseen)]
     errors, first = [], []
     for one in rows:
         rate, seconds = traced(one)

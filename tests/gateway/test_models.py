@@ -104,13 +104,13 @@ async def test_the_page_tells_what_is_waited_for_and_how_long() -> None:
     site = Site("a", "b")
     site.ready()
     site.model.start_seconds = 30.0
-    text = (await site.page("/", method="GET")).body.decode()
-    assert "<strong>b is asleep</strong>" in text
-    assert "a is" not in text
+    about = (await site.page("/about", method="GET")).json
+    assert about["notices"] == ["b is asleep"]
+    assert [one["name"] for one in about["models"]] == ["a", "b"]
     site.model.detach(site.model.gateway)
     await asyncio.sleep(12)
-    text = (await site.page("/", method="GET")).body.decode()
-    assert "<strong>a is starting; a start takes about 30 s, 18 s are left</strong>" in text
+    notices = (await site.page("/about", method="GET")).json["notices"]
+    assert notices[0] == "a is starting; a start takes about 30 s, 18 s are left"
 
 
 async def test_an_unknown_model_is_a_404_and_starts_nothing() -> None:

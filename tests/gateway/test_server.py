@@ -26,8 +26,8 @@ from tests.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
-from turbofit.cli.options.common_options import filled
-from turbofit.cli.options.launch_options import GatewayOptions
+from turbofit.cli.options.field_options import filled
+from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.accesslog import AccessLog

@@ -102,6 +102,41 @@ def test_another_turbofit_that_is_busy_has_not_ended(reason: str, ended: bool) -
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's options")
+
+
+async def test_a_connection_that_brought_an_error_is_not_used_again() -> None:
+    """LMDeploy's server may close it without a word, which is no death of its engine."""
+    connections = []
+    error = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 5\r\n\r\n"
+    fine = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.readuntil(b"\r\n\r\n{}")
+        if len(connections) == 1:
+            writer.write(error + b"error")
+        elif len(connections) == 2:
+            writer.write(error)
+            await writer.drain()
+            await went_on.wait()  # the head comes alone
+            writer.write(b"error")
+        else:
+            writer.write(fine)
+        await reader.read(1)  # another request or the end: both end it
+        writer.close()
+
+    went_on = asyncio.Event()
+    async with await asyncio.start_server(once, "127.0.0.1", 0) as server, opened() as upstream:
+        engine = RoutedEngine(0, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        seen = []
+        for _ in range(3):
+            async with await upstream.open(engine, "POST", "/", b"{}", {}) as answer:
+                went_on.set() if seen else None
+                seen.append((answer.status, await answer.read()))
+    assert seen == [(500, b"error"), (500, b"error"), (200, b"{}")]
+    assert len(connections) == 3
+
+
 #: An engine in a namespace of its own, which has nothing but Python there; it never answers.
 SILENT = """
 import asyncio

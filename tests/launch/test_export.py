@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,18 @@ def service(request: pytest.FixtureRequest) -> Service:
     return service_of(plan_of(request.param), port=23333, host="0.0.0.0")
 
 
-def test_the_command_asks_for_what_the_plan_promised_and_leaves_defaults_out() -> None:
-    argv = service_at(plan_of("tp 4"), port=8000, host="0.0.0.0").argv
+def test_the_command_asks_for_what_the_plan_promised_and_printed() -> None:
+    plan = plan_of("tp 4")
+    argv = service_at(plan, port=8000, host="0.0.0.0").argv
+    assert " ".join(argv[3:]) == (
+        "--engine turbomind --tp 4 --replicas 1 --images 1 --context 32768 --max-dynamic-patch 12"
+        " --host 0.0.0.0 --port 8000"
+    )
+    assert plan.serve is not None
+    limits = plan.serve.argv[plan.serve.argv.index("--images") :]
+    assert " ".join(limits) in " ".join(argv)
+    # A plan of this machine, as it was measured, is left to what the next start measures.
+    argv = service_at(measured(plan), port=8000, host="0.0.0.0").argv
     assert " ".join(argv[3:]) == (
         "--engine turbomind --tp 4 --replicas 1 --host 0.0.0.0 --port 8000"
     )
@@ -78,6 +87,11 @@ def test_the_command_asks_for_what_the_plan_promised_and_leaves_defaults_out() -
         "--context": "8192", "--concurrency": "4", "--goal": "latency", "--max-pixels": "1003520",
         "--margin": str(1 << 30), "--host": "127.0.0.1", "--port": "8000",
     }  # fmt: skip
+
+
+def measured(plan: Plan) -> Plan:
+    """The plan as one of a machine that was measured."""
+    return replace(plan, machine=replace(plan.machine, source="nvml"))
 
 
 @pytest.mark.parametrize("case", [*CASES, "predicted"])
@@ -103,7 +117,7 @@ def test_the_next_start_plans_the_same(case: str, capsys: pytest.CaptureFixture[
         ({"cache_max_entry_count": 0.5}, "--cache-max-entry-count 0.5"),
         ({"async_": 0}, "--async 0"),
         ({"margin": "2%"}, "--margin 2%"),
-        ({"budget": "20GiB", "context": 4096}, f"--context 4096 --budget {20 << 30}"),
+        ({"budget": "20GiB", "context": 4096}, f"--max-dynamic-patch 12 --budget {20 << 30}"),
         ({"image_size": (640, 480)}, "--image-size 640x480"),
         (
             {"engine": "pytorch", "eager_mode": False, "cudagraph_capture_batch_sizes": [1, 2]},
@@ -153,13 +167,17 @@ def test_a_checkpoint_of_the_hubs_cache_is_asked_for_by_its_name() -> None:
     service = service_at(replace(plan, model=replace(plan.model, source=source)))
     assert service.argv[2] == "OpenGVLab/InternVL2-8B"
     assert service.folder is None  # its files are links that lead out of it
-    assert 'Environment="HF_HUB_CACHE=/data/a b/hub"' in systemd(service)
+    unit = manifest(service, "systemd", executable="/usr/bin/turbofit", user="ann")
+    assert 'Environment="HF_HUB_CACHE=/data/a b/hub"' in unit
+    # A user without a home cannot read it.
+    assert "HF_HUB_CACHE" not in systemd(service)
+    assert f"Environment=HF_HOME=/var/cache/{service.name}" in systemd(service)
 
 
 def test_a_context_lowered_to_the_cache_is_left_to_the_next_start() -> None:
     plan = turbofit.api.plan("internvl2-8b", on="1xl4:free=19GiB")
     assert plan.settings.session_len < plan.model.text.max_position_embeddings
-    assert "--context" not in service_at(plan).argv
+    assert "--context" not in service_at(measured(plan)).argv
 
 
 def test_shared_memory_for_ranks_that_meet_there_and_deadlines_of_the_supervisor() -> None:
@@ -280,7 +298,12 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
     found = yaml.safe_load(told("compose", *model))["services"]["turbofit-internvl2-8b"]
     assert found["environment"]["HF_ENDPOINT"] is None  # the shell's, where it has one
     assert "key: hf-token, optional: true" in told("k8s", *model)
-    assert f"\nUser={getuser()}\n" in told("systemd", *model)
+    for who, sudo, user in (
+        ("ann", None, "ann"), ("root", "ann", "ann"), ("root", None, "turbofit")
+    ):  # fmt: skip
+        monkeypatch.setattr("getpass.getuser", lambda who=who: who)
+        monkeypatch.setenv("SUDO_USER", sudo or "root")
+        assert f"\nUser={user}\n" in told("systemd", *model)
     document = json.loads(told("k8s", saved, "--json"))
     assert (document["gpus"], document["argv"][0]) == (2, "turbofit")
     told("k8s", saved, "--on", "1xl4", code=2)

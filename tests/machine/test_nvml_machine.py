@@ -56,6 +56,13 @@ def test_counts(measured, count: int):
     assert machine.warnings == ()
 
 
+def test_slices_of_the_environment_are_budgets(measured):
+    machine = measured(four_3090(count=2), CUDA_DEVICE_MEMORY_LIMIT_1="8g")
+    assert [gpu.ours == gpu.usable for gpu in machine.gpus] == [True, False]
+    assert machine.gpus[1].ours == 8 * GIB
+    assert "GPU 1 is a slice of 8.0 GiB (HAMi, Volcano)" in machine.warnings[0]
+
+
 def test_nvlinked_pairs(measured):
     machine = measured(four_3090([(0, 2), (1, 3)]))
     joined = {(link.a, link.b): link for link in machine.links if link.nvlinked}

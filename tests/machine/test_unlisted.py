@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
 from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml, presets_dir
+from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.machine.presets import load_preset, preset_names
+from turbofit.machine.source import machine_from
 from turbofit.machine.spec import parse_spec
-from turbofit.machine.unlisted import unsupported_card
+from turbofit.machine.unlisted import slow_card, unsupported_card
 
 MIG = load_yaml(presets_dir() / "gpus" / "unlisted.yaml")["mig"]
 
@@ -19,7 +22,7 @@ MIG = load_yaml(presets_dir() / "gpus" / "unlisted.yaml")["mig"]
     [
         ("Tesla P40", "Pascal"), ("GTX 1080 Ti 11GB", "Pascal"), ("quadro gp100", "Pascal"),
         ("m40", "Maxwell"), ("gtx 980 ti", "Maxwell"), ("Titan X", "Maxwell"), ("k80", "Kepler"),
-        ("780 Ti", "Kepler"), ("1660 super", "without tensor cores"),
+        ("780 Ti", "Kepler"),
         ("AMD Instinct MI210", "AMD"), ("7900xtx", "AMD"), ("Strix Halo", "AMD"), ("vega64", "AMD"),
         ("910B3", "Huawei"), ("Atlas 800T A2", "Huawei"), ("MLU370", "MetaX or Cambricon"),
         ("Intel Xeon Gold", "no GPU"), ("AMD EPYC 7763", "no GPU"), ("auto", "no card's name"),
@@ -72,6 +75,8 @@ def refused(spec: str) -> UsageError:
         ("NVIDIA GeForce RTX 3080, 20480 MiB", "has 10 GB", "rtx3080", 19686, None),
         ("1xtitanrtx", "only memory and compute", "titanrtx", 22118, None),
         ("RTX A2000 12GB", "only memory and compute", "rtxa2000", 11059, None),
+        ("1660 super", "only memory and compute", "1660super", 5529, None),
+        ("GTX 1650 Ti mobile", "card of laptops", "gtx1650timobile", 3686, None),
     ],
 )  # fmt: skip
 def test_a_card_that_is_not_whole_gets_its_memory_to_paste(
@@ -127,3 +132,27 @@ def test_a_slice_is_a_part_of_its_card():
 def test_a_partial_name_is_answered_with_sizes_and_a_size_with_cards_of_it():
     assert re.search(r"rtx6000ada \(48 GB\)", refused("rtx 6000").hint)
     assert set(re.findall(r"\((\d+) GB\)", refused("a100-80").hint)) == {"80"}
+
+
+@pytest.mark.parametrize(
+    "name", ["gtx1660super", "NVIDIA GeForce GTX 1650", "t1000", "1660 ti mobile"]
+)
+def test_a_card_without_tensor_cores_is_slow_and_says_so(name: str):
+    machine = parse_spec(f"{name}:total=5GiB")
+    gpu, slow = machine.gpus[0], slow_card(name)
+    assert slow is not None
+    assert gpu.dense_flops == slow.flops
+    assert gpu.compute_capability == (7, 5)
+    assert "has no tensor cores" in machine.warnings[0]
+    # The same card, measured.
+    read = msgspec.structs.replace(gpu, name=name, dense_flops=NA)
+    measured = machine_from(
+        msgspec.structs.replace(machine, gpus=(read,), warnings=(), source="nvml")
+    )
+    assert measured.gpus[0].dense_flops == slow.flops
+    assert "has no tensor cores" in measured.warnings[0]
+
+
+def test_a_card_with_tensor_cores_is_not_slow():
+    names = ("Tesla T4", "RTX 2060", "rtx3060", "Quadro T2000 Max-Q", "a100", "T4G")
+    assert [name for name in names if slow_card(name)] == []

@@ -19,13 +19,14 @@ FP8 = Quantization(method="fp8", bits=8, group_size=128)
 AWQ = Quantization(method="awq", bits=4, group_size=128)
 
 
-def launch(model: str, capability=(8, 6), weights: Quantization | None = None, **options):
+def launch(model: str, capability=(8, 6), weights=None, name: str = "", **options):
     """A launch of a preset model on cards of a capability."""
     machine = machine_of(options.get("tp", 1))
     gpus = tuple(replace(gpu, compute_capability=capability) for gpu in machine.gpus)
     found = resolve_model(model)
     if weights is not None:
         found = replace(found, quantization=weights)
+    found = replace(found, name=name or found.name)
     return launch_on(replace(machine, gpus=gpus), found, **options)
 
 
@@ -64,6 +65,10 @@ CASES = {
     "kv-int4-qwen3-32b": (
         {"model": "qwen3-32b", "tp": 2, "quant_policy": 4}, "pytorch", "0.9.1 0.18", "",
         [{"model": "qwen3-8b"}, {"quant_policy": 0}],
+    ),
+    "kv-int4-qwen3-coder-tools": (
+        {"model": "qwen3-30b-a3b", "name": "Qwen3-Coder-30B-A3B-Instruct", "quant_policy": 4},
+        "turbomind", "0.14.0 0.18", "", [{"name": "Qwen3-30B-A3B"}, {"quant_policy": 8}],
     ),
     "kv-int4-head-width": (
         {"model": "phi-3.5-vision", "quant_policy": 4}, "pytorch", "0.11.0 0.15.0",
@@ -128,6 +133,10 @@ CASES = {
     "prefix-cache-off-pytorch": (
         {"model": "qwen2.5-vl-7b", **PREFIXES}, "pytorch", "0.14.0 0.18", "0.10.0 0.13.0",
         [{"model": "qwen3-vl-8b"}],
+    ),
+    "prefix-cache-input-embeddings": (
+        {"model": "qwen2.5-7b", **PREFIXES}, "pytorch", "0.9.1 0.18", "",
+        [{"enable_prefix_caching": False}],
     ),
     "delta-experts-volta-speed": (
         {"model": "qwen3.6-35b-a3b-awq", "capability": (7, 0)}, "turbomind", "0.12.2 0.18",

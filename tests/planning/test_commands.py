@@ -19,7 +19,7 @@ from tests.support.plans import gpu, machine, model, plausible_plan
 from turbofit import api
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.options.common_options import filled
+from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import UsageError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan, ServeCommand, Settings

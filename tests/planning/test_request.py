@@ -11,7 +11,7 @@ from msgspec.structs import fields
 from pydantic import ValidationError
 
 from turbofit.cli.command_group import TURBOFIT
-from turbofit.cli.options.common_options import filled
+from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec

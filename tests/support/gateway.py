@@ -94,6 +94,9 @@ class _Content:
         if isinstance(part, float):
             await asyncio.sleep(part)
             return await self.readany()
+        if isinstance(part, asyncio.Event):
+            await part.wait()
+            return await self.readany()
         if isinstance(part, asyncio.Future):
             await part
             raise OSError("reset")
@@ -105,7 +108,7 @@ class _Content:
 class Answer:
     """What the upstream says: bytes, pauses (floats) and exceptions, one after the other.
 
-    At a future it breaks off, once that is done.
+    At a future it breaks off, once that is done; at an event it waits.
     """
 
     def __init__(self, *parts: Any, status: int = 200, kind: str = "application/json", **headers):

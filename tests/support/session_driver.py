@@ -16,15 +16,17 @@ from typing import Any
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch import run as run_module
+from turbofit.launch import start as start_module
 from turbofit.launch.engine import standby
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import Lmdeploy, module_runner
 from turbofit.launch.engine.standby import standby_of
+from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
+from turbofit.launch.serve.counted_machine import end_orphans
 from turbofit.launch.serve.ladder import recall
-from turbofit.launch.serve.leases import Leases, end_orphans
+from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
@@ -79,9 +81,9 @@ def run(stop: StopSignal, leases: Leases, stack: ExitStack) -> str:
     vars(standby)["LEAST_AVAILABLE"] = 0
     one.plan, one.changes, one.fixed = plan, changes, fixed
     vars(one.planner)["make"] = replan
-    vars(run_module)["fetched"] = lambda model, _: model  # nothing is downloaded
+    vars(start_module)["fetched"] = lambda model, _: model  # nothing is downloaded
     one.begin()
-    return one.follow(stop).name
+    return follow(one, stop).name
 
 
 def main() -> int:

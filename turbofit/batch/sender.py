@@ -155,6 +155,9 @@ _SILENCE: Final = 90.0
 _MOST_BREAKS: Final = 8
 #: Answers of 500 and the like, and answers that took too long: the item's failure then.
 _MOST_ERRORS: Final = 3
+#: Why a request has no answer, where it counts against its item.
+_NO_ANSWER: Final = "no answer in time"
+_BROKE: Final = "the connection broke"
 _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 
@@ -228,14 +231,9 @@ class Sender(ServerClient):
             except aiohttp.InvalidURL:
                 raise
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-                why = "the connection broke"
-                if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-                    why = "no connection"
-                elif isinstance(exc, asyncio.TimeoutError):
-                    why = "no answer in time"
-                    errors += 1
-                elif self._patience is not None:
-                    breaks += 1
+                why = _why_not(exc)
+                errors += why == _NO_ANSWER
+                breaks += why == _BROKE and self._patience is not None
                 if body is not None and (breaks >= _MOST_BREAKS or errors >= _MOST_ERRORS):
                     times = max(breaks, errors)
                     raise ItemError("connection_lost", f"{times} times: {why}") from None
@@ -295,3 +293,10 @@ def _error(status: int, body: Any) -> BatchError:
         code=code if isinstance(code, str) and code else f"status_{status}",
         message=message if isinstance(message, str) else f"the server answered {status}",
     )
+
+
+def _why_not(exc: Exception) -> str:
+    """Why a request has no answer: nobody took it, nobody answered in time, or all broke off."""
+    if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return "no connection"
+    return _NO_ANSWER if isinstance(exc, asyncio.TimeoutError) else _BROKE

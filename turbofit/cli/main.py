@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,11 +15,12 @@ from turbofit.cli.command import split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.commands.help import COMPLETE_VARIABLE, complete
 from turbofit.cli.options.option_variables import ROOT
-from turbofit.cli.terminal.output import INTERRUPTED, UnwrittenError, complain, prepare_streams
+from turbofit.cli.terminal.interrupts import INTERRUPTED
+from turbofit.cli.terminal.output import UnwrittenError, complain, note, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 #: Packages that only an extra brings, by the name under which they are imported.
 _EXTRAS: Final = {
@@ -46,6 +48,8 @@ def entry() -> None:
     gc.callbacks.append(_collect_as_usual)
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
     code = main(sys.argv[1:])
+    if sys.stderr.isatty():
+        tell_of_manual(os.environ)
     gc.freeze()
     sys.exit(code)
 
@@ -55,6 +59,24 @@ def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
     if phase == "stop":
         gc.callbacks.remove(_collect_as_usual)
         gc.set_threshold(*_USUAL_THRESHOLDS)
+
+
+def tell_of_manual(environ: Mapping[str, str]) -> None:
+    """Say once, to people whose language is Chinese, where the manual in Chinese is."""
+    named = (environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environ.get(name))
+    if not next(named, "").startswith("zh"):
+        return
+    from turbofit.core.installation import clone_folder
+    from turbofit.core.process.files import state_dir
+
+    clone = clone_folder()
+    with suppress(OSError):
+        told = state_dir("told") / "manual-zh"
+        if told.exists():
+            return
+        told.touch()
+        where = "turbofit 仓库里的 README.zh-CN.md" if clone is None else f"{clone}/README.zh-CN.md"
+        note(f"中文说明:{where} 和 docs/zh")
 
 
 def main(argv: Sequence[str]) -> int:

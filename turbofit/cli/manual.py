@@ -24,7 +24,7 @@ EXIT_CODES: Final[dict[int, str]] = {
 
 
 class Manual(NamedTuple):
-    """Of one command: example lines, exit codes besides 0, 1, 2 and 130, what it touches."""
+    """The manual of one command: examples, exit codes besides 0, 1, 2 and 130, what it touches."""
 
     examples: list[str]
     exits: list[int]

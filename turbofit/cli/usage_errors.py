@@ -26,33 +26,45 @@ WORDS: Final = "turbofit.words"
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
-    from turbofit.cli.manual import MANUAL, option_texts
-
-    hint = f"see {ctx.command_path} --help"
+    """What click found wrong with a command line, as a line of cause and a hint."""
     if isinstance(exc, click.NoSuchOption):
         return _unknown_option(exc.option_name, ctx)
     if isinstance(exc, click.BadParameter) and exc.param is not None:
-        problem = f": {exc.message.rstrip('.')}"
-        if isinstance(exc, click.MissingParameter):
-            problem, hint = " is missing", f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
-        elif isinstance(exc.param.type, click.types.BoolParamType):
-            value = exc.message.partition(" is not a valid boolean")[0]
-            problem, hint = f": {value} is neither yes nor no", "give 1 for yes, 0 for no"
-        elif isinstance(exc.param, click.Argument):
-            hint = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
-        return UsageError(f"{_spelled(exc.param, ctx)}{problem}", hint=hint)
-    text = exc.format_message().rstrip(".")
+        return _bad_value(exc, exc.param, ctx)
+    text, hint = exc.format_message().rstrip("."), f"see {ctx.command_path} --help"
     if isinstance(exc, click.BadOptionUsage):
-        name = exc.option_name
-        params = ctx.command.params
-        option = next(it for it in params if name in (*it.opts, *it.secondary_opts))
-        what = getattr(option, "help", "") or option_texts(ctx.info_name or "").get(name)
-        typed = name if getattr(option, "bare", False) else f"{name} {option.make_metavar(ctx)}"
-        hint = f"{typed}: {what or 'a value behind it'}; {hint}"
-    if extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
+        hint = f"{_option_text(exc.option_name, ctx)}; {hint}"
+    elif extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
         known = _about_extra_words(extra[1], ctx)
         hint = f"{known}; {hint}" if known else hint
     return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
+def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Context) -> UsageError:
+    """A value that an option or an argument does not take, or that is missing."""
+    from turbofit.cli.manual import MANUAL
+
+    problem, hint = f": {exc.message.rstrip('.')}", f"see {ctx.command_path} --help"
+    example = f"as {MANUAL[ctx.info_name or ''].examples[0]}; {hint}"
+    if isinstance(exc, click.MissingParameter):
+        problem, hint = " is missing", example
+    elif isinstance(param.type, click.types.BoolParamType):
+        value = exc.message.partition(" is not a valid boolean")[0]
+        problem, hint = f": {value} is neither yes nor no", "give 1 for yes, 0 for no"
+    elif isinstance(param, click.Argument):
+        hint = example
+    return UsageError(f"{_spelled(param, ctx)}{problem}", hint=hint)
+
+
+def _option_text(name: str, ctx: click.Context) -> str:
+    """How an option is typed, and what it is for."""
+    from turbofit.cli.manual import option_texts
+
+    params = ctx.command.params
+    option = next(it for it in params if name in (*it.opts, *it.secondary_opts))
+    what = getattr(option, "help", "") or option_texts(ctx.info_name or "").get(name)
+    typed = name if getattr(option, "bare", False) else f"{name} {option.make_metavar(ctx)}"
+    return f"{typed}: {what or 'a value behind it'}"
 
 
 def _about_extra_words(extra: str, ctx: click.Context) -> str:
@@ -116,23 +128,33 @@ def _unknown_option(name: str, ctx: click.Context, value: str = "") -> UsageErro
 def _near_options(name: str, ctx: click.Context) -> str:
     """Who else has an option, the command's nearest one, or all of a short list."""
     from turbofit.core.synonyms import guess
+
+    if known := _elsewhere(name, ctx):
+        return f"{known}; "
+    options = [
+        option for param in ctx.command.params for option in param.opts if option[:2] == "--"
+    ]
+    if near := guess(name, options):
+        return near
+    its = [option for option in options if option not in _EVERYWHERE]
+    return f"its options are {', '.join(its)}; " if len(its) <= _LISTED else ""
+
+
+def _elsewhere(name: str, ctx: click.Context) -> str:
+    """Where a name stands that is no option here: an argument, another command, LMDeploy."""
     from turbofit.launch.serve.passthrough import engine_options
 
-    known = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
-    bare = name.strip("-")
+    word = rf"\b{re.escape(name.strip('-'))}\b"
     for argument in _arguments(ctx):
-        if re.search(rf"\b{re.escape(bare)}\b", argument.make_metavar(ctx), re.IGNORECASE):
+        if re.search(word, argument.make_metavar(ctx), re.IGNORECASE):
             usage = " ".join(ctx.get_usage().split()[1:])
-            return f"{_spelled(argument, ctx)} stands without an option: {usage}; "
+            return f"{_spelled(argument, ctx)} stands without an option: {usage}"
     if having := [command for command, param in options_by_command(ctx) if name in param.opts]:
-        return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it; "
+        return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it"
     if option := engine_options().get(name):
         here = next((word for word in option.as_ if _has(word, ctx)), "")
-        return f"it is LMDeploy's; here: {here or f'turbofit serve MODEL {name}'}; "
-    if near := guess(name, known):
-        return near
-    options = [option for option in known if option not in _EVERYWHERE]
-    return f"its options are {', '.join(options)}; " if len(options) <= _LISTED else ""
+        return f"it is LMDeploy's; here: {here or f'turbofit serve MODEL {name}'}"
+    return ""
 
 
 def all_unknown(errors: Sequence[UsageError]) -> UsageError:

@@ -30,6 +30,11 @@ class TurbofitError(Exception):
         if hasattr(self, "add_note"):  # from Python 3.11 on, for the traceback
             self.add_note(f"hint: {self.hint}")
 
+    def reword(self, message: str, hint: str) -> None:
+        """Say the same in other words."""
+        self.__dict__.pop("__notes__", None)
+        TurbofitError.__init__(self, message, hint=hint)
+
     def to_dict(self) -> Document:
         """The error as the JSON document that ``--json`` prints."""
         names = ("kind", "message", "hint", "exit_code")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 _NAME: Final = "turbofit"
+#: Where the code lies: in a clone, or in an environment.
+_CODE: Final = Path(__file__).resolve().parents[2]
 _ORIGIN: Final = "direct_url.json"
 #: A requirement of an extra in the metadata; those of several extras stand once for each.
 _REQUIREMENT: Final = re.compile(r"""([A-Za-z0-9][\w.-]*)(?:\[([\w,. -]+)\])?([^;]*);(.*)""")
@@ -51,29 +53,48 @@ def install_command(extra: str, *, upgrade: bool = False) -> str:
         return shlex.join(["pip", "install", *again, *source])
     wanted = _of_extra(extra)
     lacking = [text for name, text in wanted.items() if upgrade or installed(name) is None]
-    clone = Path(__file__).resolve().parents[2]
+    clone = _CODE
     words = lacking or list(wanted.values()) or [f"{clone}[{extra}]"]
     return shlex.join(["pip", "install", *again, *words])
 
 
-def _source(extra: str) -> list[str]:
-    """What turbofit was installed from, with the extra, as words of pip; none where it is gone.
+def clone_folder() -> Path | None:
+    """The clone that turbofit was installed from, or that its code lies in; None where neither."""
+    read = _origin()
+    split = urlsplit(read.url if read is not None else "")
+    installed_from = [_local_path(split.path)] if split.scheme == "file" else []
+    for folder in (*installed_from, _CODE):
+        if (folder / "README.md").is_file() and (folder / "pyproject.toml").is_file():
+            return folder
+    return None
 
-    The file is ``direct_url.json``, of PEP 610.
-    """
+
+def _local_path(path: str) -> Path:
+    from urllib.request import url2pathname  # heavy, and needed for a hint alone
+
+    return Path(url2pathname(path))
+
+
+def _origin() -> _Origin | None:
+    """Where pip noted that turbofit is from: ``direct_url.json``, of PEP 610."""
     package = _distribution()
     try:
-        read = msgspec.json.decode((package and package.read_text(_ORIGIN)) or "", type=_Origin)
+        return msgspec.json.decode((package and package.read_text(_ORIGIN)) or "", type=_Origin)
     except msgspec.MsgspecError:
+        return None
+
+
+def _source(extra: str) -> list[str]:
+    """What turbofit was installed from, with the extra, as words of pip; none where it is gone."""
+    read = _origin()
+    if read is None:
         return []
     if read.vcs_info is not None:
         return [f"{_NAME}[{extra}] @ {read.vcs_info.vcs}+{read.url}@{read.vcs_info.commit_id}"]
     split = urlsplit(read.url)
     if split.scheme != "file":
         return [f"{_NAME}[{extra}] @ {read.url}"]
-    from urllib.request import url2pathname  # heavy, and needed for a hint alone
-
-    path = Path(url2pathname(split.path))
+    path = _local_path(split.path)
     there = (path / "pyproject.toml").is_file() if read.dir_info is not None else path.is_file()
     editable = ["-e"] if read.dir_info is not None and read.dir_info.editable else []
     return [*editable, f"{path}[{extra}]"] if there else []

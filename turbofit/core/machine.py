@@ -7,6 +7,8 @@ from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Final
 
+from msgspec import UNSET, UnsetType
+
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
@@ -32,7 +34,7 @@ class Gpu(Struct):
 
     ``used`` is what others hold; ``free`` is what ``cudaMemGetInfo`` would say before our context
     exists. ``memory_bandwidth`` is bytes/s; ``dense_flops`` is dense 16-bit tensor FLOP/s with
-    32-bit accumulation.
+    32-bit accumulation. ``limit`` is what a slice of HAMi or Volcano leaves this container of it.
     """
 
     index: int
@@ -50,11 +52,19 @@ class Gpu(Struct):
     pcie: Pcie = Pcie()
     mig: bool = False
     holders: tuple[Holder, ...] = ()
+    limit: Annotated[
+        int | UnsetType, doc("Bytes that a slice allows; only where there is one.")
+    ] = UNSET
 
     @property
     def usable(self) -> int:
         """Bytes that CUDA can hand out; a size that cannot be read counts as 0."""
         return known(self.total, 0) - known(self.reserved, 0)
+
+    @property
+    def ours(self) -> int:
+        """Bytes that this container may take of them: its slice, or all."""
+        return self.usable if isinstance(self.limit, UnsetType) else self.limit
 
 
 class Link(Struct):

@@ -9,7 +9,11 @@ import msgspec
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from typing_extensions import Self, dataclass_transform
+
+    from turbofit.core.json_types import Document
 else:
 
     def dataclass_transform(**_: Any) -> Any:
@@ -66,6 +70,17 @@ class JsonDocument(Struct):
 
     what: ClassVar[str]
 
+    if not TYPE_CHECKING:  # type checkers know every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """What is no attribute here: the error names where the value stands, or one like it."""
+            raise AttributeError(_no_attribute(self, name), name=name, obj=self)
+
+    def to_dict(self) -> Document:
+        """The document as dicts, lists and scalars, as :meth:`to_json` writes them."""
+        document: Document = msgspec.json.decode(self.to_json())
+        return document
+
     def to_json(self) -> str:
         """The document as JSON."""
         return to_json(self)
@@ -78,6 +93,32 @@ class JsonDocument(Struct):
             UsageError: not a document of this schema.
         """
         return decode(data, cls, what=what or cls.what)
+
+
+def _no_attribute(document: Struct, name: str) -> str:
+    what = type(document).__name__
+    said = f"{what!r} object has no attribute {name!r}"
+    if name.startswith("_"):
+        return said
+    places = [f"{what.lower()}.{place}" for place in _places(document, name)]
+    places = [place for place in places if "[" not in place] or places
+    if places:
+        return f"{said}; it is {' or '.join(places)}"
+    from difflib import get_close_matches  # heavy, and needed for a mistake alone
+
+    public = [one for one in dir(document) if not one.startswith("_")]
+    near = get_close_matches(name, public, n=1)
+    return f"{said}; did you mean {near[0]}?" if near else said
+
+
+def _places(document: Struct, name: str) -> Iterator[str]:
+    """Where a document's parts have an attribute of this name, of a list its first item."""
+    for field in document.__struct_fields__:
+        part, place = getattr(document, field), field
+        if isinstance(part, tuple) and part:
+            part, place = part[0], f"{field}[0]"
+        if isinstance(part, Struct) and name in dir(part):
+            yield f"{place}.{name}"
 
 
 def doc(text: str) -> msgspec.Meta:

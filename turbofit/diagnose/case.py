@@ -6,14 +6,16 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.event import event_of
 from turbofit.diagnose.subject import preset_of
-from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
-from turbofit.machine.presets import find_preset as find_gpu
-from turbofit.machine.presets import load_preset, match_key, presets_with
+from turbofit.machine.card_words import as_large
+from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
+from turbofit.machine.presets import match_key
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import engine_named
 from turbofit.model.presets import preset_model
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 _NO_PEERS: Final = ",p2p=none"
 #: Less than so much of a table is a display's, or the driver's own.
 _IN_USE: Final = 256 * MIB
-#: Two figures of one card's memory differ by less: what a driver keeps, and ECC.
-_SAME_TOTAL: Final = 0.07
 
 
 class LogCase:
@@ -125,59 +125,55 @@ class LogCase:
     def _spec(self) -> str:
         """The machine of the log as `machine_from` reads it: a table, a list, or named cards."""
         gpus = self.facts.every(SmiGpu)
-        tables = {event.index: (mark.line, event) for mark, event in gpus if event.total}
         slices = [event for _, event in self.facts.every(MigSlice)]
-        alone = _NO_PEERS if self._lonely else ""
-        if tables and slices and slices[-1].total:
-            _, parent = tables[min(tables)]
-            return f"{parent.name}:total={slices[-1].total // MIB}MiB"
+        tables = {gpu.index: self._row(mark.line, gpu) for mark, gpu in gpus if gpu.total}
+        listed = {gpu.index: gpu for _, gpu in gpus}
         if tables:
-            rows = [self._row(line, gpu) for _, (line, gpu) in sorted(tables.items())]
-            return "\n".join(rows)
-        names = {event.index: event for _, event in gpus}
-        if names and slices:
-            return f"{names[min(names)].name} MIG {slices[0].profile}"
-        if names:
-            alike = len({gpu.name for gpu in names.values()}) == 1
-            listed = [
-                f"{gpu.count}x{self._as_large(gpu.name) if alike else gpu.name}"
-                for _, gpu in sorted(names.items())
-            ]
-            return "+".join(listed) + (alone if sum(g.count for g in names.values()) > 1 else "")
-        cards = self.facts.subject.cards
-        if len(cards) != 1:
+            return "\n".join(groups([gpu for _, gpu in sorted(tables.items())], slices))
+        if listed and slices:
+            return "".join(groups([listed[min(listed)]], slices))
+        if not listed:
+            return self._named()
+        alike = len({gpu.name for gpu in listed.values()}) == 1
+        cards = [
+            replace(gpu, name=as_large(gpu.name, self._printed_total) if alike else gpu.name).spec()
+            for _, gpu in sorted(listed.items())
+        ]
+        return "+".join(cards) + self._peers(sum(gpu.count for gpu in listed.values()))
+
+    def _named(self) -> str:
+        """Cards that the text names, where they are of one kind."""
+        found = self.facts.subject.cards.found
+        if len(found) > 1:
+            kinds = ", ".join(f"{max(1, cards.number)}x {name}" for name, cards in found.items())
+            self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
+        if len(found) != 1:
             return ""
-        key, (count, _) = next(iter(cards.items()))
+        name, cards = next(iter(found.items()))
         peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
-        number = count or max([1, *peers, self.tp or 1, *counts])
-        return f"{number}x{self._as_large(key)}" + (alone if number > 1 else "")
+        number = cards.number or max([1, *peers, self.tp or 1, *counts])
+        return f"{number}x{as_large(name, self._printed_total)}" + self._peers(number)
 
-    def _as_large(self, name: str) -> str:
-        """The card of a name that has the memory that torch or vLLM printed."""
+    def _peers(self, number: int) -> str:
+        return _NO_PEERS if self._lonely and number > 1 else ""
+
+    @property
+    def _printed_total(self) -> int:
+        """A card's bytes as torch or vLLM printed them; 0: none did."""
         totals = [event.total for _, event in self.facts.every(TorchMemory) if event.total]
         printed = self.facts.subject.facts.get("total_gib")
-        total = totals[-1] if totals else round(float(printed or 0) * GIB)
-        known = find_gpu(name)
-        if not total or known is None:
-            return name
-        chip = known.partition("-")[0]
-        same = (key for key in presets_with([chip]) if key.partition("-")[0] == chip)
-        for key in (known, *same):
-            preset = load_preset(key)
-            if abs(preset.total - preset.reserved - total) <= total * _SAME_TOTAL:
-                return key
-        return f"{known}:total={total // MIB}MiB"
+        return totals[-1] if totals else round(float(printed or 0) * GIB)
 
-    def _row(self, line: int, gpu: SmiGpu) -> str:
-        """A GPU as a line of SPEC, with nvidia-smi's memory; use counts before the engine began.
+    def _row(self, line: int, gpu: SmiGpu) -> SmiGpu:
+        """A GPU with nvidia-smi's memory; what is in use counts before the engine began.
 
         Torch's own text of who holds the card is nearer to the death, and goes before it.
         """
         begun = self.facts.begun_at
         before = begun is not None and line < begun and not self.facts.first(TorchMemory)
         used = gpu.used if before and gpu.used and gpu.used >= _IN_USE else 0
-        return gpu.spec(used)
+        return replace(gpu, used=used)
 
 
 def usable(gpu: Gpu) -> int | None:
@@ -192,8 +188,6 @@ def with_used(machine: Machine, on: str, used: int) -> tuple[Machine, str]:
 
     The name is a SPEC where ``on`` is one of equal cards without sizes.
     """
-    from msgspec.structs import replace
-
     gpus = []
     for gpu in machine.gpus:
         most = usable(gpu)

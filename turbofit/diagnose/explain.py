@@ -118,8 +118,9 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
-        changes=_changes(case, draft),
+        changes=_changes(case, draft, would_work),
         would_work=would_work,
+        send=draft.send,
         unknown=tuple(dict.fromkeys((*draft.unknown, *lacks))),
         also=also,
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
@@ -127,13 +128,21 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
     )
 
 
-def _changes(case: LogCase, draft: RuleAnswer) -> tuple[str, ...]:
-    """What to change; a model in few bits has no variant in fewer."""
-    if case.model is None or case.model.quantization is None:
-        return draft.changes
-    return tuple(
-        change.replace("a quantised variant", "a smaller model") for change in draft.changes
-    )
+def _changes(case: LogCase, draft: RuleAnswer, planned: Advice | None) -> tuple[str, ...]:
+    """What to change; a model in few bits has no variant in fewer.
+
+    Where the plan fits, the cards are enough: nothing asks for more, and what would help a load
+    comes last.
+    """
+    changes = draft.changes
+    if case.model is not None and case.model.quantization is not None:
+        changes = tuple(
+            change.replace("a quantised variant", "a smaller model") for change in changes
+        )
+    if planned is None or not planned.fits:
+        return changes
+    enough = (change.replace(", or more cards", "") for change in changes)
+    return tuple(sorted(enough, key=lambda change: change.startswith("while it was loading")))
 
 
 def _plan(case: LogCase, draft: RuleAnswer) -> tuple[Advice | None, tuple[str, ...]]:
@@ -154,7 +163,7 @@ def _plan(case: LogCase, draft: RuleAnswer) -> tuple[Advice | None, tuple[str, .
 
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     """No cause is proven: a message that a rule knows, or the last error."""
-    what = draft.what or f"{_NO_CAUSE}: {draft.quoted}"
+    what = draft.what or f"{_NO_CAUSE}: {_start_of(draft.quoted)}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
     about = " ".join((what, *case.facts.subject.programs))
     errors = case.facts.every(PythonError)
@@ -178,6 +187,11 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
     )
 
 
+def _start_of(line: str) -> str:
+    """The beginning of a line that is longer than a message: a text in which one stands."""
+    return line if len(line) < _LONG_LINE else f"{line[: _LONG_LINE // 2]}…"
+
+
 def _last_error(case: LogCase) -> RuleAnswer:
     """What the last exception says, and whether that is a check's sentence; else a line."""
     messages = case.facts.every(KnownMessage)
@@ -199,7 +213,9 @@ def _last_error(case: LogCase) -> RuleAnswer:
     line = case.facts.last_complaint or (messages[-1][0] if messages else None)
     line = line or (None if case.facts.calm else case.facts.last_refusal)
     if line is None:
-        return RuleAnswer(kind="", line=0, what=_QUIET if case.facts.calm else _FOREIGN)
+        what = _QUIET if case.facts.calm else _FOREIGN
+        known = case.model is not None and case.machine is not None
+        return RuleAnswer(kind="", line=0, what=what, planned=known and not case.facts.calm)
     text = evidence(line, "").text
     if _WARNING.match(text):
         return _quote(line, f"this log has a warning, and no error: {text}", "the last warning")
@@ -236,6 +252,8 @@ _NO_CAUSE: Final = "turbofit does not know the cause from this log"
 #: A log of whose lines none is of an error; what its program did is not known.
 _QUIET: Final = "no line of this log tells of an error"
 _FOREIGN: Final = "this log has nothing that turbofit recognises"
+#: A line of so many characters is cut where it is quoted first; its evidence has more of it.
+_LONG_LINE: Final = 200
 #: Lines up to which a log does not tell which program it is of.
 _SHORT: Final = 3
 

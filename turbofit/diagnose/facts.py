@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from turbofit.diagnose.rules.causes import told_figures
 from turbofit.diagnose.subject import FactCollector
-from turbofit.launch.engine.process import repeats
+from turbofit.launch.engine.log_file import repeats
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe.log_events import (
     OF_LAUNCH,

@@ -6,8 +6,7 @@ import re
 from typing import Final
 
 from turbofit.diagnose.rules.causes import caught
-from turbofit.machine.presets import find_preset as find_gpu
-from turbofit.machine.presets import nominal_gigabytes
+from turbofit.machine.card_words import CardWords
 from turbofit.model.presets import find_preset as find_model
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
@@ -51,30 +50,8 @@ _INFERENCE: Final = re.compile(
     r"|\.(?:h|cc):\d+ warn |trust[-_]remote|inference engine|server socket has failed"
     r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
 )
-_CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
-_TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")
-#: A card's size after its name, and no machine's: "A100 80G", "RTX 4090 (24 GB)".
-_SIZE: Final = r"\d{1,3}(?:\.\d+)? ?[Gg](?:i?[Bb])?"
-_CARD_SIZE: Final = (
-    rf"(?P<size>s?,?(?: with| of| GPUs?| cards?)?[ _:/-]{{0,2}}[(\[]? ?(?:{_SIZE}|\d{{4,6}} ?MiB)\b"
-    r"[)\]]?(?! *(?:of |system |host |CPU )?(?:RAM|DDR|free|used|swap|disk|SSD)))?"
-)
-#: Before a number that says which card, and not how many.
-_NO_INDEX: Final = r"(?<![.:|] )(?<!GPU )(?<!evice )(?<!ank )(?<!ode )(?<!CUDA )(?<![.\d])"
-_MANY: Final = {"two": 2, "four": 4, "eight": 8}
-_CARD: Final = re.compile(
-    rf"(?:\b(?P<count>\d{{1,2}})\s*[x×*]\s*|{_NO_INDEX}\b(?P<many>[2-8]|two|four|eight) )?"
-    r"(?:\b(?P<before>\d{2,3} ?[Gg][Bb]?)[ -])?"
-    r"(?P<name>(?:NVIDIA\s+)?(?:GeForce\s+)?RTX\s?\d{4}(?:\s?D\b)?(?:\s?Ti)?(?:\s?SUPER)?"
-    r"(?:\sLaptop)?"
-    r"|Tesla\s+[A-Z]\d{1,3}(?:-\w+)*|V100(?:-\w+)*(?:[ -]\d\dGB?)?"
-    r"|NVIDIA\s+[A-Z]{1,2}\d{1,4}(?:[ -](?:SXM\d?|PCIe|PCIE|\d\dGB|HBM3))*"
-    r"|\b[AH]100(?!\d)(?:-\w+)*|H200|\bL4\b|L40S|\bT4\b|\bA10\b)"
-    rf"{_CARD_SIZE}(?:\s?[x×*]\s?(?P<times>\d)\b)?",
-)
-_CHIP: Final = re.compile(r"RTX ?\d{4}|[A-Z]{1,2}\d{1,4}")
-#: People round what a card has, or name what CUDA can use of it.
-_ROUNDED: Final = 0.1
+#: A name with a number in it, or the one family that people name without.
+_TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*|\b[Cc][Oo][Gg]VLM\b")
 _OPTION: Final = re.compile(
     r"(?:--|\b)(cache[-_]max[-_]entry[-_]count|max[-_]prefill[-_]token[-_]num|max[-_]batch[-_]size"
     r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
@@ -100,10 +77,7 @@ class FactCollector:
     """Collects, row by row; each fact keeps the line it was read from."""
 
     def __init__(self) -> None:
-        self.cards: dict[str, tuple[int, Place]] = {}
-        #: Chips that the log names with a size, and cards of others: a name leaves its size open.
-        self._sized = set[str]()
-        self._unsized: dict[str, str] = {}
+        self.cards = CardWords()
         self.options: dict[str, object] = {}
         self.version: str | None = None
         self.ranks: tuple[int, Place] | None = None
@@ -127,8 +101,7 @@ class FactCollector:
         lower = text.lower()
         if any(word in lower for word in _FAMILIES):
             self._model(place)
-        for card in _CARD.finditer(text) if any(word in text for word in _CARDS) else ():
-            self._card(card, place)
+        self.cards.read(line, text)
         if "=" in text or "--" in text:
             self._options(place)
         self.programs.update(name for word, name in _PROGRAMS.items() if word in lower)
@@ -145,33 +118,6 @@ class FactCollector:
             return None
         name = min(self.names, key=lambda name: self.names[name][0])
         return name, self.names[name][1]
-
-    def _card(self, match: re.Match[str], place: Place) -> None:
-        """A card by its preset; by its words where their size or form is none of the preset's."""
-        name = re.sub(r"\s+", " ", match["name"])
-        plain = find_gpu(name.removesuffix(" Laptop"))
-        if plain is None:
-            return
-        written = match["size"] or match["before"] or ""
-        size, nominal = _gigabytes(written), nominal_gigabytes(plain)
-        many = match["many"] or match["count"] or match["times"] or 0
-        count = _MANY.get(str(many)) or int(many)
-        sized = f"{name} {size}GB" if size else name
-        # Behind a comma it may be the machine's; else it may be of all cards together.
-        if find_gpu(sized) is None and ("," in written or size == count * nominal):
-            size, sized = 0, name
-        same = size and abs(size - nominal) <= nominal * _ROUNDED
-        key = find_gpu(sized) or (plain if same else sized)
-        chip = _CHIP.findall(name)[0]
-        if size or re.search(r"\d\dG", name):
-            self._sized.add(chip)
-            self.cards.pop(self._unsized.pop(chip, ""), None)
-        elif chip in self._sized:
-            return
-        else:
-            self._unsized[chip] = key
-        if key not in self.cards or count:
-            self.cards[key] = (count, place)
 
     def _model(self, place: Place) -> None:
         text = place[1]
@@ -208,14 +154,6 @@ class FactCollector:
                 self.ranks = (int(count[1]), place)
         if (match := _WORLD.search(text)) and int(match[1]) > 1:
             self.ranks = self.ranks or (int(match[1]), place)
-
-
-def _gigabytes(text: str) -> int:
-    """The size of a card as it is written, in GB; 0: none is."""
-    number = re.search(r"[\d.]+", text)
-    if number is None:
-        return 0
-    return round(float(number[0]) / (1024 if "M" in text else 1))
 
 
 def preset_of(name: str) -> str | None:

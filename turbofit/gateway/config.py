@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import KIB
+from turbofit.gateway.http.welcome import MemoryBar
 from turbofit.gateway.limits.defaults import Defaults
 
 
@@ -46,7 +47,7 @@ class GatewayConfig(Struct):
     died of them; without one nothing outlives the gateway. ``names`` is what the engines call the
     model, by each name that clients may give, those of adapters among them; empty where every name
     is passed on.
-    ``about`` is what `/health` tells of the plan.
+    ``about`` is what `/health` tells of the plan, ``memory`` what the page shows of it.
     """
 
     host: str = "127.0.0.1"
@@ -80,6 +81,7 @@ class GatewayConfig(Struct):
     names: dict[str, str] = field(default_factory=dict)
     defaults: Defaults = Defaults()
     about: dict[str, Any] = field(default_factory=dict)
+    memory: tuple[MemoryBar, ...] = ()
 
     def taking_over(self, other: GatewayConfig) -> GatewayConfig:
         """The same with another's keys, origins, hosts and media domains, which may change."""

@@ -174,7 +174,7 @@ class Front(AsgiApp):
 
     async def _ask_health(self, node: Node) -> tuple[int, Document]:
         if not node.trusts:
-            (await self._open(node, "GET", "/")).release()
+            (await self._open(node, "GET", "/about")).release()
             node.trusts = True
         async with await self._open(node, "GET", "/health") as response:
             return response.status, msgspec.json.decode(await response.read(), type=Document)

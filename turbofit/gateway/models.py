@@ -24,7 +24,7 @@ from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal, ending
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, no_such_model
-from turbofit.gateway.http.welcome import limits_in_words
+from turbofit.gateway.http.welcome import ModelFacts, facts_of
 from turbofit.gateway.routing.health import healthy, trouble
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class ModelsGateway(AsgiApp):
     ) -> None:
         super().__init__(config, max(of_model.limits.bytes_per_body for of_model in bounds))
         self.models = {model.name: model for model in models}
-        self._limits = [limits_in_words(of_model) + config.defaults.words for of_model in bounds]
+        self._bounds = tuple(bounds)
         self._named_models = {name: model for model in models for name in model.names}
         self._wait = wait
         #: Whether those that start at once were ready.
@@ -300,8 +300,17 @@ class ModelsGateway(AsgiApp):
     def _record(self, request: RequestContext) -> None:
         """Each model's gateway keeps a record of its own requests."""
 
-    def _models(self) -> dict[str, list[str]]:
-        return dict(zip(self.models, self._limits, strict=True))
+    def _models(self) -> list[ModelFacts]:
+        facts = list[ModelFacts]()
+        for model, bounds in zip(self.models.values(), self._bounds, strict=True):
+            memory = () if model.gateway is None else model.gateway.config.memory
+            facts += facts_of([model.name], bounds, self.config.defaults.words, memory)
+        return facts
+
+    def _waiting(self) -> int:
+        models = self.models.values()
+        at_engines = (model.gateway.admission.waiting for model in models if model.gateway)
+        return sum(model.waiting for model in models) + sum(at_engines)
 
     def _waits(self) -> list[str]:
         return [model.status for model in self.models.values() if model.state != "ready"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import socket
+import sys
 import threading
 from concurrent.futures import Future, wait
 from contextlib import nullcontext, suppress
@@ -24,6 +25,7 @@ from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.process.ports import open_files
 from turbofit.core.units import MIB
 from turbofit.gateway.http.connections import Acceptor, is_loopback
+from turbofit.gateway.http.welcome import memory_bars
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
 
 _BACKLOG: Final = 2048
+#: How long a thread that reads or writes a large body keeps Python's lock while the event loop
+#: waits for it, at each step of each other request; 5 ms by Python's default.
+_SWITCH_SECONDS: Final = 0.0005
 #: Open files beside those of connections, each of which may need another one to an engine; and of
 #: those that are only told that they are too many.
 _OTHER_FILES: Final = 128
@@ -101,7 +106,7 @@ def make_gateway(
     from turbofit.gateway.http.app import Gateway
 
     bounds = bounds_of(plan, overlay=overlay)
-    config = msgspec.structs.replace(config, about=about_plan(plan))
+    config = msgspec.structs.replace(config, about=about_plan(plan), memory=memory_bars(plan))
     return Gateway(bounds, upstreams, config, log, deny_list=deny_list)
 
 
@@ -440,6 +445,7 @@ def run_loop(main: Any) -> None:
     from importlib import import_module
     from importlib.util import find_spec
 
+    sys.setswitchinterval(_SWITCH_SECONDS)
     run = import_module("uvloop").run if find_spec("uvloop") else asyncio.run
     run(main)
 

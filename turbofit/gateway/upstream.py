@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
+    from aiohttp.connector import Connection
+
     from turbofit.gateway.routing.engines import RoutedEngine
 
 _CONNECT_SECONDS: Final = 5.0
@@ -160,8 +162,26 @@ class Upstream:
                 auto_decompress=False,
                 trust_env=False,
                 read_bufsize=_READ_BUFFER,
+                response_class=_Answer,
             )
         return self._session
+
+
+class _Answer(aiohttp.ClientResponse):
+    """An answer whose connection is not used again where it tells of an error in the engine.
+
+    LMDeploy's server may close such a connection without a word, and the next request on it would
+    look like the death of its engine.
+    """
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol = connection.protocol
+        answer = await super().start(connection)
+        if self.status >= 500 and protocol is not None:
+            protocol.force_close()  # once the answer is whole
+            if self.connection is None:  # it is
+                protocol.close()
+        return answer
 
 
 def engine_socket(address: Sequence[Any]) -> socket.socket:

@@ -16,7 +16,7 @@ from turbofit.core.messages import plural
 from turbofit.core.presets import presets_dir
 from turbofit.core.struct import Struct, known
 from turbofit.launch.engine.engine_client import Timing
-from turbofit.planning.commands import is_prediction, request_of
+from turbofit.planning.commands import is_prediction, request_of, with_limits
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import pinned
 
@@ -36,6 +36,8 @@ _RAY_MOST: Final = 80 * 10**9
 #: How many times the context a cache must hold for the context to be promised at the next start.
 _SPARE: Final = 1.25
 _NAME: Final = re.compile(r"[^a-z0-9]+")
+#: Whom a unit runs as that root exports: root's own caches are not for it.
+SYSTEM_USER: Final = "turbofit"
 #: A word of systemd without quotes, and what a backslash stands before within them.
 _PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
 _ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
@@ -114,7 +116,7 @@ def _request(plan: Plan) -> PlanRequest:
     source = model.source.checkpoint
     if source is None or _hub_cache(plan) is not None:
         source = model.hub_id or model.name
-    request = pinned(request_of(plan, source), plan)
+    request = with_limits(pinned(request_of(plan, source), plan), plan)
     more: dict[str, Any] = {"engine": plan.engine.name, "revision": model.revision}
     if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
         # Transformers' settings have no tp: there it is the GPUs of one copy.
@@ -124,7 +126,8 @@ def _request(plan: Plan) -> PlanRequest:
         more["context"] = _promised_context(plan)
     rule, limit = model.image_rule, plan.limits.image_limit
     # A prediction's limit is what clients can do where nobody limits them.
-    if rule and limit and limit != rule.checkpoint_limit and not is_prediction(plan):
+    said = request.given().keys() & {"image_size", "max_pixels", "max_dynamic_patch"}
+    if rule and limit and limit != rule.checkpoint_limit and not is_prediction(plan) and not said:
         more[rule.limit_name] = limit
     return request.changed(**more)
 
@@ -174,54 +177,81 @@ def manifest(
     image: str = "turbofit:latest",
     claim: str | None = None,
     executable: str = "turbofit",
-    user: str = "root",
+    user: str = SYSTEM_USER,
 ) -> str:
     """The text of a manifest, of systemd, compose or k8s: ``presets/export/KIND.template`` filled.
 
     In containers, which ``image`` names, keys come from the variable TURBOFIT_API_KEYS or from the
     Secret ``NAME-keys``. ``claim``: a PersistentVolumeClaim for the hub's cache, which each pod of
-    Kubernetes else fills anew. ``executable``: the absolute path of ``turbofit`` for systemd.
+    Kubernetes else fills anew. For systemd ``executable`` is the absolute path of ``turbofit``, and
+    ``user`` whom the unit runs as: `SYSTEM_USER` has caches of its own.
     """
     cards = f"{service.gpus} {plural(service.gpus, 'GPU')}: {service.card}"
     values: dict[str, object] = {name: getattr(service, name) for name in service.__struct_fields__}
     values |= {"cards": cards, "user": user, "image": image, "quoted_image": _quoted(image)}
-    values["memory"] = -(-service.memory >> 20)
-    shm = -(-service.shm >> 20)
+    values["memory"] = _mebibytes(service.memory)
     if kind == "systemd":
-        more = {"CUDA_VISIBLE_DEVICES": ",".join(service.uuids), "HF_HUB_CACHE": service.hub_cache}
-        argv = (executable, *service.argv[1:])
-        values["command"] = " ".join(_word(word).replace("$", "$$") for word in argv)
-        values["model"] = " ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%")
-        variables = (_word(f"{name}={value}") for name, value in more.items() if value)
-        values["more"] = _lines("Environment=", variables)
+        values |= _of_systemd(service, executable, user)
     elif kind == "compose":
-        # In the short form of a volume a colon separates its two paths.
-        form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"
-        folders = [form.format(_quoted(_plain(service.folder)))] if service.folder else []
-        ids = ", ".join(map(_quoted, service.uuids))
-        values["argv"] = _lines("    - ", (_quoted(_plain(word)) for word in service.argv))
-        values["folders"] = _lines("    - ", folders)
-        values["devices"] = f"device_ids: [{ids}]" if ids else f"count: {service.gpus}"
-        values["shm"] = _lines("    shm_size: ", [f"{shm}m"] if shm else [])
+        values |= _of_compose(service)
     else:
-        parts = []
-        if service.folder:
-            place = _quoted(service.folder)
-            parts.append(("model", place, f"hostPath: {{path: {place}, type: Directory}}"))
-        if shm:
-            medium = f"emptyDir: {{medium: Memory, sizeLimit: {shm}Mi}}"
-            parts.append(("shm", "/dev/shm", medium))
-        # $(NAME) would be a variable's value.
-        argv = tuple(word.replace("$(", "$$(") for word in service.argv)
-        mounts = (f"{{name: {name}, mountPath: {place}}}" for name, place, _ in parts)
-        claimed = f"persistentVolumeClaim: {{claimName: {_quoted(claim or '')}}}"
-        values["argv"] = _lines("        - ", map(_quoted, argv))
-        values["mounts"] = _lines("        - ", mounts)
-        values["volumes"] = _lines("      - ", (f"{{name: {name}, {of}}}" for name, _, of in parts))
-        values["hub"] = claimed if claim else "emptyDir: {}"
-        values["deadline"], values["periods"] = service.start + 10, -(-service.start // 10)
+        values |= _of_k8s(service, claim)
     text = (presets_dir() / "export" / f"{kind}.template").read_text(encoding="utf-8")
     return _Template(text).substitute(values)
+
+
+def _of_systemd(service: Service, executable: str, user: str) -> dict[str, object]:
+    more = {"CUDA_VISIBLE_DEVICES": ",".join(service.uuids), "HF_HUB_CACHE": service.hub_cache}
+    if user == SYSTEM_USER:
+        more |= {"HF_HUB_CACHE": None, "HF_HOME": f"/var/cache/{service.name}"}
+    variables = (_word(f"{name}={value}") for name, value in more.items() if value)
+    argv = (executable, *service.argv[1:])
+    return {
+        "executable": " ".join(executable.split()),
+        "command": " ".join(_word(word).replace("$", "$$") for word in argv),
+        "model": " ".join(service.argv[2].split()).rstrip("\\").replace("%", "%%"),
+        "more": _lines("Environment=", variables),
+    }
+
+
+def _of_compose(service: Service) -> dict[str, object]:
+    # In the short form of a volume a colon separates its two paths.
+    form = "{{type: bind, source: {0}, target: {0}, read_only: true}}"
+    folders = [form.format(_quoted(_plain(service.folder)))] if service.folder else []
+    ids = ", ".join(map(_quoted, service.uuids))
+    shm = [f"{_mebibytes(service.shm)}m"] if service.shm else []
+    return {
+        "argv": _lines("    - ", (_quoted(_plain(word)) for word in service.argv)),
+        "folders": _lines("    - ", folders),
+        "devices": f"device_ids: [{ids}]" if ids else f"count: {service.gpus}",
+        "shm": _lines("    shm_size: ", shm),
+    }
+
+
+def _of_k8s(service: Service, claim: str | None) -> dict[str, object]:
+    parts = []
+    if service.folder:
+        place = _quoted(service.folder)
+        parts.append(("model", place, f"hostPath: {{path: {place}, type: Directory}}"))
+    if service.shm:
+        medium = f"emptyDir: {{medium: Memory, sizeLimit: {_mebibytes(service.shm)}Mi}}"
+        parts.append(("shm", "/dev/shm", medium))
+    # $(NAME) would be a variable's value.
+    argv = tuple(word.replace("$(", "$$(") for word in service.argv)
+    mounts = (f"{{name: {name}, mountPath: {place}}}" for name, place, _ in parts)
+    claimed = f"persistentVolumeClaim: {{claimName: {_quoted(claim or '')}}}"
+    return {
+        "argv": _lines("        - ", map(_quoted, argv)),
+        "mounts": _lines("        - ", mounts),
+        "volumes": _lines("      - ", (f"{{name: {name}, {of}}}" for name, _, of in parts)),
+        "hub": claimed if claim else "emptyDir: {}",
+        "deadline": service.start + 10,
+        "periods": -(-service.start // 10),
+    }
+
+
+def _mebibytes(size: int) -> int:
+    return -(-size >> 20)
 
 
 def _lines(begin: str, texts: Iterable[str]) -> str:

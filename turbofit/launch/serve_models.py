@@ -25,6 +25,7 @@ from turbofit.gateway.models import AttachedGateway, ModelsGateway, ServedModel,
 from turbofit.gateway.routing.health import healthy
 from turbofit.gateway.server import keep_large_blocks
 from turbofit.launch.engine.standby import standby_of
+from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import measured, preview
@@ -218,8 +219,8 @@ class ModelRun:
     def start(self) -> None:
         """Start its engines; `ended` tells when they have ended."""
         self._stop, self.under_way = StopSignal(), Future()
-        follow = partial(self._follow, self._stop, self.under_way)
-        Thread(target=follow, name=f"model {self.model.name}", daemon=True).start()
+        body = partial(self._follow, self._stop, self.under_way)
+        Thread(target=body, name=f"model {self.model.name}", daemon=True).start()
 
     def _follow(self, stop: StopSignal, ended: Future[None]) -> None:
         try:
@@ -235,7 +236,7 @@ class ModelRun:
             if len(self.folders) == _KEPT_RUNS:
                 shutil.rmtree(self.folders.popleft(), ignore_errors=True)
             self.folders.append(self._run.begin())
-            self._run.follow(stop)
+            follow(self._run, stop)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         self._stop.end(number)
@@ -381,6 +382,20 @@ class SeveralModels:
         """Start the model whose request has waited longest, or make room for it."""
         if self._starting or any(run.model.state == "ending" for run in self.runs):
             return
+        following = self._longest_waiting()
+        if following is None:
+            return
+        running = [run.model for run in self.runs if run.under_way is not None]
+        if len(running) < self.policy.at_once:
+            self._start(following)
+            return
+        victim = gives_way(running, self.policy.turn, time.monotonic())
+        if victim is not None:
+            insist(self.front, lambda _: victim.close())
+            self.say(f"{victim.name} makes way for {following.model.name}")
+
+    def _longest_waiting(self) -> ModelRun | None:
+        """The model that does not run and was wanted first; None where none is wanted."""
         # Models that run always start again after they failed, though nobody asks.
         always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
         waiting = []
@@ -389,19 +404,7 @@ class SeveralModels:
             since = model.again_at if always and model.state == "failed" else model.wanted_since
             if run.under_way is None and model.rested and since is not None:
                 waiting.append((since, run))
-        if not waiting:
-            return
-        following = min(waiting, key=itemgetter(0))[1]
-        running = [run for run in self.runs if run.under_way is not None]
-        if len(running) < self.policy.at_once:
-            self._start(following)
-            return
-        models = [run.model for run in running]
-        victim = gives_way(models, self.policy.turn, time.monotonic())
-        if victim is None:
-            return
-        insist(self.front, lambda _: victim.close())
-        self.say(f"{victim.name} makes way for {following.model.name}")
+        return min(waiting, key=itemgetter(0))[1] if waiting else None
 
     def _start(self, run: ModelRun) -> None:
         insist(self.front, lambda _: run.model.begin())

@@ -1,8 +1,8 @@
-"""What nvidia-smi prints of a machine's GPUs: its table, and the CSV of its ``--query-gpu``.
+"""What nvidia-smi prints of a machine's GPUs: its table, its list, the CSV of its ``--query-gpu``.
 
 ``turbofit plan --on`` reads whole texts with `read_text`, a log's reader line by line with
-`SmiTable`. nvidia-smi counts sizes in MiB, and in its table and its column ``memory.used`` nothing
-of what the driver reserves (since driver 510).
+`SmiTable` and `listed`; both make groups of a SPEC by `groups`. nvidia-smi counts sizes in MiB, and
+in its table and its column ``memory.used`` nothing of what the driver reserves (since driver 510).
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ class SmiGpu(Struct):
     total: int | None = None
     free: int | None = None
 
-    def spec(self, used: int | None = None) -> str:
-        """The GPU as a group of a SPEC; ``used`` bytes of it in the place of its own."""
-        parts = [self.name]
+    def spec(self) -> str:
+        """The GPU, or the equal ones of its line, as a group of a SPEC."""
+        parts = [f"{self.count}x{self.name}" if self.count > 1 else self.name]
         if self.total:
             parts[0] += f" {self.total // MIB} MiB"
-        used = self.used if used is None else used
-        if used:
-            parts.append(f"used={used // MIB}MiB")
-        elif self.free is not None and used is None:
+        if self.used:
+            parts.append(f"used={self.used // MIB}MiB")
+        elif self.free is not None and self.used is None:
             parts.append(f"free={self.free // MIB}MiB")
         return ":".join(parts)
 
@@ -98,6 +97,35 @@ class SmiTable:
         return SmiGpu(index=self._named[0], name=self._named[1]) if self._named else None
 
 
+#: A line of ``nvidia-smi -L`` or collect_env (one GPU), or of check_env (equal GPUs share it); and
+#: the line of a slice below its GPU.
+_LISTED: Final = re.compile(
+    r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
+)
+_LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
+
+
+def listed(line: str) -> SmiGpu | MigSlice | None:
+    """What a line of a list of GPUs tells."""
+    if gpu := _LISTED.match(line):
+        indices = gpu[1].split(",")
+        return SmiGpu(index=int(indices[0]), name=gpu[2], count=len(indices))
+    part = _LISTED_SLICE.match(line)
+    return MigSlice(profile=part[1]) if part else None
+
+
+def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
+    """GPUs as groups of a SPEC; of one that is cut the slice on which an engine runs.
+
+    A table gives the last slice its size, a list the first one its profile.
+    """
+    if not (gpus and slices):
+        return [gpu.spec() for gpu in gpus]
+    if slices[-1].total:
+        return [f"{gpus[0].name}:total={slices[-1].total // MIB}MiB"]
+    return [f"{gpus[0].name} MIG {slices[0].profile}"]
+
+
 #: The first line of ``--query-gpu --format=csv``, and a line of it without that first one.
 _HEAD: Final = re.compile(r"(?:[^=]*,)?\s*name\s*(?:,[^=]*)?", re.IGNORECASE)
 _ROW: Final = re.compile(
@@ -124,14 +152,10 @@ def read_text(text: str) -> list[str]:
 
 
 def _read_table(lines: list[str]) -> list[str]:
-    """The GPUs of a table; where its slices have sizes, the last one, on which an engine runs."""
     table = SmiTable()
     found = [*map(table.line, lines), table.unfinished()]
     gpus = [event for event in found if isinstance(event, SmiGpu)]
-    slices = [event for event in found if isinstance(event, MigSlice)]
-    if gpus and slices:
-        return [f"{gpus[0].name}:total={(slices[-1].total or 0) // MIB}MiB"]
-    return [gpu.spec() for gpu in gpus]
+    return groups(gpus, [event for event in found if isinstance(event, MigSlice)])
 
 
 def _read_csv(lines: list[str]) -> list[SmiGpu]:

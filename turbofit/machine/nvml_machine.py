@@ -17,6 +17,7 @@ from turbofit.core.struct import NA, NaType, known
 from turbofit.machine.host import read_host
 from turbofit.machine.nvml import GpuLostError, Nvml, answered, ask_driver
 from turbofit.machine.presets import fill, match_preset, share_of
+from turbofit.machine.slices import held_to_slices
 from turbofit.machine.visible import cuda_visible
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
     gpus = [gpu for device in devices for gpu in device.gpus]
     # In the order of first appearance: ``2x NVIDIA L4 + NVIDIA A10``.
     cards = Counter(gpu.name for gpu in gpus if gpu.index in visible or not visible)
-    return Machine(
+    machine = Machine(
         name=" + ".join(f"{n}x {name}" if n > 1 else name for name, n in cards.items()),
         source="nvml",
         gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)),
@@ -84,6 +85,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
         visible=visible,
         warnings=tuple([note for device in devices for note in device.warnings] + notes),
     )
+    return held_to_slices(machine, environ)
 
 
 def measure_in_time(environ: Mapping[str, str]) -> Machine:
@@ -150,14 +152,21 @@ def _visible(
             warning or f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU",
             hint="unset or correct CUDA_VISIBLE_DEVICES, or describe a machine with --on SPEC",
         )
-    by_index = not value.strip().startswith(("GPU-", "MIG-"))
-    names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
-    if by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1:
+    if _may_be_numbered_otherwise(value, devices, environ):
         notes.append(
             f"CUDA_VISIBLE_DEVICES={value} was read in PCI order, but without "
             "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA numbers the fastest GPU first and these differ"
         )
     return visible, notes
+
+
+def _may_be_numbered_otherwise(
+    value: str, devices: Sequence[Device], environ: Mapping[str, str]
+) -> bool:
+    """Whether CUDA numbers these cards by their speed, and the value chooses by number."""
+    by_index = not value.strip().startswith(("GPU-", "MIG-"))
+    names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
+    return by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1
 
 
 def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:

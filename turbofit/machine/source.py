@@ -15,7 +15,7 @@ from turbofit.core.process.files import write_output
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA, NaType, Struct, decode, known, to_json
 from turbofit.machine.presets import match_preset
-from turbofit.machine.unlisted import vgpu_of
+from turbofit.machine.unlisted import slow_card, vgpu_of
 from turbofit.machine.visible import select
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def machine_from(
 
 
 def _accounted(gpu: Gpu) -> Gpu:
-    """The GPU with all that is neither reserved nor free counted as used."""
+    """The GPU with all that is neither reserved nor free counted as used; a slow card is slow."""
+    if gpu.dense_flops == NA and (slow := slow_card(gpu.name)):
+        gpu = replace(gpu, dense_flops=slow.flops)
     if gpu.total == NA or gpu.free == NA:  # noqa: PLR1714 - mypy narrows by these
         return gpu
     used = max(known(gpu.used, 0), gpu.total - known(gpu.reserved, 0) - gpu.free)
@@ -116,6 +118,8 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
     names += [] if timed else ["memory_bandwidth", "dense_flops"]
     lacking = [name.replace("_", " ") for name in names if getattr(gpu, name) == NA]
     what = "has no preset" if lacking else ""
+    if slow := slow_card(gpu.name):
+        what += f"{'; it ' if what else ''}{slow.note}"
     if gpu.mig:
         what = f"is a MIG slice with {gpu.sm_count} SMs, on which one engine runs"
     elif vgpu_of(gpu.name):

@@ -26,7 +26,7 @@ from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.synonyms import plain
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share
-from turbofit.machine.nvidia_smi import read_text
+from turbofit.machine.nvidia_smi import SmiGpu, listed, read_text
 from turbofit.machine.presets import (
     GpuPreset,
     assumed_note,
@@ -44,6 +44,7 @@ from turbofit.machine.unlisted import (
     mig_slice,
     no_preset,
     other_card,
+    slow_card,
     unsupported_card,
 )
 
@@ -88,9 +89,7 @@ _LSPCI: Final = re.compile(
 )
 _TABLE_LINE: Final = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
 #: What nvidia-smi prints: cards and slices of -L, a name with its memory.
-_SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+\d+:)|(?=\bMIG\s+\S+\s+Device\b)")
-_SMI_GPU: Final = re.compile(r"GPU\s+\d+:\s*(.+?)\s*(?:\(UUID:[^)]*\)?)?")
-_SMI_MIG: Final = re.compile(r"(MIG\s+\S+)\s+Device\b.*")
+_SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+[\d,]+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
 _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
 #: The oldest compute capability that LMDeploy has code for.
@@ -207,13 +206,14 @@ def _lines(spec: str) -> list[str]:
     lines: list[str] = []
     whole = ""
     for line in map(str.strip, _SMI_LINES.split(spec)):
-        if card := _SMI_GPU.fullmatch(line):
-            whole = card[1]
-            lines.append(whole)
-        elif part := _SMI_MIG.fullmatch(line):
+        told = listed(line)
+        if isinstance(told, SmiGpu):
+            whole = told.name
+            lines.append(told.spec())
+        elif told is not None:
             if lines[-1:] == [whole]:
                 lines.pop()
-            lines.append(f"{whole} {part[1]}".strip())
+            lines.append(f"{whole} MIG {told.profile}".strip())
         elif line:
             lines.append(line)
     return lines
@@ -345,6 +345,8 @@ def _any_card(name: str, given: dict[str, str]) -> _Card:
         f"compute capability {known} and without peer access; what is unknown counts in memory as "
         "the most of all cards, in speed as a slow one"
     )
+    if slow := slow_card(name):
+        gpu, note = replace(gpu, dense_flops=slow.flops), f"{note}; it {slow.note}"
     return _Card(gpu=gpu, preset=None, note=note)
 
 

@@ -65,35 +65,20 @@ def measure_speed(
         say: is told of each result at the end.
         command: the program, for tests.
         environ: the environment, by default the process's own.
-    """
-    from tempfile import TemporaryFile  # which a plan of what was measured does without
 
+    Raises:
+        PackageError: torch with CUDA is not there.
+        MachineError: nothing could be measured.
+    """
     gpus = [machine.gpu(index) for index in machine.visible]
-    indices = [gpu.index for gpu in gpus]
     env = dict(os.environ if environ is None else environ)
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
-    # No pipe: a process that the driver holds is not ended by SIGKILL, and keeps its end open.
-    with TemporaryFile() as output, under_way("measuring cards and links with torch"):
-        process = subprocess.Popen(
-            [*command, str(seconds)],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(seconds + _GRACE)
-        finally:
-            process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_LAST_SECONDS)
-        output.seek(0)
-        text = output.read()
+    with under_way("measuring cards and links with torch"):
+        text, process = _output_of([*command, str(seconds)], env, seconds + _GRACE)
     results: dict[str, list[Any]] = {}
     for fact in _facts(text):
-        field, result, words = _result(fact, indices)
+        field, result, words = _result(fact, [gpu.index for gpu in gpus])
         results.setdefault(field, []).append(result)
         say(words)
     code = process.returncode
@@ -106,7 +91,37 @@ def measure_speed(
         )
     torch = "".join(results.pop("torch", []))
     fields: dict[str, Any] = {field: tuple(values) for field, values in results.items()}
-    measured = Measured(torch=torch, **fields)
+    return _as_far_as_it_came(Measured(torch=torch, **fields), code)
+
+
+def _output_of(
+    command: Sequence[str], env: Mapping[str, str], seconds: float
+) -> tuple[bytes, subprocess.Popen[bytes]]:
+    """What a program prints within so many seconds, and its process, which was killed then."""
+    from tempfile import TemporaryFile  # which a plan of what was measured does without
+
+    # No pipe: a process that the driver holds is not ended by SIGKILL, and keeps its end open.
+    with TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL
+        )
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+        finally:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LAST_SECONDS)
+        output.seek(0)
+        return output.read(), process
+
+
+def _as_far_as_it_came(measured: Measured, code: int | None) -> Measured:
+    """What a program measured that ended with this exit code; None: the driver holds it.
+
+    Raises:
+        MachineError: it measured nothing.
+    """
     if not (measured.cards or measured.pairs or measured.reduces):
         died = f"the measurement {_ended(code)} before its first result"
         raise MachineError(
@@ -114,7 +129,7 @@ def measure_speed(
             hint="turbofit doctor says what is wrong with this machine's CUDA",
         )
     if code != 0:
-        measured = replace(measured, left_out=(*measured.left_out, f"all after it {_ended(code)}"))
+        return replace(measured, left_out=(*measured.left_out, f"all after it {_ended(code)}"))
     return measured
 
 

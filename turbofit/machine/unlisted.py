@@ -73,6 +73,15 @@ class _MigCards(Struct, forbid_unknown_fields=True):
     source: str
 
 
+class SlowCards(Struct, forbid_unknown_fields=True):
+    """Cards that run LMDeploy's kernels without the units that these are made for."""
+
+    cards: str
+    flops: int
+    note: str
+    source: str
+
+
 class _Unlisted(Struct, forbid_unknown_fields=True):
     """`presets/gpus/unlisted.yaml`: gigabytes of each card by its compute capability."""
 
@@ -80,6 +89,7 @@ class _Unlisted(Struct, forbid_unknown_fields=True):
     vgpu: dict[str, str]
     cards: dict[str, dict[str, tuple[int, ...]]]
     laptops: dict[str, dict[str, tuple[int, ...]]]
+    slow: SlowCards
 
 
 class OtherCard(NamedTuple):
@@ -108,11 +118,17 @@ def other_card(name: str) -> OtherCard | None:
     card, laptop = _LAPTOP.subn("", wanted)
     for capability, cards in (_table().laptops if laptop else _table().cards).items():
         for known, gigabytes in cards.items():
-            if bare_name(known) in (card, f"rtx{card}"):
+            if bare_name(known) in (card, f"rtx{card}", f"gtx{card}"):
                 major, minor = map(int, capability.split("."))
                 sizes = (int(sized["gb"]),) if sized else gigabytes
                 return OtherCard(wanted, bool(laptop), known, (major, minor), sizes)
     return None
+
+
+def slow_card(name: str) -> SlowCards | None:
+    """What is known of the speed of a card without tensor cores; None for any other card."""
+    slow = _table().slow
+    return slow if re.fullmatch(slow.cards, _LAPTOP.sub("", bare_name(name))) else None
 
 
 def cut_card(key: str, profile: str) -> str:

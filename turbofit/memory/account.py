@@ -418,6 +418,8 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
     encodes_again: ClassVar[bool] = False
+    #: Whether it measures its kernels in a warm-up, and can read what it chose before.
+    tunes_kernels: ClassVar[bool] = False
     #: Why its account may not be right for the version that was asked for; None where it is.
     doubt: str | None = None
     log: LogFigures = LogFigures()

@@ -28,10 +28,14 @@ _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
 
 class Unsupported(Struct):
-    """Why turbofit has no account for a model that people ask for by name."""
+    """Why turbofit has no account for a model that people ask for by name.
+
+    ``merged`` is the preset of the checkpoint that `turbofit merge` makes of it: as many bytes.
+    """
 
     message: str
     hint: str
+    merged: str = ""
 
 
 class Page(Struct, forbid_unknown_fields=True):

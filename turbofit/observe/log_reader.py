@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB, MIB, parse_bytes
-from turbofit.machine.nvidia_smi import MigSlice, SmiGpu
+from turbofit.machine.nvidia_smi import SmiGpu, listed
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import CONTEXT, TorchMemory
 
@@ -112,11 +112,6 @@ def _kill(match: re.Match[str]) -> events.HostKill:
     )
 
 
-def _listed(match: re.Match[str]) -> SmiGpu:
-    indices = match[1].split(",")
-    return SmiGpu(index=int(indices[0]), name=match[2], count=len(indices))
-
-
 #: Messages of TurboMind since 0.15, behind its prefix; "MB" are MiB.
 #: Source: lmdeploy _turbomind.*.so `slab_size {}, object_size {}, object_count {}, ratio {}`
 #: lmdeploy _turbomind.*.so `Object cache budget: {`, lmdeploy _turbomind.*.so `Warm-up finished in`
@@ -196,10 +191,7 @@ _OTHER: Final = (
          r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?", _kill),
     _row("Driver Version", r".*?Driver Version: [\d.]+\s+CUDA Version: (?:[\d.]+|N/A)",
          lambda _: events.SmiDriver()),
-    # ``nvidia-smi -L``, collect_env (a line a GPU), check_env (equal ones share a line).
-    _row("GPU ", r"\s*GPU (\d+(?:,\d+)*): (\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:|$)",
-         _listed),
-    _row("MIG ", r"\s*MIG (\S+)\s+Device\s+\d+:", lambda m: MigSlice(profile=m[1])),
+    _row("GPU |MIG ", r"\s*(?:GPU|MIG) .*", lambda m: listed(m[0])),
     _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
          lambda m: SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
                                  total=int(m[4]) * MIB)),

@@ -120,6 +120,9 @@ CHECKS: Final = (
     Check("mig", "cards", ("install",),
           "instances have no peer access and a CUDA process sees one of them: tp 1 only",
           of="machine"),
+    Check("slices", "cards", ("install",),
+          "TurboMind sees the whole card, whatever a slice of HAMi or Volcano allows: its share of"
+          " free memory would be one of everybody's", of="machine"),
     Check("pcie", "cards", ("install",),
           "a link with fewer lanes slows loading and, without NVLink, every all-reduce of tp",
           of="healths"),

@@ -242,9 +242,7 @@ def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Opt
 def _rooms(machine: Machine, budget: int | str | None) -> list[int]:
     """Bytes of each visible GPU that the models may have together."""
     gpus = [machine.gpu(index) for index in machine.visible]
-    return [
-        _free(gpu) if budget is None else min(_free(gpu), budget_on(gpu, budget)) for gpu in gpus
-    ]
+    return [min(_free(gpu), budget_on(gpu, budget)) for gpu in gpus]
 
 
 def _free(gpu: Gpu) -> int:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
+from turbofit.core.units import format_bytes
+from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
 from turbofit.planning.examine.scene import Sources
@@ -34,13 +36,36 @@ def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
-    resolved = resolve(request)
+    try:
+        resolved = resolve(request)
+    except UsageError as exc:
+        _say_of_merged(exc, request)
+        raise
     best = best_plan(resolved, request.engine)
     if pretend is None and resolved.machine.source != "nvml":
         return finished(best, request)
     from turbofit.planning.tuned import with_tuned
 
     return finished(with_tuned(best, request, resolved, pretend=pretend), request)
+
+
+def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
+    """Let the refusal of a format say what the checkpoint takes that `turbofit merge` makes of it.
+
+    A LoRA that is merged changes no size.
+    """
+    preset = find_preset(request.model) if isinstance(request.model, str) else None
+    refused = load_preset(preset).unsupported if preset else None
+    if refused is None or not refused.merged:
+        return
+    try:
+        merged = plan(request.changed(model=refused.merged))
+    except TurbofitError:
+        return
+    weights = format_bytes(merged.model.weight_bytes)
+    exc.message += (
+        f"; merged, with its LoRA or without, it is {weights} of weights and {merged.verdict}"
+    )
 
 
 def predict(request: PredictRequest) -> Plan:

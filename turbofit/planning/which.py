@@ -6,9 +6,9 @@ pairs), so of each card the smallest count is looked for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timezone
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, ClassVar, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -18,7 +18,7 @@ from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, tell
-from turbofit.core.struct import Struct, const, doc, known, to_builtins
+from turbofit.core.struct import JsonDocument, Struct, const, doc, known, to_builtins
 from turbofit.core.units import three_digits
 from turbofit.core.version import __version__
 from turbofit.machine.presets import preset_names
@@ -40,6 +40,8 @@ COUNTS: Final = (1, 2, 4, 8)
 _NOT_ASKED: Final = frozenset({"model", "on", "gpus", "revision"})
 _NO_FORECAST: Final = "has no forecast of speed"
 WHICH_SCHEMA: Final = "turbofit.which/1"
+#: Names that a repr has.
+_SHOWN: Final = 3
 
 
 def which_cards(request: WhichRequest) -> Which:
@@ -275,12 +277,16 @@ class Serving(Struct):
     seconds_to_first_token: float | None = None
 
 
-class Which(Struct):
+class Which(JsonDocument):
     """The machines that keep a promise, the smallest first; or the models, the largest first.
 
     A machine is smaller that has fewer bytes of GPU memory, then fewer GPUs. A model is larger that
     has more bytes of weights.
     """
+
+    what: ClassVar[str] = "answer of which"
+    #: HTML of it for notebooks, as of `Plan`.
+    notebook_html: ClassVar[Callable[[Which], str] | None] = None
 
     schema: Annotated[str, const(WHICH_SCHEMA)] = WHICH_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
@@ -291,3 +297,15 @@ class Which(Struct):
     counts: Annotated[tuple[int, ...], doc("Numbers of GPUs that were tried; empty where given.")]
     keep: Annotated[tuple[Serving, ...], doc("Those that keep the promise.")]
     others: Annotated[tuple[Serving, ...], doc("The others, each with what is missing.")]
+
+    def __repr__(self) -> str:
+        """One line with the first of those that keep it: the whole is :meth:`to_json`'s."""
+        names = [row.model if self.model is None else row.on for row in self.keep]
+        first = f": {', '.join(names[:_SHOWN])}{', …' if names[_SHOWN:] else ''}" if names else ""
+        what, kept = self.model or self.machine, len(names)
+        return f"<Which: {kept} of {kept + len(self.others)} for {what}{first}>"
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows, where `turbofit.api` has said how."""
+        make = type(self).notebook_html
+        return None if make is None else make(self)

@@ -206,7 +206,7 @@ def newest_run() -> str:
 
 def read_run(run: str | None) -> StoredPlan:
     """A run by its folder, its name or its model; None is the newest of this user."""
-    from turbofit.launch.serve.runs import newest_run_of
+    from turbofit.launch.serve.live_runs import newest_run_of
 
     newest = newest_run_of(run) if run else newest_run()
     there = run is not None and (run in (LATEST, "-") or _run_folder(run) or os.path.exists(run))

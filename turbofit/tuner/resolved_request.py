@@ -100,9 +100,7 @@ class ResolvedRequest(Struct):
         return self.margin.of(gpu) + self.withheld_of(gpu)
 
     def withheld_of(self, gpu: Gpu) -> int:
-        """Bytes of one GPU that a budget withholds from us."""
-        if self.budget is None:
-            return 0
+        """Bytes of one GPU that a budget or a slice withholds from us."""
         return max(0, gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget))
 
     @property
@@ -124,11 +122,11 @@ class ResolvedRequest(Struct):
         return replace(self, workload=replace(self.workload, **fields))
 
 
-def budget_on(gpu: Gpu, budget: int | str) -> int:
-    """Bytes of a budget on a GPU: bytes, or a share of its total such as ``80%``."""
-    if isinstance(budget, int):
-        return budget
-    return int(known(gpu.total, 0) * float(budget.rstrip("%")) / 100)
+def budget_on(gpu: Gpu, budget: int | str | None) -> int:
+    """Bytes of a budget on a GPU, its slice at most: bytes, or a share of its total as ``80%``."""
+    if isinstance(budget, str):
+        budget = int(known(gpu.total, 0) * float(budget.rstrip("%")) / 100)
+    return gpu.ours if budget is None else min(gpu.ours, budget)
 
 
 def vision_load_of(request: ResolvedRequest, limit: int | None) -> VisionLoad:

@@ -61,6 +61,9 @@ class Rates(Struct):
     p90_error: float
     error_figures: int
     error_cards: int
+    unseen_median_error: float
+    unseen_p90_error: float
+    unseen_figures: int
 
 
 #: Shares of a card's peak that a large copy and a large product reach: a measured card's figures

@@ -13,8 +13,8 @@ from jsonschema import Draft202012Validator
 from scripts.schemas import profile_document, profile_file
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.options.common_options import defaults, read_again, sections
 from turbofit.cli.options.profile import Profile, read_profile, secret_of
+from turbofit.cli.options.profile_option import defaults, read_again, sections
 from turbofit.core.errors import UsageError
 from turbofit.planning.request import PACE, PlanRequest
 

@@ -13,8 +13,9 @@ import pytest
 
 from tests.cli.screen import Terminal
 from turbofit.cli.main import main
-from turbofit.cli.terminal import progress_display as terminal
-from turbofit.cli.terminal.output import exit_code, run_until_signal, verbose_log
+from turbofit.cli.terminal import capabilities as terminal
+from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
+from turbofit.cli.terminal.output import verbose_log
 from turbofit.core.process.log import LazyLogger
 from turbofit.launch.serve.supervisor import StopSignal
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
+import hashlib
 import importlib.util
 import json
 import re
 import shlex
 import threading
+from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,6 @@ from tests.support.gateway import (
     CHAT,
     DONE,
     EVENT,
-    PATCHES,
     Answer,
     Recorder,
     anthropic,
@@ -37,6 +39,7 @@ from tests.support.gateway import (
 )
 from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
+from turbofit.core.messages import PRETEND_WORDS
 from turbofit.gateway.http import app as app_module
 from turbofit.gateway.http import body as body_module
 from turbofit.gateway.http import prepare
@@ -51,8 +54,7 @@ from turbofit.gateway.http.routes import (
     hold_name,
     unambiguous,
 )
-from turbofit.gateway.http.welcome import client_lines, limits_in_words, welcome_page
-from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.http.welcome import client_lines, memory_bars
 from turbofit.load.trace import read_trace
 
 ANTHROPIC = anthropic(picture(448, 5376))
@@ -324,9 +326,9 @@ async def test_bodies_beyond_the_room_wait_outside() -> None:
     ("path", "message", "param", "words"),
     [
         (CHAT, "Please launch the api_server with --tool-call-parser if you want to use tools.",
-         "tools", "turbofit serve MODEL -- --tool-call-parser NAME"),
+         "tools", "turbofit serve MODEL --tool-call-parser NAME"),
         ("/v1/messages", "Please launch the api_server with --tool-call-parser if you want to use "
-         "tool calling.", None, "turbofit serve MODEL -- --tool-call-parser NAME"),
+         "tool calling.", None, "turbofit serve MODEL --tool-call-parser NAME"),
         (CHAT, "Logprobs(True)/top_logprobs(0) requested but not enabled logprobs_mode in engine "
          "configuration", "logprobs", "-- --logprobs-mode raw_logprobs"),
         (CHAT, "routed experts requested but not configured in engine configuration. May start "
@@ -668,7 +670,8 @@ def test_the_lines_are_one_request_with_a_key_of_the_environment() -> None:
     assert json.loads(body)["model"] == "o'b/m"
     shell, python = client_lines("http://h:1", "m", key=True)
     assert "Bearer $API_KEY" in shell
-    called = ast.dump(ast.parse(python, mode="eval"))
+    called = ast.dump(ast.parse(python))
+    assert python.startswith("import openai, os; print(")
     assert "http://h:1/v1" in called
     assert "API_KEY" in called
 
@@ -687,42 +690,70 @@ async def test_a_name_that_is_not_the_servers_gets_nothing_on_any_route(path: st
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/docs/"])
-async def test_it_shows_model_limits_example_and_routes(path: str) -> None:
-    names = {"org/<b>m": "org/m", "m": "org/m"}
-    app, upstream = gateway(names=names, allowed_hosts=("box",))
-    reply = await call(app, path, method="GET", headers={"host": "box:8000"})
+async def test_the_page_is_the_same_for_all_and_runs_its_own_script_alone(path: str) -> None:
+    """It tells nothing of this server: a browser that shows it has no key yet."""
+    app, upstream = gateway(names={"secret-model": "m"}, api_keys=("k",), pretend=True)
+    reply = await call(app, path, method="GET")
     assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert "default-src 'none'" in reply.headers["content-security-policy"]
     text = reply.body.decode()
-    for words in (
-        "turbofit serves org/&lt;b&gt;m</h1>", "turbofit chat http://box:8000</pre>",
-        "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller",
-        "tokens: prompt, images and answer together", "128 answers at once (n), 4 with images",
-        '<a href="/metrics">/metrics</a>',
-        "<strong>no engine answers; the next one is expected in 5 s</strong>",
-    ):  # fmt: skip
-        assert words in text
-    assert not re.search("<script|<b>", text)
-    assert (await call(app, path, {})).status == 404
+    assert not re.search("secret-model|PRETEND", text)
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for name in ("script", "style"):
+        (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+    assert text.count("<script") == 1
+    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+    assert "localStorage" not in text
+    assert '<td>GET</td><td><a href="/metrics">/metrics</a></td>' in text
+    lines = resources.files("turbofit.gateway.http").joinpath("page.html").read_text().count("\n")
+    assert lines <= 400
+    assert (await call(app, path, {}, headers={"authorization": "Bearer k"})).status == 404
     assert upstream.bodies == []
 
 
-async def test_who_shows_no_key_learns_only_where_to_put_it() -> None:
-    app, _ = gateway(names={"secret-model": "m"}, api_keys=("k",))
-    reply = await call(app, "/", method="GET")
-    assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
-    assert 'refused_total{reason="unauthorized"} 1' in app.metrics.text({})
-    assert b"Authorization: Bearer KEY" in reply.body
-    assert not re.search(b"secret-model|/v1/", reply.body)
-    reply = await call(app, "/", method="GET", headers={"authorization": "Bearer k"})
-    assert reply.status == 200
-    assert b"Bearer $API_KEY" in reply.body
+async def test_about_tells_the_page_what_is_served() -> None:
+    names = {"org/<b>m": "org/m", "m": "org/m", "lora": "lora"}
+    plan = plan_for()
+    app, upstream = gateway(plan, names=names, memory=memory_bars(plan), pretend=True)
+    about = (await call(app, "/about", method="GET")).json
+    assert [one["name"] for one in about["models"]] == ["org/<b>m", "lora"]
+    first = about["models"][0]
+    assert first["images"] == plan.limits.images_per_request
+    for words in (
+        "2 images of 12 tiles, or 26 smaller ones; a larger image is made smaller",
+        "128 answers at once (n), 4 with images",
+    ):
+        assert words in first["limits"]
+    bar = first["memory"][0]
+    assert bar["label"].startswith(f"GPU 0, {plan.gpus[0].name}: ")
+    assert sum(piece["bytes"] for piece in bar["pieces"]) == plan.gpus[0].total
+    assert about["notices"] == [
+        PRETEND_WORDS, "no engine answers; the next one is expected in 5 s"
+    ]  # fmt: skip
+    assert (about["pretend"], about["key"], about["waiting"]) == (True, False, 0)
+    assert upstream.bodies == []
+    app, _ = gateway(names=names, api_keys=("k",))
+    assert (await call(app, "/about", method="GET")).status == 401
 
 
-def test_a_host_that_is_none_is_not_shown() -> None:
-    limits = {"m": limits_in_words(bounds_of(plan_for(PATCHES)))}
-    page = welcome_page("http", "a<script>", limits, key=False, notices=["PRETEND <GPUs>"]).decode()
-    assert "script" not in page
-    assert "http://HOST" in page
-    assert "PRETEND &lt;GPUs&gt;" in page
-    assert "2 images of 12,845,056 pixels" in page
+async def test_its_own_page_may_ask_and_another_one_may_not() -> None:
+    """A page that let its own name lead here has that name as `Host` too."""
+    for config, host, status in (
+        ({}, "127.0.0.1:23333", 200),
+        ({}, "localhost:23333", 200),
+        ({"host": "0.0.0.0"}, "10.0.0.7:23333", 200),
+        ({"host": "0.0.0.0"}, "evil.example:23333", 403),
+        ({"host": "0.0.0.0", "allowed_hosts": ("chat.example",)}, "chat.example", 200),
+    ):
+        app, _ = gateway(names={"m": "m"}, **config)
+        headers = {"host": host, "origin": f"http://{host}"}
+        assert (await call(app, CHAT, chat(), headers=headers)).status == status, host
+        headers["origin"] = "http://evil.example"
+        if "evil" not in host:
+            assert (await call(app, CHAT, chat(), headers=headers)).status == 403
+    app, _ = gateway(names={"m": "m"}, api_keys=("k",))
+    headers = {"host": "a.example", "origin": "https://a.example", "authorization": "Bearer k"}
+    assert (await call(app, CHAT, chat(), headers=headers)).status == 200

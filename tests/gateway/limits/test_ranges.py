@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from tests.support.gateway import ask, chat, gateway
-from turbofit.cli.options.common_options import filled
-from turbofit.cli.options.launch_options import GatewayOptions
+from turbofit.cli.options.field_options import filled
+from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits import grammars

@@ -31,7 +31,7 @@ from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError
 from turbofit.launch.engine.kernel import start_time
-from turbofit.launch.serve.runs import StateFile
+from turbofit.launch.serve.state_file import StateFile
 from turbofit.machine.source import save_snapshot
 from turbofit.machine.spec import parse_spec
 

@@ -19,8 +19,9 @@ from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command
 from turbofit.core.plan import Command, Plan
 from turbofit.core.units import GIB, MIB
-from turbofit.launch.engine import kernel, launches
-from turbofit.launch.engine.launches import KEY, RATIO, Launch, fitted_ratio
+from turbofit.launch.engine import cache_ratio, kernel, launches
+from turbofit.launch.engine.cache_ratio import RATIO, fitted_ratio
+from turbofit.launch.engine.launches import KEY, Launch
 from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
 from turbofit.pretend.command import SCENARIO
@@ -212,22 +213,22 @@ def test_a_replica_that_starts_again_looks_at_its_own_cards() -> None:
 
 
 def test_in_the_command_line() -> None:
-    assert launches.with_ratio(("a", RATIO, "0.8", "b"), 0.25) == ("a", RATIO, "0.250000", "b")
-    assert launches.with_ratio(("a", "b"), 0.25) == ("a", "b")
+    assert cache_ratio.with_ratio(("a", RATIO, "0.8", "b"), 0.25) == ("a", RATIO, "0.250000", "b")
+    assert cache_ratio.with_ratio(("a", "b"), 0.25) == ("a", "b")
 
 
 def test_what_is_free_of_cards_that_several_models_share(monkeypatch: pytest.MonkeyPatch) -> None:
     (gpu,) = PLAN.gpus
     used: dict[int, int] = {}
     monkeypatch.setattr("turbofit.launch.serve.gpu_monitor.used_now", lambda _: used)
-    assert launches.shared_ratio(PLAN, 0) == launches.ratio_now(PLAN, 0) == PLANNED
+    assert cache_ratio.shared_ratio(PLAN, 0) == cache_ratio.ratio_now(PLAN, 0) == PLANNED
     used[gpu.index] = gpu.total - gpu.reserved - gpu.free
-    assert launches.shared_ratio(PLAN, 0) == about(PLANNED)
+    assert cache_ratio.shared_ratio(PLAN, 0) == about(PLANNED)
     used[gpu.index] -= 2 * GIB
-    assert launches.shared_ratio(PLAN, 0) < PLANNED
+    assert cache_ratio.shared_ratio(PLAN, 0) < PLANNED
     # Another turbofit reserved 2 GiB, and holds none of them.
-    sized = launches.ratio_now(PLAN, 0) * (REGION / PLANNED + 2 * GIB)
+    sized = cache_ratio.ratio_now(PLAN, 0) * (REGION / PLANNED + 2 * GIB)
     assert REGION <= sized < REGION + gpu.total / 10**6
     # Somebody took half a GiB: the cache has its part of that, and not all is left to the margin.
     used[gpu.index] += 5 * GIB // 2
-    assert launches.ratio_now(PLAN, 0) == PLANNED
+    assert cache_ratio.ratio_now(PLAN, 0) == PLANNED

@@ -19,7 +19,8 @@ from turbofit.core.plan import Command
 from turbofit.launch.engine import kernel, process, supervised_engine
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.engine.process import _TIME, EngineProcess, LogFile, repeats
+from turbofit.launch.engine.log_file import _TIME, LogFile, repeats
+from turbofit.launch.engine.process import EngineProcess
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
 #: Torch's, of a request; the server before the engine lives on.

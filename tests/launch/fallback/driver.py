@@ -10,6 +10,7 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import EngineClient, Timing
 from turbofit.launch.engine.launches import Lmdeploy
+from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases
@@ -45,7 +46,7 @@ try:
         run = Run(config, leases, say, on_open=lambda _: say("OPEN"), lmdeploy=lmdeploy)
         run.plan = plan
         run.begin()
-        say(f"ended {run.follow(stop).name}")
+        say(f"ended {follow(run, stop).name}")
 except TurbofitError as exc:
     say(f"error: {exc.message} | {exc.hint}")
     sys.exit(exc.exit_code)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib.util
 import io
 import re
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +161,42 @@ def test_every_family_is_prepared_bit_for_bit(encoders, family):
         assert unlike == []
     served = [name for name, answer in plain.items() if not isinstance(answer, tuple)]
     assert {"RGB", "RGBA", "CMYK", "16 bits", "several", "large"} <= set(served)
+
+
+@pytest.mark.parametrize("family", ["InternVLChatModel", "Qwen3_5ForConditionalGeneration"])
+def test_each_image_has_a_fingerprint_of_its_own(encoders, family):
+    """Where TurboMind runs: the same for the same bytes and options, in any company."""
+    encoder = encoders(family)
+    encoder.model.backend = "turbomind"
+    assert prepare(encoder, threads=2, cache_bytes=0) is None
+    one, other = REQUESTS["several"][:2]
+    data = base64.b64decode(one.partition(",")[2])
+    longer = "data:image/png;base64," + base64.b64encode(data + b"behind its end").decode()
+
+    def names(*urls: str, films: int = 0, **options: Any) -> list[bytes | None]:
+        found = asyncio.run(prepared(encoder, list(urls), films, options))
+        items = found if isinstance(found, list) else found["multimodal"]
+        return [item.get("fingerprint") for item in items]
+
+    first, second = names(one, other)
+    assert [len(first), len(second), first == second] == [32, 32, False]
+    assert names(other, one, other) == [second, first, second]
+    if family.startswith("Intern"):
+        assert names(one, max_dynamic_patch=1) != [first] != names(one, max_dynamic_patch=2)
+    else:
+        image, *frames = names(one, films=1)
+        assert (image, set(frames)) == (first, {None})  # LMDeploy hashes a film's frames itself
+    (third,) = names(longer)
+    assert third != first
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen2_vl", "qwen3_5"])
+def test_turbomind_takes_a_fingerprint_that_is_there(family):
+    package = importlib.util.find_spec("lmdeploy").submodule_search_locations[0]
+    source = (Path(package) / f"turbomind/models/{family}.py").read_text()
+    asked = source.partition("def _resolve_fingerprint(")[2].partition("\n\n\n")[0]
+    assert "fp = input_mm.get('fingerprint')" in asked
+    assert source.count("_resolve_fingerprint(") == 2
 
 
 def test_a_changed_bit_is_seen(encoders):

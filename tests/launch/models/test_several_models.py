@@ -42,11 +42,12 @@ def test_folders_of_the_last_runs_are_kept(tmp_path: Path, monkeypatch: pytest.M
             folder.mkdir()
             return folder
 
-        def follow(self, _: Any) -> None:
-            assert (tmp_path / str(self.starts)).exists()
+    def follow(run: Run, _: Any) -> None:
+        assert (tmp_path / str(run.starts)).exists()
 
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     monkeypatch.setattr(serve_models, "Run", Run)
+    monkeypatch.setattr(serve_models, "follow", follow)
     nothing: Any = None
     run = ModelRun(nothing, ServedModel("a"), nothing, print, shared=False)
     for _ in range(serve_models._KEPT_RUNS + 2):

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tests.support.plans import plausible_plan
+from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan
@@ -54,6 +55,30 @@ def test_the_folder_that_came_is_fetched_once(hub, tmp_path: Path) -> None:
     # What is on disk is not asked for.
     assert fetched(model, said.append) is model
     assert len(said) == 1
+
+
+def test_torchs_own_files_come_where_there_are_no_safetensors(hub, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    write = f"open({str(asked)!r}, 'a').write(f'{{\"*.bin\" in ignore_patterns}} ')"
+    hub(f"{write}; return {str(tmp_path)!r}")
+    fetched(hub_plan().model, lambda _: None)
+    assert asked.read_text() == "True False "
+    (tmp_path / "model.safetensors").write_text("")
+    download._FOLDERS.clear()  # as in another process
+    fetched(hub_plan().model, lambda _: None)
+    assert asked.read_text() == "True False True "
+
+
+def test_what_only_merge_reads_is_downloaded(hub, tmp_path: Path, capsys) -> None:
+    hub(f"assert name == 'liuhaotian/llava-v1.5-7b'; return {str(tmp_path)!r}")
+    assert main(["download", "llava-v1.5-7b"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path}\n"
+    assert "its files are fetched for turbofit merge" in said.err
+    # What no hub has is refused as before, with the hub's word.
+    hub("raise OSError('401 for some/lora')")
+    assert main(["download", "some/lora"]) == 2
+    assert "some/lora cannot be downloaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

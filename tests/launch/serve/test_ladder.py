@@ -16,7 +16,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.run import _engines
+from turbofit.launch.follow import _engines
 from turbofit.launch.serve.ladder import forget, recall, remember, rungs
 from turbofit.launch.serve.supervisor import Supervisor
 

@@ -22,7 +22,7 @@ from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.rehearsal import End, RehearsedCache
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
-from turbofit.launch.run import Reloader
+from turbofit.launch.reload import Reloader
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner

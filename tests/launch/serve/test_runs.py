@@ -27,7 +27,7 @@ from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.launch.engine.kernel import start_time
-from turbofit.launch.serve import runs
+from turbofit.launch.serve import detached, live_runs, runs
 from turbofit.launch.serve.runs import Record
 
 
@@ -160,36 +160,36 @@ def test_a_server_has_the_names_that_serve_takes() -> None:
     folder = run_folder("20260101-000000-Qwen2-VL-7B-Instruct")
     Record(folder, model="Qwen2-VL-7B-Instruct").change(state="ready", urls=("http://127.0.0.1:1",))
     for name in ("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b-instruct", folder.name):
-        assert runs.chosen_run(name).name == folder.name
-    assert runs.newest_run_of("qwen2-vl-7b") == folder
-    assert runs.newest_run_of("internvl2-8b") is None
+        assert live_runs.chosen_run(name).name == folder.name
+    assert live_runs.newest_run_of("qwen2-vl-7b") == folder
+    assert live_runs.newest_run_of("internvl2-8b") is None
 
 
 def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
     """Each start of a model that sleeps is a run, and so is each model of several."""
     for name, state in (("00-A", "ended"), ("01-B", "ended"), ("02-A", "ready")):
         Record(run_folder(f"20260101-0000{name}"), model=name[-1]).change(state=state)
-    found = {one.record.model: (one.name, one.state) for one in runs.live_runs()}
+    found = {one.record.model: (one.name, one.state) for one in live_runs.live_runs()}
     assert found == {"A": ("20260101-000002-A", "ready"), "B": ("20260101-000001-B", "asleep")}
-    assert runs.chosen_run(None).record.model == "A"
-    assert runs.chosen_run("B").name == "20260101-000001-B"
+    assert live_runs.chosen_run(None).record.model == "A"
+    assert live_runs.chosen_run("B").name == "20260101-000001-B"
 
 
 def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
-    assert [one.name for one in runs.live_runs()] == list(servers)
-    assert runs.chosen_run("Second").record.model == "Second"
+    assert [one.name for one in live_runs.live_runs()] == list(servers)
+    assert live_runs.chosen_run("Second").record.model == "Second"
     for name, cause in ((None, "2 servers run here"), ("Third", "no server 'Third'")):
         with pytest.raises(UsageError, match=cause):
-            runs.chosen_run(name)
+            live_runs.chosen_run(name)
     assert main(["ps"]) == 0
     said = capsys.readouterr().out
     assert "First" in said
     assert "http://127.0.0.1:1" in said
     assert main(["stop", "First"]) == 0
     assert servers["20260101-000000-First"].wait() == 0
-    assert runs.chosen_run(None).record.model == "Second"
+    assert live_runs.chosen_run(None).record.model == "Second"
     assert main(["stop", "--all"]) == 0
-    assert runs.live_runs() == []
+    assert live_runs.live_runs() == []
     capsys.readouterr()
     assert main(["ps"]) == 0
     assert "no server of this user runs here" in capsys.readouterr().out
@@ -211,9 +211,9 @@ def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, c
     ):
         assert main(["logs", *words]) == 2
         assert cause in capsys.readouterr().err
-    assert runs.requests_at("http://localhost:2/") == 42
-    assert runs.requests_at("http://127.0.0.1:3") == 0
-    assert runs.waiting_words(42, 42) == runs.waiting_words(8, 0) == ""
+    assert live_runs.requests_at("http://localhost:2/") == 42
+    assert live_runs.requests_at("http://127.0.0.1:3") == 0
+    assert live_runs.waiting_words(42, 42) == live_runs.waiting_words(8, 0) == ""
     assert main(["bench", "http://127.0.0.1:1", "--concurrency", "64", "--seconds", "1"]) == 3
     said = "64 requests at once are sent; the server runs 42 of them at once, the others wait"
     assert said in capsys.readouterr().err
@@ -222,15 +222,15 @@ def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, c
 def test_a_process_of_the_same_number_is_no_server() -> None:
     folder = run_folder("20260101-000000-m")
     ticks = Record(folder, model="m").run.pid_started
-    (mine,) = runs.live_runs()
+    (mine,) = live_runs.live_runs()
     assert mine.record.pid == os.getpid()
     path = folder / "run.json"
     path.write_text(path.read_text().replace(str(ticks), str(ticks + 1)))
-    assert runs.live_runs() == []
+    assert live_runs.live_runs() == []
     later = replace(mine.record, pid_started=ticks + 1)
-    runs.stop_server(mine._replace(record=later), 1)  # and is sent no signal
+    live_runs.stop_server(mine._replace(record=later), 1)  # and is sent no signal
     path.write_text("{")
-    assert runs.live_runs() == []
+    assert live_runs.live_runs() == []
 
 
 @pytest.fixture
@@ -281,13 +281,13 @@ def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
 
 @pytest.mark.parametrize("words", [["-dv"], ["-d"], []])
 def test_a_server_in_the_background_starts_no_other(words, serve_is, monkeypatch, capsys) -> None:
-    serve_is(f'echo "${runs.DETACHED}" >&2; exit 3')
+    serve_is(f'echo "${detached.DETACHED}" >&2; exit 3')
     monkeypatch.setenv("TURBOFIT_SERVE_DETACH", "1")
     assert main(["serve", "m", *words]) == 3
     assert capsys.readouterr().err.endswith("\n1\n")
-    monkeypatch.setenv(runs.DETACHED, "1")
+    monkeypatch.setenv(detached.DETACHED, "1")
     started: list[object] = []
-    monkeypatch.setattr(runs, "serve_detached", started.append)
+    monkeypatch.setattr(detached, "serve_detached", started.append)
     monkeypatch.setattr("turbofit.cli.commands.serve._one_model", lambda *_: 17)
     # A pretend start looks for a stand-in of its model first.
     assert main(["serve", "internvl2-1b", *words, "--pretend", "--on", "1xrtx3090"]) == 17
@@ -297,7 +297,7 @@ def test_a_server_in_the_background_starts_no_other(words, serve_is, monkeypatch
 def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     serve_is(f"echo $$ > {tmp_path}/pid; kill -INT {os.getpid()}; exec sleep 1000")
     with pytest.raises(KeyboardInterrupt):
-        runs.serve_detached(["m"])
+        detached.serve_detached(["m"])
     assert not start_time(int((tmp_path / "pid").read_text()))
 
 
@@ -306,7 +306,7 @@ def test_a_server_whose_lease_nobody_renews_or_is_removed_ends_in_order(tmp_path
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
         lease.touch()
-        watch = runs.end_without_lease(lease, seconds=1.0, look=0.01)
+        watch = detached.end_without_lease(lease, seconds=1.0, look=0.01)
         for number in range(1, 31):  # its clock may be anything
             os.utime(lease, (number, number))
             time.sleep(0.05)
@@ -314,7 +314,7 @@ def test_a_server_whose_lease_nobody_renews_or_is_removed_ends_in_order(tmp_path
         watch.join(HANG)
         assert ended.wait(HANG)
         ended.clear()
-        runs.end_without_lease(lease, look=0.01)
+        detached.end_without_lease(lease, look=0.01)
         lease.unlink()
         assert ended.wait(HANG)
     finally:

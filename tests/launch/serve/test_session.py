@@ -21,7 +21,8 @@ from tests.support.processes import REPO, Child, alive, gone, pids, standby_besi
 from tests.support.serving import LONG, MESSAGES, ask_at
 from tests.support.waiting import until
 from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.launch.serve.leases import Leases, end_orphans
+from turbofit.launch.serve.counted_machine import end_orphans
+from turbofit.launch.serve.leases import Leases
 from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow
@@ -296,10 +297,10 @@ IMPATIENT = """
 import sys
 from msgspec.structs import replace
 from turbofit.cli.main import main
-from turbofit.launch import run
+from turbofit.launch import start
 
-usual = run.Supervisor
-run.Supervisor = lambda *args, timing, **given: usual(
+usual = start.Supervisor
+start.Supervisor = lambda *args, timing, **given: usual(
     *args, timing=replace(timing, silence=2.0), **given
 )
 sys.exit(main(sys.argv[1:]))

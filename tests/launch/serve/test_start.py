@@ -13,10 +13,10 @@ from tests.support.plans import plausible_plan
 from turbofit.core.plan import GroupPlan
 from turbofit.core.process.progress import Step, listened, tell, under_way
 from turbofit.core.rehearsal import End
-from turbofit.launch.engine.launches import ratio_now, shared_ratio
-from turbofit.launch.run import Start
+from turbofit.launch.engine.cache_ratio import ratio_now, shared_ratio
 from turbofit.launch.serve import start_progress
 from turbofit.launch.serve.start_progress import StartProgress, as_launched
+from turbofit.launch.start import Start
 
 PLAN = plausible_plan(gpus=1, tp=1)
 
@@ -97,7 +97,10 @@ def engine(phase: str, group: int = 0, warming: int | None = None) -> Any:
     state = "ready" if phase == "ready" else "starting"
     tracker = MagicMock(phase=phase, warming=warming, figures=[])
     tracker.cached_tokens.return_value = None
-    return MagicMock(state=state, tracker=tracker, group=group, pretended=None)
+    launch = MagicMock(tuning=None)
+    return MagicMock(
+        state=state, tracker=tracker, group=group, pretended=None, launch=launch
+    )  # fmt: skip
 
 
 def test_weights_are_what_came_onto_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,7 @@ def test_what_never_served_does_not_rest(one: Supervised) -> None:
     """Nobody listens yet who could tell clients of it."""
     (engine,) = one.server.engines
     engine.was_ready = True  # so that each end counts as passing
-    engine._launch.runner = (sys.executable, str(STANDIN / "no_such_file.py"))
+    engine.launch.runner = (sys.executable, str(STANDIN / "no_such_file.py"))
     with pytest.raises(EndedError):
         one.run(lambda: one.ended_again() and False)
     assert one.rests == []

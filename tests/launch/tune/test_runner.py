@@ -117,7 +117,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, run: Run) -> TrialEnd:
     def follow(real: Any, stop: StopSignal) -> Any:
         return run.follow(real, stop)
 
-    monkeypatch.setattr(runner.Run, "follow", follow)
+    monkeypatch.setattr(runner, "follow", follow)
     monkeypatch.setattr(runner.secrets, "token_hex", lambda _: "k")
     config = ServeConfig(pretend=True)
     lmdeploy: Any = SimpleNamespace(version="0.18.0", warning=None)

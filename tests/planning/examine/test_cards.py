@@ -10,13 +10,17 @@ from msgspec.structs import replace
 from tests.support.checkup import Find, Make, card, remove, server_card, two
 from tests.support.nvml import LOST, P2P_ALL, P2P_NVLINK, UNKNOWN_ERROR, Mig, Process, Scenario
 from tests.support.plans import gpu, machine, plausible_plan
+from tests.support.pods import pod
 from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
 from turbofit.core.machine import Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.planning.checks import refuse
+from turbofit.machine.slices import held_to_slices
+from turbofit.planning.checks import CHECKS, refuse
 from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.planning.plan import plan as plan_of
+from turbofit.planning.request import PlanRequest
 
 
 @pytest.mark.parametrize(
@@ -180,3 +184,21 @@ def test_less_within_what_the_plan_leaves_over_its_margin_is_accepted() -> None:
     for fitted, taken in ((False, 8000), (True, 8900)):
         with pytest.raises(DoesNotFitError):
             check_machine(plan, changed(1, free=free - taken * MIB), fitted=fitted)
+
+
+def test_a_slice_is_said_and_a_launch_stops_in_a_smaller_one() -> None:
+    def seen(machine: Machine, name: str, plan: Plan | None = None) -> str | None:
+        scene = Scene(Sources(), "install", machine=machine, plan=plan)
+        answer = next(check for check in CHECKS if check.name == name).answer(scene)
+        return None if answer is None else f"{answer.state}: {answer.seen}"
+
+    slices = [held_to_slices(pod(), {"CUDA_DEVICE_MEMORY_LIMIT": size}) for size in ("12g", "8g")]
+    assert seen(pod(), "slices") is None
+    assert seen(slices[0], "slices") == (
+        "ok: slices: GPU 0 12.0 GiB, GPU 1 12.0 GiB; plans stay below them"
+    )
+    unknown = held_to_slices(pod("box:total=12GiB:sm=8.6"), {"CUDA_DEVICE_MEMORY_LIMIT": "12g"})
+    assert "how large GPU 0 is cannot be read" in str(seen(unknown, "slices"))
+    plan = plan_of(PlanRequest(model="internvl2-2b", on=slices[0], gpus="0"))
+    assert seen(slices[0], "same_machine", plan) == "ok: as the plan counted on"
+    assert "GPU 0 is a slice of 8.0 GiB here" in str(seen(slices[1], "same_machine", plan))

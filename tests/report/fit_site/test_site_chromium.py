@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from tests.report.conftest import Browser
+from tests.support.browser import Browser
 from tests.support.waiting import until
 from tests.sweep import part
 from turbofit.cli.main import main
@@ -240,7 +240,7 @@ def select(browser: Browser, chosen: Chosen) -> None:
 
 def test_a_link_restores_the_choice(browser: Browser, address: str) -> None:
     link = (
-        "#model=internvl3-8b&card=rtx4090&count=2&used=2GiB&context=8192&beside=rtx3060"
+        "#model=internvl3-8b&card=rtx4090&count=2&used=2GiB&images=1&context=8192&beside=rtx3060"
         "&besideCount=2&lang=zh"
     )
     browser.visit(address + link)
@@ -346,3 +346,22 @@ def test_everything_has_a_name(browser: Browser, address: str) -> None:
     shown(browser)
     for one in browser.all("button, select, summary, [role='img'], [role='group']"):
         assert one.accessible_name, one.get_attribute("outerHTML")[:80]
+
+
+def test_it_opens_with_a_usual_image_and_says_of_what_its_figures_are(
+    browser: Browser, address: str
+) -> None:
+    browser.visit(f"{address}#card=rtx4090&lang=en")
+    assert "--image-size 1280x720" in shown(browser)["commands"][-1]
+    assert "Usual figures: images a request, 4 of 1280 × 720 pixels." in browser.one("article").text
+    browser.visit(f"{address}#card=rtx4090&images=1&lang=en")
+    assert "--image-size" not in shown(browser)["commands"][-1]
+    assert "Worst figures: images a request, 1 of the worst size." in browser.one("article").text
+
+
+def test_a_list_with_one_entry_is_no_menu(browser: Browser, address: str) -> None:
+    browser.visit(f"{address}#card=rtx4090&lang=en")
+    shown(browser)
+    seen = {one.get_attribute("id") for one in browser.all("select") if one.is_displayed()}
+    assert "requests" not in seen  # this site has one choice of it
+    assert {"model", "card", "images", "context"} <= seen

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from tests.report.conftest import Browser
 from tests.report.documents import plan_page, planned
 from tests.report.page.test_build import ALL, EVIL, evil_plan, page_of
+from tests.support.browser import Browser
 from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib

@@ -8,13 +8,14 @@ import pytest
 import turbofit
 from tests.report.documents import KINDS, planned
 from tests.support.plans import ledger
+from turbofit.core.memory_stack import KINDS as PIECES
+from turbofit.core.memory_stack import stack, sums
 from turbofit.core.messages import indices
 from turbofit.core.plan import Term
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.report.painters.document import Bar, BarPiece
 from turbofit.report.painters.terminal import END, OVER, cells, legend
-from turbofit.report.views.memory_view import KINDS as PIECES
-from turbofit.report.views.memory_view import memory_bar, memory_blocks, stack, sums
+from turbofit.report.views.memory_view import memory_bar, memory_blocks
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "died"])

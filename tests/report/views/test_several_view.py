@@ -11,7 +11,8 @@ from turbofit.planning.request import PlanRequest
 from turbofit.report.painters import markdown
 from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.several_view import cluster_view, joint_view, status_view
+from turbofit.report.views.cluster_view import cluster_view, status_view
+from turbofit.report.views.joint_view import joint_view
 
 
 def painted(*models: str) -> str:

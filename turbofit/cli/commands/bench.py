@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.batch.batch_spec import LAUNCH_OPTIONS, BatchSpec, target_of
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
-from turbofit.cli.terminal.output import INTERRUPTED, Form, answer, complain, say
+from turbofit.cli.options import field_options as fields
+from turbofit.cli.options.completions import complete_model
+from turbofit.cli.terminal.interrupts import INTERRUPTED
+from turbofit.cli.terminal.output import Form, answer, complain, say
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.progress import tell
 from turbofit.core.struct import to_json
@@ -28,7 +31,7 @@ _LOAD_GROUPS: Final = {
     "arrivals": ("concurrency", "rate", "evenly", "trace", "trace_speed"),
     "window": ("requests", "seconds", "warm_up", "silence", "timeout", "seed"),
 }  # fmt: skip
-LOAD_OPTIONS: Final = tuple(common.grouped_options(LoadSpec, _LOAD_GROUPS))
+LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))
 
 
 @command(
@@ -43,10 +46,10 @@ def bench(
     *, url: str | None, model: str | None, api_key: str | None, form: Form, **given: Any
 ) -> int:
     """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
-    from turbofit.launch.serve.runs import requests_at, waiting_words
+    from turbofit.launch.serve.live_runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
 
-    spec = common.filled(LoadSpec, given)
+    spec = fields.filled(LoadSpec, given)
     address, key = common.server_of(url, api_key)
     waiting = waiting_words(spec.at_once or 0, requests_at(address))
     if waiting:
@@ -89,11 +92,11 @@ _BATCH_GROUPS: Final = {
     Argument("source", metavar="INPUT", type=PATH),
     Argument("output", metavar="OUTPUT", type=PATH),
     Option("--url", metavar="URL"),
-    Option("--model", shell_complete=common.complete_model),
+    Option("--model", shell_complete=complete_model),
     common.API_KEY,
     Option("--revision"),
     common.JSON,
-    *common.grouped_options(BatchSpec, _BATCH_GROUPS),
+    *fields.grouped_options(BatchSpec, _BATCH_GROUPS),
     *common.machine_options(),
     *common.planning_options(),
     only_linux=True,
@@ -115,8 +118,8 @@ def batch(
     if (kind := Path(output).suffix.lower()) in _TABLES:
         hint = f"name {Path(output).with_suffix('.jsonl')}: a line of JSON an item"
         raise UsageError(f"{output}: answers are written as JSONL, not as {kind}", hint=hint)
-    spec = common.filled(BatchSpec, given)
-    request = common.filled(PlanRequest, {**given, "model": model or ""})
+    spec = fields.filled(BatchSpec, given)
+    request = fields.filled(PlanRequest, {**given, "model": model or ""})
     target = target_of(url, api_key, request)
     paths = Path(source), Path(output)
     job = BatchJob(paths, spec, target, say=(lambda _: None) if form.as_json else say)

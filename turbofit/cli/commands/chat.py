@@ -31,7 +31,7 @@ _LONGEST_ERROR: Final = 1 << 16
 
 
 class Piece(NamedTuple):
-    """Of an answer; ``thought``: of the reasoning before it."""
+    """A piece of an answer; ``thought``: it belongs to the reasoning before the answer."""
 
     text: str
     thought: bool = False

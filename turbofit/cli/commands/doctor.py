@@ -10,15 +10,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS, FULL, PORT, complete_model, spec_option
+from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
+from turbofit.cli.options.completions import complete_model
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from turbofit.diagnose.answer import Advice, Diagnosis, Missing
-    from turbofit.planning.checks import DoctorReport
+    from turbofit.planning.checks import DoctorReport, Finding
     from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone
 
@@ -55,7 +56,7 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
 
 def _doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     """What stops first; what is in order last, in a line where ``full`` is not asked for."""
-    from turbofit.report.painters.document import Heading, Paragraph, known_facts, table
+    from turbofit.report.painters.document import Heading, Paragraph
 
     counted = {state: report.count(state) for state in _STATES}
     counts = ", ".join(f"{n} {_STATES[state][1 + (n > 1)]}" for state, n in counted.items() if n)
@@ -63,23 +64,35 @@ def _doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     yield Heading(known if report.machine else "no GPU that can be read")
     tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
     yield Paragraph(counts, tone=tone)
-    for state, (title, *_) in _STATES.items():
+    for state in _STATES:
         findings = [finding for finding in report.findings if finding.state == state]
-        if not findings:
-            continue
-        if state == "ok" and not full:
-            yield Heading(f"{title} (--full shows what was seen)")
-            yield Paragraph(", ".join(finding.check for finding in findings))
-            continue
+        if findings:
+            blocks = _in_order(findings, full=full) if state == "ok" else _wrong(state, findings)
+            yield from blocks
+
+
+def _wrong(state: State, findings: Sequence[Finding]) -> Iterator[Block]:
+    """Findings that are not in order, each with its reason and its fix."""
+    from turbofit.report.painters.document import Heading, Paragraph, known_facts
+
+    yield Heading(_STATES[state][0])
+    for finding in findings:
+        tone: Tone = "bad" if state == "stops" else "warn"
+        yield Paragraph(f"{finding.check}: {finding.seen}", tone=tone)
+        yield known_facts({"why": finding.why, "fix": finding.fix})
+
+
+def _in_order(findings: Sequence[Finding], *, full: bool) -> Iterator[Block]:
+    from turbofit.report.painters.document import Heading, Paragraph, table
+
+    title = _STATES["ok"][0]
+    if full:
         yield Heading(title)
-        if state == "ok":
-            rows = ((finding.check, finding.seen) for finding in findings)
-            yield table(("check", "seen"), rows, wrap=("seen",))
-            continue
-        tone = "bad" if state == "stops" else "warn"
-        for finding in findings:
-            yield Paragraph(f"{finding.check}: {finding.seen}", tone=tone)
-            yield known_facts({"why": finding.why, "fix": finding.fix})
+        rows = ((finding.check, finding.seen) for finding in findings)
+        yield table(("check", "seen"), rows, wrap=("seen",))
+    else:
+        yield Heading(f"{title} (--full shows what was seen)")
+        yield Paragraph(", ".join(finding.check for finding in findings))
 
 
 _NOT_KNOWN: Final = 3
@@ -139,7 +152,7 @@ def _diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
 
     yield Heading("What happened")
     yield Paragraph(diagnosis.what, tone="bad" if diagnosis.phase != "none" else "plain")
-    yield known_facts(_facts(diagnosis))
+    yield known_facts({"do first": _first_step(diagnosis)} | _facts(diagnosis))
     yield from listed("Why" if diagnosis.known else "Where", diagnosis.why)
     if diagnosis.others is not None:
         title = "Others who met this message had (the list is not complete)"
@@ -172,6 +185,13 @@ def _diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
         yield table(("line", "tells", "text"), evidence, right=("line",), wrap=("tells", "text"))
     if not diagnosis.known:
         yield remark("without a cause the exit code is 3")
+
+
+def _first_step(diagnosis: Diagnosis) -> str:
+    """What tells where it ran out, else the surest change; else what others tried, or to send."""
+    tried = diagnosis.others.tried if diagnosis.others else ()
+    lacking = diagnosis.send if diagnosis.known else ()
+    return next(iter((*lacking, *diagnosis.changes, *tried, *diagnosis.send)), "")
 
 
 def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:

@@ -9,6 +9,8 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
+from turbofit.cli.options import field_options as fields
+from turbofit.cli.options import profile_option as profiles
 from turbofit.cli.terminal.output import Form, answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
@@ -62,7 +64,7 @@ def export(
     form: Form,
 ) -> int:
     from turbofit.core.struct import to_json
-    from turbofit.launch.export import manifest, service_of
+    from turbofit.launch.export import SYSTEM_USER, manifest, service_of
 
     of_systemd = kind == "systemd"
     if not of_systemd and host not in (None, _EVERYWHERE):
@@ -80,12 +82,19 @@ def export(
     if form.as_json:
         answer(to_json(service))
     else:
-        from getpass import getuser
-
         path = executable or _here()
-        user = getuser() if of_systemd else "root"  # no other manifest names one
+        user = _exporter(SYSTEM_USER) if of_systemd else SYSTEM_USER  # no other manifest names one
         answer(manifest(service, kind, image=image, claim=claim, executable=path, user=user))
     return 0
+
+
+def _exporter(system_user: str) -> str:
+    """Who exports, also with sudo; a system user in the place of root."""
+    from getpass import getuser
+
+    name = getuser()
+    name = os.environ.get("SUDO_USER", name) if name == "root" else name
+    return system_user if name == "root" else name
 
 
 def _given(given: str, on: str | None) -> Plan:
@@ -123,8 +132,8 @@ _HEAD: Final = """\
         "--out",
         metavar="FILE",
         type=PATH,
-        default=common.PROFILE,
-        help=f"the file (default {common.PROFILE}); - for stdout",
+        default=profiles.PROFILE,
+        help=f"the file (default {profiles.PROFILE}); - for stdout",
     ),
     Option("--force", is_flag=True),
     *common.planning_options(),
@@ -138,12 +147,12 @@ def init(*, out: str, force: bool, **given: Any) -> int:
 
     if out != "-" and not force and os.path.exists(out):
         raise UsageError(f"{out} is there already", hint="add --force, or name another --out")
-    request = common.filled(PlanRequest, given)
+    request = fields.filled(PlanRequest, given)
     with under_way("planning"):
         plan = api.plan(request)
     if not plan.fits:
         raise refusal(plan)
-    text = profile_text(request, plan, file=common.PROFILE if out == "-" else out)
+    text = profile_text(request, plan, file=profiles.PROFILE if out == "-" else out)
     if out == "-":
         answer(text)
     else:
@@ -166,7 +175,7 @@ def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
             file=file, created=plan.created[:10], verdict=plan.verdict, chosen=chosen or "nothing"
         )
     ]
-    for heading, section in common.sections().items():
+    for heading, section in profiles.sections().items():
         fields = {name: kept[name] for name in section.fields if kept.get(name) is not None}
         if heading == "model" and len(fields) == 1:
             lines.append(f"model: {_scalar(fields['model'])}")

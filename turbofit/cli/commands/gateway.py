@@ -10,7 +10,9 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option, command, refuse_together
 from turbofit.cli.options import common_options as common
-from turbofit.cli.options.launch_options import GatewayOptions, needs_cluster, ray_address
+from turbofit.cli.options import field_options as fields
+from turbofit.cli.options.gateway_options import GatewayOptions
+from turbofit.cli.options.launch_options import needs_cluster, ray_address
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import option_of
@@ -41,7 +43,7 @@ _OF_NODES: Final = (
     Option("--cluster", metavar="RAY"),
     Option("--name"),
     common.JSON,
-    *common.options_of(GatewayOptions, group="gateway"),
+    *fields.options_of(GatewayOptions, group="gateway"),
     only_linux=True,
 )
 def gateway(
@@ -60,7 +62,7 @@ def gateway(
     from turbofit.core.process.variables import variables
     from turbofit.report.stored_documents import read_plan
 
-    options = common.filled(GatewayOptions, given)
+    options = fields.filled(GatewayOptions, given)
     of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
     of_one |= {name: getattr(options, name) for name in _OF_NODES}
     key = upstream_key or variables().upstream_key or None
@@ -202,7 +204,7 @@ def cluster(
 
 def _status(address: str | None, name: str | None, form: Form) -> int:
     from turbofit.launch.cluster.ray_adapter import boards, connected, read
-    from turbofit.report.views.several_view import status_view
+    from turbofit.report.views.cluster_view import status_view
 
     with connected(address):
         statuses = [read(board)[0] for board in boards(name).values()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @command(Argument("fragments", nargs=-1, metavar="[WORD]..."), *FORMS)
 def models(fragments: tuple[str, ...], form: Form) -> int:
-    from turbofit.cli.terminal import progress_display as terminal
+    from turbofit.cli.terminal import capabilities as terminal
     from turbofit.model.presets import presets_with
 
     presets = [(name, _read(name)) for name in presets_with(fragments)]

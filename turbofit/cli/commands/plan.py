@@ -10,6 +10,8 @@ import click
 from turbofit import api
 from turbofit.cli.command import PATH, Option, command, refuse_together
 from turbofit.cli.options import common_options as common
+from turbofit.cli.options import field_options as fields
+from turbofit.cli.options import profile_option as profiles
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.process.progress import under_way
@@ -27,18 +29,18 @@ if TYPE_CHECKING:
     Option("--rehearse", is_flag=True),
     common.FULL,
     *common.FORMS,
-    *common.options_of(PlanRequest, PACE, group="the forecast of speed"),
+    *fields.options_of(PlanRequest, PACE, group="the forecast of speed"),
     *common.planning_options(),
 )
 def plan(
     *, model: tuple[str, ...], rehearse: bool, cluster: str | None, form: Form, **given: Any
 ) -> int:
     """Plan and show; exit 3 where nothing fits."""
-    request = common.filled(PlanRequest, {**given, "model": model[0]})
+    request = fields.filled(PlanRequest, {**given, "model": model[0]})
     if len(model) > 1:
         alone = {"cluster": cluster, "rehearse": rehearse}
         refuse_together(alone, "several models", ", or plan each model by itself")
-        of_models = common.each_model(click.get_current_context(), model)
+        of_models = profiles.each_model(click.get_current_context(), model)
         return _plan_together(request, of_models, form)
     if cluster is not None:
         of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
@@ -52,7 +54,7 @@ def plan(
 def _plan_together(request: PlanRequest, of_models: list[Options], form: Form) -> int:
     """Plan several models on the same cards and show; exit 3 where they do not fit together."""
     from turbofit.planning.joint_plan import joint_plan, options_of_each
-    from turbofit.report.views.several_view import joint_view
+    from turbofit.report.views.joint_view import joint_view
 
     requests = [request.changed(**options) for options in options_of_each(request, of_models)]
     with under_way("planning them together"):
@@ -64,7 +66,7 @@ def _plan_together(request: PlanRequest, of_models: list[Options], form: Form) -
 def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
     """Plan for a cluster and show; exit 3 where no node serves."""
     from turbofit.launch.cluster.nodes import cluster_from
-    from turbofit.report.views.several_view import cluster_view
+    from turbofit.report.views.cluster_view import cluster_view
 
     with under_way("measuring the nodes, and planning"):
         planned = api.plan_cluster(request, cluster_from(cluster))
@@ -89,7 +91,7 @@ def show_plan(plan: Plan, command: str, form: Form) -> int:
 @command(
     *common.model_argument(),
     *common.machine_options(),
-    *common.options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
+    *fields.options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
     Option("--trace", metavar="FILE", type=PATH),
     Option("--vs", metavar="SPEC|FILE"),
     common.FULL,
@@ -102,7 +104,7 @@ def predict(*, trace: str | None, vs: str | None, form: Form, **given: Any) -> i
         return _predict_trace(trace, vs, given, form)
     if vs is not None:
         raise UsageError("--vs is for a trace", hint="add --trace FILE; turbofit compare has plans")
-    request = common.filled(PredictRequest, given)
+    request = fields.filled(PredictRequest, given)
     with under_way("predicting"):
         predicted = api.predict(request)
     return show_plan(predicted, "predict", form)
@@ -117,7 +119,7 @@ def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int
 
     settings = {name: given[name] for name in ("lmdeploy", "free_at_cache")}
     refuse_together(settings, "--trace", ": a trace meets turbofit's own plan")
-    request, requests = common.filled(PlanRequest, given), read_trace(file)
+    request, requests = fields.filled(PlanRequest, given), read_trace(file)
     with under_way("planning, and sending the trace through the forecast"):
         plans = [api.plan(request)]
         if vs is not None:
@@ -154,7 +156,7 @@ def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **give
 @command(
     *common.model_argument(required=False),
     *common.machine_options(),
-    *common.options_of(WhichRequest, ("images_per_second", *PACE, "all_counts")),
+    *fields.options_of(WhichRequest, ("images_per_second", *PACE, "all_counts")),
     common.HTML,
     common.FULL,
     *common.FORMS,
@@ -166,11 +168,11 @@ def which(*, model: str | None, form: Form, **given: Any) -> int:
     from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
-    from turbofit.report.views.preset_view import which_view
+    from turbofit.report.views.preset_view import which_footer, which_view
 
     if model is not None and given["on"] is None and is_spec(model):
         given["on"], model = model, None
-    request = common.filled(WhichRequest, {**given, "model": "-" if model is None else model})
+    request = fields.filled(WhichRequest, {**given, "model": "-" if model is None else model})
     notes: tuple[str, ...] = ()
     if model is not None:
         known = model_of(request)
@@ -181,6 +183,5 @@ def which(*, model: str | None, form: Form, **given: Any) -> int:
         say(f"assumed: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         choices = which_models(request) if model is None else which_cards(request)
-    footer = f"turbofit {choices.turbofit_version}, planned {choices.created}."
-    form.show(choices, which_view, footer)
+    form.show(choices, which_view, which_footer(choices))
     return 0 if choices.keep else DoesNotFitError.exit_code

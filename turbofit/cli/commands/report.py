@@ -9,6 +9,7 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
+from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import Form, answer, note, say, show
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.struct import to_json
@@ -48,12 +49,7 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
             )
         show([_listed()], markdown=form.md)
         return 0
-    from turbofit.report.stored_documents import (
-        LATEST,
-        StoredPlan,
-        read_reported,
-        saved_document,
-    )
+    from turbofit.report.stored_documents import LATEST, StoredPlan, read_reported, saved_document
     from turbofit.report.views.plan_view import plan_footer, plan_view
 
     saved = read_reported(what)
@@ -137,12 +133,12 @@ def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: For
 
 @command(
     Option("--out", metavar="DIR", type=PATH, default="turbofit-page"),
-    *common.options_of(SiteRequest),
+    *fields.options_of(SiteRequest),
     common.JSON,
 )
 def page(*, out: str, form: Form, **given: Any) -> int:
     from turbofit.report.fit_site.site import write_site
 
-    document = write_site(common.filled(SiteRequest, given), Path(out), say=say)
+    document = write_site(fields.filled(SiteRequest, given), Path(out), say=say)
     answer(to_json(document) if form.as_json else f"{Path(out) / 'index.html'}\n")
     return 0

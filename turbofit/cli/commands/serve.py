@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from turbofit.cli.command import CliCommand, Option, command, refuse_together
+from turbofit.cli.command import Option, command
+from turbofit.cli.commands.serve_cluster import serve_on_cluster
+from turbofit.cli.commands.serving import NO_MODEL, PRETEND, Arguments, say_open
 from turbofit.cli.options import common_options as common
+from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import launch_options as launch
+from turbofit.cli.options import profile_option as profiles
+from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.terminal import output
+from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
 from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.process.progress import under_way
-from turbofit.core.struct import to_builtins, to_json
+from turbofit.core.struct import to_json
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -25,18 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Options
-    from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.run import Run
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.supervisor import StopSignal
 
-_PRETEND: Final = (
-    "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
-)
-#: The model of a request that names none: a saved plan has its own.
-_NO_MODEL: Final = "-"
 _LAUNCH: Final = (
     "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_standby",
     "no_rehearse", "forget", "no_gateway", "unplanned", "drain", "liveness", "lease",
@@ -46,15 +44,15 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
 
 @command(
     *common.model_argument(required=False, profile=True, several=True),
-    *common.options_of(launch.ServeOptions, ["plan"]),
+    *fields.options_of(launch.ServeOptions, ["plan"]),
     Option("-d", "--detach", is_flag=True),
     *common.machine_options(),
     *common.FORMS,
-    *common.options_of(launch.ServeOptions, _LAUNCH, group="launch"),
-    *common.options_of(launch.ServeOptions, ["model_name"], group="gateway"),
-    *common.options_of(launch.GatewayOptions, group="gateway"),
-    *common.options_of(launch.ModelsOptions, group="sleep, and several models"),
-    *common.options_of(launch.ServeOptions, _CLUSTER, group="cluster"),
+    *fields.options_of(launch.ServeOptions, _LAUNCH, group="launch"),
+    *fields.options_of(launch.ServeOptions, ["model_name"], group="gateway"),
+    *fields.options_of(GatewayOptions, group="gateway"),
+    *fields.options_of(launch.ModelsOptions, group="sleep, and several models"),
+    *fields.options_of(launch.ServeOptions, _CLUSTER, group="cluster"),
     *common.planning_options(),
     takes_rest=True,
     only_linux=True,
@@ -64,32 +62,30 @@ def serve(
     *, model: tuple[str, ...], detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
+    from turbofit.launch.serve.detached import DETACHED, end_without_lease
     from turbofit.launch.serve.passthrough import sort_options
-    from turbofit.launch.serve.runs import DETACHED, end_without_lease
 
     if DETACHED in os.environ:
         detach = False
-    options = common.filled(launch.ServeOptions, given)
-    public = common.filled(launch.GatewayOptions, given)
-    models = common.filled(launch.ModelsOptions, given)
+    options = fields.filled(launch.ServeOptions, given)
+    public = fields.filled(GatewayOptions, given)
+    models = fields.filled(launch.ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     options = options.named(passed.model_name)
-    request = common.filled(PlanRequest, {**given, "model": model[0] if model else _NO_MODEL})
+    request = fields.filled(PlanRequest, {**given, "model": model[0] if model else NO_MODEL})
     if not options.dry_run and not options.pretend:
         launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
     options.refuse_alone()
     if options.no_gateway:
         public.refuse_unused()
     models.check(model, options)
-    arguments = _Arguments(request, options, public, passed)
+    arguments = Arguments(request, options, public, passed)
     if not model and not options.plan:
-        if options.cluster is not None:
-            raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
-        raise UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
+        raise _no_model(options.cluster)
     if detach and not options.dry_run:
         return _detached(form, options.cluster)
     if options.cluster is not None:
-        return _serve_on_cluster(arguments, form)
+        return serve_on_cluster(arguments, form)
     if options.dry_run:
         return _show_commands(arguments, form)
     config = _config(arguments)
@@ -100,9 +96,15 @@ def serve(
     return _one_model(config, arguments, form)
 
 
+def _no_model(cluster: str | None) -> UsageError:
+    if cluster is not None:
+        return UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
+    return UsageError("serve needs a model", hint="turbofit serve MODEL, -f FILE or --plan FILE")
+
+
 def _detached(form: output.Form, cluster: str | None) -> int:
     """The same command in the background; its exit code where it does not open."""
-    from turbofit.launch.serve.runs import serve_detached
+    from turbofit.launch.serve.detached import serve_detached
 
     words = click.get_current_context().meta[WORDS]
     end = words.index("--") if "--" in words else len(words)
@@ -134,7 +136,7 @@ def _models(
     from turbofit.launch.serve.planner import preview
 
     def opened(url: str, models: Sequence[str]) -> None:
-        _say_open([url], config, models[0], form)
+        say_open([url], config, models[0], form)
         if not form.as_json:
             output.say(f"models: {', '.join(models)}")
 
@@ -143,39 +145,39 @@ def _models(
             planned = [several.PlannedModel(config, preview(config))]
             at_once = 1
         else:
-            of_models = common.each_model(click.get_current_context(), names)
+            of_models = profiles.each_model(click.get_current_context(), names)
             if options.swap:
                 planned, at_once = several.in_turns(config, of_models, output.say)
             else:
                 planned = several.side_by_side(config, of_models, output.say)
                 at_once = len(planned)
         if config.pretend:
-            output.note(_PRETEND)
+            output.note(PRETEND)
         policy = several.ModelsPolicy(at_once=at_once, **options.policy_fields())
         return several.serve_models(
             planned, policy, stop, output.say, opened, wait=options.wait_seconds
         )
 
-    served = output.run_until_signal(body)
+    served = run_until_signal(body)
     if not isinstance(served, several.ServedModels):
-        return output.exit_code(served)
+        return exit_code(served)
     if form.as_json:
         runs = [str(folder) for folder in served.folders]
         output.answer(to_json({"ended": served.ended.name, "runs": runs, "cut": served.cut}))
     output.say_cut(served.cut)
-    return output.exit_code(served.ended)
+    return exit_code(served.ended)
 
 
-def _config(arguments: _Arguments) -> ServeConfig:
+def _config(arguments: Arguments) -> ServeConfig:
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.planner import launch_request
 
     _, options, public, passed = arguments
     request = plan = None
     if options.plan:
-        plan = _read_saved(arguments, options.plan)
+        plan = arguments.saved_plan()
     else:
-        request = launch_request(_with_passed(arguments), pretend=options.pretend)
+        request = launch_request(arguments.planned(), pretend=options.pretend)
     return ServeConfig.of(
         request=request,
         plan=plan,
@@ -190,69 +192,50 @@ def _config(arguments: _Arguments) -> ServeConfig:
     )
 
 
-def _one_model(config: ServeConfig, arguments: _Arguments, form: output.Form) -> int:
+def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> int:
     from turbofit.launch.engine.standby import standby_of
+    from turbofit.launch.follow import follow
     from turbofit.launch.run import Run
     from turbofit.launch.serve.leases import Leases
 
     def body(stop: StopSignal) -> signal.Signals:
         def opened(urls: list[str]) -> None:
-            _say_open(urls, config, config.client_name(plan.model), form)
+            say_open(urls, config, config.client_name(plan.model), form)
 
         with Leases() as leases, standby_of(config, output.say) as standby:
             run = Run(config, leases, output.say, on_open=opened, standby=standby)
             if config.pretend:
-                output.note(_PRETEND)
+                output.note(PRETEND)
             plan = run.prepare()
             folder = run.begin()
             stop.on_hangup = _reloads(run, arguments)
-            ended = run.follow(stop)
+            ended = follow(run, stop)
         cut = 0 if run.public is None else run.public.cut
         if form.as_json:
             output.answer(to_json({"ended": ended.name, "run": str(folder), "cut": cut}))
         output.say_cut(cut)
         return ended
 
-    return output.exit_code(output.run_until_signal(body))
+    return exit_code(run_until_signal(body))
 
 
-def _reloads(run: Run, arguments: _Arguments) -> Callable[[], None] | None:
+def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
-    from turbofit.launch.run import Reloader
+    from turbofit.launch.reload import Reloader
 
     ctx = click.get_current_context(silent=True)  # None where a program calls it
-    if ctx is None or common.profile_of(ctx) is None:
+    if ctx is None or profiles.profile_of(ctx) is None:
         return None
 
     def read() -> tuple[Options, GatewayConfig]:
-        options = common.read_again(ctx)
-        now = arguments._replace(public=common.filled(launch.GatewayOptions, options))
+        options = profiles.read_again(ctx)
+        now = arguments._replace(public=fields.filled(GatewayOptions, options))
         return options, now.gateway()
 
     return Reloader(run, ctx.params, read).begin
 
 
-# What stands for a plan on the command line, and ``--dry-run``.
-
-
-class _Arguments(NamedTuple):
-    """The command line of `serve`, read once; ``passed`` is what follows ``--``."""
-
-    request: PlanRequest
-    options: launch.ServeOptions
-    public: launch.GatewayOptions
-    passed: PassedOptions
-
-    def gateway(self) -> GatewayConfig:
-        if self.passed.public:
-            raise UsageError(
-                f"{self.passed.public[0]} after -- would not reach clients: the gateway faces them",
-                hint=f"give {self.passed.public[0]} before --, or use --no-gateway",
-            )
-        return self.public.config()
-
-
-def _show_commands(arguments: _Arguments, form: output.Form) -> int:
+def _show_commands(arguments: Arguments, form: output.Form) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
@@ -263,10 +246,7 @@ def _show_commands(arguments: _Arguments, form: output.Form) -> int:
     from turbofit.planning.plan import refusal
     from turbofit.report.views.figures import shell_words, unheld
 
-    if arguments.options.plan:
-        plan = _read_saved(arguments, arguments.options.plan)
-    else:
-        plan = best_plan(_with_passed(arguments))
+    plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.planned())
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
     if port + plan.parallel.replicas - 1 > LAST_PORT:
@@ -292,123 +272,3 @@ def _show_commands(arguments: _Arguments, form: output.Form) -> int:
     texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
     output.answer(head + "\n".join(texts))
     return 0
-
-
-def _with_passed(arguments: _Arguments) -> PlanRequest:
-    """The request with the options after ``--`` that are planned with."""
-    request, more = arguments.request, _modelled(arguments.passed)
-    given = request.given()
-    for name, value in more.items():
-        if given.get(name, value) != value:
-            raise UsageError(
-                f"{option_of(name)} is given twice, before and after --",
-                hint="leave one of the two out",
-            )
-    return request.changed(**more) if more else request
-
-
-def _read_saved(arguments: _Arguments, file: str) -> Plan:
-    """A saved plan, beside which no option of planning may stand."""
-    from turbofit.report.stored_documents import read_plan
-
-    given = arguments.request.given()
-    if given.pop("model") != _NO_MODEL or given:
-        what = option_of(next(iter(given))) if arguments.request.model == _NO_MODEL else "a model"
-        raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
-    plan = read_plan(file)
-    settings_of_groups = [to_builtins(group.settings) for group in plan.group_plans()]
-    for name, value in _modelled(arguments.passed).items():
-        planned = list(dict.fromkeys(settings.get(name) for settings in settings_of_groups))
-        if planned != [value]:
-            planned_text = " and ".join(map(str, planned))
-            raise UsageError(
-                f"{option_of(name)} after -- is {value}, the plan was made for {planned_text}",
-                hint="plan again with it before --",
-            )
-    return plan
-
-
-def _say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Say that a server is open: its addresses, and lines for a shell, for Python, for a chat."""
-    from turbofit.gateway.http.welcome import client_lines
-
-    if form.as_json:
-        return
-    output.answer("".join(f"{url}\n" for url in urls))
-    gateway = config.gateway
-    if gateway is not None and gateway.front_keys and not gateway.api_keys:
-        return  # a node, which takes no client's key: its front says how to ask
-    key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
-    for line in client_lines(urls[0], model, key=key):
-        output.say(f"to ask: {line}")
-    output.say(f"to chat: turbofit chat {urls[0]}")
-    if gateway is not None:
-        output.say(f"limits, routes and examples, for a browser: {urls[0]}")
-
-
-def _modelled(passed: PassedOptions) -> dict[str, Any]:
-    """Options after ``--`` that are planned with, read as turbofit's own are."""
-    reader = CliCommand(lambda: 0, common.setting_options())
-    with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
-        return common.planning_keywords(ctx.params)
-
-
-# ``turbofit serve MODEL --cluster ray``: the machines of a Ray cluster instead of this one.
-
-
-#: Options of one machine, of the plan and of the launch.
-_ONE_MACHINE: Final = (
-    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
-    "record_trace", "max_concurrent_requests",
-)  # fmt: skip
-_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
-
-
-def _serve_on_cluster(arguments: _Arguments, form: output.Form) -> int:
-    """Serve until a signal; 0 once one ended it in order."""
-    from turbofit.launch.cluster.controller import serve_cluster
-    from turbofit.launch.serve.config import ClusterServeConfig
-    from turbofit.planning.resolve import model_of
-
-    request, options, public, passed = arguments
-    if options.pretend:
-        output.note(_PRETEND)
-    gateway = arguments.gateway()
-    given = {*request.given(), *options.given(), *public.given()}
-    instead = "; turbofit plan --cluster shows what would be served"
-    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
-    assert options.cluster is not None
-    planned = _with_passed(arguments)
-    model = model_of(planned)  # read here, so that no node has to
-    config = ClusterServeConfig.of(
-        request=planned.changed(model=model),
-        gateway=gateway,
-        address=launch.ray_address(options.cluster),
-        name=options.name,
-        node_port=options.node_port,
-        node_words=_node_words(arguments),
-        access_log=public.access_log,
-        options=tuple(passed.argv),
-        **options.config_fields(),
-    )
-
-    def opened(urls: list[str]) -> None:
-        _say_open(urls, config, config.client_name(model), form)
-
-    ended = output.run_until_signal(
-        lambda stop: serve_cluster(config, stop, say=output.say, on_open=opened)
-    )
-    if form.as_json:
-        output.answer(to_json({"ended": ended.name}))
-    output.say("nothing of it is left on the cluster")
-    return output.exit_code(ended)
-
-
-def _node_words(arguments: _Arguments) -> tuple[str, ...]:
-    """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
-    words, public = arguments.options.option_arguments(_NOT_OF_NODES), arguments.public
-    of_nodes = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
-    names = (name for name in type(public).model_fields if name not in of_nodes)
-    words += public.option_arguments(tuple(names))
-    passed = arguments.passed.argv
-    return (*words, *(("--unplanned", "--", *passed) if passed else ()))

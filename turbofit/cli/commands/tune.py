@@ -11,8 +11,10 @@ from pydantic import Field
 from turbofit.cli.command import command
 from turbofit.cli.commands.bench import LOAD_OPTIONS
 from turbofit.cli.options import common_options as common
+from turbofit.cli.options import field_options as fields
 from turbofit.cli.options.launch_options import CalibrateOptions, LaunchOptions, refuse_elsewhere
-from turbofit.cli.terminal.output import INTERRUPTED, Form, exit_code, note, run_until_signal, say
+from turbofit.cli.terminal.interrupts import INTERRUPTED, exit_code, run_until_signal
+from turbofit.cli.terminal.output import Form, note, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.units import parse_seconds
 from turbofit.core.validation import Metavar
@@ -33,7 +35,7 @@ _PRETEND: Final = (
     *common.model_argument(),
     *common.machine_options(),
     *common.FORMS,
-    *common.options_of(CalibrateOptions, group="calibration"),
+    *fields.options_of(CalibrateOptions, group="calibration"),
     *common.planning_options(),
     only_linux=True,
 )
@@ -46,9 +48,9 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.launch.serve.planner import launch_request
     from turbofit.observe.calibrations import pretends
 
-    options = common.filled(CalibrateOptions, given)
+    options = fields.filled(CalibrateOptions, given)
     options.refuse_alone()
-    request = common.filled(PlanRequest, {**given, "model": model})
+    request = fields.filled(PlanRequest, {**given, "model": model})
     if not options.pretend:
         refuse_elsewhere(request, "calibrate measures")
     apart = options.pretend or pretends()
@@ -107,7 +109,7 @@ _PLANNING: Final = tuple(
     *common.machine_options(),
     *common.FORMS,
     common.HTML,
-    *common.options_of(
+    *fields.options_of(
         TuneOptions,
         [name for name in TuneOptions.model_fields if name != "no_rehearse"],
         group="tuning",
@@ -127,7 +129,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.observe.calibrations import pretends
 
     began = time.monotonic()
-    options, load = common.filled(TuneOptions, given), common.filled(LoadSpec, given)
+    options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)
     options.refuse_alone()
     load.check()
     request = _request(model, given, load)
@@ -169,7 +171,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
     """What is planned: the promise has room for the load's images."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
-    request = common.filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
+    request = fields.filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
     if "images" in load.model_fields_set:
         request = request.changed(images=load.images)
     return request

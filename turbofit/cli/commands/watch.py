@@ -6,12 +6,13 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from pydantic import Field
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS, RUN, filled, options_of
+from turbofit.cli.options.common_options import FORMS, RUN
+from turbofit.cli.options.field_options import filled, options_of
 from turbofit.cli.terminal.output import Form, answer, note, painted, say, show
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
@@ -60,47 +61,92 @@ def watch(
     **given: object,
 ) -> int:
     """Look until Ctrl-C or the run's end; one look where stdout is no terminal."""
-    from turbofit.report.stored_documents import read_run
-    from turbofit.report.views.run_view import watch_view
-
     if forget is not None:
         return _forget(forget, form)
     interval = filled(RunsOptions, given).interval
     if run is not None and "://" in run:
         raise UsageError(f"{run} is an address, not a run", hint=f"turbofit watch --url {run}")
     live = sys.stdout.isatty() and not (once or form.as_json or form.md)
-    named = [run] if run else []
-    places = _newest_server() if not run else lambda: named
-    before: dict[str, tuple[LiveServer, float]] = {}
-    while True:
-        began = time.monotonic()
-        watched = [read_run(place) for place in places()]
-        now = {saved.where: _look(saved, url, api_key, patient=live) for saved in watched}
-        if form.as_json:
-            documents = [_document(saved, now[saved.where]) for saved in watched]
-            several = {"schema": "turbofit.watch/1", "models": documents}
-            answer(to_json(several if len(documents) > 1 else documents[0]))
-            return 0
-        if live or before or not any(now.values()):  # rates need two looks
-            blocks: list[Block] = []
-            for saved in watched:
-                assert saved.run is not None
-                looks = now[saved.where], before.get(saved.where)
-                blocks += watch_view(saved.plan, saved.run, *looks, _used(saved))
-            if not live:
-                show(blocks, markdown=form.md)
-                return 0
-            answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
-            if all(saved.run and saved.run.state in _OVER for saved in watched):
-                return 0
+    places = _newest_server() if not run else lambda: [run]
+    looks = _Looks(places, url, api_key, patient=live)
+    seen = looks.next()
+    if form.as_json:
+        answer(to_json(_several(seen)))
+        return 0
+    if not live:
+        if any(one.now for one in seen):  # rates need two looks
+            time.sleep(interval)
+            seen = looks.next()
+        show(_blocks(seen), markdown=form.md)
+        return 0
+    _paint(seen)
+    while not all(one.is_over for one in seen):
         time.sleep(interval)
-        spent = time.monotonic() - began
-        before = {place: (server, spent) for place, server in now.items() if server}
+        seen = looks.next()
+        _paint(seen)
+    return 0
+
+
+def _paint(seen: Sequence[_Seen]) -> None:
+    answer(_HOME + painted(_blocks(seen)).replace("\n", _LINE_END) + _BELOW)
+
+
+class _Seen(NamedTuple):
+    """One run at one look; ``before`` is what it said at the look before, and how long ago."""
+
+    saved: StoredPlan
+    now: LiveServer | None
+    before: tuple[LiveServer, float] | None
+
+    @property
+    def is_over(self) -> bool:
+        return self.saved.run is not None and self.saved.run.state in _OVER
+
+
+class _Looks:
+    """Looks at runs, again and again; ``places`` tells at each look which they are.
+
+    ``patient``: also where a gateway is closed for a moment, between two starts.
+    """
+
+    def __init__(
+        self, places: Callable[[], list[str]], url: str | None, key: str | None, *, patient: bool
+    ) -> None:
+        self._places, self._url, self._key, self._patient = places, url, key, patient
+        #: What answered at the last look, and when that began.
+        self._last: dict[str, LiveServer] = {}
+        self._at = 0.0
+
+    def next(self) -> list[_Seen]:
+        from turbofit.report.stored_documents import read_run
+
+        last, spent = self._last, time.monotonic() - self._at
+        self._at, self._last = time.monotonic(), {}
+        seen = []
+        for place in self._places():
+            saved = read_run(place)
+            now = _look(saved, self._url, self._key, patient=self._patient)
+            before = last.get(saved.where)
+            seen.append(_Seen(saved, now, None if before is None else (before, spent)))
+            if now is not None:
+                self._last[saved.where] = now
+        return seen
+
+
+def _blocks(seen: Sequence[_Seen]) -> list[Block]:
+    from turbofit.report.views.run_view import watch_view
+
+    blocks: list[Block] = []
+    for one in seen:
+        plan, run = one.saved.plan, one.saved.run
+        assert run is not None
+        blocks += watch_view(plan, run, one.now, one.before, _used(one.saved))
+    return blocks
 
 
 def _newest_server() -> Callable[[], list[str]]:
     """Tells at each look the runs of the newest server: a model of several gets new ones."""
-    from turbofit.launch.serve.runs import live_runs
+    from turbofit.launch.serve.live_runs import live_runs
     from turbofit.report.stored_documents import newest_run
 
     # One that runs goes before one that ended later.
@@ -155,6 +201,13 @@ def _forget(fingerprint: str, form: Form) -> int:
     return 0
 
 
+def _several(seen: Sequence[_Seen]) -> dict[str, Any]:
+    documents = [_document(one.saved, one.now) for one in seen]
+    if len(documents) == 1:
+        return documents[0]
+    return {"schema": "turbofit.watch/1", "models": documents}
+
+
 def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
     """``denied`` is what the run's gateway refuses, since engines died of it."""
     from turbofit.gateway.routing.deny_file import DenyFile, deny_path
@@ -179,7 +232,7 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> dict[str, Any]:
 
 @command(*FORMS, only_linux=True)
 def ps(*, form: Form) -> int:
-    from turbofit.launch.serve.runs import live_runs
+    from turbofit.launch.serve.live_runs import live_runs
 
     rows = [
         {
@@ -257,7 +310,7 @@ def logs(*, run: str | None, lines: int) -> int:
     only_linux=True,
 )
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
-    from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
+    from turbofit.launch.serve.live_runs import chosen_run, live_runs, stop_server
 
     wait = filled(RunsOptions, given).wait
     if all and run is not None:

@@ -53,26 +53,31 @@ def check_names(ctx: click.Context) -> None:
         return
     if ctx.info_name in _ALWAYS_ANSWER:
         return
-    known = {variable(here[:-1], param) for param in ctx.command.params if _has_variable(param)}
+    if ctx.info_name == "serve":
+        _say_of_ollama()
+    known = _variables(ctx.command, here[:-1])
     others = tuple(f"{PREFIX}{name.upper()}_" for name in group.list_commands(ctx))
-    for name, text in os.environ.items():
-        if name.startswith("OLLAMA_") and ctx.info_name == "serve":
-            _say_of_ollama(name, text)
+    for name in (name for name in os.environ if name.startswith(PREFIX)):
         elsewhere = name.startswith(others) and not name.startswith(here)
-        if not name.startswith(PREFIX) or elsewhere or name in known or name in VARIABLES:
-            continue
-        if not is_service_link(name, text):
+        right = name in known or name in VARIABLES or is_service_link(name, os.environ[name])
+        if not elsewhere and not right:
             raise UsageError(
                 f"{name} is neither a variable nor an option of turbofit",
                 hint=_hint(name, known, ctx),
             )
 
 
-def _say_of_ollama(name: str, text: str) -> None:
+def _say_of_ollama() -> None:
+    """Tell what Ollama's variables are called here, of which none is read."""
     from turbofit.core.synonyms import synonym
 
-    if meaning := synonym(name):
-        say(f"{name} is not read: {meaning.here(text, '--{option} {value}')}")
+    for name, text in os.environ.items():
+        if name.startswith("OLLAMA_") and (meaning := synonym(name)):
+            say(f"{name} is not read: {meaning.here(text, '--{option} {value}')}")
+
+
+def _variables(command: click.Command, prefix: str) -> set[str]:
+    return {variable(prefix, param) for param in command.params if _has_variable(param)}
 
 
 def _has_variable(param: click.Parameter) -> bool:

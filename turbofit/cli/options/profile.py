@@ -128,33 +128,51 @@ def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -
     if not isinstance(below, (dict, type(None))):
         raise UsageError(f"{heading} should be keys with values", hint="write key: value")
     for key, value in (below or {}).items():
-        name = _field(key)
-        if name not in section.fields:
-            home = next((other for other, its in sections.items() if name in its.fields), None)
-            if home is None:
-                raise _unknown(key, section.fields, heading, sections)
-            wrong = f"{key} does not belong to {heading}"
-            raise UsageError(wrong, hint=f"write it below {home}:")
+        name = _field_below(heading, key, sections)
         texts = value if isinstance(value, list) else [value]
-        if not all(isinstance(text, (str, type(None))) for text in texts):
-            hint = f"write {name}: VALUE"
-            if isinstance(value, dict):
-                hint += f""" (a JSON object stands in quotes: {name}: '{{"NAME": VALUE}}')"""
-            raise UsageError(f"{heading}.{name} should be a value, or a list of them", hint=hint)
-        refers = (str(text).startswith(_REFERENCES) and text not in _REFERENCES for text in texts)
-        if name in section.secret and value is not None and not all(refers):
-            raise UsageError(
-                f"{heading}.{name} should refer to a key, not hold it",
-                hint=f"write {name}: env:NAME or file:PATH",
-            )
-        if value is not None:
-            several = isinstance(value, list) or name in section.lists
-            given[name] = tuple(texts) if several else value
+        _check_value(f"{heading}.{name}", name, value, texts)
+        if value is None:
+            continue
+        if name in section.secret:
+            _check_references(f"{heading}.{name}", name, texts)
+        several = isinstance(value, list) or name in section.lists
+        given[name] = tuple(texts) if several else value
     needed = {name: "-" for name, field in section.kind.model_fields.items() if field.is_required()}
     options = section.kind.of_options(
         {**needed, **given}, lambda name: name if name == heading else f"{heading}.{name}"
     )
     return {name: value for name, value in options.given().items() if name in given}
+
+
+def _field_below(heading: str, key: object, sections: Mapping[str, ProfileSection]) -> str:
+    """The field of a key below this heading; a `UsageError` that says where it belongs."""
+    name, fields = _field(key), sections[heading].fields
+    if name in fields:
+        return name
+    home = next((other for other, its in sections.items() if name in its.fields), None)
+    if home is None:
+        raise _unknown(str(key), fields, heading, sections)
+    raise UsageError(f"{key} does not belong to {heading}", hint=f"write it below {home}:")
+
+
+def _check_value(place: str, name: str, value: Any, texts: list[Any]) -> None:
+    """Refuse what is neither a text nor a list of texts, such as a mapping."""
+    if all(isinstance(text, (str, type(None))) for text in texts):
+        return
+    hint = f"write {name}: VALUE"
+    if isinstance(value, dict):
+        hint += f""" (a JSON object stands in quotes: {name}: '{{"NAME": VALUE}}')"""
+    raise UsageError(f"{place} should be a value, or a list of them", hint=hint)
+
+
+def _check_references(place: str, name: str, texts: list[Any]) -> None:
+    """Refuse a secret that stands in the file itself."""
+    for text in texts:
+        if not str(text).startswith(_REFERENCES) or text in _REFERENCES:
+            raise UsageError(
+                f"{place} should refer to a key, not hold it",
+                hint=f"write {name}: env:NAME or file:PATH",
+            )
 
 
 def _unknown(

@@ -1,4 +1,4 @@
-"""Standard output and error: the answer on one, everything else on the other; and Ctrl-C."""
+"""Standard output and error: the answer on one, everything else on the other."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import sys
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 
-from turbofit.cli.terminal import progress_display as terminal
+from turbofit.cli.terminal import capabilities as terminal
 from turbofit.cli.terminal.progress_display import TERMINAL, ProgressDisplay
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import listened
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Iterable, Iterator
 
     from turbofit.core.json_types import Document
-    from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.report.painters.document import Block
 
 T = TypeVar("T")
@@ -68,7 +66,7 @@ def say(text: str) -> None:
 
 
 class _Progress:
-    """Of this process: whether progress is unwanted, and what draws it."""
+    """Whether this process shows progress, and what draws it."""
 
     quiet = False
     display: ProgressDisplay | None = None
@@ -200,28 +198,6 @@ def _write(stream: TextIO | None, text: str) -> None:
         os.close(null)
         if not isinstance(exc, BrokenPipeError):
             raise
-
-
-# Ctrl-C, SIGTERM and SIGHUP around a command that holds GPUs or nodes, and the exit code then.
-
-
-INTERRUPTED: Final = 130
-
-
-def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
-    """What a body returns, which gets the stop that a signal sets; or the signal that ended it."""
-    from turbofit.launch.serve.supervisor import StoppedError, StopSignal
-
-    with StopSignal() as stop:
-        try:
-            return body(stop)
-        except StoppedError as exc:
-            return exc.signal
-
-
-def exit_code(ended: signal.Signals | None) -> int:
-    """130 after Ctrl-C, else 0: other signals stop a server in order."""
-    return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
 
 
 def say_cut(cut: int) -> None:

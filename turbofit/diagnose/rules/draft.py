@@ -43,6 +43,7 @@ class RuleAnswer(Struct):
     missing: Missing | None = None
     missing_in_all: Missing | None = None
     changes: tuple[str, ...] = ()
+    send: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     planned: bool = False

@@ -197,18 +197,21 @@ def _changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
         changes.append(START_ONCE)
     if phase in ("weights", "unknown"):
         changes.append("more GPUs (--tp), a quantised variant, or freer cards")
-    if phase == "weights":
-        return tuple(changes)
+    return tuple(changes) if phase == "weights" else (*changes, *lower_ratio(case))
+
+
+def lower_ratio(case: LogCase) -> tuple[str, ...]:
+    """What leaves more of a card for what comes after the cache."""
     lower = [f"{ratio:g}" for ratio in _RATIOS if case.ratio is None or ratio < case.ratio][:2]
     if not lower:
         return (
-            *changes,
             f"not the cache: it had only {case.ratio:g} of what was free. More GPUs (--tp), a"
             " quantised variant, freer cards, a smaller --session-len and --max-batch-size",
         )
-    changes.append(f"a lower cache_max_entry_count: {', then '.join(lower)}")
-    changes.append("fewer image tiles (max_dynamic_patch) or smaller images")
-    return tuple(changes)
+    return (
+        f"a lower cache_max_entry_count: {', then '.join(lower)}",
+        "fewer image tiles (max_dynamic_patch) or smaller images",
+    )
 
 
 def _when(phase: PhaseName) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
+from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.rules.causes import less_memory
+from turbofit.diagnose.rules.copies import copies
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.rules_legacy import (
     START_ONCE,
@@ -17,9 +17,10 @@ from turbofit.diagnose.rules.rules_legacy import (
     cache_holders,
     cache_story,
     double_start,
+    lower_ratio,
 )
 from turbofit.machine.presets import context_bytes
-from turbofit.observe.log_events import CONTEXT, ModelLoaded, PythonFrame, TorchMemory
+from turbofit.observe.log_events import CONTEXT, PythonFrame, TorchMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,14 +68,23 @@ _FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
-    "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/": "lmdeploy", "vllm/": "vllm",
-    "sglang/": "sglang",
+    "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/lite/": "lmdeploy-lite",
+    "lmdeploy/": "lmdeploy", "vllm/": "vllm", "sglang/": "sglang",
 }  # fmt: skip
 #: How to tell a server's processes from others.
 _HOW: Final = (
     "To tell: start the server, and compare the pids of `docker top NAME` (or of `pgrep -af"
     " lmdeploy`) with those of `nvidia-smi --query-compute-apps=pid,used_memory --format=csv` on"
     " the host"
+)
+#: What tells more of a text that stands alone.
+_SEND: Final = (
+    "name the model with --model (what it takes is known then), and paste the lines before this one"
+    ' from "Traceback (most recent call last)" on: they say where it ran out'
+)
+_SEND_LINE: Final = (
+    'paste the line "CUDA out of memory. Tried to allocate …" as a whole, with the traceback before'
+    " it: its figures say who held the card"
 )
 _SEPARATORS: Final = re.compile(r"[/\\]")
 #: Its layers are everybody's: a forward of theirs says of no model which part it is.
@@ -94,39 +104,22 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     phase = phase_of(mark.stack or named)
     lines = [evidence(mark, "torch's own figures")]
     program = _program_of(mark.stack, case.facts.subject.programs)
-    why = list(_figures(case, memory, program))
-    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-    without = "" if program or fused else _WITHOUT
-    if phase == "vision" and _whole_matrix(mark.stack):
-        why.append(
-            "attention was computed with its whole matrix, which grows with the square of the"
-            f" image's patches{without}"
-        )
-    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
-        why.append(
-            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
-            " allocated in all, as attention with its whole matrix does, which grows with the"
-            f" square of the tokens or patches{without}"
-        )
+    why = [*_figures(case, memory, program), *_whole_matrix(mark, memory, phase, program)]
     holdings = list(_holders(case, mark, memory))
     kv_blocks = blocks(case)
     if kv_blocks is not None:
         lines[:0] = kv_blocks.lines
         why += cache_story(case, kv_blocks)
         holdings += cache_holders(kv_blocks)
-    for reason in (double_start(case), _loaded_twice(case)):
-        if reason:
-            why.append(reason[0])
-            lines.append(reason[1])
-    unknown = []
-    if not mark.stack and phase == "unknown":
-        unknown.append("where: the log has no traceback before the error")
-    unknown += _doubts(case, memory)
-    others = _foreign(case, memory)
-    if others and memory.gpu is not None:
-        unknown.append(f"whether other cards are as full as GPU {memory.gpu}")
-    if memory.total is None:
-        unknown.append("the card's size and what was free: this torch does not print them")
+    if twice := double_start(case):
+        why.append(twice[0])
+        lines.append(twice[1])
+    too_many = copies(case, mark, memory, phase)
+    why += (copy.why for copy in too_many)
+    lines += (copy.line for copy in too_many if copy.line.line != mark.line)
+    once = ((START_ONCE,) if twice else ()) + tuple(copy.change for copy in too_many)
+    changes = (*once, *_changes(case, phase, memory, program))
+    in_use = tuple(_IN_USE[fact] for fact in _IN_USE if fact in case.facts.subject.facts)
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
@@ -136,12 +129,54 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         why=tuple(why),
         held=tuple(holdings),
         missing=_missing(memory),
-        unknown=tuple(unknown),
+        send=tuple(_send(case, mark, memory, phase)),
+        unknown=tuple(_unknown(case, mark, memory, phase)),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=_changes(case, phase, memory, program),
+        changes=tuple(dict.fromkeys(change for change in changes if not change.startswith(in_use))),
         planned=True,
-        others=others,
+        others=_foreign(case, memory),
     )
+
+
+def _whole_matrix(
+    mark: LogEvent, memory: TorchMemory, phase: PhaseName, program: str | None
+) -> Iterator[str]:
+    """Yields that attention held its whole matrix, by its frame or by what it asked for."""
+    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+    without = "" if program or fused else _WITHOUT
+    eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
+    if phase == "vision" and eager:
+        yield (
+            "attention was computed with its whole matrix, which grows with the square of the"
+            f" image's patches{without}"
+        )
+    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
+        yield (
+            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
+            " allocated in all, as attention with its whole matrix does, which grows with the"
+            f" square of the tokens or patches{without}"
+        )
+
+
+def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
+    """Yields what the text leaves open."""
+    if not mark.stack and phase == "unknown":
+        yield "where: the log has no traceback before the error"
+    yield from _doubts(case, memory)
+    if _foreign(case, memory) and memory.gpu is not None:
+        yield f"whether other cards are as full as GPU {memory.gpu}"
+    if memory.total is None:
+        yield "the card's size and what was free: this torch does not print them"
+
+
+def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
+    """Yields what would tell where a text that stands alone ran out."""
+    if mark.stack or phase != "unknown":
+        return
+    if case.model is None:
+        yield _SEND
+    elif memory.requested is None and not case.facts.subject.programs:
+        yield _SEND_LINE
 
 
 def _missing(memory: TorchMemory) -> Missing:
@@ -225,56 +260,26 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
 
 def _changes(
     case: LogCase, phase: PhaseName, memory: TorchMemory, program: str | None
-) -> tuple[str, ...]:
+) -> Iterator[str]:
+    """What leaves more of the card free for this run, surest first."""
+    if program is None and case.facts.subject.programs == {"lmdeploy"}:
+        program = "lmdeploy"
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
-        return less_memory(program, "oversized")
-    changes = []
-    if double_start(case):
-        changes.append(START_ONCE)
-    if _loaded_twice(case):
-        changes.append(
-            "load the model once; over several cards choose one: a whole model on each card, or one"
-            " model sharded over them"
-        )
-    changes += _what_to_end(case, memory)
-    changes += less_memory(program, phase)
-    if memory.outside_torch and program in (None, "lmdeploy"):
-        changes.append(
-            "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes after"
-            " the cache"
-        )
-    if (
-        memory.cached
-        and memory.requested
-        and memory.cached >= memory.requested
-        and memory.process is not None  # not under WSL and Windows, where it is said to fail
-    ):
-        changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
-    in_use = [option for fact, option in _IN_USE.items() if fact in case.facts.subject.facts]
-    return tuple(change for change in changes if not change.startswith(tuple(in_use)))
-
-
-def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
-    """Whole models loaded by one program, more often than a launcher started the program.
-
-    A bar that is drawn again at its end, in the next line, is the same load.
-    """
-    marks = [mark for mark, _ in case.facts.every(ModelLoaded)]
-    loads = [now for before, now in pairwise(marks) if now.line - before.line > 1]
-    ranks = case.facts.subject.ranks
-    if len(loads) + 1 <= (ranks[0] if ranks else 1) or not loads:
-        return None
-    sharded = (
-        ", and `device_map=auto` shards each over the same cards"
-        if (case.facts.subject.auto_map)
-        else ""
-    )
-    return (
-        f"the program loaded the whole model {len(loads) + 1} times{sharded}: replicas, or"
-        " replicas and shards at once, so every copy after the first meets cards that are already"
-        " full",
-        evidence(loads[0], "the model is loaded again"),
-    )
+        yield from less_memory(program, "oversized")
+        return
+    yield from _what_to_end(case, memory)
+    if blocks(case) is not None and phase != "weights":
+        yield from lower_ratio(case)
+    else:
+        yield from less_memory(program, phase)
+        if memory.outside_torch and program is None:
+            yield (
+                "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes"
+                " after the cache"
+            )
+    pieces = memory.cached and memory.requested and memory.cached >= memory.requested
+    if pieces and memory.process is not None:  # not under WSL and Windows, where it is said to fail
+        yield "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 
 
 def _unclear(case: LogCase, memory: TorchMemory) -> bool:
@@ -402,7 +407,3 @@ def _program_of(stack: tuple[PythonFrame, ...], programs: set[str]) -> str | Non
     # TurboMind computes without torch: what torch allocates beside it is its front end's.
     named = programs - {"lmdeploy"}
     return next(iter(named)) if len(programs) == len(named) == 1 else None
-
-
-def _whole_matrix(stack: tuple[PythonFrame, ...]) -> bool:
-    return bool(stack) and any(call in stack[-1].code for call in _EAGER)

@@ -16,7 +16,7 @@ from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
 from turbofit.gateway.http.routes import ModelCard, hold_name
-from turbofit.gateway.http.welcome import limits_in_words
+from turbofit.gateway.http.welcome import ModelFacts, facts_of
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher
@@ -149,7 +149,7 @@ class Gateway(AsgiApp):
         """Take another config's keys, origins and media domains; call it in the gateway's loop."""
         self.config = self.config.taking_over(config)
         self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(self.config)
-        self._origins = Origins(config.allow_origins)
+        self._origins = Origins(config.allow_origins, self._hosts)
         self._fetcher.allow(config.allowed_media_domains)
 
     async def startup(self) -> None:
@@ -186,9 +186,15 @@ class Gateway(AsgiApp):
     def _cards(self) -> list[ModelCard]:
         return [ModelCard(*names) for names in self.config.names.items()]
 
-    def _models(self) -> dict[str, list[str]]:
-        words = limits_in_words(self.bounds) + self.config.defaults.words
-        return dict.fromkeys(list(self.config.names)[:1], words)
+    def _models(self) -> tuple[ModelFacts, ...]:
+        """One by one its model and the adapters, each by its first name."""
+        config, first = self.config, dict[str, str]()
+        for name, of_engine in config.names.items():
+            first.setdefault(of_engine, name)
+        return facts_of(first.values(), self.bounds, config.defaults.words, config.memory)
+
+    def _waiting(self) -> int:
+        return self.admission.waiting
 
     async def _prepare(self, request: RequestContext, route: Route) -> None:
         given = (self.bounds, route.kind, request.body, self.config.defaults)
@@ -244,7 +250,7 @@ class Gateway(AsgiApp):
         return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:
-        """Of the engines too; those that do not answer in time are left out."""
+        """The metrics of the gateway, and of the engines that answer in time."""
         texts = await asyncio.gather(
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )

@@ -23,19 +23,22 @@ from turbofit.gateway.http.request_context import (
     entry,
 )  # fmt: skip
 from turbofit.gateway.http.routes import ModelCard, api_of, find_route, is_health, models_document
-from turbofit.gateway.http.welcome import HEADERS, is_page, welcome_page
+from turbofit.gateway.http.welcome import About, chat_page, is_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Message, Receive, Send
     from turbofit.gateway.http.routes import Route
+    from turbofit.gateway.http.welcome import ModelFacts
 
 _LOG: Final = LazyLogger(__name__)
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+#: Routes that are asked again and again: the log has only their failures.
+_POLLED: Final = ("/health", "/about")
 
 
 class AsgiApp(ABC):
@@ -49,8 +52,9 @@ class AsgiApp(ABC):
         self, config: GatewayConfig, most: int, log: Callable[[Document], None] | None = None
     ) -> None:
         self.config, self._log = config, log or (lambda _: None)
-        self.metrics, self._origins = Metrics(), Origins(config.allow_origins)
-        self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(config)
+        self.metrics, self._hosts = Metrics(), Hosts(config)
+        self._keys = Keys(config.api_keys, config.front_keys)
+        self._origins = Origins(config.allow_origins, self._hosts)
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
         )
@@ -92,34 +96,33 @@ class AsgiApp(ABC):
             request.status = outcome.status
         path = request.route.path if request.route else ""
         self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
-        if path != "/health" or request.status != 200:
+        if path not in _POLLED or request.status != 200:
             self._log(entry(request, path, outcome.first_byte))
 
     def _close_log(self) -> None:
         if isinstance(self._log, AccessLog):
             self._log.close()
 
-    def _models(self) -> Mapping[str, Sequence[str]]:
-        """The limits of each model by its name, for the page at the address itself."""
-        return {}
+    def _models(self) -> Sequence[ModelFacts]:
+        """What the page at the address itself tells; empty where only engines know their names."""
+        return ()
 
     def _waits(self) -> list[str]:
         """What requests wait for now, and how long by what earlier starts took."""
         return []
 
-    async def _welcome(
-        self, request: RequestContext, send: Send, refusal: Refusal | None = None
-    ) -> None:
-        page = welcome_page(
-            request.scope.get("scheme", "http"),
-            request.headers.get(b"host", b"").decode("latin-1"),
-            self._models() if refusal is None else None,
+    def _waiting(self) -> int:
+        """How many requests wait for a place or for a start."""
+        return 0
+
+    def _about(self) -> About:
+        return About(
+            pretend=self.config.pretend,
             key=bool(self.config.api_keys),
-            notices=[PRETEND_WORDS] * self.config.pretend + ([] if refusal else self._waits()),
+            notices=(*[PRETEND_WORDS] * self.config.pretend, *self._waits()),
+            waiting=self._waiting(),
+            models=tuple(self._models()),
         )
-        request.out += HEADERS
-        status = 200 if refusal is None else refusal.status
-        await answer(request, send, status, page, "text/html; charset=utf-8")
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
         """Answer a route that is the app's own; whether it is."""
@@ -130,6 +133,8 @@ class AsgiApp(ABC):
                 status = 503
                 request.out.append((b"retry-after", str(retry).encode()))
             body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
+        elif route.kind == "about":
+            body = self._about().to_json()
         elif route.kind == "metrics":
             body, kind = (await self.metrics_text() + logs_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (cards := self._cards()):
@@ -146,21 +151,23 @@ class AsgiApp(ABC):
         try:
             path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
             request.api = api_of(path)
-            request.shows_page = request.method in ("GET", "HEAD") and is_page(path)
             self._hosts.check(request.headers)
             if request.method == "OPTIONS":
                 request.out += self._origins.preflight(request.headers)
                 await answer(request, send, 204, b"", "text/plain")
-                return None
+                return
             request.out += self._origins.check(request.headers)
+            if request.method in ("GET", "HEAD") and is_page(path):
+                page = chat_page()  # the same for everybody: it tells nothing of this server
+                request.out += page.headers
+                await answer(request, send, 200, page.body, "text/html; charset=utf-8")
+                return
             if not is_health(path):
                 # Before the route: strangers learn nothing of what exists.
                 request.key, of_front = self._keys.check(request.headers)
                 if of_front:
                     request.is_of_front()
                     self.connections.apart(scope["turbofit.connection"])
-            if request.shows_page:
-                return await self._welcome(request, send)
             route = request.route = find_route(request.method, path)
             if not await self._page(request, route, send):
                 await self._serve(request, route, receive, send)
@@ -186,11 +193,8 @@ class AsgiApp(ABC):
         _LOG.debug("request %s is refused: %s", request.id, request.reason)
         if request.outcome is None or not request.outcome.started:
             request.out += refusal.headers
-            if request.shows_page and refusal.status == 401:
-                await self._welcome(request, send, refusal)
-            else:
-                body = refusal_body(request.api, refusal, request.id)
-                await answer(request, send, refusal.status, body, "application/json")
+            body = refusal_body(request.api, refusal, request.id)
+            await answer(request, send, refusal.status, body, "application/json")
 
 
 @contextmanager

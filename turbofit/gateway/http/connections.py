@@ -276,8 +276,8 @@ class Hosts:
 
     def __init__(self, config: GatewayConfig) -> None:
         allowed = {name.lower().rstrip(".") for name in config.allowed_hosts}
-        key = config.api_keys or config.front_keys
-        safe = not allowed and bool(key or not is_loopback(config.host))
+        self._keyed = bool(config.api_keys or config.front_keys)
+        safe = not allowed and (self._keyed or not is_loopback(config.host))
         self._any = safe or "*" in allowed
         self._names = {"localhost", config.host.lower(), socket.gethostname().lower(), *allowed}
 
@@ -286,12 +286,31 @@ class Hosts:
         host = headers.get(b"host")
         if self._any or host is None:
             return
-        name = host.decode("latin-1").lower()
-        name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
-        name = name.rstrip(".")
-        private = name.endswith((".localhost", ".internal"))
-        if name not in self._names and not private and not _is_address(name):
+        name = _name_of(host)
+        if not self._knows(name):
             raise Refusal("host", name=name[:_NAME_SHOWN])
+
+    def _knows(self, name: str) -> bool:
+        private = name.endswith((".localhost", ".internal"))
+        return name in self._names or private or _is_address(name)
+
+    def comes_from_page(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a request with an ``Origin`` is of the page that this server shows itself.
+
+        A page that let its own name lead here has that name as ``Host`` too: without a key the name
+        must be one that no such page has.
+        """
+        host = headers.get(b"host", b"")
+        if headers[b"origin"].partition(b"://")[2].lower() != host.lower() or not host:
+            return False
+        return self._keyed or self._knows(_name_of(host))
+
+
+def _name_of(host: bytes) -> str:
+    """The name in a ``Host``, without its port."""
+    name = host.decode("latin-1").lower()
+    name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
+    return name.rstrip(".")
 
 
 def _is_address(host: str) -> bool:
@@ -329,11 +348,13 @@ class Origins:
     """Web pages that may use the server from a browser, as ``https://chat.example.com`` or ``*``.
 
     A page can send requests to a server on its visitor's own machine. Those carry an ``Origin``,
-    which other clients do not send; one that was not allowed is refused.
+    which other clients do not send; one that was not allowed is refused. The server's own page,
+    by the names of ``hosts``, needs no leave.
     """
 
-    def __init__(self, allowed: Sequence[str] = ()) -> None:
+    def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:
         self._any, self._allowed = "*" in allowed, frozenset(o.rstrip("/") for o in allowed)
+        self._hosts = hosts
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
         """Response headers for the page."""
@@ -342,6 +363,8 @@ class Origins:
             return ()
         page = origin.decode("latin-1")
         if not self._any and page not in self._allowed:
+            if self._hosts.comes_from_page(headers):
+                return ()
             raise Refusal("origin", page=page[:_ORIGIN_SHOWN])
         value = b"*" if self._any else origin
         return (

@@ -151,11 +151,7 @@ class Preparation:
             else:
                 slot.show(medium.url)
         body = _encode(parsed.body)
-        beside = len(body) - (self.payload if self.generates else 0)
-        if beside > (most := bounds.beside_images):
-            key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
-            context = bounds.longest_request_tokens
-            raise Refusal(key, beside=beside, most=most, context=context)
+        beside = self._beside_images(len(body))
         kv_tokens = UNSTATED if self.generates else 0
         if bounds.gate is not None and self.generates:
             kv_tokens = most_tokens(kind, parsed.body, body, beside, self._media_tokens)
@@ -176,6 +172,15 @@ class Preparation:
             lowered=tuple(dict.fromkeys(lowered)),
             lacks_grammar=lacks_xgrammar() and forces_form(parsed.body),
         )
+
+    def _beside_images(self, body: int) -> int:
+        """Bytes of a body beside its images; a `Refusal` where they are too many."""
+        bounds, beside = self._bounds, body - (self.payload if self.generates else 0)
+        if beside > (most := bounds.beside_images):
+            key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
+            context = bounds.longest_request_tokens
+            raise Refusal(key, beside=beside, most=most, context=context)
+        return beside
 
     @property
     def _media_tokens(self) -> int:

@@ -66,8 +66,6 @@ class RequestContext:
         #: At a front: the name of the node that has it.
         self.node = ""
         self.api: Api = "openai"
-        #: Whether a browser asks for the page at the address itself.
-        self.shows_page = False
         self.route: Route | None = None
         self.prepared = _EMPTY
         #: Hashes of its beginnings, where engines keep these in their caches.

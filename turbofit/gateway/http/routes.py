@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Kind = Literal[
     "chat", "completions", "messages", "count_tokens", "responses", "generate", "models",
-    "health", "metrics",
+    "health", "about", "metrics",
 ]  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class Route(Struct):
     model: str = ""
 
 
-#: What passes, and the two that are the gateway's own.
+#: What passes, and the three that are the gateway's own.
 ROUTES: Final[dict[str, Route]] = {
     route.path: route
     for route in (
@@ -53,6 +53,7 @@ ROUTES: Final[dict[str, Route]] = {
         Route(path="/v1/models", method="GET", kind="models"),
         Route(path="/anthropic/v1/models", method="GET", kind="models", api="anthropic"),
         Route(path="/health", method="GET", kind="health"),
+        Route(path="/about", method="GET", kind="about"),
         Route(path="/metrics", method="GET", kind="metrics"),
     )
 }

@@ -1,6 +1,7 @@
-"""The page at the address that `serve` prints: what is served, its limits, an example, the routes.
+"""The page at the address that `serve` prints: a chat, the limits, examples, the routes.
 
-It runs no script, and whoever shows no key where one is needed learns only where to put it.
+The page is one file, the same for everybody. What it tells of this server it asks for at `/about`,
+with the key where one is needed; so who shows none learns only where to put it.
 """
 
 from __future__ import annotations
@@ -8,37 +9,131 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from base64 import b64encode
+from functools import cache
+from hashlib import sha256
 from html import escape
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.core.messages import plural
+import msgspec
+
+from turbofit.core.memory_stack import KINDS, fold, memory_label, stack, sums
+from turbofit.core.messages import indices, plural
+from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.gateway.http.routes import ROUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable
 
+    from turbofit.core.plan import Plan
     from turbofit.gateway.limits.request_limits import Bounds
 
-HEADERS: Final = (
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-)
-#: Tokens of the example's answer at most: on pretend GPUs no answer ends by itself.
+#: Tokens of the example's answer at most.
 _ANSWER: Final = 50
-_HOST: Final = re.compile(r"[\w.\-:\[\]]{1,255}")
-_STYLE: Final = (
-    ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;"
-    "margin:2rem auto;padding:0 1rem}pre{overflow-x:auto;padding:.75rem;border:1px solid #8886;"
-    "border-radius:6px}table{border-collapse:collapse}td{padding:.1rem 1.5rem .1rem 0}"
-    "h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:1.75rem}"
-)
+_PAGE: Final = Path(__file__).with_name("page.html")
+_ROUTES: Final = "<!--routes-->"
 
 
 def is_page(raw_path: bytes) -> bool:
     """Whether a path is this page's: the address itself, or where other servers have their docs."""
     return raw_path.rstrip(b"/") in (b"", b"/docs")
+
+
+class Page(NamedTuple):
+    """The page, and the headers by which a browser runs nothing but its own script."""
+
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+@cache
+def chat_page() -> Page:
+    """The page, read once."""
+    text = _PAGE.read_text(encoding="utf-8").replace(_ROUTES, _routes())
+    policy = (
+        f"default-src 'none'; script-src {_digest(text, 'script')}; style-src"
+        f" {_digest(text, 'style')}; img-src data:; connect-src 'self'; base-uri 'none';"
+        " form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = (
+        (b"content-security-policy", policy.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cache-control", b"no-store"),
+    )
+    return Page(text.encode(), headers)
+
+
+def _digest(text: str, name: str) -> str:
+    """What a policy calls the only element of this name by: its content's hash."""
+    (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
+    return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
+
+
+def _routes() -> str:
+    rows = []
+    for path, route in ROUTES.items():
+        shown = escape(path)
+        link = f'<a href="{shown}">{shown}</a>' if route.method == "GET" else shown
+        rows.append(f"<tr><td>{route.method}</td><td>{link}</td></tr>")
+    return "".join(rows)
+
+
+class MemoryPart(Struct):
+    """A piece of the bar of a GPU's memory."""
+
+    kind: str
+    name: str
+    bytes: int
+    size: str
+
+
+class MemoryBar(Struct):
+    """The memory of equal GPUs by the plan, from empty to full."""
+
+    label: str
+    pieces: tuple[MemoryPart, ...]
+
+
+class ModelFacts(Struct):
+    """What the page tells of one model.
+
+    ``limits`` are sentences; ``images`` are those that a request may have at their largest.
+    """
+
+    name: str
+    limits: tuple[str, ...]
+    images: int
+    memory: tuple[MemoryBar, ...] = ()
+
+
+class About(Struct):
+    """What `/about` answers. ``waiting`` are requests that wait for a place or for a start."""
+
+    pretend: bool
+    key: bool
+    notices: tuple[str, ...]
+    waiting: int
+    models: tuple[ModelFacts, ...]
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+
+def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
+    """The bars of a plan, one for each set of equal GPUs."""
+    return tuple(
+        MemoryBar(
+            label=f"GPU {indices(members)}, {ledger.name}: {memory_label(ledger)}",
+            pieces=tuple(
+                MemoryPart(kind=kind, name=KINDS[kind][1], bytes=size, size=format_bytes(size))
+                for kind, size in sums(stack(ledger)).items()
+            ),
+        )
+        for members, ledger in fold(plan.gpus)
+    )
 
 
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
@@ -49,11 +144,29 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
     if key:
         headers.append('-H "Authorization: Bearer $API_KEY"')
     secret = 'os.environ["API_KEY"]' if key else '"none"'
+    imports = "import openai, os" if key else "import openai"
     return [
         f"curl {url}/v1/chat/completions {' '.join(headers)} -d {shlex.quote(json.dumps(body))}",
-        f'openai.OpenAI(base_url="{url}/v1", api_key={secret}).chat.completions.create('
-        f"model={json.dumps(model)}, messages={json.dumps(messages)}, max_tokens={_ANSWER})",
+        f'{imports}; print(openai.OpenAI(base_url="{url}/v1", api_key={secret})'
+        f".chat.completions.create(model={json.dumps(model)}, messages={json.dumps(messages)},"
+        f" max_tokens={_ANSWER}).choices[0].message.content)",
     ]
+
+
+def facts_of(
+    names: Iterable[str], bounds: Bounds, more: Iterable[str], memory: tuple[MemoryBar, ...] = ()
+) -> tuple[ModelFacts, ...]:
+    """The facts of models that the same plan serves; ``more`` are sentences after its limits."""
+    limits = bounds.limits
+    return tuple(
+        ModelFacts(
+            name=name,
+            limits=(*limits_in_words(bounds), *more),
+            images=0 if limits.vision_unit is None else limits.images_per_request,
+            memory=memory,
+        )
+        for name in names
+    )
 
 
 def limits_in_words(bounds: Bounds) -> list[str]:
@@ -71,49 +184,3 @@ def limits_in_words(bounds: Bounds) -> list[str]:
     fewer = f", {beside} with images" if beside < copies and limits.vision_unit else ""
     words.append(f"{copies} {plural(copies, 'answer')} at once (n){fewer}")
     return [*words, f"a body of {format_bytes(limits.bytes_per_body)}"]
-
-
-def welcome_page(
-    scheme: str,
-    host: str,
-    models: Mapping[str, Sequence[str]] | None,
-    *,
-    key: bool,
-    notices: Sequence[str] = (),
-) -> bytes:
-    """The page as HTML, with the ``notices`` first.
-
-    ``models`` are the limits of each by its name, None for who shows no key; ``key`` says whether
-    clients need one.
-    """
-    url = f"{scheme}://{host if _HOST.fullmatch(host) else 'HOST'}"
-    if models is None:
-        title = "turbofit: an API key is needed"
-        parts = [
-            f"<h1>{title}</h1><p>Send it in this header of each request:</p>"
-            "<pre>Authorization: Bearer KEY</pre>"
-        ]
-    else:
-        title = f"turbofit serves {', '.join(models) or 'a model'}"
-        shell, python = client_lines(url, next(iter(models), "MODEL"), key=key)
-        parts = [
-            f"<h1>{escape(title)}</h1>",
-            f"<h2>In a terminal</h2><pre>turbofit chat {escape(url)}</pre>",
-            f"<h2>With curl</h2><pre>{escape(shell)}</pre>",
-            f"<h2>In Python</h2><pre>{escape(python)}</pre>",
-        ]
-        for name, words in models.items():
-            of = f" of {escape(name)}" if len(models) > 1 else ""
-            items = "".join(f"<li>{escape(word)}</li>" for word in words)
-            parts.append(f"<h2>Limits of a request{of}</h2><ul>{items}</ul>")
-        parts.append("<h2>Routes</h2><table>")
-        for path, route in ROUTES.items():
-            shown = f'<a href="{path}">{path}</a>' if route.method == "GET" else path
-            parts.append(f"<tr><td>{route.method}</td><td>{shown}</td></tr>")
-        parts.append("</table>")
-    parts[:0] = [f"<p><strong>{escape(notice)}</strong></p>" for notice in notices]
-    head = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width"><style>'
-    )
-    return f"{head}{_STYLE}</style></head><body>{''.join(parts)}</body></html>".encode()

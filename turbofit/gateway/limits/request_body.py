@@ -157,15 +157,21 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
         elif kind == "refusal" and role == "assistant":
             content[index] = {"type": "text", "text": str(part.get("refusal", ""))}
         elif kind in (*_IMAGE_PARTS, *_CLIP_PARTS):
-            image = kind in _IMAGE_PARTS
-            if role not in ("user", "tool"):
-                medium = "an image" if image else "a video"
-                raise refused("messages", f"holds {medium} in a message of role {role[:20]!r}")
-            source, options = _source(part, kind)
-            shape: _Shape = "part" if image else "clip"
-            parsed.slots.append(MediaSlot(source, options, shape, content, index))
+            parsed.slots.append(_medium(role, content, index))
         else:
             raise _not_taken("messages", kind, _PARTS_TAKEN)
+
+
+def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
+    """The image or video at a place of a message's content."""
+    kind = content[index]["type"]
+    image = kind in _IMAGE_PARTS
+    if role not in ("user", "tool"):
+        medium = "an image" if image else "a video"
+        raise refused("messages", f"holds {medium} in a message of role {role[:20]!r}")
+    source, options = _source(content[index], kind)
+    shape: _Shape = "part" if image else "clip"
+    return MediaSlot(source, options, shape, content, index)
 
 
 def _not_taken(field: str, kind: str, taken: str) -> Refusal:
@@ -328,15 +334,26 @@ def _processor_fields(parsed: Parsed) -> None:
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):
         value = parsed.body.pop(name, None)
-        if watches and isinstance(value, dict) and isinstance(value.get("video"), dict):
-            parsed.watching.update(value.pop("video"))
-        aside = name == "mm_processor_kwargs" and parsed.slots and isinstance(value, dict)
-        if aside and isinstance(value.get("image"), dict):
-            parsed.of_images = value.pop("image")
+        if watches:
+            parsed.watching.update(_taken_out(value, "video"))
+        if name == "mm_processor_kwargs" and parsed.slots:
+            parsed.of_images = _taken_out(value, "image") or parsed.of_images
         if value:
-            inner = "+".join(sorted(value)) if isinstance(value, dict) else ""
-            safe = "".join(c for c in inner[:40] if c.isascii() and (c.isalnum() or c in "_+"))
-            parsed.lowered.append(f"{name}={safe or 'set'}->none")
+            parsed.lowered.append(f"{name}={_names_in(value) or 'set'}->none")
+
+
+def _taken_out(value: Any, key: str) -> dict[str, Any]:
+    """The object below a key, which is taken out of its own; empty where there is none."""
+    if not isinstance(value, dict) or not isinstance(value.get(key), dict):
+        return {}
+    inner: dict[str, Any] = value.pop(key)
+    return inner
+
+
+def _names_in(value: Any) -> str:
+    """The names in an object, as far as a header carries them."""
+    names = "+".join(sorted(value)) if isinstance(value, dict) else ""
+    return "".join(c for c in names[:40] if c.isascii() and (c.isalnum() or c in "_+"))
 
 
 _READERS: Final[dict[str, Callable[[Parsed], object]]] = {

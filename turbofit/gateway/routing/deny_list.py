@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.deny_file import DAY_SECONDS
-from turbofit.gateway.routing.engines import Accusation, EngineDeath, Turn
+from turbofit.gateway.routing.engines import EngineDeath, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -203,20 +203,20 @@ class DenyList:
         ]
         for present, name, answering in zip(there, names, begun, strict=True):
             mine = present is in_turn
-            if mine or in_turn is None:
+            suspected = mine or in_turn is None
+            if suspected:
                 death.suspects[name] = present.client
             for who in (name, present.client):
-                before = death.accused.get(who, Accusation(in_turn=False, begun=False))
-                death.accused[who] = Accusation(
-                    in_turn=mine or before.in_turn,
-                    begun=(answering and (mine or in_turn is None)) or before.begun,
-                )
+                death.accuse(who, in_turn=mine, begun=answering and suspected)
         if in_turn is not None:
-            name = names[there.index(in_turn)]
             others = [b for present, b in zip(there, begun, strict=True) if present is not in_turn]
-            if in_turn.turn is not None and in_turn.turn.name == name and all(others):
-                self._refuse(name, [death for death in self._deaths if name in death.suspects])
+            self._conclude_turn(in_turn, names[there.index(in_turn)], others)
         self._look_for_client()
+
+    def _conclude_turn(self, in_turn: Present, name: str, others_begun: list[bool]) -> None:
+        """Refuse the request of a turn, if all others that were there had begun to be answered."""
+        if in_turn.turn is not None and in_turn.turn.name == name and all(others_begun):
+            self._refuse(name, [death for death in self._deaths if name in death.suspects])
 
     def _unexplained(self) -> list[EngineDeath]:
         since = time.monotonic() - _HOUR

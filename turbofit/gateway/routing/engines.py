@@ -105,6 +105,13 @@ class EngineDeath:
     ended: bool = False
     concluding: asyncio.Task[None] | None = None
 
+    def accuse(self, who: str, *, in_turn: bool, begun: bool) -> None:
+        """Note a request or a client that was there, beside what is noted of it already."""
+        before = self.accused.get(who, Accusation(in_turn=False, begun=False))
+        self.accused[who] = Accusation(
+            in_turn=in_turn or before.in_turn, begun=begun or before.begun
+        )
+
 
 class RoutedEngine:
     """One engine, by a number unlike that of any other.

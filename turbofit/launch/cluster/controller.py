@@ -37,7 +37,8 @@ from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, pin_board
-from turbofit.launch.serve.runs import LEASE_SECONDS, StateFile
+from turbofit.launch.serve.detached import LEASE_SECONDS
+from turbofit.launch.serve.state_file import StateFile
 from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, refusal
 
 if TYPE_CHECKING:
@@ -353,14 +354,18 @@ class Controller:
             node.be("serving", seconds=_FRONTS_SECONDS)
             node.after = ""
         elif node.state == "draining" and node.report.state == "idle" and over:
-            if node.after == "joining":
-                node.node = None
-            else:
-                self._free(node)
-                self.say(f"node {node.name} is {node.after}, its GPUs are given back")
-            node.be(node.after, node.why, _AGAIN_SECONDS)
+            self._drained(node)
         elif node.state == "unfit" and self.before is None and (over or another_promise):
             self._join(node)
+
+    def _drained(self, node: NodeState) -> None:
+        """A node's requests have ended: it joins again, or gives its GPUs back."""
+        if node.after == "joining":
+            node.node = None
+        else:
+            self._free(node)
+            self.say(f"node {node.name} is {node.after}, its GPUs are given back")
+        node.be(node.after, node.why, _AGAIN_SECONDS)
 
     def _settle(self, node: NodeState, measured: Node) -> None:
         """Have a node serve its plan under the promise, or say why it cannot."""

@@ -26,7 +26,7 @@ from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import held_only, measure_here, node_of, raylet_environment
 from turbofit.launch.cluster.ray_adapter import server_words
-from turbofit.launch.serve.runs import StateFile
+from turbofit.launch.serve.state_file import StateFile
 
 _TICK: Final = 0.25
 #: A shell's exit code is larger where a signal ended the process.

@@ -37,6 +37,9 @@ _NAMESPACE: Final = "turbofit"
 #: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.
 _SILENT: Final = 45.0
 _LOOK_SECONDS: Final = 1.0
+#: Calls that a run's board takes at once: questions wait in it.
+_CALLS: Final = 32
+_SECONDS: Final = 15.0
 
 
 class RayCallError(Exception):
@@ -225,12 +228,12 @@ def _one_line(exc: BaseException) -> str:
     return " ".join(str(exc).split())[:200]
 
 
-# Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates: Ray
-# takes them from variables that every node must have (``RAY_USE_TLS`` and three files).
-
-
 def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Options that show fronts Ray's certificate, if Ray uses TLS; fronts show the node's key."""
+    """Options that show fronts Ray's certificate, if Ray uses TLS; fronts show the node's key.
+
+    Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates:
+    Ray takes them from variables that every node must have (``RAY_USE_TLS`` and three files).
+    """
     if not _uses_tls(environ):
         return ()
     certificate, key = environ.get("RAY_TLS_SERVER_CERT", ""), environ.get("RAY_TLS_SERVER_KEY", "")
@@ -259,16 +262,11 @@ def _uses_tls(environ: Mapping[str, str]) -> bool:
     return environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
-# A run's board: what is served, where nodes are, what is asked of it.
-
-
-#: Calls that the actor takes at once: questions wait in it.
-_CALLS: Final = 32
-_SECONDS: Final = 15.0
-
-
 class Board:
-    """The actor. Its controller writes it each second; whoever knows the name reads and asks."""
+    """The actor of a run: it says what is served and where nodes are, and takes questions.
+
+    Its controller writes it each second; whoever knows the name reads and asks.
+    """
 
     def __init__(self) -> None:
         self._lock, self._numbers = threading.Condition(), itertools.count()

@@ -23,6 +23,7 @@ from turbofit.core.installation import installed
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
+from turbofit.launch.engine.gemm_tuning import VARIABLES
 from turbofit.launch.engine.launches import ENTRY, KEY
 from turbofit.launch.engine.process import begin_process
 from turbofit.launch.images.preparation import CACHE, THREADS
@@ -51,7 +52,7 @@ _IMPORTS: Final = {
 #: Variables that are read once an engine runs. All others may be read by an import.
 _LATE: Final = (
     KEY, THREADS, CACHE, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TURBOFIT_PRETEND_SCENARIO",
-    "TURBOFIT_PRETEND_MACHINE",
+    "TURBOFIT_PRETEND_MACHINE", *VARIABLES,
 )  # fmt: skip
 #: Libraries that are loaded first read a pretend machine while torch is imported.
 _PRELOADED: Final = "LD_PRELOAD"

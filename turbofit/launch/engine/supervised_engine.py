@@ -74,7 +74,7 @@ class SupervisedEngine:
         clock: Callable[[], float] = time.monotonic,
         clients: Callable[[], Clients | None] = lambda: None,
     ) -> None:
-        self.plan, self._launch, self._tell = plan, launch, tell
+        self.plan, self.launch, self._tell = plan, launch, tell
         self._exam, self._timing, self.name, self._clock = exam, timing, name, clock
         self._clients = clients
         self.log = folder / f"engine-{launch.group}.log"
@@ -102,11 +102,11 @@ class SupervisedEngine:
 
     @property
     def group(self) -> int:
-        return self._launch.group
+        return self.launch.group
 
     def start(self) -> None:
         """Start it, in the main thread; a `LaunchError` where it cannot be started."""
-        start_command = self._launch.start_command(self.starts)
+        start_command = self.launch.start_command(self.starts)
         self.starts += 1
         if start_command.timeline is not None:
             from turbofit.launch.engine.pretended import PretendReader
@@ -117,7 +117,7 @@ class SupervisedEngine:
         self.tracker = StartupTracker(self.plan, self.log, self._began)
         # A disk that has become unwritable costs a restart its log, never the engine.
         self.process = EngineProcess(
-            start_command.argv, start_command.env, self.log, self._launch.begin,
+            start_command.argv, start_command.env, self.log, self.launch.begin,
             log_required=self.starts == 1,
         )  # fmt: skip
         self.state = "starting"

@@ -7,22 +7,16 @@ what another request gets.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from copy import deepcopy
 from inspect import ismethod
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from turbofit.launch.images.sources import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-#: The attribute of an image that says what bytes it was made of.
-_SOURCE: Final = "turbofit_source"
-#: Formats whose pictures have their size before they are decoded.
-_LATE: Final = ("JPEG", "MPO", "PNG", "WEBP")
-_PROCESSORS: Final = "lmdeploy.serve.processors.multimodal"
 
 
 class ImageCache:
@@ -102,7 +96,6 @@ def byte_size(value: Any) -> int:
 
 def keep_prepared(model: Any, cache: ImageCache) -> None:
     """Have a model of LMDeploy keep what its processor makes of images that clients send."""
-    _name_images()
     if hasattr(model, "image_transform"):
         model.image_transform = kept(model.image_transform, cache)
     elif ismethod(model.processor):
@@ -116,7 +109,7 @@ def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
     """The same, once for the same images and options."""
 
     def once(images: Any, *arguments: Any, **options: Any) -> Any:
-        key = _key(images, arguments, options)
+        key = digest(images, arguments, sorted(options.items()))
         if key is None:
             return prepare(images, *arguments, **options)
         found = cache.get(key)
@@ -126,44 +119,3 @@ def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
         return found
 
     return once
-
-
-def _key(images: Any, arguments: Any, options: Any) -> bytes | None:
-    """None where an image does not say what it was made of."""
-    try:
-        described = repr((_sources(images), arguments, sorted(options.items())))
-    except AttributeError:
-        return None
-    return hashlib.sha256(described.encode()).digest()
-
-
-def _sources(images: Any) -> Any:
-    """What images, in whatever lists, were made of."""
-    if isinstance(images, list | tuple):
-        return [_sources(image) for image in images]
-    return getattr(images, _SOURCE)
-
-
-def _name_images() -> None:
-    """Have LMDeploy's images say what they were made of."""
-    module: Any = __import__(_PROCESSORS, fromlist=["ImageMediaIO"])
-    if not hasattr(module.ImageMediaIO, "named"):
-        module.ImageMediaIO = _named(module.ImageMediaIO)
-
-
-def _named(base: Any) -> Any:
-    class NamedImageIO(base):  # type: ignore[misc]
-        """LMDeploy's, whose images say what they were made of, and are decoded when needed."""
-
-        named = True
-
-        def load_bytes(self, data: bytes) -> Any:
-            from PIL import Image
-
-            image: Any = Image.open(BytesIO(data))
-            if image.mode != self.image_mode or image.format not in _LATE:
-                image = image.convert(self.image_mode)
-            setattr(image, _SOURCE, (hashlib.sha256(data).hexdigest(), self.image_mode))
-            return image
-
-    return NamedImageIO

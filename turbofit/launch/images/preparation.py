@@ -48,6 +48,8 @@ _KNOWN: Final = {
 #: How long a thread keeps Python's lock while another one waits for it: LMDeploy's event loop waits
 #: for these threads at each step, 5 ms by Python's default.
 _SWITCH_SECONDS: Final = 0.0005
+#: LMDeploy's backends that know an image by a hash of its pixels.
+_HASHING: Final = frozenset(("turbomind",))
 #: Parts of a processor that run on these threads without a lock.
 _PARTS: Final = ("image_processor", "video_processor", "feature_extractor")
 
@@ -145,10 +147,14 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     why = _unknown(type(model).preprocess) or _foreign(model)
     if why is not None:
         return why
+    from turbofit.launch.images.sources import name_images, with_fingerprints
     from turbofit.launch.images.values import look_values_up
 
     look_values_up(model)
     _lock_tokenizer(model)
+    name_images()
+    if getattr(model, "backend", None) in _HASHING:
+        model.preprocess = with_fingerprints(model)
     if cache_bytes:
         from turbofit.launch.images.cache import ImageCache, keep_prepared
 

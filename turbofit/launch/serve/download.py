@@ -37,12 +37,17 @@ _SAY_SECONDS: Final = 10.0
 _LAST_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
-#: Prints the folder; leaves out weights in other formats. Both packages take these arguments.
+#: Prints the folder; leaves out weights in other formats, but torch's own where there are no
+#: safetensors. Both packages take these arguments.
 _CODE: Final = """
-import sys
+import glob, sys
 from {package} import snapshot_download
-print(snapshot_download(sys.argv[1], revision=sys.argv[2] or None,
-      ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]))
+name, revision = sys.argv[1], sys.argv[2] or None
+others = ["*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]
+folder = snapshot_download(name, revision=revision, ignore_patterns=["*.bin", *others])
+if not glob.glob(glob.escape(folder) + "/*.safetensors"):
+    folder = snapshot_download(name, revision=revision, ignore_patterns=others)
+print(folder)
 """
 
 #: What to see to where a hub does not give a model.
@@ -68,10 +73,18 @@ def fetched(model: Model, say: Callable[[str], None]) -> Model:
     where = model.source.checkpoint
     if (where is not None and os.path.isdir(where)) or model.hub_id is None:
         return model
-    key = model.hub_id, model.revision or ""
+    folder = fetched_files(model.hub_id, model.revision, say, size=model.weight_bytes)
+    return replace(model, source=replace(model.source, checkpoint=folder))
+
+
+def fetched_files(
+    hub_id: str, revision: str | None, say: Callable[[str], None], *, size: int = 0
+) -> str:
+    """The folder of a repository on disk, of which nothing need be known; raises as `fetched`."""
+    key = hub_id, revision or ""
     if key not in _FOLDERS:
-        _FOLDERS[key] = _download(*key, model.weight_bytes, say)
-    return replace(model, source=replace(model.source, checkpoint=_FOLDERS[key]))
+        _FOLDERS[key] = _download(*key, size, say)
+    return _FOLDERS[key]
 
 
 def _cache() -> Path:

@@ -247,12 +247,20 @@ def _sort(
     elif option.is_ == "planned" and not option.chosen:
         passed.modelled += [name, *values]
         return
-    elif option.chosen or (option.as_ and not option.clients):
+    else:
+        _refuse_what_is_set(name, option)
+    if option is not None and option.clients:
+        passed.public.append(name)
+    if name == "--api-keys":
+        passed.api_keys += values
+    passed.argv += [name, *values]
+
+
+def _refuse_what_is_set(name: str, option: EngineOption) -> None:
+    """Stop where the plan, or turbofit's own option of another name, sets an option."""
+    if option.chosen or (option.as_ and not option.clients):
         who = "the plan" if option.chosen else "turbofit"
         raise UsageError(f"{name} after -- is set by {who}", hint=f"give {name} before --")
-    passed.public += [name] if option and option.clients else []
-    passed.api_keys += values if name == "--api-keys" else []
-    passed.argv += [name, *values]
 
 
 def _refused(name: str, option: EngineOption | None, values: list[str]) -> UsageError:

@@ -1,35 +1,24 @@
-"""What a run keeps below the state folder; this user's runs, and how one is stopped or detached."""
+"""What a run keeps below the state folder: its record and its plan."""
 
 from __future__ import annotations
 
 import os
-import select
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Settings
-from turbofit.core.process.files import new_path, state_dir, write_atomic
+from turbofit.core.process.files import new_path, write_atomic
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
-from turbofit.core.struct import Struct, to_json
+from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
 from turbofit.launch.engine.kernel import start_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
     from turbofit.core.plan import Plan
 
@@ -138,244 +127,3 @@ def run_folder(plan: Plan) -> Path:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-# The servers of this user that run now, and how one is stopped.
-
-
-class LiveRun(NamedTuple):
-    folder: Path
-    record: RunRecord
-
-    @property
-    def name(self) -> str:
-        """What `watch`, `logs`, `stop` and `report` take for it."""
-        return self.folder.name
-
-    @property
-    def state(self) -> str:
-        """Where it stands; a run that has ended in a living process is a model that sleeps."""
-        return "asleep" if self.record.state == "ended" else self.record.state
-
-
-def live_runs() -> list[LiveRun]:
-    """All of this user, the oldest first. A record that cannot be read is of none.
-
-    A process has a run for each start of a model: the newest one counts.
-    """
-    newest: dict[tuple[int, str], LiveRun] = {}
-    for run in reversed(list(recorded_runs())):
-        record = run.record
-        if record.pid_started and start_time(record.pid) == record.pid_started:
-            newest[record.pid, record.model] = run
-    return list(newest.values())
-
-
-def recorded_runs() -> Iterator[LiveRun]:
-    """Runs of this user that can be read, the newest first."""
-    for path in sorted(state_dir("runs", make=False).glob("*/run.json"), reverse=True):
-        with suppress(OSError, msgspec.MsgspecError):
-            yield LiveRun(path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord))
-
-
-def chosen_run(name: str | None) -> LiveRun:
-    """The running server of this name, or of a model's; the only one without a name.
-
-    Raises:
-        UsageError: there is none, or several and none is named.
-    """
-    servers = live_runs()
-    if name is not None:
-        known = _known_as(name)
-        servers = [run for run in servers if known & {run.name, run.record.model.casefold()}]
-        if not servers:
-            hint = "turbofit ps lists them; turbofit stop --all ends all"
-            raise UsageError(f"no server {name!r} runs here", hint=hint)
-    if not servers:
-        raise UsageError("no server of this user runs here", hint=HOW_TO_SERVE)
-    if len({server.record.pid for server in servers}) > 1:
-        names = ", ".join(server.name for server in servers)
-        raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")
-    return servers[0]
-
-
-def newest_run_of(name: str) -> Path | None:
-    """The folder of a model's newest run, by any name that `serve` takes; None where none is."""
-    known = _known_as(name)
-    runs = (folder for folder, record in recorded_runs() if record.model.casefold() in known)
-    return next(runs, None)
-
-
-def _known_as(name: str) -> set[str]:
-    """A run's name, or a model's in small letters: as it was typed, and as its preset calls it."""
-    from turbofit.model.presets import find_preset, load_preset
-
-    given = name.rstrip("/").rpartition("/")[2]
-    preset = find_preset(name)
-    called = set() if preset is None else {load_preset(preset).name.casefold()}
-    return {given, given.casefold()} | called
-
-
-def requests_at(url: str) -> int:
-    """Requests that the server at an address runs at once; 0 where none of this user is there."""
-    here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
-    attempts = [run.record.attempts for run in live_runs() if here in run.record.urls]
-    return attempts[0][-1].requests_at_once if len(attempts) == 1 and attempts[0] else 0
-
-
-def waiting_words(requests: int, running: int) -> str:
-    """What becomes of requests that are sent at once; empty where all run, or nobody knows."""
-    if not 0 < running < requests:
-        return ""
-    return (
-        f"{requests:,} requests at once are sent; the server runs {running:,} of them at once,"
-        " the others wait"
-    )
-
-
-def stop_server(server: LiveRun, seconds: float) -> None:
-    """End a server as Ctrl-C does, and wait until it is gone; a `LaunchError` where that fails."""
-    pid = server.record.pid
-    try:
-        watched = os.pidfd_open(pid)
-        try:
-            if start_time(pid) != server.record.pid_started:
-                return  # another process has its number by now
-            signal.pidfd_send_signal(watched, signal.SIGTERM)
-            # The descriptor of a process can be read once the process has ended.
-            ended, _, _ = select.select([watched], [], [], seconds)
-        finally:
-            os.close(watched)
-        why = "" if ended else f"it has not ended after {seconds:.0f} s"
-    except ProcessLookupError:
-        return
-    except OSError as exc:
-        why = exc.strerror or str(exc)
-    if why:
-        raise LaunchError(
-            f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
-        )
-
-
-T = TypeVar("T", bound=Struct)
-
-
-@dataclass(frozen=True)
-class StateFile(Generic[T]):
-    """A document of one type with a tag, readable by its user alone.
-
-    What cannot be read, or is of another version, is not there; a folder that cannot be written
-    costs the document, never the command.
-    """
-
-    room: str
-    name: str
-    type: type[T]
-
-    def read(self) -> T | None:
-        with suppress(OSError, ValueError, RecursionError):
-            return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
-        return None
-
-    def write(self, document: T) -> None:
-        with suppress(OSError, UsageError):
-            write_atomic(self._path(make=True), to_json(document), mode=0o600)
-
-    def forget(self) -> bool:
-        try:
-            self._path(make=False).unlink()
-        except OSError:
-            return False
-        return True
-
-    def _path(self, *, make: bool) -> Path:
-        return state_dir(self.room, make=make) / f"{self.name}.json"
-
-
-# A server in the background: started, waited for until it is open, and left to itself.
-
-
-#: Set for a server in the background: it does not go there again.
-DETACHED: Final = "_TURBOFIT_DETACHED"
-
-#: A server with a lease ends in order when nobody has touched its file for so long.
-LEASE_SECONDS: Final = 120.0
-_LOOK_SECONDS: Final = 0.5
-
-#: Lines of its log that are told where it does not open.
-_TOLD: Final = 20
-
-
-class DetachedServer(NamedTuple):
-    """A server that was started; ``url`` is empty and ``exit_code`` given where it ended early."""
-
-    pid: int
-    url: str
-    log: Path
-    exit_code: int | None
-
-    def last_lines(self) -> list[str]:
-        with self.log.open(encoding="utf-8", errors="replace") as file:
-            return list(deque((line.rstrip("\n") for line in file), maxlen=_TOLD))
-
-
-def serve_detached(words: Sequence[str]) -> DetachedServer:
-    """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
-
-    Its output goes to a log in the state folder. Ctrl-C meanwhile ends it, too.
-
-    Raises:
-        LaunchError: the state folder cannot be written.
-    """
-    log = state_folder("detached", "serve") / "serve.log"
-    interrupted: list[int] = []
-    # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
-    usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
-    try:
-        with log.open("wb") as file:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "turbofit", "serve", *words],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
-                env={**os.environ, DETACHED: "1"}, start_new_session=True,
-            )  # fmt: skip
-        assert child.stdout is not None
-        try:
-            signal.signal(signal.SIGINT, usual)
-            if interrupted:
-                raise KeyboardInterrupt
-            with child.stdout:
-                url = child.stdout.readline().decode("utf-8", "replace").strip()
-        except BaseException:
-            child.send_signal(signal.SIGTERM)
-            child.wait()
-            raise
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    return DetachedServer(child.pid, url, log, None if url else child.wait())
-
-
-def end_without_lease(
-    lease: Path, seconds: float = LEASE_SECONDS, look: float = _LOOK_SECONDS
-) -> threading.Thread:
-    """Send this process SIGTERM once nobody has touched the file for so long, or it is removed.
-
-    What counts is that the file's time changes, whatever it says.
-    """
-
-    def watch() -> None:
-        last, since = None, time.monotonic()
-        while time.monotonic() - since < seconds:
-            time.sleep(look)
-            try:
-                touched = lease.stat().st_mtime_ns
-            except FileNotFoundError:
-                break
-            except OSError:
-                continue
-            if touched != last:
-                last, since = touched, time.monotonic()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=watch, name="lease", daemon=True)
-    thread.start()
-    return thread

@@ -24,6 +24,7 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.guard import guarded
 from turbofit.launch.engine.launches import free_ports
+from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.load.result import LoadResult
@@ -75,7 +76,7 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     run.begin()
     with stop:
         try:
-            run.follow(stop)
+            follow(run, stop)
         except TurbofitError as exc:
             drive.died(exc.message)
         finally:

@@ -211,6 +211,6 @@ def below(limit: float, mean: float, deviation: float) -> float:
 
 
 def _covariance(point: Sequence[float], other: Sequence[float]) -> float:
-    """Of a common factor and of one that changes smoothly (Matérn 3/2)."""
+    """The covariance of a common factor and of one that changes smoothly (Matérn 3/2)."""
     far = math.sqrt(3 * sum((a - b) ** 2 for a, b in zip(point, other, strict=True)))
     return _COMMON**2 + _LOCAL**2 * (1 + far) * math.exp(-far)

@@ -51,7 +51,7 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
 
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
-    """Of all engines of a plan, with so many requests at once in all."""
+    """The forecast of all engines of a plan together, with so many requests at once in all."""
     engine, images = engine_of(plan), _vision_load(plan, request)
     load = ClosedLoad(
         prompt=request.text_tokens + images.tokens_per_request,

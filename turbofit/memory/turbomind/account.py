@@ -523,6 +523,7 @@ class Turbomind(Engine):
 
     name: ClassVar[EngineName] = "turbomind"
     encodes_again: ClassVar[bool] = True
+    tunes_kernels: ClassVar[bool] = True
     account_class: ClassVar[type[TurbomindAccount]] = TurbomindAccount
 
     def __init__(self, version: str) -> None:

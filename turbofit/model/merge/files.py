@@ -369,6 +369,14 @@ def _replace(temporary: str, target: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def repository_of(name: str, revision: str | None = None) -> tuple[str | None, str | None]:
+    """The hub id that a name means, None where it means none, and its revision."""
+    hub_id, revision, _ = read_name(name, revision)
+    if preset := find_preset(hub_id):
+        hub_id = load_preset(preset).hub_id
+    return hub_id if HUB_ID.fullmatch(hub_id) else None, revision
+
+
 def located(
     name: str, file: str, wanted: str = "", say: Callable[[str], None] = lambda _: None
 ) -> str:
@@ -379,15 +387,13 @@ def located(
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return os.path.abspath(path)
-    hub_id, revision, notes = read_name(name)
-    if preset := find_preset(hub_id):
-        hub_id = load_preset(preset).hub_id
-    for note in notes:
+    for note in read_name(name).notes:
         say(note)
-    if cached := cached_snapshot(hub_id, revision, file):
+    hub_id, revision = repository_of(name)
+    if hub_id and (cached := cached_snapshot(hub_id, revision, file)):
         return cached
     at = f" --revision {revision}" if revision else ""
-    download = f"hf download {hub_id}{at}, or " if HUB_ID.fullmatch(hub_id) else ""
+    download = f"turbofit download {hub_id}{at}, or " if hub_id else ""
     raise UsageError(
         f"{name[:200]} is neither a folder nor in the local hub cache",
         hint=f"{download}name {wanted or f'a folder with {file}'}",

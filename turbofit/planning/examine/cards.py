@@ -69,6 +69,13 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
                 "see turbofit machine; another driver version may tell",
                 error=MachineError,
             )
+        lacking = plan.machine.gpu(ledger.index).ours - gpu.ours
+        if lacking > max(0, ledger.headroom - ledger.margin):
+            return stops(
+                f"GPU {gpu.index} is a slice of {format_bytes(gpu.ours)} here, which is"
+                f" {format_bytes(lacking)} less than the plan counted on",
+                "plan again inside the slice: turbofit serve MODEL",
+            )
         missing = ledger.free - gpu.free
         margin = open_margin(ledger) if scene.fitted else ledger.margin
         if missing > max(0, ledger.headroom - margin):
@@ -179,6 +186,19 @@ def mig(machine: Machine, _: Scene) -> Answer:
         fix = "one replica an instance; nvidia-smi -mig 0 for whole cards"
         return warning(f"GPU {indices(parts)} are MIG instances", fix)
     return ok("no GPU is cut into instances")
+
+
+def slices(machine: Machine, _: Scene) -> Answer | None:
+    """Cards of which HAMi or Volcano allows a part."""
+    cut = [gpu for gpu in map(machine.gpu, machine.visible) if gpu.limit]
+    if not cut:
+        return None
+    sizes = ", ".join(f"GPU {gpu.index} {format_bytes(gpu.ours)}" for gpu in cut)
+    unseen = [gpu.index for gpu in cut if gpu.usable <= gpu.ours]
+    if unseen:
+        fix = "name the whole card: --on NAME:total=SIZE --budget SLICE (docs/operations.md)"
+        return warning(f"slices: {sizes}; how large GPU {indices(unseen)} is cannot be read", fix)
+    return ok(f"slices: {sizes}; plans stay below them")
 
 
 def pcie(healths: Sequence[Health], scene: Scene) -> Answer:

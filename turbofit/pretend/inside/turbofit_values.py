@@ -13,6 +13,7 @@ import ctypes
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if _on_card(leaf)]
         if func in _SHAPED_BY_VALUES and inputs:
-            result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+            result = _on_host(func, args, kwargs)
             out = tree_map(lambda value: _uploaded(value, inputs[0].device), result)
             self._account.look(str(func))
             return out
@@ -130,7 +131,7 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
         except torch.cuda.OutOfMemoryError:
             self._account.tell(str(func))
             raise
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        outputs = _tensors(out)
         if inputs or any(map(_on_card, outputs)):
             self._account.look(str(func))
             if outputs and func not in _UNSET and not _is_view(func):
@@ -142,24 +143,35 @@ def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> No
     """Do an operation again on the host; outputs in its inputs' memory are right by that alone."""
     memories = {_memory(tensor) for tensor in inputs}
     fresh = [tensor for tensor in outputs if _memory(tensor) not in memories]
-    new = {id(tensor) for tensor in fresh}
-    every = (*inputs, *fresh)
-    limit = INTEGERS if all(_is_whole(tensor.dtype) for tensor in every) else SMALL
-    if sum(tensor.numel() for tensor in every) <= limit and func not in _hopeless:
+    if _is_small((*inputs, *fresh)) and func not in _hopeless:
         try:
-            computed = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+            computed = _on_host(func, args, kwargs)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
             _hopeless.add(func)
         else:
-            results = [leaf for leaf in tree_leaves(computed) if isinstance(leaf, torch.Tensor)]
-            for result, place in zip(results, outputs, strict=False):
+            new = {id(tensor) for tensor in fresh}
+            for result, place in zip(_tensors(computed), outputs, strict=False):
                 if id(place) in new and place.numel():
                     _alias(place).copy_(result)
             return
     for tensor in fresh:
-        most = INTEGERS if _is_whole(tensor.dtype) else SMALL
-        if _on_card(tensor) and 0 < tensor.numel() <= most:
+        if _on_card(tensor) and tensor.numel() and _is_small((tensor,)):
             _alias(tensor).zero_()
+
+
+def _on_host(func: Any, args: Any, kwargs: Any) -> Any:
+    """What an operation gives on the host, from the very bytes of its inputs."""
+    return func(*tree_map(_here, args), **tree_map(_here, kwargs))
+
+
+def _is_small(tensors: Sequence[Any]) -> bool:
+    """Whether the host computes them: more elements of whole numbers than of others."""
+    limit = INTEGERS if all(_is_whole(tensor.dtype) for tensor in tensors) else SMALL
+    return bool(sum(tensor.numel() for tensor in tensors) <= limit)
+
+
+def _tensors(tree: Any) -> list[Any]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _memory(value: Any) -> int:

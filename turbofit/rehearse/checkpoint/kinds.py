@@ -227,7 +227,7 @@ def _fp8(name: str, shape: tuple[int, ...], _: str) -> Iterator[Entry]:
 
 
 def _int4(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
-    """Of compressed-tensors, which packs experts alone here."""
+    """The tensors of compressed-tensors, which packs experts alone here."""
     if ".experts." not in name:
         yield from _plain(name, shape, dtype)
         return

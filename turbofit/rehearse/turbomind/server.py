@@ -18,6 +18,7 @@ from turbofit.pretend.command import cuda_site, find_turbofit, pretend_environme
 from turbofit.pretend.libraries import LibraryAccount, check_surface
 from turbofit.pretend.scenario import Scenario, write_scenario
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.no_answer import say_no_answer
 from turbofit.rehearse.packages import SERVED, engine_library
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
@@ -98,6 +99,9 @@ def pretend_here() -> None:
         ready=lambda _engine: account.mark("serving"),
     )
     plain_gpt_oss_parser()
+    from lmdeploy.serve.core import async_engine
+
+    say_no_answer(async_engine)
 
 
 def main(arguments: list[str]) -> int:

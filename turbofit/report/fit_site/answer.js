@@ -109,7 +109,7 @@ const headline = (answer, say) => {
     say(memory.loading ? 'whileLoading' : 'worstCase'), bytes(memory.margin));
 };
 
-const shownAnswer = (answer, title, commands, say) => {
+const shownAnswer = (answer, title, commands, figures, say) => {
   const word = answer.fits ? '✔ ' + say('fits') : '✖ ' + say(answer.memory ? 'fitsNot' : 'noAnswer');
   const badge = element('strong', { class: 'badge ' + (answer.fits ? 'good' : 'bad') }, word);
   const article = element('article', { 'data-fits': String(answer.fits) },
@@ -123,7 +123,8 @@ const shownAnswer = (answer, title, commands, say) => {
       answer.remedies.map((one) => ({ cells: [english(one.change), english(one.effect)] }))));
   }
   if (answer.fits) {
-    article.append(element('p', { class: 'dim engine' }, say('engineOf', answer.engine, answer.tp, answer.replicas)), tiles(answer, say),
+    const engine = say('engineOf', answer.engine, answer.tp, answer.replicas);
+    article.append(element('p', { class: 'dim engine' }, engine + (answer.limits.vision_unit ? '. ' + figures : '')), tiles(answer, say),
       ...costs(answer, say));
   }
   if (answer.warnings.length) {

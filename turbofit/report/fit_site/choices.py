@@ -171,7 +171,7 @@ def choices_of(request: SiteRequest, created: str) -> SiteChoices:
         cards=tuple(dict.fromkeys(_card(name) for name in request.cards)),
         counts=tuple(sorted(set(request.counts))),
         used=tuple(_used(size) for size in sorted({0, *request.used})),
-        images=tuple(_images(*choice) for choice in dict.fromkeys(((1, None), *request.images))),
+        images=tuple(_images(*choice) for choice in _usual_first(request.images)),
         contexts=tuple(_chosen("--context", request.contexts)),
         concurrencies=tuple(_chosen("--concurrency", request.concurrencies)),
     )
@@ -179,6 +179,12 @@ def choices_of(request: SiteRequest, created: str) -> SiteChoices:
     for machine in dict.fromkeys(point.machine(card.name) for card, point in every):
         machine_from(machine)
     return choices
+
+
+def _usual_first(given: Loads) -> Iterable[tuple[int, tuple[int, int] | None]]:
+    """The images of the workloads: the first of a usual size, then one of the worst size."""
+    sized = [load for load in given if load[1] is not None]
+    return dict.fromkeys((*sized[:1], (1, None), *given))
 
 
 def points(choices: SiteChoices) -> Iterator[SitePoint]:

@@ -44,6 +44,7 @@
     const before = value(name);
     at(name).replaceChildren(...CONTROLS[name]().map(([key, label]) => element('option', { value: key }, label)));
     if (before) at(name).value = before;
+    at(name).closest('label').hidden = at(name).options.length < 2;
   };
 
   // The link: every control that is not at its first entry, and the language.
@@ -113,6 +114,9 @@
     return element('div', { class: 'command' }, element('pre', { tabindex: '0' }, element('code', {}, text)), button);
   };
 
+  // Whether the figures are of the worst images, or of those of a usual size.
+  const figuresOf = (one) => (one.numbers.length > 1 ? say('usualFigures', images(one)) : say('worstFigures', images(one)));
+
   let asked = 0;
   const show = async () => {
     remember();
@@ -129,7 +133,7 @@
           const note = (text) => element('p', { class: 'dim' }, say(text));
           lines.unshift(note('here'), command(answer.serve), note('anywhere'));
         }
-        return shownAnswer(answer, title, lines, say);
+        return shownAnswer(answer, title, lines, figuresOf(choices.images[placeOf(choices.images, value('images'))]), say);
       } catch (error) {
         return element('article', {}, element('h2', {}, title), element('p', { class: 'bad' }, say('missing', error.message)));
       }

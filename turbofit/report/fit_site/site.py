@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.memory_stack import fold, stack, sums
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, Limits, Remedy, Throughput
 from turbofit.core.process.files import write_atomic
@@ -26,7 +27,6 @@ from turbofit.planning.plan import plan as make_plan
 from turbofit.report.fit_site.choices import choices_of, points
 from turbofit.report.page.html import json_text, page_file, policy
 from turbofit.report.views.figures import users_of
-from turbofit.report.views.memory_view import fold, stack, sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

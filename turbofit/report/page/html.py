@@ -243,6 +243,18 @@ def page(blocks: list[Block], document: Any, footer: str) -> str:
     )  # fmt: skip
 
 
+def frame(blocks: list[Block], document: Any, footer: str) -> str:
+    """The page in a notebook, which neither its script nor its styles reach."""
+    title = next(block.text for block in blocks if isinstance(block, Heading))
+    return tag(
+        "iframe",
+        srcdoc=page(blocks, document, footer),
+        sandbox="allow-scripts",
+        style="width:100%;height:640px;border:0",
+        title=f"turbofit: {title}",
+    )
+
+
 def policy(script: str, *more: str) -> str:
     """The Content-Security-Policy of a page that loads nothing, and runs this script alone.
 

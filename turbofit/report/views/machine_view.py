@@ -70,8 +70,8 @@ def machine_view(machine: Machine) -> list[Block]:
 def assumed_of(machine: Machine) -> Sequence[str]:
     """How a machine's name was read, or what is not known of its cards: all figures rest on it."""
     gpus = [gpu for gpu in machine.gpus if gpu.index in machine.visible]
-    named = machine.source == "preset"
-    return machine.warnings if named or None in map(match_preset, gpus) else ()
+    assumed = machine.source == "preset" or None in map(match_preset, gpus)
+    return machine.warnings if assumed or any(gpu.ours < gpu.usable for gpu in gpus) else ()
 
 
 def _gpu_table(machine: Machine) -> Table:

@@ -85,19 +85,6 @@ def plan_footer(plan: Plan) -> str:
     return f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
 
 
-def plan_frame(plan: Plan) -> str:
-    """The page in a notebook, which neither its script nor its styles reach."""
-    from turbofit.report.page.html import page, tag
-
-    return tag(
-        "iframe",
-        srcdoc=page(plan_view(plan), plan, plan_footer(plan)),
-        sandbox="allow-scripts",
-        style="width:100%;height:640px;border:0",
-        title=f"turbofit: {plan.model.name} on {plan.machine.name}",
-    )
-
-
 def _answer(plan: Plan) -> list[Block]:
     tone: Tone = "good" if plan.fits else "bad"
     badge = "fits" if plan.fits else "does not fit"

@@ -84,6 +84,11 @@ _NUMBERS: Final = (
 )  # fmt: skip
 
 
+def which_footer(which: Which) -> str:
+    """The foot of a page."""
+    return f"turbofit {which.turbofit_version}, planned {which.created}."
+
+
 def which_view(which: Which) -> list[Block]:
     """The answer first, then those that keep the promise, then what the others lack."""
     title = f"Cards for {which.model}" if which.model else f"Models on {which.machine}"

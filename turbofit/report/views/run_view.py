@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from turbofit.core.memory_stack import fold
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib
@@ -20,7 +21,7 @@ from turbofit.report.painters.document import (
     remark,
     table,
 )
-from turbofit.report.views.memory_view import fold, memory_bar
+from turbofit.report.views.memory_view import memory_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -214,7 +214,7 @@ _MOST_MIXED = 48
 _ALIKE = 64 * MIB
 
 Group = tuple[int, ...]
-GroupSignature = tuple[tuple[tuple[int, int, int], ...], LinkClass, int]
+GroupSignature = tuple[tuple[tuple[int, int, int, int], ...], LinkClass, int]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
@@ -326,7 +326,7 @@ def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     """The GPUs by kind: one tensor-parallel group runs on equal cards only."""
     alike: dict[tuple[object, ...], list[Gpu]] = {}
     for gpu in gpus:
-        alike.setdefault((gpu.name, gpu.total, gpu.compute_capability), []).append(gpu)
+        alike.setdefault((gpu.name, gpu.total, gpu.compute_capability, gpu.limit), []).append(gpu)
     return [tuple(group) for group in alike.values()]
 
 
@@ -365,7 +365,7 @@ class Groupings:
         indices = tuple(gpu.index for gpu in group)
         if indices not in self._signatures:
             cards = sorted(
-                (known(g.total, 0), known(g.reserved, 0), known(g.used, 0)) for g in group
+                (known(g.total, 0), known(g.reserved, 0), known(g.used, 0), g.ours) for g in group
             )
             links = group_class(self._machine, group), reduce_class(self._machine, group)
             self._signatures[indices] = (tuple(cards), *links)
@@ -412,9 +412,12 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
     Cards of a set are equal, place by place, but for a little memory that others hold.
     """
 
-    def cards(group: Group) -> list[tuple[int, str, int, int]]:
+    def cards(group: Group) -> list[tuple[int, str, int, int, int]]:
         gpus = [machine.gpu(index) for index in group]
-        return [(known(g.used, 0), g.name, known(g.total, 0), known(g.reserved, 0)) for g in gpus]
+        return [
+            (known(g.used, 0), g.name, known(g.total, 0), known(g.reserved, 0), g.ours)
+            for g in gpus
+        ]
 
     def alike(group: Group, other: Group) -> bool:
         pairs = list(zip(cards(group), cards(other), strict=False))
@@ -470,7 +473,7 @@ def _in_order(
 
 def _uniform(machine: Machine, gpus: Sequence[Gpu]) -> bool:
     """Whether all ways to group these GPUs are the same: equal cards, and equal links or none."""
-    cards = {(gpu.total, gpu.reserved, gpu.used) for gpu in gpus}
+    cards = {(gpu.total, gpu.reserved, gpu.used, gpu.limit) for gpu in gpus}
     if len(cards) > 1 or machine.measured is not None:
         return False
     return len({group_class(machine, pair) for pair in combinations(gpus, 2)}) <= 1

@@ -238,13 +238,14 @@ class Sizer:
 
         def key() -> tuple[object, ...]:
             first, rest = gpus[0], gpus[1:]
-            unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
+            unequal = len({(gpu.name, gpu.total, gpu.limit) for gpu in gpus}) > 1
             fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
             return (
                 first.name,
                 first.total,
                 first.reserved,
                 first.used,
+                first.limit,
                 fullest,
                 group_class(machine, gpus),
                 nvlink_bandwidth(machine, gpus),

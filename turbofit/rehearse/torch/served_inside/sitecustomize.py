@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 #: Of the pretend machine, whose folder is on every process's path.
@@ -9,14 +11,20 @@ _AFTER: Any = importlib.import_module("turbofit_imports").After
 
 
 def _stand_in(module: Any) -> None:
+    from turbofit.rehearse.no_answer import say_no_answer
     from turbofit.rehearse.turbomind import hfconfig
 
-    {
+    acts: dict[str, Callable[[], None]] = {
         "lmdeploy.hf_configs": hfconfig.register_for_pytorch,
         "lmdeploy.tokenizer": hfconfig.plain_gpt_oss_tokenizer,
         "lmdeploy.serve.parsers": hfconfig.plain_gpt_oss_parser,
-    }[module.__name__]()
+        "lmdeploy.serve.core.async_engine": partial(say_no_answer, module),
+    }
+    acts[module.__name__]()
 
 
-for _name in ("lmdeploy.hf_configs", "lmdeploy.tokenizer", "lmdeploy.serve.parsers"):
+for _name in (
+    "lmdeploy.hf_configs", "lmdeploy.tokenizer", "lmdeploy.serve.parsers",
+    "lmdeploy.serve.core.async_engine",
+):  # fmt: skip
     sys.meta_path.insert(0, _AFTER(_name, _stand_in))

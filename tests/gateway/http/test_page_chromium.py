@@ -1,0 +1,268 @@
+"""The page of a server in a real Chromium: pictures go, answers stream, and nothing is HTML."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.browser import Browser
+from tests.support.gateway import (
+    DONE,
+    TILES,
+    Answer,
+    Recorder,
+    data_url,
+    gateway,
+    picture,
+    plan_for,
+    stream,
+)
+from tests.support.waiting import until
+from turbofit.gateway.http.app import Gateway
+from turbofit.gateway.http.welcome import memory_bars
+from turbofit.gateway.server import GatewayThread
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = "<img src=x onerror=\"document.title='hit'\"><script>document.title='hit'</script>"
+ENTER, TAB, ESCAPE, RIGHT = "\ue007", "\ue004", "\ue00c", "\ue014"
+
+
+def event(text: str) -> bytes:
+    """One event of a stream that says this."""
+    return b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n"
+
+
+USAGE = b'data: {"choices":[],"usage":{"completion_tokens":7}}\n\n'
+
+
+class Page:
+    """A server with its page open, in front of an upstream that waits for ``go`` in its answer."""
+
+    def __init__(
+        self, browser: Browser, address: GatewayThread[Gateway], recorder: Recorder
+    ) -> None:
+        self.browser, self.address, self.recorder = browser, address, recorder
+
+    def show(self, path: str = "/", **look: Any) -> None:
+        self.browser.visit(self.address.url + path, **look)
+        until(lambda: self.browser.run("return about !== null || !at('unlock').hidden"), "the page")
+
+    def write(self, text: str) -> None:
+        self.browser.one("#text").send_keys(text)
+
+    def sees(self, words: str) -> None:
+        """Wait until the page shows these words."""
+        until(lambda: words in self.browser.one("body").text, words)
+
+    def go(self, held: asyncio.Event) -> None:
+        """Let an answer go on."""
+        self.address.call(lambda _: held.set())
+
+    def ended(self) -> None:
+        until(lambda: self.browser.run("return running === null"), "the answer's end")
+
+
+@pytest.fixture
+def served(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Starts servers; each ends with the test."""
+    opened = []
+
+    def start(answer: Callable[..., Any] | None = None, plan: Any = None, **config: Any) -> Page:
+        plan = plan or plan_for()
+        config = {"names": {"m": "m"}, "port": 0, "memory": memory_bars(plan), **config}
+        app, recorder = gateway(plan, recorder=Recorder(answer), **config)
+        address = GatewayThread(app)
+        address.start()
+        opened.append(address)
+        return Page(browser, address, recorder)
+
+    yield start
+    browser.driver.get("about:blank")  # its requests end before their server
+    for address in opened:
+        address.stop(drain=False)
+
+
+PASTE = """
+const bytes = Uint8Array.from(atob(arguments[0].split(',')[1]), (c) => c.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], 'a.png', { type: 'image/png' }));
+const target = document.getElementById('text');
+target.dispatchEvent(arguments[1] === 'paste'
+  ? new ClipboardEvent('paste', { clipboardData: data, bubbles: true })
+  : new DragEvent('drop', { dataTransfer: data, bubbles: true }));
+"""
+
+
+def test_a_picture_goes_and_an_answer_streams(
+    served: Callable[..., Page], browser: Browser, tmp_path: Path
+) -> None:
+    held = asyncio.Event()
+    page = served(
+        lambda *_: stream(event("It is "), held, event("a square."), USAGE, DONE),
+        plan_for(TILES, limit=1, images=3),
+    )
+    page.show()
+    (tmp_path / "a.png").write_bytes(picture(448, 896))
+    browser.one("#file").send_keys(str(tmp_path / "a.png"))
+    for way in ("paste", "drop"):
+        browser.run(PASTE, data_url(picture(64, 64)), way)
+    until(lambda: len(browser.all("#pictures img")) == 3, "three pictures")
+    browser.all("#pictures button")[1].click()
+    page.write("What is it?" + ENTER)
+    page.sees("It is")
+    assert "a square" not in browser.one("#log").text
+    assert browser.one("#stop").is_displayed()
+    page.go(held)
+    page.ended()
+    page.sees("It is a square.")
+    page.sees("7 tokens")
+    page.sees("The server held this request to its plan: tiles of a picture from 12 to 1.")
+    (body,) = page.recorder.bodies
+    first, second, text = body["messages"][0]["content"]
+    assert first["image_url"]["url"].startswith("data:image/png;base64,")
+    assert second["type"] == "image_url"
+    assert text == {"type": "text", "text": "What is it?"}
+    # What was said goes along.
+    page.write("And now?" + ENTER)
+    until(lambda: len(page.recorder.bodies) == 2, "a second request")
+    page.ended()
+    roles = [message["role"] for message in page.recorder.bodies[1]["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    assert browser.said() == []
+    assert all(url.startswith((page.address.url, "data:")) for url in browser.asked())
+
+
+def test_what_a_model_or_a_name_says_stays_text(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    page = served(lambda *_: stream(event(HOSTILE), DONE), names={HOSTILE: "m"})
+    page.show()
+    assert browser.one("#model").text == HOSTILE
+    page.write("x" + ENTER)
+    until(lambda: page.recorder.bodies, "a request")
+    page.ended()
+    assert browser.one("#log .turn:last-child .text").text == HOSTILE
+    assert browser.all("#log img") == []
+    browser.one("#tab-limits").click()
+    assert HOSTILE.replace('"', '\\"') in browser.one("#limits").text
+    assert browser.all("main img") == []
+    assert browser.driver.title == f"{HOSTILE} - turbofit"
+    assert browser.said() == []
+    # Were something to get in all the same, it would not run.
+    browser.run(
+        "const s = document.createElement('script'); s.textContent = 'document.title = \"hit\"';"
+        "document.body.append(s)"
+    )
+    assert browser.driver.title != "hit"
+    assert any("Content Security Policy" in text for text in browser.said())
+
+
+def test_a_key_is_asked_for_and_kept_in_the_page_alone(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    page = served(lambda *_: stream(event("yes"), DONE), api_keys=("k",), names={"secret": "m"})
+    page.show()
+    assert "secret" not in browser.driver.page_source
+    assert not browser.one("#chat").is_displayed()
+    for key in ("wrong", "k"):
+        browser.one("#key").send_keys(key + ENTER)
+    until(lambda: browser.one("#chat").is_displayed(), "the chat")
+    page.write("x" + ENTER)
+    page.sees("yes")
+    kept = "return [localStorage.length, sessionStorage.length, document.cookie, location.href]"
+    assert browser.run(kept) == [0, 0, "", page.address.url + "/"]
+    assert "k" not in browser.one("#key").get_attribute("value")
+    browser.one("#tab-limits").click()
+    assert "$API_KEY" in browser.one("#limits").text
+    page.show()
+    assert browser.one("#unlock").is_displayed()
+
+
+def test_the_keyboard_alone_asks_stops_and_changes_tabs(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    from selenium.webdriver import ActionChains
+
+    held = asyncio.Event()
+    page = served(lambda *_: stream(event("begun"), held, DONE), names={"a": "a", "b": "b"})
+    page.show()
+    press = lambda keys: ActionChains(browser.driver).send_keys(keys).perform()  # noqa: E731
+    press("Hello" + ENTER)  # the text has the focus
+    page.sees("begun")
+    press(ESCAPE)
+    page.sees("Stopped.")
+    until(lambda: page.recorder.answers[-1].closed, "the engine stops")
+    page.ended()
+    seen, outline = [], "return getComputedStyle(document.activeElement).outlineStyle"
+    for _ in range(14):
+        press(TAB)
+        seen.append(
+            browser.run("return document.activeElement.id || document.activeElement.tagName")
+        )
+        assert seen[-1] == "BODY" or browser.run(outline) != "none", seen
+    assert {"choose", "clear", "send", "model", "tab-chat", "text", "SUMMARY"} <= set(seen)
+    browser.run("at('model').focus()")
+    press("b")
+    assert browser.run("return model().name") == "b"
+    browser.run("at('tab-chat').focus()")
+    press(RIGHT)
+    assert browser.one("#limits").is_displayed()
+    press(RIGHT)
+    assert "/metrics" in browser.one("#routes").text
+    page.go(held)
+
+
+def test_an_error_is_said_and_the_message_comes_back(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    page = served(lambda *_: Answer(b'{"error":{"message":"no <b>room</b>"}}', status=400))
+    page.show()
+    page.write("Hello" + ENTER)
+    page.sees("no <b>room</b>")
+    page.ended()
+    assert browser.one("#text").get_attribute("value") == "Hello"
+    assert browser.run("return messages.length") == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_cut_and_everything_has_a_name(
+    served: Callable[..., Page], browser: Browser, width: int, dark: bool
+) -> None:
+    page = served(lambda *_: stream(event("word " * 400), DONE), names={"org/a-model-" * 6: "m"})
+    page.show(dark=dark, width=width)
+    browser.run(PASTE, data_url(picture(64, 64)), "paste")
+    until(lambda: browser.all("#pictures img"), "a picture")
+    page.write("wide" * 100 + ENTER)
+    page.sees("word word")
+    page.ended()
+    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    for tab in ("chat", "limits", "routes"):
+        browser.one(f"#tab-{tab}").click()
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+        for one in browser.all("button, select, textarea, input, summary, [role='img']"):
+            if one.is_displayed():
+                assert one.accessible_name, one.get_attribute("outerHTML")[:80]
+    browser.one("#tab-chat").click()
+    assert "in use in the worst case" in browser.one("#memory").text
+    assert browser.said() == []
+
+
+def test_docs_shows_the_routes(served: Callable[..., Page], browser: Browser) -> None:
+    page = served()
+    page.show("/docs")
+    assert "/v1/chat/completions" in browser.one("#routes").text
+    assert not browser.one("#chat").is_displayed()
+
+
+def test_who_waits_is_told(served: Callable[..., Page], browser: Browser) -> None:
+    page = served()
+    page.show()
+    browser.run("about.waiting = 2; showBusy()")
+    assert browser.one("#waiting").text == "2 requests in the queue"

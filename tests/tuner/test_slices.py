@@ -1,0 +1,41 @@
+"""Plans inside slices of HAMi and Volcano."""
+
+from __future__ import annotations
+
+from tests.support.pods import pod
+from turbofit.core.machine import Machine
+from turbofit.core.plan import Plan
+from turbofit.core.units import GIB
+from turbofit.machine.slices import held_to_slices
+from turbofit.planning.plan import plan as plan_of
+from turbofit.planning.request import PlanRequest
+
+LIMIT = "CUDA_DEVICE_MEMORY_LIMIT"
+
+
+def planned(machine: Machine, **options: object) -> Plan:
+    return plan_of(PlanRequest(model="internvl2-2b", on=machine, **options))
+
+
+def test_a_plan_stays_below_each_slice_and_its_ratio_is_of_the_whole_card() -> None:
+    environ = {f"{LIMIT}_0": "12000m", f"{LIMIT}_1": "8g"}
+    machine = held_to_slices(pod(), environ)
+    plan = planned(machine, context=8192, replicas=2)
+    assert plan.fits
+    # Each card has settings of its own.
+    assert plan.by_group
+    ratios = [part.settings.cache_max_entry_count for part in plan.by_group]
+    assert ratios[0] > ratios[1]
+    for ledger in plan.gpus:
+        margin = ledger.margin - ledger.beyond_budget
+        assert ledger.peak + margin <= machine.gpu(ledger.index).ours < ledger.total / 2
+        region = next(term.bytes for term in ledger.ledger if term.term == "kv_cache")
+        assert region < 0.5 * ledger.free
+    whole = planned(pod(), context=8192, replicas=2)
+    assert whole.settings.cache_max_entry_count > 2 * ratios[0]
+    # An option can lower a slice, and not raise it.
+    assert (
+        planned(machine, context=8192, replicas=2, budget=20 * GIB).gpus[0].peak
+        == plan.gpus[0].peak
+    )
+    assert planned(machine, context=8192, gpus="0", budget=10 * GIB).gpus[0].peak < 10 * GIB

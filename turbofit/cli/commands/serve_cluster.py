@@ -1,0 +1,69 @@
+"""``turbofit serve MODEL --cluster ray``: the machines of a Ray cluster instead of this one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.cli.command import refuse_together
+from turbofit.cli.commands.serving import PRETEND, Arguments, say_open
+from turbofit.cli.options import launch_options as launch
+from turbofit.cli.terminal import output
+from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
+from turbofit.core.struct import to_json
+
+#: Options of one machine, of the plan and of the launch.
+_ONE_MACHINE: Final = (
+    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
+    "record_trace", "max_concurrent_requests",
+)  # fmt: skip
+_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
+
+
+def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
+    """Serve until a signal; 0 once one ended it in order."""
+    from turbofit.launch.cluster.controller import serve_cluster
+    from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.planning.resolve import model_of
+
+    request, options, public, passed = arguments
+    if options.pretend:
+        output.note(PRETEND)
+    gateway = arguments.gateway()
+    given = {*request.given(), *options.given(), *public.given()}
+    instead = "; turbofit plan --cluster shows what would be served"
+    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
+    assert options.cluster is not None
+    planned = arguments.planned()
+    model = model_of(planned)  # read here, so that no node has to
+    config = ClusterServeConfig.of(
+        request=planned.changed(model=model),
+        gateway=gateway,
+        address=launch.ray_address(options.cluster),
+        name=options.name,
+        node_port=options.node_port,
+        node_words=_node_words(arguments),
+        access_log=public.access_log,
+        options=tuple(passed.argv),
+        **options.config_fields(),
+    )
+
+    def opened(urls: list[str]) -> None:
+        say_open(urls, config, config.client_name(model), form)
+
+    ended = run_until_signal(
+        lambda stop: serve_cluster(config, stop, say=output.say, on_open=opened)
+    )
+    if form.as_json:
+        output.answer(to_json({"ended": ended.name}))
+    output.say("nothing of it is left on the cluster")
+    return exit_code(ended)
+
+
+def _node_words(arguments: Arguments) -> tuple[str, ...]:
+    """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
+    words, public = arguments.options.option_arguments(_NOT_OF_NODES), arguments.public
+    of_nodes = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
+    names = (name for name in type(public).model_fields if name not in of_nodes)
+    words += public.option_arguments(tuple(names))
+    passed = arguments.passed.argv
+    return (*words, *(("--unplanned", "--", *passed) if passed else ()))

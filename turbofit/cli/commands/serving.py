@@ -1,0 +1,105 @@
+"""What all ways of `serve` share: its command line, read once; what is said of an open server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from turbofit.cli.command import CliCommand
+from turbofit.cli.options import common_options as common
+from turbofit.cli.options import launch_options as launch
+from turbofit.cli.terminal import output
+from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
+from turbofit.core.struct import to_builtins
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.cli.options.gateway_options import GatewayOptions
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.passthrough import PassedOptions
+    from turbofit.planning.request import PlanRequest
+
+
+PRETEND: Final = (
+    "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
+)
+#: The model of a request that names none: a saved plan has its own.
+NO_MODEL: Final = "-"
+
+
+class Arguments(NamedTuple):
+    """The command line of `serve`, read once; ``passed`` is what follows ``--``."""
+
+    request: PlanRequest
+    options: launch.ServeOptions
+    public: GatewayOptions
+    passed: PassedOptions
+
+    def gateway(self) -> GatewayConfig:
+        if self.passed.public:
+            raise UsageError(
+                f"{self.passed.public[0]} after -- would not reach clients: the gateway faces them",
+                hint=f"give {self.passed.public[0]} before --, or use --no-gateway",
+            )
+        return self.public.config()
+
+    def planned(self) -> PlanRequest:
+        """The request with the options after ``--`` that are planned with."""
+        request, more = self.request, _modelled(self.passed)
+        given = request.given()
+        for name, value in more.items():
+            if given.get(name, value) != value:
+                raise UsageError(
+                    f"{option_of(name)} is given twice, before and after --",
+                    hint="leave one of the two out",
+                )
+        return request.changed(**more) if more else request
+
+    def saved_plan(self) -> Plan:
+        """The plan of ``--plan``, beside which no option of planning may stand."""
+        from turbofit.report.stored_documents import read_plan
+
+        assert self.options.plan is not None
+        given = self.request.given()
+        if given.pop("model") != NO_MODEL or given:
+            what = option_of(next(iter(given))) if self.request.model == NO_MODEL else "a model"
+            raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
+        plan = read_plan(self.options.plan)
+        settings_of_groups = [to_builtins(group.settings) for group in plan.group_plans()]
+        for name, value in _modelled(self.passed).items():
+            planned = list(dict.fromkeys(settings.get(name) for settings in settings_of_groups))
+            if planned != [value]:
+                planned_text = " and ".join(map(str, planned))
+                raise UsageError(
+                    f"{option_of(name)} after -- is {value}, the plan was made for {planned_text}",
+                    hint="plan again with it before --",
+                )
+        return plan
+
+
+def _modelled(passed: PassedOptions) -> dict[str, Any]:
+    """Options after ``--`` that are planned with, read as turbofit's own are."""
+    reader = CliCommand(lambda: 0, common.setting_options())
+    with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
+        return common.planning_keywords(ctx.params)
+
+
+def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
+    """Say that a server is open: its addresses, and lines for a shell, for Python, for a chat."""
+    from turbofit.gateway.http.welcome import client_lines
+
+    if form.as_json:
+        return
+    output.answer("".join(f"{url}\n" for url in urls))
+    gateway = config.gateway
+    if gateway is not None and gateway.front_keys and not gateway.api_keys:
+        return  # a node, which takes no client's key: its front says how to ask
+    key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
+    for line in client_lines(urls[0], model, key=key):
+        output.say(f"to ask: {line}")
+    output.say(f"to chat: turbofit chat {urls[0]}")
+    if gateway is not None:
+        output.say(f"to chat in a browser, with limits and examples: {urls[0]}")

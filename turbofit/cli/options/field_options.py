@@ -1,0 +1,145 @@
+"""Options made from the fields of what they fill."""
+
+from __future__ import annotations
+
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
+
+import click
+
+from turbofit.cli.command import Option
+from turbofit.cli.options.completions import candidates_or_files
+from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
+from turbofit.core.validation import Metavar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
+
+    from turbofit.core.json_types import Options
+    from turbofit.core.validation import Validated
+
+
+T = TypeVar("T", bound="Validated")
+
+
+class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
+    """A text that the field's own type reads; ``choices``, or files, are offered at a TAB."""
+
+    name = "text"
+
+    def __init__(self, choices: tuple[str, ...], *, path: bool) -> None:
+        self.choices, self.path = choices, path
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[Any]:
+        return candidates_or_files(self.choices, incomplete) if self.choices or self.path else []
+
+
+class _Syntax(NamedTuple):
+    """What an annotation says of the words that an option takes."""
+
+    metavar: str = "TEXT"
+    choices: tuple[str, ...] = ()
+    flag: bool = False
+    optional: bool = False
+    several: bool = False
+    repeatable: bool = False
+
+
+def options_of(
+    kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
+) -> Iterator[Option]:
+    """Options of these fields, or of all, in a help group; what is not given keeps its default."""
+    for name in fields or kind.model_fields:
+        yield _option(name, kind.model_fields[name], group, attributes)
+
+
+def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) -> Iterator[Option]:
+    for group, fields in groups.items():
+        yield from options_of(kind, fields, group=group)
+
+
+def filled(kind: type[T], given: Options) -> T:
+    """The class filled with those of the options that are its fields; errors name the option."""
+    values = {
+        name: value
+        for name in kind.model_fields
+        if (value := given.get(name)) is not None and value != ()
+    }
+    try:
+        return kind.of_options(values, option_of)
+    except UsageError:
+        ctx = click.get_current_context(silent=True)
+        explain_fields(kind, (ctx and ctx.info_name) or "serve")
+        return kind.of_options(values, option_of)  # says now what the option is for
+
+
+def explain_fields(kind: type[Validated], command: str) -> None:
+    """Describe the fields that have no description, as the command's options."""
+    from turbofit.cli.manual import option_texts
+
+    texts = option_texts(command)
+    for name, field in kind.model_fields.items():
+        field.description = field.description or texts.get(option_of(name))
+
+
+def syntax_of(field: FieldInfo) -> _Syntax:
+    return _syntax(field.annotation, field.metadata)
+
+
+def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
+    syntax, option = syntax_of(field), option_of(name)
+    attributes = {"default": None, "help": field.description, "group": group, **attributes}
+    if field.default not in (None, False, ()) and not field.is_required():
+        attributes["usual"] = f" (default {_typed(field.default)})"
+    if syntax.flag:
+        if syntax.optional:
+            option += f"/--no-{option.removeprefix('--')}"
+        return Option(option, name, is_flag=True, **attributes)
+    several = syntax.several and not syntax.repeatable
+    return Option(
+        option, name, type=_Text(syntax.choices, path=syntax.metavar == "FILE"),
+        metavar=f"{syntax.metavar}..." if several else syntax.metavar, several=several,
+        multiple=syntax.several, **attributes,
+    )  # fmt: skip
+
+
+def _typed(default: Any) -> str:
+    """A default as a person types it: ``1024x768`` of a size, or of several."""
+    if not isinstance(default, tuple):
+        return str(default)
+    nested = default and isinstance(default[0], tuple)
+    return " ".join(map(_typed, default)) if nested else "x".join(map(str, default))
+
+
+def _syntax(annotation: Any, metadata: Iterable[Any] = ()) -> _Syntax:
+    for item in metadata:
+        if isinstance(item, Metavar):
+            return _syntax(annotation)._replace(metavar=item.text, repeatable=item.repeatable)
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _syntax(parts[0], parts[1:])
+    if origin in (Union, UnionType):
+        inner = next(part for part in parts if part is not NoneType)
+        return _syntax(inner)._replace(optional=NoneType in parts)
+    if origin is Literal:
+        choices = tuple(map(str, parts))
+        return _Syntax(f"[{'|'.join(choices)}]", choices)
+    if origin is tuple:
+        inner = _syntax(parts[0])
+        return inner._replace(several=len(parts) == 2 and parts[1] is Ellipsis)
+    return _Syntax(flag=annotation is bool)

@@ -1,0 +1,108 @@
+"""Options of the public side, which `gateway` and `serve` have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from turbofit.cli.terminal.output import note
+from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of
+from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.process.variables import variables
+from turbofit.core.validation import FilePath, Metavar, Validated
+from turbofit.gateway.limits.defaults import Defaults, JsonArguments, JsonSampling
+from turbofit.planning.request import Positive
+
+if TYPE_CHECKING:
+    from turbofit.gateway.config import GatewayConfig
+
+
+class GatewayOptions(Validated):
+    """What a person says of the public side, each field an option."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = DEFAULT_PORT
+    api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = ()
+    api_key_file: FilePath | None = None
+    front_key_file: FilePath | None = None
+    no_auth: bool = False
+    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = ()
+    allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
+    allowed_hosts: tuple[Annotated[str, Metavar("NAME")], ...] = ()
+    trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
+    connections_per_address: Positive | None = None
+    max_concurrent_requests: Positive | None = None
+    ssl_certfile: FilePath | None = None
+    ssl_keyfile: FilePath | None = None
+    access_log: FilePath | None = None
+    record_trace: FilePath | None = None
+
+    default_chat_template_kwargs: JsonArguments | None = None
+    default_sampling: JsonSampling | None = None
+
+    def refuse_unused(self) -> None:
+        """Stop where there is no gateway, and what it alone does was asked for, such as a key."""
+        usual = {"host": "127.0.0.1", "no_auth": True}
+        for name, value in self.given().items():
+            if name != "port" and usual.get(name) != value:
+                raise UsageError(
+                    f"{option_of(name)} is for the gateway, and --no-gateway leaves that out",
+                    hint="leave one of the two out; the engines listen on 127.0.0.1, and take keys "
+                    "as -- --api-keys KEY",
+                )
+
+    def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
+        from turbofit.gateway.config import ConnectionLimits, GatewayConfig
+        from turbofit.gateway.http.connections import Networks, is_loopback
+        from turbofit.gateway.server import check_bind
+
+        if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
+            raise UsageError(
+                "--ssl-certfile and --ssl-keyfile go together", hint="give both, or neither"
+            )
+        if not all(key.strip() for key in self.api_key):
+            raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
+        Networks(self.trusted_proxies)  # which says what is none before anything is started
+        keys = (*self.api_key, *_keys_in(self.api_key_file)) or variables().keys
+        most = self.connections_per_address or ConnectionLimits().connections_per_address
+        config = GatewayConfig(
+            host=self.host,
+            port=self.port,
+            api_keys=tuple(key.strip() for key in keys if key.strip()),
+            front_keys=_keys_in(self.front_key_file),
+            upstream_key=upstream_key,
+            allow_origins=self.allow_origins,
+            allowed_hosts=self.allowed_hosts,
+            allowed_media_domains=self.allowed_media_domains,
+            trusted_proxies=self.trusted_proxies,
+            at_once=self.max_concurrent_requests,
+            connection=ConnectionLimits(connections_per_address=most),
+            ssl_certfile=self.ssl_certfile,
+            ssl_keyfile=self.ssl_keyfile,
+            record_trace=self.record_trace,
+            defaults=Defaults(
+                template=self.default_chat_template_kwargs or {},
+                sampling=self.default_sampling or {},
+            ),
+        )
+        check_bind(config, no_auth=self.no_auth)
+        if not config.ssl_certfile and not is_loopback(config.host):
+            note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
+        return config
+
+
+def _keys_in(file: str | None) -> tuple[str, ...]:
+    if file is None:
+        return ()
+    try:
+        with open(file, encoding="ascii") as lines:
+            keys = tuple(line.strip() for line in lines if line.strip())
+    except (OSError, ValueError) as exc:
+        raise UsageError(
+            f"{file} cannot be read: {exc}", hint="give a file with a key a line"
+        ) from None
+    if not keys:
+        raise UsageError(f"there is no key in {file}", hint="write a key a line into it")
+    return keys

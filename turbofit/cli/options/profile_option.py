@@ -1,0 +1,141 @@
+"""``-f FILE``: a profile's values, where neither the command line nor the environment has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from click.core import ParameterSource
+
+from turbofit.cli.command import PATH, Option
+from turbofit.cli.options.field_options import explain_fields, filled, syntax_of
+from turbofit.cli.usage_errors import WORDS
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import click
+
+    from turbofit.cli.options.profile import Profile, ProfileSection
+    from turbofit.core.json_types import Options
+
+
+#: What a profile is called.
+PROFILE: Final = "turbofit.yaml"
+_META: Final = "turbofit.profile"
+#: Where a value stands that a profile does not change.
+_BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def sections() -> dict[str, ProfileSection]:
+    """What may stand in a profile, by its heading: the fields that the command line is made of."""
+    from turbofit.cli.options.gateway_options import GatewayOptions
+    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
+    from turbofit.cli.options.profile import ProfileSection
+    from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
+
+    serve = tuple(name for name in ServeOptions.model_fields if name != "plan")
+    gateway = tuple(GatewayOptions.model_fields)
+    by_heading = {
+        "model": ProfileSection(PlanRequest, ("model", "revision"), of_model=True),
+        "machine": ProfileSection(PlanRequest, ("on", "gpus")),
+        **{
+            heading.partition(" ")[0]: ProfileSection(PlanRequest, fields, of_model=True)
+            for heading, fields in GROUPS.items()
+        },
+        "settings": ProfileSection(PlanRequest, ENGINE_OPTIONS, of_model=True),
+        "serve": ProfileSection(ServeOptions, serve),
+        "sleep": ProfileSection(ModelsOptions, tuple(ModelsOptions.model_fields)),
+        "gateway": ProfileSection(GatewayOptions, gateway, secret=frozenset({"api_key"})),
+    }
+    for heading, section in by_heading.items():
+        explain_fields(section.kind, "serve")
+        fields = section.kind.model_fields
+        lists = frozenset(name for name in section.fields if syntax_of(fields[name]).several)
+        by_heading[heading] = section._replace(lists=lists)
+    return by_heading
+
+
+def profile_option() -> Option:
+    """The option; what is read stands behind the command line and the environment."""
+
+    def read(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is not None and not ctx.resilient_parsing:
+            _use(ctx, Path(value))
+
+    return Option(
+        "-f", "--file", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
+        callback=read, help="a profile, for what stands neither here nor in the environment",
+    )  # fmt: skip
+
+
+def profile_of(ctx: click.Context) -> Profile | None:
+    profile: Profile | None = ctx.meta.get(_META)
+    return profile
+
+
+def read_again(ctx: click.Context) -> Options:
+    """The options of a command: its words, and the profile as it is now."""
+    words = list(ctx.meta[WORDS])
+    prefix = ctx.auto_envvar_prefix
+    with ctx.command.make_context(ctx.info_name, words, auto_envvar_prefix=prefix) as again:
+        left_out = ("quiet", "verbose")  # no options of the run
+        return {name: value for name, value in again.params.items() if name not in left_out}
+
+
+def _use(ctx: click.Context, path: Path) -> None:
+    """Read a profile, and let its values stand where the command line has none."""
+    from turbofit.cli.options.profile import read_profile
+
+    profile = read_profile(path, sections())
+    ctx.meta[_META] = profile
+    values = defaults(profile)
+    if profile.models:
+        values["model"] = [entry["model"] for entry in profile.models]
+    if ctx.info_name == "serve" and "on" in values:
+        on, pretend = values["on"], values.get("pretend")
+        # `serve` measures the GPUs here whatever the profile names, unless it is not for them.
+        elsewhere = ("pretend", "dry_run")
+        values["on"] = lambda: on if pretend or any(map(ctx.params.get, elsewhere)) else None
+    ctx.default_map = values
+
+
+def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
+    """What is asked of each model alone: its name, and what the profile says of it."""
+    from turbofit.planning.request import PlanRequest
+
+    profile = profile_of(ctx)
+    if profile is None or ctx.get_parameter_source("model") is not ParameterSource.DEFAULT_MAP:
+        return [{"model": name} for name in names]
+    per_model = []
+    for entry in profile.models:
+        if len(profile.models) > 1 and "budget" in entry:
+            raise UsageError(
+                f"{profile.path}: budget is for all models together",
+                hint="give it once, beside models: and not in it",
+            )
+        values = {
+            name: value
+            for name, value in entry.items()
+            if name == "model" or ctx.get_parameter_source(name) not in _BEFORE_PROFILES
+        }
+        per_model.append(filled(PlanRequest, values).given())
+    return per_model
+
+
+def defaults(profile: Profile) -> Options:
+    """The values of a profile, as click takes defaults; a secret is looked for when needed.
+
+    The environment's keys come before the profile's.
+    """
+    from turbofit.cli.options.profile import secret_of
+    from turbofit.core.process.variables import variables
+
+    values = dict(profile.of_model(0) if len(profile.models) == 1 else profile.values)
+    if references := values.pop("api_key", ()):
+        folder, where = profile.path.parent, f"{profile.path}: gateway.api_key"
+        values["api_key"] = lambda: tuple(secret_of(entry, folder, where) for entry in references)
+    if variables().keys:
+        values.pop("api_key", None)
+    return values

@@ -1,0 +1,124 @@
+"""What a GPU's memory is made of, piece by piece from empty to full, and equal GPUs together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.core.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from turbofit.core.plan import GpuLedger, Term
+
+#: Each kind in the order of the stack: the letter that stands for it, and what it is.
+KINDS: Final = {
+    "reserved": ("r", "driver"),
+    "before": ("o", "held by others"),
+    "context": ("c", "CUDA"),
+    "weights": ("W", "weights"),
+    "cache": ("K", "KV cache"),
+    "buffers": ("b", "buffers"),
+    "transient": ("t", "worst request"),
+    "loading": ("l", "only while loading"),
+    "left": (".", "free"),
+    "margin": ("m", "margin"),
+}
+
+#: A negative term: it gives back what another term took.
+_RETURNED: Final = ".returned"
+
+
+class StackPiece(NamedTuple):
+    """A named part of a card, and the term of the ledger that it is."""
+
+    kind: str
+    name: str
+    bytes: int
+    term: Term | None = None
+
+
+def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
+    """The pieces in order, which add up to the card's total, or beyond it where it is too small.
+
+    Of the transients the worst counts alone, by what it has above the state at rest.
+    """
+    worst = next((term for term in ledger.ledger if term.worst), None)
+    name = worst.term if worst else "worst request"
+    pieces = (
+        StackPiece("reserved", "reserved", ledger.reserved),
+        *_held(ledger),
+        StackPiece("transient", name, ledger.peak - ledger.steady, worst),
+        StackPiece("loading", "loading", ledger.load_peak - ledger.peak),
+        StackPiece("left", "left", ledger.headroom - ledger.margin),
+        StackPiece("margin", "margin", min(ledger.margin, ledger.headroom) - ledger.beyond_budget),
+    )
+    return tuple(piece for piece in pieces if piece.bytes > 0)
+
+
+def sums(pieces: Iterable[StackPiece]) -> dict[str, int]:
+    """Bytes of each kind that is there, in the order of the stack."""
+    sizes = dict.fromkeys(KINDS, 0)
+    for piece in pieces:
+        sizes[piece.kind] += piece.bytes
+    return {kind: size for kind, size in sizes.items() if size}
+
+
+def _held(ledger: GpuLedger) -> list[StackPiece]:
+    """What is there at rest, line by line; what the lines do not tell apart comes last."""
+    terms = [term for term in ledger.ledger if term.phase != "transient"]
+    sizes = {term.term: term.bytes for term in terms}
+    for term in terms:
+        if term.bytes < 0:
+            _give_back(sizes, term, terms)
+    pieces = [
+        StackPiece(term.phase, term.term, sizes[term.term], term)
+        for term in terms
+        if term.term in sizes
+    ]
+    rest = ledger.steady - sum(piece.bytes for piece in pieces)
+    return [*pieces, StackPiece("buffers", "not told apart", rest)]
+
+
+def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> None:
+    """Take a negative line off what it gives back: its own term, or the largest of its phase.
+
+    A calibration's correction is of estimates, which come first.
+    """
+    base, alike = given.term.removesuffix(_RETURNED), [t for t in terms if t.phase == given.phase]
+    alike.sort(key=lambda term: (term.term != base, term.basis != "estimate", -term.bytes))
+    left = -sizes.pop(given.term)
+    for name in [base, *(term.term for term in alike)]:
+        taken = min(left, max(0, sizes.get(name, 0)))
+        if taken:
+            sizes[name] -= taken
+            left -= taken
+
+
+def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
+    """Equal GPUs together: their indices, and the ledger of the first."""
+    sets: dict[object, tuple[list[int], GpuLedger]] = {}
+    for ledger in ledgers:
+        facts = (
+            ledger.name, ledger.total, ledger.reserved, ledger.used, ledger.free, ledger.steady,
+            ledger.load_peak, ledger.peak, ledger.margin, ledger.withheld,
+            tuple((term.term, term.bytes) for term in ledger.ledger),
+        )  # fmt: skip
+        sets.setdefault(facts, ([], ledger))[0].append(ledger.index)
+    return [*sets.values()]
+
+
+def memory_label(ledger: GpuLedger) -> str:
+    """How much of the card is in use at most, and how much is left."""
+    when = "while loading" if ledger.most > ledger.peak else "in the worst case"
+    # The driver has a part from the start; a budget is of what the engines take.
+    used, whole = ledger.reserved + ledger.most, format_bytes(ledger.total)
+    if ledger.budget is not None:
+        used, whole = ledger.most - ledger.used, f"a budget of {format_bytes(ledger.budget)}"
+    card = f"{format_bytes(used)} of {whole} in use {when}"
+    left = ledger.headroom - ledger.beyond_budget
+    if left < 0:
+        return f"{card}, {format_bytes(-left)} too many"
+    wanted = format_bytes(ledger.margin - ledger.beyond_budget)
+    margin = "" if ledger.fits else f" of a margin of {wanted}"
+    return f"{card}, {format_bytes(left)} left{margin}"

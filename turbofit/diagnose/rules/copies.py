@@ -1,0 +1,171 @@
+"""Models that one program held more than once, and models that no card of the log holds whole.
+
+A log shows it by its loads, by the source lines of its traceback, or by figures: what one copy of a
+model and its longest request take at most is known, and what torch held beyond that is another's.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.units import GIB, format_bytes
+from turbofit.diagnose.answer import Evidence, PhaseName
+from turbofit.diagnose.rules.draft import evidence
+from turbofit.observe.log_events import CONTEXT, ModelLoaded, TorchMemory
+from turbofit.planning.plan import plan
+from turbofit.planning.request import PlanRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.core.model import Model
+    from turbofit.diagnose.case import LogCase
+    from turbofit.diagnose.facts import LogEvent
+
+#: A card on which any such model fits, for what one copy takes: it is asked for no speed.
+_LARGE_CARD: Final = "1xh200:total=1000GiB"
+#: A source line that makes a whole model, and no tower or adapter of one.
+_WHOLE: Final = re.compile(r"\b(?:AutoModel\w*|\w+For(?:CausalLM|ConditionalGeneration))\.from_pre")
+_MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
+_MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
+#: What computes gradients holds more than an answer needs.
+_TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
+#: Bytes beyond one copy that rounding and torch's own cache do not explain.
+_BEYOND: Final = GIB
+
+
+class Copy(NamedTuple):
+    """A sign of a copy too many: what it means, what to change, and its line."""
+
+    why: str
+    change: str
+    line: Evidence
+
+
+def copies(
+    case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseName
+) -> tuple[Copy, ...]:
+    """The signs of a log that ran out of memory in torch, the surest first."""
+    small = _larger_than_card(case, memory, phase)
+    once = (
+        "load the model once; over several cards choose one: a whole model on each card, or one"
+        " model sharded over them"
+    )
+    if small:
+        once = (
+            'load the model once, and let it be split over the cards: device_map="auto" without'
+            " .to() or .cuda() behind it; no card holds a copy"
+        )
+    signs = (*_moved(case, mark), *_loaded_twice(case), *_second_load(case, mark))
+    found = [Copy(why, once, line) for why, line in signs]
+    if small:
+        found.append(Copy(small, once, evidence(mark, "the card's size")))
+    return (*found, *_beyond_one_copy(case, mark, memory))
+
+
+def _moved(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]]:
+    """Yields a model that was placed over the cards, and then moved onto one."""
+    placed = case.facts.subject.auto_map
+    moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
+    if placed and moves and any(_MODULE.search(frame.path) for frame in mark.stack):
+        line, text = placed
+        yield (
+            f'device_map="auto" had placed the model over the cards, and `{moves[0].strip()}` moves'
+            " the whole of it onto one",
+            Evidence(line=line, text=text.strip()[:240], tells="the model is placed"),
+        )
+
+
+def _loaded_twice(case: LogCase) -> Iterator[tuple[str, Evidence]]:
+    """Yields whole models loaded by one program, more often than a launcher started the program.
+
+    A bar that is drawn again at its end, in the next line, is the same load.
+    """
+    marks = [mark for mark, _ in case.facts.every(ModelLoaded)]
+    loads = [now for before, now in pairwise(marks) if now.line - before.line > 1]
+    ranks = case.facts.subject.ranks
+    if len(loads) + 1 <= (ranks[0] if ranks else 1) or not loads:
+        return
+    sharded = (
+        ", and `device_map=auto` shards each over the same cards"
+        if case.facts.subject.auto_map
+        else ""
+    )
+    yield (
+        f"the program loaded the whole model {len(loads) + 1} times{sharded}: replicas, or"
+        " replicas and shards at once, so every copy after the first meets cards that are already"
+        " full",
+        evidence(loads[0], "the model is loaded again"),
+    )
+
+
+def _second_load(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]]:
+    """Yields a whole model that was being loaded when one was there already."""
+    first = case.facts.first(ModelLoaded)
+    again = [frame.code for frame in mark.stack if _WHOLE.search(frame.code)]
+    if again and first and first.line < mark.line and not case.facts.subject.ranks:
+        yield (
+            f"one model was loaded whole, and `{again[0].strip()}` loads another into the same"
+            " memory",
+            evidence(first, "a model is loaded"),
+        )
+
+
+def _larger_than_card(case: LogCase, memory: TorchMemory, phase: PhaseName) -> str:
+    """Why no card of the log holds a copy; empty where one does, or nobody knows."""
+    engines = case.facts.subject.programs or (case.tp or 1) > 1
+    if case.model is None or memory.total is None or phase not in ("weights", "unknown") or engines:
+        return ""
+    weights = case.model.weight_bytes
+    if weights <= memory.total:
+        return ""
+    return (
+        f"a whole copy of {case.model.name} is {format_bytes(weights)} of weights as published, and"
+        f" GPU {memory.gpu} has {format_bytes(memory.total)}: a copy on each card cannot be, one"
+        " that is split over the cards can"
+    )
+
+
+def _beyond_one_copy(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[Copy]:
+    """Yields what this process held beyond one copy of the model and its longest request."""
+    held = memory.allocated or memory.process
+    trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
+    if case.model is None or held is None or case.facts.subject.programs or trains:
+        return
+    weights, most = case.model.weight_bytes, _most(case.model)
+    beyond = held - most
+    if beyond < _BEYOND:
+        return
+    ways = [
+        "the model is in this process a second time, whole or in part, as after a notebook cell"
+        f" that ran twice (a copy is {format_bytes(weights)})"
+    ]
+    if (memory.total or 0) > 2 * weights:
+        ways.append("its weights were loaded in 32 bits (no torch_dtype), twice as large")
+    if memory.allocated is None:
+        ways.append("another process of the card is counted in (nvidia-smi lists each)")
+    else:
+        ways.append("requests were computed together")
+    yield Copy(
+        f"{case.model.name} has {format_bytes(weights)} of weights, and with its longest request it"
+        f" takes at most {format_bytes(most)}: {format_bytes(beyond)} of what this process held are"
+        f" beyond that. Either {', or '.join(ways)}",
+        "restart the notebook's kernel (or the program) and load the model once: a first copy, if"
+        " there is one, ends with it; nvidia-smi shows what is left on the card",
+        evidence(mark, "what this process held"),
+    )
+
+
+def _most(model: Model) -> int:
+    """Bytes of one copy under Transformers with its longest request: over, by its context.
+
+    Where turbofit has no account of it there, its weights as published, a half more, and a context.
+    """
+    try:
+        told = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))
+    except TurbofitError:
+        return model.weight_bytes * 3 // 2 + CONTEXT
+    return max(gpu.peak for gpu in told.gpus)

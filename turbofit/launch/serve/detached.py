@@ -1,0 +1,102 @@
+"""A server in the background: started, waited for until it is open, and left to itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.launch.serve.runs import state_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+#: Set for a server in the background: it does not go there again.
+DETACHED: Final = "_TURBOFIT_DETACHED"
+#: A server with a lease ends in order when nobody has touched its file for so long.
+LEASE_SECONDS: Final = 120.0
+_LOOK_SECONDS: Final = 0.5
+#: Lines of its log that are told where it does not open.
+_TOLD: Final = 20
+
+
+class DetachedServer(NamedTuple):
+    """A server that was started; ``url`` is empty and ``exit_code`` given where it ended early."""
+
+    pid: int
+    url: str
+    log: Path
+    exit_code: int | None
+
+    def last_lines(self) -> list[str]:
+        with self.log.open(encoding="utf-8", errors="replace") as file:
+            return list(deque((line.rstrip("\n") for line in file), maxlen=_TOLD))
+
+
+def serve_detached(words: Sequence[str]) -> DetachedServer:
+    """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
+
+    Its output goes to a log in the state folder. Ctrl-C meanwhile ends it, too.
+
+    Raises:
+        LaunchError: the state folder cannot be written.
+    """
+    log = state_folder("detached", "serve") / "serve.log"
+    interrupted: list[int] = []
+    # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
+    usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    try:
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "turbofit", "serve", *words],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
+                env={**os.environ, DETACHED: "1"}, start_new_session=True,
+            )  # fmt: skip
+        assert child.stdout is not None
+        try:
+            signal.signal(signal.SIGINT, usual)
+            if interrupted:
+                raise KeyboardInterrupt
+            with child.stdout:
+                url = child.stdout.readline().decode("utf-8", "replace").strip()
+        except BaseException:
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            raise
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    return DetachedServer(child.pid, url, log, None if url else child.wait())
+
+
+def end_without_lease(
+    lease: Path, seconds: float = LEASE_SECONDS, look: float = _LOOK_SECONDS
+) -> threading.Thread:
+    """Send this process SIGTERM once nobody has touched the file for so long, or it is removed.
+
+    What counts is that the file's time changes, whatever it says.
+    """
+
+    def watch() -> None:
+        last, since = None, time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(look)
+            try:
+                touched = lease.stat().st_mtime_ns
+            except FileNotFoundError:
+                break
+            except OSError:
+                continue
+            if touched != last:
+                last, since = touched, time.monotonic()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch, name="lease", daemon=True)
+    thread.start()
+    return thread

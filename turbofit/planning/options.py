@@ -1,0 +1,89 @@
+"""The keywords of `turbofit.plan` and its siblings, for editors and type checkers.
+
+They are the fields of the requests in `turbofit.planning.request`, which say what each one means
+and validate it; `tests/test_api.py` compares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from turbofit.core.machine import Machine
+from turbofit.core.plan import EngineName, Goal
+
+#: Bytes, or a text such as ``19GiB``; where a share of a card is meant, ``5%`` too.
+Size = int | str
+#: Width and height in pixels, or a text such as ``1920x1080``.
+ImageSize = tuple[int, int] | str
+Tokens = int | str
+
+
+class MachineOptions(TypedDict, total=False):
+    """Which machine, and what one engine of it is."""
+
+    on: str | Machine | None
+    gpus: str | None
+    engine: Literal["auto"] | EngineName
+    tp: int | None
+
+
+class PromiseOptions(MachineOptions, total=False):
+    """What is promised to clients, and what may be taken for it."""
+
+    images: int
+    image_size: ImageSize | None
+    context: Tokens | None
+    concurrency: int | None
+    goal: Goal
+    queue_images: bool | None
+    max_dynamic_patch: int | None
+    max_pixels: int | str | None
+    image_threads: int | None
+    image_cache: Size | None
+    margin: Size | None
+    budget: Size | None
+    least: bool
+
+
+class PlanOptions(PromiseOptions, total=False):
+    """Keywords of `turbofit.plan`: the fields of `PlanRequest` beside the model."""
+
+    revision: str | None
+    replicas: int | None
+    rate: float | None
+    first_token: float | str | None
+    per_token: float | str | None
+    no_tuned: bool
+    cache_max_entry_count: float | None
+    max_prefill_token_num: Tokens | None
+    max_batch_size: int | None
+    session_len: Tokens | None
+    communicator: Literal["nccl", "native", "cuda-ipc"] | None
+    dtype: Literal["auto", "float16", "bfloat16"] | None
+    quant_policy: Literal[0, 4, 8, 16, 17, 42] | None
+    cache_block_seq_len: Tokens | None
+    model_format: Literal["hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"] | None
+    enable_prefix_caching: bool | None
+    async_: int | None
+    language_model_only: bool | None
+    num_gpu_blocks: int | None
+    eager_mode: bool | None
+    cudagraph_capture_batch_sizes: Sequence[int] | None
+    distributed_executor_backend: Literal["uni", "mp", "ray"] | None
+
+
+class PredictOptions(PlanOptions, total=False):
+    """Keywords of `turbofit.predict`: the fields of `PredictRequest` beside the model."""
+
+    free_at_cache: Size | None
+    lmdeploy: str | None
+
+
+class WhichOptions(PlanOptions, total=False):
+    """Keywords of `turbofit.which`: the fields of `WhichRequest` beside the model."""
+
+    images_per_second: float | None
+    all_counts: bool

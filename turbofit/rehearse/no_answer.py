@@ -1,0 +1,63 @@
+"""What LMDeploy says on pretend GPUs: a sentence that says that it is no answer.
+
+Every token there is 0, which a reader cannot tell from a fault. The engine generates as it would;
+only the tokens that leave it are others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import cycle, repeat
+from typing import Any, Final
+
+SENTENCE: Final = "This is no answer: pretend GPUs compute nothing."
+
+
+def say_no_answer(module: Any) -> None:
+    """Let the server of `lmdeploy.serve.core.async_engine` say the sentence.
+
+    An answer whose length nobody limited ends with it; a limited one has as many tokens as before,
+    and begins the sentence again where it goes on.
+    """
+    engine: Any = module.AsyncEngine
+    run = engine.safe_run
+
+    @asynccontextmanager
+    async def safe_run(self: Any, handle: Any, session: Any, **given: Any) -> AsyncIterator[Any]:
+        config, prompt = given["gen_config"], len(given["input_ids"])
+        words = self.tokenizer.encode(f"{SENTENCE} ", add_bos=False)
+        unlimited = prompt + config.max_new_tokens >= self.session_len and not config.ignore_eos
+        stop = [*(config.stop_token_ids or ())][:1]
+        ends = unlimited and bool(stop) and config.max_new_tokens > len(words)
+        async with run(self, handle, session, **given) as outputs:
+            yield _said(outputs, [*words, *stop] if ends else words, ends=ends)
+
+    engine.safe_run = safe_run
+
+
+async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) -> AsyncIterator[Any]:
+    """The engine's outputs with other tokens; with ``ends`` until these have been said."""
+    left = iter(words) if ends else cycle(words)
+    total = 0
+    async for output in outputs:
+        total += len(output.token_ids)
+        output.token_ids, output.logprobs = _replaced(output, left)
+        done = ends and total >= len(words)
+        if done:
+            output.status = type(output.status).FINISH
+        yield output
+        if done:
+            return
+
+
+def _replaced(output: Any, left: Iterator[int]) -> tuple[list[int], Any]:
+    """So many of the words as the output has tokens, and its log probabilities with them."""
+    known = output.logprobs or repeat(dict[int, float]())
+    pairs = zip(output.token_ids, left, known, strict=False)
+    tokens, logprobs = list[int](), list[dict[int, float]]()
+    for old, new, one in pairs:
+        tokens.append(new)
+        others = {token: value for token, value in one.items() if token not in (old, new)}
+        logprobs.append({new: one.get(old, 0.0), **others})
+    return tokens, logprobs if output.logprobs else output.logprobs
