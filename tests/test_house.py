@@ -23,27 +23,27 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_320,  # a slice, the stack of a card, an attribute that is not here says where
+    "core": 5_360,  # a slice, the stack of a card, an attribute that is not here says where
     "machine": 3_020,  # nvidia-smi's tables, a host's cores, slices, slow cards, cards in texts
     "kernels": 615,
     "model": 6_110,  # loading of Transformers came from memory; what merge fetches
     "memory": 6_590,  # engines answer for their formulas where five rooms imported one's
-    "tuner": 5_585,  # the host in the forecast, below what an older engine dies
+    "tuner": 5_930,  # towers, how sure each kind is, the host in the forecast
     "planning": 3_685,  # the list of checks came from diagnose and launch; keywords for editors
-    "observe": 1_405,  # the readers of logs came from diagnose, which pays
+    "observe": 1_570,  # the readers of logs, and the stages that serve and diagnose share
     "pretend": 1_905,
     "rehearse": 4_255,  # what pretend GPUs answer
     "gateway": 9_060,  # the page and what it asks for, connections after bodies
-    "load": 1_285,
-    "launch": 11_360,  # kept kernels, images on threads, their names, standby, proved checks
+    "load": 1_290,
+    "launch": 11_380,  # kept kernels, images on threads, their names, standby, proved checks
     "batch": 1_670,
-    "diagnose": 3_855,  # a copy too many, and what a model takes at most
+    "diagnose": 4_275,  # a copy too many; other programs in one line, servers that stand still
     "report": 4_640,
     "cli": 5_170,  # a file a subject, steps with names
     "turbofit": 415,  # a door of Python with its own words
-    "tests": 56_125,  # slices, rows that only judge; those of the features above, the page
+    "tests": 56_490,  # slices, rows that only judge; those of the features above, the page
     "tests/support": 3_635,  # leftovers of a run, stand-ins that stand by, a browser
-    "bench": 13_620,  # front ends alone, rows that only judge, bench.images, bench.gateway.large
+    "bench": 13_830,  # front ends alone, rows that only judge, bench.images, bench.gateway.large
 }
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150

@@ -16,8 +16,15 @@ import sys
 import time
 from asyncio.base_events import BaseEventLoop
 from pathlib import Path
+from typing import Any
 
 from turbofit.gateway import server
+
+
+def run_loop(main: Any) -> None:
+    """As the gateway's own, but for uvloop."""
+    sys.setswitchinterval(server.SWITCH_SECONDS)
+    asyncio.run(main)
 
 
 def main() -> None:
@@ -30,7 +37,7 @@ def main() -> None:
         taken.append(time.thread_time() - began)
 
     BaseEventLoop._run_once = timed
-    server.run_loop = asyncio.run
+    server.run_loop = run_loop
     from turbofit.cli.main import entry
 
     try:

@@ -120,13 +120,29 @@ def _contexts(results: Results) -> Iterator[Reading]:
     file, parts = f"gpus/{results.preset}.yaml", results.documents.get("a-context", {})
     low, high = _context(parts.get("plain")), _context(parts.get("turbomind"))
     if low is None:
-        high = _context(results.documents.get("a-constants"))
+        high, name = _context(results.documents.get("a-constants")), "a-constants"
+        if high is None:
+            high, name = _left_of_starts(results)
         if high is not None:
-            yield Reading(file, "context_mib.high", _mib(high), "a-constants", noise=2.0)
+            yield Reading(file, "context_mib.high", _mib(high), name, noise=2.0)
     else:
         yield Reading(file, "context_mib.low", _mib(low), "a-context", "low", noise=2.0)
         whole = max(low, high or 0)
         yield Reading(file, "context_mib.high", _mib(whole), "a-context", noise=2.0)
+
+
+def _left_of_starts(results: Results) -> tuple[int | None, str]:
+    """The largest context that starts leave, handles and kernels as they are charged; and whose."""
+    constants, found = load_constants(), [(0, "")]
+    handles = constants.cublas_handles * constants.cublas_handle["hopper"]
+    if results.gpu.compute_capability == NA or results.gpu.compute_capability < HOPPER:
+        handles = constants.cublas_handles * constants.cublas_handle["default"]
+    for name, document, plan in results.trials():
+        before = before_cache(plan, document) if plan.engine.name == "turbomind" else None
+        if before is not None:
+            found.append((before - handles - constants.torch_kernels, name))
+    size, name = max(found)
+    return size or None, name
 
 
 def _context(document: dict[str, Any] | None) -> int | None:

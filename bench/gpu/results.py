@@ -120,13 +120,34 @@ def read(file: Path) -> SharedRun:
     return decode(file.read_bytes(), SharedRun, what=str(file))
 
 
+#: Phases of a start that nobody calibrated, by what it tells beside the forecast.
+_PHASES = {
+    "free when the cache was sized": "context and weights",
+    "in use after the check": "after the check",
+}
+
+
+def _starts(one: SharedRun) -> Iterator[dict[str, Any]]:
+    """What the last start of a run without a calibration told, as phases of its card."""
+    engines = one.run.attempts[-1].engines if one.run.attempts else ()
+    for engine in engines if len(one.plan.gpus) == 1 else ():
+        for row in engine.beside:
+            if row.what in _PHASES and row.actual is not None:
+                free = row.what.startswith("free")
+                over = row.actual - row.forecast if free else row.forecast - row.actual
+                yield {
+                    "phase": _PHASES[row.what], "gpu": one.plan.gpus[0].index,
+                    "forecast": row.forecast, "measured": row.actual, "over": over,
+                }  # fmt: skip
+
+
 def observed(file: Path) -> Results:
     """The same as a card with one trial."""
     one = read(file)
     packages = {"lmdeploy": one.run.lmdeploy, **one.packages}
     lived = one.run.state != "failed"
     document = {
-        "outcome": "survived" if lived else "died", "phases": one.phases,
+        "outcome": "survived" if lived else "died", "phases": one.phases or list(_starts(one)),
         "seen": to_builtins(one.seen),
     }  # fmt: skip
     return Results(

@@ -36,8 +36,8 @@ _LEAST_PROMPT = 2048
 class Point:
     """One timed part of one model: what it reads and computes, and the seconds that it took.
 
-    ``read`` are bytes of weights, ``cached`` those of keys and values; ``tower`` are FLOPs of the
-    vision tower, ``flops`` all others.
+    ``read`` are bytes of weights, ``cached`` those of keys and values; ``tower`` and ``attention``
+    are FLOPs of the vision tower's products and of its attention, ``flops`` all others.
     """
 
     document: str
@@ -48,6 +48,7 @@ class Point:
     seconds: float
     cached: float = 0.0
     tower: float = 0.0
+    attention: float = 0.0
 
 
 def _work(model: str) -> tuple[Plan, StepWork]:
@@ -102,20 +103,11 @@ def _images(name: str, plan: Plan, work: StepWork, marks: dict[str, Any]) -> Ite
         return
     each = (many["seconds"] - single["seconds"]) / (many["rows"] - 1)
     units = _units(plan)
-    tower = units * work.vision_flops + attention_flops(plan, units)
+    tower = units * work.tower.unit_flops
+    attention = work.tower.attention_flops(units)
     flops = _prefill_flops(work, single["prompt"])
     if each > 0:
-        yield Point(name, "image", work.layers, 0.0, flops, each, tower=tower)
-
-
-def attention_flops(plan: Plan, units: int) -> float:
-    """Products of the tower's attention over one image, which the forecast of speed leaves out."""
-    vision = plan.model.vision
-    if vision is None:
-        return 0.0
-    each = plan.model.unit_tower_tokens  # patches see each other, tiles do not
-    tokens, times = (units, 1) if each == 1 else (each, units)
-    return 4.0 * vision.layers * vision.hidden * tokens**2 * times
+        yield Point(name, "image", work.layers, 0.0, flops, each, tower=tower, attention=attention)
 
 
 def _units(plan: Plan) -> int:
@@ -157,7 +149,8 @@ def _peaks(gpu: Gpu) -> GpuRates | None:
     """The card's own, without any efficiency; None where nobody knows them."""
     bandwidth, flops = gpu.memory_bandwidth, gpu.dense_flops
     if isinstance(bandwidth, int) and isinstance(flops, int):
-        return GpuRates(bandwidth=bandwidth, flops=flops, vision_flops=flops)
+        rates_of_tower = {"vision_flops": flops, "vision_attention_flops": flops}
+        return GpuRates(bandwidth=bandwidth, flops=flops, **rates_of_tower)
     return None
 
 
@@ -190,8 +183,7 @@ def _layer_seconds(steps: list[Point], step_seconds: float) -> float | None:
 def beside(results: Results) -> Iterator[tuple[str, str, float, float]]:
     """Forecast beside measured, in seconds: document, part, forecast, measured.
 
-    An image's measured time has the host's preparation in it, and its forecast the tower's
-    attention, which the planner's leaves out.
+    An image's measured time has the host's preparation in it.
     """
     card, figures = _peaks(results.gpu), rates()
     if card is None:
@@ -201,6 +193,8 @@ def beside(results: Results) -> Iterator[tuple[str, str, float, float]]:
         computed = one.flops / (card.flops * figures.compute_efficiency)
         beside_products = one.cached / bandwidth
         beside_products += one.tower / (card.vision_flops * figures.vision_efficiency)
+        attending = card.vision_attention_flops * figures.vision_attention_efficiency
+        beside_products += one.attention / attending
         launched = one.layers * figures.layer_seconds + figures.step_seconds
         products = max(one.read / bandwidth, computed)
         yield one.document, one.name, products + beside_products + launched, one.seconds

@@ -8,22 +8,26 @@ from datetime import datetime, timezone
 
 from bench.speed.fit import FITTED, fit, left_out_scores
 from bench.speed.forecast import setup_of
-from bench.speed.report import Results, published_errors, report, with_errors
+from bench.speed.report import Results, report
 from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import score
+from bench.speed.sureties import surety_file
 from turbofit.core.presets import preset_path
 from turbofit.tuner.speed import rates
 
 
 def results_of(rows: list[Row]) -> Results:
     """All rows as shipped; those that fit, with their source left out as well."""
-    left_out = left_out_scores([setup_of(row) for row in rows if not row.unseen], rates(FITTED))
-    unseen = [setup_of(row) for row in rows if row.unseen]
-    return Results(
-        left_out,
-        [score(one.setup, rates()) for one in left_out],
-        [score(one, rates()) for one in unseen],
+    text, unseen, images = (
+        [setup_of(row) for row in rows if not row.sizes and not row.unseen],
+        [setup_of(row) for row in rows if row.unseen],
+        [setup_of(row) for row in rows if row.sizes],
     )
+    left_out = left_out_scores(text, rates(FITTED))
+    shipped, of_unseen, of_images = (
+        [score(one, rates()) for one in each] for each in (text, unseen, images)
+    )
+    return Results(left_out, shipped, of_unseen, of_images)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     text = report(results, datetime.now(timezone.utc).date())
     if args.write:
         (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
-        path = preset_path("engines", "throughput")
-        errors = published_errors(results)
-        path.write_text(with_errors(path.read_text(encoding="utf-8"), errors), encoding="utf-8")
+        path = preset_path("engines", "surety")
+        path.write_text(surety_file(results.kinds), encoding="utf-8")
     else:
         print(text, end="")
     return 0

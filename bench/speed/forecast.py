@@ -12,8 +12,9 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
-from turbofit.memory.account import default_batch_size
+from turbofit.memory.account import VisionLoad, default_batch_size
 from turbofit.memory.engines import engine_named
+from turbofit.model.source import resolve_model as model_of_name
 from turbofit.tuner.speed import (
     ClosedLoad,
     GroupRates,
@@ -25,6 +26,7 @@ from turbofit.tuner.speed import (
     speed_of,
     work_of,
 )
+from turbofit.tuner.throughput import image_seconds, rate_with_host
 
 #: Share of a card that vLLM and SGLang take, and what of it is neither weights nor cache.
 _SHARE, _BESIDE = 0.9, 3 << 29
@@ -62,14 +64,49 @@ def setup_of(row: Row) -> Setup:
     )  # fmt: skip
 
 
-def forecast(setup: Setup, figures: Rates) -> Speed:
-    """The forecast of a row under these constants."""
+def group_of(setup: Setup, figures: Rates) -> GroupRates:
+    """What the cards of a row sustain under these constants."""
     machine, gpus = setup.machine, setup.machine.gpus
-    group = GroupRates(
+    return GroupRates(
         work=setup.work,
         card=card_of(gpus, figures),
         reduce=all_reduce_of(machine, gpus, figures),
     )
+
+
+def images_forecast(setup: Setup, figures: Rates) -> float:
+    """Requests a second of a row of images: of its sizes together, with the host beside the cards.
+
+    Of the tower alone: images a second.
+    """
+    row, rule = setup.row, model_of_name(setup.row.model).image_rule
+    assert rule is not None
+    group, seconds = group_of(setup, figures), 0.0
+    settings = Settings(
+        max_batch_size=setup.batch, max_prefill_token_num=row.prefill, session_len=row.context
+    )
+    for size in row.sizes:
+        units = rule.units(*size, row.limit)
+        if row.tower:
+            seconds += group.tower_seconds(units)
+            continue
+        tokens = rule.unit_tokens(units)
+        images = VisionLoad(units_per_image=units, images_per_request=1, tokens_per_request=tokens)
+        load = ClosedLoad(
+            prompt=row.prompt + tokens, output=row.output, at_once=setup.at_once, images=images
+        )
+        rate = speed_of(group, figures, load, settings, setup.kv_tokens).requests_per_second
+        if row.threads:
+            sent = (0, 0) if row.decoded else size
+            one = image_seconds(rule, units, sent, by_float=row.by_float)
+            rate = rate_with_host(rate, setup.at_once, row.threads / one, one)
+        seconds += 1 / rate
+    return len(row.sizes) / seconds
+
+
+def forecast(setup: Setup, figures: Rates) -> Speed:
+    """The forecast of a row under these constants."""
+    group = group_of(setup, figures)
     load = ClosedLoad(
         prompt=setup.row.prompt,
         output=setup.row.output,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from datetime import date
 from statistics import median
@@ -13,21 +12,29 @@ from bench.speed.fit import FITTED, fit
 from bench.speed.forecast import Setup
 from bench.speed.rows import Row
 from bench.speed.score import Score, curves, median_of, order, p90_of
+from bench.speed.sureties import kinds
 from turbofit.tuner.speed import rates
+from turbofit.tuner.surety import Errors
 
 #: The bars of the issue: median, nine of ten, curves within a factor of two, pairs in order.
 _MEDIAN, _P90, _PAIRS = 0.25, 0.6, 0.9
 #: Rows that are off by more are named.
 _FAR = 0.15
+#: The bar of each row of images.
+_TIMES = 1.5
 
 
 class Results:
     """Rows with their source left out of the fit, and as shipped; those that fit nothing."""
 
     def __init__(
-        self, left_out: Sequence[Score], shipped: Sequence[Score], unseen: Sequence[Score] = ()
+        self,
+        left_out: Sequence[Score],
+        shipped: Sequence[Score],
+        unseen: Sequence[Score] = (),
+        images: Sequence[Score] = (),
     ) -> None:
-        self.left_out, self.shipped, self.unseen = left_out, shipped, unseen
+        self.left_out, self.shipped, self.unseen, self.images = left_out, shipped, unseen, images
         self.judged = [one for one in left_out if one.setup.row.of_lmdeploy]
         self.shipped_judged = [one for one in shipped if one.setup.row.of_lmdeploy]
 
@@ -36,27 +43,11 @@ class Results:
         """Of all rows that are scored."""
         return [one.setup for one in self.left_out]
 
-
-def published_errors(results: Results) -> dict[str, float]:
-    """What a plan says of its forecast, by the names of the constants."""
-    return {
-        "median_error": round(median_of(results.judged), 3),
-        "p90_error": round(p90_of(results.judged), 3),
-        "error_figures": len(results.judged),
-        "error_cards": len({_card(one) for one in results.judged}),
-        "unseen_median_error": round(median_of(results.unseen), 3),
-        "unseen_p90_error": round(p90_of(results.unseen), 3),
-        "unseen_figures": len(results.unseen),
-    }
-
-
-def with_errors(text: str, errors: dict[str, float]) -> str:
-    """The constants' file with these errors in it."""
-    for name, value in errors.items():
-        text, count = re.subn(rf"(?m)^({name}:\n  value: ).*$", rf"\g<1>{value}", text)
-        if count != 1:
-            raise ValueError(f"the constants have no entry {name}")
-    return text
+    @property
+    def kinds(self) -> dict[str, Errors]:
+        """How far off each kind of LMDeploy's is."""
+        images = [one for one in self.images if one.setup.row.of_lmdeploy]
+        return kinds(self.judged, self.unseen, images)
 
 
 HEAD = """\
@@ -70,18 +61,31 @@ engines with the source left out.
 
 {bars}
 
-No table of a vision model's throughput with LMDeploy is published: the seconds that
-images take rest on an assumption (`vision_efficiency`), and nothing here judges them.
+## By kind
 
-## By source and engine
+What a plan tells of its own kind (`presets/engines/surety.yaml`), and by the worst whether it
+prints a figure or an order. *Other cards*: rows that no constant was fitted to.
 
-{sources}
+{kinds}
+
+## Images
+
+Requests a second; of a tower, images. *Fit*: a constant was measured in that run, with others; all
+others judge. LMDeploy's rows are of two cards that we had for a quarter of an hour each: nobody has
+published a vision model's speed with LMDeploy whose image size and host are told.
+{of_images}
+
+{images}
 
 ## Cards that no fit has seen
 
 These rows judge and fit nothing. The forecast is as shipped.
 
 {unseen}
+
+## By source and engine
+
+{sources}
 
 ## By version of the engine
 
@@ -132,28 +136,11 @@ def report(results: Results, day: date) -> str:
         sources=_groups(results, lambda row: f"{row.source}, {row.engine}"),
         versions=_groups(results, lambda row: f"{row.engine} {row.version}"),
         curves=table("curve | published | left out | within a factor of two", best),
-        unseen=_unseen(results.unseen),
         far=table("row | left out | as shipped", far),
         first_tokens=_first_tokens(results), assumed=_assumed(results),
+        kinds=_kinds(results), images=_images(results), unseen=_unseen(results.unseen),
+        of_images=_of_images(results),
     )  # fmt: skip
-
-
-def _unseen(scores: Sequence[Score]) -> str:
-    """Errors by card, model, keys and values; each with the run of one request and the fullest."""
-    groups: dict[tuple[str, ...], list[Score]] = {}
-    for one in scores:
-        row = one.setup.row
-        bits = f"{row.quant_policy or 16} bits, ratio {row.settings['cache_max_entry_count']:g}"
-        groups.setdefault((row.card, row.name, bits), []).append(one)
-    groups["all", "", ""] = list(scores)
-    rows = [
-        (*name, len(group), f"{median_of(group):.1%}", f"{p90_of(group):.1%}",
-         *(f"{errors[i]:+.1%}" for i in (0, -1)), f"{max(errors, key=abs):+.1%}")
-        for name, group in groups.items()
-        if (errors := [one.error for one in group])
-    ]  # fmt: skip
-    head = "card | model | keys and values | figures | median | p90 | first | last | worst"
-    return table(head, rows) if scores else ""
 
 
 def _bars(results: Results) -> str:
@@ -177,6 +164,58 @@ def _bars(results: Results) -> str:
     told = f"{len(results.judged)} figures of LMDeploy, {len(sources)} sources, "
     told += f"{len({_card(one) for one in results.judged})} cards."
     return f"{told}\n\n{table('bar | left out | | as shipped', rows)}"
+
+
+def _kinds(results: Results) -> str:
+    rows = [
+        (kind, one.figures, f"{one.median:.1%}", f"{one.p90:.1%}", f"{one.worst:.2f} times",
+         len(one.cards))
+        for kind, one in results.kinds.items()
+    ]  # fmt: skip
+    return table("kind | figures | median | p90 | worst | cards", rows)
+
+
+def _of_images(results: Results) -> str:
+    """The bars of TurboMind's images: each within so many times, and the median."""
+    ours = [one for one in results.images if one.setup.row.kind.endswith("turbomind")]
+    if not ours:
+        return ""
+    worst, middle = max(one.times_off for one in ours), median_of(ours)
+    met = "met" if worst <= _TIMES and middle <= _MEDIAN else "**missed**"
+    return (
+        f"TurboMind's {len(ours)}: median {middle:.1%}, worst {worst:.2f} times; each within"
+        f" {_TIMES:g} times and the median within {_MEDIAN:.0%} is {met}."
+    )
+
+
+def _images(results: Results) -> str:
+    rows = [
+        (one.setup.row.id, f"{one.setup.row.engine} {one.setup.row.version}", _card(one),
+         "" if one.setup.row.judges else "fit", f"{one.published:.3g}", f"{one.forecast:.3g}",
+         f"{one.error:+.0%}", f"{one.setup.row.source}: {one.setup.row.why}")
+        for one in results.images
+    ]  # fmt: skip
+    return table("row | engine | card | | seen | forecast | error | source", rows)
+
+
+def _unseen(scores: Sequence[Score]) -> str:
+    """Errors by card, model, keys and values; each with the run of one request and the fullest."""
+    groups: dict[tuple[str, ...], list[Score]] = {}
+    for one in scores:
+        row = one.setup.row
+        bits = f"{row.quant_policy or 16} bits"
+        if ratio := row.settings.get("cache_max_entry_count"):
+            bits += f", ratio {ratio:g}"
+        groups.setdefault((row.card, row.name, bits), []).append(one)
+    groups["all", "", ""] = list(scores)
+    rows = [
+        (*name, len(group), f"{median_of(group):.1%}", f"{p90_of(group):.1%}",
+         *(f"{errors[i]:+.1%}" for i in (0, -1)), f"{max(errors, key=abs):+.1%}")
+        for name, group in groups.items()
+        if (errors := [one.error for one in group])
+    ]  # fmt: skip
+    head = "card | model | keys and values | figures | median | p90 | first | last | worst"
+    return table(head, rows) if scores else ""
 
 
 def _groups(results: Results, name: Callable[[Row], str]) -> str:

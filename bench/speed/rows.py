@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 
 from turbofit.core.struct import Struct
+from turbofit.model.source import resolve_model as model_of_name
+from turbofit.tuner.surety import kind_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -19,8 +21,15 @@ class Row(Struct):
     taken, where the source's scripts say another than its page; ``settings`` are of that account.
     ``concurrency`` are requests that are there at any time; None: as many as the batch. ``prompt``
     and ``output`` are mean tokens, ``spread`` the squared coefficient of variation of an answer's
-    length, ``together``: all requests start at the same moment. ``unseen``: the row judges and fits
-    nothing, since it stands for cards that no fit has seen. ``why``: on what all that rests.
+    length, ``together``: all requests start at the same moment. ``why``: on what that rests.
+    ``unseen``: the row judges and fits nothing, since it stands for cards that no fit has seen.
+    ``prompts`` is how many requests a benchmark sent in all.
+
+    Of images: the ``sizes`` in pixels of the pictures that were sent, in equal shares, one a
+    request; what turbofit was told (``prefill``, ``context``); and the ``threads`` that prepared
+    them, LMDeploy's ``by_float`` or by a table, 0 where the host is not in the figure; ``decoded``
+    pictures came without JPEG. ``limit`` is another than the model's own. ``tower``: the figure is
+    of the vision tower alone.
     """
 
     id: str
@@ -48,6 +57,23 @@ class Row(Struct):
     requests_per_second: float | None = None
     output_tokens_per_second: float | None = None
     seconds_to_first_token: float | None = None
+    prompts: int | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    prefill: int = 8192
+    context: int = 32768
+    threads: int = 0
+    by_float: bool = False
+    decoded: bool = False
+    limit: int | None = None
+    tower: bool = False
+    judges: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What the forecast of it is a forecast of, as `presets/engines/surety.yaml` names it."""
+        if not self.sizes:
+            return f"text, {self.engine}"
+        return kind_of(model_of_name(self.model), self.engine, images=True)
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -56,6 +82,7 @@ class Row(Struct):
 
 
 def read_rows() -> list[Row]:
-    """All rows."""
-    lines = (HERE / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    """All rows of text, and then all of images."""
+    files = (HERE / "rows.jsonl", HERE / "images.jsonl")
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return [msgspec.json.decode(line, type=Row) for line in lines]

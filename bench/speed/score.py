@@ -8,7 +8,7 @@ from itertools import combinations
 from math import ceil, log
 from statistics import fmean, median
 
-from bench.speed.forecast import Setup, forecast
+from bench.speed.forecast import Setup, forecast, images_forecast
 from turbofit.core.struct import Struct
 from turbofit.tuner.speed import Rates
 
@@ -31,6 +31,11 @@ class Score(Struct):
         """Forecast over published, less one: plus is too fast."""
         return self.forecast / self.published - 1
 
+    @property
+    def times_off(self) -> float:
+        """By how many times the larger of both is more than the other."""
+        return max(self.forecast / self.published, self.published / self.forecast)
+
 
 class Curve(Struct):
     """Figures of one setting over several batches: the best batch, forecast and published."""
@@ -47,7 +52,11 @@ class Curve(Struct):
 
 def score(setup: Setup, figures: Rates) -> Score:
     """One row under these constants."""
-    found, row = forecast(setup, figures), setup.row
+    row = setup.row
+    if row.sizes:
+        rate, published = images_forecast(setup, figures), row.requests_per_second or 0.0
+        return Score(setup=setup, forecast=rate, published=published, first_token=0.0)
+    found = forecast(setup, figures)
     if row.requests_per_second is not None:
         rate, published = found.requests_per_second, row.requests_per_second
     else:
@@ -57,6 +66,8 @@ def score(setup: Setup, figures: Rates) -> Score:
     if row.together:  # the engine answers when all prefills are done
         first = found.running * found.prefill + found.step
         first += (setup.at_once - found.running) / found.requests_per_second
+    elif row.prompts is not None:  # the first of all wait for each other, as many as are there
+        first += found.prefill * setup.at_once**2 / 2 / row.prompts
     return Score(setup=setup, forecast=rate, published=published, first_token=first)
 
 

@@ -148,7 +148,12 @@ def test_a_card_without_a_preset_and_a_run_without_a_calibration_have_rows(tmp_p
     file = tmp_path / "new.json"
     file.write_text(to_json(with_gpu(replace(ONE, seen=()), name="NVIDIA New 1")))
     (row,) = [line for line in table.page([observed(file)]).splitlines() if "New 1" in line]
-    assert row.startswith("| NVIDIA New 1 | InternVLChatModel | turbomind | no calibration in it |")
+    assert row.startswith("| NVIDIA New 1 | InternVLChatModel | turbomind | +199 MiB, 0.14% ")
+    engines = [replace(engine, beside=()) for engine in ONE.run.attempts[0].engines]
+    silent = with_attempt(replace(ONE, seen=()), engines=tuple(engines))
+    file.write_text(to_json(with_gpu(silent, name="NVIDIA New 1")))
+    (row,) = [line for line in table.page([observed(file)]).splitlines() if "New 1" in line]
+    assert "| no calibration in it |" in row
 
 
 def test_the_page_has_the_table_of_what_is_kept() -> None:

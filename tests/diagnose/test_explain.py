@@ -64,7 +64,7 @@ def test_unknown_logs_say_so(text: str) -> None:
     ("text", "line", "sent"),
     [
         ("Traceback (most recent call last):\nValueError: the moon is full", 2, "its start"),
-        ("docker: Error response from daemon: the moon is full.", 1, "docker inspect"),
+        ("$ docker run a\nERROR: the moon is full, says docker", 2, "docker inspect"),
         ("2026-01-01 10:00:00 - lmdeploy - ERROR - the moon is full", 1, "check_env"),
         ('Traceback (most recent call last):\n  File "/p/m.py", line 3, in f\n'
          "    assert the moon is full\nAssertionError", 4, "pip list"),
@@ -588,3 +588,61 @@ def test_a_plan_for_the_machine_on_which_loading_died_is_no_promise() -> None:
     assert "ran out of memory while it loaded" in advice.note
     on_two = some(explain(LOADING.format("2x A100 80G")).would_work)
     assert (on_two.fits, on_two.settings["tp"]) == (True, 2)
+
+
+COUNT: Final = (
+    "[2026-08-19 10:20:{} DP0] Avg thr (in/out): 0.4 / {} tokens/s, Server (succeeded/failed/"
+    "routed/waiting): 16 / 0 / 25 / 0, Engine (running/waiting): {} / 0, KV cache: 3.1%, \n"
+)
+
+
+@pytest.mark.parametrize(("made", "running", "still"), [("0.0", 9, True), ("81.2", 9, False),
+                                                        ("0.0", 0, False)])  # fmt: skip
+def test_a_server_that_makes_no_token_stands_still(made: str, running: int, still: bool) -> None:
+    """Its own count says so; what it waits for is not known."""
+    found = explain(UP + COUNT.format("05", "512.3", 8) + COUNT.format("15", made, running))
+    assert (found.kind == "unknown") == still
+    if still:
+        assert "9 requests run and no token came for 10 seconds" in found.what
+        assert any("py-spy dump" in one for one in found.send)
+    assert message(explain(UP + COUNT.format("15", made, running) + OUT)) == "out_of_memory"
+
+
+CLEANED: Final = """\
+2025-04-22 14:02:11,120 - lmdeploy - ERROR - engine.py:781 - Task <EngineMainLoop> failed
+Traceback (most recent call last):
+  File "/v/lmdeploy/pytorch/engine/engine.py", line 829, in async_loop
+    self._loop_finally()
+  File "/v/lmdeploy/pytorch/engine/executor/ray_executor.py", line 308, in release
+    self.collective_rpc('exit')
+AttributeError: 'ActorHandle' object has no attribute 'exit'
+"""
+
+
+def test_the_error_of_a_clean_up_is_not_the_error() -> None:
+    found = explain(CLEANED)
+    assert not found.known
+    assert "package" not in message(found)
+    assert message(explain(OUT + CLEANED)) == "out_of_memory"
+    alone = explain(CLEANED.partition("\n")[2])
+    assert "the first error, of the worker processes too, is the cause" in alone.why[0]
+
+
+def test_a_card_without_a_preset_is_named_and_not_dropped() -> None:
+    cards = "0: NVIDIA GeForce RTX 5070 Ti 16303MiB\n1: NVIDIA GeForce RTX 5090 D 32607MiB\n"
+    found = explain(f"{cards}{OUT}")
+    assert found.read.machine is None
+    assert any("RTX 5090 D" in one for one in found.unknown)
+
+
+def test_a_model_is_found_by_the_names_of_presets() -> None:
+    command = "lmdeploy serve api_server /models/gpt-oss-120b --tp 4\n"
+    assert explain(command + OUT).read.model == "gpt-oss-120b"
+
+
+@pytest.mark.parametrize(
+    "line", ["Failed requests: 0", "Successful requests: 100, failed: 0", "0 errors", "errors=0"]
+)
+def test_a_count_of_no_failures_is_no_error(line: str) -> None:
+    assert explain(f"{UP}{line}\n").kind == "healthy"
+    assert explain(f"{UP}{line.replace('0', '7')}\n").kind != "healthy" or "7" not in line

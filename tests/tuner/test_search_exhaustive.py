@@ -21,7 +21,7 @@ from turbofit.memory.account import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.search import EngineFit, search
-from turbofit.tuner.search.shapes import PREFILL_SIZES, Shape, dtype_for, shape_settings
+from turbofit.tuner.search.shapes import Shape, dtype_for, prefill_sizes, shape_settings
 from turbofit.tuner.search.sizing import longest_context, shortest_context
 from turbofit.tuner.speed import counted_tokens, group_rates, group_speed
 
@@ -82,6 +82,8 @@ def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, con
     for account in accounts:
         gpus = account.gpus
         group = group_rates(request.model, settings, request.machine, gpus, engine)
+        plain = request.workload.goal == "throughput"
+        group = group.plain if plain else group
         speeds.append(group_speed(group, settings, asked, tokens, at_once))
     value = {
         "throughput": sum(s.requests_per_second for s in speeds),
@@ -100,7 +102,7 @@ def exhaustive(request: ResolvedRequest, engine: Engine, contexts):
             continue
         for replicas in range(1, len(indices) // tp + 1):
             for groups in every_grouping(indices, tp, replicas):
-                for prefill in PREFILL_SIZES:
+                for prefill in prefill_sizes(request, engine):
                     values = (value_of(request, engine, groups, prefill, c) for c in contexts)
                     found = next((v for v in values if v is not None), None)
                     if found and (best is None or found > best):

@@ -15,7 +15,7 @@ from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins, to_json
-from turbofit.core.units import round_up, two_digits
+from turbofit.core.units import order, round_up, two_digits
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
@@ -267,6 +267,41 @@ class HostImages(Struct):
         return f"{cores} {prepare} {rate} images/s, the GPUs take {of_gpus}"
 
 
+class Surety(Struct):
+    """How sure a forecast is: the errors of its kind on the rows that there are."""
+
+    kind: Annotated[str, doc("What was compared: text or images, and the engine.")]
+    word: Annotated[
+        Literal["good", "fair", "rough", "order", "unknown"],
+        doc(
+            "Nine of ten figures are off by at most 1.25, 1.5 or 2 times, or (order) by more, and a"
+            " word less sure on cards of which there is none; unknown: there is no figure."
+        ),
+    ]
+    figures: Annotated[int, doc("Those that were compared.")] = 0
+    median: Annotated[float | None, doc("Share by which half of them differ, at most.")] = None
+    p90: Annotated[float | None, doc("Share by which nine of ten differ, at most.")] = None
+    worst: Annotated[float | None, doc("By how many times the worst one is off.")] = None
+    seen: Annotated[bool, doc("Whether figures of all of these cards are among them.")] = False
+
+    @property
+    def words(self) -> str:
+        """The distribution, for people."""
+        if self.median is None or self.p90 is None or self.worst is None:
+            return f"{self.kind}: no figure is known"
+        return (
+            f"{self.kind}: median error {self.median:.1%}, p90 {self.p90:.1%}, worst"
+            f" {self.worst:.1f} times over {self.figures} {plural(self.figures, 'figure')}"
+            f"{'' if self.seen else ' of other cards'}"
+        )
+
+    def figure(self, value: float) -> str:
+        """A figure with two digits; one that is sure to an order is the nearest 1, 3 or 10."""
+        if self.word not in ("order", "unknown") or value <= 0:
+            return two_digits(value)
+        return f"about {order(value)}"
+
+
 class Throughput(Struct):
     """A forecast of speed, never a promise; ``basis`` says what it rests on.
 
@@ -278,9 +313,15 @@ class Throughput(Struct):
     output_tokens_per_second: float
     concurrent_requests: int
     seconds_to_first_token: float = 0.0
+    seconds_to_first_token_alone: Annotated[
+        float, doc("Of a request that finds the engine idle; 0: a plan that was made before.")
+    ] = 0.0
     median_error: Annotated[
-        float | None, doc("Share by which half of the published figures of text models differ.")
+        float | None, doc("Share by which half of the figures of this kind differ, at most.")
     ] = None
+    surety: Annotated[Surety | None, doc("Of requests and tokens a second.")] = None
+    first_token: Annotated[Surety | None, doc("Of the first token among others.")] = None
+    first_token_alone: Annotated[Surety | None, doc("Of the first token alone.")] = None
     host: Annotated[
         HostImages | None, doc("Null: no images, or nobody knows the host's cores: not counted.")
     ] = None
@@ -302,6 +343,9 @@ class UsualImage(Struct):
     requests_per_second: float
     seconds_to_first_token: float
     host: Annotated[HostImages | None, doc("As of the forecast of all images.")] = None
+    seconds_to_first_token_alone: Annotated[
+        float, doc("Of a request that finds the engine idle; 0: a plan that was made before.")
+    ] = 0.0
 
 
 class Candidate(Struct):

@@ -30,9 +30,14 @@ _SHOWN: Final = ("tp", _RATIO, "max_prefill_token_num", "max_batch_size",
 
 
 def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
-    """The plan; None where model or machine is not known."""
+    """The plan; None where model or machine is not known.
+
+    A checkpoint that is quantised is to be served in 4 bits: a variant that is published.
+    """
     if case.machine is None or case.on is None or case.model is None:
         return None
+    if case.facts.subject.quantises:
+        return _published(case, case.on)
     machine, spec = case.machine, case.on
     if draft.others:
         machine, spec = with_used(machine, spec, draft.others)
@@ -49,10 +54,27 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
     return _doubted(case, draft, plan, _planned(case, plan, spec, plan.verdict))
 
 
+def _published(case: LogCase, on: str) -> Advice | None:
+    """The variant of the model that somebody has quantised already, in place of a plan."""
+    assert case.model is not None
+    ways = _smaller(case)
+    return (
+        Advice(
+            model=case.model.name,
+            on=on,
+            fits=None,
+            verdict="a checkpoint that is quantised already needs no calibration",
+            remedies=ways,
+        )
+        if ways
+        else None
+    )
+
+
 def _doubted(case: LogCase, draft: RuleAnswer, plan: Plan, planned: Advice) -> Advice:
     """The advice, in doubt where loading failed on no fewer GPUs a model than the plan takes."""
     loading = (draft.kind, draft.phase) == ("out_of_memory", "weights")
-    alone = case.facts.subject.programs == {"lmdeploy"} and not draft.others
+    alone = case.facts.subject.of_lmdeploy and not draft.others
     if not (plan.fits and loading and alone) or plan.parallel.tp > (case.tp or 1):
         return planned
     return replace(

@@ -8,24 +8,9 @@ from msgspec import field
 
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
+from turbofit.observe.stages import Phase
 
 DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
-
-PhaseName = Literal[
-    "weights",
-    "cache",
-    "warm-up",
-    "vision",
-    "text",
-    "host RAM",
-    "start-up hang",
-    "configuration",
-    "peer access",
-    "communication",
-    "serving",
-    "none",
-    "unknown",
-]
 
 
 class Evidence(Struct):
@@ -109,7 +94,7 @@ class Diagnosis(Struct):
 
     schema: str = DIAGNOSIS_SCHEMA
     kind: str
-    phase: PhaseName
+    phase: Phase
     what: str
     why: tuple[str, ...] = ()
     others: Others | None = None

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.core.struct import NA
-from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.event import event_of
+from turbofit.core.units import MIB, format_bytes
 from turbofit.diagnose.subject import preset_of
 from turbofit.machine.card_words import as_large
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
@@ -47,7 +46,7 @@ class LogCase:
 
     def __init__(self, facts: LogFacts, *, model: str | None = None, on: str | None = None) -> None:
         self.facts = facts
-        self.event = event_of(facts)
+        self.event = facts.deaths.event
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
@@ -160,10 +159,9 @@ class LogCase:
 
     @property
     def _printed_total(self) -> int:
-        """A card's bytes as torch or vLLM printed them; 0: none did."""
+        """A card's bytes as torch printed them; 0: it did not."""
         totals = [event.total for _, event in self.facts.every(TorchMemory) if event.total]
-        printed = self.facts.subject.facts.get("total_gib")
-        return totals[-1] if totals else round(float(printed or 0) * GIB)
+        return totals[-1] if totals else 0
 
     def _row(self, line: int, gpu: SmiGpu) -> SmiGpu:
         """A GPU with nvidia-smi's memory; what is in use counts before the engine began.

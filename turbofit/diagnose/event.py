@@ -1,25 +1,28 @@
-"""The event that a log tells of, found first: causes are asked of it alone, all else are facts."""
+"""The event that a log tells of, found as its lines pass: causes are asked of it alone.
+
+An engine outlives what stands before it is ready, and a program what stands before lines of
+progress; so a line that tells of trouble is a candidate until a later one says otherwise.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.struct import Struct
-from turbofit.diagnose.facts import LogEvent
-from turbofit.diagnose.rules.causes import matches
-from turbofit.observe.log_events import FATAL, KnownMessage, PythonError, ServerUp, WarmupFinished
+from turbofit.diagnose.rules.causes import END
+from turbofit.observe.log_events import (
+    FATAL,
+    KnownMessage,
+    PythonError,
+    PythonFrame,
+    ServerUp,
+    WarmupFinished,
+)
 
 if TYPE_CHECKING:
-    from turbofit.diagnose.facts import LogFacts
-    from turbofit.diagnose.rules.causes import Cause
+    from turbofit.diagnose.rules.causes import Hit, Row
 
-#: How an end is written: an exception's name, a logger's level, a signal, an exit.
-_END: Final = re.compile(
-    r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b|\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL)\b"
-    r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
-    r"|status=|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
-)
 #: The last line of a traceback.
 _RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 #: What a program goes on after, by the level that it prints.
@@ -32,10 +35,43 @@ _PYTHON_WARNING: Final = re.compile(r"\S*\.py:\d+: \w*Warning: ")
 #: Kinds of the machine: a warning about it is an answer by itself, whichever program printed it.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
-    "container_without_gpu", "gpu_lost", "shared_memory", "disk_full", "hang", "ray_waits",
+    "gpu_lost", "shared_memory", "disk_full", "ray_waits",
 )  # fmt: skip
 #: Words of faults after which a process has no CUDA context, or no communicator: none is outlived.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
+#: Calls in which a program takes itself down: what fails there is not why it ended.
+CLEANS_UP: Final = (
+    "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
+    "__exit__", "_cleanup", "cleanup",
+)  # fmt: skip
+
+
+class LogEvent(NamedTuple):
+    """An event and the line that told it.
+
+    ``stack`` are frames of Python before it, innermost last; ``time`` is TurboMind's, or empty.
+    ``hits`` are the rows of `presets/causes.yaml` that have the line.
+    """
+
+    line: int
+    text: str
+    event: Struct
+    stack: tuple[PythonFrame, ...] = ()
+    time: str = ""
+    hits: tuple[Hit, ...] = ()
+
+    @property
+    def row(self) -> Row | None:
+        return self.hits[0].row if self.hits else None
+
+    @property
+    def of_machine(self) -> bool:
+        return self.row is not None and self.row.kind in _MACHINE
+
+    @property
+    def cleans_up(self) -> bool:
+        """Whether it was raised while the program took itself down."""
+        return any(frame.function in CLEANS_UP for frame in self.stack)
 
 
 class Event(Struct):
@@ -52,56 +88,84 @@ class Event(Struct):
     last: LogEvent | None = None
 
 
-def _row(mark: LogEvent) -> Cause | None:
-    return next((row for row, _ in matches(mark.text)), None)
+class EventFinder:
+    """Candidates for the event of one run."""
 
+    def __init__(self) -> None:
+        self._fatal: list[LogEvent] = []
+        self._warned: list[LogEvent] = []
+        self._complaints: list[LogEvent] = []
+        self._last: LogEvent | None = None
+        #: The last two lines of progress: what stands before the first of them was outlived.
+        self._progress = (0, 0)
 
-def _of_machine(row: Cause | None) -> bool:
-    return row is not None and row.kind in _MACHINE
-
-
-def event_of(facts: LogFacts) -> Event:
-    """The event of a run.
-
-    What an engine outlived is none, and no line that has only the words of a message, without the
-    form of an end, once another exception ended the run.
-    """
-    ready = max(
-        (mark.line for kind in (ServerUp, WarmupFinished) for mark, _ in facts.every(kind)),
-        default=0,
-    )
-    last = next((mark for mark, _ in reversed(facts.every(PythonError))), None)
-    raised = max((mark.line for mark in facts.marks if _RAISED.match(mark.text)), default=0)
-    fatal: list[LogEvent] = []
-    complaints: list[LogEvent] = []
-    warned: list[LogEvent] = []
-    for mark in facts.marks:
-        known = isinstance(mark.event, KnownMessage)
-        if not known and not isinstance(mark.event, FATAL):
-            continue
-        if known:
-            row = _row(mark)
-            if row is not None and row.rank == "notice":
-                complaints.append(mark)
-                continue
-            passed = (last is not None and mark.line < last.line) or (
-                mark.line < raised and not _of_machine(row)
+    @property
+    def event(self) -> Event:
+        fatal = list(self._fatal)
+        # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone,
+        # a warning is the event where it tells of the machine; what else is warned of is outlived.
+        if all(mark.row is not None and mark.row.kind == "no_gpu" for mark in fatal):
+            fatal += [mark for mark in self._warned if fatal or mark.of_machine]
+        if not fatal:
+            outcome: Literal["complaint", "nothing"] = (
+                "complaint" if self._complaints else "nothing"
             )
-            if passed and not _END.search(mark.text):
-                continue
-        if mark.line < ready or (
-            mark.line < facts.outlived_before
-            and (known or isinstance(mark.event, PythonError))
-            and not any(word in mark.text for word in _NEVER_OUTLIVED)
-        ):
-            continue
-        warns = (_WARNED if known else _PYTHON_WARNING).match(mark.text)
-        (warned if warns else fatal).append(mark)
-    # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone, a
-    # warning is the event where it tells of the machine; what else is warned of is outlived.
-    if all((row := _row(mark)) is not None and row.kind == "no_gpu" for mark in fatal):
-        fatal += [mark for mark in warned if fatal or _of_machine(_row(mark))]
-    if fatal:
-        marks = sorted((*fatal, *complaints), key=lambda mark: mark.line)
-        return Event(outcome="fatal", marks=tuple(marks), last=last)
-    return Event(outcome="complaint" if complaints else "nothing", marks=tuple(complaints))
+            return Event(outcome=outcome, marks=tuple(self._complaints))
+        marks = sorted((*fatal, *self._complaints), key=lambda mark: mark.line)
+        return Event(outcome="fatal", marks=tuple(marks), last=self._last)
+
+    def progressed(self, line: int) -> None:
+        self._progress = (self._progress[1], line)
+
+    def take(self, mark: LogEvent) -> None:
+        """Take an event in, and drop what it shows to be outlived, or mere words."""
+        if isinstance(mark.event, ServerUp | WarmupFinished):
+            self._fatal, self._warned = [], []
+        elif isinstance(mark.event, KnownMessage):
+            self._take_known(mark)
+        elif isinstance(mark.event, FATAL):
+            self._take_fatal(mark)
+
+    def replace(self, old: LogEvent, new: LogEvent) -> None:
+        """Put a message that was joined of several lines in the place of its first one."""
+        for found in (self._fatal, self._warned, self._complaints):
+            if old in found:
+                found.remove(old)
+        if self._last == old:
+            self._last = None
+        self.take(new)
+
+    def _take_known(self, mark: LogEvent) -> None:
+        if mark.row is not None and mark.row.rank == "notice":
+            self._complaints.append(mark)
+            return
+        if _RAISED.match(mark.text):
+            self._drop_words(machine_too=False)
+        (self._warned if _WARNED.match(mark.text) else self._fatal).append(mark)
+
+    def _take_fatal(self, mark: LogEvent) -> None:
+        if isinstance(mark.event, PythonError):
+            self._last = mark
+            self._drop_words(machine_too=True)
+            self._drop_outlived()
+        (self._warned if _PYTHON_WARNING.match(mark.text) else self._fatal).append(mark)
+
+    def _drop_words(self, *, machine_too: bool) -> None:
+        """Drop what has only the words of a message, once an exception ends the run."""
+        self._fatal = [
+            mark
+            for mark in self._fatal
+            if not isinstance(mark.event, KnownMessage)
+            or END.search(mark.text)
+            or (mark.of_machine and not machine_too)
+        ]
+
+    def _drop_outlived(self) -> None:
+        before = self._progress[0]
+        self._fatal = [
+            mark
+            for mark in self._fatal
+            if mark.line >= before
+            or not isinstance(mark.event, KnownMessage | PythonError)
+            or any(word in mark.text for word in _NEVER_OUTLIVED)
+        ]

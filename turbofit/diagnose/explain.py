@@ -11,16 +11,18 @@ from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Others, Read
 from turbofit.diagnose.case import LogCase
+from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_engine import engine_rules
+from turbofit.diagnose.rules.rules_foreign import foreign_answer
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
 from turbofit.diagnose.rules.rules_legacy import legacy_rules
-from turbofit.diagnose.rules.rules_torch import torch_rules
+from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -30,14 +32,16 @@ from turbofit.observe.log_events import (
     PeerMissing,
     PythonError,
     Slab,
+    TorchMemory,
 )
 from turbofit.observe.log_reader import read_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.diagnose.answer import Advice
-    from turbofit.diagnose.facts import LogEvent, LogFacts
+    from turbofit.diagnose.answer import Advice, Missing
+    from turbofit.diagnose.event import LogEvent
+    from turbofit.diagnose.facts import LogFacts
 
 _RULES: Final = (
     engine_rules,
@@ -55,6 +59,8 @@ _REASONS: Final = {
     "aborted": ("interrupted",),
     "engine_gone": ("interrupted",),
 }
+#: Kinds that say what is seen, and no cause.
+_NO_CAUSES: Final = ("stands_still", "foreign")
 #: Notices of the machine, which say nothing of an error in the same log.
 _OF_MACHINE: Final = ("memory_table", "peer_warning")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
@@ -75,28 +81,40 @@ def diagnose(
     """
     runs = read_runs(rows(chunks))
     cases = [LogCase(facts, model=model, on=on) for facts in runs]
-    drafts = sorted(
-        ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),
-        key=lambda pair: (_RANKS[pair[0].rank], pair[0].line),
-    )
+    foreign = cases[-1].facts.subject.foreign
+    if foreign.engine:
+        return _unknown(cases[-1], foreign_answer(cases[-1], foreign.engine), ())
+    drafts = _drafts(cases)
     if not drafts:
         return _unknown(cases[-1], _last_error(cases[-1]), ())
-    reasons = _REASONS.get(drafts[0][0].kind, ())
-    drafts.sort(key=lambda pair: pair[0].kind not in reasons)
     best, of_run = drafts[0]
     also = {
         draft.kind: _in_short(draft)
         for draft, _ in reversed(drafts[1:])
         if draft.kind != best.kind and draft.rank != "notice"
     }
-    last = of_run.event.last
-    told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
-    if last is not None and (
-        best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
-    ):
+    if _tells_less(best, of_run.event.last):
         return _unknown(of_run, _last_error(of_run), (_in_short(best),))
-    answer = _answer if best.what else _unknown
+    answer = _answer if best.what and best.kind not in _NO_CAUSES else _unknown
     return answer(of_run, best, tuple(reversed(also.values())))
+
+
+def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
+    """All answers, the best first: the earliest cause, and the reason of an end before it."""
+    drafts = sorted(
+        ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),
+        key=lambda pair: (_RANKS[pair[0].rank], pair[0].line),
+    )
+    reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
+    return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
+
+
+def _tells_less(best: RuleAnswer, last: LogEvent | None) -> bool:
+    """Whether an exception that no row knows tells more than the best answer."""
+    if last is None:
+        return False
+    told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
+    return best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
 
 
 def _in_short(draft: RuleAnswer) -> str:
@@ -165,12 +183,6 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
     """No cause is proven: a message that a rule knows, or the last error."""
     what = draft.what or f"{_NO_CAUSE}: {_start_of(draft.quoted)}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
-    about = " ".join((what, *case.facts.subject.programs))
-    errors = case.facts.every(PythonError)
-    if errors and not errors[-1][0].stack:
-        about += " (no traceback)"
-    if case.facts.lines <= _SHORT and not case.facts.commanded:
-        about += " (short log)"
     would_work, lacks = _plan(case, draft)
     return Diagnosis(
         kind="unknown",
@@ -178,13 +190,34 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         what=what,
         others=others if draft.possible else None,
         why=draft.why,
+        missing=_torch_lack(case) if draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,
         would_work=would_work,
         unknown=("what caused it" if draft.evidence else "what happened", *lacks),
-        send=what_to_send(about),
+        send=() if draft.kind == "foreign" else what_to_send(_about(case, draft, what)),
         read=_read(case),
     )
+
+
+def _torch_lack(case: LogCase) -> Missing | None:
+    """What torch asked and what was free, where the log of another program has its text."""
+    memory = case.facts.first_event(TorchMemory)
+    return missing_of(memory) if memory else None
+
+
+def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
+    """The words by which the table chooses what to send."""
+    facts = case.facts
+    errors = facts.every(PythonError)
+    words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
+    if draft.kind == "stands_still":
+        words.append("(stands still)")
+    if errors and not errors[-1][0].stack:
+        words.append("(no traceback)")
+    if facts.lines <= _SHORT and not facts.commanded:
+        words.append("(short log)")
+    return " ".join(words)
 
 
 def _start_of(line: str) -> str:
@@ -201,21 +234,45 @@ def _last_error(case: LogCase) -> RuleAnswer:
         if isinstance(error := read_line(mark.text), PythonError)
     ]
     if errors:
-        last, error = errors[-1]
-        text = without_secrets(error.message or (last.stack[-1].code if last.stack else ""))
-        checked = refused_by(last.stack, error.name)
-        passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
-        if checked and " " in text.strip() and not passed_on:
-            what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
-            return replace(_quote(last, what), possible=_CHECKED, changes=_CHECK_AGAIN)
-        what = f"turbofit does not know this error: {error.name}: {text}"
-        return _quote(last, what.rstrip(": "))
-    line = case.facts.last_complaint or (messages[-1][0] if messages else None)
-    line = line or (None if case.facts.calm else case.facts.last_refusal)
+        return _last_exception(case, errors)
+    if case.facts.clean_up is not None:
+        return _of_clean_up(case.facts.clean_up)
+    tool = case.facts.subject.foreign.tool
+    return foreign_answer(case, tool) if tool else _last_line(case, messages)
+
+
+def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
+    last, error = errors[-1]
+    text = without_secrets(error.message or (last.stack[-1].code if last.stack else ""))
+    checked = refused_by(last.stack, error.name)
+    passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
+    if checked and " " in text.strip() and not passed_on:
+        what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
+        return replace(_quote(last, what), possible=_CHECKED, changes=_CHECK_AGAIN)
+    what = f"turbofit does not know this error: {error.name}: {text}"
+    return _quote(last, what.rstrip(": "))
+
+
+def _of_clean_up(mark: LogEvent) -> RuleAnswer:
+    """An error of a program that took itself down: what ended it came before."""
+    where = next(frame.function for frame in reversed(mark.stack) if frame.function in CLEANS_UP)
+    text = evidence(mark, "").text
+    draft = _quote(mark, f"{_NO_CAUSE}: it had ended before this error of its clean-up: {text}")
+    why = (
+        f"it was raised in {where}, with which a program takes itself down: the first error, of the"
+        " worker processes too, is the cause",
+    )
+    return replace(draft, why=why)
+
+
+def _last_line(case: LogCase, messages: list[tuple[LogEvent, KnownMessage]]) -> RuleAnswer:
+    mood = case.facts.mood
+    line = mood.last_complaint or (messages[-1][0] if messages else None)
+    line = line or (None if mood.calm else mood.last_refusal)
     if line is None:
-        what = _QUIET if case.facts.calm else _FOREIGN
+        what = _QUIET if mood.calm else _FOREIGN
         known = case.model is not None and case.machine is not None
-        return RuleAnswer(kind="", line=0, what=what, planned=known and not case.facts.calm)
+        return RuleAnswer(kind="", line=0, what=what, planned=known and not mood.calm)
     text = evidence(line, "").text
     if _WARNING.match(text):
         return _quote(line, f"this log has a warning, and no error: {text}", "the last warning")
@@ -264,7 +321,9 @@ def _read(case: LogCase) -> Read:
     return Read(
         lines=facts.lines,
         engine=_engine(facts),
-        version=subject.version or _generation(facts),
+        version=subject.foreign.version(subject.foreign.engine)
+        or subject.version
+        or _generation(facts),
         model=named,
         machine=case.on,
         tp=case.tp,
@@ -276,8 +335,7 @@ def _engine(facts: LogFacts) -> str | None:
     turbomind = (CacheBudget, Slab, KvBlocks, LegacyCuda, CudaError, PeerMissing)
     if any(isinstance(m.event, turbomind) for m in facts.marks):
         return "turbomind"
-    programs = facts.subject.programs - {"lmdeploy"}
-    return next(iter(programs)) if len(facts.subject.programs) == len(programs) == 1 else None
+    return facts.subject.foreign.engine.lower() or None
 
 
 def _generation(facts: LogFacts) -> str | None:

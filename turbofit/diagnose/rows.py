@@ -71,7 +71,7 @@ def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
     for number, text in _lines(chunks):
         for part in _parts(text):
             if text_of_row := prefix.without(_bare(part)):
-                yield Row(number, text_of_row, "vllm" if _VLLM.match(part) else "")
+                yield Row(number, text_of_row, "vLLM" if _VLLM.match(part) else "")
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, str]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final
 
+from turbofit.diagnose.foreign import ForeignPrograms
 from turbofit.diagnose.rules.causes import caught
 from turbofit.machine.card_words import CardWords
 from turbofit.model.presets import find_preset as find_model
+from turbofit.model.presets import known_presets
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 #: Where commands and code name a model, surest first.
@@ -34,22 +37,17 @@ _SPELLINGS: Final = (
     (r"cogvlm", "cogvlm-17b"),
     (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
 )
-#: Substrings of which each model, card and option has one: most lines are passed over by them.
-_FAMILIES: Final = ("intern", "qwen", "llava", "cogvlm", "llama", "mixtral")
-#: Words of programs' logs and command lines.
-_LMDEPLOY: Final = ("lmdeploy", "turbomind")
-_PROGRAMS: Final = {
-    **dict.fromkeys(_LMDEPLOY, "lmdeploy"), "vllm": "vllm", "enginecore": "vllm",
-    "sglang": "sglang",
-}  # fmt: skip
 #: Words that logs of inference on GPUs have, and other programs' logs have not.
 _INFERENCE: Final = re.compile(
     r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
     r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
-    r"|\.(?:h|cc):\d+ warn |trust[-_]remote|inference engine|server socket has failed"
+    r"|attempting to bind on address|server socket has failed|\.(?:h|cc):\d+ warn "
+    r"|trust[-_]remote|inference engine"
     r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
 )
+#: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
+_QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]")
 #: A name with a number in it, or the one family that people name without.
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*|\b[Cc][Oo][Gg]VLM\b")
 _OPTION: Final = re.compile(
@@ -82,8 +80,11 @@ class FactCollector:
         self.version: str | None = None
         self.ranks: tuple[int, Place] | None = None
         self.auto_map: Place | None = None
-        #: Programs that the log speaks of: LMDeploy, vLLM, SGLang.
-        self.programs = set[str]()
+        self.foreign = ForeignPrograms()
+        #: Whether a line names LMDeploy, by whatever word.
+        self.names_lmdeploy = False
+        #: Whether a checkpoint was quantised, and nothing served.
+        self.quantises = False
         #: Whether the log is about inference at all: what other programs say is nobody's cause.
         self.of_inference = False
         #: A model that a command or a dump of settings names, and that no preset is for.
@@ -92,20 +93,27 @@ class FactCollector:
         #: What the rows of `facts` in `presets/causes.yaml` caught, the last line of each.
         self.facts: dict[str, str] = {}
 
+    @property
+    def of_lmdeploy(self) -> bool:
+        return self.foreign.of_lmdeploy or self.names_lmdeploy
+
     def notice(self, text: str) -> None:
-        """Notice whether any text of the log, a frame's path too, is about inference."""
+        """Notice of any text of the log, a frame's path too, what it is about and what ran."""
         self.of_inference = self.of_inference or _INFERENCE.search(text.lower()) is not None
+        self.foreign.notice(text)
+        if "lite" in text and _QUANTISES.search(text):
+            self.quantises = True
 
     def read(self, line: int, text: str) -> None:
         place = (line, text)
         lower = text.lower()
-        if any(word in lower for word in _FAMILIES):
+        if any(word in lower for word in _families()):
             self._model(place)
         self.cards.read(line, text)
         if "=" in text or "--" in text:
             self._options(place)
-        self.programs.update(name for word, name in _PROGRAMS.items() if word in lower)
-        if any(word in lower for word in _LMDEPLOY):
+        if "lmdeploy" in lower:
+            self.names_lmdeploy = True
             match = _VERSION.search(text)
             self.version = self.version or (match and (match[1] or match[2]))
         self._launcher(place)
@@ -154,6 +162,13 @@ class FactCollector:
                 self.ranks = (int(count[1]), place)
         if (match := _WORLD.search(text)) and int(match[1]) > 1:
             self.ranks = self.ranks or (int(match[1]), place)
+
+
+@cache
+def _families() -> tuple[str, ...]:
+    """What the names of models begin with: most lines are passed over by it."""
+    words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
+    return tuple(sorted(words | {"cogvlm", "llava", "llama"}))
 
 
 def preset_of(name: str) -> str | None:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _BACKLOG: Final = 2048
 #: How long a thread that reads or writes a large body keeps Python's lock while the event loop
 #: waits for it, at each step of each other request; 5 ms by Python's default.
-_SWITCH_SECONDS: Final = 0.0005
+SWITCH_SECONDS: Final = 0.0005
 #: Open files beside those of connections, each of which may need another one to an engine; and of
 #: those that are only told that they are too many.
 _OTHER_FILES: Final = 128
@@ -445,7 +445,7 @@ def run_loop(main: Any) -> None:
     from importlib import import_module
     from importlib.util import find_spec
 
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
     run = import_module("uvloop").run if find_spec("uvloop") else asyncio.run
     run(main)
 

@@ -37,6 +37,10 @@ RATE_ERRORS: Final = (0.064, 0.161)
 RATE_FIGURES: Final = 50
 FIRST_TOKENS: Final = (0.22, 2.0)
 FIRST_FIGURES: Final = 32
+_OF_VISION: Final = (
+    ", and no figure of a vision model is published, nor does the simulation know that the host "
+    "prepares images: where it is the limit, rates are too high"
+)
 
 
 class RefusedRequests(Struct):
@@ -104,7 +108,7 @@ def trace_forecast(
                 hint=f"turbofit plan MODEL --json > FILE saves one of {model.name}",
             )
     median, most = RATE_ERRORS
-    vision = "" if model.vision is None else ", and no figure of a vision model is published"
+    vision = "" if model.vision is None else _OF_VISION
     return TraceForecast(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -187,6 +191,7 @@ def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
             chunk=settings.max_prefill_token_num,
             gate=gate,
             share=plan.by_group[number].at_once if plan.by_group else 1.0,
+            context=settings.session_len,
         )
 
 
@@ -223,5 +228,6 @@ def admitted_requests(
             continue
         answer = min(output, most - prompt)
         lowered += smaller or answer < output
-        requests.append(TraceRequest(line.at, prompt, answer, units, len(line.images)))
+        count = len(line.images)
+        requests.append(TraceRequest(line.at, prompt, answer, units, count, tokens))
     return requests, refused, lowered

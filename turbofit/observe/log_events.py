@@ -7,7 +7,7 @@ had is told by its exit code, the kernel's counts and its log, which must agree.
 from __future__ import annotations
 
 import signal
-from typing import Final, Literal
+from typing import Final
 
 from turbofit.core.rehearsal import EndKind
 from turbofit.core.struct import Struct
@@ -15,8 +15,6 @@ from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, SmiProcess
 
 #: A CUDA context and libraries of one process take less than so many bytes.
 CONTEXT: Final = 3 << 29
-#: What the memory was for when there was none left.
-MemoryPhase = Literal["start", "weights", "cache", "warm-up", "vision", "text", "host"]
 
 
 class Starting(Struct):
@@ -265,6 +263,19 @@ class KnownMessage(Struct):
     """A line that a row of `presets/causes.yaml` has."""
 
 
+class ServerFigures(Struct):
+    """What LMDeploy's server counts every ten seconds: requests since its start, and those now.
+
+    ``made`` are tokens a second; the engine's two are None where the line does not name them.
+    """
+
+    succeeded: int
+    failed: int
+    made: float | None = None
+    running: int | None = None
+    waiting: int | None = None
+
+
 #: What only a launch follows, and frames whose code a stack has anyway.
 OF_LAUNCH: Final = (
     CacheFrame, EngineFallback, ImagesPrepared, LoadingWeights, LoopFailed, LostLock, NoCache,
@@ -272,10 +283,6 @@ OF_LAUNCH: Final = (
 )  # fmt: skip
 #: What is true of the machine for each run of a log.
 OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)
-#: News of an engine that had its weights, or that died.
-PAST_LOADING: Final = (
-    CacheBudget, CudaError, KvBlocks, LegacyCuda, ServerUp, Slab, WarmupFinished, WarmupLengths,
-)  # fmt: skip
 #: Events that are an end by themselves.
 FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
 

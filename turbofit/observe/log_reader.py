@@ -112,6 +112,14 @@ def _kill(match: re.Match[str]) -> events.HostKill:
     )
 
 
+def _counted(match: re.Match[str]) -> events.ServerFigures:
+    running, waiting = (int(match[i]) if match[i] else None for i in (4, 5))
+    made = float(match[1]) if match[1] else None
+    return events.ServerFigures(
+        succeeded=int(match[2]), failed=int(match[3]), made=made, running=running, waiting=waiting
+    )
+
+
 #: Messages of TurboMind since 0.15, behind its prefix; "MB" are MiB.
 #: Source: lmdeploy _turbomind.*.so `slab_size {}, object_size {}, object_count {}, ratio {}`
 #: lmdeploy _turbomind.*.so `Object cache budget: {`, lmdeploy _turbomind.*.so `Warm-up finished in`
@@ -151,6 +159,10 @@ _OTHER: Final = (
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
     _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
+    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `
+    _row("Server (succeeded/failed", r".{0,120}?(?:/ ([\d.]+) tokens/s, )?Server \(succeeded/failed"
+         r"/routed/waiting\): (\d+) / (\d+) / \d+ / \d+,?(?: Engine \(running/waiting\):"
+         r" (\d+) / (\d+))?", _counted),
     _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
     _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
     _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",

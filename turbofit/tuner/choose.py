@@ -40,6 +40,7 @@ from turbofit.tuner.explain.reasons import (
     limit_costs,
     pace_words,
     reasons,
+    slow_images,
     unkept,
     usual_image,
     why_rejected,
@@ -208,6 +209,7 @@ def _of_fitting(fit: EngineFit) -> Iterator[str]:
             f"{BEYOND}: turbofit serve and turbofit.pipeline hold them, LMDeploy itself lets any"
             " client exceed them"
         )
+    yield from slow_images(fit)
     yield from dict.fromkeys(text for part in best.sets for text in engine.warnings(part.settings))
 
 

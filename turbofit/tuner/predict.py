@@ -30,6 +30,7 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed
+from turbofit.tuner.surety import with_surety
 from turbofit.tuner.throughput import host_rate, total
 
 
@@ -320,10 +321,13 @@ def _speed(
         rates = group_rates(request.model, settings, machine, account.gpus, engine)
         tokens = account.tokens_at(settings.cache_max_entry_count)
         share = at_once / len(accounts)
-        speed = group_speed(rates, settings, vision_load, tokens, share)
-        speeds.append(speed.queued() if vision_load.units_per_forward else speed)
+        speeds.append(group_speed(rates, settings, vision_load, tokens, share))
     host = host_rate(request, vision_load, len(accounts))
-    return total(speeds, machine.measured, images=vision_load.images_per_request, host=host)
+    images = vision_load.images_per_request
+    forecast = total(speeds, machine.measured, images=images, host=host)
+    gpus = [gpu for account in accounts for gpu in account.gpus]
+    has_images = bool(vision_load.units_per_image)
+    return with_surety(forecast, request.model, engine.name, gpus, images=has_images)
 
 
 def _story(

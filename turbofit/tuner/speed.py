@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import cache
-from math import ceil, exp, inf, log2
+from math import exp, inf, log2
 
 import msgspec
 from msgspec.structs import astuple, replace
@@ -22,6 +22,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
+from turbofit.tuner.tower import BEFORE, Tower, tower_of
 
 #: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
@@ -54,16 +55,10 @@ class Rates(Struct):
     output_tokens: int
     tile_source_seconds: float
     tile_prepared_seconds: float
+    tile_float_seconds: float
     processor_source_seconds: float
     processor_prepared_seconds: float
     queued_share: float
-    median_error: float
-    p90_error: float
-    error_figures: int
-    error_cards: int
-    unseen_median_error: float
-    unseen_p90_error: float
-    unseen_figures: int
 
 
 #: Shares of a card's peak that a large copy and a large product reach: a measured card's figures
@@ -73,11 +68,15 @@ _PRODUCT_SHARE = 0.75
 
 
 class GpuRates(Struct):
-    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products."""
+    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products.
+
+    A vision tower's products and its attention have rates of their own.
+    """
 
     bandwidth: float
     flops: float
     vision_flops: float
+    vision_attention_flops: float
 
 
 @cache
@@ -107,6 +106,7 @@ def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = Non
         bandwidth=min(bandwidth for bandwidth, _ in peaks) * figures.memory_efficiency,
         flops=flops * figures.compute_efficiency,
         vision_flops=flops * figures.vision_efficiency,
+        vision_attention_flops=flops * figures.vision_attention_efficiency,
     )
 
 
@@ -115,7 +115,7 @@ class StepWork(Struct):
 
     ``weights`` are bytes that a decode step reads whatever its batch, ``experts`` those of routed
     experts, of which a token takes the share ``routed``. ``token_flops`` and ``pair_flops`` are of
-    one token through the layers, and of its attention to one other; ``vision_flops`` of one unit.
+    one token through the layers, and of its attention to one other.
     """
 
     layers: int
@@ -126,8 +126,7 @@ class StepWork(Struct):
     token_flops: float
     pair_flops: float
     kv_bytes: float
-    vision_flops: float = 0.0
-    encodes_again: bool = False
+    tower: Tower = Tower()
 
     def read_bytes(self, batch: float) -> float:
         """Bytes of weights that one step reads: more experts are met, the more tokens there are."""
@@ -143,6 +142,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
         routed = moe.experts_per_token / moe.experts
         of_experts = 3.0 * text.hidden * moe.intermediate * moe.experts * moe.layers
         share = of_experts / (of_experts + _dense_parameters(model, with_experts=False))
+    shards = engine.weights(model, 1).vision / held.vision if held.vision else 1.0
     return StepWork(
         layers=text.layers,
         hidden_bytes=text.hidden * 2,
@@ -152,8 +152,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
         token_flops=2 * _dense_parameters(model) / tp,
         pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
         kv_bytes=cache.block_bytes / cache.block_tokens,
-        vision_flops=held.vision * model.unit_tower_tokens,  # 2 FLOPs for 2 bytes
-        encodes_again=engine.encodes_again,
+        tower=tower_of(model, held.vision, shards, encodes_again=engine.encodes_again),
     )
 
 
@@ -316,18 +315,23 @@ _HALVINGS = 18
 class Speed(Struct):
     """One group's forecast.
 
-    ``running`` requests are in the batch on average; ``prefill`` is one request's, ``step`` one
-    token of all that run, ``reduce`` what of it is spent on links, each in seconds. A larger cache
-    never gives fewer requests a second.
+    ``seconds_to_first_token`` is of a request that comes at any moment while all others are there:
+    it waits for the prompt that is being read (no answer ends meanwhile, so few others wait).
+    ``alone`` is of one that finds the engine idle. ``running`` requests are in the batch on
+    average; ``prefill`` is one request's, ``step`` one token of all that run, ``reduce`` what of it
+    is spent on links, each in seconds; ``encodings`` is how often the images of one that comes
+    alone are encoded. A larger cache never gives fewer requests a second.
     """
 
     requests_per_second: float
     seconds_per_request: float
     seconds_to_first_token: float
+    alone: float
     running: float
     prefill: float
     step: float
     reduce: float
+    encodings: int = 0
 
     def queued(self) -> Speed:
         """The same where image requests wait for each other's prefill in the gateway."""
@@ -421,10 +425,16 @@ class GroupRates(Struct):
         launches = work.layers * figures.layer_seconds + figures.step_seconds
         return products + attention + self.reduces(tokens) + launches
 
-    def vision_seconds(self, units_per_image: float, images: int, passes: int) -> float:
-        """Seconds of a request's images; those that chunked prefill cuts may be encoded again."""
-        encodes = images + (passes - 1 if self.work.encodes_again else 0)
-        return self.work.vision_flops * units_per_image * encodes / self.card.vision_flops
+    @property
+    def plain(self) -> GroupRates:
+        """The same with a plain tower, which is what a batch is chosen by."""
+        return replace(self, work=replace(self.work, tower=self.work.tower.plain))
+
+    def tower_seconds(self, units: float) -> float:
+        """Seconds in which an image of so many units is encoded once."""
+        tower, card = self.work.tower, self.card
+        products = tower.unit_flops * units / card.vision_flops
+        return products + tower.attention_flops(units) / card.vision_attention_flops
 
     def reduces(self, tokens: float) -> float:
         """Seconds on links of a forward of so many tokens; every layer reduces twice."""
@@ -450,7 +460,10 @@ def group_speed(
     kv_tokens: int,
     at_once: float,
 ) -> Speed:
-    """The forecast of one group for the workload's request, as if no limit was lowered for it."""
+    """The forecast of one group for the workload's request, as if no limit was lowered for it.
+
+    Where its forwards hold fewer units than the engine's, image requests wait for each other.
+    """
     figures = rates()
     load = ClosedLoad(
         prompt=requested_load.tokens_per_request + figures.text_tokens,
@@ -458,7 +471,8 @@ def group_speed(
         at_once=float(at_once),
         images=requested_load,
     )
-    return speed_of(group, figures, load, settings, kv_tokens)
+    speed = speed_of(group, figures, load, settings, kv_tokens)
+    return speed if requested_load.units_per_forward is None else speed.queued()
 
 
 def speed_of(
@@ -474,30 +488,52 @@ def speed_of(
 
     # As if in one pass: more launch again, a percent at most, which must not outweigh the cache
     # that a smaller prefill leaves. The forecast is that much high.
-    prefill = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
-    passes = ceil(load.prompt / settings.max_prefill_token_num)
-    sent = load.images
-    images = group.vision_seconds(sent.units_per_image, sent.images_per_request, passes)
-    prefill += images
+    text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
+    step = group.seconds(figures, running, cached=running * context)
+    encoding = group.tower_seconds(load.images.units_per_image)
+    encodings, cut = _encodings(work.tower, load, settings)
+    alone = text + encodings * encoding
+    # Answers that end in the same step make room for prompts that are read back to back.
+    together = (running - 1) / load.output
+    behind = 1 - (1 - exp(-together)) / together if together else 0.0
+    images = encoding * (encodings + cut * behind)
+    prefill = text + images
     # An evicted request begins again, its images too.
     again = repeated * load.output
     again = again * work.token_flops / card.flops + images * again / whole
-    step = group.seconds(figures, running, cached=running * context)
 
     cycle = running * (prefill + again) + load.output * step
     # LMDeploy's event loop runs beside the GPU.
     rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
-    # It waits for the prefills of others as often as they take their turns.
-    queued = prefill * cycle / (cycle - (running - 1) * (prefill + again))
+    others = (running - 1) * (prefill + again) / cycle
+    first = prefill + others * (prefill / 2 + prefill * together / 2) + step
     return Speed(
         requests_per_second=rate,
         seconds_per_request=at_once / rate,
-        seconds_to_first_token=queued + step + (at_once - mean) / rate,
+        seconds_to_first_token=first + (at_once - mean) / rate,
+        alone=alone + group.seconds(figures, 1.0, cached=load.prompt),
         running=mean,
         prefill=prefill,
         step=step,
         reduce=group.reduces(running),
+        encodings=encodings,
     )
+
+
+def _encodings(tower: Tower, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
+    """How often a request's images are encoded where it comes alone, and more where prompts wait.
+
+    Prompts that wait are read back to back, so that the edge of a forward cuts some image more
+    often; no two are read together that are longer than a context, or whose images queue. A plain
+    tower is never asked for more.
+    """
+    sent, forward = load.images, settings.max_prefill_token_num
+    images, tokens = sent.images_per_request, sent.tokens_per_request
+    alone, context = tower.encodings(BEFORE, tokens, forward, images), settings.session_len
+    together = forward < context and 2 * load.prompt <= context and sent.units_per_forward is None
+    if not images or not tower.encodes_again or not tower.pair_flops or not together:
+        return alone, 0.0
+    return alone, max(0.0, images + tokens / forward - alone)
 
 
 def crowd_of(

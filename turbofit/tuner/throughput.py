@@ -17,7 +17,7 @@ from turbofit.tuner.speed import Speed, rates
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.core.images.rule import Size
+    from turbofit.core.images.rule import ImageRule, Size
     from turbofit.core.machine import Measured
     from turbofit.memory.account import VisionLoad
     from turbofit.tuner.resolved_request import ResolvedRequest
@@ -64,28 +64,51 @@ def host_rate(
 
     Pictures have the ``size``, or the workload's; where there is none, as many pixels as their
     units have (over for larger pictures). None is the answer without images, and where nobody knows
-    the host's cores. Over: other processes take nothing of them, and one thread (LMDeploy's own
-    way) looks no values up. Under: no image comes twice.
+    the host's cores. Over: other processes take nothing of them. Under: no image comes twice.
     """
     machine, rule = request.machine, request.model.image_rule
     cores = machine.host.cpus
     if rule is None or cores == NA or not load.units_per_image:
         return None
-    prepared, figures = load.units_per_image * rule.unit_side**2, rates()
+    threads = request.image_threads or image_threads(int(cores), engines)
     size = size or request.workload.image_size
-    pixels = prepared if size is None else size[0] * size[1]
-    source, given = figures.processor_source_seconds, figures.processor_prepared_seconds
-    if rule.by_table:
-        source, given = figures.tile_source_seconds, figures.tile_prepared_seconds
-    seconds = pixels * source + prepared * given
+    seconds = image_seconds(rule, load.units_per_image, size, by_float=threads == 1)
     measured = machine.measured.image_seconds if machine.measured is not None else 0.0
     if measured:
         photograph, tiles = _REFERENCE
+        figures = rates()
         usual = photograph * figures.tile_source_seconds + tiles * figures.tile_prepared_seconds
         seconds *= measured / usual
-    threads = request.image_threads or image_threads(int(cores), engines)
     busy = min(int(cores), threads * engines)
     return HostRate(cores=busy, seconds=seconds, measured=bool(measured))
+
+
+def image_seconds(
+    rule: ImageRule, units: int, size: Size | None = None, *, by_float: bool = False
+) -> float:
+    """Seconds of one core for an image of so many units; ``by_float``: LMDeploy's way, no table.
+
+    A picture without a ``size`` has as many pixels as its units.
+    """
+    prepared, figures = units * rule.unit_side**2, rates()
+    pixels = prepared if size is None else size[0] * size[1]
+    if not rule.by_table:
+        return (
+            pixels * figures.processor_source_seconds
+            + prepared * figures.processor_prepared_seconds
+        )
+    each = figures.tile_float_seconds if by_float else figures.tile_prepared_seconds
+    return pixels * figures.tile_source_seconds + prepared * each
+
+
+def rate_with_host(of_cards: float, at_once: float, prepared: float, seconds: float) -> float:
+    """Requests a second where the host prepares images for ``prepared`` of them.
+
+    ``of_cards`` are the cards' alone, with ``at_once`` requests there at any time. While the images
+    of one take the host so many ``seconds``, the cards work for others, if there are others.
+    """
+    alone = at_once <= 1
+    return min(prepared, 1 / (1 / of_cards + seconds) if alone else of_cards)
 
 
 def total(
@@ -107,28 +130,26 @@ def total(
         rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
     if images:
         rests += f"; {host.words if host else 'the host is not counted: its cores are not known'}"
-    errors = (
-        f"median error {figures.median_error:.1%}, p90 {figures.p90_error:.1%} over "
-        f"{figures.error_figures} published figures of text models on {figures.error_cards} cards, "
-        f"no figure of a vision model is published"
-    )
     of_cards = rate = sum(speed.requests_per_second for speed in speeds)
+    there = sum(speed.requests_per_second * speed.seconds_per_request for speed in speeds)
     seconds = max(speed.seconds_to_first_token for speed in speeds)
+    alone = max(speed.alone for speed in speeds)
     prepares = None
     if host is not None and images:
         prepares = host.beside(images * of_cards)
-        rate = min(of_cards, host.images_per_second / images)
-        there = sum(speed.requests_per_second * speed.seconds_per_request for speed in speeds)
-        seconds += there * (1 / rate - 1 / of_cards)
+        prepares_one = host.seconds * images
+        rate = rate_with_host(of_cards, there, host.images_per_second / images, prepares_one)
+        waits = there * max(0.0, images / host.images_per_second - 1 / of_cards)
+        seconds, alone = seconds + prepares_one + waits, alone + prepares_one
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
-            f"{figures.output_tokens} answered; {rests}; {errors}"
+            f"{figures.output_tokens} answered; {rests}"
         ),
         requests_per_second=round(rate, 4),
         output_tokens_per_second=round(rate * figures.output_tokens, 1),
         concurrent_requests=round(sum(speed.running for speed in speeds)),
         seconds_to_first_token=round(seconds, 3),
-        median_error=round(figures.median_error, 3),
+        seconds_to_first_token_alone=round(alone, 3),
         host=prepares,
     )

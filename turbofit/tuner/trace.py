@@ -17,16 +17,21 @@ from typing import NamedTuple
 
 from turbofit.core.struct import Struct
 from turbofit.tuner.speed import GroupRates, rates
+from turbofit.tuner.tower import BEFORE
 
 
 class TraceRequest(NamedTuple):
-    """One request: ``at`` seconds after the first; tokens, ``prompt`` those of images included."""
+    """One request: ``at`` seconds after the first; tokens, ``prompt`` those of images included.
+
+    ``units`` and ``image_tokens`` are of all its images.
+    """
 
     at: float
     prompt: int
     output: int
     units: int = 0
     images: int = 0
+    image_tokens: int = 0
 
 
 class TraceTimes(Struct):
@@ -44,8 +49,9 @@ class TraceTimes(Struct):
 class SimulatedEngine(NamedTuple):
     """One engine of a plan.
 
-    ``gate`` bounds the vision units whose requests have no first token yet, None where none queue;
-    ``share`` is what it takes of all requests.
+    Prompts are read together up to ``context`` tokens. ``gate`` bounds the vision units whose
+    requests have no first token yet, None where none queue; ``share`` is what it takes of all
+    requests.
     """
 
     rates: GroupRates
@@ -54,6 +60,7 @@ class SimulatedEngine(NamedTuple):
     chunk: int
     gate: int | None = None
     share: float = 1.0
+    context: float = inf
 
 
 class EngineLoad:
@@ -127,6 +134,7 @@ class EngineLoad:
             met = self._prefill_units + request.units
             gated = engine.gate is not None and self._prefill_units and met > engine.gate
             full = self._cached + tokens + count + 1 > engine.kv_tokens
+            full |= bool(self._prefill_tokens) and self._prefill_tokens + tokens > engine.context
             if count and (gated or full or self._ready[index] > self.now):
                 return
             self.waiting.popleft()
@@ -137,10 +145,12 @@ class EngineLoad:
         if isnan(self._times.begun[index]):
             self._times.begun[index] = self.now
             self._fresh.append(index)
-        group, images = self.engine.rates, max(1, request.images)
+        group = self.engine.rates
         seconds = group.seconds(self._figures, tokens, pairs=tokens**2 / 2)
-        passes = ceil(tokens / self.engine.chunk)
-        seconds += group.vision_seconds(request.units / images, images, passes)
+        if request.images:
+            place, tower = self._prefill_tokens + BEFORE, group.work.tower
+            times = tower.encodings(place, request.image_tokens, self.engine.chunk, request.images)
+            seconds += group.tower_seconds(request.units / request.images) * times
         self._spend(seconds, self._cached)
         self._cached += tokens
         self._running[index] = end = self._steps + request.output - self._done.pop(index, 0)

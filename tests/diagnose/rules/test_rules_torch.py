@@ -59,17 +59,15 @@ def test_torchs_own_limit_is_what_was_full() -> None:
 @pytest.mark.parametrize(
     ("path", "function", "phase", "option"),
     [
-        ("/opt/vllm/v1/worker/gpu_model_runner.py", "capture_model", "warm-up", "--enforce-eager"),
-        ("/opt/vllm/model_executor/models/qwen2_vl.py", "_process_image_input", "vision",
-         "--limit-mm-per-prompt"),
-        ("/opt/sglang/srt/model_loader/loader.py", "load_model", "weights", "--tp-size"),
         (f"{LMDEPLOY}/engine/agent.py", "build_cache_engine", "cache",
          "lower --cache-max-entry-count"),
         (f"{LMDEPLOY}/models/gpt_oss.py", "forward", "text", "--max-prefill-token-num"),
+        ("/opt/lmdeploy/lite/quantization/calibration.py", "calibrate", "quantising",
+         "--calib-seqlen"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("prefix", ["", "(EngineCore_DP0 pid=77) ERROR 10-20 11:01:00 [core.py:7] ",
-                                    "[E] ", "2026-01-01 10:00:00,000 [ERROR] "])  # fmt: skip
+@pytest.mark.parametrize("prefix", ["", "(RayWorker pid=77, ip=10.0.0.2) ", "[E] ",
+                                    "2026-01-01 10:00:00,000 [ERROR] "])  # fmt: skip
 @pytest.mark.parametrize("first", [True, False])
 def test_a_program_is_told_of_its_own_options(
     path: str, function: str, phase: str, option: str, prefix: str, first: bool
@@ -82,7 +80,8 @@ def test_a_program_is_told_of_its_own_options(
     assert any(option in one for one in found.changes)
     assert not any("cache_max_entry_count" in one for one in found.changes)
     assert "TurboMind" not in " ".join(found.why)
-    assert ("whole matrix" in " ".join(found.why)) == (phase != "cache")
+    whole = phase not in ("cache", "quantising")
+    assert ("whole matrix" in " ".join(found.why)) == whole
 
 
 @pytest.mark.parametrize(
@@ -90,9 +89,8 @@ def test_a_program_is_told_of_its_own_options(
     [
         ("vision", [("x/modeling_qwen2_5_vl.py", "forward", "torch.matmul(q, k.transpose(1, 2))")]),
         ("text", [("x/modeling_qwen2_5_vl.py", "forward", "torch.matmul(q, k.transpose(2, 3))")]),
-        ("warm-up", [("vllm/engine/llm_engine.py", "_initialize_kv_caches", ""),
-                     ("vllm/worker/worker.py", "determine_num_available_blocks", ""),
-                     ("vllm/model_executor/models/clip.py", "forward", "")]),
+        ("warm-up", [("lmdeploy/pytorch/engine/model_agent.py", "warmup", ""),
+                     ("lmdeploy/pytorch/models/clip.py", "forward", "")]),
         ("weights", [("transformers/modeling_utils.py", "from_pretrained", ""),
                      ("transformers/modeling_utils.py", "caching_allocator_warmup", "")]),
         ("unknown", [("torch/nn/modules/linear.py", "forward", "F.linear(input, self.weight)")]),
@@ -117,36 +115,48 @@ def test_a_program_s_name_says_nothing() -> None:
 
 
 def test_one_tensor_larger_than_the_card_needs_a_smaller_input() -> None:
-    """No share of the card is enough; sdpa asked for it, and vLLM has no such option."""
-    tower = 'File "/opt/vllm/model_executor/models/qwen2_5_vl.py", line 3, in forward'
+    """No share of the card is enough; sdpa asked for it, so that no other call is advised."""
+    tower = 'File "/opt/lmdeploy/pytorch/models/qwen2_5_vl.py", line 3, in forward'
     found = explain(
         f"{TRACE}  {tower}\n    output_i = F.scaled_dot_product_attention(q_i,\n"
         + SAID.replace("8.37", "128.00")
     )
     assert found.phase == "vision"
-    assert [one.partition(" (")[0] for one in found.changes] == ["smaller images"]
+    assert len(found.changes) == 1
+    assert found.changes[0].startswith("smaller images")
     assert "attn_implementation" not in " ".join(found.why)
 
 
-def test_the_method_that_a_worker_ran_tells_the_phase() -> None:
-    found = explain(
-        "ERROR 09-14 10:04:59 [multiproc_worker_utils.py:238] Exception in worker VllmWorkerProcess"
-        " while processing method determine_num_available_blocks.\n"
-        "torch.OutOfMemoryError: CUDA out of memory.\n"
-    )
-    assert found.phase == "warm-up"
-    assert not any("traceback" in one for one in found.unknown)
-
-
 def test_what_is_in_use_already_is_not_advised() -> None:
-    trace = f'{TRACE}  File "/opt/vllm/v1/worker/gpu_model_runner.py", line 3, in profile_run\n'
-    graphs = "--enforce-eager does without CUDA graphs"
-    assert graphs in explain(trace + SAID).changes
-    assert graphs not in explain(f"vllm serve /m --enforce-eager\n{trace}{SAID}").changes
+    torch = text(pid(7, "23.61 GiB"), cached="500.00 MiB")
+    assert any("expandable_segments" in one for one in explain(torch).changes)
+    used = explain(f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True python demo.py\n{torch}")
+    assert not any("expandable_segments" in one for one in used.changes)
     loading = "RuntimeError: [TM][ERROR] CUDA runtime error: out of memory /utils/memory_utils.cu:3"
     for model, smaller in (("InternVL2-8B-AWQ", "a smaller model"), ("InternVL2-8B", "quantised")):
         found = explain(f"lmdeploy serve api_server OpenGVLab/{model}\n{loading}\n")
         assert smaller in found.changes[0]
+
+
+QUANTISED = """\
+$ lmdeploy lite auto_awq /models/Qwen2-VL-7B-Instruct --calib-seqlen 2048 --work-dir /models/out
+GPU 0,1,2,3: NVIDIA GeForce RTX 4090
+Traceback (most recent call last):
+  File "/opt/lmdeploy/lite/quantization/calibration.py", line 315, in calibrate
+    _ = model(data.to(self.device))
+  File "/opt/transformers/models/llama/modeling_llama.py", line 968, in forward
+    layer_outputs = decoder_layer(
+"""
+
+
+def test_a_quantisation_is_no_server() -> None:
+    """It computes on one card: a shorter calibration helps, or what is quantised already."""
+    found = explain(QUANTISED + SAID)
+    assert (found.kind, found.phase) == ("out_of_memory", "quantising")
+    assert "--calib-seqlen" in found.changes[0]
+    advice = some(found.would_work)
+    assert (advice.fits, advice.command) == (None, "")
+    assert "AWQ" in advice.remedies[0].change
 
 
 CARD = "GPU 0 has a total capacity of 23.69 GiB of which 80.00 MiB is free. "

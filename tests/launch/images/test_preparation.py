@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from tests.support.serving import needs
 from turbofit.core.plan import image_threads
+from turbofit.launch.engine import entry
 from turbofit.launch.images import preparation
 
 needs("lmdeploy", "torchvision")
@@ -107,6 +110,20 @@ def test_one_thread_changes_nothing(monkeypatch):
     }  # fmt: skip
     text = replace(plan, limits=replace(plan.limits, vision_unit=None))
     assert preparation.image_environment(text) == {}
+
+
+@pytest.mark.parametrize(("threads", "looked"), [(None, False), ("2", True)])
+def test_a_model_without_images_starts_as_it_did(tmp_path, threads, looked):
+    """Its process imports nothing of this."""
+    (tmp_path / "engine.py").write_text(
+        f"import sys; print({preparation.__name__!r} in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    if threads:
+        environment[preparation.THREADS] = threads
+    words = [sys.executable, entry.__file__, "engine"]
+    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout == f"{looked}\n"
 
 
 def test_a_process_that_has_imported_it_prepares_on_several_threads_too(monkeypatch, capfd):

@@ -1,64 +1,104 @@
-"""`presets/causes.yaml`: known messages, and lines with figures."""
+"""`presets/causes.yaml`: known messages, and lines with facts. A row is data."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import field
 
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
-from turbofit.diagnose.answer import PhaseName
+from turbofit.observe.stages import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-#: By its relation to a fact, below, above, equal or within: a value, or the name of another fact;
-#: matches: a pattern; or `absent: true` (`false`: the log has it).
-Condition = dict[str, Any]
 #: A cause ends a run; a refusal is a program's own check, by its form alone, and is asked after all
 #: causes; a consequence follows one; a notice harms nobody.
 Rank = Literal["cause", "refusal", "consequence", "notice"]
+#: A sentence with figures in braces; of two the second is told where a figure of the first misses.
+Sentence = str | tuple[str, str]
 
 #: A program prints its settings in one line: names with values, by commas. It is no message.
 _SETTINGS: Final = re.compile(r"(?:\w+=[^,]*, ?){3}|(?:['\"]\w+['\"]: [^,]*, ?){3}")
+#: How an end is written: an exception's name, a logger's level, a signal, an exit.
+END: Final = re.compile(
+    r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b|\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL)\b"
+    r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
+    r"|status=|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
+)
+#: Characters of a line that a sentence quotes whole.
+_SAID: Final = 160
 
 
-class Cause(Struct):
-    """One row, as `presets/causes.yaml` says. Without `what` it proves no cause."""
+class When(Struct):
+    """A row's only condition, on a fact or figure of the log.
+
+    The fact is known (or not), one of ``values``, or above or below a number.
+    """
+
+    fact: str
+    known: bool = True
+    values: tuple[str | int, ...] = field(default=(), name="is")
+    above: int | None = None
+    below: int | None = None
+
+
+class Row(Struct):
+    """One row, as the head of `presets/causes.yaml` says. Without ``what`` it proves no cause."""
 
     kind: str
-    words: tuple[str, ...]
-    pattern: str
-    phase: PhaseName = "unknown"
-    what: str = ""
-    why: tuple[str, ...] = ()
-    possible: tuple[str, ...] = ()
-    change: tuple[str, ...] = ()
+    says: tuple[str, ...]
+    pattern: str = ""
+    when: When | None = None
+    what: Sentence = ""
+    why: tuple[Sentence, ...] = ()
+    possible: tuple[Sentence, ...] = ()
+    change: tuple[Sentence, ...] = ()
+    unknown: tuple[Sentence, ...] = ()
     rank: Rank = "cause"
-    planned: bool = False
-    settings: bool = False
-    common: bool = False
-    when: dict[str, Condition] = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
+    phase: Phase | None = None
     source: str = ""
+
+
+class Kind(Struct):
+    """What rows of a kind share: the phase of a proven cause, and whether a plan belongs to it.
+
+    The words of ``common`` kinds are many programs', and asked only of a log about inference.
+    """
+
+    phase: Phase = "unknown"
+    plan: bool = False
+    common: bool = False
 
 
 class _Fact(Struct):
     """A line whose named groups are facts."""
 
-    words: tuple[str, ...]
+    says: tuple[str, ...]
     pattern: str
 
 
 class _Table(Struct):
+    kinds: dict[str, Kind]
+    #: Names of Transformers by the release that brought or dropped them.
+    brought: dict[str, tuple[str, ...]]
+    dropped: dict[str, tuple[str, ...]]
     facts: tuple[_Fact, ...]
     #: What would tell more of an error that no row knows, and words of its line.
     send: dict[str, tuple[str, ...]]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
-    causes: tuple[Cause, ...]
+    rows: tuple[Row, ...]
+
+
+class Hit(NamedTuple):
+    """A row that a line matches: what it caught, and the part that it quotes."""
+
+    row: Row
+    fields: Mapping[str, str]
+    said: str
 
 
 @cache
@@ -67,18 +107,23 @@ def _table() -> _Table:
     return converted(load_yaml(path), _Table, path)
 
 
-def causes() -> tuple[Cause, ...]:
-    return _table().causes
+def causes() -> tuple[Row, ...]:
+    return _table().rows
 
 
-def fact_lines() -> tuple[_Fact, ...]:
-    return _table().facts
+def kind_of(row: Row) -> Kind:
+    return _table().kinds.get(row.kind, Kind())
 
 
-def less_memory(program: str | None, phase: PhaseName | Literal["oversized"]) -> tuple[str, ...]:
+def release_of(name: str, *, dropped: bool) -> str | None:
+    """The release of Transformers that brought a name, or dropped it; None where none is known."""
+    names = _table().dropped if dropped else _table().brought
+    return next((release for release, listed in names.items() if name in listed), None)
+
+
+def less_memory(program: str, phase: str) -> tuple[str, ...]:
     """What takes less memory in a phase of a program, in its own options."""
-    table = _table().out_of_memory
-    rows = table.get(program or "other", table["other"])
+    rows = _table().out_of_memory[program]
     return rows.get(phase, rows["any"])
 
 
@@ -91,7 +136,17 @@ def what_to_send(error: str) -> tuple[str, ...]:
 @cache
 def _words() -> re.Pattern[str]:
     """Matches each line that a row could match: most lines are passed over by it."""
-    return re.compile(_any_of({word for row in causes() for word in row.words}))
+    return re.compile(_any_of(set(_rows_by_word())))
+
+
+@cache
+def _rows_by_word() -> dict[str, list[int]]:
+    """The rows that a word may belong to, by their places."""
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(causes()):
+        for word in row.says:
+            places.setdefault(word, []).append(place)
+    return places
 
 
 def _any_of(words: set[str]) -> str:
@@ -106,49 +161,53 @@ def _any_of(words: set[str]) -> str:
 
 #: A repeat of figures, words or other text without spaces, which has no bound as it is written.
 _NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
-#: Letters of the longest list item or figure that a message names, and of the longest path.
-_LONGEST_NAME: Final = 240
-_LONGEST_PATH: Final = 1024
-#: A group that names a file, folder or checkpoint, and no class.
-_PATH: Final = re.compile(
-    r"\(\?P<(?:path|folder|where|files?|library|model|weights|image|wanted)>(?!\\w)(?:[^()\\]|\\.)*\)"
-)
+#: Characters of the longest name, path or figure that a message has.
+_LONGEST_NAME: Final = 1024
 
 
 @cache
 def pattern_of(text: str) -> re.Pattern[str]:
     """A row's pattern with bounded names: else a line of one word takes the square of its time."""
-    wide = _PATH.sub(lambda match: _bounded(match[0], _LONGEST_PATH), text)
-    return re.compile(_bounded(wide, _LONGEST_NAME))
+    bounded = _NAME.sub(lambda m: f"{m[1]}{{{int(m[2] == '+')},{_LONGEST_NAME}}}", text)
+    return re.compile(bounded)
 
 
-def _bounded(text: str, most: int) -> str:
-    return _NAME.sub(lambda match: f"{match[1]}{{{int(match[2] == '+')},{most}}}", text)
-
-
-def _match(row: Cause | _Fact, text: str) -> re.Match[str] | None:
-    likely = any(word in text for word in row.words)
-    return pattern_of(row.pattern).search(text) if likely else None
-
-
-def matches(text: str) -> Iterator[tuple[Cause, re.Match[str]]]:
+def hits_of(text: str) -> tuple[Hit, ...]:
     """Rows that have this line, in their order, whatever else the log says."""
-    if not _words().search(text):
-        return
-    settings = _SETTINGS.search(text) is not None
-    for cause in causes():
-        if (cause.settings or not settings) and (match := _match(cause, text)):
-            yield cause, match
+    if not _words().search(text) or (_SETTINGS.search(text) and not END.search(text)):
+        return ()
+    return tuple(_hits(text))
+
+
+def _hits(text: str) -> Iterator[Hit]:
+    places = {place for word, rows in _rows_by_word().items() if word in text for place in rows}
+    for place in sorted(places):
+        row = causes()[place]
+        match = pattern_of(row.pattern).search(text) if row.pattern else None
+        if match is not None:
+            caught = {name: value for name, value in match.groupdict().items() if value}
+            yield Hit(row, caught, caught.get("said", match[0]))
+        elif not row.pattern:
+            yield Hit(row, {}, _message(text)[:_SAID])
+
+
+def _message(text: str) -> str:
+    """A line without its exception's name."""
+    name, colon, rest = text.strip().partition(": ")
+    return rest if colon and " " not in name else text.strip()
 
 
 def caught(text: str) -> dict[str, str]:
-    fact_matches = [match for row in fact_lines() if (match := _match(row, text))]
-    return {
-        name: value for match in fact_matches for name, value in match.groupdict().items() if value
-    }
+    """Facts of a line by their names."""
+    found: dict[str, str] = {}
+    for row in _table().facts:
+        if any(word in text for word in row.says) and (
+            match := pattern_of(row.pattern).search(text)
+        ):
+            found |= {name: value for name, value in match.groupdict().items() if value}
+    return found
 
 
-def told_figures(text: str) -> int:
+def told_figures(hits: tuple[Hit, ...]) -> int:
     """How much the first row that has a line catches of it; -1 where none has it."""
-    first = next(matches(text), None)
-    return -1 if first is None else sum(group is not None for group in first[1].groups())
+    return len(hits[0].fields) if hits else -1

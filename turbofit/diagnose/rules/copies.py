@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.units import GIB, format_bytes
-from turbofit.diagnose.answer import Evidence, PhaseName
+from turbofit.diagnose.answer import Evidence
 from turbofit.diagnose.rules.draft import evidence
 from turbofit.observe.log_events import CONTEXT, ModelLoaded, TorchMemory
 from turbofit.planning.plan import plan
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.model import Model
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent
+    from turbofit.diagnose.event import LogEvent
+    from turbofit.observe.stages import Phase
 
 #: A card on which any such model fits, for what one copy takes: it is asked for no speed.
 _LARGE_CARD: Final = "1xh200:total=1000GiB"
@@ -45,9 +46,7 @@ class Copy(NamedTuple):
     line: Evidence
 
 
-def copies(
-    case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseName
-) -> tuple[Copy, ...]:
+def copies(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> tuple[Copy, ...]:
     """The signs of a log that ran out of memory in torch, the surest first."""
     small = _larger_than_card(case, memory, phase)
     once = (
@@ -114,9 +113,9 @@ def _second_load(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]
         )
 
 
-def _larger_than_card(case: LogCase, memory: TorchMemory, phase: PhaseName) -> str:
+def _larger_than_card(case: LogCase, memory: TorchMemory, phase: Phase) -> str:
     """Why no card of the log holds a copy; empty where one does, or nobody knows."""
-    engines = case.facts.subject.programs or (case.tp or 1) > 1
+    engines = case.facts.subject.of_lmdeploy or (case.tp or 1) > 1
     if case.model is None or memory.total is None or phase not in ("weights", "unknown") or engines:
         return ""
     weights = case.model.weight_bytes
@@ -133,7 +132,7 @@ def _beyond_one_copy(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iter
     """Yields what this process held beyond one copy of the model and its longest request."""
     held = memory.allocated or memory.process
     trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
-    if case.model is None or held is None or case.facts.subject.programs or trains:
+    if case.model is None or held is None or case.facts.subject.of_lmdeploy or trains:
         return
     weights, most = case.model.weight_bytes, _most(case.model)
     beyond = held - most

@@ -6,9 +6,10 @@ import re
 from typing import Final
 
 from turbofit.core.struct import Struct
-from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
-from turbofit.diagnose.facts import LogEvent
+from turbofit.diagnose.answer import Evidence, Holding, Missing
+from turbofit.diagnose.event import LogEvent
 from turbofit.diagnose.rules.causes import Rank
+from turbofit.observe.stages import Phase
 
 _SHOWN = 240
 #: Keys that a line may hold, by their beginnings, and what follows the words for one.
@@ -34,7 +35,7 @@ class RuleAnswer(Struct):
 
     kind: str
     line: int
-    phase: PhaseName = "unknown"
+    phase: Phase = "unknown"
     what: str = ""
     rank: Rank = "cause"
     why: tuple[str, ...] = ()

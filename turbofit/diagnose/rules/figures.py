@@ -1,48 +1,51 @@
-"""What the rows of `presets/causes.yaml` compute: figures of sentences and of conditions."""
+"""A row's answer, and the figures that rows of `presets/causes.yaml` name."""
 
 from __future__ import annotations
 
-import math
 import re
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.struct import NA
-from turbofit.core.units import GIB
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
-from turbofit.diagnose.rules.causes import Condition, matches
+from turbofit.diagnose.rules.causes import kind_of, release_of
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.memory.versions import listed_since, listings, written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from re import Match, Pattern
+    from collections.abc import Callable, Iterable, Iterator
+    from re import Pattern
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent, LogFacts
+    from turbofit.diagnose.event import LogEvent
+    from turbofit.diagnose.facts import LogFacts
+    from turbofit.diagnose.rules.causes import Hit, Sentence, When
     from turbofit.observe.log_events import PythonFrame
+    from turbofit.planning.compatibility import FrontEnd, Step
 
 #: Folders of the packages whose versions must go together, and of checkpoints' own code.
-_FOLDERS: Final = re.compile(
-    r"[/\\](transformers|lmdeploy|vllm|sglang)[/\\]|(transformers_modules)"
-)
+_FOLDERS: Final = re.compile(r"[/\\](transformers|lmdeploy)[/\\]|(transformers_modules)")
 #: LMDeploy's own parts, and the one front end of which a failure was seen.
 _PART: Final = re.compile(
     r"lmdeploy[/\\](?:vl[/\\]model[/\\](llava_hf)\.py|(turbomind|pytorch|lite|vl|serve)[/\\])"
 )
+#: Where TurboMind's weights are read.
+_CONVERTS: Final = re.compile(r"(lmdeploy[/\\]turbomind[/\\])")
 #: One look-up alone in a line: of several nobody knows which failed.
-_LOOKED_UP: Final = re.compile(r"[^\[]*?\b(?!environ\b)([A-Za-z_]\w{2,60})\[[^\[]*")
-#: Not of what was waited for, or of what a client asked.
-_RAISES: Final = re.compile(
-    r"raise (?:\w+\.)*((?!\w*(?:Timeout|Connection|HTTP|Cancel|Dead|Exit))[A-Z]\w*)\("
-    r"(?!.*\bfrom \w+$)"
-)
-#: A sentence for users of one program.
-_OF_PROGRAM: Final = re.compile(
-    r"(?:of |for |in |under )?(?:pip install (?:-U |--force-reinstall ))?(LMDeploy|vLLM|SGLang)\b",
-    re.IGNORECASE,
-)
+_LOOKED_UP: Final = re.compile(r"[^\[]*?\b([A-Za-z_]\w{2,60})\[[^\[]*")
+#: An exception that is made there, and passes on none that came before.
+_RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\((?!.*\bfrom \w+$)")
+#: Errors of what was waited for, or of what a client asked: no check of the program.
+_NO_CHECK: Final = ("Timeout", "Connection", "HTTP", "Cancel", "Dead", "Exit")
+#: Calls in which a model type is looked up, and in which weights are loaded.
+_LOOKS_UP: Final = ("__getitem__", "from_pretrained", "for_model")
+_LOADS: Final = (
+    "load_weights", "load_weight", "_load_weights", "weight_loader", "load_model_weights",
+    "get_tensor", "get_filename",
+)  # fmt: skip
+#: Builds for CUDA up to 12.6 know no card from here on.
+_FIRST_OF_CUDA_12_8: Final = 100
 #: Kinds that tell of memory: where the message has no sizes, the answer says so.
 _OF_MEMORY: Final = ("no_kv_memory", "out_of_memory", "host_out_of_memory", "card_occupied")
 
@@ -53,121 +56,89 @@ class Figures:
     Args:
         case: the log.
         mark: the event.
-        match: the row's pattern in its line.
+        hit: the row, and what it caught of the event's line.
     """
 
-    def __init__(self, case: LogCase, mark: LogEvent, match: Match[str]) -> None:
-        caught = {name: text for name, text in match.groupdict().items() if text is not None}
-        self.case, self.mark, self.matched = case, mark, match[0]
+    def __init__(self, case: LogCase, mark: LogEvent, hit: Hit) -> None:
+        self.case, self.mark, self.hit = case, mark, hit
         subject = case.facts.subject
-        self._caught = {**subject.options, **subject.facts, **caught}
-        self._groups = [group for group in match.groups() if group]
+        self._caught = {**subject.options, **subject.facts, **hit.fields}
 
     def get(self, name: str) -> Any:
         """A figure or fact; None where the log has not enough for it."""
         if name in FIGURES:
             return FIGURES[name](self)
+        return self.of_line(name)
+
+    def of_line(self, name: str) -> Any:
+        """What the row's pattern or a fact's caught under a name, a number as one."""
         text = self._caught.get(name)
         return int(text) if isinstance(text, str) and text.isdecimal() else text
 
-    def number(self, name: str) -> float | None:
-        """A fact as a number, of which texts write thousands with commas."""
-        text = self._caught.get(name)
-        try:
-            return None if text is None else float(str(text).replace(",", ""))
-        except ValueError:
-            return None
+    def holds(self, when: When | None) -> bool:
+        """Whether a row's condition holds."""
+        if when is None:
+            return True
+        value = self.get(when.fact)
+        if value is None or not when.known:
+            return (value is not None) == when.known
+        return (
+            (not when.values or value in when.values)
+            and (when.above is None or value > when.above)
+            and (when.below is None or value < when.below)
+        )
 
-    def holds(self, fact: str, wanted: Condition) -> bool:
-        """Whether a fact is as a condition says: by its relations, or absent (or not)."""
-        value = self.get(fact)
-        if "absent" in wanted:
-            return wanted["absent"] is (value is None)
-        for relation, other in wanted.items():
-            named = isinstance(other, str) and relation not in ("equal", "matches")
-            bound = self.get(other) if named else other
-            if value is None or bound is None or not _RELATIONS[relation](value, bound):
-                return False
-        return True
-
-    def sentence(self, text: str) -> str | None:
-        """A sentence with its figures; None where one of them is not known."""
-        named = {name for _, name, _, _ in Formatter().parse(text) if name and not name.isdigit()}
-        values = {name: self.get(name) for name in named}
+    def sentence(self, sentence: Sentence) -> str:
+        """A sentence with its figures; its second form where one of them is not known."""
+        first, second = (sentence, sentence) if isinstance(sentence, str) else sentence
+        values = {name: self.get(name) for name in names_of(first)}
         if None in values.values():
-            return None
-        filled = text.format(*self._groups, *("",) * 6, **values)
-        return without_secrets(filled.replace(" ()", "").rstrip(": "))
+            first, values = second, {name: self.get(name) for name in names_of(second)}
+        known = {name: "?" if value is None else value for name, value in values.items()}
+        return without_secrets(first.format(**known)) if first else ""
 
-    def sentences(self, texts: Iterable[str]) -> tuple[str, ...]:
-        """Those whose figures are known, without advice for users of other programs."""
-        known = tuple(sentence for text in texts if (sentence := self.sentence(text)) is not None)
-        return tuple(text for text in known if not self._of_another(text)) or known
+    def sentences(self, texts: Iterable[Sentence]) -> tuple[str, ...]:
+        return tuple(map(self.sentence, texts))
 
-    def _of_another(self, text: str) -> bool:
-        """Whether the log names programs, but not the one for whose users a sentence is."""
-        programs, match = self.case.facts.subject.programs, _OF_PROGRAM.match(text)
-        return match is not None and bool(programs) and match[1].lower() not in programs
-
-    def missing(self, kind: str) -> Missing | None:
-        """The bytes that were missing, by the log's own figures."""
-        size = self.get("short")
-        if size is not None and size > 0:
-            note = "by the sizes that the log prints"
-            return Missing(bytes=size, basis="log", note=note, doubt=GIB // 100)
-        if kind in _OF_MEMORY:
-            return Missing(bytes=None, basis="unknown", note="the message has no sizes")
-        return None
+    @property
+    def stack(self) -> tuple[PythonFrame, ...]:
+        return self.mark.stack
 
 
-def _short(figures: Figures) -> int | None:
-    """Bytes: what was needed less what there was, or what vLLM's budget lacks for any cache."""
-    needed, available = figures.number("needed_gib"), figures.number("available_gib")
-    if needed is not None and available is not None:
-        return round((needed - available) * GIB)
-    rest = figures.number("rest_gib")
-    return round(-rest * GIB) if rest is not None and rest < 0 else None
-
-
-def _short_gib(figures: Figures) -> str | None:
-    short = _short(figures)
-    return None if short is None or short <= 0 else f"{short / GIB:.2f} GiB"
-
-
-def _utilization(figures: Figures) -> str | None:
-    """The largest --gpu-memory-utilization that what is free allows; rounded down."""
-    free, total = figures.number("available_gib"), figures.number("total_gib")
-    return None if not free or not total else f"{math.floor(free / total * 1000) / 1000:g}"
-
-
-def _utilization_needed(figures: Figures) -> str | None:
-    """The least --gpu-memory-utilization that leaves any cache; rounded up."""
-    total = figures.number("total_gib")
-    parts = [figures.number(name) for name in ("weights_gib", "other_gib", "peak_gib")]
-    known = [part for part in parts if part is not None]
-    if not total or len(known) != len(parts):
-        return None
-    share = math.ceil(sum(known) / total * 10_000) / 10_000
-    return f"{share:g}" if share < 1 else None
+def names_of(sentence: str) -> set[str]:
+    """The figures that a sentence names."""
+    return {name for _, name, _, _ in Formatter().parse(sentence) if name}
 
 
 def _arch(figures: Figures) -> int | None:
     """The card's compute capability, 86 for 8.6: the log's, else the machine's."""
-    capability = figures.number("arch")
-    if capability is None and figures.case.gpu and figures.case.gpu.compute_capability != NA:
+    told = figures.of_line("arch")
+    if told is None and figures.case.gpu and figures.case.gpu.compute_capability != NA:
         major, minor = figures.case.gpu.compute_capability
-        capability = major * 10 + minor
-    return None if capability is None else round(capability)
+        return major * 10 + minor
+    return told if isinstance(told, int) else None
 
 
 def _built(figures: Figures) -> list[int]:
-    text = figures.get("built") or ""
+    text = str(figures.of_line("built") or "")
     return list(map(int, re.findall(r"(?:sm|compute)_(\d+)", text)))
+
+
+def _too_new(figures: Figures) -> bool | None:
+    """Whether the card is newer than the build that the log names, or than all up to CUDA 12.6."""
+    arch = _arch(figures)
+    newest = max(_built(figures), default=_FIRST_OF_CUDA_12_8 - 1)
+    return True if arch is not None and arch > newest else None
+
+
+def _too_old(figures: Figures) -> bool | None:
+    arch, built = _arch(figures), _built(figures)
+    return True if built and arch is not None and arch < min(built) else None
 
 
 def _listed_since(figures: Figures) -> str | None:
     """The release from which LMDeploy runs the architecture that the line names, if it does."""
-    name = figures.get("architecture")
+    name = figures.of_line("architecture")
     return listed_since(name) if name else None
 
 
@@ -179,7 +150,7 @@ def _too_old_for(figures: Figures) -> str | None:
 
 def _meant(figures: Figures) -> str | None:
     """The architecture that a name means, of whose letters only the writing differs."""
-    name = str(figures.get("name") or "")
+    name = str(figures.of_line("name") or "")
     known = {
         _letters(arch): arch for engine in ("turbomind", "pytorch") for arch in listings(engine)
     }
@@ -191,22 +162,36 @@ def _letters(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _table(figures: Figures) -> str | None:
-    """That in which a package's code looked up a key."""
-    stack = figures.mark.stack
-    match = _LOOKED_UP.fullmatch(stack[-1].code) if package_of(stack[-1:]) else None
-    return match[1] if match else None
+def _released(figures: Figures, *, dropped: bool) -> str | None:
+    """The release of Transformers that brought, or dropped, the name that the line asks for."""
+    names = (figures.of_line(field) for field in ("type", "name", "imported"))
+    return next((release_of(str(name), dropped=dropped) for name in names if name), None)
 
 
-def _divisor(figures: Figures) -> int | None:
-    """The largest power of two below the tensor parallel size asked that divides the heads.
-
-    Key heads and vocabularies are divided too, and are multiples of such sizes.
-    """
-    count, tp = figures.number("count"), figures.number("tp")
-    if not count or not tp:
+def _type_looked_up(figures: Figures) -> str | None:
+    """A model type that Transformers did not find, where it looks types up."""
+    frame = figures.stack[-1] if figures.stack else None
+    if frame is None or frame.function not in _LOOKS_UP or package_of(figures.stack[-1:]) is None:
         return None
-    return next((size for size in (32, 16, 8, 4, 2) if size < tp and count % size == 0), 1)
+    return figures.of_line("type") if _released(figures, dropped=False) else None
+
+
+def _table(figures: Figures) -> str | None:
+    """That in which a package's code looked up a key; none where it is a process's environment."""
+    match = _LOOKED_UP.fullmatch(figures.stack[-1].code) if package_of(figures.stack[-1:]) else None
+    return match[1] if match and match[1] != "environ" else None
+
+
+def _place(figures: Figures) -> str | None:
+    """The innermost package with the innermost function, as PACKAGE.FUNCTION."""
+    package = package_of(figures.stack)
+    return f"{package}.{figures.stack[-1].function}" if package else None
+
+
+def _read_as_16_bits(figures: Figures) -> bool | None:
+    """Whether TurboMind read a checkpoint in 4 bits without being told so."""
+    told = figures.of_line("chosen") or _innermost(_CONVERTS, figures.stack) is None
+    return True if figures.of_line("four_bit") and not told else None
 
 
 def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
@@ -219,7 +204,9 @@ def refused_by(stack: tuple[PythonFrame, ...], error: str) -> str | None:
     code = stack[-1].code if stack else ""
     raised = _RAISES.match(code)
     by_name = raised[1] if raised else "AssertionError" if code.startswith("assert ") else ""
-    return package_of(stack[-1:]) if by_name and error.endswith(by_name) else None
+    if not by_name or any(word in by_name for word in _NO_CHECK):
+        return None
+    return package_of(stack[-1:]) if error.endswith(by_name) else None
 
 
 def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | None:
@@ -231,12 +218,11 @@ def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | N
 def _raised_by(figures: Figures) -> str | None:
     """The package whose code raised the error; None: another package.
 
-    Without a stack "unknown", where the log names a program.
+    Without a stack "unknown", where the log names LMDeploy.
     """
-    stack = figures.mark.stack
-    if stack:
-        return package_of(stack[-1:])
-    return "unknown" if figures.case.facts.subject.programs else None
+    if figures.stack:
+        return package_of(figures.stack[-1:])
+    return "unknown" if figures.case.facts.subject.of_lmdeploy else None
 
 
 def _model_name(figures: Figures) -> str:
@@ -249,115 +235,130 @@ def _tried(figures: Figures) -> str | None:
 
     LMDeploy's version is the log's, else turbofit's reference.
     """
-    error, model = figures.get("error") or figures.matched, figures.case.model
-    in_llava = _innermost(_PART, figures.mark.stack) == "llava_hf"
-    family = "LlavaForConditionalGeneration" if in_llava else None
-    family = family or (model.architecture if model else None)
-    if family is None:
-        return None
-    from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
+    error = str(figures.of_line("error") or figures.hit.said)
+    for front in _fronts(figures):
+        failure = front.failed_with(error)
+        if failure is not None:
+            return _mended(figures, front, failure.step)
+    return None
+
+
+def _fronts(figures: Figures) -> Iterator[FrontEnd]:
+    """The front ends of the model that versions were tried with."""
+    model = figures.case.model
+    in_llava = _innermost(_PART, figures.stack) == "llava_hf"
+    family = "LlavaForConditionalGeneration" if in_llava else model and model.architecture
+    if not family:
+        return
+    from turbofit.planning.compatibility import FrontEnd, compatibility
 
     lmdeploy = figures.case.facts.subject.version or REFERENCE
-    name = model.name if model else "this model"
     failed = {arch for failure in compatibility().failures for arch in failure.architectures}
     for architecture in sorted(arch for arch in failed if arch.partition("+")[0] == family):
         for engine in compatibility().families:
-            front = FrontEnd(lmdeploy, architecture, engine)
-            failure = front.failed_with(error)
-            if failure is None:
-                continue
-            oldest = front.oldest_allowed()
-            every = (f"transformers>={oldest}",) if oldest else ()
-            if wanted := install_line(front.requirements() or every):
-                return f"{wanted}: with these LMDeploy {lmdeploy} runs {name}"
-            return (
-                f"turbofit serve --engine transformers: LMDeploy {lmdeploy}"
-                f" {EFFECTS[failure.step]} ({name}), whichever version of Transformers was tried"
-            )
-    return None
+            yield FrontEnd(lmdeploy, architecture, engine)
+
+
+def _mended(figures: Figures, front: FrontEnd, step: Step) -> str:
+    """The versions with which a front end was seen to run, or the engine that runs instead."""
+    from turbofit.planning.compatibility import EFFECTS, install_line
+
+    model, oldest = figures.case.model, front.oldest_allowed()
+    name = model.name if model else "this model"
+    every = (f"transformers>={oldest}",) if oldest else ()
+    if wanted := install_line(front.requirements() or every):
+        return f"{wanted}: with these LMDeploy {front.lmdeploy} runs {name}"
+    return (
+        f"turbofit serve --engine transformers: LMDeploy {front.lmdeploy} {EFFECTS[step]} ({name}),"
+        " whichever version of Transformers was tried"
+    )
+
+
+def _lmdeploy_class(figures: Figures) -> str | None:
+    return figures.of_line("owner") if package_of(figures.stack) == "lmdeploy" else None
 
 
 #: By name; a row uses them in its sentences and conditions.
 FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
+    "brought": lambda figures: _released(figures, dropped=False),
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
-    "divisor": _divisor,
+    "class_of_lmdeploy": _lmdeploy_class,
+    "dropped": lambda figures: _released(figures, dropped=True),
     "listed_since": _listed_since,
+    "loads": lambda figures: True if _function(figures) in _LOADS else None,
     "meant": _meant,
     "model_name": _model_name,
-    "raised_at": lambda figures: figures.mark.stack[-1].code if figures.mark.stack else None,
+    "package": lambda figures: package_of(figures.stack),
+    "place": _place,
+    "place_in_lmdeploy": lambda figures: _innermost(_PART, figures.stack),
     "raised_by": _raised_by,
-    "raised_in": lambda figures: figures.mark.stack[-1].function if figures.mark.stack else None,
-    "part_of_lmdeploy": lambda figures: _innermost(_PART, figures.mark.stack),
-    "package": lambda figures: package_of(figures.mark.stack),
-    "short": _short,
-    "short_gib": _short_gib,
+    "read_as_16_bits": _read_as_16_bits,
+    "said": lambda figures: figures.hit.said,
     "table": _table,
+    "too_new": _too_new,
+    "too_old": _too_old,
     "too_old_for": _too_old_for,
     "tried": _tried,
-    "unmeasured": lambda figures: None if figures.get("weights_gib") else "",
-    "untried": lambda figures: "" if _tried(figures) is None else None,
-    "utilization": _utilization,
-    "utilization_needed": _utilization_needed,
-}
-_RELATIONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "below": lambda value, bound: bool(value < bound),
-    "above": lambda value, bound: bool(value > bound),
-    "equal": lambda value, bound: bool(value == bound),
-    "within": lambda value, bound: value in bound,
-    "matches": lambda value, bound: re.match(bound, value) is not None,
+    "type_looked_up": _type_looked_up,
 }
 
 
-#: An exception of Python, what a shell says of its child, and sentences of Docker, NVIDIA's tools,
-#: systemd, pip and curl: whatever they ran, the answer is what they say.
+def _function(figures: Figures) -> str:
+    return figures.stack[-1].function if figures.stack else ""
+
+
+#: An exception of Python, and what a shell says of its child: alone in a log it is all there is.
 _ALONE: Final = re.compile(
-    r"\s*(?!(?:java|javax|org|com|net|io|scala)\.)(?:[A-Za-z_]\w*\.)*"
-    r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b"
+    r"\s*(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b"
     r"|(?:\S+: line \d+: +\d+ )?(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)"
-    r"(?: \(core dumped\))?\s*$"
-    r"|.{0,120}?(?:Error response from daemon|\b[Dd]ocker(?:: | daemon)|exec format error"
-    r"|\bmanifest for |pull access denied|pull rate limit|\b[Ee]xited (?:with code |\()13[79]\b"
-    r"|No devices were found|RmInitAdapter failed|: (?:command )?not found"
-    r"|\.service: .{0,120}(?:9/KILL|OOM killer)|fatal error: Python\.h|curl: \(7\)"
-    r"|externally-managed-environment|(?:Failed b|B)uilding wheel|Could not build wheels"
-    r"|is not a supported wheel|ResolutionImpossible|requires a different Python)"
+    r"(?: \(core dumped\))?\s*$|.{0,120}?: (?:command )?not found|curl: \(7\)"
+    r"|.{0,120}?\b[Ee]xited (?:with code |\()13[479]\b"
+    r"|No devices were found"
 )
+#: Packages of another language, whose exceptions have the same form.
+_OTHER_LANGUAGE: Final = ("java", "javax", "org", "com", "net", "io", "scala")
 _FEW: Final = 3
 
 
 def _is_alone(mark: LogEvent, facts: LogFacts) -> bool:
     """Whether an error is all that a log has, beside its traceback and a line or two."""
+    if mark.text.strip().partition(".")[0] in _OTHER_LANGUAGE:
+        return False
     few = facts.rows_beside <= _FEW and _ALONE.match(mark.text) is not None
     return few and (not mark.stack or facts.errors == 1)
 
 
 def explanation_of(mark: LogEvent, case: LogCase) -> RuleAnswer | None:
-    """The first row of `causes.yaml` for an event whose conditions hold; None: none does.
+    """The first row for an event whose condition holds; None: none does.
 
-    Common messages are asked of a log about inference, or where the error is all that there is:
+    Common kinds are asked of a log about inference, or where the error is all that there is:
     PostgreSQL, nginx and systemd have the same words for other things.
     """
     common = case.facts.subject.of_inference or _is_alone(mark, case.facts)
-    for cause, match in matches(mark.text):
-        if cause.common and not common:
-            continue
-        figures = Figures(case, mark, match)
-        if all(figures.holds(fact, wanted) for fact, wanted in cause.when.items()):
-            what = figures.sentence(cause.what) or ""
-            return RuleAnswer(
-                kind=cause.kind,
-                line=mark.line,
-                phase=cause.phase,
-                what=what,
-                rank=cause.rank,
-                why=figures.sentences(cause.why) if what else raised_in(mark),
-                possible=figures.sentences(cause.possible),
-                missing=figures.missing(cause.kind),
-                changes=figures.sentences(cause.change),
-                unknown=figures.sentences(cause.unknown),
-                evidence=(evidence(mark, "the message"),),
-                planned=cause.planned,
-            )
+    for hit in mark.hits:
+        figures = Figures(case, mark, hit)
+        if (common or not kind_of(hit.row).common) and figures.holds(hit.row.when):
+            return _told(figures)
     return None
+
+
+def _told(figures: Figures) -> RuleAnswer:
+    row, mark = figures.hit.row, figures.mark
+    what, kind = figures.sentence(row.what), kind_of(row)
+    memory = Missing(bytes=None, basis="unknown", note="the message has no sizes")
+    return RuleAnswer(
+        kind=row.kind,
+        line=mark.line,
+        phase=(row.phase or kind.phase) if what else "unknown",
+        what=what,
+        rank=row.rank,
+        why=figures.sentences(row.why) if what else raised_in(mark),
+        possible=figures.sentences(row.possible),
+        missing=memory if row.kind in _OF_MEMORY else None,
+        changes=figures.sentences(row.change),
+        unknown=figures.sentences(row.unknown),
+        evidence=(evidence(mark, "the message"),),
+        planned=kind.plan,
+    )

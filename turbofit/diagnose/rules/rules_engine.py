@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
-from turbofit.diagnose.answer import Holding, Missing, PhaseName
+from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.shortage import Shortage, shortage_of
@@ -16,35 +16,25 @@ from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
     Frame,
-    ServerUp,
-    Slab,
     VisionSetup,
-    WarmupFinished,
     WarmupLength,
-    WarmupLengths,
 )
+from turbofit.observe.stages import out_of_memory, phase_of_death, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.core.struct import Struct
     from turbofit.diagnose.answer import Evidence
-    from turbofit.diagnose.facts import LogEvent, LogFacts
+    from turbofit.diagnose.event import LogEvent
+    from turbofit.diagnose.facts import LogFacts
+    from turbofit.observe.stages import Phase
 
-_VISION: Final = ("InternVit", "QwenVit", "Vit::", "VisionModel")
 #: The generations that pin much host memory.
 _PINNING: Final = ("0.16", "0.17")
 _NOT_PRINTED: Final = Missing(
     bytes=None, basis="unknown", note="TurboMind does not print what it asked"
 )
-_NAMES: Final[dict[PhaseName, str]] = {
-    "weights": "while it loaded weights",
-    "cache": "when it made its cache and buffers",
-    "warm-up": "in its own warm-up",
-    "vision": "when it encoded images",
-    "text": "in a text forward",
-    "unknown": "(the log does not say where)",
-}
 
 
 def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -52,7 +42,7 @@ def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
     for mark, event in facts.every(CudaError):
         if event.out_of_memory:
             frames = stack_names(facts, mark)
-            phase = _phase(facts, mark, frames)
+            phase = phase_of_fault(facts, frames)
             engine, version = case.turbomind, facts.subject.version
             if event.call and event.call == engine.log.pinned_call:
                 certain = version is not None and engine.doubt is None
@@ -81,32 +71,16 @@ def stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
     return [name for name in names if not name.startswith("TM_")]
 
 
-def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
-    """Where a run was when it died: its stack first, else the last news before it."""
-    if any(word in frame for frame in frames for word in _VISION):
-        return "vision"
-    if facts.before(mark, WarmupFinished) or facts.before(mark, ServerUp):
-        return "vision" if facts.before(mark, VisionSetup) and not frames else "text"
-    if facts.before(mark, WarmupLengths):
-        # Its first request may be announced while another thread still makes its workspaces.
-        allocating = frames and all("InternalThreadEntry" in frame for frame in frames)
-        return "cache" if allocating else "warm-up"
-    if facts.before(mark, Slab) or facts.before(mark, CacheBudget):
-        # At LMDeploy's own log level the warm-up is not announced; a forward on the stack is.
-        forward = any("Forward" in frame or "forward" in frame for frame in frames)
-        return "warm-up" if forward else "cache"
-    return "weights" if facts.begun_at is not None else "unknown"
+def phase_of_fault(facts: LogFacts, frames: list[str]) -> Phase:
+    """The phase in which TurboMind died, as `serve` says it of the same log."""
+    images = facts.first(VisionSetup) is not None
+    phase = phase_of_death(facts.course.reached, frames, images=images)
+    return "unknown" if phase == "starting" else phase
 
 
-def _where(phase: PhaseName, frames: list[str]) -> str:
-    return _NAMES[phase] + (f" (in {frames[0]})" if frames else "")
-
-
-def _page_locked(
-    mark: LogEvent, phase: PhaseName, frames: list[str], *, certain: bool
-) -> RuleAnswer:
+def _page_locked(mark: LogEvent, phase: Phase, frames: list[str], *, certain: bool) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host; of that release alone."""
-    what = f"LMDeploy got no page-locked host memory {_where(phase, frames)} and aborted"
+    what = f"LMDeploy got no page-locked host memory {when(phase, *frames[:1])} and aborted"
     return RuleAnswer(
         kind="host_out_of_memory",
         phase="host RAM",
@@ -159,7 +133,7 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
     return RuleAnswer(
         kind="out_of_memory",
         phase="weights",
-        what=f"LMDeploy ran out of GPU memory {_where('weights', frames)} and aborted",
+        what=f"{out_of_memory('LMDeploy', 'weights', *frames[:1])} and aborted",
         line=mark.line,
         why=tuple(why),
         held=holdings,
@@ -174,7 +148,7 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
     )
 
 
-def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:
+def _after_sizing(case: LogCase, mark: LogEvent, phase: Phase, frames: list[str]) -> RuleAnswer:
     lines = [evidence(mark, "the abort")]
     version = case.facts.subject.version
     shortage: Shortage | None = None
@@ -212,7 +186,7 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"LMDeploy ran out of GPU memory {_where(phase, frames)} and aborted",
+        what=f"{out_of_memory('LMDeploy', phase, *frames[:1])} and aborted",
         line=mark.line,
         why=tuple(why),
         held=tuple(_held(case, shortage)),
@@ -253,8 +227,8 @@ def _missing(case: LogCase, shortage: Shortage | None) -> tuple[list[str], Missi
     return unknown, in_all
 
 
-def _under_way(facts: LogFacts, phase: PhaseName) -> list[Evidence]:
-    kinds: dict[PhaseName, tuple[type[Struct], str]] = {
+def _under_way(facts: LogFacts, phase: Phase) -> list[Evidence]:
+    kinds: dict[Phase, tuple[type[Struct], str]] = {
         "warm-up": (WarmupLength, "tokens of the warm-up request under way"),
         "vision": (VisionSetup, "images of the forward under way"),
     }
@@ -287,7 +261,7 @@ def table_holders(case: LogCase) -> tuple[Holding, ...]:
     )
 
 
-def _changes(phase: PhaseName, shortage: Shortage | None) -> tuple[str, ...]:
+def _changes(phase: Phase, shortage: Shortage | None) -> tuple[str, ...]:
     changes = ["lower --cache-max-entry-count: it leaves more for what comes after the cache"]
     if shortage and shortage.step and shortage.left:
         most = shortage.lacked + shortage.doubt

@@ -1,9 +1,10 @@
-"""The silent hang: TurboMind's cache is smaller than one request of its own warm-up."""
+"""Hangs: a warm-up whose cache is smaller than its request, a server that makes no token."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.messages import plural
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Missing
@@ -12,6 +13,7 @@ from turbofit.observe.log_events import (
     CacheBudget,
     CheckFailed,
     CudaError,
+    ServerFigures,
     ServerUp,
     Slab,
     WarmupFinished,
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent, LogFacts
+    from turbofit.diagnose.event import LogEvent
+    from turbofit.diagnose.facts import LogFacts
 
 _DEFAULT_BLOCK: Final = 64
 _WAITS: Final = (
@@ -34,8 +37,9 @@ _HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold o
 
 
 def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """A warm-up that waits, with or without the lines that say so."""
+    """A warm-up that waits, with or without the lines that say so; a server that stands still."""
     facts = case.facts
+    yield from _stands_still(case)
     over = (WarmupFinished, ServerUp, CudaError, CheckFailed)
     if any(isinstance(mark.event, over) for mark in facts.marks):
         return
@@ -44,6 +48,30 @@ def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
         yield _hang(facts, facts.waiting)
     elif slab and isinstance(facts.marks[-1].event, Slab | CacheBudget):
         yield _silence(slab)
+
+
+def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
+    """LMDeploy's last count of a log: requests run, and no token came in ten seconds."""
+    counted = case.facts.every(ServerFigures)
+    if not counted or case.event.outcome == "fatal":
+        return
+    mark, figures = counted[-1]
+    if not figures.running or figures.made != 0.0:
+        return
+    still = 0
+    for _, before in reversed(counted):
+        if not before.running or before.made != 0.0:
+            break
+        still += 1
+    yield RuleAnswer(
+        kind="stands_still",
+        line=mark.line,
+        rank="consequence",
+        what=f"no line of this log tells of an error, and where it ends {figures.running}"
+        f" {plural(figures.running, 'request')} run and no token came for {10 * still} seconds:"
+        " the engine stands still, or reads a long prompt",
+        evidence=(evidence(mark, "LMDeploy's own count, which it prints every ten seconds"),),
+    )
 
 
 def _hang(facts: LogFacts, waiting: LogEvent) -> RuleAnswer:

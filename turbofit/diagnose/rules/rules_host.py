@@ -19,6 +19,7 @@ from turbofit.observe.log_events import (
     LegacyCuda,
     NcclError,
     PeerMissing,
+    ServerFigures,
     ServerUp,
     WarmupFinished,
 )
@@ -61,28 +62,9 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """What remains to be said where no fault was found."""
-    facts = case.facts
-    gpus = facts.every(SmiGpu)
-    if gpus and any(event.total for _, event in gpus):
-        holdings = list(table_holders(case))
-        for mark, gpu in gpus:
-            listed = sum(holding.bytes or 0 for holding in holdings if holding.gpu == gpu.index)
-            rest = (gpu.used or 0) - listed
-            if rest > 0:
-                who = "nobody in the table (another container, or the driver)"
-                holdings.append(Holding(who=who, bytes=rest, gpu=gpu.index, lines=(mark.line,)))
-        yield RuleAnswer(
-            kind="memory_table",
-            phase="none",
-            what="no failure in this log: an nvidia-smi table, which says who holds the cards",
-            line=gpus[0][0].line,
-            rank="notice",
-            held=tuple(holdings),
-            evidence=tuple(evidence(mark, "a card and its memory") for mark, _ in gpus),
-            planned=case.model is not None,
-        )
+    yield from _table(case)
     yield from _healthy(case)
-    peers = facts.first(PeerMissing)
+    peers = case.facts.first(PeerMissing)
     if peers:
         yield RuleAnswer(
             kind="peer_warning",
@@ -96,22 +78,49 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
         )
 
 
+def _table(case: LogCase) -> Iterator[RuleAnswer]:
+    """A table of nvidia-smi, which says who holds the cards."""
+    gpus = case.facts.every(SmiGpu)
+    if not any(event.total for _, event in gpus):
+        return
+    holdings = list(table_holders(case))
+    for mark, gpu in gpus:
+        listed = sum(holding.bytes or 0 for holding in holdings if holding.gpu == gpu.index)
+        rest = (gpu.used or 0) - listed
+        if rest > 0:
+            who = "nobody in the table (another container, or the driver)"
+            holdings.append(Holding(who=who, bytes=rest, gpu=gpu.index, lines=(mark.line,)))
+    yield RuleAnswer(
+        kind="memory_table",
+        phase="none",
+        what="no failure in this log: an nvidia-smi table, which says who holds the cards",
+        line=gpus[0][0].line,
+        rank="notice",
+        held=tuple(holdings),
+        evidence=tuple(evidence(mark, "a card and its memory") for mark, _ in gpus),
+        planned=case.model is not None,
+    )
+
+
 def _healthy(case: LogCase) -> Iterator[RuleAnswer]:
     """That an engine started, or a server answers, and nothing complains after it."""
-    facts = case.facts
-    up, troubles = facts.first(ServerUp) or facts.first(WarmupFinished), [*case.event.marks]
-    troubles += filter(None, [facts.last_complaint, facts.last_refusal if up is None else None])
+    facts, mood = case.facts, case.facts.mood
+    counted = facts.every(ServerFigures)
+    up = facts.first(ServerUp) or facts.first(WarmupFinished)
     # The log of a server may begin later: then what may be a refusal counts, too.
-    up = up or facts.answered
-    lines = [mark.line for mark in troubles]
-    if up and case.event.outcome != "fatal" and max(lines, default=0) <= up.line:
+    troubles = (*case.event.marks, mood.last_complaint, None if up else mood.last_refusal)
+    answers = next((mark for mark, figures in counted if figures.succeeded), None)
+    up = up or mood.answered or answers
+    last = max((mark.line for mark in troubles if mark), default=0)
+    if up and case.event.outcome != "fatal" and last <= up.line:
+        failed = counted[-1][1].failed if counted else 0
         yield RuleAnswer(
             kind="healthy",
             phase="none",
-            what="no failure in this log: the engine started",
+            what="nothing failed in this log: the engine started",
             line=up.line,
             rank="notice",
-            why=_not_ended(facts.failed_requests),
+            why=_not_ended(failed),
             evidence=(evidence(up, "the engine is ready"),),
         )
 

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
-from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
+from turbofit.diagnose.answer import Evidence, Holding, Missing
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.observe.log_events import KvBlocks, LegacyCuda
+from turbofit.observe.stages import out_of_memory, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.facts import LogEvent, LogFacts
+    from turbofit.diagnose.event import LogEvent
+    from turbofit.diagnose.facts import LogFacts
+    from turbofit.observe.stages import Phase
 
 START_ONCE: Final = (
     "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
@@ -121,11 +124,11 @@ def _out_of_memory(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnsw
     if twice:
         why.append(twice[0])
         lines.append(twice[1])
-    where = f" (in {event.where})" if event.where else ""
+    said = out_of_memory("TurboMind", phase, event.where)
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"TurboMind ran out of GPU memory{_when(phase)}{where}",
+        what=said.replace(when("serving"), "after its cache was made"),
         line=mark.line,
         why=tuple(why),
         held=tuple(holdings),
@@ -190,7 +193,7 @@ def double_start(case: LogCase) -> tuple[str, Evidence] | None:
     )
 
 
-def _changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
+def _changes(phase: Phase, case: LogCase) -> tuple[str, ...]:
     """What to change, surest first."""
     changes = []
     if double_start(case):
@@ -214,15 +217,7 @@ def lower_ratio(case: LogCase) -> tuple[str, ...]:
     )
 
 
-def _when(phase: PhaseName) -> str:
-    return {
-        "weights": " while it loaded weights",
-        "vision": " when images were encoded",
-        "unknown": "",
-    }.get(phase, " after its cache was made")
-
-
-def _phase(facts: LogFacts, mark: LogEvent) -> PhaseName:
+def _phase(facts: LogFacts, mark: LogEvent) -> Phase:
     """By the Python stack, else by the file that allocates and the cache that was printed."""
     for frame in reversed(mark.stack):
         name = f"{frame.path} {frame.function}"

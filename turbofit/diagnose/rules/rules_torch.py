@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.answer import Holding, Missing, PhaseName
+from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.causes import less_memory
 from turbofit.diagnose.rules.copies import copies
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
@@ -21,55 +21,57 @@ from turbofit.diagnose.rules.rules_legacy import (
 )
 from turbofit.machine.presets import context_bytes
 from turbofit.observe.log_events import CONTEXT, PythonFrame, TorchMemory
+from turbofit.observe.stages import Phase, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent
+    from turbofit.diagnose.event import LogEvent
+    from turbofit.diagnose.subject import FactCollector
 
 #: A tensor of a forward is rarely as large.
 _ONE_TENSOR: Final = 4 * GIB
 #: Of Transformers alone, which takes the option; torch's own call is sdpa already.
 _WITHOUT: Final = ": attn_implementation sdpa or flash_attention_2 does without"
-_WHEN: Final[dict[PhaseName, str]] = {
+
+#: Where torch is the subject, which neither loads nor encodes.
+_WHEN: Final[dict[Phase, str]] = {
     "vision": "when images were encoded",
     "cache": "when the cache was made",
     "warm-up": "in the warm-up",
     "weights": "while weights were loaded",
-    "text": "in a forward of the language model",
+    "quantising": "while a checkpoint was quantised",
     "unknown": "(the log has no stack that says where)",
 }
-
 #: Words in a frame's file name, function or source, in the order in which a phase is looked for:
-#: nothing is computed while loading, and a vision tower calls nothing of the language model. vLLM
-#: makes its cache inside the function that also profiles, and profiles with images too.
-_PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
+#: nothing is computed while loading, and a vision tower calls nothing of the language model.
+_PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
+    ("quantising", ("lmdeploy/lite/",)),
     # LMDeploy's PyTorch engine makes its cache and warms up inside its own from_pretrained.
     ("cache", ("cache_engine", "build_cache", "allocate_kv_cache")),
     ("warm-up", ("agent.py warmup", "agent.py _warmup")),
     ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
                  "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
-                 "module.py convert", "module.py _apply", "load_weight", "initialize_model",
-                 "init_vllm_registered_model", "load_vl_model", "build_model")),
-    ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph", "profile_run", "_dummy_run",
-                 "determine_num_available_blocks", "determine_available_memory", "capture_model")),
+                 "module.py convert", "module.py _apply", "load_weight", "load_vl_model",
+                 "build_model")),
+    ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph")),
     ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "clip.py", "siglip", "eva_clip",
                 "moonvit", "patch_embed", "image_encoder", "encode_images", "extract_feature",
-                "get_image_features", "_process_image_input", "lmdeploy/vl/",
+                "get_image_features", "lmdeploy/vl/",
                 # Qwen's towers pack the patches of all images into one sequence without a batch.
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
 #: Advice that is followed already, by the fact of the log that shows it.
-_IN_USE: Final = {"eager": "--enforce-eager", "expandable": "PYTORCH_CUDA_ALLOC_CONF"}
+_IN_USE: Final = {"expandable": "PYTORCH_CUDA_ALLOC_CONF"}
 #: Phases in which a tensor larger than the card needs a smaller input: no share is enough.
 _FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
     "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/lite/": "lmdeploy-lite",
-    "lmdeploy/": "lmdeploy", "vllm/": "vllm", "sglang/": "sglang",
+    "lmdeploy/": "lmdeploy",
 }  # fmt: skip
 #: How to tell a server's processes from others.
 _HOW: Final = (
@@ -86,6 +88,8 @@ _SEND_LINE: Final = (
     'paste the line "CUDA out of memory. Tried to allocate …" as a whole, with the traceback before'
     " it: its figures say who held the card"
 )
+#: Folders of LMDeploy that tell a phase by themselves.
+_PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
 _SEPARATORS: Final = re.compile(r"[/\\]")
 #: Its layers are everybody's: a forward of theirs says of no model which part it is.
 _TORCH: Final = re.compile(r"[/\\]torch[/\\]")
@@ -99,11 +103,9 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    method = case.facts.subject.facts.get("method")
-    named = (PythonFrame(path="", function=method),) if method else ()
-    phase = phase_of(mark.stack or named)
+    program = _program_of(mark.stack, case.facts.subject)
+    phase = "quantising" if program == "lmdeploy-lite" else phase_of(mark.stack)
     lines = [evidence(mark, "torch's own figures")]
-    program = _program_of(mark.stack, case.facts.subject.programs)
     why = [*_figures(case, memory, program), *_whole_matrix(mark, memory, phase, program)]
     holdings = list(_holders(case, mark, memory))
     kv_blocks = blocks(case)
@@ -123,12 +125,12 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"torch ran out of GPU memory {_WHEN[phase]}"
+        what=f"torch ran out of GPU memory {_WHEN.get(phase) or when(phase)}"
         + (f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""),
         line=mark.line,
         why=tuple(why),
         held=tuple(holdings),
-        missing=_missing(memory),
+        missing=missing_of(memory),
         send=tuple(_send(case, mark, memory, phase)),
         unknown=tuple(_unknown(case, mark, memory, phase)),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
@@ -138,12 +140,12 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     )
 
 
-def _whole_matrix(
-    mark: LogEvent, memory: TorchMemory, phase: PhaseName, program: str | None
-) -> Iterator[str]:
+def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: str) -> Iterator[str]:
     """Yields that attention held its whole matrix, by its frame or by what it asked for."""
+    if phase == "quantising":
+        return
     fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-    without = "" if program or fused else _WITHOUT
+    without = "" if program != "other" or fused else _WITHOUT
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
     if phase == "vision" and eager:
         yield (
@@ -158,7 +160,7 @@ def _whole_matrix(
         )
 
 
-def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
+def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
     """Yields what the text leaves open."""
     if not mark.stack and phase == "unknown":
         yield "where: the log has no traceback before the error"
@@ -169,17 +171,17 @@ def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseNam
         yield "the card's size and what was free: this torch does not print them"
 
 
-def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
+def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
     """Yields what would tell where a text that stands alone ran out."""
     if mark.stack or phase != "unknown":
         return
     if case.model is None:
         yield _SEND
-    elif memory.requested is None and not case.facts.subject.programs:
+    elif memory.requested is None and not case.facts.subject.of_lmdeploy:
         yield _SEND_LINE
 
 
-def _missing(memory: TorchMemory) -> Missing:
+def missing_of(memory: TorchMemory) -> Missing:
     """Asked less free, both rounded by torch to hundredths of their unit."""
     if memory.requested is None or memory.free is None:
         allocation = (
@@ -214,7 +216,7 @@ def _rounding(size: int) -> int:
     return 0
 
 
-def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterator[str]:
+def _figures(case: LogCase, memory: TorchMemory, program: str) -> Iterator[str]:
     if memory.limit is not None:
         yield (
             f"torch was allowed {format_bytes(memory.limit)} of the card"
@@ -241,7 +243,7 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
             " torch: "
             + (
                 "CUDA's context, kernels and libraries"
-                if program not in (None, "lmdeploy")
+                if program not in ("other", "lmdeploy")
                 else "CUDA's context and libraries, and what an engine such as TurboMind, where"
                 " one ran, allocates itself (its weights and its KV cache)"
             )
@@ -258,11 +260,9 @@ def _figures(case: LogCase, memory: TorchMemory, program: str | None) -> Iterato
         )
 
 
-def _changes(
-    case: LogCase, phase: PhaseName, memory: TorchMemory, program: str | None
-) -> Iterator[str]:
+def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> Iterator[str]:
     """What leaves more of the card free for this run, surest first."""
-    if program is None and case.facts.subject.programs == {"lmdeploy"}:
+    if program == "other" and case.facts.subject.of_lmdeploy:
         program = "lmdeploy"
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
         yield from less_memory(program, "oversized")
@@ -272,7 +272,7 @@ def _changes(
         yield from lower_ratio(case)
     else:
         yield from less_memory(program, phase)
-        if memory.outside_torch and program is None:
+        if memory.outside_torch and program == "other":
             yield (
                 "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes"
                 " after the cache"
@@ -289,7 +289,7 @@ def _unclear(case: LogCase, memory: TorchMemory) -> bool:
     """
     return not memory.named or (
         memory.pid is not None
-        and "lmdeploy" in case.facts.subject.programs
+        and case.facts.subject.of_lmdeploy
         and any(size > (memory.process or 0) for _, size in memory.others)
     )
 
@@ -381,13 +381,13 @@ def _what_to_end(case: LogCase, memory: TorchMemory) -> Iterator[str]:
         )
 
 
-def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
+def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
     """The phase; the name of the program itself says nothing."""
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:
         name = "" if frame.path in program else _SEPARATORS.split(frame.path)[-1]
-        folder = "lmdeploy/vl/" if "lmdeploy/vl/" in frame.path else ""
+        folder = next((part for part in _PARTS if part in frame.path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
         if not _TORCH.search(frame.path):
             of_models.append(frames[-1])
@@ -398,12 +398,11 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
     return "unknown"
 
 
-def _program_of(stack: tuple[PythonFrame, ...], programs: set[str]) -> str | None:
-    """The program that ran out: of its stack, else the only one that the log speaks of."""
+def _program_of(stack: tuple[PythonFrame, ...], subject: FactCollector) -> str:
+    """The program that ran out, as the table of what takes less memory names it."""
     paths = [frame.path.replace("\\", "/") for frame in stack]
     for folder, name in _FOLDERS.items():
         if any(folder in path for path in paths):
             return name
     # TurboMind computes without torch: what torch allocates beside it is its front end's.
-    named = programs - {"lmdeploy"}
-    return next(iter(named)) if len(programs) == len(named) == 1 else None
+    return "lmdeploy-lite" if subject.quantises else "other"

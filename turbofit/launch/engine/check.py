@@ -7,7 +7,6 @@ plan that was proved on its cards answers one small request (`launch.serve.prove
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.launch.engine.worst_requests import (
@@ -20,6 +19,7 @@ from turbofit.launch.engine.worst_requests import (
 )
 from turbofit.memory.engines import engine_of
 from turbofit.tuner.speed import GroupRates, group_rates, rates
+from turbofit.tuner.tower import BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,11 +42,8 @@ CheckMode = Literal["auto", "full", "quick", "none"]
 
 #: Seconds of the card, by forecast, from which on the cheaper request is asked.
 LONG: Final = 20.0
-#: Tokens of a chat's prompt before its image, and after it: about, and somewhat over.
-_BEFORE = _AFTER = 32
-#: Of so many layers of these towers one attends over the whole image, the others over windows.
-#: Source: ``fullatt_block_indexes`` of the published Qwen2.5-VL models.
-_WINDOWED: Final = {"qwen2_5vit": 8}
+#: Tokens of a chat's prompt around its images: about, and somewhat over.
+_TEXT: Final = 64
 
 
 def ask_worst(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
@@ -88,8 +85,8 @@ def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
     """The cheaper requests, where the worst cases would take long; empty where they are asked."""
     if seconds_of(plan, whole_check(plan, model)) <= LONG:
         return ()
-    cheaper = cheaper_forward(plan, model, _BEFORE + _AFTER)
-    fullest = fullest_forward(plan, model, _BEFORE + _AFTER)
+    cheaper = cheaper_forward(plan, model, _TEXT)
+    fullest = fullest_forward(plan, model, _TEXT)
     if cheaper is None or fullest is None or fullest.name != cheaper.name:
         return ()
     return small_requests(plan, model)[0], cheaper
@@ -101,7 +98,7 @@ def _check_seconds(plan: Plan) -> float:
 
 def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     """The worst cases that `ask_worst` asks where they do not take long, by about their sizes."""
-    requests = worst_request(plan, model), fullest_forward(plan, model, _BEFORE + _AFTER)
+    requests = worst_request(plan, model), fullest_forward(plan, model, _TEXT)
     return tuple(filter(None, requests))
 
 
@@ -122,38 +119,15 @@ def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
 
 
 def _request_seconds(plan: Plan, group: GroupRates, question: ProbeRequest) -> float:
-    figures, rule = rates(), plan.model.image_rule
-    place, seconds = _BEFORE, 0.0
+    figures, rule, tower = rates(), plan.model.image_rule, group.work.tower
+    place, seconds, forward = BEFORE, 0.0, plan.settings.max_prefill_token_num
     for units in question.units:
         assert rule is not None
         tokens = rule.unit_tokens(units)
-        seconds += _encodings(plan, group, place, tokens) * _encoding_seconds(plan, group, units)
+        seconds += tower.encodings(place, tokens, forward) * group.tower_seconds(units)
         seconds += units * rule.unit_side**2 * figures.pixel_seconds
         place += tokens
-    prompt = (place - _BEFORE + question.tokens) * question.rows
+    prompt = (place - BEFORE + question.tokens) * question.rows
     prefill = group.seconds(figures, prompt, pairs=prompt**2 / 2 / question.rows)
     step = group.seconds(figures, question.rows, cached=prompt)
     return seconds + prefill + question.answer * step
-
-
-def _encodings(plan: Plan, group: GroupRates, place: int, tokens: int) -> int:
-    """How often an image of so many tokens is encoded: in each forward that holds one of them."""
-    if not group.work.encodes_again:
-        return 1
-    forward = engine_of(plan).forward_tokens(plan.settings)
-    return ceil((place + tokens + _AFTER) / forward) - place // forward
-
-
-def _encoding_seconds(plan: Plan, group: GroupRates, units: int) -> float:
-    """One pass of the tower: its products grow with an image, its attention with the square."""
-    vision, rule, figures = plan.model.vision, plan.model.image_rule, rates()
-    assert vision is not None
-    assert rule is not None
-    sequence, times = plan.model.unit_tower_tokens, units
-    if rule.whole_image:
-        sequence, times = sequence * units, 1
-    layers = vision.layers / _WINDOWED.get(vision.kind, 1)
-    attention = 4.0 * layers * times * sequence**2 * vision.hidden / plan.settings.tp
-    flops = group.card.flops / figures.compute_efficiency
-    products = group.work.vision_flops * units / group.card.vision_flops
-    return products + attention / (flops * figures.vision_attention_efficiency)

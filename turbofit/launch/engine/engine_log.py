@@ -7,7 +7,7 @@ adds which GPU, which call, and how many bytes were missing.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB, format_bytes
@@ -25,23 +25,26 @@ from turbofit.observe.log_events import (
     LoadingWeights,
     LoopFailed,
     LostLock,
-    MemoryPhase,
     NcclError,
     NoCache,
     PythonError,
-    ServerUp,
     Slab,
-    Starting,
     TorchMemory,
     VisionFrame,
     WarmingUp,
-    WarmupFinished,
     WarmupLength,
-    WarmupLengths,
     end_kind,
     exit_words,
 )
 from turbofit.observe.log_reader import read_line
+from turbofit.observe.stages import (
+    begins,
+    is_vision,
+    last_words,
+    out_of_memory,
+    phase_of_death,
+    when,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +52,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.run_report import RunFigure
     from turbofit.core.struct import Struct
-
-EnginePhase = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
+    from turbofit.observe.stages import Phase, Stage
 
 #: The hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
 #: since its requests come one at a time.
@@ -72,7 +74,7 @@ class StartupTracker:
     def __init__(self, plan: Plan, log: Path, began: float = 0.0) -> None:
         self.plan, self.log = plan, log
         #: Its phases so far, and when each began.
-        self.phases: list[tuple[EnginePhase, float]] = [("starting", began)]
+        self.phases: list[tuple[Stage, float]] = [("starting", began)]
         self.budget: CacheBudget | None = None
         #: Its figures so far, beside the plan's.
         self.figures: list[RunFigure] = []
@@ -102,10 +104,10 @@ class StartupTracker:
         return self._progress(event, now)
 
     @property
-    def phase(self) -> EnginePhase:
+    def phase(self) -> Stage:
         return self.phases[-1][0]
 
-    def enter(self, phase: EnginePhase, now: float) -> list[str]:
+    def enter(self, phase: Stage, now: float) -> list[str]:
         """Enter a phase once: of several ranks the first that prints it counts."""
         if self.phase == phase:
             return []
@@ -167,9 +169,6 @@ class StartupTracker:
                 self.frames.append(event.name)
             case VisionFrame():
                 self.in_vision = self.in_vision or self.fault is None
-            case CacheFrame():
-                if self.phase == "weights":
-                    self.enter("cache", now)
             case NoCache():
                 self.no_cache = event.what
             case LostLock():
@@ -181,34 +180,42 @@ class StartupTracker:
         return True
 
     def _progress(self, event: Struct, now: float) -> list[str]:
+        """What people should read of an event that is no evidence; the stage is entered."""
         match event:
             case EngineFallback():
                 self.fallback = event.message
             case ImagesPrepared():
                 return [f"images: {event.how}"]
-            case LoadingWeights() | Starting():
-                return self.enter("weights", now)
-            case CacheBudget() if self.budget is None:
-                self.budget = event
-                self.figures += cache_beside(self.plan, event)
-                return [*self.enter("cache", now), *map(in_words, self.figures)]
-            case Slab() if self.budget is not None and self.cached_tokens() is None:
-                self.figures.append(tokens_beside(self.plan, self.budget, event))
-                return [in_words(self.figures[-1])]
-            case WarmingUp() | WarmupLengths():
-                return self.enter("warm-up", now)
             case WarmupLength():
                 self.warming = event.tokens
-            case WarmupFinished() | ServerUp():
-                return self.enter("serving", now)
-        return []
+        if isinstance(event, CacheFrame):
+            self._enter_cache_by_its_frame(now)
+            return []
+        stage = begins(self.phase, event)
+        said = [] if stage is None else self.enter(stage, now)
+        return [*said, *self._figures(event)]
+
+    def _enter_cache_by_its_frame(self, now: float) -> None:
+        """The PyTorch engine prints no line when it allocates; a traceback shows that it did."""
+        if self.phase == "weights":
+            self.enter("cache", now)
+
+    def _figures(self, event: Struct) -> list[str]:
+        """The engine's own figures beside the plan's, where an event has the first of them."""
+        match event:
+            case CacheBudget() if self.budget is None:
+                self.budget = event
+                found = list(cache_beside(self.plan, event))
+            case Slab() if self.budget is not None and self.cached_tokens() is None:
+                found = [tokens_beside(self.plan, self.budget, event)]
+            case _:
+                return []
+        self.figures += found
+        return list(map(in_words, found))
 
 
-#: Characters of somebody else's message: some list everything that they know.
-_SHOWN: Final = 300
-_VISION: Final = ("Vit", "vit", "Vision", "vision")
-#: Phases of the pretend account, as `MemoryPhase`; what is not here is serving.
-_PRETEND: Final[dict[str, MemoryPhase]] = {
+#: Phases of the pretend account; what is not here is serving.
+_PRETEND: Final[dict[str, Phase]] = {
     "import": "start", "context": "start", "weights": "weights", "prepare": "weights",
     "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up",
 }  # fmt: skip
@@ -310,55 +317,91 @@ def fallback(tracker: StartupTracker) -> End:
 
 def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
     """A lack of memory; ``death``, the refused allocation on pretend GPUs, adds its bytes."""
-    plan, fault, pytorch = tracker.plan, tracker.fault, tracker.plan.engine.is_pytorch
+    fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     if fault is None:
-        text = f"the engine found no memory for its {tracker.no_cache} when it had loaded the"
-        return End(
-            kind="out_of_memory", phase="cache", message=f"{text} weights",
-            hint=_advice(tracker),
-        )  # fmt: skip
-    pinned = engine_of(plan).log.pinned_call
-    if isinstance(fault, CudaError) and fault.call and fault.call == pinned:
-        return End(
-            kind="host_memory",
-            phase="host",
-            where=_frame(tracker),
-            message=f"the engine got no page-locked host memory {_where(tracker)}: CUDA error: "
-            f"{fault.message}",
-            hint=f"free host memory; the plan counts {format_bytes(plan.host.pinned)} pinned; "
-            f"the log is {tracker.log}",
-        )
+        return _without_cache(tracker)
+    if isinstance(fault, CudaError) and fault.call == _pinned_call(tracker):
+        return _page_locked(tracker, fault)
     torch = fault if isinstance(fault, TorchMemory) else None
-    death = death if torch is None or pytorch else None
-    asked = death.asked if death is not None else torch.requested if torch is not None else None
-    staged = torch is not None and plan.engine.of_lmdeploy and not pytorch
-    phase: str = "weights" if staged else _memory_phase(tracker)
-    if death is not None and death.asked is not None and death.left is not None:
-        serving = "vision" if _is_vision(death.where) else "text"
-        phase = phase if pytorch else _PRETEND.get(death.phase, serving)
-        detail = (
-            f": it asked {format_bytes(death.asked)} where {format_bytes(death.left)} were left on"
-            f" GPU {death.gpu}"
-            f"{', and the pretend GPU refused (simulated)' if death.simulated else ''}"
-        )
-    elif isinstance(fault, CudaError):
-        detail = f": CUDA error: {fault.message}"
-    else:
-        detail = f", asking {format_bytes(asked)}" if asked else ""
-        detail += ": torch stages the weights on the first GPU" if staged else ""
-    engine = "the engine" if plan.engine.of_lmdeploy else "the fallback engine"
-    call = death.where if death is not None else ""
+    if torch is not None and not pytorch:
+        death = None  # the account is TurboMind's, and torch's memory is not in it
+    refused = death or End()
+    asked = torch.requested if torch is not None and death is None else refused.asked
+    frame = refused.where or _frame(tracker)
     return End(
         kind="out_of_memory",
-        phase=phase,
-        where=call or ("" if torch else _frame(tracker)),
+        phase=_phase(tracker, torch, refused),
+        where=refused.where or ("" if torch else _frame(tracker)),
         asked=asked,
-        left=death.left if death is not None else None,
+        left=refused.left,
         missing=_missing(torch if pytorch else None, death),
-        gpu=death.gpu if death is not None else None,
-        message=f"{engine} ran out of GPU memory {_where(tracker, call)}{detail}",
+        gpu=refused.gpu,
+        message=out_of_memory(_engine(tracker.plan), tracker.phase, frame)
+        + _detail(tracker, refused, asked),
         hint=_advice(tracker),
     )
+
+
+def _without_cache(tracker: StartupTracker) -> End:
+    text = f"the engine found no memory for its {tracker.no_cache} when it had loaded the weights"
+    return End(kind="out_of_memory", phase="cache", message=text, hint=_advice(tracker))
+
+
+def _pinned_call(tracker: StartupTracker) -> str | None:
+    """The line of the engine's source that asks the host; None where it is not known."""
+    return engine_of(tracker.plan).log.pinned_call or None
+
+
+def _page_locked(tracker: StartupTracker, fault: CudaError) -> End:
+    return End(
+        kind="host_memory",
+        phase="host",
+        where=_frame(tracker),
+        message=f"the engine got no page-locked host memory {_where(tracker)}: {last_words(fault)}",
+        hint=f"free host memory; the plan counts {format_bytes(tracker.plan.host.pinned)} pinned; "
+        f"the log is {tracker.log}",
+    )
+
+
+def _engine(plan: Plan) -> str:
+    return "the engine" if plan.engine.of_lmdeploy else "the fallback engine"
+
+
+def _phase(tracker: StartupTracker, torch: TorchMemory | None, refused: End) -> Phase:
+    """The phase: by the pretend account where it refused, else by the log."""
+    if _staged(tracker.plan, torch):
+        return "weights"
+    if refused.asked is not None and refused.left is not None and not _on_torch(tracker):
+        return _PRETEND.get(refused.phase, "vision" if is_vision(refused.where) else "text")
+    if tracker.phase == "starting":
+        return "weights" if _on_torch(tracker) else "start"
+    return phase_of_death(tracker.phase, tracker.frames, images=tracker.in_vision)
+
+
+def _on_torch(tracker: StartupTracker) -> bool:
+    return tracker.plan.engine.is_pytorch
+
+
+def _staged(plan: Plan, torch: TorchMemory | None) -> bool:
+    """Whether torch ran out beside TurboMind, for which it only holds weights while they load."""
+    return torch is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
+
+
+def _detail(tracker: StartupTracker, refused: End, asked: int | None) -> str:
+    """What was asked and left, as far as the account or torch tells it."""
+    fault = tracker.fault
+    if refused.asked is not None and refused.left is not None:
+        doing = ", and the pretend GPU refused (simulated)" if refused.simulated else ""
+        return (
+            f": it asked {format_bytes(refused.asked)} where {format_bytes(refused.left)} were left"
+            f" on GPU {refused.gpu}{doing}"
+        )
+    if isinstance(fault, CudaError):
+        return f": {last_words(fault)}"
+    told = f", asking {format_bytes(asked)}" if asked else ""
+    torch = fault if isinstance(fault, TorchMemory) else None
+    staged = _staged(tracker.plan, torch)
+    return f"{told}: torch stages the weights on the first GPU" if staged else told
 
 
 def _killed(tracker: StartupTracker, host_kills: int | None) -> End:
@@ -390,35 +433,12 @@ def _missing(torch: TorchMemory | None, death: End | None) -> int | None:
     return max((size for size in (refused, torch.missing) if size is not None), default=None)
 
 
-def _memory_phase(tracker: StartupTracker) -> MemoryPhase:
-    if tracker.phase == "starting":
-        return "weights" if tracker.plan.engine.is_pytorch else "start"
-    if tracker.phase in ("weights", "cache", "warm-up"):
-        return tracker.phase
-    vision = tracker.in_vision or any(_is_vision(name) for name in tracker.frames)
-    return "vision" if vision else "text"
-
-
-def _is_vision(name: str) -> bool:
-    return any(word in name for word in _VISION)
-
-
 def _frame(tracker: StartupTracker) -> str:
     return next((name for name in tracker.frames if not name.startswith("TM_")), "")
 
 
-def _where(tracker: StartupTracker, call: str = "") -> str:
-    phase = {
-        "starting": "while it started",
-        "weights": "while it loaded weights",
-        "cache": "when it allocated the cache",
-        "warm-up": "in its warm-up",
-        "serving": "while it served",
-        "check": "at a worst-case request",
-        "ready": "while it served",
-    }[tracker.phase]
-    name = call or _frame(tracker)
-    return f"{phase} (in {name})" if name else phase
+def _where(tracker: StartupTracker) -> str:
+    return when(tracker.phase, _frame(tracker))
 
 
 def _advice(tracker: StartupTracker) -> str:
@@ -434,13 +454,5 @@ def _advice(tracker: StartupTracker) -> str:
 
 
 def _last_words(tracker: StartupTracker) -> str:
-    match tracker.fault or tracker.error:
-        case CudaError() as fault:
-            return f": CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
-        case CheckFailed() as fault:
-            return f": check failed: {fault.message}"
-        case NcclError() | TorchMemory() as fault:
-            return f": {fault.message[:_SHOWN]}"
-        case PythonError() as error:
-            return f": {error.name}: {error.message[:_SHOWN]}"
-    return ""
+    words = last_words(tracker.fault or tracker.error)
+    return f": {words}" if words else ""

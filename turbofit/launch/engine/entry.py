@@ -23,6 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+#: A variable that the process of a model with images has: `launch.images.preparation.THREADS`.
+_IMAGES = "TURBOFIT_IMAGE_THREADS"
 #: What a process has open that has begun with a card.
 _CARD = "/dev/nvidia"
 
@@ -70,6 +72,8 @@ def _of_card(descriptor: str) -> bool:
 
 def prepare_images() -> None:
     """Have LMDeploy prepare images on several threads, as `launch.images` says."""
+    if _IMAGES not in os.environ:
+        return
     sys.path.append(str(Path(__file__).parents[3]))  # of a checkout that is not installed
     from turbofit.launch.images.preparation import install
 

@@ -82,31 +82,9 @@ def install() -> None:
     if _MODULE in sys.modules:  # a process that stood by
         watch(sys.modules[_MODULE])
     else:
-        sys.meta_path.insert(0, _Watch(watch))
+        from turbofit.pretend.inside.turbofit_imports import After
 
-
-class _Watch:
-    """Does something once LMDeploy's module of encoders is loaded; to find it loads nothing."""
-
-    def __init__(self, then: Callable[[Any], None]) -> None:
-        self._then = then
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        """Let whoever else finds it find it."""
-        if name != _MODULE:
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        found = (finder.find_spec(name, path, target) for finder in others)
-        spec = next(filter(None, found), None)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                execute(module)
-                self._then(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+        sys.meta_path.insert(0, After(_MODULE, watch))
 
 
 def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from turbofit.core.plan import GpuLedger, Kv, Phase, Plan
-    from turbofit.launch.engine.engine_log import EnginePhase
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
+    from turbofit.observe.stages import Stage
 
-_DOING: Final[dict[EnginePhase, str]] = {
+_DOING: Final[dict[Stage, str]] = {
     "starting": "starting the engine",
     "weights": "loading weights",
     "cache": "allocating the KV cache",
@@ -72,7 +72,7 @@ class StartProgress:
 
     def _step(
         self,
-        phase: EnginePhase,
+        phase: Stage,
         here: Sequence[SupervisedEngine],
         engines: Sequence[SupervisedEngine],
     ) -> Step:

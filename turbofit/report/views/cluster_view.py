@@ -86,7 +86,7 @@ def _promise(plan: ClusterPlan) -> list[Block]:
     facts = {
         "promise": plan.promise,
         "requests": f"{plan.requests_at_once:,} at once over all nodes",
-        "forecast": None if speed is None else speed_in_short(speed, plan.model),
+        "forecast": None if speed is None else speed_in_short(speed),
     }
     patches, pixels = limits.max_dynamic_patch, limits.max_pixels_per_image
     engines = f"{plan.engines:,} {plural(plan.engines, 'engine')}"

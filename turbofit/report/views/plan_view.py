@@ -40,7 +40,6 @@ from turbofit.report.views.machine_view import assumed_of, topology_of, ways_tex
 from turbofit.report.views.memory_view import memory_blocks
 
 if TYPE_CHECKING:
-    from turbofit.core.model import Model
     from turbofit.core.plan import Candidate, HostImages, Plan, Throughput, UsualImage
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
@@ -113,11 +112,11 @@ def _in_short(plan: Plan) -> dict[str, str]:
     facts, usual = {}, plan.usual_image
     if speed := plan.throughput:
         size = "worst size" if usual or plan.limits.vision_unit else "requests"
-        forecast = _speed(speed) if usual else speed_in_short(speed, plan.model)
-        facts[size] = f"{_at_once(plan):,} at once; forecast {forecast}"
+        facts[size] = f"{_at_once(plan):,} at once; forecast {speed_in_short(speed)}"
         if usual:
-            size = "{}x{}".format(*usual.image_size)
-            facts[size] = f"{usual.requests_at_once:,} at once; forecast {_speed(usual)}"
+            size, forecast = "{}x{}".format(*usual.image_size), speed_in_short(speed, usual)
+            facts[size] = f"{usual.requests_at_once:,} at once; forecast {forecast}"
+        facts["first"] = first_token_in_short(speed, usual or None)
         facts["host"] = _host_limit(usual.host if usual else speed.host)
     facts["pace"] = plan.pace.text if plan.pace else ""
     if plan.considered and plan.kv.longest_request_tokens:
@@ -180,17 +179,25 @@ def _at_once(plan: Plan) -> int:
     return plan.requests_at_once if speed is None else speed.concurrent_requests
 
 
-def speed_in_short(speed: Throughput, model: Model) -> str:
-    """The forecast of speed; its error was measured for models of text alone."""
-    error = speed.median_error
-    if error is None or model.vision is not None:
-        return _speed(speed)
-    return f"{_speed(speed)} (median error {error:.1%})"
+def speed_in_short(speed: Throughput, of: Throughput | UsualImage | None = None) -> str:
+    """The forecast, or that of usual images, with a word for how sure it is.
+
+    What is sure to an order alone is told as one.
+    """
+    rate, sure = (of or speed).requests_per_second, speed.surety
+    if sure is None:  # of an older plan
+        return f"{two_digits(rate)} requests/s"
+    return f"{sure.figure(rate)} requests/s ({sure.word})"
 
 
-def _speed(speed: Throughput | UsualImage) -> str:
-    rate, first = speed.requests_per_second, speed.seconds_to_first_token
-    return f"{two_digits(rate)} requests/s, {two_digits(first)} s to the first token"
+def first_token_in_short(speed: Throughput, of: Throughput | UsualImage | None = None) -> str:
+    """Seconds to the first token of a request alone, and of one among others."""
+    of, alone, among = of or speed, speed.first_token_alone, speed.first_token
+    if alone is None or among is None:
+        return f"{two_digits(of.seconds_to_first_token)} s to the first token among others"
+    first = alone.figure(of.seconds_to_first_token_alone)
+    rest = among.figure(of.seconds_to_first_token)
+    return f"{first} s to the first token alone, {rest} s among others"
 
 
 def _capacity(plan: Plan) -> list[Block]:
@@ -242,7 +249,7 @@ def _limits(plan: Plan) -> list[Block]:
     text = (
         "forecasts for the largest image that each limit admits (its tokens, requests a"
         " second, seconds to the first token), on the same GPUs with the same prefill; a plan"
-        " for that limit serves as much or more"
+        " for that limit serves about as much or more"
     )
     return [
         Heading("What an image limit costs"),
@@ -275,6 +282,18 @@ def _topology(plan: Plan) -> list[Block]:
     ]
 
 
+def _first_tokens(speed: Throughput) -> str:
+    """Both first tokens of the worst size, and how sure they are."""
+    alone, among = speed.first_token_alone, speed.first_token
+    if alone is None or among is None:
+        return ""
+    return (
+        f"{alone.figure(speed.seconds_to_first_token_alone)} s where a request finds the engine "
+        f"idle ({alone.words}); {among.figure(speed.seconds_to_first_token)} s where it comes "
+        f"while {speed.concurrent_requests} are there ({among.words})"
+    )
+
+
 def _facts(plan: Plan) -> FactList:
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
@@ -304,6 +323,7 @@ def _facts(plan: Plan) -> FactList:
             f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once "
             f"({speed.basis})"
         )
+        facts["first token"] = _first_tokens(speed)
         if speed.host is not None:
             facts["host"] = speed.host.words
     facts["pace"] = plan.pace.text if plan.pace else ""

@@ -13,18 +13,19 @@ from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason, unbelieved
+from turbofit.memory.engines import LMDEPLOY
+from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
-from turbofit.tuner.speed import group_class, group_rates, group_speed, rates
+from turbofit.tuner.speed import group_class, group_rates, group_speed
+from turbofit.tuner.surety import kind_of, surety_of
 from turbofit.tuner.throughput import host_rate, total
 
 #: Width and height of the picture that most people send: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
-#: Source: docs/accuracy.md, "Beside published figures".
-_FIRST_TOKENS: Final = "under: published ones of text models under load were 4 to 28 times as long"
 #: Less than this share of a step on links is not what decides.
 _MUCH: Final = 0.1
 
@@ -40,7 +41,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
-    prefill = f"{rank} of the sizes tried; {engine.prefill_words(best.settings)}"
+    prefill = f"{rank} of the sizes tried; {engine.prefill_words(best.settings)}{_cut(fit)}"
     by_card = f"on each card the {rank} of the sizes tried"
     yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
     batch = _batch(fit)
@@ -64,6 +65,28 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
             bound += ", and the cache gets the rest" if best.queues else ""
         units = account.units_per_forward
         yield f"the peak pays for {units:,} vision units in one forward: {bound}"
+
+
+def _cut(fit: EngineFit) -> str:
+    """That an image is encoded again, where forwards hold less than it; empty where none is."""
+    images = fit.requested_load.images_per_request
+    times = max((speed.encodings for speed in fit.best.speeds), default=0)
+    if times <= images:
+        return ""
+    each = "the largest image is" if images == 1 else "the images of a request are"
+    return f"; {each} encoded {times} times, once for each forward that holds some of it"
+
+
+def slow_images(fit: EngineFit) -> Iterator[str]:
+    """What is known of how fast images are where the PyTorch engine runs."""
+    if not fit.requested_load.units_per_image or fit.engine.name == LMDEPLOY[0]:
+        return
+    faster = f"; {LMDEPLOY[0]} may be ten times faster (--engine {LMDEPLOY[0]})"
+    yield (
+        "how fast the PyTorch engine answers images is unknown: on an H100 it answered 2 requests"
+        " of 2 to 12 megapixels in 20 s, TurboMind 22 in 15 s (docs/accuracy.md#images)"
+        f"{'' if engine_problem(fit.request.model, LMDEPLOY[0]) else faster}"
+    )
 
 
 def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = "") -> str:
@@ -211,7 +234,11 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
     if goal == "context":
         return f"{other.kv_tokens:,} KV tokens for one request, not {best.kv_tokens:,}"
-    return f"{three_digits(other.score)} requests/s, not {three_digits(best.score)}"
+    if other.score < best.score:
+        return f"{three_digits(other.score)} requests/s, not {three_digits(best.score)}"
+    return (
+        f"{three_digits(other.ranked)} requests/s of small images, not {three_digits(best.ranked)}"
+    )
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
@@ -226,6 +253,9 @@ def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return (
             f": {share:.0%} of a step waits for links ({group_class(request.machine, gpus).words})"
         )
+    again, least = (max(speed.encodings for speed in engines) for engines in (speeds, ours))
+    if again > least:
+        return f": a request's images are encoded {again} times, not {least}"
     together, chosen = (sum(speed.running for speed in engines) for engines in (speeds, ours))
     if together < chosen - 0.5:
         return f": its cache holds {together:.0f} requests at once, not {chosen:.0f}"
@@ -254,13 +284,14 @@ def pace_words(request: ResolvedRequest, evaluation: Evaluation) -> str:
     wish, forecast = request.pace, evaluation.pace
     if wish is None or forecast is None:
         return ""
-    unknown = "no error is known"
-    text = request.model.vision is None
-    error = f"median error {rates().median_error:.1%}" if text else unknown
+    images = bool(vision_load_of(request, request.requested_limit).units_per_image)
+    kind = kind_of(request.model, evaluation.engine, images=images)
+    sure = surety_of(kind, request.visible)
+    first = surety_of(f"first token among others, {kind}", request.visible)
     rows = (
-        (wish.rate, forecast.rate, "requests a second", error),
-        (wish.first_token, forecast.first_token, "s to the first token", _FIRST_TOKENS),
-        (wish.per_token, forecast.per_token, "s a token", unknown),
+        (wish.rate, forecast.rate, "requests a second", sure.words),
+        (wish.first_token, forecast.first_token, "s to the first token", first.words),
+        (wish.per_token, forecast.per_token, "s a token", "no error is known"),
     )
     figures = "; ".join(
         f"{three_digits(now)} of {wished:g} {what} ({doubt})"
@@ -328,8 +359,7 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         caches.append(part.kv_tokens)
         at_once = part.shape.requests(request.workload.concurrency)
         here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
-        speed = group_speed(here, part.settings, load, part.kv_tokens, at_once)
-        speeds.append(speed if part.shape.units_per_forward is None else speed.queued())
+        speeds.append(group_speed(here, part.settings, load, part.kv_tokens, at_once))
     host = host_rate(request, load, len(speeds), _USUAL_SIZE)
     forecast = total(speeds, images=load.images_per_request, host=host)
     return UsualImage(
@@ -339,4 +369,5 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         requests_per_second=forecast.requests_per_second,
         seconds_to_first_token=forecast.seconds_to_first_token,
         host=forecast.host,
+        seconds_to_first_token_alone=forecast.seconds_to_first_token_alone,
     )

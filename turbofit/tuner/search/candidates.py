@@ -68,7 +68,8 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
         alone = speeds if request.workload.concurrency else [speed(1.0) for speed in curves]
         slowest = max(speed.seconds_per_request for speed in alone)
         evaluation = replace(evaluation, seconds_per_answer=slowest)
-    evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache)
+    plain = sum(speed(at_once, plain=True).requests_per_second for speed in curves)
+    evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache, ranked=plain)
     most = max(at_once, sized.settings.max_batch_size)
     return _scored(request, evaluation, [(speed, most) for speed in curves])
 
@@ -161,15 +162,15 @@ def _scored(
     if request.pace is not None:
         pace = _prepared(request, evaluation, _pace(request.pace, engines))
         evaluation = replace(evaluation, pace=pace, slow=round(request.pace.excess(pace), 3))
+    score, ranked = float(evaluation.kv_tokens), float(evaluation.kv_tokens)
     if goal == "throughput":
-        score = sum(speed.requests_per_second for speed in speeds)
+        score, ranked = sum(speed.requests_per_second for speed in speeds), evaluation.ranked
     elif goal == "latency":
-        score = 1 / evaluation.seconds_per_answer
-    else:
-        score = float(evaluation.kv_tokens)
+        score = ranked = 1 / evaluation.seconds_per_answer
     return replace(
         evaluation,
         score=float(f"{score:.{_DIGITS}g}"),
+        ranked=float(f"{ranked:.{_DIGITS}g}"),
         queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
     )
 
@@ -302,6 +303,7 @@ class _Unequal:
             evaluation,
             speeds=tuple(by_group[group] for group in self.shape.groups),
             seconds_per_answer=max(part.seconds_per_answer for part in parts),
+            ranked=sum(part.ranked for part in parts),
         )
         curves = [(self._curve(part), part.settings.max_batch_size) for part in parts]
         counts = [part.shape.replicas for part in parts]

@@ -32,8 +32,16 @@ from turbofit.tuner.resolved_request import (
     vision_load_of,
 )
 from turbofit.tuner.search.candidates import evaluate
-from turbofit.tuner.search.shapes import Evaluation, Shape, no_shape, shape_settings, shapes
+from turbofit.tuner.search.shapes import (
+    Evaluation,
+    Shape,
+    no_shape,
+    prefill_sizes,
+    shape_settings,
+    shapes,
+)
 from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
+from turbofit.tuner.surety import with_surety
 from turbofit.tuner.throughput import host_rate, total
 
 _LOG: Final = LazyLogger(__name__)
@@ -88,7 +96,10 @@ class EngineFit(Struct):
             return None
         host = host_rate(self.request, load, len(speeds))
         measured = self.request.machine.measured
-        return total(speeds, measured, images=load.images_per_request, host=host)
+        forecast = total(speeds, measured, images=load.images_per_request, host=host)
+        gpus = [self.request.machine.gpu(i) for group in self.best.shape.groups for i in group]
+        images = bool(load.units_per_image)
+        return with_surety(forecast, self.request.model, self.engine.name, gpus, images=images)
 
 
 def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
@@ -146,10 +157,17 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
 
 
 def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine) -> Evaluation:
-    """One shape where images of another limit are served, and asked for."""
+    """One shape where images of another limit are served, and asked for.
+
+    A prefill that holds a larger image gives way to the largest of the usual ones.
+    """
+    request = replace(request, limit=limit)
     at_once = None if request.workload.concurrency is None else shape.at_once
-    shape = replace(shape, limit=limit, units_per_forward=None, at_once=at_once)
-    return _Search(replace(request, limit=limit), engine).evaluate(shape)
+    prefill = min(shape.max_prefill_token_num, prefill_sizes(request, engine)[0])
+    shape = replace(
+        shape, limit=limit, units_per_forward=None, at_once=at_once, max_prefill_token_num=prefill
+    )
+    return _Search(request, engine).evaluate(shape)
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:

@@ -21,8 +21,9 @@ from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
-from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.speed import LinkClass, Pace, Speed, group_class, reduce_class
+from turbofit.tuner.tower import whole_image_prefill
 
 
 class Shape(Struct):
@@ -71,7 +72,9 @@ class Evaluation(Struct):
     more requests at once. ``footprint``: bytes on all GPUs, where the least is asked for.
     ``held_requests``: those that all engines hold at once, where a number is promised; with too
     few, ``settings`` have the largest batch that is held. ``pace`` is the forecast under the wished
-    rate, ``slow`` the share by which it misses the wish.
+    rate, ``slow`` the share by which it misses the wish. ``ranked`` is what counts of the score: of
+    requests a second those of a plain tower, with whose attention a worst image would outweigh all
+    that smaller ones and texts gain by cache.
     """
 
     engine: str
@@ -92,6 +95,7 @@ class Evaluation(Struct):
     parts: tuple[Evaluation, ...] = ()
     pace: Pace | None = None
     slow: float = 0.0
+    ranked: float = 0.0
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
         return next((part for part in self.parts if group in part.shape.groups), self)
@@ -113,7 +117,7 @@ class Evaluation(Struct):
         Promises come before speed, so that more memory makes none smaller.
         """
         context = self.settings.session_len
-        return (self.served, context, -self.footprint, -self.slow, self.score)
+        return (self.served, context, -self.footprint, -self.slow, self.ranked)
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -218,8 +222,7 @@ GroupSignature = tuple[tuple[tuple[int, int, int, int], ...], LinkClass, int]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
-    fixed_prefill = request.fixed.get("max_prefill_token_num")
-    prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
+    prefills = prefill_sizes(request, engine)
     for groups in _groupings(request, engine):
         gpus = [request.machine.gpu(index) for group in groups for index in group]
         dtype = chosen_dtype(request.model, request.fixed.get("dtype"), gpus)
@@ -233,6 +236,19 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
                 dtype=dtype,
                 prefills=prefills if mixed_cards else (),
             )
+
+
+def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
+    """The user's own size, or those to try: one of them holds a worst image that is cut else."""
+    fixed = request.fixed.get("max_prefill_token_num")
+    if isinstance(fixed, int):
+        return (fixed,)
+    rule, images = request.model.image_rule, vision_load_of(request, request.requested_limit)
+    if rule is None or not engine.encodes_again or not images.units_per_image:
+        return PREFILL_SIZES
+    whole = whole_image_prefill(rule.unit_tokens(images.units_per_image))
+    fits = PREFILL_SIZES[0] < whole <= request.model.text.max_position_embeddings
+    return (whole, *PREFILL_SIZES) if fits else PREFILL_SIZES
 
 
 def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group, ...]]:

@@ -125,8 +125,13 @@ class Sizer:
         gpus: tuple[Gpu, ...],
         kv_tokens: int,
         at_once: float | None = None,
+        *,
+        plain: bool = False,
     ) -> Speed:
-        """The forecast of one group; ``at_once`` None: with the shape's own requests."""
+        """The forecast of one group; ``at_once`` None: with the shape's own requests.
+
+        ``plain``: as if the vision tower's attention took no time.
+        """
         request, state, load = self.request, self.state, at_once
         if load is None:
             load = self.shape.requests(request.workload.concurrency)
@@ -138,10 +143,11 @@ class Sizer:
             # Of what a search varies the GPUs, `tp` and the type decide on the rates.
             indices = tuple(gpu.index for gpu in gpus)
             group = state.once(rates, "rates", settings.tp, settings.dtype, indices)
-            return group_speed(group, settings, state.requested_load, kv_tokens, load)
+            images = replace(state.requested_load, units_per_forward=units)
+            return group_speed(group.plain if plain else group, settings, images, kv_tokens, load)
 
-        speed = state.once(forecast, "speed", settings, self._key(gpus), kv_tokens, load)
-        return speed if self.shape.units_per_forward is None else speed.queued()
+        units, key = self.shape.units_per_forward, (settings, self._key(gpus), kv_tokens, load)
+        return state.once(forecast, "speed", *key, units, plain)
 
     def session_len(self) -> int:
         """The context: the user's, or the model's own lowered to what the cache holds."""
@@ -314,7 +320,9 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     """Requests that one engine runs at once, and whether more memory would run more.
 
     The user's own, else the smallest batch with nearly the best forecast, since more rows cost
-    memory, or the largest that memory holds. No batch shortens ``session_len``.
+    memory, or the largest that memory holds. No batch shortens ``session_len``. The forecast is
+    of images that are small for a tower: where it attends over a worst one for seconds, a batch
+    brings little, and all smaller images and texts would wait for nothing.
     """
     fixed = sizer.request.fixed.get("max_batch_size")
     if isinstance(fixed, int):
@@ -334,7 +342,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     def rate(batch: int) -> float:
         some = sizer.with_batch(batch)
         settings = shape_settings(sizer.request, some.shape, session_len)
-        speeds = [some.speed(settings, gpus, alone.kv_tokens) for gpus in some.distinct]
+        speeds = [some.speed(settings, gpus, alone.kv_tokens, plain=True) for gpus in some.distinct]
         return sum(speed.requests_per_second for speed in speeds)
 
     def holds(batch: int) -> bool:

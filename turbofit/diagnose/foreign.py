@@ -1,0 +1,94 @@
+"""Programs that turbofit does not explain: which one a log is of, its version, its last error."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Final, NamedTuple
+
+#: LMDeploy's own lines, commands and frames: whatever else a log names, it is of LMDeploy.
+_LMDEPLOY: Final = re.compile(
+    r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\]"
+    r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
+    r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
+)
+_VERSION: Final = r"[=: (-]{1,3}v?(\d+\.\d+[\w.+]*)"
+
+
+class _Program(NamedTuple):
+    name: str
+    marks: str
+    version: str = r"(?!)"
+
+
+#: Engines: a log of one is theirs, whatever its error.
+_ENGINES: Final = (
+    _Program("vLLM", r"\bvllm\b|EngineCore|VllmWorker|\bvLLM\b",
+             rf"vLLM API server version (\d\S*)|LLM engine \(v([\d.]+\w*)\)|\bvllm{_VERSION}"),
+    _Program("SGLang", r"\bsglang\b|\bSGLang\b|server_args=ServerArgs", rf"\bsglang{_VERSION}"),
+    _Program("text-generation-inference",
+             r"text[-_]generation[-_](?:launcher|inference|server|router)",
+             rf"text-generation-inference{_VERSION}"),
+    _Program("TensorRT-LLM", r"tensorrt_llm|TensorRT-LLM|\[TRT-LLM\]|trtllm",
+             r"TensorRT-LLM version: (\d\S*)"),
+    _Program("llama.cpp",
+             r"llama_(?:model_load|context|init)|llama-(?:server|cli)\b|\bggml_|llama\.cpp",
+             r"\bbuild(?: =|:) (\d+)"),
+    _Program("Ollama", r"\bollama\b", rf"\bollama{_VERSION}"),
+)  # fmt: skip
+#: Programs that install and carry others: a log is theirs where no row knows its error.
+_TOOLS: Final = (
+    _Program("Kubernetes", r"\bkubelet\b|\bkubectl\b|FailedScheduling|BackOff\b|nvidia\.com/gpu"),
+    _Program("Docker", r"\b[Dd]ocker: |Error response from daemon|OCI runtime|nvidia-container-cli"
+             r"|\b[Dd]ocker daemon|manifest (?:for|unknown)|pull rate limit|exec format error"),
+    _Program("pip", r"(?:ERROR|error): (?:Could not (?:find a version|build wheels)|No matching"
+             r"|pip's|ResolutionImpossible|Cannot install|Failed building|metadata-generation"
+             r"|subprocess-exited|externally-managed|Package '|\S+\.whl is not)|requires \S+, but"
+             r" you have|Failed to build [`\w]|Building wheel for|looks like a filename"
+             r"|Invalid requirement|conflicting dependencies"),
+    _Program("systemd", r"\bsystemd\[\d+\]: "),
+)  # fmt: skip
+_ALL: Final = {program.name: program for program in (*_ENGINES, *_TOOLS)}
+_ANY: Final = re.compile(
+    "|".join(f"(?P<p{number}>{one.marks})" for number, one in enumerate(_ALL.values()))
+)
+
+
+class ForeignPrograms:
+    """Which programs the lines of a log are of."""
+
+    def __init__(self) -> None:
+        self.of_lmdeploy = False
+        self._lines = Counter[str]()
+        self._versions: dict[str, str] = {}
+
+    def notice(self, text: str) -> None:
+        """Take in any line of a log."""
+        if not self.of_lmdeploy and _LMDEPLOY.search(text):
+            self.of_lmdeploy = True
+        match = None if self.of_lmdeploy else _ANY.search(text)
+        if match is not None:
+            self.found(list(_ALL)[int(str(match.lastgroup)[1:])], text)
+
+    def found(self, name: str, text: str = "") -> None:
+        """Take in that a line is of a program, by its prefix too."""
+        self._lines[name] += 1
+        match = re.search(_ALL[name].version, text) if name not in self._versions else None
+        if match:
+            self._versions[name] = next(group for group in match.groups() if group)
+
+    @property
+    def engine(self) -> str:
+        """The engine whose log it is; empty where it is LMDeploy's, or nobody's."""
+        return self._of(_ENGINES)
+
+    @property
+    def tool(self) -> str:
+        return self._of(_TOOLS)
+
+    def version(self, name: str) -> str | None:
+        return self._versions.get(name)
+
+    def _of(self, programs: tuple[_Program, ...]) -> str:
+        lines = {one.name: self._lines[one.name] for one in programs if self._lines[one.name]}
+        return max(lines, key=lambda name: lines[name]) if lines and not self.of_lmdeploy else ""

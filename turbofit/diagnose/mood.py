@@ -1,0 +1,122 @@
+"""What lines that nobody knows tell by their form: an error, a refusal, progress, or calm."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from turbofit.diagnose.event import LogEvent
+from turbofit.observe.log_events import KnownMessage
+
+if TYPE_CHECKING:
+    from turbofit.observe.log_events import PythonFrame
+
+#: A line of no level below an error.
+_NO_LESS = r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
+#: A line that no row knows and that tells of an error, whoever wrote it.
+_COMPLAINT: Final = re.compile(
+    rf"{_NO_LESS}(?!.*Last error:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed"
+    r"|Aborted|Killed|denied|refused|Segmentation)\b|NCCL WARN"
+    r"|(?<=\.)\w*(?:Timeout|Expired|Disconnected): |NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
+)
+#: A line that may tell of one: words in which a program refuses, an exception of any name.
+_REFUSAL: Final = re.compile(
+    rf"{_NO_LESS}(?:.*?(?i:error|failed|exce(?:ption|ed)|can(?:no|')t |could not|unable to|invalid"
+    r"|unsupported|not (supported|found)|has no |(should|must) (not )?be )|(\w+\.)+[A-Z]\w*(: |$))"
+)
+#: A word of failures with its value, which is none: a count, and no failure.
+_NONE_OF_THEM: Final = re.compile(
+    r"(?i:\b(?:\w+ )?(?:failed|failures?|errors?|refused|rejected)(?: requests?)?"
+    r"\W{1,12}0(?:\.0+)?\b"
+    r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
+)
+#: What a program says while it goes on: a level, a bar that grows; not while it ends. A server
+#: answers probes and counts tokens, and NCCL's threads speak, also after their engine has died.
+_PROGRESS: Final = re.compile(
+    r"(?!.*(?:[Ss]hut|[Ee]xit|[Tt]erminat|[Kk]ill|[Cc]lean|[Ss]top|[Rr]etry|HTTP/\d|NCCL INFO"
+    r"|throughput))(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
+)
+#: What tells of no error: a level below one, a bar; and words that any failure has.
+_CALM: Final = re.compile(
+    r".{0,60}?\b(?:INFO|DEBUG|(?P<warns>WARN(?:ING)?))\b|.{0,200}?\d%\|"
+    r"|.{0,240}?\.py:\d+: (?P<python>\w*Warning): "
+)
+_ALARM: Final = re.compile(
+    r"error|fail|exce(?:ption|ed)|abort|refus|denied|time(?:d |-)?out|unable|can(?:no|')t"
+    r"|invalid|crash|kill|fatal|dump|lost|oom|out of|exit|shut|stop|traceback|mismatch|missing",
+    re.IGNORECASE,
+)
+#: A word of failures, and of the lines that Python's own warnings go on with.
+_DENIAL: Final = re.compile(r"\bnot?\b", re.IGNORECASE)
+#: Rows of the longest log that is said to have no error by the form of its lines alone.
+_WEIGHED: Final = 2000
+#: A request that a server did not answer as was asked. Those without a key, or for what no server
+#: has, are left out: anybody may send them.
+_UNANSWERED: Final = re.compile(
+    r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])\d\d|5\d\d)\b'
+)
+#: A request that a server answered.
+_ANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" 200\b')
+
+
+class Mood:
+    """The lines of one run that nobody knows."""
+
+    def __init__(self) -> None:
+        #: The last line that tells of an error and is no event, and the last that may.
+        self.last_complaint: LogEvent | None = None
+        self.last_refusal: LogEvent | None = None
+        #: The first line that says that a server answered.
+        self.answered: LogEvent | None = None
+        self._rows = self._calm_rows = 0
+        self._alarmed = self._warned = False
+
+    @property
+    def calm(self) -> bool:
+        """Whether most lines are of a level or bars, and none but warnings has a failure's word."""
+        return not self._alarmed and 2 * self._calm_rows > self._rows
+
+    def notice(self, line: int, text: str) -> None:
+        """Take in any row: what a server answered, and whether it sounds like a failure."""
+        if _UNANSWERED.match(text):
+            self.last_complaint = LogEvent(line, text, KnownMessage())
+        elif self.answered is None and _ANSWERED.match(text):
+            self.answered = LogEvent(line, text, KnownMessage())
+        self._weigh(text)
+
+    def complain(self, mark: LogEvent) -> None:
+        """Take an error that ends nothing for the last one, where there is no other."""
+        self.last_complaint = self.last_complaint or mark
+
+    def refuse(self, mark: LogEvent) -> None:
+        self.last_refusal = mark
+
+    def goes_on(self, line: int, text: str, stack: tuple[PythonFrame, ...]) -> bool:
+        """Take in a row that no event has: whether it shows that the program goes on."""
+        if _tells_of(_COMPLAINT, text):
+            self.last_complaint = LogEvent(line, text, KnownMessage(), stack)
+        elif _tells_of(_REFUSAL, text):
+            self.last_refusal = LogEvent(line, text, KnownMessage(), stack)
+        else:
+            return ("INFO" in text or "%|" in text) and _PROGRESS.match(text) is not None
+        return False
+
+    def _weigh(self, text: str) -> None:
+        self._rows += 1
+        self._alarmed = self._alarmed or self._rows > _WEIGHED
+        if self._alarmed:
+            return
+        calm = _CALM.match(text)
+        if calm:
+            self._calm_rows += 1
+            self._warned = calm["python"] is not None
+            if self._warned or calm["warns"]:
+                return
+        told = _NONE_OF_THEM.sub("", text)
+        denied = not self._warned and _DENIAL.search(told)
+        self._alarmed = bool(_ALARM.search(told) or denied)
+
+
+def _tells_of(words: re.Pattern[str], text: str) -> bool:
+    """Whether a line has words of a failure that are not a count of none."""
+    return bool(words.match(text) and words.match(_NONE_OF_THEM.sub("", text)))
