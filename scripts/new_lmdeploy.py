@@ -382,6 +382,13 @@ def _architectures(wheel: Path) -> dict[str, str]:
     }
 
 
+def _modules(wheel: Path) -> dict[str, str]:
+    """The modules that say which weights TurboMind holds; nobody counts those of a new one."""
+    folder = wheel / "lmdeploy" / "turbomind"
+    files = (file for room in ("builders", "models") for file in (folder / room).glob("*.py"))
+    return {str(file.relative_to(folder)): "" for file in files}
+
+
 def _requirements(wheel: Path) -> dict[str, str]:
     metadata = next(wheel.glob("*.dist-info")) / "METADATA"
     needed = HeaderParser().parsestr(metadata.read_text(encoding="utf-8")).get_all("Requires-Dist")
@@ -473,6 +480,7 @@ _TABLES: Final[tuple[tuple[str, _Reader, _Holder], ...]] = (
      _of_field),
     ("setting", lambda w: _fields(w, "messages.py", r".*Config"), _of_setting),
     ("architecture", _architectures, _of_architecture),
+    ("weights", _modules, lambda *_: ("memory/turbomind/weights.py", "")),
     ("requirement", _requirements, _of_requirement),
     ("kernels", _kernels, _of_kernels),
     ("library", lambda w: {"TurboMind's library": str(_library(w).relative_to(w).parent)},

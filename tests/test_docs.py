@@ -47,8 +47,8 @@ _KINDS = (("#", r"#+ "), ("row", r"\|"), ("item", r"(?:-|\d+\.) "), ("code", r" 
 _CODE = re.compile(r"``(.+?)``|`([^`]+)`")
 _LINK = re.compile(r"\]\(([^)#\s]*)[^)]*\)")
 _FACT = re.compile(r"--[a-z][\w-]*|\d+(?:[.,]\d+)*")
-#: Answers of `diagnose` to a log without a failure.
-NO_FAILURE = {"healthy", "memory_table"}
+#: Answers of `diagnose` that are no cause: no failure, another program, a server that stands still.
+NO_FAILURE = {"healthy", "memory_table", "foreign", "stands_still"}
 
 
 def named() -> set[str]:

@@ -40,6 +40,7 @@ def wheels(tmp_path: Path, monkeypatch: Patch) -> tuple[Path, Path]:
             "b/other.py": "class Box:\n    def held(self): return 3\n",
             "serve/protocol.py": ROUTES.format(method="post", path="/v2/new", field="warp"),
             "turbomind/supported_models.py": "X = {'LlamaForCausalLM': 1, 'NewForCausalLM': 2}\n",
+            "turbomind/models/draft.py": "class Draft: ...\n",
         },
     }
     for release, named in files.items():
@@ -53,8 +54,8 @@ def wheels(tmp_path: Path, monkeypatch: Patch) -> tuple[Path, Path]:
     made = [Citation(where, 15, "lmdeploy", "", path, name, "" if text else "0" * 6, text)
             for path, name, text in cited]  # fmt: skip
     monkeypatch.setattr(new_lmdeploy, "citations", lambda: iter(made))
-    tables = [one for one in new_lmdeploy._TABLES
-              if one[0] in ("route", "request field", "architecture", "known to us")]  # fmt: skip
+    kinds = ("route", "request field", "architecture", "weights", "known to us")
+    tables = [one for one in new_lmdeploy._TABLES if one[0] in kinds]
     monkeypatch.setattr(new_lmdeploy, "_TABLES", tables)
     monkeypatch.setattr(new_lmdeploy, "_missing", lambda _: "")
     return tmp_path / "0.18.0", tmp_path / "0.19.0"
@@ -76,7 +77,7 @@ def test_what_changed_moved_and_went_is_named_with_what_rests_on_it(
         ("`GET /health` is gone", True), ("`POST /v2/new` is new", False),
         ("`ChatCompletionRequest.seed` is gone", True),
         ("`ChatCompletionRequest.warp` is new", False),
-        ("`turbomind: NewForCausalLM` is new", False),
+        ("`turbomind: NewForCausalLM` is new", False), ("`models/draft.py` is new", False),
     ]  # fmt: skip
 
 

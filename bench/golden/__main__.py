@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench.golden.cases import Case, all_cases, groups
 from bench.golden.compare import (
+    HASHES,
     Difference,
     differences,
     digest,
@@ -151,6 +152,30 @@ def _figures(
         f"have new keys alone; {len(documents) - len(both):,} are new, {len(gone):,} gone"
     )
     return 1 if grave or gone else 0
+
+
+def since_renewal(documents: Mapping[str, str]) -> str:
+    """What differs in these documents from those that the committed hashes are of: figures first.
+
+    The commit that renewed the hashes last makes these documents again; where git does not have it,
+    as in a shallow clone, that is said.
+    """
+    of_groups = sorted({case.group for case in all_cases() if case.name in documents})
+    git = ("git", "-C", str(ROOT), "log", "-1", "--format=%H", "--", str(HASHES))
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        with _folder(commit) as where:
+            before = _documents(where, of_groups)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        return f"the commit that renewed the hashes makes no documents: {exc}"
+    figures = {name: moved(before[name], documents[name]) for name in documents if name in before}
+    found = {name: differ for name, differ in figures.items() if differ}
+    lines = [f"since {commit[:8]} figures differ in {len(found)} of {len(documents)} documents:"]
+    lines += summarised(found, diffs=20, lines=30)
+    old, new = ({name: side[name] for name in figures} for side in (before, documents))
+    return "\n".join(
+        [*lines, "words and figures:", *shown(differences(old, new), diffs=5, lines=20)]
+    )
 
 
 def _hashed(documents: Mapping[str, str], *, whole: bool) -> int:

@@ -27,7 +27,7 @@ def serve(tmp_path: Path, port: int, children: list[Child], nvml_machine: Any):
     """Start ``turbofit serve`` on a machine with so many RTX 3090s."""
 
     def run(*words: str, scenario: Scenario | None = None, **environ: str) -> Child:
-        options = ["--no-rehearse", "--port", str(port)]
+        options = ["--no-rehearse", "--no-standby", "--port", str(port)]
         child = Child(
             [sys.executable, "-m", "turbofit", "serve", *options, *words],
             XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
@@ -75,15 +75,15 @@ def ask_as_told(child: Child) -> list[str]:
     """Do what the server says that one does to ask it; what each of the answers says."""
     lines = [line.partition("to ask: ")[2] for line in child.stderr.splitlines()]
     shell, python = (line for line in lines if line)
-    script = f"import os, openai\nprint({python}.model_dump_json())"
-    answers = []
-    for words in (["bash", "-c", shell], [sys.executable, "-c", script]):
+    said = []
+    for words in (["bash", "-c", shell], [sys.executable, "-c", python]):
         done = subprocess.run(
             words, env={**os.environ, "API_KEY": "secret"}, capture_output=True, text=True,
             check=True, timeout=HANG,
         )  # fmt: skip
-        answers.append(json.loads(done.stdout)["choices"][0]["message"]["content"])
-    return answers
+        said.append(done.stdout)
+    of_curl, of_python = said
+    return [json.loads(of_curl)["choices"][0]["message"]["content"], of_python.strip()]
 
 
 def test_a_saved_plan_and_somebody_who_took_its_memory(

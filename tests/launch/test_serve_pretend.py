@@ -18,6 +18,7 @@ import pytest
 from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
+from turbofit.rehearse.no_answer import SENTENCE
 
 pytestmark = [pytest.mark.lmdeploy]
 needs("lmdeploy", "fastapi", "torchvision")
@@ -31,7 +32,7 @@ def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> Non
     One is killed: the other answers while it starts again. The drain ends with a word to all.
     """
     words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2", "--drain", "1")
-    served = serve_pretend(children, tmp_path, *words)
+    served = serve_pretend(children, tmp_path, *words, standby=True)
     served.wait()
     served.child.wait_for("phase: ready", 2)
     served.child.wait_for("images: prepared on ", 2)
@@ -130,7 +131,8 @@ def log_probabilities_are_those_of_token_0(served: Served) -> None:
     body = {"prompt": "hi", "max_tokens": 3, "return_logprob": True, "top_logprobs_num": 2}
     status, _, answer = served.ask("/generate", body)
     assert status == 200
-    assert answer["meta_info"]["output_token_logprobs"] == [[0.0, 0]] * 3
+    said = [[0.0, ord(letter)] for letter in SENTENCE[:3]]
+    assert answer["meta_info"]["output_token_logprobs"] == said
 
 
 @pytest.mark.exhaustive

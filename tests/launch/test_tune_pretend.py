@@ -70,7 +70,9 @@ def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(children, t
 
 
 def serve_begins_with_the_best(children: list[Child], tmp_path: Path) -> None:
-    served = start_turbofit(children, tmp_path, "serve", *ONE[:6], "--port", "23731")
+    served = start_turbofit(
+        children, tmp_path, "serve", *ONE[:6], "--no-standby", "--port", "23731"
+    )
     served.wait_for("engine: phase: starting")
     served.process.send_signal(signal.SIGTERM)
     assert served.finish() == 0

@@ -134,3 +134,26 @@ def test_a_concurrency_is_held_by_each_in_its_part() -> None:
     assert "do not fit together" in more.verdict
     assert "--concurrency" in more.remedy
     assert "with --concurrency 1000: the cache holds " in alone.verdict
+
+
+def test_models_beside_each_other_share_the_cores_and_the_memory_of_their_host() -> None:
+    """Each was forecast as if all cores prepared its images alone."""
+    machine = parse_spec("1xa100")
+
+    def with_ram(size: int) -> JointPlan:
+        host = replace(machine.host, cpus=8, ram_total=size, ram_available=size)
+        return together("internvl2-2b", "internvl2-1b", on=replace(machine, host=host))
+
+    enough, short = with_ram(12 * GIB), with_ram(8 * GIB)
+    assert enough.fits
+    assert sum(plan.host.total for plan in enough.plans) <= 12 * GIB
+    for plan in enough.plans:
+        assert plan.machine.host.cpus == 4
+        assert plan.host.image_threads == 3  # one of its four cores is the event loop's
+        assert plan.throughput is not None
+        assert plan.throughput.host is not None
+        assert plan.throughput.host.cores == 3
+    assert not short.fits
+    assert all(plan.fits for plan in short.plans)
+    assert sum(plan.host.total for plan in short.plans) > 8 * GIB
+    assert "do not fit together: host RAM is " in short.verdict

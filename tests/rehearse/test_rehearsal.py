@@ -137,6 +137,7 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     assert "65536 vision units" in str(found.missing_in_all)
 
 
+@pytest.mark.exhaustive  # its log and its timeline are read in `test_document`
 def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
     document = run("internvl2-8b", cache_max_entry_count=0.1)
     assert document["outcome"] == "hang"

@@ -125,11 +125,14 @@ def image(width: int, height: int, **fields: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, **fields}}
 
 
-def serve_pretend(children: list[Child], state: Path, *words: str, **environ: str) -> Served:
-    """Start it; the caller waits."""
+def serve_pretend(
+    children: list[Child], state: Path, *words: str, standby: bool = False, **environ: str
+) -> Served:
+    """Start it; the caller waits. A ``standby`` imports as much as an engine does."""
     port = free_port()
+    more = () if standby else ("--no-standby",)
     child = start_turbofit(
-        children, state, "serve", "--pretend", "--port", str(port), *words, **environ
+        children, state, "serve", "--pretend", "--port", str(port), *more, *words, **environ
     )
     return Served(child, port, state)
 

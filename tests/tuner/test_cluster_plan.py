@@ -20,7 +20,7 @@ from turbofit.core.plan import Limits, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.core.version import __version__
 from turbofit.report.stored_documents import check_consistent
-from turbofit.tuner.cluster_plan import kinds_of
+from turbofit.tuner.cluster_nodes import kinds_of
 
 pytestmark = pytest.mark.slow
 

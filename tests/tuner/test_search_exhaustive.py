@@ -47,11 +47,11 @@ def accounts_for(
     request: ResolvedRequest, engine: Engine, groups, prefill: int, context: int, vision_load=None
 ):
     shape = Shape(
-        tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, limit=None,
+        tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, image_limit=None,
         dtype=dtype_for(request.model, [request.machine.gpu(i) for i in groups[0]])[0],
     )  # fmt: skip
     settings = shape_settings(request, shape, context)
-    vision_load = vision_load or vision_load_of(request, request.requested_limit)
+    vision_load = vision_load or vision_load_of(request, request.requested_image_limit)
     for group in groups:
         gpus = sorted((request.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
         yield engine.account(launch_of(request, settings, gpus, vision_load))
@@ -62,7 +62,7 @@ def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, con
 
     Empty where the context is held, and the requests that are asked for at once are not.
     """
-    asked = vision_load_of(request, request.requested_limit)
+    asked = vision_load_of(request, request.requested_image_limit)
     # Its images and some text are no longer than a request may be.
     if asked.units_per_image and asked.tokens_per_request + min(1024, context // 8) > context:
         return None
@@ -121,7 +121,11 @@ def test_each_card_of_its_own_holds_all_that_it_can(engine, seed):
     for part in best.parts if best.fits else ():
         shape, context = part.shape, part.settings.session_len
         asked = replace(
-            request, fixed={**request.fixed, "max_batch_size": part.settings.max_batch_size}
+            request,
+            engine_options={
+                **request.engine_options,
+                "max_batch_size": part.settings.max_batch_size,
+            },
         )
         vision_load = replace(part.vision_load, units_per_forward=shape.units_per_forward)
         prefill = shape.max_prefill_token_num
@@ -152,7 +156,9 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
     except UsageError:  # no legal shape
         assert best is None
         return
-    if found.best.shape.limit != request.requested_limit:  # a later tier: the first has nothing
+    if (
+        found.best.shape.image_limit != request.requested_image_limit
+    ):  # a later tier: the first has nothing
         assert best is None
         return
     if not found.best.parts:
@@ -184,11 +190,13 @@ def test_the_context_is_the_longest_that_the_cache_holds(seed):
     request = random_request(random.Random(1000 + seed), context=False, most=1)
     found = search(request, TURBOMIND).best
     shape = found.shape
-    lowered = shape.units_per_forward is not None or shape.limit != request.requested_limit
+    lowered = (
+        shape.units_per_forward is not None or shape.image_limit != request.requested_image_limit
+    )
     if not found.fits or lowered:
         return
     longest, prefill = longest_context(request), shape.max_prefill_token_num
-    shortest = shortest_context(vision_load_of(request, shape.limit))
+    shortest = shortest_context(vision_load_of(request, shape.image_limit))
     contexts = (longest, *range(longest // 1024 * 1024, shortest - 1, -1024))
     held = [c for c in contexts if value_of(request, TURBOMIND, shape.groups, prefill, c)]
     assert not held or found.settings.session_len == held[0]

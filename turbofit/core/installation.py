@@ -69,6 +69,15 @@ def clone_folder() -> Path | None:
     return None
 
 
+def without_gpu() -> str:
+    """The end of a hint that names the clone's way to an LMDeploy for pretend GPUs; else empty."""
+    clone = clone_folder()
+    script = None if clone is None else clone / "scripts" / "without-gpu"
+    if script is None or not script.is_file():
+        return ""
+    return f"; for pretend GPUs alone {script} makes an environment without CUDA"
+
+
 def _local_path(path: str) -> Path:
     from urllib.request import url2pathname  # heavy, and needed for a hint alone
 

@@ -443,6 +443,11 @@ class Remedy(Struct):
     change: str
     effect: str
 
+    @property
+    def text(self) -> str:
+        """Both, in a line."""
+        return f"{self.change}: {self.effect}"
+
 
 class Command(Struct):
     """One engine's command line for one group of GPUs."""

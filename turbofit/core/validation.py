@@ -210,18 +210,22 @@ def _field_error(
     name = spelled(field)
     if first["type"] == "missing":
         return UsageError(f"{name} is not given", hint=f"give {name}")
-    value = repr(first["input"])
+    value, should = repr(first["input"]), _SHOULD.get(first["type"])
     what = first["msg"].replace("Input should", "it should")
-    if should := _SHOULD.get(first["type"]):
+    if should:
         what = f"it should be {should.format_map(first.get('ctx', {}))}"
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
-    known = kind.model_fields.get(field)
-    described = f"{name}: {known.description}" if known is not None and known.description else ""
-    if described and known is not None and known.default is None and should:
-        described += "; it may be left out"
+    near = guess(str(first["input"]), choices).rstrip()
+    described = _described(name, kind.model_fields.get(field), optional=bool(should))
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
-        hint=guess(str(first["input"]), choices).rstrip()
-        or described
-        or f"give another {name}, or leave it out",
+        hint=near or described or f"give another {name}, or leave it out",
     )
+
+
+def _described(name: str, known: FieldInfo | None, *, optional: bool) -> str:
+    """What a field is for, and that it may be left out; empty where nobody described it."""
+    if known is None or not known.description:
+        return ""
+    left_out = "; it may be left out" if optional and known.default is None else ""
+    return f"{name}: {known.description}{left_out}"

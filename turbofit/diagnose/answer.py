@@ -89,7 +89,8 @@ class Diagnosis(Struct):
     """The answer. ``kind`` is the cause, stable for scripts, where the log itself proves it.
 
     Else it is ``unknown``: ``what`` quotes the error, ``send`` says what would tell more, and
-    ``others`` what others had who met the same message.
+    ``others`` what others had who met the same message. ``send`` stands beside a lack of memory
+    too, where nothing says what ran out.
     """
 
     schema: str = DIAGNOSIS_SCHEMA

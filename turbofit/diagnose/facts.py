@@ -234,7 +234,7 @@ class LogFacts:
         if line <= self._ignored_until and isinstance(event, KnownMessage | PythonError):
             self.mood.complain(LogEvent(line, text, KnownMessage(), tuple(self._stack)))
             self._ignored_until, self._stack = 0, []
-        elif event is not None:
+        elif event is not None and not (call and self._is_code(event)):
             self._keep(line, text, event, hits)
         elif call:
             self._code(line, call)
@@ -243,6 +243,10 @@ class LogFacts:
         if _TRACEBACK in text:
             self._open_traceback()
         self.subject.read(line, text)
+
+    def _is_code(self, event: Struct) -> bool:
+        """Whether a known message is the source line of the last frame, which has none yet."""
+        return isinstance(event, KnownMessage) and not self._stack[-1].code
 
     def _count_beside(self, text: str, call: str) -> None:
         if text.startswith(_CHAIN):

@@ -23,9 +23,11 @@ class _Program(NamedTuple):
 
 #: Engines: a log of one is theirs, whatever its error.
 _ENGINES: Final = (
-    _Program("vLLM", r"\bvllm\b|EngineCore|VllmWorker|\bvLLM\b",
+    _Program("vLLM", r"\bvllm\b|EngineCore|VllmWorker|\bvLLM\b|gpu_memory_utilization|max_model_len"
+             r"|desired GPU memory utilization",
              rf"vLLM API server version (\d\S*)|LLM engine \(v([\d.]+\w*)\)|\bvllm{_VERSION}"),
-    _Program("SGLang", r"\bsglang\b|\bSGLang\b|server_args=ServerArgs", rf"\bsglang{_VERSION}"),
+    _Program("SGLang", r"\bsglang\b|\bSGLang\b|server_args=ServerArgs|--mem-fraction-static",
+             rf"\bsglang{_VERSION}"),
     _Program("text-generation-inference",
              r"text[-_]generation[-_](?:launcher|inference|server|router)",
              rf"text-generation-inference{_VERSION}"),
@@ -34,7 +36,7 @@ _ENGINES: Final = (
     _Program("llama.cpp",
              r"llama_(?:model_load|context|init)|llama-(?:server|cli)\b|\bggml_|llama\.cpp",
              r"\bbuild(?: =|:) (\d+)"),
-    _Program("Ollama", r"\bollama\b", rf"\bollama{_VERSION}"),
+    _Program("Ollama", r"\b[Oo]llama\b|llama runner process", rf"\bollama{_VERSION}"),
 )  # fmt: skip
 #: Programs that install and carry others: a log is theirs where no row knows its error.
 _TOOLS: Final = (

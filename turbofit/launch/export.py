@@ -203,7 +203,8 @@ def manifest(
 def _of_systemd(service: Service, executable: str, user: str) -> dict[str, object]:
     more = {"CUDA_VISIBLE_DEVICES": ",".join(service.uuids), "HF_HUB_CACHE": service.hub_cache}
     if user == SYSTEM_USER:
-        more |= {"HF_HUB_CACHE": None, "HF_HOME": f"/var/cache/{service.name}"}
+        state, cache = f"/var/lib/{service.name}", f"/var/cache/{service.name}"
+        more |= {"HF_HUB_CACHE": None, "HF_HOME": cache, "HOME": state}
     variables = (_word(f"{name}={value}") for name, value in more.items() if value)
     argv = (executable, *service.argv[1:])
     return {

@@ -145,7 +145,10 @@ class Run:
         if self.plan.engine.of_lmdeploy and not self.lmdeploy.argv:
             self.lmdeploy = find_lmdeploy()  # or says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
-        checks.refuse(scene)
+        for warning in checks.refuse(scene):
+            # Of stand-ins: what the plan says of real GPUs it says itself.
+            if self.config.pretend and warning not in self.plan.warnings:
+                self._say(f"warning: {warning}")
         return self.plan
 
     def _first_plan(self) -> Plan:

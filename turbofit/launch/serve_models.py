@@ -91,10 +91,13 @@ def side_by_side(
             joint.verdict, hint=joint.remedy or "see turbofit plan MODEL for what would fit"
         )
     say(joint.verdict)
-    return [
-        PlannedModel(config.changed(request=config.request.changed(**options, budget=budget)), plan)
-        for options, budget, plan in zip(models, joint.budgets, joint.plans, strict=True)
-    ]
+    planned = []
+    for options, budget, plan in zip(models, joint.budgets, joint.plans, strict=True):
+        # Each plans again in its part, and may not count the cores of the others as its own.
+        threads = plan.host.image_threads
+        request = config.request.changed(**options, budget=budget, image_threads=threads)
+        planned.append(PlannedModel(config.changed(request=request), plan))
+    return planned
 
 
 def in_turns(

@@ -119,14 +119,10 @@ class StreamReader:
         if body == b"[DONE]":
             self._done = True
             return
-        try:
-            event = msgspec.json.decode(body)
-        except NO_JSON:
-            raise StreamError("garbage", body) from None
-        if not isinstance(event, dict) or not ("choices" in event or "error" in event):
-            raise StreamError("garbage", body)
-        if event.get("error") is not None:
-            raise StreamError("error event", body)
+        self._event(_event_of(body), at)
+
+    def _event(self, event: JsonObject, at: float) -> None:
+        """Take the pieces of text of an event, and its usage."""
         choices = event["choices"] if isinstance(event["choices"], list) else []
         choices = [choice for choice in choices if isinstance(choice, dict)]
         if choices:
@@ -139,6 +135,19 @@ class StreamReader:
         if isinstance(usage, dict):
             self._answer.prompt_tokens = _count(usage.get("prompt_tokens"))
             self._answer.output_tokens = _count(usage.get("completion_tokens"))
+
+
+def _event_of(body: bytes) -> JsonObject:
+    """An event with choices; a `StreamError` says that the bytes are none, or an error's."""
+    try:
+        event = msgspec.json.decode(body)
+    except NO_JSON:
+        raise StreamError("garbage", body) from None
+    if not isinstance(event, dict) or not ("choices" in event or "error" in event):
+        raise StreamError("garbage", body)
+    if event.get("error") is not None:
+        raise StreamError("error event", body)
+    return event
 
 
 def _has_text(delta: Any) -> bool:

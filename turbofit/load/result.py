@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from datetime import datetime, timezone
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -115,18 +116,15 @@ class Window(NamedTuple):
 
 def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
     """The figures of a load that has ended; ``busy`` are CPU seconds a second of this process."""
-    split = urlsplit(url)
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
     good = [answer for answer in counted if answer.answered]
     every = [answer for answer in run.answers if answer.answered]
     pieces_only = any(answer.output_tokens is None for answer in good)
-    prompts = [answer.prompt_tokens for answer in good if answer.prompt_tokens is not None]
     return LoadResult(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        # An address without a name and a password.
-        url=split._replace(netloc=split.netloc.rpartition("@")[2]).geturl(),
+        url=_without_key(url),
         model=model,
         load=to_builtins(run.spec.given()),
         seconds=round(window.seconds, 3),
@@ -134,22 +132,36 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         begun=len(counted),
         answered=len(good),
         errors=_errors(counted),
-        warm_up_errors=sum(
-            bool(answer.kind) and not answer.counts and answer.begun <= window.begin
-            for answer in run.answers
-        ),
+        warm_up_errors=sum(_failed_before(window, answer) for answer in run.answers),
         requests_per_second=window.per_second(window.share, every),
         output_tokens_per_second=window.per_second(window.tokens, every),
         running=window.per_second(window.overlap, every),
-        prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
-        output_tokens=sum(answer.tokens for answer in good) / max(1, len(good)),
+        prompt_tokens=_mean([answer.prompt_tokens for answer in good]),
+        output_tokens=_mean([answer.tokens for answer in good]) or 0.0,
         counted="pieces" if pieces_only else "usage",
-        ttft=spread([answer.ttft for answer in good]),
-        tpot=spread([answer.tpot for answer in good]),
-        e2e=spread([answer.e2e for answer in good]),
+        ttft=spread(map(attrgetter("ttft"), good)),
+        tpot=spread(map(attrgetter("tpot"), good)),
+        e2e=spread(map(attrgetter("e2e"), good)),
         client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
         warnings=tuple(_warnings(run, busy, pieces_only=pieces_only)),
-    )  # fmt: skip
+    )
+
+
+def _without_key(url: str) -> str:
+    """An address without a name and a password."""
+    split = urlsplit(url)
+    return split._replace(netloc=split.netloc.rpartition("@")[2]).geturl()
+
+
+def _failed_before(window: Window, answer: Answer) -> bool:
+    """Whether a request of the warm-up failed."""
+    return bool(answer.kind) and not answer.counts and answer.begun <= window.begin
+
+
+def _mean(values: Iterable[int | None]) -> float | None:
+    """The mean of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def spread(values: Iterable[float | None]) -> Spread:

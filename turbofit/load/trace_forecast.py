@@ -38,8 +38,8 @@ RATE_FIGURES: Final = 50
 FIRST_TOKENS: Final = (0.22, 2.0)
 FIRST_FIGURES: Final = 32
 _OF_VISION: Final = (
-    ", and no figure of a vision model is published, nor does the simulation know that the host "
-    "prepares images: where it is the limit, rates are too high"
+    ", images rest on two cards (docs/accuracy.md#images), and the simulation does not know that "
+    "the host prepares them: where it is the limit, rates are too high"
 )
 
 
@@ -138,45 +138,78 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
             hint="a trace is forecast for LMDeploy's engines",
         )
     requests, refused, lowered = admitted_requests(plan, trace)
-    gateway = GatewayConfig()
     engines = list(simulated_engines(plan))
-    times, loads = replay(
-        engines, requests, queue=gateway.queue_length, patience=gateway.queue_seconds
-    )
-    refused["queue_full"] += len(times.refused)
-    done = [n for n, ended in enumerate(times.ended) if not isnan(ended)]
-    span = max((times.ended[n] for n in done), default=0.0) or 1.0
-    tokens = sum(requests[n].output for n in done)
-    busy = sum(load.busy for load in loads)
+    replayed = _Replayed(engines, requests)
+    refused["queue_full"] += len(replayed.times.refused)
+    times, loads, span = replayed.times, replayed.loads, replayed.span
     return TracedPlan(
         on=plan.machine.name,
         engine=f"{plan.engine.name}, tp {plan.parallel.tp} x {plan.parallel.replicas}",
-        answered=len(done),
-        refused=tuple(
-            RefusedRequests(reason=reason, count=number)
-            for reason, number in refused.most_common() if number
-        ),
+        answered=len(replayed.answered),
+        refused=_by_reason(refused),
         lowered=lowered,
         seconds=round(span, 3),
-        requests_per_second=round(len(done) / span, 4),
-        output_tokens_per_second=round(tokens / span, 1),
-        ttft=spread([times.first[n] - requests[n].at for n in done]),
-        tpot=spread([
-            (times.ended[n] - times.first[n]) / (requests[n].output - 1)
-            for n in done if requests[n].output > 1
-        ]),
-        e2e=spread([times.ended[n] - requests[n].at for n in done]),
-        queue=spread([times.begun[n] - requests[n].at for n in done]),
+        requests_per_second=round(len(replayed.answered) / span, 4),
+        output_tokens_per_second=round(replayed.tokens / span, 1),
+        ttft=replayed.until(times.first),
+        tpot=replayed.tpot(),
+        e2e=replayed.until(times.ended),
+        queue=replayed.until(times.begun),
         most_waiting=max(load.most_waiting for load in loads),
         running=round(sum(load.running_seconds for load in loads) / span, 2),
         at_once=sum(engine.batch for engine in engines),
-        busy=round(busy / span / len(loads), 4),
-        cache_used=round(
-            sum(load.cached_seconds / load.engine.kv_tokens for load in loads) / (busy or 1.0), 4
-        ),
+        busy=round(replayed.busy / span / len(loads), 4),
+        cache_used=round(replayed.cache_used, 4),
         cache_most=round(max(load.most_cached / load.engine.kv_tokens for load in loads), 4),
         evicted=sum(load.evicted for load in loads),
-    )  # fmt: skip
+    )
+
+
+class _Replayed:
+    """Requests as simulated engines answered them, behind a gateway with its usual queue."""
+
+    def __init__(
+        self, engines: Sequence[SimulatedEngine], requests: Sequence[TraceRequest]
+    ) -> None:
+        gateway = GatewayConfig()
+        self.requests = requests
+        self.times, self.loads = replay(
+            engines, requests, queue=gateway.queue_length, patience=gateway.queue_seconds
+        )
+        ended = self.times.ended
+        self.answered = [n for n, moment in enumerate(ended) if not isnan(moment)]
+        #: Seconds until the last answer's end.
+        self.span = max((ended[n] for n in self.answered), default=0.0) or 1.0
+        self.tokens = sum(requests[n].output for n in self.answered)
+        #: Seconds in which engines computed, of all together.
+        self.busy = sum(load.busy for load in self.loads)
+
+    def until(self, moments: Sequence[float]) -> Spread:
+        """Seconds from the arrival of each answered request to its moment."""
+        return spread([moments[n] - self.requests[n].at for n in self.answered])
+
+    def tpot(self) -> Spread:
+        """Seconds a token after the first; an answer of one token has none."""
+        first, ended = self.times.first, self.times.ended
+        return spread(
+            (ended[n] - first[n]) / (output - 1)
+            for n in self.answered
+            if (output := self.requests[n].output) > 1
+        )
+
+    @property
+    def cache_used(self) -> float:
+        """The share of the caches in use, on average while engines compute."""
+        used = sum(load.cached_seconds / load.engine.kv_tokens for load in self.loads)
+        return used / (self.busy or 1.0)
+
+
+def _by_reason(refused: Counter[str]) -> tuple[RefusedRequests, ...]:
+    return tuple(
+        RefusedRequests(reason=reason, count=number)
+        for reason, number in refused.most_common()
+        if number
+    )
 
 
 def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:

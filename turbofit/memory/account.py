@@ -254,6 +254,11 @@ class Account(ABC):
         self.free = min(usable - size for usable, size in zip(self._usable, before, strict=True))
 
     @property
+    def ratio(self) -> float:
+        """The ratio of its settings, which LMDeploy calls ``cache_max_entry_count``."""
+        return self.settings.cache_max_entry_count
+
+    @property
     def ratio_base(self) -> int:
         """Bytes of which the ratio takes its share; negative where nothing is left."""
         return self.free
@@ -434,7 +439,7 @@ class Engine(ABC):
         """The engine as a plan names it."""
         return PlannedEngine(name=self.name, version=self.version)
 
-    def check_options(self, fixed: Mapping[str, object]) -> None:  # noqa: B027 - most have all
+    def check_options(self, engine_options: Mapping[str, object]) -> None:  # noqa: B027 - most have all
         """Refuse options that every engine of LMDeploy has, and this one has not.
 
         Raises:

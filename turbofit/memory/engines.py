@@ -51,15 +51,15 @@ ENGINES: Final = {
 LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
 
 
-def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
+def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
     """Refuse options that the engine would not read.
 
     Raises:
         UsageError: an option is another engine's.
     """
-    engine.check_options(fixed)
+    engine.check_options(engine_options)
     for name, owner in ENGINES.items():
-        options = [option for option in owner.exclusive_options if option in fixed]
+        options = [option for option in owner.exclusive_options if option in engine_options]
         if name != engine.name and options:
             raise UsageError(
                 f"{option_of(options[0])} is no option of the {engine.name} engine",
@@ -67,10 +67,10 @@ def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
             )
 
 
-def option_owner(fixed: Mapping[str, object]) -> tuple[str, str] | None:
+def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None:
     """The engine that alone takes one of these options, and that option; None where all do."""
     for name, owner in ENGINES.items():
-        for option, value in fixed.items():
+        for option, value in engine_options.items():
             if option in owner.exclusive_options:
                 return name, option_of(option)
             if value in owner.exclusive_values.get(option, ()):
@@ -123,19 +123,8 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         UsageError: the engine does not run the model, or none does.
         PackageError: turbofit has no account for the engine.
     """
-    if version and (part := without_account(model, version)):
-        raise UsageError(
-            f"turbofit has no account of {part} with LMDeploy {version}",
-            hint=f"it has one for LMDeploy {REFERENCE}",
-        )
-    if version and versions.is_legacy(version):
-        from turbofit.memory.legacy.generations import generation_of
-
-        if model.vision is not None and generation_of(version).vision.runs == "none":
-            raise UsageError(
-                f"LMDeploy {version} runs no vision tower, and {model.name} has one",
-                hint="towers came with 0.2.6",
-            )
+    if version:
+        _check_version(model, version)
     known = LMDEPLOY if version else tuple(ENGINES)
     wanted = known if engine == "auto" else (engine,)
     problems = {name: _problem(model, name, version) for name in wanted}
@@ -153,6 +142,28 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
     other = next(others, None)
     hint = f"--engine {other} does" if other else "see turbofit models for what runs"
     raise UsageError(str(problems[wanted[0]]), hint=hint)
+
+
+def _check_version(model: Model, version: str) -> None:
+    """Refuse a model of which that version's account has a part less.
+
+    Raises:
+        UsageError: the version has the part otherwise, or not at all.
+    """
+    if part := without_account(model, version):
+        raise UsageError(
+            f"turbofit has no account of {part} with LMDeploy {version}",
+            hint=f"it has one for LMDeploy {REFERENCE}",
+        )
+    if model.vision is None or not versions.is_legacy(version):
+        return
+    from turbofit.memory.legacy.generations import generation_of
+
+    if generation_of(version).vision.runs == "none":
+        raise UsageError(
+            f"LMDeploy {version} runs no vision tower, and {model.name} has one",
+            hint="towers came with 0.2.6",
+        )
 
 
 def _problem(model: Model, engine: str, version: str | None) -> str | None:

@@ -44,35 +44,49 @@ class Condition(Struct, forbid_unknown_fields=True):
 
     def met(self, launch: EngineLaunch) -> bool:
         """Whether a launch meets all of it."""
-        model, text, settings = launch.model, launch.model.text, launch.settings
-        cards = [gpu.compute_capability for gpu in launch.gpus if gpu.compute_capability != NA]
-        packed, dim = model.quantization, text.head_dim
+        name, least_tp = launch.model.name, self.min_tp
+        return (
+            launch.settings.tp >= least_tp
+            and self._lists(launch)
+            and self._has_traits_of(launch)
+            and self._names_cards_of(launch)
+            and (self.model is None or bool(re.fullmatch(self.model, name, re.IGNORECASE)))
+        )
+
+    def _lists(self, launch: EngineLaunch) -> bool:
+        """Whether every list that is given has the launch's value."""
+        model, settings, packed = launch.model, launch.settings, launch.model.quantization
         listed = (
             (settings.quant_policy, self.quant_policy),
             (settings.communicator, self.communicators),
             (packed.method if packed else "", self.quantization),
             (model.architecture, self.architectures),
-            (text.architecture, self.text_architectures),
-            (dim, self.head_dims),
+            (model.text.architecture, self.text_architectures),
+            (model.text.head_dim, self.head_dims),
         )
-        flags = (
+        return all(among is None or value in among for value, among in listed)
+
+    def _has_traits_of(self, launch: EngineLaunch) -> bool:
+        """Whether every trait that is given is as the launch has it."""
+        model, text, settings = launch.model, launch.model.text, launch.settings
+        traits = (
             (-(-text.vocab // settings.tp) % 2 == 1, self.odd_vocab_share),
-            (dim & (dim - 1) == 0, self.head_dim_power_of_two),
+            (text.head_dim & (text.head_dim - 1) == 0, self.head_dim_power_of_two),
             (bool(model.vision and model.vision.qk_norm), self.tower_qk_norm),
             (settings.enable_prefix_caching, self.prefix_caching),
             (model.vision is not None, self.images),
             (text.moe is not None, self.experts),
             (text.delta is not None, self.delta),
         )
+        return all(rule in (None, value) for value, rule in traits)
+
+    def _names_cards_of(self, launch: EngineLaunch) -> bool:
+        """Whether one card of the launch has each capability that is given."""
+        cards = [gpu.compute_capability for gpu in launch.gpus if gpu.compute_capability != NA]
         wanted, below = self.capabilities, self.capability_below
-        return (
-            settings.tp >= self.min_tp
-            and all(among is None or value in among for value, among in listed)
-            and all(rule in (None, value) for value, rule in flags)
-            and (self.model is None or bool(re.fullmatch(self.model, model.name, re.IGNORECASE)))
-            and (wanted is None or any(card in wanted for card in cards))
-            and (below is None or any(card < below for card in cards))
-        )
+        if wanted is not None and not any(card in wanted for card in cards):
+            return False
+        return below is None or any(card < below for card in cards)
 
 
 class KnownProblem(Struct, forbid_unknown_fields=True):

@@ -67,11 +67,7 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
     the revision. Since modelscope-hub 0.4 it is ``models/ORG--NAME/snapshots/REVISION``.
     """
     owner, _, name = hub_id.partition("/")
-    if not owner or not name or "/" in name or "\0" in hub_id or {owner, name} & {".", ".."}:
-        return
-    if revision is not None and (
-        not revision.isprintable() or {"..", "."} & {*revision.split("/")}
-    ):
+    if not _is_pair(owner, name) or not _is_branch(revision):
         return
     root = modelscope_cache()
     snapshots = os.path.join(root, "models", f"{owner}--{name}", "snapshots")
@@ -85,6 +81,19 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
             folder = os.path.join(root, above, owner, stored)
             if has_config(folder) and revision in {None, _version(folder)}:
                 yield folder
+
+
+def _is_pair(owner: str, name: str) -> bool:
+    """Whether the two parts of a hub's id can be the names of folders."""
+    parts = {owner, name}
+    return not parts & {"", ".", ".."} and not any("/" in part or "\0" in part for part in parts)
+
+
+def _is_branch(revision: str | None) -> bool:
+    """Whether a revision can be a path below a folder."""
+    if revision is None:
+        return True
+    return revision.isprintable() and not {"..", "."} & {*revision.split("/")}
 
 
 def has_config(folder: str) -> bool:

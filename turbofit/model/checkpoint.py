@@ -246,14 +246,7 @@ def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDi
         _count_layers(tensors, "vision tower", vision.layers, vision=True)
     language, tower = _text_sizes(text), _vision_sizes(vision) if vision else []
     for name, tensor in tensors.items():
-        plain = _NUMBER.sub(".N.", name)
-        for ends, axis, size, what in tower if _VISION.search(name) else language:
-            if plain.endswith(ends) and tensor.shape[axis : axis + 1] != (size,):
-                raise UsageError(
-                    f"config.json says {what} {size}, but {name} is "
-                    f"{'x'.join(map(str, tensor.shape)) or 'a scalar'}",
-                    hint=_DIFFER,
-                )
+        _check_sizes(name, tensor, tower if _VISION.search(name) else language)
     heads = any(_HEAD.search(name) and not _VISION.search(name) for name in tensors)
     if not heads and not text.tie_word_embeddings:
         raise UsageError(
@@ -261,6 +254,18 @@ def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDi
             "lm_head",
             hint="set tie_word_embeddings in config.json, or download the whole checkpoint",
         )
+
+
+def _check_sizes(name: str, tensor: Tensor, sizes: _Sizes) -> None:
+    """Refuse a tensor of whose name one of the sizes is, and that has another."""
+    plain = _NUMBER.sub(".N.", name)
+    for ends, axis, size, what in sizes:
+        if plain.endswith(ends) and tensor.shape[axis : axis + 1] != (size,):
+            raise UsageError(
+                f"config.json says {what} {size}, but {name} is "
+                f"{'x'.join(map(str, tensor.shape)) or 'a scalar'}",
+                hint=_DIFFER,
+            )
 
 
 #: Ends of tensors' names, an axis of their shape, its size, and what that is.

@@ -35,6 +35,8 @@ from turbofit.model.presets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from turbofit.core.json_types import JsonObject
 
 _OLLAMA: Final = re.compile(r"[A-Za-z0-9][\w.-]{1,95}(:[\w.-]{1,95})?")
@@ -79,16 +81,36 @@ def read_name(typed: str, revision: str | None = None) -> Name:
 def _read(text: str) -> Name:
     scheme, _, rest = re.sub(r"^git@([^:/]+):", r"https://\1/", text).rpartition("://")
     host, _, path = rest.partition("/")
-    hosts = _data()["hosts"] | {
-        os.environ.get(key, "").rpartition("://")[2].partition("/")[0].lower(): kind
-        for key, kind in (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope"))
-    }
-    if known := host and hosts.get(host.rpartition("@")[2].lower()):
+    if known := host and _hosts().get(host.rpartition("@")[2].lower()):
         return _address(path, known, host)
     if known := _data()["schemes"].get(scheme.lower()):
         return _address(rest, known, "")
+    _refuse_elsewhere(scheme, host, path)
+    if os.name != "nt" and (windows := _WINDOWS.fullmatch(text)):
+        return _of_windows(text, windows[1])
+    name = text.rstrip("/")
+    hub_id, _, revision = name.partition("@")
+    if HUB_ID.fullmatch(hub_id):
+        return Name(hub_id, revision)
+    if HUB_ID.fullmatch(text.partition(":")[0]):
+        return _address(text, "", "")
+    return _of_ollama(text) if _OLLAMA.fullmatch(text) and not find_preset(name) else Name(name)
+
+
+def _hosts() -> dict[str, str]:
+    """Hosts of hubs, those among them that the environment names, and the kind of each."""
+    named = (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope"))
+    hosts: dict[str, str] = dict(_data()["hosts"])
+    for key, kind in named:
+        hosts[os.environ.get(key, "").rpartition("://")[2].partition("/")[0].lower()] = kind
+    return hosts
+
+
+def _refuse_elsewhere(scheme: str, host: str, path: str) -> None:
+    """Refuse an address that is no hub's; what is no address passes."""
+    place = scheme.lower() if scheme and "." not in host else host.lower()
     for kind, what in _data()["elsewhere"].items():
-        if re.fullmatch(kind, scheme.lower() if scheme and "." not in host else host.lower()):
+        if re.fullmatch(kind, place):
             near = near_by_name(path) or "; `turbofit models` lists what is planned"
             address = f"{scheme}://{host}" if "." not in host else host
             raise UsageError(
@@ -100,21 +122,17 @@ def _read(text: str) -> Name:
             hint="name a folder or a hub id (ORG/NAME); for a mirror of the Hugging Face hub set "
             f"HF_ENDPOINT to its address{near_by_name(path)}",
         )
-    if os.name != "nt" and (windows := _WINDOWS.fullmatch(text)):
-        if find_preset(windows[1]):
-            note = f"{text} is a path of Windows, which is not here: {windows[1]} was taken"
-            return Name(windows[1], None, (note,))
-        raise UsageError(
-            f"{text[:120]!r} is a path of Windows, and this is no Windows",
-            hint="name the folder as it is called here; in WSL C:\\models is /mnt/c/models",
-        )
-    name = text.rstrip("/")
-    hub_id, _, revision = name.partition("@")
-    if HUB_ID.fullmatch(hub_id):
-        return Name(hub_id, revision)
-    if HUB_ID.fullmatch(text.partition(":")[0]):
-        return _address(text, "", "")
-    return _of_ollama(text) if _OLLAMA.fullmatch(text) and not find_preset(name) else Name(name)
+
+
+def _of_windows(text: str, last: str) -> Name:
+    """The preset that a path of Windows ends with."""
+    if find_preset(last):
+        note = f"{text} is a path of Windows, which is not here: {last} was taken"
+        return Name(last, None, (note,))
+    raise UsageError(
+        f"{text[:120]!r} is a path of Windows, and this is no Windows",
+        hint="name the folder as it is called here; in WSL C:\\models is /mnt/c/models",
+    )
 
 
 def _address(path: str, kind: str, host: str) -> Name:
@@ -146,23 +164,14 @@ def _address(path: str, kind: str, host: str) -> Name:
 
 def _of_ollama(text: str) -> Name:
     """The model that Ollama has under a name and a tag; a name that is not Ollama's stays."""
-    from turbofit.model.families.support import named_refusal
-
     name, _, tag = text.lower().partition(":")
-    words = [word for word in tag.split("-") if not re.fullmatch(_data()["ollama_forms"], word)]
-    bits = "-".join(word for word in words if re.fullmatch(_data()["ollama_bits"], word))
-    size = "-".join(word for word in words if word != bits)
+    size, bits = _of_tag(tag)
     sizes = _data()["ollama"].get(name, {})
     model = sizes.get(size or "latest") or find_preset(f"{name}-{size}" if size else name)
     if model is None and not tag:
         return Name(text)
     if model is None:
-        near = dict.fromkeys((*sizes.values(), *nearest_names(text)))
-        made_of = "name the hub id (ORG/NAME) of the checkpoint that it was made of"
-        raise named_refusal(name) or UsageError(
-            f"no model is known as {text[:80]!r}",
-            hint=f"near it are {', '.join(near)}" if near else f"Ollama has GGUF: {made_of}",
-        )
+        raise _not_in_ollama(text, name, sizes.values())
     four = four_bits(model) if find_preset(model) == model else None
     reason = f"Ollama's {text} is GGUF, which LMDeploy does not run"
     if four and re.match(r"i?q4|qat", bits):
@@ -170,6 +179,25 @@ def _of_ollama(text: str) -> Name:
     if bits and not re.search("16|32", bits):
         raise UsageError(reason, hint=_here(model))
     return Name(model, None, (f"{reason}: planned is what it was made of, {_here(model)}",))
+
+
+def _of_tag(tag: str) -> tuple[str, str]:
+    """The size and the bits that a tag of Ollama's names, each empty where it names none."""
+    words = [word for word in tag.split("-") if not re.fullmatch(_data()["ollama_forms"], word)]
+    bits = "-".join(word for word in words if re.fullmatch(_data()["ollama_bits"], word))
+    return "-".join(word for word in words if word != bits), bits
+
+
+def _not_in_ollama(text: str, name: str, sizes: Iterable[str]) -> UsageError:
+    """The error for a tag of which no model is known, with those that are near it."""
+    from turbofit.model.families.support import named_refusal
+
+    near = ", ".join(dict.fromkeys((*sizes, *nearest_names(text))))
+    made_of = "name the hub id (ORG/NAME) of the checkpoint that it was made of"
+    return named_refusal(name) or UsageError(
+        f"no model is known as {text[:80]!r}",
+        hint=f"near it are {near}" if near else f"Ollama has GGUF: {made_of}",
+    )
 
 
 def near_by_name(path: str) -> str:
@@ -207,17 +235,7 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     """The preset in 16 bits that a name begins with, size included, known ends, and the rest."""
     owner, _, last = name.lower().rpartition("/")
     words = re.split(r"[-_. ]+", last)
-    # Some repeat the owner: Qwen_Qwen2.5-VL-7B.
-    cuts = [(at, to) for at in (0, 1) for to in range(len(words), at, -1)]
-    begins = (
-        (find_preset("-".join(words[at:to])), to) for at, to in cuts if at == 0 or "_" in last
-    )
-    sized = (
-        (key, to)
-        for key, to in begins
-        if key and re.search(r"\db\b", key) and load_preset(key).quantization is None
-    )
-    preset, end_of = next(sized, (None, 0))
+    preset, end_of = next(_beginnings(last, words), (None, 0))
     rest, ends = "-".join(words[end_of:]), []
     # Of a model that no preset has, nobody knows what its owner stores.
     of_owner = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
@@ -229,6 +247,18 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
             ends.append({**end, **why})
             rest = re.sub(pattern, "", rest)
     return preset, ends, rest.strip("-")
+
+
+def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
+    """Presets in 16 bits, size included, that words begin with, the longest first; where they end.
+
+    Some names repeat the owner: Qwen_Qwen2.5-VL-7B.
+    """
+    for at in (0, 1) if "_" in last else (0,):
+        for to in range(len(words), at, -1):
+            key = find_preset("-".join(words[at:to]))
+            if key and re.search(r"\db\b", key) and load_preset(key).quantization is None:
+                yield key, to
 
 
 def unrunnable(name: str) -> UsageError | None:
@@ -255,8 +285,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     preset, ends, rest = _parts(hub_id)
     model = preset_model(preset) if preset else None
     runs = next((end["runs"] for end in ends if "runs" in end), None)
-    others = any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
-    if not guess or model is None or others or (runs and model.quantization):
+    if not guess or model is None or _is_another(rest) or (runs and model.quantization):
         return f"; the preset {preset} is near by its name" if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
     if runs and runs["method"] == "gptq" and model.text.delta is not None:
@@ -264,9 +293,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
         return f"; {preset} is near by its name, but whether LMDeploy runs it its config.json says"
     if runs:
         stored = msgspec.convert(runs, Quantization)
-        dtype = model.dtype if stored.method == "fp8" else "float16"
-        size = stored_bytes(model.text, model.vision, dtype, stored)
-        model = msgspec.structs.replace(model, quantization=stored, dtype=dtype, weight_bytes=size)
+        model = _packed(model, stored)
         warning += (
             f", and its layers {stored.method} of {stored.bits} bits in groups of"
             f" {stored.group_size} (smaller groups, or layers left in 16 bits, need more)"
@@ -277,3 +304,15 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     return msgspec.structs.replace(
         model, name=name, hub_id=hub_id, source=source, warnings=(warning,)
     )
+
+
+def _is_another(rest: str) -> bool:
+    """Whether the rest of a name says that it is another model."""
+    return any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
+
+
+def _packed(model: Model, stored: Quantization) -> Model:
+    """A model of 16 bits as if its layers were packed."""
+    dtype = model.dtype if stored.method == "fp8" else "float16"
+    size = stored_bytes(model.text, model.vision, dtype, stored)
+    return msgspec.structs.replace(model, quantization=stored, dtype=dtype, weight_bytes=size)

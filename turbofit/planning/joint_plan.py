@@ -15,17 +15,18 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
-from turbofit.core.plan import Plan, ServeCommand
-from turbofit.core.struct import JsonDocument, Struct, const, known
+from turbofit.core.plan import HostMemory, Plan, ServeCommand
+from turbofit.core.struct import NA, JsonDocument, Struct, const, known
 from turbofit.core.units import bisect, format_bytes
 from turbofit.machine.source import machine_from
 from turbofit.planning.commands import joint_serve_command
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.resolve import model_of
-from turbofit.tuner.resolved_request import budget_on
+from turbofit.tuner.resolved_request import budget_on, host_problem
+from turbofit.tuner.verdict import JointVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from turbofit.core.json_types import Options
     from turbofit.core.machine import Gpu
@@ -173,48 +174,108 @@ def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) 
 
 def _on(machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None) -> JointPlan:
     """The plans on all the visible cards of a machine."""
+    # Each model with the whole of the cards: what does not fit so fits with no part.
     models: list[_Candidate] = []
-    for request in requests:
-        here = request.changed(on=machine, gpus=None)
-        best = best_plan(here, pretend=pretend)
-        if not best.fits:  # with the whole machine
-            helps = next((f"{remedy.change}: {remedy.effect}" for remedy in best.remedies), None)
-            return JointPlan(
-                fits=False, verdict=best.verdict, budgets=(), gpus=(), plans=(best,), remedy=helps
-            )
-        # Another engine would promise another thing, and torch gives others nothing back.
-        models.append(_Candidate(here.changed(engine=best.engine.name), best, pretend))
+    for model in _candidates(machine, requests, pretend):
+        if not model.best.fits:
+            return _misfit(model.best)
+        models.append(model)
+    # The least part in which each keeps what was given.
     rooms = _rooms(machine, requests[0].budget)
-    room = min(rooms)
-    parts = [model.least(room) for model in models]
-    if not all(part.plan.fits for part in parts):
-        # What a card with less room leaves is no need: it is found where there is the most.
-        parts = [model.least(max(rooms)) for model in models]
+    room, parts = min(rooms), _least_parts(models, rooms)
+    # The rest of the room for their caches.
     short = sum(part.budget for part in parts) - room
     if short <= 0:
         parts = _divided(models, parts, room)
     plans = [part.plan for part in parts]
     gpus = [machine.gpu(index) for index in sorted(machine.visible)]
     accounts = tuple(_gpu(gpu, plans) for gpu in gpus)
-    joint = JointPlan(
-        fits=short <= 0, verdict="", budgets=tuple(part.budget for part in parts), gpus=accounts,
-        plans=tuple(plans),
+    if short > 0:
+        verdict = JointVerdict(why_not=_why_short(gpus, parts, room))
+    else:
+        host = _host_of_all(machine, plans)
+        verdict = JointVerdict(found=_found(accounts, plans), why_not=host_problem(host) or "")
+    return JointPlan(
+        fits=verdict.fits, verdict=verdict.text, budgets=tuple(part.budget for part in parts),
+        gpus=accounts, plans=tuple(plans), remedy=None if verdict.fits else _remedy(requests[0]),
     )  # fmt: skip
-    each = "each GPU" if len(gpus) > 1 else "the GPU"
-    if joint.fits:
-        promises = "; ".join(map(_promise, plans))
-        left = format_bytes(min(gpu.left for gpu in accounts))
-        return replace(joint, verdict=f"fit together: {promises}; {left} of {each} stay free")
+
+
+def _candidates(
+    machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None
+) -> Iterator[_Candidate]:
+    """Each model by itself on the machine, with its part of the host."""
+    part = _part_of_host(machine, len(requests))
+    for request in requests:
+        here = request.changed(on=part, gpus=None)
+        best = best_plan(here, pretend=pretend)
+        # Another engine would promise another thing, and torch gives others nothing back.
+        yield _Candidate(here.changed(engine=best.engine.name), best, pretend)
+
+
+def _least_parts(models: Sequence[_Candidate], rooms: Sequence[int]) -> list[_Part]:
+    """The least part of each model, of every GPU the same."""
+    parts = [model.least(min(rooms)) for model in models]
+    if all(part.plan.fits for part in parts):
+        return parts
+    # What a card with less room leaves is no need: it is found where there is the most.
+    return [model.least(max(rooms)) for model in models]
+
+
+def _misfit(best: Plan) -> JointPlan:
+    """The answer where one model does not fit with the whole machine."""
+    helps = next((remedy.text for remedy in best.remedies), None)
+    return JointPlan(
+        fits=False, verdict=best.verdict, budgets=(), gpus=(), plans=(best,), remedy=helps
+    )
+
+
+def _part_of_host(machine: Machine, models: int) -> Machine:
+    """The machine with one model's share of the host's cores: all prepare images on them at once.
+
+    Under: while another model has no images, its cores are free.
+    """
+    cores = machine.host.cpus
+    if cores == NA:
+        return machine
+    return replace(machine, host=replace(machine.host, cpus=max(1, cores // models)))
+
+
+def _host_of_all(machine: Machine, plans: Sequence[Plan]) -> HostMemory:
+    """Host memory of all models together, beside what the host has."""
+    available = machine.host.ram_available
+    return HostMemory(
+        pinned=sum(plan.host.pinned for plan in plans),
+        pageable=sum(plan.host.pageable for plan in plans),
+        available=None if available == NA else available,
+    )
+
+
+def _found(accounts: Sequence[JointGpu], plans: Sequence[Plan]) -> str:
+    left = format_bytes(min(gpu.left for gpu in accounts))
+    return f"{'; '.join(map(_promise, plans))}; {left} of {_each(accounts)} stay free"
+
+
+def _why_short(gpus: Sequence[Gpu], parts: Sequence[_Part], room: int) -> str:
     needs = ", ".join(f"{part.plan.model.name} {format_bytes(part.budget)}" for part in parts)
     tightest, roomiest = min(gpus, key=_free), max(gpus, key=_free)
     where = "" if _free(tightest) == _free(roomiest) else f" on GPU {tightest.index}"
-    return replace(
-        joint,
-        verdict=f"do not fit together: they need {needs} of {each} at least, and "
-        f"{format_bytes(room)} are free{where}: {format_bytes(short)} short",
-        remedy="turbofit serve --swap lets them take turns; or promise less with"
-        f"{' --concurrency,' if requests[0].concurrency else ''} --context, --images or"
-        " --quant-policy 8",
+    short = sum(part.budget for part in parts) - room
+    return (
+        f"they need {needs} of {_each(gpus)} at least, and {format_bytes(room)} are free{where}:"
+        f" {format_bytes(short)} short"
+    )
+
+
+def _each(gpus: Sequence[object]) -> str:
+    return "each GPU" if len(gpus) > 1 else "the GPU"
+
+
+def _remedy(request: PlanRequest) -> str:
+    concurrency = " --concurrency," if request.concurrency else ""
+    return (
+        "turbofit serve --swap lets them take turns; or promise less with"
+        f"{concurrency} --context, --images or --quant-policy 8"
     )
 
 

@@ -94,7 +94,7 @@ def predict(request: PredictRequest) -> Plan:
             f"predict tells what LMDeploy does, and it does not run {resolved.model.name}",
             hint="turbofit plan finds settings for Hugging Face Transformers",
         )
-    check_options(engine, resolved.fixed)
+    check_options(engine, resolved.engine_options)
     prediction = make_prediction(resolved, engine, request.free_at_cache)
     if engine.doubt is not None and request.margin is None:
         resolved = replace(resolved, margin=Margin(bytes=doubled_margin(prediction)))
@@ -125,8 +125,7 @@ def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
     where = "" if isinstance(plan, Plan) else " --cluster CLUSTER"
     hint = f"see turbofit plan MODEL{where} for what would fit"
     if plan.remedies:
-        first = plan.remedies[0]
-        hint = f"{first.change}: {first.effect}"
+        hint = plan.remedies[0].text
     return DoesNotFitError(plan.verdict, hint=hint)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, UsageError
@@ -11,7 +13,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PACE, PlanRequest
-from turbofit.tuner.resolved_request import ResolvedRequest, with_limit
+from turbofit.tuner.resolved_request import ResolvedRequest, with_image_limit
 from turbofit.tuner.speed import Pace
 
 
@@ -36,7 +38,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         model=model,
         machine=machine,
         workload=request.workload,
-        fixed=request.engine_options,
+        engine_options=request.engine_options,
         tp=request.tp,
         replicas=request.replicas,
         margin=request.margins,
@@ -47,7 +49,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         image_cache=request.image_cache,
         pace=Pace(**{name: getattr(request, name) for name in PACE}) if request.paced else None,
     )
-    resolved = with_limit(resolved, request.max_dynamic_patch, request.max_pixels)
+    resolved = with_image_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
 
@@ -76,31 +78,49 @@ def model_of(request: PlanRequest) -> Model:
     return model if revision is None else replace(model, revision=revision)
 
 
+#: The hint of two options that exclude each other.
+_ONE_OF: Final = "give only one of the two"
+
+
 def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
     """Refuse options that contradict each other or the model, whatever the search finds."""
-    context, longest = resolved.workload.context, resolved.model.text.max_position_embeddings
-    one_of = "give only one of the two"
     if request.least and request.goal != "throughput":
         raise UsageError(
-            f"least decides by memory, goal {request.goal} by something else", hint=one_of
+            f"least decides by memory, goal {request.goal} by something else", hint=_ONE_OF
         )
     if request.least and request.paced:
-        raise UsageError("least decides by memory, a rate and its seconds by speed", hint=one_of)
-    if context is not None and "session_len" in resolved.fixed:
-        raise UsageError("context and session_len are one setting", hint=one_of)
-    if context is not None and context > longest:
+        raise UsageError("least decides by memory, a rate and its seconds by speed", hint=_ONE_OF)
+    _check_context(resolved)
+    if request.images and "images" in request.given():
+        _check_images(request, resolved.model)
+    _check_batch(request, resolved)
+
+
+def _check_context(resolved: ResolvedRequest) -> None:
+    context, longest = resolved.workload.context, resolved.model.text.max_position_embeddings
+    if context is None:
+        return
+    if "session_len" in resolved.engine_options:
+        raise UsageError("context and session_len are one setting", hint=_ONE_OF)
+    if context > longest:
         raise UsageError(
             f"{resolved.model.name} reads {longest} tokens, not {context}",
             hint=f"--context {longest} at most",
         )
-    if request.images and "images" in request.given():
-        if resolved.model.image_rule is None:
-            raise UsageError(f"{resolved.model.name} takes no images", hint="leave --images out")
-        if request.language_model_only:
-            raise UsageError(
-                f"--images {request.images} asks for images, and --language-model-only serves none",
-                hint=one_of,
-            )
+
+
+def _check_images(request: PlanRequest, model: Model) -> None:
+    if model.image_rule is None:
+        raise UsageError(f"{model.name} takes no images", hint="leave --images out")
+    if request.language_model_only:
+        raise UsageError(
+            f"--images {request.images} asks for images, and --language-model-only serves none",
+            hint=_ONE_OF,
+        )
+
+
+def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
+    """Refuse a batch with which no number of engines runs the requests that are promised."""
     batch, requests = request.max_batch_size, request.concurrency
     visible = len(resolved.machine.visible)
     if batch is None or requests is None or not visible:  # a cluster has no GPUs of its own here

@@ -16,7 +16,6 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import JsonDocument, Struct, const, doc, known, to_builtins
 from turbofit.core.units import three_digits
@@ -31,6 +30,7 @@ from turbofit.tuner.explain.reasons import pace_words, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit
 from turbofit.tuner.search.sizing import excess_tokens
+from turbofit.tuner.verdict import Planned
 
 _T = TypeVar("_T")
 
@@ -174,13 +174,12 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
         TurbofitError: as `turbofit.planning.plan.plan`.
     """
     chosen = choose(resolved, request.engine)
-    if isinstance(chosen, Plan):
-        row, tokens = _of_plan(blank, chosen), chosen.kv.tokens
+    if isinstance(chosen, EngineFit):
+        row, tokens, speed = _of_fit(blank, chosen), chosen.tokens, chosen.throughput
     else:
-        row, tokens = _of_fit(blank, chosen), chosen.tokens
+        row, tokens, speed = _of_planned(blank, chosen), chosen.document.kv.tokens, None
     if row.why_not:
         return row
-    speed = chosen.throughput
     if speed is not None:
         row = replace(
             row,
@@ -190,7 +189,7 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
         )
     why_not = next(_lacks(request, resolved, row, tokens), "")
     if not why_not and resolved.pace is not None:
-        if isinstance(chosen, Plan):
+        if not isinstance(chosen, EngineFit):
             why_not = _NO_FORECAST
         elif chosen.best.slow:
             why_not = pace_words(resolved, chosen.best)
@@ -198,33 +197,31 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
 
 
 def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
-    shape, pairs = fit.best.shape, [(account, account.settings) for account in fit.accounts]
+    shape = fit.best.shape
     row = replace(blank, engine=fit.engine.name, tp=shape.tp, replicas=shape.replicas)
     if not fit.fits:
         return replace(row, why_not=why_not(fit), missing=fit.best.short)
     return replace(
         row,
-        kv_tokens=sum(
-            account.tokens_at(options.cache_max_entry_count) for account, options in pairs
-        ),
+        kv_tokens=sum(account.tokens_at(account.ratio) for account in fit.accounts),
         context=fit.best.settings.session_len,
-        image_limit=fit.limit,
-        requests_at_once=sum(options.max_batch_size for _, options in pairs),
+        image_limit=fit.image_limit,
+        requests_at_once=sum(account.settings.max_batch_size for account in fit.accounts),
     )
 
 
-def _of_plan(blank: Serving, plan: Plan) -> Serving:
-    """Of an engine whose plan is made at once: Transformers."""
-    why_not = "" if plan.fits else plan.verdict.removeprefix("does not fit: ")
+def _of_planned(blank: Serving, planned: Planned) -> Serving:
+    """The line of an engine whose plan is made at once: Transformers."""
+    plan = planned.document
     row = replace(
         blank,
         engine=plan.engine.name,
         tp=max(map(len, plan.parallel.groups)),
         replicas=plan.parallel.replicas,
-        why_not=why_not.removeprefix(f"{plan.model.name}: "),
+        why_not=planned.why_not,
         missing=max(0, *(gpu.margin - gpu.headroom for gpu in plan.gpus)),
     )
-    if not plan.fits:
+    if not planned.fits:
         return row
     return replace(
         row,
@@ -239,12 +236,16 @@ def _lacks(
     request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
 ) -> Iterator[str]:
     """What was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
-    rule, requested, limit = resolved.model.image_rule, resolved.requested_limit, row.image_limit
-    if rule is not None and requested is not None and limit not in (None, requested):
-        larger = vision_load_of(resolved, limit + rule.limit_step)
+    rule, requested, image_limit = (
+        resolved.model.image_rule,
+        resolved.requested_image_limit,
+        row.image_limit,
+    )
+    if rule is not None and requested is not None and image_limit not in (None, requested):
+        larger = vision_load_of(resolved, image_limit + rule.limit_step)
         if not excess_tokens(resolved, larger):  # else the context holds no larger ones anywhere
             unit = plural(requested, rule.limit_unit.removesuffix("s"))
-            yield f"serves images of {limit:,} {unit} at most, not {requested:,}"
+            yield f"serves images of {image_limit:,} {unit} at most, not {requested:,}"
     yield from unkept(resolved, row.context or 0, tokens)
     wanted, speed = request.images_per_second, row.requests_per_second
     if wanted is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -123,25 +124,29 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
         folder = keep / f"group-{first}" if keep and plan.by_group else keep
         with ended_like_ctrl_c(), under_way("rehearsing on pretend GPUs"):
             rehearsed[numbers] = rehearsed_group(plan.of_group(first), first, folder)
+    whole = _joined(plan, rehearsed)
+    worst = whole.rehearsal
+    if worst is None:
+        return whole
+    _LOG.info("%s rehearsed: %s, %s", plan.model.name, worst.outcome, worst.death)
+    if worst.outcome == "served" or not plan.fits:
+        return whole
+    verdict = _contradiction(plan, worst)
+    return replace(whole, gpus=plan.gpus, fits=False, verdict=verdict, serve=None)
+
+
+def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
+    """The plan with the ledgers and ends of the groups that were rehearsed, and the gravest end."""
     ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
     ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
     rehearsals = [rehearsal for rehearsal in ends.values() if rehearsal is not None]
     worst = min(rehearsals, key=lambda rehearsal: _GRAVE.index(rehearsal.outcome), default=None)
-    whole = replace(
-        plan,
-        gpus=tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus),
-        rehearsal=worst,
-        by_group=tuple(
-            replace(group_plan, rehearsal=ends[number])
-            for number, group_plan in enumerate(plan.by_group)
-        ),
+    by_group = (
+        replace(group_plan, rehearsal=ends[number])
+        for number, group_plan in enumerate(plan.by_group)
     )
-    if worst is not None:
-        _LOG.info("%s rehearsed: %s, %s", plan.model.name, worst.outcome, worst.death)
-    if worst is None or worst.outcome == "served" or not plan.fits:
-        return whole
-    verdict = _contradiction(plan, worst)
-    return replace(whole, gpus=plan.gpus, fits=False, verdict=verdict, serve=None)
+    gpus = tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus)
+    return replace(plan, gpus=gpus, rehearsal=worst, by_group=tuple(by_group))
 
 
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from turbofit.core.errors import PackageError
-from turbofit.core.installation import installed
+from turbofit.core.installation import installed, without_gpu
 from turbofit.core.model import TextDims
 from turbofit.core.version import REFERENCE
 from turbofit.kernels.installed import turbomind_library
@@ -50,7 +50,7 @@ def engine_library() -> Path:
     if library is None:
         raise PackageError(
             "LMDeploy's TurboMind library is not installed",
-            hint=f"install it beside turbofit: pip install {_LMDEPLOY}",
+            hint=f"install it beside turbofit: pip install {_LMDEPLOY}{without_gpu()}",
         )
     return library
 

@@ -31,9 +31,9 @@ from turbofit.memory.known_bad import known_problems
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.explain.plan_document import (
     document,
+    found_words,
     group_words,
     idle_words,
-    verdict_of,
 )
 from turbofit.tuner.explain.reasons import (
     beyond_model,
@@ -51,49 +51,35 @@ from turbofit.tuner.search.candidates import explain
 from turbofit.tuner.search.search import EngineFit, fit_on_host, search
 from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import longest_context
+from turbofit.tuner.verdict import Planned, Verdict, fitting
 
 #: Rows of ``considered``; the chosen one is the first.
 _MOST_CANDIDATES = 24
 
 
 def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
-    return plan_of(search(request, engine))
+    return _planned(search(request, engine)).document
 
 
-def plan_of(fit: EngineFit) -> Plan:
+def _planned(fit: EngineFit) -> Planned:
+    """The plan of what a search found, in words."""
     request, best, accounts = fit.request, fit.best, fit.accounts
     over_rival = [_over(fit, fit.rival)[1]] if fit.fits and fit.rival is not None else []
-    groups = best.shape.groups
-    if fit.fits:
-        tokens = [best.of_group(group).kv_tokens for group in groups]
-        shown = accounts if best.parts else accounts[:1]
-        verdict = verdict_of(request, groups, shown, tokens, best.vision_load)
-        more: dict[str, object] = {
-            "throughput": fit.throughput,
-            "usual_image": usual_image(fit),
-            "limit_costs": tuple(limit_costs(request, best, fit.engine)),
-            "remedies": tuple(speed_remedies(fit)),
-        }
-    else:
-        # What a person can change comes first: an option without which it fits is the cause.
-        changes, causes = remedies(fit)
-        more = {"remedies": changes}
-        cause = f" with {' and '.join(causes)}" if causes else ""
-        verdict = f"does not fit: {request.model.name}{cause}: {why_not(fit)}"
+    verdict, more = _of_fit(fit) if fit.fits else _of_unfit(fit)
     requests = request.workload.concurrency
-    at_once = [best.of_group(group).shape.requests(requests) for group in groups]
+    at_once = [part.shape.requests(requests) for part in map(best.of_group, best.shape.groups)]
     largest = max(accounts, key=lambda account: account.units_per_forward)
-    return document(
+    plan = document(
         request,
         fit.engine,
         accounts,
         fits=fit.fits,
-        verdict=verdict,
+        verdict=verdict.text,
         parallel_reason=_parallel_reason(fit),
         host=fit.host,
         settings=best.settings,
         vision_load=best.vision_load,
-        limit=best.shape.limit,
+        image_limit=best.shape.image_limit,
         held_requests=None if request.promised_requests is None else best.held_requests,
         at_once=at_once if best.parts else (),
         considered=_considered(fit),
@@ -102,6 +88,29 @@ def plan_of(fit: EngineFit) -> Plan:
         pace=_pace(request, best),
         **more,
     )
+    return Planned(plan=plan, verdict=verdict)
+
+
+def _of_fit(fit: EngineFit) -> tuple[Verdict, dict[str, object]]:
+    """The verdict of what fits, and the fields that a plan has then."""
+    request, best = fit.request, fit.best
+    groups = best.shape.groups
+    tokens = [best.of_group(group).kv_tokens for group in groups]
+    shown = fit.accounts if best.parts else fit.accounts[:1]
+    found = found_words(request, groups, shown, tokens, best.vision_load)
+    return Verdict(subject=request.model.name, found=found), {
+        "throughput": fit.throughput,
+        "usual_image": usual_image(fit),
+        "limit_costs": tuple(limit_costs(request, best, fit.engine)),
+        "remedies": tuple(speed_remedies(fit)),
+    }
+
+
+def _of_unfit(fit: EngineFit) -> tuple[Verdict, dict[str, object]]:
+    """The verdict of what does not fit; an option without which it fits is named as the cause."""
+    changes, causes = remedies(fit)
+    verdict = Verdict(subject=fit.request.model.name, why_not=why_not(fit), causes=causes)
+    return verdict, {"remedies": changes}
 
 
 def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetType:
@@ -120,7 +129,9 @@ def why_not(fit: EngineFit) -> str:
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
     """Why LMDeploy's other engine is not chosen, for its row and for the engine's reason."""
-    given = " and ".join(f"{option_of(name)} {value}" for name, value in fit.request.fixed.items())
+    given = " and ".join(
+        f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
+    )
     what = f"{f'with {given} ' if given else ''}{rival.engine.name} does not fit"
     why = why_not(rival)
     if rival.fits:
@@ -220,6 +231,11 @@ _LEAST_TRITON: Final = (7, 5)
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
+    """As `plan_best`, the plan alone."""
+    return plan_best(request, engine).document
+
+
+def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     """The best plan on the engine that was asked for, or on the one that serves more.
 
     Raises:
@@ -228,30 +244,29 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
         NoKernelError: no engine that runs the model has code for these cards.
     """
     fit = choose(request, engine)
-    if isinstance(fit, Plan):
-        if request.pace is None:
-            return fit
-        unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"
-        return replace(fit, warnings=(*fit.warnings, unheeded))
-    plan = plan_of(fit)
+    if isinstance(fit, Planned):
+        return fit if request.pace is None else _without_pace(fit)
+    planned = _planned(fit)
     if fit.fits:
-        return plan
+        return planned
     if _named(request, engine)[0] == "auto":
-        return replace(plan, remedies=(*plan.remedies, *_other_engines(request, fit.rival)))
-    return _with_other_engine(request, plan)
+        return planned.with_remedies(last=tuple(_other_engines(request, fit.rival)))
+    return _with_other_engine(request, planned)
 
 
-def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
-    """As `best_plan`, before words are made; of an engine without a search its plan."""
+def _without_pace(planned: Planned) -> Planned:
+    plan = planned.document
+    unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"
+    return replace(planned, plan=replace(plan, warnings=(*plan.warnings, unheeded)))
+
+
+def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
+    """As `plan_best`, before words are made; of an engine without a search what was planned."""
     engine, reasons = _named(request, engine)
     first = engine_for(request.model, engine)
-    check_options(first, request.fixed)
+    check_options(first, request.engine_options)
     if first.planned.serial:
-        reason = "as asked" if engine != "auto" else engine_problem(request.model, LMDEPLOY[0])
-        _LOG.info("engine %s: %s", first.name, reason)
-        plan = _serial(request, first, str(reason))
-        too_few = request.promised_requests is not None and not plan.fits
-        return _with_other_engine(request, plan) if too_few and engine != "auto" else plan
+        return _serial(request, first, named=engine != "auto")
     try:
         fit = fit_on_host(request, first)
     except NoKernelError as exc:
@@ -260,7 +275,21 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
     by_memory = request.workload.goal == "context" or request.least
     if engine != "auto" or (_keeps_all(request, fit) and not by_memory):
         return fit
-    rivals = list(_others(request, first.name))
+    return _beside_rivals(request, fit)
+
+
+def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
+    """The plan on an engine that serves one request at a time."""
+    reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
+    _LOG.info("engine %s: %s", engine.name, reason)
+    planned = _fallback(request, engine, reason)
+    too_few = request.promised_requests is not None and not planned.document.fits
+    return _with_other_engine(request, planned) if too_few and named else planned
+
+
+def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
+    """The first engine's result, or that of LMDeploy's other engine where it serves more."""
+    rivals = list(_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
     _LOG.info(
         "engine %s: fits %s; LMDeploy's other one: %s",
@@ -269,14 +298,16 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Plan:
     compiles = _compiles(request)
     if rival is not None and compiles and _worth(request, rival) > _worth(request, fit):
         return replace(rival, rival=fit)
-    if not fit.fits and rival is None and fit.best.held_requests and compiles:
+    if fit.fits:
+        return fit
+    if rival is None and compiles and fit.best.held_requests:
         return max((fit, *rivals), key=lambda other: other.best.held_requests)
-    return fit if fit.fits else replace(fit, rival=rival)
+    return replace(fit, rival=rival)
 
 
 def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
     """The engine asked for, or the only one that takes an option that is set, with that reason."""
-    owner = option_owner(request.fixed) if engine == "auto" else None
+    owner = option_owner(request.engine_options) if engine == "auto" else None
     if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
         return engine, ()
     name, option = owner
@@ -303,19 +334,20 @@ def _with_kernels(
     )
 
 
-def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
-    from turbofit.tuner.fallback import make_fallback_plan
+def _fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
+    from turbofit.tuner.fallback import plan_fallback
 
-    return make_fallback_plan(request, engine, reason)
+    return plan_fallback(request, engine, reason)
 
 
-def _with_other_engine(request: ResolvedRequest, plan: Plan) -> Plan:
-    """A plan that does not fit on the engine that was named, with the one on which it does."""
-    fit = next((other for other in _others(request, plan.engine.name) if other.fits), None)
+def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
+    """What does not fit on the engine that was named, with the one on which it does."""
+    name = planned.document.engine.name
+    fit = next((other for other in _others(request, name) if other.fits), None)
     if fit is None:
-        return plan
-    remedy = Remedy(change=f"--engine {fit.engine.name}", effect=f"fits: {fit.tokens:,} KV tokens")
-    return replace(plan, remedies=(remedy, *plan.remedies))
+        return planned
+    remedy = fitting(f"--engine {fit.engine.name}", f"{fit.tokens:,} KV tokens")
+    return planned.with_remedies(first=(remedy,))
 
 
 def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
@@ -325,7 +357,7 @@ def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
             continue
         try:
             engine = engine_for(request.model, name)
-            check_options(engine, request.fixed)
+            check_options(engine, request.engine_options)
             yield fit_on_host(request, engine)
         except TurbofitError as exc:
             _LOG.debug("engine %s: %s", name, exc.message)
@@ -338,7 +370,7 @@ def _compiles(request: ResolvedRequest) -> bool:
 
 def _keeps_all(request: ResolvedRequest, fit: EngineFit) -> bool:
     """Whether it fits, with images as large as was asked and the longest context."""
-    whole = fit.limit is None or fit.limit == request.requested_limit
+    whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
     return fit.fits and whole and fit.best.settings.session_len >= longest_context(request)
 
 
@@ -350,27 +382,36 @@ def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
 
 
 def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:
+    """The engines that serve it where the chosen one does not."""
     if rival is not None:
-        yield Remedy(
-            change=f"--engine {rival.engine.name}",
-            effect=f"fits: {rival.tokens:,} KV tokens, if its Triton still compiles for a card"
-            " as old as this",
+        yield fitting(
+            f"--engine {rival.engine.name}",
+            f"{rival.tokens:,} KV tokens, if its Triton still compiles for a card as old as this",
         )
     for name in [other for other in ENGINES if other not in LMDEPLOY]:
-        taken: dict[str, object] = {}
         try:
             engine = engine_for(request.model, name)
-            for option, value in request.fixed.items():
-                with suppress(TurbofitError):  # the engine does not take it
-                    check_options(engine, {option: value})
-                    taken[option] = value
-            whole = _serial(replace(request, fixed=taken), engine, "")
+            taken = _taken_by(engine, request.engine_options)
+            plan = _fallback(replace(request, engine_options=taken), engine, "").document
         except TurbofitError:  # it does not run the model, or not so
             continue
-        if whole.fits:
-            off = any(not isinstance(place, int) for place in (whole.device_map or {}).values())
-            effect = "fits: one request at a time, and slower"
-            effect += ", with decoder layers in host memory" if off else ""
-            out = ", ".join(option_of(key) for key in request.fixed if key not in taken)
+        if plan.fits:
+            out = ", ".join(option_of(key) for key in request.engine_options if key not in taken)
             change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
-            yield Remedy(change=change, effect=effect)
+            yield fitting(change, _serial_words(plan))
+
+
+def _taken_by(engine: Engine, engine_options: dict[str, object]) -> dict[str, object]:
+    """The options of these that an engine takes."""
+    taken: dict[str, object] = {}
+    for option, value in engine_options.items():
+        with suppress(TurbofitError):
+            check_options(engine, {option: value})
+            taken[option] = value
+    return taken
+
+
+def _serial_words(plan: Plan) -> str:
+    placed = (plan.device_map or {}).values()
+    off = any(not isinstance(place, int) for place in placed)
+    return f"one request at a time, and slower{', with decoder layers in host memory' * off}"

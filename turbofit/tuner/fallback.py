@@ -17,7 +17,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import BEYOND, groups_of, indices
-from turbofit.core.plan import GpuLedger, HostMemory, Plan, Remedy, Settings
+from turbofit.core.plan import GpuLedger, HostMemory, Remedy, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
 from turbofit.memory.account import Account, Engine, VisionLoad
@@ -70,6 +70,7 @@ from turbofit.tuner.search.sizing import (
     most_context,
     shortest_context,
 )
+from turbofit.tuner.verdict import Planned, Verdict, fitting
 
 #: Pixels are halved so often before decoder layers are taken off the GPUs instead.
 _HALVES = 4
@@ -81,13 +82,17 @@ class Chosen(NamedTuple):
     copies: Sequence[LayeredCopy]
     placement: Placement
     vision_load: VisionLoad
-    limit: int | None
+    image_limit: int | None
     session_len: int
     fits: bool = True
 
     def keeps(self, request: ResolvedRequest) -> bool:
         """Whether it fits, with a copy for each request that must be answered at once."""
         return self.fits and len(self.copies) >= (request.promised_requests or 1)
+
+    def held(self, request: ResolvedRequest) -> int | None:
+        """Requests at once that are held, one a copy; None where nobody asked for a number."""
+        return None if request.promised_requests is None else len(self.copies) * self.fits
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
@@ -106,7 +111,9 @@ def search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
 
 def _search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
     request = _held(request)
-    every = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
+    every = [
+        (image_limit, vision_load_of(request, image_limit)) for image_limit in _limits(request)
+    ]
     possible = [pair for pair in every if not excess_tokens(request, pair[1])]
     groupings = list(_groupings(request, engine))
     for pair, copies in product(possible, groupings):
@@ -114,14 +121,19 @@ def _search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
         if chosen is not None:
             return chosen
     copies = groupings[-1]
-    for limit, load in possible:  # the shortest context: as few layers as possible off the GPUs
+    for (
+        image_limit,
+        load,
+    ) in possible:  # the shortest context: as few layers as possible off the GPUs
         tokens = _shortest(request, load)
         placement = fewest_offloaded(engine.tightest(copies), load_of(load, tokens))
         if placement is not None:
-            return Chosen(copies, placement, load, limit, tokens)
+            return Chosen(copies, placement, load, image_limit, tokens)
     # Every layer off the GPUs, so that what is left is what is too large.
-    limit, load = every[-1]
-    return Chosen(copies, nowhere(copies[0]), load, limit, _shortest(request, load), fits=False)
+    image_limit, load = every[-1]
+    return Chosen(
+        copies, nowhere(copies[0]), load, image_limit, _shortest(request, load), fits=False
+    )
 
 
 def _check(request: ResolvedRequest) -> None:
@@ -143,24 +155,26 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
 
     Only the limit in the model folder lowers larger images: the plan pays for the worst under it.
     """
-    rule, requested = request.model.image_rule, request.requested_limit
+    rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or request.workload.image_size is None or requested is None:
         return request
     promised = vision_load_of(request, requested).units_per_image
     whole = request.with_workload(image_size=None)
-    limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
-    return whole if limit is None else replace(whole, limit=min(limit, requested))
+    image_limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
+    return whole if image_limit is None else replace(whole, image_limit=min(image_limit, requested))
 
 
 def _limits(request: ResolvedRequest) -> Sequence[int | None]:
     """Image limits worth trying, the largest first; one that the user set is not changed."""
-    rule, requested = request.model.image_rule, request.requested_limit
+    rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
         return [None]
-    if request.limit is not None or not rule.varies_by_limit:
+    if request.image_limit is not None or not rule.varies_by_limit:
         return [requested]
     limits = sorted({*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)})
-    by_units = {vision_load_of(request, limit).units_per_image: limit for limit in limits}
+    by_units = {
+        vision_load_of(request, image_limit).units_per_image: image_limit for image_limit in limits
+    }
     return sorted(by_units.values(), reverse=True)
 
 
@@ -171,8 +185,8 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
     if not excess:
         return ()
     tokens = max(0, vision_load.tokens_per_request - excess) // vision_load.images_per_request
-    limit = rule.largest_limit(rule.units_within(tokens))
-    return () if limit is None else rule.with_limit(limit).lower_limits(_HALVES)
+    image_limit = rule.largest_limit(rule.units_within(tokens))
+    return () if image_limit is None else rule.with_limit(image_limit).lower_limits(_HALVES)
 
 
 def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list[LayeredCopy]]:
@@ -193,7 +207,7 @@ def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list
         if len(cards) < size * replicas:
             return
         chosen = cards[: size * replicas]
-        dtype = chosen_dtype(request.model, request.fixed.get("dtype"), chosen)
+        dtype = chosen_dtype(request.model, request.engine_options.get("dtype"), chosen)
         groups = [chosen[number::replicas] for number in range(replicas)]
         yield [
             engine.copy(request.model, dtype, group, [request.margin_of(gpu) for gpu in group])
@@ -210,7 +224,7 @@ def _on_gpus(
     request: ResolvedRequest,
     engine: LayeredEngine,
     copies: list[LayeredCopy],
-    limit: int | None,
+    image_limit: int | None,
     vision_load: VisionLoad,
 ) -> Chosen | None:
     """The copies with the longest context that all of them hold; None where they hold none."""
@@ -231,10 +245,10 @@ def _on_gpus(
             tokens = rounded if rounded >= shortest else exact
     placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None
-    return Chosen(copies, placement, vision_load, limit, tokens)
+    return Chosen(copies, placement, vision_load, image_limit, tokens)
 
 
-def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
+def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
     """The best plan on Hugging Face Transformers, without the command lines.
 
     Its ``tp`` is the number of GPUs that one copy's layers are split over (None: the fewest that
@@ -246,43 +260,46 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     """
     assert isinstance(engine, LayeredEngine)
     chosen = search(request, engine)
-    keeps = chosen.keeps(request)
-    shape = Shape(  # one request at a time, in one forward
-        tp=1,
-        groups=chosen.groups,
-        max_prefill_token_num=chosen.session_len,
-        limit=chosen.limit,
-        dtype=chosen.copies[0].dtype,
-        at_once=1,
-    )
-    settings = shape_settings(request, shape, chosen.session_len)
+    settings = _settings(request, chosen)
     accounts = [
         engine.placed(launch_of(request, settings, copy.gpus, chosen.vision_load), chosen.placement)
         for copy in chosen.copies
     ]
     host, kept = _host(request, chosen, accounts, engine)
-    problem = host_problem(host)
     placed = chosen.copies[0].device_map(chosen.placement, kept)
-    ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
-    helps = Remedies() if keeps else _remedies(request, engine, chosen)
-    held = None if request.promised_requests is None else len(chosen.copies) * chosen.fits
-    return document(
+    helps = Remedies() if chosen.keeps(request) else _remedies(request, engine, chosen)
+    verdict = _verdict(request, chosen, accounts, host, helps.causes)
+    plan = document(
         request,
         engine,
         accounts,
-        fits=keeps and problem is None,
-        verdict=_verdict(request, chosen, ledgers, problem, helps.causes),
+        fits=verdict.fits,
+        verdict=verdict.text,
         parallel_reason=_parallel(request, chosen),
         host=host,
         settings=settings,
         vision_load=chosen.vision_load,
-        limit=chosen.limit,
-        held_requests=held,
+        image_limit=chosen.image_limit,
+        held_requests=chosen.held(request),
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=_warnings(request, chosen, placed),
         remedies=helps.remedies,
         device_map=placed,
     )
+    return Planned(plan=plan, verdict=verdict)
+
+
+def _settings(request: ResolvedRequest, chosen: Chosen) -> Settings:
+    """Those of one copy: one request at a time, in one forward."""
+    shape = Shape(
+        tp=1,
+        groups=chosen.groups,
+        max_prefill_token_num=chosen.session_len,
+        image_limit=chosen.image_limit,
+        dtype=chosen.copies[0].dtype,
+        at_once=1,
+    )
+    return shape_settings(request, shape, chosen.session_len)
 
 
 def _host(
@@ -325,21 +342,33 @@ def _reasons(
     context = settings.session_len
     yield f"session_len {context}: {context_reason(request, context, 'fits')}"
     gpus = [gpu for copy in chosen.copies for gpu in copy.gpus]
-    why = "as set by you" if request.fixed.get("dtype") else dtype_for(request.model, gpus)[1]
+    why = (
+        "as set by you"
+        if request.engine_options.get("dtype")
+        else dtype_for(request.model, gpus)[1]
+    )
     yield f"dtype {settings.dtype}: {why}"
     if any(copy.writes_matrix(k) for copy in chosen.copies for k in range(len(copy.gpus))):
         yield (
             "attention is charged with the matrix of all pairs of tokens: torch has no other "
             "kernel for grouped heads on cards before Ampere"
         )
-    if chosen.limit is not None and chosen.vision_load.units_per_image:
-        size, requested = request.workload.image_size, request.requested_limit
-        why = f"lowered from {requested} to what fits"
-        if chosen.limit == requested:
-            why = "the model's own" if request.limit is None else "as set by you"
-        elif size is not None:
-            why = f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
-        yield f"image limit {chosen.limit}: {why}"
+    if chosen.image_limit is not None and chosen.vision_load.units_per_image:
+        yield f"image limit {chosen.image_limit}: {_why_limit(request, chosen.image_limit)}"
+    yield _device_map_words(chosen)
+
+
+def _why_limit(request: ResolvedRequest, image_limit: int) -> str:
+    size, requested = request.workload.image_size, request.requested_image_limit
+    if image_limit == requested:
+        return "the model's own" if request.image_limit is None else "as set by you"
+    if size is not None:
+        return f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
+    return f"lowered from {requested} to what fits"
+
+
+def _device_map_words(chosen: Chosen) -> str:
+    """Where each part of one copy lies."""
     parts, placement = chosen.copies[0].parts, chosen.placement
     cuts = [
         f"layers {indices(mine)} on device {place}"
@@ -348,7 +377,7 @@ def _reasons(
     ]
     cuts += [f"layers {indices(placement.offloaded)} on none"] if placement.offloaded else []
     tower = f"vision tower ({format_bytes(parts.vision)}) and " if parts.vision else ""
-    yield (
+    return (
         f"device map on GPU {groups_of(chosen.groups)}: {tower}embeddings"
         f" ({format_bytes(parts.embeddings)}) first; {', '.join(cuts)}; the last norm and lm_head "
         f"{'with the embeddings, whose tensor it is' if parts.tied else 'last'}"
@@ -362,43 +391,45 @@ _LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 def _verdict(
     request: ResolvedRequest,
     chosen: Chosen,
-    ledgers: Sequence[GpuLedger],
-    host: str | None,
-    causes: Sequence[str],
-) -> str:
-    """Whether it fits, on which GPUs, and what is left; or which GPU is short by how much.
-
-    ``host`` says what host memory is short of; without each of ``causes`` it would fit.
-    """
+    accounts: Sequence[Account],
+    host: HostMemory,
+    causes: tuple[str, ...],
+) -> Verdict:
+    """Whether it fits, on which GPUs, and what is left; or what is short, and by how much."""
     name = request.model.name
-    unfit = f"does not fit: {name} on Transformers"
-    unfit += f" with {' and '.join(causes)}" if causes else ""
-    if not chosen.fits:
-        if excess_tokens(request, chosen.vision_load):
-            return f"{unfit}: {too_long(request, chosen.vision_load)}"
-        tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
-        term = max(tightest.ledger, key=lambda term: term.bytes)
-        short = tightest.margin - tightest.headroom
-        split = ""
-        if (request.replicas or 1) > 1 and request.tp is None:
-            split = "; copies are split over GPUs only where --tp asks for it too"
-        return (
-            f"{unfit}: GPU {tightest.index} is {format_bytes(short)} short even with all decoder"
-            f" layers elsewhere, most of it {term.term} ({format_bytes(term.bytes)}){split}"
-        )
-    if not chosen.keeps(request):
-        return (
-            f"{unfit}: it answers {len(chosen.copies):,} of {request.promised_requests:,} requests"
-            " at once, one a copy"
-        )
-    if host is not None:
-        return f"does not fit: {name}: {host}"
+    ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
+    if why_not := _why_not(request, chosen, ledgers):
+        return Verdict(subject=f"{name} on Transformers", why_not=why_not, causes=causes)
+    if problem := host_problem(host):
+        return Verdict(subject=name, why_not=problem)
     off = len(chosen.placement.offloaded)
     how = f", {off} decoder layers in host memory or on disk" if off else ""
-    return (
-        f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
+    found = (
+        f"on GPU {groups_of(chosen.groups)} with Transformers{how}:"
         f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
         f" {free_words(request, ledgers, chosen.groups)}"
+    )
+    return Verdict(subject=name, found=found)
+
+
+def _why_not(request: ResolvedRequest, chosen: Chosen, ledgers: Sequence[GpuLedger]) -> str:
+    """What the GPUs lack; empty where they serve all that was asked."""
+    if chosen.keeps(request):
+        return ""
+    if chosen.fits:
+        count, wanted = len(chosen.copies), request.promised_requests
+        return f"it answers {count:,} of {wanted:,} requests at once, one a copy"
+    if excess_tokens(request, chosen.vision_load):
+        return too_long(request, chosen.vision_load)
+    tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
+    term = max(tightest.ledger, key=lambda term: term.bytes)
+    short = tightest.margin - tightest.headroom
+    split = ""
+    if (request.replicas or 1) > 1 and request.tp is None:
+        split = "; copies are split over GPUs only where --tp asks for it too"
+    return (
+        f"GPU {tightest.index} is {format_bytes(short)} short even with all decoder"
+        f" layers elsewhere, most of it {term.term} ({format_bytes(term.bytes)}){split}"
     )
 
 
@@ -449,9 +480,9 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
 
 def _remedies(request: ResolvedRequest, engine: LayeredEngine, closest: Chosen) -> Remedies:
     """Single changes that make it fit, cheapest first; ``closest`` is the search's without one."""
-    fitting, causes = list[Remedy](), list[str]()
+    helps, causes = list[Remedy](), list[str]()
     for change, changed, released in _changes(request, closest):
-        if fitting and changed.machine.name == MORE_GPUS:
+        if helps and changed.machine.name == MORE_GPUS:
             continue  # fewer such cards do already, or what costs nothing
         try:
             chosen = search(changed, engine)
@@ -459,21 +490,23 @@ def _remedies(request: ResolvedRequest, engine: LayeredEngine, closest: Chosen) 
             continue
         if not chosen.keeps(changed):
             continue
-        effect = f"fits: {_at_once(chosen)} {chosen.session_len:,} tokens at a time"
+        found = f"{_at_once(chosen)} {chosen.session_len:,} tokens at a time"
         if off := len(chosen.placement.offloaded):
-            effect += f", {off} decoder layers in host memory (slow)"
-        fitting.append(Remedy(change=change, effect=effect))
+            found += f", {off} decoder layers in host memory (slow)"
+        helps.append(fitting(change, found))
         causes += [released] if released else []
-    return Remedies(tuple(fitting), tuple(causes))
+    return Remedies(tuple(helps), tuple(causes))
 
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     yield from left_to_turbofit(request)
     yield from smaller_workload(request, "what fits")
-    rule, limit = request.model.image_rule, request.limit
-    if rule is not None and limit is not None and limit > 1:
-        option, half = rule.limit_option, limit // 2
-        yield Change(f"{option} {half}", replace(request, limit=half), f"{option} {limit}")
+    rule, image_limit = request.model.image_rule, request.image_limit
+    if rule is not None and image_limit is not None and image_limit > 1:
+        option, half = rule.limit_option, image_limit // 2
+        yield Change(
+            f"{option} {half}", replace(request, image_limit=half), f"{option} {image_limit}"
+        )
     if request.replicas is not None and (request.replicas > 1 or closest.fits):
         change = "leave --replicas to turbofit" if closest.fits else "--replicas 1"
         yield Change(change, replace(request, replicas=None), f"--replicas {request.replicas}")

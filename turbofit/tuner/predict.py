@@ -46,63 +46,101 @@ def make_prediction(
         UsageError: the settings are refused before any memory is taken, or more is said to be free
             than there is.
     """
-    groups = _groups(request, engine)
-    _check_free(request, groups, free_at_cache)
-    gpus = [request.machine.gpu(index) for index in groups[0]]
-    limit, vision_load = _exposed_load(request)
-    settings = _settings(request, groups, engine)
-    launch = launch_of(request, settings, gpus, vision_load)
-    problem = engine.problem(launch)
-    if problem:
-        raise UsageError(problem, hint="change the option")
-    same = [settings] * len(groups)
-    accounts = accounts_of(request, same, groups, vision_load, engine, free_at_cache)
-    ratio = settings.cache_max_entry_count
-    load = _held(request, vision_load, accounts, ratio)
-    if load != vision_load:
-        accounts = accounts_of(request, same, groups, load, engine, free_at_cache)
-    # What is predicted is LMDeploy by itself, unless somebody asks for more.
-    alone = replace(request, image_threads=request.image_threads or 1)
-    host = host_of(alone, accounts, engine)
-    outcomes = [outcome_at(account, ratio) for account in accounts]
-    # Of the first engine whose GPU memory does not do, else of the first.
-    outcome = next((outcome for outcome in outcomes if not outcome.serves), outcomes[0])
-    smallest = min(account.tokens_at(ratio) for account in accounts) if outcome.serves else None
-    never = _never_runs(request, accounts, load, engine) or _no_room(request, settings, smallest)
-    end = never or (host_problem(host) if outcome.serves else outcome.text)
-    serves = outcome.serves and end is None  # nothing kills it; the margin may still be short
-    cache = smallest if serves else None
-    tokens = [cache or 0] * len(groups)
-    at_once, promised = requests_held(accounts, tokens, vision_load), request.promised_requests
-    with_free = partial(accounts_of, request, same, groups, load, engine)
-    words = cache_words(tokens, vision_load, settings) + _promised(promised, at_once)
-    text = end or f"{outcome.text}; {words}"
-    if free_at_cache is not None:
-        text = _sized(with_free(None)[0], accounts[0], ratio) + text
-    elif serves:
-        text += _least_free(engine, accounts, with_free, ratio)
+    start = _Start(request, engine, free_at_cache)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
-    helps = not serves and free_at_cache is None
+    helps = not start.serves and free_at_cache is None
     return document(
         request,
         engine,
-        accounts,
-        fits=serves and outcome.kind == "serves",  # the margin is left too
-        verdict=f"{request.model.name}{version}: {text}",
+        start.accounts,
+        fits=start.serves and start.outcome.kind == "serves",  # the margin is left too
+        verdict=f"{request.model.name}{version}: {start.text}",
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
-        host=host,
-        settings=settings,
-        vision_load=vision_load,
-        limit=limit,
-        held_requests=None if promised is None else at_once,
+        host=start.host,
+        settings=start.settings,
+        vision_load=start.vision_load,
+        image_limit=start.image_limit,
+        held_requests=None if request.promised_requests is None else start.at_once,
         reasons=(
-            *_exposure(request, limit, vision_load),
-            *_story(accounts[0], ratio, outcome, free_at_cache),
+            *_exposure(request, start.image_limit, start.vision_load),
+            *_story(start.accounts[0], start.ratio, start.outcome, free_at_cache),
         ),
-        warnings=_warnings(request, launch, engine, cache),
-        throughput=_speed(alone, accounts, vision_load, engine, at_once) if serves else None,
+        warnings=_warnings(request, start.launch, engine, start.cache),
+        throughput=start.throughput(),
         remedies=_remedies(request, engine) if helps else (),
     )
+
+
+class _Start:
+    """A start of LMDeploy by itself with given settings, and what it comes to.
+
+    Raises:
+        UsageError: the settings are refused before any memory is taken, or more is said to be free
+            than there is.
+    """
+
+    def __init__(self, request: ResolvedRequest, engine: Engine, free_at_cache: int | None) -> None:
+        self.request, self.engine, self.free_at_cache = request, engine, free_at_cache
+        self.groups = _groups(request, engine)
+        _check_free(request, self.groups, free_at_cache)
+        gpus = [request.machine.gpu(index) for index in self.groups[0]]
+        self.image_limit, self.vision_load = _exposed_load(request)
+        self.settings = _settings(request, self.groups, engine)
+        self.launch = launch_of(request, self.settings, gpus, self.vision_load)
+        if problem := engine.problem(self.launch):
+            raise UsageError(problem, hint="change the option")
+        # The cache bounds the images of a forward, and these the cache.
+        accounts = self._accounts(self.vision_load, free_at_cache)
+        self.ratio = accounts[0].ratio
+        self.load = _held(request, self.vision_load, accounts, self.ratio)
+        changed = self.load != self.vision_load
+        self.accounts = self._accounts(self.load, free_at_cache) if changed else accounts
+        # What is predicted is LMDeploy by itself, unless somebody asks for more.
+        self.alone = replace(request, image_threads=request.image_threads or 1)
+        self.host = host_of(self.alone, self.accounts, engine)
+        outcomes = [outcome_at(account, self.ratio) for account in self.accounts]
+        # The first engine whose GPU memory does not do decides, else the first.
+        self.outcome = next((each for each in outcomes if not each.serves), outcomes[0])
+        smallest = self._smallest_cache()
+        self.end = self._end(smallest)
+        #: Nothing kills it; the margin may still be short.
+        self.serves = self.outcome.serves and self.end is None
+        self.cache = smallest if self.serves else None
+        self.tokens = [self.cache or 0] * len(self.groups)
+        self.at_once = requests_held(self.accounts, self.tokens, self.vision_load)
+
+    def _accounts(self, load: VisionLoad, free_at_cache: int | None) -> tuple[Account, ...]:
+        same = [self.settings] * len(self.groups)
+        return accounts_of(self.request, same, self.groups, load, self.engine, free_at_cache)
+
+    def _smallest_cache(self) -> int | None:
+        """KV tokens of the smallest cache; None where GPU memory does not do."""
+        if not self.outcome.serves:
+            return None
+        return min(account.tokens_at(self.ratio) for account in self.accounts)
+
+    def _end(self, smallest: int | None) -> str | None:
+        """What ends it, in words; None where it serves."""
+        never = _never_runs(self.request, self.accounts, self.load, self.engine)
+        never = never or _no_room(self.request, self.settings, smallest)
+        return never or (host_problem(self.host) if self.outcome.serves else self.outcome.text)
+
+    @property
+    def text(self) -> str:
+        promised = _promised(self.request.promised_requests, self.at_once)
+        words = cache_words(self.tokens, self.vision_load, self.settings) + promised
+        text = self.end or f"{self.outcome.text}; {words}"
+        with_free = partial(self._accounts, self.load)
+        if self.free_at_cache is not None:
+            return _sized(with_free(None)[0], self.accounts[0], self.ratio) + text
+        if self.serves:
+            return text + _least_free(self.engine, self.accounts, with_free, self.ratio)
+        return text
+
+    def throughput(self) -> Throughput | None:
+        if not self.serves:
+            return None
+        return _speed(self.alone, self.accounts, self.vision_load, self.engine, self.at_once)
 
 
 def _promised(promised: int | None, at_once: int) -> str:
@@ -149,13 +187,13 @@ def _least_free(
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
     """The image limit, and the images under it, that ordinary clients can ask for."""
-    rule, limit = request.model.image_rule, request.requested_limit
-    if rule is not None and request.limit is None:
-        limit = rule.exposed_limit
-    vision_load = vision_load_of(request, limit)
+    rule, image_limit = request.model.image_rule, request.requested_image_limit
+    if rule is not None and request.image_limit is None:
+        image_limit = rule.exposed_limit
+    vision_load = vision_load_of(request, image_limit)
     if not request.workload.queue_images:
-        return limit, vision_load
-    return limit, replace(vision_load, units_per_forward=vision_load.units_per_request)
+        return image_limit, vision_load
+    return image_limit, replace(vision_load, units_per_forward=vision_load.units_per_request)
 
 
 def _held(
@@ -178,7 +216,7 @@ def _held(
 def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
     """What turbofit would do instead: its own plan first, else what makes one possible."""
     try:
-        fit = fit_on_host(replace(request, fixed={}), engine)
+        fit = fit_on_host(replace(request, engine_options={}), engine)
     except (UsageError, NoKernelError):
         return ()
     if not fit.fits:
@@ -233,23 +271,23 @@ def _check_free(
 
 
 def _exposure(
-    request: ResolvedRequest, limit: int | None, vision_load: VisionLoad
+    request: ResolvedRequest, image_limit: int | None, vision_load: VisionLoad
 ) -> Iterator[str]:
     rule = request.model.image_rule
-    if rule is None or limit is None or not vision_load.units_per_image:
+    if rule is None or image_limit is None or not vision_load.units_per_image:
         return
     usual = rule.checkpoint_limit
-    if request.limit is None and request.workload.image_size is None and limit > usual:
+    if request.image_limit is None and request.workload.image_size is None and image_limit > usual:
         yield (
-            f"images have up to {limit} {rule.limit_unit}: a client's detail: high asks for so"
-            f" many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
+            f"images have up to {image_limit} {rule.limit_unit}: a client's detail: high asks for"
+            f" so many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
             " which a plan and turbofit serve hold every image"
         )
 
 
 def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
     """What LMDeploy takes for a request of whose options it is told none but ``tp``."""
-    bare = replace(request, fixed={}).with_workload(context=None)
+    bare = replace(request, engine_options={}).with_workload(context=None)
     return _settings(bare, _groups(request, engine), engine)
 
 
@@ -260,15 +298,15 @@ def _settings(
     gpus = [request.machine.gpu(index) for index in groups[0]]
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings
-    prefill = request.fixed.get("max_prefill_token_num", defaults["max_prefill_token_num"])
+    prefill = request.engine_options.get("max_prefill_token_num", defaults["max_prefill_token_num"])
     shape = Shape(
         tp=len(groups[0]),
         groups=groups,
         max_prefill_token_num=prefill if isinstance(prefill, int) else 0,
-        limit=None,
+        image_limit=None,
         dtype=dtype_for(request.model, gpus)[0],
     )
-    with_defaults = replace(request, fixed={**defaults, **request.fixed})
+    with_defaults = replace(request, engine_options={**defaults, **request.engine_options})
     return shape_settings(with_defaults, shape, context)
 
 
@@ -319,7 +357,7 @@ def _speed(
     speeds = []
     for account in accounts:
         rates = group_rates(request.model, settings, machine, account.gpus, engine)
-        tokens = account.tokens_at(settings.cache_max_entry_count)
+        tokens = account.tokens_at(account.ratio)
         share = at_once / len(accounts)
         speeds.append(group_speed(rates, settings, vision_load, tokens, share))
     host = host_rate(request, vision_load, len(accounts))
@@ -394,5 +432,5 @@ def _warnings(
             " takes no more GPU memory"
         )
     possible, why = dtype_for(request.model, gpus)
-    if request.fixed.get("dtype") == "bfloat16" and possible == "float16":
+    if request.engine_options.get("dtype") == "bfloat16" and possible == "float16":
         yield f"LMDeploy would run in float16 without a word: {why}"

@@ -62,8 +62,8 @@ class Margin(Struct):
 class ResolvedRequest(Struct):
     """A model on a machine for a workload, and what the user has fixed.
 
-    ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp``,
-    ``replicas`` and ``limit`` (of an image: tiles or pixels) are None where the search chooses.
+    ``engine_options`` holds LMDeploy's own options by name; what is in it is never changed. ``tp``,
+    ``replicas`` and ``image_limit`` (tiles or pixels) are None where the search chooses.
     ``budget`` caps peak plus margin of this turbofit on each GPU, as `budget_on` reads it.
     ``least``: the smallest footprint that keeps the promise is the best. ``groups`` is the only
     grouping looked at, where it is known; ``ratio_caps`` are the largest ratios that rehearsals
@@ -76,10 +76,10 @@ class ResolvedRequest(Struct):
     model: Model
     machine: Machine
     workload: Workload
-    fixed: dict[str, object] = msgspec.field(default_factory=dict)
+    engine_options: dict[str, object] = msgspec.field(default_factory=dict)
     tp: int | None = None
     replicas: int | None = None
-    limit: int | None = None
+    image_limit: int | None = None
     margin: Margin = Margin()
     budget: int | str | None = None
     least: bool = False
@@ -110,13 +110,17 @@ class ResolvedRequest(Struct):
 
     @property
     def context_given(self) -> bool:
-        return self.workload.context is not None or "session_len" in self.fixed
+        return self.workload.context is not None or "session_len" in self.engine_options
 
     @property
-    def requested_limit(self) -> int | None:
+    def requested_image_limit(self) -> int | None:
         """The limit that the user or the checkpoint gives; None for a model without images."""
         rule = self.model.image_rule
-        return self.limit if rule is None or self.limit is not None else rule.checkpoint_limit
+        return (
+            self.image_limit
+            if rule is None or self.image_limit is not None
+            else rule.checkpoint_limit
+        )
 
     def with_workload(self, **fields: Any) -> ResolvedRequest:
         return replace(self, workload=replace(self.workload, **fields))
@@ -129,7 +133,7 @@ def budget_on(gpu: Gpu, budget: int | str | None) -> int:
     return gpu.ours if budget is None else min(gpu.ours, budget)
 
 
-def vision_load_of(request: ResolvedRequest, limit: int | None) -> VisionLoad:
+def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionLoad:
     """What clients can ask of the vision tower under a limit.
 
     A stated image size that gives fewer units than the limit's worst image is what is promised:
@@ -139,15 +143,15 @@ def vision_load_of(request: ResolvedRequest, limit: int | None) -> VisionLoad:
         UsageError: images are asked of a model that takes none.
     """
     rule, workload = request.model.image_rule, request.workload
-    if rule is None or limit is None or request.fixed.get("language_model_only"):
+    if rule is None or image_limit is None or request.engine_options.get("language_model_only"):
         if workload.image_size is not None:
             raise UsageError(f"{request.model.name} takes no images", hint="leave --image-size out")
         return NO_IMAGES
     if workload.images == 0:
         return NO_IMAGES
-    units = rule.worst_units(limit)
+    units = rule.worst_units(image_limit)
     if workload.image_size is not None:
-        units = min(units, rule.units(*workload.image_size, limit))
+        units = min(units, rule.units(*workload.image_size, image_limit))
     return VisionLoad(
         units_per_image=units,
         images_per_request=workload.images,
@@ -243,8 +247,10 @@ def host_problem(host: HostMemory) -> str | None:
     )
 
 
-def with_limit(request: ResolvedRequest, tiles: int | None, pixels: int | None) -> ResolvedRequest:
-    """The request with the limit of an image that a person gives.
+def with_image_limit(
+    request: ResolvedRequest, max_dynamic_patch: int | None, max_pixels: int | None
+) -> ResolvedRequest:
+    """The request with the limit of an image that a person gives, in tiles or in pixels.
 
     Raises:
         UsageError: this model's images have no use for it.
@@ -253,25 +259,25 @@ def with_limit(request: ResolvedRequest, tiles: int | None, pixels: int | None) 
     taken = rule.limit_option if rule is not None and rule.varies_by_limit else ""
     no_tiles = f"limits tiles, and no image of {name} has more or fewer of them"
     no_sizes = f"limits images that keep their size, and {name} has none of them"
-    for option, limit, problem in (
-        ("--max-dynamic-patch", tiles, no_tiles),
-        ("--max-pixels", pixels, no_sizes),
+    for option, given, problem in (
+        ("--max-dynamic-patch", max_dynamic_patch, no_tiles),
+        ("--max-pixels", max_pixels, no_sizes),
     ):
-        if limit is not None and option != taken:
+        if given is not None and option != taken:
             hint = f"leave it out, or give {taken}" if taken else "leave it out"
             raise UsageError(f"{option} {problem}", hint=hint)
-    limit = pixels if tiles is None else tiles
-    if rule is None or limit is None:
+    image_limit = max_pixels if max_dynamic_patch is None else max_dynamic_patch
+    if rule is None or image_limit is None:
         return request
-    if not request.workload.images or request.fixed.get("language_model_only"):
+    if not request.workload.images or request.engine_options.get("language_model_only"):
         raise UsageError(
             f"{taken} limits images, and none are served",
             hint=f"leave {taken} out, or serve images",
         )
     most = rule.checkpoint_limit
-    if limit > most and rule.worst_units(limit) == rule.worst_units(most):
+    if image_limit > most and rule.worst_units(image_limit) == rule.worst_units(most):
         raise UsageError(
-            f"{taken} {limit}: no image of {name} has more than {most:,} {rule.limit_unit}",
+            f"{taken} {image_limit}: no image of {name} has more than {most:,} {rule.limit_unit}",
             hint=f"leave it out, or give {most} or less",
         )
-    return replace(request, limit=limit)
+    return replace(request, image_limit=image_limit)

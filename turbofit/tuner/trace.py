@@ -127,19 +127,34 @@ class EngineLoad:
             tokens = request.prompt + self._done.get(index, 0)
             if not count:
                 self.now = max(self.now, self._ready[index])
-            late = isnan(self._times.begun[index]) and self.now - request.at > self._patience
-            if engine.gate is not None and request.units and late:
+            if self._has_waited_too_long(index):
                 self._times.refused.append(self.waiting.popleft())
                 continue
             met = self._prefill_units + request.units
-            gated = engine.gate is not None and self._prefill_units and met > engine.gate
-            full = self._cached + tokens + count + 1 > engine.kv_tokens
-            full |= bool(self._prefill_tokens) and self._prefill_tokens + tokens > engine.context
-            if count and (gated or full or self._ready[index] > self.now):
+            if count and (self._ready[index] > self.now or self._must_wait(tokens, met)):
                 return
             self.waiting.popleft()
             self._prefill(index, request, tokens)
             self._prefill_units, self._prefill_tokens = met, self._prefill_tokens + tokens
+
+    def _has_waited_too_long(self, index: int) -> bool:
+        """Whether the gateway refuses a request with images whose turn has not come."""
+        request = self._requests[index]
+        if self.engine.gate is None or not request.units:
+            return False
+        return isnan(self._times.begun[index]) and self.now - request.at > self._patience
+
+    def _must_wait(self, tokens: int, met: int) -> bool:
+        """Whether a prompt does not join those that run: by the cache, the context, or its images.
+
+        ``met`` are the vision units that would meet with it.
+        """
+        engine = self.engine
+        if engine.gate is not None and self._prefill_units and met > engine.gate:
+            return True
+        if self._prefill_tokens and self._prefill_tokens + tokens > engine.context:
+            return True
+        return self._cached + tokens + len(self._running) + 1 > engine.kv_tokens
 
     def _prefill(self, index: int, request: TraceRequest, tokens: int) -> None:
         if isnan(self._times.begun[index]):

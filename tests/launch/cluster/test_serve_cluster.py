@@ -47,8 +47,8 @@ def cloud(
 def serving(cloud: Cloud) -> Iterator[Serving]:
     children: list[Child] = []
     state = Path(cloud.environ["XDG_STATE_HOME"])
-    # That the worst requests are answered before a server opens is tested where it is made.
-    words = ("--api-key", "secret", "--no-check")
+    # That the worst requests are answered before a server opens, and standbys, are tested alone.
+    words = ("--api-key", "secret", "--no-check", "--no-standby")
     made = Serving(children, cloud, state, *words, model=MODEL)
     made.wait(2)
     yield made

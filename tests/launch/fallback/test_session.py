@@ -26,7 +26,7 @@ from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.commands import commands, private_commands, read_map
-from turbofit.tuner.fallback import make_fallback_plan
+from turbofit.tuner.fallback import plan_fallback
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -36,7 +36,7 @@ def planned():
     resolved = ResolvedRequest(
         model=preset_model("qwen2-vl-7b"), machine=machine_from("2xrtx3060"), workload=Workload()
     )
-    return make_fallback_plan(resolved, Transformers(), "as asked")
+    return plan_fallback(resolved, Transformers(), "as asked").document
 
 
 def test_commands():
@@ -100,9 +100,9 @@ def test_a_session(tmp_path, children):
     folder = tiny_qwen2_vl(tmp_path / "Qwen2-VL")
     resolved = ResolvedRequest(
         model=resolve_model(str(folder)), machine=machine_from("1xrtx3090"),
-        workload=Workload(context=1024), limit=100352,
+        workload=Workload(context=1024), image_limit=100352,
     )  # fmt: skip
-    plan = make_fallback_plan(resolved, Transformers(), "as asked")
+    plan = plan_fallback(resolved, Transformers(), "as asked").document
     assert plan.fits
     plan = replace(plan, device_map=dict.fromkeys(plan.device_map, "cpu"))
     (tmp_path / "plan.json").write_text(plan.to_json())

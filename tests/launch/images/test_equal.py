@@ -69,7 +69,7 @@ REQUESTS = {
     "cut off": [url(drawn(200, 200), "JPEG")[:-4000]],
     "1 pixel wide": [url(drawn(1, 150))],
     "too long": [url(drawn(1, 900))],
-    "large": [url(drawn(1700, 1300), "JPEG")],
+    "large": [url(drawn(1100, 840), "JPEG")],
     "several": [url(drawn(200, 100 + 60 * n, seed=n)) for n in range(3)],
     "no picture": ["data:image/png;base64,AAAA"],
 }

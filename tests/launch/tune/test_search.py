@@ -169,7 +169,7 @@ def test_a_forecast_follows_the_load(tmp_path) -> None:
 def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
     request = PlanRequest(model="qwen2-vl-7b", on="1xrtx3090", engine="turbomind")
     usual = plan(request)
-    large = mean_request(LoadSpec.of(image_size=((3000, 3000),)))
+    large = mean_request(LoadSpec.of(image_size=((1400, 1400),)))
     found = choices(request, usual, large, 32)
     queued = [one.plan.limits for one in found if one.options.get("queue_images")]
     assert queued

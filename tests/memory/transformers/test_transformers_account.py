@@ -24,7 +24,7 @@ from turbofit.memory.transformers.components import components, layout_of
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 from turbofit.tuner.choose import best_plan
-from turbofit.tuner.fallback import make_fallback_plan
+from turbofit.tuner.fallback import plan_fallback
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 
 MIB = 1 << 20
@@ -274,9 +274,9 @@ print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
 def test_qwen2_vl_2b(on, more):
     request = ResolvedRequest(
         model=preset_model("qwen2-vl-2b"), machine=machine_from(f"{on},ram=64GiB"),
-        workload=Workload(), limit=1003520, **more,
+        workload=Workload(), image_limit=1003520, **more,
     )  # fmt: skip
-    plan = make_fallback_plan(request, Transformers(), "as asked")
+    plan = plan_fallback(request, Transformers(), "as asked").document
     assert plan.fits
     assert ("cpu" in (plan.device_map or {}).values()) == ("used" in on)
     document = cuda_json("-c", PROGRAM, given=plan.to_json())

@@ -145,13 +145,14 @@ def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.exhaustive  # a plan's worst mix meets in the engine in `test_planned`, too
 @pytest.mark.parametrize(
     ("model", "on", "options", "gate"),
     [
         ("qwen2-vl-2b", "1xrtx3060", {}, 86016),
-        pytest.param(
+        (
             "internvl2-8b", "1xrtx3090", {"images": 4, "enable_prefix_caching": True, **EIGHT},
-            None, marks=pytest.mark.exhaustive,
+            None,
         ),
     ],
 )  # fmt: skip

@@ -41,7 +41,7 @@ def test_the_default_is_whole_and_all_has_more() -> None:
     assert choices.answers == 10 * 11 * 3 * 2 * 3 * 3 * 3
     assert choices.answers == len(choices.models) * len(choices.cards) * len(list(points(choices)))
     assert [one.key for one in choices.used] == ["0", "2GiB"]
-    assert [one.key for one in choices.images] == ["1", "1@1920x1080", "4@1280x720"]
+    assert [one.key for one in choices.images] == ["1@1920x1080", "1", "4@1280x720"]
     assert [one.key for one in choices.contexts] == ["auto", "8192", "32768"]
     card = choices.cards[0]
     assert card.title == "NVIDIA GeForce RTX 3060"

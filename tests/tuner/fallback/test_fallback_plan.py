@@ -12,7 +12,7 @@ from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import check_options, engine_named
 from turbofit.model.presets import preset_model
-from turbofit.tuner.fallback import make_fallback_plan
+from turbofit.tuner.fallback import plan_fallback
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest
 
 
@@ -25,8 +25,8 @@ def plan(model="llava-onevision-7b", on="1xrtx3090", **more) -> Plan:
         **more,
     )
     engine = engine_named("transformers")
-    check_options(engine, request.fixed)
-    return make_fallback_plan(request, engine, "LMDeploy 0.18 runs it on no engine")
+    check_options(engine, request.engine_options)
+    return plan_fallback(request, engine, "LMDeploy 0.18 runs it on no engine").document
 
 
 def layers_on(made: Plan) -> dict[int | str, list[int]]:
@@ -125,7 +125,7 @@ def test_it_says_which_gpu_is_short_and_what_helps():
     ("free", "asked", "words"),
     [
         (4, {"context": 32768}, " with --context 32768"),
-        (5, {"images": 4, "limit": 4_000_000}, " with --images 4 and --max-pixels 4000000"),
+        (5, {"images": 4, "image_limit": 4_000_000}, " with --images 4 and --max-pixels 4000000"),
         (1, {"context": 32768}, ""),  # nobody's option is at fault where none helps
     ],
 )
@@ -174,7 +174,7 @@ def test_v100_gets_float16_and_pays_for_the_matrix():
     assert (made.limits.max_pixels_per_image or 0) < 12845056
     assert any("before Ampere" in text for text in made.reasons)
     with pytest.raises(UsageError, match="bfloat16"):
-        plan("qwen2-vl-7b", "1xv100-32g", fixed={"dtype": "bfloat16"})
+        plan("qwen2-vl-7b", "1xv100-32g", engine_options={"dtype": "bfloat16"})
 
 
 @pytest.mark.parametrize("older", ["v100-32g", "v100-16g"])
@@ -188,7 +188,7 @@ def test_copies_pay_for_the_matrix_that_one_of_them_writes(older):
 
 
 def test_what_the_user_sets_stays_and_is_named():
-    made = plan("qwen2-vl-7b", "1xrtx3090", context=4096, limit=1003520)
+    made = plan("qwen2-vl-7b", "1xrtx3090", context=4096, image_limit=1003520)
     assert made.settings.session_len == 4096
     assert made.limits.max_pixels_per_image == 1003520
     assert any("image limit 1003520: as set by you" in text for text in made.reasons)
@@ -196,9 +196,11 @@ def test_what_the_user_sets_stays_and_is_named():
     # 1024 patches; the model folder's own limit holds larger images down to them.
     assert stated.limits.units_per_image <= 1024
     assert stated.limits.max_pixels_per_image == 200704
-    short = plan("qwen2-vl-7b", "1xrtx3060", fixed={"session_len": 32768}, limit=1003520)
+    short = plan(
+        "qwen2-vl-7b", "1xrtx3060", engine_options={"session_len": 32768}, image_limit=1003520
+    )
     assert short.settings.session_len == 32768
-    below = plan("qwen2-vl-7b", image_size=(200, 200), limit=1_000_000)
+    below = plan("qwen2-vl-7b", image_size=(200, 200), image_limit=1_000_000)
     assert any("what images of 200x200 take" in text for text in below.reasons)
 
 
@@ -213,7 +215,7 @@ def test_what_the_user_sets_stays_and_is_named():
 )
 def test_what_it_cannot_do_is_refused(model, fixed, words):
     with pytest.raises(UsageError, match=words):
-        plan(model, fixed=fixed)
+        plan(model, engine_options=fixed)
 
 
 def test_the_largest_image_is_no_less_a_promise_than_a_smaller_one():

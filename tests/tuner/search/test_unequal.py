@@ -154,13 +154,16 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
         if not one.parts or not one.fits or one.shape.units_per_forward is not None:
             continue
         groups = one.shape.groups
-        if one.shape.limit != request.requested_limit or len({len(g) for g in groups}) > 1:
+        if (
+            one.shape.image_limit != request.requested_image_limit
+            or len({len(g) for g in groups}) > 1
+        ):
             continue
         gpus = [request.machine.gpu(index) for group in groups for index in group]
         for prefill in PREFILL_SIZES:
             shape = Shape(
                 tp=one.shape.tp, groups=groups, max_prefill_token_num=prefill,
-                limit=request.requested_limit, dtype=dtype_for(request.model, gpus)[0],
+                image_limit=request.requested_image_limit, dtype=dtype_for(request.model, gpus)[0],
             )  # fmt: skip
             common = evaluate(SearchState(request, engine), shape)
             assert not common.fits or one.rank >= (*common.worth[:-1], common.score * (1 - 1e-8))

@@ -34,7 +34,7 @@ def rate_of(model: str, on: str, *, measured: float = 0.0, engines: int = 1, **a
     if measured:
         found = Measured(torch="", image_seconds=measured)
         request = replace(request, machine=replace(request.machine, measured=found))
-    rate = host_rate(request, vision_load_of(request, request.requested_limit), engines)
+    rate = host_rate(request, vision_load_of(request, request.requested_image_limit), engines)
     assert rate is not None
     return rate
 

@@ -231,7 +231,7 @@ def _advice(title: str, advice: Advice) -> Iterator[Block]:
     if advice.command:
         yield Code(shell_words(shlex.split(advice.command)))
     if advice.remedies:
-        yield Items(tuple(f"{remedy.change}: {remedy.effect}" for remedy in advice.remedies))
+        yield Items(tuple(remedy.text for remedy in advice.remedies))
 
 
 def _size(value: int | None) -> str:

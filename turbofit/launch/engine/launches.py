@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import LaunchError, PackageError
-from turbofit.core.installation import install_command, installed
+from turbofit.core.installation import install_command, installed, without_gpu
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.version import REFERENCE
@@ -52,7 +52,8 @@ def find_lmdeploy() -> Lmdeploy:
     if version is None:
         raise PackageError(
             "LMDeploy is not installed beside turbofit",
-            hint=f"install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is",
+            hint=f"install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is"
+            f"{without_gpu()}",
         )
     _LOG.info("LMDeploy %s", version)
     if release(version) < OLDEST_SERVED:

@@ -244,15 +244,7 @@ class LegacyAccount(GroupAccount):
         self._units = 0
         if model.image_rule is not None and model.vision is not None:
             self._units = self.vision_load.budgeted_units(self.vision_load.units_per_image)
-        copies = generation.vision.copies_of(model.architecture)
-        note = f"float16 under torch, {generation.vision.placed}"
-        note += f"; loading left {copies:g} times its size" if copies > 1 else ""
-        tower = model if generation.vision.runs == "torch" else replace(model, vision=None)
-        spread = generation.vision.placed == "balanced"
-        self._towers = [
-            term("weights.vision_tower", "weights", int(size * copies), "formula", note)
-            for size in tower_bytes(tower, len(gpus), spread=spread)
-        ]
+        self._towers = self._tower_terms(len(gpus))
         before = self.before(launch)
         #: Whether the buffers are part of what is not free when a log tells it.
         self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
@@ -283,6 +275,19 @@ class LegacyAccount(GroupAccount):
                 gpu.usable - total_bytes(memory.before) - total_bytes(memory.buffers)
                 for gpu, memory in zip(gpus, self._static_memory, strict=True)
             )
+
+    def _tower_terms(self, ranks: int) -> list[Term]:
+        """The vision tower's weights on each rank."""
+        model, rule = self.model, self.generation.vision
+        copies = rule.copies_of(model.architecture)
+        note = f"float16 under torch, {rule.placed}"
+        note += f"; loading left {copies:g} times its size" if copies > 1 else ""
+        tower = model if rule.runs == "torch" else replace(model, vision=None)
+        sizes = tower_bytes(tower, ranks, spread=rule.placed == "balanced")
+        return [
+            term("weights.vision_tower", "weights", int(size * copies), "formula", note)
+            for size in sizes
+        ]
 
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank; a ratio of 1 or more counts blocks, or sessions.

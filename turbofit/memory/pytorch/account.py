@@ -5,13 +5,13 @@ The lines of a ledger stand in the order in which the engine takes the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import RESERVED, plural
-from turbofit.core.model import Model
+from turbofit.core.model import Model, TextDims, VisionDims
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, round_up
@@ -251,7 +251,7 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
 
     Source: lmdeploy configurations/builder.py::AutoModelConfigBuilder.update_num_kv_heads #b9ff5a
     """
-    text, vision = model.text, model.vision
+    text = model.text
     if text.expands_latent and tp > 1:
         # kv_b is whole, and its outputs are taken for a rank's heads:
         # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
@@ -263,28 +263,50 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield f"{text.heads} attention heads do not divide by {tp}"
     if text.kv_heads % tp and (tp % text.kv_heads or model.architecture in _NO_REPEAT):
         yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
-    if text.intermediate % tp:
-        yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
-    if text.moe is not None and text.moe.shared_intermediate % tp:
-        yield f"the shared expert's {text.moe.shared_intermediate} channels do not divide by {tp}"
-    if text.moe is not None and text.moe.intermediate % tp:
-        yield f"the experts' {text.moe.intermediate} channels do not divide by {tp}"
-    if text.cached_latent is not None and round_up(text.vocab, VOCAB_ROWS) % tp:
-        yield f"the vocabulary's {text.vocab} rows do not divide by {tp}"
-    if text.delta is not None and text.delta.key_heads % tp:
-        yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
-    packed = model.quantization
-    if text.moe is not None and packed is not None and packed.of_experts:
-        channels, group = text.moe.intermediate // tp, packed.group_size
-        if channels % group:
-            yield f"{channels} channels of an expert on each rank are no groups of {group}"
+    yield from _uneven(_dealt_text(text), tp)
+    yield from _cut_experts(model, tp)
     yield from _cut_groups(model, tp)
-    if vision is None or vision.kind in WHOLE_TOWERS:
+    if model.vision is not None:
+        yield from _uneven(_dealt_tower(model.vision), tp)
+
+
+def _uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
+    """Which of the things that are dealt out in equal shares do not divide."""
+    for number, what in dealt:
+        if number % tp:
+            yield f"{what} do not divide by {tp}"
+
+
+def _dealt_text(text: TextDims) -> Iterator[tuple[int, str]]:
+    """What of a language model is dealt out in equal shares, in words."""
+    yield text.intermediate, f"the MLP's {text.intermediate} channels"
+    if text.moe is not None:
+        shared, expert = text.moe.shared_intermediate, text.moe.intermediate
+        yield shared, f"the shared expert's {shared} channels"
+        yield expert, f"the experts' {expert} channels"
+    if text.cached_latent is not None:
+        yield round_up(text.vocab, VOCAB_ROWS), f"the vocabulary's {text.vocab} rows"
+    if text.delta is not None:
+        yield text.delta.key_heads, f"the delta nets' {text.delta.key_heads} key heads"
+
+
+def _dealt_tower(vision: VisionDims) -> Iterator[tuple[int, str]]:
+    """What of a vision tower is dealt out in equal shares, in words."""
+    if vision.kind in WHOLE_TOWERS:
         return
-    if vision.kind != _UNEQUAL_HEADS and vision.heads % tp:
-        yield f"the vision tower's {vision.heads} heads do not divide by {tp}"
-    if vision.intermediate % tp:
-        yield f"the vision tower's {vision.intermediate} channels do not divide by {tp}"
+    if vision.kind != _UNEQUAL_HEADS:
+        yield vision.heads, f"the vision tower's {vision.heads} heads"
+    yield vision.intermediate, f"the vision tower's {vision.intermediate} channels"
+
+
+def _cut_experts(model: Model, tp: int) -> Iterator[str]:
+    """Why packed experts are not dealt out: a rank would get a part of a group."""
+    moe, packed = model.text.moe, model.quantization
+    if moe is None or packed is None or not packed.of_experts:
+        return
+    channels, group = moe.intermediate // tp, packed.group_size
+    if channels % group:
+        yield f"{channels} channels of an expert on each rank are no groups of {group}"
 
 
 def _cut_groups(model: Model, tp: int) -> Iterator[str]:
@@ -315,36 +337,67 @@ def _cut_groups(model: Model, tp: int) -> Iterator[str]:
 
 def _refused(launch: EngineLaunch) -> Iterator[str]:
     """Options that the engine refuses or dies of, or that the account does not know."""
-    model, text, settings = launch.model, launch.model.text, launch.settings
-    policy, tokens = settings.quant_policy, settings.cache_block_seq_len
+    model, settings = launch.model, launch.settings
     if not 0 < settings.cache_max_entry_count < 1:
         yield "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
-    if policy not in KV_TYPES:
-        yield f"--quant-policy {policy} is not planned for: {', '.join(map(str, KV_TYPES))} are"
+    if settings.quant_policy not in KV_TYPES:
+        known = ", ".join(map(str, KV_TYPES))
+        yield f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
         return
+    yield from _refused_numbers(settings)
+    yield from _refused_format(model, settings.model_format)
+    yield from _refused_cache_type(model, settings.quant_policy)
+    # States of another type than what is copied into them fail at the first prefill. Of cards that
+    # have no bfloat16 `missing_kernels` tells. Source: CausalConv1d's ``index_copy_``, and
+    # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #c319c1
+    bfloat_states = model.text.architecture == _BFLOAT_STATES and not _card_before(launch, AMPERE)
+    if bfloat_states and settings.dtype != "bfloat16":
+        yield (
+            f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
+            f" runs in no other dtype: --dtype is {settings.dtype}"
+        )
+    if settings.communicator != "nccl":
+        yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
+
+
+def _refused_numbers(settings: Settings) -> Iterator[str]:
+    """Sizes and ranks that the engine refuses, whatever the model."""
     if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
         yield f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
     if settings.distributed_executor_backend == "uni" and settings.tp > 1:
         yield f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
+    tokens = settings.cache_block_seq_len
     if tokens < _LEAST_BLOCK or tokens & (tokens - 1):
         yield (
             f"--cache-block-seq-len {tokens}: the PyTorch engine takes powers of two from"
             f" {_LEAST_BLOCK} on"
         )
-    # Of a quantised checkpoint the option is ignored; 16-bit weights are quantised at load for fp8,
-    # and every other word stops the engine, hf too.
-    # Source: lmdeploy pytorch/config.py::_patch_quantization_config #438ef9
-    given, stored = settings.model_format, model.quantization and model.quantization.method
-    if given is not None and given != stored:
-        why = (
-            f"the weights of {model.name} are stored in {model.dtype},"
-            " and the PyTorch engine takes no such word for them"
-        )
-        if stored:
-            why = f"the weights of {model.name} are {stored}"
-        elif given == "fp8":
-            why = "turbofit has no account of weights that are quantised at load"
-        yield f"--model-format {given}: {why}"
+
+
+def _refused_format(model: Model, given: str | None) -> Iterator[str]:
+    """A ``--model-format`` that is not how the weights are stored.
+
+    Of a quantised checkpoint the option is ignored; 16-bit weights are quantised at load for fp8,
+    and every other word stops the engine, hf too.
+    Source: lmdeploy pytorch/config.py::_patch_quantization_config #438ef9
+    """
+    stored = model.quantization and model.quantization.method
+    if given is None or given == stored:
+        return
+    why = (
+        f"the weights of {model.name} are stored in {model.dtype},"
+        " and the PyTorch engine takes no such word for them"
+    )
+    if stored:
+        why = f"the weights of {model.name} are {stored}"
+    elif given == "fp8":
+        why = "turbofit has no account of weights that are quantised at load"
+    yield f"--model-format {given}: {why}"
+
+
+def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
+    """Why keys and values of a model are not cached in a type."""
+    text = model.text
     # Heads that cannot be rotated. Of latents keys and values are the same bytes, which it would
     # quantise as the one and the other. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
     if policy and text.cached_latent:
@@ -358,17 +411,6 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
         )
     if policy == TURBO_QUANT and text.head_dim & (text.head_dim - 1):
         yield f"--quant-policy {TURBO_QUANT} takes heads of a power of two, not of {text.head_dim}"
-    # States of another type than what is copied into them fail at the first prefill. Of cards that
-    # have no bfloat16 `missing_kernels` tells. Source: CausalConv1d's ``index_copy_``, and
-    # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #c319c1
-    bfloat_states = text.architecture == _BFLOAT_STATES and not _card_before(launch, AMPERE)
-    if bfloat_states and settings.dtype != "bfloat16":
-        yield (
-            f"LMDeploy {REFERENCE} keeps the states of {model.name} in bfloat16, so that it"
-            f" runs in no other dtype: --dtype is {settings.dtype}"
-        )
-    if settings.communicator != "nccl":
-        yield f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
 
 
 def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:

@@ -164,15 +164,12 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     }
     repeat = kv_heads_held(text.kv_heads, tp) / text.kv_heads
     for linear in linears:
-        # CogVLM's second set, for image tokens, is split as the first.
-        name = linear.name.removeprefix("vision.")
-        kind = "mlp" if name.endswith((".gate_up", ".down")) else "attention"
-        kind = "delta" if name.startswith("delta.") else kind
+        name = _text_name(linear)
         share = _share(model, linear, tp) * (repeat if name in ("k", "v") else 1.0)
-        classes[kind] += int(_linear_bytes(model, linear) * share)
         # A row-wise layer's bias is whole on every rank.
         spread = 1.0 if name == "o" or name.endswith(".down") else share
-        classes[kind] += int(linear.biases * spread) * HALF
+        size = int(_linear_bytes(model, linear) * share) + int(linear.biases * spread) * HALF
+        classes[_class_of(name)] += size
     classes["attention"] += _absorbed(text) // tp
     if text.moe is not None and text.architecture in _FLOAT_ROUTERS:
         moe = text.moe
@@ -180,13 +177,32 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     classes["forgotten"] = _forgotten(model, tp)
     if vision is not None:
-        sharded, mergers = vision_linears(vision), _projector_linears(model, vision)
-        total = vision_parameters(vision, text.hidden)
-        classes["vision"] = int(sharded * _heads_share(vision.heads, tp) + mergers / tp) * HALF
-        classes["vision.whole"] = (total - sharded - mergers) * HALF
-        if vision.audio is not None:
-            classes["audio"] = _audio_bytes(vision.audio, text.hidden, tp)
+        classes |= _tower_classes(model, vision, tp)
     return {name: size for name, size in classes.items() if size}
+
+
+def _text_name(linear: Linear) -> str:
+    """A layer's name; CogVLM's second set, for image tokens, is split as the first."""
+    return linear.name.removeprefix("vision.")
+
+
+def _class_of(name: str) -> str:
+    if name.startswith("delta."):
+        return "delta"
+    return "mlp" if name.endswith((".gate_up", ".down")) else "attention"
+
+
+def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
+    """Bytes of one rank of the towers, by class."""
+    sharded, mergers = vision_linears(vision), _projector_linears(model, vision)
+    total = vision_parameters(vision, model.text.hidden)
+    classes = {
+        "vision": int(sharded * _heads_share(vision.heads, tp) + mergers / tp) * HALF,
+        "vision.whole": (total - sharded - mergers) * HALF,
+    }
+    if vision.audio is not None:
+        classes["audio"] = _audio_bytes(vision.audio, model.text.hidden, tp)
+    return classes
 
 
 def _share(model: Model, linear: Linear, tp: int) -> float:

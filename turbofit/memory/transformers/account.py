@@ -155,13 +155,13 @@ class Transformers(LayeredEngine):
     def defaults(self, gpu_name: str) -> dict[str, object]:  # noqa: ARG002 - alike on all cards
         return {"max_batch_size": 1}
 
-    def check_options(self, fixed: Mapping[str, object]) -> None:
-        for name in sorted(set(fixed) - _OPTIONS):
+    def check_options(self, engine_options: Mapping[str, object]) -> None:
+        for name in sorted(set(engine_options) - _OPTIONS):
             raise UsageError(
                 f"{option_of(name)} is LMDeploy's, and the fallback engine has no such option",
                 hint="leave it out; --dtype and --session-len are heard",
             )
-        if fixed.get("max_batch_size", 1) != 1:
+        if engine_options.get("max_batch_size", 1) != 1:
             raise UsageError(
                 "the fallback engine serves one request at a time: --max-batch-size is 1",
                 hint="--replicas N serves N at a time, each on GPUs of its own",

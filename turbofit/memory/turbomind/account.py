@@ -351,30 +351,35 @@ def missing_kernels(
     """
     model, dtype = launch.model, launch.settings.dtype
     cards = [(gpu, capability) for gpu in launch.gpus for capability in _capabilities(gpu)]
-    if model.text.delta is not None:
-        for gpu, capability in cards:
-            kernel = constants.delta_kernel(capability)
-            if kernel is None:
-                yield f"no kernel of gated delta nets for {gpu.name}"
-            elif dtype not in kernel.dtypes:
-                yield f"no kernel of gated delta nets with {dtype} for {gpu.name}"
+    for gpu, capability in cards if model.text.delta is not None else ():
+        kernel = constants.delta_kernel(capability)
+        if kernel is None:
+            yield f"no kernel of gated delta nets for {gpu.name}"
+        elif dtype not in kernel.dtypes:
+            yield f"no kernel of gated delta nets with {dtype} for {gpu.name}"
     if census is None:
         return
     if model.text.sinks and dtype != model.dtype:
         yield f"no attention in {dtype} with sinks, which stay in the checkpoint's {model.dtype}"
     for gpu, capability in cards:
-        if census.has_ptx(capability):
-            continue
-        architecture = census.architecture(capability)
-        card = f"{gpu.name} (compute capability {capability[0]}.{capability[1]})"
-        if architecture is None:
-            yield f"no code at all for {card}: its kernels are for {census.architecture_names()}"
-            continue
-        for what, names in _needed(launch):
-            count = census.count(names, architecture)
-            if not count.code:
-                empty = f": all {count.empty} are empty functions" if count.empty else ""
-                yield f"no {what} for {card}{empty}"
+        if not census.has_ptx(capability):
+            yield from _not_compiled(launch, census, gpu, capability)
+
+
+def _not_compiled(
+    launch: EngineLaunch, census: Census, gpu: Gpu, capability: tuple[int, int]
+) -> Iterator[str]:
+    """Kernels that a launch needs, and of which the library has none for a card."""
+    architecture = census.architecture(capability)
+    card = f"{gpu.name} (compute capability {capability[0]}.{capability[1]})"
+    if architecture is None:
+        yield f"no code at all for {card}: its kernels are for {census.architecture_names()}"
+        return
+    for what, names in _needed(launch):
+        count = census.count(names, architecture)
+        if not count.code:
+            empty = f": all {count.empty} are empty functions" if count.empty else ""
+            yield f"no {what} for {card}{empty}"
 
 
 def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:

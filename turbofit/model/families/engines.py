@@ -219,31 +219,40 @@ def _splits_scales(text: TextDims, packed: Quantization) -> bool:
 
 
 def _pytorch(model: Model) -> str | None:
-    vision, quantization = model.vision, model.quantization
+    vision = model.vision
     if model.architecture in _NOT_PYTORCH:
         return _NOT_PYTORCH[model.architecture]
     if vision and vision.kind == "siglip":
         return f"LMDeploy {REFERENCE} runs {model.architecture} with a CLIP tower only, not SigLIP"
-    if quantization is None:
-        return None
+    return None if model.quantization is None else _packed_on_pytorch(model, model.quantization)
+
+
+def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
+    """Why the engine does not run a model's packed weights."""
     if model.architecture in _SIXTEEN_BITS:
-        return _SIXTEEN_BITS[model.architecture].format(method=quantization.method)
-    if quantization.method == "awq" and model.text.delta is not None:
-        # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
-        return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
-    if quantization.method == "awq" and model.architecture in PROJECTOR_AS_TEXT:
-        return f"{_PYTORCH} looks for the projector in awq too"
-    if quantization.method in {"gptq", "mxfp4"}:
-        return f"{_PYTORCH} does not read {quantization.method} weights"
+        return _SIXTEEN_BITS[model.architecture].format(method=packed.method)
+    if packed.method == "awq" and (problem := _awq_problem(model)):
+        return problem
+    if packed.method in {"gptq", "mxfp4"}:
+        return f"{_PYTORCH} does not read {packed.method} weights"
     if model.architecture == _KIMI:
-        return _kimi_problem(quantization)
-    if quantization.method == "compressed-tensors" and model.text.mla is not None:
+        return _kimi_problem(packed)
+    if packed.method == "compressed-tensors" and model.text.mla is not None:
         # Layers are not told their names, by which some are exempt:
         # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
         return f"LMDeploy {REFERENCE}'s {model.architecture} does not start with compressed-tensors"
-    if quantization.method == "compressed-tensors":
+    if packed.method == "compressed-tensors":
         return f"{_PYTORCH} reads compressed-tensors for experts only"
-    if quantization.method == "awq" and model.text.moe:
+    return None
+
+
+def _awq_problem(model: Model) -> str | None:
+    if model.text.delta is not None:
+        # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
+        return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
+    if model.architecture in PROJECTOR_AS_TEXT:
+        return f"{_PYTORCH} looks for the projector in awq too"
+    if model.architecture != _KIMI and model.text.moe:
         return f"{_PYTORCH} has no experts in awq"
     return None
 

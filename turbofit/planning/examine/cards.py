@@ -24,9 +24,9 @@ from turbofit.planning.examine.scene import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from turbofit.core.machine import Gpu, Machine
+    from turbofit.core.machine import Gpu, Link, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
 #: Less free memory than this serves nothing: a context and the smallest vision model's weights.
@@ -228,29 +228,29 @@ def pcie(healths: Sequence[Health], scene: Scene) -> Answer:
 
 
 def ecc(healths: Sequence[Health], _: Scene) -> Answer:
-    """Memory errors."""
-    faulty = [health.index for health in healths if health.rows_failed is True]
-    if faulty:
+    """Memory errors, the gravest first."""
+
+    def where(sign: Callable[[Health], bool]) -> list[int]:
+        return [health.index for health in healths if sign(health)]
+
+    if faulty := where(lambda health: health.rows_failed is True):
         text = f"GPU {indices(faulty)} could not remap faulty memory rows"
         return stops(text, "take the card out of service: it is faulty")
-    bad = [health.index for health in healths if health.uncorrected not in (0, NA, ABSENT)]
-    if bad:
+    if bad := where(lambda health: health.uncorrected not in (0, NA, ABSENT)):
         return warning(
             f"uncorrected memory errors on GPU {indices(bad)} since the driver was loaded",
             "restart the machine; if they come again, the card is faulty",
         )
-    pending = [health.index for health in healths if health.rows_pending is True]
-    if pending:
+    if pending := where(lambda health: health.rows_pending is True):
         return warning(
             f"GPU {indices(pending)} waits to remap faulty memory rows",
             "reset the card or restart the machine, so that the rows are replaced",
         )
-    unread = [health.index for health in healths if NA in (health.ecc, health.uncorrected)]
-    if unread:
+    if unread := where(lambda health: NA in (health.ecc, health.uncorrected)):
         return unreadable(f"the error counts of GPU {indices(unread)}")
-    if all(health.ecc == ABSENT for health in healths):
+    if len(where(lambda health: health.ecc == ABSENT)) == len(healths):
         return ok("these cards have no ECC")
-    off = [health.index for health in healths if health.ecc is False]
+    off = where(lambda health: health.ecc is False)
     return ok(f"no uncorrected errors{f'; ECC off on GPU {indices(off)}' if off else ''}")
 
 
@@ -294,25 +294,30 @@ def peer_access(machine: Machine, _: Scene) -> Answer:
     pairs = [machine.link(a, b) for a, b in combinations(sorted(machine.visible), 2)]
     if not pairs:
         return ok("one GPU: nothing to reach")
-    unread = [(link.a, link.b) for link in pairs if NA in (link.p2p_read, link.p2p_write)]
-    none = [(link.a, link.b) for link in pairs if (link.a, link.b) not in unread and not link.peers]
-    joined = [(link.a, link.b) for link in pairs if link.nvlinked]
+    unread = [link for link in pairs if NA in (link.p2p_read, link.p2p_write)]
+    none = [link for link in pairs if link not in unread and not link.peers]
     if none:
-        names = "all pairs" if len(none) == len(pairs) else _pairs(none)
-        consumer = any(_consumer(machine.gpu(index)) for index in machine.visible)
-        why = (
-            "tensor parallelism then goes through host memory: it works and takes no more GPU"
-            " memory, but is slower, often slower than one card; cuda-ipc and native do not work"
-        )
-        if consumer:
-            why += ". NVIDIA's driver offers GeForce cards peer access over NVLink only"
-        fix = "replicas where the model fits on one card; `turbofit plan` prefers them"
-        fix += f"; NVLink joins {_pairs(joined)}: group those for tp" if joined else ""
-        return warning(f"no peer access: {names}", fix, why)
+        return _no_peers(machine, pairs, none)
     if unread:
         return unreadable(_pairs(unread), "nvidia-smi topo -p2p r")
-    over = f", NVLink between {_pairs(joined)}" if joined else ""
+    joined = _pairs(link for link in pairs if link.nvlinked)
+    over = f", NVLink between {joined}" if joined else ""
     return ok(f"all pairs ({len(pairs)}) reach each other{over}")
+
+
+def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> Answer:
+    """What it costs that some pairs do not reach each other, and what helps."""
+    names = "all pairs" if len(none) == len(pairs) else _pairs(none)
+    why = (
+        "tensor parallelism then goes through host memory: it works and takes no more GPU"
+        " memory, but is slower, often slower than one card; cuda-ipc and native do not work"
+    )
+    if any(_consumer(machine.gpu(index)) for index in machine.visible):
+        why += ". NVIDIA's driver offers GeForce cards peer access over NVLink only"
+    fix = "replicas where the model fits on one card; `turbofit plan` prefers them"
+    if joined := _pairs(link for link in pairs if link.nvlinked):
+        fix += f"; NVLink joins {joined}: group those for tp"
+    return warning(f"no peer access: {names}", fix, why)
 
 
 def _consumer(gpu: Gpu) -> bool:
@@ -340,8 +345,8 @@ def _peers_over_pcie(machine: Machine) -> bool:
     return any(link.peers and not link.nvlinked for link in links)
 
 
-def _pairs(pairs: Sequence[tuple[int, int]]) -> str:
-    return ", ".join(f"{a}-{b}" for a, b in pairs)
+def _pairs(links: Iterable[Link]) -> str:
+    return ", ".join(f"{link.a}-{link.b}" for link in links)
 
 
 # What NVML says of a GPU's condition, beside what planning needs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.ports import DEFAULT_PORT
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Host
     from turbofit.core.plan import Plan
+    from turbofit.core.struct import NaType
 
 #: What one server process takes of host memory at least, and with images in flight.
 _LEAST_RAM: Final = 4 * GIB
@@ -59,31 +61,35 @@ def host_memory(host: Host, scene: Scene) -> Answer:
 
 def shared_memory(host: Host, scene: Scene) -> Answer | None:
     """NCCL without peer access passes everything through it; containers give it 64 MiB."""
-    available, machine, plan = host.shm_available, scene.machine, scene.plan
-    if plan is not None:
-        nccl = plan.parallel.tp > 1 and plan.settings.communicator == "nccl"
-        if scene.pretend or not nccl or available == NA or available > _CONTAINER_SHM:
-            return None
-        return warning(
-            f"/dev/shm has {format_bytes(available)} left: NCCL may fail in it "
-            "(in a container: --shm-size=8g or --ipc=host)",
-            "",
-        )
+    available, machine = host.shm_available, scene.machine
+    if scene.plan is not None:
+        return _shared_memory_of(scene.plan, available, pretend=scene.pretend)
     if available == NA:
         return unreadable("/dev/shm")
     text, fix = (
         f"/dev/shm has {format_bytes(available)} free",
         "docker run --shm-size 8g, or --ipc host",
     )
-    visible = () if machine is None else machine.visible
-    lonely = machine is not None and any(
-        not machine.link(a, b).peers for a in visible for b in visible if a < b
-    )
-    if lonely and available < _LEAST_SHM:
+    if machine is None:
+        return ok(text)
+    apart = any(not machine.link(a, b).peers for a, b in combinations(sorted(machine.visible), 2))
+    if apart and available < _LEAST_SHM:
         return stops(text, fix, "NCCL between GPUs without peer access fails at start: no tp > 1")
-    if len(visible) > 1 and available < _GOOD_SHM:
+    if len(machine.visible) > 1 and available < _GOOD_SHM:
         return warning(text, fix)
     return ok(text)
+
+
+def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> Answer | None:
+    """The same for a plan, of which a pretend machine's engines use none."""
+    nccl = plan.parallel.tp > 1 and plan.settings.communicator == "nccl"
+    if pretend or not nccl or available == NA or available > _CONTAINER_SHM:
+        return None
+    return warning(
+        f"/dev/shm has {format_bytes(available)} left: NCCL may fail in it "
+        "(in a container: --shm-size=8g or --ipc=host)",
+        "",
+    )
 
 
 def image_cores(host: Host, scene: Scene) -> Answer | None:

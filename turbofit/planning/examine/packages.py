@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
+    from turbofit.core.plan import Plan
     from turbofit.kernels.census import Census
 
 #: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
 _16_BITS: Final = ("float16", "bfloat16")
+#: What stands in on pretend GPUs for a front end that fails, by the architecture.
+_MENDED: Final = {
+    "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
+}
 #: Weights beside those of 16 bits, as people know them.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
 
@@ -262,24 +267,39 @@ def _lacking(census: Census, capability: tuple[int, int]) -> Iterator[str]:
 def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     """Transformers beside LMDeploy: which families the installed pair runs.
 
-    Of a plan that may be launched elsewhere, what must be installed where newer versions fail.
+    For a plan that may be launched elsewhere, it says what must be installed where newer versions
+    fail.
     """
     plan = scene.plan
-    model, engines = _served(scene)
-    if plan is not None and (plan.model.vision is None or not plan.engine.of_lmdeploy):
-        return None
-    if plan is not None and scene.when == "plan":
-        front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
-        failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
-        if failure is None or not wanted:
+    if plan is not None:
+        if plan.model.vision is None or not plan.engine.of_lmdeploy:
             return None
-        effect = f"LMDeploy {plan.engine.version} {EFFECTS[failure.step]}"
-        return warning(f"install {wanted}: with others {effect}", "")
+        if scene.when == "plan":
+            return _wanted_elsewhere(plan)
     here, transformers = sources.version("lmdeploy"), sources.version("transformers")
     if here is None or transformers is None:
         return unreadable("LMDeploy and Transformers are not both installed")
+    model, engines = _served(scene)
     if model is None or model.vision is None:
         return _families(here, transformers)
+    answer = _runs_here(model, engines, here, transformers)
+    if scene.pretend and answer.state == "stops" and model.architecture in _MENDED:
+        return warning(f"{answer.seen}; {_MENDED[model.architecture]}", answer.fix)
+    return answer
+
+
+def _wanted_elsewhere(plan: Plan) -> Answer | None:
+    """Which versions of Transformers a plan needs where it is launched; None where all do."""
+    front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
+    failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
+    if failure is None or not wanted:
+        return None
+    effect = f"LMDeploy {plan.engine.version} {EFFECTS[failure.step]}"
+    return warning(f"install {wanted}: with others {effect}", "")
+
+
+def _runs_here(model: Model, engines: Sequence[str], here: str, transformers: str) -> Answer:
+    """Whether the installed pair runs a model on its engines."""
     fronts = [FrontEnd(here, model.architecture, engine) for engine in engines]
     failures = [(front, failure) for front in fronts if (failure := front.failure(transformers))]
     text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"

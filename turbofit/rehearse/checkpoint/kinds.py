@@ -81,7 +81,10 @@ def _whole(name: str) -> JsonObject:
 
 
 def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
-    """What expressions may name of a model: ``v_`` begins the tower's, ``a_`` the audio tower's."""
+    """What expressions may name of a model.
+
+    ``v_`` begins what is the tower's, ``a_`` the audio tower's, ``r_`` the image rule's.
+    """
     text, rule = model.text, model.image_rule
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
     values: dict[str, Any] = to_builtins(text)
@@ -102,6 +105,7 @@ def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
     for part in (text.mla, text.delta):
         values |= to_builtins(part) if part is not None else {}
     values["layers"] = text.layers  # a delta net counts layers, too
+    values |= {f"r_{name}": value for name, value in to_builtins(rule).items()} if rule else {}
     if text.mla is not None:
         values["ones_of_a_rope"] = [1.0] * (text.mla.rope_dim // 2)
     if text.delta is not None:
@@ -144,6 +148,7 @@ def _of_towers(model: Model) -> dict[str, Any]:
         "v_patch": vision.patch_size,
         "v_layer_norm": vision.norm == "layer_norm",
         "v_side": side,
+        "v_output": vision.outputs * vision.hidden,
         "v_positions": side**2,
         "v_tile_tokens": (side // 2) ** 2,
         "layers_of_deepstack": [i * vision.layers // steps for i in range(1, steps)],
@@ -277,7 +282,11 @@ def rows_of(
 
     def block(row: Mapping[str, Any], at: str, layer: int) -> Iterator[Entry]:
         """Layers of which some have the rows, or experts."""
-        selector = next(key for key in row if key in _SELECTORS or key in _REPEATED)
+        selector = next(key for key in row if key in {*_SELECTORS, *_REPEATED, *_LISTED})
+        if selector in _LISTED:
+            if (layer in _named(row[selector], values)) == _LISTED[selector]:
+                yield from entries(row["rows"], at, layer)
+            return
         count = size(str(row[selector]), values)
         if selector in _REPEATED:
             for i in range(count):
@@ -332,4 +341,6 @@ _SELECTORS: Final = {
     "every": lambda layer, count: (layer + 1) % count == 0,
     "but every": lambda layer, count: (layer + 1) % count != 0,
 }
+#: The same by a list of layers: those in it, or the others.
+_LISTED: Final = {"in": True, "not in": False}
 _REPEATED: Final = ("all", "experts")

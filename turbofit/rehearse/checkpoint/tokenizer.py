@@ -20,6 +20,8 @@ class Tokenizer(Struct, forbid_unknown_fields=True):
 
     class_: str = field(name="class", default="PreTrainedTokenizerFast")
     image: str = "<IMG_CONTEXT>"
+    #: What a processor puts before each prompt; empty: nothing.
+    begin: str = ""
     extra_special_tokens: dict[str, str] = field(default_factory=dict)
     special: dict[str, int] = field(default_factory=dict)
 
@@ -74,6 +76,8 @@ def write_tokenizer(
         "model_max_length": positions,
         "chat_template": template.replace("IMAGE", kind.image),
     }
+    if kind.begin:
+        config["bos_token"] = kind.begin
     if kind.extra_special_tokens:
         config["extra_special_tokens"] = kind.extra_special_tokens
     (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")

@@ -86,31 +86,48 @@ class Twin:
 
 
 def twin_of(model: Model) -> Twin:
-    """The twin of a model; UsageError: none can stand for it, its own checkpoint is needed."""
-    quantization, text = model.quantization, model.text
-    packing = (quantization.method, quantization.group_size) if quantization else None
-    every = quantization is not None and not quantization.of_experts
-    unmade = every and (text.mla is not None or packing == ("compressed-tensors", 32))
-    if quantization and (packing not in _PACKED or unmade):
-        raise UsageError(
-            f"no stand-in checkpoint is made for {quantization.method} weights",
-            hint="give the folder of its checkpoint",
-        )
-    decoder = kinds().get(text.architecture)
+    """The twin of a model.
+
+    Raises:
+        UsageError: none can stand for it: its own checkpoint is needed.
+    """
+    packing = _packing_of(model)
+    decoder = kinds().get(model.text.architecture)
     if decoder is None or decoder.decoder is not None:
-        why = _WHY_NONE.get(text.architecture)
+        why = _WHY_NONE.get(model.text.architecture)
         known = (name for name, kind in kinds().items() if kind.decoder is None and "For" in name)
-        raise UsageError(
-            f"no stand-in checkpoint is made for {text.architecture}" + (f": {why}" if why else ""),
-            hint=f"give the folder of its checkpoint; stand-ins are made for {', '.join(known)}",
-        )
-    whole = kinds().get(model.architecture) if model.vision is not None else None
-    if model.vision is not None and (whole is None or whole.decoder is None):
-        raise UsageError(
-            f"no stand-in checkpoint is made for a vision tower of {model.architecture}",
-            hint="give the folder of its checkpoint",
-        )
-    return Twin(model, decoder, whole, quantization.method if quantization else "")
+        made = f"stand-ins are made for {', '.join(known)}"
+        raise _no_twin(f"{model.text.architecture}{f': {why}' if why else ''}", made)
+    if model.vision is None:
+        return Twin(model, decoder, packing=packing)
+    whole = kinds().get(model.architecture)
+    if whole is None or whole.decoder is None:
+        raise _no_twin(f"a vision tower of {model.architecture}")
+    return Twin(model, decoder, whole, packing)
+
+
+def _packing_of(model: Model) -> str:
+    """How its tensors are packed; empty: they are not.
+
+    Raises:
+        UsageError: tensors are not written in this way.
+    """
+    packed = model.quantization
+    if packed is None:
+        return ""
+    way = (packed.method, packed.group_size)
+    every = not packed.of_experts
+    unmade = every and (model.text.mla is not None or way == ("compressed-tensors", 32))
+    if unmade or way not in _PACKED:
+        raise _no_twin(f"{packed.method} weights")
+    return packed.method
+
+
+def _no_twin(what: str, made: str = "") -> UsageError:
+    hint = "give the folder of its checkpoint"
+    return UsageError(
+        f"no stand-in checkpoint is made for {what}", hint=f"{hint}; {made}" if made else hint
+    )
 
 
 def config_of(twin: Twin) -> JsonObject:

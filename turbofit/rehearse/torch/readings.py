@@ -119,18 +119,29 @@ def _terms(
         terms[POOL_WARMUP] = (ready["reserved"] - ready["allocated"]) - (
             before["reserved"] - before["allocated"]
         )
-    # What stays: the first request adds a cuBLAS workspace, which the ledger names by itself. The
-    # least that a served case left, so that a leak in one case does not count.
-    cases = {
-        case["name"]: phases.get(f"case {case['name']}", {}) for case in notes.get("cases", ())
+    return terms | _case_terms(notes.get("cases", ()), phases)
+
+
+def _case_terms(
+    cases: Sequence[Mapping[str, Any]], phases: Mapping[str, Mapping[str, Any]]
+) -> dict[str, int]:
+    """What each case took at most above what stays.
+
+    What stays: the first request adds a cuBLAS workspace, which the ledger names by itself. It is
+    the least that a served case left, so that a leak in one case does not count.
+    """
+    ready = phases.get("ready", {})
+    if "allocated" not in ready:
+        return {}
+    seen = {case["name"]: phases.get(f"case {case['name']}", {}) for case in cases}
+    served = [seen[case["name"]] for case in cases if set(case["statuses"]) == {"finished"}]
+    ends = [phase["allocated"] for phase in served if "allocated" in phase]
+    steady = max(ready["allocated"], min(ends, default=0))
+    return {
+        name: phase["allocated_peak"] - steady
+        for name, phase in seen.items()
+        if phase.get("allocated_peak") is not None
     }
-    served = [c["name"] for c in notes.get("cases", ()) if set(c["statuses"]) == {"finished"}]
-    ends = [cases[name]["allocated"] for name in served if "allocated" in cases[name]]
-    if "allocated" in ready:
-        steady = max(ready["allocated"], min(ends, default=0))
-        peaks = {name: row.get("allocated_peak") for name, row in cases.items()}
-        terms |= {name: peak - steady for name, peak in peaks.items() if peak is not None}
-    return terms
 
 
 def _end(ended: EndedRun) -> dict[str, Any]:
@@ -166,13 +177,19 @@ def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
 def _where(error: dict[str, Any] | None, message: str, lines: Sequence[str]) -> list[str]:
     """The innermost lines of Python that are neither torch's nor ours, innermost first."""
     frames = list(reversed(error["frames"])) if error and message in error["message"] else []
-    if not frames:
-        at = max((i for i, line in enumerate(lines) if message and message[:60] in line), default=0)
-        for line in reversed(lines[max(0, at - 200) : at]):
-            if "Traceback (most recent call last)" in line and frames:
-                break
-            if match := _FRAME.search(line):
-                frames.append(f"{match[1]}:{match[2]} {match[3]}")
+    frames = frames or _frames_before(message, lines)
     theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
     short = (frame.rpartition("site-packages/")[2] or frame for frame in theirs or frames)
     return [*short][:_MOST_FRAMES]
+
+
+def _frames_before(message: str, lines: Sequence[str]) -> list[str]:
+    """The frames of the last traceback before a message in a log, innermost first."""
+    said = [i for i, line in enumerate(lines) if message and message[:60] in line]
+    at, frames = said[-1] if said else 0, list[str]()
+    for line in reversed(lines[max(0, at - 200) : at]):
+        if "Traceback (most recent call last)" in line and frames:
+            break
+        if match := _FRAME.search(line):
+            frames.append(f"{match[1]}:{match[2]} {match[3]}")
+    return frames

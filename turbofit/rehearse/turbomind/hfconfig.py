@@ -52,6 +52,39 @@ def register_internvl(*, whole: bool = False) -> None:
     _register("internvl_chat", base, llm_config=inner, vision_config=base)
 
 
+def infer_channels_of_llava() -> None:
+    """Lets LLaVA's processor infer where an image has its channels.
+
+    LMDeploy says that they come last, and Transformers 5.0 to 5.20 have put them first by then.
+    Source: lmdeploy vl/model/llava_hf.py `input_data_format='channels_last'`
+    """
+    from lmdeploy.vl.model import llava_hf
+
+    front: Any = llava_hf.LlavaHfVisionModel
+    build = front.build_preprocessor
+
+    def built(self: Any, *words: object, **named: object) -> None:
+        build(self, *words, **named)
+        if type(self) is front:
+            self.processor = _Inferring(self.processor)
+
+    front.build_preprocessor = built
+
+
+class _Inferring:
+    """An image processor that is not told where an image has its channels."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, image: Any, *, input_data_format: object = None, **given: Any) -> Any:
+        del input_data_format
+        return self._processor(image, **given)
+
+
 def register_kimi() -> None:
     from transformers import DeepseekV3Config, PretrainedConfig
 

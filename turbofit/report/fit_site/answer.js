@@ -59,16 +59,26 @@ const bar = (memory, say) => {
 const tile = (label, value, text) => element('div', {}, element('span', { class: 'label' }, label),
   element('b', {}, value), element('small', {}, text));
 
+// What is sure to an order is the nearest of 1, 3 and 10 times a power of ten.
+const figure = (surety, value, say) => {
+  if (!surety || !['order', 'unknown'].includes(surety.word) || value <= 0) return three(value);
+  const power = 10 ** Math.floor(Math.log10(value));
+  const off = (step) => Math.abs(Math.log(value / power / step));
+  return say('about', three(power * [1, 3, 10].reduce((best, step) => (off(step) < off(best) ? step : best))));
+};
+
 const tiles = (answer, say) => {
   const { limits, throughput } = answer;
   const shown = [tile(say('atOnce'), whole(answer.requests_at_once), say('atOnceText'))];
   if (throughput) {
-    // The error was measured on models of text alone.
-    const measured = throughput.median_error !== null && !limits.vision_unit;
-    const error = measured ? '; ' + say('error', (100 * throughput.median_error).toFixed(1)) : '';
-    const tokens = say('speedText', three(throughput.output_tokens_per_second));
-    shown.push(tile(say('first'), three(throughput.seconds_to_first_token), say('firstText')),
-      tile(say('speed'), three(throughput.requests_per_second), tokens + error));
+    const { surety } = throughput;
+    const sure = surety && surety.median !== null ? '; ' + say('error', (100 * surety.median).toFixed(1)) : '';
+    const word = surety ? '; ' + say(surety.word) : '';
+    const tokens = say('speedText', figure(surety, throughput.output_tokens_per_second, say));
+    const alone = figure(throughput.first_token_alone, throughput.seconds_to_first_token_alone, say);
+    const among = figure(throughput.first_token, throughput.seconds_to_first_token, say);
+    shown.push(tile(say('first'), alone, say('firstText', among)),
+      tile(say('speed'), figure(surety, throughput.requests_per_second, say), tokens + word + sure));
   }
   shown.push(tile(say('tokens'), whole(answer.kv_tokens), say('tokensOf', say('engines', answer.replicas))),
     tile(say('contextTile'), whole(answer.context), say('contextText')));

@@ -124,9 +124,10 @@ def _in_short(plan: Plan) -> dict[str, str]:
     facts |= _promise(plan)
     facts["engine"] = _not_usual(plan)
     if plan.fits and plan.remedies:
-        facts["faster"] = f"{plan.remedies[0].change}: {plan.remedies[0].effect}"
+        facts["faster"] = plan.remedies[0].text
     if plan.rehearsal is not None:
-        rehearsed = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
+        rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
         facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
 
@@ -248,8 +249,8 @@ def _limits(plan: Plan) -> list[Block]:
     titles = ("option", "its tokens", "KV tokens", "at once", "requests/s", "first, s")
     text = (
         "forecasts for the largest image that each limit admits (its tokens, requests a"
-        " second, seconds to the first token), on the same GPUs with the same prefill; a plan"
-        " for that limit serves about as much or more"
+        " second, seconds to the first token among others), on the same GPUs with this prefill; a"
+        " plan for that limit serves about as much or more"
     )
     return [
         Heading("What an image limit costs"),

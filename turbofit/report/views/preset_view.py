@@ -95,29 +95,37 @@ def which_view(which: Which) -> list[Block]:
     others = tuple(
         f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
     )
-    blocks: list[Block] = [
+    kept = _kept_tables(which) if which.keep else [Items(others[:_OTHERS], **ONLY_SHORT)]
+    return [
         Heading(title, short=True),
         Verdict(_answer(which), "good" if which.keep else "bad", short=True),
+        *kept,
+        *listed("Not these", others),
+        remark(f"{_not_said(which)}: --full, --md, --html or --json", **ONLY_SHORT),
     ]
-    if which.keep:
-        rows = [_row(which, serving) for serving in which.keep]
-        titles = [name for name in rows[0] if name not in _WIDE]
-        few = (tuple(row[name] for name in titles) for row in rows[:_ROWS])
-        every = (tuple(row.values()) for row in rows)
-        blocks += [
-            table(titles, few, right=_NUMBERS, **ONLY_SHORT),
-            Heading("What keeps the promise", whole=False),
-            table([*rows[0]], every, right=_NUMBERS, aside=("engine",), sortable=True),
-        ]
-    else:
-        blocks.append(Items(others[:_OTHERS], **ONLY_SHORT))
-    blocks += listed("Not these", others)
-    kept = max(0, len(which.keep) - _ROWS)
-    not_said = len(others) if which.keep else len(others[_OTHERS:])
-    counts = {"more that do": kept, "that do not": not_said}
-    left = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    more = f"{left or 'more'}: --full, --md, --html or --json"
-    return [*blocks, remark(more, **ONLY_SHORT)]
+
+
+def _kept_tables(which: Which) -> list[Block]:
+    """Those that keep the promise: the first of them in few columns, and all in all columns."""
+    rows = [_row(which, serving) for serving in which.keep]
+    titles = [name for name in rows[0] if name not in _WIDE]
+    few = (tuple(row[name] for name in titles) for row in rows[:_ROWS])
+    every = (tuple(row.values()) for row in rows)
+    return [
+        table(titles, few, right=_NUMBERS, **ONLY_SHORT),
+        Heading("What keeps the promise", whole=False),
+        table([*rows[0]], every, right=_NUMBERS, aside=("engine",), sortable=True),
+    ]
+
+
+def _not_said(which: Which) -> str:
+    """How many more there are than a summary says."""
+    keep, others = len(which.keep), len(which.others)
+    counts = {
+        "more that do": max(0, keep - _ROWS),
+        "that do not": others if keep else max(0, others - _OTHERS),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "more"
 
 
 def _answer(which: Which) -> str:

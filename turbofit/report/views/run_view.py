@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.rehearsal import Rehearsal, RehearsedCache
     from turbofit.core.run_report import RunReport
     from turbofit.observe.live import LiveEngine, LiveServer
     from turbofit.report.painters.document import Block, Tone
@@ -102,11 +103,15 @@ def _run(run: RunReport) -> list[Block]:
     return [*blocks, *last_events(run, _EVENTS, level=3)]
 
 
+#: What was in use: at most, and at the end of a phase; None where nobody knows.
+_Spans = tuple[tuple[int, int] | None, ...]
+
+
 class _Phase(NamedTuple):
-    """A phase, and what was in use on each GPU: at most, and at its end."""
+    """A phase, and what was in use on each GPU."""
 
     name: str
-    spans: tuple[tuple[int, int] | None, ...]
+    spans: _Spans
     seconds: float | None = None
 
 
@@ -156,33 +161,48 @@ def _measured(plan: Plan, run: RunReport | None) -> list[_Phase]:
 
 def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -> Table:
     """Equal GPUs share columns; a terminal has room for the fullest ones, and for a bar of them."""
-    lanes: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
+    lanes: dict[_Spans, list[int]] = {}
     for place, index in enumerate(members):
         lanes.setdefault(tuple(phase.spans[place] for phase in phases), []).append(index)
-    fullest = max(lanes, key=lambda spans: max((span[0] for span in spans if span), default=0))
+    fullest = max(lanes, key=_most_in_use)
     room = min(gpu.total - gpu.reserved for gpu in plan.gpus if gpu.index in lanes[fullest])
     timed = any(phase.seconds is not None for phase in phases)
-    columns = [Column(title="phase", wrap=True)]
-    columns += [Column(title="seconds", right=True)] if timed else []
     # Measured is one moment of each phase.
     titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
-    columns += [
-        Column(title=title.format(f"GPU {indices(gpus)}"), right=True, aside=spans != fullest)
-        for spans, gpus in lanes.items()
-        for title in titles
-    ]
     card = "the card" if len(lanes) == 1 else f"GPU {indices(lanes[fullest])}"
-    columns.append(Column(title=f"of {card}", drawn=True))
-    rows = []
-    for number, phase in enumerate(phases):
-        row = [phase.name]
-        if timed:
-            row.append("" if phase.seconds is None else f"{phase.seconds:,.1f}")
-        for spans in lanes:
-            span = spans[number]
-            row += ["-" if span is None else mib(size) for size in (span or (0, 0))[-len(titles) :]]
-        rows.append((*row, _drawn(fullest[number], room)))
-    return Table(columns=tuple(columns), rows=tuple(rows))
+    columns = (
+        Column(title="phase", wrap=True),
+        *([Column(title="seconds", right=True)] if timed else []),
+        *(
+            Column(title=title.format(f"GPU {indices(gpus)}"), right=True, aside=spans != fullest)
+            for spans, gpus in lanes.items()
+            for title in titles
+        ),
+        Column(title=f"of {card}", drawn=True),
+    )
+    rows = [
+        (
+            phase.name,
+            *([_seconds(phase)] if timed else []),
+            *(cell for spans in lanes for cell in _sizes(spans[number], len(titles))),
+            _drawn(fullest[number], room),
+        )
+        for number, phase in enumerate(phases)
+    ]
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def _most_in_use(spans: _Spans) -> int:
+    return max((span[0] for span in spans if span), default=0)
+
+
+def _seconds(phase: _Phase) -> str:
+    return "" if phase.seconds is None else f"{phase.seconds:,.1f}"
+
+
+def _sizes(span: tuple[int, int] | None, count: int) -> list[str]:
+    """The last figures of a span, as many as have columns."""
+    return ["-"] * count if span is None else list(map(mib, span[-count:]))
 
 
 def _drawn(span: tuple[int, int] | None, room: int) -> str:
@@ -299,6 +319,7 @@ def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
 
 
 def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
+    """What a rehearsal showed of a GPU; empty where its group was not rehearsed."""
     group = _group(plan, index)
     members = plan.parallel.groups[group] if plan.parallel.groups else ()
     rehearsal = plan.of_group(group).rehearsal
@@ -306,22 +327,32 @@ def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
     if rehearsal is None or index not in members or (group and not plan.by_group):
         return {}
     place = members.index(index)
-    timeline, cache = rehearsal.timeline, rehearsal.cache
+    return _in_phases(rehearsal, place) | _in_cache(rehearsal.cache, place)
+
+
+def _in_phases(rehearsal: Rehearsal, place: int) -> dict[str, int | None]:
+    """What was in use on the GPU at a place of its group: while it loads, at rest, at worst."""
+    timeline, served = rehearsal.timeline, rehearsal.outcome == "served"
     loading = [moment.peak[place] for moment in timeline if moment.phase in _LOADING]
-    served = rehearsal.outcome == "served"
     cases = [
         moment.peak[place] for moment in timeline if served and moment.phase.startswith("case ")
     ]
-    free = [size for size in cache.free if size is not None] if cache else []
+    ready = (moment.end[place] for moment in timeline if moment.phase == "ready")
     return {
         "in use while loading, at most": max(loading, default=None),
-        _FREE: min(free, default=None),
-        "KV cache": cache.region[place] if cache else None,
-        _TOKENS: cache.tokens if cache else None,
-        "in use at rest": next(
-            (moment.end[place] for moment in timeline if moment.phase == "ready"), None
-        ),
+        "in use at rest": next(ready, None),
         "in use in the worst case": max(cases, default=None),
+    }
+
+
+def _in_cache(cache: RehearsedCache | None, place: int) -> dict[str, int | None]:
+    if cache is None:
+        return {}
+    free = [size for size in cache.free if size is not None]
+    return {
+        _FREE: min(free, default=None),
+        "KV cache": cache.region[place],
+        _TOKENS: cache.tokens,
     }
 
 

@@ -45,7 +45,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     host: HostMemory,
     settings: Settings,
     vision_load: VisionLoad,
-    limit: int | None,
+    image_limit: int | None,
     held_requests: int | None = None,
     at_once: Sequence[float] = (),
     warnings: Iterable[str] = (),
@@ -53,11 +53,11 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
 ) -> Plan:
     """The plan without command lines; ``rest`` are other fields of it.
 
-    ``settings`` are of the weakest group, ``limit`` is of an image, in tiles or pixels.
+    ``settings`` are of the weakest group, ``image_limit`` is of an image, in tiles or pixels.
     ``held_requests`` are requests at once that all groups hold, None where nobody asked for a
     number. ``at_once`` are each group's requests where cards are unequal, else it is empty.
     """
-    outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
+    outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     footprint: Footprint | UnsetType = UNSET
     if request.least and fits:
@@ -87,7 +87,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
             reason=parallel_reason,
         ),
         settings=settings,
-        limits=_limits(request, vision_load, limit, accounts),
+        limits=_limits(request, vision_load, image_limit, accounts),
         kv=kv,
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
@@ -122,7 +122,7 @@ def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
 def _limits(
     request: ResolvedRequest,
     vision_load: VisionLoad,
-    limit: int | None,
+    image_limit: int | None,
     accounts: Sequence[Account],
 ) -> Limits:
     rule, images = request.model.image_rule, vision_load.images_per_request
@@ -141,22 +141,22 @@ def _limits(
     )
     if rule is None or not vision_load.units_per_image:
         return limits
-    return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: limit})
+    return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
 
 
-def verdict_of(
+def found_words(
     request: ResolvedRequest,
     groups: Sequence[Sequence[int]],
     accounts: Sequence[Account],
     tokens: Sequence[int],
     vision_load: VisionLoad,
 ) -> str:
-    """The words of a plan that fits: where it runs, how many requests at once, what stays free.
+    """What a plan that fits comes to: where it runs, how many requests at once, what stays free.
 
     ``accounts`` are of all engines, or of one where they are alike; ``tokens`` are what each
     engine's cache holds, ``vision_load`` is of the request that is counted.
     """
-    outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
+    outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     batches = [account.settings.max_batch_size for account in accounts]
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
@@ -169,7 +169,7 @@ def verdict_of(
     if all(len(group) == 1 for group in groups):
         where = f"GPU {indices(group[0] for group in groups)}"
     free = free_words(request, ledgers, groups)
-    return f"fits: {request.model.name} on {where}: {running_words}; {free}"
+    return f"on {where}: {running_words}; {free}"
 
 
 def free_words(
@@ -229,7 +229,7 @@ def _footprint(
     left: list[int] = []
     servers = 0
     for account in accounts:
-        ratio, more = account.settings.cache_max_entry_count, []
+        ratio, more = account.ratio, []
         cards = zip(account.gpus, account.taken_at(ratio), account.at(ratio).ledgers, strict=True)
         for gpu, size, ledger in cards:
             taken[gpu.index] = size

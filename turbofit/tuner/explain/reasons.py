@@ -20,7 +20,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
-from turbofit.tuner.speed import group_class, group_rates, group_speed
+from turbofit.tuner.speed import Speed, group_class, group_rates, group_speed
 from turbofit.tuner.surety import kind_of, surety_of
 from turbofit.tuner.throughput import host_rate, total
 
@@ -56,7 +56,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
             "each engine has the settings that serve most on its own card; images and context are"
             " promised once for all of them, as the smallest cache holds them"
         )
-    if best.shape.limit is not None and best.vision_load.units_per_image:
+    if best.shape.image_limit is not None and best.vision_load.units_per_image:
         yield from _limit(request, best)
         bound = "the engine's own bound, so nothing queues"
         if best.shape.units_per_forward is not None:
@@ -93,7 +93,7 @@ def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str 
     """The reason of a setting; ``by_card`` is of groups with values of their own."""
     if by_card and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
         return f"{name}: {by_card}"
-    why = "as set by you" if name in fit.request.fixed else why
+    why = "as set by you" if name in fit.request.engine_options else why
     return f"{name} {value or getattr(fit.best.settings, name)}: {why}"
 
 
@@ -173,7 +173,7 @@ def _context(fit: EngineFit) -> str:
 def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
     """Why the context is what it is; ``held``: what bounds it, as in "what fits"."""
     longest = request.model.text.max_position_embeddings
-    if "session_len" in request.fixed:
+    if "session_len" in request.engine_options:
         return "as set by you"
     if request.workload.context is not None:
         return "the context asked for"
@@ -187,14 +187,14 @@ def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str
 def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
     rule = request.model.image_rule
     assert rule is not None
-    name, limit = rule.limit_name, best.shape.limit
+    name, image_limit = rule.limit_name, best.shape.image_limit
     if not rule.varies_by_limit:
         return
-    why = f"the largest that can be served; the model's own is {request.requested_limit}"
-    requested_load = vision_load_of(request, request.requested_limit)
-    if request.limit is not None:
+    why = f"the largest that can be served; the model's own is {request.requested_image_limit}"
+    requested_load = vision_load_of(request, request.requested_image_limit)
+    if request.image_limit is not None:
         why = "as set by you"
-    elif limit == request.requested_limit:
+    elif image_limit == request.requested_image_limit:
         why, more = "the model's own", rule.exposed_limit
         if more > rule.checkpoint_limit:
             why += f"; images for which a client asks more (detail: high is {more}) are lowered"
@@ -204,8 +204,8 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
         images = "an image fits" if count == 1 else f"{count} images fit"
         why = f"the largest with which {images} the context: at the model's own limit they"
         why += f" take {requested_load.tokens_per_request:,} tokens; the model's own is"
-        why += f" {request.requested_limit}"
-    yield f"{name} {limit}: {why}"
+        why += f" {request.requested_image_limit}"
+    yield f"{name} {image_limit}: {why}"
 
 
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
@@ -243,28 +243,37 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """Why the other shape is slower; empty where there is no single cause."""
-    speeds, ours = other.speeds, best.speeds
-    if not speeds or not ours or request.workload.goal == "context":
+    if not other.speeds or not best.speeds or request.workload.goal == "context":
         return ""
-    worst = max(range(len(speeds)), key=lambda i: speeds[i].reduce / speeds[i].step)
-    share = speeds[worst].reduce / speeds[worst].step
-    if share > max(_MUCH, *(speed.reduce / speed.step for speed in ours)):
+    worst = max(range(len(other.speeds)), key=lambda place: _on_links(other.speeds[place]))
+    share = _on_links(other.speeds[worst])
+    if share > max(_MUCH, *map(_on_links, best.speeds)):
         gpus = [request.machine.gpu(index) for index in other.shape.groups[worst]]
         return (
             f": {share:.0%} of a step waits for links ({group_class(request.machine, gpus).words})"
         )
-    again, least = (max(speed.encodings for speed in engines) for engines in (speeds, ours))
+    return _by_work(best, other)
+
+
+def _on_links(speed: Speed) -> float:
+    """The share of a step that waits for links."""
+    return speed.reduce / speed.step
+
+
+def _by_work(best: Evaluation, other: Evaluation) -> str:
+    """What the cards of the slower shape do less of, or more slowly."""
+    again, least = (max(speed.encodings for speed in shape.speeds) for shape in (other, best))
     if again > least:
         return f": a request's images are encoded {again} times, not {least}"
-    together, chosen = (sum(speed.running for speed in engines) for engines in (speeds, ours))
+    together, chosen = (sum(speed.running for speed in shape.speeds) for shape in (other, best))
     if together < chosen - 0.5:
         return f": its cache holds {together:.0f} requests at once, not {chosen:.0f}"
     if sum(map(len, other.shape.groups)) < sum(map(len, best.shape.groups)):
         return ": GPUs stay idle"
-    slow, fast = (max(speed.prefill for speed in engines) for engines in (speeds, ours))
+    slow, fast = (max(speed.prefill for speed in shape.speeds) for shape in (other, best))
     if slow > fast * (1 + _MUCH):
         return f": a prompt takes {two_digits(slow)} s, not {two_digits(fast)}"
-    slow, fast = (max(speed.step for speed in engines) for engines in (speeds, ours))
+    slow, fast = (max(speed.step for speed in shape.speeds) for shape in (other, best))
     if slow > fast * (1 + _MUCH):
         return f": a token takes {two_digits(slow * 1000)} ms, not {two_digits(fast * 1000)}"
     return ""
@@ -284,7 +293,7 @@ def pace_words(request: ResolvedRequest, evaluation: Evaluation) -> str:
     wish, forecast = request.pace, evaluation.pace
     if wish is None or forecast is None:
         return ""
-    images = bool(vision_load_of(request, request.requested_limit).units_per_image)
+    images = bool(vision_load_of(request, request.requested_image_limit).units_per_image)
     kind = kind_of(request.model, evaluation.engine, images=images)
     sure = surety_of(kind, request.visible)
     first = surety_of(f"first token among others, {kind}", request.visible)
@@ -315,15 +324,18 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
 
     Under: with the plan's groups and prefill, where a search for the limit may find better ones.
     """
-    rule, limit = request.model.image_rule, best.shape.limit
+    rule, image_limit = request.model.image_rule, best.shape.image_limit
     sized = request.workload.image_size is not None
-    if rule is None or limit is None or sized or not best.vision_load.units_per_image:
+    if rule is None or image_limit is None or sized or not best.vision_load.units_per_image:
         return
     if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return
-    limits = {limit, *(other for other in rule.common_limits if other <= rule.checkpoint_limit)}
+    limits = {
+        image_limit,
+        *(other for other in rule.common_limits if other <= rule.checkpoint_limit),
+    }
     for other in sorted(limits, reverse=True):
-        evaluation = best if other == limit else at_limit(request, best.shape, other, engine)
+        evaluation = best if other == image_limit else at_limit(request, best.shape, other, engine)
         if not evaluation.fits:
             continue
         images, speeds = vision_load_of(request, other), evaluation.speeds
@@ -344,10 +356,10 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
 def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     """What the same settings serve if all images have a usual size, and not the worst one."""
     request, best = fit.request, fit.best
-    rule, limit, worst = request.model.image_rule, best.shape.limit, best.vision_load
-    if rule is None or limit is None or request.workload.image_size is not None:
+    rule, image_limit, worst = request.model.image_rule, best.shape.image_limit, best.vision_load
+    if rule is None or image_limit is None or request.workload.image_size is not None:
         return UNSET
-    units = rule.units(*_USUAL_SIZE, limit)
+    units = rule.units(*_USUAL_SIZE, image_limit)
     if units >= worst.units_per_image:
         return UNSET
     image_tokens = rule.unit_tokens(units)

@@ -36,6 +36,7 @@ from turbofit.tuner.search.sizing import (
     shortest_context,
 )
 from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
+from turbofit.tuner.verdict import fitting
 
 #: The name of a machine that does not exist.
 MORE_GPUS: Final = "more of these GPUs"
@@ -65,7 +66,7 @@ class Change(NamedTuple):
 def remedies(fit: EngineFit) -> Remedies:
     """Changes that make it fit, the cheapest first, then those that come closer."""
     request, best = fit.request, fit.best
-    fitting: list[Remedy] = []
+    helps: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
     enough = best.fits  # no memory of a GPU is short
@@ -75,22 +76,22 @@ def remedies(fit: EngineFit) -> Remedies:
         if other is None:
             continue
         if other.fits:
-            fitting.append(Remedy(change=change, effect=_fits(other)))
+            helps.append(fitting(change, _found(other)))
             causes += [released] if released else []
             # What is free of charge comes before cards, unless it holds fewer requests.
             enough |= more or not best.held_requests
         elif effect := _closer(fit, other):
             closer.append(Remedy(change=change, effect=effect))
     if best.fits:
-        fitting.append(_more_host_memory(fit))
+        helps.append(_more_host_memory(fit))
     elif not enough:
         for change, changed, _ in larger(request):  # the smallest that do
             other = _planned(changed, fit.engine)
             if other is not None and other.best.fits:
-                effect = _fits(other) if other.fits else _on_gpus_alone(other)
-                fitting.append(Remedy(change=change, effect=effect))
+                alone = Remedy(change=change, effect=_on_gpus_alone(other))
+                helps.append(fitting(change, _found(other)) if other.fits else alone)
                 break
-    return Remedies((*fitting, *closer), tuple(causes))
+    return Remedies((*helps, *closer), tuple(causes))
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
@@ -130,7 +131,7 @@ def _more_host_memory(fit: EngineFit) -> Remedy:
         alone = _planned(replace(fit.request, replicas=1), fit.engine)
         smallest = alone if alone is not None and alone.best.fits else fit
     size = format_bytes(round_up(host_short(smallest.host), GIB))
-    return Remedy(change=f"free {size} of host RAM", effect=_fits(smallest))
+    return fitting(f"free {size} of host RAM", _found(smallest))
 
 
 def _changes(fit: EngineFit) -> Iterator[Change]:
@@ -154,10 +155,10 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
 
 def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, and the budget, left out."""
-    for name in request.fixed:
-        rest = {key: value for key, value in request.fixed.items() if key != name}
-        option, changed = option_of(name), replace(request, fixed=rest)
-        written = _written(option, request.fixed[name])
+    for name in request.engine_options:
+        rest = {key: value for key, value in request.engine_options.items() if key != name}
+        option, changed = option_of(name), replace(request, engine_options=rest)
+        written = _written(option, request.engine_options[name])
         yield Change(f"leave {option} to turbofit", changed, written)
     if request.budget is not None:
         given = request.budget
@@ -219,7 +220,7 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
     if context is not None:
         free, option = request.with_workload(context=None), f"--context {context}"
         yield Change(f"leave --context to {held}", free, option)
-    requested_load = vision_load_of(request, request.requested_limit)
+    requested_load = vision_load_of(request, request.requested_image_limit)
     excess = excess_tokens(request, requested_load)
     if excess:
         tokens = requested_load.tokens_per_request // requested_load.images_per_request
@@ -233,38 +234,40 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
     """Half the user's own limit, which no search lowers, or the largest that holds the requests."""
     request, best = fit.request, fit.best
-    rule, requested = request.model.image_rule, request.requested_limit
+    rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or requested <= 1:
         return
-    given = "" if request.limit is None else f"{rule.limit_option} {requested}"
+    given = "" if request.image_limit is None else f"{rule.limit_option} {requested}"
     if given:
-        yield Change(f"leave {rule.limit_option} to turbofit", replace(request, limit=None), given)
+        yield Change(
+            f"leave {rule.limit_option} to turbofit", replace(request, image_limit=None), given
+        )
     lower = requested // 2 if given else None
     if best.held_requests and rule.varies_by_limit:
         lower = limit_that_fits(request, best.shape, fit.engine)
     if lower is not None:
-        yield Change(f"{rule.limit_option} {lower}", replace(request, limit=lower), given)
+        yield Change(f"{rule.limit_option} {lower}", replace(request, image_limit=lower), given)
 
 
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
-    if "quant_policy" in request.fixed:
+    if "quant_policy" in request.engine_options:
         return
     for policy, name in ((8, "int8"), (4, "int4")):
         yield Change(
             f"--quant-policy {policy} ({name} KV cache)",
-            replace(request, fixed={**request.fixed, "quant_policy": policy}),
+            replace(request, engine_options={**request.engine_options, "quant_policy": policy}),
         )
 
 
 def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
     variant = four_bit_variant(request.model)
     if variant is not None:
-        fixed = dict(request.fixed)
+        engine_options = dict(request.engine_options)
         change = f"use {variant.hub_id or variant.name} (4-bit weights)"
-        if fixed.get("dtype", "float16") != "float16":  # kernels of 4 bits have no other
-            del fixed["dtype"]
+        if engine_options.get("dtype", "float16") != "float16":  # kernels of 4 bits have no other
+            del engine_options["dtype"]
             change += ", and leave --dtype out"
-        yield Change(change, replace(request, model=variant, fixed=fixed))
+        yield Change(change, replace(request, model=variant, engine_options=engine_options))
 
 
 def _written(option: str, value: object) -> str:
@@ -274,16 +277,17 @@ def _written(option: str, value: object) -> str:
     return " ".join((option, *map(str, values)))
 
 
-def _fits(fit: EngineFit) -> str:
+def _found(fit: EngineFit) -> str:
+    """What a plan that fits comes to, in few words."""
     best = fit.best
-    effect = f"fits: {best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
+    effect = f"{best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held_requests:
         size = counted_tokens(best.vision_load, best.settings.session_len)
         requests = fit.request.promised_requests or 0
         effect += f", {requests:,} {plural(requests, 'request')} of {size:,} tokens at once"
-    rule, limit = fit.request.model.image_rule, best.shape.limit
-    if rule is not None and limit not in (None, fit.request.requested_limit):
-        effect += f", images lowered to {limit:,} {rule.limit_unit}"
+    rule, image_limit = fit.request.model.image_rule, best.shape.image_limit
+    if rule is not None and image_limit not in (None, fit.request.requested_image_limit):
+        effect += f", images lowered to {image_limit:,} {rule.limit_unit}"
         effect += f" (text beside them: {MIN_TEXT_TOKENS} tokens)"
     return effect
 
@@ -305,7 +309,7 @@ def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
 def _pages(fit: EngineFit) -> Iterator[Remedy]:
     """Images as the tool of a reader of documents sends them."""
     request, workload = fit.request, fit.request.workload
-    limited = workload.image_size is not None or request.limit is not None
+    limited = workload.image_size is not None or request.image_limit is not None
     images = not limited and fit.best.vision_load.units_per_image
     preset = preset_of(request.model) if images else None
     page = None if preset is None else preset.page

@@ -42,35 +42,49 @@ Groups = tuple[tuple[int, ...], ...]
 def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     if shape.prefills:
         return _Unequal(state, shape).evaluate()
-    request, promised = state.request, state.request.promised_requests
-    wanted = ceil(shape.requests(promised))
+    wanted = ceil(shape.requests(state.request.promised_requests))
     sizer, session_len, wants_cache = _sized(Sizer(state, shape), wanted)
-    sized = sizer.evaluation(session_len)
-    tokens, held_requests, lacking = sized.kv_tokens, wanted, 0
-    units = state.requested_load.units_per_request
-    if promised is not None:
-        held_requests, lacking = held_by(sized), sizer.lacking(tokens, session_len, wanted)
-    evaluation = replace(
-        sized,
-        fits=sized.fits and held_requests >= wanted,
-        served=sized.vision_load.units_per_request / units if units else 1.0,
-        short=sized.short or lacking,
-        footprint=sizer.footprint(sized.settings) if request.least else 0,
-        held_requests=0 if promised is None else held_requests * shape.replicas,
-    )
+    evaluation = _held(sizer, session_len, wanted)
     if not evaluation.fits:
         return evaluation
+    return _with_speeds(sizer, evaluation, wants_cache=wants_cache)
+
+
+def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
+    """What the caches of all groups hold, beside what is ``wanted`` of each."""
+    request, sized = sizer.request, sizer.evaluation(session_len)
+    units = sizer.state.requested_load.units_per_request
+    evaluation = replace(
+        sized,
+        served=sized.vision_load.units_per_request / units if units else 1.0,
+        footprint=sizer.footprint(sized.settings) if request.least else 0,
+    )
+    if request.promised_requests is None:
+        return evaluation
+    held_requests = held_by(sized)
+    return replace(
+        evaluation,
+        fits=sized.fits and held_requests >= wanted,
+        short=sized.short or sizer.lacking(sized.kv_tokens, session_len, wanted),
+        held_requests=held_requests * sizer.shape.replicas,
+    )
+
+
+def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> Evaluation:
+    """What fits, with the forecast of each group and the score."""
+    request, tokens, settings = sizer.request, evaluation.kv_tokens, evaluation.settings
     at_once = sizer.shape.requests(request.workload.concurrency)
-    wants_cache |= tokens < at_once * request_tokens(state.requested_load)
-    curves = [partial(sizer.speed, sized.settings, gpus, tokens) for gpus in sizer.groups]
+    wants_cache |= tokens < at_once * request_tokens(sizer.state.requested_load)
+    curves = [partial(sizer.speed, settings, gpus, tokens) for gpus in sizer.groups]
     speeds = tuple(speed(at_once) for speed in curves)
+    evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache)
     if request.workload.goal == "latency":
         alone = speeds if request.workload.concurrency else [speed(1.0) for speed in curves]
         slowest = max(speed.seconds_per_request for speed in alone)
         evaluation = replace(evaluation, seconds_per_answer=slowest)
     plain = sum(speed(at_once, plain=True).requests_per_second for speed in curves)
-    evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache, ranked=plain)
-    most = max(at_once, sized.settings.max_batch_size)
+    evaluation = replace(evaluation, ranked=plain)
+    most = max(at_once, settings.max_batch_size)
     return _scored(request, evaluation, [(speed, most) for speed in curves])
 
 
@@ -83,7 +97,9 @@ def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
         given = request.workload.concurrency is not None or sizer.shape.at_once is not None
         if not given and not request.least:
             batch, wants_cache = best_batch(sizer, session_len)
-        elif request.promised_requests is not None and "max_batch_size" not in request.fixed:
+        elif (
+            request.promised_requests is not None and "max_batch_size" not in request.engine_options
+        ):
             held_requests = held_by(sizer.evaluation(session_len))
             batch = most_held(sizer, wanted) or None if held_requests < wanted else None
             session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
@@ -130,7 +146,7 @@ def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
     wanted, count = request.promised_requests, evaluation.held_requests
     settings = evaluation.settings
     size = counted_tokens(evaluation.vision_load, settings.session_len)
-    if not evaluation.short and "max_batch_size" in request.fixed:
+    if not evaluation.short and "max_batch_size" in request.engine_options:
         return f"max_batch_size {settings.max_batch_size} runs {count:,} of {wanted:,} at once"
     per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
     return (
@@ -187,7 +203,7 @@ def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]])
 
 def _prepared(request: ResolvedRequest, evaluation: Evaluation, pace: Pace) -> Pace:
     """No more requests a second than the host prepares images for."""
-    load = vision_load_of(request, request.requested_limit)
+    load = vision_load_of(request, request.requested_image_limit)
     host = host_rate(request, load, len(evaluation.speeds) or 1)
     if host is None or pace.rate is None:
         return pace
@@ -260,7 +276,7 @@ class _Unequal:
 
         def speed(in_flight: float) -> Speed:
             settings = part.settings
-            if "max_batch_size" not in self.request.fixed:
+            if "max_batch_size" not in self.request.engine_options:
                 settings = replace(settings, max_batch_size=max(1, ceil(in_flight)))
             return sizer.speed(settings, sizer.groups[0], part.kv_tokens, in_flight)
 
@@ -290,17 +306,25 @@ class _Unequal:
             parts=tuple(parts),
         )
         if not evaluation.fits:
-            tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
-            sizer = Sizer(self.state, parts[0].shape)
-            lacking = sizer.lacking(tokens, settings.session_len, wanted)
-            return replace(evaluation, short=evaluation.short or lacking)
+            return replace(evaluation, short=evaluation.short or self._lacking(parts, evaluation))
+        return self._with_speeds(parts, evaluation)
+
+    def _lacking(self, parts: Sequence[Evaluation], whole: Evaluation) -> int:
+        """Bytes that all caches together lack for the requests that must be held."""
+        tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
+        wanted = self.request.promised_requests or 0
+        sizer = Sizer(self.state, parts[0].shape)
+        return sizer.lacking(tokens, whole.settings.session_len, wanted)
+
+    def _with_speeds(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
+        """The whole, with each group's forecast in the shape's order, and the score."""
         by_group = {
             group: speed
             for part in parts
             for group, speed in zip(part.shape.groups, part.speeds, strict=True)
         }
-        evaluation = replace(
-            evaluation,
+        whole = replace(
+            whole,
             speeds=tuple(by_group[group] for group in self.shape.groups),
             seconds_per_answer=max(part.seconds_per_answer for part in parts),
             ranked=sum(part.ranked for part in parts),
@@ -308,7 +332,7 @@ class _Unequal:
         curves = [(self._curve(part), part.settings.max_batch_size) for part in parts]
         counts = [part.shape.replicas for part in parts]
         engines = [curve for curve, n in zip(curves, counts, strict=True) for _ in range(n)]
-        return _scored(self.request, evaluation, engines)
+        return _scored(self.request, whole, engines)
 
 
 #: Shares that the workload is cut into: at least so many, and so many for each engine.

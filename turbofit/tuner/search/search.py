@@ -76,18 +76,16 @@ class EngineFit(Struct):
     @property
     def requested_load(self) -> VisionLoad:
         """The workload's images, before any limit was lowered for them."""
-        return vision_load_of(self.request, self.request.requested_limit)
+        return vision_load_of(self.request, self.request.requested_image_limit)
 
     @property
-    def limit(self) -> int | None:
+    def image_limit(self) -> int | None:
         """The image limit that is promised; None where no images are."""
-        return self.best.shape.limit if self.best.vision_load.units_per_image else None
+        return self.best.shape.image_limit if self.best.vision_load.units_per_image else None
 
     @property
     def tokens(self) -> int:
-        return min(
-            account.tokens_at(account.settings.cache_max_entry_count) for account in self.accounts
-        )
+        return min(account.tokens_at(account.ratio) for account in self.accounts)
 
     @property
     def throughput(self) -> Throughput | None:
@@ -113,7 +111,8 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
         engine.name, request.machine.name, len(evaluations),
         sum(evaluation.fits for evaluation in evaluations),
-        best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num, best.shape.limit,
+        best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num,
+        best.shape.image_limit,
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
     )  # fmt: skip
     groups = best.shape.groups
@@ -156,17 +155,20 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
     return most
 
 
-def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine) -> Evaluation:
+def at_limit(
+    request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
+) -> Evaluation:
     """One shape where images of another limit are served, and asked for.
 
     A prefill that holds a larger image gives way to the largest of the usual ones.
     """
-    request = replace(request, limit=limit)
+    request = replace(request, image_limit=image_limit)
     at_once = None if request.workload.concurrency is None else shape.at_once
     prefill = min(shape.max_prefill_token_num, prefill_sizes(request, engine)[0])
     shape = replace(
-        shape, limit=limit, units_per_forward=None, at_once=at_once, max_prefill_token_num=prefill
-    )
+        shape, image_limit=image_limit, units_per_forward=None, at_once=at_once,
+        max_prefill_token_num=prefill,
+    )  # fmt: skip
     return _Search(request, engine).evaluate(shape)
 
 
@@ -174,7 +176,7 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
     """The largest lower limit of an image under which a shape keeps all else; None for none."""
     whole = replace(shape, at_once=None, units_per_forward=None)
     lowered = _Search(request, engine).lowered(whole, attrgetter("fits"))
-    return lowered.shape.limit if lowered is not None and lowered.fits else None
+    return lowered.shape.image_limit if lowered is not None and lowered.fits else None
 
 
 class _Search(SearchState):
@@ -182,9 +184,10 @@ class _Search(SearchState):
         """The best shape, and all that were looked at; where none serves the best as asked."""
         space = self.shapes()
         whole = [self.evaluate(shape) for shape in space]
-        pairs = list(zip(space, whole, strict=True))
-        every = whole + [queued for pair in pairs for queued in self.queued(*pair)]
-        given = self.request.limit is not None or self.request.workload.image_size is not None
+        every = list(whole)
+        for shape, evaluation in zip(space, whole, strict=True):
+            every += self.queued(shape, evaluation)
+        given = self.request.image_limit is not None or self.request.workload.image_size is not None
         if not given and not any(evaluation.serves for evaluation in every):
             every += filter(None, [self.lowered(shape, attrgetter("serves")) for shape in space])
         serving = [evaluation for evaluation in every if evaluation.serves]
@@ -226,18 +229,20 @@ class _Search(SearchState):
         return UsageError(no_shape(request, self.engine), hint=hint)
 
     def _refused(self, problem: str) -> UsageError:
-        given = "model_format" in self.request.fixed
+        given = "model_format" in self.request.engine_options
         packed = four_bit_variant(self.request.model) if given else None
         instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
         return UsageError(problem, hint=f"leave the option out, or {instead}")
 
     def _no_kernels(self, kernels: str) -> NoKernelError:
-        model, fixed = self.request.model, self.request.fixed
+        model, engine_options = self.request.model, self.request.engine_options
         others = [name for name in LMDEPLOY if name != self.engine.name]
         instead = ["cards of another generation"]
-        if option_owner(fixed) is None and not all(engine_problem(model, n) for n in others):
+        if option_owner(engine_options) is None and not all(
+            engine_problem(model, n) for n in others
+        ):
             instead.insert(0, "another engine")
-        if "quant_policy" in fixed:
+        if "quant_policy" in engine_options:
             instead.append("another --quant-policy")
         return NoKernelError(
             f"{model.name} does not run here: {kernels}",
@@ -249,13 +254,13 @@ class _Search(SearchState):
         return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"
 
     def evaluate(self, shape: Shape) -> Evaluation:
-        vision_load = vision_load_of(self.request, shape.limit)
+        vision_load = vision_load_of(self.request, shape.image_limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
         evaluation = evaluate(self, shape)
         _LOG.debug(
             "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
-            shape.groups, shape.max_prefill_token_num, shape.limit, shape.units_per_forward,
+            shape.groups, shape.max_prefill_token_num, shape.image_limit, shape.units_per_forward,
             evaluation.fits, evaluation.kv_tokens, evaluation.score, evaluation.short,
         )  # fmt: skip
         return evaluation
@@ -277,7 +282,7 @@ class _Search(SearchState):
         least = low.units_per_forward
         assert rule is not None
         assert least is not None
-        vision_load = vision_load_of(self.request, low.limit)
+        vision_load = vision_load_of(self.request, low.image_limit)
         bounds = [self.engine.units_bound(rule, vision_load, part.settings) for part in queued.sets]
         at_once = None if self.request.workload.concurrency is None else low.at_once
 
@@ -299,15 +304,15 @@ class _Search(SearchState):
 
         It pays for the engine's bound where that fits too.
         """
-        request, rule, most = self.request, self.request.model.image_rule, shape.limit
+        request, rule, most = self.request, self.request.model.image_rule, shape.image_limit
         if rule is None or most is None:
             return None
         step, least = rule.limit_step, rule.least_limit
 
-        def at(limit: int) -> Evaluation:
-            lower = replace(shape, limit=limit)
+        def at(image_limit: int) -> Evaluation:
+            lower = replace(shape, image_limit=image_limit)
             if request.workload.queue_images is not False:
-                units = vision_load_of(request, limit).units_per_request
+                units = vision_load_of(request, image_limit).units_per_request
                 lower = replace(lower, units_per_forward=units)
             return self.evaluate(lower)
 
@@ -315,7 +320,9 @@ class _Search(SearchState):
         if not good(best):
             return best
         best = _largest(best, least, most - step, step, at, good)
-        return max(best, self.evaluate(replace(shape, limit=best.shape.limit)), key=_order)
+        return max(
+            best, self.evaluate(replace(shape, image_limit=best.shape.image_limit)), key=_order
+        )
 
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
         known = known_problems(launch, self.engine.name, self.engine.version)

@@ -38,7 +38,7 @@ class Shape(Struct):
     tp: int
     groups: tuple[tuple[int, ...], ...]
     max_prefill_token_num: int
-    limit: int | None
+    image_limit: int | None
     dtype: str
     units_per_forward: int | None = None
     promised: int | None = None
@@ -133,8 +133,8 @@ class Evaluation(Struct):
         if self.parts:
             groups = self.shape.groups
             settings["by_group"] = [kept(self.of_group(group).settings) for group in groups]
-        if self.shape.limit is not None:
-            settings["limit"] = self.shape.limit
+        if self.shape.image_limit is not None:
+            settings["limit"] = self.shape.image_limit
         return Candidate(
             engine=self.engine,
             tp=self.shape.tp,
@@ -161,7 +161,7 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
         "session_len": session_len,
         "model_format": quantization.method if quantization else None,
     }
-    chosen.update(request.fixed)
+    chosen.update(request.engine_options)
     chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)
     try:
         return msgspec.convert(chosen, Settings)
@@ -225,14 +225,14 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
     prefills = prefill_sizes(request, engine)
     for groups in _groupings(request, engine):
         gpus = [request.machine.gpu(index) for group in groups for index in group]
-        dtype = chosen_dtype(request.model, request.fixed.get("dtype"), gpus)
+        dtype = chosen_dtype(request.model, request.engine_options.get("dtype"), gpus)
         mixed_cards = len(like_groups(request.machine, groups)) > 1
         for prefill in prefills[:1] if mixed_cards else prefills:
             yield Shape(
                 tp=max(map(len, groups)),
                 groups=groups,
                 max_prefill_token_num=prefill,
-                limit=request.requested_limit,
+                image_limit=request.requested_image_limit,
                 dtype=dtype,
                 prefills=prefills if mixed_cards else (),
             )
@@ -240,10 +240,10 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
 
 def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
     """The user's own size, or those to try: one of them holds a worst image that is cut else."""
-    fixed = request.fixed.get("max_prefill_token_num")
+    fixed = request.engine_options.get("max_prefill_token_num")
     if isinstance(fixed, int):
         return (fixed,)
-    rule, images = request.model.image_rule, vision_load_of(request, request.requested_limit)
+    rule, images = request.model.image_rule, vision_load_of(request, request.requested_image_limit)
     if rule is None or not engine.encodes_again or not images.units_per_image:
         return PREFILL_SIZES
     whole = whole_image_prefill(rule.unit_tokens(images.units_per_image))
@@ -263,7 +263,7 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
                 ways += groupings.ways(tp, replicas)
     ways = ways or list(_requested_shape(request, engine))
     # Without so many engines a batch that is given does not run the requests that are given.
-    batch, requests = request.fixed.get("max_batch_size"), request.workload.concurrency
+    batch, requests = request.engine_options.get("max_batch_size"), request.workload.concurrency
     least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
     return [groups for groups in ways if len(groups) >= least] or ways
 
@@ -273,7 +273,7 @@ def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
     parts = [gpus for gpus in kinds(request.visible) if not gpus[0].mig]
     if len(parts) < 2:
         return []
-    if "dtype" not in request.fixed:
+    if "dtype" not in request.engine_options:
         first = dtype_for(request.model, parts[0])[0]
         parts = [gpus for gpus in parts if dtype_for(request.model, gpus)[0] == first]
     tps = [_tps(request, gpus, engine) for gpus in parts]

@@ -52,7 +52,7 @@ class SearchState:
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request, self.engine = request, engine
         #: The workload's images, before any limit is lowered for it.
-        self.requested_load = vision_load_of(request, request.requested_limit)
+        self.requested_load = vision_load_of(request, request.requested_image_limit)
         #: The last shape's cache did not hold the shortest context: the next one's is asked first.
         self.too_small = False
         self._answers: dict[tuple[object, ...], Any] = {}
@@ -68,12 +68,12 @@ class Sizer:
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.engine = state, state.request, state.engine
         self.shape = shape
-        vision_load = vision_load_of(self.request, shape.limit)
+        vision_load = vision_load_of(self.request, shape.image_limit)
         self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
         machine = self.request.machine
         self.groups = [tuple(map(machine.gpu, group)) for group in shape.groups]
         self.distinct = list({self._key(gpus): gpus for gpus in self.groups}.values())
-        self._fixed_ratio = self.request.fixed.get("cache_max_entry_count")
+        self._fixed_ratio = self.request.engine_options.get("cache_max_entry_count")
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -201,8 +201,8 @@ class Sizer:
 
     def footprint(self, settings: Settings) -> int:
         """The most bytes that the engines of all groups hold, on all of their GPUs."""
-        ratio = settings.cache_max_entry_count
-        return sum(sum(self._account(settings, gpus).taken_at(ratio)) for gpus in self.groups)
+        accounts = [self._account(settings, gpus) for gpus in self.groups]
+        return sum(sum(account.taken_at(account.ratio)) for account in accounts)
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
         """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
@@ -268,7 +268,7 @@ def shortest_context(vision_load: VisionLoad) -> int:
 
 
 def most_context(request: ResolvedRequest) -> int:
-    fixed = request.fixed.get("session_len", request.workload.context)
+    fixed = request.engine_options.get("session_len", request.workload.context)
     return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
 
 
@@ -281,7 +281,7 @@ def longest_context(request: ResolvedRequest) -> int:
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
         return most
-    need = shortest_context(vision_load_of(request, request.requested_limit))
+    need = shortest_context(vision_load_of(request, request.requested_image_limit))
     return min(most, need if request.least else max(_ENOUGH_CONTEXT, need))
 
 
@@ -324,7 +324,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     of images that are small for a tower: where it attends over a worst one for seconds, a batch
     brings little, and all smaller images and texts would wait for nothing.
     """
-    fixed = sizer.request.fixed.get("max_batch_size")
+    fixed = sizer.request.engine_options.get("max_batch_size")
     if isinstance(fixed, int):
         return fixed, False
     alone = sizer.evaluation(session_len)
@@ -335,31 +335,47 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
     default = min(size for size in sizes if isinstance(size, int))
     most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
-    by_tokens = sizer.request.workload.goal == "context"
-    least = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
-    least = max(least, min(session_len, alone.kv_tokens))
-
-    def rate(batch: int) -> float:
-        some = sizer.with_batch(batch)
-        settings = shape_settings(sizer.request, some.shape, session_len)
-        speeds = [some.speed(settings, gpus, alone.kv_tokens, plain=True) for gpus in some.distinct]
-        return sum(speed.requests_per_second for speed in speeds)
-
-    def holds(batch: int) -> bool:
-        sized = sizer.with_batch(batch).evaluation(session_len)
-        held = sized.settings.requests_in(sized.kv_tokens, need)
-        return sized.fits and held >= batch and sized.kv_tokens >= least
-
-    # The rate grows up to one maximum, which is looked for among powers of two and the most.
-    tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
-    rates = [rate(batch) for batch in tried]
-    enough = max(rates) * _NEARLY_ALL
-    first = next(i for i, value in enumerate(rates) if value >= enough)
-    low = tried[first - 1] if first else 0
-    wanted = bisect(lambda batch: rate(batch) < enough, low, tried[first])[1]
-    chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
+    batches = _Batches(sizer, alone, session_len)
+    wanted = batches.fastest(most)
+    chosen = wanted if wanted == 1 or batches.held(wanted) else bisect(batches.held, 1, wanted)[0]
     bound = most < default and wanted == most
     return chosen, bound or chosen < wanted
+
+
+class _Batches:
+    """Batches of one shape beside a batch of one, which fits: their rates, and what they hold."""
+
+    def __init__(self, sizer: Sizer, alone: Evaluation, session_len: int) -> None:
+        self.sizer, self.alone, self.session_len = sizer, alone, session_len
+        self.need = request_tokens(sizer.state.requested_load)
+        by_tokens = sizer.request.workload.goal == "context"
+        kept = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
+        #: KV tokens that a batch must leave.
+        self.least = max(kept, min(session_len, alone.kv_tokens))
+
+    def rate(self, batch: int) -> float:
+        some = self.sizer.with_batch(batch)
+        settings = shape_settings(self.sizer.request, some.shape, self.session_len)
+        tokens = self.alone.kv_tokens
+        speeds = [some.speed(settings, gpus, tokens, plain=True) for gpus in some.distinct]
+        return sum(speed.requests_per_second for speed in speeds)
+
+    def held(self, batch: int) -> bool:
+        sized = self.sizer.with_batch(batch).evaluation(self.session_len)
+        held = sized.settings.requests_in(sized.kv_tokens, self.need)
+        return sized.fits and held >= batch and sized.kv_tokens >= self.least
+
+    def fastest(self, most: int) -> int:
+        """The smallest batch with nearly the best rate of those up to ``most``.
+
+        The rate grows up to one maximum, which is looked for among powers of two and the most.
+        """
+        tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
+        rates = [self.rate(batch) for batch in tried]
+        enough = max(rates) * _NEARLY_ALL
+        first = next(i for i, value in enumerate(rates) if value >= enough)
+        low = tried[first - 1] if first else 0
+        return bisect(lambda batch: self.rate(batch) < enough, low, tried[first])[1]
 
 
 def held_by(sized: Evaluation) -> int:

@@ -18,6 +18,7 @@ def _stand_in(module: Any) -> None:
         "lmdeploy.hf_configs": hfconfig.register_for_pytorch,
         "lmdeploy.tokenizer": hfconfig.plain_gpt_oss_tokenizer,
         "lmdeploy.serve.parsers": hfconfig.plain_gpt_oss_parser,
+        "lmdeploy.vl.model.llava_hf": hfconfig.infer_channels_of_llava,
         "lmdeploy.serve.core.async_engine": partial(say_no_answer, module),
     }
     acts[module.__name__]()
@@ -25,6 +26,6 @@ def _stand_in(module: Any) -> None:
 
 for _name in (
     "lmdeploy.hf_configs", "lmdeploy.tokenizer", "lmdeploy.serve.parsers",
-    "lmdeploy.serve.core.async_engine",
+    "lmdeploy.vl.model.llava_hf", "lmdeploy.serve.core.async_engine",
 ):  # fmt: skip
     sys.meta_path.insert(0, _AFTER(_name, _stand_in))
