@@ -85,7 +85,7 @@ def plain(text: str) -> str:
 
 
 def synonym(name: str) -> Synonym | None:
-    """Of an option, a variable's or a profile's key, or a keyword; None for a name of nobody."""
+    """The row of an option, a variable, a profile's key or a keyword; None for a name of nobody."""
     return _tables().options.get(name.lstrip("-").replace("_", "-").lower())
 
 

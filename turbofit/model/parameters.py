@@ -155,7 +155,7 @@ def delta_parameters(text: TextDims) -> int:
 
 
 def _cross(text: TextDims) -> int:
-    """Of Llama 3.2 Vision: two norms of a head and two gates a layer; further embeddings."""
+    """What Llama 3.2 Vision has more: two norms of a head and two gates a layer; embeddings."""
     if not text.cross_layers:
         return 0
     return len(text.cross_layers) * (2 * text.head_dim + 2) + CROSS_EMBEDDINGS * text.hidden

@@ -92,7 +92,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return FolderEdits(grids, grids)
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """Of the images with most tiles, one that has most tokens."""
+        """The image that has most tokens, of those with most tiles."""
         limit = self.max_dynamic_patch if limit is None else limit
 
         def rank(size: Grid) -> tuple[int, int]:

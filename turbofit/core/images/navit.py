@@ -100,7 +100,7 @@ class NavitRule(PatchRule, tag="navit"):
 
 @lru_cache(maxsize=256)
 def _worst_size(rule: NavitRule, limit: int) -> Size:
-    """Of the images that may have the most patches, the widest that has."""
+    """The widest image that has the most patches."""
     return max(
         rule.candidates(limit), key=lambda size: (rule.units(size[0], size[1], limit), size[0])
     )

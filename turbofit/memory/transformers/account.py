@@ -220,7 +220,7 @@ class Transformers(LayeredEngine):
         *,
         units_per_forward: int,  # noqa: ARG002
     ) -> HostMemory:
-        """Of one copy whose layers are all on GPUs."""
+        """The host memory of one copy whose layers are all on GPUs."""
         return HostMemory(pinned=0, pageable=_HOST_PROCESS, available=None)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002

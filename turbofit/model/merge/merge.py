@@ -72,7 +72,7 @@ class Lora(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight that it changes: (out, in)."""
+        """The shape of the weight that it changes: (out, in)."""
         return self.b.shape[0], self.a.shape[1]
 
     def merged(self, weight: Any) -> Any:

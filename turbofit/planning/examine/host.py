@@ -35,7 +35,7 @@ _FILES: Final = 1024
 
 
 def host_memory(host: Host, scene: Scene) -> Answer:
-    """Of a plan what it counts on; else what any server takes."""
+    """The host memory that a plan counts on; else what any server takes."""
     available = host.ram_available
     if available == NA:
         return unreadable("available host memory")
