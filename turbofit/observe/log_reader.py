@@ -251,39 +251,59 @@ def torch_memory(text: str) -> TorchMemory:
     not in it. A figure that cannot be, as under Windows, is None.
     """
     text_match = _TEXT.search(text)
-    message, requested = text_match[0] if text_match else text, _figure(_REQUESTED, text)
-    if match := _BRACKET.search(text):
-        total, used, free, reserved = (_bytes(match[i]) for i in (2, 3, 4, 5))
-        return TorchMemory(
-            message=message, requested=requested, gpu=int(match[1]), total=total, free=free,
-            process=reserved, allocated=used, cached=max(0, (reserved or 0) - (used or 0)),
-            context=False,
-        )  # fmt: skip
+    message = text_match[0] if text_match else text
+    bracket = _BRACKET.search(text)
+    return _bracket_memory(message, bracket) if bracket else _listed_memory(message, text)
+
+
+def _bracket_memory(message: str, match: re.Match[str]) -> TorchMemory:
+    """The figures of torch up to 2.0, all in one pair of brackets."""
+    total, used, free, reserved = (_bytes(match[i]) for i in (2, 3, 4, 5))
+    return TorchMemory(
+        message=message, requested=_figure(_REQUESTED, match.string), gpu=int(match[1]),
+        total=total, free=free, process=reserved, allocated=used,
+        cached=max(0, (reserved or 0) - (used or 0)), context=False,
+    )  # fmt: skip
+
+
+def _listed_memory(message: str, text: str) -> TorchMemory:
+    """The figures of torch from 2.1 on, which lists the card's processes."""
     sizes = ((int(match[1]), _bytes(match[2])) for match in _OTHER_PROCESS.finditer(text))
     others = {pid: size for pid, size in sizes if size is not None}
     capacity, this = _CAPACITY.search(text), _THIS.search(text)
     allocated, cached = _figure(_ALLOCATED, text), _figure(_CACHED, text)
-    process, whole = _figure(_THIS, text), _bytes(capacity[2]) if capacity else None
-    if process is not None and whole is not None and process > whole:
-        process = None  # under WDDM the driver tells no process's memory, and torch prints 2^64
+    gpu, whole, free = (
+        (int(capacity[1]), _bytes(capacity[2]), _bytes(capacity[3]))
+        if capacity
+        else (None, None, None)
+    )
+    process = _figure(_THIS, text)
     pid = None if this else _pid_among(others, allocated, cached)
     if pid is not None:
         process = others.pop(pid)
     return TorchMemory(
         message=message,
-        requested=requested,
-        gpu=int(capacity[1]) if capacity else None,
+        requested=_figure(_REQUESTED, text),
+        gpu=gpu,
         total=whole,
-        free=_bytes(capacity[3]) if capacity else None,
+        free=free,
         limit=_figure(_LIMIT, text),
-        # A driver that does not tell what a process holds makes torch print 0.
-        process=process or None,
+        process=_possible(process, whole),
         pid=pid,
         allocated=allocated,
         cached=cached,
         others=tuple(others.items()),
         named=this is not None or pid is not None or not others,
     )
+
+
+def _possible(process: int | None, whole: int | None) -> int | None:
+    """What a process holds; None where the driver did not tell it.
+
+    Torch prints 0 then, and 2^64 under WDDM.
+    """
+    told = process is not None and (whole is None or process <= whole)
+    return process or None if told else None
 
 
 def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:

@@ -248,6 +248,11 @@ def _figures(case: LogCase, memory: TorchMemory, program: str) -> Iterator[str]:
                 " one ran, allocates itself (its weights and its KV cache)"
             )
         )
+    yield from _of_others(case, memory)
+
+
+def _of_others(case: LogCase, memory: TorchMemory) -> Iterator[str]:
+    """What others held of the card, and what nobody in the text explains."""
     others = sum(size for _, size in memory.others)
     if others and not _unclear(case, memory):
         yield f"other processes held {format_bytes(others)} of the card"
