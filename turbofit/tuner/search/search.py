@@ -158,8 +158,8 @@ def at_limit(
     request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
 ) -> Evaluation:
     """The best on a shape's groups where images of another limit are served, and asked for."""
-    asked = replace(request, image_limit=image_limit, groups=shape.groups)
-    return _Search(asked, engine).best()[0]
+    limited = replace(request, image_limit=image_limit, groups=shape.groups)
+    return _Search(limited, engine).best()[0]
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
