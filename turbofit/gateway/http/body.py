@@ -161,7 +161,10 @@ class Bodies:
             if more and arrival.size >= LARGE:
                 await self._let_others()
         arrival.timer.cancel()  # it is here: its client is not late while it waits for a thread
-        return arrival.whole() if arrival.size < LARGE else await in_thread(arrival.whole)
+        if arrival.size < LARGE:
+            return arrival.whole()
+        async with self._turn:  # the copy holds Python's lock: the loop waits for one at most
+            return await in_thread(arrival.whole)
 
     async def _let_others(self) -> None:
         """Wait until all else that is due was done, one large body after the other.
