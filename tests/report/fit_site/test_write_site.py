@@ -137,7 +137,7 @@ def test_both_languages_say_the_same_things() -> None:
     names = r"(\w+): (?:'((?:[^'\\]|\\.)*)'|\[)"
     pairs = [re.findall(names, part) for part in (english, chinese)]
     said = [dict(part) for part in pairs]
-    assert [len(part) for part in pairs] == [len(part) for part in said]  # no name twice
+    assert list(map(len, pairs)) == list(map(len, said))  # no name twice
     assert list(said[0]) == list(said[1])
     assert len(said[0]) > 50
     for name, sentence in said[0].items():
