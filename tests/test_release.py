@@ -118,7 +118,10 @@ def copied(folder: Path, **changes: tuple[str, str]) -> Path:
 def test_a_tag_that_is_not_ready_is_refused(tmp_path: Path) -> None:
     version = turbofit.__version__
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    # As RELEASING.md has it: what is below Unreleased goes into the version's section.
+    text = re.sub(r"(?ms)(^## Unreleased\n).*?(?=^## )", r"\1\n", text, count=1)
     root = copied(tmp_path, pyproject=('url = ""', f'url = "{URL}"'))
+    (root / "CHANGELOG.md").write_text(text)
     assert missing(f"v{version}", root) == []
     for above in ("", "### Added\n\n"):
         more = f"## Unreleased\n\n{above}- A thing.\n"

@@ -35,7 +35,7 @@ _ADMISSION, _FORWARDER = "gateway/routing/admission.py", "gateway/routing/reques
 _HEALTH = "gateway/routing/health.py"
 _DENY_LIST, _DENY_FILE = "gateway/routing/deny_list.py", "gateway/routing/deny_file.py"
 _SUPERVISOR, _ENGINE = "launch/serve/supervisor.py", "launch/engine/supervised_engine.py"
-_START, _LEASES = "launch/run.py", "launch/serve/leases.py"
+_START, _LEASES = "launch/start.py", "launch/serve/leases.py"
 BUGS = (
     # Who is let in, and what is held of engines.
     Bug("units are never given back", _ADMISSION,
@@ -66,7 +66,7 @@ BUGS = (
         "        if False:\n            last, until"),
     Bug("suspects run together", _ADMISSION,
         "        if self.turn is not None:\n            engine.turn_of = self.turn\n", ""),
-    Bug("whoever is beside a suspect does not matter", _DENY_LIST, "and all(others)", ""),
+    Bug("whoever is beside a suspect does not matter", _DENY_LIST, "and all(others_begun)", ""),
     Bug("what is refused is not written", _DENY_LIST,
         "        self.keep()\n\n    def _take_back", "\n    def _take_back"),
     Bug("what is refused is kept by the number of cards", _DENY_FILE,

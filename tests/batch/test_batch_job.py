@@ -274,7 +274,7 @@ def test_wrong_options_are_said_at_once() -> None:
         ({"model": ""}, "nobody is named who answers"),
         ({"url": "x:80"}, "x:80 is no address"),
         ({"model": "m", "api_key": "k"}, "--api-key is for a server"),
-        ({**url, "model": "m", "max_batch_size": 4}, "--max-batch-size is of a plan"),
+        ({**url, "model": "m", "max_batch_size": 4}, "^max_batch_size is of a plan"),
         ({**url, "promt": "x"}, "promt is nothing that PlanRequest knows"),
         ({**url, "timeout": -1}, "timeout -1"),
     ):

@@ -109,9 +109,13 @@ def test_words_show_the_cards_that_have_them(words: list[str], names: set[str], 
 
 def test_a_word_shows_the_models_that_have_it(capsys) -> None:
     assert main(["models", "awq"]) == 0
-    heading, columns, *rows = capsys.readouterr().out.splitlines()
+    planned, unsupported = capsys.readouterr().out.split("\n\n")
+    heading, columns, *rows = planned.splitlines()
     assert (heading, "hub id" in columns, len(rows) > 5) == ("Models", True, True)
     assert all("awq" in row.lower() for row in rows)
+    title, *reasons = unsupported.split("\n  - ")
+    assert (title, len(reasons) > 2) == ("Not planned for", True)
+    assert all("awq" in reason.partition(":")[0] for reason in reasons)
     assert main(["models", "internvl2-8b", "--json"]) == 0
     models = json.loads(capsys.readouterr().out)["models"]
     assert models["internvl2-8b"]["parameters"] == 8_075_365_376

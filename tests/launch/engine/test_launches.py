@@ -16,7 +16,7 @@ from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError, PackageError
-from turbofit.core.installation import install_command
+from turbofit.core.installation import install_command, without_gpu
 from turbofit.core.plan import Command, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine import cache_ratio, kernel, launches
@@ -70,8 +70,9 @@ def test_without_lmdeploy_the_install_command_is_told(monkeypatch, capsys) -> No
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert main(["serve", "internvl2-1b", "--pretend", "--on", "1xrtx3060"]) == 7
-    hint = f"hint: install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is\n"
-    assert hint in capsys.readouterr().err
+    hint = f"hint: install it with {install_command('lmdeploy')}, or turbofit where LMDeploy is"
+    assert without_gpu().startswith("; for pretend GPUs alone ")  # of a clone
+    assert f"{hint}{without_gpu()}\n" in capsys.readouterr().err
 
 
 def run_module(folder: Path, name: str, code: str, **environ: str) -> list[str]:

@@ -16,7 +16,7 @@ from tests.support import waiting
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
-from turbofit.launch.engine import kernel, process, supervised_engine
+from turbofit.launch.engine import kernel, log_file, supervised_engine
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.engine.log_file import _TIME, LogFile, repeats
@@ -187,7 +187,7 @@ def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         passes.append(len(text))
         return _TIME.sub(new, text)
 
-    monkeypatch.setattr(process, "_TIME", SimpleNamespace(sub=passed))
+    monkeypatch.setattr(log_file, "_TIME", SimpleNamespace(sub=passed))
     monkeypatch.setattr(log.kept, "put", lambda data: writes.append(data) or keep(data))
     chunks = range(0, len(flood), 1 << 16)
     runs = [log.feed(flood[at : at + (1 << 16)]) for at in chunks]

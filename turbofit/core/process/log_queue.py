@@ -8,7 +8,7 @@ import queue
 import sys
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +32,18 @@ def dropped_lines() -> int:
     return _DROPPED[0]
 
 
+class _Waiting(NamedTuple):
+    """Text that waits to be written.
+
+    ``lines``: its own, without those of notices. ``missing``: lines that its notices count, and
+    that nobody was told of where it is not written.
+    """
+
+    text: bytes
+    lines: int
+    missing: int
+
+
 class LogQueue:
     """Takes whole lines of one log, and writes them in a thread; what finds no room is dropped.
 
@@ -47,7 +59,7 @@ class LogQueue:
     ) -> None:
         self._write, self._notice, self._room = write, notice, room
         # Only C code: the exception of a signal's handler leaves none of it half done.
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock, self._pause = _thread.allocate_lock(), _thread.allocate_lock()
         self._pause.acquire()  # until somebody waits
         self._held = self._missing = 0
@@ -55,16 +67,17 @@ class LogQueue:
 
     def put(self, data: bytes) -> None:
         """Have lines written; returns at once."""
+        lines = data.count(b"\n")
         with self._lock:
             if self._held and self._held + len(data) > self._room:
-                self._lose(data)
+                self._lose(lines)
                 return
-            data = self._missed() + data
-            self._held += len(data)
+            notice, missing = self._missed()
+            self._held += len(notice) + len(data)
             begins, self._runs = not self._runs, True
         if begins:
             _thread.start_new_thread(self._run, ())
-        self._lines.put(data)
+        self._lines.put(_Waiting(notice + data, lines, missing))
 
     def settle(self, seconds: float = _LAST_SECONDS) -> bool:
         """Wait until all is written, at most so long; whether it is."""
@@ -89,36 +102,41 @@ class LogQueue:
                 while True:
                     parts.append(self._lines.get_nowait())
             ends = None in parts
-            self._write_out(b"".join(part for part in parts if part is not None))
+            waiting = [part for part in parts if part is not None]
+            text = b"".join(part.text for part in waiting)
+            lines = sum(part.lines for part in waiting)
+            self._write_out(_Waiting(text, lines, sum(part.missing for part in waiting)))
             if not ends:
                 self._pause.acquire(timeout=_PAUSE)
 
-    def _write_out(self, data: bytes) -> None:
+    def _write_out(self, waiting: _Waiting) -> None:
         """Write lines, then how many are missing after them."""
-        while data:
+        text, lines, missing = waiting
+        while text:
             written = True
             try:
-                self._write(data)
+                self._write(text)
             except (OSError, ValueError):
                 written = False
             with self._lock:
-                self._held -= len(data)
+                self._held -= len(text)
                 if not written:
-                    self._lose(data)
+                    self._missing += missing
+                    self._lose(lines)
                     return
-                data = self._missed() if self._lines.empty() else b""
-                self._held += len(data)
+                text, missing = self._missed() if self._lines.empty() else (b"", 0)
+                lines = 0
+                self._held += len(text)
 
-    def _lose(self, data: bytes) -> None:
-        lines = data.count(b"\n")
+    def _lose(self, lines: int) -> None:
         self._missing += lines
         with _COUNTING:
             _DROPPED[0] += lines
 
-    def _missed(self) -> bytes:
-        """What stands in the place of lines that were dropped."""
+    def _missed(self) -> tuple[bytes, int]:
+        """What stands in the place of lines that were dropped, and how many they are."""
         missing, self._missing = self._missing, 0
-        return self._notice(missing) if missing and self._notice is not None else b""
+        return (self._notice(missing) if missing and self._notice is not None else b""), missing
 
 
 class CappedLog(LogQueue):
