@@ -145,7 +145,7 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy_and_is_not_corrected(
     with pytest.raises(UsageError, match="no ratio to correct"):
         turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", engine="transformers", rehearse=True)
     with pytest.raises(UsageError, match="no stand-in checkpoint"):
-        turbofit.rehearse("llava-onevision-7b", on="1xrtx3090")
+        turbofit.rehearse("cogvlm-17b", on="1xrtx3090")
 
 
 @pytest.mark.lmdeploy

@@ -63,7 +63,7 @@ def fits(said: Said, engine: str, cards: list[int]) -> Plan:
     for gpu in plan.gpus:
         assert gpu.headroom >= gpu.margin >= 256 * MIB
         assert max(gpu.peak, gpu.load_peak) + gpu.headroom + gpu.reserved == gpu.total
-    each = " on each GPU" if len(cards) > 1 else ""
+    each = " on each" if len(cards) > 1 else ""
     assert plan.verdict.endswith(f"; {format_bytes(said.spare)} stay free{each}")
     assert plan.kv.tokens >= plan.kv.longest_request_tokens >= plan.settings.session_len > 0
     assert len(plan.commands) == plan.parallel.replicas

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.plan import Plan
-from turbofit.core.units import MIB
+from turbofit.core.units import GIB, MIB, round_up
 from turbofit.diagnose.explain import diagnose
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.launch.engine.worst_requests import every_worst
@@ -133,7 +133,7 @@ FORMULAS: list[tuple[str, Any, Callable[[Plan], object]]] = [
     ("forward_tokens", _twice(account.TurbomindAccount.forward_tokens),
      lambda p: [case for case in ADAPTERS["turbomind"].worst(p) if case.name == "vision_forward"]),
     ("cache_shape", staticmethod(_other_cut), lambda p: learn(
-        p, [replace(launched(p), region=p.kv.region_bytes + 1)],
+        p, [replace(launched(p), region=round_up(p.kv.region_bytes, GIB))],  # steps of both cuts
         lmdeploy="0.19.0", when="", pretend=True)[0].buffers),
     ("cache_shape", staticmethod(_other_cut), lambda p: tokens_beside(
         p, CacheBudget(budget=50_000 * MIB, free=60_000 * MIB, ratio=5 / 6),

@@ -196,7 +196,7 @@ class LogFacts:
         event = self._event(text, event, hits)
         if isinstance(event, KnownMessage) and self._before:
             text = text if self._before == _NCCL_REASON else f"{self._before} {text}"
-        warns = text if _WARNS_BELOW.match(text) else ""
+        warns = text if "Warning" in text and _WARNS_BELOW.match(text) else ""
         self._before = _NCCL_REASON if text.strip() == _NCCL_REASON else warns
         return text, event, hits
 
@@ -322,7 +322,7 @@ class LogFacts:
 
 
 def _may_begin(text: str) -> bool:
-    return any(word in text for word in _BEGINNINGS)
+    return any(map(text.__contains__, _BEGINNINGS))
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:

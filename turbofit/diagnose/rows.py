@@ -101,7 +101,8 @@ class _SharedPrefix:
             figures = re.sub(r"\d+", r"\\d+", re.escape(text[:at]))
             self._learned = re.compile(figures)
         match = self._learned.match(text) if self._learned else None
-        match = match or _LOGGED.match(text)
+        if match is None and ("Error: " in text or "Exception: " in text):
+            match = _LOGGED.match(text)
         return text[match.end() :] if match else text
 
 

@@ -107,7 +107,7 @@ class FactCollector:
     def read(self, line: int, text: str) -> None:
         place = (line, text)
         lower = text.lower()
-        if any(word in lower for word in _families()):
+        if any(map(lower.__contains__, _families())):
             self._model(place)
         self.cards.read(line, text)
         if "=" in text or "--" in text:
@@ -156,11 +156,11 @@ class FactCollector:
 
     def _launcher(self, place: Place) -> None:
         text = place[1]
-        if match := _TORCHRUN.search(text):
+        if ("run" in text or "launch" in text) and (match := _TORCHRUN.search(text)):
             count = _RANKS.search(match[1])
             if count and int(count[1]) > 1:
                 self.ranks = (int(count[1]), place)
-        if (match := _WORLD.search(text)) and int(match[1]) > 1:
+        if "WORLD_SIZE" in text and (match := _WORLD.search(text)) and int(match[1]) > 1:
             self.ranks = self.ranks or (int(match[1]), place)
 
 

@@ -73,7 +73,7 @@ class CardWords:
         self._unsized: dict[str, str] = {}
 
     def read(self, line: int, text: str) -> None:
-        if not any(word in text for word in _WORDS):
+        if not any(map(text.__contains__, _WORDS)):
             return
         if not text.isascii() and _CHINESE_COUNT.search(text):
             text = plain(text)

@@ -405,8 +405,9 @@ def test_limits_and_the_engine_see_them() -> None:
 
 def test_the_page_says_them() -> None:
     app, _ = gateway(defaults=DEFAULTS, names={"m": "m"})
-    text = ask(app, path="/", method="GET").body.decode()
-    assert "where a request does not say otherwise: temperature 0.2, top_k 20" in text
+    [model] = ask(app, path="/about", method="GET").json["models"]
+    words = "where a request does not say otherwise: temperature 0.2, top_k 20"
+    assert any(line.startswith(words) for line in model["limits"])
     assert Defaults().words == []
 
 

@@ -409,12 +409,12 @@ def test_packed_layers_are_dealt_in_whole_groups(name: str, degrees: tuple[int, 
 
 
 def test_states_in_bfloat16_alone() -> None:
-    with pytest.raises(UsageError, match="in no other dtype: --dtype is float16"):
+    with pytest.raises(UsageError, match="in no other dtype: dtype is float16"):
         turbofit.plan("qwen3-next-80b-a3b", on="2xh200", dtype="float16")
     assert turbofit.plan("qwen3.5-4b", on="1xl4", dtype="float16", engine="pytorch").fits
     with pytest.raises(NoKernelError, match="in bfloat16, which Tesla V100") as caught:
         turbofit.plan("qwen3-next-80b-a3b", on="8xv100-32g")
-    assert "--dtype" not in caught.value.message + caught.value.hint
+    assert "dtype" not in caught.value.message + caught.value.hint
     assert turbofit.plan("qwen3.5-4b", on="1xt4", engine="pytorch").fits
     name, settings = "LMDEPLOY_FP32_MAMBA_SSM_DTYPE", Settings()
     assert environment(settings, resolve_model("qwen3.5-9b"))[name] == "0"

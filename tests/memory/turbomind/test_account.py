@@ -229,7 +229,7 @@ def test_of_a_card_without_code_the_engine_that_compiles_is_taken() -> None:
     with pytest.raises(NoKernelError) as caught:
         turbofit.plan("internvl2-8b-awq", on="1xrtx5090", engine="turbomind")
     assert caught.value.exit_code == 3
-    assert caught.value.hint.startswith("--engine pytorch serves")
+    assert caught.value.hint.startswith("engine pytorch serves")
     beside = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx5090", engine="turbomind")
     assert (beside.fits, beside.parallel.groups) == (True, ((0,),))
 

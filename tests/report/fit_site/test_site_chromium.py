@@ -18,7 +18,7 @@ from tests.support.waiting import until
 from tests.sweep import part
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
-from turbofit.core.units import GIB, format_bytes
+from turbofit.core.units import GIB, format_bytes, order, three_digits
 from turbofit.report.fit_site.choices import (
     SiteChoice,
     SiteChoices,
@@ -39,6 +39,9 @@ REQUEST = SiteRequest.of(
     images=((4, (1280, 720)),),
     contexts=(8192,),
 )
+
+
+UNSURE = ("order", "unknown")
 
 
 class Chosen(NamedTuple):
@@ -132,6 +135,7 @@ return {
   fits: side.dataset.fits, title: texts('h2')[0], sentence: texts('.sentence')[0],
   commands: texts('code'), bar: texts('.words')[0], warnings: texts('ul.notes li'),
   tiles: Object.fromEntries(tiles.map((one) => [one[0].textContent, one[1].textContent])),
+  below: Object.fromEntries(tiles.map((one) => [one[0].textContent, one[2].textContent])),
   limits: rows('table.limits'), remedies: rows('table:not(.limits)'),
 };
 """
@@ -161,6 +165,11 @@ def close(text: str, value: float) -> bool:
     return number(text) == (round(value) if value >= 1000 else float(f"{value:.3g}"))
 
 
+def figure(value: float, surety: dict[str, Any]) -> str:
+    """The value to three digits, or the nearest order where no more is sure."""
+    return f"about {order(value)}" if surety["word"] in UNSURE else three_digits(value)
+
+
 def compare(said: dict[str, Any], plan: dict[str, Any]) -> None:
     """What is shown is what the plan says."""
     if "error" in plan:
@@ -182,8 +191,11 @@ def compare(said: dict[str, Any], plan: dict[str, Any]) -> None:
     assert number(tiles["KV tokens"]) == plan["kv"]["total_tokens"]
     assert number(tiles["context"]) == plan["settings"]["session_len"]
     assert number(tiles["tokens of the images"]) == plan["limits"]["image_tokens_per_request"]
-    assert close(tiles["requests/s, forecast"], speed["requests_per_second"])
-    assert close(tiles["seconds to the first token"], speed["seconds_to_first_token"])
+    first, rate = "seconds to the first token", tiles["requests/s, forecast"]
+    assert rate == figure(speed["requests_per_second"], speed["surety"])
+    assert tiles[first] == figure(speed["seconds_to_first_token_alone"], speed["first_token_alone"])
+    among = figure(speed["seconds_to_first_token"], speed["first_token"])
+    assert said["below"][first] == f"forecast, alone; {among} among others"
     assert len(said["limits"]) == len(plan["limit_costs"])
     for cells, cost in zip(said["limits"], plan["limit_costs"], strict=True):
         assert cells[0] == cost["option"]

@@ -135,7 +135,9 @@ def test_both_languages_say_the_same_things() -> None:
     text = (FOLDER / "wording.js").read_text(encoding="utf-8")
     english, chinese = text.split("  zh: {")
     names = r"(\w+): (?:'((?:[^'\\]|\\.)*)'|\[)"
-    said = [dict(re.findall(names, part)) for part in (english, chinese)]
+    pairs = [re.findall(names, part) for part in (english, chinese)]
+    said = [dict(part) for part in pairs]
+    assert list(map(len, pairs)) == list(map(len, said))  # no name twice
     assert list(said[0]) == list(said[1])
     assert len(said[0]) > 50
     for name, sentence in said[0].items():

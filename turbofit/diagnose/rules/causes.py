@@ -201,7 +201,7 @@ def caught(text: str) -> dict[str, str]:
     """Facts of a line by their names."""
     found: dict[str, str] = {}
     for row in _table().facts:
-        if any(word in text for word in row.says) and (
+        if any(map(text.__contains__, row.says)) and (
             match := pattern_of(row.pattern).search(text)
         ):
             found |= {name: value for name, value in match.groupdict().items() if value}

@@ -171,7 +171,7 @@
     names.forEach(fill);
     const lacking = restore();
     paint();
-    status(lacking.length ? say('unknown', lacking.join(', ')) : '');
+    status(lacking.length ? say('lacking', lacking.join(', ')) : '');
   };
   window.addEventListener('hashchange', () => { if (window.location.hash !== fragment()) begin(); });
   begin();

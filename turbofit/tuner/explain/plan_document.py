@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.messages import indices, on_each_gpu, plural
+from turbofit.core.messages import indices, plural
 from turbofit.core.plan import (
     Footprint,
     GpuLedger,
@@ -178,7 +178,8 @@ def free_words(
     """What stays free on the tightest GPU, as a clause of a verdict."""
     spare = min(ledger.headroom - ledger.beyond_budget for ledger in ledgers)
     of = " of the budget" if request.budget else ""
-    return f"{format_bytes(spare)}{of} stay free{on_each_gpu(sum(map(len, groups)))}"
+    each = " on each" if sum(map(len, groups)) > 1 else ""
+    return f"{format_bytes(spare)}{of} stay free{each}"
 
 
 def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
