@@ -43,9 +43,11 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
-#: So many requests at once have a film's header read, and so many are read, held to the plan and
-#: written in a thread.
-_AT_ONCE: Final = 2
+#: So many requests at once have a film's header read.
+_LOOKED_AT: Final = 2
+#: So many large ones are read, held to the plan and written in a thread: nearly all of it holds
+#: Python's lock, so that a second one would only keep the loop waiting.
+_WORKED_ON: Final = 1
 #: And so many pictures at most are resized, however many cores there are.
 _MOST_RESIZED: Final = 16
 
@@ -90,8 +92,8 @@ class Gateway(AsgiApp):
         trace = config.record_trace
         self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
-        self._looking = asyncio.Semaphore(_AT_ONCE)
-        self._working = asyncio.Semaphore(_AT_ONCE)
+        self._looking = asyncio.Semaphore(_LOOKED_AT)
+        self._working = asyncio.Semaphore(_WORKED_ON)
         cores = usable_cores()
         self._resizing = PictureTurns(0 if cores == NA else min(int(cores) - 1, _MOST_RESIZED))
         self._upstream = upstream or Upstream(serial=bounds.serial)
