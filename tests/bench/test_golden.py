@@ -93,7 +93,8 @@ def test_a_short_answer_fits_a_terminal(documents):
     for name in short:
         answer = documents[name].split("--- stdout\n")[1].partition("--- stderr\n")[0].splitlines()
         assert len(answer) <= 26, name
-        assert all(len(line) <= 80 for line in answer), name
+        # A device map is one word of a shell, which no line can break.
+        assert all(len(line) <= 80 or "--device-map '" in line for line in answer), name
 
 
 def test_a_document_says_all_but_times_versions_and_paths(place):
