@@ -1,4 +1,4 @@
-"""Attempts and the ladder between them, over a stand-in engine; planning is real."""
+"""Runs of `serve`: starts, the ladder between them, signals and ends; the engine is a stand-in."""
 
 from __future__ import annotations
 
