@@ -246,8 +246,7 @@ def test_a_killed_standby_is_replaced_while_its_server_runs(session, tmp_path: P
             os.kill(pids(child)[-1], signal.SIGKILL)
             child.wait_for("phase: ready", 2)
         assert gone(killed)
-        until(lambda: standby_beside(child), "another standby")
-    standby = standby_beside(child)
+        standby = until(lambda: standby_beside(child), "another standby")
     os.kill(pids(child)[-1], signal.SIGKILL)
     child.wait_for("phase: ready", 3)
     assert pids(child)[-1] == standby
