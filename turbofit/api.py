@@ -82,13 +82,13 @@ def in_python(text: str) -> str:
 
 
 @cache
-def _keywords() -> dict[str, object]:
+def _keywords() -> dict[str, Any]:
     """The types of all functions' keywords."""
     from turbofit.batch.batch_spec import BatchSpec
 
     kinds: list[type[BaseModel]] = [PredictRequest, WhichRequest, BatchSpec]
     fields = [item for kind in kinds for item in kind.model_fields.items()]
-    return {name: one.annotation for name, one in fields} | _MORE_KEYWORDS
+    return {**{name: one.annotation for name, one in fields}, **_MORE_KEYWORDS}
 
 
 def _keyword(option: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""The stories of docs/cases.md on pretend GPUs, until a picture is answered: their smallest twins."""
+"""The stories of docs/cases.md on pretend GPUs, until a picture is answered, by small twins."""
 
 from __future__ import annotations
 
