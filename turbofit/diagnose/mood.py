@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.event import LogEvent
 from turbofit.observe.log_events import KnownMessage
+from turbofit.observe.log_reader import by_form
 
 if TYPE_CHECKING:
     from turbofit.observe.log_events import PythonFrame
@@ -93,12 +94,15 @@ class Mood:
 
     def goes_on(self, line: int, text: str, stack: tuple[PythonFrame, ...]) -> bool:
         """Take in a row that no event has: whether it shows that the program goes on."""
-        if _tells_of(_COMPLAINT, text):
+        complains, refuses, progresses = _sound_of(text)
+        # A count of none is no failure.
+        told = _NONE_OF_THEM.sub("", text) if complains or refuses else ""
+        if complains and _COMPLAINT.match(told):
             self.last_complaint = LogEvent(line, text, KnownMessage(), stack)
-        elif _tells_of(_REFUSAL, text):
+        elif refuses and _REFUSAL.match(told):
             self.last_refusal = LogEvent(line, text, KnownMessage(), stack)
         else:
-            return ("INFO" in text or "%|" in text) and _PROGRESS.match(text) is not None
+            return progresses
         return False
 
     def _weigh(self, text: str) -> None:
@@ -117,6 +121,8 @@ class Mood:
         self._alarmed = bool(_ALARM.search(told) or denied)
 
 
-def _tells_of(words: re.Pattern[str], text: str) -> bool:
-    """Whether a line has words of a failure that are not a count of none."""
-    return bool(words.match(text) and words.match(_NONE_OF_THEM.sub("", text)))
+@by_form
+def _sound_of(form: str) -> tuple[bool, bool, bool]:
+    """Whether a line sounds like an error, like a refusal, and like a program that goes on."""
+    goes_on = ("INFO" in form or "%|" in form) and _PROGRESS.match(form)
+    return bool(_COMPLAINT.match(form)), bool(_REFUSAL.match(form)), bool(goes_on)
