@@ -120,11 +120,16 @@ def _kill(match: re.Match[str]) -> events.HostKill:
     )
 
 
+#: The parts of a server's count around its requests.
+_MADE: Final = r".{0,120}?(?:/ ([\d.]+) tokens/s, )?"
+_RUNNING: Final = r" / -?\d+ / -?\d+,?(?: Engine \(running/waiting\): (-?\d+) / (-?\d+))?"
+
+
 def _counted(match: re.Match[str]) -> events.ServerFigures:
-    running, waiting = (int(match[i]) if match[i] else None for i in (4, 5))
+    failed, running, waiting = (int(match[i]) if match[i] else None for i in (3, 4, 5))
     made = float(match[1]) if match[1] else None
     return events.ServerFigures(
-        succeeded=int(match[2]), failed=int(match[3]), made=made, running=running, waiting=waiting
+        succeeded=int(match[2]), failed=failed or 0, made=made, running=running, waiting=waiting
     )
 
 
@@ -167,10 +172,12 @@ _OTHER: Final = (
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
     _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
-    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `
-    _row("Server (succeeded/failed", r".{0,120}?(?:/ ([\d.]+) tokens/s, )?Server \(succeeded/failed"
-         r"/routed/waiting\): (\d+) / (\d+) / \d+ / \d+,?(?: Engine \(running/waiting\):"
-         r" (\d+) / (\d+))?", _counted),
+    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose last count falls
+    # below 0; in 0.12 `API server (completed/routed/waiting): `.
+    _row("Server (succeeded/failed", rf"{_MADE}Server \(succeeded/failed/routed/waiting\):"
+         rf" (-?\d+) / (-?\d+){_RUNNING}", _counted),
+    _row("API server (completed", rf"{_MADE}API server \(completed/routed/waiting\):"
+         rf" (-?\d+)(){_RUNNING}", _counted),
     _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
     _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
     _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
