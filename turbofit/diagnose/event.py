@@ -69,6 +69,11 @@ class LogEvent(NamedTuple):
         return self.row is not None and self.row.kind in _MACHINE
 
     @property
+    def of_title(self) -> bool:
+        """Whether it stands in the title of a page or an issue, which says a line again."""
+        return self.text.startswith("# ")
+
+    @property
     def cleans_up(self) -> bool:
         """Whether it was raised while the program took itself down."""
         return any(frame.function in CLEANS_UP for frame in self.stack)
@@ -112,7 +117,8 @@ class EventFinder:
             )
             return Event(outcome=outcome, marks=tuple(self._complaints))
         marks = sorted((*fatal, *self._complaints), key=lambda mark: mark.line)
-        return Event(outcome="fatal", marks=tuple(marks), last=self._last)
+        below = [mark for mark in marks if not mark.of_title]
+        return Event(outcome="fatal", marks=tuple(below or marks), last=self._last)
 
     def progressed(self, line: int) -> None:
         self._progress = (self._progress[1], line)

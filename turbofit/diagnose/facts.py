@@ -27,7 +27,7 @@ from turbofit.observe.log_events import (
     TorchMemory,
     WarmupLengths,
 )
-from turbofit.observe.log_reader import read_line, torch_memory
+from turbofit.observe.log_reader import by_form, read_line, torch_memory
 from turbofit.observe.stages import Course
 
 if TYPE_CHECKING:
@@ -48,10 +48,6 @@ _BEGUN: Final = re.compile(
 _BEGINS: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 )
-#: Words of both: most lines have none.
-_BEGINNINGS: Final = (
-    "lmdeploy ", "api_server", "turbofit ", "pipeline(", "Loading", "max_context_token_num",
-)  # fmt: skip
 #: A command that somebody ran, with or without the prompt of a shell.
 _COMMAND: Final = re.compile(
     r"[$#>] \w|(?:lmdeploy|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
@@ -152,7 +148,7 @@ class LogFacts:
         """Whether a row begins another run: an engine that was past its beginning begins again."""
         past = self.course.reached in ("cache", "warm-up", "serving")
         past = past or self.course.stage == "dying"
-        return past and _may_begin(text) and _BEGINS.search(text) is not None
+        return past and _may_begin(text)[0] and _BEGINS.search(text) is not None
 
     def first(self, kind: type[_T]) -> LogEvent | None:
         return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
@@ -180,7 +176,7 @@ class LogFacts:
         return max((length for length in lengths if limit is None or length <= limit), default=0)
 
     def _begin(self, line: int, text: str) -> None:
-        if self.begun_at is None and _may_begin(text) and _BEGUN.search(text):
+        if self.begun_at is None and _may_begin(text)[1]:
             self.begun_at = line
             self.course.start()
         if text.startswith(_PASSES_ON):
@@ -321,8 +317,10 @@ class LogFacts:
         self.marks.append(mark)
 
 
-def _may_begin(text: str) -> bool:
-    return any(map(text.__contains__, _BEGINNINGS))
+@by_form
+def _may_begin(form: str) -> tuple[bool, bool]:
+    """Whether a line may begin an engine again, and whether it begins one."""
+    return _BEGINS.search(form) is not None, _BEGUN.search(form) is not None
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:

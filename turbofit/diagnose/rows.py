@@ -56,6 +56,11 @@ _DOCKER: Final = '{"log":"'
 _QUOTES: Final = ("Error:", "Error: b'", "what():")
 #: What follows in LMDeploy's or vLLM's record of a request was written by a client or the model.
 _REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, |.*\bReceived request \S+: ")
+#: What the form of an issue prints around what somebody pasted into it.
+_FORM: Final = re.compile(
+    r"- \[[ xX]\] |#{2,6} (?:Checklist|Describe the bug|Reproduction|Environment|Error traceback"
+    r"|\S*\s*(?:检查清单|问题描述|复现|环境|报错))"
+)
 _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
@@ -129,8 +134,10 @@ def _of_docker(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """A row without the prefixes that are known, and without what a client wrote."""
+    """A row without the prefixes that are known, and without what a client or a form wrote."""
     text = text[:_LONGEST].rstrip()
+    if text.startswith(("- [", "##")) and _FORM.match(text):
+        return ""
     match = _PREFIX.match(text)
     if match and match.end() < len(text):
         text = text[match.end() :]
