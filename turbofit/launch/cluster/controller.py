@@ -39,7 +39,8 @@ from turbofit.launch.cluster.nodes import node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, pin_board
 from turbofit.launch.serve.detached import LEASE_SECONDS
 from turbofit.launch.serve.state_file import StateFile
-from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, refusal
+from turbofit.planning.plan import doubled_margin, refusal
+from turbofit.planning.plan_cluster import plan_cluster, plan_joining
 
 if TYPE_CHECKING:
     import signal

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.model import Model
     from turbofit.machine.presets import GpuPreset
-    from turbofit.planning.which import Serving, Which
+    from turbofit.planning.serving import Serving
+    from turbofit.planning.which import Which
     from turbofit.report.painters.document import Block
 
 
