@@ -99,7 +99,7 @@ def workplace() -> Iterator[Workplace]:
     here = Path.cwd()
     with suppress(ModuleNotFoundError):  # an older turbofit has none
         # What takes a second on a busy machine would tell so on stderr.
-        importlib.import_module("turbofit.cli.terminal.progress_display")._PATIENCE = math.inf
+        importlib.import_module("turbofit.cli.terminal.screen")._PATIENCE = math.inf
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name).resolve()
         os.chdir(folder)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @command(Argument("fragments", nargs=-1, metavar="[WORD]..."), *FORMS)
 def models(fragments: tuple[str, ...], form: Form) -> int:
-    from turbofit.cli.terminal import capabilities as terminal
+    from turbofit.cli.terminal import screen
     from turbofit.model.presets import presets_with
 
     presets = [(name, _read(name)) for name in presets_with(fragments)]
@@ -33,7 +33,7 @@ def models(fragments: tuple[str, ...], form: Form) -> int:
         from turbofit.report.views.preset_view import models_view
 
         widest = max(map(len, paint(models_view(known, ())).splitlines()))
-        hub_ids = form.md or not terminal.is_terminal(sys.stdout) or widest <= terminal.width()
+        hub_ids = form.md or not screen.is_terminal(sys.stdout) or widest <= screen.width()
         show(models_view(known, unsupported, hub_ids=hub_ids), markdown=form.md)
         if not hub_ids:
             say(f"hub ids are left out, they need {widest} columns: --md and --json have them")

@@ -12,7 +12,6 @@ from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import Form, answer, note, say, show
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.core.struct import to_json
 from turbofit.report.fit_site.choices import SiteRequest
 from turbofit.report.schema import NAMES
 
@@ -140,5 +139,5 @@ def page(*, out: str, form: Form, **given: Any) -> int:
     from turbofit.report.fit_site.site import write_site
 
     document = write_site(fields.filled(SiteRequest, given), Path(out), say=say)
-    answer(to_json(document) if form.as_json else f"{Path(out) / 'index.html'}\n")
+    form.tell(document, f"{Path(out) / 'index.html'}\n")
     return 0

@@ -12,12 +12,12 @@ from turbofit.cli.command import command
 from turbofit.cli.commands.bench import LOAD_OPTIONS
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options.launch_options import CalibrateOptions, LaunchOptions, refuse_elsewhere
 from turbofit.cli.terminal.interrupts import INTERRUPTED, exit_code, run_until_signal
 from turbofit.cli.terminal.output import Form, note, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.units import parse_seconds
 from turbofit.core.validation import Metavar
+from turbofit.launch.serve.options import CalibrateOptions, LaunchOptions
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -49,10 +49,8 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.observe.calibrations import pretends
 
     options = fields.filled(CalibrateOptions, given)
-    options.refuse_alone()
     request = fields.filled(PlanRequest, {**given, "model": model})
-    if not options.pretend:
-        refuse_elsewhere(request, "calibrate measures")
+    options.refuse_wrong(request, "calibrate measures")
     apart = options.pretend or pretends()
     if options.forget:
         say(f"forgot {drop(request, apart=apart)} calibrations")
@@ -130,11 +128,9 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
     began = time.monotonic()
     options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)
-    options.refuse_alone()
     load.check()
     request = _request(model, given, load)
-    if not options.pretend:
-        refuse_elsewhere(request, "tune measures")
+    options.refuse_wrong(request, "tune measures")
     if request.goal == "context":
         raise UsageError(
             "a load does not measure context", hint="--goal throughput, or --goal latency"

@@ -30,9 +30,9 @@ _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONM
 
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
-    from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
     from turbofit.cli.options.profile import ProfileSection
+    from turbofit.gateway.options import GatewayOptions
+    from turbofit.launch.serve.options import ModelsOptions, ServeOptions
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
     serve = tuple(name for name in ServeOptions.model_fields if name != "plan")

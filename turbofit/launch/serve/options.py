@@ -1,4 +1,4 @@
-"""Options of what launches engines, of one model or several, and of the public side before them."""
+"""What people say of a launch, each field an option: of `serve`, `calibrate` and `tune`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
-from turbofit.cli.command import refuse_together
 from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.messages import option_of, refuse_together
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 from turbofit.planning.request import Bytes
@@ -38,7 +37,18 @@ class LaunchOptions(Validated):
         if self.pretend_fail and not self.pretend:
             raise UsageError("--pretend-fail fails nothing of real GPUs", hint="add --pretend")
 
+    def refuse_wrong(self, request: PlanRequest, does: str) -> None:
+        """Stop where options contradict each other, or name a machine that is not here.
+
+        Raises:
+            UsageError: the first of them.
+        """
+        self.refuse_alone()
+        if not self.pretend:
+            refuse_elsewhere(request, does)
+
     def config_fields(self) -> Options:
+        """The fields of `ServeConfig` that they fill."""
         return {
             "rehearse": not self.no_rehearse,
             "pretend": self.pretend,
