@@ -224,6 +224,19 @@ def reportable() -> list[str]:
     return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
 
 
+def summaries(most: int) -> list[tuple[str, str, str]]:
+    """What can be reported, the newest first: its path, what it is of, and when it was made."""
+    return [_summary(path) for path in reportable()[:most]]
+
+
+def _summary(path: str) -> tuple[str, str, str]:
+    try:
+        plan = read_saved(path).plan
+    except UsageError as exc:
+        return path, exc.message, ""
+    return path, f"{plan.model.name} on {plan.machine.name}", plan.created
+
+
 def _newest_first(paths: Iterable[Path]) -> list[str]:
     times = []
     for path in paths:

@@ -134,3 +134,21 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> Document:
             for gpu in saved.plan.gpus
         },
     }
+
+
+def servers_document() -> Document:
+    """The servers that run here, of this user."""
+    rows = [
+        {
+            "run": run.name,
+            "folder": str(run.folder),
+            "model": run.record.model,
+            "state": run.state,
+            "pid": run.record.pid,
+            "started": run.record.started,
+            "urls": run.record.urls,
+            "pretend": run.record.pretend,
+        }
+        for run in live_runs()
+    ]
+    return {"schema": "turbofit.ps/1", "servers": rows}

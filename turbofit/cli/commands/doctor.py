@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
-from turbofit.cli.options.completions import complete_model
+from turbofit.cli.options.field_options import complete_model
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 

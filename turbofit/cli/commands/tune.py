@@ -125,6 +125,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
     from turbofit.observe.calibrations import pretends
+    from turbofit.report.views.measured_view import made_by, tune_view
 
     began = time.monotonic()
     options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)
@@ -158,7 +159,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     tuning = run_until_signal(body)
     if isinstance(tuning, signal.Signals):
         return INTERRUPTED
-    show_tuning(tuning, form)
+    form.show(tuning, tune_view, made_by(tuning))
     if tuning.interrupted:
         return INTERRUPTED
     return 0 if tuning.best is not None else DoesNotFitError.exit_code
@@ -190,9 +191,3 @@ def _kv_types(text: str) -> tuple[int, ...]:
             f"--kv-types {text!r} is no list of KV types", hint="write it as 0,8 or 0,8,4"
         )
     return tuple(map(int, dict.fromkeys(types)))
-
-
-def show_tuning(result: Tuning, form: Form) -> None:
-    from turbofit.report.views.measured_view import made_by, tune_view
-
-    form.show(result, tune_view, made_by(result))

@@ -104,24 +104,10 @@ def _forget(fingerprint: str, form: Form) -> int:
 
 @command(*FORMS, only_linux=True)
 def ps(*, form: Form) -> int:
-    from turbofit.launch.serve.live_runs import live_runs
     from turbofit.report.views.run_view import servers_view
+    from turbofit.report.watched import servers_document
 
-    rows = [
-        {
-            "run": run.name,
-            "folder": str(run.folder),
-            "model": run.record.model,
-            "state": run.state,
-            "pid": run.record.pid,
-            "started": run.record.started,
-            "urls": run.record.urls,
-            "pretend": run.record.pretend,
-        }
-        for run in live_runs()
-    ]
-    document = {"schema": "turbofit.ps/1", "servers": rows}
-    form.show(document, lambda _: [servers_view(rows)])
+    form.show(servers_document(), servers_view)
     return 0
 
 

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli.command import PATH, Argument, Option
-from turbofit.cli.options.completions import complete_model, complete_spec
-from turbofit.cli.options.field_options import filled, grouped_options, options_of
+from turbofit.cli.options.field_options import (
+    complete_model,
+    complete_spec,
+    filled,
+    grouped_options,
+    options_of,
+)
 from turbofit.cli.options.profile_option import profile_option
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT

@@ -484,10 +484,10 @@ def _held_back(now: LiveServer) -> list[Block]:
     return blocks
 
 
-def servers_view(servers: Sequence[Document]) -> Block:
+def servers_view(document: Document) -> list[Block]:
     """The servers of `turbofit ps`, one a line."""
-    if not servers:
-        return Paragraph("no server of this user runs here")
+    if not document["servers"]:
+        return [Paragraph("no server of this user runs here")]
     rows = (
         (
             server["run"],
@@ -496,12 +496,8 @@ def servers_view(servers: Sequence[Document]) -> Block:
             str(server["pid"]),
             " ".join(server["urls"]),
         )
-        for server in servers
+        for server in document["servers"]
     )
-    return table(
-        ("run", "model", "state", "pid", "address"),
-        rows,
-        right=("pid",),
-        wrap=("state", "address"),
-        aside=("model",),  # most of it stands in the run's name
-    )
+    titles = ("run", "model", "state", "pid", "address")
+    # Most of a model's name stands in the run's.
+    return [table(titles, rows, right=("pid",), wrap=("state", "address"), aside=("model",))]
