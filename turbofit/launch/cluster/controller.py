@@ -28,7 +28,7 @@ from turbofit.core.errors import (
     UsageError,
 )
 from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.core.process.files import state_dir
+from turbofit.core.process.files import StateFile, state_dir
 from turbofit.core.struct import Struct
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.accesslog import access_log
@@ -38,7 +38,6 @@ from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, pin_board
 from turbofit.launch.serve.detached import LEASE_SECONDS
-from turbofit.launch.serve.state_file import StateFile
 from turbofit.planning.plan import doubled_margin, refusal
 from turbofit.planning.plan_cluster import plan_cluster, plan_joining
 
