@@ -47,7 +47,7 @@ BUDGETS = {
 }
 #: Functions of the package that decide so many things and more: how many there may be. It only
 #: falls: a function that decides ten things is three with names, or a type with cases.
-MOST_DECIDING = {15: 10, 20: 1, 26: 0}
+MOST_DECIDING = {15: 3, 20: 0, 26: 0}
 #: A budget that is further above what it allows for than this is lowered.
 SLACK = 150
 #: Modules of fewer lines that one module beside them imports, and nobody else: they belong into it.
