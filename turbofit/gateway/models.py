@@ -182,6 +182,9 @@ class ServedModel:
 
         ``gone`` is done where the client goes away, which cancels; so many requests as ``longest``
         may wait.
+
+        Raises:
+            Refusal: too many wait, the time is over, or the model cannot start.
         """
         came = time.monotonic()
         while self.state != "ready" or self.gateway is None:

@@ -42,7 +42,11 @@ class GatewayOptions(Validated):
     default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
-        """Stop where there is no gateway, and what it alone does was asked for, such as a key."""
+        """Stop where there is no gateway, and what it alone does was asked for, such as a key.
+
+        Raises:
+            UsageError: the first such option.
+        """
         usual = {"host": "127.0.0.1", "no_auth": True}
         for name, value in self.given().items():
             if name != "port" and usual.get(name) != value:
@@ -53,6 +57,11 @@ class GatewayOptions(Validated):
                 )
 
     def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
+        """The settings of the gateway that these options ask for.
+
+        Raises:
+            UsageError: options contradict each other, or a file of keys cannot be read.
+        """
         from turbofit.gateway.config import ConnectionLimits, GatewayConfig
         from turbofit.gateway.http.connections import Networks
         from turbofit.gateway.server import check_bind

@@ -323,7 +323,7 @@ def _surplus(
     vision: VisionDims | None,
     quantization: Quantization | None,
 ) -> int | None:
-    """Elements that the checkpoint has beyond its dims' (negative: lacks); None where packed."""
+    """Elements that the checkpoint has beyond its dims; negative: it lacks some; None: packed."""
     if quantization is not None:
         return None
     stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))

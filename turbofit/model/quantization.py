@@ -25,6 +25,9 @@ def read_quantization(config: Section) -> Quantization | None:
     """The ``quantization_config``, wherever in config.json it is; None where there is none.
 
     What no engine runs, and what has no account, is refused.
+
+    Raises:
+        UsageError: LMDeploy does not read such weights, or there is no account of them.
     """
     values = _find(config.values, _DEEPEST)
     if not values:

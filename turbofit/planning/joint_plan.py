@@ -111,7 +111,7 @@ class _Candidate:
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest request, with the whole machine."""
+        """Tokens of the longest request that the model takes where it has the whole machine."""
         return max(1, self.best.kv.longest_request_tokens)
 
     @property

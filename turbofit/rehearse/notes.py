@@ -73,7 +73,7 @@ class Notes:
         return not counts.keys() & {NOT_FINISHED, *DEAD}
 
     def error(self, error: BaseException) -> None:
-        """Notes what ended it, in which phase, and which lines led there, outermost first."""
+        """Notes the error that ended the engine: its phase, and the lines to it, outermost first."""
         frames = traceback.extract_tb(error.__traceback__)
         self.write(
             error={

@@ -39,6 +39,11 @@ class Arguments(NamedTuple):
     passed: PassedOptions
 
     def gateway(self) -> GatewayConfig:
+        """The settings of the gateway before the engines.
+
+        Raises:
+            UsageError: options of the public side follow ``--``, or contradict each other.
+        """
         if self.passed.public:
             raise UsageError(
                 f"{self.passed.public[0]} after -- would not reach clients: the gateway faces them",
@@ -47,7 +52,11 @@ class Arguments(NamedTuple):
         return public_side(self.public)
 
     def planned(self) -> PlanRequest:
-        """The request with the options after ``--`` that are planned with."""
+        """The request with the options after ``--`` that are planned with.
+
+        Raises:
+            UsageError: an option is given twice, before and after ``--``.
+        """
         request, more = self.request, _modelled(self.passed)
         given = request.given()
         for name, value in more.items():
@@ -59,7 +68,11 @@ class Arguments(NamedTuple):
         return request.changed(**more) if more else request
 
     def saved_plan(self) -> Plan:
-        """The plan of ``--plan``, beside which no option of planning may stand."""
+        """The plan of ``--plan``, beside which no option of planning may stand.
+
+        Raises:
+            UsageError: the plan cannot be read, or an option of planning stands beside it.
+        """
         from turbofit.report.stored_documents import read_plan
 
         assert self.options.plan is not None

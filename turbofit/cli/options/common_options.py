@@ -59,7 +59,11 @@ SERVER_OPTIONS: Final = (
 
 
 def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """The address and the key of the server that `SERVER_OPTIONS` name."""
+    """The address and the key of the server that `SERVER_OPTIONS` name.
+
+    Raises:
+        UsageError: the text is no address of a server.
+    """
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.process.variables import variables
 

@@ -102,7 +102,11 @@ def _use(ctx: click.Context, path: Path) -> None:
 
 
 def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
-    """What is asked of each model alone: its name, and what the profile says of it."""
+    """What is asked of each model alone: its name, and what the profile says of it.
+
+    Raises:
+        UsageError: one of several models has a budget of its own.
+    """
     from turbofit.planning.request import PlanRequest
 
     profile = profile_of(ctx)

@@ -41,7 +41,11 @@ class UnwrittenError(UsageError):
 
 
 def answer(text: str) -> None:
-    """Write the answer to stdout; a reader that has gone away is no error, a full disk is."""
+    """Write the answer to stdout; a reader that has gone away is no error, a full disk is.
+
+    Raises:
+        UnwrittenError: standard output takes no more.
+    """
     settle = getattr(sys.stderr, "settle", None)
     if settle is not None:
         settle()

@@ -165,6 +165,9 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
 
     ``cap`` is a limit in tiles or pixels below the planned one, for images that share a request; an
     image that it does not make smaller stays as it is without.
+
+    Raises:
+        Refusal: the plan has no images, or the image fits it at no size.
     """
     rule = bounds.rule
     if rule is None:
@@ -186,7 +189,11 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
 
 
 def check_images(bounds: Bounds, count: int) -> None:
-    """Refuse more images than can share what was planned, before any of them is decoded."""
+    """Refuse more images than can share what was planned, before any of them is decoded.
+
+    Raises:
+        Refusal: there are too many, or the plan has no images.
+    """
     most = bounds.limits.most_images(bounds.rule)
     if count > most:
         if not most:
@@ -195,7 +202,11 @@ def check_images(bounds: Bounds, count: int) -> None:
 
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
-    """Refuse what no lowering can bring within the plan; ``n`` are copies of the request."""
+    """Refuse what no lowering can bring within the plan; ``n`` are copies of the request.
+
+    Raises:
+        Refusal: tokens or copies are beyond the plan.
+    """
     check_images(bounds, len(images))
     copies = bounds.limits.copies(images=bool(images))
     demands = [(n, copies, "copies", "n_over_limit"), *_demands(bounds, images, n)]

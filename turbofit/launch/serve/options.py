@@ -31,7 +31,11 @@ class LaunchOptions(Validated):
     forget: bool = False
 
     def refuse_alone(self) -> None:
-        """Stop where an option needs another one that was not given."""
+        """Stop where an option needs another one that was not given.
+
+        Raises:
+            UsageError: the first such option.
+        """
         if self.pretend_taken and not self.pretend:
             raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
         if self.pretend_fail and not self.pretend:
@@ -84,7 +88,11 @@ class ServeOptions(LaunchOptions):
                 raise needs_cluster(name)
 
     def named(self, model_name: str | None) -> ServeOptions:
-        """The same with LMDeploy's own ``--model-name``, where one follows ``--``."""
+        """The same with LMDeploy's own ``--model-name``, where one follows ``--``.
+
+        Raises:
+            UsageError: two different names are given.
+        """
         if model_name is None or model_name == self.model_name:
             return self
         if self.model_name is not None:
@@ -150,6 +158,11 @@ class ModelsOptions(Validated):
         return {name: given[name] for name in ("idle", "turn") if name in given}
 
     def check(self, models: Sequence[str], options: ServeOptions) -> None:
+        """Refuse options that do not go together, or not with so many models.
+
+        Raises:
+            UsageError: the first that does not go with the others.
+        """
         several = len(models) > 1
         what = "several models" if several else "--idle"
         if not several and self.swap:
@@ -176,7 +189,11 @@ class ModelsOptions(Validated):
 
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
-    """Stop where a machine is described to a command that works on the GPUs here."""
+    """Stop where a machine is described to a command that works on the GPUs here.
+
+    Raises:
+        UsageError: a machine is named.
+    """
     if request.on is not None:
         if isinstance(request.on, str):
             from turbofit.machine.source import machine_from
@@ -190,7 +207,11 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
 
 
 def ray_address(text: str) -> str | None:
-    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host."""
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host.
+
+    Raises:
+        UsageError: the text names no Ray cluster.
+    """
     kind, _, address = text.partition(":")
     if kind != "ray":
         raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")

@@ -236,6 +236,9 @@ def write_site(
     """Plan every point and write the site: `index.html`, and the tables beside it.
 
     ``jobs`` are processes beside each other, by default one for each CPU.
+
+    Raises:
+        UsageError: the folder cannot be made.
     """
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     choices = choices_of(request, created)
