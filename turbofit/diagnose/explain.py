@@ -306,7 +306,7 @@ _CHECK_AGAIN: Final = (
 )
 #: The beginning of an answer about a message whose cause it does not tell.
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
-#: A log of whose lines none is of an error; what its program did is not known.
+#: A log without a line of an error; what its program did is not known.
 _QUIET: Final = "no line of this log tells of an error"
 _FOREIGN: Final = "this log has nothing that turbofit recognises"
 #: A line of so many characters is cut where it is quoted first; its evidence has more of it.

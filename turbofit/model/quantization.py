@@ -114,7 +114,7 @@ def _compressed(section: Section) -> Quantization:
 
 
 def _check_groups(weights: Section, outer: Section) -> None:
-    """Refuse scales that are none of groups, and a size of groups that the strategy has not.
+    """Refuse scales that are not of groups, and a group size without a strategy of groups.
 
     Source: compressed_tensors/quantization/quant_args.py.
     """

@@ -61,7 +61,7 @@ class DoctorReport(Struct):
 
 
 class Check(NamedTuple):
-    """One check. ``of`` is what of the scene it looks at: without that it does not apply.
+    """One check. ``of`` names the part of the scene that it needs: without that it does not apply.
 
     ``why`` is what suffers, ``error`` what a launch raises, where the answer says nothing else.
     """

@@ -91,7 +91,7 @@ class JointPlan(JsonDocument):
 
 
 class _Part(NamedTuple):
-    """So many bytes of each GPU, and one model's plan in them."""
+    """A part of each GPU in bytes, and the plan of one model in it."""
 
     budget: int
     plan: Plan

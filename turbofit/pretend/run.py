@@ -53,7 +53,7 @@ class FinishedRun:
 
     @property
     def exit_code(self) -> int:
-        """As a shell would say it: 128 and the signal's number for a signal."""
+        """The exit code as a shell says it: 128 and the signal's number after a signal."""
         return 128 - self.code if self.code < 0 else self.code
 
 

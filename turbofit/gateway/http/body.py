@@ -70,7 +70,7 @@ class Bodies:
         self.limit(most)
 
     def limit(self, most: int) -> None:
-        """So many bytes at most, of bodies that are read from now on."""
+        """Hold all bodies that are read from now on to this many bytes."""
         self._most = most
         self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
 

@@ -223,7 +223,7 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
 def _demands(
     bounds: Bounds, images: Sequence[LimitedImage], n: int
 ) -> Iterator[tuple[int, int, str, str]]:
-    """What a request takes, the limit, what that is, and the key of a refusal."""
+    """Each demand of a request: its number, the limit, its noun, and the key of a refusal."""
     limits, key = bounds.limits, "images_over_limit:request"
     unit = "units" if bounds.rule is None else bounds.rule.units_name
     units, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
@@ -261,7 +261,7 @@ def _uncarried(
 def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """Parameters are given, whatever the model's default."""
+    """One image, lowered by parameters of its own, so that the model's default does not count."""
     default = max(rule.checkpoint_limit, model_default(bounds))
     to = Allowed(planned_limit(bounds), default, bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, options, to)

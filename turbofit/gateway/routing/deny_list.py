@@ -231,7 +231,7 @@ class DenyList:
         return [death for death in self._deaths if death.at > since and not death.explained]
 
     def _look_for_client(self) -> None:
-        """Refuse the one client that was at each of the last deaths, where there are other clients."""
+        """Refuse the one client that was at each of the last deaths, where there are others."""
         since = time.monotonic() - _HOUR
         last = self._deaths[-CLIENT_DEATHS:]
         if len(last) < CLIENT_DEATHS or last[0].at < since:

@@ -1,8 +1,8 @@
 """`turbofit serve --cluster ray`: a node is a `turbofit serve`, kept by an actor; this is the loop.
 
 It measures and plans, has each node's actor serve its plan, tells the front where nodes are, plans
-for nodes that join, and forgets those that leave. Its state is a file and what the actors say: killed and started
-again within the servers' lease, it goes on with what still serves.
+for nodes that join, and forgets those that leave. Its state is a file and what the actors say:
+killed and started again within the servers' lease, it goes on with what still serves.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ class StandbyStarter:
             self._kind = kind_of(argv, env)
 
     def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start an engine: what stands by becomes it, else a new process."""
+        """Start an engine: the standby becomes it, or a new process where none fits."""
         kind = kind_of(argv, env)
         with self._lock:
             # What has ended, or is of another kind, is none any more: `look` starts the next.
