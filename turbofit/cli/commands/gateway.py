@@ -68,8 +68,10 @@ def gateway(
         refuse_together({**of_one, "nodes": nodes, "upstream_key": upstream_key}, "--cluster")
         return _before_cluster(cluster, name, options, form)
     if nodes:
+        from turbofit.gateway.front import node_addresses
+
         refuse_together(of_one, "--nodes")
-        return _serve(_front(options, _addresses(nodes, key)), form)
+        return _serve(_front(options, node_addresses(nodes, key)), form)
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
@@ -115,16 +117,6 @@ def _serve(app: AsgiApp, form: Form) -> int:
         answer(f'{{"ended": "{"cut off" if cut else "drained"}", "cut": {cut}}}\n')
     say_cut(cut)
     return 0
-
-
-def _addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
-    """Nodes at these addresses, all of one key."""
-    from turbofit.gateway.front import NodeAddress
-
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"{url!r} is no address of a node", hint="write http://10.0.0.1:23333")
-    return [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in urls]
 
 
 def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -> Front:

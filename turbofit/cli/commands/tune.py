@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import command
 from turbofit.cli.commands.bench import LOAD_OPTIONS
@@ -16,8 +14,7 @@ from turbofit.cli.terminal.interrupts import INTERRUPTED, exit_code, run_until_s
 from turbofit.cli.terminal.output import Form, note, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.units import parse_seconds
-from turbofit.core.validation import Metavar
-from turbofit.launch.serve.options import CalibrateOptions, LaunchOptions
+from turbofit.launch.serve.options import CalibrateOptions, TuneOptions
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -87,16 +84,6 @@ _BOTH: Final = ("images", "image_size", "concurrency")
 _OTHER_GOALS: Final = ("no_tuned", "least")
 
 
-class TuneOptions(LaunchOptions):
-    """What `tune` asks beside a plan and a load."""
-
-    time: Annotated[str, Metavar("TIME")] = "20m"
-    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
-    slo: Annotated[str | None, Metavar("LIMITS")] = None
-    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
-    again: bool = False
-
-
 _PLANNING: Final = tuple(
     option for option in common.planning_options() if option.name not in (*_BOTH, *_OTHER_GOALS)
 )
@@ -142,7 +129,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     wanted = TuneRequest(
         request, load,
         slo=parse_slo(options.slo) if options.slo else {},
-        kv_types=_kv_types(options.kv_types),
+        kv_types=options.kv_policies,
         starts=options.starts,
         seconds=parse_seconds(options.time, "--time"),
         began=began, apart=apart, again=options.again,
@@ -182,12 +169,3 @@ def _forget(model: str, request: PlanRequest, *, apart: bool) -> int:
     name = identity(resolve_model(model, revision=request.revision))
     say(f"forgot {forget_tuned(name, pretend=apart)} tunings")
     return 0
-
-
-def _kv_types(text: str) -> tuple[int, ...]:
-    types = [part.strip() for part in text.split(",")]
-    if not {*types} <= {"0", "4", "8", "16", "17"}:
-        raise UsageError(
-            f"--kv-types {text!r} is no list of KV types", hint="write it as 0,8 or 0,8,4"
-        )
-    return tuple(map(int, dict.fromkeys(types)))

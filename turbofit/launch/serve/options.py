@@ -122,6 +122,31 @@ class CalibrateOptions(LaunchOptions):
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
 
 
+class TuneOptions(LaunchOptions):
+    """What `tune` asks beside a plan and a load."""
+
+    time: Annotated[str, Metavar("TIME")] = "20m"
+    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
+    slo: Annotated[str | None, Metavar("LIMITS")] = None
+    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
+    again: bool = False
+
+    @property
+    def kv_policies(self) -> tuple[int, ...]:
+        """The values of ``--quant-policy`` that are tried, each once.
+
+        Raises:
+            UsageError: one of them is no KV type.
+        """
+        types = [part.strip() for part in self.kv_types.split(",")]
+        if not {*types} <= {"0", "4", "8", "16", "17"}:
+            raise UsageError(
+                f"--kv-types {self.kv_types!r} is no list of KV types",
+                hint="write it as 0,8 or 0,8,4",
+            )
+        return tuple(map(int, dict.fromkeys(types)))
+
+
 def needs_cluster(name: str) -> UsageError:
     """The error for an option that only a cluster has, where none is named."""
     return UsageError(
