@@ -97,9 +97,13 @@ class Workplace:
 def workplace() -> Iterator[Workplace]:
     """A `Workplace` in a folder of its own, which is gone afterwards."""
     here = Path.cwd()
-    with suppress(ModuleNotFoundError):  # an older turbofit has none
-        # What takes a second on a busy machine would tell so on stderr.
-        importlib.import_module("turbofit.cli.terminal.screen")._PATIENCE = math.inf
+    for name in (
+        "screen",
+        "progress_display",
+    ):  # as an older turbofit calls it, which may have none
+        with suppress(ModuleNotFoundError):
+            # What takes a second on a busy machine would tell so on stderr.
+            importlib.import_module(f"turbofit.cli.terminal.{name}")._PATIENCE = math.inf
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name).resolve()
         os.chdir(folder)

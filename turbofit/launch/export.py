@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
 import shutil
 import sys
-from getpass import getuser
 from pathlib import Path, PurePath
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
@@ -289,7 +289,7 @@ def _code(sign: str) -> str:
 
 def exporter() -> str:
     """Who exports, also with sudo; a system user in the place of root."""
-    name = getuser()
+    name = getpass.getuser()
     name = os.environ.get("SUDO_USER", name) if name == "root" else name
     return SYSTEM_USER if name == "root" else name
 
