@@ -17,6 +17,7 @@ _PAGE: Final = 2 << 20
 #: What checkpoints call the linear layers that a config can exempt.
 _MODULES: Final = {
     **{name: f"self_attn.{name}_proj" for name in "qkvo"},
+    "q_b": "self_attn.q_b_proj",
     "delta.qkv": "linear_attn.in_proj_qkv",
     "delta.z": "linear_attn.in_proj_z",
     "delta.o": "linear_attn.out_proj",

@@ -169,7 +169,7 @@ def _latent(text: TextDims, mla: MlaDims, tensor: New) -> list[Tensor]:
     query = (heads * (mla.nope_dim + mla.rope_dim), mla.q_rank or hidden)
     latent, values = mla.kv_rank + mla.rope_dim, heads * mla.v_dim
     tensors = [
-        linear(role="q", shape=query, split="columns"),
+        linear(role="q_b" if mla.q_rank else "q", shape=query, split="columns"),
         linear(role="kv_a", shape=(latent, hidden), bias=bias),
         norm(role="kv_a_norm", shape=(mla.kv_rank,)),
         linear(role="kv_b", shape=(heads * mla.nope_dim + values, mla.kv_rank), split="columns"),

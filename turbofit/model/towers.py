@@ -29,7 +29,8 @@ def vision_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
     Roles of a second stack of layers begin with ``global.``, of further projectors with
     ``deepstack.``.
     """
-    return tuple(_KINDS[vision.kind](vision, text_hidden))
+    tensors = _KINDS[vision.kind](vision, text_hidden)
+    return tuple([tensor for tensor in tensors if tensor.layers is None or tensor.layers])
 
 
 @lru_cache

@@ -282,13 +282,12 @@ def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[T
     keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
     """
     heads = text.heads * text.head_dim
-    (query,), (output,) = joined.pop("qkv"), joined.pop("o")
+    query = "q_b" if "q_b" in joined else "qkv"
+    shapes = {query: (heads, joined[query][0].shape[1]), "o": (text.hidden, heads)}
     del joined["kv_b"]
-    plain = {
-        "latents": [replace(one, packs=False) for one in joined["latents"]],
-        "q": [replace(query, shape=(heads, query.shape[1]), packs=False)],
-        "o": [replace(output, shape=(text.hidden, heads), packs=False)],
-    }
+    plain = {"latents": [replace(one, packs=False) for one in joined["latents"]]}
+    for name, shape in shapes.items():
+        plain[name] = [replace(joined[name][0], shape=shape, packs=False)]
     return joined | plain
 
 
