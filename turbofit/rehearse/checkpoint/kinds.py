@@ -1,4 +1,4 @@
-"""A model's configs and tensors from the rows of `presets/checkpoints`; see `docs/adding.md`."""
+"""A model's configs and its tensors' names from `presets/checkpoints`; see `docs/adding.md`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _apart(names: JsonObject) -> JsonObject:
 # ------------------------------------------------------------------------------- named values
 
 
-def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
+def values_of(model: Model, ids: Mapping[str, int]) -> Values:
     """What expressions may name of a model.
 
     ``v_`` begins what is the tower's, ``a_`` the audio tower's, ``r_`` the image rule's.
@@ -96,10 +96,7 @@ def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
     values: dict[str, Any] = to_builtins(text)
     values |= {
-        "architecture": model.architecture,
         "dtype": "float16" if model.dtype == "float16" else "bfloat16",
-        "packed": bool(packing),
-        "quantization": model.quantization,
         "max_tiles": limit or 12,
         "max_patches": limit // rule.unit_side**2 if rule is not None else 0,
         "layers_that_slide": [
@@ -137,7 +134,6 @@ def _of_experts(text: TextDims) -> dict[str, Any]:
         "dense_layers": text.layers - moe.layers,
         "shared_intermediate": moe.shared_intermediate,
         "shared_experts": moe.shared_intermediate // moe.intermediate,
-        "correction": moe.correction,
         "scoring": "sigmoid" if moe.correction else "softmax",
         "topk_method": "noaux_tc" if moe.correction else "greedy",
     }
@@ -153,7 +149,6 @@ def _of_towers(model: Model) -> dict[str, Any]:
     values |= {
         "v_image": image,
         "v_patch": vision.patch_size,
-        "v_layer_norm": vision.norm == "layer_norm",
         "v_side": side,
         "v_output": vision.outputs * vision.hidden,
         "v_positions": side**2,
@@ -164,7 +159,6 @@ def _of_towers(model: Model) -> dict[str, Any]:
     audio = vision.audio
     if audio is not None:
         values |= {f"a_{name}": value for name, value in to_builtins(audio).items()}
-        values["a_shrunk_bins"] = audio.shrunk_bins
     return values
 
 
@@ -177,7 +171,7 @@ def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
 def _named(name: str, values: Values) -> Any:
     if name not in values:
         raise UsageError(
-            f"a row of presets/checkpoints names {name}, which this model has not",
+            f"a config of presets/checkpoints names {name}, which this model has not",
             hint="docs/adding.md says which names there are",
         )
     return values[name]

@@ -85,7 +85,7 @@ class Twin:
 
     @property
     def values(self) -> Values:
-        values = values_of(self.model, self.packing, self.ids)
+        values = values_of(self.model, self.ids)
         return {**values, **(self.whole.names if self.whole else {}), **self.decoder.names}
 
 
