@@ -27,8 +27,8 @@ MODEL = Model(
     name="small", architecture="InternVLChatModel", dtype="bfloat16", parameters=0, weight_bytes=0,
     text=TEXT, vision=VISION, source=ModelSource(kind="preset", where="small", sizes="formula"),
 )  # fmt: skip
-#: Names and shapes as InternVLChatModel and Transformers' Qwen3MoeForCausalLM have them; behind them
-#: the engines that give each of two ranks a half: TurboMind (t), PyTorch (p).
+#: Names and shapes as InternVLChatModel and Transformers' Qwen3MoeForCausalLM have them; behind
+#: them the engines that give each of two ranks a half: TurboMind (t), PyTorch (p).
 WRITTEN = """
 language_model.model.embed_tokens.weight 1024x256 t
 language_model.model.layers.0.self_attn.q_proj.weight 512x256 tp

@@ -208,7 +208,7 @@ def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:
         *_block(plain, biases=False),
         _one("pre_norm", vision.hidden),
         _one("post_norm", vision.hidden),
-        _projector("window", text_hidden, _merged(vision)),
+        _projector("window", text_hidden, vision.hidden, vision.merge, vision.merge),
         *_gated(text_hidden, text_hidden, vision),
     ]
 
@@ -275,7 +275,11 @@ def _eva_clip(vision: VisionDims, text_hidden: int) -> Tensors:
     """
     hidden = vision.hidden
     inner = text_hidden if vision.kind == "eva_clip_glm" else hidden
-    window = [_projector("window", inner, _merged(vision))] if vision.merge > 1 else []
+    window = (
+        [_projector("window", inner, hidden, vision.merge, vision.merge)]
+        if vision.merge > 1
+        else []
+    )
     return [
         _one("class", 1, hidden),
         _patch(vision, bias=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from math import prod
 from typing import Any, Final, NamedTuple
 
 from msgspec import field
@@ -48,8 +49,8 @@ class Kind(Struct, forbid_unknown_fields=True):
     names: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
+    tower: dict[str, Any] = field(default_factory=dict)
     decoder: Decoder | None = None
-    decoder_tensors: dict[str, Any] = field(default_factory=dict)
     at: str = ""
     preprocessor: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +72,7 @@ def kinds() -> dict[str, Kind]:
 def _whole(name: str) -> JsonObject:
     """A file with its base's fields."""
     data = load_yaml(preset_path(_ROOM, name))
-    data |= {key: _apart(data[key]) for key in ("tensors", "decoder_tensors") if key in data}
+    data |= {key: _apart(data[key]) for key in ("tensors", "tower") if key in data}
     return merged({**_whole(data["base"]), "for": []}, data) if "base" in data else data
 
 
@@ -168,6 +169,18 @@ def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
     return [*names, *(f"model.language_model.layers.{i}.mlp.gate" for i in range(layers))]
 
 
+def size(expression: str, values: Values) -> int:
+    """A sum of products of named values and figures, such as ``heads*head_dim+2``."""
+    total = 0
+    for term in expression.split("+"):
+        factors = (
+            int(factor) if factor.isdigit() else _named(factor, values)
+            for factor in term.split("*")
+        )
+        total += prod(factors)
+    return total
+
+
 def _named(name: str, values: Values) -> Any:
     if name not in values:
         raise UsageError(
@@ -180,6 +193,7 @@ def _named(name: str, values: Values) -> Any:
 def config_from(template: Any, values: Values) -> Any:
     """A config of its template: ``=NAME`` is a value, ``=NAME|null`` null where that is 0.
 
+    A sum of products may stand in the place of a name.
     ``=NAME|drop`` leaves the key out where it is 0, and ``=|drop`` always.
     """
     if isinstance(template, dict):
@@ -191,12 +205,17 @@ def config_from(template: Any, values: Values) -> Any:
         return template
     name, _, otherwise = template[1:].rpartition("|")
     if otherwise not in ("null", "drop"):
-        return _named(template[1:], values)
-    value = _named(name, values) if name else None
+        return _value(template[1:], values)
+    value = _value(name, values) if name else None
     return value or (_DROP if otherwise == "drop" else None)
 
 
 _DROP: Final = object()
+
+
+def _value(name: str, values: Values) -> Any:
+    """A named value, or the sum of products that an expression means."""
+    return values[name] if name in values else size(name, values)
 
 
 # ------------------------------------------------------------------------------------- tensors

@@ -105,7 +105,7 @@ def twin_of(model: Model) -> Twin:
     if model.vision is None:
         return Twin(model, decoder, packing=packing)
     whole = kinds().get(model.architecture)
-    if whole is None or whole.decoder is None:
+    if whole is None or (whole.decoder is None and whole is not decoder):
         raise _no_twin(f"a vision tower of {model.architecture}")
     return Twin(model, decoder, whole, packing)
 
@@ -164,12 +164,12 @@ def tensors(twin: Twin) -> Iterator[Entry]:
     """All tensors of a twin, in the order in which its kinds name them."""
     model, whole = twin.model, twin.whole
     stored = Stored("F16" if model.dtype == "float16" else "BF16", model.quantization)
-    more = whole.decoder_tensors if whole is not None else {}
+    more = whole.tensors if whole is not None else {}
     decoder = block_of(merged(twin.decoder.tensors, more), text_tensors(model.text))
     for name, dtype, shape in stored.entries(decoder):
         yield _placed(name, whole), dtype, shape
     if whole is not None:
-        tower = block_of(whole.tensors, _tower(model))
+        tower = block_of(whole.tower, _tower(model))
         yield from stored.entries(tower, whole.at)
 
 
