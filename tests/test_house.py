@@ -32,7 +32,7 @@ BUDGETS = {
     "planning": 3_795,  # the list of checks came from diagnose and launch; keywords for editors
     "observe": 1_590,  # the readers of logs, and the stages that serve and diagnose share
     "pretend": 1_905,
-    "rehearse": 4_380,  # what pretend GPUs answer, stand-ins of LLaVA and Llama-3.2-Vision
+    "rehearse": 4_390,  # what pretend GPUs answer, stand-ins of LLaVA and Llama-3.2-Vision
     "gateway": 9_060,  # the page and what it asks for, connections after bodies
     "load": 1_350,
     "launch": 11_380,  # kept kernels, images on threads, their names, standby, proved checks
