@@ -33,9 +33,9 @@ from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.weights import load_constants, weight_classes
 from turbofit.memory.versions import is_legacy
+from turbofit.model.source import resolve_model
 from turbofit.model.tensors import elements
 from turbofit.model.towers import vision_tensors
-from turbofit.model.source import resolve_model
 
 
 def test_a_version_chooses_the_account():
