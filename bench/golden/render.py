@@ -97,13 +97,11 @@ class Workplace:
 def workplace() -> Iterator[Workplace]:
     """A `Workplace` in a folder of its own, which is gone afterwards."""
     here = Path.cwd()
-    for name in (
-        "screen",
-        "progress_display",
-    ):  # as an older turbofit calls it, which may have none
+    # What takes a second on a busy machine would tell so on stderr; by its name here, and by that
+    # in an older turbofit, which may have none.
+    for module in ("screen", "progress_display"):
         with suppress(ModuleNotFoundError):
-            # What takes a second on a busy machine would tell so on stderr.
-            importlib.import_module(f"turbofit.cli.terminal.{name}")._PATIENCE = math.inf
+            importlib.import_module(f"turbofit.cli.terminal.{module}")._PATIENCE = math.inf
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name).resolve()
         os.chdir(folder)
