@@ -48,6 +48,10 @@ _BEGUN: Final = re.compile(
 _BEGINS: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 )
+#: Words of both: most lines have none.
+_BEGINNINGS: Final = (
+    "lmdeploy ", "api_server", "turbofit ", "pipeline(", "Loading", "max_context_token_num",
+)  # fmt: skip
 #: A command that somebody ran, with or without the prompt of a shell.
 _COMMAND: Final = re.compile(
     r"[$#>] \w|(?:lmdeploy|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
@@ -148,7 +152,7 @@ class LogFacts:
         """Whether a row begins another run: an engine that was past its beginning begins again."""
         past = self.course.reached in ("cache", "warm-up", "serving")
         past = past or self.course.stage == "dying"
-        return past and _may_begin(text)[0] and _BEGINS.search(text) is not None
+        return past and _may_begin(text) and _BEGINS.search(text) is not None
 
     def first(self, kind: type[_T]) -> LogEvent | None:
         return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
@@ -176,7 +180,7 @@ class LogFacts:
         return max((length for length in lengths if limit is None or length <= limit), default=0)
 
     def _begin(self, line: int, text: str) -> None:
-        if self.begun_at is None and _may_begin(text)[1]:
+        if self.begun_at is None and _may_begin(text) and _BEGUN.search(text):
             self.begun_at = line
             self.course.start()
         if text.startswith(_PASSES_ON):
@@ -318,9 +322,8 @@ class LogFacts:
 
 
 @by_form
-def _may_begin(form: str) -> tuple[bool, bool]:
-    """Whether a line may begin an engine again, and whether it begins one."""
-    return _BEGINS.search(form) is not None, _BEGUN.search(form) is not None
+def _may_begin(form: str) -> bool:
+    return any(map(form.__contains__, _BEGINNINGS))
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:

@@ -172,8 +172,8 @@ _OTHER: Final = (
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
     _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
-    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose last count falls
-    # below 0; in 0.12 `API server (completed/routed/waiting): `.
+    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose last count may
+    # be below 0; in 0.12 `API server (completed/routed/waiting): `.
     _row("Server (succeeded/failed", rf"{_MADE}Server \(succeeded/failed/routed/waiting\):"
          rf" (-?\d+) / (-?\d+){_RUNNING}", _counted),
     _row("API server (completed", rf"{_MADE}API server \(completed/routed/waiting\):"
@@ -266,18 +266,23 @@ def read_line(line: str) -> Struct | None:
     return event
 
 
+#: Each word with its row.
+_TURBOMIND_WORDS: Final = tuple((word, row) for row in _TURBOMIND for word in row.words)
+_OTHER_WORDS: Final = tuple((word, row) for row in _OTHER for word in row.words)
+
+
 @by_form
-def _turbomind_rows(form: str) -> tuple[_Row, ...]:
+def _turbomind_rows(form: str) -> list[_Row]:
     """The rows of which a message has a word: most have none."""
-    return tuple(row for row in _TURBOMIND if any(word in form for word in row.words))
+    return [row for word, row in _TURBOMIND_WORDS if word in form]
 
 
 @by_form
-def _other_rows(form: str) -> tuple[_Row, ...]:
-    return tuple(row for row in _OTHER if any(word in form for word in row.words))
+def _other_rows(form: str) -> list[_Row]:
+    return [row for word, row in _OTHER_WORDS if word in form]
 
 
-def _first(rows: tuple[_Row, ...], text: str) -> Struct | None:
+def _first(rows: list[_Row], text: str) -> Struct | None:
     for row in rows:
         match = row.pattern.match(text)
         event = row.make(match) if match else None
