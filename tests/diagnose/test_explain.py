@@ -49,6 +49,33 @@ def test_known_messages(kind: str, phase: str, text: str) -> None:
     assert found.known
 
 
+ISSUE = """# [Bug] NCCL error on four cards
+
+### Checklist
+
+- [x] 1. I have searched related issues but cannot get the expected help.
+
+### Describe the bug
+{}
+### Error traceback
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ("Failed, NCCL error nccl_utils.cc:213 'unhandled system error'", "'unhandled system"),
+        ("it says ERROR:\nexpected a widget, found an error", "expected a widget"),
+    ],
+)
+def test_an_issue_is_read_without_what_its_form_prints(said: str, what: str) -> None:
+    """A line of the text comes before the title, and what follows before what leads to it."""
+    page = ISSUE.format(said)
+    found = explain(page if "NCCL" in said else page.partition("\n")[2])
+    assert what in found.what
+    assert "recognises no error" in explain(ISSUE.format("").partition("\n")[2]).what
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "\n\n", "hello\nworld\n", "GET /v1/models 200\n" * 50, "\x00\xff\x1b[31m", "137\n134\n"],
