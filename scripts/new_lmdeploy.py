@@ -69,7 +69,7 @@ _PROGRAMS: Final = {
     ),
     "rest": (
         ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
-         "tests/gateway/test_lmdeploy.py", "tests/launch/serve/test_passthrough.py"],
+         "tests/gateway/test_oracle_lmdeploy.py", "tests/launch/serve/test_passthrough.py"],
         r"^(?:FAILED|ERROR) .*",
     ),
 }  # fmt: skip

@@ -41,17 +41,17 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers"]
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
     "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
-    "launch/test_serve_pretend_pytorch.py", "launch/fallback/test_session.py",
+    "launch/test_serve_pretend_pytorch.py", "launch/fallback/test_supervised_server.py",
     "launch/test_serve_pretend.py", "launch/test_serve_lmdeploy.py",
     "launch/test_serve_several_pretend.py", "launch/test_calibrate_pretend.py",
     "launch/test_tune_pretend.py", "rehearse/test_torch_engines.py", "bench/test_rehearsal.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
-    "model/test_(oracle_|parameters)|model/families/test_text|gateway/test_lmdeploy"
+    "model/test_(oracle_|parameters)|model/families/test_text|gateway/test_oracle_lmdeploy"
     "|launch/pipeline/|launch/fallback/|memory/transformers/|memory/pytorch/test_oracle_"
     "|bench/test_registry",
-    "test_(site_)?chromium",
+    "report/.*_chromium",
 )
 
 

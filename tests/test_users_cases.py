@@ -177,6 +177,7 @@ def test_what_does_not_serve_and_what_would(typed, command: str, cause: str, rem
         ),
         ("plan qwen2-vl-7b --on 1xv100-32g --dtype bfloat16", ["no bfloat16"]),
         ("plan cogvlm-17b --on 2xrtx3090 --replicas 2 --tp 2", ["needs 4 equal GPUs"]),
+        ("plan cogvlm-17b --on 2xrtx3090 --max-batch-size 2", ["two prompts", "more replicas"]),
         ("predict llava-onevision-7b --on 2xrtx4090", ["turbofit plan"]),
         ("predict llama-3.2-11b-vision --on 2xrtx4090", ["turbofit plan"]),
     ],
@@ -279,6 +280,9 @@ def test_4_what_lmdeploy_does_not_run(typed, model: str) -> None:
 def test_5_cogvlm_is_one_model_over_both_cards(typed, model: str) -> None:
     plan = fits(typed(f"plan {model} --on 2xrtx3090"), "pytorch", [0, 1])
     assert (plan.parallel.tp, plan.parallel.replicas) == (2, 1)
+    # Two prompts in one forward end LMDeploy's CogVLM.
+    assert plan.settings.max_batch_size == 1
+    assert any(one.startswith("max_batch_size 1: with more at once a") for one in plan.reasons)
     shards = [sum(t.bytes for t in g.ledger if t.phase == "weights") for g in plan.gpus]
     assert all(size < 24 * GIB < plan.model.weight_bytes for size in shards)
 

@@ -25,6 +25,7 @@ from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pydantic import BaseModel
     from typing_extensions import ParamSpec, Unpack
 
     from turbofit.batch.output_file import BatchLine
@@ -49,14 +50,10 @@ _COMMAND: Final = re.compile(
     r"|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
 )
 _OPTION: Final = re.compile(
-    r"--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\w.%*-]*|[A-Z][A-Z|%]+\b|[A-Z]\b))?"
+    r"--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\w.%*-]*|[A-Z][A-Z|%]+\b|[A-Z]\b|https?://[\w.:/-]*\w))?"
 )
-#: Keywords of all functions here, and those of them that are on or off.
-_KEYWORDS: Final = frozenset({*PredictRequest.model_fields, *WhichRequest.model_fields, "rehearse"})
-_SWITCHES: Final = frozenset({
-    "rehearse",
-    *(n for n, one in WhichRequest.model_fields.items() if one.annotation in (bool, bool | None)),
-})  # fmt: skip
+#: Keywords of functions here that no request or specification has.
+_MORE_KEYWORDS: Final = {"rehearse": bool, "url": str, "api_key": str}
 
 
 @cache
@@ -68,10 +65,14 @@ def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameter
         try:
             return function(*args, **keywords)
         except TurbofitError as exc:
-            exc.reword(in_python(exc.message), in_python(exc.hint))
+            _reword(exc)
             raise exc.with_traceback(None) from None
 
     return door
+
+
+def _reword(error: TurbofitError) -> None:
+    error.reword(in_python(error.message), in_python(error.hint))
 
 
 def in_python(text: str) -> str:
@@ -80,11 +81,21 @@ def in_python(text: str) -> str:
     return "".join(part if i % 2 else _OPTION.sub(_keyword, part) for i, part in enumerate(parts))
 
 
+@cache
+def _keywords() -> dict[str, Any]:
+    """The types of all functions' keywords."""
+    from turbofit.batch.batch_spec import BatchSpec
+
+    kinds: list[type[BaseModel]] = [PredictRequest, WhichRequest, BatchSpec]
+    fields = [item for kind in kinds for item in kind.model_fields.items()]
+    return {**{name: one.annotation for name, one in fields}, **_MORE_KEYWORDS}
+
+
 def _keyword(option: re.Match[str]) -> str:
     off, name, value = option[1], option[2].replace("-", "_"), option[3]
-    if name not in _KEYWORDS:
+    if name not in _keywords():
         return option[0]
-    if name in _SWITCHES and value is None:
+    if value is None and _keywords()[name] in (bool, bool | None):
         return f"{name}={not off}"
     if value is None:
         return name
@@ -230,7 +241,16 @@ def batch(
     """
     from turbofit.batch.batch_job import iterate
 
-    return iterate(Path(source), Path(output), url=url, model=model, options=options)
+    return _reworded(iterate(Path(source), Path(output), url=url, model=model, options=options))
+
+
+def _reworded(lines: Iterator[BatchLine]) -> Iterator[BatchLine]:
+    """The same lines; an error on the way names keywords, too."""
+    try:
+        yield from lines
+    except TurbofitError as exc:
+        _reword(exc)
+        raise
 
 
 def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature

@@ -185,7 +185,7 @@ def unread() -> Iterator[int]:
 def test_the_ladder_and_what_is_remembered_though_nobody_reads_what_it_says(
     unread: int, tmp_path: Path
 ) -> None:
-    """With a stand-in engine, and that the next start begins with it: `test_session`."""
+    """With a stand-in engine, and that the next start begins with it: `launch/test_run.py`."""
     words = (*EIGHT, "--pretend", "--pretend-taken", "900MiB", "-vv", "--port", str(free_port()))
     process = subprocess.Popen(
         [sys.executable, "-m", "turbofit", "serve", *words],

@@ -1,11 +1,7 @@
-"""The stories of docs/cases.md on pretend GPUs, until a picture is answered: their smallest twins.
-
-CogVLM has no stand-in: LMDeploy reads it by the checkpoint's own code.
-"""
+"""The stories of docs/cases.md on pretend GPUs, until a picture is answered, by small twins."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +10,6 @@ from msgspec.structs import replace
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child
 from tests.support.serving import image, needs, serve_pretend
-from turbofit.cli.main import main
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
@@ -33,7 +28,7 @@ def few_layers(preset: str, folder: Path, layers: int) -> str:
 
 def answers_a_picture(children: list[Child], state: Path, tokens: int, *words: str) -> list[str]:
     """Serve until a picture of so many tokens at least is answered; what was said until then."""
-    path = {"PYTHONPATH": f"{CUDA_PATH}:{ROOT}"} if "--tp" not in words else {}
+    path = {} if "internvl2-2b" in words else {"PYTHONPATH": f"{CUDA_PATH}:{ROOT}"}
     served = serve_pretend(children, state, *words, **path)
     served.wait()
     status, headers, answer = served.chat(image(640, 480))
@@ -77,8 +72,9 @@ def test_4_llama_3_2_vision_on_transformers(children, tmp_path) -> None:
     )
 
 
-def test_5_cogvlm_is_refused_before_it_is_planned(capsys) -> None:
-    assert main(["serve", "cogvlm-17b", "--on", "2xrtx3090", "--pretend", "--json"]) == 2
-    error = json.loads(capsys.readouterr().out)["error"]
-    assert "no stand-in checkpoint is made for CogVLMForCausalLM" in error["message"]
-    assert "give the folder of its checkpoint" in error["hint"]
+@with_cuda
+@pytest.mark.exhaustive
+def test_5_cogvlm_over_two_cards(children, tmp_path) -> None:
+    folder = few_layers("cogvlm-17b", tmp_path, 2)
+    words = (folder, "--on", "2xrtx3090", "--replicas", "1", "--engine", "pytorch")
+    answers_a_picture(children, tmp_path, 1227, *words, "--tp", "2")

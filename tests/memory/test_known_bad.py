@@ -11,7 +11,7 @@ from turbofit.core.model import Quantization
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import NA
 from turbofit.memory import known_bad
-from turbofit.memory.known_bad import KnownProblem, known_problems
+from turbofit.memory.known_bad import KnownProblem, known_problems, largest_batch
 from turbofit.model.source import resolve_model
 
 ROWS = {row.id: row for row in known_bad.all_problems()}
@@ -53,6 +53,10 @@ CASES = {
     ),
     "qwen3-next-interval": (
         {"model": "qwen3-next-80b-a3b"}, "pytorch", "0.18", "", [{"model": "qwen3.5-35b-a3b"}],
+    ),
+    "cogvlm-prompts-that-meet": (
+        {"model": "cogvlm2-19b", "tp": 2, "max_batch_size": 2}, "pytorch", "0.6.5 0.16.0 0.18 0.19",
+        "0.6.4", [{"max_batch_size": 1}, {"model": "qwen2-vl-7b"}],
     ),
     "kv-int4-qwen2": (
         {"model": "qwen2.5-vl-7b", "quant_policy": 4}, "turbomind", "0.6.4 0.18 0.19", "",
@@ -184,6 +188,12 @@ def test_the_fatal_comes_first_and_an_unreadable_version_has_what_is_not_mended(
         "fp8-before-hopper", "kv-int4-qwen2",
     ]  # fmt: skip
     assert ids(*known_problems(both, "turbomind", "main")) == ["kv-int4-qwen2"]
+
+
+def test_the_largest_batch_is_below_the_one_that_ends_an_engine():
+    assert largest_batch(launch("cogvlm-17b", max_batch_size=1), "pytorch", "0.18") == 1
+    assert largest_batch(launch("cogvlm-17b"), "pytorch", "0.6.4") is None
+    assert largest_batch(launch("qwen2-vl-7b"), "pytorch", "0.18") is None
 
 
 def test_a_damaged_table_is_a_plain_refusal(monkeypatch):

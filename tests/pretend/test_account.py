@@ -1,3 +1,5 @@
+"""Allocations on a pretend card: what is refused, and what is counted where."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Processes that share pretend cards: contexts, forks, and ends."""
+
 from __future__ import annotations
 
 import subprocess

@@ -14,6 +14,7 @@ from turbofit.core.process.progress import Step, listened
 from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearse import run
 from turbofit.rehearse.document import moments, outcome_and_end
+from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.notes import Notes, read_notes
 from turbofit.rehearse.run import Readings
 from turbofit.rehearse.spec import Spec
@@ -157,3 +158,11 @@ def test_a_server_that_is_started_alone_says_how_it_is_started(
     assert server.main(["serve"]) == 2
     assert "turbofit serve --pretend" in capsys.readouterr().err
     assert "LD_PRELOAD" not in os.environ
+
+
+def test_its_ranks_join_no_ray_that_runs_here(tmp_path: Path, monkeypatch) -> None:
+    """The workers of a cluster have real GPUs."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    for name in ("pytorch", "transformers"):
+        env = run._environment(tmp_path, ADAPTERS[name].environ, ())
+        assert env["RAY_ADDRESS"] == "local"

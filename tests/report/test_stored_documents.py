@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.hostile import hostile
-from tests.launch.tune.test_tuning import result
+from tests.launch.tune.test_tune import result
 from tests.observe.test_calibrations import TUNED
 from tests.report.documents import plan_page, planned, served_run
 from tests.support.plans import plausible_plan

@@ -146,8 +146,7 @@ class Run:
             self.lmdeploy = find_lmdeploy()  # or says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         for warning in checks.refuse(scene):
-            # Of stand-ins: what the plan says of real GPUs it says itself.
-            if self.config.pretend and warning not in self.plan.warnings:
+            if warning not in self.plan.warnings:  # which are said once it serves
                 self._say(f"warning: {warning}")
         return self.plan
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from msgspec.structs import replace
+
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import NA, Struct
 from turbofit.memory.account import EngineLaunch
@@ -21,13 +23,15 @@ class Condition(Struct, forbid_unknown_fields=True):
     one whose capability is not known meets none. ``model`` is a regular expression of the whole
     name, case aside. ``odd_vocab_share``: each rank has an odd number of the vocabulary's logits.
     ``tower_qk_norm``: the vision tower normalises its queries and keys. ``images``, ``experts`` and
-    ``delta``: the model has a vision tower, routed experts, gated delta nets.
+    ``delta``: the model has a vision tower, routed experts, gated delta nets. ``min_batch``: so
+    many requests at least run at once.
     """
 
     quantization: tuple[str, ...] | None = None
     quant_policy: tuple[int, ...] | None = None
     communicators: tuple[str, ...] | None = None
     min_tp: int = 1
+    min_batch: int = 1
     capabilities: tuple[Capability, ...] | None = None
     capability_below: Capability | None = None
     architectures: tuple[str, ...] | None = None
@@ -44,9 +48,10 @@ class Condition(Struct, forbid_unknown_fields=True):
 
     def met(self, launch: EngineLaunch) -> bool:
         """Whether a launch meets all of it."""
-        name, least_tp = launch.model.name, self.min_tp
+        name, settings = launch.model.name, launch.settings
         return (
-            launch.settings.tp >= least_tp
+            settings.tp >= self.min_tp
+            and settings.max_batch_size >= self.min_batch
             and self._lists(launch)
             and self._has_traits_of(launch)
             and self._names_cards_of(launch)
@@ -129,6 +134,17 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
     """What is known to go wrong with a launch, the fatal first."""
     return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
+
+
+def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None:
+    """The most requests at once that do not end an engine of such a launch; None: any number."""
+
+    def ends(row: KnownProblem) -> bool:
+        settings = replace(launch.settings, max_batch_size=row.when.min_batch)
+        return row.when.met(replace(launch, settings=settings))
+
+    rows = [row for row in _rows_of(engine, version) if row.fatal and row.when.min_batch > 1]
+    return min((row.when.min_batch - 1 for row in rows if ends(row)), default=None)
 
 
 @cache

@@ -55,6 +55,7 @@ def _on_torch(driver: str) -> Adapter:
         process_context=True,
         environ={
             "LMDEPLOY_ENABLE_CHECK_ENV": "0",  # it computes on the card, and compares values
+            "RAY_ADDRESS": "local",  # never a cluster that runs here: its workers have real GPUs
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
         },

@@ -541,7 +541,7 @@ def crowd_of(
 ) -> tuple[float, float]:
     """Requests that run on average, and the share of its answer that each computes again.
 
-    Fitted to `tests/tuner/speed/simulated_cache.py`.
+    Fitted to `tests/tuner/simulated_cache.py`.
 
     Args:
         admitted: requests that the batch lets in.

@@ -1,3 +1,5 @@
+"""`turbofit batch` on the command line."""
+
 from __future__ import annotations
 
 import json

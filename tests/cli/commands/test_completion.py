@@ -1,3 +1,5 @@
+"""What shells offer while a line of turbofit is typed."""
+
 from __future__ import annotations
 
 import os

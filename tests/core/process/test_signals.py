@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -80,7 +82,7 @@ def signalled_in_a_finalizer(number: signal.Signals) -> None:
             signal.raise_signal(number)
 
     Ending()
-    until(lambda: False, "the signal")
+    until(lambda: False, "the signal", 30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -89,3 +91,18 @@ def test_what_a_finalizer_swallows_is_raised_behind_it(
 ) -> None:
     with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
         signalled_in_a_finalizer(number)
+
+
+def test_a_signal_is_not_raised_again_while_the_hook_runs(
+    by_default: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook lingers: a signal that came now would be swallowed, too."""
+
+    def start_and_linger(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        thread = threading.Thread(target=function, args=args)
+        thread.start()
+        thread.join(0.1)
+
+    monkeypatch.setattr("_thread.start_new_thread", start_and_linger)
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
+        signalled_in_a_finalizer(signal.SIGTERM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.diagnose.conftest import explain, some
-from tests.diagnose.rules.test_rules_versions import TRACE, frame
+from tests.diagnose.rules.test_package_versions import TRACE, frame
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.rules.rules_torch import phase_of
 from turbofit.machine.source import machine_from

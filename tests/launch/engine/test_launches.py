@@ -101,6 +101,14 @@ def test_what_an_engine_sees(tmp_path: Path) -> None:
     assert not any(folder.endswith("turbofit/launch") for folder in path)
 
 
+def test_ranks_start_a_ray_of_their_own_unless_somebody_names_one() -> None:
+    """LMDeploy's would join a cluster that runs on the host, and take GPUs that no plan names."""
+    launch = Launch(Command(env={}, argv=("lmdeploy",), group=0), ())
+    assert launch.environment({})["RAY_ADDRESS"] == "local"
+    named = {"RAY_ADDRESS": "10.0.0.1:6379"}
+    assert launch.environment(named)["RAY_ADDRESS"] == named["RAY_ADDRESS"]
+
+
 def test_an_engine_keeps_no_urls(tmp_path: Path) -> None:
     """LMDeploy parses each image's data: URL, and Python kept the last 128 of them twice."""
     code = (

@@ -16,8 +16,8 @@ from tests.support import waiting
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
-from turbofit.launch.engine import kernel, log_file, supervised_engine
-from turbofit.launch.engine.engine_client import Timing
+from turbofit.launch.engine import kernel, log_file, silence, supervised_engine
+from turbofit.launch.engine.engine_client import Probe, Timing
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.engine.log_file import _TIME, LogFile, repeats
 from turbofit.launch.engine.process import EngineProcess
@@ -98,6 +98,38 @@ def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEng
     engine.start()
     again: Any = engine.process
     assert (process.log_required, again.log_required) == (True, False)  # a first start needs it
+
+
+def test_a_start_that_listens_and_does_not_answer_is_ended(engine, monkeypatch) -> None:
+    """It hangs before it is ready; one that does not listen yet has `Timing.start`."""
+    monkeypatch.setattr(silence, "processor_seconds", lambda _: 0.0)
+    monkeypatch.setattr(silence, "any_busy", lambda _: False)
+    engine.state, engine._probe.heard_at = "starting", 10.0
+    engine._probe.ready.clear()
+    assert engine.look(900.0) is None
+    engine._probe.owes = True
+    looks = [engine.look(10.0 + after) for after in (5.0, 30.0, 46.0)]
+    assert looks[:2] == [None, None]
+    assert "the engine hangs" in looks[2].message
+
+
+def test_what_takes_a_question_and_does_not_answer_owes() -> None:
+    """A port that is not open yet refuses at once."""
+    clock, answers = SimpleNamespace(now=0.0), iter([(0.0, False), (5.0, False), (0.1, True)])
+    owed = list[bool]()
+
+    class Client:
+        def is_healthy(self, _: float) -> bool:
+            owed.append(probe.owes)
+            seconds, answer = next(answers)
+            clock.now += seconds
+            return answer
+
+    client: Any = Client()
+    probe = Probe(client, Timing(), None, serial=False, clock=lambda: clock.now)
+    assert probe._comes_up()
+    assert owed == [False, False, True]
+    assert (probe.owes, probe.heard_at) == (False, 0.0)
 
 
 def test_a_lost_loop_is_waited_for_and_asked_for(engine, monkeypatch) -> None:

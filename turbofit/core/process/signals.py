@@ -6,12 +6,17 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+    from types import FrameType
+
+#: Seconds between two looks at what a thread runs.
+_PAUSE: Final = 0.001
 
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
 #: What ends a command beside Ctrl-C; Windows has no SIGHUP.
@@ -60,8 +65,8 @@ def ended_like_ctrl_c() -> Iterator[None]:
 def raised_again(kind: type[BaseException], again: Callable[[], object]) -> Iterator[None]:
     """Raise a signal's exception once more where Python swallowed it, inside a finalizer.
 
-    ``kind`` is what the handler raises. ``again`` sends the signal again, in another thread: what
-    is raised while this hook runs would be swallowed, too.
+    ``kind`` is what the handler raises. ``again`` sends the signal again, in another thread and
+    once this hook has returned: what is raised while it runs would be swallowed, too.
     """
     before = sys.unraisablehook
 
@@ -70,10 +75,24 @@ def raised_again(kind: type[BaseException], again: Callable[[], object]) -> Iter
             before(unraisable)
             return
         with suppress(RuntimeError):  # the interpreter ends
-            _thread.start_new_thread(again, ())
+            _thread.start_new_thread(_once_returned, (_thread.get_ident(), sys._getframe(), again))
 
     sys.unraisablehook = hook
     try:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _once_returned(thread: int, frame: FrameType, then: Callable[[], object]) -> None:
+    """Call ``then`` once a thread has left a function's frame."""
+    while _is_in(thread, frame):
+        time.sleep(_PAUSE)
+    then()
+
+
+def _is_in(thread: int, frame: FrameType) -> bool:
+    running = sys._current_frames().get(thread)
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None

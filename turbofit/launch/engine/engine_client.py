@@ -114,7 +114,8 @@ class Probe(threading.Thread):
 
     ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` after three test
     completions in turn that were answered with an error. One that is not answered in time is asked
-    again, and ``owes`` tells of it. ``exam`` asks what must be answered before it is ready.
+    again, and ``owes`` tells of it; so it does where a start listens and does not answer its first
+    question. ``exam`` asks what must be answered before it is ready.
     ``serial``: it answers one request at a time.
     """
 
@@ -137,7 +138,7 @@ class Probe(threading.Thread):
         #: When a ready engine was asked last of what it answered.
         self.lived = float("-inf")
         self.unanswered = False
-        #: Whether it owes an answer to a test completion; and since when, or when it last gave one.
+        #: Whether it owes an answer to a question; and since when, or when it last gave one.
         self.owes, self.heard_at = False, float("-inf")
 
     def stop(self) -> None:
@@ -145,9 +146,8 @@ class Probe(threading.Thread):
 
     def run(self) -> None:
         """Wait for health, check, then look whether it lives."""
-        while not self._client.is_healthy(_HEALTH_TIMEOUT):
-            if self._stopped.wait(_PAUSE):
-                return
+        if not self._comes_up():
+            return
         if self._stopped.is_set():  # a worst case would hold up an engine that is to end
             return
         self.healthy.set()
@@ -167,6 +167,19 @@ class Probe(threading.Thread):
             self.ready.set()
             if self._timing.liveness:
                 self._look_after()
+
+    def _comes_up(self) -> bool:
+        """Ask until it is healthy; False once this is stopped."""
+        while True:
+            began = self._clock()
+            if self._client.is_healthy(_HEALTH_TIMEOUT):
+                self.owes = False
+                return True
+            # What does not listen yet refuses at once.
+            if not self.owes and self._clock() - began >= _HEALTH_TIMEOUT:
+                self.heard_at, self.owes = began, True
+            if self._stopped.wait(_PAUSE):
+                return False
 
     def _look_after(self) -> None:
         """Ask a ready engine for one token from time to time."""

@@ -142,9 +142,13 @@ class Launch:
         return (*self.runner, *(words if self.ratio is None else with_ratio(words, self.ratio())))
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Variables for an engine: unbuffered output, its own imports, and its hidden key."""
+        """Variables for an engine: unbuffered output, its own imports, and its hidden key.
+
+        The ranks of LMDeploy's PyTorch engine would join a Ray cluster that runs on this host, and
+        take GPUs that the plan does not name.
+        """
         tuned = {} if self.tuning is None else self.tuning.environment()
-        env = {**base, **(self.images or {}), **tuned}
+        env = {"RAY_ADDRESS": "local", **base, **(self.images or {}), **tuned}
         env |= {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         if self.key is None or self.key in self.command.argv:
             return env

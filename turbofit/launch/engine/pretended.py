@@ -101,7 +101,8 @@ class PretendLaunch(Launch):
             put_first(path, "PYTHONPATH", str(SERVED))
             find_turbofit(path)
         prepared = prepare(machine, folder, path, site=cuda_site())
-        return {**prepared.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        alone = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_ADDRESS": "local"}
+        return {**prepared.env, **alone}
 
 
 class PretendUsage(Struct):

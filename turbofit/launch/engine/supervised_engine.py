@@ -187,8 +187,12 @@ class SupervisedEngine:
     def _hung(self, probe: Probe, now: float) -> End | None:
         """Whether it answers nobody, and is not only slow; see `silence`."""
         silence, clients = self.silence, self._clients()
-        if self.state != "ready" or silence is None or not self._timing.liveness:
+        if silence is None or not self._timing.liveness:
             return None
+        if self.state != "ready":
+            if not probe.owes:  # it does not listen yet, or is asked the worst cases
+                return None
+            clients = None
         found = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])
         if found == "doubtful" and clients and self._doubted != silence.ends_at:
             self._doubted = silence.ends_at

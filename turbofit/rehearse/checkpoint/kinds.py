@@ -191,6 +191,7 @@ def _named(name: str, values: Values) -> Any:
 def config_from(template: Any, values: Values) -> Any:
     """A config of its template: ``=NAME`` is a value, ``=NAME|null`` null where that is 0.
 
+    A sum of products may stand in the place of a name.
     ``=NAME|drop`` leaves the key out where it is 0, and ``=|drop`` always.
     """
     if isinstance(template, dict):
@@ -202,12 +203,17 @@ def config_from(template: Any, values: Values) -> Any:
         return template
     name, _, otherwise = template[1:].rpartition("|")
     if otherwise not in ("null", "drop"):
-        return _named(template[1:], values)
-    value = _named(name, values) if name else None
+        return _value(template[1:], values)
+    value = _value(name, values) if name else None
     return value or (_DROP if otherwise == "drop" else None)
 
 
 _DROP: Final = object()
+
+
+def _value(name: str, values: Values) -> Any:
+    """A named value, or the sum of products that an expression means."""
+    return values[name] if name in values else size(name, values)
 
 
 # ------------------------------------------------------------------------ how linears are stored

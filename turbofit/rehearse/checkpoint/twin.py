@@ -101,7 +101,7 @@ def twin_of(model: Model) -> Twin:
     if model.vision is None:
         return Twin(model, decoder, packing=packing)
     whole = kinds().get(model.architecture)
-    if whole is None or whole.decoder is None:
+    if whole is None or (whole.decoder is None and whole is not decoder):
         raise _no_twin(f"a vision tower of {model.architecture}")
     return Twin(model, decoder, whole, packing)
 

@@ -14,6 +14,7 @@ from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason, unbelieved
 from turbofit.memory.engines import LMDEPLOY
+from turbofit.memory.known_bad import largest_batch
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
@@ -44,7 +45,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
     prefill = f"{rank} of the sizes tried; {engine.prefill_words(best.settings)}{_cut(fit)}"
     by_card = f"on each card the {rank} of the sizes tried"
     yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
-    batch = _batch(fit)
+    batch = _batch(fit, account)
     yield _line(fit, "max_batch_size", batch, by_card=batch)
     yield _line(fit, "session_len", _context(fit))
     if best.fits and best.settings.enable_prefix_caching:
@@ -127,12 +128,15 @@ def _ratio(fit: EngineFit) -> str:
     return _line(fit, "cache_max_entry_count", why, value=f"{ratio:.3f}", by_card=by_card)
 
 
-def _batch(fit: EngineFit) -> str:
+def _batch(fit: EngineFit, account: Account) -> str:
     request, best, requests = fit.request, fit.best, fit.request.workload.concurrency
     groups = [(part, group) for part in best.parts for group in part.shape.groups]
     if requests is None:
         if request.least:
             return "the least that serves"
+        limit = largest_batch(account.launch, fit.engine.name, fit.engine.version)
+        if limit == best.settings.max_batch_size:
+            return "with more at once a fault of LMDeploy ends the engine"
         why = "the fewest that give 99% of the most requests a second by the forecast"
         if request.workload.goal == "context":
             why += ", and cost at most 1% of the KV tokens"

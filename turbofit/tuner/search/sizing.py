@@ -13,6 +13,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, round_up
 from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
+from turbofit.memory.known_bad import largest_batch
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.shapes import Evaluation, Shape, shape_settings
 from turbofit.tuner.speed import (
@@ -118,6 +119,13 @@ class Sizer:
         """The accounts of the groups that differ; their indices may be another equal group's."""
         settings = shape_settings(self.request, self.shape, session_len)
         return [self._account(settings, gpus) for gpus in self.distinct]
+
+    def largest_batch(self, settings: Settings) -> int | None:
+        """The largest batch that ends no engine, whichever group has it; None: any."""
+        name, version = self.engine.name, self.engine.version
+        launches = [launch_of(self.request, settings, g, self.vision_load) for g in self.distinct]
+        limits = [largest_batch(launch, name, version) for launch in launches]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def speed(
         self,
@@ -334,6 +342,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     # LMDeploy's default on these cards; no larger one is chosen.
     sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
     default = min(size for size in sizes if isinstance(size, int))
+    default = min(default, sizer.largest_batch(alone.settings) or default)
     most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
     batches = _Batches(sizer, alone, session_len)
     wanted = batches.fastest(most)

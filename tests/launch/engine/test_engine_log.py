@@ -1,3 +1,5 @@
+"""How an engine ended, and how far it had come, by the lines of its log."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.diagnose.conftest import explain
-from tests.launch.engine.test_engine_exit import BUDGET, CUDA, DONE, START, WARM, tracker
+from tests.launch.engine.test_engine_log import BUDGET, CUDA, DONE, START, WARM, tracker
 from turbofit.launch.engine.engine_log import end_of
 
 VISION = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"

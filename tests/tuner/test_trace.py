@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tuner.speed.simulated_cache import Case, simulated
+from tests.tuner.simulated_cache import Case, simulated
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_named

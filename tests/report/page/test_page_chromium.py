@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.report.documents import plan_page, planned
-from tests.report.page.test_build import ALL, EVIL, evil_plan, page_of
+from tests.report.page.test_html import ALL, EVIL, evil_plan, page_of
 from tests.support.browser import Browser
 from tests.support.waiting import until
 from turbofit.core.plan import Plan

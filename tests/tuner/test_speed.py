@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import turbofit
-from tests.tuner.speed.simulated_cache import CASES, Case, formula, simulated
+from tests.tuner.simulated_cache import CASES, Case, formula, simulated
 from turbofit.core.machine import Machine, Pcie
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec

@@ -1,4 +1,4 @@
-"""Attempts and the ladder between them, over a stand-in engine; planning is real."""
+"""Runs of `serve`: starts, the ladder between them, signals and ends; the engine is a stand-in."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from urllib.request import urlopen
 import pytest
 
 from tests.support.open_clients import OpenClient
+from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, Child, alive, gone, pids, standby_beside
 from tests.support.serving import LONG, MESSAGES, ask_at
 from tests.support.waiting import until
 from turbofit.core.messages import BESIDE_COMMANDS
+from turbofit.launch.engine.launches import Lmdeploy
+from turbofit.launch.run import Run
+from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.counted_machine import end_orphans
 from turbofit.launch.serve.leases import Leases
+from turbofit.planning import checks
 from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow
@@ -246,8 +251,7 @@ def test_a_killed_standby_is_replaced_while_its_server_runs(session, tmp_path: P
             os.kill(pids(child)[-1], signal.SIGKILL)
             child.wait_for("phase: ready", 2)
         assert gone(killed)
-        until(lambda: standby_beside(child), "another standby")
-    standby = standby_beside(child)
+        standby = until(lambda: standby_beside(child), "another standby")
     os.kill(pids(child)[-1], signal.SIGKILL)
     child.wait_for("phase: ready", 3)
     assert pids(child)[-1] == standby
@@ -404,3 +408,18 @@ def test_where_it_cannot_be_made_again_the_server_says_why(limited: Child, tmp_p
     assert "error: the run's folder was removed, and cannot be made again" in limited.stderr
     assert "Traceback" not in limited.stderr
     assert all(gone(pid) for pid in pids(limited))
+
+
+@pytest.mark.parametrize("pretend", [False, True])
+def test_what_a_launch_is_warned_of_is_said_unless_the_plan_says_it(
+    pretend: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path))
+    monkeypatch.setattr(checks, "refuse", lambda _: ["of the plan", "of this launch"])
+    plan, said = plausible_plan(warnings=("of the plan",)), list[str]()
+    with Leases() as leases:
+        config = ServeConfig(plan=plan, pretend=pretend)
+        run = Run(config, leases, said.append, lmdeploy=Lmdeploy("0.18.0", ("never-run",)))
+        run.plan = plan
+        assert run.refuse() is plan
+    assert said == ["warning: of this launch"]
