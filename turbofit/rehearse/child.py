@@ -10,7 +10,7 @@ import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from turbofit.core.process.collector import collect_after
 from turbofit.core.struct import decode
@@ -18,13 +18,9 @@ from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.notes import Notes
 from turbofit.rehearse.spec import Spec
 
-#: What importing LMDeploy makes, which stays, is 520,000.
-_OBJECTS_BEFORE_COLLECTION: Final = 600_000
-
-
 def main(arguments: list[str]) -> NoReturn:
     """Runs a rehearsal in the folder that holds its ``spec.json``."""
-    collect_after(_OBJECTS_BEFORE_COLLECTION)
+    collect_after(600_000)  # importing LMDeploy makes 520,000, which stay
     folder = Path(arguments[0])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
