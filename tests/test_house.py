@@ -23,7 +23,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_425,  # a slice, the stack of a card, a full disk, a signal raised again, the collector
+    "core": 5_425,  # a slice, a stack of a card, a full disk, signals raised again, the collector
     "machine": 3_020,  # nvidia-smi's tables, a host's cores, slices, slow cards, cards in texts
     "kernels": 615,
     "model": 6_160,  # loading of Transformers came from memory; what merge fetches

@@ -18,6 +18,7 @@ from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.notes import Notes
 from turbofit.rehearse.spec import Spec
 
+
 def main(arguments: list[str]) -> NoReturn:
     """Runs a rehearsal in the folder that holds its ``spec.json``."""
     collect_after(600_000)  # importing LMDeploy makes 520,000, which stay
