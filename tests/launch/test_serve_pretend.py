@@ -52,7 +52,7 @@ def test_internvl2_from_its_planned_peak_to_the_drain(
     assert not (served.run / "model").exists()
 
 
-@pytest.mark.exhaustive  # with stand-ins for engines: `test_server`
+@pytest.mark.exhaustive  # with stand-ins for engines: `serve/test_supervised_processes`
 def test_of_two_replicas_one_answers_while_the_other_starts_again(
     children: list[Child], tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ def ask(served: Served, model: str) -> int:
     "killed",
     [
         False,
-        # With a stand-in for the engine: `test_several_models`, `serve/test_session`.
+        # With a stand-in for the engine: `test_serve_models`, `test_run`.
         pytest.param(True, marks=pytest.mark.exhaustive),
     ],
 )
