@@ -86,6 +86,7 @@ def pytest_collection_finish() -> None:
     """No later collection goes through what the collected tests hold."""
     gc.freeze()
     gc.enable()
+    gc.set_threshold(50_000)  # a plan makes 60,000 objects, which need no collection
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

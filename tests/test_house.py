@@ -35,7 +35,7 @@ BUDGETS = {
     "rehearse": 4_390,  # what pretend GPUs answer, stand-ins of LLaVA and Llama-3.2-Vision
     "gateway": 9_060,  # the page and what it asks for, connections after bodies
     "load": 1_350,
-    "launch": 11_410,  # kept kernels, images on threads, cast there, names, standby, checks
+    "launch": 11_425,  # kept kernels, images on threads, their names, standby, garbage after imports
     "batch": 1_670,
     "diagnose": 4_260,  # a copy too many; other programs in one line, servers that stand still
     "report": 4_640,

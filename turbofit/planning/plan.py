@@ -16,7 +16,7 @@ from turbofit.planning.commands import cluster_serve_command, commands, left_out
 from turbofit.planning.examine.scene import Sources
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_plan
+from turbofit.tuner.choose import best_fits, best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
     from turbofit.planning.tuned import with_tuned
 
     return finished(with_tuned(best, request, resolved, pretend=pretend), request)
+
+
+def fits(request: PlanRequest) -> bool:
+    """Whether the plan for a request fits, in less than half the time that the plan takes."""
+    return best_fits(resolve(request), request.engine)
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
