@@ -26,8 +26,8 @@ BUDGETS = {
     "core": 5_403,  # a slice, the stack of a card, a full disk, a signal that is raised again
     "machine": 3_020,  # nvidia-smi's tables, a host's cores, slices, slow cards, cards in texts
     "kernels": 615,
-    "model": 6_460,  # loading of Transformers came from memory; each tower's list of tensors
-    "memory": 6_690,  # engines answer for their formulas; batches that end an engine
+    "model": 6_405,  # loading of Transformers came from memory; each tower's list of tensors
+    "memory": 6_705,  # engines answer for their formulas; ranks by their tensors, kept for a plan
     "tuner": 6_300,  # towers, how sure each kind is, the host in the forecast
     "planning": 3_795,  # the list of checks came from diagnose and launch; keywords for editors
     "observe": 1_625,  # readers of logs that keep forms of lines, stages that two rooms share
