@@ -160,11 +160,6 @@ def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def close(text: str, value: float) -> bool:
-    """Whether it is the value to three digits, or to a whole number where it is large."""
-    return number(text) == (round(value) if value >= 1000 else float(f"{value:.3g}"))
-
-
 def figure(value: float, surety: dict[str, Any]) -> str:
     """The value to three digits, or the nearest order where no more is sure."""
     return f"about {order(value)}" if surety["word"] in UNSURE else three_digits(value)
