@@ -86,6 +86,28 @@ def test_a_family(tree: Path, tmp_path: Path) -> None:
     told = follow(tree, SECTIONS["A family"][0], MY_VL=str(folder))
     assert "MyVLForConditionalGeneration" in told
     assert "fits" in told
+    made = json.loads(follow(tree, f"python -c '{FIGURES}' {folder}"))
+    assert made["parameters"] == made["stand_in"]
+    # TurboMind has a copy of a tied head; two ranks hold what is not split twice.
+    assert made["pytorch"][0] == made["bytes"] <= made["turbomind"][0]
+    assert all(whole / 2 < half < whole for whole, half in (made["pytorch"], made["turbomind"]))
+
+
+#: A new family's count, bytes of a rank at tp 1 and 2, and its stand-in's elements.
+FIGURES = """
+import json, sys
+from math import prod
+from turbofit.memory.engines import engine_named
+from turbofit.model.source import resolve_model
+from turbofit.rehearse.checkpoint.twin import tensors, twin_of
+model = resolve_model(sys.argv[1])
+ranks = lambda name: [engine_named(name).weights(model, tp).total for tp in (1, 2)]
+print(json.dumps({
+    "parameters": model.parameters, "bytes": model.weight_bytes,
+    "turbomind": ranks("turbomind"), "pytorch": ranks("pytorch"),
+    "stand_in": sum(prod(shape) for _, _, shape in tensors(twin_of(model))),
+}))
+"""
 
 
 def test_an_engine_version(tree: Path) -> None:

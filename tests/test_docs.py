@@ -48,7 +48,7 @@ _CODE = re.compile(r"``(.+?)``|`([^`]+)`")
 _LINK = re.compile(r"\]\(([^)#\s]*)[^)]*\)")
 _FACT = re.compile(r"--[a-z][\w-]*|\d+(?:[.,]\d+)*")
 #: Answers of `diagnose` that are no cause: no failure, another program, a server that stands still.
-NO_FAILURE = {"healthy", "memory_table", "foreign", "stands_still"}
+NO_FAILURE = {"healthy", "foreign", "stands_still"}
 
 
 def named() -> set[str]:

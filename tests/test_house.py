@@ -26,24 +26,24 @@ BUDGETS = {
     "core": 5_403,  # a slice, the stack of a card, a full disk, a signal that is raised again
     "machine": 3_020,  # nvidia-smi's tables, a host's cores, slices, slow cards, cards in texts
     "kernels": 615,
-    "model": 6_160,  # loading of Transformers came from memory; what merge fetches
+    "model": 6_460,  # loading of Transformers came from memory; each tower's list of tensors
     "memory": 6_690,  # engines answer for their formulas; batches that end an engine
     "tuner": 6_300,  # towers, how sure each kind is, the host in the forecast
     "planning": 3_795,  # the list of checks came from diagnose and launch; keywords for editors
-    "observe": 1_590,  # the readers of logs, and the stages that serve and diagnose share
+    "observe": 1_625,  # readers of logs that keep forms of lines, stages that two rooms share
     "pretend": 1_905,
-    "rehearse": 4_345,  # what pretend GPUs answer, stand-ins of LLaVA and Llama-3.2-Vision
+    "rehearse": 4_390,  # what pretend GPUs answer, stand-ins of LLaVA and Llama-3.2-Vision
     "gateway": 9_060,  # the page and what it asks for, connections after bodies
     "load": 1_350,
-    "launch": 11_380,  # kept kernels, images on threads, their names, standby, proved checks
+    "launch": 11_410,  # kept kernels, images on threads, cast there, names, standby, checks
     "batch": 1_670,
-    "diagnose": 4_285,  # a copy too many; other programs in one line, servers that stand still
+    "diagnose": 4_260,  # a copy too many; other programs in one line, servers that stand still
     "report": 4_640,
     "cli": 5_170,  # a file a subject, steps with names
     "turbofit": 430,  # a door of Python with its own words, those of a batch too
-    "tests": 57_100,  # slices, rows that only judge; those of the features above, the page
+    "tests": 57_400,  # slices, rows that only judge; a checkpoint written out by hand
     "tests/support": 3_635,  # leftovers of a run, stand-ins that stand by, a browser
-    "bench": 13_855,  # front ends alone, rows that only judge, bench.images, bench.gateway.large
+    "bench": 13_970,  # front ends alone, bench.images, bench.gateway.large, a sheet for a judge
 }
 #: Functions of the package that decide so many things and more: how many there may be. It only
 #: falls: a function that decides ten things is three with names, or a type with cases.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import starmap
 
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import strategies as st
 
 from tests.diagnose.conftest import explain, some
 from turbofit.core.units import GIB, KIB, MIB
+from turbofit.diagnose import facts, mood, subject
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import Row, rows
+from turbofit.diagnose.rules.causes import hits_of
 from turbofit.diagnose.subject import FactCollector
+from turbofit.observe import log_reader
 from turbofit.observe.log_events import (
     Computed,
     KvBlocks,
@@ -202,3 +206,23 @@ def test_a_count_of_requests_is_no_error(failed: int, numbered: bool) -> None:
     broken = explain(f"{log}ERROR: the disk went away\n")
     assert broken.kind == "unknown"
     assert "the disk went away" in broken.what
+
+
+def test_questions_about_a_line_s_form_name_no_figure() -> None:
+    """`by_form` asks them of the line with zeros: a figure in a pattern would not be found."""
+    asked = (
+        mood._COMPLAINT, mood._REFUSAL, mood._PROGRESS,
+        subject._OPTION, subject._AUTO_MAP, *subject._MODEL, subject._TOKEN,
+    )  # fmt: skip
+    for pattern in asked:
+        assert not re.search("[1-9]", re.sub(r"\{\d+(,\d+)?\}", "", pattern.pattern)), pattern
+    words = [word for row in (*log_reader._TURBOMIND, *log_reader._OTHER) for word in row.words]
+    words += facts._BEGINNINGS
+    assert not re.search("[1-9]", " ".join((*words, *subject._families())))
+
+
+def test_a_figure_in_a_message_s_words_counts() -> None:
+    """Lines of one form are asked once, and told apart."""
+    lines = [f"cudaGetDeviceCount() failed: Error {number}: x" for number in (801, 803, 804)]
+    kinds = [[hit.row.kind for hit in hits_of(line)] for line in lines]
+    assert kinds == [[], ["driver_mismatch"], ["driver_too_old"]]

@@ -14,8 +14,9 @@ from tests.support.oracles import (
 )
 from tests.sweep import sweep
 from turbofit.core.model import Quantization, TextDims
-from turbofit.model.parameters import stored_bytes, text_linears, text_parameters
+from turbofit.model.parameters import stored_bytes, text_parameters
 from turbofit.model.presets import preset_model
+from turbofit.model.tensors import linears
 
 KNOWN = {
     "smolvlm2-256m": 256_484_928,
@@ -118,7 +119,7 @@ def test_quantised_bytes_follow_the_published_layout():
         architecture="LlamaForCausalLM", layers=2, hidden=256, heads=2, kv_heads=1, head_dim=128,
         intermediate=512, vocab=100, max_position_embeddings=1,
     )  # fmt: skip
-    packed = sum(linear.weights for linear in text_linears(text))
+    packed = sum(linear.weights for linear in linears(text))
     rest = 2 * (text_parameters(text) - packed)
     awq = Quantization(method="awq", bits=4, group_size=128)
     # Each group of 128: 64 bytes of weights, a float16 scale and a 4-bit zero.

@@ -11,7 +11,7 @@ from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.memory.engines import engine_named
 from turbofit.memory.kv_cache import LoggedSlab
 from turbofit.observe import log_events as log
-from turbofit.observe.log_reader import read_line
+from turbofit.observe.log_reader import by_form, read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
 FATAL = "[TM][FATAL][1120.08:30:01.123456]"
@@ -192,3 +192,31 @@ def test_a_clients_words_end_no_engine(line: str) -> None:
 def test_the_reading_of_a_line_of_spaces_ends(read, begins, spaces) -> None:
     with endless_ends():
         read(f"{begins}{' ' * spaces}!")
+
+
+def test_lines_that_differ_in_figures_alone_are_asked_once() -> None:
+    asked = []
+    question = by_form(lambda form: asked.append(form) or len(form))
+    long = "7" * 1000
+    assert [question(line) for line in ("at 17/20", "at 93/41", "at 3/41", long)] == [8, 8, 7, 1000]
+    assert asked == ["at 00/00", "at 0/00", "0" * 1000]
+
+
+COUNT = "[2026-02-05 17:05:17 DP0] Avg thr (in/out): 4618.5 / 27.3 tokens/s, "
+
+
+@pytest.mark.parametrize(
+    ("counted", "succeeded", "failed"),
+    [
+        ("Server (succeeded/failed/routed/waiting): 7 / 2 / 3 / -1", 7, 2),
+        ("API server (completed/routed/waiting): 9 / 3 / 0", 9, 0),
+    ],
+)
+def test_a_server_s_count_is_read_in_both_its_forms(
+    counted: str, succeeded: int, failed: int
+) -> None:
+    """0.12 counts no failures; later a count falls below 0, as a run here showed."""
+    line = f"{COUNT}{counted}, Engine (running/waiting): 3 / 0, KV cache: 21.6%, "
+    assert read_line(line) == log.ServerFigures(
+        succeeded=succeeded, failed=failed, made=27.3, running=3, waiting=0
+    )

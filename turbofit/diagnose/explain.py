@@ -61,8 +61,8 @@ _REASONS: Final = {
 }
 #: Kinds that say what is seen, and no cause.
 _NO_CAUSES: Final = ("stands_still", "foreign")
-#: Notices of the machine, which say nothing of an error in the same log.
-_OF_MACHINE: Final = ("memory_table", "peer_warning")
+#: A notice of the machine, which says nothing of an error in the same log.
+_OF_MACHINE: Final = ("peer_warning",)
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 
 
@@ -267,12 +267,10 @@ def _of_clean_up(mark: LogEvent) -> RuleAnswer:
 
 def _last_line(case: LogCase, messages: list[tuple[LogEvent, KnownMessage]]) -> RuleAnswer:
     mood = case.facts.mood
-    line = mood.last_complaint or (messages[-1][0] if messages else None)
-    line = line or (None if mood.calm else mood.last_refusal)
+    line = mood.last_complaint or (messages[-1][0] if messages else None) or mood.last_refusal
     if line is None:
-        what = _QUIET if mood.calm else _FOREIGN
         known = case.model is not None and case.machine is not None
-        return RuleAnswer(kind="", line=0, what=what, planned=known and not mood.calm)
+        return RuleAnswer(kind="", line=0, what=_QUIET, planned=known)
     text = evidence(line, "").text
     if _WARNING.match(text):
         return _quote(line, f"this log has a warning, and no error: {text}", "the last warning")
@@ -306,9 +304,8 @@ _CHECK_AGAIN: Final = (
 )
 #: The beginning of an answer about a message whose cause it does not tell.
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
-#: A log of whose lines none is of an error; what its program did is not known.
-_QUIET: Final = "no line of this log tells of an error"
-_FOREIGN: Final = "this log has nothing that turbofit recognises"
+#: A log of whose lines none is known to be of an error; what its program did is not known.
+_QUIET: Final = "turbofit recognises no error in this log"
 #: A line of so many characters is cut where it is quoted first; its evidence has more of it.
 _LONG_LINE: Final = 200
 #: Lines up to which a log does not tell which program it is of.

@@ -27,7 +27,7 @@ from turbofit.observe.log_events import (
     TorchMemory,
     WarmupLengths,
 )
-from turbofit.observe.log_reader import read_line, torch_memory
+from turbofit.observe.log_reader import by_form, read_line, torch_memory
 from turbofit.observe.stages import Course
 
 if TYPE_CHECKING:
@@ -321,8 +321,9 @@ class LogFacts:
         self.marks.append(mark)
 
 
-def _may_begin(text: str) -> bool:
-    return any(map(text.__contains__, _BEGINNINGS))
+@by_form
+def _may_begin(form: str) -> bool:
+    return any(map(form.__contains__, _BEGINNINGS))
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:

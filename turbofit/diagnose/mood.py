@@ -1,4 +1,4 @@
-"""What lines that nobody knows tell by their form: an error, a refusal, progress, or calm."""
+"""What lines that nobody knows tell by their form: an error, a refusal, or progress."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.event import LogEvent
 from turbofit.observe.log_events import KnownMessage
+from turbofit.observe.log_reader import by_form
 
 if TYPE_CHECKING:
     from turbofit.observe.log_events import PythonFrame
@@ -36,20 +37,6 @@ _PROGRESS: Final = re.compile(
     r"(?!.*(?:[Ss]hut|[Ee]xit|[Tt]erminat|[Kk]ill|[Cc]lean|[Ss]top|[Rr]etry|HTTP/\d|NCCL INFO"
     r"|throughput))(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
 )
-#: What tells of no error: a level below one, a bar; and words that any failure has.
-_CALM: Final = re.compile(
-    r".{0,60}?\b(?:INFO|DEBUG|(?P<warns>WARN(?:ING)?))\b|.{0,200}?\d%\|"
-    r"|.{0,240}?\.py:\d+: (?P<python>\w*Warning): "
-)
-_ALARM: Final = re.compile(
-    r"error|fail|exce(?:ption|ed)|abort|refus|denied|time(?:d |-)?out|unable|can(?:no|')t"
-    r"|invalid|crash|kill|fatal|dump|lost|oom|out of|exit|shut|stop|traceback|mismatch|missing",
-    re.IGNORECASE,
-)
-#: A word of failures, and of the lines that Python's own warnings go on with.
-_DENIAL: Final = re.compile(r"\bnot?\b", re.IGNORECASE)
-#: Rows of the longest log that is said to have no error by the form of its lines alone.
-_WEIGHED: Final = 2000
 #: A request that a server did not answer as was asked. Those without a key, or for what no server
 #: has, are left out: anybody may send them.
 _UNANSWERED: Final = re.compile(
@@ -68,21 +55,13 @@ class Mood:
         self.last_refusal: LogEvent | None = None
         #: The first line that says that a server answered.
         self.answered: LogEvent | None = None
-        self._rows = self._calm_rows = 0
-        self._alarmed = self._warned = False
-
-    @property
-    def calm(self) -> bool:
-        """Whether most lines are of a level or bars, and none but warnings has a failure's word."""
-        return not self._alarmed and 2 * self._calm_rows > self._rows
 
     def notice(self, line: int, text: str) -> None:
-        """Take in any row: what a server answered, and whether it sounds like a failure."""
+        """Take in any row: whether a server answered, or refused."""
         if _UNANSWERED.match(text):
             self.last_complaint = LogEvent(line, text, KnownMessage())
         elif self.answered is None and _ANSWERED.match(text):
             self.answered = LogEvent(line, text, KnownMessage())
-        self._weigh(text)
 
     def complain(self, mark: LogEvent) -> None:
         """Take an error that ends nothing for the last one, where there is no other."""
@@ -93,30 +72,20 @@ class Mood:
 
     def goes_on(self, line: int, text: str, stack: tuple[PythonFrame, ...]) -> bool:
         """Take in a row that no event has: whether it shows that the program goes on."""
-        if _tells_of(_COMPLAINT, text):
+        complains, refuses, progresses = _sound_of(text)
+        # A count of none is no failure.
+        told = _NONE_OF_THEM.sub("", text) if complains or refuses else ""
+        if complains and _COMPLAINT.match(told):
             self.last_complaint = LogEvent(line, text, KnownMessage(), stack)
-        elif _tells_of(_REFUSAL, text):
+        elif refuses and _REFUSAL.match(told):
             self.last_refusal = LogEvent(line, text, KnownMessage(), stack)
         else:
-            return ("INFO" in text or "%|" in text) and _PROGRESS.match(text) is not None
+            return progresses
         return False
 
-    def _weigh(self, text: str) -> None:
-        self._rows += 1
-        self._alarmed = self._alarmed or self._rows > _WEIGHED
-        if self._alarmed:
-            return
-        calm = _CALM.match(text)
-        if calm:
-            self._calm_rows += 1
-            self._warned = calm["python"] is not None
-            if self._warned or calm["warns"]:
-                return
-        told = _NONE_OF_THEM.sub("", text)
-        denied = not self._warned and _DENIAL.search(told)
-        self._alarmed = bool(_ALARM.search(told) or denied)
 
-
-def _tells_of(words: re.Pattern[str], text: str) -> bool:
-    """Whether a line has words of a failure that are not a count of none."""
-    return bool(words.match(text) and words.match(_NONE_OF_THEM.sub("", text)))
+@by_form
+def _sound_of(form: str) -> tuple[bool, bool, bool]:
+    """Whether a line sounds like an error, like a refusal, and like a program that goes on."""
+    goes_on = ("INFO" in form or "%|" in form) and _PROGRESS.match(form)
+    return bool(_COMPLAINT.match(form)), bool(_REFUSAL.match(form)), bool(goes_on)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.foreign import ForeignPrograms
-from turbofit.diagnose.rules.causes import caught
+from turbofit.diagnose.rules.causes import caught, facts_of
 from turbofit.machine.card_words import CardWords
 from turbofit.model.presets import find_preset as find_model
 from turbofit.model.presets import known_presets
+from turbofit.observe.log_reader import by_form
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 #: Where commands and code name a model, surest first.
@@ -106,18 +110,9 @@ class FactCollector:
 
     def read(self, line: int, text: str) -> None:
         place = (line, text)
-        lower = text.lower()
-        if any(map(lower.__contains__, _families())):
-            self._model(place)
         self.cards.read(line, text)
-        if "=" in text or "--" in text:
-            self._options(place)
-        if "lmdeploy" in lower:
-            self.names_lmdeploy = True
-            match = _VERSION.search(text)
-            self.version = self.version or (match and (match[1] or match[2]))
-        self._launcher(place)
-        self.facts.update(caught(text))
+        for read in _readers(text):
+            read(self, place)
 
     @property
     def model(self) -> tuple[str, Place] | None:
@@ -143,6 +138,14 @@ class FactCollector:
         if known is not None and order < self.names.get(known, (len(_MODEL) + 1, place))[0]:
             self.names[known] = (order, place)
 
+    def _lmdeploy(self, place: Place) -> None:
+        self.names_lmdeploy = True
+        match = _VERSION.search(place[1])
+        self.version = self.version or (match and (match[1] or match[2]))
+
+    def _facts(self, place: Place) -> None:
+        self.facts.update(caught(place[1]))
+
     def _options(self, place: Place) -> None:
         for option in _OPTION.finditer(place[1]):
             name = option[1].replace("-", "_")
@@ -162,6 +165,26 @@ class FactCollector:
                 self.ranks = (int(count[1]), place)
         if "WORLD_SIZE" in text and (match := _WORLD.search(text)) and int(match[1]) > 1:
             self.ranks = self.ranks or (int(match[1]), place)
+
+
+@by_form
+def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
+    """What may read something of a line: most lines have none of the words."""
+    lower = form.lower()
+    options = ("=" in form or "--" in form) and any(
+        pattern.search(form) for pattern in (_OPTION, _ASYNC, _AUTO_MAP)
+    )
+    names = any(map(lower.__contains__, _families())) and any(
+        pattern.search(form) for pattern in (*_MODEL, _TOKEN)
+    )
+    reads = {
+        FactCollector._model: names,
+        FactCollector._options: options,
+        FactCollector._lmdeploy: "lmdeploy" in lower,
+        FactCollector._launcher: "run" in form or "launch" in form or "WORLD_SIZE" in form,
+        FactCollector._facts: bool(facts_of(form)),
+    }
+    return tuple(read for read, words in reads.items() if words)
 
 
 @cache

@@ -16,9 +16,10 @@ from turbofit.model.config import Section, dtype_of, parse_json
 from turbofit.model.families.dims import CheckpointConfig
 from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
-from turbofit.model.parameters import CROSS_EMBEDDINGS, parameters, stored_bytes
+from turbofit.model.parameters import parameters, stored_bytes
 from turbofit.model.quantization import read_quantization
 from turbofit.model.safetensors import Tensor
+from turbofit.model.tensors import CROSS_EMBEDDINGS
 
 #: Architectures whose config class is the checkpoint's own code, and whose account needs it.
 _REMOTE_CONFIG: Final = frozenset(

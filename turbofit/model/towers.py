@@ -1,45 +1,118 @@
-"""Parameters of vision towers and their projectors, one closed formula a kind.
+"""The tensors of vision towers, their projectors and audio towers, listed once: a function a kind.
 
-Counts are of the checkpoint as stored. LMDeploy's PyTorch engine builds the same tensors, down to
+They are the checkpoint's as stored. LMDeploy's PyTorch engine builds the same tensors, down to
 the layers after the feature layer, which it never runs; where it builds more, the kind says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.model import AudioDims, VisionDims
+from msgspec.structs import replace
 
+from turbofit.model.tensors import Tensor
 
-def vision_parameters(vision: VisionDims, text_hidden: int) -> int:
-    """Parameters of the tower and the projector into ``text_hidden`` channels."""
-    return _KINDS[vision.kind](vision, text_hidden)
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+    from turbofit.core.model import AudioDims, VisionDims
+    from turbofit.model.tensors import New, Part
 
-def audio_parameters(audio: AudioDims, text_hidden: int) -> int:
-    """Parameters of an audio tower: convolutions, layers, a norm, and what is behind it."""
-    hidden, inter, channels = audio.hidden, audio.intermediate, audio.channels
-    block = 4 * _dense(hidden, hidden) + _dense(hidden, inter) + _dense(inter, hidden) + 4 * hidden
-    behind = 2 * hidden + _dense(hidden, text_hidden)
-    if not channels:  # and embeddings that stand around a sound
-        convolutions = _dense(3 * audio.mel_bins, hidden) + _dense(3 * hidden, hidden)
-        return convolutions + audio.layers * (block - hidden) + behind + 2 * text_hidden
-    convolutions = 9 * channels * (1 + 2 * channels) + 3 * channels
-    convolutions += channels * audio.shrunk_bins * hidden
-    return convolutions + audio.layers * block + behind + _dense(hidden, hidden)
+    Tensors = list[Tensor]
 
 
-def _dense(inputs: int, outputs: int) -> int:
-    return (inputs + 1) * outputs
+@lru_cache
+def vision_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
+    """All tensors of a vision tower and of its projector into ``text_hidden`` channels.
+
+    Roles of a second stack of layers begin with ``global.``, of further projectors with
+    ``deepstack.``.
+    """
+    tensors = _KINDS[vision.kind](vision, text_hidden)
+    return tuple([tensor for tensor in tensors if tensor.layers is None or tensor.layers])
 
 
-def _norm(vision: VisionDims) -> int:
-    return vision.hidden * (2 if vision.norm == "layer_norm" else 1)
+@lru_cache
+def audio_tensors(audio: AudioDims, text_hidden: int) -> tuple[Tensor, ...]:
+    """The tensors of an audio tower: convolutions, layers, a norm, and what is behind it.
+
+    Their roles begin with ``audio.``.
+    """
+    hidden, channels, whisper = audio.hidden, audio.channels, not audio.channels
+    conv = partial(Tensor, part="embedding", bias=True)
+    linear = partial(Tensor, part="projector", bias=True)
+    if whisper:  # and embeddings that stand around a sound
+        begin = [
+            conv(role="conv1", shape=(hidden, audio.mel_bins, 3)),
+            conv(role="conv2", shape=(hidden, hidden, 3)),
+        ]
+        behind = [
+            linear(role="bounds", shape=(2, text_hidden), bias=False),
+            linear(role="proj", shape=(text_hidden, hidden)),
+        ]
+    else:
+        begin = [
+            conv(role="conv1", shape=(channels, 1, 3, 3)),
+            conv(role="conv2", shape=(channels, channels, 3, 3)),
+            conv(role="conv3", shape=(channels, channels, 3, 3)),
+            conv(role="conv_out", shape=(hidden, channels * audio.shrunk_bins), bias=False),
+        ]
+        behind = [
+            linear(role="proj1", shape=(hidden, hidden)),
+            linear(role="proj2", shape=(text_hidden, hidden)),
+        ]
+    layer = partial(Tensor, layers=range(audio.layers), bias=True)
+    attention = _attention(partial(layer, part="attention"), hidden)
+    if whisper:
+        attention = [replace(one, bias=one.role != "k") for one in attention]
+    tensors = [
+        *begin,
+        *attention,
+        *_mlp(partial(layer, part="mlp"), hidden, audio.intermediate),
+        *_norms(layer, hidden, "norm1", "norm2"),
+        *_norms(conv, hidden, "post_norm"),
+        *behind,
+    ]
+    return tuple([replace(tensor, role=f"audio.{tensor.role}") for tensor in tensors])
 
 
-def _patch(vision: VisionDims) -> int:
-    return vision.hidden * vision.channels * vision.temporal_patch * vision.patch_size**2
+def _norms(tensor: New, width: int, *roles: str) -> Tensors:
+    return [tensor(role=role, part="norm", shape=(width,)) for role in roles]
+
+
+def _attention(linear: New, hidden: int) -> Tensors:
+    columns, shape = partial(linear, split="columns"), (hidden, hidden)
+    inputs = [columns(role=role, shape=shape) for role in ("q", "k", "v")]
+    return [*inputs, linear(role="out", shape=shape, split="rows")]
+
+
+def _mlp(linear: New, hidden: int, inner: int, *, gated: bool = False) -> Tensors:
+    columns = [
+        linear(role=role, shape=(inner, hidden), split="columns")
+        for role in (("gate", "up") if gated else ("up",))
+    ]
+    return [*columns, linear(role="down", shape=(hidden, inner), split="rows")]
+
+
+def _block(vision: VisionDims, layers: int | None = None, *, biases: bool = True) -> Tensors:
+    """A layer: attention with a biased output, an MLP with biases, two norms."""
+    hidden = vision.hidden
+    layer = partial(Tensor, layers=range(vision.layers if layers is None else layers))
+    *qkv, out = _attention(partial(layer, part="attention", bias=vision.qkv_bias), hidden)
+    mlp = partial(layer, part="mlp", bias=biases)
+    tensors = [
+        *qkv,
+        replace(out, bias=biases),
+        *_mlp(mlp, hidden, vision.intermediate, gated=vision.gated_mlp),
+        *_norms(partial(layer, bias=_is_biased(vision)), hidden, "norm1", "norm2"),
+    ]
+    return tensors + _norms(layer, hidden, "q_norm", "k_norm") if vision.qk_norm else tensors
+
+
+def _is_biased(vision: VisionDims) -> bool:
+    """Whether the tower's norms have biases."""
+    return vision.norm == "layer_norm"
 
 
 def _tokens(vision: VisionDims) -> int:
@@ -47,138 +120,240 @@ def _tokens(vision: VisionDims) -> int:
     return ((vision.image_size or 0) // vision.patch_size) ** 2
 
 
-def _block(vision: VisionDims) -> int:
-    """One layer: attention with a biased output, an MLP with biases, two norms."""
-    hidden, inter = vision.hidden, vision.intermediate
-    attention = 4 * hidden * hidden + hidden + (3 * hidden if vision.qkv_bias else 0)
-    attention += 2 * hidden if vision.qk_norm else 0
-    up = 2 if vision.gated_mlp else 1
-    mlp = (up + 1) * hidden * inter + up * inter + hidden
-    return 2 * _norm(vision) + attention + mlp
+def _merged(vision: VisionDims) -> int:
+    """Channels of a window of patches."""
+    return vision.hidden * vision.merge**2
 
 
-def _internvit(vision: VisionDims, text_hidden: int) -> int:
-    hidden, merged = vision.hidden, vision.hidden * vision.merge**2
-    embeddings = _patch(vision) + hidden + hidden + (_tokens(vision) + 1) * hidden
-    projector = 2 * merged + _dense(merged, text_hidden) + _dense(text_hidden, text_hidden)
-    return embeddings + vision.layers * (_block(vision) + 2 * hidden) + projector
+def _one(role: str, *shape: int, part: Part = "embedding") -> Tensor:
+    return Tensor(role=role, part=part, shape=shape)
 
 
-def _qwen_vit(vision: VisionDims, text_hidden: int) -> int:
-    merged = vision.hidden * vision.merge**2
-    projector = _norm(vision) + _dense(merged, merged) + _dense(merged, text_hidden)
-    return _patch(vision) + vision.layers * _block(vision) + projector
+def _patch(vision: VisionDims, *, bias: bool = False) -> Tensor:
+    times = (vision.temporal_patch,) if vision.temporal_patch > 1 else ()
+    shape = (vision.hidden, vision.channels, *times, vision.patch_size, vision.patch_size)
+    return Tensor(role="patch", part="embedding", shape=shape, bias=bias)
 
 
-def _qwen3_vit(vision: VisionDims, text_hidden: int) -> int:
+def _projector(role: str, *shape: int, bias: bool = True) -> Tensor:
+    """A linear layer behind the tower, outputs first, or a norm of one size."""
+    return Tensor(role=f"projector.{role}", part="projector", shape=shape, bias=bias)
+
+
+def _internvit(vision: VisionDims, text_hidden: int) -> Tensors:
+    """A class token, and two scales a layer."""
+    hidden, merged = vision.hidden, _merged(vision)
+    layer = partial(Tensor, layers=range(vision.layers))
+    return [
+        _one("class", 1, 1, hidden),
+        _patch(vision, bias=True),
+        _one("positions", 1, _tokens(vision) + 1, hidden),
+        *_block(vision),
+        *_norms(layer, hidden, "scale1", "scale2"),
+        _projector("norm", merged),
+        *_two_layers(merged, text_hidden),
+    ]
+
+
+def _merger(vision: VisionDims, text_hidden: int, *, bias: bool) -> Tensors:
+    """A norm of single patches before two linear layers of whole windows."""
+    merged = _merged(vision)
+    return [
+        _projector("norm", vision.hidden, bias=bias),
+        _projector("1", merged, merged),
+        _projector("2", text_hidden, merged),
+    ]
+
+
+def _qwen_vit(vision: VisionDims, text_hidden: int) -> Tensors:
+    merger = _merger(vision, text_hidden, bias=_is_biased(vision))
+    return [_patch(vision), *_block(vision), *merger]
+
+
+def _qwen3_vit(vision: VisionDims, text_hidden: int) -> Tensors:
     """Each merger has a norm of its own; those of the deepstack norm whole windows."""
-    hidden, merged = vision.hidden, vision.hidden * vision.merge**2
-    mlp = _dense(merged, merged) + _dense(merged, text_hidden)
-    mergers = 2 * hidden + mlp + vision.deepstack * (2 * merged + mlp)
-    embeddings = _patch(vision) + hidden + _tokens(vision) * hidden
-    return embeddings + vision.layers * _block(vision) + mergers
+    merger, steps = _merger(vision, text_hidden, bias=True), range(vision.deepstack)
+    deep = [_projector("norm", _merged(vision)), *merger[1:]]
+    return [
+        _patch(vision, bias=True),
+        _one("positions", _tokens(vision), vision.hidden),
+        *_block(vision),
+        *merger,
+        *[replace(one, role=f"deepstack.{one.role}", layers=steps) for one in deep],
+    ]
 
 
-def _glm4v(vision: VisionDims, text_hidden: int) -> int:
+def _gated(inputs: int, text_hidden: int, vision: VisionDims) -> Tensors:
+    """A matrix, a norm and a gated MLP of the language model's channels, without biases."""
+    width = vision.projector
+    return [
+        _projector("1", text_hidden, inputs, bias=False),
+        _projector("norm", text_hidden),
+        _projector("gate", width, text_hidden, bias=False),
+        _projector("up", width, text_hidden, bias=False),
+        _projector("down", text_hidden, width, bias=False),
+    ]
+
+
+def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:
     """Linear layers without biases; windows are joined by a convolution, then a gated MLP.
 
     LMDeploy builds a bias behind each attention besides, ``hidden`` elements a layer (36,864
     in GLM-4.1V-9B), which no checkpoint fills.
     """
-    hidden, inter = vision.hidden, vision.intermediate
-    attention = 4 * hidden * hidden + (3 * hidden if vision.qkv_bias else 0)
-    layers = vision.layers * (2 * hidden + attention + 3 * hidden * inter) + 2 * hidden
-    embeddings = _patch(vision) + hidden + _tokens(vision) * hidden
-    window = _dense(hidden * vision.merge**2, text_hidden)
-    gated = text_hidden * text_hidden + 2 * text_hidden + 3 * text_hidden * vision.projector
-    return embeddings + layers + window + gated
+    plain = replace(vision, gated_mlp=True, norm="rms_norm")
+    return [
+        _patch(vision, bias=True),
+        _one("positions", _tokens(vision), vision.hidden),
+        *_block(plain, biases=False),
+        _one("pre_norm", vision.hidden),
+        _one("post_norm", vision.hidden),
+        _projector("window", text_hidden, vision.hidden, vision.merge, vision.merge),
+        *_gated(text_hidden, text_hidden, vision),
+    ]
 
 
-def _llava_projector(vision: VisionDims, text_hidden: int) -> int:
+def _two_layers(inputs: int, text_hidden: int) -> Tensors:
+    return [_projector("1", text_hidden, inputs), _projector("2", text_hidden, text_hidden)]
+
+
+def _llava_projector(vision: VisionDims, text_hidden: int) -> Tensors:
     """Two linear layers, and the row that ends a line."""
-    inputs = vision.hidden * vision.outputs
-    newline = text_hidden if vision.newline else 0
-    return _dense(inputs, text_hidden) + _dense(text_hidden, text_hidden) + newline
+    newline = [_one("newline", text_hidden, part="projector")] if vision.newline else []
+    return [*_two_layers(vision.hidden * vision.outputs, text_hidden), *newline]
 
 
-def _clip_tower(vision: VisionDims) -> int:
+def _clip_tower(vision: VisionDims) -> Tensors:
     """A class token and a norm before the layers; the norm after them is for it alone."""
-    hidden = vision.hidden
-    embeddings = _patch(vision) + hidden + (_tokens(vision) + 1) * hidden
-    return embeddings + vision.layers * _block(vision) + 2 * _norm(vision)
+    hidden, norm = vision.hidden, partial(Tensor, bias=_is_biased(vision))
+    return [
+        _one("class", hidden),
+        _patch(vision),
+        _one("positions", _tokens(vision) + 1, hidden),
+        *_block(vision),
+        *_norms(norm, hidden, "pre_norm", "post_norm"),
+    ]
 
 
-def _clip(vision: VisionDims, text_hidden: int) -> int:
-    return _clip_tower(vision) + _llava_projector(vision, text_hidden)
+def _clip(vision: VisionDims, text_hidden: int) -> Tensors:
+    return [*_clip_tower(vision), *_llava_projector(vision, text_hidden)]
 
 
-def _phi3v(vision: VisionDims, text_hidden: int) -> int:
+def _phi3v(vision: VisionDims, text_hidden: int) -> Tensors:
     """Two separators of a window's channels, and two linear layers."""
-    merged = vision.hidden * vision.merge**2
-    projector = _dense(merged, text_hidden) + _dense(text_hidden, text_hidden)
-    return _clip_tower(vision) + 2 * merged + projector
+    merged = _merged(vision)
+    separators = [_projector(one, merged, bias=False) for one in ("line_end", "image_end")]
+    return [*_clip_tower(vision), *separators, *_two_layers(merged, text_hidden)]
 
 
-def _siglip_tower(vision: VisionDims) -> int:
-    hidden = vision.hidden
-    embeddings = _patch(vision) + hidden + _tokens(vision) * hidden
-    return embeddings + vision.layers * _block(vision) + _norm(vision)
+def _siglip_tower(vision: VisionDims) -> Tensors:
+    hidden, norm = vision.hidden, partial(Tensor, bias=_is_biased(vision))
+    return [
+        _patch(vision, bias=True),
+        _one("positions", _tokens(vision), hidden),
+        *_block(vision),
+        *_norms(norm, hidden, "post_norm"),
+    ]
 
 
-def _siglip(vision: VisionDims, text_hidden: int) -> int:
-    return _siglip_tower(vision) + _llava_projector(vision, text_hidden)
+def _siglip(vision: VisionDims, text_hidden: int) -> Tensors:
+    return [*_siglip_tower(vision), *_llava_projector(vision, text_hidden)]
 
 
-def _gemma3(vision: VisionDims, text_hidden: int) -> int:
+def _gemma3(vision: VisionDims, text_hidden: int) -> Tensors:
     """One matrix, and a norm without biases before it."""
-    return _siglip_tower(vision) + vision.hidden * text_hidden + vision.hidden
+    hidden = vision.hidden
+    norm, matrix = (hidden,), (text_hidden, hidden)
+    projector = [_projector("norm", *norm, bias=False), _projector("1", *matrix, bias=False)]
+    return [*_siglip_tower(vision), *projector]
 
 
-def _eva_clip(vision: VisionDims, text_hidden: int) -> int:
+def _eva_clip(vision: VisionDims, text_hidden: int) -> Tensors:
     """A convolution joins windows where there are any, then a gated MLP, then two tokens around.
 
     GLM-4V's convolution goes to the language model's channels, CogVLM2's stays in the tower's.
     """
     hidden = vision.hidden
-    embeddings = _patch(vision) + hidden + hidden + (_tokens(vision) + 1) * hidden
     inner = text_hidden if vision.kind == "eva_clip_glm" else hidden
-    window = _dense(hidden * vision.merge**2, inner) if vision.merge > 1 else 0
-    gated = inner * text_hidden + 2 * text_hidden + 3 * text_hidden * vision.projector
-    return embeddings + vision.layers * _block(vision) + window + gated + 2 * text_hidden
+    window = (
+        [_projector("window", inner, hidden, vision.merge, vision.merge)]
+        if vision.merge > 1
+        else []
+    )
+    return [
+        _one("class", 1, hidden),
+        _patch(vision, bias=True),
+        _one("positions", _tokens(vision) + 1, hidden),
+        *_block(vision),
+        *window,
+        *_gated(inner, text_hidden, vision),
+        *[_projector(one, 1, 1, text_hidden, bias=False) for one in ("begin", "end")],
+    ]
 
 
-def _mllama(vision: VisionDims, text_hidden: int) -> int:
+def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
     """Two stacks of layers; embeddings by tile and shape, each with a gate."""
     hidden, positions = vision.hidden, _tokens(vision) + 1
-    shapes = (vision.shapes + 1) * vision.max_tiles * hidden
-    embeddings = _patch(vision) + hidden + positions * hidden + shapes * positions + 1
-    embeddings += 2 * (shapes + 1)
-    block = _block(vision) - hidden
-    layers = vision.layers * block + vision.extra_layers * (block + 2) + 2 * _norm(vision)
-    return embeddings + layers + _dense(hidden * vision.outputs, text_hidden)
+    shapes, tile = vision.shapes + 1, vision.max_tiles * hidden
+    block, more = (_unbiased(vision, count) for count in (vision.layers, vision.extra_layers))
+    gate = partial(Tensor, layers=range(vision.extra_layers))
+    return [
+        _one("class", hidden),
+        _patch(vision),
+        _one("positions.gate", 1),
+        _one("positions", positions, hidden),
+        _one("tile_positions", shapes, tile * positions),
+        _one("pre_tile.gate", 1),
+        _one("pre_tile", shapes, tile),
+        _one("post_tile.gate", 1),
+        _one("post_tile", shapes, tile),
+        *_norms(partial(Tensor, bias=_is_biased(vision)), hidden, "pre_norm", "post_norm"),
+        *block,
+        *_norms(gate, 1, "global.attention_gate", "global.mlp_gate"),
+        *[replace(one, role=f"global.{one.role}") for one in more],
+        _projector("1", text_hidden, hidden * vision.outputs),
+    ]
 
 
-def _llama4(vision: VisionDims, text_hidden: int) -> int:
+def _unbiased(vision: VisionDims, layers: int) -> Tensors:
+    """Layers whose attention has no biases."""
+    block = _block(vision, layers)
+    return [replace(one, bias=False) if one.part == "attention" else one for one in block]
+
+
+def _llama4(vision: VisionDims, text_hidden: int) -> Tensors:
     """Norms before and after the layers; an adapter of windows, then a matrix, without biases."""
-    hidden, adapter = vision.hidden, vision.projector
-    embeddings = _patch(vision) + hidden + (_tokens(vision) + 1) * hidden + 2 * _norm(vision)
-    projector = adapter * (vision.hidden * vision.merge**2 + adapter + text_hidden)
-    return embeddings + vision.layers * _block(vision) + projector
+    hidden, adapter, norm = (
+        vision.hidden,
+        vision.projector,
+        partial(Tensor, bias=_is_biased(vision)),
+    )
+    return [
+        _one("class", hidden),
+        _patch(vision),
+        _one("positions", _tokens(vision) + 1, hidden),
+        *_norms(norm, hidden, "pre_norm", "post_norm"),
+        *_block(vision),
+        _projector("1", adapter, _merged(vision), bias=False),
+        _projector("2", adapter, adapter, bias=False),
+        _projector("3", text_hidden, adapter, bias=False),
+    ]
 
 
-def _idefics3(vision: VisionDims, text_hidden: int) -> int:
+def _idefics3(vision: VisionDims, text_hidden: int) -> Tensors:
     """A square of merge x merge patches becomes one token by one matrix without biases."""
-    return _siglip_tower(vision) + vision.hidden * vision.merge**2 * text_hidden
+    return [*_siglip_tower(vision), _projector("1", text_hidden, _merged(vision), bias=False)]
 
 
-def _moonvit(vision: VisionDims, text_hidden: int) -> int:
-    """A norm of single patches before two linear layers of whole windows."""
-    merged = vision.hidden * vision.merge**2
-    projector = _norm(vision) + _dense(merged, merged) + _dense(merged, text_hidden)
-    return _siglip_tower(vision) + projector
+def _moonvit(vision: VisionDims, text_hidden: int) -> Tensors:
+    """Its positions are a square."""
+    side = (vision.image_size or 0) // vision.patch_size
+    patch, _, *tower = _siglip_tower(vision)
+    positions = _one("positions", side, side, vision.hidden)
+    return [patch, positions, *tower, *_merger(vision, text_hidden, bias=_is_biased(vision))]
 
 
-_KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
+_KINDS: Final[dict[str, Callable[[VisionDims, int], Tensors]]] = {
     "internvit": _internvit,
     "qwen2vit": _qwen_vit,
     "qwen2_5vit": _qwen_vit,

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeVar
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
@@ -20,6 +21,13 @@ from turbofit.core.units import GIB, KIB, MIB, parse_bytes
 from turbofit.machine.nvidia_smi import SmiGpu, listed
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import CONTEXT, TorchMemory
+
+_T = TypeVar("_T")
+_ZEROS: Final = str.maketrans("123456789", "0" * 9)
+#: Forms of lines that are remembered, and characters of the longest: a server prints some hundreds.
+_FORMS, _LONGEST_FORM = 4096, 400
+#: Several questions are asked of a line before the next one.
+_LINES: Final = 4
 
 _SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
 _REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
@@ -112,11 +120,16 @@ def _kill(match: re.Match[str]) -> events.HostKill:
     )
 
 
+#: The parts of a server's count around its requests.
+_MADE: Final = r".{0,120}?(?:/ ([\d.]+) tokens/s, )?"
+_RUNNING: Final = r" / -?\d+ / -?\d+,?(?: Engine \(running/waiting\): (-?\d+) / (-?\d+))?"
+
+
 def _counted(match: re.Match[str]) -> events.ServerFigures:
-    running, waiting = (int(match[i]) if match[i] else None for i in (4, 5))
+    failed, running, waiting = (int(match[i]) if match[i] else None for i in (3, 4, 5))
     made = float(match[1]) if match[1] else None
     return events.ServerFigures(
-        succeeded=int(match[2]), failed=int(match[3]), made=made, running=running, waiting=waiting
+        succeeded=int(match[2]), failed=failed or 0, made=made, running=running, waiting=waiting
     )
 
 
@@ -159,10 +172,12 @@ _OTHER: Final = (
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
     _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
-    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `
-    _row("Server (succeeded/failed", r".{0,120}?(?:/ ([\d.]+) tokens/s, )?Server \(succeeded/failed"
-         r"/routed/waiting\): (\d+) / (\d+) / \d+ / \d+,?(?: Engine \(running/waiting\):"
-         r" (\d+) / (\d+))?", _counted),
+    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose last count may
+    # be below 0; in 0.12 `API server (completed/routed/waiting): `.
+    _row("Server (succeeded/failed", rf"{_MADE}Server \(succeeded/failed/routed/waiting\):"
+         rf" (-?\d+) / (-?\d+){_RUNNING}", _counted),
+    _row("API server (completed", rf"{_MADE}API server \(completed/routed/waiting\):"
+         rf" (-?\d+)(){_RUNNING}", _counted),
     _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
     _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
     _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
@@ -213,16 +228,37 @@ _OTHER: Final = (
 )  # fmt: skip
 
 
+@lru_cache(_LINES)
+def zeros(text: str) -> str:
+    """The text with zeros in the place of its digits."""
+    return text.translate(_ZEROS)
+
+
+def by_form(of_form: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Ask a question about a line once for all lines that differ in figures alone.
+
+    The question gets the line with zeros in the place of its digits: where no digit stands in a
+    pattern it has the line's own answer; a word with digits is to be asked with zeros, too.
+    """
+    kept = lru_cache(_FORMS)(of_form)
+
+    def ask(line: str) -> _T:
+        form = zeros(line)
+        return kept(form) if len(form) <= _LONGEST_FORM else of_form(form)
+
+    return ask
+
+
 def read_line(line: str) -> Struct | None:
     text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
     prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
     try:
         if prefix is None:
-            return _first(_OTHER_WORDS, text)
+            return _first(_other_rows(text), text)
         message = prefix[2]
         if message.isdecimal():
             return events.WarmupLength(tokens=int(message))
-        event = _first(_TURBOMIND_WORDS, message) or _first(_OTHER_WORDS, message)
+        event = _first(_turbomind_rows(message), message) or _first(_other_rows(message), message)
         if isinstance(event, events.CudaError):
             return events.CudaError(message=event.message, driver=event.driver, call=prefix[1])
     except ValueError:  # a figure that a torn line damaged
@@ -230,13 +266,24 @@ def read_line(line: str) -> Struct | None:
     return event
 
 
-#: Each word with its row: a line is asked for its words first, most have none.
+#: Each word with its row.
 _TURBOMIND_WORDS: Final = tuple((word, row) for row in _TURBOMIND for word in row.words)
 _OTHER_WORDS: Final = tuple((word, row) for row in _OTHER for word in row.words)
 
 
-def _first(words: tuple[tuple[str, _Row], ...], text: str) -> Struct | None:
-    for row in [row for word, row in words if word in text]:
+@by_form
+def _turbomind_rows(form: str) -> list[_Row]:
+    """The rows of which a message has a word: most have none."""
+    return [row for word, row in _TURBOMIND_WORDS if word in form]
+
+
+@by_form
+def _other_rows(form: str) -> list[_Row]:
+    return [row for word, row in _OTHER_WORDS if word in form]
+
+
+def _first(rows: list[_Row], text: str) -> Struct | None:
+    for row in rows:
         match = row.pattern.match(text)
         event = row.make(match) if match else None
         if event is not None:

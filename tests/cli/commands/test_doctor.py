@@ -45,7 +45,7 @@ def test_diagnose_stdin_and_unknown(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"nothing known\n")))
     code, out, _ = run(capsys, "diagnose", "-")
     assert code == 3
-    assert "nothing that turbofit recognises" in out
+    assert "recognises no error" in out
 
 
 def test_a_message_that_does_not_tell_its_cause(capsys) -> None:

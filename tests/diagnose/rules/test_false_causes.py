@@ -14,7 +14,7 @@ from turbofit.diagnose.rules.causes import causes, pattern_of
 
 HERE: Final = Path(__file__).parent
 #: What is said where nothing failed, and nothing is known.
-QUIET: Final = ("unknown", "healthy", "memory_table", "peer_warning")
+QUIET: Final = ("unknown", "healthy", "peer_warning")
 
 
 def _logs(name: str) -> dict[str, list[str]]:
@@ -226,22 +226,21 @@ def test_no_pattern_needs_the_square_of_a_line() -> None:
 INFO: Final = (
     "2026-03-02 11:00:0{} - lmdeploy - INFO - engine.py:9 - forward {} images, cost 0.4s\n"
 )
+NO_ERROR: Final = "turbofit recognises no error in this log"
 CALM: Final = "".join(INFO.format(n, n) for n in range(5))
 
 
 @pytest.mark.parametrize(
     ("log", "told"),
     [
-        (CALM, "no line of this log tells of an error"),
+        (CALM, NO_ERROR),
         (f"{CALM}2026-03-02 - lmdeploy - WARNING - archs.py:5 - loading of a.b failed, using b",
-         "no line of this log tells of an error"),
+         NO_ERROR),
         (f"{CALM}WARNING 03-02 [x.py:1] lmdeploy: ModuleNotFoundError: No module named 'moon._C'\n",
          "this log has a warning, and no error: "),
         (f"{CALM}/v/torch/a.py:9: UserWarning: MOONS is not set\nIf you do not want it, set it\n",
-         "no line of this log tells of an error"),
-        (f"{CALM}/v/torch/a.py:9: UserWarning: MOONS is not set\n{CALM}it did not land\n",
-         "this log has nothing that turbofit recognises"),
-        ("one\ntwo\n", "this log has nothing that turbofit recognises"),
+         NO_ERROR),
+        ("one\ntwo\n", NO_ERROR),
         (f"{CALM}2026-03-02 - lmdeploy - ERROR - the moon is full\n",
          "turbofit does not know this message: "),
     ],

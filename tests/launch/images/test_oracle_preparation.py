@@ -30,6 +30,8 @@ OF_5 = (5,) <= release(version("transformers")) < (5, 21)
 BROKEN = {"LlavaNext", "Llava"} if OF_5 else {"LlavaNext"}
 FAMILIES = [n for n in CHECKPOINTS if n.removesuffix("ForConditionalGeneration") not in BROKEN]
 FILMS = ("Qwen3", "Glm4v")
+#: Families whose engines cast an image's numbers before all else.
+CAST_FIRST = ("Qwen2VL", "Qwen2_5_VL")
 
 
 def drawn(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -150,10 +152,20 @@ def all_prepared(encoder: Any, films: bool, times: int = 1) -> list[dict[str, An
     return [asyncio.run(once()) for _ in range(times)]
 
 
+def as_the_engine_casts(answers: dict[str, Any]) -> None:
+    import torch
+
+    for answer in answers.values():
+        for item in answer if isinstance(answer, list) else []:
+            item["pixel_values"] = item["pixel_values"].to(torch.bfloat16)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_prepared_bit_for_bit(encoders, family):
     films = family.startswith(FILMS)
     (plain,) = all_prepared(encoders(family), films)
+    if family.startswith(CAST_FIRST):
+        as_the_engine_casts(plain)
     encoder = encoders(family)
     assert prepare(encoder, threads=4, cache_bytes=1 << 30) is None
     for found in all_prepared(encoder, films, times=2):  # the second time from what was kept

@@ -18,7 +18,7 @@ from tests.support.plans import plausible_plan
 from tests.support.serving import needs
 from turbofit.core.plan import image_threads
 from turbofit.launch.engine import entry
-from turbofit.launch.images import preparation
+from turbofit.launch.images import preparation, values
 
 needs("lmdeploy", "torchvision")
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore")]
@@ -110,6 +110,27 @@ def test_one_thread_changes_nothing(monkeypatch):
     }  # fmt: skip
     text = replace(plan, limits=replace(plan.limits, vision_unit=None))
     assert preparation.image_environment(text) == {}
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "turbomind", "another"])
+def test_an_image_has_the_engines_dtype_where_that_casts_it_first(monkeypatch, backend):
+    """Both engines' files of this LMDeploy are read; a file that is gone leaves its float32."""
+    import torch
+    from lmdeploy.vl.model.qwen2 import Qwen2VLModel
+
+    def made() -> torch.dtype:
+        model = Qwen2VLModel.__new__(Qwen2VLModel)
+        processor = SimpleNamespace(preprocess=lambda: {"pixel_values": torch.ones(4, 1176)})
+        model.backend, model.mm_feature_dtype = backend, torch.bfloat16
+        model.processor = SimpleNamespace(image_processor=processor)
+        values.cast_early(model)
+        return processor.preprocess()["pixel_values"].dtype
+
+    casts = values._CASTS["Qwen2VLModel"]
+    assert made() == (torch.bfloat16 if backend in casts else torch.float32)
+    gone = {name: (("gone.py", *files), cast) for name, (files, cast) in casts.items()}
+    monkeypatch.setitem(values._CASTS, "Qwen2VLModel", gone)
+    assert made() == torch.float32
 
 
 @pytest.mark.parametrize(("threads", "looked"), [(None, False), ("2", True)])

@@ -33,8 +33,9 @@ from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.weights import load_constants, weight_classes
 from turbofit.memory.versions import is_legacy
-from turbofit.model.parameters import vision_parameters
 from turbofit.model.source import resolve_model
+from turbofit.model.tensors import elements
+from turbofit.model.towers import vision_tensors
 
 
 def test_a_version_chooses_the_account():
@@ -481,7 +482,7 @@ def test_layers_that_are_built_before_the_cache_are_no_staging():
 @pytest.mark.parametrize("name", ["internvl2-8b", "internvl2-26b", "qwen2-vl-7b"])
 def test_a_tower_holds_its_weights_and_a_little_rounding(name):
     model = resolve_model(name)
-    plain = vision_parameters(model.vision, model.text.hidden) * 2
+    plain = elements(vision_tensors(model.vision, model.text.hidden)) * 2
     (held,) = tower_bytes(model, 1, spread=True)
     assert plain <= held <= plain * 1.08
     text = replace(model, vision=None)

@@ -10,6 +10,7 @@ from msgspec import field
 
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
+from turbofit.observe.log_reader import by_form, zeros
 from turbofit.observe.stages import Phase
 
 if TYPE_CHECKING:
@@ -133,20 +134,33 @@ def what_to_send(error: str) -> tuple[str, ...]:
     return tuple(text for text, words in send if any(word in error for word in words))
 
 
-@cache
-def _words() -> re.Pattern[str]:
-    """Matches each line that a row could match: most lines are passed over by it."""
-    return re.compile(_any_of(set(_rows_by_word())))
+@by_form
+def _rows_of(form: str) -> tuple[Row, ...]:
+    """The rows of which a line has a word, in their order."""
+    pattern, rows = _words()
+    places: set[int] = set()
+    match = pattern.search(form)
+    while match is not None:
+        places.update(
+            place for word, place in rows[match[0]] if form.startswith(word, match.start())
+        )
+        match = pattern.search(form, match.start() + 1)
+    return tuple(causes()[place] for place in sorted(places))
 
 
 @cache
-def _rows_by_word() -> dict[str, list[int]]:
-    """The rows that a word may belong to, by their places."""
-    places: dict[str, list[int]] = {}
-    for place, row in enumerate(causes()):
-        for word in row.says:
-            places.setdefault(word, []).append(place)
-    return places
+def _words() -> tuple[re.Pattern[str], dict[str, list[tuple[str, int]]]]:
+    """A pattern of all rows' words with zeros for digits, and what it may have found of which row.
+
+    It finds the shortest word that begins at a place, under which all stand that begin with it.
+    """
+    words = [(zeros(word), place) for place, row in enumerate(causes()) for word in row.says]
+    pattern = re.compile(_any_of({word for word, _ in words}))
+    found: dict[str, list[tuple[str, int]]] = {}
+    for word, place in words:
+        match = pattern.match(word)
+        found.setdefault(match[0] if match else "", []).append((word, place))
+    return pattern, found
 
 
 def _any_of(words: set[str]) -> str:
@@ -174,15 +188,16 @@ def pattern_of(text: str) -> re.Pattern[str]:
 
 def hits_of(text: str) -> tuple[Hit, ...]:
     """Rows that have this line, in their order, whatever else the log says."""
-    if not _words().search(text) or (_SETTINGS.search(text) and not END.search(text)):
+    rows = _rows_of(text)
+    if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
-    return tuple(_hits(text))
+    return tuple(_hits(rows, text))
 
 
-def _hits(text: str) -> Iterator[Hit]:
-    places = {place for word, rows in _rows_by_word().items() if word in text for place in rows}
-    for place in sorted(places):
-        row = causes()[place]
+def _hits(rows: tuple[Row, ...], text: str) -> Iterator[Hit]:
+    for row in rows:
+        if not any(word in text for word in row.says):
+            continue  # it had another digit
         match = pattern_of(row.pattern).search(text) if row.pattern else None
         if match is not None:
             caught = {name: value for name, value in match.groupdict().items() if value}
@@ -200,12 +215,16 @@ def _message(text: str) -> str:
 def caught(text: str) -> dict[str, str]:
     """Facts of a line by their names."""
     found: dict[str, str] = {}
-    for row in _table().facts:
-        if any(map(text.__contains__, row.says)) and (
-            match := pattern_of(row.pattern).search(text)
-        ):
+    for row in facts_of(text):
+        if match := pattern_of(row.pattern).search(text):
             found |= {name: value for name, value in match.groupdict().items() if value}
     return found
+
+
+@by_form
+def facts_of(form: str) -> tuple[_Fact, ...]:
+    """The rows of facts of which a line has a word; none of these has a digit."""
+    return tuple(row for row in _table().facts if any(word in form for word in row.says))
 
 
 def told_figures(hits: tuple[Hit, ...]) -> int:

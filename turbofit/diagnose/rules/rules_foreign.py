@@ -39,8 +39,4 @@ def _last(case: LogCase) -> LogEvent | None:
     raised = [mark for mark in event.marks if isinstance(mark.event, PythonError)]
     lines = [*event.marks[-1:], *raised[-1:]] if event.outcome == "fatal" else []
     known = short or sorted(lines, key=lambda mark: mark.line)[-1:]
-    return (
-        known[-1]
-        if known
-        else facts.mood.last_complaint or (None if facts.mood.calm else facts.mood.last_refusal)
-    )
+    return known[-1] if known else facts.mood.last_complaint or facts.mood.last_refusal

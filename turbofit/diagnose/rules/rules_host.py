@@ -9,8 +9,6 @@ from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.figures import explanation_of
-from turbofit.diagnose.rules.rules_engine import table_holders
-from turbofit.machine.nvidia_smi import SmiGpu
 from turbofit.observe.log_events import (
     CheckFailed,
     CudaError,
@@ -62,7 +60,6 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """What remains to be said where no fault was found."""
-    yield from _table(case)
     yield from _healthy(case)
     peers = case.facts.first(PeerMissing)
     if peers:
@@ -76,30 +73,6 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
             evidence=(evidence(peers, "the warning of LMDeploy up to 0.7.3"),),
             planned=True,
         )
-
-
-def _table(case: LogCase) -> Iterator[RuleAnswer]:
-    """A table of nvidia-smi, which says who holds the cards."""
-    gpus = case.facts.every(SmiGpu)
-    if not any(event.total for _, event in gpus):
-        return
-    holdings = list(table_holders(case))
-    for mark, gpu in gpus:
-        listed = sum(holding.bytes or 0 for holding in holdings if holding.gpu == gpu.index)
-        rest = (gpu.used or 0) - listed
-        if rest > 0:
-            who = "nobody in the table (another container, or the driver)"
-            holdings.append(Holding(who=who, bytes=rest, gpu=gpu.index, lines=(mark.line,)))
-    yield RuleAnswer(
-        kind="memory_table",
-        phase="none",
-        what="no failure in this log: an nvidia-smi table, which says who holds the cards",
-        line=gpus[0][0].line,
-        rank="notice",
-        held=tuple(holdings),
-        evidence=tuple(evidence(mark, "a card and its memory") for mark, _ in gpus),
-        planned=case.model is not None,
-    )
 
 
 def _healthy(case: LogCase) -> Iterator[RuleAnswer]:

@@ -126,9 +126,10 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     if why is not None:
         return why
     from turbofit.launch.images.sources import name_images, with_fingerprints
-    from turbofit.launch.images.values import look_values_up
+    from turbofit.launch.images.values import cast_early, look_values_up
 
     look_values_up(model)
+    cast_early(model)
     _lock_tokenizer(model)
     name_images()
     if getattr(model, "backend", None) in _HASHING:

@@ -1,21 +1,39 @@
-"""Bytes of an image become numbers by a table, where a model's transform does it one by one.
+"""An image's numbers are made in fewer steps, and have the engine's dtype before they are sent.
 
 torchvision's last steps (``ToTensor``, ``Normalize``) and the cast to the engine's dtype make of a
 byte one of 256 numbers a channel. The table is what these steps themselves make of all bytes.
+Where an engine casts an image's numbers before all else, the thread that prepared them does it.
 """
 
 from __future__ import annotations
 
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
 _BYTES: Final = 256
 #: A picture on which a table is tried before it is used.
 _TRIED: Final = (61, 47)
+#: LMDeploy's models whose numbers stay float32: for each backend, the files that read them, and the
+#: only place where each one does so before its tower, a cast to the engine's dtype.
+_CASTS: Final = {
+    "Qwen2VLModel": {
+        "pytorch": (
+            ("pytorch/models/qwen2_vl.py", "pytorch/models/qwen2_5_vl.py"),
+            "pixel_values = pixel_values.to(dtype)",
+        ),
+        "turbomind": (
+            ("turbomind/models/qwen2_vl.py",),
+            "to_tm_tensor(\n                input_mm['pixel_values'], dtype=self._ctx.dtype)",
+        ),
+    },
+}
 
 
 def look_values_up(model: Any) -> None:
@@ -25,6 +43,38 @@ def look_values_up(model: Any) -> None:
         steps = getattr(getattr(model, name, None), "transforms", None)
         if steps is not None:
             setattr(model, name, quickened(getattr(model, name), steps, dtype))
+
+
+def cast_early(model: Any) -> None:
+    """Have a model of LMDeploy give its engine numbers of the dtype to which that casts them.
+
+    The engine casts in its event loop, or once they were sent to its process, where all wait.
+    """
+    dtype = getattr(model, "mm_feature_dtype", None)
+    casts = _CASTS.get(type(model).__name__, {}).get(getattr(model, "backend", ""))
+    if dtype is None or casts is None or not _written(*casts):
+        return
+    processor = model.processor.image_processor
+    processor.preprocess = _with_dtype(processor.preprocess, dtype)
+
+
+def _written(files: Sequence[str], cast: str) -> bool:
+    """Whether each of these files of LMDeploy has the cast, once."""
+    spec = find_spec("lmdeploy")
+    if spec is None or spec.origin is None:
+        return False
+    paths = [Path(spec.origin).parent / file for file in files]
+    return all(path.is_file() and path.read_text("utf-8").count(cast) == 1 for path in paths)
+
+
+def _with_dtype(prepare: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    @wraps(prepare)
+    def cast(*arguments: Any, **options: Any) -> Any:
+        prepared = prepare(*arguments, **options)
+        prepared["pixel_values"] = prepared["pixel_values"].to(dtype)
+        return prepared
+
+    return cast
 
 
 def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:

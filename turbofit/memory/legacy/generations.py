@@ -20,7 +20,8 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.weights import EngineConstants, vision_side, weight_classes
 from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse
-from turbofit.model.towers import vision_parameters
+from turbofit.model.tensors import elements
+from turbofit.model.towers import vision_tensors
 
 
 class CacheRule(Struct, forbid_unknown_fields=True):
@@ -297,7 +298,7 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
     if vision is None:
         return (0,) * tp
     layer = [size * HALF for size in _layer(vision)]
-    total = vision_parameters(vision, model.text.hidden) * HALF
+    total = elements(vision_tensors(vision, model.text.hidden)) * HALF
     ranks = tp if spread else 1
     shares = [vision.layers // ranks + (i < vision.layers % ranks) for i in range(ranks)]
     sizes = [_held(layer * share) for share in shares]

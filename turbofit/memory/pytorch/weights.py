@@ -9,7 +9,7 @@ Source: lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = Fals
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Final
 
@@ -24,16 +24,9 @@ from turbofit.kernels.installed import torch_takes_a_share
 from turbofit.memory.calibrated import BUFFERS
 from turbofit.memory.versions import figures
 from turbofit.model.families.engines import PROJECTOR_AS_TEXT
-from turbofit.model.parameters import (
-    Linear,
-    delta_parameters,
-    is_packed,
-    packed_bytes,
-    text_linears,
-    text_parameters,
-    unpacked_bytes,
-)
-from turbofit.model.towers import audio_parameters, vision_parameters
+from turbofit.model.parameters import is_packed, packed_bytes, unpacked_bytes
+from turbofit.model.tensors import Tensor, elements, linears, text_tensors
+from turbofit.model.towers import audio_tensors, vision_tensors
 
 
 class PytorchConstants(Struct):
@@ -124,8 +117,6 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
 _FLOAT = 4
-#: Into the latents, which every rank needs whole.
-_WHOLE = ("q_a", "kv_a")
 #: Rows of the vocabulary come in multiples of this where they are sharded.
 VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
 #: Whose routers are held at 32 bits, with their corrections.
@@ -148,70 +139,78 @@ def kv_heads_held(kv_heads: int, tp: int) -> int:
 
 def weight_classes(model: Model, tp: int) -> dict[str, int]:
     """Bytes of one rank by class, at 16 bits where the checkpoint is not packed."""
-    text, vision = model.text, model.vision
-    linears = text_linears(text)
-    whole = text_parameters(text) - sum(linear.weights + linear.biases for linear in linears)
-    embedding = text.vocab * text.hidden
-    heads = 1 if text.tie_word_embeddings else 2
-    head_ranks = 1 if text.architecture == _KIMI else tp
-    classes = {
-        "embedding": rows_held(text, tp) * text.hidden * HALF,
-        "lm_head": (heads - 1) * rows_held(text, head_ranks) * text.hidden * HALF,
-        "attention": 0,
-        "mlp": 0,
-        "norms": (whole - heads * embedding - delta_parameters(text)) * HALF,
-        "delta": _delta_whole(text, tp),
-    }
-    repeat = kv_heads_held(text.kv_heads, tp) / text.kv_heads
-    for linear in linears:
-        name = _text_name(linear)
-        share = _share(model, linear, tp) * (repeat if name in ("k", "v") else 1.0)
-        # A row-wise layer's bias is whole on every rank.
-        spread = 1.0 if name == "o" or name.endswith(".down") else share
-        size = int(_linear_bytes(model, linear) * share) + int(linear.biases * spread) * HALF
-        classes[_class_of(name)] += size
-    classes["attention"] += _absorbed(text) // tp
-    if text.moe is not None and text.architecture in _FLOAT_ROUTERS:
-        moe = text.moe
-        classes["norms"] += moe.layers * moe.experts * (text.hidden + 1) * (_FLOAT - HALF)
+    classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms", "delta"), 0)
+    for tensor in text_tensors(model.text):
+        linear = tensor.packs or tensor.part in ("embedding", "head", "delta")
+        classes[_CLASSES[tensor.part] if linear else "norms"] += _held(model, tensor, tp)
+    classes["attention"] += _absorbed(model.text) // tp
     classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     classes["forgotten"] = _forgotten(model, tp)
-    if vision is not None:
-        classes |= _tower_classes(model, vision, tp)
+    if model.vision is not None:
+        classes |= _tower_classes(model, model.vision, tp)
     return {name: size for name, size in classes.items() if size}
 
 
-def _text_name(linear: Linear) -> str:
-    """A layer's name; CogVLM's second set, for image tokens, is split as the first."""
-    return linear.name.removeprefix("vision.")
+#: The class of a tensor by its part; what is neither a linear layer nor embedding is whole: norms.
+_CLASSES: Final = {
+    "embedding": "embedding", "head": "lm_head", "attention": "attention", "delta": "delta",
+    "mlp": "mlp", "expert": "mlp", "shared": "mlp",
+}  # fmt: skip
 
 
-def _class_of(name: str) -> str:
-    if name.startswith("delta."):
-        return "delta"
-    return "mlp" if name.endswith((".gate_up", ".down")) else "attention"
+def _held(model: Model, tensor: Tensor, tp: int) -> int:
+    """Bytes of one rank of all tensors of a role."""
+    text = model.text
+    if tensor.part in ("embedding", "head"):
+        whole_head = tensor.part == "head" and text.architecture == _KIMI
+        return rows_held(text, 1 if whole_head else tp) * text.hidden * HALF
+    if tensor.packs:
+        share = _share(model, tensor, tp)
+        # A row-wise layer's bias is whole on every rank.
+        spread = 1.0 if tensor.split == "rows" else share
+        return int(_linear_bytes(model, tensor) * share) + int(tensor.biases * spread) * HALF
+    size = tensor.elements * _width(text, tensor)
+    return size // tp if tensor.part == "delta" and tensor.split == "columns" else size
+
+
+def _width(text: TextDims, tensor: Tensor) -> int:
+    """Bytes of an element of what quantisation never packs.
+
+    Two biases of a delta net's value head are held at 32 bits; so is the decay that the first
+    forward keeps.
+    Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
+    """
+    if tensor.role == "delta.decay":
+        return 2 * _FLOAT
+    float_router = tensor.part == "router" and text.architecture in _FLOAT_ROUTERS
+    return _FLOAT if float_router or tensor.role == "delta.step" else HALF
 
 
 def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
     """Bytes of one rank of the towers, by class."""
-    sharded, mergers = vision_linears(vision), _projector_linears(model, vision)
-    total = vision_parameters(vision, model.text.hidden)
+    tensors = vision_tensors(vision, model.text.hidden)
+    sharded, mergers = _sharded(tensors, vision), _sharded_projector(tensors, model, vision)
     classes = {
         "vision": int(sharded * _heads_share(vision.heads, tp) + mergers / tp) * HALF,
-        "vision.whole": (total - sharded - mergers) * HALF,
+        "vision.whole": (elements(tensors) - sharded - mergers) * HALF,
     }
     if vision.audio is not None:
         classes["audio"] = _audio_bytes(vision.audio, model.text.hidden, tp)
     return classes
 
 
-def _share(model: Model, linear: Linear, tp: int) -> float:
-    """The largest rank's part of these layers, KV heads not repeated."""
-    if linear.name in _WHOLE:
+def _share(model: Model, linear: Tensor, tp: int) -> float:
+    """The largest rank's part of these layers."""
+    if linear.split == "whole":
         return 1.0
-    if model.text.moe is None or not linear.name.startswith("expert."):
-        return 1 / tp
-    return expert_channels(model, tp) / model.text.moe.intermediate
+    if model.text.moe is not None and linear.part == "expert":
+        return expert_channels(model, tp) / model.text.moe.intermediate
+    return _repeat(model.text, linear, tp) / tp
+
+
+def _repeat(text: TextDims, linear: Tensor, tp: int) -> float:
+    """How often all ranks together hold these layers: keys and values by their heads."""
+    return kv_heads_held(text.kv_heads, tp) / text.kv_heads if linear.split == "kv_heads" else 1.0
 
 
 def expert_channels(model: Model, tp: int) -> int:
@@ -257,44 +256,26 @@ def _absorbed(text: TextDims) -> int:
     """
     if text.cached_latent is None or text.architecture == _KIMI:
         return 0
-    return sum(linear.weights for linear in text_linears(text) if linear.name == "kv_b") * HALF
+    return sum(linear.weights for linear in linears(text) if linear.role == "kv_b") * HALF
 
 
-def _delta_whole(text: TextDims, tp: int) -> int:
-    """Bytes of one rank's delta nets beside what quantisation packs.
-
-    Gates and convolution at 16 bits, the norm whole on every rank; two biases of a value head and
-    the decay that the first forward keeps, at 32 bits.
-    Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
-    """
-    delta = text.delta
-    if delta is None:
-        return 0
-    gates = 2 * delta.value_heads * text.hidden + delta.channels * delta.kernel
-    return delta.layers * (
-        gates * HALF // tp + delta.value_dim * HALF + 3 * delta.value_heads * _FLOAT // tp
-    )
-
-
-def vision_linears(vision: VisionDims) -> int:
+def _sharded(tensors: Iterable[Tensor], vision: VisionDims) -> int:
     """Elements of the tower's attention and MLP weights where they are sharded."""
     if vision.kind in WHOLE_TOWERS:
         return 0
-    width = vision.hidden
-    mlp = (3 if vision.gated_mlp else 2) * width * vision.intermediate
-    return vision.layers * (4 * width * width + mlp)
+    return sum(tensor.weights for tensor in tensors if tensor.split != "whole")
 
 
-def _projector_linears(model: Model, vision: VisionDims) -> int:
+def _sharded_projector(tensors: Iterable[Tensor], model: Model, vision: VisionDims) -> int:
     """Elements of the projector's weights where these are sharded.
 
     Source: lmdeploy models/qwen3_vl.py::Qwen3VLVisionPatchMerger.__init__ #d99d15
     lmdeploy models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
     """
-    merged, hidden = vision.hidden * vision.merge**2, model.text.hidden
-    if vision.kind == "qwen3vit":
-        return (1 + vision.deepstack) * merged * (merged + hidden)
-    return (merged + hidden) * hidden if model.architecture in PROJECTOR_AS_TEXT else 0
+    if vision.kind != "qwen3vit" and model.architecture not in PROJECTOR_AS_TEXT:
+        return 0
+    linear = (t for t in tensors if t.part == "projector" and len(t.shape) > 1)
+    return sum(tensor.weights for tensor in linear)
 
 
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
@@ -302,10 +283,14 @@ def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
 
     lmdeploy models/qwen3_omni_moe_thinker.py::Qwen3OmniMoeAudioEncoderLayer.__init__ #7477d6
     """
-    sharded = audio.layers * audio.hidden * (4 * audio.hidden + 3)
-    whole = audio_parameters(audio, text_hidden) - sharded
+    tensors = audio_tensors(audio, text_hidden)
+    sharded = sum(
+        tensor.weights + (tensor.biases if tensor.split == "columns" else 0)
+        for tensor in tensors
+        if tensor.part == "attention"
+    )
     shared = int(sharded * _heads_share(audio.heads, tp))
-    return (shared + whole) * HALF + audio.position_bytes
+    return (shared + elements(tensors) - sharded) * HALF + audio.position_bytes
 
 
 def _heads_share(heads: int, tp: int) -> float:
@@ -374,12 +359,8 @@ def packed_copy(
     """
     if not is_copied(model, capability):
         return 0
-    repeat = kv_heads_held(model.text.kv_heads, tp) / model.text.kv_heads
-    elements = sum(
-        linear.weights * (repeat if linear.name.removeprefix("vision.") in ("k", "v") else 1.0)
-        for linear in text_linears(model.text)
-    )
-    return int(elements / tp * (0.5 + constants.packed_copy["group"] / _COPIED_GROUP))
+    held = sum(linear.weights * _repeat(model.text, linear, tp) for linear in linears(model.text))
+    return int(held / tp * (0.5 + constants.packed_copy["group"] / _COPIED_GROUP))
 
 
 def staged_copy(
@@ -392,7 +373,7 @@ def staged_copy(
     return int(widest * constants.packed_copy["staged"])
 
 
-def _linear_bytes(model: Model, linear: Linear) -> int:
+def _linear_bytes(model: Model, linear: Tensor) -> int:
     """Bytes of the weights of these layers on all ranks: packed as stored, else at 16 bits."""
     if model.quantization is None or not is_packed(linear, model.quantization):
         return linear.weights * min(HALF, DTYPE_BYTES[model.dtype])

@@ -8,7 +8,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import Struct
 from turbofit.memory.placement import Components, Layer
-from turbofit.model.parameters import parameters, text_linears, text_parameters
+from turbofit.model.parameters import parameters, text_parameters
+from turbofit.model.tensors import elements, text_tensors
 
 _INSIDE: Final = "model.language_model"
 _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
@@ -38,7 +39,7 @@ def components(model: Model, dtype: str) -> Components:
         norm=norm,
         head=head,
         tied=text.tie_word_embeddings,
-        experts=_expert_elements(text) * width,
+        experts=_mlp_elements(text, text.layers - 1) * width if text.moe else 0,
     )
 
 
@@ -64,16 +65,13 @@ def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
     (cross-attention) differs from the others by its norms only.
     """
     kv, apart = 2 * text.kv_heads * text.head_dim * width, _cross_layers(text)
-    total = text_parameters(text)
-    total -= text.vocab * text.hidden * (1 if text.tie_word_embeddings else 2) + text.hidden
-    experts = _expert_elements(text)
-    sparse = text.moe.layers if text.moe else 0
-    dense_total = total - experts * sparse - _dense_mlp(text) * (text.layers - sparse)
-    base = -(-dense_total // text.layers)
+    inside = (t for t in text_tensors(text) if t.part not in ("embedding", "head", *_MLPS))
+    base = -(-(elements(inside) - text.hidden) // text.layers)
+    dense, sparse = _mlp_elements(text, 0), _mlp_elements(text, text.layers - 1)
+    first = text.layers - (text.moe.layers if text.moe else 0)
     return tuple(
         Layer(
-            weights=(base + (experts if number >= text.layers - sparse else _dense_mlp(text)))
-            * width,
+            weights=(base + (dense if number < first else sparse)) * width,
             kv_per_token=0 if number in apart else kv,
             kv_per_image=kv * cross if number in apart else 0,
         )
@@ -81,19 +79,17 @@ def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
     )
 
 
-def _expert_elements(text: TextDims) -> int:
-    """Elements of one layer's experts; its router is among what is split evenly."""
-    return _elements(text, "expert.", "shared.") // text.moe.layers if text.moe else 0
+#: Parts that only some layers have: a dense MLP, or experts, whose router is split evenly.
+_MLPS: Final = ("mlp", "expert", "shared")
 
 
-def _dense_mlp(text: TextDims) -> int:
-    """Elements of one dense MLP."""
-    return _elements(text, "mlp.") // max(1, text.layers - (text.moe.layers if text.moe else 0))
-
-
-def _elements(text: TextDims, *names: str) -> int:
-    linears = [linear for linear in text_linears(text) if linear.name.startswith(names)]
-    return sum(linear.weights + linear.biases for linear in linears)
+def _mlp_elements(text: TextDims, layer: int) -> int:
+    """Elements of the MLP or the experts of one layer."""
+    return sum(
+        tensor.elements // len(tensor.layers)
+        for tensor in text_tensors(text)
+        if tensor.part in _MLPS and tensor.layers and layer in tensor.layers
+    )
 
 
 # Where Transformers 5 keeps the parts of each model: the names that a device map must use.

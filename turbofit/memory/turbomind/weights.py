@@ -6,10 +6,10 @@ padded or repeated under tensor parallelism. Exact but for the pool's rounding, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from functools import cache
-from math import lcm, log2, sqrt
-from typing import NamedTuple
+from math import lcm, log2, prod, sqrt
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -27,7 +27,9 @@ from turbofit.core.units import HALF, round_up
 from turbofit.core.version import REFERENCE
 from turbofit.memory.account import HOPPER, PAGE
 from turbofit.memory.versions import figures
-from turbofit.model.parameters import exempt_bytes, unpacked_bytes
+from turbofit.model.parameters import exempt_bytes, is_packed, unpacked_bytes
+from turbofit.model.tensors import Tensor, text_tensors
+from turbofit.model.towers import vision_tensors
 
 
 class PackedFormat(Struct):
@@ -152,8 +154,16 @@ def load_constants(version: str = REFERENCE) -> EngineConstants:
 
 #: Elements of a 16-byte vector of 16-bit values: what lm_head rows are padded to for each rank.
 _VECTOR = 8
+_FLOAT: Final = 4
 #: Bytes of which every allocation from a pool of CUDA's is a multiple.
 _POOL_BLOCK = 512
+
+
+#: The class of a tensor by its part.
+_CLASSES: Final = {
+    "embedding": "embedding", "attention": "attention", "delta": "delta", "norm": "norms",
+    "mlp": "mlp", "expert": "mlp", "shared": "mlp", "router": "mlp",
+}  # fmt: skip
 
 
 def weight_classes(
@@ -163,29 +173,21 @@ def weight_classes(
     capability: tuple[int, int] = (8, 0),
 ) -> dict[str, int]:
     """Bytes per rank of each tensor class of a model; packed ones differ by the card's kind."""
-    text, packing = model.text, None
-    if model.quantization is not None:
-        packed = constants.packed_format(model.quantization, capability)
-        packing = _Packing(model.quantization, packed)
-    dense = None if packing and packing.quantization.of_experts else packing
-    # At 16 bits whatever the checkpoint stores.
-    classes = {
-        "embedding": text.vocab * text.hidden * HALF // tp,
-        "lm_head": lm_head_rows(text, tp) * text.hidden * HALF // tp,
-        "attention": sum(_attention(text, tp, dense)) * text.attention_layers,
-        "mlp": _mlp(text, tp, packing, constants, capability),
-        "norms": (2 * text.layers + 1) * text.hidden * HALF
-        + (2 * text.attention_layers * text.head_dim * HALF if text.qk_norm else 0)
-        + (text.layers * (text.mla.q_rank + text.mla.kv_rank) * HALF if text.mla else 0),
-    }
-    if text.delta is not None:
-        classes["delta"] = sum(_delta(text, text.delta, tp, packing)) * text.delta.layers
+    text, rank = model.text, _Rank(model, tp, constants, capability)
+    classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms"), 0)
+    classes["lm_head"] = lm_head_rows(text, tp) * text.hidden * HALF // tp
+    for joined in _as_built(text):
+        name = _CLASSES[joined[0].part]
+        classes[name] = classes.get(name, 0) + rank.bytes(joined) * joined[0].count
     unpacked = _unpacked(model)
     if unpacked:
         classes["unpacked"] = -(-unpacked // tp)
     if model.vision is not None:
-        classes["vision"] = sum(_vision(model.vision, tp, constants))
-        classes["projector"] = sum(_projector(model.vision, text.hidden, tp))
+        tower = _Tower(model.vision, tp, constants)
+        classes |= {"vision": 0, "projector": 0}
+        for tensor in vision_tensors(model.vision, text.hidden):
+            name = "projector" if tensor.part == "projector" else "vision"
+            classes[name] += tower.bytes(tensor) * tensor.count
     return classes
 
 
@@ -230,11 +232,8 @@ def vision_tp(vision: VisionDims, tp: int) -> int:
     return tp if vision.heads % tp == 0 else 1
 
 
-class _Packing(NamedTuple):
-    """A quantisation as one kind of card holds it."""
-
-    quantization: Quantization
-    packed: PackedFormat
+#: Queries, keys and values, which rotary embeddings turn by heads.
+_TURNED: Final = frozenset({"q", "k", "v"})
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
@@ -245,74 +244,112 @@ def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
 
-def _linear(inputs: int, outputs: int, packing: _Packing | None) -> int:
-    """Bytes of a weight as the engine holds it: packed with scales and zeros, else at 16 bits."""
-    elements = inputs * outputs
-    if packing is None:
-        return elements * 2
-    groups = packing.packed.groups(elements, packing.quantization.group_size)
-    return elements * packing.quantization.bits // 8 + int(groups * packing.packed.group)
-
-
 def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
     """Elements of one rank's linears that are stored packed."""
     if model.quantization is None or model.quantization.of_experts:
         return 0
-    text = model.text
-    plain = replace(model, quantization=None, vision=None)
-    classes = weight_classes(plain, tp, constants)
-    outputs = text.attention_layers * _qkv_rows(text, tp)
-    dense = classes["attention"] + classes["mlp"] - (outputs * 2 if text.qkv_bias else 0)
-    if _widens_heads(model.quantization, text.head_dim):
-        dense -= outputs * text.hidden * 2
-    if text.delta is not None:
-        dense += text.delta.layers * text.delta.values // tp * text.hidden * 2
-    return dense // 2
+    rank = _Rank(model, tp, constants, (8, 0))
+    packed = (joined for joined in _as_built(model.text) if rank.packing(joined))
+    return sum(rank.elements(joined) * joined[0].count for joined in packed)
 
 
-def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[int]:
-    """One layer's attention: fused QKV split by heads, output projection split by its input.
+#: Tensors that are one matrix in memory, joined along their outputs. Those of a delta net are at 16
+#: bits, since the two gates have too few outputs to be packed.
+#: Source: lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
+_JOINED: Final = {
+    **dict.fromkeys(("q", "k", "v"), "qkv"),
+    **dict.fromkeys(("q_a", "kv_a"), "latents"),
+    **dict.fromkeys(("delta.qkv", "delta.z", "delta.b", "delta.a"), "delta.inputs"),
+    **{f"{mlp}.{up}": f"{mlp}.up" for mlp in ("mlp", "expert", "shared") for up in ("gate", "up")},
+}
+#: Of delta nets so small that what each is rounded up to counts: decay, bias and a norm.
+_SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
 
-    Of latents: into them whole; out of them folded into what comes after, at 16 bits, with the
-    output's rows padded to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
+
+def _as_built(text: TextDims) -> Iterable[list[Tensor]]:
+    """A language model's tensors but the head, those together that the engine joins."""
+    joined: dict[str, list[Tensor]] = {}
+    for tensor in text_tensors(text):
+        if tensor.part != "head":
+            joined.setdefault(_JOINED.get(tensor.role, tensor.role), []).append(tensor)
+    return _folded(text, joined).values() if text.mla is not None else joined.values()
+
+
+def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """Attention to latents as it is built, at 16 bits.
+
+    Out of the latents they are folded into what comes after, with the output's rows padded to the
+    keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
     """
-    mla = text.mla
-    if mla is not None:
-        heads = text.heads * text.head_dim // tp
-        yield _linear(text.hidden, mla.q_rank + text.head_dim, None)
-        yield _linear(mla.q_rank or text.hidden, heads, None)
-        yield _linear(heads, text.hidden, None)
-        return
-    qkv = _qkv_rows(text, tp)
-    widened = packing is not None and _widens_heads(packing.quantization, text.head_dim)
-    yield _linear(text.hidden, qkv, None if widened else packing)
-    yield _linear(text.heads * text.head_dim // tp, text.hidden, packing)
-    if text.qkv_bias:
-        yield qkv * 2
-    if text.output_bias:
-        yield text.hidden * 2
-    if text.sinks:
-        yield text.heads // tp * 2
+    heads = text.heads * text.head_dim
+    query = "q_b" if "q_b" in joined else "qkv"
+    shapes = {query: (heads, joined[query][0].shape[1]), "o": (text.hidden, heads)}
+    del joined["kv_b"]
+    plain = {"latents": [replace(one, packs=False) for one in joined["latents"]]}
+    for name, shape in shapes.items():
+        plain[name] = [replace(joined[name][0], shape=shape, packs=False)]
+    return joined | plain
 
 
-def _qkv_rows(text: TextDims, tp: int) -> int:
-    """One rank's outputs of the fused queries, keys and values, and of an output gate."""
-    queries = text.heads * (2 if text.output_gate else 1)
-    return (queries + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
+class _Rank(NamedTuple):
+    """What a rank of the language model holds of tensors that are joined."""
 
+    model: Model
+    tp: int
+    constants: EngineConstants
+    capability: tuple[int, int]
 
-def _delta(text: TextDims, delta: DeltaDims, tp: int, packing: _Packing | None) -> Iterator[int]:
-    """One layer's delta net, split by heads.
+    def bytes(self, joined: Sequence[Tensor]) -> int:
+        """Bytes of one layer's, or of one expert's.
 
-    The input projections are one matrix, at 16 bits, since the two gates have too few outputs to be
-    packed. lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
-    """
-    yield _linear(text.hidden, input_rows(delta) // tp, None)
-    yield _linear(delta.values // tp, text.hidden, packing)
-    yield delta.channels * delta.kernel // tp * 2
-    # Decay, bias and a norm: so small that what each is rounded up to counts.
-    for small in (delta.value_heads // tp, delta.value_heads // tp, delta.value_dim):
-        yield round_up(small * 2, _POOL_BLOCK)
+        Experts are in whole blocks of the driver's pools, and the grouped kernels have a copy of a
+        layer's biases besides. Seen on pretend GPUs (gpt-oss).
+        """
+        size, first = self._weight(joined), joined[0]
+        bias = sum(self._shape(one)[0] * HALF for one in joined if one.bias)
+        if first.part == "expert":
+            return round_up(size, _POOL_BLOCK) + round_up(bias, _POOL_BLOCK) + bias
+        return round_up(size, _POOL_BLOCK) if first.role in _SMALL else size + bias
+
+    def elements(self, joined: Sequence[Tensor]) -> int:
+        return sum(prod(self._shape(one)) for one in joined)
+
+    def packing(self, joined: Sequence[Tensor]) -> Quantization | None:
+        """How they are packed; None: at 16 bits, whatever the checkpoint stores."""
+        packed = self.model.quantization
+        if packed is None or not all(is_packed(one, packed) for one in joined):
+            return None
+        turned = joined[0].role == "q" and _widens_heads(packed, self.model.text.head_dim)
+        return None if turned else packed
+
+    def _weight(self, joined: Sequence[Tensor]) -> int:
+        """Bytes of a weight as the engine holds it: with scales and zeros where it is packed."""
+        elements, packing = self.elements(joined), self.packing(joined)
+        if packing is not None:
+            packed = self.constants.packed_format(packing, self.capability)
+            groups = packed.groups(elements, packing.group_size)
+            return elements * packing.bits // 8 + int(groups * packed.group)
+        return elements * (_FLOAT if joined[0].role == "correction" else HALF)
+
+    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """The rank's outputs and inputs."""
+        first, *others = tensor.shape
+        if tensor.split == "whole":
+            return tensor.shape
+        if tensor.split == "rows":
+            return (first, self._channels(tensor, others[0]))
+        return (self._channels(tensor, first), *others)
+
+    def _channels(self, tensor: Tensor, channels: int) -> int:
+        """The rank's part of channels, padded or repeated."""
+        packing, kv_heads = self.model.quantization, self.model.text.kv_heads
+        if tensor.part in ("mlp", "shared"):
+            channels = ffn_width(channels, self.tp, packing, self.constants)
+        elif tensor.part == "expert":
+            channels = expert_width(channels, self.tp, packing, self.constants, self.capability)
+        elif tensor.split == "kv_heads":
+            channels = channels // kv_heads * kv_heads_held(kv_heads, self.tp)
+        return channels // self.tp
 
 
 def _unpacked(model: Model) -> int:
@@ -322,68 +359,44 @@ def _unpacked(model: Model) -> int:
         return extra
     widened = {"delta.qkv", "delta.z"}
     if _widens_heads(quantization, text.head_dim):
-        widened |= {"q", "k", "v"}
+        widened |= _TURNED
     exempt = exempt_bytes(text, "float16", quantization)
     return max(0, extra - sum(exempt.get(name, 0) for name in widened))
 
 
-def _mlp(
-    text: TextDims,
-    tp: int,
-    packing: _Packing | None,
-    constants: EngineConstants,
-    capability: tuple[int, int],
-) -> int:
-    """All layers' feed-forward networks, dense and experts."""
-    quantization = packing.quantization if packing else None
+class _Tower(NamedTuple):
+    """What a rank of a vision tower holds: attention and MLP split where they divide."""
 
-    def ffn(intermediate: int) -> int:
-        width = ffn_width(intermediate, tp, quantization, constants) // tp
-        bias = (2 * width + text.hidden) * 2 if text.mlp_bias else 0
-        return (
-            _linear(text.hidden, 2 * width, packing) + _linear(width, text.hidden, packing) + bias
-        )
+    vision: VisionDims
+    tp: int
+    constants: EngineConstants
 
-    moe = text.moe
-    if moe is None:
-        return ffn(text.intermediate) * text.layers
-    width = expert_width(moe.intermediate, tp, quantization, constants, capability) // tp
-    router = (text.hidden + moe.router_bias) * 2
-    expert_layer = moe.experts * (_expert(text, width, packing) + router)
-    if moe.shared_intermediate:
-        expert_layer += ffn(moe.shared_intermediate) + (text.hidden * 2 if moe.shared_gate else 0)
-    if moe.correction:
-        expert_layer += moe.experts * 4
-    return expert_layer * moe.layers + ffn(text.intermediate) * (text.layers - moe.layers)
+    def bytes(self, tensor: Tensor) -> int:
+        """Bytes of one layer's, or of what is outside the layers."""
+        shape = self._shape(tensor)
+        bias = shape[0] if tensor.bias else 0
+        if tensor.role == "projector.1":
+            return (prod(shape) + bias) // self.tp * HALF
+        sizes = [prod(shape) * HALF, bias * HALF]
+        turned = tensor.role in _TURNED or tensor.layers is None
+        if self.vision.kind == "qwen3vit" and not turned:  # norms and biases
+            sizes = [round_up(size, _POOL_BLOCK) for size in sizes]
+        return sum(sizes)
 
-
-def _expert(text: TextDims, width: int, packing: _Packing | None) -> int:
-    """One expert of one rank's width, each tensor in whole blocks of the driver's pools.
-
-    The grouped kernels have a copy of a layer's biases besides. Seen on pretend GPUs (gpt-oss).
-    """
-    biases = [2 * width * 2, text.hidden * 2] if text.mlp_bias else []
-    weights = [_linear(text.hidden, 2 * width, packing), _linear(width, text.hidden, packing)]
-    return sum(round_up(size, _POOL_BLOCK) for size in (*weights, *biases)) + sum(biases)
-
-
-def _vision(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator[int]:
-    """The tower: attention and MLP split where they divide, embeddings and norms replicated."""
-    hidden = vision.hidden
-    norm = hidden * (2 if vision.norm == "layer_norm" else 1)
-    patch_in = vision.channels * vision.temporal_patch * vision.patch_size**2
-    yield patch_in * hidden * 2
-    if vision.kind in ("internvit", "qwen3vit"):
-        learnt = 1 if vision.kind == "internvit" else 0  # a CLS token, with a position of its own
-        positions = vision_side(vision) ** 2 + learnt
-        yield (hidden + learnt * hidden + positions * hidden) * 2  # the patches' bias before them
-    block = 2 * norm * 2 + sum(_vision_block(vision, tp, constants))
-    if vision.kind == "internvit":
-        block += 2 * hidden * 2  # the two layer scales
-    if vision.kind == "qwen3vit":
-        small = [hidden * 2] * 6 + [vision_mlp_width(vision, tp) // tp * 2]
-        block += sum(round_up(size, _POOL_BLOCK) - size for size in small)  # norms and biases
-    yield block * vision.layers
+    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
+        vision, ranks = self.vision, vision_tp(self.vision, self.tp)
+        if tensor.role in ("q_norm", "k_norm"):
+            return (vision.hidden // ranks,)
+        if tensor.role == "projector.2":
+            return (tensor.shape[0], tensor.shape[1] // self.tp)
+        if tensor.part == "attention":
+            head_dim = self.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
+            width = vision.heads * head_dim // ranks
+        elif tensor.part == "mlp":
+            width = vision_mlp_width(vision, self.tp) // self.tp
+        else:
+            return tensor.shape
+        return (vision.hidden, width) if tensor.split == "rows" else (width, vision.hidden)
 
 
 def vision_side(vision: VisionDims) -> int:
@@ -391,38 +404,11 @@ def vision_side(vision: VisionDims) -> int:
     return (vision.image_size or 0) // vision.patch_size
 
 
-def _vision_block(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator[int]:
-    """Attention and MLP of a layer."""
-    ranks = vision_tp(vision, tp)
-    head_dim = constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
-    width = vision.heads * head_dim // ranks
-    yield vision.hidden * 3 * width * 2
-    yield width * vision.hidden * 2
-    yield vision.hidden * 2  # output bias, on every rank
-    if vision.qkv_bias:
-        yield 3 * width * 2
-    if vision.qk_norm:
-        yield 2 * vision.hidden // ranks * 2
-    inner = vision_mlp_width(vision, tp) // tp
-    yield (2 if vision.gated_mlp else 1) * (vision.hidden * inner + inner) * 2
-    yield (inner * vision.hidden + vision.hidden) * 2
-
-
 def vision_mlp_width(vision: VisionDims, tp: int) -> int:
     """The tower's intermediate width over all ranks; Qwen2's is padded to vectors of each rank."""
     if vision.kind in ("internvit", "qwen3vit"):
         return vision.intermediate
     return round_up(vision.intermediate, _VECTOR * tp)
-
-
-def _projector(vision: VisionDims, hidden: int, tp: int) -> Iterator[int]:
-    """InternVL's mlp1 or Qwen's merger: two linears, the first split by output."""
-    merged = vision.hidden * vision.merge**2
-    inner = hidden if vision.kind == "internvit" else merged
-    normed = merged if vision.kind == "internvit" else vision.hidden
-    yield normed * (2 if vision.norm == "layer_norm" or vision.kind == "internvit" else 1) * 2
-    yield (merged * inner + inner) // tp * 2
-    yield (inner // tp * hidden + hidden) * 2
 
 
 def input_rows(delta: DeltaDims) -> int:

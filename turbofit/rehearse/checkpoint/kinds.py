@@ -1,12 +1,12 @@
-"""A model's configs and tensors from the rows of `presets/checkpoints`; see `docs/adding.md`."""
+"""A model's configs and its tensors' names from `presets/checkpoints`; see `docs/adding.md`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import field
 
@@ -15,9 +15,10 @@ from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, Quantization, TextDims
 from turbofit.core.presets import converted, load_yaml, merged, preset_path, presets_of
 from turbofit.core.struct import Struct, to_builtins
+from turbofit.model.parameters import is_packed
+from turbofit.model.tensors import Tensor
 from turbofit.rehearse.checkpoint.tokenizer import Tokenizer
 
-_DTYPE: Final = {"bfloat16": "BF16", "float16": "F16"}
 Values = Mapping[str, Any]
 #: Name, safetensors type and shape of a tensor.
 Entry = tuple[str, str, tuple[int, ...]]
@@ -47,13 +48,10 @@ class Kind(Struct, forbid_unknown_fields=True):
     base: str | None = None
     names: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    rows: list[Any] = field(default_factory=list)
-    parts: dict[str, list[Any]] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    tower: dict[str, Any] = field(default_factory=dict)
     decoder: Decoder | None = None
-    decoder_parts: dict[str, list[Any]] = field(default_factory=dict)
-    decoder_rows: list[Any] = field(default_factory=list)
     at: str = ""
-    more_rows: list[Any] = field(default_factory=list)
     preprocessor: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     video_processor: str = ""
@@ -74,13 +72,23 @@ def kinds() -> dict[str, Kind]:
 def _whole(name: str) -> JsonObject:
     """A file with its base's fields."""
     data = load_yaml(preset_path(_ROOM, name))
+    data |= {key: _apart(data[key]) for key in ("tensors", "tower") if key in data}
     return merged({**_whole(data["base"]), "for": []}, data) if "base" in data else data
+
+
+def _apart(names: JsonObject) -> JsonObject:
+    """Names by single roles: ``q, k, v: attn.qkv`` is three."""
+    return {
+        role: _apart(name) if isinstance(name, dict) else name
+        for roles, name in names.items()
+        for role in roles.split(", ")
+    }
 
 
 # ------------------------------------------------------------------------------- named values
 
 
-def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
+def values_of(model: Model, ids: Mapping[str, int]) -> Values:
     """What expressions may name of a model.
 
     ``v_`` begins what is the tower's, ``a_`` the audio tower's, ``r_`` the image rule's.
@@ -89,10 +97,7 @@ def values_of(model: Model, packing: str, ids: Mapping[str, int]) -> Values:
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
     values: dict[str, Any] = to_builtins(text)
     values |= {
-        "architecture": model.architecture,
         "dtype": "float16" if model.dtype == "float16" else "bfloat16",
-        "packed": bool(packing),
-        "quantization": model.quantization,
         "max_tiles": limit or 12,
         "max_patches": limit // rule.unit_side**2 if rule is not None else 0,
         "layers_that_slide": [
@@ -130,7 +135,6 @@ def _of_experts(text: TextDims) -> dict[str, Any]:
         "dense_layers": text.layers - moe.layers,
         "shared_intermediate": moe.shared_intermediate,
         "shared_experts": moe.shared_intermediate // moe.intermediate,
-        "correction": moe.correction,
         "scoring": "sigmoid" if moe.correction else "softmax",
         "topk_method": "noaux_tc" if moe.correction else "greedy",
     }
@@ -146,7 +150,6 @@ def _of_towers(model: Model) -> dict[str, Any]:
     values |= {
         "v_image": image,
         "v_patch": vision.patch_size,
-        "v_layer_norm": vision.norm == "layer_norm",
         "v_side": side,
         "v_output": vision.outputs * vision.hidden,
         "v_positions": side**2,
@@ -157,7 +160,6 @@ def _of_towers(model: Model) -> dict[str, Any]:
     audio = vision.audio
     if audio is not None:
         values |= {f"a_{name}": value for name, value in to_builtins(audio).items()}
-        values["a_shrunk_bins"] = audio.shrunk_bins
     return values
 
 
@@ -182,7 +184,7 @@ def size(expression: str, values: Values) -> int:
 def _named(name: str, values: Values) -> Any:
     if name not in values:
         raise UsageError(
-            f"a row of presets/checkpoints names {name}, which this model has not",
+            f"a config of presets/checkpoints names {name}, which this model has not",
             hint="docs/adding.md says which names there are",
         )
     return values[name]
@@ -216,7 +218,136 @@ def _value(name: str, values: Values) -> Any:
     return values[name] if name in values else size(name, values)
 
 
-# ------------------------------------------------------------------------ how linears are stored
+# ------------------------------------------------------------------------------------- tensors
+
+
+class Block(NamedTuple):
+    """A prefix of names, and under it tensors by their names, or more blocks.
+
+    Tensors of one name are one tensor, joined along their outputs. ``stacked``: at 16 bits all
+    experts of a layer are, whose inputs or outputs come first.
+    """
+
+    at: str
+    stacked: str
+    names: dict[str, list[Tensor] | Block]
+
+    @property
+    def repeats(self) -> int:
+        """In how many layers some of it is; 0: it is outside the layers."""
+        tensors = (one for group in self.names.values() if isinstance(group, list) for one in group)
+        return max((one.layers[-1] + 1 for one in tensors if one.layers), default=0)
+
+
+def block_of(names: JsonObject, tensors: Iterable[Tensor]) -> Block:
+    """The names that a kind has for tensors, by their roles; UsageError: it has none for one."""
+    by_role = {tensor.role: tensor for tensor in tensors}
+    block = _block(names, by_role)
+    if by_role:
+        raise UsageError(
+            f"a file of presets/checkpoints has no name for {', '.join(by_role)}",
+            hint="docs/adding.md says how names are written",
+        )
+    return block
+
+
+def _block(names: JsonObject, by_role: dict[str, Tensor]) -> Block:
+    """Takes what it names out of ``by_role``."""
+    found: dict[str, list[Tensor] | Block] = {}
+    options = {"at": "", "of": "", "stacked": ""} | names
+    for role, name in names.items():
+        if isinstance(name, dict):
+            found[role] = _block(name, by_role)
+        elif role not in _OPTIONS and (tensor := by_role.pop(options["of"] + role, None)):
+            joined = found.setdefault(name, [])
+            assert isinstance(joined, list)
+            joined.append(tensor)
+    return Block(options["at"], options["stacked"], found)
+
+
+_OPTIONS: Final = ("at", "of", "stacked")
+
+
+class Stored(NamedTuple):
+    """How a checkpoint stores tensors: its type of 16 bits, and how linear layers are packed."""
+
+    dtype: str
+    quantization: Quantization | None
+
+    def entries(self, block: Block, at: str = "", layer: int | None = None) -> Iterator[Entry]:
+        """The tensors of a block; of one layer those that it has."""
+        for name, group in block.names.items():
+            if isinstance(group, Block):
+                yield from self._repeated(group, at + group.at, layer)
+                continue
+            here = [one for one in group if layer is None or layer in (one.layers or ())]
+            if here:
+                yield from self._joined(at, name, here)
+
+    def _repeated(self, block: Block, at: str, layer: int | None) -> Iterator[Entry]:
+        """A block for each layer or, in a layer, for each expert; else once."""
+        if layer is not None:
+            yield from self._experts(block, at, layer)
+        elif block.repeats:
+            for i in range(block.repeats):
+                yield from self.entries(block, f"{at}{i}.", i)
+        else:
+            yield from self.entries(block, at)
+
+    def _experts(self, block: Block, at: str, layer: int) -> Iterator[Entry]:
+        tensors = [
+            one for group in block.names.values() for one in group if isinstance(one, Tensor)
+        ]
+        if not tensors or layer not in (tensors[0].layers or ()):
+            return
+        if block.stacked and (self.quantization is None or self.quantization.method == "mxfp4"):
+            for name, split in (("gate_up_proj", "columns"), ("down_proj", "rows")):
+                joined = [one for one in tensors if one.split == split]
+                yield from self._stacked(at + name, joined, outputs=block.stacked == "outputs")
+            return
+        for i in range(tensors[0].copies):
+            yield from self.entries(block, f"{at}{i}.", layer)
+
+    def _stacked(self, name: str, joined: list[Tensor], *, outputs: bool) -> Iterator[Entry]:
+        """All experts of a layer in one tensor."""
+        (outs, ins), experts = _shape(joined), joined[0].copies
+        if self.quantization is not None:
+            groups = ins // _MX_GROUP
+            yield f"{name}_blocks", "U8", (experts, outs, groups, _MX_GROUP // 2)
+            yield f"{name}_scales", "U8", (experts, outs, groups)
+        else:
+            yield name, self.dtype, (experts, outs, ins) if outputs else (experts, ins, outs)
+        if joined[0].bias:
+            yield f"{name}_bias", self.dtype, (experts, outs)
+
+    def _joined(self, at: str, name: str, joined: list[Tensor]) -> Iterator[Entry]:
+        """What stands under one name: a module's weight and bias, or the tensor alone."""
+        how, _, alone = name.rpartition(" ")
+        shape, full = _shape(joined), at + alone
+        if how:
+            yield full, _ALONE[how] or self.dtype, shape
+            return
+        packed = is_packed(joined[0], self.quantization) and not _exempt(full, self.quantization)
+        method = self.quantization.method if packed and self.quantization else ""
+        yield from _LINEARS[method](full, shape, self.dtype)
+        if joined[0].bias:
+            yield f"{full}.bias", self.dtype, shape[:1]
+
+
+#: Words before the name of a tensor that is no module's weight, and its type.
+_ALONE: Final = {"bare": "", "float32": "F32"}
+
+
+def _shape(joined: list[Tensor]) -> tuple[int, ...]:
+    return (sum(tensor.shape[0] for tensor in joined), *joined[0].shape[1:])
+
+
+def _exempt(name: str, quantization: Quantization | None) -> bool:
+    """Whether the checkpoint leaves a decoder's linear layer in 16 bits."""
+    match = re.search(r"layers\.(\d+)\.(.+)", name)
+    if quantization is None or not quantization.unconverted or match is None:
+        return False
+    return quantization.exempts(match[2], int(match[1]))
 
 
 def _plain(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
@@ -238,115 +369,11 @@ def _fp8(name: str, shape: tuple[int, ...], _: str) -> Iterator[Entry]:
 
 
 def _int4(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
-    """The tensors of compressed-tensors, which packs experts alone here."""
-    if ".experts." not in name:
-        yield from _plain(name, shape, dtype)
-        return
     outs, ins = shape
     yield f"{name}.weight_packed", "I32", (outs, ins // 8)
     yield f"{name}.weight_scale", dtype, (outs, ins // _MX_GROUP)
     yield f"{name}.weight_shape", "I32", (2,)
 
 
-#: Of mxfp4 the experts alone are packed.
-_LINEARS: Final = {
-    "": _plain, "awq": _awq, "fp8": _fp8, "mxfp4": _plain, "compressed-tensors": _int4,
-}  # fmt: skip
-
-
-def _stacked(name: str, shape: tuple[int, ...], dtype: str, packing: str) -> Iterator[Entry]:
-    """All experts of a layer in one tensor, with biases: experts, outputs, inputs (gpt-oss)."""
-    experts, outs, ins = shape
-    if packing == "mxfp4":
-        groups = ins // _MX_GROUP
-        yield f"{name}_blocks", "U8", (experts, outs, groups, _MX_GROUP // 2)
-        yield f"{name}_scales", "U8", (experts, outs, groups)
-    else:
-        yield name, dtype, (experts, ins, outs)
-    yield f"{name}_bias", dtype, (experts, outs)
-
-
-# ---------------------------------------------------------------------------------------- rows
-
-
-def rows_of(
-    rows: list[Any], parts: Mapping[str, list[Any]], values: Values, packing: str
-) -> Iterator[Entry]:
-    """The tensors of a list of rows: strings, or blocks with rows of their own.
-
-    ``packing``: how linear layers are stored; empty for 16 bits.
-    """
-
-    def entries(rows: list[Any], at: str, layer: int) -> Iterator[Entry]:
-        for row in rows:
-            if isinstance(row, str):
-                yield from _row(at, row.split(), values, packing)
-            elif "part" in row:
-                yield from entries(parts[row["part"]], at, layer)
-            elif _wanted(row, values):
-                yield from block(row, at, layer)
-
-    def block(row: Mapping[str, Any], at: str, layer: int) -> Iterator[Entry]:
-        """Layers of which some have the rows, or experts."""
-        selector = next(key for key in row if key in {*_SELECTORS, *_REPEATED, *_LISTED})
-        if selector in _LISTED:
-            if (layer in _named(row[selector], values)) == _LISTED[selector]:
-                yield from entries(row["rows"], at, layer)
-            return
-        count = size(str(row[selector]), values)
-        if selector in _REPEATED:
-            for i in range(count):
-                inner = i if selector == "all" else layer
-                yield from entries(row["rows"], f"{at}{row['at']}{i}.", inner)
-        elif _SELECTORS[selector](layer, count):
-            yield from entries(row["rows"], at, layer)
-
-    return entries(rows, "", 0)
-
-
-def _row(at: str, words: list[str], values: Values, packing: str) -> Iterator[Entry]:
-    how, name, *rest = words
-    sizes = [word for word in rest if ":" not in word and word != "bias"]
-    options = dict(word.split(":", 1) for word in rest if ":" in word)
-    if not _wanted(options, values):
-        return
-    bias = bool(_named(options["bias"], values)) if "bias" in options else "bias" in rest
-    shape = tuple(size(expression, values) for expression in sizes)
-    full, dtype = at + name, _DTYPE[values["dtype"]]
-    if how == "tensor":
-        yield full, options.get("as", dtype), shape
-    elif how == "stack":
-        yield from _stacked(full, shape, dtype, packing)
-    else:
-        packed = how == "linear" and not _exempt(full, values["quantization"])
-        stored = _LINEARS[packing] if packed else _plain
-        yield from stored(full, shape, dtype)
-        if bias:
-            yield f"{full}.bias", dtype, shape[:1]
-
-
-def _exempt(name: str, quantization: Quantization | None) -> bool:
-    """Whether the checkpoint leaves a decoder's linear layer in 16 bits."""
-    match = re.search(r"layers\.(\d+)\.(.+)", name)
-    if quantization is None or not quantization.unconverted or match is None:
-        return False
-    return quantization.exempts(match[2], int(match[1]))
-
-
-def _wanted(options: Mapping[str, Any], values: Values) -> bool:
-    wanted, unwanted = options.get("if"), options.get("unless")
-    if wanted is not None and not _named(wanted, values):
-        return False
-    return unwanted is None or not _named(unwanted, values)
-
-
-#: Which layers have a block's rows, by the block's first key.
-_SELECTORS: Final = {
-    "first": lambda layer, count: layer < count,
-    "from": lambda layer, count: layer >= count,
-    "every": lambda layer, count: (layer + 1) % count == 0,
-    "but every": lambda layer, count: (layer + 1) % count != 0,
-}
-#: The same by a list of layers: those in it, or the others.
-_LISTED: Final = {"in": True, "not in": False}
-_REPEATED: Final = ("all", "experts")
+#: How a linear layer is stored, by the method that packs it.
+_LINEARS: Final = {"": _plain, "awq": _awq, "fp8": _fp8, "compressed-tensors": _int4}

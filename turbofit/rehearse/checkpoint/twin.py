@@ -21,13 +21,17 @@ from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model
 from turbofit.core.presets import merged
 from turbofit.model.presets import find_preset, nearest_names, preset_model
+from turbofit.model.tensors import Tensor, text_tensors
+from turbofit.model.towers import audio_tensors, vision_tensors
 from turbofit.rehearse.checkpoint.kinds import (
+    Decoder,
     Entry,
     Kind,
+    Stored,
     Values,
+    block_of,
     config_from,
     kinds,
-    rows_of,
     values_of,
 )
 from turbofit.rehearse.checkpoint.tokenizer import (
@@ -81,7 +85,7 @@ class Twin:
 
     @property
     def values(self) -> Values:
-        values = values_of(self.model, self.packing, self.ids)
+        values = values_of(self.model, self.ids)
         return {**values, **(self.whole.names if self.whole else {}), **self.decoder.names}
 
 
@@ -131,11 +135,13 @@ def _no_twin(what: str, made: str = "") -> UsageError:
 
 
 def config_of(twin: Twin) -> JsonObject:
-    template, quantized, whole = twin.decoder.config, "", twin.whole
+    model, quantized, whole = twin.model, "", twin.whole
+    template = {"architectures": [model.text.architecture], **twin.decoder.config}
     if whole is not None and whole.decoder is not None:
-        template = merged(_nested(whole.decoder.config, template), whole.config)
+        around = {"architectures": [model.architecture], **whole.config}
+        template = merged(_nested(whole.decoder.config, template), around)
         quantized = whole.decoder.quantized
-    quantization = twin.model.quantization
+    quantization = model.quantization
     if quantization is not None:
         packing = dict(common()["packings"][twin.packing])
         if quantization.method == "awq" and quantization.unconverted:
@@ -155,19 +161,31 @@ def _nested(path: str, data: JsonObject) -> JsonObject:
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    values, decoder, whole = twin.values, twin.decoder, twin.whole
-    if whole is None or whole.decoder is None:
-        yield from rows_of(decoder.rows, decoder.parts, values, twin.packing)
-        return
-    parts, place = decoder.parts | whole.decoder_parts, whole.decoder
-    for name, dtype, shape in rows_of(decoder.rows, parts, values, twin.packing):
-        inside = name.startswith("model.")
-        full = f"{place.model}{name.removeprefix('model.')}" if inside else f"{place.head}{name}"
-        yield full, dtype, shape
-    yield from rows_of(whole.decoder_rows, {}, values, twin.packing)
-    for rows in (whole.rows, whole.more_rows):
-        for name, dtype, shape in rows_of(rows, whole.parts, values, twin.packing):
-            yield f"{whole.at}{name}", dtype, shape
+    """All tensors of a twin, in the order in which its kinds name them."""
+    model, whole = twin.model, twin.whole
+    stored = Stored("F16" if model.dtype == "float16" else "BF16", model.quantization)
+    more = whole.tensors if whole is not None else {}
+    decoder = block_of(merged(twin.decoder.tensors, more), text_tensors(model.text))
+    for name, dtype, shape in stored.entries(decoder):
+        yield _placed(name, whole), dtype, shape
+    if whole is not None:
+        tower = block_of(whole.tower, _tower(model))
+        yield from stored.entries(tower, whole.at)
+
+
+def _placed(name: str, whole: Kind | None) -> str:
+    """The name that a decoder's tensor has in the model around it."""
+    place = (whole and whole.decoder) or Decoder()
+    inside = name.removeprefix("model.")
+    return f"{place.model}{inside}" if inside != name else f"{place.head}{name}"
+
+
+def _tower(model: Model) -> Iterator[Tensor]:
+    """The tensors of a model's towers."""
+    vision, hidden = model.vision, model.text.hidden
+    if vision is not None:
+        yield from vision_tensors(vision, hidden)
+        yield from audio_tensors(vision.audio, hidden) if vision.audio is not None else ()
 
 
 def write_header(
