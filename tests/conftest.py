@@ -20,7 +20,7 @@ from tests import virtual_time
 from tests.support.standin.standin_engine import mend_torchvision
 from tests.support.waiting import HANG
 from tests.sweep import part
-from turbofit.cli.terminal import progress_display
+from turbofit.cli.terminal import screen
 
 #: The same examples on every machine in the check, others at each `--all`, three times as many.
 settings.register_profile(
@@ -144,5 +144,5 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_progress() -> Iterator[None]:
     """A busy machine would add lines of progress to what commands of this process say."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(progress_display, "_PATIENCE", HANG)
+        patch.setattr(screen, "_PATIENCE", HANG)
         yield

@@ -28,7 +28,8 @@ from turbofit.planning.options import (
     WhichOptions,
 )
 from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
-from turbofit.planning.which import Serving, Which
+from turbofit.planning.serving import Serving
+from turbofit.planning.which import Which
 
 
 class TestStories:

@@ -16,8 +16,7 @@ import pytest
 
 from tests.support.nvml import Scenario, four_3090
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
-from turbofit.cli.terminal import capabilities as terminal
-from turbofit.cli.terminal import output
+from turbofit.cli.terminal import output, screen
 from turbofit.core.process.files import _state_folder
 
 Patch = pytest.MonkeyPatch
@@ -128,11 +127,11 @@ def test_what_is_written_on_windows(monkeypatch: Patch) -> None:
     """In cp1252 a multiplication sign is a byte that no JSON reader takes."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
-    monkeypatch.setattr(terminal, "WINDOWS", True)
+    monkeypatch.setattr(screen, "WINDOWS", True)
     output.prepare_streams()
     output.answer("4 × 3090, 中文")
     assert raw.getvalue().decode("utf-8") == "4 × 3090, 中文"
     # Colour is for Windows Terminal only.
     in_terminal = {"WT_SESSION": "1"}
     environs = ({}, in_terminal, {**in_terminal, "NO_COLOR": "1"})
-    assert [terminal.takes_colour(one) for one in environs] == [False, True, False]
+    assert [screen.takes_colour(one) for one in environs] == [False, True, False]

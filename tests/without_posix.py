@@ -66,9 +66,9 @@ if __name__ == "__main__":
 
     take_away()
     from turbofit.cli import command, main
-    from turbofit.cli.terminal import capabilities as terminal
+    from turbofit.cli.terminal import screen
 
-    command._WINDOWS = terminal.WINDOWS = True
+    command._WINDOWS = screen.WINDOWS = True
     if sys.argv[1:] == ["--each"]:
         for line in sys.stdin:
             out, err = io.StringIO(), io.StringIO()

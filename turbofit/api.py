@@ -169,7 +169,7 @@ def plan_cluster(
     Raises:
         TurbofitError: as `plan`, where it is so on every node.
     """
-    from turbofit.planning.plan import plan_cluster as plan_nodes
+    from turbofit.planning.plan_cluster import plan_cluster as plan_nodes
 
     return plan_nodes(_request(PlanRequest, model, options), cluster)
 

@@ -97,9 +97,11 @@ class Workplace:
 def workplace() -> Iterator[Workplace]:
     """A `Workplace` in a folder of its own, which is gone afterwards."""
     here = Path.cwd()
-    with suppress(ModuleNotFoundError):  # an older turbofit has none
-        # What takes a second on a busy machine would tell so on stderr.
-        importlib.import_module("turbofit.cli.terminal.progress_display")._PATIENCE = math.inf
+    # What takes a second on a busy machine would tell so on stderr; by its name here, and by that
+    # in an older turbofit, which may have none.
+    for module in ("screen", "progress_display"):
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(f"turbofit.cli.terminal.{module}")._PATIENCE = math.inf
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name).resolve()
         os.chdir(folder)

@@ -131,6 +131,13 @@ def compared(model: str, sizes: list[str], card: str, rounds: int, count: int) -
     return rows
 
 
+def page(title: str, how: str, loads: list[float], rows: str) -> str:
+    """A page of results: where and beside what it ran, how it was measured, and its table."""
+    on = ran_on("lmdeploy", "transformers", "torch", "torchvision", "pillow")
+    beside = f"{min(loads):.1f} to {max(loads):.1f}, this bench's own among it"
+    return f"# {title}\n\n{on}; load average {beside}. {how}\n\n{rows}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.images", description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS)
@@ -146,13 +153,11 @@ def main() -> None:
     for model in given.models:
         rows += compared(model, given.sizes, given.on, given.rounds, given.count)
         loads.append(os.getloadavg()[0])
-    packages = ("lmdeploy", "transformers", "torch", "torchvision", "pillow")
-    text = (
-        f"# What an image costs\n\n{ran_on(*packages)}; load average {min(loads):.1f} to"
-        f" {max(loads):.1f}, this bench's own among it. Medians of {given.rounds} turns of"
-        f" {given.count} requests, {CLIENTS} at once, on a pretend {given.on}.\n\n"
-        f"{table(HEAD, rows, right='234567')}\n"
+    how = (
+        f"Medians of {given.rounds} turns of {given.count} requests, {CLIENTS} at once,"
+        f" on a pretend {given.on}."
     )
+    text = page("What an image costs", how, loads, table(HEAD, rows, right="234567"))
     print(text)
     if given.write:
         Path(__file__).with_name("RESULTS.md").write_text(text)

@@ -23,8 +23,8 @@ from statistics import median
 from typing import Any
 
 from bench.compatibility.checkpoints import CHECKPOINTS
-from bench.images.__main__ import CLIENTS, photograph
-from bench.page import ran_on, table
+from bench.images.__main__ import CLIENTS, page, photograph
+from bench.page import table
 
 #: Prepared images are dropped soon, as in a server that has been up for a while.
 KEPT = 64 << 20
@@ -161,13 +161,12 @@ def main() -> None:
         rows.append(compared(family, args))
         loads.append(os.getloadavg()[0])
         print(*rows[-1], sep="\t", flush=True)
-    packages = ("lmdeploy", "transformers", "torch", "torchvision", "pillow")
-    text = (
-        f"# What an image costs LMDeploy's front end alone\n\n{ran_on(*packages)}; load average"
-        f" {min(loads):.1f} to {max(loads):.1f}, this bench's own among it. JPEGs of {args.size},"
-        f" {CLIENTS} under way, medians of {args.rounds} turns of {args.count};"
-        f" turbofit with {args.threads} threads.\n\n{table(HEAD, rows, right='123456')}\n"
+    how = (
+        f"JPEGs of {args.size}, {CLIENTS} under way, medians of {args.rounds} turns of"
+        f" {args.count}; turbofit with {args.threads} threads."
     )
+    title = "What an image costs LMDeploy's front end alone"
+    text = page(title, how, loads, table(HEAD, rows, right="123456"))
     print(text)
     if args.write:
         Path(__file__).with_name("ALONE.md").write_text(text)

@@ -202,7 +202,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     ],
 )
 def test_a_full_disk_behind_stdout_is_no_bug(words: str, cause: str) -> None:
-    argv = [sys.executable, "-m", "turbofit", "plan", *words.split(), "--on", "1xl4"]
+    argv = [sys.executable, "-m", "turbofit", "plan", *words.split(), "--on", "1xl4", "-q"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2

@@ -27,10 +27,10 @@ from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.field_options import filled
-from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.accesslog import AccessLog
+from turbofit.gateway.options import GatewayOptions
 from turbofit.gateway.server import (
     GatewayThread,
     bind,

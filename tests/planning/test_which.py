@@ -13,7 +13,8 @@ from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
-from turbofit.planning.which import COUNTS, Serving, blank_line, serving
+from turbofit.planning.serving import Serving, blank_line, serving
+from turbofit.planning.which import COUNTS
 
 pytestmark = pytest.mark.slow
 

@@ -75,7 +75,11 @@ class BatchSpec(Validated):
         return self.max_tokens or (self.default_sampling or {}).get("max_tokens")
 
     def check(self, *, url: str | None) -> None:
-        """Refuse options that do not go together."""
+        """Refuse options that do not go together.
+
+        Raises:
+            UsageError: an option is for the other kind of server.
+        """
         if url is None:
             if "patience" in self.model_fields_set:
                 raise UsageError(

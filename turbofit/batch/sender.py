@@ -181,7 +181,11 @@ class Sender(ServerClient):
         self.lowered = 0
 
     async def model(self) -> str:
-        """The first model of the server; raises as a load's client does."""
+        """The first model of the server; raises as a load's client does.
+
+        Raises:
+            UnservedError: the server does not answer, or lists no model.
+        """
         try:
             status, _, raw = await self._answer("GET", "/v1/models", None)
         except (aiohttp.InvalidURL, ValueError):

@@ -120,7 +120,11 @@ class ServerProcess:
         await asyncio.gather(self._following, return_exceptions=True)
 
     def places(self) -> int:
-        """How many items run at once, by the record of its run."""
+        """How many items run at once, by the record of its run.
+
+        Raises:
+            LaunchError: the server has no record in the state folder.
+        """
         assert self._process is not None
         pid = self._process.pid
         record = next((record for _, record in recorded_runs() if record.pid == pid), None)

@@ -14,13 +14,12 @@ from turbofit.cli.command_words import for_click, one_machine
 from turbofit.cli.options.option_variables import check_names, variable, with_source
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
 from turbofit.core.errors import NoGpuError, UsageError
-from turbofit.core.messages import option_of
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 from turbofit.launch.serve.passthrough import read_words, sort_options, without_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 _WINDOWS: Final = os.name == "nt"
 #: Under which name a context keeps what is said of LMDeploy's options.
@@ -251,16 +250,6 @@ def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[...,
     ... def gpus(json: bool) -> int: ...
     """
     return partial(CliCommand, params=params, **options)
-
-
-def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
-    """Stop where one of these options is given; ``hint`` says what to do beside leaving it out."""
-    for name, value in options.items():
-        if value or value == "":
-            option = option_of(name)
-            raise UsageError(
-                f"{option} and {beside} do not go together", hint=f"leave {option} out{hint}"
-            )
 
 
 def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -35,7 +35,8 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     if isinstance(exc, click.BadOptionUsage):
         hint = f"{_option_text(exc.option_name, ctx)}; {hint}"
     elif extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
-        known = _about_extra_words(extra[1], ctx)
+        behind = getattr(ctx.command, "takes_rest", False)
+        known = f"a command stands behind --: -- {extra[1]}" if behind else unknown_word(extra[1])
         hint = f"{known}; {hint}" if known else hint
     return UsageError(text[:1].lower() + text[1:], hint=hint)
 
@@ -65,13 +66,6 @@ def _option_text(name: str, ctx: click.Context) -> str:
     what = getattr(option, "help", "") or option_texts(ctx.info_name or "").get(name)
     typed = name if getattr(option, "bare", False) else f"{name} {option.make_metavar(ctx)}"
     return f"{typed}: {what or 'a value behind it'}"
-
-
-def _about_extra_words(extra: str, ctx: click.Context) -> str:
-    """What to do instead of giving a command more words than it takes."""
-    if getattr(ctx.command, "takes_rest", False):
-        return f"a command stands behind --: -- {extra}"
-    return unknown_word(extra)
 
 
 def as_ours(word: str, behind: str, ctx: click.Context) -> str:

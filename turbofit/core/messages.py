@@ -1,11 +1,13 @@
-"""Short ways to write sets of GPUs, and nouns after a number."""
+"""Words that several rooms say: sets of GPUs, options, nouns after a number, what does not go."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.errors import UsageError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 #: The hint where a command is about a server and there is none.
 HOW_TO_SERVE: Final = "turbofit serve MODEL; without a GPU add --pretend --on SPEC"
@@ -48,6 +50,20 @@ def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
 def option_of(setting: str) -> str:
     """The option that asks for a setting, by the setting's name."""
     return "--" + setting.rstrip("_").replace("_", "-")
+
+
+def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
+    """Stop where one of these options is given; ``hint`` says what to do beside leaving it out.
+
+    Raises:
+        UsageError: one of them has a value.
+    """
+    for name, value in options.items():
+        if value or value == "":
+            option = option_of(name)
+            raise UsageError(
+                f"{option} and {beside} do not go together", hint=f"leave {option} out{hint}"
+            )
 
 
 def on_each_gpu(gpus: int) -> str:

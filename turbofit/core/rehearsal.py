@@ -66,7 +66,7 @@ class End(Struct):
 
     @property
     def error(self) -> TurbofitError:
-        """The same as an error, with its exit code."""
+        """The error that stands for this end, with its exit code."""
         kinds: dict[EndKind, type[TurbofitError]] = {
             "out_of_memory": OutOfMemoryError, "host_memory": OutOfMemoryError,
             "hang": DoesNotFitError,

@@ -304,7 +304,7 @@ _CHECK_AGAIN: Final = (
 )
 #: The beginning of an answer about a message whose cause it does not tell.
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
-#: A log of whose lines none is known to be of an error; what its program did is not known.
+#: A log without a line that is known to be of an error; what its program did is not known.
 _QUIET: Final = "turbofit recognises no error in this log"
 #: A line of so many characters is cut where it is quoted first; its evidence has more of it.
 _LONG_LINE: Final = 200

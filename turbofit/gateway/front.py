@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
+from turbofit.core.errors import UsageError
 from turbofit.core.json_types import Document
 from turbofit.core.messages import PRETEND_HEADER
 from turbofit.core.struct import Struct
@@ -58,6 +59,18 @@ class NodeAddress(Struct):
     url: str
     key: str | None = None
     draining: bool = False
+
+
+def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
+    """Nodes at these addresses, all of one key.
+
+    Raises:
+        UsageError: one is no address.
+    """
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"{url!r} is no address of a node", hint="write http://10.0.0.1:23333")
+    return [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in urls]
 
 
 class Node:

@@ -75,8 +75,8 @@ class ServedModel:
         #: Starts that became ready, and how long the last one took.
         self.starts = 0
         self.start_seconds: float | None = None
-        #: Since when somebody waits, whoever left meanwhile; or since the first was refused, where
-        #: nobody may wait. None where nobody wants it.
+        #: When the model was first wanted and not ready: by a client that waits, or that was
+        #: refused where none may wait. None where nobody wants it.
         self.wanted_since: float | None = None
         #: Why it does not start, and until when nobody tries again.
         self.trouble, self.again_at = "", 0.0
@@ -130,7 +130,7 @@ class ServedModel:
         self._wake()
 
     def close(self) -> None:
-        """What its gateway has may end; what comes from now on waits."""
+        """Let the gateway's requests end; a request that comes from now on waits."""
         if self.state == "ready":
             self.state = "ending"
 
@@ -182,6 +182,9 @@ class ServedModel:
 
         ``gone`` is done where the client goes away, which cancels; so many requests as ``longest``
         may wait.
+
+        Raises:
+            Refusal: too many wait, the time is over, or the model cannot start.
         """
         came = time.monotonic()
         while self.state != "ready" or self.gateway is None:
@@ -455,7 +458,7 @@ class AttachedGateway:
                 time.sleep(_LOOK)
 
     async def _close(self) -> None:
-        """Close it once what it has has ended, which its engines' end sees to."""
+        """Close the gateway once its requests have ended, as they do when its engines end."""
         deadline = time.monotonic() + self._gateway.config.drain_seconds + _BROKEN_OFF
         while self._model.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK)

@@ -69,7 +69,11 @@ _App = TypeVar("_App", bound="AsgiApp")
 
 
 def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
-    """Refuse an address beyond loopback with neither a key nor ``no_auth``."""
+    """Refuse an address beyond loopback with neither a key nor ``no_auth``.
+
+    Raises:
+        UsageError: others could reach the engines without a key.
+    """
     if config.api_keys or config.front_keys or no_auth or is_loopback(config.host):
         return
     raise UsageError(
@@ -245,7 +249,11 @@ class GatewayThread(Generic[_App]):
         self.url = ""
 
     def start(self) -> None:
-        """Begin to serve; returns once it listens, and raises what prevents that."""
+        """Begin to serve; returns once it listens, and raises what prevents that.
+
+        Raises:
+            LaunchError: the address cannot be bound, or the server did not start.
+        """
         self._thread.start()
         if self._listening.wait(_START_SECONDS) and self._error is None:
             return
@@ -335,7 +343,11 @@ class GatewayThread(Generic[_App]):
 
 
 def bind(config: GatewayConfig) -> socket.socket:
-    """The listening socket; port 0 takes a free one."""
+    """The listening socket; port 0 takes a free one.
+
+    Raises:
+        LaunchError: the address cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = tcp_socket(family)
     try:

@@ -95,7 +95,7 @@ class Upstream:
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
-        """Ask for one token; whether it came. A serial engine: ask how it is."""
+        """Ask an engine for one token, or a serial one how it is; whether it answered."""
         if self._serial:
             return bool(await self.page(engine, "/health", HEALTH_SECONDS))
         try:

@@ -75,7 +75,11 @@ def mapped(file: Path) -> Iterator[mmap.mmap]:
 
 
 def sections(data: Buffer) -> Iterator[ElfSection]:
-    """The sections of a file."""
+    """The sections of a file.
+
+    Raises:
+        ValueError: it is no ELF file of 64 bits, or cut short.
+    """
     if bytes(data[:6]) != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
     try:

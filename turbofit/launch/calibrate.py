@@ -50,6 +50,9 @@ def calibrate(
 
     ``config`` is of a `serve` without a public side. ``again``: what was calibrated before is
     measured again; ``apart``: what is learned holds for pretend GPUs only.
+
+    Raises:
+        UsageError: the model is planned for Transformers, which has nothing to learn.
     """
     calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
     with Leases() as leases:

@@ -80,6 +80,11 @@ class PretendUsageReader:
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """What each pretend GPU holds now.
+
+        Raises:
+            MachineError: the account of the pretend GPUs cannot be read.
+        """
         spans = {}
         for usage in engine.pretended.usages() if engine.pretended is not None else ():
             # Before the first reading the peak is that of loading.

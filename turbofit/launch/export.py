@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
-from pathlib import PurePath
+import shutil
+import sys
+from pathlib import Path, PurePath
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
@@ -282,3 +285,16 @@ def _word(text: str) -> str:
 
 def _code(sign: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
+
+
+def exporter() -> str:
+    """Who exports, also with sudo; a system user in the place of root."""
+    name = getpass.getuser()
+    name = os.environ.get("SUDO_USER", name) if name == "root" else name
+    return SYSTEM_USER if name == "root" else name
+
+
+def installed_program() -> str:
+    """The path of the `turbofit` that runs here."""
+    beside = Path(sys.executable).with_name("turbofit")
+    return str(beside) if beside.exists() else shutil.which("turbofit") or "/usr/bin/turbofit"

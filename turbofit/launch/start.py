@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class GatewayClients:
-    """Whoever asks an engine through the run's gateway: a `silence.Clients`."""
+    """The clients of an engine at the run's gateway: a `silence.Clients`."""
 
     def __init__(self, run: Run, index: int, engine: RoutedEngine) -> None:
         self._run, self._index, self._engine = run, index, engine

@@ -74,7 +74,11 @@ class LoadSpec(Validated):
     seed: Count = Field(default=0, description="of all that is drawn")
 
     def check(self) -> None:
-        """Refuse options that do not go together."""
+        """Refuse options that do not go together.
+
+        Raises:
+            UsageError: the first that does not go with the others.
+        """
         arrivals = {"--concurrency": self.concurrency, "--rate": self.rate, "--trace": self.trace}
         named = [name for name, value in arrivals.items() if value is not None]
         if len(named) > 1:

@@ -48,7 +48,11 @@ class TracedRequest(Struct):
 
 
 def read_trace(path: str) -> tuple[TracedRequest, ...]:
-    """The requests of a file in the order of their arrival, the first of them at 0."""
+    """The requests of a file in the order of their arrival, the first of them at 0.
+
+    Raises:
+        UsageError: the file cannot be read, is no table of requests, or holds none.
+    """
     try:
         with Path(path).open("rb") as file:
             data = file.read(_LARGEST)

@@ -73,7 +73,7 @@ class Nvml:
             self._library.nvmlShutdown()
 
     def query(self, function: str, *args: Any) -> Any:
-        """Ask; ``NA`` where this driver or GPU cannot answer.
+        """The answer of a function of NVML; ``NA`` where this driver or GPU cannot answer.
 
         Raises:
             GpuLostError: the GPU is gone.

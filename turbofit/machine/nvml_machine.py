@@ -101,7 +101,11 @@ def measure_in_time(environ: Mapping[str, str]) -> Machine:
 
 
 def read_devices(nvml: Nvml) -> list[Device]:
-    """All devices in PCI order."""
+    """All devices in PCI order.
+
+    Raises:
+        NoGpuError: NVML sees none.
+    """
     count = nvml.query("nvmlDeviceGetCount")
     if not answered(count) or count < 1:
         raise NoGpuError(

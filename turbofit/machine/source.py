@@ -161,7 +161,11 @@ def save_snapshot(machine: Machine, path: str | os.PathLike[str]) -> None:
 
 
 def load_snapshot(path: str | os.PathLike[str]) -> Machine:
-    """Read a machine back; its ``source`` names the file."""
+    """Read a machine back; its ``source`` names the file.
+
+    Raises:
+        UsageError: it is no snapshot, of another schema, or of an impossible machine.
+    """
     name = os.path.expanduser(path)
     data = _bytes(name)
     what = f"snapshot {name}"
@@ -177,7 +181,11 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
 
 
 def check_possible(machine: Machine, what: str) -> None:
-    """Refuse a machine from a file that no machine can be like; ``what`` names it."""
+    """Refuse a machine from a file that no machine can be like; ``what`` names it.
+
+    Raises:
+        UsageError: sizes or links contradict each other.
+    """
     cause = _impossible(machine)
     if cause:
         raise UsageError(f"{what} is not a possible machine: {cause}", hint=_HINT)

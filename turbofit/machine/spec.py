@@ -265,25 +265,27 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     """The card of this name; ``given`` are its keys, some of which only other kinds have."""
     if "mig" in given:  # as nvidia-smi names a slice
         name += f" MIG {given['mig']}"
-    profile, printed = MIG_NAME.fullmatch(name), _SMI_NAME.fullmatch(name)
-    if "mig" in given and profile is None:
+    if profile := MIG_NAME.fullmatch(name):
+        return _slice(profile, name, given)
+    if "mig" in given:
         _refuse(f"mig={given['mig']} is no profile", "write it as nvidia-smi does: mig=3g.40gb")
+    printed = _SMI_NAME.fullmatch(name)
     if printed and (preset := match_preset(_unused(printed["name"], int(printed["mib"]) * MIB))):
         return _Card(gpu=_of_preset(preset), preset=preset, note=None)
-    key = find_preset(profile["card"] if profile else name)
-    if key and profile and assumed_note(profile["card"], 1):
-        key = cut_card(key, f"{profile['slices']}g.{profile['gb']}gb")
-    bare = printed["name"] if printed else name
-    if key is None and profile is None and not unsupported_card(bare):
-        return _any_card(name, given)
-    if key is None:
+    key, bare = find_preset(name), printed["name"] if printed else name
+    if key is None and unsupported_card(bare):
         raise no_preset(bare)
-    if "sm" in given:
-        _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
-    if profile is not None:
-        return _slice(key, profile, name, given)
+    if key is None:
+        return _any_card(name, given)
+    _refuse_capability(name, given)
     preset = load_preset(key)
     return _Card(gpu=_of_preset(preset), preset=preset, note=assumed_note(name, count))
+
+
+def _refuse_capability(name: str, given: dict[str, str]) -> None:
+    """Stop where ``sm`` is given of a card whose preset has it."""
+    if "sm" in given:
+        _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
 
 
 def _of_preset(preset: GpuPreset) -> Gpu:
@@ -295,8 +297,14 @@ def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
     return Gpu(index=0, uuid="", name=name, total=total, reserved=reserved, used=0, free=free)
 
 
-def _slice(key: str, profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
+def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
     """A MIG instance: nothing joins it to another, whatever joins the cards."""
+    key = find_preset(profile["card"])
+    if key is None:
+        raise no_preset(name)
+    if assumed_note(profile["card"], 1):
+        key = cut_card(key, f"{profile['slices']}g.{profile['gb']}gb")
+    _refuse_capability(name, given)
     whole, (total, sms, basis) = load_preset(key), mig_slice(key, profile)
     gpu = replace(
         _unused(f"{whole.name} MIG {profile['profile'].lower()}", total),
@@ -314,31 +322,15 @@ def _slice(key: str, profile: re.Match[str], name: str, given: dict[str, str]) -
     return _Card(gpu=part, preset=None, note=note)
 
 
-def _any_card(name: str, given: dict[str, str]) -> _Card:
+def _any_card(text: str, given: dict[str, str]) -> _Card:
     """A card of which only the memory is known, and the compute capability where it is given.
 
     What is unknown counts at its upper end in the account, and as slow in the forecast.
     """
-    size, printed, capability = _ANY.fullmatch(name), _SMI_NAME.fullmatch(name), None
-    if printed:
-        name = printed["name"]
-    nominal = float(size[1]) if size else int(printed["mib"]) / 1024 if printed else 0
-    if (nominal == 0 and "total" not in given) or (printed and find_preset(name)):
-        raise no_preset(f"{name} {nominal:.0f}GB" if printed else name)
-    if "sm" in given:
-        if not (match := _CAPABILITY.fullmatch(given["sm"])):
-            _refuse(f"sm={given['sm']} is no compute capability", "write it as sm=8.6")
-        capability = int(match[1]), int(match[2])
-        if capability < _OLDEST:
-            oldest = "LMDeploy has no code below compute capability 7.0"
-            _refuse(f"sm={given['sm']}: {oldest}", "take another card")
-    elif other := other_card(name):
-        capability = other.capability
-    gpu = replace(
-        _unused(f"{size[1]} GB card" if size else name, least_usable(nominal)),
-        compute_capability=capability or NA,
-    )
-    total = f" of {format_bytes(int(gpu.total))}, nine tenths of {nominal:g} GB as on a T4,"
+    name, shown, gigabytes = _named_size(text, given)
+    capability = _capability(name, given.get("sm"))
+    gpu = replace(_unused(shown, least_usable(gigabytes)), compute_capability=capability or NA)
+    total = f" of {format_bytes(int(gpu.total))}, nine tenths of {gigabytes:g} GB as on a T4,"
     known = "{}.{}".format(*capability) if capability else "8.0 to 9.0 (of another write sm=12.0)"
     note = (
         f"{name} has no preset: it was read as any card{'' if 'total' in given else total} with "
@@ -348,6 +340,43 @@ def _any_card(name: str, given: dict[str, str]) -> _Card:
     if slow := slow_card(name):
         gpu, note = replace(gpu, dense_flops=slow.flops), f"{note}; it {slow.note}"
     return _Card(gpu=gpu, preset=None, note=note)
+
+
+def _named_size(text: str, given: dict[str, str]) -> tuple[str, str, float]:
+    """The name of a card without a preset, as a plan shows it, and its gigabytes.
+
+    Those are 0 where ``total`` alone says its size.
+
+    Raises:
+        UsageError: nothing says its size, or the name is that of cards of other sizes.
+    """
+    size, printed = _ANY.fullmatch(text), _SMI_NAME.fullmatch(text)
+    name, shown, gigabytes, wanted = text, text, 0.0, text
+    if size:
+        shown, gigabytes = f"{size[1]} GB card", float(size[1])
+    elif printed:
+        name = shown = printed["name"]
+        gigabytes = int(printed["mib"]) / 1024
+        wanted = f"{name} {gigabytes:.0f}GB"
+    unsized = gigabytes == 0 and "total" not in given
+    if unsized or (printed and find_preset(name)):
+        raise no_preset(wanted)
+    return name, shown, gigabytes
+
+
+def _capability(name: str, given: str | None) -> tuple[int, int] | None:
+    """The compute capability that ``sm`` gives, or that the name has; None where it is unknown."""
+    if given is None:
+        other = other_card(name)
+        return other.capability if other else None
+    match = _CAPABILITY.fullmatch(given)
+    if match is None:
+        _refuse(f"sm={given} is no compute capability", "write it as sm=8.6")
+    capability = int(match[1]), int(match[2])
+    if capability < _OLDEST:
+        oldest = "LMDeploy has no code below compute capability 7.0"
+        _refuse(f"sm={given}: {oldest}", "take another card")
+    return capability
 
 
 def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:

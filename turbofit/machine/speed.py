@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.machine import CardSpeed, Link, Machine, Measured, PairSpeed, ReduceSpeed
 from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
@@ -36,6 +36,33 @@ _GRACE: Final = 60.0
 #: Seconds that a process has to end after SIGKILL.
 _LAST_SECONDS: Final = 10.0
 _NO_CUDA: Final = 3
+
+
+def measured_machine(
+    machine: Machine, say: Callable[[str], None], warn: Callable[[str], None]
+) -> Machine:
+    """The machine here with what its host, cards and links reach, which is kept for later plans.
+
+    Raises:
+        PackageError: neither cards nor host can be measured: a package is missing.
+        MachineError: as :func:`measure_speed`.
+    """
+    seconds = measure_images()
+    if seconds:
+        say(f"a core of the host: {seconds * 1e3:.0f} ms for an image of 1920x1080 as nine tiles")
+    try:
+        speed = measure_speed(machine, say=say)
+    except PackageError as exc:
+        if not seconds:
+            raise
+        warn(f"cards and links are not measured: {exc.message}")
+        speed = Measured(torch="", left_out=(exc.message,))
+    speed = replace(speed, image_seconds=seconds)
+    try:
+        say(f"kept in {keep(machine, speed)}")
+    except (OSError, UsageError) as exc:
+        warn(f"not kept: {exc}")
+    return with_measured(machine, speed)
 
 
 def measure_images(command: Sequence[str] = (sys.executable, "-I", _IMAGE_PROGRAM)) -> float:

@@ -140,7 +140,11 @@ def cut_card(key: str, profile: str) -> str:
 
 
 def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
-    """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from."""
+    """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from.
+
+    Raises:
+        UsageError: the card has no such profile, or is none that MIG cuts.
+    """
     row = next((row for row in _table().mig if key in row.cards), None)
     slices, gigabytes = int(profile["slices"]), int(profile["gb"])
     name, whole = f"{slices}g.{gigabytes}gb", load_preset(key)

@@ -53,6 +53,9 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
     """The GPUs that ``--gpus`` names, in its order: PCI indices or UUIDs (unique prefixes too).
 
     ``all``, as for Docker, are those that are visible.
+
+    Raises:
+        UsageError: an entry names no GPU of this machine, a hidden one, or one twice.
     """
     if gpus.strip().lower() == "all":
         return tuple(visible)

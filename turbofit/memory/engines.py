@@ -20,7 +20,7 @@ from turbofit.model.families.engines import engine_problem
 
 
 class EngineKind(NamedTuple):
-    """Where an engine's class is, imported when a plan needs it; options that it alone takes."""
+    """An engine: the path of its class, imported when a plan needs it, and options of it alone."""
 
     path: str
     exclusive_options: tuple[str, ...] = ()

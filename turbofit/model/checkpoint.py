@@ -258,7 +258,7 @@ def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDi
 
 
 def _check_sizes(name: str, tensor: Tensor, sizes: _Sizes) -> None:
-    """Refuse a tensor of whose name one of the sizes is, and that has another."""
+    """Refuse a tensor whose name fixes one of its sizes, where it has another."""
     plain = _NUMBER.sub(".N.", name)
     for ends, axis, size, what in sizes:
         if plain.endswith(ends) and tensor.shape[axis : axis + 1] != (size,):
@@ -324,7 +324,7 @@ def _surplus(
     vision: VisionDims | None,
     quantization: Quantization | None,
 ) -> int | None:
-    """Elements that the checkpoint has beyond its dims' (negative: lacks); None where packed."""
+    """Elements that the checkpoint has beyond its dims; negative: it lacks some; None: packed."""
     if quantization is not None:
         return None
     stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))

@@ -28,7 +28,11 @@ T = TypeVar("T")
 
 
 def parse_json(data: bytes, what: str) -> Section:
-    """Parse one JSON object."""
+    """Parse one JSON object.
+
+    Raises:
+        UsageError: it is no JSON object, or too large.
+    """
     import json
 
     if len(data) > LARGEST_JSON:
@@ -67,6 +71,9 @@ class Section:
         """An integer within bounds; absent or null gives the default, where there is one.
 
         A list of equal integers, as ``[448, 448]``, counts as the integer.
+
+        Raises:
+            UsageError: it is missing, no integer, or out of bounds.
         """
         value = self.values.get(key)
         if isinstance(value, list) and value and all(item == value[0] for item in value[:4]):
@@ -82,6 +89,11 @@ class Section:
         return value
 
     def number(self, key: str, default: float, *, low: float, high: float) -> float:
+        """A number within bounds; absent or null gives the default.
+
+        Raises:
+            UsageError: it is no number, or out of bounds.
+        """
         value = self.values.get(key)
         if value is None:
             return default
@@ -127,6 +139,11 @@ class Section:
         return self.section(key) or Section({}, f"{self.what}: {key}")
 
     def required(self, key: str) -> Section:
+        """The value of a key that must be there.
+
+        Raises:
+            UsageError: the key is missing.
+        """
         section = self.section(key)
         if section is None:
             raise self.error(key, "is missing")

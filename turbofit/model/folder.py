@@ -48,7 +48,11 @@ class FolderFiles:
         self.path = path
 
     def read(self, name: str, limit: int = LARGEST_JSON + 1) -> bytes | None:
-        """As `Files.read`, for files of up to ``limit`` bytes."""
+        """As `Files.read`, for files of up to ``limit`` bytes.
+
+        Raises:
+            UsageError: the file cannot be read, or is too large.
+        """
         size = self.size(name)
         if size is None:
             return None
@@ -89,13 +93,22 @@ class FolderFiles:
         )
 
     def names(self) -> list[str]:
+        """The names of all files in the folder.
+
+        Raises:
+            UsageError: the folder cannot be read.
+        """
         try:
             return sorted(os.listdir(self.path))
         except OSError as exc:
             raise UsageError(f"{self.path} cannot be read: {exc.strerror}", hint=_HINT) from None
 
     def header(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a safetensors file."""
+        """The tensors of a safetensors file.
+
+        Raises:
+            UsageError: the file is missing, cannot be read, or is damaged.
+        """
         size = self.size(name)
         if size is None:
             raise UsageError(f"{name} is missing in {self.path}", hint="finish the download")
@@ -113,7 +126,11 @@ def sharded(
     read: Callable[[str], dict[str, T]],
     hint: str = "download the checkpoint again",
 ) -> dict[str, T]:
-    """The tensors that an index names, each from the file that it names."""
+    """The tensors that an index names, each from the file that it names.
+
+    Raises:
+        UsageError: a file lacks a tensor that the index says it has.
+    """
     tensors: dict[str, T] = {}
     for file in sorted(set(where.values())):
         stored = read(file)

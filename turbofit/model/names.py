@@ -67,7 +67,11 @@ def _data() -> JsonObject:
 
 
 def read_name(typed: str, revision: str | None = None) -> Name:
-    """The folder, hub id or preset that is meant; what has none of the forms stays as it is."""
+    """The folder, hub id or preset that is meant; what has none of the forms stays as it is.
+
+    Raises:
+        UsageError: the name and ``--revision`` name two revisions.
+    """
     name = _read(plain(typed))
     named = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and named not in {None, revision}:

@@ -127,7 +127,11 @@ def load_preset(preset_id: str) -> Preset:
 
 
 def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
-    """The model of a preset; a refusal where that only explains why there is no account."""
+    """The model of a preset; a refusal where that only explains why there is no account.
+
+    Raises:
+        UsageError: the preset says why there is no account, or is incomplete.
+    """
     preset = load_preset(preset_id)
     if preset.unsupported is not None:
         raise UsageError(preset.unsupported.message, hint=preset.unsupported.hint)
@@ -199,7 +203,11 @@ def known_presets() -> list[str]:
 
 
 def presets_with(fragments: Iterable[str]) -> list[str]:
-    """The ids of presets in one of whose names all of these stand; a refusal where none is."""
+    """The ids of presets in one of whose names all of these stand; a refusal where none is.
+
+    Raises:
+        UsageError: no preset has them all in its name.
+    """
     wanted = [_plain(word) for word in fragments]
     preset_ids = [
         preset_id

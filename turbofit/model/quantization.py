@@ -25,6 +25,9 @@ def read_quantization(config: Section) -> Quantization | None:
     """The ``quantization_config``, wherever in config.json it is; None where there is none.
 
     What no engine runs, and what has no account, is refused.
+
+    Raises:
+        UsageError: LMDeploy does not read such weights, or there is no account of them.
     """
     values = _find(config.values, _DEEPEST)
     if not values:
@@ -111,7 +114,7 @@ def _compressed(section: Section) -> Quantization:
 
 
 def _check_groups(weights: Section, outer: Section) -> None:
-    """Refuse scales that are none of groups, and a size of groups that the strategy has not.
+    """Refuse scales that are not of groups, and a group size without a strategy of groups.
 
     Source: compressed_tensors/quantization/quant_args.py.
     """

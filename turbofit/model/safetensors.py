@@ -62,7 +62,11 @@ class _Index(msgspec.Struct):
 
 
 def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
-    """The length of the header, checked against the file."""
+    """The length of the header, checked against the file.
+
+    Raises:
+        UsageError: it is no safetensors file, or ends too early.
+    """
     length = int.from_bytes(prefix[:PREFIX], "little")
     if len(prefix) < PREFIX or not 2 <= length <= LARGEST_HEADER:
         raise UsageError(f"{what} is not a safetensors file", hint=_HINT)
@@ -78,6 +82,9 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
         header: the JSON header.
         file_size: bytes of the whole file, where known; the tensors must end there.
         what: the file's name.
+
+    Raises:
+        UsageError: the header is damaged, or does not describe the file.
     """
     try:
         entries = msgspec.json.decode(header, type=dict[str, _Entry])
@@ -99,7 +106,11 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
 
 
 def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[str, str]:
-    """``weight_map`` of a sharded checkpoint: tensor name → file name, which ends so."""
+    """``weight_map`` of a sharded checkpoint: tensor name → file name, which ends so.
+
+    Raises:
+        UsageError: it cannot be read, names no tensors, or no plain file.
+    """
     try:
         if len(data) > LARGEST_INDEX:
             raise msgspec.DecodeError("it is too large")

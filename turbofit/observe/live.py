@@ -33,7 +33,7 @@ _ESCAPES: Final = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 
 class LiveEngine(Struct):
-    """One engine; None is what its page does not tell. ``index`` is its name in a cluster.
+    """One engine; a figure that its page does not tell is None. ``index`` names it in a cluster.
 
     ``cache_used`` is a share of 1; tokens are totals since its start.
     """

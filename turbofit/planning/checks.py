@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
-from turbofit.planning.examine.scene import Answer, Health, Scene, Sources, State, When, unreadable
+from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
+    from turbofit.planning.examine.health import Health
 
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3
@@ -60,7 +61,7 @@ class DoctorReport(Struct):
 
 
 class Check(NamedTuple):
-    """One check. ``of`` is what of the scene it looks at: without that it does not apply.
+    """One check. ``of`` names the part of the scene that it needs: without that it does not apply.
 
     ``why`` is what suffers, ``error`` what a launch raises, where the answer says nothing else.
     """
@@ -249,7 +250,7 @@ def _machine(places: Sources, on: str | None) -> tuple[Machine, Sequence[Health]
 
     from turbofit.machine.nvml_machine import measure_in_time
     from turbofit.machine.source import machine_from
-    from turbofit.planning.examine.cards import read_health
+    from turbofit.planning.examine.health import read_health
 
     if on is not None:
         return machine_from(on), None

@@ -100,7 +100,7 @@ def _commands(
     *,
     held: bool = False,
 ) -> tuple[Command, ...]:
-    """``held``: by the packages that are installed here, engines are held to their ledgers."""
+    """The command lines of a plan's engines; ``held``: packages here keep them to the ledgers."""
     if options and not plan.engine.of_lmdeploy:
         raise UsageError(
             f"{options[0]} is an option of LMDeploy, which the plan does not run",

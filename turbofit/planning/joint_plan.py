@@ -91,7 +91,7 @@ class JointPlan(JsonDocument):
 
 
 class _Part(NamedTuple):
-    """So many bytes of each GPU, and one model's plan in them."""
+    """A part of each GPU in bytes, and the plan of one model in it."""
 
     budget: int
     plan: Plan
@@ -111,7 +111,7 @@ class _Candidate:
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest request, with the whole machine."""
+        """Tokens of the longest request that the model takes where it has the whole machine."""
         return max(1, self.best.kv.longest_request_tokens)
 
     @property

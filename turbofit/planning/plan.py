@@ -7,22 +7,18 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
-from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
-from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
-from turbofit.planning.examine.scene import Sources
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.commands import commands, left_out, serve_command
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
-    from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
-    from turbofit.planning.request import PredictRequest
-    from turbofit.tuner.resolved_request import ResolvedRequest
+    from turbofit.core.cluster import ClusterPlan
+    from turbofit.planning.request import PlanRequest, PredictRequest
 
 
 def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
@@ -127,55 +123,3 @@ def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
     if plan.remedies:
         hint = plan.remedies[0].text
     return DoesNotFitError(plan.verdict, hint=hint)
-
-
-# One promise over several machines, and nodes that join later. What plans clusters is imported when
-# it is first used: every other plan would wait for it.
-
-
-def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
-    """One promise over several machines, and the best plan of each under it.
-
-    The request names no machine; its ``tp`` and ``replicas`` are of each node, its ``concurrency``
-    is over all nodes.
-
-    Raises:
-        As :func:`turbofit.planning.plan.plan`, where it is so on every node.
-    """
-    from turbofit.tuner.cluster_plan import make_cluster_plan
-
-    if request.paced:
-        raise UsageError(
-            "a rate and its seconds are for one machine, not for a cluster",
-            hint="plan one kind of node with --on, and its part of the rate",
-        )
-    cluster_plan = make_cluster_plan(_anywhere(request), cluster, request.engine)
-    nodes = tuple(_commanded(node) for node in cluster_plan.nodes)
-    cluster_plan = replace(cluster_plan, nodes=nodes)
-    return replace(cluster_plan, serve=cluster_serve_command(cluster_plan, request))
-
-
-def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
-    """The plan of a node that joins a cluster later, or why it cannot serve what is promised.
-
-    ``request`` is what the cluster was planned with; the plan's model and promise stay.
-    """
-    from turbofit.tuner.cluster_plan import plan_joining_node
-
-    resolved = _anywhere(request.changed(model=plan.model, revision=None))
-    return _commanded(plan_joining_node(resolved, plan, node, request.engine))
-
-
-def _anywhere(request: PlanRequest) -> ResolvedRequest:
-    """The input of the search but for the machine, which each node is."""
-    nowhere = Machine(name="cluster", source="cluster", gpus=())
-    return resolve(request.changed(on=nowhere, gpus=None))
-
-
-def _commanded(node: NodePlan) -> NodePlan:
-    """A node's plan with its command lines; this process's environment says nothing of it."""
-    if node.plan is None:
-        return node
-    warnings = (*node.plan.warnings, *plan_warnings(node.plan, Sources({})))
-    commanded = replace(node.plan, commands=commands(node.plan), warnings=warnings)
-    return replace(node, plan=commanded)

@@ -39,6 +39,11 @@ def cache_folder() -> Path:
 
 
 def compiler() -> list[str]:
+    """The command of a C compiler.
+
+    Raises:
+        PretendError: there is no C compiler.
+    """
     chosen = os.environ.get("CC", "").split()
     if chosen and shutil.which(chosen[0]):
         return chosen

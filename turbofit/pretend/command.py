@@ -52,6 +52,9 @@ def run_command(
     they began a session of their own; they get SIGTERM, and SIGKILL three seconds later. Where this
     process has other threads, which may start children too, only orphans with the command's
     scenario count.
+
+    Raises:
+        UsageError: the command cannot be run.
     """
     others = set(_descendants(os.getpid()))
     libc, reaped = ctypes.CDLL(None), ctypes.c_int()

@@ -200,7 +200,11 @@ def cuda_major(soname: str) -> int:
 
 
 def check_surface(engine: Path, libraries: Path) -> None:
-    """Checks that the built libraries have what an engine's library imports; 0.1 s."""
+    """Checks that the built libraries have what an engine's library imports; 0.1 s.
+
+    Raises:
+        PretendError: the engine calls what the libraries have not.
+    """
     provided = {
         symbol.name
         for name in LIBRARIES
@@ -250,7 +254,11 @@ class LibraryAccount:
         return bool(self._lib.pretend_thaw())
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:
-        """A pool of our own on a card: it grows by ``step`` bytes, and keeps them until `trim`."""
+        """A pool of our own on a card: it grows by ``step`` bytes, and keeps them until `trim`.
+
+        Raises:
+            ValueError: there is no such pretend device.
+        """
         handle = self._lib.pretend_pool_create(device)
         if not handle:
             raise ValueError(f"no pretend device {device}")

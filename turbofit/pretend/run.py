@@ -53,7 +53,7 @@ class FinishedRun:
 
     @property
     def exit_code(self) -> int:
-        """As a shell would say it: 128 and the signal's number for a signal."""
+        """The exit code as a shell says it: 128 and the signal's number after a signal."""
         return 128 - self.code if self.code < 0 else self.code
 
 
@@ -173,6 +173,9 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
 
     A Python, or the one that a script's first line names, is asked; anything else (a shell script,
     a compiled program) is taken to run this Python's packages. ``python`` is asked in their place.
+
+    Raises:
+        UsageError: there is no Python at this path.
     """
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")

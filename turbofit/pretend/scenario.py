@@ -55,7 +55,11 @@ class PretendGpu:
     reserved: int = 0
 
     def shared_memory(self) -> tuple[int, int]:
-        """Bytes of shared memory of one multiprocessor, and of one block at most."""
+        """Bytes of shared memory of one multiprocessor, and of one block at most.
+
+        Raises:
+            PretendError: nothing is known of this compute capability.
+        """
         if self.sm not in _SHARED_KIB:
             known = ", ".join(f"{a}.{b}" for a, b in sorted(_SHARED_KIB))
             raise PretendError(
@@ -128,7 +132,11 @@ def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = 
 
 
 def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
-    """Some GPUs of a machine, in CUDA's order, as pretend ones without anything of our own."""
+    """Some GPUs of a machine, in CUDA's order, as pretend ones without anything of our own.
+
+    Raises:
+        MachineError: the machine has not all of these GPUs.
+    """
     gpus = {gpu.index: gpu for gpu in machine.gpus}
     missing = [i for i in indices if i not in gpus]
     if missing:

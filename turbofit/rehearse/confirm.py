@@ -38,7 +38,11 @@ _GRAVE = ("out_of_memory", "hang", "failed", "served")
 
 
 def refuse_untwinned(request: PlanRequest) -> None:
-    """A `UsageError` before anything is planned, where no stand-in of the model can be made."""
+    """Refuse a model without a stand-in, before anything is planned.
+
+    Raises:
+        UsageError: no stand-in of the model can be made.
+    """
     need_stand_in(model_of(request))
 
 

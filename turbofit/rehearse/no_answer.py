@@ -52,7 +52,7 @@ async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) ->
 
 
 def _replaced(output: Any, left: Iterator[int]) -> tuple[list[int], Any]:
-    """So many of the words as the output has tokens, and its log probabilities with them."""
+    """As many words as the output has tokens, and its log probabilities with them."""
     known = output.logprobs or repeat(dict[int, float]())
     pairs = zip(output.token_ids, left, known, strict=False)
     tokens, logprobs = list[int](), list[dict[int, float]]()

@@ -40,7 +40,7 @@ class Notes:
         replaced(self.folder / _NAME, json.dumps(self.data))
 
     def started(self, config: object, **values: Any) -> None:
-        """Notes the plain ones of the settings that an engine runs with, and begins `ready`."""
+        """Notes those settings of the engine that are plain values, and begins `ready`."""
         plain = (int, float, str, bool, list, type(None))
         settings = {k: v for k, v in vars(config).items() if isinstance(v, plain)}
         self.write(settings=settings, **values)
@@ -73,7 +73,7 @@ class Notes:
         return not counts.keys() & {NOT_FINISHED, *DEAD}
 
     def error(self, error: BaseException) -> None:
-        """Notes what ended it, in which phase, and which lines led there, outermost first."""
+        """Notes the error that ended the engine, its phase, and its lines, outermost first."""
         frames = traceback.extract_tb(error.__traceback__)
         self.write(
             error={

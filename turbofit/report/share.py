@@ -64,7 +64,11 @@ class SharedRun(Struct):
 
 
 def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
-    """The document of a run on real cards, with loads that ``bench --json`` wrote."""
+    """The document of a run on real cards, with loads that ``bench --json`` wrote.
+
+    Raises:
+        UsageError: the run was on pretend GPUs.
+    """
     assert saved.run is not None
     plan, run = saved.plan, saved.run
     if run.pretend or plan.machine.source != "nvml":

@@ -85,7 +85,11 @@ def saved_document(saved: StoredPlan) -> Plan | RunDocument:
 
 
 def read_saved(path: str) -> StoredPlan:
-    """What a word names: a plan's file, ``-`` for stdin, a run's folder or its name, ``latest``."""
+    """What a word names: a plan's file, ``-`` for stdin, a run's folder or its name, ``latest``.
+
+    Raises:
+        UsageError: nothing is there, or it cannot be read.
+    """
     if path == LATEST:
         documents = reportable()
         if not documents:
@@ -198,14 +202,22 @@ def _read_run(folder: Path) -> StoredPlan:
 
 
 def newest_run() -> str:
-    """The record of this user's newest run."""
+    """The record of this user's newest run.
+
+    Raises:
+        UsageError: nothing was served yet.
+    """
     for path in _newest_first(state_dir(_RUNS, make=False).glob("*/run.json")):
         return path
     raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
 
 
 def read_run(run: str | None) -> StoredPlan:
-    """A run by its folder, its name or its model; None is the newest of this user."""
+    """A run by its folder, its name or its model; None is the newest of this user.
+
+    Raises:
+        UsageError: no run is called so, or it is a plan.
+    """
     from turbofit.launch.serve.live_runs import newest_run_of
 
     newest = newest_run_of(run) if run else newest_run()
@@ -224,6 +236,19 @@ def reportable() -> list[str]:
     return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
 
 
+def summaries(most: int) -> list[tuple[str, str, str]]:
+    """What can be reported, the newest first: its path, what it is of, and when it was made."""
+    return [_summary(path) for path in reportable()[:most]]
+
+
+def _summary(path: str) -> tuple[str, str, str]:
+    try:
+        plan = read_saved(path).plan
+    except UsageError as exc:
+        return path, exc.message, ""
+    return path, f"{plan.model.name} on {plan.machine.name}", plan.created
+
+
 def _newest_first(paths: Iterable[Path]) -> list[str]:
     times = []
     for path in paths:
@@ -233,7 +258,11 @@ def _newest_first(paths: Iterable[Path]) -> list[str]:
 
 
 def check_consistent(plan: Plan, what: str) -> None:
-    """Refuse a plan whose parts contradict each other; ``what`` is its name in the message."""
+    """Refuse a plan whose parts contradict each other; ``what`` is its name in the message.
+
+    Raises:
+        UsageError: its GPUs, groups and sizes are of no plan.
+    """
     groups = plan.parallel.groups
     used = {index for group in groups for index in group}
     consistent = (

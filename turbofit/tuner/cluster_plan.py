@@ -135,7 +135,7 @@ class _Planner:
         return dict(zip(members, shares, strict=True))
 
     def _weight(self, kind: Kind) -> float:
-        """What a node of a kind does of all requests, beside others."""
+        """The speed of a node of this kind, by which nodes share requests."""
         planned = self.plan(kind, 1.0)
         speed = planned.document.throughput if planned.fits else None
         return speed.requests_per_second if speed else 0.01 * len(kind.machine.visible)

@@ -292,7 +292,7 @@ def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
 
 
 def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
-    """The all-reduce through the smallest and the largest size that ``measured`` ranks did."""
+    """An all-reduce of ``ranks``, by the times of two sizes that ``measured`` ranks took."""
     small, large = min(times), max(times)
     slope = max((times[large] - times[small]) / (large - small), 1e-15)
     latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)

@@ -14,8 +14,8 @@ from aiohttp import web
 
 from tests.cli.screen import Terminal
 from tests.load.scripted import ThreadedServer
-from turbofit.cli.commands.chat import question_of
 from turbofit.cli.main import main
+from turbofit.load.chat import question_of
 
 PNG = b"\x89PNG picture"
 

@@ -82,7 +82,7 @@ def test_a_disk_that_is_full_leaves_the_snapshot_that_was_there(tmp_path, capsys
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_no_line_is_wider_than_the_terminal(columns: int, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("turbofit.cli.terminal.capabilities.is_terminal", lambda _: True)
+    monkeypatch.setattr("turbofit.cli.terminal.screen.is_terminal", lambda _: True)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("NO_COLOR", "1")
     assert main(["models"]) == 0

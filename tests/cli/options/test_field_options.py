@@ -13,9 +13,9 @@ from pydantic import Field
 from turbofit.cli.command import CliCommand
 from turbofit.cli.main import main
 from turbofit.cli.options.field_options import filled, options_of
-from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated
+from turbofit.launch.serve.options import ModelsOptions, ServeOptions
 
 
 class Asked(Validated):

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.screen import Terminal
 from turbofit.cli.main import main
-from turbofit.cli.terminal import capabilities as terminal
+from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
 from turbofit.cli.terminal.output import verbose_log
 from turbofit.core.process.log import LazyLogger
@@ -86,14 +86,14 @@ def test_a_body_that_stops_in_order_says_what_ended_it() -> None:
     ],
 )
 def test_what_a_terminal_takes(environ: Mapping[str, str], redraws: bool, colour: bool) -> None:
-    assert terminal.redraws(Terminal(), environ) is redraws
-    assert terminal.takes_colour(environ) is colour
-    assert not terminal.redraws(io.StringIO(), environ)
+    assert screen.redraws(Terminal(), environ) is redraws
+    assert screen.takes_colour(environ) is colour
+    assert not screen.redraws(io.StringIO(), environ)
 
 
 def test_the_width_is_what_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "132")
-    assert terminal.width() == 132
+    assert screen.width() == 132
     for nothing in ("", "0", "wide"):
         monkeypatch.setenv("COLUMNS", nothing)
-        assert terminal.width(io.StringIO()) == 80
+        assert screen.width(io.StringIO()) == 80

@@ -15,20 +15,20 @@ import pytest
 
 from tests.cli.screen import Screen, screen_of
 from tests.support.waiting import HANG
-from turbofit.cli.terminal import output, progress_display
-from turbofit.cli.terminal.progress_display import TERMINAL, ProgressDisplay
+from turbofit.cli.terminal import output, screen
+from turbofit.cli.terminal.screen import TERMINAL, ProgressDisplay
 from turbofit.core.process.progress import Step
 
 #: `turbofit` whose planning takes until a line comes on stdin; progress is shown from the start.
 SLOW: Final = """
 import sys
 from turbofit import api
-from turbofit.cli.terminal import progress_display
+from turbofit.cli.terminal import screen
 from turbofit.cli.main import main
 from turbofit.cli.terminal.output import say
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import Step, tell
-progress_display._PATIENCE = progress_display._SELDOM = 0.0
+screen._PATIENCE = screen._SELDOM = 0.0
 plan = api.plan
 def slow(request, **options):
     for word in iter(sys.stdin.readline, "go\\n"):
@@ -123,7 +123,7 @@ class Clock:
 def display(monkeypatch: pytest.MonkeyPatch) -> ProgressDisplay:
     """One whose thread never looks: the test does."""
     monkeypatch.setattr(ProgressDisplay, "_run", lambda self: None)
-    monkeypatch.setattr(progress_display, "_PATIENCE", 1.0)
+    monkeypatch.setattr(screen, "_PATIENCE", 1.0)
     return ProgressDisplay(io.StringIO(), in_place=False, clock=Clock())
 
 
@@ -170,7 +170,7 @@ def test_what_was_there_before_is_not_speed(display: ProgressDisplay) -> None:
     ],
 )
 def test_the_times_are_kept_before_the_bar(columns, line, display, monkeypatch) -> None:
-    monkeypatch.setattr(progress_display, "width", lambda _: columns)
+    monkeypatch.setattr(screen, "width", lambda _: columns)
     display._in_place = True
     display.hear(Step("loading weights", 0, 15 << 30, "bytes"))
     display.hear(Step("loading weights", 3 << 30, 15 << 30, "bytes"))

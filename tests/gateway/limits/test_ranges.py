@@ -13,7 +13,6 @@ import pytest
 
 from tests.support.gateway import ask, chat, gateway
 from turbofit.cli.options.field_options import filled
-from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.core.errors import UsageError
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits import grammars
@@ -29,6 +28,7 @@ from turbofit.gateway.limits.parameters import RULES
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
+from turbofit.gateway.options import GatewayOptions
 
 
 def of(engine: str) -> Scope:

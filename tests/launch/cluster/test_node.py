@@ -18,11 +18,11 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import cluster, node
 from tests.support.processes import HANG, put_for_python
 from tests.support.waiting import until
-from turbofit.cli.options.launch_options import ray_address
 from turbofit.core.cluster import Node
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.machine import Machine
+from turbofit.core.process.files import StateFile
 from turbofit.core.units import GIB
 from turbofit.core.version import __version__
 from turbofit.launch.cluster import node as module
@@ -31,7 +31,7 @@ from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import cluster_from, held_only, measure_here, node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError
 from turbofit.launch.engine.kernel import start_time
-from turbofit.launch.serve.state_file import StateFile
+from turbofit.launch.serve.options import ray_address
 from turbofit.machine.source import save_snapshot
 from turbofit.machine.spec import parse_spec
 

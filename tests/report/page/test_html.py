@@ -22,7 +22,7 @@ from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
 from turbofit.core.units import format_bytes
 from turbofit.report.page import html as html_page
-from turbofit.report.page.html import Markup, join, json_text, tag
+from turbofit.report.page.elements import Markup, join, json_text, tag
 from turbofit.report.stored_documents import StoredPlan
 
 EVIL = (

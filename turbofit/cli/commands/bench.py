@@ -10,7 +10,6 @@ from turbofit.batch.batch_spec import LAUNCH_OPTIONS, BatchSpec, target_of
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options.completions import complete_model
 from turbofit.cli.terminal.interrupts import INTERRUPTED
 from turbofit.cli.terminal.output import Form, answer, complain, say
 from turbofit.core.errors import UnservedError, UsageError
@@ -21,7 +20,6 @@ from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_job import BatchJob, BatchResult
-    from turbofit.load.result import LoadResult
 
 _LOAD_GROUPS: Final = {
     "requests": (
@@ -48,6 +46,7 @@ def bench(
     """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
     from turbofit.launch.serve.live_runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
+    from turbofit.report.views.measured_view import load_footer, load_view
 
     spec = fields.filled(LoadSpec, given)
     address, key = common.server_of(url, api_key)
@@ -55,7 +54,7 @@ def bench(
     if waiting:
         say(waiting)
     result = measure(address, spec, key=key, model=model, tick=lambda run: tell(run.step()))
-    show_load(result, form)
+    form.show(result, load_view, load_footer(result))
     if not result.answered and result.begun:
         worst = result.errors[0]
         return _unserved(
@@ -72,13 +71,6 @@ def _unserved(message: str, hint: str) -> int:
     return error.exit_code
 
 
-def show_load(result: LoadResult, form: Form) -> None:
-    from turbofit.report.views.measured_view import load_view
-
-    footer = f"turbofit {result.turbofit_version}, measured {result.created}."
-    form.show(result, load_view, footer)
-
-
 _TABLES: Final = frozenset({".csv", ".ods", ".parquet", ".tsv", ".xls", ".xlsx"})
 _BATCH_GROUPS: Final = {
     "items": ("prompt", "image_column", "max_tokens"),
@@ -92,7 +84,7 @@ _BATCH_GROUPS: Final = {
     Argument("source", metavar="INPUT", type=PATH),
     Argument("output", metavar="OUTPUT", type=PATH),
     Option("--url", metavar="URL"),
-    Option("--model", shell_complete=complete_model),
+    Option("--model", shell_complete=fields.complete_model),
     common.API_KEY,
     Option("--revision"),
     common.JSON,

@@ -64,7 +64,13 @@ def export(
     form: Form,
 ) -> int:
     from turbofit.core.struct import to_json
-    from turbofit.launch.export import SYSTEM_USER, manifest, service_of
+    from turbofit.launch.export import (
+        SYSTEM_USER,
+        exporter,
+        installed_program,
+        manifest,
+        service_of,
+    )
 
     of_systemd = kind == "systemd"
     if not of_systemd and host not in (None, _EVERYWHERE):
@@ -76,25 +82,16 @@ def export(
     if executable and not os.path.isabs(executable):
         raise UsageError(
             f"--executable {executable} is no absolute path, and systemd takes no other",
-            hint=f"write it from the root, as --executable {_here()}",
+            hint=f"write it from the root, as --executable {installed_program()}",
         )
     service = service_of(_given(plan, on), port=port, host=host, name=name)
     if form.as_json:
         answer(to_json(service))
     else:
-        path = executable or _here()
-        user = _exporter(SYSTEM_USER) if of_systemd else SYSTEM_USER  # no other manifest names one
+        path = executable or installed_program()
+        user = exporter() if of_systemd else SYSTEM_USER  # no other manifest names one
         answer(manifest(service, kind, image=image, claim=claim, executable=path, user=user))
     return 0
-
-
-def _exporter(system_user: str) -> str:
-    """Who exports, also with sudo; a system user in the place of root."""
-    from getpass import getuser
-
-    name = getuser()
-    name = os.environ.get("SUDO_USER", name) if name == "root" else name
-    return system_user if name == "root" else name
 
 
 def _given(given: str, on: str | None) -> Plan:
@@ -107,15 +104,6 @@ def _given(given: str, on: str | None) -> Plan:
             raise UsageError("the plan says its machine", hint="leave --on out, or name a model")
         return read_plan(given)
     return api.plan(given, on=on)
-
-
-def _here() -> str:
-    import shutil
-    import sys
-    from pathlib import Path
-
-    beside = Path(sys.executable).with_name("turbofit")
-    return str(beside) if beside.exists() else shutil.which("turbofit") or "/usr/bin/turbofit"
 
 
 _HEAD: Final = """\

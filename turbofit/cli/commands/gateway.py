@@ -1,21 +1,19 @@
-"""``turbofit gateway``, before any LMDeploy or nodes; ``cluster``: what a Ray cluster serves."""
+"""``turbofit gateway``: a plan held before any LMDeploy, or requests dealt to nodes."""
 
 from __future__ import annotations
 
 import os
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-import click
-
-from turbofit.cli.command import PATH, Argument, Option, command, refuse_together
+from turbofit.cli.command import PATH, Option, command
+from turbofit.cli.commands.serving import public_side
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options.gateway_options import GatewayOptions
-from turbofit.cli.options.launch_options import needs_cluster, ray_address
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.messages import refuse_together
+from turbofit.gateway.options import GatewayOptions
+from turbofit.launch.serve.options import needs_cluster, ray_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,8 +68,10 @@ def gateway(
         refuse_together({**of_one, "nodes": nodes, "upstream_key": upstream_key}, "--cluster")
         return _before_cluster(cluster, name, options, form)
     if nodes:
+        from turbofit.gateway.front import node_addresses
+
         refuse_together(of_one, "--nodes")
-        return _serve(_front(options, _addresses(nodes, key)), form)
+        return _serve(_front(options, node_addresses(nodes, key)), form)
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
@@ -83,7 +83,7 @@ def gateway(
             "gateway needs --plan and --upstream, or --nodes, or --cluster",
             hint=f"add {', and '.join(text for text, value in lacking.items() if not value)}",
         )
-    config = options.config(upstream_key=key)
+    config = public_side(options, upstream_key=key)
     app = _planned(read_plan(plan), upstream, config, options.access_log, overlay=overlay)
     return _serve(app, form)
 
@@ -119,21 +119,11 @@ def _serve(app: AsgiApp, form: Form) -> int:
     return 0
 
 
-def _addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
-    """Nodes at these addresses, all of one key."""
-    from turbofit.gateway.front import NodeAddress
-
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"{url!r} is no address of a node", hint="write http://10.0.0.1:23333")
-    return [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in urls]
-
-
 def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -> Front:
     from turbofit.gateway.front import Front
     from turbofit.gateway.http.accesslog import access_log
 
-    return Front(nodes, options.config(), access_log(options.access_log or "-"), **more)
+    return Front(nodes, public_side(options), access_log(options.access_log or "-"), **more)
 
 
 def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
@@ -152,62 +142,3 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
                 raise
 
         return _serve(_front(options, (), source=nodes, tls=client_context(os.environ)), form)
-
-
-_ACTIONS: Final = ("status", "change", "drain")
-#: What serves looks once a second; a plan for a thousand nodes takes seconds.
-_SECONDS: Final = {"drain": 15.0, "change": 300.0}
-
-
-@command(
-    Argument("action", metavar="ACTION", type=click.Choice(_ACTIONS)),
-    Argument("node", metavar="NODE", required=False),
-    Option("--cluster", metavar="RAY", default="ray"),
-    Option("--name"),
-    *common.FORMS,
-    *common.planning_options(),
-    only_linux=True,
-    usage="status|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
-)
-def cluster(
-    *,
-    action: str,
-    node: str | None,
-    cluster: str,
-    name: str | None,
-    form: Form,
-    **given: Any,
-) -> int:
-    keywords = common.planning_keywords(given)
-    if keywords and action != "change":
-        raise UsageError(
-            f"{option_of(next(iter(keywords)))} plans, and {action} does not",
-            hint="turbofit cluster change plans again",
-        )
-    if (node is not None) != (action == "drain"):
-        raise UsageError("drain takes a node, others none", hint="turbofit cluster drain NODE")
-    address = ray_address(cluster)
-    if action == "status":
-        return _status(address, name, form)
-    if action == "change" and not keywords:
-        hint = "give what shall be another: --context 16384"
-        raise UsageError("nothing is to change", hint=hint)
-    from turbofit.core.struct import to_json
-    from turbofit.launch.cluster.ray_adapter import ask, connected, one_board
-
-    question = {"kind": action, "node": node, "keywords": keywords}
-    with connected(address):
-        reply = ask(one_board(name), question, _SECONDS[action])
-    answer(to_json(reply) if form.as_json else f"{reply['said']}\n")
-    return 0
-
-
-def _status(address: str | None, name: str | None, form: Form) -> int:
-    from turbofit.launch.cluster.ray_adapter import boards, connected, read
-    from turbofit.report.views.cluster_view import status_view
-
-    with connected(address):
-        statuses = [read(board)[0] for board in boards(name).values()]
-    served = [status for status in statuses if status is not None]
-    form.show(served, lambda all_: chain(*map(status_view, all_)))
-    return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -17,10 +16,7 @@ from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from turbofit.model.merge.merge import Merged
-    from turbofit.report.painters.document import Block
+    pass
 
 
 @command(*model_argument(), only_linux=True)
@@ -79,6 +75,7 @@ def merge(
 ) -> int:
     from turbofit.model.merge.merge import merge as merge_checkpoint
     from turbofit.model.presets import find_preset
+    from turbofit.report.views.preset_view import merged_view
 
     if len(folders) not in (2, 3):
         raise UsageError(
@@ -94,22 +91,5 @@ def merge(
             base, next(iter(adapter), None), out,
             vision_tower=vision_tower, dtype=dtype, force=force, say=say,
         )  # fmt: skip
-    form.show(merged, _view)
+    form.show(merged, merged_view)
     return 0
-
-
-def _view(merged: Merged) -> Iterator[Block]:
-    from turbofit.core.units import format_bytes
-    from turbofit.report.painters.document import Heading, Paragraph
-
-    what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
-    yield Heading(merged.out)
-    yield Paragraph(f"{what}, {format_bytes(merged.bytes)}", tone="good")
-    yield Paragraph(f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
-    if merged.converted:
-        tower = merged.vision_tower or "the base itself"
-        text = f"converted from LLaVA's original format; vision tower from {tower}"
-        yield Paragraph(text)
-    for warning in merged.warnings:
-        yield Paragraph(warning, tone="warn")
-    yield Paragraph(f"next: {shlex.join(('turbofit', 'plan', merged.out))}")

@@ -5,22 +5,19 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, machine_options
 from turbofit.cli.terminal.output import Form, answer, note, say, show
-from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
-    from turbofit.core.machine import Machine
     from turbofit.core.model import Model
 
 
 @command(Argument("fragments", nargs=-1, metavar="[WORD]..."), *FORMS)
 def models(fragments: tuple[str, ...], form: Form) -> int:
-    from turbofit.cli.terminal import capabilities as terminal
+    from turbofit.cli.terminal import screen
     from turbofit.model.presets import presets_with
 
     presets = [(name, _read(name)) for name in presets_with(fragments)]
@@ -33,7 +30,7 @@ def models(fragments: tuple[str, ...], form: Form) -> int:
         from turbofit.report.views.preset_view import models_view
 
         widest = max(map(len, paint(models_view(known, ())).splitlines()))
-        hub_ids = form.md or not terminal.is_terminal(sys.stdout) or widest <= terminal.width()
+        hub_ids = form.md or not screen.is_terminal(sys.stdout) or widest <= screen.width()
         show(models_view(known, unsupported, hub_ids=hub_ids), markdown=form.md)
         if not hub_ids:
             say(f"hub ids are left out, they need {widest} columns: --md and --json have them")
@@ -75,38 +72,16 @@ def machine(
     *, on: str | None, gpus: str | None, save: str | None, measure: bool, form: Form
 ) -> int:
     from turbofit.machine.source import machine_from, save_snapshot
+    from turbofit.machine.speed import measured_machine
     from turbofit.report.views.machine_view import machine_view
 
     hardware = machine_from(on, gpus=gpus)
+    if measure and on is not None:
+        raise UsageError("--measure measures this machine", hint="leave --on out")
     if measure:
-        hardware = _measured(hardware, on)
+        hardware = measured_machine(hardware, say, note)
     if save:
         save_snapshot(hardware, save)
         say(f"saved to {save}")
     form.show(hardware, machine_view)
     return 0
-
-
-def _measured(machine: Machine, on: str | None) -> Machine:
-    """Measure this machine, and no other, and keep it."""
-    from turbofit.core.machine import Measured
-    from turbofit.machine.speed import keep, measure_images, measure_speed, with_measured
-
-    if on is not None:
-        raise UsageError("--measure measures this machine", hint="leave --on out")
-    seconds = measure_images()
-    if seconds:
-        say(f"a core of the host: {seconds * 1e3:.0f} ms for an image of 1920x1080 as nine tiles")
-    try:
-        speed = measure_speed(machine, say=say)
-    except PackageError as exc:
-        if not seconds:
-            raise
-        note(f"cards and links are not measured: {exc.message}")
-        speed = Measured(torch="", left_out=(exc.message,))
-    speed = replace(speed, image_seconds=seconds)
-    try:
-        say(f"kept in {keep(machine, speed)}")
-    except (OSError, UsageError) as exc:
-        note(f"not kept: {exc}")
-    return with_measured(machine, speed)

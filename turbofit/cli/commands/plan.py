@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from turbofit import api
-from turbofit.cli.command import PATH, Option, command, refuse_together
+from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import profile_option as profiles
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.messages import refuse_together
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PACE, PlanRequest, PredictRequest, WhichRequest
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
@@ -12,12 +12,8 @@ from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import Form, answer, note, say, show
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.core.struct import to_json
 from turbofit.report.fit_site.choices import SiteRequest
 from turbofit.report.schema import NAMES
-
-if TYPE_CHECKING:
-    from turbofit.report.painters.document import Block
 
 _MOST_LISTED: Final = 20
 
@@ -47,45 +43,31 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
             raise UsageError(
                 "report needs a plan, a run or latest", hint="turbofit report lists them"
             )
-        show([_listed()], markdown=form.md)
+        from turbofit.report.painters.document import Paragraph, table
+        from turbofit.report.stored_documents import summaries
+
+        nothing = Paragraph("nothing was planned, rehearsed or served yet: turbofit plan MODEL")
+        rows = summaries(_MOST_LISTED)
+        listed = table(("report", "of", "when"), rows, wrap=("report", "of"))
+        show([listed if rows else nothing], markdown=form.md)
         return 0
+    from turbofit.core.tuning import Tuning
     from turbofit.report.stored_documents import LATEST, StoredPlan, read_reported, saved_document
+    from turbofit.report.views.measured_view import load_footer, load_view, made_by, tune_view
     from turbofit.report.views.plan_view import plan_footer, plan_view
 
     saved = read_reported(what)
-    if what == LATEST and isinstance(saved, StoredPlan) and not form.as_json:
-        note(f"latest is {saved.where}, planned {saved.plan.created}")
+    if isinstance(saved, Tuning):
+        form.show(saved, tune_view, made_by(saved))
+        return 0
     if not isinstance(saved, StoredPlan):
-        from turbofit.cli.commands.bench import show_load
-        from turbofit.cli.commands.tune import show_tuning
-        from turbofit.core.tuning import Tuning
-
-        if isinstance(saved, Tuning):
-            show_tuning(saved, form)
-        else:
-            show_load(saved, form)
+        form.show(saved, load_view, load_footer(saved))
         return 0
     plan, run = saved.plan, saved.run
+    if what == LATEST and not form.as_json:
+        note(f"latest is {saved.where}, planned {plan.created}")
     form.show(saved_document(saved), lambda _: plan_view(plan, run), plan_footer(plan))
-    return 0 if saved.plan.fits else DoesNotFitError.exit_code
-
-
-def _listed() -> Block:
-    """What can be reported, the newest first."""
-    from turbofit.report.painters.document import Paragraph, table
-    from turbofit.report.stored_documents import read_saved, reportable
-
-    rows = []
-    for path in reportable()[:_MOST_LISTED]:
-        try:
-            plan = read_saved(path).plan
-        except UsageError as exc:
-            rows.append((path, exc.message, ""))
-            continue
-        rows.append((path, f"{plan.model.name} on {plan.machine.name}", plan.created))
-    if not rows:
-        return Paragraph("nothing was planned, rehearsed or served yet: turbofit plan MODEL")
-    return table(("report", "of", "when"), rows, wrap=("report", "of"))
+    return 0 if plan.fits else DoesNotFitError.exit_code
 
 
 @command(
@@ -140,5 +122,5 @@ def page(*, out: str, form: Form, **given: Any) -> int:
     from turbofit.report.fit_site.site import write_site
 
     document = write_site(fields.filled(SiteRequest, given), Path(out), say=say)
-    answer(to_json(document) if form.as_json else f"{Path(out) / 'index.html'}\n")
+    form.tell(document, f"{Path(out) / 'index.html'}\n")
     return 0

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli.command import Option, command
-from turbofit.cli.commands.serve_cluster import serve_on_cluster
 from turbofit.cli.commands.serving import NO_MODEL, PRETEND, Arguments, say_open
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options import launch_options as launch
 from turbofit.cli.options import profile_option as profiles
-from turbofit.cli.options.gateway_options import GatewayOptions
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
 from turbofit.cli.usage_errors import WORDS
@@ -23,6 +20,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_json
+from turbofit.gateway.options import GatewayOptions
+from turbofit.launch.serve import options as launch
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -85,6 +84,8 @@ def serve(
     if detach and not options.dry_run:
         return _detached(form, options.cluster)
     if options.cluster is not None:
+        from turbofit.cli.commands.cluster import serve_on_cluster
+
         return serve_on_cluster(arguments, form)
     if options.dry_run:
         return _show_commands(arguments, form)
@@ -121,10 +122,8 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
     output.say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
-    if form.as_json:
-        output.answer(to_json({"url": server.url, "pid": server.pid, "log": str(server.log)}))
-    else:
-        output.answer(f"{server.url}\n")
+    document = {"url": server.url, "pid": server.pid, "log": str(server.log)}
+    form.tell(document, f"{server.url}\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What all ways of `serve` share: its command line, read once; what is said of an open server."""
+"""What all ways to serve share: the command line, read once; what is said of an open server."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand
 from turbofit.cli.options import common_options as common
-from turbofit.cli.options import launch_options as launch
 from turbofit.cli.terminal import output
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.struct import to_builtins
+from turbofit.launch.serve import options as launch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.cli.options.gateway_options import GatewayOptions
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.options import GatewayOptions
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.planning.request import PlanRequest
@@ -39,15 +39,24 @@ class Arguments(NamedTuple):
     passed: PassedOptions
 
     def gateway(self) -> GatewayConfig:
+        """The settings of the gateway before the engines.
+
+        Raises:
+            UsageError: options of the public side follow ``--``, or contradict each other.
+        """
         if self.passed.public:
             raise UsageError(
                 f"{self.passed.public[0]} after -- would not reach clients: the gateway faces them",
                 hint=f"give {self.passed.public[0]} before --, or use --no-gateway",
             )
-        return self.public.config()
+        return public_side(self.public)
 
     def planned(self) -> PlanRequest:
-        """The request with the options after ``--`` that are planned with."""
+        """The request with the options after ``--`` that are planned with.
+
+        Raises:
+            UsageError: an option is given twice, before and after ``--``.
+        """
         request, more = self.request, _modelled(self.passed)
         given = request.given()
         for name, value in more.items():
@@ -59,7 +68,11 @@ class Arguments(NamedTuple):
         return request.changed(**more) if more else request
 
     def saved_plan(self) -> Plan:
-        """The plan of ``--plan``, beside which no option of planning may stand."""
+        """The plan of ``--plan``, beside which no option of planning may stand.
+
+        Raises:
+            UsageError: the plan cannot be read, or an option of planning stands beside it.
+        """
         from turbofit.report.stored_documents import read_plan
 
         assert self.options.plan is not None
@@ -78,6 +91,16 @@ class Arguments(NamedTuple):
                     hint="plan again with it before --",
                 )
         return plan
+
+
+def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
+    """The settings of a gateway, and a warning where keys cross the network in clear."""
+    from turbofit.gateway.http.connections import is_loopback
+
+    config = options.config(upstream_key=upstream_key)
+    if not config.ssl_certfile and not is_loopback(config.host):
+        output.note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
+    return config
 
 
 def _modelled(passed: PassedOptions) -> dict[str, Any]:

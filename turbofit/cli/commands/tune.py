@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import command
 from turbofit.cli.commands.bench import LOAD_OPTIONS
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options.launch_options import CalibrateOptions, LaunchOptions, refuse_elsewhere
 from turbofit.cli.terminal.interrupts import INTERRUPTED, exit_code, run_until_signal
 from turbofit.cli.terminal.output import Form, note, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.units import parse_seconds
-from turbofit.core.validation import Metavar
+from turbofit.launch.serve.options import CalibrateOptions, TuneOptions
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -49,10 +46,8 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.observe.calibrations import pretends
 
     options = fields.filled(CalibrateOptions, given)
-    options.refuse_alone()
     request = fields.filled(PlanRequest, {**given, "model": model})
-    if not options.pretend:
-        refuse_elsewhere(request, "calibrate measures")
+    options.refuse_wrong(request, "calibrate measures")
     apart = options.pretend or pretends()
     if options.forget:
         say(f"forgot {drop(request, apart=apart)} calibrations")
@@ -89,16 +84,6 @@ _BOTH: Final = ("images", "image_size", "concurrency")
 _OTHER_GOALS: Final = ("no_tuned", "least")
 
 
-class TuneOptions(LaunchOptions):
-    """What `tune` asks beside a plan and a load."""
-
-    time: Annotated[str, Metavar("TIME")] = "20m"
-    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
-    slo: Annotated[str | None, Metavar("LIMITS")] = None
-    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
-    again: bool = False
-
-
 _PLANNING: Final = tuple(
     option for option in common.planning_options() if option.name not in (*_BOTH, *_OTHER_GOALS)
 )
@@ -127,14 +112,13 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
     from turbofit.observe.calibrations import pretends
+    from turbofit.report.views.measured_view import made_by, tune_view
 
     began = time.monotonic()
     options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)
-    options.refuse_alone()
     load.check()
     request = _request(model, given, load)
-    if not options.pretend:
-        refuse_elsewhere(request, "tune measures")
+    options.refuse_wrong(request, "tune measures")
     if request.goal == "context":
         raise UsageError(
             "a load does not measure context", hint="--goal throughput, or --goal latency"
@@ -145,7 +129,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     wanted = TuneRequest(
         request, load,
         slo=parse_slo(options.slo) if options.slo else {},
-        kv_types=_kv_types(options.kv_types),
+        kv_types=options.kv_policies,
         starts=options.starts,
         seconds=parse_seconds(options.time, "--time"),
         began=began, apart=apart, again=options.again,
@@ -162,7 +146,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     tuning = run_until_signal(body)
     if isinstance(tuning, signal.Signals):
         return INTERRUPTED
-    show_tuning(tuning, form)
+    form.show(tuning, tune_view, made_by(tuning))
     if tuning.interrupted:
         return INTERRUPTED
     return 0 if tuning.best is not None else DoesNotFitError.exit_code
@@ -185,18 +169,3 @@ def _forget(model: str, request: PlanRequest, *, apart: bool) -> int:
     name = identity(resolve_model(model, revision=request.revision))
     say(f"forgot {forget_tuned(name, pretend=apart)} tunings")
     return 0
-
-
-def _kv_types(text: str) -> tuple[int, ...]:
-    types = [part.strip() for part in text.split(",")]
-    if not {*types} <= {"0", "4", "8", "16", "17"}:
-        raise UsageError(
-            f"--kv-types {text!r} is no list of KV types", hint="write it as 0,8 or 0,8,4"
-        )
-    return tuple(map(int, dict.fromkeys(types)))
-
-
-def show_tuning(result: Tuning, form: Form) -> None:
-    from turbofit.report.views.measured_view import made_by, tune_view
-
-    form.show(result, tune_view, made_by(result))

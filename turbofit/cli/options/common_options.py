@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli.command import PATH, Argument, Option
-from turbofit.cli.options.completions import complete_model, complete_spec
-from turbofit.cli.options.field_options import filled, grouped_options, options_of
+from turbofit.cli.options import field_options as fields
 from turbofit.cli.options.profile_option import profile_option
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
@@ -54,7 +53,11 @@ SERVER_OPTIONS: Final = (
 
 
 def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """The address and the key of the server that `SERVER_OPTIONS` name."""
+    """The address and the key of the server that `SERVER_OPTIONS` name.
+
+    Raises:
+        UsageError: the text is no address of a server.
+    """
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.process.variables import variables
 
@@ -77,11 +80,11 @@ def model_argument(
     explained = PlanRequest.model_fields["model"].description or ""
     model = Argument(
         "model", explained=explained, required=required, nargs=-1 if several else 1,
-        metavar="MODEL..." if several else "MODEL", shell_complete=complete_model,
+        metavar="MODEL..." if several else "MODEL", shell_complete=fields.complete_model,
         callback=_each_once if several else None,
     )  # fmt: skip
     options = [profile_option()] if profile else []
-    return [model, *options, *options_of(PlanRequest, ["revision"])]
+    return [model, *options, *fields.options_of(PlanRequest, ["revision"])]
 
 
 def _each_once(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> Any:
@@ -92,7 +95,7 @@ def _each_once(_ctx: click.Context, _param: click.Parameter, names: tuple[str, .
 
 def spec_option() -> Option:
     """``--on`` of a command that plans nothing."""
-    return Option("--on", metavar="SPEC", shell_complete=complete_spec, callback=_spec)
+    return Option("--on", metavar="SPEC", shell_complete=fields.complete_spec, callback=_spec)
 
 
 def _spec(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -106,8 +109,10 @@ def machine_options() -> list[click.Parameter]:
     from turbofit.planning.request import PlanRequest
 
     return [
-        *options_of(PlanRequest, ["on"], shell_complete=complete_spec, callback=_spec),
-        *options_of(PlanRequest, ["gpus"]),
+        *fields.options_of(
+            PlanRequest, ["on"], shell_complete=fields.complete_spec, callback=_spec
+        ),
+        *fields.options_of(PlanRequest, ["gpus"]),
     ]
 
 
@@ -115,19 +120,19 @@ def planning_options() -> list[click.Parameter]:
     """Shape, workload, limits and budgets, and the settings of LMDeploy that are fixed."""
     from turbofit.planning.request import GROUPS, PlanRequest
 
-    return [*grouped_options(PlanRequest, GROUPS), *setting_options()]
+    return [*fields.grouped_options(PlanRequest, GROUPS), *setting_options()]
 
 
 def setting_options() -> list[click.Parameter]:
     """LMDeploy's own options; what is set of them is never changed."""
     from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 
-    return [*options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)]
+    return [*fields.options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)]
 
 
 def planning_keywords(given: Options) -> Options:
     """Those of the options given that a plan is asked for with, checked and typed."""
     from turbofit.planning.request import PlanRequest
 
-    request = filled(PlanRequest, {**given, "model": "-"})
+    request = fields.filled(PlanRequest, {**given, "model": "-"})
     return {name: value for name, value in request.given().items() if name != "model"}

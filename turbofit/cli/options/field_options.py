@@ -1,4 +1,4 @@
-"""Options made from the fields of what they fill."""
+"""Options made from the fields of what they fill, and what a TAB offers for their values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    Final,
     Literal,
     NamedTuple,
     TypeVar,
@@ -18,7 +19,6 @@ from typing import (
 import click
 
 from turbofit.cli.command import Option
-from turbofit.cli.options.completions import candidates_or_files
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.validation import Metavar
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T", bound="Validated")
+#: How many cards of a kind a TAB offers for `--on`.
+_COUNTS: Final = (1, 2, 4, 8)
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
@@ -95,6 +97,26 @@ def explain_fields(kind: type[Validated], command: str) -> None:
     texts = option_texts(command)
     for name, field in kind.model_fields.items():
         field.description = field.description or texts.get(option_of(name))
+
+
+def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from turbofit.core.presets import load_yaml, preset_path
+
+    return candidates_or_files(sorted(load_yaml(preset_path("models", "aliases"))), incomplete)
+
+
+def complete_spec(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+    from turbofit.machine.presets import preset_names
+
+    names = [f"{n}x{name}" for name in preset_names() for n in _COUNTS]
+    return candidates_or_files(names, incomplete)
+
+
+def candidates_or_files(candidates: Iterable[str], incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    items = [CompletionItem(word) for word in candidates if word.startswith(incomplete)]
+    return items or [CompletionItem(incomplete, type="file")]
 
 
 def syntax_of(field: FieldInfo) -> _Syntax:

@@ -47,6 +47,9 @@ def check_names(ctx: click.Context) -> None:
     """Refuse names of ours that are neither a variable nor an option of the command.
 
     Options of other commands are theirs to check. A command that is read again was checked before.
+
+    Raises:
+        UsageError: a variable has a name of ours that nothing reads.
     """
     group, here = ctx.find_root().command, f"{ctx.auto_envvar_prefix}_"
     if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):

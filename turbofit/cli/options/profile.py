@@ -67,7 +67,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_profile(path: Path, sections: Mapping[str, ProfileSection]) -> Profile:
-    """Read a profile, and hold its values to the fields of its sections, by heading."""
+    """Read a profile, and hold its values to the fields of its sections, by heading.
+
+    Raises:
+        UsageError: the file cannot be read, or has a key or a value that no section takes.
+    """
     try:
         return _read(_loaded(path), path, sections)
     except UsageError as exc:
@@ -201,6 +205,9 @@ def secret_of(reference: str, folder: Path, where: str) -> str:
     """The key that a profile refers to by ``env:NAME`` or ``file:PATH``, a path below its folder.
 
     ``where`` is the place in the profile, for messages.
+
+    Raises:
+        UsageError: nothing stands there, or several lines.
     """
     kind, _, name = reference.partition(":")
     if kind == "env":

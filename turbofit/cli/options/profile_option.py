@@ -30,9 +30,9 @@ _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONM
 
 def sections() -> dict[str, ProfileSection]:
     """What may stand in a profile, by its heading: the fields that the command line is made of."""
-    from turbofit.cli.options.gateway_options import GatewayOptions
-    from turbofit.cli.options.launch_options import ModelsOptions, ServeOptions
     from turbofit.cli.options.profile import ProfileSection
+    from turbofit.gateway.options import GatewayOptions
+    from turbofit.launch.serve.options import ModelsOptions, ServeOptions
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
     serve = tuple(name for name in ServeOptions.model_fields if name != "plan")
@@ -102,7 +102,11 @@ def _use(ctx: click.Context, path: Path) -> None:
 
 
 def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
-    """What is asked of each model alone: its name, and what the profile says of it."""
+    """What is asked of each model alone: its name, and what the profile says of it.
+
+    Raises:
+        UsageError: one of several models has a budget of its own.
+    """
     from turbofit.planning.request import PlanRequest
 
     profile = profile_of(ctx)

@@ -7,10 +7,11 @@ import sys
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 
-from turbofit.cli.terminal import capabilities as terminal
-from turbofit.cli.terminal.progress_display import TERMINAL, ProgressDisplay
+from turbofit.cli.terminal import screen
+from turbofit.cli.terminal.screen import TERMINAL, ProgressDisplay
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import listened
+from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +33,7 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace", encoding="utf-8" if terminal.WINDOWS else None)
+            reconfigure(errors="backslashreplace", encoding="utf-8" if screen.WINDOWS else None)
 
 
 class UnwrittenError(UsageError):
@@ -40,7 +41,11 @@ class UnwrittenError(UsageError):
 
 
 def answer(text: str) -> None:
-    """Write the answer to stdout; a reader that has gone away is no error, a full disk is."""
+    """Write the answer to stdout; a reader that has gone away is no error, a full disk is.
+
+    Raises:
+        UnwrittenError: standard output takes no more.
+    """
     settle = getattr(sys.stderr, "settle", None)
     if settle is not None:
         settle()
@@ -80,7 +85,7 @@ def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
     """
     before = _Progress.quiet, _Progress.display
     display = None
-    in_place = terminal.redraws(sys.stderr)
+    in_place = screen.redraws(sys.stderr)
     if sys.stderr is not None and not quiet and (in_place or not as_json):
         display = ProgressDisplay(sys.stderr, in_place=in_place)
     _Progress.quiet, _Progress.display = quiet, display
@@ -153,6 +158,10 @@ class Form(NamedTuple):
     full: bool = True
     html: str | None = None
 
+    def tell(self, document: object, text: str) -> None:
+        """Answer with the document where JSON is asked for, else with the text alone."""
+        answer(to_json(document) if self.as_json else text)
+
     def show(self, document: T, view: Callable[[T], Iterable[Block]], footer: str = "") -> None:
         """Answer in it; the footer of a page says who made it, and when."""
         if self.html:
@@ -165,8 +174,6 @@ class Form(NamedTuple):
                 text = f"{self.html}\n"
             answer(text)
         elif self.as_json:
-            from turbofit.core.struct import to_json
-
             answer(to_json(document))
         else:
             show(view(document), markdown=self.md, short=not self.full)
@@ -176,10 +183,10 @@ def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
     """A document for stdout, as wide as the terminal between 80 and 120 columns."""
     from turbofit.report.painters.terminal import paint
 
-    if not terminal.is_terminal(sys.stdout):
+    if not screen.is_terminal(sys.stdout):
         return paint(blocks, short=short)
-    columns = min(max(terminal.width(), 80), 120)
-    return paint(blocks, width=columns, colour=terminal.takes_colour(os.environ), short=short)
+    columns = min(max(screen.width(), 80), 120)
+    return paint(blocks, width=columns, colour=screen.takes_colour(os.environ), short=short)
 
 
 def _write(stream: TextIO | None, text: str) -> None:

@@ -43,7 +43,11 @@ class Videos(NamedTuple):
     merge: int
 
     def grids(self, frames: int) -> int:
-        """Grids of so many frames; the last frame is repeated to fill one."""
+        """Grids of so many frames; the last frame is repeated to fill one.
+
+        Raises:
+            UsageError: the frames do not fill one grid.
+        """
         merged = self.rule.merged_frames
         if frames < merged:
             raise UsageError(

@@ -6,11 +6,17 @@ import os
 import stat
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Final
+from typing import Final, Generic, TypeVar
+
+import msgspec
 
 from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct, to_json
+
+T = TypeVar("T", bound=Struct)
 
 #: A small file is written under the lock, which takes less, unless the process is stopped.
 _LOCK_SECONDS: Final = 2.0
@@ -197,3 +203,38 @@ def new_path(room: str, stem: str, suffix: str = "") -> Path:
             continue
         return path
     raise FileExistsError(f"{base}{suffix}")
+
+
+@dataclass(frozen=True)
+class StateFile(Generic[T]):
+    """A document of one type with a tag, readable by its user alone.
+
+    What cannot be read, or is of another version, is not there; a folder that cannot be written
+    costs the document, never the command.
+    """
+
+    room: str
+    name: str
+    type: type[T]
+
+    def read(self) -> T | None:
+        """The document; None where there is none that can be read."""
+        with suppress(OSError, ValueError, RecursionError):
+            return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
+        return None
+
+    def write(self, document: T) -> None:
+        """Keep the document where the folder takes it."""
+        with suppress(OSError, UsageError):
+            write_atomic(self._path(make=True), to_json(document), mode=0o600)
+
+    def forget(self) -> bool:
+        """Remove the document; whether there was one."""
+        try:
+            self._path(make=False).unlink()
+        except OSError:
+            return False
+        return True
+
+    def _path(self, *, make: bool) -> Path:
+        return state_dir(self.room, make=make) / f"{self.name}.json"

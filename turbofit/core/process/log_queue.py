@@ -35,8 +35,8 @@ def dropped_lines() -> int:
 class _Waiting(NamedTuple):
     """Text that waits to be written.
 
-    ``lines``: its own, without those of notices. ``missing``: lines that its notices count, and
-    that nobody was told of where it is not written.
+    ``lines`` are its own, without notices of lines that are missing; ``missing`` is what these
+    notices count, which is lost with the text where it is not written.
     """
 
     text: bytes
@@ -227,10 +227,10 @@ class _QueuedStream:
 
 @contextmanager
 def queued_stderr() -> Iterator[None]:
-    """Let nobody in this process wait for whoever reads standard error meanwhile.
+    """Queue standard error meanwhile, so that a reader who is slow or stops holds up no thread.
 
-    At the end what waits is written as far as it is read within a moment. Where it is not, standard
-    error stays as it is: whatever is said after that must not wait either.
+    At the end the queue is written as far as it is read within a moment. Where it is not read,
+    standard error stays queued: what is said after that must not wait either.
     """
     before = sys.stderr
     try:

@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 class _Told(threading.local):
-    """What this thread told last: another one's step does not come back where this one ends."""
+    """The step that this thread told last; where it ends, no step of another thread comes back."""
 
     step: Step | None = None
 

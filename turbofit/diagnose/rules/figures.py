@@ -149,7 +149,7 @@ def _too_old_for(figures: Figures) -> str | None:
 
 
 def _meant(figures: Figures) -> str | None:
-    """The architecture that a name means, of whose letters only the writing differs."""
+    """The architecture that a name means where they differ in the writing of letters alone."""
     name = str(figures.of_line("name") or "")
     known = {
         _letters(arch): arch for engine in ("turbomind", "pytorch") for arch in listings(engine)

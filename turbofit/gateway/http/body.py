@@ -70,14 +70,19 @@ class Bodies:
         self.limit(most)
 
     def limit(self, most: int) -> None:
-        """So many bytes at most, of bodies that are read from now on."""
+        """Hold all bodies that are read from now on to this many bytes."""
         self._most = most
         self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
 
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """A whole body, which takes its client's room."""
+        """A whole body, which takes its client's room.
+
+        Raises:
+            Refusal: the body is too large, too slow, encoded or cut short, or there is no room for
+                it.
+        """
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             # It is LMDeploy's rule too, and what makes a browser ask before it sends.
@@ -176,7 +181,11 @@ class Bodies:
             await asyncio.sleep(0)
 
     def check_room(self, client: str) -> None:
-        """Refuse what was counted by `keep` where there is no room; it stays counted."""
+        """Refuse what was counted by `keep` where there is no room; it stays counted.
+
+        Raises:
+            Refusal: all bodies, or those of this client, take what there is.
+        """
         held_bytes, free = self._held_bytes.get(client, 0), self._room - self.in_memory
         if held_bytes <= free:
             return

@@ -282,7 +282,11 @@ class Hosts:
         self._names = {"localhost", config.host.lower(), socket.gethostname().lower(), *allowed}
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse what asks for somebody else; HTTP/1.0 may ask for nobody."""
+        """Refuse what asks for somebody else; HTTP/1.0 may ask for nobody.
+
+        Raises:
+            Refusal: the name is not one of this gateway.
+        """
         host = headers.get(b"host")
         if self._any or host is None:
             return
@@ -331,7 +335,11 @@ class Keys:
         self._fronts = sum(map(bool, fronts))
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-        """Who it is by the beginning of the key's hash, and whether the key is a front's."""
+        """Who it is by the beginning of the key's hash, and whether the key is a front's.
+
+        Raises:
+            Refusal: a key is needed, and none that is known was shown.
+        """
         if not self._hashes:
             return "", False
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -357,7 +365,11 @@ class Origins:
         self._hosts = hosts
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers for the page."""
+        """Response headers for the page.
+
+        Raises:
+            Refusal: the page is of an origin that is not allowed.
+        """
         origin = headers.get(b"origin")
         if origin is None:
             return ()
@@ -374,7 +386,11 @@ class Origins:
         )
 
     def preflight(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers for a browser's question before the request."""
+        """Response headers for a browser's question before the request.
+
+        Raises:
+            Refusal: its page may not ask, or it names no page.
+        """
         allowed = self.check(headers)
         if not allowed:
             raise Refusal("method_not_allowed:options")

@@ -101,7 +101,11 @@ class Preparation:
         return sum(medium.payload for medium in self.media)
 
     def inlines(self, url: str, size: int) -> int:
-        """Bytes that a file of `remote_urls` adds to the body; each place gets its own copy."""
+        """Bytes that a file of `remote_urls` adds to the body; each place gets its own copy.
+
+        Raises:
+            Refusal: the body would be larger than bodies may be.
+        """
         added = sum(slot.source == url for slot in self.parsed.slots) * -(-size // 3) * 4
         self._size += added
         most = self._bounds.limits.bytes_per_body
@@ -226,6 +230,11 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
 
 
 def decode(raw: bytes) -> Any:
+    """The value that a body of JSON holds.
+
+    Raises:
+        Refusal: it is no JSON, or has a number that no float can hold.
+    """
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
     except msgspec.ValidationError:  # what JSON may hold, and no float

@@ -84,7 +84,11 @@ _CREATED: Final = int(time.time())
 
 
 def find_route(method: str, raw_path: bytes) -> Route:
-    """The route of a path as sent, without the query; HEAD counts as GET."""
+    """The route of a path as sent, without the query; HEAD counts as GET.
+
+    Raises:
+        Refusal: there is no such route, it is closed, or it has another method.
+    """
     path = raw_path.rstrip(b"/").decode("latin-1")
     list_, of, model = path.partition("/models/")
     route = ROUTES.get(f"{list_}/models" if of else path)
@@ -112,7 +116,11 @@ def is_health(raw_path: bytes) -> bool:
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
-    """Write the engine's own name of the model into a body with another name, or refuse it."""
+    """Write the engine's own name of the model into a body with another name, or refuse it.
+
+    Raises:
+        Refusal: no model has this name.
+    """
     name = body.get("model")
     if not names or name is None:
         return
@@ -143,7 +151,11 @@ class ModelCard(NamedTuple):
 
 
 def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
-    """The list of at least one name in the form of its API; of ``name`` its item alone."""
+    """The list of at least one name in the form of its API; of ``name`` its item alone.
+
+    Raises:
+        Refusal: no model has this name.
+    """
     if name:
         known = {card.name: card for card in cards}
         if name not in known:

@@ -1,7 +1,7 @@
 """The page at the address that `serve` prints: a chat, the limits, examples, the routes.
 
 The page is one file, the same for everybody. What it tells of this server it asks for at `/about`,
-with the key where one is needed; so who shows none learns only where to put it.
+with the key where one is needed; a client without it learns only where to put it.
 """
 
 from __future__ import annotations

@@ -56,7 +56,11 @@ _CLASS: Final = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]")
 
 
 def check_format(body: JsonObject) -> list[str]:
-    """Bound ``response_format`` or ``text`` in place; what was dropped: ``maxLength=200->none``."""
+    """Bound ``response_format`` or ``text`` in place; what was dropped: ``maxLength=200->none``.
+
+    Raises:
+        Refusal: it is no object, or compiling it would take too long.
+    """
     changes: list[str] = []
     for name in ("response_format", "text"):
         value = body.get(name)
@@ -86,7 +90,11 @@ def forces_form(body: JsonObject) -> bool:
 
 
 def check_tools(tools: Any) -> list[str]:
-    """Bound the schemas of tools, in place; as `check_format`."""
+    """Bound the schemas of tools, in place; as `check_format`.
+
+    Raises:
+        Refusal: they are no list, too many, or their schemas would take too long.
+    """
     if tools is None:
         return []
     if not isinstance(tools, list):
@@ -97,7 +105,11 @@ def check_tools(tools: Any) -> list[str]:
 
 
 def grammar_seconds(name: str, value: Any) -> float:
-    """What compiling all schemas and patterns inside would cost, in seconds of one core."""
+    """What compiling all schemas and patterns inside would cost, in seconds of one core.
+
+    Raises:
+        Refusal: a pattern is too long.
+    """
     seconds = _BASE
     for schema in _objects(name, value):
         properties, required = schema.get("properties"), schema.get("required")

@@ -132,6 +132,11 @@ def _parts(content: Any) -> int:
 
 
 def check_template(arguments: Any) -> None:
+    """Refuse arguments of a chat template that are too many, or the server's own.
+
+    Raises:
+        Refusal: it is no object, has too many names, or one that the server sets.
+    """
     if arguments is None:
         return
     if not isinstance(arguments, dict):

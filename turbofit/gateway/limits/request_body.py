@@ -115,6 +115,9 @@ def read_body(kind: Kind, body: Any) -> Parsed:
     """Find the images and numbers of a decoded body, in place, and drop what is not passed on.
 
     Refuses a shape that LMDeploy does not take, or that could carry an image past the gateway.
+
+    Raises:
+        Refusal: the body has not the form of its API.
     """
     if not isinstance(body, dict):
         raise Refusal("bad_body")

@@ -165,6 +165,9 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
 
     ``cap`` is a limit in tiles or pixels below the planned one, for images that share a request; an
     image that it does not make smaller stays as it is without.
+
+    Raises:
+        Refusal: the plan has no images, or the image fits it at no size.
     """
     rule = bounds.rule
     if rule is None:
@@ -186,7 +189,11 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
 
 
 def check_images(bounds: Bounds, count: int) -> None:
-    """Refuse more images than can share what was planned, before any of them is decoded."""
+    """Refuse more images than can share what was planned, before any of them is decoded.
+
+    Raises:
+        Refusal: there are too many, or the plan has no images.
+    """
     most = bounds.limits.most_images(bounds.rule)
     if count > most:
         if not most:
@@ -195,7 +202,11 @@ def check_images(bounds: Bounds, count: int) -> None:
 
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
-    """Refuse what no lowering can bring within the plan; ``n`` are copies of the request."""
+    """Refuse what no lowering can bring within the plan; ``n`` are copies of the request.
+
+    Raises:
+        Refusal: tokens or copies are beyond the plan.
+    """
     check_images(bounds, len(images))
     copies = bounds.limits.copies(images=bool(images))
     demands = [(n, copies, "copies", "n_over_limit"), *_demands(bounds, images, n)]
@@ -212,7 +223,7 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
 def _demands(
     bounds: Bounds, images: Sequence[LimitedImage], n: int
 ) -> Iterator[tuple[int, int, str, str]]:
-    """What a request takes, the limit, what that is, and the key of a refusal."""
+    """Each demand of a request: its number, the limit, its noun, and the key of a refusal."""
     limits, key = bounds.limits, "images_over_limit:request"
     unit = "units" if bounds.rule is None else bounds.rule.units_name
     units, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
@@ -250,7 +261,7 @@ def _uncarried(
 def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """Parameters are given, whatever the model's default."""
+    """One image, lowered by parameters of its own, so that the model's default does not count."""
     default = max(rule.checkpoint_limit, model_default(bounds))
     to = Allowed(planned_limit(bounds), default, bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, options, to)

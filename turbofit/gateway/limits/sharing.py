@@ -121,7 +121,11 @@ def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
 
 
 def check_clips(bounds: Bounds, count: int) -> None:
-    """Refuse more than one video, since LMDeploy takes one set of parameters for all of them."""
+    """Refuse more than one video, since LMDeploy takes one set of parameters for all of them.
+
+    Raises:
+        Refusal: the plan pays for no videos, or there are two.
+    """
     if count and not bounds.watches:
         raise Refusal("no_videos", param="messages")
     if count > 1:
@@ -135,6 +139,9 @@ def hold_clip(
 
     Of the client's options ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` for the
     processor; others are not passed on.
+
+    Raises:
+        Refusal: the video is too long, or its frames do not fit.
     """
     wanted, rate = _wanted(clip, options), clip.rate
     width, height = clip.size
@@ -165,6 +172,9 @@ def hold_frames(
     """Frames within one image's units, and the ``min_pixels`` and ``max_pixels`` that hold them.
 
     ``size`` is in pixels of one frame, ``max_pixels`` in pixels of all frames; 0: the model's own.
+
+    Raises:
+        Refusal: the frames fit at no size, or are too few for the model.
     """
     rule, paid = bounds.rule, bounds.limits.units_per_image
     assert rule is not None

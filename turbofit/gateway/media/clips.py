@@ -115,7 +115,11 @@ async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
 
 
 def frames_of(url: str, most_bytes: int) -> Clip | None:
-    """Frames of one size that a client sampled itself; None where the URL holds a film."""
+    """Frames of one size that a client sampled itself; None where the URL holds a film.
+
+    Raises:
+        Refusal: there are too many frames or bytes, or frames that differ in size or are no images.
+    """
     head, payload = _split(url)
     if head != f"data:{_SEQUENCE};base64":
         return None
@@ -138,7 +142,11 @@ def frames_of(url: str, most_bytes: int) -> Clip | None:
 
 
 def film_of(url: str, most_bytes: int) -> bytes:
-    """The file of a ``data:`` URL."""
+    """The file of a ``data:`` URL.
+
+    Raises:
+        Refusal: it is no base64, or too large.
+    """
     _, payload = _split(url)
     if len(payload) > most_bytes * 4 // 3 + 4:
         raise _too_big(len(payload) * 3 // 4, most_bytes)
@@ -150,7 +158,11 @@ def film_of(url: str, most_bytes: int) -> bytes:
 
 
 def check_film(data: bytes, most_bytes: int) -> bytes:
-    """The same bytes, if a film's: no playlist that names other files may reach a demuxer."""
+    """The same bytes, if a film's: no playlist that names other files may reach a demuxer.
+
+    Raises:
+        Refusal: it is no film of a type that is taken, or too large.
+    """
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
     if _mime(data) is None:
@@ -159,7 +171,11 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
 
 
 def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> Clip:
-    """A film as its header says it is, where that can be."""
+    """A film as its header says it is, where that can be.
+
+    Raises:
+        Refusal: the header has an impossible size, rate or count of frames.
+    """
     if not RATES[0] <= rate <= RATES[1]:
         raise Refusal("broken_video:rate", rate=rate)
     width, height = size

@@ -82,6 +82,11 @@ class Picture(Struct):
 
 
 def from_url(url: str, most_bytes: int) -> Picture:
+    """The image in a ``data:`` URL.
+
+    Raises:
+        Refusal: it is no ``data:`` URL of an image.
+    """
     head, comma, payload = url.partition(",")
     if not comma or not head[:5].lower() == "data:":
         raise Refusal("bad_image_url")
@@ -95,7 +100,11 @@ def from_url(url: str, most_bytes: int) -> Picture:
 
 
 def from_base64(text: str, most_bytes: int) -> Picture:
-    """The image in base64, white space and missing padding forgiven."""
+    """The image in base64, white space and missing padding forgiven.
+
+    Raises:
+        Refusal: it is no base64, too large, or no image that is taken.
+    """
     if len(text) > most_bytes * 4 // 3 + (1 << 16):
         raise _too_big(len(text) * 3 // 4, most_bytes)
     with suppress(ValueError):
@@ -109,7 +118,11 @@ def from_base64(text: str, most_bytes: int) -> Picture:
 
 
 def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture:
-    """The image in these bytes; ``text`` is its base64, where that is already there."""
+    """The image in these bytes; ``text`` is its base64, where that is already there.
+
+    Raises:
+        Refusal: it is too large, cut short, moving, or no image that is taken.
+    """
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
     kind, size, frames = _header(data)
@@ -257,7 +270,11 @@ decoded, encoded = _codec()
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    """A picture with these sides in pixels, as a PNG."""
+    """A picture with these sides in pixels, as a PNG.
+
+    Raises:
+        Refusal: its pixels cannot be decoded.
+    """
     from PIL import Image
 
     try:

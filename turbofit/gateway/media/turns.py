@@ -16,7 +16,7 @@ _LARGEST_AT_ONCE: Final = 2
 
 
 class PictureTurns:
-    """So many pictures at once as there are ``threads``, two at least, fewer where they are large.
+    """As many pictures at once as there are ``threads``, two at least, fewer where they are large.
 
     They share the pixels of two of the largest. First come, first served: a large picture is not
     overtaken for ever by small ones.

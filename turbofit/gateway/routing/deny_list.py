@@ -72,7 +72,11 @@ class DenyList:
     # -- a request comes
 
     def check_client(self, client: str) -> None:
-        """Refuse a client that was at too many deaths, until the hour is over (429)."""
+        """Refuse a client that was at too many deaths, until the hour is over (429).
+
+        Raises:
+            Refusal: the client was at too many deaths in the last hour.
+        """
         self._clients[client] = time.monotonic()
         self._clients.move_to_end(client)
         if len(self._clients) > _MOST_CLIENTS:
@@ -89,7 +93,11 @@ class DenyList:
             )
 
     async def turn(self, request: Present) -> Turn | None:
-        """The turn that a suspected request must take, None for others; 422 if it is refused."""
+        """The turn that a suspected request must take, None for others; 422 if it is refused.
+
+        Raises:
+            Refusal: engines died of this request.
+        """
         if request.fingerprint is None or (
             not self.file.denied and not any(death.accused for death in self._unexplained())
         ):
@@ -223,7 +231,7 @@ class DenyList:
         return [death for death in self._deaths if death.at > since and not death.explained]
 
     def _look_for_client(self) -> None:
-        """Refuse the client that alone was at each of the last deaths, and is not the only one."""
+        """Refuse the one client that was at each of the last deaths, where there are others."""
         since = time.monotonic() - _HOUR
         last = self._deaths[-CLIENT_DEATHS:]
         if len(last) < CLIENT_DEATHS or last[0].at < since:

@@ -241,7 +241,7 @@ class RoutedEngine:
         self.last_byte = time.monotonic()
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
-        """It died, or was given up: its death, the same one for all who were there.
+        """Note that the engine died or was given up; all requests that were there get one death.
 
         What answers after a death, or takes a request later, is another process, whose death is
         another one. ``sent_at`` is when the request began that broke off there.

@@ -1,8 +1,8 @@
 """`turbofit serve --cluster ray`: a node is a `turbofit serve`, kept by an actor; this is the loop.
 
-It measures and plans, has each node's actor serve its plan, tells the front where nodes are, takes
-in who joins and lets go who leaves. Its state is a file and what the actors say: killed and started
-again within the servers' lease, it goes on with what still serves.
+It measures and plans, has each node's actor serve its plan, tells the front where nodes are, plans
+for nodes that join, and forgets those that leave. Its state is a file and what the actors say:
+killed and started again within the servers' lease, it goes on with what still serves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from turbofit.core.errors import (
     UsageError,
 )
 from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.core.process.files import state_dir
+from turbofit.core.process.files import StateFile, state_dir
 from turbofit.core.struct import Struct
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.accesslog import access_log
@@ -38,8 +38,8 @@ from turbofit.launch.cluster.node import NodeActor, NodeReport
 from turbofit.launch.cluster.nodes import node_of
 from turbofit.launch.cluster.ray_adapter import RayCallError, pin_board
 from turbofit.launch.serve.detached import LEASE_SECONDS
-from turbofit.launch.serve.state_file import StateFile
-from turbofit.planning.plan import doubled_margin, plan_cluster, plan_joining, refusal
+from turbofit.planning.plan import doubled_margin, refusal
+from turbofit.planning.plan_cluster import plan_cluster, plan_joining
 
 if TYPE_CHECKING:
     import signal
@@ -179,7 +179,11 @@ class Controller:
             self._say(text)
 
     def begin(self) -> None:
-        """Measure all nodes, and plan for them."""
+        """Measure all nodes, and plan for them.
+
+        Raises:
+            DoesNotFitError: no node keeps the promise.
+        """
         self._look()
         end = time.monotonic() + _MEASURE_SECONDS
         while time.monotonic() < end and not all(
@@ -227,7 +231,11 @@ class Controller:
         return True
 
     def follow(self, board: Any, on_open: Callable[[list[str]], None]) -> signal.Signals:
-        """Serve until a signal comes, or nothing is left to serve with."""
+        """Serve until a signal comes, or nothing is left to serve with.
+
+        Raises:
+            LaunchError: no node serves any more.
+        """
         opened, posted = False, 0.0
         followed: tuple[NodeAddress, ...] = ()
         self.front.start()

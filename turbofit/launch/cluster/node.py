@@ -21,12 +21,11 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.cluster import Node
-from turbofit.core.process.files import state_dir, write_atomic
+from turbofit.core.process.files import StateFile, state_dir, write_atomic
 from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import held_only, measure_here, node_of, raylet_environment
 from turbofit.launch.cluster.ray_adapter import server_words
-from turbofit.launch.serve.state_file import StateFile
 
 _TICK: Final = 0.25
 #: A shell's exit code is larger where a signal ended the process.

@@ -112,7 +112,11 @@ _MOST_NODES: Final = 10_000
 
 
 def cluster_from(text: str) -> Cluster:
-    """The cluster that ``--cluster`` names."""
+    """The cluster that ``--cluster`` names.
+
+    Raises:
+        UsageError: the text is no cluster, or its file cannot be read.
+    """
     kind, _, rest = text.partition(":")
     if kind == "ray":
         return measure_nodes(rest or None)

@@ -244,6 +244,9 @@ def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
     """By what a front knows nodes; None where Ray uses no TLS.
 
     A node has a certificate of Ray's authority that names its address, as Ray itself demands.
+
+    Raises:
+        LaunchError: Ray uses TLS, and its authority's certificate cannot be used.
     """
     if not _uses_tls(environ):
         return None
@@ -296,7 +299,11 @@ class Board:
 
 
 def pin_board(name: str, node: str) -> Any:
-    """The board of a run of this name, on the controller's node; another run may have the name."""
+    """The board of a run of this name, on the controller's node; another run may have the name.
+
+    Raises:
+        LaunchError: a model of this name is served there already.
+    """
     try:
         return start_actor(Board, node=node, calls=_CALLS, name=name)
     except ValueError:
@@ -333,7 +340,11 @@ def boards(name: str | None) -> dict[str, Handle]:
 
 
 def one_board(name: str | None) -> Any:
-    """The board of the run with this name, or of the only one."""
+    """The board of the run with this name, or of the only one.
+
+    Raises:
+        UsageError: nothing is served there under this name, or several models are.
+    """
     runs = boards(name)
     if len(runs) > 1:
         raise UsageError(

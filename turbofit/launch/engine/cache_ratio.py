@@ -26,8 +26,9 @@ _STEPS: Final = 10**6
 def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     """The ratio that gives the cache of a group's engine its bytes; the plan's where it cannot.
 
-    LMDeploy takes it of what is free of the fullest card of the group. Over: by less than a step,
-    so that no page is lost. ``free`` are bytes by GPU UUID that are free before the engine starts.
+    LMDeploy takes the ratio of the free memory of the fullest card in the group. Over: by less than
+    a step, so that no page is lost. ``free`` are bytes by GPU UUID that are free before the engine
+    starts.
     """
     group_plan, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes

@@ -49,7 +49,7 @@ class Owing(Protocol):
 
 
 class Clients(Owing, Protocol):
-    """Whoever asks an engine through a gateway."""
+    """The clients that ask an engine through a gateway."""
 
     def doubt(self, ends_at: float) -> None:
         """It gives no sign of life: it is ended then, unless it gives one."""

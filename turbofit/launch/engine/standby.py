@@ -76,7 +76,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
-    """The kind of an engine's command; None where no standby becomes it."""
+    """The kind of an engine's command; None where no standby can become such an engine."""
     words = tuple(argv[:3])
     if words[:2] != (sys.executable, ENTRY) or words[2] not in _IMPORTS or _PRELOADED in env:
         return None
@@ -167,7 +167,7 @@ class StandbyStarter:
             self._kind = kind_of(argv, env)
 
     def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start an engine: what stands by becomes it, else a new process."""
+        """Start an engine: the standby becomes it, or a new process where none fits."""
         kind = kind_of(argv, env)
         with self._lock:
             # What has ended, or is of another kind, is none any more: `look` starts the next.
@@ -208,7 +208,7 @@ class StandbyStarter:
             self._start(kind, available, least)
 
     def _wait_longer(self, now: float) -> None:
-        """After one that ended by itself, as the next may: each time until twice as much later."""
+        """Let the next standby begin after a pause, which doubles: this one ended by itself."""
         pause = min(_LONGEST_PAUSE, _LOOK_SECONDS * 2**self._deaths)
         self._again, self._deaths = now + pause, self._deaths + 1
         self._say(f"warning: a standby ended by itself: another begins in {pause:.0f} s")

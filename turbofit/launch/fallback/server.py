@@ -322,6 +322,11 @@ class FallbackApp(AsgiApp):
         return {"status": health}, None if health == "ok" else _RETRY_SECONDS
 
     async def metrics_text(self) -> str:
+        """The engine's metrics, of which there are none.
+
+        Raises:
+            Refusal: Transformers has no metrics.
+        """
         raise Refusal("not_found:transformers", path="/metrics")
 
     def _cards(self) -> list[ModelCard]:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def config_engine(config: Any, engine: str) -> str:
-    """The engine that a config is for; what was asked where there is none."""
+    """The engine that a config is for; what was asked where there is none.
+
+    Raises:
+        UsageError: it is no config of an engine, or of another one than was asked for.
+    """
     if config is None:
         return engine
     from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
@@ -36,7 +40,11 @@ def config_engine(config: Any, engine: str) -> str:
 
 
 def with_config(planning: Options, config: Any, engine: str) -> Options:
-    """Planning keywords, and the config's fields that differ from LMDeploy's defaults."""
+    """Planning keywords, and the config's fields that differ from LMDeploy's defaults.
+
+    Raises:
+        UsageError: a keyword and the config say different things.
+    """
     if config is None:
         return planning
     changed, out = changed_fields(config), dict(planning)

@@ -46,7 +46,11 @@ _OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
 
 
 def check_keywords(engine: Any, keywords: Options) -> None:
-    """Refuse keywords of a call that LMDeploy would drop without a word, and say where they go."""
+    """Refuse keywords of a call that LMDeploy would drop without a word, and say where they go.
+
+    Raises:
+        UsageError: LMDeploy would drop one of them.
+    """
     preprocess = getattr(engine, "preprocess", None)
     if preprocess is None:
         return

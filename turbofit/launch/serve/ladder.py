@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.process.files import digest_of_parts
+from turbofit.core.process.files import StateFile, digest_of_parts
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib, round_up
-from turbofit.launch.serve.state_file import StateFile
 from turbofit.memory.account import POOL_WARMUP
 
 if TYPE_CHECKING:

@@ -16,10 +16,9 @@ from msgspec.structs import replace
 
 from turbofit.core.installation import installed
 from turbofit.core.plan import Plan
-from turbofit.core.process.files import digest_of_parts
+from turbofit.core.process.files import StateFile, digest_of_parts
 from turbofit.core.struct import Struct, known, to_builtins, to_json
 from turbofit.core.version import __version__
-from turbofit.launch.serve.state_file import StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

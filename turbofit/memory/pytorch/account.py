@@ -521,7 +521,7 @@ class PytorchAccount(Account):
 
     @property
     def ratio_base(self) -> int:
-        """What is free less the states of delta nets and the runtime's reserve."""
+        """Free bytes less the states of delta nets and the runtime's reserve."""
         return self.free - self._kept
 
     def blocks_at(self, ratio: float) -> int:

@@ -316,7 +316,7 @@ class Activations:
         return pixels + embeddings + self._deepstack(units)
 
     def _deepstack(self, units: int) -> int:
-        """What layers of the tower give the decoder's first ones, alive from there to the end."""
+        """Bytes that the tower hands to the first layers, alive until the forward ends."""
         layers = self.model.vision.deepstack if self.model.vision is not None else 0
         return layers * self.model.features(units) * self.text.hidden * HALF
 

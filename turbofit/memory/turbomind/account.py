@@ -199,7 +199,7 @@ def buffer_terms(
 def _delta_workspaces(
     model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
 ) -> tuple[int, int]:
-    """What the kernels of gated delta nets hold after the warm-up, and what prompts then add."""
+    """Bytes that kernels of gated delta nets hold after the warm-up, and those that prompts add."""
     delta, kernel = model.text.delta, constants.delta_kernel(capability_of(gpu))
     if delta is None or kernel is None:
         return 0, 0

@@ -89,7 +89,7 @@ _REMOTE_CODE: Final = frozenset(
     }
 )
 
-#: Models of whose account in Transformers nothing is known.
+#: Models whose account in Transformers is not known.
 _LMDEPLOY_ALONE: Final = frozenset(
     {
         "GptOssForCausalLM",

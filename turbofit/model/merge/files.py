@@ -54,7 +54,11 @@ class StoredTensor(NamedTuple):
     start: int = -1
 
     def read(self) -> Any:
-        """The tensor (torch, CPU, contiguous), which the caller may change."""
+        """The tensor (torch, CPU, contiguous), which the caller may change.
+
+        Raises:
+            UsageError: the file cannot be read, or ends too early.
+        """
         torch = torch_library()
         if self.start < 0:
             tensor = torch_tensors(self.path)[self.key]
@@ -97,7 +101,11 @@ class Piece(NamedTuple):
 
 
 def torch_library() -> Any:
-    """Torch, which planning does without."""
+    """Torch, which planning does without.
+
+    Raises:
+        PackageError: torch is not installed.
+    """
     try:
         return importlib.import_module("torch")
     except ImportError:
@@ -112,7 +120,11 @@ def _as_torch(dtype: str) -> Any:
 
 
 def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
-    """The tensors of a checkpoint by their names, file by file in the order of the files' names."""
+    """The tensors of a checkpoint by their names, file by file in the order of the files' names.
+
+    Raises:
+        UsageError: the folder holds no weights.
+    """
     files, tensors = FolderFiles(folder), {}
     if headers := files.weights().tensors:
         tensors = {key: _stored(folder, key, tensor) for key, tensor in headers.items()}
@@ -133,7 +145,11 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
 
 
 def open_tensors(folder: str, name: str) -> dict[str, StoredTensor]:
-    """The tensors of a file, of safetensors or torch's format, by their names."""
+    """The tensors of a file, of safetensors or torch's format, by their names.
+
+    Raises:
+        UsageError: the file is missing, or is no file of tensors.
+    """
     if name.endswith(".safetensors"):
         header = FolderFiles(folder).header(name)
         return {key: _stored(folder, key, tensor) for key, tensor in header.items()}
@@ -169,6 +185,9 @@ def torch_tensors(path: str) -> TorchTensors:
     """The tensors of a ``.bin``, a pickle, read with ``weights_only`` so that it can run nothing.
 
     They are mapped from the file: what is resident is page cache that the kernel takes back.
+
+    Raises:
+        UsageError: it holds something else than tensors by name.
     """
     torch, name = torch_library(), os.path.basename(path)
     try:
@@ -277,7 +296,11 @@ def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = (
 
 
 def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
-    """The real path of the folder to write; what cannot or should not be replaced is refused."""
+    """The real path of the folder to write; what cannot or should not be replaced is refused.
+
+    Raises:
+        UsageError: the folder is a file, not empty, or a part of what is read.
+    """
     target = os.path.realpath(os.path.expanduser(out))
     parent, is_folder = os.path.dirname(target), os.path.isdir(target)
     for source in map(os.path.realpath, sources):
@@ -301,6 +324,9 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
     """Write everything into a folder beside the target, which takes its place at the end.
 
     Returns the names of the files. Where there is no room, or an error, nothing is left behind.
+
+    Raises:
+        UsageError: the disk is too small, or a file cannot be written.
     """
     source = FolderFiles(folder)
     weights = _size(*result.files.values())
@@ -383,6 +409,9 @@ def located(
     """A folder, or a snapshot in the local hub cache that has this file.
 
     ``wanted`` is what a refusal says can be named instead.
+
+    Raises:
+        UsageError: it is neither a folder nor in the local hub cache.
     """
     path = os.path.expanduser(name)
     if os.path.isdir(path):

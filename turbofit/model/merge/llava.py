@@ -75,7 +75,11 @@ class _Tokens(NamedTuple):
 
 
 def check_original(config: Section) -> None:
-    """Refuse what the hf format of LLaVA-1.5 cannot say."""
+    """Refuse what the hf format of LLaVA-1.5 cannot say.
+
+    Raises:
+        UsageError: the config asks for what the hf format has not.
+    """
     projector = config.string("mm_projector_type", "linear")
     tiles = config.string("image_aspect_ratio", "").startswith("anyres")
     tiles = tiles or config.string("mm_patch_merge_type", "") not in ("", "flat")
@@ -146,7 +150,11 @@ def converted(
 
 
 def hf_name(name: str) -> str | None:
-    """A tensor's name in the hf format; None for buffers that are computed anew."""
+    """A tensor's name in the hf format; None for buffers that are computed anew.
+
+    Raises:
+        UsageError: the original format has no such tensor.
+    """
     if name.endswith((".inv_freq", ".position_ids")) or name == "model.image_newline":
         return None
     if match := _PROJECTOR.fullmatch(name):
@@ -317,6 +325,9 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
     """Append both tokens to the tokenizer of a folder; one that is there already is kept.
 
     ``rows`` are the tokens of the model, for a tokenizer.model alone.
+
+    Raises:
+        UsageError: the folder's tokenizer cannot be read.
     """
     stored = _stored_tokenizer(folder)
     try:

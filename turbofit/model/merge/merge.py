@@ -102,7 +102,11 @@ class Adapter(NamedTuple):
 
 
 def read_adapter(folder: str) -> Adapter:
-    """Read the adapter in a folder; a kind that W + s·B·A does not describe is refused."""
+    """Read the adapter in a folder; a kind that W + s·B·A does not describe is refused.
+
+    Raises:
+        UsageError: the folder holds no adapter, or one of another kind.
+    """
     files = FolderFiles(folder)
     config = read_section(files, ADAPTER_CONFIG)
     if config is None:

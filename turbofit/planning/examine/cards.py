@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.machine.nvml import GpuLostError, Nvml, answered
+from turbofit.planning.examine.health import ABSENT, Health
 from turbofit.planning.examine.scene import (
-    ABSENT,
     Answer,
-    Health,
     Scene,
     Sources,
     ok,
@@ -347,55 +345,3 @@ def _peers_over_pcie(machine: Machine) -> bool:
 
 def _pairs(links: Iterable[Link]) -> str:
     return ", ".join(f"{link.a}-{link.b}" for link in links)
-
-
-# What NVML says of a GPU's condition, beside what planning needs.
-
-
-_UNCORRECTED, _VOLATILE = 1, 0
-#: From this power state on the GPU saves power.
-_IDLE_STATE: Final = 5
-
-
-def read_health(gpus: Sequence[Gpu | GpuLedger]) -> tuple[Health, ...]:
-    """The condition of whole GPUs, in their order.
-
-    Raises:
-        MachineError: NVML cannot be opened.
-        PackageError: nvidia-ml-py is not installed.
-    """
-    with Nvml() as nvml:
-        return tuple(_health(nvml, gpu) for gpu in gpus)
-
-
-def _health(nvml: Nvml, gpu: Gpu | GpuLedger) -> Health:
-    def read(name: str, *args: int, convert: Callable[[Any], Any] = int, absent: str = NA) -> Any:
-        value, lacks = nvml.supported(f"nvmlDeviceGet{name}", handle, *args)
-        if answered(value):
-            return convert(value)
-        return absent if lacks else NA
-
-    def of_rows(place: int) -> Any:
-        return read("RemappedRows", convert=lambda rows: bool(rows[place]), absent=ABSENT)
-
-    try:
-        handle = nvml.query("nvmlDeviceGetHandleByUUID", gpu.uuid)
-        if not answered(handle):
-            return Health(index=gpu.index)
-        slow = read("CurrentClocksEventReasons")
-        if slow == NA:  # a driver before 535
-            slow = read("CurrentClocksThrottleReasons")
-        return Health(
-            index=gpu.index,
-            pcie_generation=read("CurrPcieLinkGeneration"),
-            pcie_width=read("CurrPcieLinkWidth"),
-            idle=read("PerformanceState", convert=lambda state: int(state) >= _IDLE_STATE),
-            ecc=read("EccMode", convert=lambda modes: bool(modes[0]), absent=ABSENT),
-            uncorrected=read("TotalEccErrors", _UNCORRECTED, _VOLATILE, absent=ABSENT),
-            rows_pending=of_rows(2),
-            rows_failed=of_rows(3),
-            slow=slow,
-            temperature=read("Temperature", 0),
-        )
-    except GpuLostError:
-        return Health(index=gpu.index)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.installation import installed
 from turbofit.core.process import ports
-from turbofit.core.struct import NA, NaType, Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Host, Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
+    from turbofit.core.struct import NaType
     from turbofit.kernels.census import Census
+    from turbofit.planning.examine.health import Health
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
@@ -52,30 +53,6 @@ warning: Final = partial(Answer, "warning")
 stops: Final = partial(Answer, "stops")
 #: Nobody knows.
 unreadable: Final = partial(Answer, "unreadable")
-
-
-#: The GPU says that it has no such thing.
-ABSENT: Final = "absent"
-Absent = Literal["absent"]
-
-
-class Health(Struct):
-    """One GPU now. ``idle``: a power state at which links slow down on purpose.
-
-    ``slow`` are the bits of NVML's clock event reasons; ``rows_*`` tell of memory rows that wait
-    to be, or could not be, remapped.
-    """
-
-    index: int
-    pcie_generation: int | NaType = NA
-    pcie_width: int | NaType = NA
-    idle: bool | NaType = NA
-    ecc: bool | NaType | Absent = NA
-    uncorrected: int | NaType | Absent = NA
-    rows_pending: bool | NaType | Absent = NA
-    rows_failed: bool | NaType | Absent = NA
-    slow: int | NaType = NA
-    temperature: int | NaType = NA
 
 
 class Scene(NamedTuple):

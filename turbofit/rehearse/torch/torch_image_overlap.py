@@ -176,7 +176,7 @@ def _chunks(prompt: Prompt, limit: int) -> Iterator[int]:
 
 
 def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
-    """The mix that clients may send at once of which a forward encodes the most units.
+    """The mix of which one forward encodes the most units, among those that clients may send.
 
     Where no gateway counts units, the mix is sent twice, so that it meets whole although the
     engine's first step takes its first request alone. A prefix cache brings no further

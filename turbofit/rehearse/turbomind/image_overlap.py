@@ -47,8 +47,8 @@ def queue(
 ) -> list[RehearsalRequest]:
     """Requests whose images meet at their worst, in the order in which a rehearsal queues them.
 
-    Images have so many units at most, and all requests ``gate`` of them, where the gateway holds
-    clients to so many. With a prefix cache another request has filled it before.
+    An image has ``units`` at most; all requests together have ``gate`` units where a gateway holds
+    clients to that. With a prefix cache another request has filled it before.
     """
     maker = _maker(rule, units, plan.limits)
     cold = _cold(plan, maker, gate)

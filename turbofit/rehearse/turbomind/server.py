@@ -80,7 +80,11 @@ def preload() -> None:
 
 
 def pretend_here() -> None:
-    """Lets TurboMind run on the pretend machine in whose environment this process began."""
+    """Lets TurboMind run on the pretend machine in whose environment this process began.
+
+    Raises:
+        UsageError: the environment is not one that turbofit makes for it.
+    """
     path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
     if not path or not libraries:
         raise UsageError(

@@ -114,7 +114,7 @@ class SiteChoice(Struct):
 
 
 class SiteChoices(Struct):
-    """All controls."""
+    """The controls of the site, with all that each of them offers."""
 
     turbofit_version: str
     created: str
@@ -146,7 +146,7 @@ class SitePoint(NamedTuple):
         return f"{self.gpus}x{card}{self.used.words}"
 
     def request(self, model: str, card: str) -> PlanRequest:
-        """What `turbofit plan` is asked for."""
+        """The request that `turbofit plan` gets for a model on a card with these choices."""
         count, *size = self.images.numbers
         given = {
             "images": count if count != 1 else None,

@@ -25,7 +25,8 @@ from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
 from turbofit.planning.plan import plan as make_plan
 from turbofit.report.fit_site.choices import choices_of, points
-from turbofit.report.page.html import json_text, page_file, policy
+from turbofit.report.page.elements import json_text
+from turbofit.report.page.html import page_file, policy
 from turbofit.report.views.figures import users_of
 
 if TYPE_CHECKING:
@@ -235,6 +236,9 @@ def write_site(
     """Plan every point and write the site: `index.html`, and the tables beside it.
 
     ``jobs`` are processes beside each other, by default one for each CPU.
+
+    Raises:
+        UsageError: the folder cannot be made.
     """
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     choices = choices_of(request, created)

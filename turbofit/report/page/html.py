@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import json
 import re
 from itertools import groupby
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from turbofit.core.struct import to_builtins
-from turbofit.core.units import GIB, format_bytes
+from turbofit.report.page.elements import Markup, join, json_text, memory_bars, tag, topology
 from turbofit.report.painters.document import (
     Bar,
-    BarPiece,
     Block,
     Code,
     FactList,
@@ -26,178 +22,8 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
     Topology,
-    TopologyCard,
     Verdict,
 )
-from turbofit.report.painters.terminal import clean_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-#: What would end a script element, or a line of JavaScript.
-_IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
-
-
-class Markup(str):
-    """Text that is markup: it is not escaped again."""
-
-    __slots__ = ()
-
-
-def tag(name: str, *children: str, **attributes: Any) -> Markup:
-    """An element; ``data_x`` becomes ``data-x``; None and False are left out, True has no value."""
-    pieces = [name]
-    for key, value in attributes.items():
-        if value is None or value is False:
-            continue
-        plain = key.rstrip("_").replace("_", "-")
-        pieces.append(plain if value is True else f'{plain}="{_escaped(str(value))}"')
-    head = " ".join(pieces)
-    return Markup(f"<{head}>{join(*children)}</{name}>")
-
-
-def join(*children: str) -> Markup:
-    return Markup("".join(c if isinstance(c, Markup) else _escaped(c) for c in children))
-
-
-def json_text(value: Any) -> Markup:
-    """A value as JSON that can stand in a script element."""
-    text = json.dumps(to_builtins(value), ensure_ascii=False, separators=(",", ":"))
-    return Markup(text.translate(_IN_SCRIPT))
-
-
-def _escaped(text: str) -> str:
-    return html.escape(clean_lines(text), quote=True)
-
-
-_MOST_TICKS: Final = 8
-#: A tick is left out where it is nearer to the end than this part of the scale.
-_CLOSE: Final = 7
-
-
-# Bars of memory
-
-
-def memory_bars(bars: Sequence[Bar]) -> Markup:
-    """A bar a GPU on one scale; equal GPUs share what is said of them."""
-    scale = max(max(bar.room, bar.need) for bar in bars)
-    return join(*(_set(bar, scale) for bar in bars), _legend(bars))
-
-
-def _set(bar: Bar, scale: int) -> Markup:
-    holders = tag("ul", *(tag("li", text) for text in bar.holders), class_="dim")
-    return tag(
-        "div",
-        tag("p", bar.label, class_="words" if bar.fits else "words bad"),
-        _end(bar, scale),
-        *(_row(bar, index, scale) for index in bar.gpus),
-        _ticks(scale),
-        tag("output", "Point at a part, or press Tab and the arrow keys.", class_="readout"),
-        holders if bar.holders else "",
-        class_="gpuset",
-    )
-
-
-def _row(bar: Bar, index: int, scale: int) -> Markup:
-    """The bar of one GPU; only the first of a set explains its parts."""
-    end = ""
-    if bar.need > bar.room:
-        share = f"left:{100 * bar.room / scale:.3f}%"
-        over = f"{share};width:{100 * (bar.need - bar.room) / scale:.3f}%"
-        end = join(tag("span", class_="over", style=over), tag("span", class_="end", style=share))
-    phases = [_phase(part, explained=index == bar.gpus[0]) for part in bar.parts]
-    inside = tag("div", *phases, class_="stack", style=f"width:{100 * bar.need / scale:.3f}%")
-    drawn = tag(
-        "div", inside, end, class_="bar", tabindex="0", role="group",
-        aria_label=f"GPU {index}: {bar.label}. Arrow keys go through its parts.",
-    )  # fmt: skip
-    return tag("div", tag("span", f"GPU {index}", class_="gpu"), drawn, class_="row")
-
-
-def _phase(part: BarPiece, *, explained: bool) -> Markup:
-    terms = [
-        tag("i", style=f"flex-grow:{size}", data_say=say if explained else None)
-        for size, say in part.parts
-    ]
-    label = join(
-        tag("span", part.mark, class_="letter"),
-        tag("span", f" {part.name}", class_="name"),
-        tag("span", f" {format_bytes(part.bytes)}", class_="size"),
-    )
-    return tag(
-        "div", *terms, tag("span", label, class_="key", aria_hidden="true"),
-        class_=f"phase k-{part.kind}", style=f"flex-grow:{part.bytes}",
-    )  # fmt: skip
-
-
-def _end(bar: Bar, scale: int) -> Markup:
-    """Where the card ends, above bars that go beyond it."""
-    if bar.need <= bar.room:
-        return Markup()
-    share = 100 * bar.room / scale
-    text = f"the {bar.owner} ends here: {format_bytes(bar.room)}"
-    place = f"right:{100 - share:.3f}%" if share > 50 else f"left:{share:.3f}%"
-    label = tag("b", f"{text} ▾" if share > 50 else f"▾ {text}", style=place)
-    return tag("div", tag("div", label, class_="ends"), class_="row axis")
-
-
-def _legend(bars: Sequence[Bar]) -> Markup:
-    """One for all bars: what each kind is, and how much; from the least to the most of them."""
-    sizes: dict[tuple[str, str, str], list[int]] = {}
-    for part in (part for bar in bars for part in bar.parts):
-        sizes.setdefault((part.kind, part.mark, part.name), []).append(part.bytes)
-    overs = [max(0, bar.need - bar.room) for bar in bars]
-    entries = []
-    for (kind, mark, name), amounts in sizes.items():
-        swatch = tag("span", mark, class_=f"swatch k-{kind}", aria_hidden="true")
-        entries.append(tag("li", swatch, f" {name} ", tag("b", _range(amounts))))
-    if any(overs):
-        swatch = tag("span", "!", class_="swatch overs", aria_hidden="true")
-        owners = " or ".join(dict.fromkeys(bar.owner for bar in bars if bar.need > bar.room))
-        entries.append(tag("li", swatch, f" more than the {owners} has ", tag("b", _range(overs))))
-    return tag("ul", *entries, class_="legend")
-
-
-def _range(sizes: list[int]) -> str:
-    """A size, or the smallest and the largest of several."""
-    return " to ".join(dict.fromkeys(format_bytes(size) for size in (min(sizes), max(sizes))))
-
-
-def _ticks(scale: int) -> Markup:
-    step = 1 << (scale // (GIB * _MOST_TICKS)).bit_length()  # a power of two, so that there are few
-    whole = [n for n in range(0, scale // GIB + 1, step) if scale - n * GIB > scale / _CLOSE]
-    marks = [tag("span", f"{n} GiB", style=f"left:{100 * n * GIB / scale:.3f}%") for n in whole]
-    marks.append(tag("span", format_bytes(scale), style="left:100%"))
-    return tag("div", tag("div", *marks, class_="ticks"), class_="row axis", aria_hidden="true")
-
-
-# GPUs and their links
-
-
-def topology(block: Topology) -> Markup:
-    """The groups as frames around their GPUs, and which pairs reach each other in which way."""
-    cards = {card.index: card for card in block.cards}
-    idle = cards.keys() - {index for group in block.groups for index in group}
-    frames = []
-    for number, group in enumerate(block.groups):
-        engine = f": one engine, tp {len(group)}" if len(group) > 1 else ""
-        frames.append(_frame(f"group {number}{engine}", [cards[index] for index in group]))
-    if idle:
-        frames.append(_frame("not used", [cards[index] for index in sorted(idle)], "group idle"))
-    ways = tag("ul", *(tag("li", text) for text in block.ways), class_="dim")
-    return join(tag("div", *frames, class_="topology"), ways)
-
-
-def _frame(title: str, cards: Sequence[TopologyCard], kind: str = "group") -> Markup:
-    boxes = [
-        tag(
-            "div", tag("b", f"GPU {card.index}"), tag("span", card.name), tag("span", card.size),
-            class_="card", title=card.uuid,
-        )
-        for card in cards
-    ]  # fmt: skip
-    return tag("fieldset", tag("legend", title), *boxes, class_=kind)
-
 
 _FOLDER: Final = Path(__file__).parent
 #: What a cell must look like to sort as a number.

@@ -229,7 +229,7 @@ def legend(bar: Bar) -> list[str]:
 
 
 def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
-    """Cells of sizes and letters by the largest remainder, after one each."""
+    """The letters of a bar: each part has one cell, and its share of those that are left."""
     if not parts:
         return []
     parts = parts[:width]

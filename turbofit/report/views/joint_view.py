@@ -110,7 +110,7 @@ def _images(plan: Plan) -> str:
 
 
 def _card(gpu: JointGpu) -> Table:
-    """A row a model, which add up to the card."""
+    """The table of a card: rows of models, of others and of what is left add up to it."""
     empty = ("",) * len(_PHASES)
     rows = [("others", *empty, mib(gpu.used))]
     for share in gpu.models:

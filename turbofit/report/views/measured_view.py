@@ -160,8 +160,13 @@ def tune_view(result: Tuning) -> list[Block]:
     ]
 
 
+def load_footer(result: LoadResult) -> str:
+    """The foot of a load's page."""
+    return f"turbofit {result.turbofit_version}, measured {result.created}."
+
+
 def made_by(result: Tuning) -> str:
-    """The foot of a page."""
+    """The foot of a tuning's page."""
     versions = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
     return f"{versions}, measured {result.created}."
 

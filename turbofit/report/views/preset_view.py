@@ -1,7 +1,8 @@
-"""What presets are, and which of them keep a promise."""
+"""Models and cards: presets, which of them keep a promise, and a checkpoint that was merged."""
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
@@ -10,6 +11,7 @@ from turbofit.report.painters.document import (
     ONLY_SHORT,
     Heading,
     Items,
+    Paragraph,
     Verdict,
     listed,
     remark,
@@ -17,11 +19,13 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from turbofit.core.model import Model
     from turbofit.machine.presets import GpuPreset
-    from turbofit.planning.which import Serving, Which
+    from turbofit.model.merge.merge import Merged
+    from turbofit.planning.serving import Serving
+    from turbofit.planning.which import Which
     from turbofit.report.painters.document import Block
 
 
@@ -173,3 +177,18 @@ def _image_limit(limit: int | None) -> str:
     if limit is None:
         return "-"
     return f"{limit / 1e6:.1f} MP" if limit > _MOST_TILES else f"{limit} {plural(limit, 'tile')}"
+
+
+def merged_view(merged: Merged) -> Iterator[Block]:
+    """A checkpoint that `turbofit merge` has written."""
+    what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
+    yield Heading(merged.out)
+    yield Paragraph(f"{what}, {format_bytes(merged.bytes)}", tone="good")
+    yield Paragraph(f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
+    if merged.converted:
+        tower = merged.vision_tower or "the base itself"
+        text = f"converted from LLaVA's original format; vision tower from {tower}"
+        yield Paragraph(text)
+    for warning in merged.warnings:
+        yield Paragraph(warning, tone="warn")
+    yield Paragraph(f"next: {shlex.join(('turbofit', 'plan', merged.out))}")

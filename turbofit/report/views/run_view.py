@@ -26,6 +26,7 @@ from turbofit.report.views.memory_view import memory_bar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.rehearsal import Rehearsal, RehearsedCache
     from turbofit.core.run_report import RunReport
@@ -481,3 +482,22 @@ def _held_back(now: LiveServer) -> list[Block]:
         most = sorted(counts.items(), key=lambda item: -item[1])[:_FEW]
         blocks += listed(title, (f"{count:,} x {what}" for what, count in most))
     return blocks
+
+
+def servers_view(document: Document) -> list[Block]:
+    """The servers of `turbofit ps`, one a line."""
+    if not document["servers"]:
+        return [Paragraph("no server of this user runs here")]
+    rows = (
+        (
+            server["run"],
+            server["model"],
+            server["state"] + (" (pretend)" if server["pretend"] else ""),
+            str(server["pid"]),
+            " ".join(server["urls"]),
+        )
+        for server in document["servers"]
+    )
+    titles = ("run", "model", "state", "pid", "address")
+    # Most of a model's name stands in the run's.
+    return [table(titles, rows, right=("pid",), wrap=("state", "address"), aside=("model",))]

@@ -1,4 +1,4 @@
-"""Options of the public side, which `gateway` and `serve` have."""
+"""What people say of the public side, each field an option of `gateway` and of `serve`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from turbofit.cli.terminal.output import note
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import option_of
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
@@ -43,7 +42,11 @@ class GatewayOptions(Validated):
     default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
-        """Stop where there is no gateway, and what it alone does was asked for, such as a key."""
+        """Stop where there is no gateway, and what it alone does was asked for, such as a key.
+
+        Raises:
+            UsageError: the first such option.
+        """
         usual = {"host": "127.0.0.1", "no_auth": True}
         for name, value in self.given().items():
             if name != "port" and usual.get(name) != value:
@@ -54,8 +57,13 @@ class GatewayOptions(Validated):
                 )
 
     def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
+        """The settings of the gateway that these options ask for.
+
+        Raises:
+            UsageError: options contradict each other, or a file of keys cannot be read.
+        """
         from turbofit.gateway.config import ConnectionLimits, GatewayConfig
-        from turbofit.gateway.http.connections import Networks, is_loopback
+        from turbofit.gateway.http.connections import Networks
         from turbofit.gateway.server import check_bind
 
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
@@ -88,8 +96,6 @@ class GatewayOptions(Validated):
             ),
         )
         check_bind(config, no_auth=self.no_auth)
-        if not config.ssl_certfile and not is_loopback(config.host):
-            note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
         return config
 
 

@@ -1,4 +1,4 @@
-"""Options of what launches engines, of one model or several, and of the public side before them."""
+"""What people say of a launch, each field an option: of `serve`, `calibrate` and `tune`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
-from turbofit.cli.command import refuse_together
 from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.messages import option_of, refuse_together
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 from turbofit.planning.request import Bytes
@@ -32,13 +31,28 @@ class LaunchOptions(Validated):
     forget: bool = False
 
     def refuse_alone(self) -> None:
-        """Stop where an option needs another one that was not given."""
+        """Stop where an option needs another one that was not given.
+
+        Raises:
+            UsageError: the first such option.
+        """
         if self.pretend_taken and not self.pretend:
             raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
         if self.pretend_fail and not self.pretend:
             raise UsageError("--pretend-fail fails nothing of real GPUs", hint="add --pretend")
 
+    def refuse_wrong(self, request: PlanRequest, does: str) -> None:
+        """Stop where options contradict each other, or name a machine that is not here.
+
+        Raises:
+            UsageError: the first of them.
+        """
+        self.refuse_alone()
+        if not self.pretend:
+            refuse_elsewhere(request, does)
+
     def config_fields(self) -> Options:
+        """The fields of `ServeConfig` that they fill."""
         return {
             "rehearse": not self.no_rehearse,
             "pretend": self.pretend,
@@ -74,7 +88,11 @@ class ServeOptions(LaunchOptions):
                 raise needs_cluster(name)
 
     def named(self, model_name: str | None) -> ServeOptions:
-        """The same with LMDeploy's own ``--model-name``, where one follows ``--``."""
+        """The same with LMDeploy's own ``--model-name``, where one follows ``--``.
+
+        Raises:
+            UsageError: two different names are given.
+        """
         if model_name is None or model_name == self.model_name:
             return self
         if self.model_name is not None:
@@ -102,6 +120,31 @@ class CalibrateOptions(LaunchOptions):
 
     again: bool = False
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
+
+
+class TuneOptions(LaunchOptions):
+    """What `tune` asks beside a plan and a load."""
+
+    time: Annotated[str, Metavar("TIME")] = "20m"
+    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
+    slo: Annotated[str | None, Metavar("LIMITS")] = None
+    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
+    again: bool = False
+
+    @property
+    def kv_policies(self) -> tuple[int, ...]:
+        """The values of ``--quant-policy`` that are tried, each once.
+
+        Raises:
+            UsageError: one of them is no KV type.
+        """
+        types = [part.strip() for part in self.kv_types.split(",")]
+        if not {*types} <= {"0", "4", "8", "16", "17"}:
+            raise UsageError(
+                f"--kv-types {self.kv_types!r} is no list of KV types",
+                hint="write it as 0,8 or 0,8,4",
+            )
+        return tuple(map(int, dict.fromkeys(types)))
 
 
 def needs_cluster(name: str) -> UsageError:
@@ -140,6 +183,11 @@ class ModelsOptions(Validated):
         return {name: given[name] for name in ("idle", "turn") if name in given}
 
     def check(self, models: Sequence[str], options: ServeOptions) -> None:
+        """Refuse options that do not go together, or not with so many models.
+
+        Raises:
+            UsageError: the first that does not go with the others.
+        """
         several = len(models) > 1
         what = "several models" if several else "--idle"
         if not several and self.swap:
@@ -166,7 +214,11 @@ class ModelsOptions(Validated):
 
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
-    """Stop where a machine is described to a command that works on the GPUs here."""
+    """Stop where a machine is described to a command that works on the GPUs here.
+
+    Raises:
+        UsageError: a machine is named.
+    """
     if request.on is not None:
         if isinstance(request.on, str):
             from turbofit.machine.source import machine_from
@@ -180,7 +232,11 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
 
 
 def ray_address(text: str) -> str | None:
-    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host."""
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host.
+
+    Raises:
+        UsageError: the text names no Ray cluster.
+    """
     kind, _, address = text.partition(":")
     if kind != "ray":
         raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")

@@ -1,25 +1,26 @@
-"""Progress on stderr: a line that is drawn anew on a terminal, else one now and then.
+"""The terminal as a screen: what it can show, and progress in a line that is drawn anew.
 
-The first second is silent. On a terminal the line is gone before anything else is written.
+Progress is silent for the first second. On a terminal its line is gone before anything else is
+written; elsewhere it is a line now and then.
 """
 
 from __future__ import annotations
 
 import _thread
+import os
 import queue
+import sys
 import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
-from turbofit.cli.terminal.capabilities import width
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from turbofit.core.process.progress import Step
 
-
+WINDOWS: Final = os.name == "nt"
 #: Seconds after which a person wonders.
 _PATIENCE: Final = 1.0
 #: Seconds between two looks.
@@ -40,6 +41,41 @@ _LAST_SECONDS: Final = 1.0
 #: Python (`Condition`, `Event`, `Thread.start`, a context manager of ours) can be left in between,
 #: and then a lock stays taken for ever.
 TERMINAL: Final = threading.RLock()
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether people look at it; a stream that was closed before Python began is None."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def redraws(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a line can be written anew in its place."""
+    return is_terminal(stream) and _is_smart(environ)
+
+
+def takes_colour(environ: Mapping[str, str]) -> bool:
+    """Whether a terminal reads ANSI escape codes."""
+    return not environ.get("NO_COLOR") and _is_smart(environ)
+
+
+def width(stream: TextIO | None = None) -> int:
+    """Columns of a terminal, by default standard output's; COLUMNS comes first, 80 last."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size((stream or sys.stdout).fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def _is_smart(environ: Mapping[str, str]) -> bool:
+    if environ.get("TERM") == "dumb":  # as for a screen reader, which wants lines that stay
+        return False
+    return not WINDOWS or "WT_SESSION" in environ or "TERM" in environ
 
 
 class ProgressDisplay:

@@ -1,15 +1,79 @@
-"""``turbofit serve MODEL --cluster ray``: the machines of a Ray cluster instead of this one."""
+"""The machines of a Ray cluster: ``turbofit cluster``, and ``serve MODEL --cluster ray``."""
 
 from __future__ import annotations
 
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
-from turbofit.cli.command import refuse_together
+import click
+
+from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.commands.serving import PRETEND, Arguments, say_open
-from turbofit.cli.options import launch_options as launch
+from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
+from turbofit.core.errors import UsageError
+from turbofit.core.messages import option_of, refuse_together
 from turbofit.core.struct import to_json
+from turbofit.launch.serve import options as launch
+
+_ACTIONS: Final = ("status", "change", "drain")
+#: What serves looks once a second; a plan for a thousand nodes takes seconds.
+_SECONDS: Final = {"drain": 15.0, "change": 300.0}
+
+
+@command(
+    Argument("action", metavar="ACTION", type=click.Choice(_ACTIONS)),
+    Argument("node", metavar="NODE", required=False),
+    Option("--cluster", metavar="RAY", default="ray"),
+    Option("--name"),
+    *common.FORMS,
+    *common.planning_options(),
+    only_linux=True,
+    usage="status|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
+)
+def cluster(
+    *,
+    action: str,
+    node: str | None,
+    cluster: str,
+    name: str | None,
+    form: output.Form,
+    **given: Any,
+) -> int:
+    keywords = common.planning_keywords(given)
+    if keywords and action != "change":
+        raise UsageError(
+            f"{option_of(next(iter(keywords)))} plans, and {action} does not",
+            hint="turbofit cluster change plans again",
+        )
+    if (node is not None) != (action == "drain"):
+        raise UsageError("drain takes a node, others none", hint="turbofit cluster drain NODE")
+    address = launch.ray_address(cluster)
+    if action == "status":
+        return _status(address, name, form)
+    if action == "change" and not keywords:
+        hint = "give what shall be another: --context 16384"
+        raise UsageError("nothing is to change", hint=hint)
+    from turbofit.launch.cluster.ray_adapter import ask, connected, one_board
+
+    question = {"kind": action, "node": node, "keywords": keywords}
+    with connected(address):
+        reply = ask(one_board(name), question, _SECONDS[action])
+    form.tell(reply, f"{reply['said']}\n")
+    return 0
+
+
+def _status(address: str | None, name: str | None, form: output.Form) -> int:
+    from turbofit.launch.cluster.ray_adapter import boards, connected, read
+    from turbofit.report.views.cluster_view import status_view
+
+    with connected(address):
+        statuses = [read(board)[0] for board in boards(name).values()]
+    served = [status for status in statuses if status is not None]
+    form.show(served, lambda all_: chain(*map(status_view, all_)))
+    return 0
+
 
 #: Options of one machine, of the plan and of the launch.
 _ONE_MACHINE: Final = (
