@@ -83,10 +83,9 @@ def slow_images(fit: EngineFit) -> Iterator[str]:
     if not fit.requested_load.units_per_image or fit.engine.name == LMDEPLOY[0]:
         return
     other, rival, model = LMDEPLOY[0], fit.rival, fit.request.model
-    lacks = engine_problem(model, other) or (rival is not None and not rival.fits)
-    if not lacks:
-        lacks = engine_for(model, other).missing_kernels(fit.accounts[0].launch)
-    faster = "" if lacks else f"; {other} may be ten times faster (--engine {other})"
+    runs = not engine_problem(model, other) and (rival is None or rival.fits)
+    runs = runs and not engine_for(model, other).missing_kernels(fit.accounts[0].launch)
+    faster = f"; {other} may be ten times faster (--engine {other})" if runs else ""
     yield (
         "how fast the PyTorch engine answers images is unknown: on an H100 it answered 2 requests"
         " of 2 to 12 megapixels in 20 s, TurboMind 22 in 15 s (docs/accuracy.md#images)"
