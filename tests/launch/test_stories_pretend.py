@@ -56,6 +56,7 @@ def test_2_and_3_llava_whose_images_transformers_5_breaks(children, tmp_path) ->
 
 
 @with_cuda
+@pytest.mark.exhaustive  # its memory: `memory/transformers/test_account`; its server: `fallback`
 def test_4_llava_onevision_on_transformers(children, tmp_path) -> None:
     words = ("llava-onevision-0.5b", "--on", "2xrtx4090")
     answers_a_picture(children, tmp_path, 2 * 729, *words)
