@@ -26,8 +26,8 @@ BUDGETS = {
     "core": 5_490,  # a slice, a stack of a card, a full disk, signals raised again, garbage
     "machine": 3_090,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
-    "model": 6_565,  # loading of Transformers came from memory; each tower's list of tensors
-    "memory": 6_690,  # engines answer for their formulas; batches that end an engine
+    "model": 6_510,  # loading of Transformers came from memory; each tower's list of tensors
+    "memory": 6_725,  # engines answer for their formulas; ranks by their tensors; fatal batches
     "tuner": 6_320,  # towers, how sure each kind is, the host in the forecast
     "planning": 3_825,  # the list of checks came from diagnose and launch; files of one subject
     "observe": 1_625,  # readers of logs that keep forms of lines, stages that two rooms share
