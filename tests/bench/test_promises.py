@@ -15,7 +15,7 @@ from turbofit.core.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
-PLANS_SEED, COUNT = 22, part(40, 2)
+PLANS_SEED, COUNT = 22, part(40, 4)
 SEED, PAIRS = 20_261_122, part(160, 16)
 
 
