@@ -27,7 +27,7 @@ settings.register_profile(
     "turbofit",
     deadline=None,
     derandomize="CHECK_ALL" not in os.environ,
-    max_examples=part(100, 3),
+    max_examples=part(100, 5),
 )
 #: Hypothesis draws constants of local modules too, of those that a worker happens to have loaded.
 providers.is_local_module_file = lambda path: False
@@ -41,16 +41,19 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers"]
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
     "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
-    "launch/test_serve_pretend_pytorch.py", "launch/fallback/test_supervised_server.py",
-    "launch/test_serve_pretend.py", "launch/test_serve_lmdeploy.py",
-    "launch/test_serve_several_pretend.py", "launch/test_calibrate_pretend.py",
-    "launch/test_tune_pretend.py", "rehearse/test_torch_engines.py", "bench/test_rehearsal.py",
+    "launch/test_serve_pretend_pytorch.py", "launch/test_run.py",
+    "launch/test_serve_several_pretend.py", "rehearse/test_torch_engines.py",
+    "launch/test_calibrate_pretend.py", "launch/images/test_oracle_preparation.py",
+    "launch/test_serve_pretend.py", "launch/test_stories_pretend.py",
+    "launch/test_serve_lmdeploy.py", "launch/images/test_concurrent_images.py",
+    "launch/serve/test_supervised_processes.py", "launch/pipeline/test_pretend_pipeline.py",
+    "memory/transformers/test_account.py", "rehearse/test_planned.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
     "model/test_(oracle_|parameters)|model/families/test_text|gateway/test_oracle_lmdeploy"
-    "|launch/pipeline/|launch/fallback/|memory/transformers/|memory/pytorch/test_oracle_"
-    "|bench/test_registry",
+    "|launch/pipeline/test_pipeline|launch/fallback/|memory/transformers/test_oracle_"
+    "|memory/pytorch/test_oracle_|bench/test_registry",
     "report/.*_chromium",
 )
 
@@ -83,10 +86,14 @@ def pytest_collection_finish() -> None:
     """No later collection goes through what the collected tests hold."""
     gc.freeze()
     gc.enable()
+    gc.set_threshold(50_000)  # a plan makes 60,000 objects, which need no collection
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first; tests of LMDeploy are skipped where it is not."""
+    """What goes together and the longest files come first.
+
+    Tests of LMDeploy are skipped where it is not.
+    """
     if find_spec("lmdeploy") is None:
         for item in items:
             if item.get_closest_marker("lmdeploy"):
@@ -96,7 +103,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = re.compile("|".join(TOGETHER))
     items.sort(
         key=lambda item: (
-            order.get(item.path, len(order)), not first.search(item.nodeid), item.path not in slow
+            not first.search(item.nodeid), order.get(item.path, len(order)), item.path not in slow
         )
     )  # fmt: skip
 

@@ -112,6 +112,7 @@ def test_the_kernels_of_a_release_are_written(tmp_path: Path, monkeypatch: Patch
     }  # fmt: skip
 
 
+@pytest.mark.exhaustive  # whoever prepares for a new LMDeploy reads them
 @pytest.mark.lmdeploy
 def test_tables_are_read_of_a_whole_wheel() -> None:
     import lmdeploy

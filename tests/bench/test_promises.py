@@ -15,8 +15,8 @@ from turbofit.core.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
-PLANS_SEED, COUNT = 22, part(40, 2)
-SEED, PAIRS = 20_261_122, part(160, 10)
+PLANS_SEED, COUNT = 22, part(40, 4)
+SEED, PAIRS = 20_261_122, part(160, 16)
 
 
 @pytest.mark.parametrize("case", list(requests(COUNT, PLANS_SEED)), ids=str)

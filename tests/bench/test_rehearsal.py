@@ -18,17 +18,14 @@ from turbofit.model.presets import preset_model
 from turbofit.pretend.run import NOTICE
 
 pytestmark = pytest.mark.lmdeploy
-#: What `tests/rehearse` runs of other kinds is not among the quick rows.
-GRID = [
-    pytest.param(row, id=row.name, marks=() if row.quick else pytest.mark.exhaustive)
-    for row in ROWS
-]
+GRID = [pytest.param(row, id=row.name) for row in ROWS]
 
 
 def test_the_grid_has_models_of_experts():
     assert sum(preset_model(row.model).text.moe is not None for row in ROWS) >= 8
 
 
+@pytest.mark.exhaustive  # the check rehearses in `tests/rehearse`, and serves with tp in `launch`
 @pytest.mark.parametrize("row", GRID)
 def test_forecast_and_engine_agree(row, tmp_path):
     checks, seen = check_row(row, tmp_path)

@@ -21,11 +21,11 @@ from turbofit.core.units import MIB
 from turbofit.gateway.routing.admission import Place
 
 PACKAGE = Path(__file__).parents[2] / "turbofit"
-BATCH = 12
+BATCH = 6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", sweep(range(0, 24 * BATCH, BATCH), 24))
+@pytest.mark.parametrize("first", sweep(range(0, 48 * BATCH, BATCH), 48))
 def test_nothing_breaks_in_simulated_days(first: int) -> None:
     broken = {}
     for seed in range(first, first + BATCH):

@@ -233,6 +233,7 @@ def test_a_plan_is_made_without_the_garbage_collector_and_a_server_is_not() -> N
     code = (
         "import gc, sys\n"
         "from turbofit.cli import main as cli\n"
+        "from turbofit.core.process import collector\n"
         "ran = []\n"
         "gc.callbacks.append(lambda phase, _: ran.append(phase))\n"
         "main = cli.main\n"
@@ -240,7 +241,7 @@ def test_a_plan_is_made_without_the_garbage_collector_and_a_server_is_not() -> N
         "    code = main(argv)\n"
         "    alone = not ran\n"
         "    kept = [[] for _ in range(100_000)]\n"
-        "    usual = gc.get_threshold() == cli._USUAL_THRESHOLDS\n"
+        "    usual = gc.get_threshold() == collector.USUAL_THRESHOLDS\n"
         "    print(alone, bool(ran), usual, file=sys.stderr)\n"
         "    return code\n"
         "cli.main = then\n"

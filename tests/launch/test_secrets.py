@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.processes import REPO, Child
 from tests.support.serving import MESSAGES, ask_at
+from turbofit.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -97,25 +98,22 @@ def test_a_bug(keys: str, state: str, environ: dict[str, str], tmp_path: Path) -
     shows_no_secret([done.stderr, done.stdout], tmp_path, given)
 
 
-def test_commands_and_manifests(environ: dict[str, str], tmp_path: Path) -> None:
+def test_commands_and_manifests(environ: dict[str, str], tmp_path: Path, monkeypatch, capsys):
     """Those that are shown, and not started; a manifest has the plan's options alone."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
     keys = "--no-gateway -- --api-keys secret-1 secret-2"
     dry = ["serve", *MODEL, "--dry-run"]
     texts = []
     for form in ([], ["--json"], ["--md"]):
-        argv = [sys.executable, "-m", "turbofit", *dry, *form, *shlex.split(keys)]
-        done = subprocess.run(
-            argv, env={**os.environ, **environ}, capture_output=True, text=True, check=True
-        )
-        assert "--api-keys" in done.stdout
-        texts += [done.stdout, done.stderr]
+        assert main([*dry, *form, *shlex.split(keys)]) == 0
+        said = capsys.readouterr()
+        assert "--api-keys" in said.out
+        texts += [said.out, said.err]
         if form == ["--json"]:
-            (tmp_path / "plan.json").write_text(done.stdout)
+            (tmp_path / "plan.json").write_text(said.out)
     assert json.loads((tmp_path / "plan.json").read_text())["serve"]["argv"][-1] == "***"
     for kind in ("systemd", "compose", "k8s"):
-        argv = [sys.executable, "-m", "turbofit", "export", kind, str(tmp_path / "plan.json")]
-        done = subprocess.run(
-            argv, env={**os.environ, **environ}, capture_output=True, text=True, check=True
-        )
-        texts.append(done.stdout)
+        assert main(["export", kind, str(tmp_path / "plan.json")]) == 0
+        texts.append(capsys.readouterr().out)
     shows_no_secret(texts, tmp_path, tuple(keys.split()))

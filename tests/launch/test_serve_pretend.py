@@ -26,32 +26,15 @@ needs("lmdeploy", "fastapi", "torchvision")
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
 
 
-def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> None:
+def test_internvl2_from_its_planned_peak_to_the_drain(
+    children: list[Child], tmp_path: Path
+) -> None:
     """Said everywhere, brought to its planned peak before it opens, and not past it by a client.
 
-    One is killed: the other answers while it starts again. The drain ends with a word to all.
+    The drain ends with a word to all.
     """
-    words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2", "--drain", "1")
-    served = serve_pretend(children, tmp_path, *words, standby=True)
-    served.wait()
-    served.child.wait_for("phase: ready", 2)
-    served.child.wait_for("images: prepared on ", 2)
-    assert "PRETEND GPUs" in served.child.lines[0]
-    status, headers, health = served.ask("/health")
-    assert (status, headers["x-turbofit-pretend"], health["pretend"]) == (200, "1", True)
-    record = served.record
-    assert record["pretend"] is True
-    assert record["state"] == "ready"
-    engines = record["attempts"][0]["engines"]
-    assert len(engines) == 2
-    for engine in engines:
-        rows = {row["what"]: row for row in engine["beside"]}
-        pool = rows["executor pool at most"]
-        assert 0.98 <= pool["actual"] / pool["forecast"] <= 1.0
-        peak = rows["in use at most"]
-        assert 0.99 <= peak["actual"] / peak["forecast"] <= 1.0
-        assert rows["KV tokens"]["actual"] == rows["KV tokens"]["forecast"]
-        assert {"starting", "weights", "cache", "serving", "check"} <= set(engine["seconds"])
+    served = serve_pretend(children, tmp_path, *EIGHT, "--drain", "1")
+    is_brought_to_its_planned_peak(served, engines=1)
     status, headers, answer = served.chat(image(4480, 4480, max_dynamic_patch=120))
     assert status == 200
     assert headers["x-turbofit-limited"].startswith("max_dynamic_patch=")
@@ -63,6 +46,19 @@ def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> Non
     log_probabilities_are_those_of_token_0(served)
     for pid in pids(served.child):
         assert b"--api-keys" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    the_drain_ends_with_a_word_to_everybody(served)
+    assert all(gone(pid) for pid in pids(served.child))
+    assert served.record["state"] == "ended"
+    assert not (served.run / "model").exists()
+
+
+@pytest.mark.exhaustive  # with stand-ins for engines: `serve/test_supervised_processes`
+def test_of_two_replicas_one_answers_while_the_other_starts_again(
+    children: list[Child], tmp_path: Path
+) -> None:
+    words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2", "--drain", "1")
+    served = serve_pretend(children, tmp_path, *words, standby=True)
+    is_brought_to_its_planned_peak(served, engines=2)
     os.kill(pids(served.child)[1], signal.SIGKILL)
     for _ in range(5):
         status, _, _ = served.chat(image(448, 448))
@@ -71,8 +67,28 @@ def test_internvl2_as_two_replicas(children: list[Child], tmp_path: Path) -> Non
     assert served.ask("/health")[0] == 200
     the_drain_ends_with_a_word_to_everybody(served)
     assert all(gone(pid) for pid in pids(served.child))
-    assert served.record["state"] == "ended"
-    assert not (served.run / "model").exists()
+
+
+def is_brought_to_its_planned_peak(served: Served, engines: int) -> None:
+    served.wait()
+    served.child.wait_for("phase: ready", engines)
+    served.child.wait_for("images: prepared on ", engines)
+    assert "PRETEND GPUs" in served.child.lines[0]
+    status, headers, health = served.ask("/health")
+    assert (status, headers["x-turbofit-pretend"], health["pretend"]) == (200, "1", True)
+    record = served.record
+    assert record["pretend"] is True
+    assert record["state"] == "ready"
+    found = record["attempts"][0]["engines"]
+    assert len(found) == engines
+    for engine in found:
+        rows = {row["what"]: row for row in engine["beside"]}
+        pool = rows["executor pool at most"]
+        assert 0.98 <= pool["actual"] / pool["forecast"] <= 1.0
+        peak = rows["in use at most"]
+        assert 0.99 <= peak["actual"] / peak["forecast"] <= 1.0
+        assert rows["KV tokens"]["actual"] == rows["KV tokens"]["forecast"]
+        assert {"starting", "weights", "cache", "serving", "check"} <= set(engine["seconds"])
 
 
 def the_drain_ends_with_a_word_to_everybody(served: Served) -> None:

@@ -21,7 +21,16 @@ def ask(served: Served, model: str) -> int:
     return served.ask("/v1/chat/completions", body)[0]
 
 
-def test_two_share_a_card_and_one_starts_again(children, tmp_path, internvl2, qwen2_vl) -> None:
+@pytest.mark.parametrize(
+    "killed",
+    [
+        False,
+        # With a stand-in for the engine: `test_serve_models`, `test_run`.
+        pytest.param(True, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_two_share_a_card(killed, children, tmp_path, internvl2, qwen2_vl) -> None:
+    """Also where one of them is killed, and starts again."""
     served = serve_pretend(
         children, tmp_path, str(internvl2), str(qwen2_vl), "--on", "1xrtx3060",
         "--context", "4096", "--no-check", TMPDIR=str(tmp_path),
@@ -30,14 +39,16 @@ def test_two_share_a_card_and_one_starts_again(children, tmp_path, internvl2, qw
     names = [internvl2.name, qwen2_vl.name]
     listed = served.ask("/v1/models")[2]["data"]
     assert [card["id"] for card in listed if card["id"] == card["root"]] == names
-    os.kill(pids(served.child)[0], signal.SIGKILL)
-    served.child.wait_for("phase: ready", 3)
+    if killed:
+        os.kill(pids(served.child)[0], signal.SIGKILL)
+    starts = 2 + killed
+    served.child.wait_for("phase: ready", starts)
     tokens = [
         re.search(r"KV tokens: ([\d,]*\d) \(forecast ([\d,]*\d)", line)
         for line in served.child.lines
     ]
     found = [match.groups() for match in tokens if match is not None]
-    assert len(found) == 3
+    assert len(found) == starts
     assert [actual for actual, _ in found] == [forecast for _, forecast in found]
     for name in names:  # the gateway hears of a start that is ready a moment later
         until(lambda name=name: ask(served, name) == 200, name)

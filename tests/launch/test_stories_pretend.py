@@ -46,7 +46,7 @@ def test_1_internvl2_over_four_cards_without_peer_access(children, tmp_path) -> 
 
 
 @with_cuda
-@pytest.mark.exhaustive  # a minute of a processor: LMDeploy's PyTorch engine compiles
+@pytest.mark.exhaustive  # 40 s of a processor: LMDeploy's server and its PyTorch engine
 def test_2_and_3_llava_whose_images_transformers_5_breaks(children, tmp_path) -> None:
     """A merged LoRA has these tensors; of the L4 others hold 3 GiB."""
     folder = few_layers("llava-1.5-7b", tmp_path, 2)
@@ -56,13 +56,13 @@ def test_2_and_3_llava_whose_images_transformers_5_breaks(children, tmp_path) ->
 
 
 @with_cuda
+@pytest.mark.exhaustive  # its memory: `memory/transformers/test_account`; its server: `fallback`
 def test_4_llava_onevision_on_transformers(children, tmp_path) -> None:
     words = ("llava-onevision-0.5b", "--on", "2xrtx4090")
     answers_a_picture(children, tmp_path, 2 * 729, *words)
 
 
 @with_cuda
-@pytest.mark.exhaustive
 def test_4_llama_3_2_vision_on_transformers(children, tmp_path) -> None:
     folder = few_layers("llama-3.2-11b-vision", tmp_path, 4)
     # Its images are read by cross-attention, and fill no place of the prompt.

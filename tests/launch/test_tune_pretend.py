@@ -1,4 +1,4 @@
-"""``turbofit tune`` end to end: LMDeploy's real server and engine on pretend GPUs."""
+"""``turbofit tune`` end to end, with a stand-in for the engine; in --all with LMDeploy's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import Child
+from tests.launch.cluster.cloud import STAND_IN
+from tests.support.processes import Child, free_port
 from tests.support.serving import needs, start_turbofit
 from tests.support.waiting import until
 from turbofit.cli.main import main
@@ -30,9 +31,11 @@ FULL = ("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend")
 FALLBACK = ("qwen2.5-vl-3b", "--engine", "transformers", "--on", "1xrtx3090", "--pretend")
 
 
-def tune(children: list[Child], state: Path, *words: str, code: int = 0) -> tuple[Child, Any]:
+def tune(
+    children: list[Child], state: Path, *words: str, code: int = 0, **environ: str
+) -> tuple[Child, Any]:
     """A tuning that has ended, and its document; no engine is left of it."""
-    child = start_turbofit(children, state, "tune", *ONE, *words, "--json")
+    child = start_turbofit(children, state, "tune", *ONE, *words, "--json", **environ)
     if code:
         child.wait_for("trial 2: turbomind")
         child.wait_for("engine: phase: ready")
@@ -47,10 +50,10 @@ def tune(children: list[Child], state: Path, *words: str, code: int = 0) -> tupl
 
 
 def test_it_tries_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
-    _, result = tune(children, tmp_path, "--starts", "1")
+    _, result = tune(children, tmp_path, "--starts", "1", **STAND_IN)
     assert [one["outcome"] for one in result["trials"]] == ["measured"]
     assert result["trials"][0]["measured"]["failed"] == 0
-    serve_begins_with_the_best(children, tmp_path)
+    serve_begins_with_the_best(children, tmp_path, **STAND_IN)
 
 
 @pytest.mark.exhaustive
@@ -69,10 +72,9 @@ def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(children, t
     serve_begins_with_the_best(children, tmp_path)
 
 
-def serve_begins_with_the_best(children: list[Child], tmp_path: Path) -> None:
-    served = start_turbofit(
-        children, tmp_path, "serve", *ONE[:6], "--no-standby", "--port", "23731"
-    )
+def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ: str) -> None:
+    words = (*ONE[:6], "--no-standby", "--port", str(free_port()))
+    served = start_turbofit(children, tmp_path, "serve", *words, **environ)
     served.wait_for("engine: phase: starting")
     served.process.send_signal(signal.SIGTERM)
     assert served.finish() == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.presets import load_yaml, presets_dir
@@ -132,12 +133,13 @@ def test_where_no_awq_is_published_another_format_of_four_bits_is_named():
 
 CHILD = """
 import sys
+OURS = sys.argv[1]
 opened, calls = [], 0
 sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
 import msgspec, yaml, re
 def count(frame, event, arg):
     global calls
-    calls += event == "call"
+    calls += event == "call" and frame.f_code.co_filename.startswith(OURS)
 del opened[:]
 sys.setprofile(count)
 from turbofit.model.source import resolve_model
@@ -152,17 +154,18 @@ print(msgspec.json.encode([sorted(heavy), len(ours), read, calls]).decode())
 
 
 def test_a_preset_costs_little_and_imports_nothing_heavy():
-    done = subprocess.run([sys.executable, "-c", CHILD], check=True, capture_output=True, text=True)
+    words = [sys.executable, "-c", CHILD, str(Path(turbofit.__file__).parent)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     heavy, ours, read, calls = json.loads(done.stdout)
     assert heavy == []
-    # Counted, since milliseconds differ between machines: 12,602 calls with nine image rules, whose
-    # import is a third of them, and which no plan can do without.
+    # Counted, since milliseconds differ between machines; turbofit's alone, since those of Python's
+    # imports differ between its versions: 279 calls, with nine image rules.
     assert ours <= 30
     assert [Path(name).name for name in read if name.endswith(".yaml")] == [
         "internvl2-26b-awq.yaml", "internvl2-26b.yaml",
     ]  # fmt: skip
     assert len(read) <= 4
-    assert calls <= 12_650
+    assert 0 < calls <= 290
 
 
 def test_presets_by_words_of_their_names():

@@ -42,7 +42,7 @@ def at_once(plan: Plan) -> int:
     return sum(one.kv.tokens // size for one in plan.group_plans())
 
 
-@pytest.mark.parametrize(("model", "on", "asked", "many"), sweep(ASKED, 4))
+@pytest.mark.parametrize(("model", "on", "asked", "many"), sweep(ASKED, 8))
 def test_all_that_is_held_fits_and_one_more_does_not(
     model: str, on: str, asked: dict[str, Any], many: int
 ) -> None:

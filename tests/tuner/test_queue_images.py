@@ -106,7 +106,7 @@ WITH_IMAGES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sweep(WITH_IMAGES))
+@pytest.mark.parametrize("name", sweep(WITH_IMAGES, 16))
 def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
     for images in (2, 8):
         plan = turbofit.plan(name, on="8xb200", images=images)

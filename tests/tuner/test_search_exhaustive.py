@@ -110,7 +110,7 @@ def exhaustive(request: ResolvedRequest, engine: Engine, contexts):
     return best
 
 
-@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::3]))
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::3], 16))
 def test_each_card_of_its_own_holds_all_that_it_can(engine, seed):
     """Each set of groups as chosen: a thousandth more of the ratio does not leave the margin."""
     request = random_request(random.Random(seed))
@@ -147,7 +147,7 @@ def chosen(found: EngineFit):
     return best.rank[4:]
 
 
-@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED, 20))
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED, 40))
 def test_the_choice_equals_exhaustive_search(engine, seed):
     request = random_request(random.Random(seed))
     best = exhaustive(request, engine, [request.workload.context])
@@ -171,7 +171,7 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
         assert (tokens, prefill, shards) >= best[2:]
 
 
-@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::4], 16))
+@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::4], 32))
 def test_a_queue_is_never_worse_than_none(engine, seed):
     request = random_request(random.Random(seed))
     free = replace(request, workload=replace(request.workload, queue_images=None))

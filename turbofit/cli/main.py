@@ -18,6 +18,7 @@ from turbofit.cli.options.option_variables import ROOT
 from turbofit.cli.terminal.interrupts import INTERRUPTED
 from turbofit.cli.terminal.output import UnwrittenError, complain, note, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
+from turbofit.core.process.collector import collect_after
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +35,6 @@ _ON_LMDEPLOY: Final = frozenset({"serve", "calibrate", "tune"})
 
 #: Until the first collection; a plan makes about 60,000.
 _OBJECTS_BEFORE_COLLECTION: Final = 100_000
-_USUAL_THRESHOLDS: Final = gc.get_threshold()
 
 _FAILED: Final = 1
 
@@ -45,20 +45,12 @@ def entry() -> None:
     The garbage collector would take a sixth of a plan's time and find nothing: what start-up makes
     stays until the process ends.
     """
-    gc.callbacks.append(_collect_as_usual)
-    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
+    collect_after(_OBJECTS_BEFORE_COLLECTION)
     code = main(sys.argv[1:])
     if sys.stderr.isatty():
         tell_of_manual(os.environ)
     gc.freeze()
     sys.exit(code)
-
-
-def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
-    """Collect as usual after the first collection: what still runs then is a server."""
-    if phase == "stop":
-        gc.callbacks.remove(_collect_as_usual)
-        gc.set_threshold(*_USUAL_THRESHOLDS)
 
 
 def tell_of_manual(environ: Mapping[str, str]) -> None:

@@ -297,9 +297,14 @@ class Surety(Struct):
 
     def figure(self, value: float) -> str:
         """A figure with two digits; one that is sure to an order is the nearest 1, 3 or 10."""
-        if self.word not in ("order", "unknown") or value <= 0:
+        if not self.of_order or value <= 0:
             return two_digits(value)
         return f"about {order(value)}"
+
+    @property
+    def of_order(self) -> bool:
+        """Whether not more than the order of a figure is sure."""
+        return self.word in ("order", "unknown")
 
 
 class Throughput(Struct):

@@ -61,8 +61,6 @@ _REASONS: Final = {
 }
 #: Kinds that say what is seen, and no cause.
 _NO_CAUSES: Final = ("stands_still", "foreign")
-#: A notice of the machine, which says nothing of an error in the same log.
-_OF_MACHINE: Final = ("peer_warning",)
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 
 
@@ -114,7 +112,7 @@ def _tells_less(best: RuleAnswer, last: LogEvent | None) -> bool:
     if last is None:
         return False
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
-    return best.kind in (*_PARENTS, *_OF_MACHINE) or (told_less and last.line > best.line)
+    return best.kind in (*_PARENTS, "peer_warning") or (told_less and last.line > best.line)
 
 
 def _in_short(draft: RuleAnswer) -> str:

@@ -12,8 +12,12 @@ from turbofit.observe.log_reader import by_form
 if TYPE_CHECKING:
     from turbofit.observe.log_events import PythonFrame
 
-#: A line of no level below an error.
-_NO_LESS = r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
+#: A line of no level below an error, and of no client that left before its answer, which LMDeploy
+#: 0.7 to 0.12 logs as an error.
+_NO_LESS = (
+    r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
+    r"(?!.*\[(safe_run|model_inst)\] exception caught:( GeneratorExit| CancelledError)? *$)"
+)
 #: A line that no row knows and that tells of an error, whoever wrote it.
 _COMPLAINT: Final = re.compile(
     rf"{_NO_LESS}(?!.*Last error:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed"

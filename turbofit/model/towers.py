@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.model import AudioDims, VisionDims
-    from turbofit.model.tensors import New, Part
+    from turbofit.model.tensors import New
 
     Tensors = list[Tensor]
 
@@ -69,7 +69,7 @@ def audio_tensors(audio: AudioDims, text_hidden: int) -> tuple[Tensor, ...]:
     tensors = [
         *begin,
         *attention,
-        *_mlp(partial(layer, part="mlp"), hidden, audio.intermediate),
+        *_mlp(partial(layer, part="mlp"), hidden, audio.intermediate, "up"),
         *_norms(layer, hidden, "norm1", "norm2"),
         *_norms(conv, hidden, "post_norm"),
         *behind,
@@ -87,24 +87,20 @@ def _attention(linear: New, hidden: int) -> Tensors:
     return [*inputs, linear(role="out", shape=shape, split="rows")]
 
 
-def _mlp(linear: New, hidden: int, inner: int, *, gated: bool = False) -> Tensors:
-    columns = [
-        linear(role=role, shape=(inner, hidden), split="columns")
-        for role in (("gate", "up") if gated else ("up",))
-    ]
-    return [*columns, linear(role="down", shape=(hidden, inner), split="rows")]
+def _mlp(linear: New, hidden: int, inner: int, *columns: str) -> Tensors:
+    inputs = [linear(role=role, shape=(inner, hidden), split="columns") for role in columns]
+    return [*inputs, linear(role="down", shape=(hidden, inner), split="rows")]
 
 
-def _block(vision: VisionDims, layers: int | None = None, *, biases: bool = True) -> Tensors:
-    """A layer: attention with a biased output, an MLP with biases, two norms."""
-    hidden = vision.hidden
-    layer = partial(Tensor, layers=range(vision.layers if layers is None else layers))
+def _layers(vision: VisionDims, count: int, *, biases: bool = True) -> Tensors:
+    """Layers of attention with a biased output, an MLP with biases, two norms."""
+    hidden, layer = vision.hidden, partial(Tensor, layers=range(count))
     *qkv, out = _attention(partial(layer, part="attention", bias=vision.qkv_bias), hidden)
-    mlp = partial(layer, part="mlp", bias=biases)
+    columns = ("gate", "up") if vision.gated_mlp else ("up",)
     tensors = [
         *qkv,
         replace(out, bias=biases),
-        *_mlp(mlp, hidden, vision.intermediate, gated=vision.gated_mlp),
+        *_mlp(partial(layer, part="mlp", bias=biases), hidden, vision.intermediate, *columns),
         *_norms(partial(layer, bias=_is_biased(vision)), hidden, "norm1", "norm2"),
     ]
     return tensors + _norms(layer, hidden, "q_norm", "k_norm") if vision.qk_norm else tensors
@@ -125,14 +121,8 @@ def _merged(vision: VisionDims) -> int:
     return vision.hidden * vision.merge**2
 
 
-def _one(role: str, *shape: int, part: Part = "embedding") -> Tensor:
-    return Tensor(role=role, part=part, shape=shape)
-
-
-def _patch(vision: VisionDims, *, bias: bool = False) -> Tensor:
-    times = (vision.temporal_patch,) if vision.temporal_patch > 1 else ()
-    shape = (vision.hidden, vision.channels, *times, vision.patch_size, vision.patch_size)
-    return Tensor(role="patch", part="embedding", shape=shape, bias=bias)
+def _one(role: str, *shape: int) -> Tensor:
+    return Tensor(role=role, part="embedding", shape=shape)
 
 
 def _projector(role: str, *shape: int, bias: bool = True) -> Tensor:
@@ -140,59 +130,79 @@ def _projector(role: str, *shape: int, bias: bool = True) -> Tensor:
     return Tensor(role=f"projector.{role}", part="projector", shape=shape, bias=bias)
 
 
-def _internvit(vision: VisionDims, text_hidden: int) -> Tensors:
-    """A class token, and two scales a layer."""
-    hidden, merged = vision.hidden, _merged(vision)
-    layer = partial(Tensor, layers=range(vision.layers))
-    return [
-        _one("class", 1, 1, hidden),
-        _patch(vision, bias=True),
-        _one("positions", 1, _tokens(vision) + 1, hidden),
-        *_block(vision),
-        *_norms(layer, hidden, "scale1", "scale2"),
-        _projector("norm", merged),
-        *_two_layers(merged, text_hidden),
-    ]
+def _patch(vision: VisionDims, *, bias: bool = False) -> Tensor:
+    times = (vision.temporal_patch,) if vision.temporal_patch > 1 else ()
+    shape = (vision.hidden, vision.channels, *times, vision.patch_size, vision.patch_size)
+    return replace(_one("patch", *shape), bias=bias)
+
+
+def _with_token(vision: VisionDims, *axes: int) -> Tensors:
+    """A class token behind so many axes of 1, and positions of it and of a tile's patches."""
+    hidden = vision.hidden
+    return [_one("class", *axes, hidden), _one("positions", *axes[1:], _tokens(vision) + 1, hidden)]
+
+
+def _clip(vision: VisionDims) -> Tensors:
+    """A class token and a norm before the layers; the norm after them is for it alone."""
+    norm = partial(Tensor, bias=_is_biased(vision))
+    norms = _norms(norm, vision.hidden, "pre_norm", "post_norm")
+    return [_patch(vision), *_with_token(vision), *norms, *_layers(vision, vision.layers)]
+
+
+def _learnt(vision: VisionDims) -> Tensors:
+    """Positions of a tile's patches, and no token of a class."""
+    positions = _one("positions", _tokens(vision), vision.hidden)
+    return [_patch(vision, bias=True), positions, *_layers(vision, vision.layers)]
+
+
+def _siglip(vision: VisionDims) -> Tensors:
+    norm = partial(Tensor, bias=_is_biased(vision))
+    return _learnt(vision) + _norms(norm, vision.hidden, "post_norm")
+
+
+def _two(inputs: int, text_hidden: int) -> Tensors:
+    """A projector of two linear layers."""
+    return [_projector("1", text_hidden, inputs), _projector("2", text_hidden, text_hidden)]
 
 
 def _merger(vision: VisionDims, text_hidden: int, *, bias: bool) -> Tensors:
     """A norm of single patches before two linear layers of whole windows."""
-    merged = _merged(vision)
+    merged, norm = _merged(vision), _projector("norm", vision.hidden, bias=bias)
+    return [norm, _projector("1", merged, merged), _projector("2", text_hidden, merged)]
+
+
+def _gated(inputs: int, text_hidden: int, vision: VisionDims) -> Tensors:
+    """A matrix, a norm and a gated MLP of the language model's channels, without biases."""
+    plain, width = partial(_projector, bias=False), vision.projector
     return [
-        _projector("norm", vision.hidden, bias=bias),
-        _projector("1", merged, merged),
-        _projector("2", text_hidden, merged),
+        plain("1", text_hidden, inputs),
+        _projector("norm", text_hidden),
+        plain("gate", width, text_hidden),
+        plain("up", width, text_hidden),
+        plain("down", text_hidden, width),
     ]
+
+
+def _internvit(vision: VisionDims, text_hidden: int) -> Tensors:
+    """Two scales a layer; a norm of whole windows before the projector."""
+    hidden, merged = vision.hidden, _merged(vision)
+    scales = _norms(partial(Tensor, layers=range(vision.layers)), hidden, "scale1", "scale2")
+    tower = [_patch(vision, bias=True), *_with_token(vision, 1, 1)]
+    projector = [_projector("norm", merged), *_two(merged, text_hidden)]
+    return [*tower, *_layers(vision, vision.layers), *scales, *projector]
 
 
 def _qwen_vit(vision: VisionDims, text_hidden: int) -> Tensors:
     merger = _merger(vision, text_hidden, bias=_is_biased(vision))
-    return [_patch(vision), *_block(vision), *merger]
+    return [_patch(vision), *_layers(vision, vision.layers), *merger]
 
 
 def _qwen3_vit(vision: VisionDims, text_hidden: int) -> Tensors:
     """Each merger has a norm of its own; those of the deepstack norm whole windows."""
     merger, steps = _merger(vision, text_hidden, bias=True), range(vision.deepstack)
     deep = [_projector("norm", _merged(vision)), *merger[1:]]
-    return [
-        _patch(vision, bias=True),
-        _one("positions", _tokens(vision), vision.hidden),
-        *_block(vision),
-        *merger,
-        *[replace(one, role=f"deepstack.{one.role}", layers=steps) for one in deep],
-    ]
-
-
-def _gated(inputs: int, text_hidden: int, vision: VisionDims) -> Tensors:
-    """A matrix, a norm and a gated MLP of the language model's channels, without biases."""
-    width = vision.projector
-    return [
-        _projector("1", text_hidden, inputs, bias=False),
-        _projector("norm", text_hidden),
-        _projector("gate", width, text_hidden, bias=False),
-        _projector("up", width, text_hidden, bias=False),
-        _projector("down", text_hidden, width, bias=False),
-    ]
+    deepstack = [replace(one, role=f"deepstack.{one.role}", layers=steps) for one in deep]
+    return [*_learnt(vision), *merger, *deepstack]
 
 
 def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:
@@ -201,71 +211,35 @@ def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:
     LMDeploy builds a bias behind each attention besides, ``hidden`` elements a layer (36,864
     in GLM-4.1V-9B), which no checkpoint fills.
     """
-    plain = replace(vision, gated_mlp=True, norm="rms_norm")
+    hidden, plain = vision.hidden, replace(vision, gated_mlp=True, norm="rms_norm")
     return [
         _patch(vision, bias=True),
-        _one("positions", _tokens(vision), vision.hidden),
-        *_block(plain, biases=False),
-        _one("pre_norm", vision.hidden),
-        _one("post_norm", vision.hidden),
-        _projector("window", text_hidden, vision.hidden, vision.merge, vision.merge),
+        _one("positions", _tokens(vision), hidden),
+        *_layers(plain, vision.layers, biases=False),
+        *_norms(Tensor, hidden, "pre_norm", "post_norm"),
+        _projector("window", text_hidden, hidden, vision.merge, vision.merge),
         *_gated(text_hidden, text_hidden, vision),
     ]
 
 
-def _two_layers(inputs: int, text_hidden: int) -> Tensors:
-    return [_projector("1", text_hidden, inputs), _projector("2", text_hidden, text_hidden)]
-
-
-def _llava_projector(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Two linear layers, and the row that ends a line."""
-    newline = [_one("newline", text_hidden, part="projector")] if vision.newline else []
-    return [*_two_layers(vision.hidden * vision.outputs, text_hidden), *newline]
-
-
-def _clip_tower(vision: VisionDims) -> Tensors:
-    """A class token and a norm before the layers; the norm after them is for it alone."""
-    hidden, norm = vision.hidden, partial(Tensor, bias=_is_biased(vision))
-    return [
-        _one("class", hidden),
-        _patch(vision),
-        _one("positions", _tokens(vision) + 1, hidden),
-        *_block(vision),
-        *_norms(norm, hidden, "pre_norm", "post_norm"),
-    ]
-
-
-def _clip(vision: VisionDims, text_hidden: int) -> Tensors:
-    return [*_clip_tower(vision), *_llava_projector(vision, text_hidden)]
+def _llava(vision: VisionDims, text_hidden: int) -> Tensors:
+    """CLIP's or SigLIP's tower, two linear layers, and the row that ends a line."""
+    tower = _clip(vision) if vision.kind == "clip" else _siglip(vision)
+    newline = [_projector("newline", text_hidden, bias=False)] if vision.newline else []
+    return [*tower, *_two(vision.hidden * vision.outputs, text_hidden), *newline]
 
 
 def _phi3v(vision: VisionDims, text_hidden: int) -> Tensors:
     """Two separators of a window's channels, and two linear layers."""
     merged = _merged(vision)
     separators = [_projector(one, merged, bias=False) for one in ("line_end", "image_end")]
-    return [*_clip_tower(vision), *separators, *_two_layers(merged, text_hidden)]
-
-
-def _siglip_tower(vision: VisionDims) -> Tensors:
-    hidden, norm = vision.hidden, partial(Tensor, bias=_is_biased(vision))
-    return [
-        _patch(vision, bias=True),
-        _one("positions", _tokens(vision), hidden),
-        *_block(vision),
-        *_norms(norm, hidden, "post_norm"),
-    ]
-
-
-def _siglip(vision: VisionDims, text_hidden: int) -> Tensors:
-    return [*_siglip_tower(vision), *_llava_projector(vision, text_hidden)]
+    return [*_clip(vision), *separators, *_two(merged, text_hidden)]
 
 
 def _gemma3(vision: VisionDims, text_hidden: int) -> Tensors:
     """One matrix, and a norm without biases before it."""
-    hidden = vision.hidden
-    norm, matrix = (hidden,), (text_hidden, hidden)
-    projector = [_projector("norm", *norm, bias=False), _projector("1", *matrix, bias=False)]
-    return [*_siglip_tower(vision), *projector]
+    norm, plain = (vision.hidden,), partial(_projector, bias=False)
+    return [*_siglip(vision), plain("norm", *norm), plain("1", text_hidden, vision.hidden)]
 
 
 def _eva_clip(vision: VisionDims, text_hidden: int) -> Tensors:
@@ -273,82 +247,51 @@ def _eva_clip(vision: VisionDims, text_hidden: int) -> Tensors:
 
     GLM-4V's convolution goes to the language model's channels, CogVLM2's stays in the tower's.
     """
-    hidden = vision.hidden
+    hidden, merge = vision.hidden, vision.merge
     inner = text_hidden if vision.kind == "eva_clip_glm" else hidden
-    window = (
-        [_projector("window", inner, hidden, vision.merge, vision.merge)]
-        if vision.merge > 1
-        else []
-    )
     return [
-        _one("class", 1, hidden),
         _patch(vision, bias=True),
-        _one("positions", _tokens(vision) + 1, hidden),
-        *_block(vision),
-        *window,
+        *_with_token(vision, 1),
+        *_layers(vision, vision.layers),
+        *([_projector("window", inner, hidden, merge, merge)] if merge > 1 else []),
         *_gated(inner, text_hidden, vision),
         *[_projector(one, 1, 1, text_hidden, bias=False) for one in ("begin", "end")],
     ]
 
 
 def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Two stacks of layers; embeddings by tile and shape, each with a gate."""
-    hidden, positions = vision.hidden, _tokens(vision) + 1
-    shapes, tile = vision.shapes + 1, vision.max_tiles * hidden
-    block, more = (_unbiased(vision, count) for count in (vision.layers, vision.extra_layers))
-    gate = partial(Tensor, layers=range(vision.extra_layers))
-    return [
-        _one("class", hidden),
-        _patch(vision),
+    """Two stacks of layers, attention without biases; embeddings by tile and shape, with gates."""
+    hidden, shapes, tile = vision.hidden, vision.shapes + 1, vision.max_tiles * vision.hidden
+    plain, again = replace(vision, qkv_bias=False), range(vision.extra_layers)
+    tensors = [
+        *_clip(plain),
         _one("positions.gate", 1),
-        _one("positions", positions, hidden),
-        _one("tile_positions", shapes, tile * positions),
-        _one("pre_tile.gate", 1),
-        _one("pre_tile", shapes, tile),
-        _one("post_tile.gate", 1),
-        _one("post_tile", shapes, tile),
-        *_norms(partial(Tensor, bias=_is_biased(vision)), hidden, "pre_norm", "post_norm"),
-        *block,
-        *_norms(gate, 1, "global.attention_gate", "global.mlp_gate"),
-        *[replace(one, role=f"global.{one.role}") for one in more],
+        _one("tile_positions", shapes, tile * (_tokens(vision) + 1)),
+        *[_one(f"{place}_tile.gate", 1) for place in ("pre", "post")],
+        *[_one(f"{place}_tile", shapes, tile) for place in ("pre", "post")],
+        *[replace(one, role=f"global.{one.role}") for one in _layers(plain, vision.extra_layers)],
+        *_norms(partial(Tensor, layers=again), 1, "global.attention_gate", "global.mlp_gate"),
         _projector("1", text_hidden, hidden * vision.outputs),
     ]
-
-
-def _unbiased(vision: VisionDims, layers: int) -> Tensors:
-    """Layers whose attention has no biases."""
-    block = _block(vision, layers)
-    return [replace(one, bias=False) if one.part == "attention" else one for one in block]
+    return [replace(one, bias=False) if one.part == "attention" else one for one in tensors]
 
 
 def _llama4(vision: VisionDims, text_hidden: int) -> Tensors:
     """Norms before and after the layers; an adapter of windows, then a matrix, without biases."""
-    hidden, adapter, norm = (
-        vision.hidden,
-        vision.projector,
-        partial(Tensor, bias=_is_biased(vision)),
-    )
-    return [
-        _one("class", hidden),
-        _patch(vision),
-        _one("positions", _tokens(vision) + 1, hidden),
-        *_norms(norm, hidden, "pre_norm", "post_norm"),
-        *_block(vision),
-        _projector("1", adapter, _merged(vision), bias=False),
-        _projector("2", adapter, adapter, bias=False),
-        _projector("3", text_hidden, adapter, bias=False),
-    ]
+    adapter, plain = vision.projector, partial(_projector, bias=False)
+    projector = [plain("1", adapter, _merged(vision)), plain("2", adapter, adapter)]
+    return [*_clip(vision), *projector, plain("3", text_hidden, adapter)]
 
 
 def _idefics3(vision: VisionDims, text_hidden: int) -> Tensors:
     """A square of merge x merge patches becomes one token by one matrix without biases."""
-    return [*_siglip_tower(vision), _projector("1", text_hidden, _merged(vision), bias=False)]
+    return [*_siglip(vision), _projector("1", text_hidden, _merged(vision), bias=False)]
 
 
 def _moonvit(vision: VisionDims, text_hidden: int) -> Tensors:
     """Its positions are a square."""
     side = (vision.image_size or 0) // vision.patch_size
-    patch, _, *tower = _siglip_tower(vision)
+    patch, _, *tower = _siglip(vision)
     positions = _one("positions", side, side, vision.hidden)
     return [patch, positions, *tower, *_merger(vision, text_hidden, bias=_is_biased(vision))]
 
@@ -359,9 +302,9 @@ _KINDS: Final[dict[str, Callable[[VisionDims, int], Tensors]]] = {
     "qwen2_5vit": _qwen_vit,
     "qwen3vit": _qwen3_vit,
     "glm4v": _glm4v,
-    "clip": _clip,
+    "clip": _llava,
     "phi3v": _phi3v,
-    "siglip": _siglip,
+    "siglip": _llava,
     "gemma3": _gemma3,
     "eva_clip": _eva_clip,
     "eva_clip_glm": _eva_clip,

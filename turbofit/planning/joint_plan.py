@@ -20,6 +20,7 @@ from turbofit.core.struct import NA, JsonDocument, Struct, const, known
 from turbofit.core.units import bisect, format_bytes
 from turbofit.machine.source import machine_from
 from turbofit.planning.commands import joint_serve_command
+from turbofit.planning.plan import fits
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.resolve import model_of
 from turbofit.tuner.resolved_request import budget_on, host_problem
@@ -125,14 +126,12 @@ class _Candidate:
 
     def least(self, room: int) -> _Part:
         """The smallest part in which it keeps what was given, to 1/128 of the room. Over."""
-        plans = {room: self.within(room)}
 
         def too_small(budget: int) -> bool:
-            plans[budget] = self.within(budget)
-            return not plans[budget].fits
+            return not fits(self.request.changed(budget=budget))
 
         _, budget = bisect(too_small, 0, room, room // 128 + 1)
-        return _Part(budget, plans[budget])
+        return _Part(budget, self.within(budget))
 
 
 def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) -> JointPlan:

@@ -13,7 +13,7 @@ from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands, left_out, serve_command
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_plan
+from turbofit.tuner.choose import best_fits, best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
     from turbofit.planning.tuned import with_tuned
 
     return finished(with_tuned(best, request, resolved, pretend=pretend), request)
+
+
+def fits(request: PlanRequest) -> bool:
+    """Whether the plan for a request fits, in less than half the time that the plan takes."""
+    return best_fits(resolve(request), request.engine)
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from turbofit.core.process.collector import collect_after
 from turbofit.core.struct import decode
 from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.notes import Notes
@@ -20,6 +21,7 @@ from turbofit.rehearse.spec import Spec
 
 def main(arguments: list[str]) -> NoReturn:
     """Runs a rehearsal in the folder that holds its ``spec.json``."""
+    collect_after(600_000)  # importing LMDeploy makes 520,000, which stay
     folder = Path(arguments[0])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)

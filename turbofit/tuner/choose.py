@@ -254,6 +254,11 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     return _with_other_engine(request, planned)
 
 
+def best_fits(request: ResolvedRequest, engine: str = "auto") -> bool:
+    """Whether what `plan_best` plans fits: the search alone, and none of a plan's words."""
+    return choose(request, engine).fits
+
+
 def _without_pace(planned: Planned) -> Planned:
     plan = planned.document
     unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"

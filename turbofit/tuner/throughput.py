@@ -7,7 +7,7 @@ wait.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.plan import HostImages, Throughput, image_threads
 from turbofit.core.struct import NA, Struct
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.images.rule import ImageRule, Size
-    from turbofit.core.machine import Measured
+    from turbofit.core.machine import Machine, Measured
     from turbofit.memory.account import VisionLoad
     from turbofit.tuner.resolved_request import ResolvedRequest
 
@@ -66,13 +66,33 @@ def host_rate(
     units have (over for larger pictures). None is the answer without images, and where nobody knows
     the host's cores. Over: other processes take nothing of them. Under: no image comes twice.
     """
-    machine, rule = request.machine, request.model.image_rule
-    cores = machine.host.cpus
-    if rule is None or cores == NA or not load.units_per_image:
+    rule, size = request.model.image_rule, size or request.workload.image_size
+    if rule is None or not load.units_per_image:
         return None
-    threads = request.image_threads or image_threads(int(cores), engines)
-    size = size or request.workload.image_size
-    seconds = image_seconds(rule, load.units_per_image, size, by_float=threads == 1)
+    picture = Picture(rule, load.units_per_image, size)
+    return rate_of_host(request.machine, picture, engines, request.image_threads)
+
+
+class Picture(NamedTuple):
+    """An image that becomes so many units; ``size`` None: it has as many pixels as they have."""
+
+    rule: ImageRule
+    units: int
+    size: Size | None = None
+
+
+def rate_of_host(
+    machine: Machine, picture: Picture, engines: int, threads: int | None = None
+) -> HostRate | None:
+    """How fast a machine's host prepares pictures; None: nobody knows its cores.
+
+    ``threads`` of each engine prepare them; None is turbofit's own choice.
+    """
+    cores = machine.host.cpus
+    if cores == NA:
+        return None
+    threads = threads or image_threads(int(cores), engines)
+    seconds = image_seconds(*picture, by_float=threads == 1)
     measured = machine.measured.image_seconds if machine.measured is not None else 0.0
     if measured:
         photograph, tiles = _REFERENCE

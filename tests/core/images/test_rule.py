@@ -117,7 +117,7 @@ def test_sizes_without_pixels_and_hostile_limits_are_refused(rule: ImageRule) ->
             call()
 
 
-@settings(max_examples=part(200, 3))
+@settings(max_examples=part(200, 5))
 @given(SIZES, st.integers(1, 12), st.integers(100, 16_000))
 def test_a_size_within_a_limit_takes_what_the_limit_gives(size, tiles, windows) -> None:
     resized = TILES.size_within(size, tiles)
@@ -142,7 +142,7 @@ def test_units_of_presets_are_those_of_their_towers() -> None:
 side = st.integers(1, 6000)
 
 
-@settings(max_examples=part(300, 3))
+@settings(max_examples=part(300, 5))
 @given(side, side, st.integers(1, 40), st.booleans(), st.integers(1, 6))
 def test_no_image_exceeds_the_worst_tiles(width, height, limit, thumbnail, smallest):
     rule = replace(ASKED, thumbnail=thumbnail, min_dynamic_patch=smallest)
@@ -182,7 +182,7 @@ bounds = st.integers(1, 3_000_000) | st.integers(1, 200_000)
 strips = st.tuples(st.floats(150, 200), st.integers(1, 60)).map(lambda s: (int(s[0] * s[1]), s[1]))
 
 
-@settings(max_examples=part(1000, 3))
+@settings(max_examples=part(1000, 5))
 @given(st.tuples(side, side) | strips, bounds, bounds)
 def test_no_image_exceeds_the_worst_patches(size, largest, smallest):
     """Long strips exceed small bounds."""
@@ -200,7 +200,7 @@ def between(smallest: int, largest: int) -> PatchRule:
     return replace(PATCHES, min_pixels=smallest, max_pixels=largest)
 
 
-@settings(max_examples=part(60, 3))
+@settings(max_examples=part(60, 5))
 @given(st.integers(200_000, 13_000_000), st.integers(1, 4000))
 def test_the_worst_patches_are_nearly_reached(largest, smallest):
     rule, windows = between(smallest, largest), largest // 784
@@ -237,7 +237,7 @@ def test_the_worst_is_attained(side, budget):
     assert BUDGET.tokens(*BUDGET.worst_size()) == 4464
 
 
-@settings(max_examples=part(200, 3))
+@settings(max_examples=part(200, 5))
 @given(pixels, pixels, st.integers(2, 40))
 def test_a_resized_image_takes_what_a_lower_limit_gives(width, height, share):
     limit = BUDGET.max_pixels // share

@@ -78,7 +78,7 @@ def taken_by(b: Bounds, image: RequestedImage, fit, request: dict[str, int]) -> 
     return served.units(*size), served.tokens(*size)
 
 
-@settings(max_examples=part(60, 3))
+@settings(max_examples=part(60, 5))
 @given(
     st.lists(SIZES, min_size=1, max_size=12), st.integers(1, 3), st.booleans(), st.booleans(),
     st.booleans(),
@@ -109,7 +109,7 @@ def test_images_never_take_more_than_the_request(
         assert [fit.units for fit in shared.images] == [fit.units for fit in alone]
 
 
-@settings(max_examples=part(60, 3))
+@settings(max_examples=part(60, 5))
 @given(st.lists(SIZES, min_size=1, max_size=5), st.booleans(), st.booleans(), st.integers(0, 99))
 @pytest.mark.parametrize("rule", ALL, ids=lambda rule: type(rule).__name__)
 def test_what_the_plan_alone_makes_smaller_is_said_and_nothing_else(
@@ -166,7 +166,7 @@ def test_tiles_are_shared(sizes, tiles) -> None:
         assert lowered == any("max_dynamic_patch=12->" in word for word in fit.lowered)
 
 
-@settings(max_examples=part(80, 3))
+@settings(max_examples=part(80, 5))
 @given(st.lists(SIZES, min_size=2, max_size=20))
 def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     b = bounds(PATCHES)

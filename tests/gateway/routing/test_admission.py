@@ -442,7 +442,7 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
 
 
 def test_no_forward_has_more_units_than_the_gate() -> None:
-    histories = [history(Random(seed)) for seed in range(part(300, 3))]
+    histories = [history(Random(seed)) for seed in range(part(300, 5))]
     came, evictions = zip(*histories, strict=True)
     assert sum(came) > 25 * len(histories)
     assert sum(evictions) > 5 * len(histories)

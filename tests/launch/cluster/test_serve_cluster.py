@@ -21,7 +21,7 @@ needs("ray", "lmdeploy", "fastapi", "torchvision")
 
 MODEL = "internvl2-2b"
 #: Of so many requests at a kill, those that may be lost: what was in flight at the node.
-REQUESTS, MOST_LOST = part(300, 5), 4
+REQUESTS, MOST_LOST = part(300, 10), 4
 
 
 @pytest.fixture(

@@ -29,8 +29,8 @@ _MORE = [
 _MODELS = [*_HELD, *(pytest.param(*row, marks=pytest.mark.exhaustive) for row in _MORE)]
 #: The largest that a request may have, what is cut at a chunk's edge, and the smallest.
 _SIZES = [(4480, 2688), (448, 448), (5376, 448), (28, 28), (1344, 896), (800, 3000)]
-_CLIENTS = 16
-_REQUESTS = 40
+_CLIENTS = 8
+_REQUESTS = 24
 
 
 @pytest.mark.parametrize(("model", "on"), _MODELS)

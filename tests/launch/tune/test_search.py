@@ -17,6 +17,7 @@ from turbofit.launch.tune.space import choices, forecast_of, mean_request
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
+from turbofit.tuner.throughput import Picture, rate_of_host
 
 pytestmark = pytest.mark.skipif(find_spec("numpy") is None, reason="LMDeploy brings it")
 
@@ -163,6 +164,20 @@ def test_a_forecast_follows_the_load(tmp_path) -> None:
     trace = tmp_path / "t.jsonl"
     trace.write_text('{"at":0,"output_tokens":10,"prompt_tokens":4}\n{"at":1,"output_tokens":30}\n')
     assert mean_request(LoadSpec.of(trace=str(trace))) == (2, 20, ())
+
+
+def test_a_forecast_knows_the_host_that_prepares_images() -> None:
+    machine = replace(USUAL.machine, host=replace(USUAL.machine.host, cpus=1))
+    alone = replace(USUAL, machine=machine)
+    photos = MEAN._replace(images=((8160, 6120),))
+    known, unknown = (forecast_of(one, photos, 8) for one in (alone, USUAL))
+    picture = Picture(USUAL.model.image_rule, USUAL.limits.units_per_image, (8160, 6120))
+    host = rate_of_host(machine, picture, USUAL.parallel.replicas)
+    assert known.requests_per_second == min(unknown.requests_per_second, host.images_per_second)
+    assert known.requests_per_second < unknown.requests_per_second
+    assert known.ttft > unknown.ttft + host.seconds
+    text = MEAN._replace(images=())
+    assert forecast_of(alone, text, 8) == forecast_of(USUAL, text, 8)
 
 
 @pytest.mark.slow

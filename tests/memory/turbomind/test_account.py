@@ -37,7 +37,7 @@ def test_a_ledger_adds_up(model, ratio):
     batch=st.integers(1, 300),
     units=st.integers(0, 13),
 )
-@settings(max_examples=part(120, 3))
+@settings(max_examples=part(120, 5))
 def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, units):
     machine = replace(machine_of(1), gpus=(card(total=total, used=used),))
     account = Case(model, margin=256).account(

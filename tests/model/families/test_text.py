@@ -291,7 +291,7 @@ VALUES = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=part(300, 3))
+@settings(max_examples=part(300, 5))
 @given(st.data(), st.sampled_from(ARCHITECTURES), VALUES, VALUES)
 def test_fuzzed_configs_raise_nothing_else(data, architecture, processor, tokenizer):
     keys = sorted({str(key) for base in bases().values() for key in keys_of(base)})

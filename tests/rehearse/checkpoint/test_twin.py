@@ -19,7 +19,7 @@ from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.presets import known_presets, load_preset, preset_model
 from turbofit.model.source import resolve_model
 from turbofit.model.tensors import text_tensors
-from turbofit.rehearse.checkpoint.kinds import block_of, config_from, kinds
+from turbofit.rehearse.checkpoint.kinds import config_from, kinds, need_names
 from turbofit.rehearse.checkpoint.twin import need_stand_in, tensors, twin_of, write_model
 
 
@@ -193,4 +193,4 @@ def test_a_config_that_names_what_a_model_has_not_is_said() -> None:
 def test_a_tensor_without_a_name_is_said() -> None:
     names = {"layers": {"at": "model.layers.", "q": "self_attn.q_proj"}}
     with pytest.raises(UsageError, match="no name for embedding, norm, head, k, v, o"):
-        block_of(names, text_tensors(preset_model("llama-3.1-8b").text))
+        need_names(names, [one.role for one in text_tensors(preset_model("llama-3.1-8b").text)])

@@ -27,7 +27,7 @@ COUNTED = (
 #: Those of 200,000 tensors and more.
 LARGEST = [name for name in known_presets() if name.startswith(("kimi-k2", "intern-s1-pro"))]
 PRESETS = [
-    *sweep(name for name in known_presets() if name not in LARGEST),
+    *sweep((name for name in known_presets() if name not in LARGEST), 16),
     *(pytest.param(name, marks=pytest.mark.exhaustive) for name in LARGEST),
 ]
 

@@ -160,11 +160,6 @@ def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def close(text: str, value: float) -> bool:
-    """Whether it is the value to three digits, or to a whole number where it is large."""
-    return number(text) == (round(value) if value >= 1000 else float(f"{value:.3g}"))
-
-
 def figure(value: float, surety: dict[str, Any]) -> str:
     """The value to three digits, or the nearest order where no more is sure."""
     return f"about {order(value)}" if surety["word"] in UNSURE else three_digits(value)
@@ -202,8 +197,8 @@ def compare(said: dict[str, Any], plan: dict[str, Any]) -> None:
         assert [number(one) for one in cells[1:4]] == [
             cost["image_tokens"], cost["kv_tokens"], cost["requests_at_once"]
         ]  # fmt: skip
-        assert close(cells[4], cost["requests_per_second"])
-        assert close(cells[5], cost["seconds_to_first_token"])
+        assert cells[4] == figure(cost["requests_per_second"], speed["surety"])
+        assert cells[5] == figure(cost["seconds_to_first_token"], speed["first_token"])
 
 
 def test_tables_are_what_plan_says(

@@ -88,6 +88,7 @@ def test_the_pointer_does_the_same(browser: Browser) -> None:
 def test_candidates_sort_by_number_and_back(browser: Browser) -> None:
     browser.open(page_of("mixed cards"))
     heads = browser.all("table.sortable th")
+    until(lambda: any(head.text for head in heads), "the table is drawn")
     column = next(i for i, head in enumerate(heads) if head.text == "KV tokens")
     button = heads[column].find_element("css selector", "button")
 

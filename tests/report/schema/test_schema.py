@@ -50,7 +50,7 @@ def test_plans_predictions_and_rehearsals(kind: str) -> None:
     check_consistent(planned(kind), kind)
 
 
-@pytest.mark.parametrize("name", sweep(load_yaml(preset_path("models", "aliases"))))
+@pytest.mark.parametrize("name", sweep(load_yaml(preset_path("models", "aliases")), 16))
 def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
     try:
         plan = api.plan(name, on="2xrtx4090,p2p=none,ram=256GiB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -27,6 +28,32 @@ SPECS = (
     ("qwen2.5-7b", "1xrtx3090"),
     ("internvl2-26b", "1xrtx3060"),
 )
+
+
+@pytest.mark.parametrize(
+    ("model", "on"),
+    [("qwen3.6-35b-a3b", "2xb200"),
+     ("internvl2-8b", "rtx3090+rtx4090+a10+l4+rtx3060+rtx4080+v100-32g+a6000")],
+)  # fmt: skip
+def test_a_long_answer_leaves_the_engines_command_to_the_whole(model: str, on: str) -> None:
+    plan = turbofit.plan(model, on=on)
+    text = paint(plan_view(plan), short=True)
+    assert 20 < len(text.splitlines()) <= 30
+    text = " ".join(text.split())
+    assert "(--full has its command)" in text
+    assert "lmdeploy serve api_server" in paint(plan_view(plan))
+    # TurboMind has no kernels of it there, and is not said to be faster.
+    assert ("PyTorch engine answers images" in text) == (on == "2xb200")
+    assert "may be ten times faster" not in text
+
+
+def test_a_table_of_image_limits_has_no_digits_where_an_order_is_sure() -> None:
+    plan = turbofit.plan("qwen3.6-35b-a3b", on="1xb200")
+    assert plan.throughput.surety.word == "order"
+    table = paint(plan_view(plan)).partition("What an image limit costs")[2]
+    rows = [line for line in table.splitlines() if "--max-pixels " in line][: len(plan.limit_costs)]
+    assert len(rows) > 1
+    assert all(re.search(r" about [\d.]+ +about [\d.]+$", row) for row in rows)
 
 
 @pytest.mark.parametrize(("model", "on"), SPECS)

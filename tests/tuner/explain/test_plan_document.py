@@ -67,6 +67,6 @@ def test_another_goal_or_a_prediction_contradicts_it():
 
 @pytest.mark.slow
 def test_the_least_fits_where_a_plan_does_keeps_its_promises_and_takes_no_more() -> None:
-    ends = list(least(part(40), seed=7))
+    ends = list(least(part(40), seed=2))
     assert [why for _, why in ends if why] == []
     assert "both fit" in [end for end, _ in ends]

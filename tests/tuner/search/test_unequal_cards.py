@@ -138,7 +138,7 @@ def random_mixed(seed: int) -> ResolvedRequest:
     return replace(request, workload=replace(request.workload, queue_images=None))
 
 
-CASES = sweep(((name, seed) for name in LMDEPLOY for seed in range(40)), 16)
+CASES = sweep(((name, seed) for name in LMDEPLOY for seed in range(40)), 32)
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)

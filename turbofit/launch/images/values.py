@@ -111,7 +111,7 @@ class TableTransform:
         from PIL import Image
 
         self._shaping, self._numbering = shaping, numbering
-        ramp = np.arange(_BYTES, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+        ramp: Any = np.arange(_BYTES, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
         values = self._numbers(Image.fromarray(ramp))
         self.dtype = dtype or values.dtype
         values = values.reshape(3, _BYTES).to(self.dtype)

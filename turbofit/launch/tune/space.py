@@ -18,6 +18,7 @@ from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.tuned import promises_no_less
 from turbofit.tuner.speed import ClosedLoad, group_rates, rates, speed_of
+from turbofit.tuner.throughput import Picture, rate_of_host, rate_with_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
+    from turbofit.tuner.throughput import HostRate
 
 
 class MeanRequest(NamedTuple):
@@ -51,7 +53,10 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
 
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
-    """The forecast of all engines of a plan together, with so many requests at once in all."""
+    """The forecast of all engines of a plan together, with so many requests at once in all.
+
+    The host prepares images beside them, as in a plan's own forecast (`throughput.total`).
+    """
     engine, images = engine_of(plan), _vision_load(plan, request)
     load = ClosedLoad(
         prompt=request.text_tokens + images.tokens_per_request,
@@ -69,7 +74,23 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
         # A row waits for the prefills of others between its steps.
         taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
         tpot = max(tpot, taken / request.output_tokens, speed.step)
+    if (host := _host(plan, request, images)) is None:
+        return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+    count, rate = len(request.images), max(rate, 1e-9)
+    prepared, seconds = host.images_per_second / count, host.seconds * count
+    ttft += seconds + at_once * max(0.0, 1 / prepared - 1 / rate)
+    rate = rate_with_host(rate, at_once, prepared, seconds)
     return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+
+
+def _host(plan: Plan, request: MeanRequest, load: VisionLoad) -> HostRate | None:
+    """How fast the host prepares the request's images, the largest of them."""
+    rule = plan.model.image_rule
+    if rule is None or not load.units_per_image:
+        return None
+    largest = max(request.images, key=lambda size: size[0] * size[1])
+    picture = Picture(rule, load.units_per_image, largest)
+    return rate_of_host(plan.machine, picture, plan.parallel.replicas, plan.host.image_threads)
 
 
 def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:

@@ -6,8 +6,8 @@ padded or repeated under tensor parallelism. Exact but for the pool's rounding, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from math import lcm, log2, prod, sqrt
 from typing import Final, NamedTuple
 
@@ -173,21 +173,14 @@ def weight_classes(
     capability: tuple[int, int] = (8, 0),
 ) -> dict[str, int]:
     """Bytes per rank of each tensor class of a model; packed ones differ by the card's kind."""
-    text, rank = model.text, _Rank(model, tp, constants, capability)
-    classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms"), 0)
-    classes["lm_head"] = lm_head_rows(text, tp) * text.hidden * HALF // tp
-    for joined in _as_built(text):
-        name = _CLASSES[joined[0].part]
-        classes[name] = classes.get(name, 0) + rank.bytes(joined) * joined[0].count
+    text, vision = model.text, model.vision
+    classes = {**_text_classes(_rank(model, tp, constants, capability))}
     unpacked = _unpacked(model)
     if unpacked:
         classes["unpacked"] = -(-unpacked // tp)
-    if model.vision is not None:
-        tower = _Tower(model.vision, tp, constants)
-        classes |= {"vision": 0, "projector": 0}
-        for tensor in vision_tensors(model.vision, text.hidden):
-            name = "projector" if tensor.part == "projector" else "vision"
-            classes[name] += tower.bytes(tensor) * tensor.count
+    if vision is not None:
+        head_dim = constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
+        classes |= _tower_classes(vision, text.hidden, tp, head_dim)
     return classes
 
 
@@ -205,10 +198,13 @@ def ffn_width(
     intermediate: int, tp: int, quantization: Quantization | None, constants: EngineConstants
 ) -> int:
     """Intermediate width over all ranks, padded to the kernels' blocks."""
-    align = constants.ffn_align_16bit  # lmdeploy builders/ffn.py::_pad_ffn_for_tp #23728b
-    if quantization is not None and not quantization.of_experts:
-        align = lcm(constants.ffn_align_grouped, quantization.group_size)
-    return round_up(intermediate, align * tp)
+    return round_up(intermediate, _ffn_align(quantization, constants) * tp)
+
+
+def _ffn_align(quantization: Quantization | None, constants: EngineConstants) -> int:
+    if quantization is None or quantization.of_experts:
+        return constants.ffn_align_16bit  # lmdeploy builders/ffn.py::_pad_ffn_for_tp #23728b
+    return lcm(constants.ffn_align_grouped, quantization.group_size)
 
 
 def expert_width(
@@ -219,12 +215,16 @@ def expert_width(
     capability: tuple[int, int] = (8, 0),
 ) -> int:
     """The same of an expert."""
+    return round_up(intermediate, _expert_align(quantization, constants, capability) * tp)
+
+
+def _expert_align(
+    quantization: Quantization | None, constants: EngineConstants, capability: tuple[int, int]
+) -> int:
     if quantization is None:
-        return round_up(intermediate, constants.expert_format(capability).align * tp)
+        return constants.expert_format(capability).align
     align = constants.packed_format(quantization, capability).align
-    if align is None:
-        return ffn_width(intermediate, tp, quantization, constants)
-    return round_up(intermediate, align * tp)
+    return _ffn_align(quantization, constants) if align is None else align
 
 
 def vision_tp(vision: VisionDims, tp: int) -> int:
@@ -244,17 +244,30 @@ def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
 
-def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
-    """Elements of one rank's linears that are stored packed."""
+def packed_elements(
+    model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int] = (8, 0)
+) -> int:
+    """Elements of one rank's linears that are stored packed, their padding included."""
     if model.quantization is None or model.quantization.of_experts:
         return 0
-    rank = _Rank(model, tp, constants, (8, 0))
-    packed = (joined for joined in _as_built(model.text) if rank.packing(joined))
-    return sum(rank.elements(joined) * joined[0].count for joined in packed)
+    rank = _rank(model, tp, constants, capability)
+    held = [joined for joined in _as_built(model.text, model.quantization) if joined.packing]
+    return sum([rank.elements(joined) * joined.times for joined in held])
 
 
-#: Tensors that are one matrix in memory, joined along their outputs. Those of a delta net are at 16
-#: bits, since the two gates have too few outputs to be packed.
+class _Joined(NamedTuple):
+    """Tensors that are one matrix in memory, joined along their outputs.
+
+    ``packing``: how it is packed; None: it is at 16 bits, whatever the checkpoint stores.
+    """
+
+    tensors: tuple[Tensor, ...]
+    packing: Quantization | None
+    times: int
+
+
+#: What each tensor is joined into. Those of a delta net are at 16 bits, since the two gates have
+#: too few outputs to be packed.
 #: Source: lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
 _JOINED: Final = {
     **dict.fromkeys(("q", "k", "v"), "qkv"),
@@ -266,13 +279,27 @@ _JOINED: Final = {
 _SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
 
 
-def _as_built(text: TextDims) -> Iterable[list[Tensor]]:
+@lru_cache
+def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joined, ...]:
     """A language model's tensors but the head, those together that the engine joins."""
     joined: dict[str, list[Tensor]] = {}
     for tensor in text_tensors(text):
         if tensor.part != "head":
             joined.setdefault(_JOINED.get(tensor.role, tensor.role), []).append(tensor)
-    return _folded(text, joined).values() if text.mla is not None else joined.values()
+    if text.mla is not None:
+        joined = _folded(text, joined)
+    found = [(tuple(group), _packing(group, text, quantization)) for group in joined.values()]
+    return tuple([_Joined(group, packing, group[0].count) for group, packing in found])
+
+
+def _packing(
+    joined: Sequence[Tensor], text: TextDims, quantization: Quantization | None
+) -> Quantization | None:
+    """How joined tensors are packed: as one, or not at all."""
+    if quantization is None or not all(is_packed(one, quantization) for one in joined):
+        return None
+    turned = joined[0].role == "q" and _widens_heads(quantization, text.head_dim)
+    return None if turned else quantization
 
 
 def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
@@ -292,44 +319,37 @@ def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[T
 
 
 class _Rank(NamedTuple):
-    """What a rank of the language model holds of tensors that are joined."""
+    """What a rank of the language model holds, by paddings and the card's form of packed layers."""
 
-    model: Model
+    text: TextDims
+    quantization: Quantization | None
     tp: int
-    constants: EngineConstants
-    capability: tuple[int, int]
+    ffn_align: int
+    expert_align: int
+    packed: PackedFormat | None
 
-    def bytes(self, joined: Sequence[Tensor]) -> int:
+    def bytes(self, joined: _Joined) -> int:
         """Bytes of one layer's, or of one expert's.
 
         Experts are in whole blocks of the driver's pools, and the grouped kernels have a copy of a
         layer's biases besides. Seen on pretend GPUs (gpt-oss).
         """
-        size, first = self._weight(joined), joined[0]
-        bias = sum(self._shape(one)[0] * HALF for one in joined if one.bias)
+        size, first = self._weight(joined), joined.tensors[0]
+        bias = sum([self._shape(one)[0] * HALF for one in joined.tensors if one.bias])
         if first.part == "expert":
             return round_up(size, _POOL_BLOCK) + round_up(bias, _POOL_BLOCK) + bias
         return round_up(size, _POOL_BLOCK) if first.role in _SMALL else size + bias
 
-    def elements(self, joined: Sequence[Tensor]) -> int:
-        return sum(prod(self._shape(one)) for one in joined)
+    def elements(self, joined: _Joined) -> int:
+        return sum([prod(self._shape(one)) for one in joined.tensors])
 
-    def packing(self, joined: Sequence[Tensor]) -> Quantization | None:
-        """How they are packed; None: at 16 bits, whatever the checkpoint stores."""
-        packed = self.model.quantization
-        if packed is None or not all(is_packed(one, packed) for one in joined):
-            return None
-        turned = joined[0].role == "q" and _widens_heads(packed, self.model.text.head_dim)
-        return None if turned else packed
-
-    def _weight(self, joined: Sequence[Tensor]) -> int:
+    def _weight(self, joined: _Joined) -> int:
         """Bytes of a weight as the engine holds it: with scales and zeros where it is packed."""
-        elements, packing = self.elements(joined), self.packing(joined)
-        if packing is not None:
-            packed = self.constants.packed_format(packing, self.capability)
-            groups = packed.groups(elements, packing.group_size)
-            return elements * packing.bits // 8 + int(groups * packed.group)
-        return elements * (_FLOAT if joined[0].role == "correction" else HALF)
+        elements, packing = self.elements(joined), joined.packing
+        if packing is not None and self.packed is not None:
+            groups = self.packed.groups(elements, packing.group_size)
+            return elements * packing.bits // 8 + int(groups * self.packed.group)
+        return elements * (_FLOAT if joined.tensors[0].role == "correction" else HALF)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         """The rank's outputs and inputs."""
@@ -342,14 +362,38 @@ class _Rank(NamedTuple):
 
     def _channels(self, tensor: Tensor, channels: int) -> int:
         """The rank's part of channels, padded or repeated."""
-        packing, kv_heads = self.model.quantization, self.model.text.kv_heads
+        kv_heads = self.text.kv_heads
         if tensor.part in ("mlp", "shared"):
-            channels = ffn_width(channels, self.tp, packing, self.constants)
+            channels = round_up(channels, self.ffn_align * self.tp)
         elif tensor.part == "expert":
-            channels = expert_width(channels, self.tp, packing, self.constants, self.capability)
+            channels = round_up(channels, self.expert_align * self.tp)
         elif tensor.split == "kv_heads":
             channels = channels // kv_heads * kv_heads_held(kv_heads, self.tp)
         return channels // self.tp
+
+
+def _rank(model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int]) -> _Rank:
+    packing = model.quantization
+    return _Rank(
+        model.text,
+        packing,
+        tp,
+        _ffn_align(packing, constants),
+        _expert_align(packing, constants, capability),
+        constants.packed_format(packing, capability) if packing is not None else None,
+    )
+
+
+@lru_cache
+def _text_classes(rank: _Rank) -> dict[str, int]:
+    """Bytes of a rank's language model by class; a plan asks for the same hundreds of times."""
+    text, tp = rank.text, rank.tp
+    classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms"), 0)
+    classes["lm_head"] = lm_head_rows(text, tp) * text.hidden * HALF // tp
+    for joined in _as_built(text, rank.quantization):
+        name = _CLASSES[joined.tensors[0].part]
+        classes[name] = classes.get(name, 0) + rank.bytes(joined) * joined.times
+    return classes
 
 
 def _unpacked(model: Model) -> int:
@@ -364,12 +408,22 @@ def _unpacked(model: Model) -> int:
     return max(0, extra - sum(exempt.get(name, 0) for name in widened))
 
 
+@lru_cache
+def _tower_classes(vision: VisionDims, text_hidden: int, tp: int, head_dim: int) -> dict[str, int]:
+    """Bytes of a rank's tower, whose attention and MLP are split where they divide."""
+    tower, classes = _Tower(vision, tp, head_dim), {"vision": 0, "projector": 0}
+    for tensor in vision_tensors(vision, text_hidden):
+        name = "projector" if tensor.part == "projector" else "vision"
+        classes[name] += tower.bytes(tensor) * tensor.count
+    return classes
+
+
 class _Tower(NamedTuple):
-    """What a rank of a vision tower holds: attention and MLP split where they divide."""
+    """What a rank of a vision tower holds; ``head_dim`` is what the kernels of heads take."""
 
     vision: VisionDims
     tp: int
-    constants: EngineConstants
+    head_dim: int
 
     def bytes(self, tensor: Tensor) -> int:
         """Bytes of one layer's, or of what is outside the layers."""
@@ -389,13 +443,11 @@ class _Tower(NamedTuple):
             return (vision.hidden // ranks,)
         if tensor.role == "projector.2":
             return (tensor.shape[0], tensor.shape[1] // self.tp)
-        if tensor.part == "attention":
-            head_dim = self.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
-            width = vision.heads * head_dim // ranks
-        elif tensor.part == "mlp":
-            width = vision_mlp_width(vision, self.tp) // self.tp
-        else:
+        if tensor.part not in ("attention", "mlp"):
             return tensor.shape
+        width = vision.heads * self.head_dim // ranks
+        if tensor.part == "mlp":
+            width = vision_mlp_width(vision, self.tp) // self.tp
         return (vision.hidden, width) if tensor.split == "rows" else (width, vision.hidden)
 
 
@@ -475,7 +527,9 @@ def loading_extra(
     if model.quantization is None:
         return 0
     packed = constants.packed_format(model.quantization, capability)
-    elements = packed_elements(model, settings.tp, constants)
+    if packed.load_group == packed.group:
+        return 0
+    elements = packed_elements(model, settings.tp, constants, capability)
     groups = packed.groups(elements, model.quantization.group_size)
     return int(groups * (packed.load_group - packed.group))
 

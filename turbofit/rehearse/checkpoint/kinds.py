@@ -221,92 +221,55 @@ def _value(name: str, values: Values) -> Any:
 # ------------------------------------------------------------------------------------- tensors
 
 
-class Block(NamedTuple):
-    """A prefix of names, and under it tensors by their names, or more blocks.
+class Writer(NamedTuple):
+    """Names a model's tensors, which are given by their roles, and says how they are stored."""
 
-    Tensors of one name are one tensor, joined along their outputs. ``stacked``: at 16 bits all
-    experts of a layer are, whose inputs or outputs come first.
-    """
-
-    at: str
-    stacked: str
-    names: dict[str, list[Tensor] | Block]
-
-    @property
-    def repeats(self) -> int:
-        """In how many layers some of it is; 0: it is outside the layers."""
-        tensors = (one for group in self.names.values() if isinstance(group, list) for one in group)
-        return max((one.layers[-1] + 1 for one in tensors if one.layers), default=0)
-
-
-def block_of(names: JsonObject, tensors: Iterable[Tensor]) -> Block:
-    """The names that a kind has for tensors, by their roles; UsageError: it has none for one."""
-    by_role = {tensor.role: tensor for tensor in tensors}
-    block = _block(names, by_role)
-    if by_role:
-        raise UsageError(
-            f"a file of presets/checkpoints has no name for {', '.join(by_role)}",
-            hint="docs/adding.md says how names are written",
-        )
-    return block
-
-
-def _block(names: JsonObject, by_role: dict[str, Tensor]) -> Block:
-    """Takes what it names out of ``by_role``."""
-    found: dict[str, list[Tensor] | Block] = {}
-    options = {"at": "", "of": "", "stacked": ""} | names
-    for role, name in names.items():
-        if isinstance(name, dict):
-            found[role] = _block(name, by_role)
-        elif role not in _OPTIONS and (tensor := by_role.pop(options["of"] + role, None)):
-            joined = found.setdefault(name, [])
-            assert isinstance(joined, list)
-            joined.append(tensor)
-    return Block(options["at"], options["stacked"], found)
-
-
-_OPTIONS: Final = ("at", "of", "stacked")
-
-
-class Stored(NamedTuple):
-    """How a checkpoint stores tensors: its type of 16 bits, and how linear layers are packed."""
-
+    tensors: Mapping[str, Tensor]
     dtype: str
     quantization: Quantization | None
 
-    def entries(self, block: Block, at: str = "", layer: int | None = None) -> Iterator[Entry]:
-        """The tensors of a block; of one layer those that it has."""
-        for name, group in block.names.items():
-            if isinstance(group, Block):
-                yield from self._repeated(group, at + group.at, layer)
-                continue
-            here = [one for one in group if layer is None or layer in (one.layers or ())]
-            if here:
-                yield from self._joined(at, name, here)
+    def entries(self, names: JsonObject, at: str = "", layer: int | None = None) -> Iterator[Entry]:
+        """The tensors of a block of names; of one layer those that it has."""
+        for name, joined in self._joined(names, layer).items():
+            if isinstance(joined, list):
+                yield from self._stored(at, name, joined)
+            elif layer is not None:
+                yield from self._experts(joined, at + joined["at"], layer)
+            else:
+                yield from self._layers(joined, at + joined["at"])
 
-    def _repeated(self, block: Block, at: str, layer: int | None) -> Iterator[Entry]:
-        """A block for each layer or, in a layer, for each expert; else once."""
-        if layer is not None:
-            yield from self._experts(block, at, layer)
-        elif block.repeats:
-            for i in range(block.repeats):
-                yield from self.entries(block, f"{at}{i}.", i)
-        else:
-            yield from self.entries(block, at)
+    def _joined(self, names: JsonObject, layer: int | None) -> dict[str, Any]:
+        """Tensors by their names, those of one name together; and blocks inside."""
+        found: dict[str, Any] = {}
+        for role, name in names.items():
+            tensor = self.tensors.get(names.get("of", "") + role)
+            if isinstance(name, dict):
+                found[role] = name
+            elif tensor is not None and (layer is None or layer in (tensor.layers or ())):
+                found.setdefault(name, []).append(tensor)
+        return found
 
-    def _experts(self, block: Block, at: str, layer: int) -> Iterator[Entry]:
-        tensors = [
-            one for group in block.names.values() for one in group if isinstance(one, Tensor)
-        ]
-        if not tensors or layer not in (tensors[0].layers or ()):
-            return
-        if block.stacked and (self.quantization is None or self.quantization.method == "mxfp4"):
+    def _layers(self, names: JsonObject, at: str) -> Iterator[Entry]:
+        """A block for each layer that has some of it; once, where it is outside the layers."""
+        groups = [one for one in self._joined(names, None).values() if isinstance(one, list)]
+        last = [tensor.layers[-1] for group in groups for tensor in group if tensor.layers]
+        if not last:
+            yield from self.entries(names, at)
+        for i in range(max(last, default=-1) + 1):
+            yield from self.entries(names, f"{at}{i}.", i)
+
+    def _experts(self, names: JsonObject, at: str, layer: int) -> Iterator[Entry]:
+        """A block for each expert of a layer, or all of them in a tensor for gates and one more."""
+        tensors = [one for group in self._joined(names, layer).values() for one in group]
+        packing, stacked = self.quantization, names.get("stacked")
+        if stacked and (packing is None or packing.method == "mxfp4"):
             for name, split in (("gate_up_proj", "columns"), ("down_proj", "rows")):
-                joined = [one for one in tensors if one.split == split]
-                yield from self._stacked(at + name, joined, outputs=block.stacked == "outputs")
-            return
-        for i in range(tensors[0].copies):
-            yield from self.entries(block, f"{at}{i}.", layer)
+                joined = [tensor for tensor in tensors if tensor.split == split]
+                if joined:
+                    yield from self._stacked(at + name, joined, outputs=stacked == "outputs")
+        else:
+            for i in range(tensors[0].copies if tensors else 0):
+                yield from self.entries(names, f"{at}{i}.", layer)
 
     def _stacked(self, name: str, joined: list[Tensor], *, outputs: bool) -> Iterator[Entry]:
         """All experts of a layer in one tensor."""
@@ -320,7 +283,7 @@ class Stored(NamedTuple):
         if joined[0].bias:
             yield f"{name}_bias", self.dtype, (experts, outs)
 
-    def _joined(self, at: str, name: str, joined: list[Tensor]) -> Iterator[Entry]:
+    def _stored(self, at: str, name: str, joined: list[Tensor]) -> Iterator[Entry]:
         """What stands under one name: a module's weight and bias, or the tensor alone."""
         how, _, alone = name.rpartition(" ")
         shape, full = _shape(joined), at + alone
@@ -332,6 +295,23 @@ class Stored(NamedTuple):
         yield from _LINEARS[method](full, shape, self.dtype)
         if joined[0].bias:
             yield f"{full}.bias", self.dtype, shape[:1]
+
+
+def need_names(names: JsonObject, tensors: Iterable[str]) -> None:
+    """Refuses a kind that has no name for one of these roles: UsageError."""
+    unnamed = [role for role in tensors if role not in set(_roles(names))]
+    if unnamed:
+        raise UsageError(
+            f"a file of presets/checkpoints has no name for {', '.join(unnamed)}",
+            hint="docs/adding.md says how names are written",
+        )
+
+
+def _roles(names: JsonObject) -> Iterator[str]:
+    for role, name in names.items():
+        if isinstance(name, dict):
+            yield from _roles(name)
+        yield names.get("of", "") + role
 
 
 #: Words before the name of a tensor that is no module's weight, and its type.

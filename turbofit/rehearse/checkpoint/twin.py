@@ -27,11 +27,11 @@ from turbofit.rehearse.checkpoint.kinds import (
     Decoder,
     Entry,
     Kind,
-    Stored,
     Values,
-    block_of,
+    Writer,
     config_from,
     kinds,
+    need_names,
     values_of,
 )
 from turbofit.rehearse.checkpoint.tokenizer import (
@@ -161,16 +161,26 @@ def _nested(path: str, data: JsonObject) -> JsonObject:
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    """All tensors of a twin, in the order in which its kinds name them."""
-    model, whole = twin.model, twin.whole
-    stored = Stored("F16" if model.dtype == "float16" else "BF16", model.quantization)
-    more = whole.tensors if whole is not None else {}
-    decoder = block_of(merged(twin.decoder.tensors, more), text_tensors(model.text))
-    for name, dtype, shape in stored.entries(decoder):
+    """All tensors of a twin, in the order in which its kinds name them.
+
+    Raises:
+        UsageError: its kinds have no name for one.
+    """
+    whole, names = twin.whole, twin.decoder.tensors
+    names = names if whole is None else merged(names, whole.tensors)
+    for name, dtype, shape in _named(twin.model, names, text_tensors(twin.model.text)):
         yield _placed(name, whole), dtype, shape
     if whole is not None:
-        tower = block_of(whole.tower, _tower(model))
-        yield from stored.entries(tower, whole.at)
+        yield from _named(twin.model, whole.tower, _tower(twin.model), whole.at)
+
+
+def _named(
+    model: Model, names: JsonObject, tensors: Iterable[Tensor], at: str = ""
+) -> Iterator[Entry]:
+    by_role = {tensor.role: tensor for tensor in tensors}
+    need_names(names, by_role)
+    dtype = "F16" if model.dtype == "float16" else "BF16"
+    return Writer(by_role, dtype, model.quantization).entries(names, at)
 
 
 def _placed(name: str, whole: Kind | None) -> str:

@@ -96,13 +96,13 @@ const grid = (cls, heads, rows) => element('div', { class: 'scroll', tabindex: '
     element('tbody', {}, ...rows.map((row) => element('tr', { class: row.chosen ? 'chosen' : null },
       ...row.cells.map((cell, i) => element('td', { class: i && cls ? 'n' : null }, cell)))))));
 
-const costs = (answer, say) => (answer.limit_costs.length ? [
+const costs = (answer, say, { surety, first_token: first } = answer.throughput || {}) => (answer.limit_costs.length ? [
   element('h3', {}, say('limits')), element('p', { class: 'dim' }, say('limitsText')),
   grid('limits', ['option', 'its', 'row_kv', 'row_once', 'row_speed', 'row_first'].map((one) => say(one)),
     answer.limit_costs.map((one) => ({
       chosen: [answer.limits.max_dynamic_patch, answer.limits.max_pixels_per_image].includes(one.limit),
       cells: [one.option, whole(one.image_tokens), whole(one.kv_tokens), whole(one.requests_at_once),
-        three(one.requests_per_second), three(one.seconds_to_first_token)],
+        figure(surety, one.requests_per_second, say), figure(first, one.seconds_to_first_token, say)],
     }))),
 ] : []);
 

@@ -140,10 +140,11 @@ _PORT: Final = "--server-port"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 
-def command_blocks(plan: Plan) -> list[Block]:
+def command_blocks(plan: Plan, *, crowded: bool = False) -> list[Block]:
     """What serves the plan, with which a page begins, and each engine's own command.
 
-    Of those the short answer has the first, and where that does not keep the plan, none.
+    Of those the short answer has the first; where that does not keep the plan, or has no room
+    (``crowded``), none.
     """
     if not plan.commands:
         return []
@@ -153,9 +154,9 @@ def command_blocks(plan: Plan) -> list[Block]:
         if note := serve_note(plan):
             blocks.append(remark(note, **ONLY_WHOLE))
         blocks.append(Code(shell_words(plan.serve.argv), page=False, short=plan.fits))
-    queues = QUEUED in plan.warnings
-    shown = plan.fits and not queues
-    if plan.fits and queues:
+    left_out = crowded or QUEUED in plan.warnings
+    shown = plan.fits and not left_out
+    if plan.fits and left_out:
         blocks.append(remark(f"{unheld(plan)} (--full has its command)", **ONLY_SHORT))
     blocks.append(remark(f"{unheld(plan)}:", short=shown))
     if plan.machine.source == "preset":

@@ -25,6 +25,7 @@ from turbofit.report.painters.document import (
     remedies_table,
     table,
 )
+from turbofit.report.painters.terminal import paint
 from turbofit.report.views.figures import (
     command_blocks,
     differing,
@@ -40,7 +41,7 @@ from turbofit.report.views.machine_view import assumed_of, topology_of, ways_tex
 from turbofit.report.views.memory_view import memory_blocks
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Candidate, HostImages, Plan, Throughput, UsualImage
+    from turbofit.core.plan import Candidate, HostImages, Plan, Surety, Throughput, UsualImage
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
@@ -55,8 +56,18 @@ _SETTINGS: Final = {
 _ASIDE: Final = ("context", "image limit", "cache ratio")
 
 
+#: Lines of the short answer at most, 80 columns wide.
+_MOST_LINES: Final = 30
+
+
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     """The whole plan, or a prediction, with what became of it where it was launched."""
+    blocks = _all_blocks(plan, run)
+    crowded = len(paint(blocks, short=True).splitlines()) > _MOST_LINES
+    return _all_blocks(plan, run, crowded=True) if crowded else blocks
+
+
+def _all_blocks(plan: Plan, run: RunReport | None, *, crowded: bool = False) -> list[Block]:
     text = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
     return [
         *_answer(plan),
@@ -72,7 +83,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         *per_engine_blocks(plan),
         *_considered(plan),
         *(remedies_table(plan.remedies, "What more would give") if plan.fits else []),
-        *command_blocks(plan),
+        *command_blocks(plan, crowded=crowded),
         remark(text, **ONLY_SHORT),
     ]
 
@@ -235,14 +246,16 @@ def _capacity(plan: Plan) -> list[Block]:
 def _limits(plan: Plan) -> list[Block]:
     if not plan.limit_costs:
         return []
+    speed = plan.throughput
+    sure, first = (None, None) if speed is None else (speed.surety, speed.first_token)
     rows = (
         (
             cost.option,
             f"{cost.image_tokens:,}",
             f"{cost.kv_tokens:,}",
             f"{cost.requests_at_once:,}",
-            three_digits(cost.requests_per_second),
-            three_digits(cost.seconds_to_first_token),
+            _figure(sure, cost.requests_per_second),
+            _figure(first, cost.seconds_to_first_token),
         )
         for cost in plan.limit_costs
     )
@@ -257,6 +270,11 @@ def _limits(plan: Plan) -> list[Block]:
         remark(text),
         table(titles, rows, right=titles[1:]),
     ]
+
+
+def _figure(sure: Surety | None, value: float) -> str:
+    """A figure of a table with as many digits as are sure."""
+    return sure.figure(value) if sure is not None and sure.of_order else three_digits(value)
 
 
 def _became(plan: Plan, run: RunReport | None) -> list[Block]:

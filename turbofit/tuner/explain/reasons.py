@@ -13,7 +13,7 @@ from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason, unbelieved
-from turbofit.memory.engines import LMDEPLOY
+from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.memory.known_bad import largest_batch
 from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.explain.plan_document import requests_held
@@ -82,11 +82,14 @@ def slow_images(fit: EngineFit) -> Iterator[str]:
     """What is known of how fast images are where the PyTorch engine runs."""
     if not fit.requested_load.units_per_image or fit.engine.name == LMDEPLOY[0]:
         return
-    faster = f"; {LMDEPLOY[0]} may be ten times faster (--engine {LMDEPLOY[0]})"
+    other, rival, model = LMDEPLOY[0], fit.rival, fit.request.model
+    runs = not engine_problem(model, other) and (rival is None or rival.fits)
+    runs = runs and not engine_for(model, other).missing_kernels(fit.accounts[0].launch)
+    faster = f"; {other} may be ten times faster (--engine {other})" if runs else ""
     yield (
         "how fast the PyTorch engine answers images is unknown: on an H100 it answered 2 requests"
         " of 2 to 12 megapixels in 20 s, TurboMind 22 in 15 s (docs/accuracy.md#images)"
-        f"{'' if engine_problem(fit.request.model, LMDEPLOY[0]) else faster}"
+        f"{faster}"
     )
 
 
