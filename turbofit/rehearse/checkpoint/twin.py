@@ -25,15 +25,13 @@ from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import audio_tensors, vision_tensors
 from turbofit.rehearse.checkpoint.kinds import (
     Decoder,
-    Entry,
     Kind,
     Values,
-    Writer,
     config_from,
     kinds,
-    need_names,
     values_of,
 )
+from turbofit.rehearse.checkpoint.naming import Entry, Writer, need_names
 from turbofit.rehearse.checkpoint.tokenizer import (
     Tokenizer,
     common,
