@@ -19,7 +19,8 @@ from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.presets import known_presets, load_preset, preset_model
 from turbofit.model.source import resolve_model
 from turbofit.model.tensors import text_tensors
-from turbofit.rehearse.checkpoint.kinds import config_from, kinds, need_names
+from turbofit.rehearse.checkpoint.kinds import config_from, kinds
+from turbofit.rehearse.checkpoint.naming import need_names
 from turbofit.rehearse.checkpoint.twin import need_stand_in, tensors, twin_of, write_model
 
 

@@ -25,15 +25,13 @@ from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import audio_tensors, vision_tensors
 from turbofit.rehearse.checkpoint.kinds import (
     Decoder,
-    Entry,
     Kind,
     Values,
-    Writer,
     config_from,
     kinds,
-    need_names,
     values_of,
 )
+from turbofit.rehearse.checkpoint.naming import Entry, Writer, need_names
 from turbofit.rehearse.checkpoint.tokenizer import (
     Tokenizer,
     common,
@@ -307,7 +305,11 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
-    """Writes the twin of the preset that ``name`` means; returns the folder."""
+    """Writes the twin of the preset that ``name`` means; returns the folder.
+
+    Raises:
+        UsageError: no preset is called so, or it has no stand-in.
+    """
     preset = find_preset(name)
     if preset is None:
         near = ", ".join(nearest_names(name)) or "listed by turbofit models"
