@@ -22,7 +22,7 @@ from tests.support.waiting import HANG
 from tests.sweep import part
 from turbofit.cli.terminal import screen
 
-#: The same examples on every machine in the check, others at each `--all`, three times as many.
+#: The same examples on every machine in the check, others at each `--all`, five times as many.
 settings.register_profile(
     "turbofit",
     deadline=None,

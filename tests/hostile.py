@@ -43,7 +43,7 @@ def hostile(
     def decorate(read: Callable[[bytes], None]) -> Callable[[], None]:
         kept = _kept(name)
 
-        @settings(max_examples=part(examples, 3), suppress_health_check=list(HealthCheck))
+        @settings(max_examples=part(examples, 5), suppress_health_check=list(HealthCheck))
         @given(_bent(kept))
         def drawn(data: bytes) -> None:
             with endless_ends():

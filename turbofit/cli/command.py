@@ -66,7 +66,7 @@ class Option(click.Option):
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """By the option's own name; what is empty, or Kubernetes', is not set."""
+        """The text of the option's variable; None where it is empty, or Kubernetes has set it."""
         if ctx.auto_envvar_prefix is None or not self.allow_from_autoenv:
             return None
         name = variable(ctx.auto_envvar_prefix, self)

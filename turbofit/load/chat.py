@@ -64,7 +64,11 @@ class Server:
                 ) from None
 
     def ask(self, messages: list[JsonObject], most: int | None) -> Iterator[Piece]:
-        """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too."""
+        """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
+
+        Raises:
+            UnservedError: the server refuses, or the answer breaks off.
+        """
         body = {"model": self.model, "messages": messages, "stream": True}
         if most is not None:
             body["max_tokens"] = most

@@ -215,7 +215,7 @@ class _QueuedStream:
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Nothing: whoever flushes must not wait either."""
+        """Do nothing: a thread that flushes must not wait either."""
 
     def settle(self) -> None:
         """Wait a moment for a reader: what is said elsewhere next comes after it."""

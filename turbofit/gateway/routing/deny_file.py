@@ -118,7 +118,7 @@ class DenyFile:
         return kinds.count(False), kinds.count(True)
 
     def look_again(self) -> tuple[str, ...]:
-        """Take over what somebody else has written since; who is let in by that."""
+        """Take over what another process has written since; those whom it has let in again."""
         if self.path is None or _stamp(self.path) == self._stamp:
             return ()
         before, self.denied = self.denied, _changed(self._read(), self.unwritten)

@@ -360,7 +360,11 @@ def read(board: Any, seconds: float = _SECONDS) -> Page:
 
 
 def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
-    """What a run answers; raises what it refuses with."""
+    """What a run answers.
+
+    Raises:
+        TurbofitError: the run refuses, or does not answer in time.
+    """
     answer: Document = _answer(board.ask.remote(question, seconds), seconds + _SECONDS)
     if "error" in answer:
         raise error_from(answer["error"])

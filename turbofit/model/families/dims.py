@@ -52,11 +52,16 @@ class Dims(NamedTuple):
     rule: AnyImageRule | None = None
 
 
+#: Reads a family's config; a `UsageError` says what LMDeploy does not run, or what contradicts it.
 Reader = Callable[[CheckpointConfig], Dims]
 
 
 def inner_text(config: Section, outer: str) -> TextDims:
-    """The language model inside a vision model, by its own ``architectures[0]``."""
+    """The language model inside a vision model, by its own ``architectures[0]``.
+
+    Raises:
+        UsageError: the config names no architecture, or one that LMDeploy does not serve there.
+    """
     names = config.strings("architectures")
     if not names:
         raise config.error("architectures", "is missing, and LMDeploy does not guess it")
@@ -98,7 +103,11 @@ def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) 
 
 
 def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
-    """The tower; refused where its image is not whole windows of ``merge`` x ``merge`` patches."""
+    """The tower; refused where its image is not whole windows of ``merge`` x ``merge`` patches.
+
+    Raises:
+        UsageError: the image is not whole windows.
+    """
     size, window = vision.image_size or 0, vision.patch_size * vision.merge
     if size % window:
         raise section.error("image_size", f"{size} is not whole windows of {window} pixels")
@@ -112,7 +121,11 @@ def tied_text(config: Section, architecture: str, *, default: bool = False) -> T
 
 
 def attention_heads(section: Section, key: str, hidden: int, default: int | None = None) -> int:
-    """Heads among which ``hidden`` channels are split evenly."""
+    """Heads among which ``hidden`` channels are split evenly.
+
+    Raises:
+        UsageError: the heads do not divide the channels.
+    """
     heads = section.integer(key, default, high=1 << 12)
     if hidden % heads:
         raise section.error(key, f"{heads} does not divide {hidden} channels")
@@ -123,6 +136,9 @@ def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
     """The language model under ``text_config`` in the Transformers format.
 
     It is named by class or ``model_type``, of which the outer config class has a ``default``.
+
+    Raises:
+        UsageError: LMDeploy does not serve this language model there.
     """
     config = parts.config
     section = config.part("text_config")

@@ -31,7 +31,11 @@ _FIRST_POSITIONS: Final = 1226
 def read_eva_clip(
     section: Section, kind: Literal["eva_clip", "eva_clip_glm"], *, merge: int, projector: int
 ) -> VisionDims:
-    """The tower; ``projector`` is the width of the gated MLP behind it."""
+    """The tower; ``projector`` is the width of the gated MLP behind it.
+
+    Raises:
+        UsageError: sizes of the tower contradict each other.
+    """
     tower = read_tower(section, _TOWER, kind=kind, merge=merge, projector=projector)
     vision = whole_windows(section, tower)
     positions = ((vision.image_size or 0) // vision.patch_size) ** 2 + 1

@@ -67,7 +67,11 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 
 
 def read_rule(images: Section) -> NavitRule:
-    """The image rule of a preprocessor config."""
+    """The image rule of a preprocessor config.
+
+    Raises:
+        UsageError: a setting is not the tower's.
+    """
     media = images.part("media_proc_cfg")
     for key, expected in (("patch_size", _PATCH), ("merge_kernel_size", _MERGE)):
         if media.integer(key, expected) != expected:

@@ -56,7 +56,11 @@ def _images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
 
 
 def read_vision(config: Section, text_hidden: int) -> VisionDims:
-    """The tower, with Transformers' defaults."""
+    """The tower, with Transformers' defaults.
+
+    Raises:
+        UsageError: sizes of the tower contradict each other, or the language model.
+    """
     vision = config.part("vision_config")
     if vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden:
         raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")

@@ -22,7 +22,11 @@ _PIXELS_BOUND: Final = 1 << 32
 
 
 def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDims:
-    """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults."""
+    """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults.
+
+    Raises:
+        UsageError: the tower's output is not as wide as the language model.
+    """
     vision = config.part("vision_config")
     out = "out_hidden_size" if second else "hidden_size"
     if (width := vision.integer(out, 3584, high=1 << 18)) != text_hidden:
@@ -36,7 +40,11 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
 
 
 def check_settings(values: Section, vision: VisionDims) -> None:
-    """Refuse an image processor whose patches and windows are not the tower's."""
+    """Refuse an image processor whose patches and windows are not the tower's.
+
+    Raises:
+        UsageError: a setting is not the tower's.
+    """
     for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
         if values.integer(key, expected) != expected:
             raise values.error(key, f"is not the tower's {expected}")

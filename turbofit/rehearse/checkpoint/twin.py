@@ -305,7 +305,11 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
-    """Writes the twin of the preset that ``name`` means; returns the folder."""
+    """Writes the twin of the preset that ``name`` means; returns the folder.
+
+    Raises:
+        UsageError: no preset is called so, or it has no stand-in.
+    """
     preset = find_preset(name)
     if preset is None:
         near = ", ".join(nearest_names(name)) or "listed by turbofit models"
