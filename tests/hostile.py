@@ -11,6 +11,7 @@ import random
 import re
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _json_bent(data: bytes, seed: int) -> bytes | None:
             elif what == 3:
                 holder[key] = [holder[key]]
             else:
-                holder[key] = chance.choice(_VALUES)
+                holder[key] = deepcopy(chance.choice(_VALUES))  # the next change may be in it
         text = json.dumps(root[0], separators=(",", ":")).encode()
     except (ValueError, RecursionError):
         return None

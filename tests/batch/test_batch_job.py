@@ -273,7 +273,7 @@ def test_wrong_options_are_said_at_once() -> None:
         ({}, "nobody is named who answers"),
         ({"model": ""}, "nobody is named who answers"),
         ({"url": "x:80"}, "x:80 is no address"),
-        ({"model": "m", "api_key": "k"}, "--api-key is for a server"),
+        ({"model": "m", "api_key": "k"}, "api_key is for a server"),
         ({**url, "model": "m", "max_batch_size": 4}, "^max_batch_size is of a plan"),
         ({**url, "promt": "x"}, "promt is nothing that PlanRequest knows"),
         ({**url, "timeout": -1}, "timeout -1"),
