@@ -207,7 +207,8 @@ def test_nobody_reads_its_standard_error(tmp_path: Path) -> None:
         assert number >= missing
         assert "counted at the model's own default" in "".join(lines)
         records = [json.loads(line) for line in lines if line.startswith("{")]
-        assert len(records) + number == CLIENTS * EACH + 1  # and the page of the metrics
+        # The record of the metrics' page, whose answer came before it, may stand behind the notice.
+        assert len(records) + number - CLIENTS * EACH in (0, 1)
         assert answered(url, 1) == 1
         while '"status": 200' not in process.stderr.readline():
             pass

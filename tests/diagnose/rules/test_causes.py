@@ -12,12 +12,17 @@ import yaml
 from tests.diagnose.conftest import explain, message, some, tried
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.diagnose.rules import figures
-from turbofit.diagnose.rules.causes import Row, causes
+from turbofit.diagnose.rules.causes import Row, caught, causes
 from turbofit.diagnose.rules.figures import FIGURES
 
 ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"
 CARD = "{} with CUDA capability {} is not compatible with the current PyTorch installation.\n"
 NO_KERNEL = "RuntimeError: CUDA error: no kernel image is available for execution on the device\n"
+
+
+def test_a_fact_is_found_by_a_word_with_a_digit() -> None:
+    """Lines are asked with zeros for their digits; the pattern is asked with the line."""
+    assert caught("load InternVL-Int4-g32 now") == {"group_size": "32"}
 
 
 @pytest.mark.parametrize(

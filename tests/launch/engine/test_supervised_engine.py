@@ -115,7 +115,10 @@ def test_a_start_that_listens_and_does_not_answer_is_ended(engine, monkeypatch) 
 
 def test_what_takes_a_question_and_does_not_answer_owes() -> None:
     """A port that is not open yet refuses at once."""
-    clock, answers = SimpleNamespace(now=0.0), iter([(0.0, False), (5.0, False), (0.1, True)])
+    clock, answers = (
+        SimpleNamespace(now=0.0),
+        iter([(0.0, False), (5.0, False), (0.0, False), (5.0, False), (0.1, True)]),
+    )
     owed = list[bool]()
 
     class Client:
@@ -128,8 +131,8 @@ def test_what_takes_a_question_and_does_not_answer_owes() -> None:
     client: Any = Client()
     probe = Probe(client, Timing(), None, serial=False, clock=lambda: clock.now)
     assert probe._comes_up()
-    assert owed == [False, False, True]
-    assert (probe.owes, probe.heard_at) == (False, 0.0)
+    assert owed == [False, False, True, False, True]
+    assert (probe.owes, probe.heard_at) == (False, 10.0)
 
 
 def test_a_lost_loop_is_waited_for_and_asked_for(engine, monkeypatch) -> None:

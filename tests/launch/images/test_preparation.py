@@ -118,17 +118,20 @@ def test_an_image_has_the_engines_dtype_where_that_casts_it_first(monkeypatch, b
     import torch
     from lmdeploy.vl.model.qwen2 import Qwen2VLModel
 
-    def made() -> torch.dtype:
+    def made(method: str = "gptq") -> torch.dtype:
         model = Qwen2VLModel.__new__(Qwen2VLModel)
         processor = SimpleNamespace(preprocess=lambda: {"pixel_values": torch.ones(4, 1176)})
         model.backend, model.mm_feature_dtype = backend, torch.bfloat16
         model.processor = SimpleNamespace(image_processor=processor)
+        model.hf_config = SimpleNamespace(quantization_config={"quant_method": method})
         values.cast_early(model)
         return processor.preprocess()["pixel_values"].dtype
 
     casts = values._CASTS["Qwen2VLModel"]
     assert made() == (torch.bfloat16 if backend in casts else torch.float32)
-    gone = {name: (("gone.py", *files), cast) for name, (files, cast) in casts.items()}
+    # The PyTorch engine computes in float16 then, whatever the checkpoint's dtype is.
+    assert made("awq") == (torch.bfloat16 if backend == "turbomind" else torch.float32)
+    gone = {name: (("gone.py", *files), *rest) for name, (files, *rest) in casts.items()}
     monkeypatch.setitem(values._CASTS, "Qwen2VLModel", gone)
     assert made() == torch.float32
 

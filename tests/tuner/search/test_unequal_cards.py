@@ -40,6 +40,14 @@ GROWN = [
 ]
 
 
+def test_a_faster_card_gets_no_batch_that_ends_its_engine() -> None:
+    """CogVLM's engine ends where two prompts meet, so that each card has one request."""
+    plan = turbofit.plan("cogvlm-17b", on="a100-80g+l40s", concurrency=2)
+    assert plan.fits
+    assert [own.settings.max_batch_size for own in plan.by_group] in ([], [1, 1])
+    assert plan.settings.max_batch_size == 1
+
+
 @pytest.mark.parametrize(("on", "model", "before"), GROWN)
 def test_each_card_holds_more_than_under_common_settings_and_one_promise_stands(
     on: str, model: str, before: int

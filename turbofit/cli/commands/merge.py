@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +13,6 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.planning.request import PlanRequest
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(*model_argument(), only_linux=True)

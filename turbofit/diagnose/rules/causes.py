@@ -223,8 +223,8 @@ def caught(text: str) -> dict[str, str]:
 
 @by_form
 def facts_of(form: str) -> tuple[_Fact, ...]:
-    """The rows of facts of which a line has a word; none of these has a digit."""
-    return tuple(row for row in _table().facts if any(word in form for word in row.says))
+    """The rows of facts of which a line may have a word: digits of it are not compared."""
+    return tuple(row for row in _table().facts if any(zeros(word) in form for word in row.says))
 
 
 def told_figures(hits: tuple[Hit, ...]) -> int:

@@ -175,9 +175,11 @@ class Probe(threading.Thread):
             if self._client.is_healthy(_HEALTH_TIMEOUT):
                 self.owes = False
                 return True
-            # What does not listen yet refuses at once.
-            if not self.owes and self._clock() - began >= _HEALTH_TIMEOUT:
-                self.heard_at, self.owes = began, True
+            # What does not listen yet refuses at once, and owes nothing.
+            late = self._clock() - began >= _HEALTH_TIMEOUT
+            if late and not self.owes:
+                self.heard_at = self._clock()
+            self.owes = late
             if self._stopped.wait(_PAUSE):
                 return False
 

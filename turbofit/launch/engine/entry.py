@@ -31,6 +31,9 @@ _CARD = "/dev/nvidia"
 #: Until the first collection; LMDeploy's imports make about 520,000.
 _OBJECTS_BEFORE_COLLECTION = 600_000
 _USUAL_THRESHOLDS = gc.get_threshold()
+#: First words of processes that import LMDeploy. Transformers' own engine is none: before its first
+#: collection tensors would stay that it counts on being freed.
+_WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearse.turbomind.server", "--standby")
 
 
 def collect_after_imports() -> None:
@@ -102,8 +105,9 @@ def prepare_images() -> None:
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
-    collect_after_imports()
     words = sys.argv[1:]
+    if words[0] in _WITH_LMDEPLOY:
+        collect_after_imports()
     if words[0] == "--standby":
         words = stand_by(words[1:])
     module, *arguments = words

@@ -190,7 +190,8 @@ class SupervisedEngine:
         if silence is None or not self._timing.liveness:
             return None
         if self.state != "ready":
-            if not probe.owes:  # it does not listen yet, or is asked the worst cases
+            # It does not listen yet, is asked the worst cases, or was ended and waits.
+            if self.state != "starting" or not probe.owes:
                 return None
             clients = None
         found = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])

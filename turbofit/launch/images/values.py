@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 _BYTES: Final = 256
 #: A picture on which a table is tried before it is used.
 _TRIED: Final = (61, 47)
-#: LMDeploy's models whose numbers stay float32: for each backend, the files that read them, and the
-#: only place where each one does so before its tower, a cast to the engine's dtype.
+#: LMDeploy's models whose numbers stay float32: for each backend, the files that read them, the
+#: only place where each one does so before its tower, a cast to the engine's dtype, and the
+#: quantisations for which that is another than the checkpoint's.
+#: Source: lmdeploy pytorch/config.py::_update_torch_dtype `quant_method == 'awq'`
 _CASTS: Final = {
     "Qwen2VLModel": {
         "pytorch": (
             ("pytorch/models/qwen2_vl.py", "pytorch/models/qwen2_5_vl.py"),
             "pixel_values = pixel_values.to(dtype)",
+            ("awq",),
         ),
         "turbomind": (
             ("turbomind/models/qwen2_vl.py",),
             "to_tm_tensor(\n                input_mm['pixel_values'], dtype=self._ctx.dtype)",
+            (),
         ),
     },
 }
@@ -52,10 +56,19 @@ def cast_early(model: Any) -> None:
     """
     dtype = getattr(model, "mm_feature_dtype", None)
     casts = _CASTS.get(type(model).__name__, {}).get(getattr(model, "backend", ""))
-    if dtype is None or casts is None or not _written(*casts):
+    if dtype is None or casts is None:
+        return
+    files, cast, of_another_dtype = casts
+    if _quantisation(model) in of_another_dtype or not _written(files, cast):
         return
     processor = model.processor.image_processor
     processor.preprocess = _with_dtype(processor.preprocess, dtype)
+
+
+def _quantisation(model: Any) -> str | None:
+    config = getattr(model.hf_config, "quantization_config", None) or {}
+    method: str | None = config.get("quant_method")
+    return method
 
 
 def _written(files: Sequence[str], cast: str) -> bool:

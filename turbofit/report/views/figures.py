@@ -154,7 +154,7 @@ def command_blocks(plan: Plan, *, crowded: bool = False) -> list[Block]:
         if note := serve_note(plan):
             blocks.append(remark(note, **ONLY_WHOLE))
         blocks.append(Code(shell_words(plan.serve.argv), page=False, short=plan.fits))
-    left_out = crowded or QUEUED in plan.warnings
+    left_out = (crowded and plan.serve is not None) or QUEUED in plan.warnings
     shown = plan.fits and not left_out
     if plan.fits and left_out:
         blocks.append(remark(f"{unheld(plan)} (--full has its command)", **ONLY_SHORT))

@@ -237,7 +237,9 @@ class _Unequal:
 
         def capacity(number: int, share: float) -> float:
             part = self._best(self.sets[number], share, None)
-            return part.held_requests / len(part.shape.groups)
+            held = part.held_requests / len(part.shape.groups)
+            most = Sizer(self.state, part.shape).largest_batch(part.settings)
+            return held if most is None else min(held, most)
 
         if self.request.promised_requests is None:
             return shared(())
