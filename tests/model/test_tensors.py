@@ -9,7 +9,7 @@ import pytest
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims, VisionDims
 from turbofit.memory.pytorch import weights as pytorch
 from turbofit.memory.turbomind import weights as turbomind
-from turbofit.model import parameters
+from turbofit.model import parameters, towers
 from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import vision_tensors
 from turbofit.rehearse.checkpoint import twin
@@ -137,6 +137,7 @@ def test_a_tensor_that_is_left_out_is_missing_everywhere(
 
     for module in (parameters, turbomind, pytorch, twin):
         monkeypatch.setattr(module, "text_tensors", lambda text: without(text_tensors(text)))
+    for module in (towers, turbomind, pytorch):
         monkeypatch.setattr(
             module, "vision_tensors", lambda vision, width: without(vision_tensors(vision, width))
         )

@@ -13,6 +13,10 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 DRIVER = shutil.which("chromedriver")
+ADD_A_SCRIPT = (
+    "const s = document.createElement('script'); s.textContent = 'document.title = \"hit\"';"
+    "document.body.append(s)"
+)
 
 FLAGS = (
     "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -132,10 +132,7 @@ def pids(child: Any, name: str = "") -> list[int]:
 
 
 def standby_beside(child: Any) -> int | None:
-    """The process of a server that stands by, and is none of its engines yet; ask with `until`.
-
-    None while it executes its next program: its command line is empty for that moment.
-    """
+    """A server's process that stands by and is none of its engines; None while it calls exec."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             pid, parent = int(process.name), int((process / "stat").read_text().split()[3])

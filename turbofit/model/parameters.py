@@ -11,7 +11,7 @@ from typing import Final
 
 from turbofit.core.model import DTYPE_BYTES, Model, Quantization, TextDims, VisionDims
 from turbofit.model.tensors import Tensor, elements, linears, text_tensors
-from turbofit.model.towers import audio_tensors, vision_tensors
+from turbofit.model.towers import tower_tensors
 
 _PAGE: Final = 2 << 20
 #: What checkpoints call the linear layers that a config can exempt.
@@ -45,11 +45,8 @@ def text_parameters(text: TextDims) -> int:
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:
     """Parameters of the whole checkpoint."""
-    total = text_parameters(text)
-    if vision is not None:
-        total += elements(vision_tensors(vision, text.hidden))
-        total += elements(audio_tensors(vision.audio, text.hidden)) if vision.audio else 0
-    return total
+    towers = elements(tower_tensors(vision, text.hidden)) if vision is not None else 0
+    return text_parameters(text) + towers
 
 
 def stored_bytes(

@@ -70,7 +70,10 @@ class Tensor(Struct):
 
 
 def elements(tensors: Iterable[Tensor]) -> int:
-    """Elements of all these, biases included; without calls, since every start counts a model."""
+    """Elements of all these, biases included.
+
+    The loop calls nothing of ours, since every start counts a model.
+    """
     total = 0
     for tensor in tensors:
         each = prod(tensor.shape) + (tensor.shape[0] if tensor.bias else 0)

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     Tensors = list[Tensor]
 
 
+def tower_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
+    """`vision_tensors`, and `audio_tensors` where there is an audio tower."""
+    tensors = vision_tensors(vision, text_hidden)
+    return tensors + audio_tensors(vision.audio, text_hidden) if vision.audio else tensors
+
+
 @lru_cache
 def vision_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
     """All tensors of a vision tower and of its projector into ``text_hidden`` channels.

@@ -127,8 +127,14 @@ def rate_with_host(of_cards: float, at_once: float, prepared: float, seconds: fl
     ``of_cards`` are the cards' alone, with ``at_once`` requests there at any time. While the images
     of one take the host so many ``seconds``, the cards work for others, if there are others.
     """
-    alone = at_once <= 1
-    return min(prepared, 1 / (1 / of_cards + seconds) if alone else of_cards)
+    return min(prepared, of_cards if at_once > 1 else 1 / (1 / of_cards + seconds))
+
+
+def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> tuple[float, float]:
+    """`rate_with_host` of requests with images, and the seconds that a first token waits."""
+    prepared, seconds = host.images_per_second / images, host.seconds * images
+    waits = at_once * max(0.0, 1 / prepared - 1 / of_cards)  # for a host slower than the cards
+    return rate_with_host(of_cards, at_once, prepared, seconds), seconds + waits
 
 
 def total(
@@ -141,8 +147,7 @@ def total(
     """The forecast over all replicas; ``measured`` is what it rests on beside the constants.
 
     A request has so many ``images``, which the ``host`` prepares; None is a host that nobody knows,
-    and that does not count. While it is slower than the cards, requests wait for it before their
-    first token.
+    and that does not count.
     """
     figures = rates()
     rests = "rates assumed, not measured"
@@ -157,10 +162,8 @@ def total(
     prepares = None
     if host is not None and images:
         prepares = host.beside(images * of_cards)
-        prepares_one = host.seconds * images
-        rate = rate_with_host(of_cards, there, host.images_per_second / images, prepares_one)
-        waits = there * max(0.0, images / host.images_per_second - 1 / of_cards)
-        seconds, alone = seconds + prepares_one + waits, alone + prepares_one
+        rate, waits = with_host(of_cards, there, host, images)
+        seconds, alone = seconds + waits, alone + host.seconds * images
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.browser import Browser
+from tests.support.browser import ADD_A_SCRIPT, Browser
 from tests.support.gateway import (
     DONE,
     TILES,
@@ -155,10 +155,7 @@ def test_what_a_model_or_a_name_says_stays_text(
     assert browser.driver.title == f"{HOSTILE} - turbofit"
     assert browser.said() == []
     # Were something to get in all the same, it would not run.
-    browser.run(
-        "const s = document.createElement('script'); s.textContent = 'document.title = \"hit\"';"
-        "document.body.append(s)"
-    )
+    browser.run(ADD_A_SCRIPT)
     assert browser.driver.title != "hit"
     assert any("Content Security Policy" in text for text in browser.said())
 

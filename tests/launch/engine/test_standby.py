@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import pytest
 
 from tests.support.processes import REPO, alive, gone
 from tests.support.waiting import until
-from turbofit.launch.engine import entry, standby
+from turbofit.launch.engine import standby
 from turbofit.launch.engine.launches import ENTRY, KEY
 from turbofit.launch.engine.standby import LEAST_AVAILABLE, STANDBY_BYTES, StandbyStarter
 
@@ -322,13 +321,3 @@ def test_it_ends_with_its_server(number: signal.Signals, env: dict[str, str]) ->
         until(lambda: b"--standby" in Path(f"/proc/{pid}/cmdline").read_bytes(), "it to stand by")
         server.send_signal(number)
     assert gone(pid)
-
-
-def test_garbage_is_collected_as_usual_after_the_imports() -> None:
-    try:
-        entry.collect_after_imports()
-        assert gc.get_threshold()[0] > 500_000
-        gc.collect(0)
-        assert gc.get_threshold() == entry._USUAL_THRESHOLDS
-    finally:
-        gc.set_threshold(*entry._USUAL_THRESHOLDS)

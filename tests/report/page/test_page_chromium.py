@@ -9,7 +9,7 @@ import pytest
 
 from tests.report.documents import plan_page, planned
 from tests.report.page.test_html import ALL, EVIL, evil_plan, page_of
-from tests.support.browser import Browser
+from tests.support.browser import ADD_A_SCRIPT, Browser
 from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.core.units import mib
@@ -196,10 +196,7 @@ def test_what_others_wrote_does_nothing(browser: Browser) -> None:
     assert json.loads(data)["verdict"] == EVIL
     assert browser.said() == []
     # Were something to get in all the same, it would not run.
-    browser.run(
-        "const s = document.createElement('script'); s.textContent = 'document.title = \"hit\"';"
-        "document.body.append(s)"
-    )
+    browser.run(ADD_A_SCRIPT)
     assert browser.driver.title != "hit"
     assert any("Content Security Policy" in text for text in browser.said())
 

@@ -10,7 +10,6 @@ variables of its environment. Without a line it ends: its server is gone.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import pkgutil
@@ -28,27 +27,9 @@ from typing import Any
 _IMAGES = "TURBOFIT_IMAGE_THREADS"
 #: What a process has open that has begun with a card.
 _CARD = "/dev/nvidia"
-#: Until the first collection; LMDeploy's imports make about 520,000.
-_OBJECTS_BEFORE_COLLECTION = 600_000
-_USUAL_THRESHOLDS = gc.get_threshold()
 #: First words of processes that import LMDeploy. Transformers' own engine is none: before its first
 #: collection tensors would stay that it counts on being freed.
 _WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearse.turbomind.server", "--standby")
-
-
-def collect_after_imports() -> None:
-    """Let the garbage collector begin once LMDeploy is imported.
-
-    It would take a sixth of that time and find nothing: what imports make stays.
-    """
-    gc.callbacks.append(_collect_as_usual)
-    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
-
-
-def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
-    if phase == "stop":
-        gc.callbacks.remove(_collect_as_usual)
-        gc.set_threshold(*_USUAL_THRESHOLDS)
 
 
 def forget_urls() -> None:
@@ -96,7 +77,6 @@ def prepare_images() -> None:
     """Have LMDeploy prepare images on several threads, as `launch.images` says."""
     if _IMAGES not in os.environ:
         return
-    sys.path.append(str(Path(__file__).parents[3]))  # of a checkout that is not installed
     from turbofit.launch.images.preparation import install
 
     install()
@@ -105,9 +85,12 @@ def prepare_images() -> None:
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
+    sys.path.append(str(Path(__file__).parents[3]))  # of a checkout that is not installed
     words = sys.argv[1:]
     if words[0] in _WITH_LMDEPLOY:
-        collect_after_imports()
+        from turbofit.core.process.collector import collect_after
+
+        collect_after(600_000)  # importing LMDeploy makes 520,000, which stay
     if words[0] == "--standby":
         words = stand_by(words[1:])
     module, *arguments = words

@@ -1,8 +1,8 @@
-"""An image's numbers are made in fewer steps, and have the engine's dtype before they are sent.
+"""Pixel values are made in fewer steps, and have the engine's dtype before they are sent.
 
 torchvision's last steps (``ToTensor``, ``Normalize``) and the cast to the engine's dtype make of a
 byte one of 256 numbers a channel. The table is what these steps themselves make of all bytes.
-Where an engine casts an image's numbers before all else, the thread that prepared them does it.
+Where an engine casts pixel values before all else, the thread that prepared them does it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _BYTES: Final = 256
 #: A picture on which a table is tried before it is used.
 _TRIED: Final = (61, 47)
-#: LMDeploy's models whose numbers stay float32: for each backend, the files that read them, the
-#: only place where each one does so before its tower, a cast to the engine's dtype, and the
-#: quantisations for which that is another than the checkpoint's.
+#: LMDeploy's models whose pixel values stay float32: for each backend, the files that read them,
+#: the cast to the engine's dtype that is the only place where each file does so before its tower,
+#: and the quantisations for which that is another dtype than the checkpoint's.
 #: Source: lmdeploy pytorch/config.py::_update_torch_dtype `quant_method == 'awq'`
 _CASTS: Final = {
     "Qwen2VLModel": {
@@ -50,7 +50,7 @@ def look_values_up(model: Any) -> None:
 
 
 def cast_early(model: Any) -> None:
-    """Have a model of LMDeploy give its engine numbers of the dtype to which that casts them.
+    """Have a model of LMDeploy cast its pixel values to the dtype to which its engine casts them.
 
     The engine casts in its event loop, or once they were sent to its process, where all wait.
     """
@@ -59,7 +59,7 @@ def cast_early(model: Any) -> None:
     if dtype is None or casts is None:
         return
     files, cast, of_another_dtype = casts
-    if _quantisation(model) in of_another_dtype or not _written(files, cast):
+    if _quantisation(model) in of_another_dtype or not _each_has(files, cast):
         return
     processor = model.processor.image_processor
     processor.preprocess = _with_dtype(processor.preprocess, dtype)
@@ -71,7 +71,7 @@ def _quantisation(model: Any) -> str | None:
     return method
 
 
-def _written(files: Sequence[str], cast: str) -> bool:
+def _each_has(files: Sequence[str], cast: str) -> bool:
     """Whether each of these files of LMDeploy has the cast, once."""
     spec = find_spec("lmdeploy")
     if spec is None or spec.origin is None:

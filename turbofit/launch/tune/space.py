@@ -18,7 +18,7 @@ from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.tuned import promises_no_less
 from turbofit.tuner.speed import ClosedLoad, group_rates, rates, speed_of
-from turbofit.tuner.throughput import Picture, rate_of_host, rate_with_host
+from turbofit.tuner.throughput import Picture, rate_of_host, with_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,12 +74,9 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
         # A row waits for the prefills of others between its steps.
         taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
         tpot = max(tpot, taken / request.output_tokens, speed.step)
-    if (host := _host(plan, request, images)) is None:
-        return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
-    count, rate = len(request.images), max(rate, 1e-9)
-    prepared, seconds = host.images_per_second / count, host.seconds * count
-    ttft += seconds + at_once * max(0.0, 1 / prepared - 1 / rate)
-    rate = rate_with_host(rate, at_once, prepared, seconds)
+    if (host := _host(plan, request, images)) is not None:
+        rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
+        ttft += waits
     return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
 
 

@@ -36,7 +36,7 @@ class PackedFormat(Struct):
     """Scales and zeros of a group in bytes, held and while loading; temporaries an element.
 
     ``of``: elements of the kernels' groups, which repeat the scales of larger ones.
-    ``align``: channels of whose multiple each rank's experts have, where it is not the group's.
+    ``align``: each rank's experts have a multiple of so many channels; None: of the group's.
     ``input``: bytes an element of a linear's input, where the kernels take it quantised.
     """
 
@@ -56,7 +56,7 @@ class PackedFormat(Struct):
 class ExpertFormat(Struct):
     """How one kind of card holds the linears of experts, packed or at 16 bits.
 
-    ``align``: channels of whose multiple each rank's experts have at 16 bits.
+    ``align``: at 16 bits each rank's experts have a multiple of so many channels.
     """
 
     temporary: int
@@ -124,8 +124,8 @@ class EngineConstants(Struct):
     delta_rule: dict[str, DeltaKernel]
     host_process: int
     pinned_call: str
-    #: Of older generations only: the GEMM workspace that is made with the context, and the compute
-    #: capabilities on which dense linears of 16 bits are prepared through a copy.
+    #: The GEMM workspace that is made with the context, and the compute capabilities on which dense
+    #: linears of 16 bits are prepared through a copy: of older generations only.
     gemm_in_context: tuple[int, ...] = ()
     copied_16bit: tuple[int, ...] = ()
 
@@ -275,7 +275,7 @@ _JOINED: Final = {
     **dict.fromkeys(("delta.qkv", "delta.z", "delta.b", "delta.a"), "delta.inputs"),
     **{f"{mlp}.{up}": f"{mlp}.up" for mlp in ("mlp", "expert", "shared") for up in ("gate", "up")},
 }
-#: Of delta nets so small that what each is rounded up to counts: decay, bias and a norm.
+#: Tensors of delta nets that are so small that rounding up to whole blocks counts.
 _SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
 
 

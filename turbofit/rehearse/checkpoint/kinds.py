@@ -80,7 +80,8 @@ def _apart(names: JsonObject) -> JsonObject:
 def values_of(model: Model, ids: Mapping[str, int]) -> Values:
     """What expressions may name of a model.
 
-    ``v_`` begins what is the tower's, ``a_`` the audio tower's, ``r_`` the image rule's.
+    Names of the tower's values begin with ``v_``, of the audio tower's with ``a_``, of the image
+    rule's with ``r_``.
     """
     text, rule = model.text, model.image_rule
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
@@ -93,7 +94,7 @@ def values_of(model: Model, ids: Mapping[str, int]) -> Values:
             ("sliding", "full")[i % 2] + "_attention" for i in range(text.layers)
         ],
         "ones_of_a_head": [1.0] * (text.head_dim // 2),
-        # Of half a head's channels time, height and width each turn a part.
+        # Time, height and width each turn a part of half a head's channels.
         "mrope": [text.head_dim // 8, text.head_dim * 3 // 16, text.head_dim * 3 // 16],
     }
     values |= {f"r_{name}": value for name, value in to_builtins(rule).items()} if rule else {}

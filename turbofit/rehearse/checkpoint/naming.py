@@ -27,7 +27,7 @@ class Writer(NamedTuple):
     quantization: Quantization | None
 
     def entries(self, names: JsonObject, at: str = "", layer: int | None = None) -> Iterator[Entry]:
-        """The tensors of a block of names; of one layer those that it has."""
+        """The tensors that a block of names has; with ``layer`` those of that layer."""
         for name, joined in self._joined(names, layer).items():
             if isinstance(joined, list):
                 yield from self._stored(at, name, joined)
@@ -37,7 +37,10 @@ class Writer(NamedTuple):
                 yield from self._layers(joined, at + joined["at"])
 
     def _joined(self, names: JsonObject, layer: int | None) -> dict[str, Any]:
-        """Tensors by their names, those of one name together; and blocks inside."""
+        """Tensors by their names, and the blocks inside by their roles.
+
+        Several tensors have one name where a checkpoint joins them.
+        """
         found: dict[str, Any] = {}
         for role, name in names.items():
             tensor = self.tensors.get(names.get("of", "") + role)
@@ -48,7 +51,7 @@ class Writer(NamedTuple):
         return found
 
     def _layers(self, names: JsonObject, at: str) -> Iterator[Entry]:
-        """A block for each layer that has some of it; once, where it is outside the layers."""
+        """The tensors of a block for each layer in turn, or once where no layer has them."""
         groups = [one for one in self._joined(names, None).values() if isinstance(one, list)]
         last = [tensor.layers[-1] for group in groups for tensor in group if tensor.layers]
         if not last:
@@ -57,7 +60,7 @@ class Writer(NamedTuple):
             yield from self.entries(names, f"{at}{i}.", i)
 
     def _experts(self, names: JsonObject, at: str, layer: int) -> Iterator[Entry]:
-        """A block for each expert of a layer, or all of them in a tensor for gates and one more."""
+        """The experts of a layer, each with its own tensors, or all of them stacked in two."""
         tensors = [one for group in self._joined(names, layer).values() for one in group]
         packing, stacked = self.quantization, names.get("stacked")
         if stacked and (packing is None or packing.method == "mxfp4"):

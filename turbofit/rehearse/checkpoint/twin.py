@@ -22,7 +22,7 @@ from turbofit.core.model import Model
 from turbofit.core.presets import merged
 from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.model.tensors import Tensor, text_tensors
-from turbofit.model.towers import audio_tensors, vision_tensors
+from turbofit.model.towers import tower_tensors
 from turbofit.rehearse.checkpoint.kinds import (
     Decoder,
     Kind,
@@ -47,7 +47,8 @@ _WHY_NONE: Final = {
         " than a rehearsal may take"
     ),
 }
-#: Ways of packing for which tensors are written: method, and size of a group.
+#: Ways of packing for which tensors are written: method, and size of a group. awq has 4 bits, fp8
+#: blocks of 128 x 128; mxfp4 packs the experts of gpt-oss alone, compressed-tensors experts alone.
 _PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 _SHARD = 8 << 30
@@ -64,14 +65,16 @@ class Twin:
     Attributes:
         decoder: the kind of its decoder.
         whole: the kind of the model around the decoder; None: the decoder is all.
-        packing: awq (4 bits, groups of 128), fp8 (blocks of 128 x 128), mxfp4 (the experts of
-            gpt-oss alone), compressed-tensors (4 bits, groups of 32, experts alone), or empty.
     """
 
     model: Model
     decoder: Kind
     whole: Kind | None = None
-    packing: str = ""
+
+    @property
+    def packing(self) -> str:
+        """The method by which its tensors are packed; empty: they are not."""
+        return "" if self.model.quantization is None else self.model.quantization.method
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -93,7 +96,7 @@ def twin_of(model: Model) -> Twin:
     Raises:
         UsageError: none can stand for it: its own checkpoint is needed.
     """
-    packing = _packing_of(model)
+    _refuse_packing(model)
     decoder = kinds().get(model.text.architecture)
     if decoder is None or decoder.decoder is not None:
         why = _WHY_NONE.get(model.text.architecture)
@@ -101,28 +104,27 @@ def twin_of(model: Model) -> Twin:
         made = f"stand-ins are made for {', '.join(known)}"
         raise _no_twin(f"{model.text.architecture}{f': {why}' if why else ''}", made)
     if model.vision is None:
-        return Twin(model, decoder, packing=packing)
+        return Twin(model, decoder)
     whole = kinds().get(model.architecture)
     if whole is None or (whole.decoder is None and whole is not decoder):
         raise _no_twin(f"a vision tower of {model.architecture}")
-    return Twin(model, decoder, whole, packing)
+    return Twin(model, decoder, whole)
 
 
-def _packing_of(model: Model) -> str:
-    """How its tensors are packed; empty: they are not.
+def _refuse_packing(model: Model) -> None:
+    """Stop where tensors are not written as this model's are packed.
 
     Raises:
-        UsageError: tensors are not written in this way.
+        UsageError: they are not.
     """
     packed = model.quantization
     if packed is None:
-        return ""
+        return
     way = (packed.method, packed.group_size)
     every = not packed.of_experts
     unmade = every and (model.text.mla is not None or way == ("compressed-tensors", 32))
     if unmade or way not in _PACKED:
         raise _no_twin(f"{packed.method} weights")
-    return packed.method
 
 
 def _no_twin(what: str, made: str = "") -> UsageError:
@@ -168,8 +170,9 @@ def tensors(twin: Twin) -> Iterator[Entry]:
     names = names if whole is None else merged(names, whole.tensors)
     for name, dtype, shape in _named(twin.model, names, text_tensors(twin.model.text)):
         yield _placed(name, whole), dtype, shape
-    if whole is not None:
-        yield from _named(twin.model, whole.tower, _tower(twin.model), whole.at)
+    if whole is not None and (vision := twin.model.vision) is not None:
+        towers = tower_tensors(vision, twin.model.text.hidden)
+        yield from _named(twin.model, whole.tower, towers, whole.at)
 
 
 def _named(
@@ -186,14 +189,6 @@ def _placed(name: str, whole: Kind | None) -> str:
     place = (whole and whole.decoder) or Decoder()
     inside = name.removeprefix("model.")
     return f"{place.model}{inside}" if inside != name else f"{place.head}{name}"
-
-
-def _tower(model: Model) -> Iterator[Tensor]:
-    """The tensors of a model's towers."""
-    vision, hidden = model.vision, model.text.hidden
-    if vision is not None:
-        yield from vision_tensors(vision, hidden)
-        yield from audio_tensors(vision.audio, hidden) if vision.audio is not None else ()
 
 
 def write_header(

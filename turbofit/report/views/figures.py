@@ -20,7 +20,7 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from turbofit.core.plan import Command, Plan
     from turbofit.report.painters.document import Block
@@ -162,16 +162,20 @@ def command_blocks(plan: Plan, *, crowded: bool = False) -> list[Block]:
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
         blocks.append(remark(text))
+    blocks += _engines_commands(plan, shown=shown)
+    elsewhere = _same_elsewhere(plan)
+    return [*blocks, Paragraph(elsewhere, **ONLY_SHORT)] if elsewhere and shown else blocks
+
+
+def _engines_commands(plan: Plan, *, shown: bool) -> Iterator[Block]:
+    """The command of each engine, of which a short answer has the first where it is ``shown``."""
     for place, command in enumerate(plan.commands):
         if len(plan.commands) > 1:
             heading = f"GPU {groups_of([plan.parallel.groups[command.group]])}"
-            blocks.append(Heading(heading, level=3, whole=False))
+            yield Heading(heading, level=3, whole=False)
         name = f"the command of group {command.group}"
-        blocks.append(
-            Code(shell_words(command.argv, command.env), name=name, short=shown and not place)
-        )
-    elsewhere = _same_elsewhere(plan)
-    return [*blocks, Paragraph(elsewhere, **ONLY_SHORT)] if elsewhere and shown else blocks
+        text = shell_words(command.argv, command.env)
+        yield Code(text, name=name, short=shown and not place)
 
 
 def serve_note(plan: Plan) -> str:
