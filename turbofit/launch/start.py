@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import shutil
 import time
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
@@ -169,9 +168,8 @@ class Start:
         else:
             from turbofit.gateway.overlay import overlay
 
-            base = run.folder / f"overlay-{self._number}"
-            folder = self._overlay = stack.enter_context(overlay(plan, base))
-            stack.callback(shutil.rmtree, base, ignore_errors=True)
+            root = run.folder / f"overlay-{self._number}"
+            folder = self._overlay = stack.enter_context(overlay(plan, root))
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
