@@ -325,7 +325,6 @@ def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
         death = None  # the account is TurboMind's, and torch's memory is not in it
     refused = death or End()
     asked = torch.requested if torch is not None and death is None else refused.asked
-    who = "the engine" if tracker.plan.engine.of_lmdeploy else "the fallback engine"
     return End(
         kind="out_of_memory",
         phase=_phase(tracker, torch, refused),
@@ -334,8 +333,7 @@ def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
         left=refused.left,
         missing=_missing(torch if pytorch else None, death),
         gpu=refused.gpu,
-        message=out_of_memory(who, tracker.phase, refused.where or _frame(tracker))
-        + _detail(tracker, refused, asked),
+        message=_shortage(tracker, refused, asked),
         hint=_advice(tracker),
     )
 
@@ -373,18 +371,21 @@ def _staged(plan: Plan, torch: TorchMemory | None) -> bool:
     return torch is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
 
 
-def _detail(tracker: StartupTracker, refused: End, asked: int | None) -> str:
-    """What was asked and left, as far as the account or torch tells it."""
-    fault = tracker.fault
+def _shortage(tracker: StartupTracker, refused: End, asked: int | None) -> str:
+    """Who ran out where; what was asked and left, as far as the account or torch tells it."""
+    fault, who = tracker.fault, "the engine"
+    if not tracker.plan.engine.of_lmdeploy:
+        who = "the fallback engine"
+    short = out_of_memory(who, tracker.phase, refused.where or _frame(tracker))
     if refused.asked is not None and refused.left is not None:
         doing = ", and the pretend GPU refused (simulated)" if refused.simulated else ""
         return (
-            f": it asked {format_bytes(refused.asked)} where {format_bytes(refused.left)} were left"
-            f" on GPU {refused.gpu}{doing}"
+            f"{short}: it asked {format_bytes(refused.asked)} where {format_bytes(refused.left)} "
+            f"were left on GPU {refused.gpu}{doing}"
         )
     if isinstance(fault, CudaError):
-        return f": {last_words(fault)}"
-    told = f", asking {format_bytes(asked)}" if asked else ""
+        return f"{short}: {last_words(fault)}"
+    told = f"{short}, asking {format_bytes(asked)}" if asked else short
     torch = fault if isinstance(fault, TorchMemory) else None
     staged = _staged(tracker.plan, torch)
     return f"{told}: torch stages the weights on the first GPU" if staged else told
