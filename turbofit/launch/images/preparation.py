@@ -50,8 +50,6 @@ _KNOWN: Final = {
 _SWITCH_SECONDS: Final = 0.0005
 #: LMDeploy's backends that know an image by a hash of its pixels.
 _HASHING: Final = frozenset(("turbomind",))
-#: Transforms of torchvision's, which has Pillow resize; Transformers' processors use torch.
-_RESIZED_BY_PILLOW: Final = ("transform", "image_transform")
 #: Parts of a processor that run on these threads without a lock.
 _PARTS: Final = ("image_processor", "video_processor", "feature_extractor")
 
@@ -93,24 +91,18 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
     """Prepare each ``ImageEncoder`` of LMDeploy's module, and say how in the engine's log."""
     make = module.ImageEncoder.__init__
 
+    from turbofit.launch.images.resize import quicken
+
     @wraps(make)  # whose source is looked at
     def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
         make(encoder, *arguments, **keywords)
         why = prepare(encoder, threads, cache_bytes)
         done = f"prepared on {threads} threads" if why is None else f"LMDeploy's own way: {why}"
-        if why is None and any(hasattr(encoder.model, name) for name in _RESIZED_BY_PILLOW):
-            done += _resizing()
+        if why is None:
+            done = ", ".join(filter(None, (done, quicken(encoder.model))))
         sys.stderr.write(f"{SAYS}{done}\n")
 
     module.ImageEncoder.__init__ = made
-
-
-def _resizing() -> str:
-    """What the engine's log says of how images are resized from now on."""
-    from turbofit.launch.images.resize import quicken_resizing
-
-    why = quicken_resizing()
-    return ", resized with AVX2" if why is None else f", resized by Pillow alone: {why}"
 
 
 def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:

@@ -1,121 +1,85 @@
-"""Pillow's resizing with vector instructions: the same bytes in a fifth of the time.
+"""Pillow's resizing and a table's values with vector instructions: the same bits for less time.
 
-LMDeploy resizes the images of models with tiles by Pillow, which takes half of the processor time
-of such an image. ``resize.c`` makes the same bytes. It is compiled once for each user, and is used
-where it makes of trial images what the installed Pillow makes of them, to the byte.
+LMDeploy resizes the images of models with tiles by Pillow, which took half of the processor time
+of such an image. ``pixels.c`` makes the same bytes in a fifth of the time. It is used where it
+makes of trial images what the installed Pillow makes of them, to the byte.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import os
-import platform
-import sys
 from functools import wraps
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.process.compiler import cache_folder, compile_c, find_compiler, make_folder
+from turbofit.launch.images.pixels import NotUsableError, Pixels, open_library
+from turbofit.launch.images.values import TableTransform
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable
 
-_SOURCE: Final = Path(__file__).with_suffix(".c")
-#: No fused multiplications: Pillow's wheels have none, and they round differently.
-_FLAGS: Final = (
-    "-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"
-)  # fmt: skip
-_LIBRARY: Final = "libresize.so"
+#: Models that resize by Pillow have transforms of torchvision; Transformers' processors use torch.
+_TRANSFORMS: Final = ("transform", "image_transform")
+_OURS: Final = "turbofit_resizes"
 #: Releases of Pillow whose resizing was read: from the first that tells where its pixels are, and
 #: that from which on a picture that loses much height is resized along its columns first.
 #: Source: Pillow 13.0.0 libImaging/Resample.c::ImagingResampleInner `int horizontal_first =`
 _FIRST, _COLUMNS_FIRST, _UNREAD = (11, 3), (13, 0), (13, 1)
-_PIXEL: Final = 4  # bytes
-#: Trial images: larger and smaller, one side alone, either pass first, and as near to that as can be.
+#: Trial images: larger and smaller, one side alone, either pass first, and just not.
 _TRIED: Final = (
     ((61, 47), (448, 96)), ((131, 53), (61, 97)), ((97, 61), (97, 40)), ((40, 90), (33, 90)),
     ((64, 300), (56, 284)), ((64, 300), (56, 283)), ((37, 211), (90, 16)), ((300, 41), (16, 33)),
 )  # fmt: skip
 
 
-class NotUsableError(Exception):
-    """Pillow's own resizing stays, for this reason."""
+def quicken(model: Any) -> str | None:
+    """Have the compiled library resize a model's images and look their values up.
 
-
-def quicken_resizing() -> str | None:
-    """Have our library resize Pillow's pictures; why not, where Pillow's own way stays."""
-    from PIL import Image
-
-    core, own = Image.core, Image.Image.resize
-    if hasattr(own, "__wrapped__"):
+    Returns what an engine's log says of it; None where the model's images are not for Pillow.
+    """
+    transforms = [getattr(model, name) for name in _TRANSFORMS if hasattr(model, name)]
+    if not transforms:
         return None
     try:
-        columns_first = _order(Image.__version__)
-        core.set_use_block_allocator(1)  # pixels of large pictures lie in one piece, too
-        resizer = Resizer(_library(), columns_first=columns_first)
-        resizer.check(own)
+        library = open_library()
+        replace_resize(library)
     except Exception as exc:  # noqa: BLE001 - no server stays down because it would be slower
-        if hasattr(core, "set_use_block_allocator"):
-            core.set_use_block_allocator(0)
-        return " ".join(f"{_named(exc)}{exc}".split())
-    Image.Image.resize = resizer.instead_of(own)
-    return None
+        named = "" if isinstance(exc, NotUsableError) else f"{type(exc).__name__}: "
+        return " ".join(f"resized by Pillow alone: {named}{exc}".split())
+    for transform in transforms:
+        if isinstance(transform, TableTransform):
+            transform.quicken(library)
+    return "resized with AVX2"
 
 
-def _named(exc: Exception) -> str:
-    return "" if isinstance(exc, NotUsableError) else f"{type(exc).__name__}: "
+def replace_resize(library: ctypes.CDLL) -> None:
+    """Have the library resize the pictures of this process that it can.
 
-
-def _order(version: str) -> bool:
-    """Whether this Pillow resizes some pictures along their columns first."""
-    release = tuple(map(int, version.split(".")[:2]))
-    if not _FIRST <= release < _UNREAD:
-        raise NotUsableError(f"Pillow {version} is not as known")
-    return release >= _COLUMNS_FIRST
-
-
-def _library() -> ctypes.CDLL:
-    """The compiled library, which nobody but this user could have written."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise NotUsableError("this is no Linux on x86-64")
-    text = "\0".join(_FLAGS).encode() + _SOURCE.read_bytes()
-    path = cache_folder("images") / hashlib.sha256(text).hexdigest()[:20] / _LIBRARY
-    if not path.exists():
-        make_folder(path.parent, _compile)
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        found = os.fstat(opened)
-        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            raise NotUsableError(f"somebody else could have written {path}")
-        library = ctypes.CDLL(f"/proc/self/fd/{opened}")  # what was looked at, whatever comes
-    except OSError as exc:
-        raise NotUsableError(f"{path} cannot be loaded: {exc}") from None
-    finally:
-        os.close(opened)
-    if not library.usable():
-        raise NotUsableError("this processor has no AVX2")
-    sizes = (ctypes.c_int, ctypes.c_int)
-    library.resize.argtypes = (ctypes.c_void_p, *sizes, ctypes.c_void_p, *sizes, ctypes.c_int)
-    return library
-
-
-def _compile(folder: Path) -> None:
-    command = find_compiler()
-    if command is None:
-        raise NotUsableError("there is no C compiler")
-    path = folder / _LIBRARY
-    why = compile_c([*command, *_FLAGS, str(_SOURCE), "-lm", "-o", str(path)])
-    if why is not None:
-        raise NotUsableError(f"the C compiler failed: {why}")
-    path.chmod(0o500)
+    Raises:
+        NotUsableError: this Pillow is another one, or makes other bytes.
+    """
+    pillow: Any = import_module("PIL.Image")
+    own = pillow.Image.resize
+    if hasattr(own, _OURS):
+        return
+    resizer = Resizer(library, pillow.__version__)
+    resizer.check(own)
+    pillow.core.set_use_block_allocator(1)  # pixels of large pictures lie in one piece, too
+    pillow.Image.resize = resizer.instead_of(own)
 
 
 class Resizer:
-    """Resizes pictures in RGB as Pillow's bicubic filter does it."""
+    """Resizes pictures in RGB as Pillow's bicubic filter does it.
 
-    def __init__(self, library: ctypes.CDLL, *, columns_first: bool) -> None:
-        self._library, self._columns_first = library, columns_first
+    Raises:
+        NotUsableError: nobody has read how this version of Pillow does it.
+    """
+
+    def __init__(self, library: ctypes.CDLL, version: str) -> None:
+        release = tuple(map(int, version.split(".")[:2]))
+        if not _FIRST <= release < _UNREAD:
+            raise NotUsableError(f"Pillow {version} is not as known")
+        self._library, self._columns_first = library, release >= _COLUMNS_FIRST
 
     def check(self, own: Callable[..., Any]) -> None:
         """Resize trial images in both ways.
@@ -149,56 +113,26 @@ class Resizer:
                 made = self.resized(image, size)
             return own(image, size, resample, box, reducing_gap) if made is None else made
 
+        setattr(resize, _OURS, True)
         return resize
 
     def resized(self, image: Any, size: Any) -> Any:
         """The picture in another size; None where the library does not resize it."""
-        from PIL import Image
-
-        if image.mode != "RGB" or not isinstance(size, tuple) or size == image.size:
-            return None
-        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        pillow: Any = import_module("PIL.Image")
+        if image.mode != "RGB" or not _is_size(size) or size == image.size:
             return None
         image.load()
         (width, height), (new_width, new_height) = image.size, size
-        made = Image.core.new("RGB", size)
-        source, target = _Pixels(image.im, width * height), _Pixels(made, new_width * new_height)
-        if not source.address or not target.address:
+        made = pillow.core.new("RGB", size)
+        source, target = Pixels(image.im), Pixels(made)
+        if source.address is None or target.address is None:
             return None
         lost = height - new_height
-        columns = self._columns_first and lost > 0 and lost > 2 * (width - new_width)
-        words = (source.address, width, height, target.address, new_width, new_height, columns)
-        return image._new(made) if self._library.resize(*words) else None
+        columns = self._columns_first and lost > max(0, 2 * (width - new_width))
+        sizes = (source.address, width, height, target.address, new_width, new_height)
+        return image._new(made) if self._library.resize(*sizes, columns) else None
 
 
-class _Array(ctypes.Structure):
-    """Arrow's description of an array in memory, as Pillow gives it.
-
-    Source: Apache Arrow, The Arrow C data interface: struct ArrowArray
-    """
-
-
-_Array._fields_ = (
-    *((name, ctypes.c_int64) for name in ("length", "nulls", "offset", "buffers", "children")),
-    ("buffer", ctypes.POINTER(ctypes.c_void_p)),
-    ("child", ctypes.POINTER(ctypes.POINTER(_Array))),
-)
-_described: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-
-
-class _Pixels:
-    """Where a picture's pixels are while this is kept; ``address`` 0: not in one piece."""
-
-    def __init__(self, core: Any, count: int) -> None:
-        self.address = 0
-        try:
-            self._capsule = core.__arrow_c_array__()
-        except ValueError:
-            return
-        array = _Array.from_address(_described(self._capsule, b"arrow_array"))
-        if array.children == 1:
-            values = array.child[0][0]
-            if values.length == count * _PIXEL and values.buffers == 2:
-                self.address = values.buffer[1]
+def _is_size(size: Any) -> bool:
+    two = isinstance(size, tuple) and len(size) == 2
+    return two and all(type(side) is int and side > 0 for side in size)

@@ -1,10 +1,12 @@
-/* Resizes pictures of three channels to the bytes that Pillow's bicubic filter makes, with AVX2.
+/* Resizes pictures of three channels to the bytes that Pillow's bicubic filter makes, with AVX2, and looks values of
+   their bytes up.
 
    A pixel has four bytes, the last of which means nothing and becomes 0. A pass makes each pixel of a line from
    neighbours in that line: weights are whole numbers with 22 bits of fraction, and sums are rounded to bytes. One
    pass goes along the rows, one along the columns. */
 #include <immintrin.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -217,3 +219,14 @@ EXPORTED int resize(uint8_t *from, int width, int height, uint8_t *to, int new_w
     free(down.weights);
     return done;
 }
+
+/* For each channel a table of 256 values, and a plane of what it has for the pixels. */
+#define LOOK_UP(name, value)                                                             \
+    EXPORTED void name(const uint8_t *pixels, size_t count, const value *tables, value *to) \
+    {                                                                                    \
+        for (size_t i = 0; i < count; i++, pixels += PIXEL)                              \
+            for (int channel = 0; channel < PIXEL - 1; channel++)                        \
+                to[channel * count + i] = tables[channel * 256 + pixels[channel]];       \
+    }
+LOOK_UP(look_up_2, uint16_t)
+LOOK_UP(look_up_4, uint32_t)
