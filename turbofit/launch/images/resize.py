@@ -59,13 +59,13 @@ def replace_resize(library: ctypes.CDLL) -> None:
         NotUsableError: this Pillow is another one, or makes other bytes.
     """
     pillow: Any = import_module("PIL.Image")
-    own = pillow.Image.resize
-    if hasattr(own, _OURS):
+    original = pillow.Image.resize
+    if hasattr(original, _OURS):
         return
     resizer = Resizer(library, pillow.__version__)
-    resizer.check(own)
+    resizer.check(original)
     pillow.core.set_use_block_allocator(1)  # pixels of large pictures lie in one piece, too
-    pillow.Image.resize = resizer.instead_of(own)
+    pillow.Image.resize = resizer.instead_of(original)
 
 
 class Resizer:
@@ -81,7 +81,7 @@ class Resizer:
             raise NotUsableError(f"Pillow {version} is not as known")
         self._library, self._columns_first = library, release >= _COLUMNS_FIRST
 
-    def check(self, own: Callable[..., Any]) -> None:
+    def check(self, original: Callable[..., Any]) -> None:
         """Resize trial images in both ways.
 
         Raises:
@@ -95,23 +95,23 @@ class Resizer:
             noise = rng.integers(-128, 384, (height, width, 3)).clip(0, 255)
             image = Image.fromarray(noise.astype(np.uint8))
             made = self.resized(image, size)
-            if made is None or made.tobytes() != own(image, size).tobytes():
+            if made is None or made.tobytes() != original(image, size).tobytes():
                 raise NotUsableError("it makes other bytes than Pillow")
 
-    def instead_of(self, own: Callable[..., Any]) -> Callable[..., Any]:
+    def instead_of(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Pillow's method, which does itself what the library does not."""
         from PIL import Image
 
         bicubic = (None, Image.Resampling.BICUBIC)
 
-        @wraps(own)
+        @wraps(original)
         def resize(
             image: Any, size: Any, resample: Any = None, box: Any = None, reducing_gap: Any = None
         ) -> Any:
             made = None
             if resample in bicubic and box is None and reducing_gap is None:
                 made = self.resized(image, size)
-            return own(image, size, resample, box, reducing_gap) if made is None else made
+            return original(image, size, resample, box, reducing_gap) if made is None else made
 
         setattr(resize, _OURS, True)
         return resize
