@@ -17,17 +17,21 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
-from turbofit.launch.engine import read_ahead
-from turbofit.launch.engine.cache_ratio import ratio_now, shared_ratio
 from turbofit.launch.engine.check import LONG, ask_small, ask_worst, check_seconds
 from turbofit.launch.engine.gemm_tuning import give_tuning, kept_words
-from turbofit.launch.engine.launches import Launch, free_ports, module_runner
+from turbofit.launch.engine.launches import (
+    Launch,
+    free_ports,
+    module_runner,
+    ratio_now,
+    shared_ratio,
+)
 from turbofit.launch.images.preparation import image_environment
-from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import GpuMonitor, any_lost, memory_back, used_now, without
 from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import Supervisor
+from turbofit.launch.serve.weights import fetched, read_ahead
 from turbofit.observe.calibration import in_words
 from turbofit.planning import checks
 from turbofit.planning.commands import commands, module_of, private_commands
@@ -110,7 +114,7 @@ class Start:
             self._plan = localised(self._plan, run.folder / "model")
         else:
             self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
-            read_ahead.begin(self._plan, read_host())
+            read_ahead(self._plan, read_host())
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.server import bind
 

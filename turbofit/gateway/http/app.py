@@ -20,7 +20,7 @@ from turbofit.gateway.http.welcome import ModelFacts, facts_of
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher
-from turbofit.gateway.media.turns import PictureTurns
+from turbofit.gateway.media.pictures import PictureTurns
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList

@@ -14,7 +14,7 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.process.compiler import find_compiler
 from turbofit.core.process.progress import under_way
-from turbofit.launch.serve.counted_machine import counted, end_orphans
+from turbofit.launch.serve.leases import counted, end_orphans
 from turbofit.launch.serve.proved import Rehearsals
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
