@@ -259,7 +259,7 @@ def _free_ports(count: int, besides: int | None = None) -> list[int]:
 
 
 @contextmanager
-def _no_overlay(plan: Any, base: Any = None) -> Iterator[Path]:  # noqa: ARG001
+def _no_overlay(_plan: Any, _root: Any) -> Iterator[Path]:
     yield Path("/models/m")
 
 

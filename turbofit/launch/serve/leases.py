@@ -211,7 +211,7 @@ class Leases:
             if path.stem == self._name:
                 continue
             with suppress(OSError, ValueError, RecursionError):
-                yield _read(path), _is_held(path.with_suffix(".lock"))
+                yield _read(path), is_held(path.with_suffix(".lock"))
 
 
 def _read(path: Path) -> Lease:
@@ -295,15 +295,15 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     return True
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
     """Whether somebody has this file locked; one that we may not read may be locked."""
     try:
         descriptor = os.open(path, _TO_READ)
@@ -312,7 +312,7 @@ def _is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _try_lock(descriptor)
+        return not _try_lock(descriptor, fcntl.LOCK_SH)  # others may look at the same time
     except OSError:
         return True
     finally:
