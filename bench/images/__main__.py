@@ -5,7 +5,8 @@
 The card takes no time there, so the host is the limit. Both servers run at once and are asked in
 turns, so that both see the same noise; the load runs on the same cores. No picture comes twice.
 Processor time is that of the engine's process and its children, from /proc. Plain is
-``--image-threads 1``: LMDeploy's own executor, processors and torch threads.
+``--image-threads 1``: LMDeploy's own executor, processors and torch threads. The cache is soon full,
+as in a server that has been up for a while.
 """
 
 from __future__ import annotations
@@ -102,7 +103,6 @@ def turn(served: Served, model: str, picture: bytes, count: int) -> Turn:
 
 def compared(model: str, given: argparse.Namespace) -> list[list[str]]:
     """A row for each size."""
-    rounds, count = given.rounds, given.count
     options = {"plain": ("--image-threads", "1"), "turbofit": ("--image-cache", given.image_cache)}
     rows, children = [], []
     with ExitStack() as stack:
@@ -117,9 +117,9 @@ def compared(model: str, given: argparse.Namespace) -> list[list[str]]:
         name = servers["plain"].ask("/v1/models")[2]["data"][0]["id"]
         for size in given.sizes:
             picture, turns = photograph(size), {way: [] for way in WAYS}
-            for number in range(rounds + 1):
+            for number in range(given.rounds + 1):
                 for way, served in servers.items():
-                    taken = turn(served, name, picture, count)
+                    taken = turn(served, name, picture, given.count)
                     if number:  # the first warms up
                         turns[way].append(taken)
             cpu = {way: median(taken.cpu for taken in turns[way]) for way in WAYS}
@@ -149,11 +149,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
     parser.add_argument("--count", type=int, default=16, help="requests of a turn")
-    parser.add_argument(
-        "--image-cache",
-        default="64MiB",
-        help="turbofit's: this much is soon full, as in a server that has been up for a while",
-    )
+    parser.add_argument("--image-cache", default="64MiB", help="turbofit's, %(default)s")
     parser.add_argument("--write", action="store_true", help="write the table to RESULTS.md")
     given = parser.parse_args()
     rows, loads = [], [os.getloadavg()[0]]
