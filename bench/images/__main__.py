@@ -4,9 +4,8 @@
 
 The card takes no time there, so the host is the limit. Both servers run at once and are asked in
 turns, so that both see the same noise; the load runs on the same cores. No picture comes twice.
-Processor time is that of the engine's process and its children, from /proc. Plain is
-``--image-threads 1``: LMDeploy's own executor, processors and torch threads. The cache is soon full,
-as in a server that has been up for a while.
+Processor time is that of the engine's process and its children. Plain is ``--image-threads 1``:
+LMDeploy's own way in all. The cache is soon full, as in a server that has been up for a while.
 """
 
 from __future__ import annotations
