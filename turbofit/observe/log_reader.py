@@ -216,8 +216,6 @@ _OTHER: Final = (
          lambda _: events.ServerUp()),
     _row("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
          r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?", _kill),
-    _row("Driver Version", r".*?Driver Version: [\d.]+\s+CUDA Version: (?:[\d.]+|N/A)",
-         lambda _: events.SmiDriver()),
     _row("GPU |MIG ", r"\s*(?:GPU|MIG) .*", lambda m: listed(m[0])),
     _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
          lambda m: SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
