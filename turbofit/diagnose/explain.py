@@ -13,12 +13,12 @@ from turbofit.diagnose.answer import Diagnosis, Others, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
+from turbofit.diagnose.foreign import foreign_answer
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_engine import engine_rules
-from turbofit.diagnose.rules.rules_foreign import foreign_answer
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
 from turbofit.diagnose.rules.rules_legacy import legacy_rules
