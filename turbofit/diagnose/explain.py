@@ -18,11 +18,10 @@ from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
-from turbofit.diagnose.rules.rules_engine import engine_rules
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
-from turbofit.diagnose.rules.rules_legacy import legacy_rules
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
+from turbofit.diagnose.rules.rules_turbomind import turbomind_rules
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -44,8 +43,7 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
 
 _RULES: Final = (
-    engine_rules,
-    legacy_rules,
+    turbomind_rules,
     torch_rules,
     hang_rules,
     host_rules,

@@ -11,12 +11,11 @@ from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.causes import less_memory
 from turbofit.diagnose.rules.copies import copies
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.rules_legacy import (
+from turbofit.diagnose.rules.logged_cache import (
     START_ONCE,
-    blocks,
-    cache_holders,
-    cache_story,
+    cache_facts,
     double_start,
+    logged_cache,
     lower_ratio,
 )
 from turbofit.machine.presets import context_bytes
@@ -108,21 +107,18 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
     program, neighbours = _program_of(mark.stack, case.facts.subject), _neighbours(case, memory)
     phase = "quantising" if program == "lmdeploy-lite" else phase_of(mark.stack)
-    lines = [evidence(mark, "torch's own figures")]
-    why = [*_figures(memory, program, neighbours), *_whole_matrix(mark, memory, phase, program)]
-    holdings = list(_holders(mark, memory, neighbours))
-    kv_blocks = blocks(case)
-    if kv_blocks is not None:
-        lines[:0] = kv_blocks.lines
-        why += cache_story(case, kv_blocks)
-        holdings += cache_holders(kv_blocks)
-    if twice := double_start(case):
-        why.append(twice[0])
-        lines.append(twice[1])
+    why_cache, held_cache, lines = cache_facts(case, logged_cache(case))
+    lines.append(evidence(mark, "torch's own figures"))
+    why = [
+        *_figures(memory, program, neighbours),
+        *_whole_matrix(mark, memory, phase, program),
+        *why_cache,
+    ]
+    holdings = [*_holders(mark, memory, neighbours), *held_cache]
     too_many = copies(case, mark, memory, phase)
     why += (copy.why for copy in too_many)
     lines += (copy.line for copy in too_many if copy.line.line != mark.line)
-    once = ((START_ONCE,) if twice else ()) + tuple(copy.change for copy in too_many)
+    once = ((START_ONCE,) if double_start(case) else ()) + tuple(copy.change for copy in too_many)
     changes = [*once, *_end_others(memory, neighbours), *_changes(case, phase, memory, program)]
     in_use = tuple(_IN_USE[fact] for fact in _IN_USE if fact in case.facts.subject.facts)
     return RuleAnswer(
@@ -320,7 +316,7 @@ def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> 
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
         yield from less_memory(program, "oversized")
         return
-    if blocks(case) is not None and phase != "weights":
+    if logged_cache(case) is not None and phase != "weights":
         yield from lower_ratio(case)
     else:
         yield from less_memory(program, phase)
