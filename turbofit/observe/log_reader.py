@@ -212,7 +212,8 @@ _OTHER: Final = (
     _row("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
          r"\s.*(?:self\.(?:visual|vision\w*|extract_feature\w*|get_image_features"
          r"|multi_modal_projector)\(|pixel_values)", lambda _: events.VisionFrame()),
-    _row("Uvicorn running on |Application startup complete|Available routes are:", "",
+    _row("Uvicorn running on |Application startup complete|Available routes are:"
+         "|double enter to end input", "",
          lambda _: events.ServerUp()),
     _row("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
          r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?", _kill),

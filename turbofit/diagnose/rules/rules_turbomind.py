@@ -180,16 +180,7 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: Phase, what: str) -> Rul
         unknown = [f"how much LMDeploy {version} lacked: turbofit computes it from {oldest} on"]
     elif shortage is not None:
         unknown += _whose_account(case)
-    if version is not None and version.startswith(_PINNING):
-        why.append(
-            f"LMDeploy {version} pins 18.7 GiB of host memory a rank for InternVL, and dies of the"
-            " same words when that is what it lacks"
-        )
-    if shortage and shortage.step:
-        why.append(
-            f"by the account, {shortage.step} needed {format_bytes(shortage.needed)} where"
-            f" {format_bytes(shortage.room)} were left"
-        )
+    why += _reasons(version, shortage)
     if shortage and shortage.surprise:
         unknown.append(shortage.surprise)
     lines = cache.lines if cache else ()
@@ -207,6 +198,20 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: Phase, what: str) -> Rul
         changes=_changes(phase, shortage),
         planned=True,
     )
+
+
+def _reasons(version: str | None, shortage: Shortage | None) -> Iterator[str]:
+    """What the release is known for, and what the account says of the step that failed."""
+    if version is not None and version.startswith(_PINNING):
+        yield (
+            f"LMDeploy {version} pins 18.7 GiB of host memory a rank for InternVL, and dies of the"
+            " same words when that is what it lacks"
+        )
+    if shortage and shortage.step:
+        yield (
+            f"by the account, {shortage.step} needed {format_bytes(shortage.needed)} where"
+            f" {format_bytes(shortage.room)} were left"
+        )
 
 
 def _whose_account(case: LogCase) -> Iterator[str]:
@@ -279,10 +284,10 @@ def _of_older(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnswer:
     if cache is not None and cache.assumed:
         unknown.append(f"the cache ratio: {cache.ratio:g} is LMDeploy's default")
     changes = [START_ONCE] if twice else []
+    changes += () if phase == "weights" else lower_ratio(case)
     if phase in ("weights", "unknown"):
-        changes.append("more GPUs (--tp), a quantised variant, or freer cards")
-    if phase != "weights":
-        changes += lower_ratio(case)
+        loading = "if it was still loading weights: " if phase == "unknown" else ""
+        changes.append(f"{loading}more GPUs (--tp), a quantised variant, or freer cards")
     lines.append(evidence(mark, "TurboMind's own out-of-memory error"))
     said = out_of_memory("TurboMind", phase, event.where)
     return RuleAnswer(
