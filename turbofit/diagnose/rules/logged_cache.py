@@ -88,7 +88,9 @@ def logged_cache(case: LogCase) -> LoggedCache | None:
     if not budgets:
         return _of_blocks(case)
     mark, budget = budgets[0]
-    weights = case.model and case.turbomind.weights(case.model, case.tp or len(budgets)).total
+    weights = None
+    if case.model is not None:
+        weights = case.turbomind.weights(case.model, case.tp or len(budgets)).total
     return LoggedCache(
         size=budget.budget,
         free=budget.free,
