@@ -26,6 +26,7 @@ from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import held_only, measure_here, node_of, raylet_environment
 from turbofit.launch.cluster.ray_adapter import server_words
+from turbofit.launch.serve.leases import is_held
 
 _TICK: Final = 0.25
 #: A shell's exit code is larger where a signal ended the process.
@@ -121,7 +122,7 @@ class NodeActor:
         self._keep_lease(digest)
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        if _is_held(self._folder / "lock"):
+        if is_held(self._folder / "lock"):  # a server's exit code is written before its lock ends
             if runs == digest:
                 url, last_line = self._url(), "".join(self._lines()[-1:])
                 state = "open" if url else "starting"
@@ -200,16 +201,6 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def _is_held(path: Path) -> bool:
-    """Whether what locks this file lives; a server's exit code is written before its lock ends."""
-    with suppress(FileNotFoundError), path.open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _environment() -> dict[str, str]:
