@@ -13,7 +13,6 @@ from turbofit.diagnose.answer import Diagnosis, Others, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
-from turbofit.diagnose.foreign import foreign_answer
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
@@ -38,7 +37,7 @@ from turbofit.observe.log_reader import read_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.diagnose.answer import Advice, Missing
+    from turbofit.diagnose.answer import Advice
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.facts import LogFacts
 
@@ -79,7 +78,7 @@ def diagnose(
     cases = [LogCase(facts, model=model, on=on) for facts in runs]
     foreign = cases[-1].facts.subject.foreign
     if foreign.engine:
-        return _unknown(cases[-1], foreign_answer(cases[-1], foreign.engine), ())
+        return _unknown(cases[-1], _foreign_answer(cases[-1], foreign.engine), ())
     drafts = _drafts(cases)
     if not drafts:
         return _unknown(cases[-1], _last_error(cases[-1]), ())
@@ -184,13 +183,14 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
     would_work, lacks = _plan(case, draft)
+    memory = case.facts.first_event(TorchMemory)
     return Diagnosis(
         kind="unknown",
         phase="unknown",
         what=what,
         others=others if draft.possible else None,
         why=draft.why,
-        missing=_torch_lack(case) if draft.kind == "foreign" else None,
+        missing=missing_of(memory) if memory and draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,
         would_work=would_work,
@@ -198,12 +198,6 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         send=() if draft.kind == "foreign" else what_to_send(_about(case, draft, what)),
         read=_read(case),
     )
-
-
-def _torch_lack(case: LogCase) -> Missing | None:
-    """What torch asked and what was free, where the log of another program has its text."""
-    memory = case.facts.first_event(TorchMemory)
-    return missing_of(memory) if memory else None
 
 
 def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
@@ -247,7 +241,7 @@ def _last_error(case: LogCase) -> RuleAnswer:
     if case.facts.clean_up is not None:
         return _of_clean_up(case.facts.clean_up)
     tool = case.facts.subject.foreign.tool
-    return foreign_answer(case, tool) if tool else _last_line(case, messages)
+    return _foreign_answer(case, tool) if tool else _last_line(case, messages)
 
 
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
@@ -269,6 +263,36 @@ def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
         return _quote(title, f"turbofit does not know this error: {named[0]}", "the title")
     what = "this log ends within a traceback, before the error itself; its last call is"
     return _quote(mark, f"{what}: {evidence(mark, '').text}", "the last call that it shows")
+
+
+def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
+    """One line on a log of another program: its version and its last error, and no cause."""
+    version = case.facts.subject.foreign.version(name)
+    program = f"{name} {version}" if version else name
+    last = _last_of_foreign(case)
+    if last is None:
+        what = (
+            f"a log of {program}, which turbofit does not explain: no line of it tells of an error"
+        )
+        return RuleAnswer(kind="foreign", line=0, what=what)
+    row = evidence(last, "the last error")
+    return RuleAnswer(
+        kind="foreign",
+        line=last.line,
+        what=f"a log of {program}, which turbofit does not explain; its last error: {row.text}",
+        evidence=(row,),
+        planned=name == case.facts.subject.foreign.engine,
+    )
+
+
+def _last_of_foreign(case: LogCase) -> LogEvent | None:
+    """The line to quote: that which has sizes of memory, else the last exception, else a line."""
+    facts, event = case.facts, case.event
+    short = [mark for mark, _ in facts.every(TorchMemory)]
+    raised = [mark for mark in event.marks if isinstance(mark.event, PythonError)]
+    lines = [*event.marks[-1:], *raised[-1:]] if event.outcome == "fatal" else []
+    known = short or sorted(lines, key=lambda mark: mark.line)[-1:]
+    return known[-1] if known else facts.mood.last_complaint or facts.mood.last_refusal
 
 
 def _of_clean_up(mark: LogEvent) -> RuleAnswer:

@@ -176,10 +176,6 @@ class LogFacts:
     def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
         return [(mark, mark.event) for mark in self.marks if isinstance(mark.event, kind)]
 
-    def before(self, mark: LogEvent, kind: type[_T]) -> bool:
-        """Whether an event of a kind came before a mark."""
-        return any(isinstance(one.event, kind) and one.line < mark.line for one in self.marks)
-
     @property
     def session_limit(self) -> int | None:
         """Tokens of the longest request that the engine accepts, where the log says it."""

@@ -197,8 +197,8 @@ def _unknown(
     if not mark.stack and phase == "unknown":
         yield "where: the log has no traceback before the error"
     if neighbours.unclear or (memory.pid is not None and memory.outside_torch):
-        own = () if memory.pid is None else (memory.pid,)
-        yield _WHICH.format(pids=", ".join(map(str, (*own, *dict(memory.others)))))
+        this = () if memory.pid is None else (memory.pid,)
+        yield _WHICH.format(pids=", ".join(map(str, (*this, *dict(memory.others)))))
     if neighbours.to_plan_without and memory.gpu is not None:
         yield f"whether other cards are as full as GPU {memory.gpu}"
     if memory.total is None:
@@ -337,9 +337,8 @@ def _holders(mark: LogEvent, memory: TorchMemory, neighbours: _Neighbours) -> It
     if memory.process is not None and memory.pid is None:
         held = {"this process": memory.process} | held
     elif memory.process is not None:
-        own = "this process (process {} of the text)"
-        own = named if neighbours.unclear else own
-        held = {own.format(memory.pid): memory.process} | held
+        this = named if neighbours.unclear else "this process (process {} of the text)"
+        held = {this.format(memory.pid): memory.process} | held
     elif memory.allocated is not None and not neighbours.unclear:
         held = {"this process's tensors": memory.allocated} | held
     for who, size in held.items():
