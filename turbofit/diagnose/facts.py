@@ -9,7 +9,7 @@ from turbofit.diagnose.event import EventFinder, LogEvent
 from turbofit.diagnose.mood import Mood
 from turbofit.diagnose.rules.causes import hits_of, told_figures
 from turbofit.diagnose.subject import FactCollector
-from turbofit.launch.engine.log_file import repeats
+from turbofit.launch.engine.process import repeats
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe.log_events import (
     OF_LAUNCH,
