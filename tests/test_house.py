@@ -23,7 +23,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_690,  # lines of shells, a slice, a stack of a card, a full disk, signals, garbage, a compiler
+    "core": 5_690,  # lines of shells, slices, a stack of a card, a full disk, signals, a compiler
     "machine": 3_090,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
     "model": 6_545,  # loading of Transformers came from memory; each tower's list of tensors
