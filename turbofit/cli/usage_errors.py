@@ -158,10 +158,12 @@ def line_of_others(line: ShellLine, ctx: click.Context) -> UsageError:
 
     *program, command = line.of.split()
     hint = command_synonym(command) if program else None
-    return UsageError(f"it is a line of {line.of}", hint=hint or _in_own_words(line.words, ctx))
+    return UsageError(
+        f"it is a line of {line.of}", hint=hint or _in_turbofits_words(line.words, ctx)
+    )
 
 
-def _in_own_words(words: Sequence[str], ctx: click.Context) -> str:
+def _in_turbofits_words(words: Sequence[str], ctx: click.Context) -> str:
     """A command of turbofit with those of another program's words that have a meaning here."""
     from turbofit.core.synonyms import synonym
 
@@ -181,8 +183,8 @@ def _in_own_words(words: Sequence[str], ctx: click.Context) -> str:
             model = value
         elif meaning is not None and _has(f"--{meaning.to}", ctx):
             options += [f"--{meaning.to}", meaning.value_here(value)]
-    own = shlex.join(filter(None, [model or "MODEL", *options]))
-    return f"here: turbofit {ctx.info_name} {own}"
+    typed = shlex.join(filter(None, [model or "MODEL", *options]))
+    return f"here: turbofit {ctx.info_name} {typed}"
 
 
 def all_unknown(errors: Sequence[UsageError]) -> UsageError:

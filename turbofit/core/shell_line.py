@@ -75,15 +75,17 @@ def read_line(words: Sequence[str]) -> ShellLine | None:
     What stands around a quoted line stays the command's. A typed line has no quotes around it: it
     begins with the first word, which is no option, and all words before the program are its own.
     """
-    own = list(words[: words.index("--")] if "--" in words else words)
-    for at, text in enumerate(own):
+    before = list(words[: words.index("--")] if "--" in words else words)
+    for at, text in enumerate(before):
         quoted = _line(_tokens(text)) if len(text.split()) > 1 else None
         if quoted is not None:
             quoted.words = [*words[:at], *quoted.words, *words[at + 1 :]]
             return quoted
-    typed = None if own[:1] and own[0].startswith("-") else _line([_Token(it, it) for it in own])
+    if before[:1] and before[0].startswith("-"):
+        return None
+    typed = _line([_Token(it, it) for it in before])
     if typed is not None:
-        typed.words += words[len(own) :]
+        typed.words += words[len(before) :]
     return typed
 
 
@@ -108,14 +110,14 @@ def _line(tokens: list[_Token]) -> ShellLine | None:
     before, behind = tokens[:begin], tokens[end:]
     ends = (at for at, it in enumerate(behind) if it.kind == "operator" or it.typed[:1] == "#")
     stop = next(ends, len(behind))
-    own, after = behind[:stop], behind[stop:]
-    redirections = [it for it in own if it.kind == "redirection"]
+    call, after = behind[:stop], behind[stop:]
+    redirections = [it for it in call if it.kind == "redirection"]
     set_before = [match for it in before if (match := _VARIABLE.fullmatch(it.word))]
     said = [it for it in before if it.word not in _SETS and not _VARIABLE.fullmatch(it.word)]
     left_out = [_typed(said).strip("|&; "), _typed([*redirections, *after])]
     return ShellLine(
         of=of,
-        words=[it.word for it in own if it.kind == "word"],
+        words=[it.word for it in call if it.kind == "word"],
         variables={match[1]: match[2] for match in set_before},
         left_out=list(filter(None, left_out)),
     )
