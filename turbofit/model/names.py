@@ -300,9 +300,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     model = preset_model(preset) if preset else None
     runs = next((end["runs"] for end in ends if "runs" in end), None)
     if not guess or model is None or _is_another(rest) or (runs and model.quantization):
-        if preset and sizes_of(rest):  # which is the size: the preset is of another
-            preset = next(iter(nearest_names(hub_id)), preset)
-        return f"; the preset {preset} is near by its name" if preset else ""
+        return _near(hub_id, preset, rest) if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
     if runs and runs["method"] == "gptq" and model.text.delta is not None:
         # TurboMind runs it by what its config leaves in 16 bits, which a name does not say.
@@ -320,6 +318,12 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     return msgspec.structs.replace(
         model, name=name, hub_id=hub_id, source=source, warnings=(warning,)
     )
+
+
+def _near(hub_id: str, preset: str, rest: str) -> str:
+    """The preset that a name begins with, or one of the size that its rest names."""
+    nearest = nearest_names(hub_id) if sizes_of(rest) else []
+    return f"; the preset {next(iter(nearest), preset)} is near by its name"
 
 
 def _is_another(rest: str) -> bool:
