@@ -28,7 +28,7 @@ BUDGETS = {
     "kernels": 625,
     "model": 6_545,  # loading of Transformers came from memory; each tower's list of tensors
     "memory": 6_725,  # engines answer for their formulas; ranks by their tensors; fatal batches
-    "tuner": 6_320,  # towers, how sure each kind is, the host in the forecast
+    "tuner": 6_480,  # towers, how sure each kind is, the host in the forecast, a brief search
     "planning": 3_825,  # the list of checks came from diagnose and launch; files of one subject
     "observe": 1_625,  # readers of logs that keep forms of lines, stages that two rooms share
     "pretend": 1_940,

@@ -263,10 +263,16 @@ class _Unequal:
                 return (1, part.settings.session_len >= (promised or 0), *part.rank)
             return (0, part.held_requests, -part.short, part.shape.max_prefill_token_num)
 
-        part = replace(self.shape, tp=len(groups[0]), groups=groups, prefills=())
-        part = replace(part, at_once=share, promised=promised)
-        shapes = [replace(part, max_prefill_token_num=size) for size in self.shape.prefills]
-        return max((evaluate(self.state, shape) for shape in shapes), key=worth)
+        part = replace(
+            self.shape, tp=len(groups[0]), groups=groups, at_once=share, promised=promised
+        )
+
+        def best() -> Evaluation:
+            alike = replace(part, prefills=())
+            shapes = [replace(alike, max_prefill_token_num=size) for size in part.prefills]
+            return max((evaluate(self.state, shape) for shape in shapes), key=worth)
+
+        return self.state.once(best, "best", part)  # sets stand in many shapes
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
         """One group's speed by the requests there, at the cache that the part holds."""
