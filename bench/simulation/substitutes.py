@@ -259,7 +259,7 @@ def _free_ports(count: int, besides: int | None = None) -> list[int]:
 
 
 @contextmanager
-def _no_overlay(plan: Any, base: Any = None) -> Iterator[Path]:  # noqa: ARG001
+def _no_overlay(_plan: Any, _root: Any) -> Iterator[Path]:
     yield Path("/models/m")
 
 
@@ -392,10 +392,9 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.launch.start.free_ports": _free_ports,
         f"{_SERVE}.leases.start_time": _live,
         f"{_SERVE}.runs.start_time": lambda pid: pid,
-        f"{_SERVE}.live_runs.start_time": lambda pid: pid,
         f"{_SERVE}.leases.group_of": lambda pid: pid,
         f"{_SERVE}.gpu_monitor.group_of": lambda pid: pid,
-        f"{_SERVE}.counted_machine.members": _members,
+        f"{_SERVE}.leases.members": _members,
         f"{_ENGINE}.silence.processor_seconds": _processor_seconds,
         f"{_ENGINE}.silence.any_busy": lambda _: False,
         # Cards, the kernel and the disk.
@@ -410,7 +409,6 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.gateway.routing.deny_file.secrets": one.secrets,
         "turbofit.gateway.routing.deny_file.time": clock,
         f"{_SERVE}.leases.os": LeaseOs(),
-        f"{_SERVE}.counted_machine.os": LeaseOs(),
         f"{_SERVE}.runs.os": LeaseOs(),
         "turbofit.core.process.files.os": disk,
         "turbofit.core.process.files.token_hex": lambda _: str(next(_NAMES)),

@@ -25,8 +25,7 @@ from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.launch.engine.launches import Lmdeploy
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.counted_machine import end_orphans
-from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.leases import Leases, end_orphans
 from turbofit.planning import checks
 from turbofit.report.stored_documents import read_saved
 

@@ -13,7 +13,7 @@ from tests.support.plans import plausible_plan
 from turbofit.core.plan import GroupPlan
 from turbofit.core.process.progress import Step, listened, tell, under_way
 from turbofit.core.rehearsal import End
-from turbofit.launch.engine.cache_ratio import ratio_now, shared_ratio
+from turbofit.launch.engine.launches import ratio_now, shared_ratio
 from turbofit.launch.serve import start_progress
 from turbofit.launch.serve.start_progress import StartProgress, as_launched
 from turbofit.launch.start import Start

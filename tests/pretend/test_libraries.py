@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.pretend import build as build_module
-from turbofit.pretend.build import build, cache_folder, compiler
+from turbofit.pretend.build import build, compiler
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 from turbofit.pretend.libraries import (
     LIBRARIES,
@@ -64,14 +64,6 @@ def test_no_compiler_and_its_error_are_one_line(tmp_path: Path, monkeypatch: Pat
         build(tmp_path)
     assert "\n" not in caught.value.message
     assert not list(tmp_path.glob("building-*"))
-
-
-def test_cache_folder_follows_xdg(tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "turbofit" / "pretend"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "turbofit" / "pretend"
 
 
 @pytest.fixture(scope="module")

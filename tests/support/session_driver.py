@@ -24,9 +24,8 @@ from turbofit.launch.engine.standby import standby_of
 from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.counted_machine import end_orphans
 from turbofit.launch.serve.ladder import recall
-from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.leases import Leases, end_orphans
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest

@@ -31,7 +31,7 @@ from turbofit.core.process.progress import Step, tell, under_way
 from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
-from turbofit.launch.serve.live_runs import requests_at, waiting_words
+from turbofit.launch.serve.runs import requests_at, waiting_words
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:

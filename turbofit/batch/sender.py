@@ -22,8 +22,9 @@ from turbofit.batch.output_file import BatchError, BatchLine, BatchResponse, Ite
 from turbofit.core.errors import UnservedError
 from turbofit.core.units import MIB, format_bytes
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.routes import first_model
 from turbofit.gateway.media.pictures import from_bytes, from_url
-from turbofit.load.client import NO_JSON, ServerClient, body_of, first_model, stated_pause
+from turbofit.load.client import NO_JSON, ServerClient, body_of, stated_pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -190,7 +191,7 @@ class Sender(ServerClient):
             status, _, raw = await self._answer("GET", "/v1/models", None)
         except (aiohttp.InvalidURL, ValueError):
             raise self._no_address() from None
-        if name := first_model(status, raw):
+        if status == 200 and (name := first_model(raw)):
             return name
         raise UnservedError(
             f"{self._url}/v1/models answers {status} and names no model",

@@ -31,7 +31,7 @@ from turbofit.gateway.limits.ranges import most_tokens
 from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_url
 from turbofit.launch.engine.guard import guarded
 from turbofit.launch.engine.launches import free_ports
-from turbofit.launch.serve.live_runs import recorded_runs
+from turbofit.launch.serve.runs import recorded_runs
 from turbofit.planning.resolve import model_of
 
 if TYPE_CHECKING:

@@ -29,6 +29,11 @@ _REFUSAL: Final = re.compile(
     rf"{_NO_LESS}(?:.*?(?i:error|failed|exce(?:ption|ed)|can(?:no|')t |could not|unable to|invalid"
     r"|unsupported|not (supported|found)|has no |(should|must) (not )?be )|(\w+\.)+[A-Z]\w*(: |$))"
 )
+#: What a program writes of its errors, and nobody else: a level, a time, the name of an exception.
+_LOGGED: Final = re.compile(
+    r".*?(?:\b(?:ERROR|FATAL|CRITICAL)\b|\w(?:Error|Exception)\b|\berror: |NCCL|NVRM|\[TM\])"
+    r"|\W{0,4}(?:\d{2,4}[-:/]\d|[A-Z]\w+ [Ee]rror|Failed|Fatal|Segmentation)"
+)
 #: A word of failures with its value, which is none: a count, and no failure.
 _NONE_OF_THEM: Final = re.compile(
     r"(?i:\b(?:\w+ )?(?:failed|failures?|errors?|refused|rejected)(?: requests?)?"
@@ -57,15 +62,27 @@ class Mood:
         #: The last line that tells of an error and is no event, and the last that may.
         self.last_complaint: LogEvent | None = None
         self.last_refusal: LogEvent | None = None
+        #: The title of a page or an issue, where it sounds like an error.
+        self.title: LogEvent | None = None
         #: The first line that says that a server answered.
         self.answered: LogEvent | None = None
 
     def notice(self, line: int, text: str) -> None:
         """Take in any row: whether a server answered, or refused."""
         if _UNANSWERED.match(text):
-            self.last_complaint = LogEvent(line, text, KnownMessage())
+            self.complain(LogEvent(line, text, KnownMessage()))
         elif self.answered is None and _ANSWERED.match(text):
             self.answered = LogEvent(line, text, KnownMessage())
+
+    @property
+    def logged(self) -> LogEvent | None:
+        """The last complaint, where a program wrote it, and no person."""
+        mark = self.last_complaint
+        return mark if mark and _LOGGED.match(mark.text) else None
+
+    def told_at(self, line: int) -> bool:
+        """Whether a program wrote the last complaint in this line."""
+        return self.logged is not None and self.logged.line == line
 
     def complain(self, mark: LogEvent) -> None:
         """Take an error that ends nothing for the last one, where there is no other."""
@@ -77,6 +94,9 @@ class Mood:
     def goes_on(self, line: int, text: str, stack: tuple[PythonFrame, ...]) -> bool:
         """Take in a row that no event has: whether it shows that the program goes on."""
         complains, refuses, progresses = _sound_of(text)
+        if text.startswith("# ") and (complains or refuses):
+            self.title = self.title or LogEvent(line, text, KnownMessage())
+            return False
         # A count of none is no failure.
         told = _NONE_OF_THEM.sub("", text) if complains or refuses else ""
         if complains and _COMPLAINT.match(told):

@@ -42,7 +42,9 @@ _PREFIX: Final = re.compile(
     rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
 )
 #: Prefixes that only vLLM's processes write.
-_VLLM: Final = re.compile(r"\((?:EngineCore|VllmWorker|APIServer)\w* (?:rank=\d+ )?pid=\d+\)")
+_VLLM: Final = re.compile(
+    r"\((?:EngineCore|VllmWorker|APIServer|NPURayWorker)\w* (?:rank=\d+ )?pid=\d+\)"
+)
 #: What a logger puts before an error's own line, whatever its form.
 _LOGGED: Final = re.compile(
     r"[^'\"=]{0,120}?\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}"

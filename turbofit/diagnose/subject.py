@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.foreign import ForeignPrograms
@@ -194,6 +194,7 @@ def _families() -> tuple[str, ...]:
     return tuple(sorted(words | {"cogvlm", "llava", "llama"}))
 
 
+@lru_cache(1024)
 def preset_of(name: str) -> str | None:
     """The preset that a name in a log means, or None."""
     plain = name.lower().replace("_", "-")

@@ -267,9 +267,6 @@ class ModelsGateway(AsgiApp):
         for model in self.models.values():
             model.end()
 
-    async def startup(self) -> None:
-        """Each model's gateway starts when its engines are ready."""
-
     async def shutdown(self) -> None:
         for model in self.models.values():
             gateway = model.gateway

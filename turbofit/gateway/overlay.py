@@ -41,11 +41,11 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
 
 
 @contextmanager
-def overlay(plan: Plan, base: Path | None = None) -> Iterator[Path]:
-    """The folder to give to LMDeploy in place of the checkpoint; it goes away at the end.
+def overlay(plan: Plan, root: Path) -> Iterator[Path]:
+    """The folder below ``root`` to give to LMDeploy in place of the checkpoint.
 
-    It is the checkpoint itself where its own defaults are the plan's. ``base``: where to make it;
-    None is the state folder.
+    It is the checkpoint itself where its own defaults are the plan's. All of ``root`` goes away at
+    the end.
 
     Raises:
         UsageError: the checkpoint is not here.
@@ -55,7 +55,6 @@ def overlay(plan: Plan, base: Path | None = None) -> Iterator[Path]:
     if not changed:
         yield folder
         return
-    root = _new_root(base)
     try:
         yield _build(folder, root / _kept_name(folder), changed)
     finally:
@@ -85,19 +84,6 @@ def _kept_name(folder: Path) -> Path:
     """The last part of the path; three of a hub cache, whose last is a commit."""
     parts = folder.absolute().parts
     return Path(*(parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]))
-
-
-def _new_root(base: Path | None) -> Path:
-    from turbofit.core.process.files import new_path
-
-    try:
-        if base is None:
-            return new_path("overlays", f"model-{os.getpid()}")
-        root = base / f"overlay-{os.getpid()}"
-        root.mkdir(mode=0o700, parents=True)
-    except OSError as exc:
-        raise _cannot(exc) from None
-    return root
 
 
 def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Path:

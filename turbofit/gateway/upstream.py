@@ -11,6 +11,7 @@ import msgspec
 
 from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.http.refusals import BUSY, UNREACHED
+from turbofit.gateway.http.routes import first_model
 
 if TYPE_CHECKING:
     import ssl
@@ -100,7 +101,7 @@ class Upstream:
             return bool(await self.page(engine, "/health", HEALTH_SECONDS))
         try:
             if engine.model is None:
-                engine.model = await self._model(engine)
+                engine.model = first_model(await self.page(engine, "/v1/models", HEALTH_SECONDS))
             if engine.model is None:
                 return False
             question = {
@@ -135,14 +136,6 @@ class Upstream:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
-
-    async def _model(self, engine: RoutedEngine) -> str | None:
-        text = await self.page(engine, "/v1/models", HEALTH_SECONDS)
-        try:
-            name = msgspec.json.decode(text)["data"][0]["id"]
-        except (msgspec.MsgspecError, LookupError, TypeError):
-            return None
-        return name if isinstance(name, str) else None
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

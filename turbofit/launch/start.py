@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import shutil
 import time
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
@@ -17,17 +16,21 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
-from turbofit.launch.engine import read_ahead
-from turbofit.launch.engine.cache_ratio import ratio_now, shared_ratio
 from turbofit.launch.engine.check import LONG, ask_small, ask_worst, check_seconds
 from turbofit.launch.engine.gemm_tuning import give_tuning, kept_words
-from turbofit.launch.engine.launches import Launch, free_ports, module_runner
+from turbofit.launch.engine.launches import (
+    Launch,
+    free_ports,
+    module_runner,
+    ratio_now,
+    shared_ratio,
+)
 from turbofit.launch.images.preparation import image_environment
-from turbofit.launch.serve.download import fetched
 from turbofit.launch.serve.gpu_monitor import GpuMonitor, any_lost, memory_back, used_now, without
 from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import Supervisor
+from turbofit.launch.serve.weights import fetched, read_ahead
 from turbofit.observe.calibration import in_words
 from turbofit.planning import checks
 from turbofit.planning.commands import commands, module_of, private_commands
@@ -39,30 +42,11 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.core.rehearsal import End
+    from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.launch.engine.supervised_engine import EngineExam, SupervisedEngine
     from turbofit.launch.run import PublicSide, Run
     from turbofit.launch.serve.supervisor import StopSignal
-
-
-class GatewayClients:
-    """The clients of an engine at the run's gateway: a `silence.Clients`."""
-
-    def __init__(self, run: Run, index: int, engine: RoutedEngine) -> None:
-        self._run, self._index, self._engine = run, index, engine
-
-    @property
-    def owes(self) -> bool:
-        return self._engine.owes
-
-    @property
-    def heard_at(self) -> float:
-        return self._engine.last_byte
-
-    def doubt(self, ends_at: float) -> None:
-        if self._run.public is not None:
-            with suppress(LaunchError):  # it does not serve any more
-                self._run.public.call(lambda gateway: gateway.doubt(self._index, ends_at))
 
 
 #: Phases of a start that are kept: restarts begin them again.
@@ -87,8 +71,8 @@ class Start:
         self._moments: list[RunMoment] = []
         #: What the GPUs have in use without our engines.
         self._before: dict[int, int] = {}
-        #: Whoever asks the engines, by their places; none until the gateway is open.
-        self._clients: dict[int, GatewayClients] = {}
+        #: The engines as the gateway knows them, by their places; none until it is open.
+        self._routed: dict[int, RoutedEngine] = {}
 
     def run(self, stop: StopSignal) -> signal.Signals:
         """Launch, serve, and come back by a signal.
@@ -110,7 +94,7 @@ class Start:
             self._plan = localised(self._plan, run.folder / "model")
         else:
             self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
-            read_ahead.begin(self._plan, read_host())
+            read_ahead(self._plan, read_host())
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.server import bind
 
@@ -141,7 +125,7 @@ class Start:
             on_rest=self._rest,
             # Ends of an engine by requests that the gateway refuses since.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
-            clients=self._clients.get, before_start=self._furnish,
+            clients=self._routed.get, doubt=self._doubt, before_start=self._furnish,
         )  # fmt: skip
         stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
@@ -184,9 +168,8 @@ class Start:
         else:
             from turbofit.gateway.overlay import overlay
 
-            base = run.folder / f"overlay-{self._number}"
-            folder = self._overlay = stack.enter_context(overlay(plan, base))
-            stack.callback(shutil.rmtree, base, ignore_errors=True)
+            root = run.folder / f"overlay-{self._number}"
+            folder = self._overlay = stack.enter_context(overlay(plan, root))
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
@@ -323,7 +306,7 @@ class Start:
         run.deny_list = gateway.deny_list
         supervised = zip(gateway.engines, self._supervisor.engines, strict=True)
         for index, (engine, started) in enumerate(supervised):
-            self._clients[index] = GatewayClients(run, index, engine)
+            self._routed[index] = engine
             engine.start_seconds = started.start_seconds
             if serve_config.check != "none":
                 engine.succeeded()  # it has just answered: /health need not wait for a question
@@ -409,17 +392,22 @@ class Start:
         if self._run.public is not None:
             index = self._supervisor.engines.index(engine)
             other = self._other_cause(engine, end)
-            with suppress(LaunchError):  # what it died of is not noted
-                self._run.public.call(
-                    lambda gateway: gateway.engine_ended(index, other_cause=other)
-                )
+            self._have_gateway(lambda gateway: gateway.engine_ended(index, other_cause=other))
 
     def _back(self, engine: SupervisedEngine) -> None:
         """Requests wait for it: the gateway need not find out by itself."""
+        index = self._supervisor.engines.index(engine)
+        self._have_gateway(lambda gateway: gateway.engine_ready(index))
+
+    def _doubt(self, index: int, ends_at: float) -> None:
+        """It gives no sign of life: clients go elsewhere."""
+        self._have_gateway(lambda gateway: gateway.doubt(index, ends_at))
+
+    def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
+        """Have the gateway act in its loop, where it serves and is not too busy."""
         if self._run.public is not None:
-            index = self._supervisor.engines.index(engine)
             with suppress(LaunchError):
-                self._run.public.call(lambda gateway: gateway.engine_ready(index))
+                self._run.public.call(act)
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
         """Whether no request can have ended an engine."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS
+from turbofit.gateway.http.routes import first_model
 from turbofit.load.prompt import user_message
 
 if TYPE_CHECKING:
@@ -56,12 +57,10 @@ class Server:
 
     def _first(self) -> str:
         with self._open("/v1/models", None) as response:
-            try:
-                return str(json.load(response)["data"][0]["id"])
-            except (ValueError, LookupError, TypeError):
-                raise UnservedError(
-                    f"{self.url} lists no models", hint="name its model with --model"
-                ) from None
+            name = first_model(response.read())
+        if name is None:
+            raise UnservedError(f"{self.url} lists no models", hint="name its model with --model")
+        return name
 
     def ask(self, messages: list[JsonObject], most: int | None) -> Iterator[Piece]:
         """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too.

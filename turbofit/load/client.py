@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
+from turbofit.gateway.http.routes import first_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -224,15 +225,6 @@ async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
     return b"".join(pieces)
 
 
-def first_model(status: int, raw: bytes) -> str | None:
-    """The first model of ``/v1/models``; None where the answer names none."""
-    try:
-        name = msgspec.json.decode(raw)["data"][0]["id"]
-    except (*NO_JSON, LookupError, TypeError):
-        return None
-    return name if status == 200 and isinstance(name, str) else None
-
-
 class LoadClient(ServerClient):
     """Sends the requests of a load, and times their answers."""
 
@@ -253,7 +245,7 @@ class LoadClient(ServerClient):
                 f"{self._url} does not answer: {_kind(exc)}",
                 hint="start a server first (turbofit serve MODEL), or name another address",
             ) from None
-        if name := first_model(response.status, raw):
+        if response.status == 200 and (name := first_model(raw)):
             return name
         if response.status in (401, 403):
             raise self._unknown_key(response.status)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import subprocess
 import sysconfig
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from turbofit.core.process.compiler import (
+    cache_folder,
+    compile_c,
+    find_compiler,
+    make_folder,
+)
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.libraries import (
     ACCOUNT,
@@ -32,29 +34,19 @@ _FORM = "2"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return root / "turbofit" / "pretend"
-
-
 def compiler() -> list[str]:
     """The command of a C compiler.
 
     Raises:
         PretendError: there is no C compiler.
     """
-    chosen = os.environ.get("CC", "").split()
-    if chosen and shutil.which(chosen[0]):
-        return chosen
-    for name in ("cc", "gcc", "clang"):
-        path = shutil.which(name)
-        if path:
-            return [path]
-    raise PretendError(
-        "no C compiler found, and the pretend CUDA libraries are not built yet",
-        hint="install gcc or clang (Debian, Ubuntu: apt install gcc libc6-dev), or set CC",
-    )
+    found = find_compiler()
+    if found is None:
+        raise PretendError(
+            "no C compiler found, and the pretend CUDA libraries are not built yet",
+            hint="install gcc or clang (Debian, Ubuntu: apt install gcc libc6-dev), or set CC",
+        )
+    return found
 
 
 def _digest(libraries: Mapping[str, LibraryInterface]) -> str:
@@ -84,11 +76,10 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
         linked = [f"-L{folder}", "-lturbofit_pretend", "-Wl,-rpath,$ORIGIN"]
         arguments += [str(generated), *linked]
     arguments += ["-ldl", "-lpthread", "-o", str(folder / soname)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
+    why = compile_c(arguments)
+    if why is not None:
         raise PretendError(
-            f"the C compiler could not build {soname}: {first.strip()}",
+            f"the C compiler could not build {soname}: {why}",
             hint="set CC to another compiler; the sources need a C11 compiler and glibc's headers",
         )
 
@@ -99,25 +90,19 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
     ``site``: the program's ``site-packages`` folder; None: TurboMind beside CPU torch.
     """
     libraries = libraries_for(wanted_from(site) if site else None)
-    target = (folder or cache_folder()) / _digest(libraries)
+    target = (folder or cache_folder("pretend")) / _digest(libraries)
     if all((target / name).exists() for name in libraries):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     command = compiler()
     _LOG.info("building the pretend libraries with %s in %s", command, target)
-    temporary = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
-    try:
+
+    def compile_all(temporary: Path) -> None:
         for name, wants in libraries.items():
             _compile(name, wants, temporary, command)
         (temporary / "libcuda.so").symlink_to("libcuda.so.1")  # older Tritons link it by this name
         temporary.chmod(0o755)
-        try:
-            temporary.rename(target)
-        except OSError:  # another process was faster
-            if not target.exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    make_folder(target, compile_all)
     return target
 
 

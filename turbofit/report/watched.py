@@ -9,7 +9,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.process.variables import variables
 from turbofit.gateway.routing.deny_file import DenyFile, deny_path
 from turbofit.launch.serve.gpu_monitor import used_now
-from turbofit.launch.serve.live_runs import live_runs
+from turbofit.launch.serve.runs import live_runs
 from turbofit.observe.live import LiveServer, fetch_page, now_of
 from turbofit.report.stored_documents import StoredPlan, newest_run, read_run
 from turbofit.report.views.run_view import watch_view

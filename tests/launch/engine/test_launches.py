@@ -19,8 +19,7 @@ from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command, without_gpu
 from turbofit.core.plan import Command, Plan
 from turbofit.core.units import GIB, MIB
-from turbofit.launch.engine import cache_ratio, kernel, launches
-from turbofit.launch.engine.cache_ratio import RATIO, fitted_ratio
+from turbofit.launch.engine import kernel, launches
 from turbofit.launch.engine.launches import KEY, Launch
 from turbofit.launch.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 from turbofit.planning.commands import private_commands
@@ -182,18 +181,18 @@ def free(more: int, plan: Plan = PLAN) -> dict[str, int]:
 
 @given(st.integers(-2 * GIB, 60 * GIB))
 def test_the_cache_has_the_plans_bytes(more: int) -> None:
-    ratio = fitted_ratio(PLAN, 0, free(more))
+    ratio = launches.fitted_ratio(PLAN, 0, free(more))
     assert 0 < ratio < 1
     assert 0 <= ratio * (LEFT + more) - REGION < (LEFT + more) / 10**6 + 1
 
 
 def test_where_that_is_not_there_the_ratio_stays() -> None:
     """What is left is less than the cache: the engine sizes what it can, as it would alone."""
-    assert fitted_ratio(PLAN, 0, free(-10 * GIB)) == PLANNED == 0.873
-    assert fitted_ratio(PLAN, 0, {}) == PLANNED
+    assert launches.fitted_ratio(PLAN, 0, free(-10 * GIB)) == PLANNED == 0.873
+    assert launches.fitted_ratio(PLAN, 0, {}) == PLANNED
     blocks = replace(PLAN, kv=replace(PLAN.kv, region_bytes=0))  # it counts blocks
-    assert fitted_ratio(blocks, 0, free(MIB)) == PLANNED
-    assert fitted_ratio(PLAN, 0, free(0)) == about(PLANNED)
+    assert launches.fitted_ratio(blocks, 0, free(MIB)) == PLANNED
+    assert launches.fitted_ratio(PLAN, 0, free(0)) == about(PLANNED)
 
 
 def test_of_several_cards_the_fullest_counts() -> None:
@@ -201,13 +200,15 @@ def test_of_several_cards_the_fullest_counts() -> None:
     one, two = plan.gpus
     planned = plan.settings.cache_max_entry_count
     lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
-    assert fitted_ratio(plan, 0, {one.uuid: one.free, two.uuid: two.free + GIB}) == about(planned)
-    assert fitted_ratio(plan, 0, {two.uuid: two.free + GIB}) == about(planned)
-    assert fitted_ratio(plan, 0, free(GIB, plan)) == about(lower)
+    assert launches.fitted_ratio(plan, 0, {one.uuid: one.free, two.uuid: two.free + GIB}) == about(
+        planned
+    )
+    assert launches.fitted_ratio(plan, 0, {two.uuid: two.free + GIB}) == about(planned)
+    assert launches.fitted_ratio(plan, 0, free(GIB, plan)) == about(lower)
     # A card of which the plan left more may have as much more and less.
     wide = replace(two, total=two.total + 2 * GIB, free=two.free + 2 * GIB)
     now = {one.uuid: one.free + GIB, wide.uuid: wide.free - GIB}
-    assert fitted_ratio(replace(plan, gpus=(one, wide)), 0, now) == about(lower)
+    assert launches.fitted_ratio(replace(plan, gpus=(one, wide)), 0, now) == about(lower)
 
 
 def test_a_replica_that_starts_again_looks_at_its_own_cards() -> None:
@@ -217,27 +218,32 @@ def test_a_replica_that_starts_again_looks_at_its_own_cards() -> None:
     now = {one.uuid: one.free + GIB, two.uuid: 0}
     planned = plan.settings.cache_max_entry_count
     lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
-    assert fitted_ratio(plan, 0, now) == about(lower)
-    assert fitted_ratio(plan, 1, now) == planned
+    assert launches.fitted_ratio(plan, 0, now) == about(lower)
+    assert launches.fitted_ratio(plan, 1, now) == planned
 
 
 def test_in_the_command_line() -> None:
-    assert cache_ratio.with_ratio(("a", RATIO, "0.8", "b"), 0.25) == ("a", RATIO, "0.250000", "b")
-    assert cache_ratio.with_ratio(("a", "b"), 0.25) == ("a", "b")
+    assert launches.with_ratio(("a", launches.RATIO, "0.8", "b"), 0.25) == (
+        "a",
+        launches.RATIO,
+        "0.250000",
+        "b",
+    )
+    assert launches.with_ratio(("a", "b"), 0.25) == ("a", "b")
 
 
 def test_what_is_free_of_cards_that_several_models_share(monkeypatch: pytest.MonkeyPatch) -> None:
     (gpu,) = PLAN.gpus
     used: dict[int, int] = {}
     monkeypatch.setattr("turbofit.launch.serve.gpu_monitor.used_now", lambda _: used)
-    assert cache_ratio.shared_ratio(PLAN, 0) == cache_ratio.ratio_now(PLAN, 0) == PLANNED
+    assert launches.shared_ratio(PLAN, 0) == launches.ratio_now(PLAN, 0) == PLANNED
     used[gpu.index] = gpu.total - gpu.reserved - gpu.free
-    assert cache_ratio.shared_ratio(PLAN, 0) == about(PLANNED)
+    assert launches.shared_ratio(PLAN, 0) == about(PLANNED)
     used[gpu.index] -= 2 * GIB
-    assert cache_ratio.shared_ratio(PLAN, 0) < PLANNED
+    assert launches.shared_ratio(PLAN, 0) < PLANNED
     # Another turbofit reserved 2 GiB, and holds none of them.
-    sized = cache_ratio.ratio_now(PLAN, 0) * (REGION / PLANNED + 2 * GIB)
+    sized = launches.ratio_now(PLAN, 0) * (REGION / PLANNED + 2 * GIB)
     assert REGION <= sized < REGION + gpu.total / 10**6
     # Somebody took half a GiB: the cache has its part of that, and not all is left to the margin.
     used[gpu.index] += 5 * GIB // 2
-    assert cache_ratio.ratio_now(PLAN, 0) == PLANNED
+    assert launches.ratio_now(PLAN, 0) == PLANNED

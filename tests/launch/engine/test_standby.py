@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,7 +215,7 @@ def test_one_that_was_killed_is_replaced_beside_its_engine(
     """
     monkeypatch.setattr(standby, "_LOOK_SECONDS", 1.0)
     now = [1000.0]
-    vars(starter)["_clock"] = lambda: now[0]
+    monkeypatch.setattr(standby, "time", SimpleNamespace(monotonic=lambda: now[0]))
     engines.begin("GPU-a")
 
     def until_the_next() -> float:

@@ -9,6 +9,7 @@ import io
 import re
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from PIL import Image
 from bench.compatibility.checkpoints import CHECKPOINTS
 from tests.support.serving import needs
 from tests.sweep import sweep
+from turbofit.launch.images.pixels import NotUsableError, open_library
 from turbofit.launch.images.preparation import prepare
+from turbofit.launch.images.resize import quicken
 from turbofit.launch.images.values import TableTransform, look_values_up, quickened
 from turbofit.memory.versions import release
 
@@ -120,9 +123,17 @@ def same(one: Any, other: Any) -> bool:
     return bool(np.all(one == other))
 
 
+def library() -> Any:
+    try:
+        return open_library()
+    except NotUsableError as exc:
+        pytest.skip(str(exc))
+
+
 @pytest.fixture
 def encoders(tmp_path, monkeypatch):
-    """Makes LMDeploy's encoder for a family's tiny checkpoint."""
+    """Makes LMDeploy's encoder for a family's tiny checkpoint; Pillow is as it was afterwards."""
+    monkeypatch.setattr(Image.Image, "resize", Image.Image.resize)
     monkeypatch.setattr("lmdeploy.vl.engine.is_bf16_supported", lambda *_: True)
 
     def make(family: str, dtype: str = "bfloat16") -> Any:
@@ -169,6 +180,7 @@ def test_every_family_is_prepared_bit_for_bit(encoders, family):
         as_the_engine_casts(plain)
     encoder = encoders(family)
     assert prepare(encoder, threads=4, cache_bytes=1 << 30) is None
+    quicken(encoder.model)
     for found in all_prepared(encoder, films, times=2):  # the second time from what was kept
         unlike = [name for name in plain if not same(plain[name], found[name])]
         assert unlike == []
@@ -221,6 +233,19 @@ def test_a_changed_bit_is_seen(encoders):
         assert not same(plain[name], found)
 
 
+def quickened_by_library(table: TableTransform) -> None:
+    """The library finds what NumPy finds, and one that does not is not used."""
+    picture = drawn(64, 48)
+    known = table(picture)
+    table.quicken(library())
+    assert table._look_up is not None
+    assert same(table(picture), known)
+    nothing = SimpleNamespace(look_up_2=lambda *_: None, look_up_4=lambda *_: None)
+    table.quicken(nothing)
+    assert table._look_up is None
+    assert same(table(picture), known)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_table_is_used_where_its_bits_are_the_transforms(encoders, dtype):
     """And not where a later step looks at more than a byte, as if a version had another one."""
@@ -235,5 +260,7 @@ def test_a_table_is_used_where_its_bits_are_the_transforms(encoders, dtype):
         image = drawn(448, 448, mode)
         found = encoder.model.transform(image)
         assert same(found, own(image).to(getattr(torch, dtype)))
+    for table in (encoder.model.transform, quickened(own, own.transforms, None)):
+        quickened_by_library(table)
     blurred = transforms.Compose([*own.transforms, transforms.GaussianBlur(3)])
     assert quickened(blurred, blurred.transforms, torch.bfloat16) is blurred

@@ -19,11 +19,16 @@ from turbofit import api
 from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.core.units import GIB
 from turbofit.launch.pipeline import planned_pipeline
-from turbofit.launch.pipeline.engine_config import config_engine, planned_config, with_config
-from turbofit.launch.pipeline.pipeline import _OF_LMDEPLOY, held_to, open_pipeline
+from turbofit.launch.pipeline.pipeline import (
+    _OF_LMDEPLOY,
+    config_engine,
+    held_to,
+    open_pipeline,
+    planned_config,
+    with_config,
+)
 from turbofit.launch.serve import gpu_monitor, planner
-from turbofit.launch.serve.counted_machine import counted
-from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.leases import Leases, counted
 from turbofit.machine import nvml_machine
 from turbofit.machine.source import machine_from
 from turbofit.planning.examine.cards import open_margin

@@ -25,8 +25,7 @@ from turbofit.core.process import files
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine.kernel import group_of, members, start_time
 from turbofit.launch.serve import leases as module
-from turbofit.launch.serve.counted_machine import counted, end_orphans
-from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.leases import Leases, counted, end_orphans
 
 pytestmark = pytest.mark.slow
 

@@ -22,9 +22,9 @@ from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.rehearsal import End, RehearsedCache
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
-from turbofit.launch.reload import Reloader
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.options import Reloader
 from turbofit.launch.serve.planner import Planner
 from turbofit.launch.serve.supervisor import StopSignal
 from turbofit.machine import source

@@ -27,7 +27,7 @@ from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
 from turbofit.launch.engine.kernel import start_time
-from turbofit.launch.serve import detached, live_runs, runs
+from turbofit.launch.serve import detached, runs
 from turbofit.launch.serve.runs import Record
 
 
@@ -160,36 +160,36 @@ def test_a_server_has_the_names_that_serve_takes() -> None:
     folder = run_folder("20260101-000000-Qwen2-VL-7B-Instruct")
     Record(folder, model="Qwen2-VL-7B-Instruct").change(state="ready", urls=("http://127.0.0.1:1",))
     for name in ("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b-instruct", folder.name):
-        assert live_runs.chosen_run(name).name == folder.name
-    assert live_runs.newest_run_of("qwen2-vl-7b") == folder
-    assert live_runs.newest_run_of("internvl2-8b") is None
+        assert runs.chosen_run(name).name == folder.name
+    assert runs.newest_run_of("qwen2-vl-7b") == folder
+    assert runs.newest_run_of("internvl2-8b") is None
 
 
 def test_models_of_one_process_are_listed_once_each_and_are_one_server() -> None:
     """Each start of a model that sleeps is a run, and so is each model of several."""
     for name, state in (("00-A", "ended"), ("01-B", "ended"), ("02-A", "ready")):
         Record(run_folder(f"20260101-0000{name}"), model=name[-1]).change(state=state)
-    found = {one.record.model: (one.name, one.state) for one in live_runs.live_runs()}
+    found = {one.record.model: (one.name, one.state) for one in runs.live_runs()}
     assert found == {"A": ("20260101-000002-A", "ready"), "B": ("20260101-000001-B", "asleep")}
-    assert live_runs.chosen_run(None).record.model == "A"
-    assert live_runs.chosen_run("B").name == "20260101-000001-B"
+    assert runs.chosen_run(None).record.model == "A"
+    assert runs.chosen_run("B").name == "20260101-000001-B"
 
 
 def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
-    assert [one.name for one in live_runs.live_runs()] == list(servers)
-    assert live_runs.chosen_run("Second").record.model == "Second"
+    assert [one.name for one in runs.live_runs()] == list(servers)
+    assert runs.chosen_run("Second").record.model == "Second"
     for name, cause in ((None, "2 servers run here"), ("Third", "no server 'Third'")):
         with pytest.raises(UsageError, match=cause):
-            live_runs.chosen_run(name)
+            runs.chosen_run(name)
     assert main(["ps"]) == 0
     said = capsys.readouterr().out
     assert "First" in said
     assert "http://127.0.0.1:1" in said
     assert main(["stop", "First"]) == 0
     assert servers["20260101-000000-First"].wait() == 0
-    assert live_runs.chosen_run(None).record.model == "Second"
+    assert runs.chosen_run(None).record.model == "Second"
     assert main(["stop", "--all"]) == 0
-    assert live_runs.live_runs() == []
+    assert runs.live_runs() == []
     capsys.readouterr()
     assert main(["ps"]) == 0
     assert "no server of this user runs here" in capsys.readouterr().out
@@ -211,9 +211,9 @@ def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, c
     ):
         assert main(["logs", *words]) == 2
         assert cause in capsys.readouterr().err
-    assert live_runs.requests_at("http://localhost:2/") == 42
-    assert live_runs.requests_at("http://127.0.0.1:3") == 0
-    assert live_runs.waiting_words(42, 42) == live_runs.waiting_words(8, 0) == ""
+    assert runs.requests_at("http://localhost:2/") == 42
+    assert runs.requests_at("http://127.0.0.1:3") == 0
+    assert runs.waiting_words(42, 42) == runs.waiting_words(8, 0) == ""
     assert main(["bench", "http://127.0.0.1:1", "--concurrency", "64", "--seconds", "1"]) == 3
     said = "64 requests at once are sent; the server runs 42 of them at once, the others wait"
     assert said in capsys.readouterr().err
@@ -222,15 +222,15 @@ def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, c
 def test_a_process_of_the_same_number_is_no_server() -> None:
     folder = run_folder("20260101-000000-m")
     ticks = Record(folder, model="m").run.pid_started
-    (mine,) = live_runs.live_runs()
+    (mine,) = runs.live_runs()
     assert mine.record.pid == os.getpid()
     path = folder / "run.json"
     path.write_text(path.read_text().replace(str(ticks), str(ticks + 1)))
-    assert live_runs.live_runs() == []
+    assert runs.live_runs() == []
     later = replace(mine.record, pid_started=ticks + 1)
-    live_runs.stop_server(mine._replace(record=later), 1)  # and is sent no signal
+    runs.stop_server(mine._replace(record=later), 1)  # and is sent no signal
     path.write_text("{")
-    assert live_runs.live_runs() == []
+    assert runs.live_runs() == []
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def bench(
     *, url: str | None, model: str | None, api_key: str | None, form: Form, **given: Any
 ) -> int:
     """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
-    from turbofit.launch.serve.live_runs import requests_at, waiting_words
+    from turbofit.launch.serve.runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
     from turbofit.report.views.measured_view import load_footer, load_view
 

@@ -17,7 +17,7 @@ from turbofit.planning.request import PlanRequest
 
 @command(*model_argument(), only_linux=True)
 def download(*, model: str, revision: str | None) -> int:
-    from turbofit.launch.serve.download import fetched
+    from turbofit.launch.serve.weights import fetched
     from turbofit.planning.resolve import model_of
 
     try:
@@ -40,7 +40,7 @@ def _fetched_for_merge(name: str, revision: str | None, refused: UsageError) -> 
     Raises:
         UsageError: the refusal of the model, where the name is no hub id or the hub has it not.
     """
-    from turbofit.launch.serve.download import fetched_files
+    from turbofit.launch.serve.weights import fetched_files
     from turbofit.model.merge.files import repository_of
 
     hub_id, named = repository_of(name, revision)

@@ -220,8 +220,6 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
 def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
     """What SIGHUP does where the options are a profile's; without one it ends the run."""
-    from turbofit.launch.reload import Reloader
-
     ctx = click.get_current_context(silent=True)  # None where a program calls it
     if ctx is None or profiles.profile_of(ctx) is None:
         return None
@@ -231,7 +229,7 @@ def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
         now = arguments._replace(public=fields.filled(GatewayOptions, options))
         return options, now.gateway()
 
-    return Reloader(run, ctx.params, read).begin
+    return launch.Reloader(run, ctx.params, read).begin
 
 
 def _show_commands(arguments: Arguments, form: output.Form) -> int:

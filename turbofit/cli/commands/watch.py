@@ -145,7 +145,7 @@ def logs(*, run: str | None, lines: int) -> int:
     only_linux=True,
 )
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
-    from turbofit.launch.serve.live_runs import chosen_run, live_runs, stop_server
+    from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
 
     wait = filled(RunsOptions, given).wait
     if all and run is not None:

@@ -11,7 +11,6 @@ from turbofit.core.struct import NA
 from turbofit.gateway.http.accesslog import TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.body import LARGE
-from turbofit.gateway.http.connections import Hosts, Keys, Origins
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
@@ -20,7 +19,7 @@ from turbofit.gateway.http.welcome import ModelFacts, facts_of
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher
-from turbofit.gateway.media.turns import PictureTurns
+from turbofit.gateway.media.pictures import PictureTurns
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
@@ -150,8 +149,7 @@ class Gateway(AsgiApp):
     def take_over(self, config: GatewayConfig) -> None:
         """Take another config's keys, origins and media domains; call it in the gateway's loop."""
         self.config = self.config.taking_over(config)
-        self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(self.config)
-        self._origins = Origins(config.allow_origins, self._hosts)
+        self._let_in(self.config)
         self._fetcher.allow(config.allowed_media_domains)
 
     async def startup(self) -> None:

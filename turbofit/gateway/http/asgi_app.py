@@ -52,24 +52,26 @@ class AsgiApp(ABC):
         self, config: GatewayConfig, most: int, log: Callable[[Document], None] | None = None
     ) -> None:
         self.config, self._log = config, log or (lambda _: None)
-        self.metrics, self._hosts = Metrics(), Hosts(config)
-        self._keys = Keys(config.api_keys, config.front_keys)
-        self._origins = Origins(config.allow_origins, self._hosts)
+        self.metrics = Metrics()
+        self._let_in(config)
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
         )
         self._bodies = Bodies(most, config)
 
+    def _let_in(self, config: GatewayConfig) -> None:
+        """Let the clients of this config in from now on, and no others."""
+        self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(config)
+        self._origins = Origins(config.allow_origins, self._hosts)
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         with suppress(asyncio.CancelledError):  # at the server's end, which has told its client
             await self._http(scope, receive, send)
 
-    @abstractmethod
-    async def startup(self) -> None:
+    async def startup(self) -> None:  # noqa: B027 - some apps have nothing to do
         """The server begins."""
 
-    @abstractmethod
-    async def shutdown(self) -> None:
+    async def shutdown(self) -> None:  # noqa: B027 - as above
         """The server has ended."""
 
     @abstractmethod

@@ -34,6 +34,7 @@ from turbofit.gateway.limits.sharing import (
 from turbofit.gateway.media.clips import Clip
 from turbofit.gateway.media.pictures import (
     Picture,
+    PictureTurns,
     from_base64,
     from_bytes,
     from_url,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.defaults import Defaults
     from turbofit.gateway.limits.request_body import MediaSlot
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.media.turns import PictureTurns
 
 
 class PreparedBody(Struct):

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
 
+import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.struct import Struct
@@ -179,3 +180,12 @@ def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Doc
             for card in cards
         ],
     }  # fmt: skip
+
+
+def first_model(listed: bytes | str) -> str | None:
+    """The first name in a list of models, of any server; None where it names none."""
+    try:
+        name = msgspec.json.decode(listed)["data"][0]["id"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return None
+    return name if isinstance(name, str) else None

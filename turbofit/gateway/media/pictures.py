@@ -2,14 +2,16 @@
 
 Those apart that the gateway resizes, where no parameter of a request can hold them to their share:
 it decodes them with Pillow, as LMDeploy would, to RGB, without turning them, and with the same
-filter. What comes out is lossless. Whatever is no usable image raises a `Refusal`.
+filter, as many beside each other as `PictureTurns` lets. What comes out is lossless. Whatever is no
+usable image raises a `Refusal`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import warnings
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -20,10 +22,12 @@ from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 #: Pixels of one image, about 256 MiB once decoded. It is Pillow's own threshold for a warning.
 LARGEST_PIXELS: Final = 89_478_485
+#: Pictures of that size whose pixels may be in memory at once, 2 GiB of them.
+_LARGEST_AT_ONCE: Final = 2
 #: What JPEG can hold; longer sides exist only to break things.
 LONGEST_SIDE: Final = 65_535
 
@@ -298,3 +302,35 @@ def resized_image(image: Any, size: tuple[int, int]) -> Any:
 
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     return rgb.resize(size, Image.Resampling.BICUBIC)
+
+
+class PictureTurns:
+    """As many pictures at once as there are ``threads``, two at least, fewer where they are large.
+
+    They share the pixels of two of the largest. First come, first served: a large picture is not
+    overtaken for ever by small ones.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._parts = max(_LARGEST_AT_ONCE, threads)
+        self._pixels = -(-_LARGEST_AT_ONCE * LARGEST_PIXELS // self._parts)
+        self._free = asyncio.Semaphore(self._parts)
+        self._next = asyncio.Lock()
+
+    @asynccontextmanager
+    async def of(self, size: tuple[int, int]) -> AsyncIterator[None]:
+        """The turn of a picture of so many pixels a side, which ends with the context."""
+        taken = 0
+        try:
+            async with self._next:
+                while taken < self._share(size):
+                    await self._free.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self._free.release()
+
+    def _share(self, size: tuple[int, int]) -> int:
+        """Parts of all pixels that this picture takes."""
+        return min(self._parts, max(1, -(-size[0] * size[1] // self._pixels)))

@@ -140,7 +140,7 @@ class RoutedEngine:
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
         #: When a completion last brought a byte, and when anything last did.
-        self.last_success, self.last_byte = float("-inf"), time.monotonic()
+        self.last_success, self.heard_at = float("-inf"), time.monotonic()
         #: When it was last asked for a token.
         self.last_check = float("-inf")
         #: Something failed: probe soon.
@@ -232,13 +232,13 @@ class RoutedEngine:
         if self.death is not None and not self.answered and not self.rested:
             self.start_seconds = now - self.died_at
         self.rested = False
-        self.last_success = self.last_byte = now
+        self.last_success = self.heard_at = now
         self.failures, self.failed_at = 0, float("inf")
         self.suspect = self.check_open = False
         self.ends_at = _NEVER
 
     def heard(self) -> None:
-        self.last_byte = time.monotonic()
+        self.heard_at = time.monotonic()
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
         """Note that the engine died or was given up; all requests that were there get one death.

@@ -154,7 +154,7 @@ class Monitor:
         now, soon = time.monotonic(), self._config.retry_seconds
         if now - engine.last_check < (soon if engine.failures else min(1.0, soon)):
             return False
-        stalled = engine.outstanding > 0 and now - engine.last_byte > self._config.stall_seconds
+        stalled = engine.outstanding > 0 and now - engine.heard_at > self._config.stall_seconds
         idle = now - engine.last_success > self._config.idle_seconds
         return engine.suspect or stalled or idle or not engine.up
 
@@ -177,7 +177,7 @@ class Monitor:
             return
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())
-        hung = time.monotonic() - engine.last_byte >= self._config.hung_seconds
+        hung = time.monotonic() - engine.heard_at >= self._config.hung_seconds
         if engine.failures >= _FAILURES and (in_time or hung) and (engine.up or engine.in_flight):
             self._take_out(engine)
 

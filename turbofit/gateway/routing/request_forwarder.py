@@ -148,7 +148,7 @@ class Exchange(ForwardOutcome):
 
     def _hear(self) -> None:
         self._engine.heard()
-        self.heard_at = self._engine.last_byte
+        self.heard_at = self._engine.heard_at
 
     def _succeeded(self) -> None:
         """The engine answered; what lay in a socket when it died tells of no other process."""

@@ -26,6 +26,7 @@ from turbofit.core.struct import Struct
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.nodes import held_only, measure_here, node_of, raylet_environment
 from turbofit.launch.cluster.ray_adapter import server_words
+from turbofit.launch.serve.leases import is_held
 
 _TICK: Final = 0.25
 #: A shell's exit code is larger where a signal ended the process.
@@ -121,9 +122,10 @@ class NodeActor:
         self._keep_lease(digest)
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        if _is_held(self._folder / "lock"):
+        if is_held(self._folder / "lock"):  # a server's exit code is written before its lock ends
             if runs == digest:
-                url, last_line = self._url(), "".join(self._lines()[-1:])
+                url = _text(self._folder / "url").partition("\n")[0]
+                last_line = "".join(self._lines()[-1:])
                 state = "open" if url else "starting"
                 self._note(state=state, digest=digest, url=url, last_line=last_line)
         elif runs:
@@ -133,13 +135,10 @@ class NodeActor:
         elif not digest:
             self._note(state="idle", digest="", url="", why="")
             # At each look: what the driver held of a server's memory comes back some time later.
-            self._note(measured=self._measure())
+            measured = node_of(self._node, measure_here(pretend=self._pretend))
+            self._note(measured=held_only(measured, self._gpus))
         elif (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
-
-    def _measure(self) -> Node:
-        measured = measure_here(pretend=self._pretend)
-        return held_only(node_of(self._node, measured), self._gpus)
 
     def _keep_lease(self, digest: str) -> None:
         """Renew the lease of a plan's server; those without one end in order."""
@@ -184,9 +183,6 @@ class NodeActor:
             )  # fmt: skip
         self._note(state="starting", url="", digest=digest, last_line="", measured=None)
 
-    def _url(self) -> str:
-        return _text(self._folder / "url").partition("\n")[0]
-
     def _lines(self) -> list[str]:
         with suppress(OSError), (self._folder / "serve.log").open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_BYTES))
@@ -200,16 +196,6 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def _is_held(path: Path) -> bool:
-    """Whether what locks this file lives; a server's exit code is written before its lock ends."""
-    with suppress(FileNotFoundError), path.open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _environment() -> dict[str, str]:

@@ -78,7 +78,8 @@ def check_seconds(plan: Plan) -> float:
     Over, as the engine prepares an image while another one is encoded. Seen: 0.8 to 1.3 times the
     forecast on an H100 and an H200.
     """
-    return max(_check_seconds(group) for group in plan.group_plans())
+    groups = plan.group_plans()
+    return max(seconds_of(one, cheaper_check(one) or whole_check(one, "")) for one in groups)
 
 
 def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
@@ -90,10 +91,6 @@ def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
     if cheaper is None or fullest is None or fullest.name != cheaper.name:
         return ()
     return small_requests(plan, model)[0], cheaper
-
-
-def _check_seconds(plan: Plan) -> float:
-    return seconds_of(plan, cheaper_check(plan) or whole_check(plan, ""))
 
 
 def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:

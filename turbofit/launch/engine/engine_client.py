@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.struct import Struct
+from turbofit.gateway.http.routes import first_model
 from turbofit.launch.engine.launches import HOST
 
 if TYPE_CHECKING:
@@ -62,11 +63,7 @@ class EngineClient:
     def find_model(self, timeout: float) -> tuple[int, str | None]:
         """The status of its list of models, and the first of them; remembered in ``model``."""
         status, body = self.call("GET", "/v1/models", timeout=timeout)
-        try:
-            name = json.loads(body)["data"][0]["id"] if status == http.client.OK else None
-        except (ValueError, LookupError, TypeError):
-            name = None
-        self.model = name if isinstance(name, str) else None
+        self.model = first_model(body) if status == http.client.OK else None
         return status, self.model
 
     def completes(self, timeout: float) -> bool:

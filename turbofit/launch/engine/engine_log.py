@@ -189,16 +189,13 @@ class StartupTracker:
             case WarmupLength():
                 self.warming = event.tokens
         if isinstance(event, CacheFrame):
-            self._enter_cache_by_its_frame(now)
+            # The PyTorch engine prints no line when it allocates; a traceback shows that it did.
+            if self.phase == "weights":
+                self.enter("cache", now)
             return []
         stage = begins(self.phase, event)
         said = [] if stage is None else self.enter(stage, now)
         return [*said, *self._figures(event)]
-
-    def _enter_cache_by_its_frame(self, now: float) -> None:
-        """The PyTorch engine prints no line when it allocates; a traceback shows that it did."""
-        if self.phase == "weights":
-            self.enter("cache", now)
 
     def _figures(self, event: Struct) -> list[str]:
         """The engine's own figures beside the plan's, where an event has the first of them."""
@@ -320,14 +317,14 @@ def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
     fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     if fault is None:
         return _without_cache(tracker)
-    if isinstance(fault, CudaError) and fault.call == _pinned_call(tracker):
+    pinned_call = engine_of(tracker.plan).log.pinned_call
+    if isinstance(fault, CudaError) and pinned_call and fault.call == pinned_call:
         return _page_locked(tracker, fault)
     torch = fault if isinstance(fault, TorchMemory) else None
     if torch is not None and not pytorch:
         death = None  # the account is TurboMind's, and torch's memory is not in it
     refused = death or End()
     asked = torch.requested if torch is not None and death is None else refused.asked
-    frame = refused.where or _frame(tracker)
     return End(
         kind="out_of_memory",
         phase=_phase(tracker, torch, refused),
@@ -336,8 +333,7 @@ def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
         left=refused.left,
         missing=_missing(torch if pytorch else None, death),
         gpu=refused.gpu,
-        message=out_of_memory(_engine(tracker.plan), tracker.phase, frame)
-        + _detail(tracker, refused, asked),
+        message=_shortage(tracker, refused, asked),
         hint=_advice(tracker),
     )
 
@@ -345,11 +341,6 @@ def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
 def _without_cache(tracker: StartupTracker) -> End:
     text = f"the engine found no memory for its {tracker.no_cache} when it had loaded the weights"
     return End(kind="out_of_memory", phase="cache", message=text, hint=_advice(tracker))
-
-
-def _pinned_call(tracker: StartupTracker) -> str | None:
-    """The line of the engine's source that asks the host; None where it is not known."""
-    return engine_of(tracker.plan).log.pinned_call or None
 
 
 def _page_locked(tracker: StartupTracker, fault: CudaError) -> End:
@@ -363,23 +354,16 @@ def _page_locked(tracker: StartupTracker, fault: CudaError) -> End:
     )
 
 
-def _engine(plan: Plan) -> str:
-    return "the engine" if plan.engine.of_lmdeploy else "the fallback engine"
-
-
 def _phase(tracker: StartupTracker, torch: TorchMemory | None, refused: End) -> Phase:
     """The phase: by the pretend account where it refused, else by the log."""
+    pytorch = tracker.plan.engine.is_pytorch
     if _staged(tracker.plan, torch):
         return "weights"
-    if refused.asked is not None and refused.left is not None and not _on_torch(tracker):
+    if refused.asked is not None and refused.left is not None and not pytorch:
         return _PRETEND.get(refused.phase, "vision" if is_vision(refused.where) else "text")
     if tracker.phase == "starting":
-        return "weights" if _on_torch(tracker) else "start"
+        return "weights" if pytorch else "start"
     return phase_of_death(tracker.phase, tracker.frames, images=tracker.in_vision)
-
-
-def _on_torch(tracker: StartupTracker) -> bool:
-    return tracker.plan.engine.is_pytorch
 
 
 def _staged(plan: Plan, torch: TorchMemory | None) -> bool:
@@ -387,18 +371,21 @@ def _staged(plan: Plan, torch: TorchMemory | None) -> bool:
     return torch is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
 
 
-def _detail(tracker: StartupTracker, refused: End, asked: int | None) -> str:
-    """What was asked and left, as far as the account or torch tells it."""
-    fault = tracker.fault
+def _shortage(tracker: StartupTracker, refused: End, asked: int | None) -> str:
+    """Who ran out where; what was asked and left, as far as the account or torch tells it."""
+    fault, who = tracker.fault, "the engine"
+    if not tracker.plan.engine.of_lmdeploy:
+        who = "the fallback engine"
+    short = out_of_memory(who, tracker.phase, refused.where or _frame(tracker))
     if refused.asked is not None and refused.left is not None:
         doing = ", and the pretend GPU refused (simulated)" if refused.simulated else ""
         return (
-            f": it asked {format_bytes(refused.asked)} where {format_bytes(refused.left)} were left"
-            f" on GPU {refused.gpu}{doing}"
+            f"{short}: it asked {format_bytes(refused.asked)} where {format_bytes(refused.left)} "
+            f"were left on GPU {refused.gpu}{doing}"
         )
     if isinstance(fault, CudaError):
-        return f": {last_words(fault)}"
-    told = f", asking {format_bytes(asked)}" if asked else ""
+        return f"{short}: {last_words(fault)}"
+    told = f"{short}, asking {format_bytes(asked)}" if asked else short
     torch = fault if isinstance(fault, TorchMemory) else None
     staged = _staged(tracker.plan, torch)
     return f"{told}: torch stages the weights on the first GPU" if staged else told

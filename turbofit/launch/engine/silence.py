@@ -48,13 +48,6 @@ class Owing(Protocol):
     def heard_at(self) -> float: ...
 
 
-class Clients(Owing, Protocol):
-    """The clients that ask an engine through a gateway."""
-
-    def doubt(self, ends_at: float) -> None:
-        """It gives no sign of life: it is ended then, unless it gives one."""
-
-
 class Silence:
     """How long one start of an engine has given no sign of life.
 

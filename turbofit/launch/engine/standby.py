@@ -143,13 +143,8 @@ class StandbyStarter:
     main one.
     """
 
-    def __init__(
-        self,
-        available: Callable[[], int],
-        say: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._available, self._say, self._clock = available, say, clock
+    def __init__(self, available: Callable[[], int], say: Callable[[str], None]) -> None:
+        self._available, self._say = available, say
         self._lock = Lock()
         self._kind: Kind | None = None
         self._standby: Standby | None = None
@@ -186,7 +181,7 @@ class StandbyStarter:
         ``needed`` are bytes of host memory that engines may take which do not run now. Only the
         main thread starts one: the kernel ends it with the thread that did.
         """
-        now = self._clock()
+        now = time.monotonic()
         if current_thread() is not main_thread() or now < self._again:
             return
         self._again = now + _LOOK_SECONDS

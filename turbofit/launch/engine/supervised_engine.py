@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.pretended import PretendReader
-    from turbofit.launch.engine.silence import Clients
+    from turbofit.launch.engine.silence import Owing
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
     #: Asks an engine, whose model has this name, what it must answer before it counts as ready.
@@ -59,7 +59,11 @@ _CONFIRM_SECONDS: Final = 2.0
 
 
 class SupervisedEngine:
-    """One group's engine, whose log goes into a folder."""
+    """One group's engine, whose log goes into a folder.
+
+    ``clients`` are those that ask it through a gateway; ``doubt`` is told when it gives no sign of
+    life, and when it is ended unless it gives one.
+    """
 
     def __init__(  # noqa: PLR0913 - a constructor
         self,
@@ -72,11 +76,12 @@ class SupervisedEngine:
         timing: Timing,
         name: str,
         clock: Callable[[], float] = time.monotonic,
-        clients: Callable[[], Clients | None] = lambda: None,
+        clients: Callable[[], Owing | None] = lambda: None,
+        doubt: Callable[[float], None] = lambda _ends_at: None,
     ) -> None:
         self.plan, self.launch, self._tell = plan, launch, tell
         self._exam, self._timing, self.name, self._clock = exam, timing, name, clock
-        self._clients = clients
+        self._clients, self._doubt = clients, doubt
         self.log = folder / f"engine-{launch.group}.log"
         self.url = f"http://{HOST}:{launch.port}"
         self.state: Literal["starting", "ready", "waiting", "broken"] = "waiting"
@@ -197,7 +202,7 @@ class SupervisedEngine:
         found = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])
         if found == "doubtful" and clients and self._doubted != silence.ends_at:
             self._doubted = silence.ends_at
-            clients.doubt(silence.ends_at)
+            self._doubt(silence.ends_at)
         if found == "hung":
             return stalled("the engine hangs: it owes answers and gives no sign of life", self.log)
         return None

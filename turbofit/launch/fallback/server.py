@@ -311,12 +311,6 @@ class FallbackApp(AsgiApp):
         self._options, self._on_fatal = options, on_fatal
         self._gate = asyncio.Lock()
 
-    async def startup(self) -> None:
-        """See `AsgiApp`."""
-
-    async def shutdown(self) -> None:
-        """See `AsgiApp`."""
-
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
         health = self._model.health
         return {"status": health}, None if health == "ok" else _RETRY_SECONDS

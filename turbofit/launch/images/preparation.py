@@ -91,11 +91,15 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
     """Prepare each ``ImageEncoder`` of LMDeploy's module, and say how in the engine's log."""
     make = module.ImageEncoder.__init__
 
+    from turbofit.launch.images.resize import quicken
+
     @wraps(make)  # whose source is looked at
     def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
         make(encoder, *arguments, **keywords)
         why = prepare(encoder, threads, cache_bytes)
         done = f"prepared on {threads} threads" if why is None else f"LMDeploy's own way: {why}"
+        if why is None:
+            done = ", ".join(filter(None, (done, quicken(encoder.model))))
         sys.stderr.write(f"{SAYS}{done}\n")
 
     module.ImageEncoder.__init__ = made

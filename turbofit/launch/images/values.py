@@ -12,7 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.launch.images.pixels import Pixels
+
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable, Sequence
 
     import torch
@@ -95,22 +98,27 @@ def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -
 
     Its tensors have ``dtype``, which somebody would give them later; None is the transform's own.
     """
-    import numpy as np
     import torch
-    from PIL import Image
 
     cut = next((at for at, s in enumerate(steps) if type(s).__name__ == "ToTensor"), None)
     if cut is None:
         return transform
-    width, height = _TRIED
-    pixels = np.random.default_rng(0).integers(0, _BYTES, (height, width, 3), dtype=np.uint8)
-    tried = Image.fromarray(pixels)
+    tried = _trial_picture()
     try:
         table = TableTransform(steps[:cut], steps[cut:], dtype)
         alike = torch.equal(table(tried), transform(tried).to(table.dtype))
     except (RuntimeError, ValueError, TypeError, KeyError):  # steps of another kind
         return transform
     return table if alike else transform
+
+
+def _trial_picture() -> Any:
+    import numpy as np
+    from PIL import Image
+
+    width, height = _TRIED
+    pixels = np.random.default_rng(0).integers(0, _BYTES, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 
 class TableTransform:
@@ -131,6 +139,17 @@ class TableTransform:
         # Bits of a float that numpy has no type for.
         bits = {2: torch.int16, 4: torch.int32}[values.element_size()]
         self._tables = values.view(bits).numpy()
+        self._look_up: Callable[..., None] | None = None
+
+    def quicken(self, library: ctypes.CDLL) -> None:
+        """Have a compiled library look values up, where it finds the same."""
+        import torch
+
+        tried = _trial_picture()
+        known = self(tried)
+        self._look_up = {2: library.look_up_2, 4: library.look_up_4}[known.element_size()]
+        if not torch.equal(self(tried), known):
+            self._look_up = None
 
     def __call__(self, image: Any) -> torch.Tensor:
         """The image's numbers, (3, height, width)."""
@@ -141,11 +160,25 @@ class TableTransform:
             image = step(image)
         if image.mode != "RGB":
             return self._numbers(image).to(self.dtype)
+        width, height = image.size
+        bits = np.empty((3, height, width), self._tables.dtype)
+        self._fill(bits, image)
+        return torch.from_numpy(bits).view(self.dtype)
+
+    def _fill(self, bits: Any, image: Any) -> None:
+        import numpy as np
+
+        if self._look_up is not None:
+            image.load()
+            source = Pixels(image.im)
+            if source.address is not None:
+                count = image.width * image.height
+                tables = self._tables.ctypes.data
+                self._look_up(source.address, count, tables, bits.ctypes.data)
+                return
         pixels = np.asarray(image)
-        bits = np.empty((3, *pixels.shape[:2]), self._tables.dtype)
         for channel, table in enumerate(self._tables):
             np.take(table, pixels[:, :, channel], out=bits[channel], mode="clip")
-        return torch.from_numpy(bits).view(self.dtype)
 
     def _numbers(self, image: Any) -> Any:
         for step in self._numbering:

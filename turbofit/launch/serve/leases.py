@@ -3,13 +3,15 @@
 A folder that all users share holds one lock, taken while somebody measures and plans, and one lease
 for each turbofit that launched something. A lease counts while its owner holds a lock on it, which
 the kernel drops however the owner ends, in containers too that share the folder. Without a folder
-that can be written, launches go on alone and say so.
+that can be written, launches go on alone and say so. `counted` is the machine as a launch counts
+it; `end_orphans` ends what dead turbofits have left on it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import stat
 import time
 from contextlib import contextmanager, suppress
@@ -21,20 +23,24 @@ import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.machine import Holder
 from turbofit.core.process.files import lock_soon, write_atomic
 from turbofit.core.process.variables import variables
 from turbofit.core.struct import Struct, to_json
-from turbofit.launch.engine.kernel import group_of, start_time
+from turbofit.launch.engine.kernel import group_of, members, start_time
 from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import Plan
 
 #: Shared on purpose, and at one place whatever TMPDIR says; see `_open_folder`.
 _FOLDER: Final = "/tmp/turbofit-leases"
 _WAIT_SECONDS: Final = 300.0
+#: Seconds in which orphans are to end.
+_END_SECONDS: Final = 5.0
 #: Turbofits of all users must see each other, whatever the umask of each.
 _ALL_READ: Final = 0o644
 #: No link is followed, and no pipe waited for.
@@ -205,7 +211,7 @@ class Leases:
             if path.stem == self._name:
                 continue
             with suppress(OSError, ValueError, RecursionError):
-                yield _read(path), _is_held(path.with_suffix(".lock"))
+                yield _read(path), is_held(path.with_suffix(".lock"))
 
 
 def _read(path: Path) -> Lease:
@@ -289,15 +295,15 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     return True
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
     """Whether somebody has this file locked; one that we may not read may be locked."""
     try:
         descriptor = os.open(path, _TO_READ)
@@ -306,8 +312,72 @@ def _is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _try_lock(descriptor)
+        return not _try_lock(descriptor, fcntl.LOCK_SH)  # others may look at the same time
     except OSError:
         return True
     finally:
         os.close(descriptor)
+
+
+def counted(machine: Machine, leases: Leases) -> Machine:
+    """The machine with what other turbofits will still take counted as used.
+
+    Over where NVML does not show who holds memory: a lease counts whole until it is ready.
+    """
+    others = leases.others()
+    if not others:
+        return machine
+    return replace(machine, gpus=tuple(_gpu(gpu, others) for gpu in machine.gpus))
+
+
+def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
+    for lease in others:
+        pending = _pending(gpu, lease)
+        if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
+            name = f"turbofit, which reserved it for {lease.model}"
+            gpu = replace(
+                gpu,
+                used=gpu.used + min(pending, gpu.free),
+                free=max(0, gpu.free - pending),
+                holders=(*gpu.holders, Holder(pid=lease.pid, name=name, bytes=pending)),
+            )
+    return gpu
+
+
+def _pending(gpu: Gpu, lease: Lease) -> int:
+    """Bytes that a lease's engines will still take on a GPU.
+
+    Where their caches may be larger than in the plan, what they hold does not tell how far they
+    have grown. Over there: by what they have grown already.
+    """
+    need = lease.need.get(gpu.uuid, 0)
+    growth = lease.growth.get(gpu.uuid, need)
+    holders = [h for h in gpu.holders if isinstance(h.pid, int) and lease.holds(h.pid)]
+    known = [h.bytes for h in holders if isinstance(h.bytes, int)]
+    if holders and len(known) == len(holders):
+        return max(growth if lease.larger else 0, need - sum(known))
+    return growth if lease.settled else need
+
+
+def end_orphans(leases: Leases) -> list[str]:
+    """End what engines of our user's dead turbofits left, and drop their leases; what was done."""
+    done = []
+    for lease in leases.stale():
+        for pid, started in lease.engines:
+            left = members(pid, started)
+            if left:
+                _end(pid, started)
+                done.append(
+                    f"ended {len(left)} processes that an engine for {lease.model} had left behind "
+                    f"when turbofit, process {lease.pid}, was killed"
+                )
+        leases.drop(lease)
+    return done
+
+
+def _end(group: int, started: int) -> None:
+    deadline = time.monotonic() + _END_SECONDS
+    while members(group, started) and time.monotonic() < deadline:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+        time.sleep(0.05)

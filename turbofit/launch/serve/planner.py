@@ -12,8 +12,9 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
+from turbofit.core.process.compiler import find_compiler
 from turbofit.core.process.progress import under_way
-from turbofit.launch.serve.counted_machine import counted, end_orphans
+from turbofit.launch.serve.leases import counted, end_orphans
 from turbofit.launch.serve.proved import Rehearsals
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
@@ -144,11 +145,9 @@ def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Ma
 
 def can_rehearse() -> bool:
     """Whether LMDeploy is in our interpreter and a C compiler is there."""
-    import shutil
     from importlib.util import find_spec
 
-    compilers = ("cc", "gcc", "clang")
-    return find_spec("lmdeploy") is not None and any(map(shutil.which, compilers))
+    return find_spec("lmdeploy") is not None and find_compiler() is not None
 
 
 def preview(config: ServeConfig) -> Plan:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.rehearsal import End
     from turbofit.launch.engine.launches import Launch
-    from turbofit.launch.engine.silence import Clients
+    from turbofit.launch.engine.silence import Owing
     from turbofit.launch.engine.supervised_engine import EngineExam
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
@@ -126,8 +126,8 @@ class Supervisor:
     all engines are left alone for a while, and, with None, when one is started again.
     ``explained`` says how often within so many seconds an engine, by its place among the launches,
     ended by a request that is refused since: those ends do not count. ``clients`` are those of such
-    an engine; None where no gateway serves. ``before_start`` makes what a start needs, or raises a
-    `TurbofitError`.
+    an engine, None where no gateway serves; ``doubt`` is told when one gives no sign of life, and
+    when it is ended. ``before_start`` makes what a start needs, or raises a `TurbofitError`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -144,7 +144,8 @@ class Supervisor:
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
-        clients: Callable[[int], Clients | None] = lambda _index: None,
+        clients: Callable[[int], Owing | None] = lambda _index: None,
+        doubt: Callable[[int, float], None] = lambda _index, _ends_at: None,
         before_start: Callable[[], None] = lambda: None,
     ) -> None:
         self._before_start = before_start
@@ -161,7 +162,7 @@ class Supervisor:
             engine = SupervisedEngine(
                 plan.of_group(launch.group), launch, folder, partial(self._tell, name),
                 exam=exam, timing=self._timing, name=name, clock=clock,
-                clients=partial(clients, index),
+                clients=partial(clients, index), doubt=partial(doubt, index),
             )  # fmt: skip
             self.engines.append(engine)
 

@@ -16,7 +16,7 @@ from turbofit.core.tuning import TrialRecord, Tuning
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
 from turbofit.launch.run import Run
-from turbofit.launch.serve.live_runs import waiting_words
+from turbofit.launch.serve.runs import waiting_words
 from turbofit.launch.serve.supervisor import StoppedError
 from turbofit.launch.tune.runner import TrialEnd, run_trial
 from turbofit.launch.tune.search import TrialSearch, meets

@@ -1,9 +1,10 @@
-"""Downloads, with a module that stands in for the hub's client."""
+"""Weights: downloads, with a module that stands in for the hub's client, and what is read ahead."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,11 +12,12 @@ import pytest
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError
+from turbofit.core.machine import Host
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, listened
-from turbofit.launch.serve import download
-from turbofit.launch.serve.download import fetched
+from turbofit.launch.serve import weights
+from turbofit.launch.serve.weights import fetched, read_ahead
 from turbofit.planning.examine.scene import Sources
 
 
@@ -31,7 +33,7 @@ def hub_plan() -> Plan:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("LMDEPLOY_USE_MODELSCOPE", raising=False)
-    monkeypatch.setattr(download, "_FOLDERS", {})
+    monkeypatch.setattr(weights, "_FOLDERS", {})
 
     def install(body: str, module: str = "huggingface_hub") -> None:
         package = tmp_path / "hub"
@@ -64,7 +66,7 @@ def test_torchs_own_files_come_where_there_are_no_safetensors(hub, tmp_path: Pat
     fetched(hub_plan().model, lambda _: None)
     assert asked.read_text() == "True False "
     (tmp_path / "model.safetensors").write_text("")
-    download._FOLDERS.clear()  # as in another process
+    weights._FOLDERS.clear()  # as in another process
     fetched(hub_plan().model, lambda _: None)
     assert asked.read_text() == "True False True "
 
@@ -91,7 +93,7 @@ def test_what_is_there_is_looked_for_where_the_hub_puts_it(hub, tmp_path, monkey
     blobs = tmp_path / "other" / below / "models--org--name" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "a").write_bytes(b"x" * 7)
-    assert download._here("org/name") == 7
+    assert weights._here("org/name") == 7
 
 
 def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +101,8 @@ def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     What an earlier download left is done from the start: the bar of a resumed one gets to its end.
     """
-    monkeypatch.setattr(download, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(download, "_SAY_SECONDS", 0.0)
+    monkeypatch.setattr(weights, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(weights, "_SAY_SECONDS", 0.0)
     gate, blobs = tmp_path / "gate", tmp_path / "home/hub/models--org--name/blobs"
     os.mkfifo(gate)
     blobs.mkdir(parents=True)
@@ -130,7 +132,7 @@ def test_how_far_it_is(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert heard[-1] is None
     assert len(said) == 1
     (blobs / "new.incomplete").unlink()
-    download._FOLDERS.clear()  # as in another process
+    weights._FOLDERS.clear()  # as in another process
     fetched(hub_plan().model, say)
     assert said[-1] == "downloading org/name: 1.0 MiB of 1.0 MiB"
 
@@ -164,7 +166,7 @@ def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch
     hub("raise AssertionError")
     hub(f"print('Downloading'); return {str(tmp_path)!r}", "modelscope")
     assert fetched(hub_plan().model, print).source.checkpoint == str(tmp_path)
-    download._FOLDERS.clear()  # as in another process
+    weights._FOLDERS.clear()  # as in another process
     monkeypatch.setattr(Sources, "disk_free", lambda *_: (1 << 20, True))
     with pytest.raises(LaunchError, match="ms has") as error:
         fetched(hub_plan().model, print)
@@ -176,7 +178,7 @@ def test_a_download_that_sigkill_does_not_end_holds_nobody(hub, tmp_path, monkey
     held: list[int] = []
     monkeypatch.setattr("os.killpg", lambda pid, _: held.append(pid))
     for name, seconds in (("_LOOK_SECONDS", 0.05), ("_SAY_SECONDS", 0.0), ("_LAST_SECONDS", 0.0)):
-        monkeypatch.setattr(download, name, seconds)
+        monkeypatch.setattr(weights, name, seconds)
     gate = tmp_path / "go"
     gate.touch()
     hub(f"import os, time\n    while os.path.exists({str(gate)!r}): time.sleep(0.01)")
@@ -191,3 +193,46 @@ def test_a_download_that_sigkill_does_not_end_holds_nobody(hub, tmp_path, monkey
         assert len(held) == 1
     finally:
         gate.unlink()
+
+
+@pytest.fixture
+def advised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, int]]:
+    """Files that the kernel was told of, with what."""
+    told: list[tuple[str, int, int, int]] = []
+
+    def advise(descriptor: int, begin: int, length: int, advice: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        told.append((name, begin, length, advice))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    return told
+
+
+def plan_at(folder: Path | None) -> Plan:
+    plan = plausible_plan()
+    source = msgspec.structs.replace(
+        plan.model.source, checkpoint=None if folder is None else str(folder)
+    )
+    host: Any = msgspec.structs.replace(plan.host, pinned=100, pageable=50)
+    return msgspec.structs.replace(
+        plan, model=msgspec.structs.replace(plan.model, source=source), host=host
+    )
+
+
+def test_as_much_as_the_host_has_beside_the_engines(tmp_path: Path, advised: list[Any]) -> None:
+    for name in ("model-2.safetensors", "model-1.safetensors", "model-3.safetensors", "x.json"):
+        (tmp_path / name).write_bytes(b"0" * 1000)
+    for available, count in ((3150, 3), (3149, 2), (1149, 0)):
+        advised.clear()
+        thread = read_ahead(plan_at(tmp_path), Host(ram_available=available))
+        if thread is not None:
+            thread.join()
+        whole = (0, 0, os.POSIX_FADV_WILLNEED)
+        assert advised == [(f"model-{n}.safetensors", *whole) for n in range(1, count + 1)]
+    assert read_ahead(plan_at(tmp_path), Host()) is None
+
+
+def test_nothing_of_a_checkpoint_that_is_not_there(tmp_path: Path, advised: list[Any]) -> None:
+    for folder in (None, tmp_path / "gone"):
+        assert read_ahead(plan_at(folder), Host(ram_available=1 << 40)) is None
+    assert not advised

@@ -18,8 +18,8 @@ from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.machine import Calibration
 from turbofit.core.units import MIB
-from turbofit.launch import calibrate, calibrator
-from turbofit.launch.calibrator import Calibrator
+from turbofit.launch import calibrate
+from turbofit.launch.calibrate import Calibrator
 from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.launch.serve import ladder
 from turbofit.memory.calibrated import identity
@@ -56,7 +56,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, pretended=PretendReader(PLAN, 0, path))
-    usage = calibrator.PretendUsageReader(PLAN)
+    usage = calibrate.PretendUsageReader(PLAN)
     path.write_text("P context\nA 0 0 -1 nonsense\n")
     with pytest.raises(MachineError):  # and is read again from the beginning
         usage.read(engine)
@@ -94,12 +94,12 @@ class Samples(nullcontext):  # type: ignore[type-arg]
 
 def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) -> None:
     clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
-    monkeypatch.setattr(calibrator, "time", clock)
-    monkeypatch.setattr(calibrator, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
+    monkeypatch.setattr(calibrate, "time", clock)
+    monkeypatch.setattr(calibrate, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
     engine: Any = SimpleNamespace(group=0)
     for last, refused in ((9.9, False), (9.0, True)):
-        monkeypatch.setattr(calibrator, "Sampler", lambda _, last=last: Samples(1.0, last))
-        usage = calibrator.NvmlUsageReader(PLAN)
+        monkeypatch.setattr(calibrate, "Sampler", lambda _, last=last: Samples(1.0, last))
+        usage = calibrate.NvmlUsageReader(PLAN)
         usage._since = {0: 0.0}
         if refused:
             with pytest.raises(MachineError, match="did not answer"):

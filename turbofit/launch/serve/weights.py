@@ -1,4 +1,4 @@
-"""Weights that are not on disk yet: fetched before the engines start, where it can be watched.
+"""Weights before the engines start: fetched where they are not on disk, and read ahead.
 
 LMDeploy would download them once for each replica, without a word; and the overlay needs a folder.
 """
@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -19,15 +20,18 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import Step, listening, tell, under_way
+from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
 from turbofit.launch.engine.guard import guarded
 from turbofit.model.caches import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from turbofit.core.machine import Host
     from turbofit.core.model import Model
+    from turbofit.core.plan import Plan
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -159,3 +163,38 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
         raise LaunchError(f"{name} cannot be downloaded: {last}", hint=HINTS[package])
     _LOG.info("%s is in %s after %.0f s", name, folder, time.monotonic() - began)
     return folder
+
+
+def read_ahead(plan: Plan, host: Host) -> Thread | None:
+    """Begin to read weights into the page cache, while the engines that load them import.
+
+    As much is read as the host has beside what the engines need; None: nothing. The kernel drops
+    these pages before it lacks memory, and reads nothing that it has already.
+    """
+    room = known(host.ram_available, 0) - plan.host.pinned - plan.host.pageable
+    files = _weight_files(plan.model.source.checkpoint or "", room)
+    if not files or not hasattr(os, "posix_fadvise"):
+        return None
+    # In a thread: the kernel's call waits where the disk's queue is full.
+    thread = Thread(target=_advise, args=(files,), name="read-ahead", daemon=True)
+    thread.start()
+    return thread
+
+
+def _weight_files(folder: str, room: int) -> list[Path]:
+    """The files with weights of a folder, in the order of their names, as far as the room goes."""
+    files: list[Path] = []
+    for path in sorted(Path(folder).glob("*.safetensors")) if folder else ():
+        with suppress(OSError):
+            room -= path.stat().st_size
+            if room < 0:
+                break
+            files.append(path)
+    return files
+
+
+def _advise(files: Iterable[Path]) -> None:
+    for path in files:
+        with suppress(OSError), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            _LOG.debug("%s is read ahead", path.name)
