@@ -256,9 +256,8 @@ class _Search(SearchState):
             shortest, _ = sizer.contexts()
             return sizer.most_requests(shortest) if sizer.evaluation(shortest).fits else 0
 
-        return self.once(
-            most, "most", replace(one, groups=()), self.key_of(*self.gpus_of(one.groups))
-        )
+        kind = self.key_of(self.gpus_of(one.groups)[0])
+        return self.once(most, "most", replace(one, groups=()), kind)
 
     @property
     def _limit_given(self) -> bool:
