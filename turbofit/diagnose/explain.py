@@ -110,6 +110,8 @@ def _tells_less(best: RuleAnswer, case: LogCase) -> bool:
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
     if last is None and best.kind in ("request_failed", "engine_gone"):
         return facts.mood.logged is not None
+    if last is None and best.rank == "refusal" and best.quoted.startswith("# "):
+        return (facts.cut_at or facts.mood.logged) is not None
     if last is None:
         explains = best.kind in _REASONS["request_failed"]
         return best.rank == "notice" and not explains and facts.cut_at is not None
@@ -207,6 +209,8 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
     words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
     if facts.cut_at is not None:
         return "(cut)"
+    if not draft.evidence and facts.mood.pictures:
+        words.append("(a picture)")
     if draft.kind == "stands_still":
         words.append("(stands still)")
     if errors and not errors[-1][0].stack:
@@ -290,7 +294,8 @@ def _last_of_foreign(case: LogCase) -> LogEvent | None:
     facts, event = case.facts, case.event
     short = [mark for mark, _ in facts.every(TorchMemory)]
     raised = [mark for mark in event.marks if isinstance(mark.event, PythonError)]
-    lines = [*event.marks[-1:], *raised[-1:]] if event.outcome == "fatal" else []
+    below = [mark for mark in event.marks if not mark.of_title]
+    lines = [*below[-1:], *raised[-1:]] if event.outcome == "fatal" else []
     known = short or sorted(lines, key=lambda mark: mark.line)[-1:]
     return known[-1] if known else facts.mood.last_complaint or facts.mood.last_refusal
 
@@ -313,7 +318,8 @@ def _last_line(case: LogCase, messages: list[tuple[LogEvent, KnownMessage]]) -> 
     line = mood.logged or mood.title or mood.last_complaint or known or mood.last_refusal
     if line is None:
         planned = case.model is not None and case.machine is not None
-        return RuleAnswer(kind="", line=0, what=_QUIET, planned=planned)
+        what = _QUIET + (_PICTURES if mood.pictures else "")
+        return RuleAnswer(kind="", line=0, what=what, planned=planned)
     text = evidence(line, "").text
     if _WARNING.match(text):
         return _quote(line, f"this log has a warning, and no error: {text}", "the last warning")
@@ -348,6 +354,7 @@ _CHECK_AGAIN: Final = (
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
 #: A log without a line that is known to be of an error; what its program did is not known.
 _QUIET: Final = "turbofit recognises no error in this log"
+_PICTURES: Final = "; where its error stands in a picture, its text is needed"
 #: A line of so many characters is cut where it is quoted first; its evidence has more of it.
 _LONG_LINE: Final = 200
 #: Characters by which what a row quotes is found again in the beginning of its line.

@@ -76,7 +76,7 @@ _CHAIN: Final = ("During handling of the above exception", _PASSES_ON)
 _NCCL_REASON: Final = "Last error:"
 _LONGEST_STACK: Final = 60
 #: The name of an error, whatever its form: a traceback ends with it.
-_NAMED: Final = re.compile(r"[A-Za-z_][\w.]*(?:: |:?$)")
+_NAMED: Final = re.compile(r"[\w.]*[A-Z.][\w.]*:?$|[A-Za-z_][\w.]*: ")
 #: Lines of a frame, or of a part of one, that may follow the last whole frame of a torn traceback.
 _FRAGMENT: Final = 3
 #: Runs at each end of a log whose facts are kept.

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from turbofit.observe.log_events import PythonFrame
 
 #: A line of no level below an error, and of no client that left before its answer, which LMDeploy
-#: 0.7 to 0.12 logs as an error.
+#: 0.7 to 0.12 logs as an error, nor a remark of Triton's compiler that LMDeploy calls harmless.
 _NO_LESS = (
     r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
     r"(?!.*\[(safe_run|model_inst)\] exception caught:( GeneratorExit| CancelledError)? *$)"
+    r"(?!.*operation scheduled before its operands)"
 )
 #: A line that no row knows and that tells of an error, whoever wrote it.
 _COMPLAINT: Final = re.compile(
@@ -64,11 +65,14 @@ class Mood:
         self.last_refusal: LogEvent | None = None
         #: The title of a page or an issue, where it sounds like an error.
         self.title: LogEvent | None = None
+        #: Whether a page shows pictures, whose text nobody can read here.
+        self.pictures = False
         #: The first line that says that a server answered.
         self.answered: LogEvent | None = None
 
     def notice(self, line: int, text: str) -> None:
         """Take in any row: whether a server answered, or refused."""
+        self.pictures = self.pictures or "![" in text or "<img " in text
         if _UNANSWERED.match(text):
             self.complain(LogEvent(line, text, KnownMessage()))
         elif self.answered is None and _ANSWERED.match(text):

@@ -48,7 +48,7 @@ _INFERENCE: Final = re.compile(
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
     r"|attempting to bind on address|server socket has failed|\.(?:h|cc):\d+ warn "
     r"|trust[-_]remote|inference engine"
-    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
+    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral|minicpm|chatglm|deepseek|mistral"
 )
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
 _QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]")
