@@ -137,6 +137,8 @@ def may_fit(request: ResolvedRequest, engine: Engine) -> bool:
 
     Neither a degree nor copies are given. Raises as :func:`search`.
     """
+    if not _is_bounded(request):
+        return True
     alone = _Search(replace(request, replicas=1), engine)
     # Of each degree the last, which has the smallest prefill: no cache has more.
     space = {shape.tp: shape for shape in alone.shapes()}
@@ -191,7 +193,7 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
 class _Search(SearchState):
     def __init__(self, request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> None:
         super().__init__(request, engine)
-        self._brief = brief
+        self._brief = brief and _is_bounded(request)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """The best shape, and all that were looked at; where none serves the best as asked."""
@@ -394,7 +396,8 @@ class _Search(SearchState):
     def _problem(self, shape: Shape, ask: _Ask) -> Any:
         """What is wrong with a shape's first engine that has a problem; None: all run.
 
-        Each has the longest context that it might be launched with.
+        Each has the longest context that it might be launched with, and one request where no batch
+        is given: none is chosen that ends it.
         """
         request = self.request
         # A context too short for images says more than one too short to start.
@@ -402,7 +405,8 @@ class _Search(SearchState):
         longest = request.model.text.max_position_embeddings if images else most_context(request)
 
         def problem(gpus: tuple[Gpu, ...]) -> Any:
-            settings = shape_settings(request, replace(shape, tp=len(gpus)), longest)
+            alone = replace(shape, tp=len(gpus), at_once=1.0)
+            settings = shape_settings(request, alone, longest)
 
             def answer() -> Any:
                 return ask(launch_of(request, settings, gpus, self.requested_load))
@@ -410,6 +414,11 @@ class _Search(SearchState):
             return self.once(answer, ask, settings, self.key_of(gpus))
 
         return next(filter(None, map(problem, self.firsts(shape.groups))), None)
+
+
+def _is_bounded(request: ResolvedRequest) -> bool:
+    """Whether no cache has more than beside one request, which one of a ratio that is given may."""
+    return "cache_max_entry_count" not in request.engine_options
 
 
 def _parts(shape: Shape) -> Iterator[Shape]:

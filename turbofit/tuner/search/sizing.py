@@ -133,6 +133,16 @@ class Sizer:
         other.shape = replace(self.shape, at_once=float(batch))
         return other
 
+    def safe(self) -> Sizer:
+        """The same with no larger batch than an engine survives, where nobody gives one."""
+        if "max_batch_size" in self.request.engine_options:
+            return self
+        batch = self.shape.requests(self.request.workload.concurrency)
+        limit = self.largest_batch(
+            shape_settings(self.request, self.shape, most_context(self.request))
+        )
+        return self if limit is None or batch <= limit else self.with_batch(limit)
+
     def evaluation(self, session_len: int) -> Evaluation:
         """The shape with this context: its ratio and what its cache holds, without any speed."""
         accounts = self.accounts(session_len)
@@ -174,9 +184,16 @@ class Sizer:
     def largest_batch(self, settings: Settings) -> int | None:
         """The largest batch that ends no engine, whichever group has it; None: any."""
         name, version = self.engine.name, self.engine.version
-        launches = [launch_of(self.request, settings, g, self.vision_load) for g in self.distinct]
-        limits = [largest_batch(launch, name, version) for launch in launches]
-        return min((limit for limit in limits if limit is not None), default=None)
+
+        def largest() -> int | None:
+            launches = (
+                launch_of(self.request, settings, g, self.vision_load) for g in self.distinct
+            )
+            limits = [largest_batch(launch, name, version) for launch in launches]
+            return min((limit for limit in limits if limit is not None), default=None)
+
+        kinds = map(self.state.key_of, self.distinct)
+        return self.state.once(largest, "largest batch", settings.tp, *kinds)
 
     def speed(
         self,
