@@ -137,7 +137,7 @@ def _batch(fit: EngineFit, account: Account) -> str:
     more = requests is None or requests > best.shape.replicas * (limit or requests)
     if limit == best.settings.max_batch_size and more and not request.least:
         return "with more at once a fault of LMDeploy ends the engine"
-    return _chosen_batch(fit) if requests is None else _asked_batch(fit, requests)
+    return _chosen_batch(fit) if requests is None else _requested_batch(fit, requests)
 
 
 def _chosen_batch(fit: EngineFit) -> str:
@@ -154,7 +154,7 @@ def _chosen_batch(fit: EngineFit) -> str:
     return why
 
 
-def _asked_batch(fit: EngineFit, requests: int) -> str:
+def _requested_batch(fit: EngineFit, requests: int) -> str:
     best = fit.best
     if best.parts:
         shares = ", ".join(
