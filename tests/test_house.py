@@ -23,7 +23,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_705,  # lines of shells, slices, a stack of a card, a full disk, signals, a compiler
+    "core": 5_710,  # lines of shells, slices, a stack of a card, a full disk, signals, a compiler
     "machine": 3_100,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
     "model": 6_575,  # loading of Transformers came from memory; each tower's list of tensors

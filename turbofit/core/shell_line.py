@@ -14,37 +14,38 @@ import msgspec
 
 #: LMDeploy's server, whose line turbofit reads.
 SERVER: Final = "lmdeploy serve api_server"
-#: What starts a program, without its folder: whose line it is by that, first match first.
-_PROGRAMS: Final = {
-    r"(?:lmdeploy[. ]serve[. ])?openai\.api_server|lmdeploy serve api_server": SERVER,
-    r"lmdeploy (?:lite|chat|convert|list|check_env|serve \w+)": "",
-    r"vllm serve|vllm\.entrypoints\.\S+|vllm-openai(?::\S+)?": "vLLM",
-    r"sglang serve|sglang\.launch_server": "SGLang",
-    r"ollama (?:run|serve|pull|create)": "Ollama",
-    r"swift (?:deploy|infer|app|web-ui)|swift\.cli\.\S+": "ms-swift",
-    r"xinference launch|xinference-local": "Xinference",
-    r"llama-(?:server|cli|mtmd-cli)": "llama.cpp",
-    r"trtllm-serve": "TensorRT-LLM",
-    r"text-generation-launcher": "TGI",
-}
-_BEGINS: Final = [
-    (re.compile(rf"(?:python[\d.]* -m )?(?:{words}) "), of) for words, of in _PROGRAMS.items()
-]
+#: What a line of a program has in it, what starts the program without its folder, and whose line it
+#: is by that: the first match counts. Patterns are compiled where the line has the first.
+_PROGRAMS: Final = (
+    (
+        "api_server",
+        r"(?:lmdeploy[. ]serve[. ])?openai\.api_server|lmdeploy serve api_server",
+        SERVER,
+    ),
+    ("lmdeploy", r"lmdeploy (?:lite|chat|convert|list|check_env|serve \w+)", ""),
+    ("vllm", r"vllm serve|vllm\.entrypoints\.\S+|vllm-openai(?::\S+)?", "vLLM"),
+    ("sglang", r"sglang serve|sglang\.launch_server", "SGLang"),
+    ("ollama", r"ollama (?:run|serve|pull|create)", "Ollama"),
+    ("swift", r"swift (?:deploy|infer|app|web-ui)|swift\.cli\.\S+", "ms-swift"),
+    ("xinference", r"xinference launch|xinference-local", "Xinference"),
+    ("llama-", r"llama-(?:server|cli|mtmd-cli)", "llama.cpp"),
+    ("trtllm", r"trtllm-serve", "TensorRT-LLM"),
+    ("text-generation", r"text-generation-launcher", "TGI"),
+)
 #: As many words may name a program: python -m lmdeploy serve api_server.
 _MOST_WORDS: Final = 5
-_FOLDER: Final = re.compile(r"^\S*[/\\]|\.exe$")
+_FOLDER: Final = r"^\S*[/\\]|\.exe$"
 _WORD: Final = r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\<>|&;])+"
-_TOKEN: Final = re.compile(
-    rf"(?P<redirection>(?:\b\d|&)?[<>]{{1,3}}(?:&[\d-]|\s*{_WORD}))|(?P<operator>[|&;]+)"
-    rf"|(?P<word>{_WORD})",
-    re.DOTALL,
+_TOKEN: Final = (
+    rf"(?s)(?P<redirection>(?:\b\d|&)?[<>]{{1,3}}(?:&[\d-]|\s*{_WORD}))|(?P<operator>[|&;]+)"
+    rf"|(?P<word>{_WORD})"
 )
 #: What quotes and backslashes around a character stand for; a Windows path keeps its backslashes.
-_QUOTED: Final = re.compile(r"'([^']*)'|\"((?:\\.|[^\"\\])*)\"|\\([\s'\"$&|;<>()])", re.DOTALL)
-_ESCAPED: Final = re.compile(r"\\([\"$`])")
+_QUOTED: Final = r"(?s)'([^']*)'|\"((?:\\.|[^\"\\])*)\"|\\([\s'\"$&|;<>()])"
+_ESCAPED: Final = r"\\([\"$`])"
 #: A line that goes on in the next one, as bash, cmd and PowerShell write it.
-_CONTINUED: Final = re.compile(r"[\\^`]\r?\n")
-_VARIABLE: Final = re.compile(r"(?:\$env:|--env=)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_CONTINUED: Final = r"[\\^`]\r?\n"
+_VARIABLE: Final = r"(?s)(?:\$env:|--env=)?([A-Za-z_]\w*)=(.*)"
 #: Words that set the variables behind them, and say nothing else.
 _SETS: Final = frozenset({"export", "set", "env"})
 
@@ -75,6 +76,8 @@ def read_line(words: Sequence[str]) -> ShellLine | None:
     What stands around a quoted line stays the command's. A typed line has no quotes around it: it
     begins with the first word, which is no option, and all words before the program are its own.
     """
+    if not any(part in word for word in words for part, *_ in _PROGRAMS):
+        return None
     before = list(words[: words.index("--")] if "--" in words else words)
     for at, text in enumerate(before):
         quoted = _line(_tokens(text)) if len(text.split()) > 1 else None
@@ -91,13 +94,13 @@ def read_line(words: Sequence[str]) -> ShellLine | None:
 
 def _tokens(text: str) -> list[_Token]:
     """Words, redirections and operators, as a shell tells them apart."""
-    found = _TOKEN.finditer(_CONTINUED.sub(" ", text))
-    return [_Token(it[0], _QUOTED.sub(_unquoted, it[0]), it.lastgroup) for it in found]
+    found = re.finditer(_TOKEN, re.sub(_CONTINUED, " ", text))
+    return [_Token(it[0], re.sub(_QUOTED, _unquoted, it[0]), it.lastgroup) for it in found]
 
 
 def _unquoted(quoted: re.Match[str]) -> str:
     single, double, escaped = quoted.groups()
-    return single or _ESCAPED.sub(r"\1", double or "") or escaped or ""
+    return single or re.sub(_ESCAPED, r"\1", double or "") or escaped or ""
 
 
 def _line(tokens: list[_Token]) -> ShellLine | None:
@@ -122,7 +125,7 @@ def _variables(before: list[_Token]) -> tuple[dict[str, str], list[_Token]]:
     """The variables that are set before a program, and the tokens that set none."""
     variables, others = dict[str, str](), list[_Token]()
     for token in before:
-        if match := _VARIABLE.fullmatch(token.word):
+        if match := re.fullmatch(_VARIABLE, token.word):
             variables[match[1]] = match[2]
         elif token.word not in _SETS:
             others.append(token)
@@ -135,12 +138,12 @@ def _typed(tokens: list[_Token]) -> str:
 
 def _program(tokens: list[_Token]) -> tuple[int, int, str] | None:
     """Where a program's name begins and ends, and whose line it is by that."""
-    names = [_FOLDER.sub("", it.word) for it in tokens]
+    names = [re.sub(_FOLDER, "", it.word) for it in tokens]
     if names[:1] == ["api_server"]:
         return 0, 1, SERVER
     heads = [" ".join(names[at : at + _MOST_WORDS]) + " " for at in range(len(names))]
-    for begins, of in _BEGINS:
+    for part, words, of in _PROGRAMS:
         for at, head in enumerate(heads):
-            if match := begins.match(head):
+            if part in head and (match := re.match(rf"(?:python[\d.]* -m )?(?:{words}) ", head)):
                 return at, at + match[0].count(" "), of or match[0].strip()
     return None
