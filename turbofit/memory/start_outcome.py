@@ -95,7 +95,7 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
             if ledger.budget is not None:
                 short = f"{format_bytes(missing)} more than {_kept(ledger)}"
             text = (
-                f"serves with {format_bytes(ledger.headroom)} to spare on GPU {ledger.index},"
+                f"GPU {ledger.index} keeps {format_bytes(ledger.headroom)} free in the worst case,"
                 f" {short}"
             )
             yield StartOutcome("margin", missing, text)

@@ -27,7 +27,7 @@ _PROGRAM: Final = re.compile(
     r"(?:(?:\S*python[\d.]* -m )?(?:\S*/)?lmdeploy[. ]serve[. ])?(?:openai[.])?api_server "
 )
 #: What became of an option that says nothing to a plan.
-_NO_PART: Final = "without a part in the plan"
+_NO_PART: Final = "without effect on the plan"
 _VARIABLE: Final = re.compile(r"[A-Za-z_]\w*=.*")
 
 

@@ -71,6 +71,7 @@ def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> 
     request, tokens, settings = sizer.request, evaluation.kv_tokens, evaluation.settings
     at_once = sizer.shape.requests(request.workload.concurrency)
     wants_cache |= tokens < at_once * request_tokens(sizer.state.requested_load)
+    at_once = min(at_once, max(1, held_by(evaluation)))  # of a larger batch the others wait
     curves = [partial(sizer.speed, settings, gpus, tokens) for gpus in sizer.groups]
     speeds = tuple(speed(at_once) for speed in curves)
     evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache)
@@ -114,12 +115,12 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
     if evaluation.parts:
         worst = max(evaluation.parts, key=lambda part: part.short)
         return explain(request, worst, engine)
-    if excess_tokens(request, evaluation.vision_load):
-        return too_long(request, evaluation.vision_load)
     sizer = Sizer(SearchState(request, engine), evaluation.shape)
     outcome = worst_outcome(sizer, evaluation)
-    if outcome.kind != "serves":
+    if outcome.kind != "serves":  # memory that is short comes before a context
         return outcome.text
+    if excess_tokens(request, evaluation.vision_load):
+        return too_long(request, evaluation.vision_load)
     return (
         f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
     )
