@@ -42,10 +42,10 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers"]
 LONGEST = (
     "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
     "launch/test_serve_pretend_pytorch.py", "launch/test_run.py",
-    "launch/test_serve_several_pretend.py", "rehearse/test_torch_engines.py",
+    "rehearse/test_torch_engines.py",
     "launch/test_calibrate_pretend.py", "launch/images/test_oracle_preparation.py",
     "launch/test_serve_pretend.py", "launch/test_stories_pretend.py",
-    "launch/test_serve_lmdeploy.py", "launch/images/test_concurrent_images.py",
+    "launch/test_serve_lmdeploy.py",
     "launch/serve/test_supervised_processes.py", "launch/pipeline/test_pretend_pipeline.py",
     "memory/transformers/test_account.py", "rehearse/test_planned.py",
 )  # fmt: skip

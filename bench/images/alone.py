@@ -78,12 +78,14 @@ async def turn(encoder: Any, picture: bytes, count: int) -> tuple[float, float]:
 def serve_turns(family: str, threads: int, size: str, count: int) -> None:
     """A turn for each line of standard input: what `Way` starts."""
     from turbofit.launch.images.preparation import prepare
+    from turbofit.launch.images.resize import quicken
 
     with tempfile.TemporaryDirectory() as folder:
         encoder = encoder_of(family, Path(folder) / "model")
-        why = prepare(encoder, threads, KEPT) if threads > 1 else None
-        if why is not None:
-            raise SystemExit(why)
+        if threads > 1:
+            if why := prepare(encoder, threads, KEPT):
+                raise SystemExit(why)
+            quicken(encoder.model)
         picture = photograph(size)
         for _ in sys.stdin:
             print(json.dumps(asyncio.run(turn(encoder, picture, count))), flush=True)

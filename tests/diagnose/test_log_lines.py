@@ -23,7 +23,6 @@ from turbofit.observe.log_events import (
     LegacyCuda,
     PeerMissing,
     PythonFrame,
-    SmiDriver,
     Starting,
     TorchMemory,
 )
@@ -49,8 +48,6 @@ from turbofit.observe.log_reader import read_line, torch_memory
         ("nothing", None),
         ("torch.cuda.OutOfMemoryError: Allocation on device 0",
          TorchMemory(message="Allocation on device 0")),
-        ("| NVIDIA-SMI 535.104.05   Driver Version: 535.104.05   CUDA Version: 12.2     |",
-         SmiDriver()),
     ],
 )  # fmt: skip
 def test_engine_lines(text: str, event: object) -> None:

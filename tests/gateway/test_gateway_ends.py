@@ -219,7 +219,7 @@ def test_nobody_reads_its_standard_error(tmp_path: Path) -> None:
     [
         ["-vv"],
         ["--access-log", "FIFO"],
-        ["--access-log", "/dev/full"],
+        pytest.param(["--access-log", "/dev/full"], marks=pytest.mark.exhaustive),
         pytest.param(
             ["--record-trace", "FIFO", "--access-log", "none"], marks=pytest.mark.exhaustive
         ),

@@ -105,7 +105,7 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
         ("oom_image", True, 6, 4, "out of memory after 4 starts"),
         # A plan that was given is not changed.
         ("hang", False, 3, 1, "hangs in its warm-up"),
-        ("oom_image", False, 6, 1, "out of GPU memory"),
+        pytest.param("oom_image", False, 6, 1, "out of GPU memory", marks=pytest.mark.exhaustive),
         # A broken engine is no lack of memory.
         ("check_failed", True, 5, 1, "engine-0.log"),
     ],
@@ -143,10 +143,10 @@ def test_an_engine_that_ends_while_it_serves_is_in_the_record(session, tmp_path:
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("slow", "phase: starting"),
+        pytest.param("slow", "phase: starting", marks=pytest.mark.exhaustive),
         ("stuck", "phase: warm-up"),
         ("slow_image", "phase: check"),
-        ("serve", "OPEN"),
+        pytest.param("serve", "OPEN", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_signal_in_each_phase(script: str, line: str, session, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
@@ -18,12 +21,24 @@ import pytest
 from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
+from turbofit.core.plan import Plan
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.launch.engine.pretended import PretendReader
 from turbofit.rehearse.no_answer import SENTENCE
 
 pytestmark = [pytest.mark.lmdeploy]
 needs("lmdeploy", "fastapi", "torchvision")
 
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
+#: Models whose images are queued; of others some forwards have room for all that can meet.
+QUEUED = [
+    ("internvl2-2b", "1xrtx3090"), ("qwen2-vl-7b", "1xrtx4090"), ("internvl3-8b", "1xrtx4090"),
+    ("internvl2.5-4b", "1xrtx3060"), ("qwen2-vl-2b", "1xrtx3060"), ("qwen2.5-vl-7b", "1xrtx4090"),
+    ("qwen3.5-4b", "1xrtx4090"),
+]  # fmt: skip
+#: The largest image that a request may have, what is cut at a chunk's edge, and the smallest.
+SIZES = [(4480, 2688), (448, 448), (5376, 448), (28, 28), (1344, 896), (800, 3000)]
+CLIENTS, REQUESTS = 8, 24
 
 
 def test_internvl2_from_its_planned_peak_to_the_drain(
@@ -31,9 +46,9 @@ def test_internvl2_from_its_planned_peak_to_the_drain(
 ) -> None:
     """Said everywhere, brought to its planned peak before it opens, and not past it by a client.
 
-    The drain ends with a word to all.
+    Nor by the images of many clients at once. The drain ends with a word to all.
     """
-    served = serve_pretend(children, tmp_path, *EIGHT, "--drain", "1")
+    served = serve_pretend(children, tmp_path, *EIGHT, "--drain", "1", "--image-threads", "8")
     is_brought_to_its_planned_peak(served, engines=1)
     status, headers, answer = served.chat(image(4480, 4480, max_dynamic_patch=120))
     assert status == 200
@@ -44,12 +59,25 @@ def test_internvl2_from_its_planned_peak_to_the_drain(
     assert (status, headers["x-turbofit-limited"][:21]) == (200, "max_dynamic_patch=12-")
     assert 5 * 256 < answer["usage"]["prompt_tokens"] < 13 * 256 + 300
     log_probabilities_are_those_of_token_0(served)
+    what_meets_is_within_the_plan(served)
     for pid in pids(served.child):
         assert b"--api-keys" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     the_drain_ends_with_a_word_to_everybody(served)
     assert all(gone(pid) for pid in pids(served.child))
     assert served.record["state"] == "ended"
     assert not (served.run / "model").exists()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("model", "on"), QUEUED)
+def test_images_that_meet_are_within_the_plan_of_other_models(
+    children: list[Child], tmp_path: Path, model: str, on: str
+) -> None:
+    served = serve_pretend(children, tmp_path, model, "--on", on, "--image-threads", "8")
+    served.wait()
+    what_meets_is_within_the_plan(served)
+    served.child.process.send_signal(signal.SIGTERM)
+    assert served.child.finish() == 0
 
 
 @pytest.mark.exhaustive  # with stand-ins for engines: `serve/test_supervised_processes`
@@ -89,6 +117,37 @@ def is_brought_to_its_planned_peak(served: Served, engines: int) -> None:
         assert 0.99 <= peak["actual"] / peak["forecast"] <= 1.0
         assert rows["KV tokens"]["actual"] == rows["KV tokens"]["forecast"]
         assert {"starting", "weights", "cache", "serving", "check"} <= set(engine["seconds"])
+
+
+def what_meets_is_within_the_plan(served: Served) -> None:
+    """With images of many clients at once, of all sizes, between prompts of many lengths."""
+    plan = Plan.from_json((served.run / "plan.json").read_bytes())
+    bounds, memory = bounds_of(plan), plan.host
+    if memory.available is not None:  # images in flight have a bound of their own
+        assert memory.pinned + memory.pageable + bounds.host_bytes <= memory.available
+
+    def ask(number: int) -> int:
+        many = 1 + number % 3
+        sizes = itertools.islice(itertools.cycle(SIZES), number, number + many)
+        text = {"type": "text", "text": "x" * (number * 61 % 700)}
+        return served.chat(text, *(image(*size) for size in sizes), max_tokens=4)[0]
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        answers = list(clients.map(ask, range(REQUESTS)))
+    assert set(answers) <= {200, 429}  # a slow host keeps some waiting for too long
+    assert answers.count(200) > CLIENTS
+    assert served.chat()[0] == 200
+    log = (served.run / "engine-0.log").read_text(errors="replace")
+    assert "turbofit: images: prepared on 8 threads" in log
+    met = [int(units) for units in re.findall(r"images_batched=\d+ .* patches=(\d+)", log)]
+    assert max(met) <= plan.limits.units_per_forward
+
+    timeline = served.run / "pretend-0" / "0-0" / "timeline"
+    (usage,), (ledger,) = PretendReader(plan, 0, timeline).usages(), plan.gpus
+    assert usage.peak <= ledger.most
+    assert usage.pool is not None
+    pools = [t.bytes for t in ledger.ledger if t.phase == "transient" or t.term == "pool_warmup"]
+    assert usage.pool <= max(pools)
 
 
 def the_drain_ends_with_a_word_to_everybody(served: Served) -> None:

@@ -81,14 +81,3 @@ def test_a_dead_loop_behind_a_healthy_page_is_an_ending(children, tmp_path) -> N
     assert (died["kind"], died["phase"]) == ("out_of_memory", "vision")
     assert "qwen2_vl.py" in died["where"]
     assert died["asked"] > died["left"] >= 0
-
-
-@pytest.mark.exhaustive
-def test_the_fallback_engine_is_served_on_pretend_cards_too(children, tmp_path) -> None:
-    words = ("qwen2-vl-2b", "--on", "1xrtx3060", "--engine", "transformers")
-    served = serve(children, tmp_path, *words)
-    served.wait()
-    (engine,) = served.record["attempts"][0]["engines"]
-    (peak,) = [row for row in engine["beside"] if row["what"] == "in use at most"]
-    assert 0.85 <= peak["actual"] / peak["forecast"] <= 1.0
-    assert served.chat(image(448, 448))[0] == 200

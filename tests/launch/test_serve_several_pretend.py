@@ -12,7 +12,8 @@ from tests.support.processes import pids
 from tests.support.serving import Served, needs, serve_pretend
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.lmdeploy]
+#: With a stand-in for the engine: `test_serve_models`, `test_run`.
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 needs("lmdeploy", "fastapi", "torchvision")
 
 
@@ -21,14 +22,7 @@ def ask(served: Served, model: str) -> int:
     return served.ask("/v1/chat/completions", body)[0]
 
 
-@pytest.mark.parametrize(
-    "killed",
-    [
-        False,
-        # With a stand-in for the engine: `test_serve_models`, `test_run`.
-        pytest.param(True, marks=pytest.mark.exhaustive),
-    ],
-)
+@pytest.mark.parametrize("killed", [False, True])
 def test_two_share_a_card(killed, children, tmp_path, internvl2, qwen2_vl) -> None:
     """Also where one of them is killed, and starts again."""
     served = serve_pretend(

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child
-from tests.support.serving import image, needs, serve_pretend
+from tests.support.serving import Served, image, needs, serve_pretend
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
@@ -26,8 +26,8 @@ def few_layers(preset: str, folder: Path, layers: int) -> str:
     return str(write_model(twin_of(replace(model, text=text)), folder / preset))
 
 
-def answers_a_picture(children: list[Child], state: Path, tokens: int, *words: str) -> list[str]:
-    """Serve until a picture of so many tokens at least is answered; what was said until then."""
+def answers_a_picture(children: list[Child], state: Path, tokens: int, *words: str) -> Served:
+    """Serve until a picture of so many tokens at least is answered."""
     path = {} if "internvl2-2b" in words else {"PYTHONPATH": f"{CUDA_PATH}:{ROOT}"}
     served = serve_pretend(children, state, *words, **path)
     served.wait()
@@ -37,9 +37,10 @@ def answers_a_picture(children: list[Child], state: Path, tokens: int, *words: s
     assert answer["usage"]["completion_tokens"] >= 1
     served.child.process.terminate()
     assert served.child.finish() == 0
-    return served.child.lines
+    return served
 
 
+@pytest.mark.exhaustive  # the engine itself: `pipeline/test_pretend_pipeline`
 def test_1_internvl2_over_four_cards_without_peer_access(children, tmp_path) -> None:
     words = ("internvl2-2b", "--on", "4xrtx3090", "--tp", "4")
     answers_a_picture(children, tmp_path, 256, *words)
@@ -51,8 +52,11 @@ def test_2_and_3_llava_whose_images_transformers_5_breaks(children, tmp_path) ->
     """A merged LoRA has these tensors; of the L4 others hold 3 GiB."""
     folder = few_layers("llava-1.5-7b", tmp_path, 2)
     words = (folder, "--on", "1xl4:free=19GiB", "--max-batch-size", "1")
-    said = answers_a_picture(children, tmp_path, 576, *words)
-    assert any("pretend GPUs read its images as Transformers 5.21 does" in line for line in said)
+    served = answers_a_picture(children, tmp_path, 576, *words)
+    assert any(
+        "pretend GPUs read its images as Transformers 5.21 does" in line
+        for line in served.child.lines
+    )
 
 
 @with_cuda
@@ -66,9 +70,12 @@ def test_4_llava_onevision_on_transformers(children, tmp_path) -> None:
 def test_4_llama_3_2_vision_on_transformers(children, tmp_path) -> None:
     folder = few_layers("llama-3.2-11b-vision", tmp_path, 4)
     # Its images are read by cross-attention, and fill no place of the prompt.
-    answers_a_picture(
+    served = answers_a_picture(
         children, tmp_path, 1, folder, "--on", "1xrtx4090", "--engine", "transformers"
     )
+    (engine,) = served.record["attempts"][0]["engines"]
+    (peak,) = [row for row in engine["beside"] if row["what"] == "in use at most"]
+    assert 0.8 <= peak["actual"] / peak["forecast"] <= 1.0
 
 
 @with_cuda

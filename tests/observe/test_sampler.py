@@ -77,7 +77,6 @@ def test_a_driver_that_never_answers_holds_nobody(monkeypatch: pytest.MonkeyPatc
         raise MachineError("it is lost", hint="none")
 
     monkeypatch.setattr(sampler, "Nvml", nullcontext)
-    monkeypatch.setattr(sampler, "_handle", lambda *_: None)
     monkeypatch.setattr(sampler, "_memory", silent)
     monkeypatch.setattr(sampler, "_LAST_SECONDS", 0.0)
     try:

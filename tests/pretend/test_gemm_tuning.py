@@ -10,7 +10,8 @@ import pytest
 from tests.pretend.cuda_torch import run
 from turbofit.launch.engine.gemm_tuning import records_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.lmdeploy]
+#: What turbofit does with such a file: `launch/engine/test_gemm_tuning`.
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 
 PROGRAM = """
 import os

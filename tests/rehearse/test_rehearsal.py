@@ -20,6 +20,7 @@ def pool(document: dict[str, Any], phase: str) -> float | None:
     return mib(document["gpus"][0]["pools"]["executor"]["live_peak"][phase])
 
 
+@pytest.mark.exhaustive  # of a plan: `test_planned`; recorded: `bench/test_rehearsal`
 def test_one_card_from_start_to_the_last_case(run: Rehearse, tmp_path: Path) -> None:
     cases = tiles(1, 6, 13, 26, 40)
     full = {"text_tokens": 20, "max_new_tokens": 2}

@@ -20,7 +20,7 @@ import msgspec
 
 from turbofit.batch.output_file import BatchError, BatchLine, BatchResponse, ItemError
 from turbofit.core.errors import UnservedError
-from turbofit.core.units import MIB, format_bytes
+from turbofit.core.units import MIB, doubled, format_bytes
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import first_model
 from turbofit.gateway.media.pictures import from_bytes, from_url
@@ -245,7 +245,7 @@ class Sender(ServerClient):
             if why:
                 self._away(why)
             # From try to try longer, with a random part, so that items spread out.
-            pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0)
+            pause = doubled(_PAUSE, tries, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
             tries += 1
             await asyncio.sleep(max(pause, stated_pause(headers, _LONGEST_RETRY_AFTER)))
 

@@ -163,3 +163,8 @@ def number(value: Any) -> int:
         except ValueError:
             return 0
     return int(value) if isinstance(value, float) and isfinite(value) else 0
+
+
+def doubled(first: float, times: int, longest: float) -> float:
+    """A pause that was doubled so many times, however many they are; the longest at most."""
+    return min(longest, first * 2.0 ** min(times, 30))

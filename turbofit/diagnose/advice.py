@@ -57,18 +57,10 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
 def _published(case: LogCase, on: str) -> Advice | None:
     """The variant of the model that somebody has quantised already, in place of a plan."""
     assert case.model is not None
-    ways = _smaller(case)
-    return (
-        Advice(
-            model=case.model.name,
-            on=on,
-            fits=None,
-            verdict="a checkpoint that is quantised already needs no calibration",
-            remedies=ways,
-        )
-        if ways
-        else None
-    )
+    if not (ways := _smaller(case)):
+        return None
+    verdict = "a checkpoint that is quantised already needs no calibration"
+    return Advice(model=case.model.name, on=on, fits=None, verdict=verdict, remedies=ways)
 
 
 def _doubted(case: LogCase, draft: RuleAnswer, plan: Plan, planned: Advice) -> Advice:

@@ -17,12 +17,10 @@ from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
-from turbofit.diagnose.rules.rules_engine import engine_rules
-from turbofit.diagnose.rules.rules_foreign import foreign_answer
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
-from turbofit.diagnose.rules.rules_legacy import legacy_rules
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
+from turbofit.diagnose.rules.rules_turbomind import turbomind_rules
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -39,13 +37,12 @@ from turbofit.observe.log_reader import read_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.diagnose.answer import Advice, Missing
+    from turbofit.diagnose.answer import Advice
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.facts import LogFacts
 
 _RULES: Final = (
-    engine_rules,
-    legacy_rules,
+    turbomind_rules,
     torch_rules,
     hang_rules,
     host_rules,
@@ -81,7 +78,7 @@ def diagnose(
     cases = [LogCase(facts, model=model, on=on) for facts in runs]
     foreign = cases[-1].facts.subject.foreign
     if foreign.engine:
-        return _unknown(cases[-1], foreign_answer(cases[-1], foreign.engine), ())
+        return _unknown(cases[-1], _foreign_answer(cases[-1], foreign.engine), ())
     drafts = _drafts(cases)
     if not drafts:
         return _unknown(cases[-1], _last_error(cases[-1]), ())
@@ -91,7 +88,7 @@ def diagnose(
         for draft, _ in reversed(drafts[1:])
         if draft.kind != best.kind and draft.rank != "notice"
     }
-    if _tells_less(best, of_run.event.last):
+    if _tells_less(best, of_run):
         return _unknown(of_run, _last_error(of_run), (_in_short(best),))
     answer = _answer if best.what and best.kind not in _NO_CAUSES else _unknown
     return answer(of_run, best, tuple(reversed(also.values())))
@@ -107,11 +104,17 @@ def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
     return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
 
 
-def _tells_less(best: RuleAnswer, last: LogEvent | None) -> bool:
-    """Whether an exception that no row knows tells more than the best answer."""
-    if last is None:
-        return False
+def _tells_less(best: RuleAnswer, case: LogCase) -> bool:
+    """Whether what no row knows tells more than the best answer: an exception, or its beginning."""
+    last, facts = case.event.last, case.facts
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
+    if last is None and best.kind in ("request_failed", "engine_gone"):
+        return facts.mood.logged is not None
+    if last is None and best.rank == "refusal" and best.quoted.startswith("# "):
+        return (facts.cut_at or facts.mood.logged) is not None
+    if last is None:
+        explains = best.kind in _REASONS["request_failed"]
+        return best.rank == "notice" and not explains and facts.cut_at is not None
     return best.kind in (*_PARENTS, "peer_warning") or (told_less and last.line > best.line)
 
 
@@ -179,16 +182,17 @@ def _plan(case: LogCase, draft: RuleAnswer) -> tuple[Advice | None, tuple[str, .
 
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     """No cause is proven: a message that a rule knows, or the last error."""
-    what = draft.what or f"{_NO_CAUSE}: {_start_of(draft.quoted)}"
+    what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
     would_work, lacks = _plan(case, draft)
+    memory = case.facts.first_event(TorchMemory)
     return Diagnosis(
         kind="unknown",
         phase="unknown",
         what=what,
         others=others if draft.possible else None,
         why=draft.why,
-        missing=_torch_lack(case) if draft.kind == "foreign" else None,
+        missing=missing_of(memory) if memory and draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,
         would_work=would_work,
@@ -198,17 +202,15 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
     )
 
 
-def _torch_lack(case: LogCase) -> Missing | None:
-    """What torch asked and what was free, where the log of another program has its text."""
-    memory = case.facts.first_event(TorchMemory)
-    return missing_of(memory) if memory else None
-
-
 def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
     """The words by which the table chooses what to send."""
     facts = case.facts
     errors = facts.every(PythonError)
     words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
+    if facts.cut_at is not None:
+        return "(cut)"
+    if not draft.evidence and facts.mood.pictures:
+        words.append("(a picture)")
     if draft.kind == "stands_still":
         words.append("(stands still)")
     if errors and not errors[-1][0].stack:
@@ -218,9 +220,14 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
     return " ".join(words)
 
 
-def _start_of(line: str) -> str:
-    """The beginning of a line that is longer than a message: a text in which one stands."""
-    return line if len(line) < _LONG_LINE else f"{line[: _LONG_LINE // 2]}…"
+def _in_a_line(draft: RuleAnswer) -> str:
+    """The line, or what its row quotes of one that is longer than a message."""
+    line = draft.quoted
+    if len(line) < _LONG_LINE:
+        return line
+    start = f"{line[: _LONG_LINE // 2]}…"
+    told = not draft.said or draft.said[:_SHOWN_OF_IT] in start or len(draft.said) > _LONG_LINE
+    return start if told else f"{start} {draft.said}"
 
 
 def _last_error(case: LogCase) -> RuleAnswer:
@@ -233,10 +240,12 @@ def _last_error(case: LogCase) -> RuleAnswer:
     ]
     if errors:
         return _last_exception(case, errors)
+    if case.facts.cut_at is not None:
+        return _cut_off(case, case.facts.cut_at)
     if case.facts.clean_up is not None:
         return _of_clean_up(case.facts.clean_up)
     tool = case.facts.subject.foreign.tool
-    return foreign_answer(case, tool) if tool else _last_line(case, messages)
+    return _foreign_answer(case, tool) if tool else _last_line(case, messages)
 
 
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
@@ -249,6 +258,46 @@ def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -
         return replace(_quote(last, what), possible=_CHECKED, changes=_CHECK_AGAIN)
     what = f"turbofit does not know this error: {error.name}: {text}"
     return _quote(last, what.rstrip(": "))
+
+
+def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
+    """A traceback without its end, or the title above it, which may have the error."""
+    title = case.facts.mood.title
+    if title is not None and (named := _NAMED.search(title.text)):
+        return _quote(title, f"turbofit does not know this error: {named[0]}", "the title")
+    what = "this log ends within a traceback, before the error itself; its last call is"
+    return _quote(mark, f"{what}: {evidence(mark, '').text}", "the last call that it shows")
+
+
+def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
+    """One line on a log of another program: its version and its last error, and no cause."""
+    version = case.facts.subject.foreign.version(name)
+    program = f"{name} {version}" if version else name
+    last = _last_of_foreign(case)
+    if last is None:
+        what = (
+            f"a log of {program}, which turbofit does not explain: no line of it tells of an error"
+        )
+        return RuleAnswer(kind="foreign", line=0, what=what)
+    row = evidence(last, "the last error")
+    return RuleAnswer(
+        kind="foreign",
+        line=last.line,
+        what=f"a log of {program}, which turbofit does not explain; its last error: {row.text}",
+        evidence=(row,),
+        planned=name == case.facts.subject.foreign.engine,
+    )
+
+
+def _last_of_foreign(case: LogCase) -> LogEvent | None:
+    """The line to quote: that which has sizes of memory, else the last exception, else a line."""
+    facts, event = case.facts, case.event
+    short = [mark for mark, _ in facts.every(TorchMemory)]
+    raised = [mark for mark in event.marks if isinstance(mark.event, PythonError)]
+    below = [mark for mark in event.marks if not mark.of_title]
+    lines = [*below[-1:], *raised[-1:]] if event.outcome == "fatal" else []
+    known = short or sorted(lines, key=lambda mark: mark.line)[-1:]
+    return known[-1] if known else facts.mood.last_complaint or facts.mood.last_refusal
 
 
 def _of_clean_up(mark: LogEvent) -> RuleAnswer:
@@ -265,17 +314,16 @@ def _of_clean_up(mark: LogEvent) -> RuleAnswer:
 
 def _last_line(case: LogCase, messages: list[tuple[LogEvent, KnownMessage]]) -> RuleAnswer:
     mood = case.facts.mood
-    line = mood.last_complaint or (messages[-1][0] if messages else None) or mood.last_refusal
+    known = messages[-1][0] if messages else None
+    line = mood.logged or mood.title or mood.last_complaint or known or mood.last_refusal
     if line is None:
-        known = case.model is not None and case.machine is not None
-        return RuleAnswer(kind="", line=0, what=_QUIET, planned=known)
+        planned = case.model is not None and case.machine is not None
+        what = _QUIET + (_PICTURES if mood.pictures else "")
+        return RuleAnswer(kind="", line=0, what=what, planned=planned)
     text = evidence(line, "").text
     if _WARNING.match(text):
         return _quote(line, f"this log has a warning, and no error: {text}", "the last warning")
-    what = "turbofit does not know this message"
-    if line.stack and line.text == line.stack[-1].code:
-        what = "turbofit does not know the error of the traceback that ends at"
-    return _quote(line, f"{what}: {text}")
+    return _quote(line, f"turbofit does not know this message: {text}")
 
 
 def _quote(mark: LogEvent, what: str, tells: str = "the last error") -> RuleAnswer:
@@ -290,6 +338,8 @@ def _quote(mark: LogEvent, what: str, tells: str = "the last error") -> RuleAnsw
 
 #: Not NCCL's, whose errors have that level.
 _WARNING: Final = re.compile(r"(?!.*NCCL WARN).{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
+#: An exception by its name, in the title of a page.
+_NAMED: Final = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception): .+")
 #: Why a program's own check fails.
 _CHECKED: Final = (
     "what it was given or found here (an option, the model, a file, the card, a version) is not"
@@ -304,8 +354,11 @@ _CHECK_AGAIN: Final = (
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
 #: A log without a line that is known to be of an error; what its program did is not known.
 _QUIET: Final = "turbofit recognises no error in this log"
+_PICTURES: Final = "; where its error stands in a picture, its text is needed"
 #: A line of so many characters is cut where it is quoted first; its evidence has more of it.
 _LONG_LINE: Final = 200
+#: Characters by which what a row quotes is found again in the beginning of its line.
+_SHOWN_OF_IT: Final = 20
 #: Lines up to which a log does not tell which program it is of.
 _SHORT: Final = 3
 

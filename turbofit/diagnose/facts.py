@@ -9,7 +9,7 @@ from turbofit.diagnose.event import EventFinder, LogEvent
 from turbofit.diagnose.mood import Mood
 from turbofit.diagnose.rules.causes import hits_of, told_figures
 from turbofit.diagnose.subject import FactCollector
-from turbofit.launch.engine.log_file import repeats
+from turbofit.launch.engine.process import repeats
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe.log_events import (
     OF_LAUNCH,
@@ -75,6 +75,10 @@ _CHAIN: Final = ("During handling of the above exception", _PASSES_ON)
 #: NCCL's own reason stands in the line after these words.
 _NCCL_REASON: Final = "Last error:"
 _LONGEST_STACK: Final = 60
+#: The name of an error, whatever its form: a traceback ends with it.
+_NAMED: Final = re.compile(r"[\w.]*[A-Z.][\w.]*:?$|[A-Za-z_][\w.]*: ")
+#: Lines of a frame, or of a part of one, that may follow the last whole frame of a torn traceback.
+_FRAGMENT: Final = 3
 #: Runs at each end of a log whose facts are kept.
 _RUNS: Final = 16
 #: Events whose lines rows are asked of, beside lines that have none.
@@ -103,6 +107,8 @@ class LogFacts:
         self.begun_at: int | None = None
         #: Whether the command that was run stands in the log.
         self.commanded = False
+        #: The last line of a traceback whose error has not come yet.
+        self.unfinished: LogEvent | None = None
         #: The first exception of a clean-up.
         self.clean_up: LogEvent | None = None
         self.waits = 0
@@ -145,6 +151,7 @@ class LogFacts:
         at_frame, self._at_frame = self._at_frame, isinstance(event, PythonFrame)
         if isinstance(event, PythonFrame):
             self._frame(event)
+            self.unfinished = LogEvent(line, text, event, tuple(self._stack))
         else:
             self._line(line, text, event, hits, self._call(text, event, at_frame=at_frame))
 
@@ -154,6 +161,12 @@ class LogFacts:
         past = past or self.course.stage == "dying"
         return past and _may_begin(text) and _BEGINS.search(text) is not None
 
+    @property
+    def cut_at(self) -> LogEvent | None:
+        """The last line of a traceback at the end of the log, which was cut before its error."""
+        mark = self.unfinished
+        return mark if mark and self.lines - mark.line <= _FRAGMENT else None
+
     def first(self, kind: type[_T]) -> LogEvent | None:
         return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
 
@@ -162,10 +175,6 @@ class LogFacts:
 
     def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
         return [(mark, mark.event) for mark in self.marks if isinstance(mark.event, kind)]
-
-    def before(self, mark: LogEvent, kind: type[_T]) -> bool:
-        """Whether an event of a kind came before a mark."""
-        return any(isinstance(one.event, kind) and one.line < mark.line for one in self.marks)
 
     @property
     def session_limit(self) -> int | None:
@@ -242,6 +251,9 @@ class LogFacts:
             self.deaths.progressed(line)
         if _TRACEBACK in text:
             self._open_traceback()
+            self.unfinished = LogEvent(line, text, KnownMessage())
+        elif not call and (event is not None or _NAMED.match(text) or self.mood.told_at(line)):
+            self.unfinished = None
         self.subject.read(line, text)
 
     def _is_code(self, event: Struct) -> bool:
@@ -293,7 +305,8 @@ class LogFacts:
         last = self._stack[-1]
         if not last.code and not text.startswith(("^", "~")):
             self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)
-            self.mood.refuse(LogEvent(line, text, KnownMessage(), tuple(self._stack)))
+            self.unfinished = LogEvent(line, text, KnownMessage(), tuple(self._stack))
+            self.mood.refuse(self.unfinished)
 
     def _keep(self, line: int, text: str, event: Struct, hits: tuple[Hit, ...]) -> None:
         self._followed = False

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from turbofit.observe.log_events import PythonFrame
 
 #: A line of no level below an error, and of no client that left before its answer, which LMDeploy
-#: 0.7 to 0.12 logs as an error.
+#: 0.7 to 0.12 logs as an error, nor a remark of Triton's compiler that LMDeploy calls harmless.
 _NO_LESS = (
     r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
     r"(?!.*\[(safe_run|model_inst)\] exception caught:( GeneratorExit| CancelledError)? *$)"
+    r"(?!.*operation scheduled before its operands)"
 )
 #: A line that no row knows and that tells of an error, whoever wrote it.
 _COMPLAINT: Final = re.compile(
@@ -28,6 +29,11 @@ _COMPLAINT: Final = re.compile(
 _REFUSAL: Final = re.compile(
     rf"{_NO_LESS}(?:.*?(?i:error|failed|exce(?:ption|ed)|can(?:no|')t |could not|unable to|invalid"
     r"|unsupported|not (supported|found)|has no |(should|must) (not )?be )|(\w+\.)+[A-Z]\w*(: |$))"
+)
+#: What a program writes of its errors, and nobody else: a level, a time, the name of an exception.
+_LOGGED: Final = re.compile(
+    r".*?(?:\b(?:ERROR|FATAL|CRITICAL)\b|\w(?:Error|Exception)\b|\berror: |NCCL|NVRM|\[TM\])"
+    r"|\W{0,4}(?:\d{2,4}[-:/]\d|[A-Z]\w+ [Ee]rror|Failed|Fatal|Segmentation)"
 )
 #: A word of failures with its value, which is none: a count, and no failure.
 _NONE_OF_THEM: Final = re.compile(
@@ -57,15 +63,30 @@ class Mood:
         #: The last line that tells of an error and is no event, and the last that may.
         self.last_complaint: LogEvent | None = None
         self.last_refusal: LogEvent | None = None
+        #: The title of a page or an issue, where it sounds like an error.
+        self.title: LogEvent | None = None
+        #: Whether a page shows pictures, whose text nobody can read here.
+        self.pictures = False
         #: The first line that says that a server answered.
         self.answered: LogEvent | None = None
 
     def notice(self, line: int, text: str) -> None:
         """Take in any row: whether a server answered, or refused."""
+        self.pictures = self.pictures or "![" in text or "<img " in text
         if _UNANSWERED.match(text):
-            self.last_complaint = LogEvent(line, text, KnownMessage())
+            self.complain(LogEvent(line, text, KnownMessage()))
         elif self.answered is None and _ANSWERED.match(text):
             self.answered = LogEvent(line, text, KnownMessage())
+
+    @property
+    def logged(self) -> LogEvent | None:
+        """The last complaint, where a program wrote it, and no person."""
+        mark = self.last_complaint
+        return mark if mark and _LOGGED.match(mark.text) else None
+
+    def told_at(self, line: int) -> bool:
+        """Whether a program wrote the last complaint in this line."""
+        return self.logged is not None and self.logged.line == line
 
     def complain(self, mark: LogEvent) -> None:
         """Take an error that ends nothing for the last one, where there is no other."""
@@ -77,6 +98,9 @@ class Mood:
     def goes_on(self, line: int, text: str, stack: tuple[PythonFrame, ...]) -> bool:
         """Take in a row that no event has: whether it shows that the program goes on."""
         complains, refuses, progresses = _sound_of(text)
+        if text.startswith("# ") and (complains or refuses):
+            self.title = self.title or LogEvent(line, text, KnownMessage())
+            return False
         # A count of none is no failure.
         told = _NONE_OF_THEM.sub("", text) if complains or refuses else ""
         if complains and _COMPLAINT.match(told):

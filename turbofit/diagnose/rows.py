@@ -26,10 +26,10 @@ class Row(NamedTuple):
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
 #: What journald writes between the time and the line: the host, the unit, the pid.
 _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
-#: Ray, torchrun, srun, docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker and
-#: LMDeploy's checks put something before each line, and `grep -n` its number.
+#: pytest, Ray, torchrun, srun, docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's
+#: worker and LMDeploy's checks put something before each line, and `grep -n` its number.
 _PREFIX: Final = re.compile(
-    r"(?:\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
+    r"(?:E {7}|\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
     r"|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
     r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
     r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
@@ -42,7 +42,9 @@ _PREFIX: Final = re.compile(
     rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
 )
 #: Prefixes that only vLLM's processes write.
-_VLLM: Final = re.compile(r"\((?:EngineCore|VllmWorker|APIServer)\w* (?:rank=\d+ )?pid=\d+\)")
+_VLLM: Final = re.compile(
+    r"\((?:EngineCore|VllmWorker|APIServer|NPURayWorker)\w* (?:rank=\d+ )?pid=\d+\)"
+)
 #: What a logger puts before an error's own line, whatever its form.
 _LOGGED: Final = re.compile(
     r"[^'\"=]{0,120}?\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.foreign import ForeignPrograms
@@ -48,7 +48,7 @@ _INFERENCE: Final = re.compile(
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
     r"|attempting to bind on address|server socket has failed|\.(?:h|cc):\d+ warn "
     r"|trust[-_]remote|inference engine"
-    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral"
+    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral|minicpm|chatglm|deepseek|mistral"
 )
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
 _QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]")
@@ -194,6 +194,7 @@ def _families() -> tuple[str, ...]:
     return tuple(sorted(words | {"cogvlm", "llava", "llama"}))
 
 
+@lru_cache(1024)
 def preset_of(name: str) -> str | None:
     """The preset that a name in a log means, or None."""
     plain = name.lower().replace("_", "-")

@@ -130,9 +130,9 @@ def about_plan(plan: Plan) -> Document:
 
 def digest_of(plan: Plan) -> str:
     """What tells plans apart: all that engines are started with, and that clients are held to."""
-    settings = [group.settings for group in plan.group_plans()]
+    groups = [(group.settings, group.limits) for group in plan.group_plans()]
     promise = (plan.limits, plan.kv.longest_request_tokens)
-    parts = (plan.model.name, plan.engine, plan.parallel.groups, settings, promise)
+    parts = (plan.model.name, plan.engine, plan.parallel.groups, groups, promise)
     return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turbofit.core.errors import OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
-from turbofit.gateway.server import keep_large_blocks
+from turbofit.gateway.server import digest_of, keep_large_blocks
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.serve.ladder import MOST_RUNGS, remember, rungs, table
 from turbofit.launch.serve.supervisor import StoppedError
@@ -95,7 +95,7 @@ def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung]
             continue
         if not planned.fits:
             run.say(f"ladder: {rung.why}: {planned.verdict}")
-        elif _engines(planned) != _engines(plan):
+        elif digest_of(planned) != digest_of(plan):
             return planned, rung
     return None
 
@@ -113,9 +113,3 @@ def _final(run: Run, failed: list[tuple[Plan, End, str]]) -> TurbofitError:
         f"out of memory after {len(failed)} starts, the last: {end.error.message}",
         hint=f"see the table above, and {run.folder}; report it with turbofit diagnose",
     )
-
-
-def _engines(plan: Plan) -> tuple[Any, ...]:
-    """All that its engines are started with and held to."""
-    groups = [(group.settings, group.units_per_forward) for group in plan.by_group]
-    return plan.settings, plan.limits, groups

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.process.progress import Step
+from turbofit.core.units import doubled
 from turbofit.load.trace import TracedRequest
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class LoadRun:
             answer = await self._request(request)
             failures = failures + 1 if answer.kind else 0
             if failures:
-                pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(failures - 1, 10))
+                pause = doubled(_PAUSE, failures - 1, _LONGEST_PAUSE)
                 await asyncio.sleep(max(pause, answer.retry_after))
 
     async def _arrivals(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
+from collections import Counter
 from http.client import HTTPException
 from math import isfinite
 from typing import Final, NamedTuple
@@ -101,8 +102,7 @@ def now_of(text: str, model: str = "") -> LiveServer:
         UsageError: it is not the gateway's.
     """
     page = parse_page(text).of_model(model)
-    waiting = page.total(f"{_OURS}waiting")
-    if waiting is None:
+    if not page.of(f"{_OURS}waiting"):
         raise UsageError(
             "that page is not of turbofit's gateway", hint="give the address that clients use"
         )
@@ -110,15 +110,15 @@ def now_of(text: str, model: str = "") -> LiveServer:
     numbers = {label for label in labels if label.isdecimal() and len(label) <= _LONGEST_NUMBER}
     known: list[int | str] = [*sorted(map(int, numbers)), *sorted(labels - numbers)]
     return LiveServer(
-        waiting=int(waiting),
+        waiting=page.count("waiting"),
         engines=tuple(_engine(page, index) for index in known),
-        requests=int(page.total(f"{_OURS}requests_total") or 0),
+        requests=page.count("requests_total"),
         limited=_by(page, "limited_total"),
         refused=_by(page, "refused_total"),
-        failures=int(page.total(f"{_OURS}engine_failures_total") or 0),
-        suspects=int(page.total(f"{_OURS}suspects") or 0),
-        convicted=int(page.total(f"{_OURS}convicted") or 0),
-        clients_refused=int(page.total(f"{_OURS}clients_refused") or 0),
+        failures=page.count("engine_failures_total"),
+        suspects=page.count("suspects"),
+        convicted=page.count("convicted"),
+        clients_refused=page.count("clients_refused"),
     )
 
 
@@ -128,9 +128,9 @@ def _engine(page: MetricsPage, index: int | str) -> LiveEngine:
     queued = page.total("lmdeploy:num_requests_waiting", **label)
     return LiveEngine(
         index=index,
-        up=bool(page.total(f"{_OURS}engine_up", **label)),
-        in_flight=int(page.total(f"{_OURS}in_flight", **label) or 0),
-        units=int(page.total(f"{_OURS}units_in_flight", **label) or 0),
+        up=bool(page.count("engine_up", **label)),
+        in_flight=page.count("in_flight", **label),
+        units=page.count("units_in_flight", **label),
         running=None if running is None else int(running),
         queued=None if queued is None else int(queued),
         cache_used=page.total("lmdeploy:gpu_cache_usage_perc", **label),
@@ -140,11 +140,10 @@ def _engine(page: MetricsPage, index: int | str) -> LiveEngine:
 
 
 def _by(page: MetricsPage, name: str) -> dict[str, int]:
-    totals: dict[str, int] = {}
+    totals = Counter[str]()
     for sample in page.of(f"{_OURS}{name}"):
-        what = ", ".join(sample.labels.values())
-        totals[what] = totals.get(what, 0) + int(sample.value)
-    return totals
+        totals[", ".join(sample.labels.values())] += int(sample.value)
+    return dict(totals)
 
 
 class Sample(NamedTuple):
@@ -169,6 +168,10 @@ class MetricsPage:
             sample.value for sample in self.of(name) if labels.items() <= sample.labels.items()
         ]
         return sum(values) if values else None
+
+    def count(self, name: str, **labels: str) -> int:
+        """The gateway's own count; 0 where it does not tell it."""
+        return int(self.total(f"{_OURS}{name}", **labels) or 0)
 
     def of_model(self, model: str) -> MetricsPage:
         """The page without other models' samples, where it has several models and this one."""

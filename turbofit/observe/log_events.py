@@ -255,10 +255,6 @@ class HostKill(Struct):
     group: bool = False
 
 
-class SmiDriver(Struct):
-    """The head of an nvidia-smi table."""
-
-
 class KnownMessage(Struct):
     """A line that a row of `presets/causes.yaml` has."""
 
@@ -282,7 +278,7 @@ OF_LAUNCH: Final = (
     VisionFrame, WarmingUp,
 )  # fmt: skip
 #: What is true of the machine for each run of a log.
-OF_MACHINE: Final = (MigSlice, PeerMissing, SmiDriver, SmiGpu, SmiProcess)
+OF_MACHINE: Final = (MigSlice, PeerMissing, SmiGpu, SmiProcess)
 #: Events that are an end by themselves.
 FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
 

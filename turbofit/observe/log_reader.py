@@ -212,12 +212,11 @@ _OTHER: Final = (
     _row("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
          r"\s.*(?:self\.(?:visual|vision\w*|extract_feature\w*|get_image_features"
          r"|multi_modal_projector)\(|pixel_values)", lambda _: events.VisionFrame()),
-    _row("Uvicorn running on |Application startup complete|Available routes are:", "",
+    _row("Uvicorn running on |Application startup complete|Available routes are:"
+         "|double enter to end input", "",
          lambda _: events.ServerUp()),
     _row("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
          r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?", _kill),
-    _row("Driver Version", r".*?Driver Version: [\d.]+\s+CUDA Version: (?:[\d.]+|N/A)",
-         lambda _: events.SmiDriver()),
     _row("GPU |MIG ", r"\s*(?:GPU|MIG) .*", lambda m: listed(m[0])),
     _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
          lambda m: SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.errors import MachineError
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
@@ -45,7 +46,7 @@ def memory_now(gpu: int | str) -> Memory:
         PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
-        return _memory(nvml, _handle(nvml, gpu), gpu)
+        return _memory(nvml, gpu)
 
 
 class Sampler:
@@ -80,39 +81,23 @@ class Sampler:
 
     def _run(self) -> None:
         with Nvml() as nvml:
-            handles: dict[int | str, Any] = {}
             while not self._over.is_set():
                 for gpu in self._gpus:
-                    try:
-                        if gpu not in handles:
-                            handles[gpu] = _handle(nvml, gpu)
-                        used = _memory(nvml, handles[gpu], gpu).used
-                    except MachineError:
-                        continue
-                    self._samples[gpu].append((time.monotonic(), used))
+                    with suppress(MachineError):
+                        used = _memory(nvml, gpu).used
+                        self._samples[gpu].append((time.monotonic(), used))
                 self._over.wait(self._seconds)
 
 
-def _handle(nvml: Nvml, gpu: int | str) -> Any:
+def _memory(nvml: Nvml, gpu: int | str) -> Memory:
     name = "nvmlDeviceGetHandleByUUID" if isinstance(gpu, str) else "nvmlDeviceGetHandleByIndex"
     try:
         handle = nvml.query(name, gpu)
+        info = nvml.memory(handle) if answered(handle) else None
     except GpuLostError as exc:
-        raise _lost(gpu, exc) from None
-    if not answered(handle):
+        raise MachineError(f"GPU {gpu} is lost: {exc}", hint="check nvidia-smi") from None
+    if info is None:
         raise MachineError(f"NVML knows no GPU {gpu}", hint="check nvidia-smi -L")
-    return handle
-
-
-def _memory(nvml: Nvml, handle: Any, gpu: int | str) -> Memory:
-    try:
-        info = nvml.memory(handle)
-    except GpuLostError as exc:
-        raise _lost(gpu, exc) from None
     if not answered(info):
         raise MachineError(f"the memory of GPU {gpu} cannot be read", hint="check nvidia-smi")
     return Memory(total=int(info.total), used=int(info.used), free=int(info.free))
-
-
-def _lost(gpu: int | str, why: GpuLostError) -> MachineError:
-    return MachineError(f"GPU {gpu} is lost: {why}", hint="check nvidia-smi")

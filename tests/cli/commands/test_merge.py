@@ -8,9 +8,6 @@ import signal
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("safetensors")
-
 from tests.model.merge.cases import GOLDEN, digest, load, make_adapter, make_base
 from turbofit.cli.main import main
 
@@ -19,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def folders(tmp_path):
+    pytest.importorskip("safetensors.torch")
     make_base(tmp_path / "base")
     make_adapter(tmp_path / "lora")
     return [str(tmp_path / name) for name in ("base", "lora", "out")]

@@ -248,7 +248,7 @@ def test_rows_use_figures_and_groups_that_exist() -> None:
         assert not (groups & set(FIGURES)) - {"arch", "said"}, row.what
         for text in texts_of(row):
             assert figures.names_of(text) <= {*groups, *FIGURES, *facts}, text
-        assert row.when is None or row.when.fact in {*groups, *FIGURES, "communicator"}, row
+        assert row.when is None or row.when.fact in {*groups, *FIGURES, *facts, "communicator"}, row
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_only_process_is_the_server_itself() -> None:
     assert "outside torch" in told(found)
     assert not any("2203446" in one for one in found.changes)
     # Both readings, and what to look at.
-    assert "whether process 2203446 is this server" in told(found)
+    assert "which process is this server (2203446)" in told(found)
     assert "docker top" in told(found)
     assert "--query-compute-apps" in told(found)
 
@@ -220,7 +220,7 @@ def test_one_of_several_is_not_guessed() -> None:
     assert {one.who for one in found.held} == {
         "process 11: this one or another", "process 12: this one or another",
     }  # fmt: skip
-    assert "which of the processes 11, 12 is this one" in told(found)
+    assert "which process is this server (11, 12)" in told(found)
     assert any(one.startswith("tell this server's processes from others") for one in found.changes)
     assert some(found.would_work).on == "1xrtx3090"
 

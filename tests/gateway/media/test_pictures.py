@@ -298,11 +298,7 @@ async def test_as_many_at_once_as_threads_and_memory_allow(threads, size, at_onc
 async def test_a_large_picture_is_not_overtaken_by_small_ones() -> None:
     turns = PictureTurns(15)
     first, large, second = await started(turns, [SMALL, (LARGEST[0] * 2, LARGEST[1]), SMALL])
-    assert (first.begun.is_set(), large.begun.is_set(), second.begun.is_set()) == (
-        True,
-        False,
-        False,
-    )
+    assert [one.begun.is_set() for one in (first, large, second)] == [True, False, False]
     await first.end()
     await settle()
     assert (large.begun.is_set(), second.begun.is_set()) == (True, False)

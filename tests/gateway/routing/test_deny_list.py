@@ -18,7 +18,7 @@ import pytest
 from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
 from tests.support.gateway import stream as streamed
 from tests.support.waiting import auntil
-from tests.sweep import sweep
+from tests.sweep import part, sweep
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import DenyFile, fingerprint, pardon
 from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList
@@ -507,7 +507,8 @@ def test_each_death_renews_the_hour_of_a_suspect() -> None:
     assert known._turn_of("x") is None
 
 
-_HOUR = 3600.0
+#: Seconds that it goes on for: an hour in `--all`.
+_LONG = part(3600, 3)
 
 
 @pytest.mark.parametrize(
@@ -558,15 +559,15 @@ async def test_a_client_that_kills_and_others_that_do_not(
             await asyncio.sleep(1.0)
 
     async with Fleet(engines, api_keys=("bad", "patient", *keys)) as fleet:
-        ends = time.monotonic() + _HOUR
+        ends = time.monotonic() + _LONG
         for engine in fleet.app.engines:  # as whoever started them says
             engine.start_seconds = fleet.restart
         everybody = [good(fleet, key, ends, random.Random(key)) for key in keys]
         await asyncio.gather(*everybody, bad(fleet, ends), keeps_asking(fleet, ends))
         deaths = len(fleet.deaths)
     assert deaths <= (3 if kind == "same" else CLIENT_DEATHS)
-    assert answers["sent"] > 3000
+    assert answers["sent"] > _LONG * 5 / 6
     assert answers["good"] >= (0.97 if engines == 1 else 0.99) * answers["sent"]
     assert answers["refused"] == answers["too_many_deaths"] == 0
     assert answers["longest"] <= 300
-    assert answers["bad 422" if kind == "same" else "bad 429"] > 1000
+    assert answers["bad 422" if kind == "same" else "bad 429"] > _LONG / 4

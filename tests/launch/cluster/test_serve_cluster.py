@@ -114,6 +114,7 @@ def test_3_a_change_goes_node_by_node_and_loses_nothing(serving: Serving) -> Non
     assert serving.status()["promise"].startswith("16,384 tokens")
 
 
+@pytest.mark.exhaustive  # without Ray: `test_controller`
 def test_4_a_node_joins_and_another_is_drained(cloud: Cloud, serving: Serving) -> None:
     servers = serving.server("large"), serving.server("one")
     with Clients(serving.port) as clients:
@@ -129,6 +130,7 @@ def test_4_a_node_joins_and_another_is_drained(cloud: Cloud, serving: Serving) -
     assert (serving.server("large"), serving.server("one")) == servers
 
 
+@pytest.mark.exhaustive  # without Ray: `test_front`, `test_node`
 def test_5_another_front_serves_the_same_nodes_whose_board_starts_again(serving: Serving) -> None:
     os.kill(serving.board(), signal.SIGKILL)
     until(lambda: serving.status()["nodes"])

@@ -235,6 +235,9 @@ def test_one_that_was_killed_is_replaced_beside_its_engine(
         pauses.append(until_the_next())
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
     assert len([text for text in said if "ended by itself" in text]) == 12
+    starter._deaths = 5000  # as after weeks of an import that ends
+    kill(starter)
+    assert until_the_next() == 600
     assert engines.begin("GPU-a")["imported"] == "--standby"
     until_the_next()
     kill(starter)

@@ -16,11 +16,10 @@ from tests.support import waiting
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
-from turbofit.launch.engine import kernel, log_file, silence, supervised_engine
+from turbofit.launch.engine import kernel, process, silence, supervised_engine
 from turbofit.launch.engine.engine_client import Probe, Timing
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.engine.log_file import _TIME, LogFile, repeats
-from turbofit.launch.engine.process import EngineProcess
+from turbofit.launch.engine.process import _TIME, EngineProcess, LogFile, repeats
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
 #: Torch's, of a request; the server before the engine lives on.
@@ -222,7 +221,7 @@ def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         passes.append(len(text))
         return _TIME.sub(new, text)
 
-    monkeypatch.setattr(log_file, "_TIME", SimpleNamespace(sub=passed))
+    monkeypatch.setattr(process, "_TIME", SimpleNamespace(sub=passed))
     monkeypatch.setattr(log.kept, "put", lambda data: writes.append(data) or keep(data))
     chunks = range(0, len(flood), 1 << 16)
     runs = [log.feed(flood[at : at + (1 << 16)]) for at in chunks]

@@ -20,7 +20,7 @@ from turbofit.launch.images.resize import Resizer, quicken, replace_resize
 needs("numpy", "PIL")
 
 PILLOW = Image.Image.resize
-SIZES = [(1, 50), (50, 1), (3, 3), (5, 9), (33, 47), (101, 64), (64, 333), (300, 21), (257, 255)]
+SIZES = [(1, 50), (50, 1), (2, 80), (90, 2), (3, 3), (33, 47), (101, 64), (64, 333), (300, 21)]
 NEW = [(1, 1), (3, 7), (4, 4), (16, 200), (448, 448), (61, 48), (201, 33), (896, 32), (90, 171)]
 
 

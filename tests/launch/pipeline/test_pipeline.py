@@ -18,7 +18,6 @@ from tests.support.standin import standin_engine
 from turbofit import api
 from turbofit.core.errors import DoesNotFitError, LaunchError, NoGpuError, UsageError
 from turbofit.core.units import GIB
-from turbofit.launch.pipeline import planned_pipeline
 from turbofit.launch.pipeline.pipeline import (
     _OF_LMDEPLOY,
     config_engine,
@@ -38,6 +37,8 @@ from turbofit.planning.request import PlanRequest
 pytestmark = pytest.mark.lmdeploy
 
 lmdeploy: Any = None
+#: It imports LMDeploy.
+PLANNED = "turbofit.launch.pipeline.planned_pipeline"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -260,7 +261,7 @@ def test_nothing_is_left_of_an_engine_that_does_not_open_or_cannot_be_held(
         patched.setattr(lmdeploy.Pipeline, "__init__", broken)
         with pytest.raises(RuntimeError, match="CUDA error"):
             pipeline(internvl2, on=None)
-    monkeypatch.setattr(planned_pipeline, "hold_engine", refuse)
+    monkeypatch.setattr(f"{PLANNED}.hold_engine", refuse)
     before = set(threading.enumerate())
     with Leases(here) as other:
         assert other.others() == []
@@ -367,7 +368,7 @@ def test_more_images_than_planned_share_the_units(pipeline, internvl2, image) ->
 def test_remote_code_is_asked_for_only_where_it_is_needed(internvl2, monkeypatch) -> None:
     given: list[bool] = []
     monkeypatch.setattr(
-        planned_pipeline, "PlannedPipeline",
+        f"{PLANNED}.PlannedPipeline",
         lambda *_, trust_remote_code, **__: given.append(trust_remote_code),
     )  # fmt: skip
     with warnings.catch_warnings():

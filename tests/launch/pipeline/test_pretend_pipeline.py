@@ -17,19 +17,22 @@ pytestmark = pytest.mark.lmdeploy
 
 SCRIPT = """
 from lmdeploy import GenerationConfig
+from PIL import Image
 
 import turbofit
 
 short = GenerationConfig(max_new_tokens=2)
-with turbofit.pipeline("internvl2-1b", context=2048, images=1) as pipe:
-    print(pipe.plan.machine.gpus[0].name, pipe("hi", gen_config=short).generate_token_len)
+with turbofit.pipeline("internvl2-2b", context=8192, images=1, tp=4) as pipe:
+    seen = pipe(("what?", Image.new("RGB", (640, 480))), gen_config=short)
+    print(pipe.plan.machine.gpus[3].name, seen.generate_token_len, seen.input_token_len > 256)
 """
 
 
 def test_a_pipeline_opens_a_model_without_its_weights(tmp_path: Path) -> None:
+    """Over four cards without peer access: its engine answers a picture."""
     pytest.importorskip("lmdeploy")
     (tmp_path / "script.py").write_text(SCRIPT)
-    words = ["--on", "1xrtx3060", "--model", "InternVL2-1B", "--", sys.executable, "script.py"]
+    words = ["--on", "4xrtx3090", "--model", "InternVL2-2B", "--", sys.executable, "script.py"]
     leases = tmp_path / "leases"
     done = subprocess.run(
         [sys.executable, "-m", "turbofit", "pretend", *words],
@@ -37,7 +40,7 @@ def test_a_pipeline_opens_a_model_without_its_weights(tmp_path: Path) -> None:
         env={**os.environ, "TURBOFIT_LEASES": str(leases)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("NVIDIA GeForce RTX 3060 2\n")
+    assert done.stdout.endswith("NVIDIA GeForce RTX 3090 2 True\n")
     assert "PRETEND GPUs" in done.stderr
     assert not leases.exists()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,8 +17,9 @@ from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB
+from turbofit.gateway.server import digest_of
 from turbofit.launch.engine.launches import Launch
-from turbofit.launch.follow import _engines
+from turbofit.launch.follow import _step_down
 from turbofit.launch.serve.ladder import forget, recall, remember, rungs
 from turbofit.launch.serve.supervisor import Supervisor
 
@@ -184,8 +187,18 @@ def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
 def test_another_ratio_of_one_engine_is_another_plan(pair: Plan) -> None:
     group_plan = pair.by_group[0]
     less = replace(group_plan, settings=replace(group_plan.settings, cache_max_entry_count=0.5))
-    assert _engines(replace(pair, by_group=(less, pair.by_group[1]))) != _engines(pair)
-    assert _engines(api.plan(MODEL, on=ON)) == _engines(pair)
+    assert digest_of(replace(pair, by_group=(less, pair.by_group[1]))) != digest_of(pair)
+    assert digest_of(api.plan(MODEL, on=ON)) == digest_of(pair)
+
+
+def test_one_engine_less_is_another_plan_though_its_settings_are_the_same() -> None:
+    make = partial(api.plan, "internvl2-2b", on="2xrtx3090")
+    two, config = make(replicas=2, tp=1), SimpleNamespace(plan=None)
+    planner = SimpleNamespace(make=lambda changes: make(**changes))
+    run: Any = SimpleNamespace(config=config, planner=planner, fixed={}, changes={})
+    step = _step_down(run, two, died("host", kind="host_memory", group=1), 1)
+    assert step is not None
+    assert (step[0].parallel.replicas, step[0].settings) == (1, two.settings)
 
 
 def test_a_saved_plan_is_launched_with_the_settings_of_each(pair, tmp_path, capsys) -> None:

@@ -261,14 +261,15 @@ print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.exhaustive  # a server on one card: `launch/test_stories_pretend`
 @pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 # One card; two cards, whose cut the real hooks carry tensors across; layers in host memory.
 @pytest.mark.parametrize(
     ("on", "more"),
     [
         ("1xrtx3090", {}),
-        pytest.param("2xrtx3060", {"tp": 2}, marks=pytest.mark.exhaustive),
-        pytest.param("1xrtx3060:used=8600MiB", {}, marks=pytest.mark.exhaustive),
+        ("2xrtx3060", {"tp": 2}),
+        ("1xrtx3060:used=8600MiB", {}),
     ],
 )
 def test_qwen2_vl_2b(on, more):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,7 @@ from turbofit.model.merge.merge import merge
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("safetensors")
-torch = pytest.importorskip("torch")
+torch: Any = None  # by `conftest`
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -34,10 +35,8 @@ from turbofit.model.source import resolve_model
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("safetensors")
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file, save_file  # noqa: E402
+torch: Any = None  # by `conftest`, as the next
+safe: Any = None
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -156,12 +155,14 @@ def test_another_dtype_is_that_of_the_model_before_the_merge(tmp_path, base, ada
 def test_names_of_other_releases_are_found(tmp_path, stored, adapted):
     base = make_base(tmp_path / "base", shards=1)
     weight = dyadic((32, 32), 3, "bfloat16")
-    save_file({f"{stored}.weight": weight, "other.bias": torch.ones(3)}, base / "model.safetensors")
+    safe.save_file(
+        {f"{stored}.weight": weight, "other.bias": torch.ones(3)}, base / "model.safetensors"
+    )
     config = {"target_modules": [adapted.rpartition(".")[2]]}
     adapter = make_adapter(tmp_path / "lora", modules={adapted: (32, 32)}, config=config)
     merged(tmp_path, base, adapter)
     found = load(tmp_path / "out")
-    file = load_file(adapter / "adapter_model.safetensors")
+    file = safe.load_file(adapter / "adapter_model.safetensors")
     expected = by_hand(weight, f"base_model.model.{adapted}", scaling=2.5, file=file)
     assert torch.equal(found[f"{stored}.weight"], expected)
     assert torch.equal(found["other.bias"], torch.ones(3))
@@ -170,8 +171,8 @@ def test_names_of_other_releases_are_found(tmp_path, stored, adapted):
 def test_adapter_names_in_keys_and_layers_that_peft_wraps(tmp_path):
     base = make_base(tmp_path / "base", shards=1)
     path = base / "model.safetensors"
-    parts = load_file(path) | {f"{Q}.bias": dyadic((32,), 4, "bfloat16")}
-    save_file(parts, path)
+    parts = safe.load_file(path) | {f"{Q}.bias": dyadic((32,), 4, "bfloat16")}
+    safe.save_file(parts, path)
     key = f"base_model.model.{Q}"
     more = {
         f"{key}.lora_A.default.weight": dyadic((8, 32), 1),
@@ -215,9 +216,9 @@ def test_an_adapter_comes_from_the_hub_cache(tmp_path, monkeypatch, base):
 
 def test_tied_embeddings(tmp_path):
     base = make_base(tmp_path / "base", shards=1)
-    parts = load_file(base / "model.safetensors")
+    parts = safe.load_file(base / "model.safetensors")
     del parts["lm_head.weight"]
-    save_file(parts, base / "model.safetensors")
+    safe.save_file(parts, base / "model.safetensors")
     change_config(base, tie_word_embeddings=True)
     for name in ("model.embed_tokens", "lm_head"):
         more = {f"base_model.model.{name}.weight": dyadic((96, 32), 1)}
@@ -433,11 +434,11 @@ def test_random_numbers_of_an_llms_size(peft, transformers, tmp_path, dtype):
     adapter = make_adapter(tmp_path / "lora", config={"lora_alpha": 13, "use_rslora": True})
     generator = torch.Generator().manual_seed(5)
     for path in (*base.glob("*.safetensors"), adapter / "adapter_model.safetensors"):
-        tensors = load_file(path)
+        tensors = safe.load_file(path)
         for key, tensor in tensors.items():
             drawn = torch.randn(tensor.shape, generator=generator) * 0.05
             tensors[key] = drawn.to(tensor.dtype)
-        save_file(tensors, path, metadata={"format": "pt"})
+        safe.save_file(tensors, path, metadata={"format": "pt"})
     expected = by_peft(peft, transformers, base, adapter)
     merge(str(base), str(adapter), str(tmp_path / "out"))
     found = load(tmp_path / "out")

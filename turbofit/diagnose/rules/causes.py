@@ -28,7 +28,7 @@ _SETTINGS: Final = re.compile(r"(?:\w+=[^,]*, ?){3}|(?:['\"]\w+['\"]: [^,]*, ?){
 END: Final = re.compile(
     r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b|\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL)\b"
     r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
-    r"|status=|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
+    r"|status=|finish_reason|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
 )
 #: Characters of a line that a sentence quotes whole.
 _SAID: Final = 160

@@ -28,7 +28,7 @@ class RuleAnswer(Struct):
     """A rule's answer. ``line`` is where the trouble stands; the earliest cause is the answer.
 
     Without ``what`` the log proves no cause: ``possible`` and ``changes`` are then what others had
-    and tried.
+    and tried. ``said`` is what a row quotes of its line.
     ``planned``: a plan belongs to it; ``others``: bytes that others held on each card, which the
     plan must do without.
     """
@@ -37,6 +37,7 @@ class RuleAnswer(Struct):
     line: int
     phase: Phase = "unknown"
     what: str = ""
+    said: str = ""
     rank: Rank = "cause"
     why: tuple[str, ...] = ()
     possible: tuple[str, ...] = ()

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from turbofit.observe.log_events import PythonFrame
     from turbofit.planning.compatibility import FrontEnd, Step
 
-#: Folders of the packages whose versions must go together, and of checkpoints' own code.
-_FOLDERS: Final = re.compile(r"[/\\](transformers|lmdeploy)[/\\]|(transformers_modules)")
+#: Folders of packages whose versions must go together, and of checkpoints' own code.
+_FOLDERS: Final = re.compile(
+    r"[/\\](transformers|lmdeploy|swift|xtuner|vlmeval|opencompass|lagent|xinference)[/\\]"
+    r"|(transformers_modules)"
+)
 #: LMDeploy's own parts, and the one front end of which a failure was seen.
 _PART: Final = re.compile(
     r"lmdeploy[/\\](?:vl[/\\]model[/\\](llava_hf)\.py|(turbomind|pytorch|lite|vl|serve)[/\\])"
@@ -285,6 +288,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
     "class_of_lmdeploy": _lmdeploy_class,
+    "function": lambda figures: _function(figures) or None,
     "dropped": lambda figures: _released(figures, dropped=True),
     "listed_since": _listed_since,
     "loads": lambda figures: True if _function(figures) in _LOADS else None,
@@ -353,6 +357,7 @@ def _told(figures: Figures) -> RuleAnswer:
         line=mark.line,
         phase=(row.phase or kind.phase) if what else "unknown",
         what=what,
+        said=without_secrets(figures.hit.said),
         rank=row.rank,
         why=figures.sentences(row.why) if what else raised_in(mark),
         possible=figures.sentences(row.possible),

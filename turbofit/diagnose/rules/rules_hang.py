@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
@@ -33,6 +34,7 @@ _WAITS: Final = (
     "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
     " needs, the scheduler tries again for ever, without an error"
 )
+_ELSE: Final = "lower --max-prefill-token-num, or free GPU memory"
 _HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request"
 
 
@@ -58,11 +60,8 @@ def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
     mark, figures = counted[-1]
     if not figures.running or figures.made != 0.0:
         return
-    still = 0
-    for _, before in reversed(counted):
-        if not before.running or before.made != 0.0:
-            break
-        still += 1
+    counts = (figures for _, figures in reversed(counted))
+    still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
     yield RuleAnswer(
         kind="stands_still",
         line=mark.line,
@@ -77,72 +76,56 @@ def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
 def _hang(facts: LogFacts, waiting: LogEvent) -> RuleAnswer:
     waits = f"nothing can be admitted; {facts.waits:,} such lines to the log's end"
     lines = [evidence(waiting, waits)]
-    figures = _blocks(facts)
-    missing = None
+    lack = _lack(facts)
     tells: dict[type[Struct], str] = {}
-    if figures:
-        missing = Missing(
-            bytes=(figures.needed - figures.available) * figures.block,
-            basis="formula",
-            note=f"of cache: it holds {figures.available} blocks of {format_bytes(figures.block)},"
-            f" one warm-up request needs {figures.needed}",
-            doubt=figures.spread * figures.block,
-        )
+    if lack:
         tells = {CacheBudget: "the cache's size", Slab: "the size of a block"}
     tells[WarmupLengths] = "the lengths of the warm-up"
     lines += [evidence(mark, tells[kind]) for kind in tells if (mark := facts.first(kind))]
     return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
-        what=_HANGS if figures else "",
+        what=_HANGS if lack else "",
         line=waiting.line,
         possible=(_WAITS,),
-        why=(_WAITS,) if figures else (),
-        missing=missing,
+        why=(_WAITS,) if lack else (),
+        missing=lack and lack[0],
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=_changes(facts, figures),
+        changes=(f"{lack[1] if lack else 'raise --cache-max-entry-count'}, {_ELSE}",),
         planned=True,
     )
 
 
-class _Blocks(Struct):
-    """KV blocks available and needed, bytes of one, and how many an unaligned start may cost."""
+def _lack(facts: LogFacts) -> tuple[Missing, str] | None:
+    """What the cache lacks, and the smallest ratio that would start.
 
-    available: int
-    needed: int
-    block: int
-    spread: int
-
-
-def _blocks(facts: LogFacts) -> _Blocks | None:
-    """The figures, where the log has them (TM_LOG_LEVEL=INFO) and they show a lack."""
+    None where the log has no figures of it (TM_LOG_LEVEL=INFO), or they show no lack.
+    """
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
         return None
-    per_slab = slab.slab_size // slab.object_size
-    available = budget.budget // slab.slab_size * per_slab
+    size, per_slab = slab.object_size, slab.slab_size // slab.object_size
+    holds = budget.budget // slab.slab_size * per_slab
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
     assert isinstance(block, int)
     longest = facts.longest_warmup or max(warmups, default=0)
     needed = -(-longest // max(1, block))
-    if needed <= available:
+    if needed <= holds:
         return None
-    return _Blocks(available=available, needed=needed, block=slab.object_size, spread=per_slab)
-
-
-def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
-    """The smallest ratio that would start, where the log has the figures for it."""
-    budget = facts.first_event(CacheBudget)
-    rest = "lower --max-prefill-token-num, or free GPU memory"
-    if figures is None or budget is None:
-        return (f"raise --cache-max-entry-count, {rest}",)
+    missing = Missing(
+        bytes=(needed - holds) * size,
+        basis="formula",
+        note=f"of cache: it holds {holds} blocks of {format_bytes(size)}, one warm-up request needs"
+        f" {needed}",
+        doubt=per_slab * size,
+    )
     # Whole slabs, and one for the start of the region that is rarely aligned.
-    slabs = -(-figures.needed // figures.spread) + 1
-    ratio = -(-1000 * slabs * figures.spread * figures.block // budget.free)
+    slabs = -(-needed // per_slab) + 1
+    ratio = -(-1000 * slabs * per_slab * size // budget.free)
     if ratio >= 1000:
-        return (f"free GPU memory: no ratio of {format_bytes(budget.free)} would do; or {rest}",)
-    return (f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least, {rest}",)
+        return missing, f"free GPU memory: no ratio of {format_bytes(budget.free)} would do"
+    return missing, f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least"
 
 
 def _silence(mark: LogEvent) -> RuleAnswer:

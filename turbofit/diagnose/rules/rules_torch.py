@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.causes import less_memory
 from turbofit.diagnose.rules.copies import copies
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.rules_legacy import (
+from turbofit.diagnose.rules.logged_cache import (
     START_ONCE,
-    blocks,
-    cache_holders,
-    cache_story,
+    cache_facts,
     double_start,
+    logged_cache,
     lower_ratio,
 )
 from turbofit.machine.presets import context_bytes
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.subject import FactCollector
 
+#: Others that hold less are not worth a word.
+_SMALL: Final = GIB // 4
 #: A tensor of a forward is rarely as large.
 _ONE_TENSOR: Final = 4 * GIB
 #: Of Transformers alone, which takes the option; torch's own call is sdpa already.
@@ -73,11 +74,12 @@ _FOLDERS: Final = {
     "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/lite/": "lmdeploy-lite",
     "lmdeploy/": "lmdeploy",
 }  # fmt: skip
-#: How to tell a server's processes from others.
-_HOW: Final = (
-    "To tell: start the server, and compare the pids of `docker top NAME` (or of `pgrep -af"
-    " lmdeploy`) with those of `nvidia-smi --query-compute-apps=pid,used_memory --format=csv` on"
-    " the host"
+#: Where torch lists each process by its pid on the host, and calls none "this process".
+_WHICH: Final = (
+    "which process is this server ({pids}): torch lists every process of the card by its pid on"
+    " the host. The plan is for the card without others. To tell: start the server, and compare the"
+    " pids of `docker top NAME` (or of `pgrep -af lmdeploy`) with those of `nvidia-smi"
+    " --query-compute-apps=pid,used_memory --format=csv` on the host"
 )
 #: What tells more of a text that stands alone.
 _SEND: Final = (
@@ -103,24 +105,21 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    program = _program_of(mark.stack, case.facts.subject)
+    program, neighbours = _program_of(mark.stack, case.facts.subject), _neighbours(case, memory)
     phase = "quantising" if program == "lmdeploy-lite" else phase_of(mark.stack)
-    lines = [evidence(mark, "torch's own figures")]
-    why = [*_figures(case, memory, program), *_whole_matrix(mark, memory, phase, program)]
-    holdings = list(_holders(case, mark, memory))
-    kv_blocks = blocks(case)
-    if kv_blocks is not None:
-        lines[:0] = kv_blocks.lines
-        why += cache_story(case, kv_blocks)
-        holdings += cache_holders(kv_blocks)
-    if twice := double_start(case):
-        why.append(twice[0])
-        lines.append(twice[1])
+    why_cache, held_cache, lines = cache_facts(case, logged_cache(case))
+    lines.append(evidence(mark, "torch's own figures"))
+    why = [
+        *_figures(memory, program, neighbours),
+        *_whole_matrix(mark, memory, phase, program),
+        *why_cache,
+    ]
+    holdings = [*_holders(mark, memory, neighbours), *held_cache]
     too_many = copies(case, mark, memory, phase)
     why += (copy.why for copy in too_many)
     lines += (copy.line for copy in too_many if copy.line.line != mark.line)
-    once = ((START_ONCE,) if twice else ()) + tuple(copy.change for copy in too_many)
-    changes = (*once, *_changes(case, phase, memory, program))
+    once = ((START_ONCE,) if double_start(case) else ()) + tuple(copy.change for copy in too_many)
+    changes = [*once, *_end_others(memory, neighbours), *_changes(case, phase, memory, program)]
     in_use = tuple(_IN_USE[fact] for fact in _IN_USE if fact in case.facts.subject.facts)
     return RuleAnswer(
         kind="out_of_memory",
@@ -132,11 +131,11 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         held=tuple(holdings),
         missing=missing_of(memory),
         send=tuple(_send(case, mark, memory, phase)),
-        unknown=tuple(_unknown(case, mark, memory, phase)),
+        unknown=tuple(_unknown(mark, memory, phase, neighbours)),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
         changes=tuple(dict.fromkeys(change for change in changes if not change.startswith(in_use))),
         planned=True,
-        others=_foreign(case, memory),
+        others=neighbours.to_plan_without,
     )
 
 
@@ -160,12 +159,47 @@ def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: st
         )
 
 
-def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
+class _Neighbours(NamedTuple):
+    """Others on the card: bytes that the text lists, and bytes that no process of it explains.
+
+    ``unclear``: this process may be one of those that are listed. What is unclear counts as this
+    process's: the plan is for the card without it, and says so.
+    """
+
+    listed: int
+    unexplained: int
+    unclear: bool
+
+    @property
+    def to_plan_without(self) -> int:
+        rest = 0 if self.unclear else self.listed + self.unexplained
+        return rest if rest > _SMALL else 0
+
+
+def _neighbours(case: LogCase, memory: TorchMemory) -> _Neighbours:
+    """Who else is on the card.
+
+    LMDeploy allocates outside torch, so that torch's figures do not tell which of two it is.
+    """
+    larger = any(size > (memory.process or 0) for _, size in memory.others)
+    guessed = memory.pid is not None and case.facts.subject.of_lmdeploy and larger
+    return _Neighbours(
+        listed=sum(size for _, size in memory.others),
+        unexplained=_unexplained(case, memory),
+        unclear=guessed or not memory.named,
+    )
+
+
+def _unknown(
+    mark: LogEvent, memory: TorchMemory, phase: Phase, neighbours: _Neighbours
+) -> Iterator[str]:
     """Yields what the text leaves open."""
     if not mark.stack and phase == "unknown":
         yield "where: the log has no traceback before the error"
-    yield from _doubts(case, memory)
-    if _foreign(case, memory) and memory.gpu is not None:
+    if neighbours.unclear or (memory.pid is not None and memory.outside_torch):
+        this = () if memory.pid is None else (memory.pid,)
+        yield _WHICH.format(pids=", ".join(map(str, (*this, *dict(memory.others)))))
+    if neighbours.to_plan_without and memory.gpu is not None:
         yield f"whether other cards are as full as GPU {memory.gpu}"
     if memory.total is None:
         yield "the card's size and what was free: this torch does not print them"
@@ -216,7 +250,7 @@ def _rounding(size: int) -> int:
     return 0
 
 
-def _figures(case: LogCase, memory: TorchMemory, program: str) -> Iterator[str]:
+def _figures(memory: TorchMemory, program: str, neighbours: _Neighbours) -> Iterator[str]:
     if memory.limit is not None:
         yield (
             f"torch was allowed {format_bytes(memory.limit)} of the card"
@@ -248,20 +282,30 @@ def _figures(case: LogCase, memory: TorchMemory, program: str) -> Iterator[str]:
                 " one ran, allocates itself (its weights and its KV cache)"
             )
         )
-    yield from _of_others(case, memory)
-
-
-def _of_others(case: LogCase, memory: TorchMemory) -> Iterator[str]:
-    """What others held of the card, and what nobody in the text explains."""
-    others = sum(size for _, size in memory.others)
-    if others and not _unclear(case, memory):
-        yield f"other processes held {format_bytes(others)} of the card"
-    nobody = _unexplained(case, memory)
-    if nobody > GIB:
+    if neighbours.listed and not neighbours.unclear:
+        yield f"other processes held {format_bytes(neighbours.listed)} of the card"
+    if neighbours.unexplained > GIB:
         least = "" if memory.context else "at least "
         yield (
-            f"{least}{format_bytes(nobody)} of the card are explained by nobody in this text:"
-            " another process or container, or the driver"
+            f"{least}{format_bytes(neighbours.unexplained)} of the card are explained by nobody in"
+            " this text: another process or container, or the driver"
+        )
+
+
+def _end_others(memory: TorchMemory, neighbours: _Neighbours) -> Iterator[str]:
+    """Others that hold the card: always with the condition that they are others."""
+    if neighbours.listed <= _SMALL:
+        return
+    if neighbours.unclear:
+        yield (
+            "tell this server's processes from others first (see what is unknown); end a process"
+            " only if it is another program's, or plan for what is free"
+        )
+    else:
+        pids = ", ".join(str(pid) for pid, _ in memory.others)
+        yield (
+            f"end what else holds the card (process {pids}) if it is no part of this server, or"
+            " plan for what is free"
         )
 
 
@@ -272,8 +316,7 @@ def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> 
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
         yield from less_memory(program, "oversized")
         return
-    yield from _what_to_end(case, memory)
-    if blocks(case) is not None and phase != "weights":
+    if logged_cache(case) is not None and phase != "weights":
         yield from lower_ratio(case)
     else:
         yield from less_memory(program, phase)
@@ -287,36 +330,19 @@ def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> 
         yield "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 
 
-def _unclear(case: LogCase, memory: TorchMemory) -> bool:
-    """Whether this process may be one of those that the text lists by pid.
-
-    LMDeploy allocates outside torch, so that torch's figures do not tell which of two it is.
-    """
-    return not memory.named or (
-        memory.pid is not None
-        and case.facts.subject.of_lmdeploy
-        and any(size > (memory.process or 0) for _, size in memory.others)
-    )
-
-
-def _holders(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
+def _holders(mark: LogEvent, memory: TorchMemory, neighbours: _Neighbours) -> Iterator[Holding]:
     """Each process with its bytes, as sure as the text is."""
-    lines, gpu = (mark.line,), memory.gpu
-    either = _unclear(case, memory)
-    if either:
-        known = () if memory.pid is None else ((memory.pid, memory.process or 0),)
-        for pid, size in (*known, *memory.others):
-            yield Holding(
-                who=f"process {pid}: this one or another", bytes=size, gpu=gpu, lines=lines
-            )
-        return
-    if memory.process is not None:
-        listed = "" if memory.pid is None else f" (process {memory.pid} of the text)"
-        yield Holding(who=f"this process{listed}", bytes=memory.process, gpu=gpu, lines=lines)
-    elif memory.allocated is not None:
-        yield Holding(who="this process's tensors", bytes=memory.allocated, gpu=gpu, lines=lines)
-    for pid, size in memory.others:
-        yield Holding(who=f"process {pid}", bytes=size, gpu=gpu, lines=lines)
+    named = "process {}: this one or another" if neighbours.unclear else "process {}"
+    held = {named.format(pid): size for pid, size in memory.others}
+    if memory.process is not None and memory.pid is None:
+        held = {"this process": memory.process} | held
+    elif memory.process is not None:
+        this = named if neighbours.unclear else "this process (process {} of the text)"
+        held = {this.format(memory.pid): memory.process} | held
+    elif memory.allocated is not None and not neighbours.unclear:
+        held = {"this process's tensors": memory.allocated} | held
+    for who, size in held.items():
+        yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))
 
 
 def _unexplained(case: LogCase, memory: TorchMemory) -> int:
@@ -333,57 +359,6 @@ def _unexplained(case: LogCase, memory: TorchMemory) -> int:
     if rest <= CONTEXT:
         return 0
     return rest - (context_bytes(case.gpu)[0] if case.gpu else CONTEXT)
-
-
-def _foreign(case: LogCase, memory: TorchMemory) -> int:
-    """Bytes of the card that a plan must do without; none where they may be this process's.
-
-    What is unclear counts as this process's: the plan is for the card without it, and says so.
-    """
-    if _unclear(case, memory):
-        return 0
-    rest = sum(size for _, size in memory.others) + _unexplained(case, memory)
-    return rest if rest > GIB // 4 else 0
-
-
-def _doubts(case: LogCase, memory: TorchMemory) -> Iterator[str]:
-    """Both readings of a pid, and how to tell them apart."""
-    pids = ", ".join(str(pid) for pid, _ in memory.others)
-    if _unclear(case, memory) and memory.pid is None:
-        yield (
-            f"which of the processes {pids} is this one: torch lists every process of the card and"
-            f" names none as this one. The plan is for the card without others. {_HOW}"
-        )
-    elif _unclear(case, memory):
-        yield (
-            f"which process is this one: {memory.pid} by torch's figures, or {pids}, since LMDeploy"
-            f" allocates outside torch. The plan is for the card without others. {_HOW}"
-        )
-    elif memory.pid is not None and memory.outside_torch:
-        yield (
-            f"whether process {memory.pid} is this server. Torch lists every process of the card:"
-            " the only one is this one, under the host's pid if it ran in a container, and to end"
-            " it ends the server. It is another program only if the driver did not list this one."
-            f" {_HOW}"
-        )
-
-
-def _what_to_end(case: LogCase, memory: TorchMemory) -> Iterator[str]:
-    """Others that hold the card: always with the condition that they are others."""
-    others = sum(size for _, size in memory.others)
-    if others <= GIB // 4:
-        return
-    pids = ", ".join(str(pid) for pid, _ in memory.others)
-    if _unclear(case, memory):
-        yield (
-            "tell this server's processes from others first (see what is unknown); end a process"
-            " only if it is another program's, or plan for what is free"
-        )
-    else:
-        yield (
-            f"end what else holds the card (process {pids}) if it is no part of this server, or"
-            " plan for what is free"
-        )
 
 
 def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _LOG_CAP: Final = 64 * MIB
 #: A few million requests.
 _TRACE_CAP: Final = 256 * MIB
-#: Where a usage stands at the end of an answer.
-_TAIL: Final = 4096
 _USAGE: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
 _TEXTS: Final = ("content", "text", "prompt", "system", "input")
 _DEEPEST: Final = 8
@@ -111,7 +109,7 @@ def request_size(prepared: Preparation) -> Document:
 
 def answer_tokens(tail: bytes, events: int) -> int:
     """Tokens of an answer: as its usage says, else its events (under: one may hold several)."""
-    counts: Sequence[bytes] = _USAGE.findall(tail[-_TAIL:])
+    counts: Sequence[bytes] = _USAGE.findall(tail)
     return int(counts[-1]) if counts else events
 
 

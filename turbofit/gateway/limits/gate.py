@@ -14,9 +14,10 @@ UNSTATED: Final = 1 << 62
 #: ``inflight_new_tokens``) to 16 (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`)
 #: before it knows that the answer has ended; and TurboMind keeps a cached block that it copies.
 _AHEAD: Final = 2
-#: Tokens left for the gateway's own question (`Upstream.probe`): the longest system prompt of
-#: LMDeploy's templates has 509 bytes. Over.
-_PROBE: Final = 640
+#: What a chat template adds by itself: the longest system prompt of LMDeploy's templates has 509
+#: bytes. Over; under for a checkpoint's own template that adds more. What it adds to a message is
+#: less than the JSON around it. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
+TEMPLATE_TOKENS: Final = 640
 
 
 class Cost(Struct):
@@ -46,8 +47,8 @@ class KvCache(Struct):
 
     @property
     def room(self) -> int:
-        """Tokens that requests may reserve without an eviction."""
-        return max(0, self.tokens - _PROBE)
+        """Tokens that requests may reserve without an eviction, beside `Upstream.probe`."""
+        return max(0, self.tokens - TEMPLATE_TOKENS)
 
     def reservation(self, cost: Cost) -> int:
         """Tokens that all copies of a request can ever hold, in whole blocks. Over."""

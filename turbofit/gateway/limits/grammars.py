@@ -8,7 +8,6 @@ eight.
 
 from __future__ import annotations
 
-import os
 import re
 from functools import cache
 from importlib.util import find_spec
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from turbofit.core.struct import NA
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
+from turbofit.machine.host import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,8 +136,7 @@ def _bound(name: str, value: Any) -> list[str]:
     size = len(msgspec.json.encode(value))
     if size > _BYTES:
         raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most, changes = min(cores or 1, _MOST_THREADS), []
+    most, changes = threads_here(), []
     while (seconds := grammar_seconds(name, value) + _BYTE * size) > most:
         counted = [(schema, word) for schema in _objects(name, value) for word in _lengths(schema)]
         if not counted:
@@ -148,6 +148,13 @@ def _bound(name: str, value: Any) -> list[str]:
             )
         changes += [f"{word}={shown(schema.pop(word))}->none" for schema, word in counted]
     return changes
+
+
+@cache
+def threads_here() -> int:
+    """Threads that XGrammar gets the time of: it may start more where a cgroup has a quota."""
+    cores = usable_cores()
+    return 1 if cores == NA else min(int(cores), _MOST_THREADS)
 
 
 def _lengths(schema: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.gateway.limits.gate import UNSTATED
+from turbofit.gateway.limits.gate import TEMPLATE_TOKENS, UNSTATED
 from turbofit.gateway.limits.grammars import check_format, check_tools
 from turbofit.gateway.limits.parameters import (
     ANSWER_LENGTHS,
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 _MOST_MESSAGES: Final = 8192
 _CONVERSATIONS: Final = ("messages", "input", "system")
 _TEMPLATE: Final = "chat_template_kwargs"
-#: What a chat template adds by itself: the longest system prompt of LMDeploy's templates has 509
-#: bytes. Over; under for a checkpoint's own template that adds more. What it adds to a message is
-#: less than the JSON around it. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
-_TEMPLATE_TOKENS: Final = 640
 _ASCII: Final = bytes(range(128))
 #: Bytes that NFC makes of one byte at most (Unicode Standard Annex 15, table of expansion factors).
 _NFC: Final = 3
@@ -163,7 +159,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
         return UNSTATED
     tools = body.get("tools")
     again = len(msgspec.json.encode(tools)) if tools else 0
-    return images + beside + again + _normalised(raw) + _TEMPLATE_TOKENS + answer
+    return images + beside + again + _normalised(raw) + TEMPLATE_TOKENS + answer
 
 
 def _normalised(raw: bytes) -> int:

@@ -124,7 +124,8 @@ class NodeActor:
             self._child.poll()  # a dead child is reaped
         if is_held(self._folder / "lock"):  # a server's exit code is written before its lock ends
             if runs == digest:
-                url, last_line = self._url(), "".join(self._lines()[-1:])
+                url = _text(self._folder / "url").partition("\n")[0]
+                last_line = "".join(self._lines()[-1:])
                 state = "open" if url else "starting"
                 self._note(state=state, digest=digest, url=url, last_line=last_line)
         elif runs:
@@ -134,13 +135,10 @@ class NodeActor:
         elif not digest:
             self._note(state="idle", digest="", url="", why="")
             # At each look: what the driver held of a server's memory comes back some time later.
-            self._note(measured=self._measure())
+            measured = node_of(self._node, measure_here(pretend=self._pretend))
+            self._note(measured=held_only(measured, self._gpus))
         elif (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
-
-    def _measure(self) -> Node:
-        measured = measure_here(pretend=self._pretend)
-        return held_only(node_of(self._node, measured), self._gpus)
 
     def _keep_lease(self, digest: str) -> None:
         """Renew the lease of a plan's server; those without one end in order."""
@@ -184,9 +182,6 @@ class NodeActor:
                 cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
         self._note(state="starting", url="", digest=digest, last_line="", measured=None)
-
-    def _url(self) -> str:
-        return _text(self._folder / "url").partition("\n")[0]
 
     def _lines(self) -> list[str]:
         with suppress(OSError), (self._folder / "serve.log").open("rb") as file:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.core.installation import installed
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import known
-from turbofit.core.units import GIB, format_bytes
+from turbofit.core.units import GIB, doubled, format_bytes
 from turbofit.launch.engine.gemm_tuning import VARIABLES
 from turbofit.launch.engine.launches import ENTRY, KEY
 from turbofit.launch.engine.process import begin_process
@@ -204,7 +204,7 @@ class StandbyStarter:
 
     def _wait_longer(self, now: float) -> None:
         """Let the next standby begin after a pause, which doubles: this one ended by itself."""
-        pause = min(_LONGEST_PAUSE, _LOOK_SECONDS * 2**self._deaths)
+        pause = doubled(_LOOK_SECONDS, self._deaths, _LONGEST_PAUSE)
         self._again, self._deaths = now + pause, self._deaths + 1
         self._say(f"warning: a standby ended by itself: another begins in {pause:.0f} s")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.rehearsal import End, EndKind
+from turbofit.core.units import doubled
 from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient, Probe, Timing
 from turbofit.launch.engine.engine_log import (
@@ -230,7 +231,7 @@ class SupervisedEngine:
         if ends > timing.restarts:
             self.state, self.again_at = "broken", now + timing.window
             return None
-        pause: float = min(timing.longest_backoff, timing.backoff * 2 ** (ends - 1))
+        pause = doubled(timing.backoff, ends - 1, timing.longest_backoff)
         self.state, self.again_at = "waiting", now + pause
         return pause
 

@@ -210,7 +210,8 @@ EXPORTED int usable(void)
 EXPORTED int resize(uint8_t *from, int width, int height, uint8_t *to, int new_width, int new_height, int columns)
 {
     struct line across = {width, new_width, 0, NULL, NULL}, down = {height, new_height, 0, NULL, NULL};
-    int done = new_width * PIXEL >= BLOCK && plan_line(&across) && plan_line(&down) &&
+    int wide = width >= BLOCK / PIXEL && new_width >= BLOCK / PIXEL;
+    int done = wide && plan_line(&across) && plan_line(&down) &&
                (columns ? columns_first : rows_first)(&across, &down, from, to);
 
     free(across.first);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.messages import plural
 from turbofit.core.process.files import StateFile, digest_of_parts
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib, round_up
@@ -158,7 +159,9 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
     changes: dict[str, Any] = {"replicas": replicas}
     if len(set(map(len, plan.parallel.groups))) == 1:
         changes["tp"] = plan.parallel.tp
-    return Rung(changes=changes, why=f"host memory ran out: {replicas} engines")
+    return Rung(
+        changes=changes, why=f"host memory ran out: {replicas} {plural(replicas, 'engine')}"
+    )
 
 
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):

@@ -23,7 +23,7 @@ from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.guard import guarded
-from turbofit.launch.engine.launches import free_ports
+from turbofit.launch.engine.launches import HOST, free_ports
 from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.load.spec import LoadSpec
 
-_HOST: Final = "127.0.0.1"
 #: More than a load may have under way.
 _QUEUE: Final = 4096
 _BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
@@ -64,7 +63,7 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     key, stop = secrets.token_hex(16), StopSignal()
     drive = _Load(load, key, stop)
     gateway = GatewayConfig(
-        host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
+        host=HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
         queue_seconds=3600.0,
     )  # fmt: skip
     run = Run(

@@ -1,4 +1,4 @@
-"""TurboMind 0.14 to 0.18: out of memory."""
+"""TurboMind of any release: out of memory, on a card or of page-locked memory."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Holding, Missing
-from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
+from turbofit.diagnose.rules.logged_cache import (
+    START_ONCE,
+    cache_facts,
+    double_start,
+    logged_cache,
+    lower_ratio,
+)
 from turbofit.diagnose.rules.shortage import Shortage, shortage_of
 from turbofit.machine.nvidia_smi import SmiProcess
 from turbofit.memory import versions
 from turbofit.observe.log_events import (
-    CacheBudget,
     CudaError,
     Frame,
+    KvBlocks,
+    LegacyCuda,
     VisionSetup,
     WarmupLength,
 )
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.struct import Struct
     from turbofit.diagnose.answer import Evidence
+    from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.facts import LogFacts
     from turbofit.observe.stages import Phase
@@ -35,23 +43,34 @@ _PINNING: Final = ("0.16", "0.17")
 _NOT_PRINTED: Final = Missing(
     bytes=None, basis="unknown", note="TurboMind does not print what it asked"
 )
+#: What a phase of an older engine is called by, in the frames of Python around it.
+_VISION_WORDS: Final = ("vl/engine", "vl/model", "vision", "intern_vit", "visual")
+_LOAD_WORDS: Final = ("process_weight", "load_weight", "create_shared_weights", "export", "load")
 
 
-def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    facts = case.facts
-    for mark, event in facts.every(CudaError):
-        if event.out_of_memory:
-            frames = stack_names(facts, mark)
-            phase = phase_of_fault(facts, frames)
-            engine, version = case.turbomind, facts.subject.version
-            if event.call and event.call == engine.log.pinned_call:
-                certain = version is not None and engine.doubt is None
-                yield _page_locked(mark, phase, frames, certain=certain)
-            elif phase == "weights":
-                yield _while_loading(case, mark, frames)
-            else:
-                yield _after_sizing(case, mark, phase, frames)
+def turbomind_rules(case: LogCase) -> Iterator[RuleAnswer]:
+    """The first lack of memory that TurboMind itself tells of."""
+    for mark in case.facts.marks:
+        event = mark.event
+        if isinstance(event, LegacyCuda) and event.out_of_memory:
+            yield _of_older(case, mark, event)
             return
+        if isinstance(event, CudaError) and event.out_of_memory:
+            yield _of_newer(case, mark, event)
+            return
+
+
+def _of_newer(case: LogCase, mark: LogEvent, event: CudaError) -> RuleAnswer:
+    """TurboMind since 0.14, which prints the calls of the thread that aborts."""
+    frames = stack_names(case.facts, mark)
+    phase, engine = phase_of_fault(case.facts, frames), case.turbomind
+    if event.call and event.call == engine.log.pinned_call:
+        certain = case.facts.subject.version is not None and engine.doubt is None
+        return _page_locked(mark, phase, frames, certain=certain)
+    what = f"{out_of_memory('LMDeploy', phase, *frames[:1])} and aborted"
+    if phase == "weights":
+        return _while_loading(case, mark, what)
+    return _after_sizing(case, mark, phase, what)
 
 
 def _known(version: str | None) -> bool:
@@ -81,17 +100,16 @@ def phase_of_fault(facts: LogFacts, frames: list[str]) -> Phase:
 def _page_locked(mark: LogEvent, phase: Phase, frames: list[str], *, certain: bool) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host; of that release alone."""
     what = f"LMDeploy got no page-locked host memory {when(phase, *frames[:1])} and aborted"
+    why = (
+        "the line of its source asks for host memory (cudaHostAlloc): the words are those of a full"
+        " GPU, but no GPU was full"
+    )
     return RuleAnswer(
         kind="host_out_of_memory",
         phase="host RAM",
         what=what if certain else "",
         line=mark.line,
-        why=(
-            "the line of its source asks for host memory (cudaHostAlloc): the words are those of a"
-            " full GPU, but no GPU was full",
-        )
-        if certain
-        else (),
+        why=(why,) if certain else (),
         possible=(
             "RAM, or a container's limit, that was full: the line of the source asks for"
             f" page-locked host memory in LMDeploy {REFERENCE}",
@@ -108,9 +126,9 @@ def _page_locked(mark: LogEvent, phase: Phase, frames: list[str], *, certain: bo
     )
 
 
-def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnswer:
+def _while_loading(case: LogCase, mark: LogEvent, what: str) -> RuleAnswer:
     """No line tells sizes yet: what is missing follows from the account of model and card."""
-    missing_in_all, holdings, why = None, table_holders(case), []
+    missing_in_all, why = None, []
     forecast = case.forecast()
     if forecast is not None:
         tightest = min(forecast.gpus, key=lambda gpu: gpu.total - gpu.reserved - gpu.load_peak)
@@ -133,10 +151,10 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
     return RuleAnswer(
         kind="out_of_memory",
         phase="weights",
-        what=f"{out_of_memory('LMDeploy', 'weights', *frames[:1])} and aborted",
+        what=what,
         line=mark.line,
         why=tuple(why),
-        held=holdings,
+        held=table_holders(case),
         missing=_NOT_PRINTED,
         missing_in_all=missing_in_all,
         unknown=("how much the failing allocation asked for: the log has no line about it",),
@@ -148,21 +166,12 @@ def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnsw
     )
 
 
-def _after_sizing(case: LogCase, mark: LogEvent, phase: Phase, frames: list[str]) -> RuleAnswer:
-    lines = [evidence(mark, "the abort")]
-    version = case.facts.subject.version
+def _after_sizing(case: LogCase, mark: LogEvent, phase: Phase, what: str) -> RuleAnswer:
+    version, cache = case.facts.subject.version, logged_cache(case)
     shortage: Shortage | None = None
     if case.model is not None and _known(version):
         shortage = shortage_of(case.facts, case.model, case.gpu, case.turbomind)
-    why: list[str] = []
-    for budget_mark, budget in case.facts.every(CacheBudget)[:1]:
-        lines.insert(0, evidence(budget_mark, "free memory, and what the cache took of it"))
-        why.append(
-            f"the cache took {format_bytes(budget.budget)} of {format_bytes(budget.free)} free"
-            f" (ratio {budget.ratio:g}): {format_bytes(budget.free - budget.budget)} stayed for"
-            " buffers, the warm-up and every request"
-        )
-    lines += _under_way(case.facts, phase)
+    why = [*cache.story(case.tp or 1)] if cache else []
     unknown, in_all = _missing(case, shortage)
     if phase == "unknown":
         unknown.insert(0, "how far it had come: the log begins later than the engine")
@@ -171,32 +180,38 @@ def _after_sizing(case: LogCase, mark: LogEvent, phase: Phase, frames: list[str]
         unknown = [f"how much LMDeploy {version} lacked: turbofit computes it from {oldest} on"]
     elif shortage is not None:
         unknown += _whose_account(case)
+    why += _reasons(version, shortage)
+    if shortage and shortage.surprise:
+        unknown.append(shortage.surprise)
+    lines = cache.lines if cache else ()
+    return RuleAnswer(
+        kind="out_of_memory",
+        phase=phase,
+        what=what,
+        line=mark.line,
+        why=tuple(why),
+        held=(*table_holders(case), *(cache.holders() if cache else ())),
+        missing=_NOT_PRINTED,
+        missing_in_all=in_all,
+        unknown=tuple(unknown),
+        evidence=(*lines, evidence(mark, "the abort"), *_under_way(case.facts, phase)),
+        changes=_changes(phase, shortage),
+        planned=True,
+    )
+
+
+def _reasons(version: str | None, shortage: Shortage | None) -> Iterator[str]:
+    """What the release is known for, and what the account says of the step that failed."""
     if version is not None and version.startswith(_PINNING):
-        why.append(
+        yield (
             f"LMDeploy {version} pins 18.7 GiB of host memory a rank for InternVL, and dies of the"
             " same words when that is what it lacks"
         )
     if shortage and shortage.step:
-        why.append(
+        yield (
             f"by the account, {shortage.step} needed {format_bytes(shortage.needed)} where"
             f" {format_bytes(shortage.room)} were left"
         )
-    if shortage and shortage.surprise:
-        unknown.append(shortage.surprise)
-    return RuleAnswer(
-        kind="out_of_memory",
-        phase=phase,
-        what=f"{out_of_memory('LMDeploy', phase, *frames[:1])} and aborted",
-        line=mark.line,
-        why=tuple(why),
-        held=tuple(_held(case, shortage)),
-        missing=_NOT_PRINTED,
-        missing_in_all=in_all,
-        unknown=tuple(unknown),
-        evidence=tuple(lines),
-        changes=_changes(phase, shortage),
-        planned=True,
-    )
 
 
 def _whose_account(case: LogCase) -> Iterator[str]:
@@ -236,22 +251,6 @@ def _under_way(facts: LogFacts, phase: Phase) -> list[Evidence]:
     return [evidence(mark, tells) for mark, _ in facts.every(kind)[-1:]] if kind else []
 
 
-def _held(case: LogCase, shortage: Shortage | None) -> Iterator[Holding]:
-    """Who held the first card when the cache was sized, as far as figures go."""
-    yield from table_holders(case)
-    total = usable(case.gpu) if case.gpu else None
-    for mark, budget in case.facts.every(CacheBudget)[:1]:
-        lines = (mark.line,)
-        yield Holding(who="the KV cache", bytes=budget.budget, lines=lines)
-        if total is None or case.model is None or shortage is None:
-            return
-        weights = case.turbomind.weights(case.model, shortage.settings.tp).total
-        yield Holding(who="this model's weights", bytes=weights)
-        if (rest := total - budget.free - weights) > 0:
-            who = "CUDA contexts, communicator and everybody else, together"
-            yield Holding(who=who, bytes=rest, lines=lines)
-
-
 def table_holders(case: LogCase) -> tuple[Holding, ...]:
     return tuple(
         Holding(
@@ -274,3 +273,48 @@ def _changes(phase: Phase, shortage: Shortage | None) -> tuple[str, ...]:
     if phase in ("warm-up", "text"):
         changes.append("lower --max-prefill-token-num: a forward's tensors grow with it")
     return tuple(changes)
+
+
+def _of_older(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnswer:
+    """TurboMind of 0.2 to 0.13, which prints no sizes and may have been started too often."""
+    cache, twice = logged_cache(case), double_start(case)
+    phase = _phase_by_frames(case.facts, mark)
+    why, holdings, lines = cache_facts(case, cache)
+    unknown = ["how much the failing allocation asked for: this LMDeploy does not print it"]
+    if cache is not None and cache.assumed:
+        unknown.append(f"the cache ratio: {cache.ratio:g} is LMDeploy's default")
+    changes = [START_ONCE] if twice else []
+    changes += () if phase == "weights" else lower_ratio(case)
+    if phase in ("weights", "unknown"):
+        loading = "if it was still loading weights: " if phase == "unknown" else ""
+        changes.append(f"{loading}more GPUs (--tp), a quantised variant, or freer cards")
+    lines.append(evidence(mark, "TurboMind's own out-of-memory error"))
+    said = out_of_memory("TurboMind", phase, event.where)
+    return RuleAnswer(
+        kind="out_of_memory",
+        phase=phase,
+        what=said.replace(when("serving"), "after its cache was made"),
+        line=mark.line,
+        why=tuple(why),
+        held=tuple(holdings),
+        missing=Missing(bytes=None, basis="unknown", note="this LMDeploy prints no sizes"),
+        unknown=tuple(unknown),
+        evidence=tuple(sorted(lines, key=lambda row: row.line)),
+        changes=tuple(changes),
+        planned=True,
+        others=cache.others if cache and not twice else 0,
+    )
+
+
+def _phase_by_frames(facts: LogFacts, mark: LogEvent) -> Phase:
+    """By the Python stack, else by the file that allocates and the cache that was printed."""
+    for frame in reversed(mark.stack):
+        name = f"{frame.path} {frame.function}"
+        if any(word in name for word in _VISION_WORDS):
+            return "vision"
+        if any(word in frame.function for word in _LOAD_WORDS):
+            return "weights"
+    if not any(made.line < mark.line for made, _ in facts.every(KvBlocks)):
+        # Weights are allocated in memory_utils.cu, all else through the allocator.
+        return "weights" if "memory_utils" in mark.text else "unknown"
+    return "serving"
