@@ -181,9 +181,7 @@ def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) ->
     requests = _transients(terms) if worst else []
     if requests:
         largest = max(requests, key=lambda term: term.bytes)
-        sizes[TERMS.get(largest.term, largest.term)] = max(
-            largest.bytes, sizes.pop(POOL_WARMUP, 0)
-        )
+        sizes[TERMS.get(largest.term, largest.term)] = max(largest.bytes, sizes.pop(POOL_WARMUP, 0))
     order = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])[:_SHOWN]
     others = _others(ledger)
     parts = [f"others hold {format_bytes(others)}"] if others else []

@@ -117,10 +117,11 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
         return explain(request, worst, engine)
     sizer = Sizer(SearchState(request, engine), evaluation.shape)
     outcome = worst_outcome(sizer, evaluation)
-    if outcome.kind != "serves":  # memory that is short comes before a context
-        return outcome.text
-    if excess_tokens(request, evaluation.vision_load):
+    starts = outcome.kind in ("serves", "request", "margin")  # else no smaller image helps
+    if starts and excess_tokens(request, evaluation.vision_load):
         return too_long(request, evaluation.vision_load)
+    if outcome.kind != "serves":
+        return outcome.text
     return (
         f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
     )
