@@ -116,6 +116,46 @@ def test_what_is_equal_is_taken_and_said(words, note: str, field: str, value, ca
     assert note in captured.err
 
 
+@pytest.mark.parametrize(
+    ("line", "options", "note", "gpus"),
+    [
+        ("CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b > a.log 2>&1 &", "",
+         "CUDA_VISIBLE_DEVICES=2 of the line is taken as --gpus 2\nleft out of the line: > a.log",
+         (2,)),
+        ("export CUDA_VISIBLE_DEVICES=2; lmdeploy serve api_server internvl2-8b", "--gpus 1",
+         "CUDA_VISIBLE_DEVICES=2 left out: --gpus is given", (1,)),
+        ("docker run --env=A_VARIABLE=abcdef http://me@x lmdeploy serve api_server internvl2-8b",
+         "--gpus=0", "left out of the line: docker run http://***@x", (0,)),
+    ],
+)  # fmt: skip
+def test_what_stands_around_a_pasted_line_is_said(
+    line, options, note, gpus, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("A_VARIABLE", "")
+    assert main(["plan", line, "--on", "3x3090", "--json", *options.split()]) == 0
+    captured = capsys.readouterr()
+    assert note in captured.err
+    assert Plan.from_json(captured.out).machine.visible == gpus
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "hint"),
+    [
+        ("vllm serve a/b --tensor-parallel-size 4 --max-model-len 8192 --enforce-eager --port 80"
+         " --gpu-memory-utilization 0.9 --seed 1", "it is a line of vLLM",
+         "here: turbofit plan a/b --tp 4 --context 8192 --eager-mode --budget 90%"),
+        ("python -m sglang.launch_server --model-path a/b --on '2x 3090'", "it is a line of SGLang",
+         "here: turbofit plan a/b --on '2x 3090'"),
+        ("lmdeploy chat --tp 2", "it is a line of lmdeploy chat", "here: turbofit plan MODEL --tp"),
+        ("lmdeploy lite smooth_quant a/b", "it is a line of lmdeploy lite", "quantises nothing"),
+    ],
+)  # fmt: skip
+def test_a_line_of_another_program_is_said_in_turbofits_words(line, error, hint, capsys) -> None:
+    said = refused(capsys, "plan", line)
+    assert said[0] == error
+    assert hint in said[1]
+
+
 def test_a_value_is_no_option(capsys: Out) -> None:
     """What follows an option is its value, but for another option; and the model is no value."""
     assert "needs a value before" in refused(capsys, "plan", "m", "--on", "--md")[0]

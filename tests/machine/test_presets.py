@@ -97,6 +97,9 @@ def test_preset_is_complete_has_sources_and_is_plausible(key: str):
         ("4060ti", "rtx4060ti-16g"), ("NVIDIA GeForce RTX 4090 D", "rtx4090d"),
         ("NVIDIA GH200 480GB", "gh200"), ("A100 80GB SXM4", "a100-80g"),
         ("RTX 4090 (24GB)", "rtx4090"), ("24GB 3090", "rtx3090"),
+        ("4080 SUPER 16GB", "rtx4080super"), ("2080 Ti 11GB", "rtx2080ti"),
+        ("RTX PRO 5000 Blackwell 48GB", "rtxpro5000"), ("Quadro RTX A5000 24 GB", "rtxa5000"),
+        ("RTX PRO 6000 Blackwell Server Edition 96GB", "rtxpro6000"),
     ],
 )  # fmt: skip
 def test_names_as_people_type_them(typed: str, key: str):
@@ -104,7 +107,7 @@ def test_names_as_people_type_them(typed: str, key: str):
 
 
 def test_other_cards_are_not_taken_for_known_ones():
-    for name in ("", "rtx4050", "RTX 3090 Laptop GPU", "l2", "a100-20g", "gtx"):
+    for name in ("", "rtx4050", "RTX 3090 Laptop GPU", "l2", "a100-20g", "gtx", "4080 24GB"):
         assert find_preset(name) is None, name
     assert nearest_names("rtx3900")[0] == "rtx3090"
     assert nearest_names("a100-80")[0] == "a100-80g"

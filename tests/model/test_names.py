@@ -198,6 +198,16 @@ def test_what_no_engine_runs_is_said_by_its_name(name: str, why: str) -> None:
     assert unrunnable(ID) is None
 
 
+@pytest.mark.parametrize("name", ["./internlm2_5-7b-chat-w8a8", "InternVL2-2B-W8A8-Vision"])
+def test_a_folders_8_bits_may_be_lmdeploys_own(name: str) -> None:
+    with pytest.raises(UsageError, match=r"no folder .* is here; .* \(smooth_quant\)") as error:
+        resolve_model(name)
+    assert "is the checkpoint" in error.value.hint
+    assert "GPTQ" in str(unrunnable("qwen2.5-vl-7b-gptq-int8"))
+    for theirs in ("RedHatAI/Qwen3-8B-quantized.w8a8", "qwen3-8b-quantized.w8a8"):
+        assert "8 bits, of which it reads 4 bits alone" in str(unrunnable(theirs))
+
+
 @pytest.mark.parametrize(
     ("hub_id", "hint"),
     [

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli import usage_errors
-from turbofit.cli.command_words import for_click, one_machine
+from turbofit.cli.command_words import for_click, one_machine, without_program
 from turbofit.cli.options.option_variables import check_names, variable, with_source
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
-from turbofit.launch.serve.passthrough import read_words, sort_options, without_program
+from turbofit.launch.serve.passthrough import read_words, sort_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _WINDOWS: Final = os.name == "nt"
-#: Under which name a context keeps what is said of LMDeploy's options.
+#: Under which name a context keeps what is said of a line of LMDeploy's, and of its options.
 _OF_LMDEPLOY: Final = "turbofit.lmdeploy"
 
 
@@ -129,7 +129,9 @@ class CliCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what stands before ``--``, of LMDeploy's server too where the command plans."""
         ctx.meta.setdefault(usage_errors.WORDS, tuple(args))
-        options, rest = split_rest(without_program(args) if self.plans else args)
+        if self.plans and not ctx.resilient_parsing:
+            args, ctx.meta[_OF_LMDEPLOY] = without_program(args, self._by_name(), ctx)
+        options, rest = split_rest(args)
         if rest and not self.takes_rest and not ctx.resilient_parsing:
             raise UsageError(
                 f"`{ctx.command_path}` takes nothing after --",
@@ -159,7 +161,7 @@ class CliCommand(click.Command):
         if not self.plans:
             return words, []
         read = read_words(words, self._by_name(), serves=self.takes_rest)
-        ctx.meta[_OF_LMDEPLOY] = read.line
+        ctx.meta[_OF_LMDEPLOY] += [read.line] if read.line else []
         if not self.takes_rest:
             sort_options(read.engine)  # which refuses what no plan counts
         return read.ours, read.engine
@@ -188,7 +190,7 @@ class CliCommand(click.Command):
                 progress(quiet=ctx.params.pop("quiet"), as_json=form.as_json),
                 verbose_log(ctx.params.pop("verbose")),
             ):
-                if line := ctx.meta.get(_OF_LMDEPLOY):
+                for line in ctx.meta.get(_OF_LMDEPLOY, ()):
                     say(line)
                 return super().invoke(ctx)
         except UsageError as exc:

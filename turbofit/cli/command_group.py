@@ -98,6 +98,7 @@ def unknown_command(words: list[str]) -> UsageError:
         if "=" in name and not name.startswith("-"):
             hint = f"a variable stands before turbofit: {name} turbofit {command} OPTIONS"
         return UsageError(f"{name!r}: {what}", hint=hint)
-    hint = command_synonym(name) or guess(name, COMMANDS, 3).rstrip() or unknown_word(words[0])
+    hint = command_synonym(name.partition(" ")[0]) or guess(name, COMMANDS, 3).rstrip()
+    hint = hint or unknown_word(words[0])
     hint = hint or "turbofit help lists the commands"
     return UsageError(f"unknown command {name!r}", hint=hint)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 
-from turbofit.cli.usage_errors import all_unknown, as_ours
+from turbofit.cli.usage_errors import all_unknown, as_ours, line_of_others
 from turbofit.core.errors import UsageError
+from turbofit.core.process.hidden import hide_secrets
+from turbofit.core.shell_line import SERVER, ShellLine, read_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 #: Two dashes, as editors and web pages make them.
 _DASHES: Final = re.compile(r"^-?[\u2010-\u2015\u2212]-?(?=[a-z])")
@@ -22,6 +25,40 @@ class _Option(Protocol):
 
     bare: bool
     several: bool
+
+
+def without_program(
+    words: Sequence[str], known: Collection[str], ctx: click.Context
+) -> tuple[list[str], list[str]]:
+    """The words behind ``lmdeploy serve api_server``, and what is said of those around it.
+
+    Variables before it are set, as a shell would.
+
+    Raises:
+        UsageError: the line is one of another program.
+    """
+    line = read_line(words)
+    if line is None:
+        return list(words), []
+    if line.of != SERVER:
+        raise line_of_others(line, ctx)
+    said = _gpus_of(line) if "--gpus" in known else []
+    os.environ.update(line.variables)
+    if line.left_out:
+        text = f"left out of the line: {', '.join(line.left_out)}"
+        said.append(hide_secrets(text, text.split(), os.environ))
+    return line.words, said
+
+
+def _gpus_of(line: ShellLine) -> list[str]:
+    """Let a line's CUDA_VISIBLE_DEVICES be ``--gpus``, and say so; ``--gpus`` itself wins."""
+    value = line.variables.pop(name := "CUDA_VISIBLE_DEVICES", None)
+    if value is None:
+        return []
+    if any(word.partition("=")[0] == "--gpus" for word in line.words):
+        return [f"{name}={value} left out: --gpus is given"]
+    line.words = [f"--gpus={value}", *line.words]
+    return [f"{name}={value} of the line is taken as --gpus {value}"]
 
 
 def one_machine(words: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from turbofit.core.process.hidden import without_secrets
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from turbofit.core.shell_line import ShellLine
 
 #: Options of every command.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
@@ -151,6 +152,41 @@ def _elsewhere(name: str, ctx: click.Context) -> str:
     return ""
 
 
+def line_of_others(line: ShellLine, ctx: click.Context) -> UsageError:
+    """Whose line it is that turbofit does not read, and what here does the same."""
+    from turbofit.core.synonyms import command_synonym
+
+    *program, command = line.of.split()
+    hint = command_synonym(command) if program else None
+    return UsageError(
+        f"it is a line of {line.of}", hint=hint or _in_turbofits_words(line.words, ctx)
+    )
+
+
+def _in_turbofits_words(words: Sequence[str], ctx: click.Context) -> str:
+    """A command of turbofit with those of another program's words that have a meaning here."""
+    from turbofit.core.synonyms import synonym
+
+    model, options, left = "", list[str](), without_secrets(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            model = model or word
+            continue
+        name, _, value = word.partition("=")
+        if not value and left and not left[0].startswith("-"):
+            value = left.pop(0)
+        meaning = synonym(name)
+        if _has(name, ctx):
+            options += [name, value]
+        elif meaning is not None and meaning.to == "MODEL":
+            model = value
+        elif meaning is not None and _has(f"--{meaning.to}", ctx):
+            options += [f"--{meaning.to}", meaning.value_here(value)]
+    typed = shlex.join(filter(None, [model or "MODEL", *options]))
+    return f"here: turbofit {ctx.info_name} {typed}"
+
+
 def all_unknown(errors: Sequence[UsageError]) -> UsageError:
     """One error of all options that a command does not have, each hint once."""
     if len(errors) == 1:
@@ -182,7 +218,8 @@ def unknown_word(word: str) -> str:
     from turbofit.model.names import names_a_model
 
     if names_a_model(word):
-        return f"it is a model: turbofit plan {word}, or turbofit serve {word}"
+        name = shlex.quote(word)
+        return f"it is a model: turbofit plan {name}, or turbofit serve {name}"
     if os.path.exists(word):
         return "it is a path: turbofit plan takes a checkpoint's, report a plan's, diagnose a log's"
     if is_spec(word):

@@ -147,7 +147,8 @@ class EventFinder:
             return
         if _RAISED.match(mark.text):
             self._drop_words(machine_too=False)
-        (self._warned if _WARNED.match(mark.text) else self._fatal).append(mark)
+        warns = _WARNED.match(mark.text) and not mark.of_title
+        (self._warned if warns else self._fatal).append(mark)
 
     def _take_fatal(self, mark: LogEvent) -> None:
         if isinstance(mark.event, PythonError):

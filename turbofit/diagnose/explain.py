@@ -56,6 +56,8 @@ _REASONS: Final = {
     "aborted": ("interrupted",),
     "engine_gone": ("interrupted",),
 }
+#: Kinds that people tell in words: an error that a program wrote tells more.
+_TOLD: Final = ("odd_answers", "said_to_die", "said_to_hang")
 #: Kinds that say what is seen, and no cause.
 _NO_CAUSES: Final = ("stands_still", "foreign")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
@@ -110,7 +112,7 @@ def _tells_less(best: RuleAnswer, case: LogCase) -> bool:
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
     if last is None and best.kind in ("request_failed", "engine_gone"):
         return facts.mood.logged is not None
-    if last is None and best.rank == "refusal" and best.quoted.startswith("# "):
+    if last is None and best.kind in _TOLD:
         return (facts.cut_at or facts.mood.logged) is not None
     if last is None:
         explains = best.kind in _REASONS["request_failed"]

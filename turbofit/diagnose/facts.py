@@ -325,6 +325,8 @@ class LogFacts:
         if isinstance(event, KnownMessage | PythonError) and mark.cleans_up:
             self.clean_up = self.clean_up or mark
             return
+        if mark.of_title:
+            self.mood.title = self.mood.title or mark
         if isinstance(event, _MESSAGES):
             self._message = (len(self.marks), [text])
         if not isinstance(event, ServerFigures):

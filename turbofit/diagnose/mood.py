@@ -28,7 +28,8 @@ _COMPLAINT: Final = re.compile(
 #: A line that may tell of one: words in which a program refuses, an exception of any name.
 _REFUSAL: Final = re.compile(
     rf"{_NO_LESS}(?:.*?(?i:error|failed|exce(?:ption|ed)|can(?:no|')t |could not|unable to|invalid"
-    r"|unsupported|not (supported|found)|has no |(should|must) (not )?be )|(\w+\.)+[A-Z]\w*(: |$))"
+    r"|unsupported|n't support|不支持|not (supported|found)|has no |(should|must) (not )?be )"
+    r"|(\w+\.)+[A-Z]\w*(: |$))"
 )
 #: What a program writes of its errors, and nobody else: a level, a time, the name of an exception.
 _LOGGED: Final = re.compile(

@@ -25,7 +25,7 @@ _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
 #: The gigabytes that a typed name has in it: ``3080 20GB``, ``a100-80``.
 _TYPED_SIZE: Final = re.compile(r"(\d+)\s*gi?b?\b|-(\d{2,3})$", re.IGNORECASE)
-_SIZE_WITHIN: Final = re.compile(r"(\b\d+\s*gi?b?\b)(.*)", re.IGNORECASE)
+_SIZE_WITHIN: Final = re.compile(r"(\b(?P<gb>\d+)\s*gi?b?\b)(.*)", re.IGNORECASE)
 _SIZED_NAME: Final = re.compile(r".*-(\d+)gb?")
 #: Files of `presets/gpus/` that are no card's.
 _NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
@@ -142,9 +142,20 @@ def load_preset(key: str) -> GpuPreset:
 
 
 def find_preset(name: str) -> str | None:
-    """The preset that a typed name or NVML's means; a size stands anywhere in it."""
-    index = _index()
-    return index.get(bare_name(name)) or index.get(bare_name(_SIZE_WITHIN.sub(r"\2\1", name)))
+    """The preset that a typed name or NVML's means; a size that is the card's stands anywhere."""
+    index, sized = _index(), _SIZE_WITHIN.search(name)
+    key = index.get(bare_name(name))
+    if key is not None or sized is None:
+        return key
+    before = name[: sized.start()]
+    known = index.get(bare_name(f"{before}{sized[3]}{sized[1]}"))
+    return known or _of_size(index.get(bare_name(f"{before}{sized[3]}")), int(sized["gb"]))
+
+
+def _of_size(key: str | None, gigabytes: int) -> str | None:
+    """The preset, or one of cards of its name, that has so many gigabytes."""
+    keys = () if key is None else (key, *_names().twins.get(key, ()))
+    return next((one for one in keys if nominal_gigabytes(one) == gigabytes), None)
 
 
 def presets_with(words: Iterable[str]) -> list[str]:

@@ -238,6 +238,7 @@ def _here(preset: str | None) -> str:
 def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     """The preset in 16 bits that a name begins with, size included, known ends, and the rest."""
     owner, _, last = name.lower().rpartition("/")
+    owner = owner if HUB_ID.fullmatch(name) else ""
     words = re.split(r"[-_. ]+", last)
     preset, end_of = next(_beginnings(last, words), (None, 0))
     rest, ends = "-".join(words[end_of:]), []
@@ -268,9 +269,14 @@ def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
 def unrunnable(name: str) -> UsageError | None:
     """Why LMDeploy does not run what a name's end says, if it says such a thing."""
     preset, ends, _ = _parts(name.replace(":", "-"))
-    why = next((end["why"] for end in ends if "why" in end), None)
-    what = f"LMDeploy {REFERENCE} does not run {name.rpartition('/')[2]}: by its name it is {why}"
-    return UsageError(what, hint=_here(preset)) if why else None
+    end = next((end for end in ends if "why" in end), None)
+    if end is None:
+        return None
+    last = name.rpartition("/")[2]
+    what = f"LMDeploy {REFERENCE} does not run {last}: by its name it is {end['why']}"
+    if end.get("owner") == "":  # what a folder has is not known by its name alone
+        what = f"no folder {last} is here; by its name it is {end['why']}"
+    return UsageError(what, hint=_here(preset))
 
 
 def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:

@@ -28,7 +28,6 @@ from turbofit.launch.serve.passthrough import (
     read_words,
     sort_options,
     uncounted_fields,
-    without_program,
 )
 
 
@@ -166,23 +165,6 @@ def test_what_became_of_each_option_is_one_line(monkeypatch) -> None:
     assert planned.line == "as LMDeploy's: --server-port, --log-level without effect on the plan"
     assert (planned.ours, planned.engine) == ([], [])
     assert read_words(["m", "--tp", "2"], KNOWN, serves=True).line == ""
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["lmdeploy", "serve", "api_server", "m", "--tp", "2"],
-        ["python3", "-m", "lmdeploy.serve.openai.api_server", "m", "--tp", "2"],
-        ["python", "-m", "lmdeploy", "serve", "api_server", "m", "--tp", "2"],
-        ["api_server", "m", "--tp", "2"],
-        ["A_VARIABLE=0,1 /opt/bin/lmdeploy serve api_server m \\\n  --tp '2'"],
-        ["m", "--tp", "2"],
-    ],
-)
-def test_a_pasted_line_begins_behind_the_program(words: list[str], monkeypatch) -> None:
-    monkeypatch.setenv("A_VARIABLE", "")
-    assert without_program(words) == ["m", "--tp", "2"]
-    assert os.environ["A_VARIABLE"] == ("0,1" if len(words) == 1 else "")
 
 
 def test_every_row_says_what_its_meaning_needs() -> None:

@@ -88,11 +88,8 @@ def _loaded_twice(case: LogCase) -> Iterator[tuple[str, Evidence]]:
     ranks = case.facts.subject.ranks
     if len(loads) + 1 <= (ranks[0] if ranks else 1) or not loads:
         return
-    sharded = (
-        ", and `device_map=auto` shards each over the same cards"
-        if case.facts.subject.auto_map
-        else ""
-    )
+    shards = ", and `device_map=auto` shards each over the same cards"
+    sharded = shards if case.facts.subject.auto_map else ""
     yield (
         f"the program loaded the whole model {len(loads) + 1} times{sharded}: replicas, or"
         " replicas and shards at once, so every copy after the first meets cards that are already"

@@ -36,11 +36,8 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
     facts = case.facts
     for mark, kill in facts.every(HostKill)[:1]:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
-        limit = (
-            "its container's or service's memory limit was reached"
-            if kill.group
-            else ("the machine's RAM ran out")
-        )
+        of_group = "its container's or service's memory limit was reached"
+        limit = of_group if kill.group else "the machine's RAM ran out"
         yield RuleAnswer(
             kind="host_out_of_memory",
             phase="host RAM",

@@ -7,8 +7,6 @@ own, passed to the engine, or refused. It is read only where a word is no option
 from __future__ import annotations
 
 import os
-import re
-import shlex
 from collections.abc import Collection, Sequence
 from functools import cache
 from itertools import takewhile
@@ -22,13 +20,8 @@ from turbofit.core.struct import Struct
 from turbofit.core.synonyms import synonym
 from turbofit.core.version import REFERENCE
 
-#: What stands before the model in a line that starts LMDeploy's server.
-_PROGRAM: Final = re.compile(
-    r"(?:(?:\S*python[\d.]* -m )?(?:\S*/)?lmdeploy[. ]serve[. ])?(?:openai[.])?api_server "
-)
 #: What became of an option that says nothing to a plan.
 _NO_PART: Final = "without effect on the plan"
-_VARIABLE: Final = re.compile(r"[A-Za-z_]\w*=.*")
 
 
 class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fields=True):
@@ -96,23 +89,6 @@ def uncounted_fields() -> frozenset[str]:
     """The fields of LMDeploy's engine configs that change memory in ways that no plan counts."""
     refused = (name for name, option in engine_options().items() if option.is_ == "refused")
     return option_table().fields | {name.lstrip("-").replace("-", "_") for name in refused}
-
-
-def without_program(words: Sequence[str]) -> list[str]:
-    """The words behind ``lmdeploy serve api_server``, which may be pasted as one text.
-
-    Variables before it are set, as a shell would.
-    """
-    left = list(words)
-    if left and " " in left[0] and "api_server" in left[0]:
-        left[:1] = shlex.split(left[0].replace("\\\n", " "))
-    variables = list(takewhile(_VARIABLE.fullmatch, left))
-    behind = left[len(variables) :]
-    begin = _PROGRAM.match(" ".join(behind[:6]) + " ")
-    if begin is None:
-        return left
-    os.environ.update(dict(word.split("=", 1) for word in variables))
-    return behind[begin[0].count(" ") :]
 
 
 def read_words(words: Sequence[str], known: Collection[str], *, serves: bool) -> LmdeployWords:

@@ -1,0 +1,86 @@
+"""Lines that people paste: the program in them, and what stands around it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbofit.core.shell_line import SERVER, read_line
+
+LINE = "lmdeploy serve api_server m --tp 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        (LINE, []),
+        (f"nohup {LINE} > a.log 2>&1 &", ["nohup", "> a.log 2>&1 &"]),
+        (f"time sudo {LINE} 2>a.log| tee b", ["time sudo", "2>a.log | tee b"]),
+        (f"cd /m && export A=0,1; {LINE}; echo", ["cd /m", "; echo"]),
+        (f"set A=0,1 && {LINE} # two cards", ["# two cards"]),
+        (f"$env:A='0,1'; {LINE}", []),
+        (f"docker run -p 1:1 -e A=0,1 o/lmdeploy {LINE}", ["docker run -p 1:1 -e o/lmdeploy"]),
+        (f'docker run x sh -c "A=0,1 {LINE}"', ["docker run x sh -c"]),
+        ("A=0,1 /opt/bin/lmdeploy serve api_server m \\\n  --tp '2'", []),
+        ("lmdeploy.exe serve api_server m ^\r\n --tp 2", []),
+        ("python3 -m lmdeploy.serve.openai.api_server m --tp 2", []),
+        ("python -m lmdeploy serve api_server m --tp 2", []),
+    ],
+)
+def test_a_quoted_line_of_the_server(text: str, left_out: list[str]) -> None:
+    line = read_line([text, "--on", "t4"])
+    assert (line.of, line.words) == (SERVER, ["m", "--tp", "2", "--on", "t4"])
+    assert line.left_out == left_out
+    assert line.variables == ({"A": "0,1"} if "A=" in text else {})
+    assert read_line(["--on", "t4", text]).words == ["--on", "t4", "m", "--tp", "2"]
+
+
+@pytest.mark.parametrize(
+    ("word", "path"),
+    [
+        (r"D:\a\b-2_6", r"D:\a\b-2_6"),
+        (r"..\models\b", r"..\models\b"),
+        (r'"C:\My Models\b"', r"C:\My Models\b"),
+        (r"/my\ models/b", "/my models/b"),
+        ("'/my models/b'", "/my models/b"),
+        (r'"{\"a\": 1}"', '{"a": 1}'),
+        ("''", ""),
+    ],
+)
+def test_a_word_is_what_the_shell_hands_on(word: str, path: str) -> None:
+    assert read_line([f"lmdeploy serve api_server {word} --tp 2"]).words == [path, "--tp", "2"]
+
+
+def test_a_typed_line_has_all_words_before_its_program() -> None:
+    line = read_line(["nohup", "A=1", *LINE.split(), "--on", "a; b", "--", "--x"])
+    assert line.words == ["m", "--tp", "2", "--on", "a; b", "--", "--x"]
+    assert (line.left_out, line.variables) == (["nohup"], {"A": "1"})
+    assert read_line(["api_server", "m"]).words == ["m"]
+    assert read_line(["serve.json", "--on", "2x A6000", "--", *LINE.split()]) is None
+    assert read_line(["m", "--model-name", "api_server", "--on", "vllm"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "of"),
+    [
+        ("vllm serve m", "vLLM"),
+        ("python -m vllm.entrypoints.openai.api_server m", "vLLM"),
+        ("docker run vllm/vllm-openai:latest m", "vLLM"),
+        ("python -m sglang.launch_server m", "SGLang"),
+        ("ollama run m", "Ollama"),
+        ("CUDA_VISIBLE_DEVICES=0 swift deploy m", "ms-swift"),
+        ("lmdeploy lite m", "lmdeploy lite"),
+        ("lmdeploy serve gradio m", "lmdeploy serve gradio"),
+    ],
+)
+def test_whose_line_it_is(text: str, of: str) -> None:
+    for words in ([text], text.split()):
+        line = read_line(words)
+        assert (line.of, line.words) == (of, ["m"])
+
+
+@given(st.text(alphabet="ab '\"\\<>|&;#2=$\n", max_size=30))
+def test_no_text_breaks_it(text: str) -> None:
+    for line in (f"{text} {LINE}", f"{LINE} {text}", f"sh -c '{text}' {LINE}"):
+        read_line([line])

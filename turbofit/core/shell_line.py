@@ -1,0 +1,140 @@
+"""A line of a shell that starts a server: its program, and what stands around it.
+
+People paste it as one quoted text, or type it word by word. `shlex` would lose the backslashes of a
+Windows path, and where a redirection begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+#: LMDeploy's server, whose line turbofit reads.
+SERVER: Final = "lmdeploy serve api_server"
+#: What starts a program, without its folder: whose line it is by that, first match first.
+_PROGRAMS: Final = {
+    r"(?:lmdeploy[. ]serve[. ])?openai\.api_server|lmdeploy serve api_server": SERVER,
+    r"lmdeploy (?:lite|chat|convert|list|check_env|serve \w+)": "",
+    r"vllm serve|vllm\.entrypoints\.\S+|vllm-openai(?::\S+)?": "vLLM",
+    r"sglang serve|sglang\.launch_server": "SGLang",
+    r"ollama (?:run|serve|pull|create)": "Ollama",
+    r"swift (?:deploy|infer|app|web-ui)|swift\.cli\.\S+": "ms-swift",
+    r"xinference launch|xinference-local": "Xinference",
+    r"llama-(?:server|cli|mtmd-cli)": "llama.cpp",
+    r"trtllm-serve": "TensorRT-LLM",
+    r"text-generation-launcher": "TGI",
+}
+_BEGINS: Final = [
+    (re.compile(rf"(?:python[\d.]* -m )?(?:{words}) "), of) for words, of in _PROGRAMS.items()
+]
+#: As many words may name a program: python -m lmdeploy serve api_server.
+_MOST_WORDS: Final = 5
+_FOLDER: Final = re.compile(r"^\S*[/\\]|\.exe$")
+_WORD: Final = r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\<>|&;])+"
+_TOKEN: Final = re.compile(
+    rf"(?P<redirection>(?:\b\d|&)?[<>]{{1,3}}(?:&[\d-]|\s*{_WORD}))|(?P<operator>[|&;]+)"
+    rf"|(?P<word>{_WORD})",
+    re.DOTALL,
+)
+#: What quotes and backslashes around a character stand for; a Windows path keeps its backslashes.
+_QUOTED: Final = re.compile(r"'([^']*)'|\"((?:\\.|[^\"\\])*)\"|\\([\s'\"$&|;<>()])", re.DOTALL)
+_ESCAPED: Final = re.compile(r"\\([\"$`])")
+#: A line that goes on in the next one, as bash, cmd and PowerShell write it.
+_CONTINUED: Final = re.compile(r"[\\^`]\r?\n")
+_VARIABLE: Final = re.compile(r"(?:\$env:|--env=)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
+#: Words that set the variables behind them, and say nothing else.
+_SETS: Final = frozenset({"export", "set", "env"})
+
+
+class ShellLine(msgspec.Struct):
+    """A line of a shell: ``words`` stand behind the program.
+
+    ``of``: whose line it is; ``left_out``: what stands before and behind it, as it was typed.
+    """
+
+    of: str
+    words: list[str]
+    variables: dict[str, str]
+    left_out: list[str]
+
+
+class _Token(NamedTuple):
+    """A part of a line: as it was typed, and as the shell hands it on."""
+
+    typed: str
+    word: str
+    kind: str | None = "word"
+
+
+def read_line(words: Sequence[str]) -> ShellLine | None:
+    """The line of a shell among a command's words; None where no program is named.
+
+    What stands around a quoted line stays the command's. A typed line has no quotes around it: it
+    begins with the first word, which is no option, and all words before the program are its own.
+    """
+    before = list(words[: words.index("--")] if "--" in words else words)
+    for at, text in enumerate(before):
+        quoted = _line(_tokens(text)) if len(text.split()) > 1 else None
+        if quoted is not None:
+            quoted.words = [*words[:at], *quoted.words, *words[at + 1 :]]
+            return quoted
+    if before[:1] and before[0].startswith("-"):
+        return None
+    typed = _line([_Token(it, it) for it in before])
+    if typed is not None:
+        typed.words += words[len(before) :]
+    return typed
+
+
+def _tokens(text: str) -> list[_Token]:
+    """Words, redirections and operators, as a shell tells them apart."""
+    found = _TOKEN.finditer(_CONTINUED.sub(" ", text))
+    return [_Token(it[0], _QUOTED.sub(_unquoted, it[0]), it.lastgroup) for it in found]
+
+
+def _unquoted(quoted: re.Match[str]) -> str:
+    single, double, escaped = quoted.groups()
+    return single or _ESCAPED.sub(r"\1", double or "") or escaped or ""
+
+
+def _line(tokens: list[_Token]) -> ShellLine | None:
+    """Sort a line's tokens by its program; a line in quotes, as behind `bash -c`, is opened."""
+    program = _program(tokens)
+    if program is None:
+        flat = [part for it in tokens for part in (_tokens(it.word) if " " in it.word else [it])]
+        return _line(flat) if len(flat) > len(tokens) else None
+    begin, end, of = program
+    before, behind = tokens[:begin], tokens[end:]
+    ends = (at for at, it in enumerate(behind) if it.kind == "operator" or it.typed[:1] == "#")
+    stop = next(ends, len(behind))
+    call, after = behind[:stop], behind[stop:]
+    redirections = [it for it in call if it.kind == "redirection"]
+    set_before = [match for it in before if (match := _VARIABLE.fullmatch(it.word))]
+    said = [it for it in before if it.word not in _SETS and not _VARIABLE.fullmatch(it.word)]
+    left_out = [_typed(said).strip("|&; "), _typed([*redirections, *after])]
+    return ShellLine(
+        of=of,
+        words=[it.word for it in call if it.kind == "word"],
+        variables={match[1]: match[2] for match in set_before},
+        left_out=list(filter(None, left_out)),
+    )
+
+
+def _typed(tokens: list[_Token]) -> str:
+    return " ".join(it.typed for it in tokens)
+
+
+def _program(tokens: list[_Token]) -> tuple[int, int, str] | None:
+    """Where a program's name begins and ends, and whose line it is by that."""
+    names = [_FOLDER.sub("", it.word) for it in tokens]
+    if names[:1] == ["api_server"]:
+        return 0, 1, SERVER
+    heads = [" ".join(names[at : at + _MOST_WORDS]) + " " for at in range(len(names))]
+    for begins, of in _BEGINS:
+        for at, head in enumerate(heads):
+            if match := begins.match(head):
+                return at, at + match[0].count(" "), of or match[0].strip()
+    return None
