@@ -40,20 +40,20 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers"]
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
-    "launch/cluster/test_serve_cluster.py", "rehearse/test_rehearsal.py",
-    "launch/test_serve_pretend_pytorch.py", "launch/test_run.py",
-    "rehearse/test_torch_engines.py",
-    "launch/test_calibrate_pretend.py", "launch/images/test_oracle_preparation.py",
-    "launch/test_serve_pretend.py", "launch/test_stories_pretend.py",
-    "launch/test_serve_lmdeploy.py",
-    "launch/serve/test_supervised_processes.py", "launch/pipeline/test_pretend_pipeline.py",
-    "memory/transformers/test_account.py", "rehearse/test_planned.py",
+    "launch/cluster/test_serve_cluster.py", "launch/test_run.py",
+    "launch/test_serve_pretend_pytorch.py", "launch/test_serve_pretend.py",
+    "rehearse/test_torch_engines.py", "launch/test_calibrate_pretend.py",
+    "launch/test_stories_pretend.py", "launch/pipeline/test_pretend_pipeline.py",
+    "launch/test_serve_lmdeploy.py", "launch/serve/test_supervised_processes.py",
+    "rehearse/test_rehearsal.py", "rehearse/test_planned.py",
+    "pretend/test_torch.py", "gateway/test_gateway_ends.py", "test_adding.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
     "model/test_(oracle_|parameters)|model/families/test_text|gateway/test_oracle_lmdeploy"
     "|launch/pipeline/test_pipeline|launch/fallback/|memory/transformers/test_oracle_"
-    "|memory/pytorch/test_oracle_|bench/test_registry",
+    "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
+    "|core/images/test_video|launch/images/test_oracle_preparation",
     "report/.*_chromium",
 )
 

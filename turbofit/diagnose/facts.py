@@ -252,9 +252,13 @@ class LogFacts:
         if _TRACEBACK in text:
             self._open_traceback()
             self.unfinished = LogEvent(line, text, KnownMessage())
-        elif not call and (event is not None or _NAMED.match(text) or self.mood.told_at(line)):
+        elif self.unfinished and not call and self._ends(line, text, event):
             self.unfinished = None
         self.subject.read(line, text)
+
+    def _ends(self, line: int, text: str, event: Struct | None) -> bool:
+        """Whether a row is the error of a traceback, or what a program said after it."""
+        return event is not None or bool(_NAMED.match(text)) or self.mood.told_at(line)
 
     def _is_code(self, event: Struct) -> bool:
         """Whether a known message is the source line of the last frame, which has none yet."""

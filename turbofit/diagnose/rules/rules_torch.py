@@ -262,11 +262,7 @@ def _figures(memory: TorchMemory, program: str, neighbours: _Neighbours) -> Iter
             f" {format_bytes(memory.total)}: the driver of Windows or WSL had moved memory to the"
             " host, which is many times slower"
         )
-    if (
-        memory.cached is not None
-        and memory.requested is not None
-        and memory.cached >= memory.requested
-    ):
+    if memory.cached and memory.requested and memory.cached >= memory.requested:
         yield (
             f"{format_bytes(memory.cached)} lay unused in torch's own cache, in pieces too small or"
             " of another size: fragmentation"
