@@ -26,7 +26,7 @@ BUDGETS = {
     "core": 5_730,  # lines of shells, slices, a stack of a card, a full disk, signals, a compiler
     "machine": 3_100,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
-    "model": 6_550,  # loading of Transformers came from memory; each tower's list of tensors
+    "model": 6_575,  # loading of Transformers came from memory; each tower's list of tensors
     "memory": 6_725,  # engines answer for their formulas; ranks by their tensors; fatal batches
     "tuner": 6_545,  # towers, how sure each kind is, the host, a brief search, refused images
     "planning": 3_840,  # the list of checks came from diagnose and launch; files of one subject
