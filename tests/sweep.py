@@ -6,17 +6,10 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-import pytest
-
 
 def sweep(values: Iterable[Any], every: int = 8) -> list[Any]:
     """Parameters of a test: one of so many in the default check, all in `./scripts/check --all`."""
-    every = 1 if os.environ.get("CHECK_ALL") else every
-    return [
-        pytest.param(*(value if isinstance(value, tuple) else (value,)))
-        for number, value in enumerate(values)
-        if not number % every
-    ]
+    return list(values)[:: 1 if os.environ.get("CHECK_ALL") else every]
 
 
 def part(examples: int, every: int = 8) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import UsageError
+from turbofit.core.units import GIB
+from turbofit.machine.spec import parse_spec
 from turbofit.model import hub
 from turbofit.model.names import names_a_model, read_name, unrunnable
 from turbofit.model.presets import load_preset
@@ -260,3 +262,14 @@ def test_a_hub_that_answers_knows_better(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_a_word_that_names_a_model(word: str, named: bool) -> None:
     assert names_a_model(word) is named
+
+
+def test_words_in_chinese_are_read_and_the_reading_is_said() -> None:
+    name = read_name("\u901a\u4e49\u5343\u95ee2.5-VL-7B \u91cf\u5316\u7248")
+    assert name.text == "qwen2.5-VL-7B-awq"
+    assert name.notes[0].endswith("was read as qwen2.5-VL-7B-awq")
+    machine = parse_spec("4090 \u663e\u5b5824G \u5df2\u7528 3G")
+    assert (machine.gpus[0].used, machine.gpus[0].name) == (3 * GIB, "NVIDIA GeForce RTX 4090")
+    with pytest.raises(UsageError) as error:
+        resolve_model("llava-v1.6-34b")
+    assert error.value.hint == "near it, of another size: llava-v1.6-mistral-7b"

@@ -116,7 +116,7 @@ def test_nearest_names(typed, near):
 @pytest.mark.parametrize(
     ("typed", "nearest"),
     [("intervl2-8b", "internvl2-8b"), ("Qwen/Qwen2-VL-7B-Instrct", "qwen2-vl-7b"),
-     ("Qwen3-8B-Instruct", "qwen3-8b")],
+     ("Qwen3-8B-Instruct", "qwen3-8b"), ("liuhaotian/llava-v1.5-13b", "llava-1.5-13b")],
 )  # fmt: skip
 def test_the_nearest_name_is_the_first(typed, nearest):
     assert nearest_names(typed)[0] == nearest

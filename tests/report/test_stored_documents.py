@@ -272,7 +272,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Any:
 @pytest.mark.slow
 def test_no_number_and_no_empty_list_breaks_a_report(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    shown = 0
+    run, shown = served_run(planned("served")), 0
     for path, value in leaves(json.loads(planned("served").to_json())):
         if isinstance(value, bool | str | None) or not path:
             continue
@@ -283,7 +283,6 @@ def test_no_number_and_no_empty_list_breaks_a_report(tmp_path: Path) -> None:
             except UsageError:
                 continue
             assert isinstance(plan, Plan)
-            run = served_run(planned("served"))
             assert paint(plan_view(plan, run)), path
             assert plan_page(StoredPlan(plan, run, "x")), path
             shown += 1

@@ -201,6 +201,12 @@ def test_all_limits_that_make_a_refusal_are_equal_on_all_nodes() -> None:
     assert lengths == {plan.longest_request_tokens}
 
 
+def test_a_node_holds_no_more_than_its_engines_survive() -> None:
+    """Two of CogVLM's prompts that meet end it: a card's share was both, and no plan was found."""
+    plan = api.plan_cluster("cogvlm-17b", cluster("2xrtx3090", "a100-80g"), concurrency=2)
+    assert [one.at_once for one in plan.nodes] == [1.0, 1.0]
+
+
 def test_a_concurrency_is_what_all_nodes_hold_together() -> None:
     """A node that holds less than an even share gets what it holds, the others the rest."""
     nodes = cluster("1xrtx3090", "1xrtx3090", "1xl4")

@@ -62,6 +62,15 @@ def test_all_that_is_held_fits_and_one_more_does_not(
     assert one_more.held.requests == held
 
 
+def test_no_batch_is_planned_that_ends_an_engine() -> None:
+    """Three requests at once were a refusal, whose hint led to another one."""
+    plan = turbofit.plan("cogvlm-17b", on="2xrtx3090", concurrency=3)
+    assert plan.verdict.endswith("with --concurrency 3: max_batch_size 1 runs 1 of 3 at once")
+    assert (plan.held.requests, plan.settings.max_batch_size) == (1, 1)
+    assert plan.remedies[0].change == "--concurrency 1"
+    assert "max_batch_size 1: with more at once a fault of LMDeploy ends the engine" in plan.reasons
+
+
 def test_a_concurrency_that_is_held_takes_no_more_than_the_batch_that_turbofit_chose() -> None:
     free = turbofit.plan("internvl3-8b", on="1xrtx4090")
     asked = turbofit.plan("internvl3-8b", on="1xrtx4090", concurrency=free.requests_at_once)

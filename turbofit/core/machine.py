@@ -210,7 +210,11 @@ class Machine(Struct, dict=True):
 
     def gpu(self, index: int) -> Gpu:
         """The GPU with this index (PCI order)."""
-        return next(g for g in self.gpus if g.index == index)
+        return self._by_index[index]
+
+    @cached_property
+    def _by_index(self) -> dict[int, Gpu]:
+        return {gpu.index: gpu for gpu in reversed(self.gpus)}
 
     def link(self, a: int, b: int) -> Link:
         """The link between two GPUs; one without any known fact where it was not read."""

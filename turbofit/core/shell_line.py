@@ -112,15 +112,21 @@ def _line(tokens: list[_Token]) -> ShellLine | None:
     stop = next(ends, len(behind))
     call, after = behind[:stop], behind[stop:]
     redirections = [it for it in call if it.kind == "redirection"]
-    set_before = [match for it in before if (match := _VARIABLE.fullmatch(it.word))]
-    said = [it for it in before if it.word not in _SETS and not _VARIABLE.fullmatch(it.word)]
-    left_out = [_typed(said).strip("|&; "), _typed([*redirections, *after])]
-    return ShellLine(
-        of=of,
-        words=[it.word for it in call if it.kind == "word"],
-        variables={match[1]: match[2] for match in set_before},
-        left_out=list(filter(None, left_out)),
-    )
+    words = [it.word for it in call if it.kind == "word"]
+    variables, others = _variables(before)
+    left_out = [_typed(others).strip("|&; "), _typed([*redirections, *after])]
+    return ShellLine(of, words, variables, list(filter(None, left_out)))
+
+
+def _variables(before: list[_Token]) -> tuple[dict[str, str], list[_Token]]:
+    """The variables that are set before a program, and the tokens that set none."""
+    variables, others = dict[str, str](), list[_Token]()
+    for token in before:
+        if match := _VARIABLE.fullmatch(token.word):
+            variables[match[1]] = match[2]
+        elif token.word not in _SETS:
+            others.append(token)
+    return variables, others
 
 
 def _typed(tokens: list[_Token]) -> str:

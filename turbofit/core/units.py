@@ -74,7 +74,7 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
     if not match[2] and 0 < float(match[1]) < MIB:
         raise UsageError(
             f"{what}: {match[1]} bytes?",
-            hint=f"it is memory, no price: for {match[1]} GiB write {match[1]}GiB, for {match[1]}"
+            hint=f"memory has a unit: for {match[1]} GiB write {match[1]}GiB, for {match[1]}"
             f" MiB write {match[1]}MiB; where a share is taken write 80%",
         )
     return int(value)

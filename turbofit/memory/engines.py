@@ -136,9 +136,7 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         if model.quantization is not None:
             hint = f"take a checkpoint that is not quantised; {hint}"
         raise UsageError("; ".join(map(str, problems.values())), hint=hint)
-    others = (
-        other for other in LMDEPLOY if other not in wanted and not _problem(model, other, version)
-    )
+    others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
     hint = f"--engine {other} does" if other else "see turbofit models for what runs"
     raise UsageError(str(problems[wanted[0]]), hint=hint)

@@ -32,6 +32,7 @@ from turbofit.model.presets import (
     load_preset,
     nearest_names,
     preset_model,
+    sizes_of,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _ADDRESS: Final = re.compile(
     r"(?:[/?#](?:.*?[?&](?:version|revision)=(?P<asked>[^&#]+))?.*)?",
     re.IGNORECASE,
 )
+_CHINESE: Final = re.compile("[\u4e00-\u9fff]")
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
@@ -72,7 +74,9 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     Raises:
         UsageError: the name and ``--revision`` name two revisions.
     """
-    name = _read(plain(typed))
+    name = _read(text := plain(typed))
+    if _CHINESE.search(typed):
+        name = name._replace(notes=(f"{typed[:120]} was read as {text}", *name.notes))
     named = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and named not in {None, revision}:
         raise UsageError(
@@ -296,7 +300,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     model = preset_model(preset) if preset else None
     runs = next((end["runs"] for end in ends if "runs" in end), None)
     if not guess or model is None or _is_another(rest) or (runs and model.quantization):
-        return f"; the preset {preset} is near by its name" if preset else ""
+        return _near(hub_id, preset, rest) if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
     if runs and runs["method"] == "gptq" and model.text.delta is not None:
         # TurboMind runs it by what its config leaves in 16 bits, which a name does not say.
@@ -314,6 +318,12 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
     return msgspec.structs.replace(
         model, name=name, hub_id=hub_id, source=source, warnings=(warning,)
     )
+
+
+def _near(hub_id: str, preset: str, rest: str) -> str:
+    """The preset that a name begins with, or one of the size that its rest names."""
+    nearest = nearest_names(hub_id) if sizes_of(rest) else []
+    return f"; the preset {next(iter(nearest), preset)} is near by its name"
 
 
 def _is_another(rest: str) -> bool:

@@ -93,7 +93,14 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
         same = [
             preset for preset in presets if (_of_family(preset)[1] or "").startswith(generation)
         ]
-    return sorted(same, key=lambda preset: _of_family(preset)[0] != family)[:count]
+    sizes = sizes_of(name)
+    same.sort(key=lambda preset: _of_family(preset)[0] != family)
+    return sorted(same, key=lambda preset: sizes_of(preset).isdisjoint(sizes))[:count]
+
+
+def sizes_of(name: str) -> set[str]:
+    """The parameters that a name says: 7b."""
+    return {size.lstrip("-_ :") for size in _SIZE.findall(name.rpartition("/")[2].lower())}
 
 
 def family_sizes(name: str) -> list[str]:

@@ -497,7 +497,7 @@ def temporary_bytes(
         repack = int(text.hidden * 2 * width // settings.tp * temporary)
     if quantization is not None and not quantization.of_experts:
         packed = constants.packed_format(quantization, capability)
-        dense = _widest_dense(model, settings.tp, constants)
+        dense = _widest_dense(model, settings.tp, constants, capability)
         repack = max(repack, int(dense * packed.temporary))
         # One page more than the tensor: its scales share a page with what is freed beside them.
         repack += PAGE
@@ -505,16 +505,18 @@ def temporary_bytes(
     return max(cast, repack)
 
 
-def _widest_dense(model: Model, tp: int, constants: EngineConstants) -> int:
-    """Elements of one rank's widest linear outside experts: gate and up, or Q, K and V."""
-    text = model.text
-    inner = text.intermediate
-    if text.moe is not None:
-        dense = text.intermediate if text.moe.layers < text.layers else 0
-        inner = max(dense, text.moe.shared_intermediate)
-    width = 2 * ffn_width(inner, tp, model.quantization, constants)
-    qkv = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim
-    return text.hidden * max(width, qkv) // tp
+def _widest_dense(
+    model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int]
+) -> int:
+    """Elements of one rank's widest packed linear outside experts, joined as the engine joins them.
+
+    Queries, keys and values are one with the gates of outputs.
+    Source: lmdeploy builders/attention.py::fuse_qkv #92dc38
+    """
+    rank = _rank(model, tp, constants, capability)
+    built = _as_built(model.text, model.quantization)
+    dense = [one for one in built if one.packing and one.tensors[0].part != "expert"]
+    return max(map(rank.elements, dense), default=0)
 
 
 def loading_extra(

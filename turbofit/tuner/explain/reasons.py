@@ -133,24 +133,34 @@ def _ratio(fit: EngineFit) -> str:
 
 def _batch(fit: EngineFit, account: Account) -> str:
     request, best, requests = fit.request, fit.best, fit.request.workload.concurrency
-    groups = [(part, group) for part in best.parts for group in part.shape.groups]
-    if requests is None:
-        if request.least:
-            return "the least that serves"
-        limit = largest_batch(account.launch, fit.engine.name, fit.engine.version)
-        if limit == best.settings.max_batch_size:
-            return "with more at once a fault of LMDeploy ends the engine"
-        why = "the fewest that give 99% of the most requests a second by the forecast"
-        if request.workload.goal == "context":
-            why += ", and cost at most 1% of the KV tokens"
-        if len({part.settings.max_batch_size for part in best.parts}) > 1:
-            sizes = [f"{part.settings.max_batch_size} on GPU {indices(on)}" for part, on in groups]
-            why = f"{', '.join(sizes)}: {why}"
-        return why
+    limit = largest_batch(account.launch, fit.engine.name, fit.engine.version)
+    more = requests is None or requests > best.shape.replicas * (limit or requests)
+    if limit == best.settings.max_batch_size and more and not request.least:
+        return "with more at once a fault of LMDeploy ends the engine"
+    return _chosen_batch(fit) if requests is None else _requested_batch(fit, requests)
+
+
+def _chosen_batch(fit: EngineFit) -> str:
+    request, best = fit.request, fit.best
+    if request.least:
+        return "the least that serves"
+    why = "the fewest that give 99% of the most requests a second by the forecast"
+    if request.workload.goal == "context":
+        why += ", and cost at most 1% of the KV tokens"
+    if len({part.settings.max_batch_size for part in best.parts}) > 1:
+        batches = [(part.settings.max_batch_size, part.shape.groups) for part in best.parts]
+        sizes = [f"{size} on GPU {indices(on)}" for size, groups in batches for on in groups]
+        why = f"{', '.join(sizes)}: {why}"
+    return why
+
+
+def _requested_batch(fit: EngineFit, requests: int) -> str:
+    best = fit.best
     if best.parts:
         shares = ", ".join(
             f"{three_digits(part.shape.requests(requests))} on GPU {indices(on)}"
-            for part, on in groups
+            for part in best.parts
+            for on in part.shape.groups
         )
         return f"{requests} concurrent requests are shared: {shares}"
     replicas = best.shape.replicas

@@ -26,7 +26,7 @@ from turbofit.tuner.resolved_request import (
     vision_load_of,
 )
 from turbofit.tuner.search.candidates import too_few, worst_outcome
-from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits
+from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits, may_fit
 from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import (
     MIN_TEXT_TOKENS,
@@ -86,7 +86,7 @@ def remedies(fit: EngineFit) -> Remedies:
         helps.append(_more_host_memory(fit))
     elif not enough:
         for change, changed, _ in larger(request):  # the smallest that do
-            other = _planned(changed, fit.engine)
+            other = _planned(changed, fit.engine, of_equals=True)
             if other is not None and other.best.fits:
                 alone = Remedy(change=change, effect=_on_gpus_alone(other))
                 helps.append(fitting(change, _found(other)) if other.fits else alone)
@@ -94,9 +94,13 @@ def remedies(fit: EngineFit) -> Remedies:
     return Remedies((*helps, *closer), tuple(causes))
 
 
-def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
+def _planned(
+    request: ResolvedRequest, engine: Engine, *, of_equals: bool = False
+) -> EngineFit | None:
     try:
-        return fit_on_host(request, engine)
+        if of_equals and not may_fit(request, engine):
+            return None
+        return fit_on_host(request, engine, brief=True)
     except TurbofitError:
         return None
 

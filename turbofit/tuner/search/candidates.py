@@ -39,7 +39,7 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     if shape.prefills:
         return _Unequal(state, shape).evaluate()
     wanted = ceil(shape.requests(state.request.promised_requests))
-    sizer, session_len, wants_cache = _sized(Sizer(state, shape), wanted)
+    sizer, session_len, wants_cache = _sized(Sizer(state, shape).safe())
     evaluation = _held(sizer, session_len, wanted)
     if not evaluation.fits:
         return evaluation
@@ -57,11 +57,13 @@ def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
     )
     if request.promised_requests is None:
         return evaluation
-    held_requests = held_by(sized)
+    held_requests, limit = held_by(sized), sizer.largest_batch(sized.settings)
+    # Where a fault of the engine bounds the batch, no memory is missing for more.
+    kept = wanted if limit is None else min(wanted, limit)
     return replace(
         evaluation,
         fits=sized.fits and held_requests >= wanted,
-        short=sized.short or sizer.lacking(sized.kv_tokens, session_len, wanted),
+        short=sized.short or sizer.lacking(sized.kv_tokens, session_len, kept),
         held_requests=held_requests * sizer.shape.replicas,
     )
 
@@ -84,9 +86,10 @@ def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> 
     return _scored(request, evaluation, [(speed, most) for speed in curves])
 
 
-def _sized(sizer: Sizer, wanted: int) -> tuple[Sizer, int, bool]:
-    """The shape with its batch, to hold ``wanted``; its context; whether it wants more cache."""
+def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
+    """The shape with the batch that it holds; its context; whether it wants more cache."""
     request = sizer.request
+    wanted = ceil(sizer.shape.requests(request.workload.concurrency))
 
     def size() -> tuple[int, int | None, bool]:
         session_len, batch, wants_cache = sizer.session_len(), None, False
@@ -142,7 +145,7 @@ def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
     wanted, count = request.promised_requests, evaluation.held_requests
     settings = evaluation.settings
     size = counted_tokens(evaluation.vision_load, settings.session_len)
-    if not evaluation.short and "max_batch_size" in request.engine_options:
+    if not evaluation.short:
         return f"max_batch_size {settings.max_batch_size} runs {count:,} of {wanted:,} at once"
     per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
     return (
@@ -237,9 +240,7 @@ class _Unequal:
 
         def capacity(number: int, share: float) -> float:
             part = self._best(self.sets[number], share, None)
-            held = part.held_requests / len(part.shape.groups)
-            most = Sizer(self.state, part.shape).largest_batch(part.settings)
-            return held if most is None else min(held, most)
+            return part.held_requests / len(part.shape.groups)
 
         if self.request.promised_requests is None:
             return shared(())
@@ -263,10 +264,16 @@ class _Unequal:
                 return (1, part.settings.session_len >= (promised or 0), *part.rank)
             return (0, part.held_requests, -part.short, part.shape.max_prefill_token_num)
 
-        part = replace(self.shape, tp=len(groups[0]), groups=groups, prefills=())
-        part = replace(part, at_once=share, promised=promised)
-        shapes = [replace(part, max_prefill_token_num=size) for size in self.shape.prefills]
-        return max((evaluate(self.state, shape) for shape in shapes), key=worth)
+        part = replace(
+            self.shape, tp=len(groups[0]), groups=groups, at_once=share, promised=promised
+        )
+
+        def best() -> Evaluation:
+            alike = replace(part, prefills=())
+            shapes = [replace(alike, max_prefill_token_num=size) for size in part.prefills]
+            return max((evaluate(self.state, shape) for shape in shapes), key=worth)
+
+        return self.state.once(best, "best", part)  # sets stand in many shapes
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
         """One group's speed by the requests there, at the cache that the part holds."""

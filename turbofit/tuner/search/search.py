@@ -7,13 +7,14 @@ limits are tried where no shape serves that one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
+from turbofit.core.machine import Gpu
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
@@ -39,11 +40,14 @@ from turbofit.tuner.search.shapes import (
     shape_settings,
     shapes,
 )
-from turbofit.tuner.search.sizing import SearchState, longest_context, most_context
+from turbofit.tuner.search.sizing import SearchState, Sizer, longest_context, most_context
 from turbofit.tuner.surety import with_surety
 from turbofit.tuner.throughput import host_rate, total
 
 _LOG: Final = LazyLogger(__name__)
+
+#: Asks what is wrong with a launch.
+_Ask = Callable[[EngineLaunch], Any]
 
 
 class EngineFit(Struct):
@@ -99,13 +103,13 @@ class EngineFit(Struct):
         return with_surety(forecast, self.request.model, self.engine.name, gpus, images=images)
 
 
-def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
-    """The best shape for what was asked.
+def search(request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> EngineFit:
+    """The best shape for what was asked; ``brief``: its rivals are not all in the result.
 
     Raises:
         UsageError: an option of the user's cannot be used on this machine or by this model.
     """
-    best, evaluations = _Search(request, engine).best()
+    best, evaluations = _Search(request, engine, brief=brief).best()
     _LOG.info(
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
         engine.name, request.machine.name, len(evaluations),
@@ -128,19 +132,36 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
     )
 
 
-def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
+def may_fit(request: ResolvedRequest, engine: Engine) -> bool:
+    """Whether a search may find what fits on equal cards with equal links; if not, it never does.
+
+    Neither a degree nor copies are given. Raises as :func:`search`.
+    """
+    if not _is_bounded(request):
+        return True
+    alone = _Search(replace(request, replicas=1), engine)
+    # Of each degree the last, which has the smallest prefill: no cache has more.
+    space = {shape.tp: shape for shape in alone.shapes()}
+    held = {tp: alone.most_of_one(shape) for tp, shape in space.items()}
+    if not any(held.values()):  # a search lowers the images then
+        held = {tp: alone.most_of_one(shape, small=True) for tp, shape in space.items()}
+    cards, wanted = len(request.visible), request.promised_requests or 1
+    return any(count * (cards // tp) >= wanted for tp, count in held.items())
+
+
+def fit_on_host(request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> EngineFit:
     """The result for the engine, with fewer copies where host memory does not suffice for all.
 
-    Where no such number of copies fits, the one that holds the most requests at once. Raises as
-    :func:`search`.
+    Where no such number of copies fits, the one that holds the most requests at once. ``brief`` and
+    what is raised are as of :func:`search`.
     """
-    fit = search(request, engine)
+    fit = search(request, engine, brief=brief)
     if fit.host_problem is None or request.replicas is not None or request.groups is not None:
         return fit
     planned, most = fit.best.shape.replicas, fit
     for replicas in range(planned - 1, 0, -1):
         try:
-            fewer = search(replace(request, replicas=replicas), engine)
+            fewer = search(replace(request, replicas=replicas), engine, brief=brief)
         except TurbofitError:
             continue
         if fewer.host_problem is not None or not fewer.best.serves:
@@ -170,16 +191,14 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
 
 
 class _Search(SearchState):
+    def __init__(self, request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> None:
+        super().__init__(request, engine)
+        self._brief = brief and _is_bounded(request)
+
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """The best shape, and all that were looked at; where none serves the best as asked."""
-        space = self.shapes()
-        whole = [self.evaluate(shape) for shape in space]
-        every = list(whole)
-        for shape, evaluation in zip(space, whole, strict=True):
-            every += self.queued(shape, evaluation)
-        given = self.request.image_limit is not None or self.request.workload.image_size is not None
-        if not given and not any(evaluation.serves for evaluation in every):
-            every += filter(None, [self.lowered(shape, attrgetter("serves")) for shape in space])
+        whole, others = self._evaluated()
+        every = [*whole, *others]
         serving = [evaluation for evaluation in every if evaluation.serves]
         best = max(serving or whole, key=_order)
         if not best.serves or not best.queues:
@@ -187,26 +206,82 @@ class _Search(SearchState):
         widened = self.widened(best)
         return widened, [widened if evaluation is best else evaluation for evaluation in every]
 
+    def _evaluated(self) -> tuple[list[Evaluation], list[Evaluation]]:
+        """The shapes as asked, and what else is tried; a brief search leaves out what loses."""
+        tried = self._whole(self.shapes())
+        whole = [evaluation for _, evaluation in tried]
+        if self._brief:
+            tried = [pair for pair in tried if pair[1].serves or self._may_serve(pair[0])]
+        others = [queued for pair in tried for queued in self.queued(*pair)]
+        if not self._limit_given and not any(one.serves for one in (*whole, *others)):
+            others += filter(
+                None, [self.lowered(shape, attrgetter("serves")) for shape, _ in tried]
+            )
+        return whole, others
+
+    def _whole(self, space: Sequence[Shape]) -> list[tuple[Shape, Evaluation]]:
+        """Each shape as it was asked for, but in a brief search those that hold fewer requests."""
+        wanted = self.request.promised_requests
+        if not self._brief or wanted is None:
+            return [(shape, self.evaluate(shape)) for shape in space]
+        bounds = {shape: self._most_requests(shape) for shape in space}
+        tried, most = list[tuple[Shape, Evaluation]](), 0
+        for shape in sorted(space, key=bounds.__getitem__, reverse=True):
+            if bounds[shape] < most:
+                break
+            tried.append((shape, self.evaluate(shape)))
+            most = max(most, min(wanted, tried[-1][1].held_requests))
+        return tried
+
+    def _most_requests(self, shape: Shape) -> int:
+        """Requests at once that all groups hold at most, under the asked limit."""
+        return sum(map(self.most_of_one, _parts(shape)))
+
+    def _may_serve(self, shape: Shape) -> bool:
+        """Whether every group serves under some limit."""
+        return all(self.most_of_one(part, small=True) for part in _parts(shape))
+
+    def most_of_one(self, part: Shape, *, small: bool = False) -> int:
+        """Requests that one group holds at most; 0 where it does not even serve one alone.
+
+        ``small``: under the least limit of images that a search comes to.
+        """
+        rule, limit, units = self.request.model.image_rule, part.image_limit, None
+        if small and rule is not None and limit is not None and not self._limit_given:
+            limit = rule.least_limit
+        if self.request.workload.queue_images is not False:
+            units = vision_load_of(self.request, limit).units_per_request or None
+        one = replace(part, image_limit=limit, units_per_forward=units, at_once=1.0)
+
+        def most() -> int:
+            sizer = Sizer(self, one)
+            shortest, _ = sizer.contexts()
+            return sizer.most_requests(shortest) if sizer.evaluation(shortest).fits else 0
+
+        kind = self.key_of(self.gpus_of(one.groups)[0])
+        return self.once(most, "most", replace(one, groups=()), kind)
+
+    @property
+    def _limit_given(self) -> bool:
+        request = self.request
+        return request.image_limit is not None or request.workload.image_size is not None
+
     def shapes(self) -> list[Shape]:
         """The shapes that LMDeploy would take with the user's options, or an error: why not."""
-        running = [(shape, self._launches(shape)) for shape in shapes(self.request, self.engine)]
+        running = list(shapes(self.request, self.engine))
         if not running:
             raise self._no_shape()
-        stages: tuple[tuple[Callable[[EngineLaunch], Any], Callable[[Any], TurbofitError]], ...] = (
+        stages: tuple[tuple[_Ask, Callable[[Any], TurbofitError]], ...] = (
             (self.engine.problem, self._refused),
             (self._death, lambda death: UsageError(death.cause, hint=death.instead)),
             (self.engine.missing_kernels, self._no_kernels),
         )
-        for problem_of, error in stages:
-            problems = [
-                next(filter(None, map(problem_of, launches)), None) for _, launches in running
-            ]
+        for ask, error in stages:
+            problems = [self._problem(shape, ask) for shape in running]
             if all(problems):
                 raise error(problems[0])
-            running = [
-                pair for pair, problem in zip(running, problems, strict=True) if problem is None
-            ]
-        return [shape for shape, _ in running]
+            running = [s for s, problem in zip(running, problems, strict=True) if problem is None]
+        return running
 
     def _no_shape(self) -> UsageError:
         request, hint = self.request, f"take {self._other_weights()}"
@@ -318,18 +393,40 @@ class _Search(SearchState):
         known = known_problems(launch, self.engine.name, self.engine.version)
         return next((problem for problem in known if problem.fatal), None)
 
-    def _launches(self, shape: Shape) -> list[EngineLaunch]:
-        """A shape's engines, with the longest context that they might be launched with."""
+    def _problem(self, shape: Shape, ask: _Ask) -> Any:
+        """What is wrong with a shape's first engine that has a problem; None: all run.
+
+        Each has the longest context that it might be launched with, and one request where no batch
+        is given: none is chosen that ends it.
+        """
         request = self.request
         # A context too short for images says more than one too short to start.
         images = self.requested_load.units_per_image
         longest = request.model.text.max_position_embeddings if images else most_context(request)
-        launches = []
-        for group in shape.groups:
-            settings = shape_settings(request, replace(shape, tp=len(group)), longest)
-            gpus = [request.machine.gpu(index) for index in group]
-            launches.append(launch_of(request, settings, gpus, self.requested_load))
-        return launches
+
+        def problem(gpus: tuple[Gpu, ...]) -> Any:
+            alone = replace(shape, tp=len(gpus), at_once=1.0)
+            settings = shape_settings(request, alone, longest)
+
+            def answer() -> Any:
+                return ask(launch_of(request, settings, gpus, self.requested_load))
+
+            return self.once(answer, ask, settings, self.key_of(gpus))
+
+        return next(filter(None, map(problem, self.firsts(shape.groups))), None)
+
+
+def _is_bounded(request: ResolvedRequest) -> bool:
+    """Whether no cache has more than beside one request, which one of a ratio that is given may."""
+    return "cache_max_entry_count" not in request.engine_options
+
+
+def _parts(shape: Shape) -> Iterator[Shape]:
+    """Each group by itself, with the prefill that leaves its cache most."""
+    prefill = min(shape.prefills, default=shape.max_prefill_token_num)
+    for group in shape.groups:
+        alone = replace(shape, tp=len(group), groups=(group,), prefills=())
+        yield replace(alone, max_prefill_token_num=prefill)
 
 
 def _largest(

@@ -22,7 +22,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.tuner.speed import LinkClass, Pace, Speed, group_class, reduce_class
+from turbofit.tuner.speed import LinkClass, Pace, Speed, group_class, link_class, reduce_class
 from turbofit.tuner.tower import whole_image_prefill
 
 
@@ -370,21 +370,20 @@ class Groupings:
         """All that differ in memory or links, each of ``replicas`` groups of ``tp`` GPUs."""
         if tp * replicas > len(self._gpus):
             return []
-        distinct: dict[tuple[GroupSignature, ...], tuple[Group, ...]] = {}
-        for way in self._every(tp, replicas):
-            signature = tuple(sorted(map(self._signature, way)))
-            if signature not in distinct:
-                distinct[signature] = tuple(
-                    tuple(gpu.index for gpu in sorted(group, key=_fullness)) for group in way
-                )
-        return list(distinct.values())
+        return [
+            tuple(tuple(gpu.index for gpu in sorted(group, key=_fullness)) for group in way)
+            for way in self._distinct(tp, replicas)
+        ]
 
-    def _every(self, tp: int, replicas: int) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
+    def _distinct(self, tp: int, replicas: int) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
         if self._uniform:
             return [tuple(self._gpus[k * tp : (k + 1) * tp] for k in range(replicas))]
-        if len(self._gpus) <= _EXHAUSTIVE:
-            return _partitions(self._gpus, tp, replicas)
-        return [_in_order(self._machine, self._gpus, tp, replicas)]
+        if len(self._gpus) > _EXHAUSTIVE:
+            return [_in_order(self._machine, self._gpus, tp, replicas)]
+        distinct: dict[tuple[GroupSignature, ...], tuple[tuple[Gpu, ...], ...]] = {}
+        for way in _partitions(self._gpus, tp, replicas):
+            distinct.setdefault(tuple(sorted(map(self._signature, way))), way)
+        return distinct.values()
 
     def _signature(self, group: Sequence[Gpu]) -> GroupSignature:
         indices = tuple(gpu.index for gpu in group)
@@ -444,13 +443,15 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
             for g in gpus
         ]
 
+    by_group = {group: cards(group) for group in groups}
+
     def alike(group: Group, other: Group) -> bool:
-        pairs = list(zip(cards(group), cards(other), strict=False))
+        pairs = list(zip(by_group[group], by_group[other], strict=False))
         equal = all(a[1:] == b[1:] and abs(a[0] - b[0]) < _ALIKE for a, b in pairs)
         return len(group) == len(other) and equal
 
     sets: list[list[Group]] = []
-    for group in sorted(groups, key=lambda group: (*cards(group), group)):
+    for group in sorted(groups, key=lambda group: (*by_group[group], group)):
         members = next((members for members in sets if alike(members[0], group)), None)
         if members is None:
             sets.append(members := [])
@@ -501,4 +502,4 @@ def _uniform(machine: Machine, gpus: Sequence[Gpu]) -> bool:
     cards = {(gpu.total, gpu.reserved, gpu.used, gpu.limit) for gpu in gpus}
     if len(cards) > 1 or machine.measured is not None:
         return False
-    return len({group_class(machine, pair) for pair in combinations(gpus, 2)}) <= 1
+    return len({link_class(machine.link(a.index, b.index)) for a, b in combinations(gpus, 2)}) <= 1

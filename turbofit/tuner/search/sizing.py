@@ -64,6 +64,53 @@ class SearchState:
             self._answers[key] = answer()
         return cast("T", self._answers[key])
 
+    def gpus_of(self, groups: tuple[tuple[int, ...], ...]) -> list[tuple[Gpu, ...]]:
+        """The GPUs of each group."""
+        gpu = self.request.machine.gpu
+        return self.once(lambda: [tuple(map(gpu, group)) for group in groups], "gpus", groups)
+
+    def distinct(self, groups: tuple[tuple[int, ...], ...]) -> list[tuple[Gpu, ...]]:
+        """Groups that differ for an account and a speed: the last of those that are equal."""
+
+        def distinct() -> list[tuple[Gpu, ...]]:
+            return list({self.key_of(gpus): gpus for gpus in self.gpus_of(groups)}.values())
+
+        return self.once(distinct, "distinct", groups)
+
+    def firsts(self, groups: tuple[tuple[int, ...], ...]) -> list[tuple[Gpu, ...]]:
+        """As `distinct`, the first of those that are equal."""
+
+        def firsts() -> list[tuple[Gpu, ...]]:
+            first: dict[object, tuple[Gpu, ...]] = {}
+            for gpus in self.gpus_of(groups):
+                first.setdefault(self.key_of(gpus), gpus)
+            return list(first.values())
+
+        return self.once(firsts, "firsts", groups)
+
+    def key_of(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
+        """What an account and a speed depend on: no indices, where a group's cards are equal."""
+        machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
+
+        def key() -> tuple[object, ...]:
+            first, rest = gpus[0], gpus[1:]
+            unequal = len({(gpu.name, gpu.total, gpu.limit) for gpu in gpus}) > 1
+            fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
+            return (
+                first.name,
+                first.total,
+                first.reserved,
+                first.used,
+                first.limit,
+                fullest,
+                group_class(machine, gpus),
+                nvlink_bandwidth(machine, gpus),
+                reduce_class(machine, gpus),
+                indices if unequal else (),
+            )
+
+        return self.once(key, "key", indices)
+
 
 class Sizer:
     def __init__(self, state: SearchState, shape: Shape) -> None:
@@ -71,9 +118,7 @@ class Sizer:
         self.shape = shape
         vision_load = vision_load_of(self.request, shape.image_limit)
         self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
-        machine = self.request.machine
-        self.groups = [tuple(map(machine.gpu, group)) for group in shape.groups]
-        self.distinct = list({self._key(gpus): gpus for gpus in self.groups}.values())
+        self.groups, self.distinct = state.gpus_of(shape.groups), state.distinct(shape.groups)
         self._fixed_ratio = self.request.engine_options.get("cache_max_entry_count")
 
     @property
@@ -81,12 +126,22 @@ class Sizer:
         """What the context and the best batch depend on: like groups count once."""
         at_once = self.shape.requests(self.request.workload.concurrency)
         shape = replace(self.shape, groups=(), at_once=at_once)
-        return (shape, self.vision_load, tuple(map(self._key, self.distinct)))
+        return (shape, self.vision_load, tuple(map(self.state.key_of, self.distinct)))
 
     def with_batch(self, batch: int) -> Sizer:
         other = copy(self)
         other.shape = replace(self.shape, at_once=float(batch))
         return other
+
+    def safe(self) -> Sizer:
+        """The same with no larger batch than an engine survives, where nobody gives one."""
+        if "max_batch_size" in self.request.engine_options:
+            return self
+        batch = self.shape.requests(self.request.workload.concurrency)
+        limit = self.largest_batch(
+            shape_settings(self.request, self.shape, most_context(self.request))
+        )
+        return self if limit is None or batch <= limit else self.with_batch(limit)
 
     def evaluation(self, session_len: int) -> Evaluation:
         """The shape with this context: its ratio and what its cache holds, without any speed."""
@@ -115,6 +170,12 @@ class Sizer:
         tokens = wanted * round_up(size, account.settings.cache_block_seq_len)
         return max(0, tokens - kv_tokens) * account.bytes_per_token
 
+    def most_requests(self, session_len: int) -> int:
+        """Requests that the cache has room for: no more of a longer context or a larger batch."""
+        settings = shape_settings(self.request, self.shape, session_len)
+        size = counted_tokens(self.vision_load, session_len)
+        return settings.requests_in(self._tokens_held(session_len), size)
+
     def accounts(self, session_len: int) -> list[Account]:
         """The accounts of the groups that differ; their indices may be another equal group's."""
         settings = shape_settings(self.request, self.shape, session_len)
@@ -123,9 +184,16 @@ class Sizer:
     def largest_batch(self, settings: Settings) -> int | None:
         """The largest batch that ends no engine, whichever group has it; None: any."""
         name, version = self.engine.name, self.engine.version
-        launches = [launch_of(self.request, settings, g, self.vision_load) for g in self.distinct]
-        limits = [largest_batch(launch, name, version) for launch in launches]
-        return min((limit for limit in limits if limit is not None), default=None)
+
+        def largest() -> int | None:
+            launches = (
+                launch_of(self.request, settings, g, self.vision_load) for g in self.distinct
+            )
+            limits = [largest_batch(launch, name, version) for launch in launches]
+            return min((limit for limit in limits if limit is not None), default=None)
+
+        kinds = map(self.state.key_of, self.distinct)
+        return self.state.once(largest, "largest batch", settings.tp, *kinds)
 
     def speed(
         self,
@@ -154,17 +222,26 @@ class Sizer:
             images = replace(state.requested_load, units_per_forward=units)
             return group_speed(group.plain if plain else group, settings, images, kv_tokens, load)
 
-        units, key = self.shape.units_per_forward, (settings, self._key(gpus), kv_tokens, load)
+        units, key = (
+            self.shape.units_per_forward,
+            (settings, self.state.key_of(gpus), kv_tokens, load),
+        )
         return state.once(forecast, "speed", *key, units, plain)
+
+    def contexts(self) -> tuple[int, int]:
+        """The shortest and the longest context to look at: the user's, where it is given."""
+        longest = longest_context(self.request)
+        if self.request.context_given:
+            return longest, longest
+        if self.shape.promised is not None:
+            longest = min(longest, self.shape.promised)
+        return min(shortest_context(self.vision_load), longest), longest
 
     def session_len(self) -> int:
         """The context: the user's, or the model's own lowered to what the cache holds."""
-        if self.request.context_given:
-            return most_context(self.request)
-        longest = longest_context(self.request)
-        if self.shape.promised is not None:
-            longest = min(longest, self.shape.promised)
-        low = min(shortest_context(self.vision_load), longest)
+        low, longest = self.contexts()
+        if low == longest:
+            return low
         if self.state.too_small and self._tokens_held(low) < low:
             return low
         if self._tokens_held(longest) >= longest:
@@ -244,30 +321,9 @@ class Sizer:
         def account() -> Account:
             return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
 
-        return self.state.once(account, "account", settings, self.vision_load, self._key(gpus))
-
-    def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """What an account and a speed depend on: no indices, where a group's cards are equal."""
-        machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
-
-        def key() -> tuple[object, ...]:
-            first, rest = gpus[0], gpus[1:]
-            unequal = len({(gpu.name, gpu.total, gpu.limit) for gpu in gpus}) > 1
-            fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
-            return (
-                first.name,
-                first.total,
-                first.reserved,
-                first.used,
-                first.limit,
-                fullest,
-                group_class(machine, gpus),
-                nvlink_bandwidth(machine, gpus),
-                reduce_class(machine, gpus),
-                indices if unequal else (),
-            )
-
-        return self.state.once(key, "key", indices)
+        return self.state.once(
+            account, "account", settings, self.vision_load, self.state.key_of(gpus)
+        )
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
@@ -397,9 +453,13 @@ def held_by(sized: Evaluation) -> int:
 
 def most_held(sizer: Sizer, wanted: int) -> int:
     """The most requests at once that one engine of a shape holds, below ``wanted``."""
+    shortest, _ = sizer.contexts()
+    most = sizer.with_batch(1).most_requests(shortest)
 
     def holds(batch: int) -> bool:
         some = sizer.with_batch(batch)
+        if batch > most or some.most_requests(shortest) < batch:
+            return False
         return held_by(some.evaluation(some.session_len())) >= batch
 
     return bisect(holds, 1, wanted)[0] if holds(1) else 0

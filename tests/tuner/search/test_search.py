@@ -1,0 +1,74 @@
+"""A brief search leaves out what can be no better, and a look at one request what cannot fit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from tests.tuner.conftest import random_request
+from turbofit.core.plan import Workload
+from turbofit.machine.source import machine_from
+from turbofit.memory.engines import engine_for
+from turbofit.model.source import resolve_model
+from turbofit.tuner.explain import remedies
+from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.search.search import may_fit, search
+
+
+def asked(model: str, on: str, concurrency: int | None = None) -> ResolvedRequest:
+    workload = Workload(concurrency=concurrency)
+    return ResolvedRequest(model=resolve_model(model), machine=machine_from(on), workload=workload)
+
+
+def some() -> Iterator[ResolvedRequest]:
+    """Requests that fit, that hold fewer than was asked, that serve smaller images, and not."""
+    rng = random.Random(3)
+    for context in (True, False, True, False):
+        request = random_request(rng, context=context, most=2)
+        yield replace(request, workload=replace(request.workload, queue_images=None))
+    yield asked("internvl2-26b", "2xrtx3060")
+    yield asked("qwen2-vl-7b", "2xrtx3090", 600)
+    yield asked("qwen2-vl-7b", "rtx3090+rtx4090:used=9GiB", 600)
+    yield asked("internvl2-8b", "1xrtx3090:free=18GiB")
+
+
+@pytest.mark.parametrize("request_", list(some()))
+def test_a_brief_search_has_the_same_best(request_: ResolvedRequest) -> None:
+    engine = engine_for(request_.model, "auto")
+    whole, brief = search(request_, engine), search(request_, engine, brief=True)
+    assert brief.best == whole.best
+    assert {one.shape for one in brief.evaluations} <= {one.shape for one in whole.evaluations}
+
+
+@pytest.mark.parametrize(("concurrency", "fitting"), [(None, 2), (8, 1)])
+def test_what_cannot_fit_is_told_without_a_search(concurrency: int | None, fitting: int) -> None:
+    requests = [
+        asked("qwen2-vl-7b", on, concurrency) for on in ("1xt4", "1xrtx3060", "1xl4", "1xa100-40g")
+    ]
+    engine = engine_for(requests[0].model, "turbomind")
+    may = [may_fit(request, engine) for request in requests]
+    fits = [search(request, engine).best.fits for request in requests]
+    assert sum(fits) == sum(may) == fitting
+    assert fits == may
+
+
+def test_a_plan_that_does_not_fit_searches_no_cards_that_do_not_hold_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search of each of fifty kinds of cards took most of the time: 14 s for eight cards."""
+    searched = list[str]()
+    found = remedies.fit_on_host
+
+    def counted(request: ResolvedRequest, *args: object, **options: object) -> object:
+        searched.append(request.machine.gpu(0).name)
+        return found(request, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(remedies, "fit_on_host", counted)
+    plan = turbofit.plan("internvl2-76b", on="2xrtx3060", engine="turbomind")
+    larger = [name for name in searched if name != "NVIDIA GeForce RTX 3060"]
+    assert plan.remedies[0].change.startswith(f"2 x {larger[-1]} ")
+    assert len(larger) <= 3
