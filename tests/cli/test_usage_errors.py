@@ -104,7 +104,7 @@ def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> N
         ("-tp 2", "-tp of SGLang is taken as --tp", "parallel.tp", 2),
         ("-c 4096", "-c of llama.cpp is taken as --context", "settings.session_len", 4096),
         ("--backend=pytorch", "LMDeploy's: --backend as --engine", "engine.name", "pytorch"),
-        ("--api-keys x --max_batch_size 2", "LMDeploy's: --api-keys without a part in the plan",
+        ("--api-keys x --max_batch_size 2", "LMDeploy's: --api-keys without effect on the plan",
          "settings.max_batch_size", 2),
     ],
 )  # fmt: skip

@@ -86,6 +86,10 @@ CASES = {
         {"model": "internvl2-26b", "tp": 2}, "pytorch", "0.7.0 0.9.1", "0.6.5 0.9.2",
         [{"tp": 1}, {"model": "internvl2-8b"}],
     ),
+    "gemma3-float16": (
+        {"model": "gemma-3-4b", "dtype": "float16"}, "pytorch", "0.8.0 0.18", "",
+        [{"dtype": "bfloat16"}, {"model": "qwen2-vl-7b"}],
+    ),
     "shared-memory-ampere-ada": (
         {"model": "qwen3-8b", "capability": (8, 9)}, "pytorch", "0.8.0", "0.7.3 0.9.0",
         [{"capability": (8, 0)}, {"capability": (9, 0)}],

@@ -25,6 +25,14 @@ KINDS: Final = {
     "margin": ("m", "margin"),
 }
 
+#: Terms of a ledger as people say them.
+TERMS: Final = {
+    "text_prefill": "the longest prompts",
+    "sampling": "a full batch sampling with top_k=0",
+    "vision_request": "one image request at the limit",
+    "vision_forward": "image requests that meet in one forward",
+    "kv_cache": "the cache",
+}
 #: A negative term: it gives back what another term took.
 _RETURNED: Final = ".returned"
 
@@ -117,8 +125,10 @@ def memory_label(ledger: GpuLedger) -> str:
         used, whole = ledger.most - ledger.used, f"a budget of {format_bytes(ledger.budget)}"
     card = f"{format_bytes(used)} of {whole} in use {when}"
     left = ledger.headroom - ledger.beyond_budget
-    if left < 0:
-        return f"{card}, {format_bytes(-left)} too many"
+    if left < 0:  # the case is named: an earlier one may lack less, and be what a verdict is about
+        worst = next((term.term for term in ledger.ledger if term.worst), "")
+        case = f" ({TERMS[worst]})" if worst in TERMS and ledger.most == ledger.peak else ""
+        return f"{card}{case}, {format_bytes(-left)} too many"
     wanted = format_bytes(ledger.margin - ledger.beyond_budget)
     margin = "" if ledger.fits else f" of a margin of {wanted}"
     return f"{card}, {format_bytes(left)} left{margin}"

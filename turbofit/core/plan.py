@@ -295,6 +295,16 @@ class Surety(Struct):
             f"{'' if self.seen else ' of other cards'}"
         )
 
+    @property
+    def in_short(self) -> str:
+        """What nine of ten figures differ by at most, for people; their worst is in `words`."""
+        return {
+            "good": "mostly within 1.25 times",
+            "fair": "mostly within 1.5 times",
+            "rough": "mostly within 2 times",
+            "order": "its order of magnitude alone",
+        }.get(self.word, "nothing to compare it with")
+
     def figure(self, value: float) -> str:
         """A figure with two digits; one that is sure to an order is the nearest 1, 3 or 10."""
         if not self.of_order or value <= 0:

@@ -50,7 +50,8 @@ _BEGINS: Final = re.compile(
 )
 #: Words of both: most lines have none.
 _BEGINNINGS: Final = (
-    "lmdeploy ", "api_server", "turbofit ", "pipeline(", "Loading", "max_context_token_num",
+    "lmdeploy serve", "lmdeploy chat", "api_server", "turbofit ", "pipeline(", "Loading",
+    "max_context_token_num",
 )  # fmt: skip
 #: A command that somebody ran, with or without the prompt of a shell.
 _COMMAND: Final = re.compile(

@@ -25,7 +25,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.synonyms import plain
-from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share
+from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
 from turbofit.machine.nvidia_smi import SmiGpu, listed, read_text
 from turbofit.machine.presets import (
     GpuPreset,
@@ -330,7 +330,7 @@ def _any_card(text: str, given: dict[str, str]) -> _Card:
     name, shown, gigabytes = _named_size(text, given)
     capability = _capability(name, given.get("sm"))
     gpu = replace(_unused(shown, least_usable(gigabytes)), compute_capability=capability or NA)
-    total = f" of {format_bytes(int(gpu.total))}, nine tenths of {gigabytes:g} GB as on a T4,"
+    total = f" of {format_bytes(int(gpu.total))} (nine tenths of {three_digits(gigabytes)} GB),"
     known = "{}.{}".format(*capability) if capability else "8.0 to 9.0 (of another write sm=12.0)"
     note = (
         f"{name} has no preset: it was read as any card{'' if 'total' in given else total} with "

@@ -243,8 +243,8 @@ def _other(name: str) -> UsageError | None:
         return UsageError(
             f"{name} was read as a card{desk} of which only memory and compute capability are"
             " known",
-            hint=f"{' or '.join(written)} plans with these: what CUDA hands out of such cards at"
-            " least",
+            hint=f"{' or '.join(written)} says the least memory that CUDA gives programs on such a"
+            " card",
         )
     if _LAPTOP.search(bare_name(name)):
         return UsageError(

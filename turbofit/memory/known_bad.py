@@ -18,16 +18,17 @@ Capability = tuple[int, int]
 class Condition(Struct, forbid_unknown_fields=True):
     """Which launches a row is about: everything that is given holds.
 
-    ``quantization`` are methods of the weights, ``quant_policy`` and ``communicators`` LMDeploy's
-    options. ``capabilities`` and ``capability_below`` hold where one GPU of the group meets them;
-    one whose capability is not known meets none. ``model`` is a regular expression of the whole
-    name, case aside. ``odd_vocab_share``: each rank has an odd number of the vocabulary's logits.
-    ``tower_qk_norm``: the vision tower normalises its queries and keys. ``images``, ``experts`` and
-    ``delta``: the model has a vision tower, routed experts, gated delta nets. ``min_batch``: so
-    many requests at least run at once.
+    ``quantization`` are methods of the weights, ``dtypes``, ``quant_policy`` and ``communicators``
+    LMDeploy's options. ``capabilities`` and ``capability_below`` hold where one GPU of the group
+    meets them; one whose capability is not known meets none. ``model`` is a regular expression of
+    the whole name, case aside. ``odd_vocab_share``: each rank has an odd number of the vocabulary's
+    logits. ``tower_qk_norm``: the vision tower normalises its queries and keys. ``images``,
+    ``experts`` and ``delta``: the model has a vision tower, routed experts, gated delta nets.
+    ``min_batch``: so many requests at least run at once.
     """
 
     quantization: tuple[str, ...] | None = None
+    dtypes: tuple[str, ...] | None = None
     quant_policy: tuple[int, ...] | None = None
     communicators: tuple[str, ...] | None = None
     min_tp: int = 1
@@ -62,6 +63,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         """Whether every list that is given has the launch's value."""
         model, settings, packed = launch.model, launch.settings, launch.model.quantization
         listed = (
+            (settings.dtype, self.dtypes),
             (settings.quant_policy, self.quant_policy),
             (settings.communicator, self.communicators),
             (packed.method if packed else "", self.quantization),

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
+from turbofit.core.memory_stack import TERMS
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account, total_bytes
 
-#: Terms of a ledger as people say them.
-_NAMES: Final = {
-    "text_prefill": "the longest prompts",
-    "sampling": "a full batch sampling with top_k=0",
-    "vision_request": "one image request at the limit",
-    "vision_forward": "image requests that meet in one forward",
-    "kv_cache": "the cache",
-}
 _OTHERS: Final = "others"
 #: Terms that a sentence holds.
 _SHOWN: Final = 3
@@ -95,7 +88,7 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
             if ledger.budget is not None:
                 short = f"{format_bytes(missing)} more than {_kept(ledger)}"
             text = (
-                f"serves with {format_bytes(ledger.headroom)} to spare on GPU {ledger.index},"
+                f"GPU {ledger.index} keeps {format_bytes(ledger.headroom)} free in the worst case,"
                 f" {short}"
             )
             yield StartOutcome("margin", missing, text)
@@ -156,7 +149,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
         deadly = [term for term in _transients(ledger.ledger) if term.bytes > pool + left]
         if deadly:
             first = min(deadly, key=lambda term: term.bytes)
-            missing, case = first.bytes - pool - left, _NAMES.get(first.term, first.term)
+            missing, case = first.bytes - pool - left, TERMS.get(first.term, first.term)
             where = f"{format_bytes(pool)} are held and {format_bytes(left)} are free"
             if left < 0:  # the warm-up holds nothing, or holes in the pool take what it held
                 where = f"{format_bytes(max(0, pool + left))} are free"
@@ -183,14 +176,12 @@ def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) ->
     sizes: dict[str, int] = {}
     for term in terms:
         if term.phase != "transient" and term.term != _OTHERS:
-            name = term.phase if term.phase == "weights" else _NAMES.get(term.term, term.term)
+            name = term.phase if term.phase == "weights" else TERMS.get(term.term, term.term)
             sizes[name] = sizes.get(name, 0) + term.bytes
     requests = _transients(terms) if worst else []
     if requests:
         largest = max(requests, key=lambda term: term.bytes)
-        sizes[_NAMES.get(largest.term, largest.term)] = max(
-            largest.bytes, sizes.pop(POOL_WARMUP, 0)
-        )
+        sizes[TERMS.get(largest.term, largest.term)] = max(largest.bytes, sizes.pop(POOL_WARMUP, 0))
     order = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])[:_SHOWN]
     others = _others(ledger)
     parts = [f"others hold {format_bytes(others)}"] if others else []

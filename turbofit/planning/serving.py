@@ -9,7 +9,9 @@ from msgspec.structs import replace
 from turbofit.core.messages import plural
 from turbofit.core.struct import Struct, doc, known
 from turbofit.core.units import three_digits
+from turbofit.memory.engines import LMDEPLOY
 from turbofit.tuner.choose import choose, why_not
+from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.explain.reasons import pace_words, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit
@@ -45,6 +47,11 @@ class Serving(Struct):
     requests_per_second: Annotated[float | None, doc("A forecast; null: none.")] = None
     output_tokens_per_second: float | None = None
     seconds_to_first_token: float | None = None
+
+    @property
+    def of_lmdeploy(self) -> bool:
+        """Whether LMDeploy runs it, and not Transformers, one request after the other."""
+        return self.engine in LMDEPLOY
 
 
 def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
@@ -89,12 +96,13 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
     row = replace(blank, engine=fit.engine.name, tp=shape.tp, replicas=shape.replicas)
     if not fit.fits:
         return replace(row, why_not=why_not(fit), missing=fit.best.short)
+    tokens = [account.tokens_at(account.ratio) for account in fit.accounts]
     return replace(
         row,
-        kv_tokens=sum(account.tokens_at(account.ratio) for account in fit.accounts),
+        kv_tokens=sum(tokens),
         context=fit.best.settings.session_len,
         image_limit=fit.image_limit,
-        requests_at_once=sum(account.settings.max_batch_size for account in fit.accounts),
+        requests_at_once=requests_held(fit.accounts, tokens, fit.best.vision_load),
     )
 
 

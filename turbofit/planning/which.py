@@ -80,8 +80,9 @@ def which_models(request: WhichRequest) -> Which:
         rows.append(replace(row, model=preset))
     rows.sort(key=lambda row: row.model)
     answer = _answer(request, rows, errors, machine=name)
-    largest_first = sorted(answer.keep, key=lambda row: weights[row.model], reverse=True)
-    return replace(answer, keep=tuple(largest_first))
+    # The largest first, behind all of LMDeploy's those that Transformers alone runs.
+    order = sorted(answer.keep, key=lambda row: (row.of_lmdeploy, weights[row.model]), reverse=True)
+    return replace(answer, keep=tuple(order))
 
 
 def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:

@@ -8,9 +8,9 @@ from functools import partial
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, UsageError
-from turbofit.core.messages import QUEUED
+from turbofit.core.messages import QUEUED, plural
 from turbofit.core.plan import Plan, Remedy, Settings, Throughput
-from turbofit.core.units import MIB, format_bytes
+from turbofit.core.units import MIB, bisect, format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
@@ -129,7 +129,8 @@ class _Start:
     def text(self) -> str:
         promised = _promised(self.request.promised_requests, self.at_once)
         words = cache_words(self.tokens, self.vision_load, self.settings) + promised
-        text = self.end or f"{self.outcome.text}; {words}"
+        refused = _refused(self.request, self.vision_load, self.settings)
+        text = self.end or f"{self.outcome.text}; {refused}{words}"
         with_free = partial(self._accounts, self.load)
         if self.free_at_cache is not None:
             return _sized(with_free(None)[0], self.accounts[0], self.ratio) + text
@@ -140,7 +141,40 @@ class _Start:
     def throughput(self) -> Throughput | None:
         if not self.serves:
             return None
-        return _speed(self.alone, self.accounts, self.vision_load, self.engine, self.at_once)
+        load = _accepted(self.request, self.vision_load, self.settings)
+        return _speed(self.alone, self.accounts, load, self.engine, self.at_once)
+
+
+def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
+    """The largest images that a session holds with a token of text; LMDeploy refuses larger ones.
+
+    The tower reads those too, before their tokens are counted: memory is forecast with them.
+    """
+    rule, room = request.model.image_rule, settings.session_len - 1
+    if rule is None or load.tokens_per_request <= room:
+        return load
+    tokens = room // load.images_per_request
+    units, _ = bisect(
+        lambda units: rule.unit_tokens(units) <= tokens,
+        rule.least_units,
+        load.units_per_image,
+        rule.unit_step,
+    )
+    total = rule.unit_tokens(units) * load.images_per_request
+    return replace(load, units_per_image=units, tokens_per_request=total)
+
+
+def _refused(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> str:
+    """That LMDeploy refuses the largest images that clients can send; empty where it does not."""
+    accepted, rule = _accepted(request, load, settings), request.model.image_rule
+    if rule is None or accepted == load:
+        return ""
+    units = accepted.units_per_image
+    return (
+        f"LMDeploy refuses the largest images, whose {load.tokens_per_request:,} tokens exceed a"
+        f" session of {settings.session_len:,}: at most {units:,}"
+        f" {plural(units, rule.unit_name)} an image; "
+    )
 
 
 def _promised(promised: int | None, at_once: int) -> str:
@@ -413,12 +447,7 @@ def _warnings(
     if cache is not None:
         yield from unkept(request, room, cache)
     yield from beyond_model(request, room)
-    if tokens >= room:
-        yield (
-            f"the largest images of a request take {tokens:,} tokens, and a session has {room:,}:"
-            " LMDeploy refuses such a request"
-        )
-    elif cache is not None and tokens > cache:
+    if cache is not None and cache < tokens < room:
         yield (
             f"the largest images of a request take {tokens:,} tokens, and the cache holds"
             f" {cache:,}: such a request is not served"

@@ -462,11 +462,13 @@ def group_speed(
 ) -> Speed:
     """The forecast of one group for the workload's request, as if no limit was lowered for it.
 
-    Where its forwards hold fewer units than the engine's, image requests wait for each other.
+    Where its forwards hold fewer units than the engine's, image requests wait for each other. A
+    request that is longer than a session has a shorter prompt.
     """
     figures = rates()
+    longest = max(1, settings.session_len - figures.output_tokens)
     load = ClosedLoad(
-        prompt=requested_load.tokens_per_request + figures.text_tokens,
+        prompt=min(requested_load.tokens_per_request + figures.text_tokens, longest),
         output=figures.output_tokens,
         at_once=float(at_once),
         images=requested_load,

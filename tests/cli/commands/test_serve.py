@@ -102,7 +102,7 @@ def test_what_changes_no_memory_does_not_stop_a_plan(capsys: Out) -> None:
     for command in ("plan", "predict"):
         code, out, err = ran(capsys, f"{command} {line}", "--on", "2xrtx4090", "--json")
         assert (code, Plan.from_json(out).parallel.tp) == (0, 2)
-        said = "as LMDeploy's: --server-port, --chat-template without a part in the plan"
+        said = "as LMDeploy's: --server-port, --chat-template without effect on the plan"
         assert said in err.splitlines()
         assert ran(capsys, f"{command} {line} -q", "--on", "2xrtx4090", "--json")[2] == ""
 

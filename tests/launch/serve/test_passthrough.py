@@ -162,7 +162,7 @@ def test_what_became_of_each_option_is_one_line(monkeypatch) -> None:
     )
     assert os.environ["HF_HUB_CACHE"] == "d"
     planned = read_words(["--server-port", "1", "--log-level", "INFO"], ("--tp",), serves=False)
-    assert planned.line == "as LMDeploy's: --server-port, --log-level without a part in the plan"
+    assert planned.line == "as LMDeploy's: --server-port, --log-level without effect on the plan"
     assert (planned.ours, planned.engine) == ([], [])
     assert read_words(["m", "--tp", "2"], KNOWN, serves=True).line == ""
 

@@ -21,7 +21,7 @@ from turbofit.core.synonyms import synonym
 from turbofit.core.version import REFERENCE
 
 #: What became of an option that says nothing to a plan.
-_NO_PART: Final = "without a part in the plan"
+_NO_PART: Final = "without effect on the plan"
 
 
 class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fields=True):

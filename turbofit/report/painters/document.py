@@ -215,14 +215,16 @@ def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
 
 
 def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list[Block]:
-    """Those that say how the input was read (``assumed``), else the first; and how many more.
+    """The first known fault, how the input was read (``assumed``), else the first; how many more.
 
-    What stands beside commands, and what is harmless, is left out.
+    A known fault names its thread. What stands beside commands, and what is harmless, is left out.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
     kept = [text for text in warnings if not any(phrase in text for phrase in hidden)]
     kept.sort(key=lambda text: text not in assumed)
-    shown = [f"assumed: {text}" for text in kept if text in assumed] or kept[:1]
+    shown = [f"assumed: {text}" for text in kept if text in assumed]
+    faults = [text for text in kept if "https://" in text and text not in assumed]
+    shown = faults[:1] + shown or kept[:1]
     left = len(kept) - len(shown)
     if left:
         shown[-1] += f" (and {left} more {plural(left, 'warning')})"

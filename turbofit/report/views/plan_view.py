@@ -123,11 +123,13 @@ def _in_short(plan: Plan) -> dict[str, str]:
     facts, usual = {}, plan.usual_image
     if speed := plan.throughput:
         size = "worst size" if usual or plan.limits.vision_unit else "requests"
-        facts[size] = f"{_at_once(plan):,} at once; forecast {speed_in_short(speed)}"
+        facts[size] = f"{_at_once(plan)}; forecast {speed_in_short(speed)}"
+        first = [_first_token("a request" if size == "requests" else "the worst size", speed)]
         if usual:
             size, forecast = "{}x{}".format(*usual.image_size), speed_in_short(speed, usual)
             facts[size] = f"{usual.requests_at_once:,} at once; forecast {forecast}"
-        facts["first"] = first_token_in_short(speed, usual or None)
+            first.append(_first_token(size, speed, usual))
+        facts["first"] = f"token of {'; '.join(first)}"
         facts["host"] = _host_limit(usual.host if usual else speed.host)
     facts["pace"] = plan.pace.text if plan.pace else ""
     if plan.considered and plan.kv.longest_request_tokens:
@@ -185,31 +187,36 @@ def _promise(plan: Plan) -> dict[str, str]:
     return facts
 
 
-def _at_once(plan: Plan) -> int:
-    """Requests that run at once: a prediction may admit more than its cache holds."""
-    speed = None if plan.considered else plan.throughput
-    return plan.requests_at_once if speed is None else speed.concurrent_requests
+def _at_once(plan: Plan) -> str:
+    """Requests of the worst size that run at once, and the batch where the cache ends it."""
+    batch = plan.requests_at_once
+    running = min((users.running for users in users_of(plan)[:1]), default=batch)
+    text = f"{running:,} at once"
+    return text if running == batch else f"{text} (the batch: {batch:,})"
 
 
 def speed_in_short(speed: Throughput, of: Throughput | UsualImage | None = None) -> str:
-    """The forecast, or that of usual images, with a word for how sure it is.
+    """The forecast, or that of usual images, with how sure it is.
 
     What is sure to an order alone is told as one.
     """
     rate, sure = (of or speed).requests_per_second, speed.surety
     if sure is None:  # of an older plan
         return f"{two_digits(rate)} requests/s"
-    return f"{sure.figure(rate)} requests/s ({sure.word})"
+    return f"{sure.figure(rate)} requests/s ({sure.in_short})"
 
 
-def first_token_in_short(speed: Throughput, of: Throughput | UsualImage | None = None) -> str:
-    """Seconds to the first token of a request alone, and of one among others."""
-    of, alone, among = of or speed, speed.first_token_alone, speed.first_token
+def _first_token(size: str, speed: Throughput, of: UsualImage | None = None) -> str:
+    """Seconds to the first token of a size alone, and among others.
+
+    Both are rounded as the less sure one: a busy server never looks faster than an idle one.
+    """
+    seconds, alone, among = of or speed, speed.first_token_alone, speed.first_token
     if alone is None or among is None:
-        return f"{two_digits(of.seconds_to_first_token)} s to the first token among others"
-    first = alone.figure(of.seconds_to_first_token_alone)
-    rest = among.figure(of.seconds_to_first_token)
-    return f"{first} s to the first token alone, {rest} s among others"
+        return f"{size} in {two_digits(seconds.seconds_to_first_token)} s among others"
+    figure = alone.figure if alone.of_order else among.figure
+    first, rest = seconds.seconds_to_first_token_alone, seconds.seconds_to_first_token
+    return f"{size} in {figure(first)} s alone, {figure(rest)} s among others"
 
 
 def _capacity(plan: Plan) -> list[Block]:

@@ -79,6 +79,10 @@ def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
 #: Rows of a summary, and the others that it says something of; the whole text has all.
 _ROWS: Final = 12
 _OTHERS: Final = 3
+_BY_TRANSFORMERS: Final = (
+    "Transformers alone runs these: one request at a time, with layers in host memory where the GPU"
+    " is too small"
+)
 #: Columns that a summary leaves out.
 _WIDE: Final = ("engine", "shape", "KV tokens")
 #: A limit above it is of pixels: no model of a preset cuts an image into so many tiles.
@@ -111,13 +115,22 @@ def which_view(which: Which) -> list[Block]:
 
 def _kept_tables(which: Which) -> list[Block]:
     """Those that keep the promise: the first of them in few columns, and all in all columns."""
-    rows = [_row(which, serving) for serving in which.keep]
+    fast = [_row(which, serving) for serving in which.keep if serving.of_lmdeploy]
+    slow = [_row(which, serving) for serving in which.keep if not serving.of_lmdeploy]
+    blocks: list[Block] = [Heading("What keeps the promise", whole=False)]
+    blocks += _kept_table(fast, _ROWS) if fast else []
+    if slow:
+        blocks.append(Heading(_BY_TRANSFORMERS, short=True))
+        blocks += _kept_table(slow, _OTHERS if fast else _ROWS)
+    return blocks
+
+
+def _kept_table(rows: list[dict[str, str]], most: int) -> list[Block]:
     titles = [name for name in rows[0] if name not in _WIDE]
-    few = (tuple(row[name] for name in titles) for row in rows[:_ROWS])
+    few = (tuple(row[name] for name in titles) for row in rows[:most])
     every = (tuple(row.values()) for row in rows)
     return [
         table(titles, few, right=_NUMBERS, **ONLY_SHORT),
-        Heading("What keeps the promise", whole=False),
         table([*rows[0]], every, right=_NUMBERS, aside=("engine",), sortable=True),
     ]
 
@@ -125,8 +138,10 @@ def _kept_tables(which: Which) -> list[Block]:
 def _not_said(which: Which) -> str:
     """How many more there are than a summary says."""
     keep, others = len(which.keep), len(which.others)
+    fast = sum(serving.of_lmdeploy for serving in which.keep)
+    shown = min(fast, _ROWS) + min(keep - fast, _OTHERS if fast else _ROWS)
     counts = {
-        "more that do": max(0, keep - _ROWS),
+        "more that do": keep - shown,
         "that do not": others if keep else max(0, others - _OTHERS),
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "more"

@@ -162,9 +162,11 @@ def found_words(
     running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
     settings = accounts[0].settings
     size = counted_tokens(vision_load, settings.session_len)
-    running_words = f"{running:,} {plural(running, 'request')} at once"
-    if running > sum(settings.requests_in(cache, size) for cache in tokens):  # it was given
-        running_words = f"a batch of {running:,}"
+    held = sum(settings.requests_in(cache, size) for cache in tokens)
+    count = min(running, held)
+    running_words = f"{count:,} {plural(count, 'request')} at once"
+    if running > held:  # the batch was given
+        running_words += f", as the cache holds no more of a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
         where = f"GPU {indices(group[0] for group in groups)}"
@@ -176,8 +178,11 @@ def free_words(
     request: ResolvedRequest, ledgers: Sequence[GpuLedger], groups: Sequence[Sequence[int]]
 ) -> str:
     """What stays free on the tightest GPU, as a clause of a verdict."""
-    spare = min(ledger.headroom - ledger.beyond_budget for ledger in ledgers)
-    of = " of the budget" if request.budget else ""
+    tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.beyond_budget)
+    spare, of = tightest.headroom - tightest.beyond_budget, ""
+    if request.budget:
+        of = " of the card, which has less than the budget," if not tightest.beyond_budget else of
+        of = of or " of the budget"
     each = " on each" if sum(map(len, groups)) > 1 else ""
     return f"{format_bytes(spare)}{of} stay free{each}"
 

@@ -21,7 +21,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
-from turbofit.tuner.speed import Speed, group_class, group_rates, group_speed
+from turbofit.tuner.speed import Speed, counted_tokens, group_class, group_rates, group_speed
 from turbofit.tuner.surety import kind_of, surety_of
 from turbofit.tuner.throughput import host_rate, total
 
@@ -386,7 +386,9 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     for group in best.shape.groups:
         part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
         caches.append(part.kv_tokens)
-        at_once = part.shape.requests(request.workload.concurrency)
+        size = counted_tokens(load, part.settings.session_len)
+        held = part.settings.requests_in(part.kv_tokens, size)
+        at_once = min(part.shape.requests(request.workload.concurrency), max(1, held))
         here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
         speeds.append(group_speed(here, part.settings, load, part.kv_tokens, at_once))
     host = host_rate(request, load, len(speeds), _USUAL_SIZE)

@@ -116,14 +116,15 @@ def _closer(fit: EngineFit, other: EngineFit) -> str:
     if excess_tokens(other.request, result.vision_load):
         return ""  # no memory is short: the images are longer than the context
     if excess_tokens(fit.request, best.vision_load):
-        return f"the images fit the context then, and {format_bytes(result.short)} are short"
+        short = format_bytes(result.short)
+        return f"the images fit the context then, and {short} are short, the margin included"
     if best.held_requests:
         more = result.held_requests > best.held_requests
         return f"not enough alone: {too_few(other.request, result)}" if more else ""
     if result.short < best.short * _CLOSER:
         return (
             f"not enough alone: {format_bytes(result.short)} short"
-            f" instead of {format_bytes(best.short)}"
+            f" instead of {format_bytes(best.short)}, the margin included"
         )
     return ""
 

@@ -73,6 +73,7 @@ def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> 
     request, tokens, settings = sizer.request, evaluation.kv_tokens, evaluation.settings
     at_once = sizer.shape.requests(request.workload.concurrency)
     wants_cache |= tokens < at_once * request_tokens(sizer.state.requested_load)
+    at_once = min(at_once, max(1, held_by(evaluation)))  # of a larger batch the others wait
     curves = [partial(sizer.speed, settings, gpus, tokens) for gpus in sizer.groups]
     speeds = tuple(speed(at_once) for speed in curves)
     evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache)
@@ -117,10 +118,11 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
     if evaluation.parts:
         worst = max(evaluation.parts, key=lambda part: part.short)
         return explain(request, worst, engine)
-    if excess_tokens(request, evaluation.vision_load):
-        return too_long(request, evaluation.vision_load)
     sizer = Sizer(SearchState(request, engine), evaluation.shape)
     outcome = worst_outcome(sizer, evaluation)
+    starts = outcome.kind in ("serves", "request", "margin")  # else no smaller image helps
+    if starts and excess_tokens(request, evaluation.vision_load):
+        return too_long(request, evaluation.vision_load)
     if outcome.kind != "serves":
         return outcome.text
     return (

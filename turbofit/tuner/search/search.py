@@ -310,7 +310,7 @@ class _Search(SearchState):
         if "quant_policy" in engine_options:
             instead.append("another --quant-policy")
         return NoKernelError(
-            f"{model.name} does not run here: {kernels}",
+            f"{model.name} does not run on {self.engine.name} here: {kernels}",
             hint=f"take {', '.join(instead)} or {self._other_weights()}",
         )
 
