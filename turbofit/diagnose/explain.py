@@ -20,9 +20,9 @@ from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, witho
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
+from turbofit.diagnose.rules.rules_told import said, told_by
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
 from turbofit.diagnose.rules.rules_turbomind import turbomind_rules
-from turbofit.diagnose.told import said, told_by
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -93,6 +93,8 @@ def diagnose(
         for draft, _ in reversed(drafts[1:])
         if draft.kind != best.kind and draft.rank != "notice"
     }
+    if told and told.line == best.line:
+        told = None
     if told or _tells_less(best, of_run):
         less = told or _told(of_run) or _last_error(of_run)
         return _unknown(of_run, less, (_in_short(best),))
@@ -197,9 +199,9 @@ def _assumed(case: LogCase) -> tuple[str, ...]:
 
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     """No cause is proven: a message that a rule knows, or the last error."""
-    told = case.facts.told.has(draft.line) and not draft.what
-    line = said(_in_a_line(draft)) if told else _in_a_line(draft)
-    what = draft.what or f"{_NO_CAUSE}: {line}"
+    what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
+    if case.facts.told.has(draft.line) and not draft.what:
+        what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
     would_work, lacks = _plan(case, draft)
     memory = case.facts.first_event(TorchMemory)

@@ -69,7 +69,7 @@ _FORM: Final = re.compile(
 _BY_PROGRAM: Final = re.compile(
     r"[\s$>│|{}<(]|#!|\[(?![A-Z][a-z]+\])|[\w:]*\d[-:/.]\d|(?:\w+\.)*\w*(?:[Ee]rror|Exception)\b:?"
     r"|.{0,40}?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|FATAL|CRITICAL|[Ww]arning:)|Traceback|Process "
-    r"|\w+ ?[=(]|(?:import|from|export|pip|python\d?|lmdeploy|docker|sudo|CUDA\w+=\S+) [\w./-]+\b"
+    r"|\w+ ?[=(]|(?:import|from|export|pip|python\d?|lmdeploy(?= [a-z])|docker|sudo|CUDA\w+=\S+) [\w./-]+\b"
     r"|(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)|.*[{};\\]$"
 )
 _LONGEST: Final = 8192
@@ -86,7 +86,8 @@ def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
     """
     every = _every(chunks)
     first, second = next(every, None), next(every, None)
-    if first and second and second.line > first.line + 1 and not by_program(first.text):
+    alone = first and second and second.line > first.line + 1
+    if first and alone and not first.text.startswith("# ") and not by_program(first.text):
         first = first._replace(text=f"# {first.text}")
     yield from (row for row in (first, second) if row)
     yield from every

@@ -283,6 +283,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "place": _place,
     "place_in_lmdeploy": lambda figures: _innermost(_PART, figures.stack),
     "raised_by": _raised_by,
+    "ratio": lambda figures: figures.case.ratio,
     "read_as_16_bits": _read_as_16_bits,
     "said": lambda figures: figures.hit.said,
     "table": _table,
