@@ -109,7 +109,8 @@ class Mood:
         complains, refuses, progresses = _sound_of(text)
         if _SOURCE.match(text):
             return False
-        if text.startswith("# ") and (complains or refuses):
+        names_alone = text.endswith(("Error", "Exception"))
+        if text.startswith("# ") and (complains or refuses) and not names_alone:
             self.title = self.title or LogEvent(line, text, KnownMessage())
             return False
         # A count of none is no failure.

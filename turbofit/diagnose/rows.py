@@ -69,7 +69,7 @@ _FORM: Final = re.compile(
 _BY_PROGRAM: Final = re.compile(
     r"[\s$>│|{}<(]|#!|\[(?![A-Z][a-z]+\])|[\w:]*\d[-:/.]\d|(?:\w+\.)*\w*(?:[Ee]rror|Exception)\b:?"
     r"|.{0,40}?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|FATAL|CRITICAL|[Ww]arning:)|Traceback|Process "
-    r"|\w+ ?[=(]|(?:import|from|export|pip|python\d?|lmdeploy(?= [a-z])|docker|sudo|CUDA\w+=\S+) [\w./-]+\b"
+    r"|\w+ ?[=(]|(?:import|from|export|pip|python\d?|lmdeploy(?= [a-z])|docker|sudo) [\w./-]+\b"
     r"|(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)|.*[{};\\]$"
 )
 _LONGEST: Final = 8192
