@@ -120,7 +120,7 @@ class EventFinder:
         # A title says a line of the log again, unless the log has what follows it alone.
         below = [mark for mark in marks if not mark.of_title]
         if all(mark.row is not None and mark.row.rank == "consequence" for mark in below):
-            below = marks
+            below = [one for one in marks if not one.of_title or type(one.event) is KnownMessage]
         return Event(outcome="fatal", marks=tuple(below), last=self._last)
 
     def progressed(self, line: int) -> None:
