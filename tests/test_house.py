@@ -37,7 +37,7 @@ BUDGETS = {
     "load": 1_520,  # what asks for a person came from cli
     "launch": 11_830,  # kept kernels, images on threads and resized, standby, checks, garbage
     "batch": 1_685,
-    "diagnose": 4_275,  # a copy too many; other programs in one line, servers that stand still
+    "diagnose": 4_470,  # other programs in one line, servers that stand still, what a title tells
     "report": 5_045,  # views, and looks at servers that run, came from cli
     "cli": 4_370,  # a line of other programs; doors: what they opened into went to its rooms
     "turbofit": 430,  # a door of Python with its own words, those of a batch too

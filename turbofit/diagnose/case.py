@@ -52,6 +52,8 @@ class LogCase:
         self.machine = machine_from(on) if on else None
         #: Why the cards that the log names make no machine.
         self.no_machine = ""
+        #: What was assumed of a card whose size the log leaves open.
+        self.assumed = ""
         if on is None:
             self._take_machine_of_log()
 
@@ -151,6 +153,8 @@ class LogCase:
         name, cards = next(iter(found.items()))
         peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
+        if not self._printed_total:
+            self.assumed = self.facts.subject.cards.assumed(name) or ""
         number = cards.number or max([1, *peers, self.tp or 1, *counts])
         return f"{number}x{as_large(name, self._printed_total)}" + self._peers(number)
 

@@ -13,12 +13,14 @@ from turbofit.diagnose.answer import Diagnosis, Others, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
+from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
+from turbofit.diagnose.rules.rules_told import said, told_by
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
 from turbofit.diagnose.rules.rules_turbomind import turbomind_rules
 from turbofit.observe.log_events import (
@@ -56,8 +58,8 @@ _REASONS: Final = {
     "aborted": ("interrupted",),
     "engine_gone": ("interrupted",),
 }
-#: Kinds that people tell in words: an error that a program wrote tells more.
-_TOLD: Final = ("odd_answers", "said_to_die", "said_to_hang")
+#: Notices that say what ended something: what people tell goes before all others.
+_DECIDES: Final = ("interrupted", *_REASONS["request_failed"])
 #: Kinds that say what is seen, and no cause.
 _NO_CAUSES: Final = ("stands_still", "foreign")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
@@ -83,15 +85,19 @@ def diagnose(
         return _unknown(cases[-1], _foreign_answer(cases[-1], foreign.engine), ())
     drafts = _drafts(cases)
     if not drafts:
-        return _unknown(cases[-1], _last_error(cases[-1]), ())
+        return _unknown(cases[-1], _told(cases[-1]) or _last_error(cases[-1]), ())
     best, of_run = drafts[0]
+    told = _told(of_run) if best.rank == "notice" and best.kind not in _DECIDES else None
     also = {
         draft.kind: _in_short(draft)
         for draft, _ in reversed(drafts[1:])
         if draft.kind != best.kind and draft.rank != "notice"
     }
-    if _tells_less(best, of_run):
-        return _unknown(of_run, _last_error(of_run), (_in_short(best),))
+    if told and told.line == best.line:
+        told = None
+    if told or _tells_less(best, of_run):
+        less = told or _told(of_run) or _last_error(of_run)
+        return _unknown(of_run, less, (_in_short(best),))
     answer = _answer if best.what and best.kind not in _NO_CAUSES else _unknown
     return answer(of_run, best, tuple(reversed(also.values())))
 
@@ -106,14 +112,19 @@ def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
     return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
 
 
+def _told(case: LogCase) -> RuleAnswer | None:
+    """What people tell, where no line of a program decides: a warning alone does not."""
+    logged = case.facts.mood.logged
+    decides = case.facts.every(PythonError) or (logged and not case.facts.told.has(logged.line))
+    return None if decides else told_by(case)
+
+
 def _tells_less(best: RuleAnswer, case: LogCase) -> bool:
     """Whether what no row knows tells more than the best answer: an exception, or its beginning."""
     last, facts = case.event.last, case.facts
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
     if last is None and best.kind in ("request_failed", "engine_gone"):
         return facts.mood.logged is not None
-    if last is None and best.kind in _TOLD:
-        return (facts.cut_at or facts.mood.logged) is not None
     if last is None:
         explains = best.kind in _REASONS["request_failed"]
         return best.rank == "notice" and not explains and facts.cut_at is not None
@@ -142,7 +153,7 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         changes=_changes(case, draft, would_work),
         would_work=would_work,
         send=draft.send,
-        unknown=tuple(dict.fromkeys((*draft.unknown, *lacks))),
+        unknown=tuple(dict.fromkeys((*draft.unknown, *lacks, *_assumed(case)))),
         also=also,
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
         read=_read(case),
@@ -163,7 +174,7 @@ def _changes(case: LogCase, draft: RuleAnswer, planned: Advice | None) -> tuple[
     if planned is None or not planned.fits:
         return changes
     enough = (change.replace(", or more cards", "") for change in changes)
-    return tuple(sorted(enough, key=lambda change: change.startswith("while it was loading")))
+    return tuple(sorted(enough, key=lambda change: change.startswith("if it was loading")))
 
 
 def _plan(case: LogCase, draft: RuleAnswer) -> tuple[Advice | None, tuple[str, ...]]:
@@ -182,9 +193,15 @@ def _plan(case: LogCase, draft: RuleAnswer) -> tuple[Advice | None, tuple[str, .
     return would_work, tuple(lacks)
 
 
+def _assumed(case: LogCase) -> tuple[str, ...]:
+    return (f"which of its sizes the card has: {case.assumed}",) if case.assumed else ()
+
+
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     """No cause is proven: a message that a rule knows, or the last error."""
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
+    if case.facts.told.has(draft.line) and not draft.what:
+        what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
     would_work, lacks = _plan(case, draft)
     memory = case.facts.first_event(TorchMemory)
@@ -198,7 +215,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         also=also,
         evidence=draft.evidence,
         would_work=would_work,
-        unknown=("what caused it" if draft.evidence else "what happened", *lacks),
+        unknown=("what caused it" if draft.evidence else "what happened", *lacks, *_assumed(case)),
         send=() if draft.kind == "foreign" else what_to_send(_about(case, draft, what)),
         read=_read(case),
     )
@@ -213,7 +230,7 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
         return "(cut)"
     if not draft.evidence and facts.mood.pictures:
         words.append("(a picture)")
-    if draft.kind == "stands_still":
+    if draft.kind in ("stands_still", "said_to_hang"):
         words.append("(stands still)")
     if errors and not errors[-1][0].stack:
         words.append("(no traceback)")
@@ -242,12 +259,13 @@ def _last_error(case: LogCase) -> RuleAnswer:
     ]
     if errors:
         return _last_exception(case, errors)
+    if tool := case.facts.subject.foreign.tool:
+        return _foreign_answer(case, tool)
     if case.facts.cut_at is not None:
-        return _cut_off(case, case.facts.cut_at)
+        return _cut_off(case.facts.cut_at)
     if case.facts.clean_up is not None:
         return _of_clean_up(case.facts.clean_up)
-    tool = case.facts.subject.foreign.tool
-    return _foreign_answer(case, tool) if tool else _last_line(case, messages)
+    return _last_line(case, messages)
 
 
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
@@ -262,11 +280,8 @@ def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -
     return _quote(last, what.rstrip(": "))
 
 
-def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
-    """A traceback without its end, or the title above it, which may have the error."""
-    title = case.facts.mood.title
-    if title is not None and (named := _NAMED.search(title.text)):
-        return _quote(title, f"turbofit does not know this error: {named[0]}", "the title")
+def _cut_off(mark: LogEvent) -> RuleAnswer:
+    """A traceback without its end."""
     what = "this log ends within a traceback, before the error itself; its last call is"
     return _quote(mark, f"{what}: {evidence(mark, '').text}", "the last call that it shows")
 
@@ -282,13 +297,22 @@ def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
         )
         return RuleAnswer(kind="foreign", line=0, what=what)
     row = evidence(last, "the last error")
+    text = _with_end(last.text.strip())
     return RuleAnswer(
         kind="foreign",
         line=last.line,
-        what=f"a log of {program}, which turbofit does not explain; its last error: {row.text}",
+        what=f"a log of {program}, which turbofit does not explain; its last error: {text}",
         evidence=(row,),
         planned=name == case.facts.subject.foreign.engine,
     )
+
+
+def _with_end(text: str) -> str:
+    """A line to quote; of one that is too long its end, too, where that tells of the error."""
+    text = without_secrets(text)
+    if len(text) <= _SHOWN or not tells_of_error(text[-_SHOWN // 2 :]):
+        return text[:_SHOWN]
+    return f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
 
 
 def _last_of_foreign(case: LogCase) -> LogEvent | None:
@@ -322,7 +346,7 @@ def _last_line(case: LogCase, messages: list[tuple[LogEvent, KnownMessage]]) -> 
         planned = case.model is not None and case.machine is not None
         what = _QUIET + (_PICTURES if mood.pictures else "")
         return RuleAnswer(kind="", line=0, what=what, planned=planned)
-    text = evidence(line, "").text
+    text = _with_end(line.text.strip())
     if _WARNING.match(text):
         return _quote(line, f"this log has a warning, and no error: {text}", "the last warning")
     return _quote(line, f"turbofit does not know this message: {text}")
@@ -340,8 +364,6 @@ def _quote(mark: LogEvent, what: str, tells: str = "the last error") -> RuleAnsw
 
 #: Not NCCL's, whose errors have that level.
 _WARNING: Final = re.compile(r"(?!.*NCCL WARN).{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
-#: An exception by its name, in the title of a page.
-_NAMED: Final = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception): .+")
 #: Why a program's own check fails.
 _CHECKED: Final = (
     "what it was given or found here (an option, the model, a file, the card, a version) is not"
@@ -361,6 +383,8 @@ _PICTURES: Final = "; where its error stands in a picture, its text is needed"
 _LONG_LINE: Final = 200
 #: Characters by which what a row quotes is found again in the beginning of its line.
 _SHOWN_OF_IT: Final = 20
+#: Characters of a quoted line.
+_SHOWN: Final = 240
 #: Lines up to which a log does not tell which program it is of.
 _SHORT: Final = 3
 

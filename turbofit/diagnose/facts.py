@@ -9,6 +9,7 @@ from turbofit.diagnose.event import EventFinder, LogEvent
 from turbofit.diagnose.mood import Mood
 from turbofit.diagnose.rules.causes import hits_of, told_figures
 from turbofit.diagnose.subject import FactCollector
+from turbofit.diagnose.told import ToldLines
 from turbofit.launch.engine.process import repeats
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe.log_events import (
@@ -104,6 +105,7 @@ class LogFacts:
         self.course = Course()
         self.deaths = EventFinder()
         self.mood = Mood()
+        self.told = ToldLines()
         #: The line of an engine's beginning.
         self.begun_at: int | None = None
         #: Whether the command that was run stands in the log.
@@ -139,6 +141,7 @@ class LogFacts:
         self.subject.notice(text)
         self._begin(line, text)
         self.mood.notice(line, text)
+        self.told.notice(line, text)
         repeated = repeats(text)
         if repeated is not None:
             self.waits += repeated if self.waits else 0

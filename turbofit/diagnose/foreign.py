@@ -38,6 +38,10 @@ _ENGINES: Final = (
              r"\bbuild(?: =|:) (\d+)"),
     _Program("Ollama", r"\b[Oo]llama\b|llama runner process", rf"\bollama{_VERSION}"),
 )  # fmt: skip
+#: What stands in one engine's own lines alone, whichever others it has inside.
+_SURE: Final = re.compile(
+    r"(?P<SGLang>[/\\]sglang[/\\]srt\b)|(?P<Ollama>\bollama\[|llama runner process)"
+)
 #: Programs that install and carry others: a log is theirs where no row knows its error.
 _TOOLS: Final = (
     _Program("Kubernetes", r"\bkubelet\b|\bkubectl\b|FailedScheduling|BackOff\b|nvidia\.com/gpu"),
@@ -47,7 +51,7 @@ _TOOLS: Final = (
              r"|pip's|ResolutionImpossible|Cannot install|Failed building|metadata-generation"
              r"|subprocess-exited|externally-managed|Package '|\S+\.whl is not)|requires \S+, but"
              r" you have|Failed to build [`\w]|Building wheel for|looks like a filename"
-             r"|Invalid requirement|conflicting dependencies"),
+             r"|Invalid requirement|conflicting dependencies|<pip-setuptools-caller>"),
     _Program("systemd", r"\bsystemd\[\d+\]: "),
 )  # fmt: skip
 _ALL: Final = {program.name: program for program in (*_ENGINES, *_TOOLS)}
@@ -61,6 +65,7 @@ class ForeignPrograms:
 
     def __init__(self) -> None:
         self.of_lmdeploy = False
+        self._sure = ""
         self._lines = Counter[str]()
         self._versions: dict[str, str] = {}
 
@@ -68,6 +73,9 @@ class ForeignPrograms:
         """Take in any line of a log."""
         if not self.of_lmdeploy and _LMDEPLOY.search(text):
             self.of_lmdeploy = True
+        sure = _SURE.search(text)
+        if sure is not None:
+            self._sure = str(sure.lastgroup)
         match = None if self.of_lmdeploy else _ANY.search(text)
         if match is not None:
             self.found(list(_ALL)[int(str(match.lastgroup)[1:])], text)
@@ -82,7 +90,7 @@ class ForeignPrograms:
     @property
     def engine(self) -> str:
         """The engine whose log it is; empty where it is LMDeploy's, or nobody's."""
-        return self._of(_ENGINES)
+        return self._sure if self._sure and not self.of_lmdeploy else self._of(_ENGINES)
 
     @property
     def tool(self) -> str:

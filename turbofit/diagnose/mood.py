@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 _NO_LESS = (
     r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
     r"(?!.*\[(safe_run|model_inst)\] exception caught:( GeneratorExit| CancelledError)? *$)"
-    r"(?!.*operation scheduled before its operands)"
+    r"(?!.*operation scheduled before its operands|.*following error\W*$)"
 )
 #: A line that no row knows and that tells of an error, whoever wrote it.
 _COMPLAINT: Final = re.compile(
     rf"{_NO_LESS}(?!.*:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed"
-    r"|Aborted|Killed|denied|refused|Segmentation)\b|NCCL WARN"
+    r"|Aborted|Killed|denied|refused|Segmentation)\b|NCCL WARN|requires .{1,120}, but you have"
     r"|(?<=\.)\w*(?:Timeout|Expired|Disconnected): |NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
 )
 #: A line that may tell of one: words in which a program refuses, an exception of any name.
 _REFUSAL: Final = re.compile(
     rf"{_NO_LESS}(?:.*?(?i:error|failed|exce(?:ption|ed)|can(?:no|')t |could not|unable to|invalid"
-    r"|unsupported|n't support|不支持|not (supported|found)|has no |(should|must) (not )?be )"
+    r"|unsupported|n't support|不支持|not (support|found)|has no |(should|must) (not )?be )"
     r"|(\w+\.)+[A-Z]\w*(: |$))"
 )
 #: What a program writes of its errors, and nobody else: a level, a time, the name of an exception.
@@ -55,6 +55,14 @@ _UNANSWERED: Final = re.compile(
 )
 #: A request that a server answered.
 _ANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" 200\b')
+
+
+#: A numbered source line of a traceback, as IPython and rich show them, and the call that raises.
+_SOURCE: Final = re.compile(
+    r" *(?:-+> ?\d|\d{1,5} {2,}\S|\d{1,5} (?:(?:except|raise|def|if|return|try|with|for)\b"
+    r"|[\w.]+\())"
+    r"|\s*raise [\w.]+\("
+)
 
 
 class Mood:
@@ -99,7 +107,10 @@ class Mood:
     def goes_on(self, line: int, text: str, stack: tuple[PythonFrame, ...]) -> bool:
         """Take in a row that no event has: whether it shows that the program goes on."""
         complains, refuses, progresses = _sound_of(text)
-        if text.startswith("# ") and (complains or refuses):
+        if _SOURCE.match(text):
+            return False
+        names_alone = text.endswith(("Error", "Exception"))
+        if text.startswith("# ") and (complains or refuses) and not names_alone:
             self.title = self.title or LogEvent(line, text, KnownMessage())
             return False
         # A count of none is no failure.
@@ -111,6 +122,11 @@ class Mood:
         else:
             return progresses
         return False
+
+
+def tells_of_error(text: str) -> bool:
+    """Whether words tell of an error, or may."""
+    return any(_sound_of(text)[:2])
 
 
 @by_form

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 import msgspec
 
+from turbofit.observe.log_reader import by_form
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -63,6 +65,13 @@ _FORM: Final = re.compile(
     r"- \[[ xX]\] |#{2,6} (?:Checklist|Describe the bug|Reproduction|Environment|Error traceback"
     r"|\S*\s*(?:检查清单|问题描述|复现|环境|报错))"
 )
+#: How a program's or a shell's line begins, or code ends: what has none of it a person may say.
+_BY_PROGRAM: Final = re.compile(
+    r"[\s$>│|{}<(]|#!|\[(?![A-Z][a-z]+\])|[\w:]*\d[-:/.]\d|(?:\w+\.)*\w*(?:[Ee]rror|Exception)\b:?"
+    r"|.{0,40}?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|FATAL|CRITICAL|[Ww]arning:)|Traceback|Process "
+    r"|\w+ ?[=(]|(?:import|from|export|pip|python\d?|lmdeploy(?= [a-z])|docker|sudo) [\w./-]+\b"
+    r"|(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)|.*[{};\\]$"
+)
 _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
@@ -72,11 +81,28 @@ def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
 
     A progress bar rewrites its line by carriage returns, and engines write into the middle of it:
     such a line becomes several rows of the same number; a Python error that quotes one stays whole.
-    UTF-16 (PowerShell's redirection) is read.
+    UTF-16 (PowerShell's redirection) is read. The first line is a title, and gets its mark, where
+    a person wrote it and nothing follows in the next.
     """
+    every = _every(chunks)
+    first, second = next(every, None), next(every, None)
+    alone = first and second and second.line > first.line + 1
+    if first and alone and not first.text.startswith("# ") and not by_program(first.text):
+        first = first._replace(text=f"# {first.text}")
+    yield from (row for row in (first, second) if row)
+    yield from every
+
+
+@by_form
+def by_program(form: str) -> bool:
+    """Whether a line has the form of what programs write, and of no person's sentence."""
+    return _BY_PROGRAM.match(form) is not None
+
+
+def _every(chunks: Iterable[bytes]) -> Iterator[Row]:
     prefix = _SharedPrefix()
     for number, text in _lines(chunks):
-        for part in _parts(text):
+        for part in (*_said_before(text), *_parts(text)):
             if text_of_row := prefix.without(_bare(part)):
                 yield Row(number, text_of_row, "vLLM" if _VLLM.match(part) else "")
 
@@ -94,6 +120,13 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, str]]:
     for text in rest.decode(encoding or "utf-8", "replace").split("\n"):
         number += 1
         yield number, text
+
+
+def _said_before(text: str) -> Iterator[str]:
+    """Yields the sentence behind which somebody pasted a traceback without a new line."""
+    said = text.partition(_TRACEBACK)[0]
+    if said != text and " " in said.strip() and not by_program(said) and said[0].isalpha():
+        yield said
 
 
 class _SharedPrefix:

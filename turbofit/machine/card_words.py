@@ -11,7 +11,13 @@ from typing import Final, NamedTuple
 
 from turbofit.core.synonyms import plain
 from turbofit.core.units import MIB
-from turbofit.machine.presets import find_preset, load_preset, nominal_gigabytes, presets_with
+from turbofit.machine.presets import (
+    assumed_note,
+    find_preset,
+    load_preset,
+    nominal_gigabytes,
+    presets_with,
+)
 from turbofit.machine.unlisted import other_card
 
 #: Substrings of which each card's name has one: most lines are passed over by them.
@@ -71,6 +77,11 @@ class CardWords:
         #: Chips that the text names with a size, and cards of others: a name leaves its size open.
         self._sized = set[str]()
         self._unsized: dict[str, str] = {}
+
+    def assumed(self, key: str) -> str | None:
+        """What was assumed of a card sold in several sizes, where the text names none of them."""
+        chip = next((chip for chip, found in self._unsized.items() if found == key), None)
+        return assumed_note(chip.lower(), 1) if chip and re.search(r"-\d+g$", key) else None
 
     def read(self, line: int, text: str) -> None:
         if not any(map(text.__contains__, _WORDS)):

@@ -285,7 +285,8 @@ UNENDED: Final = (
         (f"{UNENDED}_queue.Empty\n", f"{NOT_KNOWN} _queue.Empty", ("f",)),
         ("# MoonEngine has no tide\nI failed to start it", f"{NOT_KNOWN} # MoonEngine", ()),
         (UNENDED, f"{CUT} a = self._slice(image)", ("f",)),
-        (f"# [Bug] MoonError: no tide\n{UNENDED}", "turbofit does not know this error: Moon", ()),
+        (f"# [Bug] MoonError: no tide\n{UNENDED}", f"{CUT[:-18]} the title says: [Bug] Moon",
+         ("its last call is: a = self._slice(image)", "f")),
         (f"{UNENDED}  File \"/a", f"{CUT} a = self._slice(image)", ("f",)),
         ("".join(f"(RayWorker pid=3) {line}\n"
                  for line in ('  File "/v/lmdeploy/x.py", line 7, in g', "    assert moons > 1")),
@@ -301,6 +302,19 @@ def test_a_line_that_looks_like_an_error_is_quoted(
     assert found.what.rpartition(": ")[2] in found.evidence[0].text
     assert not told.startswith(CUT) or "the lines after the last one here" in found.send[0]
     assert tuple(why.rpartition(" in ")[2] for why in found.why) == where
+
+
+def test_a_warning_is_less_than_what_the_title_tells() -> None:
+    warned = "[TM][WARNING] Device 1 peer access Device 2 is not available.\n"
+    found = explain(f"[Bug] 0.5.0 会卡死\n\n{warned}")
+    assert found.what == "no line of this log tells what failed; the title says: [Bug] 0.5.0 会卡死"
+    assert "py-spy" in some(found.others).tried[0]
+    assert explain(warned).kind == "peer_warning"
+
+
+def test_source_lines_are_no_message() -> None:
+    found = explain("Traceback\n 19              f'<{name}> test failed!\\n'\n---> 22 exit(1)\n")
+    assert found.evidence == ()
 
 
 def test_an_error_goes_before_a_line_that_only_looks_like_one() -> None:

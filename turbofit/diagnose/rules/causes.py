@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 #: A cause ends a run; a refusal is a program's own check, by its form alone, and is asked after all
-#: causes; a consequence follows one; a notice harms nobody.
-Rank = Literal["cause", "refusal", "consequence", "notice"]
+#: causes; a consequence follows one; a notice harms nobody; what people tell stands in no log.
+Rank = Literal["cause", "refusal", "consequence", "notice", "told"]
 #: A sentence with figures in braces; of two the second is told where a figure of the first misses.
 Sentence = str | tuple[str, str]
 
@@ -186,12 +186,16 @@ def pattern_of(text: str) -> re.Pattern[str]:
     return re.compile(bounded)
 
 
-def hits_of(text: str) -> tuple[Hit, ...]:
-    """Rows that have this line, in their order, whatever else the log says."""
+def hits_of(text: str, *, told: bool = False) -> tuple[Hit, ...]:
+    """Rows that have this line, in their order, whatever else the log says.
+
+    Those of people's words only where a person ``told`` it, and then first.
+    """
     rows = _rows_of(text)
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
-    return tuple(_hits(rows, text))
+    hits = (hit for hit in _hits(rows, text) if told or hit.row.rank != "told")
+    return tuple(sorted(hits, key=lambda hit: hit.row.rank != "told"))
 
 
 def _hits(rows: tuple[Row, ...], text: str) -> Iterator[Hit]:

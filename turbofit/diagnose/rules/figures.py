@@ -11,7 +11,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.causes import kind_of, release_of
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
-from turbofit.memory.versions import listed_since, listings, written
+from turbofit.memory.versions import listed_since, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -151,20 +151,6 @@ def _too_old_for(figures: Figures) -> str | None:
     return version if since and version and written(version) < written(since) else None
 
 
-def _meant(figures: Figures) -> str | None:
-    """The architecture that a name means where they differ in the writing of letters alone."""
-    name = str(figures.of_line("name") or "")
-    known = {
-        _letters(arch): arch for engine in ("turbomind", "pytorch") for arch in listings(engine)
-    }
-    architecture = known.get(_letters(name))
-    return None if architecture == name else architecture
-
-
-def _letters(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
 def _released(figures: Figures, *, dropped: bool) -> str | None:
     """The release of Transformers that brought, or dropped, the name that the line asks for."""
     names = (figures.of_line(field) for field in ("type", "name", "imported"))
@@ -292,12 +278,12 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "dropped": lambda figures: _released(figures, dropped=True),
     "listed_since": _listed_since,
     "loads": lambda figures: True if _function(figures) in _LOADS else None,
-    "meant": _meant,
     "model_name": _model_name,
     "package": lambda figures: package_of(figures.stack),
     "place": _place,
     "place_in_lmdeploy": lambda figures: _innermost(_PART, figures.stack),
     "raised_by": _raised_by,
+    "ratio": lambda figures: figures.case.ratio,
     "read_as_16_bits": _read_as_16_bits,
     "said": lambda figures: figures.hit.said,
     "table": _table,

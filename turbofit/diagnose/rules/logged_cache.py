@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.plan import Settings
@@ -113,9 +114,8 @@ def _of_blocks(case: LogCase) -> LoggedCache | None:
     tokens = defaults.get("cache_block_seq_len", Settings().cache_block_seq_len)
     told = case.ratio if case.ratio is not None and 0 < case.ratio < 1 else None
     # What the ratio was of before 0.2.2 has no meaning for free memory.
-    default = _DEFAULT_RATIO
-    if case.turbomind.ratio_of_free:
-        default = float(str(defaults["cache_max_entry_count"]))
+    default = default_ratio(case) if case.turbomind.ratio_of_free else None
+    default = default or _DEFAULT_RATIO
     bytes_of_it = size.value * count.value
     return LoggedCache(
         size=bytes_of_it,
@@ -167,12 +167,19 @@ def double_start(case: LogCase) -> tuple[str, Evidence] | None:
     )
 
 
+def default_ratio(case: LogCase) -> float | None:
+    """The ratio of the log's LMDeploy where nobody set one; None where its version is not known."""
+    default = case.turbomind.defaults("").get("cache_max_entry_count")
+    return float(str(default)) if default and case.facts.subject.version else None
+
+
 def lower_ratio(case: LogCase) -> tuple[str, ...]:
     """What leaves more of a card for what comes after the cache."""
-    lower = [f"{ratio:g}" for ratio in _RATIOS if case.ratio is None or ratio < case.ratio][:2]
+    runs = case.ratio or default_ratio(case) or math.inf
+    lower = [f"{ratio:g}" for ratio in _RATIOS if ratio < runs][:2]
     if not lower:
         return (
-            f"not the cache: it had only {case.ratio:g} of what was free. More GPUs (--tp), a"
+            f"not the cache: it had only {runs:g} of what was free. More GPUs (--tp), a"
             " quantised variant, freer cards, a smaller --session-len and --max-batch-size",
         )
     return (

@@ -105,7 +105,7 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    program, neighbours = _program_of(mark.stack, case.facts.subject), _neighbours(case, memory)
+    program, neighbours = program_of(mark.stack, case.facts.subject), _neighbours(case, memory)
     phase = "quantising" if program == "lmdeploy-lite" else phase_of(mark.stack)
     why_cache, held_cache, lines = cache_facts(case, logged_cache(case))
     lines.append(evidence(mark, "torch's own figures"))
@@ -374,7 +374,7 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
     return "unknown"
 
 
-def _program_of(stack: tuple[PythonFrame, ...], subject: FactCollector) -> str:
+def program_of(stack: tuple[PythonFrame, ...], subject: FactCollector) -> str:
     """The program that ran out, as the table of what takes less memory names it."""
     paths = [frame.path.replace("\\", "/") for frame in stack]
     for folder, name in _FOLDERS.items():

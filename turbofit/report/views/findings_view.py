@@ -127,7 +127,7 @@ def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:
         "model": read.model,
         "machine": read.machine,
         "engine": read.engine,
-        "lmdeploy": read.version,
+        "lmdeploy": read.version if read.engine in (None, "turbomind") else None,
     }
 
 
