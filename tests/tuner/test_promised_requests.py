@@ -62,10 +62,21 @@ def test_all_that_is_held_fits_and_one_more_does_not(
     assert one_more.held.requests == held
 
 
+def test_a_given_ratio_holds_what_it_holds() -> None:
+    """Its cache may have more tokens beside a longer context: no bound of fewer holds there."""
+    asked = {"engine": "turbomind", "cache_max_entry_count": 0.1, "max_pixels": 65536}
+    asked |= {"on": "1xrtx3090", "max_prefill_token_num": 16448}
+    over = turbofit.plan("qwen3.5-4b", concurrency=300, **asked)
+    assert not over.fits
+    assert turbofit.plan("qwen3.5-4b", concurrency=over.held.requests, **asked).fits
+    assert not turbofit.plan("qwen3.5-4b", concurrency=over.held.requests + 1, **asked).fits
+
+
 def test_no_batch_is_planned_that_ends_an_engine() -> None:
     """Three requests at once were a refusal, whose hint led to another one."""
     plan = turbofit.plan("cogvlm-17b", on="2xrtx3090", concurrency=3)
-    assert plan.verdict.endswith("with --concurrency 3: max_batch_size 1 runs 1 of 3 at once")
+    batch = "max_batch_size 1, the most that LMDeploy survives, runs 1 of 3 at once"
+    assert plan.verdict.endswith(f"with --concurrency 3: {batch}")
     assert (plan.held.requests, plan.settings.max_batch_size) == (1, 1)
     assert plan.remedies[0].change == "--concurrency 1"
     assert "max_batch_size 1: with more at once a fault of LMDeploy ends the engine" in plan.reasons

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from bench.compatibility.checkpoints import CHECKPOINTS
+from tests.launch.images.test_resize import usable_library
 from tests.support.serving import needs
 from tests.sweep import sweep
-from turbofit.launch.images.pixels import NotUsableError, open_library
 from turbofit.launch.images.preparation import prepare
 from turbofit.launch.images.resize import quicken
 from turbofit.launch.images.values import TableTransform, look_values_up, quickened
@@ -121,13 +121,6 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(np.all(one == other))
-
-
-def library() -> Any:
-    try:
-        return open_library()
-    except NotUsableError as exc:
-        pytest.skip(str(exc))
 
 
 @pytest.fixture
@@ -237,7 +230,7 @@ def quickened_by_library(table: TableTransform) -> None:
     """The library finds what NumPy finds, and one that does not is not used."""
     picture = drawn(64, 48)
     known = table(picture)
-    table.quicken(library())
+    table.quicken(usable_library())
     assert table._look_up is not None
     assert same(table(picture), known)
     nothing = SimpleNamespace(look_up_2=lambda *_: None, look_up_4=lambda *_: None)

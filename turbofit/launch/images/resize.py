@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 #: Models that resize by Pillow have transforms of torchvision; Transformers' processors use torch.
 _TRANSFORMS: Final = ("transform", "image_transform")
 _OURS: Final = "turbofit_resizes"
-#: Releases of Pillow whose resizing was read: from the first that tells where its pixels are, and
-#: that from which on a picture that loses much height is resized along its columns first.
+#: Releases of Pillow: the first that tells where its pixels are; the first that resizes a picture
+#: along its columns first where it loses much height; and the first whose code nobody has read.
 #: Source: Pillow 13.0.0 libImaging/Resample.c::ImagingResampleInner `int horizontal_first =`
 _FIRST, _COLUMNS_FIRST, _UNREAD = (11, 3), (13, 0), (13, 1)
-#: Trial images: larger and smaller, one side alone, either pass first, and just not.
+#: Trial images become larger and smaller, in one side alone too; the columns are first in some.
 _TRIED: Final = (
     ((61, 47), (448, 96)), ((131, 53), (61, 97)), ((97, 61), (97, 40)), ((40, 90), (33, 90)),
     ((64, 300), (56, 284)), ((64, 300), (56, 283)), ((37, 211), (90, 16)), ((300, 41), (16, 33)),

@@ -37,7 +37,6 @@ from turbofit.gateway.limits.sharing import (
 )
 from turbofit.gateway.media.pictures import resized_image
 from turbofit.launch.images.preparation import prepare, threads_here
-from turbofit.launch.images.resize import quicken
 from turbofit.launch.pipeline.held import check_keywords, hold_engine, queued
 
 if TYPE_CHECKING:
@@ -212,15 +211,13 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
 
 
 def _prepare_images(encoder: Any, plan: Plan) -> None:
-    """Have images prepared as `serve` has them; a warning where LMDeploy's own way must stay."""
+    """Have images prepared as `serve` has them; a warning where LMDeploy's own way must stay.
+
+    Pillow resizes them: the process is its user's, and keeps Pillow as it is.
+    """
     threads = threads_here(plan)
-    if threads <= 1:
-        return
-    why = prepare(encoder, threads, plan.host.image_cache)
-    if why is not None:
+    if threads > 1 and (why := prepare(encoder, threads, plan.host.image_cache)):
         warnings.warn(f"images are prepared in LMDeploy's own way: {why}", stacklevel=2)
-        return
-    quicken(encoder.model)
 
 
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:

@@ -158,14 +158,11 @@ def found_words(
     """
     outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
-    batches = [account.settings.max_batch_size for account in accounts]
-    running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
-    settings = accounts[0].settings
-    size = counted_tokens(vision_load, settings.session_len)
-    held = sum(settings.requests_in(cache, size) for cache in tokens)
-    count = min(running, held)
+    alike = len(groups) // len(accounts)  # engines that one account stands for
+    running = sum(account.settings.max_batch_size for account in accounts) * alike
+    count = requests_held(accounts, tokens[: len(accounts)], vision_load) * alike
     running_words = f"{count:,} {plural(count, 'request')} at once"
-    if running > held:  # the batch was given
+    if running > count:  # the batch was given
         running_words += f", as the cache holds no more of a batch of {running:,}"
     where = " and ".join(group_words(request, group) for group in groups)
     if all(len(group) == 1 for group in groups):
@@ -181,8 +178,7 @@ def free_words(
     tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.beyond_budget)
     spare, of = tightest.headroom - tightest.beyond_budget, ""
     if request.budget:
-        of = " of the card, which has less than the budget," if not tightest.beyond_budget else of
-        of = of or " of the budget"
+        of = " of the budget" if tightest.beyond_budget else " of the card"
     each = " on each" if sum(map(len, groups)) > 1 else ""
     return f"{format_bytes(spare)}{of} stay free{each}"
 

@@ -148,7 +148,10 @@ def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
     settings = evaluation.settings
     size = counted_tokens(evaluation.vision_load, settings.session_len)
     if not evaluation.short:
-        return f"max_batch_size {settings.max_batch_size} runs {count:,} of {wanted:,} at once"
+        given = "max_batch_size" in request.engine_options
+        most = "" if given else ", the most that LMDeploy survives,"
+        batch = settings.max_batch_size
+        return f"max_batch_size {batch}{most} runs {count:,} of {wanted:,} at once"
     per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
     return (
         f"the cache holds {count:,} of {wanted:,} requests of {size:,} tokens,"

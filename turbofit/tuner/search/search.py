@@ -40,7 +40,13 @@ from turbofit.tuner.search.shapes import (
     shape_settings,
     shapes,
 )
-from turbofit.tuner.search.sizing import SearchState, Sizer, longest_context, most_context
+from turbofit.tuner.search.sizing import (
+    SearchState,
+    Sizer,
+    is_bounded,
+    longest_context,
+    most_context,
+)
 from turbofit.tuner.surety import with_surety
 from turbofit.tuner.throughput import host_rate, total
 
@@ -137,7 +143,7 @@ def may_fit(request: ResolvedRequest, engine: Engine) -> bool:
 
     Neither a degree nor copies are given. Raises as :func:`search`.
     """
-    if not _is_bounded(request):
+    if not is_bounded(request):
         return True
     alone = _Search(replace(request, replicas=1), engine)
     # Of each degree the last, which has the smallest prefill: no cache has more.
@@ -193,7 +199,7 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
 class _Search(SearchState):
     def __init__(self, request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> None:
         super().__init__(request, engine)
-        self._brief = brief and _is_bounded(request)
+        self._brief = brief and is_bounded(request)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """The best shape, and all that were looked at; where none serves the best as asked."""
@@ -414,11 +420,6 @@ class _Search(SearchState):
             return self.once(answer, ask, settings, self.key_of(gpus))
 
         return next(filter(None, map(problem, self.firsts(shape.groups))), None)
-
-
-def _is_bounded(request: ResolvedRequest) -> bool:
-    """Whether no cache has more than beside one request, which one of a ratio that is given may."""
-    return "cache_max_entry_count" not in request.engine_options
 
 
 def _parts(shape: Shape) -> Iterator[Shape]:

@@ -451,14 +451,20 @@ def held_by(sized: Evaluation) -> int:
     return min(settings.max_batch_size, held) if sized.fits else 0
 
 
+def is_bounded(request: ResolvedRequest) -> bool:
+    """Whether no cache has more than beside one request, which one of a ratio that is given may."""
+    return "cache_max_entry_count" not in request.engine_options
+
+
 def most_held(sizer: Sizer, wanted: int) -> int:
     """The most requests at once that one engine of a shape holds, below ``wanted``."""
     shortest, _ = sizer.contexts()
-    most = sizer.with_batch(1).most_requests(shortest)
+    bounded = is_bounded(sizer.request)
+    most = sizer.with_batch(1).most_requests(shortest) if bounded else wanted
 
     def holds(batch: int) -> bool:
         some = sizer.with_batch(batch)
-        if batch > most or some.most_requests(shortest) < batch:
+        if bounded and (batch > most or some.most_requests(shortest) < batch):
             return False
         return held_by(some.evaluation(some.session_len())) >= batch
 
