@@ -16,12 +16,15 @@ LINE = "lmdeploy serve api_server m --tp 2"
     [
         (LINE, []),
         (f"nohup {LINE} > a.log 2>&1 &", ["nohup", "> a.log 2>&1 &"]),
-        (f"time sudo {LINE} 2>a.log| tee b", ["time sudo", "2>a.log | tee b"]),
-        (f"cd /m && export A=0,1; {LINE}; echo", ["cd /m", "; echo"]),
-        (f"set A=0,1 && {LINE} # two cards", ["# two cards"]),
+        (f"time sudo {LINE} 2>a.log| tee b", ["time sudo", "2>a.log | tee ..."]),
+        (f"cd /m && export A=0,1; {LINE}; echo", ["cd ...", "; echo"]),
+        (f"set A=0,1 && {LINE} # two cards", ["# ..."]),
         (f"$env:A='0,1'; {LINE}", []),
-        (f"docker run -p 1:1 -e A=0,1 o/lmdeploy {LINE}", ["docker run -p 1:1 -e o/lmdeploy"]),
-        (f'docker run x sh -c "A=0,1 {LINE}"', ["docker run x sh -c"]),
+        (f"docker run -p 1:1 -e A=0,1 o/lmdeploy {LINE}", ["docker run ..."]),
+        (f'docker run x sh -c "A=0,1 {LINE}"', ["docker run ..."]),
+        (f"nohup sh -c '{LINE}' &", ["nohup sh ...", "&"]),
+        (f"sshpass -p hunter2 {LINE}; curl -H 'X: sk-1' <<< k", ["sshpass ...", "; curl ..."]),
+        (rf'"C:\Program Files\Py\{LINE.replace(" ", ".exe" + chr(34) + " ", 1)}', []),
         ("A=0,1 /opt/bin/lmdeploy serve api_server m \\\n  --tp '2'", []),
         ("lmdeploy.exe serve api_server m ^\r\n --tp 2", []),
         ("python3 -m lmdeploy.serve.openai.api_server m --tp 2", []),
@@ -82,5 +85,6 @@ def test_whose_line_it_is(text: str, of: str) -> None:
 
 @given(st.text(alphabet="ab '\"\\<>|&;#2=$\n", max_size=30))
 def test_no_text_breaks_it(text: str) -> None:
-    for line in (f"{text} {LINE}", f"{LINE} {text}", f"sh -c '{text}' {LINE}"):
+    for line in (f"{text} {LINE}", f"sh -c '{text}' {LINE}"):
         read_line([line])
+    assert read_line([f"{LINE} {text}"]).words[:3] == ["m", "--tp", "2"]

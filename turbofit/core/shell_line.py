@@ -14,8 +14,8 @@ import msgspec
 
 #: LMDeploy's server, whose line turbofit reads.
 SERVER: Final = "lmdeploy serve api_server"
-#: What a line of a program has in it, what starts the program without its folder, and whose line it
-#: is by that: the first match counts. Patterns are compiled where the line has the first.
+#: Each row: a word to look for, the pattern of the program's name, whose program it is. The first
+#: match counts; patterns are compiled where the line has the word.
 _PROGRAMS: Final = (
     (
         "api_server",
@@ -34,7 +34,8 @@ _PROGRAMS: Final = (
 )
 #: As many words may name a program: python -m lmdeploy serve api_server.
 _MOST_WORDS: Final = 5
-_FOLDER: Final = r"^\S*[/\\]|\.exe$"
+_FOLDER: Final = r"^(?:[A-Za-z]:.*|\S*)[/\\]|\.exe$"
+_NO_NAME: Final = "\0"
 _WORD: Final = r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\<>|&;])+"
 _TOKEN: Final = (
     rf"(?s)(?P<redirection>(?:\b\d|&)?[<>]{{1,3}}(?:&[\d-]|\s*{_WORD}))|(?P<operator>[|&;]+)"
@@ -48,12 +49,15 @@ _CONTINUED: Final = r"[\\^`]\r?\n"
 _VARIABLE: Final = r"(?s)(?:\$env:|--env=)?([A-Za-z_]\w*)=(.*)"
 #: Words that set the variables behind them, and say nothing else.
 _SETS: Final = frozenset({"export", "set", "env"})
+#: Programs that start the one behind them.
+_STARTERS: Final = frozenset({"nohup", "sudo", "time", "exec", "nice", "setsid"})
+_OF_DOCKER: Final = frozenset({"run", "exec"})
 
 
 class ShellLine(msgspec.Struct):
     """A line of a shell: ``words`` stand behind the program.
 
-    ``of``: whose line it is; ``left_out``: what stands before and behind it, as it was typed.
+    ``of``: whose line it is; ``left_out``: what stands before and behind it, programs without their arguments.
     """
 
     of: str
@@ -117,7 +121,7 @@ def _line(tokens: list[_Token]) -> ShellLine | None:
     redirections = [it for it in call if it.kind == "redirection"]
     words = [it.word for it in call if it.kind == "word"]
     variables, others = _variables(before)
-    left_out = [_typed(others).strip("|&; "), _typed([*redirections, *after])]
+    left_out = [_programs(others).strip("|&; "), _programs([*redirections, *after])]
     return ShellLine(of, words, variables, list(filter(None, left_out)))
 
 
@@ -132,13 +136,33 @@ def _variables(before: list[_Token]) -> tuple[dict[str, str], list[_Token]]:
     return variables, others
 
 
-def _typed(tokens: list[_Token]) -> str:
-    return " ".join(it.typed for it in tokens)
+def _programs(tokens: list[_Token]) -> str:
+    """The programs of commands, and three dots for their arguments: those may be secrets."""
+    shown, is_name = list[str](), True
+    for token in tokens:
+        if token.kind == "operator":
+            shown, is_name = [*shown, token.typed], True
+        elif token.kind == "redirection" and "<" not in token.typed:
+            shown.append(token.typed)
+        elif is_name and token.kind == "word" and not re.fullmatch(_VARIABLE, token.word):
+            shown.append(token.word.partition(" ")[0])
+            is_name = token.word in _STARTERS
+        elif shown[-1:] == ["docker"] and token.word in _OF_DOCKER:
+            shown.append(token.word)
+        elif shown[-1:] != ["..."]:
+            shown.append("...")
+    return " ".join(shown)
+
+
+def _name(word: str) -> str:
+    """A program's name without its folder; a text of several words is nobody's name."""
+    name = re.sub(_FOLDER, "", word)
+    return _NO_NAME if " " in name else name
 
 
 def _program(tokens: list[_Token]) -> tuple[int, int, str] | None:
     """Where a program's name begins and ends, and whose line it is by that."""
-    names = [re.sub(_FOLDER, "", it.word) for it in tokens]
+    names = [_name(it.word) for it in tokens]
     if names[:1] == ["api_server"]:
         return 0, 1, SERVER
     heads = [" ".join(names[at : at + _MOST_WORDS]) + " " for at in range(len(names))]
