@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from operator import attrgetter
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_what_is_equal_is_taken_and_said(words, note: str, field: str, value, ca
         ("export CUDA_VISIBLE_DEVICES=2; lmdeploy serve api_server internvl2-8b", "--gpus 1",
          "CUDA_VISIBLE_DEVICES=2 left out: --gpus is given", (1,)),
         ("docker run --env=A_VARIABLE=abcdef http://me@x lmdeploy serve api_server internvl2-8b",
-         "--gpus=0", "left out of the line: docker run http://***@x", (0,)),
+         "--gpus=0", "left out of the line: docker run ...", (0,)),
     ],
 )  # fmt: skip
 def test_what_stands_around_a_pasted_line_is_said(
@@ -143,10 +144,13 @@ def test_what_stands_around_a_pasted_line_is_said(
     [
         ("vllm serve a/b --tensor-parallel-size 4 --max-model-len 8192 --enforce-eager --port 80"
          " --gpu-memory-utilization 0.9 --seed 1", "it is a line of vLLM",
-         "here: turbofit plan a/b --tp 4 --context 8192 --eager-mode --budget 90%"),
+         "the same in turbofit: turbofit plan a/b --tp 4 --context 8192 --eager-mode --budget 90%"),
         ("python -m sglang.launch_server --model-path a/b --on '2x 3090'", "it is a line of SGLang",
-         "here: turbofit plan a/b --on '2x 3090'"),
-        ("lmdeploy chat --tp 2", "it is a line of lmdeploy chat", "here: turbofit plan MODEL --tp"),
+         "the same in turbofit: turbofit plan a/b --on '2x 3090'"),
+        ("lmdeploy chat --tp 2", "it is a line of lmdeploy chat", "turbofit plan MODEL --tp"),
+        ("vllm serve --trust-remote-code a/b --tensor-parallel-size 2", "it is a line of vLLM",
+         "turbofit plan a/b --tp 2"),
+        ("vllm serve --enforce-eager m --seed 1", "it is a line of vLLM", "plan m --eager-mode"),
         ("lmdeploy lite smooth_quant a/b", "it is a line of lmdeploy lite", "quantises nothing"),
     ],
 )  # fmt: skip
@@ -154,6 +158,29 @@ def test_a_line_of_another_program_is_said_in_turbofits_words(line, error, hint,
     said = refused(capsys, "plan", line)
     assert said[0] == error
     assert hint in said[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "on", "reason"),
+    [("0", "3090", "--on is a single card"), ("", "2x 3090", "it has no numbers of GPUs"),
+     ("-1", "2x3090", "it has no numbers of GPUs")],
+)  # fmt: skip
+def test_a_lines_gpus_that_choose_none_of_a_described_machine(
+    value: str, on: str, reason: str, capsys: Out
+) -> None:
+    line = f"CUDA_VISIBLE_DEVICES={value} lmdeploy serve api_server internvl2-8b"
+    assert main(["plan", line, "--on", *on.split()]) in (0, 3)
+    assert f"CUDA_VISIBLE_DEVICES={value} left out: {reason}" in capsys.readouterr().err
+
+
+def test_a_lines_gpus_of_a_measured_machine_stay_a_variable(monkeypatch, capsys: Out) -> None:
+    def measure(*_: object) -> None:
+        raise NoGpuError(f"of {os.environ['CUDA_VISIBLE_DEVICES']}", hint="")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr(nvml_machine, "measure_in_time", measure)
+    assert main(["plan", "CUDA_VISIBLE_DEVICES=0 lmdeploy serve api_server internvl2-8b"]) == 4
+    assert "error: of 0" in capsys.readouterr().err
 
 
 def test_a_value_is_no_option(capsys: Out) -> None:

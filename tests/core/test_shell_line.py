@@ -16,13 +16,16 @@ LINE = "lmdeploy serve api_server m --tp 2"
     [
         (LINE, []),
         (f"nohup {LINE} > a.log 2>&1 &", ["nohup", "> a.log 2>&1 &"]),
-        (f"time sudo {LINE} 2>a.log| tee b", ["time sudo", "2>a.log | tee b"]),
-        (f"cd /m && export A=0,1; {LINE}; echo", ["cd /m", "; echo"]),
-        (f"set A=0,1 && {LINE} # two cards", ["# two cards"]),
-        (f"$env:A='0,1'; {LINE}", []),
-        (f"docker run -p 1:1 -e A=0,1 o/lmdeploy {LINE}", ["docker run -p 1:1 -e o/lmdeploy"]),
-        (f'docker run x sh -c "A=0,1 {LINE}"', ["docker run x sh -c"]),
-        ("A=0,1 /opt/bin/lmdeploy serve api_server m \\\n  --tp '2'", []),
+        (f"time sudo {LINE} 2>a.log| tee b", ["time sudo", "2>a.log | tee ..."]),
+        (f"cd /m && export HF_A=0,1; {LINE}; echo", ["cd ...", "; echo"]),
+        (f"set HF_A=0,1 && {LINE} # two cards", ["# ..."]),
+        (f"$env:HF_A='0,1'; {LINE}", []),
+        (f"docker run -p 1:1 -e HF_A=0,1 o/lmdeploy {LINE}", ["docker run ..."]),
+        (f'docker run x sh -c "HF_A=0,1 {LINE}"', ["docker run ..."]),
+        (f"nohup sh -c '{LINE}' &", ["nohup sh ...", "&"]),
+        (f"sshpass -p hunter2 {LINE}; curl -H 'X: sk-1' <<< k", ["sshpass ...", "; curl ..."]),
+        (rf'"C:\Program Files\Py\{LINE.replace(" ", ".exe" + chr(34) + " ", 1)}', []),
+        ("HF_A=0,1 /opt/bin/lmdeploy serve api_server m \\\n  --tp '2'", []),
         ("lmdeploy.exe serve api_server m ^\r\n --tp 2", []),
         ("python3 -m lmdeploy.serve.openai.api_server m --tp 2", []),
         ("python -m lmdeploy serve api_server m --tp 2", []),
@@ -32,7 +35,7 @@ def test_a_quoted_line_of_the_server(text: str, left_out: list[str]) -> None:
     line = read_line([text, "--on", "t4"])
     assert (line.of, line.words) == (SERVER, ["m", "--tp", "2", "--on", "t4"])
     assert line.left_out == left_out
-    assert line.variables == ({"A": "0,1"} if "A=" in text else {})
+    assert line.variables == ({"HF_A": "0,1"} if "A=" in text and "docker" not in text else {})
     assert read_line(["--on", "t4", text]).words == ["--on", "t4", "m", "--tp", "2"]
 
 
@@ -53,12 +56,23 @@ def test_a_word_is_what_the_shell_hands_on(word: str, path: str) -> None:
 
 
 def test_a_typed_line_has_all_words_before_its_program() -> None:
-    line = read_line(["nohup", "A=1", *LINE.split(), "--on", "a; b", "--", "--x"])
+    line = read_line(["nohup", "HF_A=1", *LINE.split(), "--on", "a; b", "--", "--x"])
     assert line.words == ["m", "--tp", "2", "--on", "a; b", "--", "--x"]
-    assert (line.left_out, line.variables) == (["nohup"], {"A": "1"})
+    assert (line.left_out, line.variables) == (["nohup"], {"HF_A": "1"})
     assert read_line(["api_server", "m"]).words == ["m"]
     assert read_line(["serve.json", "--on", "2x A6000", "--", *LINE.split()]) is None
     assert read_line(["m", "--model-name", "api_server", "--on", "vllm"]) is None
+    assert read_line(["m", "--on", "t4", "--model-name", "vllm-openai"]) is None
+    assert read_line(["models/llama-server", "--on", "t4"]) is None
+    assert read_line(["llama-server", "-c", "8"]).of == "llama.cpp"
+
+
+def test_variables_are_those_of_the_server_itself() -> None:
+    line = read_line([f"HF_A=1 x; HF_B=2; export HF_C=3; PATH=/x:$PATH HF_D=$D HF_E=5 {LINE}"])
+    assert line.variables == {"HF_C": "3", "HF_E": "5"}
+    assert line.left_out == ["HF_A=... x ; HF_B=... ; PATH=... HF_D=..."]
+    line = read_line([f"docker run -e HF_HOME=/root -e CUDA_VISIBLE_DEVICES=1 i {LINE}"])
+    assert line.variables == {"CUDA_VISIBLE_DEVICES": "1"}
 
 
 @pytest.mark.parametrize(
@@ -82,5 +96,6 @@ def test_whose_line_it_is(text: str, of: str) -> None:
 
 @given(st.text(alphabet="ab '\"\\<>|&;#2=$\n", max_size=30))
 def test_no_text_breaks_it(text: str) -> None:
-    for line in (f"{text} {LINE}", f"{LINE} {text}", f"sh -c '{text}' {LINE}"):
+    for line in (f"{text} {LINE}", f"sh -c '{text}' {LINE}"):
         read_line([line])
+    assert read_line([f"{LINE} {text}"]).words[:3] == ["m", "--tp", "2"]

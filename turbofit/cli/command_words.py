@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: Two dashes, as editors and web pages make them.
 _DASHES: Final = re.compile(r"^-?[\u2010-\u2015\u2212]-?(?=[a-z])")
+_GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
 class _Option(Protocol):
@@ -51,14 +52,35 @@ def without_program(
 
 
 def _gpus_of(line: ShellLine) -> list[str]:
-    """Let a line's CUDA_VISIBLE_DEVICES be ``--gpus``, and say so; ``--gpus`` itself wins."""
-    value = line.variables.pop(name := "CUDA_VISIBLE_DEVICES", None)
-    if value is None:
+    """Let a line's CUDA_VISIBLE_DEVICES be ``--gpus`` of a described machine, and say so.
+
+    Of a measured machine it stays a variable, whose numbers are CUDA's; ``--gpus`` itself wins.
+    """
+    given = {word.partition("=")[0] for word in line.words}
+    if _GPUS not in line.variables or not given & {"--on", "--gpus"}:
         return []
-    if any(word.partition("=")[0] == "--gpus" for word in line.words):
-        return [f"{name}={value} left out: --gpus is given"]
+    value = line.variables.pop(_GPUS)
+    reason = ""
+    if "--gpus" in given:
+        reason = "--gpus is given"
+    elif not re.fullmatch(r"\d+(?:,\d+)*", value):
+        reason = "it has no numbers of GPUs"
+    elif _is_one_card(line.words):
+        reason = "--on is a single card"
+    if reason:
+        return [f"{_GPUS}={value} left out: {reason}"]
     line.words = [f"--gpus={value}", *line.words]
-    return [f"{name}={value} of the line is taken as --gpus {value}"]
+    return [f"{_GPUS}={value} of the line is taken as --gpus {value}"]
+
+
+def _is_one_card(words: Sequence[str]) -> bool:
+    """Whether ``--on`` is a machine of one card; what it is else is said when it is read."""
+    from turbofit.machine.spec import is_spec, parse_spec
+
+    apart = (word.partition("=") if word.startswith("--on=") else (word,) for word in words)
+    left = one_machine([part for parts in apart for part in parts if part != "="])
+    on = "".join(left[left.index("--on") + 1 :][:1])
+    return is_spec(on) and len(parse_spec(on).gpus) == 1
 
 
 def one_machine(words: Sequence[str]) -> list[str]:

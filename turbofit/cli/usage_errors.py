@@ -153,7 +153,7 @@ def _elsewhere(name: str, ctx: click.Context) -> str:
 
 
 def line_of_others(line: ShellLine, ctx: click.Context) -> UsageError:
-    """Whose line it is that turbofit does not read, and what here does the same."""
+    """Refuse a line of another program, and show the same command in turbofit's words."""
     from turbofit.core.synonyms import command_synonym
 
     *program, command = line.of.split()
@@ -174,17 +174,30 @@ def _in_turbofits_words(words: Sequence[str], ctx: click.Context) -> str:
             model = model or word
             continue
         name, _, value = word.partition("=")
-        if not value and left and not left[0].startswith("-"):
-            value = left.pop(0)
         meaning = synonym(name)
+        names_model = meaning is not None and meaning.to == "MODEL"
+        if not value and left and _is_value(left[0], name, model or names_model, ctx):
+            value = left.pop(0)
         if _has(name, ctx):
             options += [name, value]
-        elif meaning is not None and meaning.to == "MODEL":
+        elif names_model:
             model = value
         elif meaning is not None and _has(f"--{meaning.to}", ctx):
             options += [f"--{meaning.to}", meaning.value_here(value)]
     typed = shlex.join(filter(None, [model or "MODEL", *options]))
-    return f"here: turbofit {ctx.info_name} {typed}"
+    return f"the same in turbofit: turbofit {ctx.info_name} {typed}"
+
+
+def _is_value(word: str, name: str, model: str | bool, ctx: click.Context) -> bool:
+    """Whether a word is an option's value, not the model that is yet to come."""
+    from turbofit.core.synonyms import synonym
+
+    meaning, to = synonym(name), name
+    if meaning is not None:
+        to = f"--{meaning.to}"
+    own = next((param for param in ctx.command.params if to in param.opts), None)
+    is_flag = getattr(own, "is_flag", False) or (meaning is not None and meaning.flag)
+    return not word.startswith("-") and not is_flag and (bool(model) or "/" not in word)
 
 
 def all_unknown(errors: Sequence[UsageError]) -> UsageError:

@@ -14,8 +14,8 @@ import msgspec
 
 #: LMDeploy's server, whose line turbofit reads.
 SERVER: Final = "lmdeploy serve api_server"
-#: What a line of a program has in it, what starts the program without its folder, and whose line it
-#: is by that: the first match counts. Patterns are compiled where the line has the first.
+#: Each row: a word to look for, the pattern of the program's name, whose program it is. The first
+#: match counts; patterns are compiled where the line has the word.
 _PROGRAMS: Final = (
     (
         "api_server",
@@ -34,7 +34,8 @@ _PROGRAMS: Final = (
 )
 #: As many words may name a program: python -m lmdeploy serve api_server.
 _MOST_WORDS: Final = 5
-_FOLDER: Final = r"^\S*[/\\]|\.exe$"
+_FOLDER: Final = r"^(?:[A-Za-z]:.*|\S*)[/\\]|\.exe$"
+_NO_NAME: Final = "\0"
 _WORD: Final = r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\<>|&;])+"
 _TOKEN: Final = (
     rf"(?s)(?P<redirection>(?:\b\d|&)?[<>]{{1,3}}(?:&[\d-]|\s*{_WORD}))|(?P<operator>[|&;]+)"
@@ -48,12 +49,21 @@ _CONTINUED: Final = r"[\\^`]\r?\n"
 _VARIABLE: Final = r"(?s)(?:\$env:|--env=)?([A-Za-z_]\w*)=(.*)"
 #: Words that set the variables behind them, and say nothing else.
 _SETS: Final = frozenset({"export", "set", "env"})
+#: Programs that start the one behind them.
+_STARTERS: Final = frozenset({"nohup", "sudo", "time", "exec", "nice", "setsid", "uv"})
+_CONTAINERS: Final = frozenset({"docker", "podman", "nerdctl", "kubectl"})
+_OF_DOCKER: Final = frozenset({"run", "exec"})
+#: Variables that are set as a shell would: those that turbofit, LMDeploy and its libraries read.
+_TAKEN: Final = (
+    r"(?:CUDA|HF|LMDEPLOY|MODELSCOPE|NCCL|OMP|PYTORCH|RAY|TM|TRANSFORMERS|TRITON|TURBOFIT)_"
+)
+_ITS_GPUS: Final = r"CUDA_VISIBLE_DEVICES$"
 
 
 class ShellLine(msgspec.Struct):
     """A line of a shell: ``words`` stand behind the program.
 
-    ``of``: whose line it is; ``left_out``: what stands before and behind it, as it was typed.
+    ``of``: whose line it is; ``left_out``: what stands before and behind it, without arguments.
     """
 
     of: str
@@ -74,7 +84,7 @@ def read_line(words: Sequence[str]) -> ShellLine | None:
     """The line of a shell among a command's words; None where no program is named.
 
     What stands around a quoted line stays the command's. A typed line has no quotes around it: it
-    begins with the first word, which is no option, and all words before the program are its own.
+    begins with the first word, with variables and programs that start others.
     """
     if not any(part in word for word in words for part, *_ in _PROGRAMS):
         return None
@@ -86,7 +96,7 @@ def read_line(words: Sequence[str]) -> ShellLine | None:
             return quoted
     if before[:1] and before[0].startswith("-"):
         return None
-    typed = _line([_Token(it, it) for it in before])
+    typed = _typed_line([_Token(it, it) for it in before])
     if typed is not None:
         typed.words += words[len(before) :]
     return typed
@@ -109,7 +119,28 @@ def _line(tokens: list[_Token]) -> ShellLine | None:
     if program is None:
         flat = [part for it in tokens for part in (_tokens(it.word) if " " in it.word else [it])]
         return _line(flat) if len(flat) > len(tokens) else None
-    begin, end, of = program
+    return _sorted(tokens, *program)
+
+
+def _typed_line(tokens: list[_Token]) -> ShellLine | None:
+    """A line without quotes: its program is the first, or another one of the line starts it.
+
+    Else a model, a folder or a value may have a program's name.
+    """
+    words = [it.word for it in tokens]
+    sets = (word in _SETS or re.fullmatch(_VARIABLE, word) for word in words)
+    first = next((at for at, is_set in enumerate(sets) if not is_set), 0)
+    program = _program(tokens)
+    if program is None:
+        return None
+    begin, end, _ = program
+    started = words[first] in _STARTERS | _CONTAINERS
+    is_folder = end == begin + 1 and _name(words[begin]) != words[begin]
+    return _sorted(tokens, *program) if started or (begin == first and not is_folder) else None
+
+
+def _sorted(tokens: list[_Token], begin: int, end: int, of: str) -> ShellLine:
+    """What stands in a line before, behind and around its program's name."""
     before, behind = tokens[:begin], tokens[end:]
     ends = (at for at, it in enumerate(behind) if it.kind == "operator" or it.typed[:1] == "#")
     stop = next(ends, len(behind))
@@ -117,28 +148,62 @@ def _line(tokens: list[_Token]) -> ShellLine | None:
     redirections = [it for it in call if it.kind == "redirection"]
     words = [it.word for it in call if it.kind == "word"]
     variables, others = _variables(before)
-    left_out = [_typed(others).strip("|&; "), _typed([*redirections, *after])]
+    left_out = [_programs(others).strip("|&; "), _programs([*redirections, *after])]
     return ShellLine(of, words, variables, list(filter(None, left_out)))
 
 
 def _variables(before: list[_Token]) -> tuple[dict[str, str], list[_Token]]:
-    """The variables that are set before a program, and the tokens that set none."""
-    variables, others = dict[str, str](), list[_Token]()
-    for token in before:
-        if match := re.fullmatch(_VARIABLE, token.word):
+    """The variables that the program reads, and the tokens that set none of them.
+
+    Its own command sets them, or ``export``; those of a container are not this process's.
+    """
+    variables, others, exported = dict[str, str](), list[_Token](), False
+    last = max((at for at, it in enumerate(before) if it.kind == "operator"), default=-1)
+    taken = _ITS_GPUS if any(it.word in _CONTAINERS for it in before) else _TAKEN
+    for at, token in enumerate(before):
+        if token.word in _SETS:
+            exported = True
+            continue
+        exported = exported and token.kind != "operator"
+        match = re.fullmatch(_VARIABLE, token.word)
+        own = at > last or exported or token.word.startswith("$env:")
+        if match and own and re.match(taken, match[1]) and "$" not in match[2]:
             variables[match[1]] = match[2]
-        elif token.word not in _SETS:
+        else:
             others.append(token)
     return variables, others
 
 
-def _typed(tokens: list[_Token]) -> str:
-    return " ".join(it.typed for it in tokens)
+def _programs(tokens: list[_Token]) -> str:
+    """The programs of commands, and three dots for their arguments: those may be secrets."""
+    shown, is_name = list[str](), True
+    for token in tokens:
+        if token.kind == "operator":
+            is_name = True
+            shown += [token.typed] if shown[-1:] != [token.typed] else []
+        elif token.kind == "redirection" and "<" not in token.typed:
+            shown.append(token.typed)
+        elif is_name and (variable := re.fullmatch(_VARIABLE, token.word)):
+            shown.append(f"{variable[1]}=...")
+        elif is_name and token.kind == "word":
+            shown.append(token.word.partition(" ")[0])
+            is_name = token.word in _STARTERS
+        elif shown[-1:] == ["docker"] and token.word in _OF_DOCKER:
+            shown.append(token.word)
+        elif shown[-1:] != ["..."]:
+            shown.append("...")
+    return " ".join(shown)
+
+
+def _name(word: str) -> str:
+    """A program's name without its folder; a text of several words is nobody's name."""
+    name = re.sub(_FOLDER, "", word)
+    return _NO_NAME if " " in name else name
 
 
 def _program(tokens: list[_Token]) -> tuple[int, int, str] | None:
     """Where a program's name begins and ends, and whose line it is by that."""
-    names = [re.sub(_FOLDER, "", it.word) for it in tokens]
+    names = [_name(it.word) for it in tokens]
     if names[:1] == ["api_server"]:
         return 0, 1, SERVER
     heads = [" ".join(names[at : at + _MOST_WORDS]) + " " for at in range(len(names))]

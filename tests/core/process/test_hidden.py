@@ -22,6 +22,9 @@ from turbofit.core.process.hidden import hide_secrets, without_secrets
         ("x --max-tokens 8k --token-num 9", "x --max-tokens 8k --token-num 9"),
         ("x --api-key 123456", "x --api-key ***"),
         ("x http://me:k1@host/v1", "x http://***@host/v1"),
+        ("'l serve m --api-keys k1 --tp 2' -q", "'l serve m --api-keys *** --tp 2' -q"),
+        ("curl -H 'Authorization: Bearer k1'", "curl -H 'Authorization: Bearer ***'"),
+        ("""-d '{"api_key": "k1"}'""", """-d '{"api_key": ***'"""),
     ],
 )  # fmt: skip
 def test_a_command_is_shown_without_secrets(line: str, shown: str) -> None:
@@ -38,3 +41,4 @@ def test_a_text_loses_what_is_secret_on_its_command_line_and_in_its_environment(
     }
     hidden = hide_secrets(text, ["serve", "--api-key", "sk-long-1"], environ)
     assert hidden == "open(***) *** *** *** http://***@h x"
+    assert hide_secrets("a key-1 b", ["serve --api-key 'key-1' m"], {}) == "a *** b"

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 #: What stands in the place of a secret.
 HIDDEN: Final = "***"
 #: Options and variables whose value is a secret; argparse takes LMDeploy's by its beginning, too.
-_NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$")
+_NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")
+#: What a header and a JSON text have around names and values, and what a name ends with there.
+_QUOTES: Final = "{}'\",:"
+_BEFORE_SECRET: Final = (":", "Bearer", "bearer")
 #: A count of tokens: digits, of which a key has more.
 _COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
 #: Who asks, in an address.
@@ -30,7 +33,7 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
 
     Under: a secret of three characters, or one that was read from a file.
     """
-    secrets = {secret for _, secret in _split(words)}
+    secrets = {secret for _, found in _split(words) for secret in found}
     for name, value in environ.items():
         if _NAME.search(name):
             secrets.update(value.split(","))
@@ -40,23 +43,30 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
     return _USER.sub(HIDDEN, text)
 
 
-def _split(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each word as it is shown, and the secret in it; empty where there is none.
+def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each word as it is shown, and the secrets in it.
 
     A secret's option may have its value behind ``=`` or in the next word, and one of several, such
-    as LMDeploy's ``--api-keys``, in all words up to the next option.
+    as LMDeploy's ``--api-keys``, in all words up to the next option. A pasted line is one word of
+    many, and so is a header or a JSON text.
     """
     next_is_one = others_are = False
     for word in words:
+        within = list(_split(word.split())) if len(word.split()) > 1 else []
+        secrets = [secret for _, found in within for secret in found]
         name, equals, value = word.partition("=")
         if next_is_one or (others_are and not word.startswith("-")):
             next_is_one = False
-            yield (word, "") if _COUNT.fullmatch(word) and others_are else (HIDDEN, word)
+            counts = _COUNT.fullmatch(word) and others_are
+            yield (word, []) if counts else (HIDDEN, [word, word.strip(_QUOTES), *secrets])
             continue
-        is_one = _NAME.search(name) is not None
+        field = name.strip(_QUOTES)
+        is_one = _NAME.search(field) is not None and len(field.split()) < 2
         others_are = is_one and name.endswith("s")
-        next_is_one = is_one and not equals and word.startswith("-")
+        next_is_one = is_one and not equals and (field[:1] == "-" or name.endswith(_BEFORE_SECRET))
         if is_one and equals:
-            yield f"{name}={HIDDEN}", value
+            yield f"{name}={HIDDEN}", [value, value.strip(_QUOTES), *secrets]
+        elif within:
+            yield " ".join(shown for shown, _ in within), secrets
         else:
-            yield _USER.sub(HIDDEN, word), "".join(_USER.findall(word))
+            yield _USER.sub(HIDDEN, word), ["".join(_USER.findall(word))]
