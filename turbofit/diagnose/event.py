@@ -93,6 +93,14 @@ class Event(Struct):
     last: LogEvent | None = None
 
 
+def _without_title(marks: list[LogEvent]) -> list[LogEvent]:
+    """A title says a line of the log again, unless the log has what follows it alone."""
+    below = [mark for mark in marks if not mark.of_title]
+    if all(mark.row is not None and mark.row.rank == "consequence" for mark in below):
+        return [mark for mark in marks if not mark.of_title or type(mark.event) is KnownMessage]
+    return below
+
+
 class EventFinder:
     """Candidates for the event of one run."""
 
@@ -117,11 +125,7 @@ class EventFinder:
             )
             return Event(outcome=outcome, marks=tuple(self._complaints))
         marks = sorted((*fatal, *self._complaints), key=lambda mark: mark.line)
-        # A title says a line of the log again, unless the log has what follows it alone.
-        below = [mark for mark in marks if not mark.of_title]
-        if all(mark.row is not None and mark.row.rank == "consequence" for mark in below):
-            below = [one for one in marks if not one.of_title or type(one.event) is KnownMessage]
-        return Event(outcome="fatal", marks=tuple(below), last=self._last)
+        return Event(outcome="fatal", marks=tuple(_without_title(marks)), last=self._last)
 
     def progressed(self, line: int) -> None:
         self._progress = (self._progress[1], line)

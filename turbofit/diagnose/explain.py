@@ -37,7 +37,7 @@ from turbofit.observe.log_events import (
 from turbofit.observe.log_reader import read_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from turbofit.diagnose.answer import Advice
     from turbofit.diagnose.event import LogEvent
@@ -88,18 +88,23 @@ def diagnose(
         return _unknown(cases[-1], _told(cases[-1]) or _last_error(cases[-1]), ())
     best, of_run = drafts[0]
     told = _told(of_run) if best.rank == "notice" and best.kind not in _DECIDES else None
-    also = {
-        draft.kind: _in_short(draft)
-        for draft, _ in reversed(drafts[1:])
-        if draft.kind != best.kind and draft.rank != "notice"
-    }
     if told and told.line == best.line:
         told = None
     if told or _tells_less(best, of_run):
         less = told or _told(of_run) or _last_error(of_run)
         return _unknown(of_run, less, (_in_short(best),))
     answer = _answer if best.what and best.kind not in _NO_CAUSES else _unknown
-    return answer(of_run, best, tuple(reversed(also.values())))
+    return answer(of_run, best, _others(best, [draft for draft, _ in drafts[1:]]))
+
+
+def _others(best: RuleAnswer, drafts: Sequence[RuleAnswer]) -> tuple[str, ...]:
+    """The other causes in short, each kind once, as its first answer says it."""
+    also = {
+        draft.kind: _in_short(draft)
+        for draft in reversed(drafts)
+        if draft.kind != best.kind and draft.rank != "notice"
+    }
+    return tuple(reversed(also.values()))
 
 
 def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
