@@ -173,6 +173,11 @@ def test_a_lines_gpus_that_choose_none_of_a_described_machine(
     assert f"CUDA_VISIBLE_DEVICES={value} left out: {reason}" in capsys.readouterr().err
 
 
+def test_a_lines_variable_without_a_value_is_said(capsys: Out) -> None:
+    assert main(["plan", "lmdeploy serve api_server $HOME/m", "--on", "t4"]) != 0
+    assert "$HOME of the line has no value here: write its value" in capsys.readouterr().err
+
+
 def test_a_lines_gpus_of_a_measured_machine_stay_a_variable(monkeypatch, capsys: Out) -> None:
     def measure(*_: object) -> None:
         raise NoGpuError(f"of {os.environ['CUDA_VISIBLE_DEVICES']}", hint="")
@@ -359,7 +364,8 @@ def test_where_no_gpu_is_others_describe_one(no_gpu: None, tmp_path: Path, capsy
 
 
 def test_a_secret_before_the_command_is_not_repeated(capsys: Out) -> None:
-    for words in (["HF_TOKEN=hf_x", "serve", "internvl2-8b"], ["--api-key=hf_x", "serve"]):
+    pasted = ["lmdeploy serve api_server m --api-keys hf_x"]
+    for words in (["HF_TOKEN=hf_x", "serve", "internvl2-8b"], ["--api-key=hf_x", "serve"], pasted):
         assert "hf_x" not in "".join(refused(capsys, *words))
 
 

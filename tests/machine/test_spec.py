@@ -176,7 +176,7 @@ def test_links_and_ram_and_cores():
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
         ("2xrtx3090,nvlink=0-1,p2p=none", "contradicts", "leave out"),
         ("2xrtx3090,ecc=on", "unknown machine option", "nvlink, p2p, ram, cores"),
-        ("2xrtx3090:total=24GiB,used=4GiB", "used is of a card", "write :used=4GiB behind"),
+        ("2xrtx3090:total=24GiB,used=4GiB", "used belongs to a card", "write :used=4GiB behind"),
         ("rtx3090,cores=0", "cores=0", "cores=16"),
         ("rtx3090,cores=2.5", "cores=2.5", "cores=16"),
     ],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 
+from turbofit.cli.terminal.output import say
 from turbofit.cli.usage_errors import all_unknown, as_ours, line_of_others
 from turbofit.core.errors import UsageError
 from turbofit.core.process.hidden import hide_secrets
@@ -45,6 +46,8 @@ def without_program(
         raise line_of_others(line, ctx)
     said = _gpus_of(line) if "--gpus" in known else []
     os.environ.update(line.variables)
+    if unknown := re.findall(r"\$\{?\w+\}?", " ".join(line.words)):
+        say(f"{', '.join(unknown)} of the line has no value here: write its value")
     if line.left_out:
         text = f"left out of the line: {', '.join(line.left_out)}"
         said.append(hide_secrets(text, text.split(), os.environ))

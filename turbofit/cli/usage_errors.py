@@ -176,7 +176,7 @@ def _in_turbofits_words(words: Sequence[str], ctx: click.Context) -> str:
         name, _, value = word.partition("=")
         meaning = synonym(name)
         names_model = meaning is not None and meaning.to == "MODEL"
-        if not value and left and _is_value(left[0], name, model or names_model, ctx):
+        if not value and left and _is_value(left[0], name, bool(model) or names_model, ctx):
             value = left.pop(0)
         if _has(name, ctx):
             options += [name, value]
@@ -188,16 +188,16 @@ def _in_turbofits_words(words: Sequence[str], ctx: click.Context) -> str:
     return f"the same in turbofit: turbofit {ctx.info_name} {typed}"
 
 
-def _is_value(word: str, name: str, model: str | bool, ctx: click.Context) -> bool:
-    """Whether a word is an option's value, not the model that is yet to come."""
+def _is_value(word: str, name: str, has_model: bool, ctx: click.Context) -> bool:
+    """Whether a word is an option's value, and not the model, which may be yet to come."""
     from turbofit.core.synonyms import synonym
 
     meaning, to = synonym(name), name
     if meaning is not None:
         to = f"--{meaning.to}"
-    own = next((param for param in ctx.command.params if to in param.opts), None)
-    is_flag = getattr(own, "is_flag", False) or (meaning is not None and meaning.flag)
-    return not word.startswith("-") and not is_flag and (bool(model) or "/" not in word)
+    option = next((param for param in ctx.command.params if to in param.opts), None)
+    is_flag = getattr(option, "is_flag", False) or (meaning is not None and meaning.flag)
+    return not word.startswith("-") and not is_flag and (has_model or "/" not in word)
 
 
 def all_unknown(errors: Sequence[UsageError]) -> UsageError:

@@ -38,14 +38,19 @@ _FOLDER: Final = r"^(?:[A-Za-z]:.*|\S*)[/\\]|\.exe$"
 _NO_NAME: Final = "\0"
 _WORD: Final = r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\<>|&;])+"
 _TOKEN: Final = (
-    rf"(?s)(?P<redirection>(?:\b\d|&)?[<>]{{1,3}}(?:&[\d-]|\s*{_WORD}))|(?P<operator>[|&;]+)"
+    rf"(?s)(?P<redirection>(?:\b\d|&)?[<>]{{1,3}}(?:&[\d-]|\s*{_WORD}))|(?P<operator>[|&;]+|\n(?!\s*-))"
     rf"|(?P<word>{_WORD})"
 )
 #: What quotes and backslashes around a character stand for; a Windows path keeps its backslashes.
 _QUOTED: Final = r"(?s)'([^']*)'|\"((?:\\.|[^\"\\])*)\"|\\([\s'\"$&|;<>()])"
 _ESCAPED: Final = r"\\([\"$`])"
 #: A line that goes on in the next one, as bash, cmd and PowerShell write it.
-_CONTINUED: Final = r"[\\^`]\r?\n"
+_CONTINUED: Final = r"[\\^`][ \t]*\r?\n"
+#: What stands around a whole line: a subshell's brackets, and the quotes of pages and chats.
+_AROUND: Final = (
+    r"(?s)(?:\((?P<inner>.*)\)"
+    r"|[`\u2018\u201c\u201e\u300c](?P<quoted>.*)[`\u2019\u201c\u201d\u300d])"
+)
 _VARIABLE: Final = r"(?s)(?:\$env:|--env=)?([A-Za-z_]\w*)=(.*)"
 #: Words that set the variables behind them, and say nothing else.
 _SETS: Final = frozenset({"export", "set", "env"})
@@ -103,9 +108,18 @@ def read_line(words: Sequence[str]) -> ShellLine | None:
 
 
 def _tokens(text: str) -> list[_Token]:
-    """Words, redirections and operators, as a shell tells them apart."""
+    """Words, redirections and operators, as a shell tells them apart.
+
+    A line of text is a command, and goes on where an option begins the next one.
+    """
+    text = text.strip()
+    if around := re.fullmatch(_AROUND, text):
+        text = (around["inner"] or around["quoted"] or "").strip()
     found = re.finditer(_TOKEN, re.sub(_CONTINUED, " ", text))
-    return [_Token(it[0], re.sub(_QUOTED, _unquoted, it[0]), it.lastgroup) for it in found]
+    return [
+        _Token(it[0].replace("\n", ";"), re.sub(_QUOTED, _unquoted, it[0]), it.lastgroup)
+        for it in found
+    ]
 
 
 def _unquoted(quoted: re.Match[str]) -> str:
@@ -166,8 +180,8 @@ def _variables(before: list[_Token]) -> tuple[dict[str, str], list[_Token]]:
             continue
         exported = exported and token.kind != "operator"
         match = re.fullmatch(_VARIABLE, token.word)
-        own = at > last or exported or token.word.startswith("$env:")
-        if match and own and re.match(taken, match[1]) and "$" not in match[2]:
+        reaches_it = at > last or exported or token.word.startswith("$env:")
+        if match and reaches_it and re.match(taken, match[1]) and "$" not in match[2]:
             variables[match[1]] = match[2]
         else:
             others.append(token)

@@ -429,7 +429,9 @@ def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[s
             examples = ", ".join(f"{key}={value}" for key, value in known.items())
             _refuse(f"{part.strip()!r} is not key=value", f"{what}s are written {examples}")
         if key not in known and key in _KEYS:
-            _refuse(f"{key} is of a card, and no {what}", f"write :{part.strip()} behind the card")
+            _refuse(
+                f"{key} belongs to a card, not to the machine", f"write :{part.strip()} behind it"
+            )
         if key not in known:
             _refuse(f"unknown {what} {key!r}", f"known are {', '.join(known)}")
         if key in values:

@@ -23,6 +23,7 @@ from turbofit.core.process.hidden import hide_secrets, without_secrets
         ("x --api-key 123456", "x --api-key ***"),
         ("x http://me:k1@host/v1", "x http://***@host/v1"),
         ("'l serve m --api-keys k1 --tp 2' -q", "'l serve m --api-keys *** --tp 2' -q"),
+        ("diagnose 'too many tokens in it'", "diagnose 'too many tokens in it'"),
         ("curl -H 'Authorization: Bearer k1'", "curl -H 'Authorization: Bearer ***'"),
         ("""-d '{"api_key": "k1"}'""", """-d '{"api_key": ***'"""),
     ],

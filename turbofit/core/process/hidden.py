@@ -62,7 +62,7 @@ def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             continue
         field = name.strip(_QUOTES)
         is_one = _NAME.search(field) is not None and len(field.split()) < 2
-        others_are = is_one and name.endswith("s")
+        others_are = is_one and field[:1] == "-" and name.endswith("s")
         next_is_one = is_one and not equals and (field[:1] == "-" or name.endswith(_BEFORE_SECRET))
         if is_one and equals:
             yield f"{name}={HIDDEN}", [value, value.strip(_QUOTES), *secrets]
