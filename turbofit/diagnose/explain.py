@@ -94,14 +94,14 @@ def diagnose(
         less = told or _told(of_run) or _last_error(of_run)
         return _unknown(of_run, less, (_in_short(best),))
     answer = _answer if best.what and best.kind not in _NO_CAUSES else _unknown
-    return answer(of_run, best, _others(best, [draft for draft, _ in drafts[1:]]))
+    return answer(of_run, best, _others(best, drafts[1:]))
 
 
-def _others(best: RuleAnswer, drafts: Sequence[RuleAnswer]) -> tuple[str, ...]:
+def _others(best: RuleAnswer, drafts: Sequence[tuple[RuleAnswer, LogCase]]) -> tuple[str, ...]:
     """The other causes in short, each kind once, as its first answer says it."""
     also = {
         draft.kind: _in_short(draft)
-        for draft in reversed(drafts)
+        for draft, _ in reversed(drafts)
         if draft.kind != best.kind and draft.rank != "notice"
     }
     return tuple(reversed(also.values()))
