@@ -107,7 +107,7 @@ NAMED = "name the model with --model (what it takes is known then), and paste th
         (COGVLM, "log", ["while weights were loaded", ONCE]),
         (COGVLM, "without_stack", ["out of GPU memory", ONCE]),
         (COGVLM, "one_line", ["out of GPU memory", NAMED]),
-        (COGVLM, "text", ["paste the log itself: the line that names the error"]),
+        (COGVLM, "text", ["runs out of memory", "one whole model for each device"]),
     ],
 )  # fmt: skip
 def test_the_first_five_lines_have_the_cause_or_the_next_step(
