@@ -121,7 +121,6 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
     good = [answer for answer in counted if answer.answered]
     every = [answer for answer in run.answers if answer.answered]
     pieces_only = any(answer.output_tokens is None for answer in good)
-    early = [a for a in run.answers if not a.counts and a.begun <= window.begin]
     return LoadResult(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -133,7 +132,7 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         begun=len(counted),
         answered=len(good),
         errors=_errors(counted),
-        warm_up_errors=sum(bool(answer.kind) for answer in early),
+        warm_up_errors=sum(_failed_before(window, answer) for answer in run.answers),
         requests_per_second=window.per_second(window.share, every),
         output_tokens_per_second=window.per_second(window.tokens, every),
         running=window.per_second(window.overlap, every),
@@ -152,6 +151,11 @@ def _without_key(url: str) -> str:
     """An address without a name and a password."""
     split = urlsplit(url)
     return split._replace(netloc=split.netloc.rpartition("@")[2]).geturl()
+
+
+def _failed_before(window: Window, answer: Answer) -> bool:
+    """Whether a request of the warm-up failed."""
+    return bool(answer.kind) and not answer.counts and answer.begun <= window.begin
 
 
 def _mean(values: Iterable[int | None]) -> float | None:
