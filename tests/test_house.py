@@ -23,7 +23,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_825,  # lines of shells, secrets in them, slices, a full disk, signals, a compiler
+    "core": 5_865,  # lines of shells, secrets in them, slices, a full disk, signals, a kept stdout
     "machine": 3_120,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
     "model": 6_575,  # loading of Transformers came from memory; each tower's list of tensors
@@ -41,7 +41,7 @@ BUDGETS = {
     "report": 5_045,  # views, and looks at servers that run, came from cli
     "cli": 4_415,  # lines of other programs, their cards; what doors opened into went to its rooms
     "turbofit": 430,  # a door of Python with its own words, those of a batch too
-    "tests": 58_170,  # slices, rows that only judge; a checkpoint by hand; resizing to the bit
+    "tests": 58_260,  # slices, rows that only judge; a checkpoint by hand; resizing to the bit
     "tests/support": 3_635,  # leftovers of a run, stand-ins that stand by, a browser
     "bench": 13_975,  # front ends alone, bench.images, bench.gateway.large, a sheet for a judge
 }
