@@ -31,6 +31,8 @@ _RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\((?!.*\bfrom \w+$)")
 _NO_CHECK: Final = ("Timeout", "Connection", "HTTP", "Cancel", "Dead", "Exit")
 #: Builds for CUDA up to 12.6 know no card from here on.
 _FIRST_OF_CUDA_12_8: Final = 100
+
+
 class Figures:
     """Names that a row may use: what its pattern and the log's facts caught, and `FIGURES`.
 
