@@ -48,10 +48,12 @@ def test_a_dump_of_settings_is_no_message(line: str) -> None:
     [
         (CARD.format("RTX 5070", "sm_120") + ARCHES.format("sm_70 sm_80 sm_90"), "gpu_too_new",
          "the build ends at sm_90"),
+        (CARD.format("GTX 1080", "sm_61") + ARCHES.format("sm_75 sm_80 sm_120"), "gpu_too_old",
+         "the build begins at sm_75"),
         ("GPU 0: NVIDIA GeForce RTX 5080\n" + NO_KERNEL, "gpu_too_new", "sm_120"),
     ],
 )  # fmt: skip
-def test_a_build_for_older_cards_is_too_old(log: str, kind: str, said: str) -> None:
+def test_a_build_for_other_cards_is_too_old_or_too_new(log: str, kind: str, said: str) -> None:
     found = explain(log)
     assert found.kind == kind
     assert said in found.what

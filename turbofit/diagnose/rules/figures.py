@@ -111,6 +111,11 @@ def _too_new(figures: Figures) -> bool | None:
     return True if arch is not None and arch > newest else None
 
 
+def _too_old(figures: Figures) -> bool | None:
+    arch, built = _arch(figures), _built(figures)
+    return True if built and arch is not None and arch < min(built) else None
+
+
 def _listed_since(figures: Figures) -> str | None:
     """The release from which LMDeploy runs the architecture that the line names, if it does."""
     name = figures.of_line("architecture")
@@ -166,6 +171,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "brought": lambda figures: _released(figures, dropped=False),
     "built_newest": lambda figures: max(_built(figures), default=None),
+    "built_oldest": lambda figures: min(_built(figures), default=None),
     "function": lambda figures: figures.stack[-1].function if figures.stack else None,
     "dropped": lambda figures: _released(figures, dropped=True),
     "listed_since": _listed_since,
@@ -175,6 +181,7 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "ratio": lambda figures: figures.case.ratio,
     "said": lambda figures: figures.hit.said,
     "too_new": _too_new,
+    "too_old": _too_old,
     "too_old_for": _too_old_for,
 }
 
