@@ -1,4 +1,4 @@
-"""Secrets in command lines and in texts: nothing that turbofit writes or prints shows one."""
+"""Secrets in command lines and texts, which turbofit hides in all that it writes or prints."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-#: What stands in the place of a secret.
+#: The text that replaces a secret.
 HIDDEN: Final = "***"
-#: Options and variables whose value is a secret; argparse takes LMDeploy's by its beginning, too.
+#: Options and variables whose value is a secret; argparse accepts LMDeploy's option shortened, too.
 _NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")
-#: What a header and a JSON text have around names and values, and what a name ends with there.
+#: Characters around names and values in a header or a JSON text, and the ends of a name there.
 _QUOTES: Final = "{}'\",:"
 _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
-#: A count of tokens: digits, of which a key has more.
+#: A count of tokens: a few digits, fewer than a key has.
 _COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
-#: Who asks, in an address.
+#: The user name and password in a URL.
 _USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
-#: Characters of the shortest secret that is looked for in a text.
+#: The shortest secret, in characters, that is searched for in a text.
 _SHORTEST: Final = 4
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with ``***`` in the place of each secret."""
+    """The words of a command line, with ``***`` in place of each secret."""
     return [shown for shown, _ in _split(words)]
 
 
 def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) -> str:
-    """A text without what is a secret in a command line or an environment.
+    """A text in which the secrets of a command line and of an environment are hidden.
 
-    Under: a secret of three characters, or one that was read from a file.
+    It misses secrets of up to three characters, and secrets that were read from a file.
     """
     secrets = {secret for _, found in _split(words) for secret in found}
     for name, value in environ.items():
@@ -44,11 +44,11 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
 
 
 def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each word as it is shown, and the secrets in it.
+    """Yield each word as it may be shown, with the secrets in it.
 
-    A secret's option may have its value behind ``=`` or in the next word, and one of several, such
-    as LMDeploy's ``--api-keys``, in all words up to the next option. A pasted line is one word of
-    many, and so is a header or a JSON text.
+    The value of a secret option stands behind ``=`` or in the next word; an option of several
+    values, such as LMDeploy's ``--api-keys``, takes all words up to the next option. A pasted line,
+    a header or a JSON text is one word that contains several.
     """
     next_is_one = others_are = False
     for word in words:
