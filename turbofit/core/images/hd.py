@@ -2,10 +2,9 @@
 
 The image is scaled to the widest row of tiles whose page, with the image's shape, has at most
 ``num_crops`` tiles; a portrait is turned to landscape for this. Only the tiles of the page and the
-tile of the whole image give tokens. One token ends each line, and one stands between the two. The
-preprocessor is code of the checkpoint and was not run; LMDeploy's code gave the tokens.
+tile of the whole image give tokens. One token ends each line, and one stands between the two.
 
-The preprocessor is the checkpoints' own code and was not run; the tokens of a page are LMDeploy's.
+The preprocessor is code of the checkpoint, and was not run; the tokens are those of LMDeploy.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from turbofit.core.images.rule import FolderEdits, Size
 
 
 class HdRule(BaseTileRule, tag="hd"):
-    """Phi-3-vision: an image is padded to ``max_dynamic_patch`` tiles; the whole is one more."""
+    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole."""
 
     varies_by_size = False
     client_knobs: bool = False

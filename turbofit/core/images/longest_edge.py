@@ -15,7 +15,7 @@ LARGEST_EDGE = 4096
 
 
 class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
-    """Idefics3: the longer side becomes a fixed number of tiles, the shorter as few as cover it.
+    """Idefics3: the longer side becomes so many tiles, the shorter one as many as cover it.
 
     ``max_dynamic_patch`` is the square of that number; a limit between two squares acts as the
     lower one. In the prompt, two tokens stand around each tile (``<fake_token_around_image>`` and

@@ -24,7 +24,7 @@ LARGEST_SIDE: Final = 1 << 12
 
 
 class NavitRule(PatchRule, tag="navit"):
-    """Kimi-K2.5: ``max_pixels`` is the budget of patches; ``side`` the most patches of a side.
+    """Kimi-K2.5: ``max_pixels`` are the budget's patches; ``side``: patches of a side at most.
 
     A strip as narrow as one window may have ``side`` patches, even above the budget.
     """
