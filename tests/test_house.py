@@ -39,7 +39,7 @@ BUDGETS = {
     "batch": 1_685,
     "diagnose": 4_490,  # other programs in one line, servers that stand still, what a title tells
     "report": 5_075,  # views, and looks at servers that run, came from cli; faults that which names
-    "cli": 4_425,  # lines of other programs, their cards, of profiles too; what doors opened into went to its rooms
+    "cli": 4_425,  # lines of other programs, their cards, those of profiles too
     "turbofit": 430,  # a door of Python with its own words, those of a batch too
     "tests": 58_330,  # slices, rows that only judge; a checkpoint by hand; resizing to the bit
     "tests/support": 3_635,  # leftovers of a run, stand-ins that stand by, a browser
