@@ -62,10 +62,10 @@ def _take_gpus(line: ShellLine, ctx: click.Context) -> list[str]:
     A profile and the environment describe one too. Of a measured machine it stays a variable, whose
     numbers are CUDA's; ``--gpus`` itself wins.
     """
-    value, on = line.variables.get(_GPUS), ctx.params.get("on")
+    value, on = line.variables.get(_GPUS), ctx.params.get("on") or ""
     if value is None:
         return []
-    if "gpus" not in ctx.params or (on, ctx.params["gpus"]) == (None, None):
+    if "gpus" not in ctx.params or (on, ctx.params["gpus"]) == ("", None):
         os.environ[_GPUS] = value
         return []
     reason = ""
