@@ -22,7 +22,7 @@ OutcomeKind = Literal[
 
 
 class StartOutcome(NamedTuple):
-    """How a start ends: ``kind`` names the phase, ``missing`` the bytes, ``text`` is for people."""
+    """The outcome of a start: its phase as ``kind``, the ``missing`` bytes, and a ``text``."""
 
     kind: OutcomeKind
     missing: int
