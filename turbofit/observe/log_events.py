@@ -94,20 +94,8 @@ class Backpressure(Struct):
     cause: str
 
 
-class Computed(Struct):
-    """TurboMind's scheduler put tokens ``start`` to ``end`` of a request into the next forward."""
-
-    uid: int
-    start: int
-    end: int
-
-
 class VisionSetup(Struct):
-    """Images were batched into a forward pass; ``units`` are tiles or patches."""
-
-    sequences: int
-    images: int
-    units: int
+    """Images were batched into a forward pass."""
 
 
 class _CudaFault(Struct):
@@ -200,11 +188,10 @@ class PythonError(Struct):
 class TorchMemory(Struct):
     """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
 
-    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is what
-    torch's own process holds on the GPU, ``others`` the rest by pid; ``cached`` is reserved by
-    torch's allocator but not allocated. ``pid``: the text calls this
-    process by it. ``named`` False: this process may be one of the ``others``. ``context`` False:
-    ``process`` leaves out the process's CUDA context.
+    ``process`` is what torch's own process holds on the GPU, ``others`` the rest by pid; ``cached``
+    is reserved by torch's allocator but not allocated. ``pid``: the text calls this process by it.
+    ``named`` False: this process may be one of the ``others``; ``context`` False: ``process`` is
+    without its CUDA context.
     """
 
     message: str = ""
@@ -212,7 +199,6 @@ class TorchMemory(Struct):
     gpu: int | None = None
     total: int | None = None
     free: int | None = None
-    limit: int | None = None
     process: int | None = None
     allocated: int | None = None
     cached: int | None = None

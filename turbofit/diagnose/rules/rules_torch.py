@@ -194,21 +194,20 @@ def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> t
 
 def missing_of(memory: TorchMemory) -> Missing:
     """Asked less free, both rounded by torch to hundredths of their unit."""
-    asked, free = memory.requested, memory.free
-    if asked is None or free is None:
-        note = "the text has not both figures" + (
-            f"; it asked {format_bytes(asked)}" if asked else ""
-        )
+    requested, free = memory.requested, memory.free
+    if requested is None or free is None:
+        asks = f"; it asked {format_bytes(requested)}" if requested else ""
+        note = f"the text has not both figures{asks}"
         return Missing(bytes=None, basis="unknown", note=note)
-    if asked <= free:
+    if requested <= free:
         note = (
-            f"{format_bytes(free)} were free, more than the {format_bytes(asked)} asked: a limit of"
-            " the process, or others' memory came back meanwhile"
+            f"{format_bytes(free)} were free, more than the {format_bytes(requested)} asked: a"
+            " limit of the process, or others' memory came back meanwhile"
         )
         return Missing(bytes=None, basis="unknown", note=note)
-    note = f"asked {format_bytes(asked)}, free {format_bytes(free)}"
-    doubt = _rounding(asked) + _rounding(free)
-    return Missing(bytes=asked - free, basis="log", note=note, doubt=doubt)
+    note = f"asked {format_bytes(requested)}, free {format_bytes(free)}"
+    doubt = _rounding(requested) + _rounding(free)
+    return Missing(bytes=requested - free, basis="log", note=note, doubt=doubt)
 
 
 def _rounding(size: int) -> int:

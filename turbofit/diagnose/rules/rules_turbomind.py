@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
-from turbofit.diagnose.answer import Holding, Missing
+from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.logged_cache import (
     START_ONCE,
@@ -16,22 +15,18 @@ from turbofit.diagnose.rules.logged_cache import (
     logged_cache,
     lower_ratio,
 )
-from turbofit.machine.nvidia_smi import SmiProcess
 from turbofit.observe.log_events import (
     CudaError,
     Frame,
     KvBlocks,
     LegacyCuda,
     VisionSetup,
-    WarmupLength,
 )
 from turbofit.observe.stages import out_of_memory, phase_of_death, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.core.struct import Struct
-    from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.facts import LogFacts
@@ -61,7 +56,10 @@ def turbomind_rules(case: LogCase) -> Iterator[RuleAnswer]:
     for mark in case.facts.marks:
         event = mark.event
         if isinstance(event, LegacyCuda) and event.out_of_memory:
-            yield _of_older(case, mark, event)
+            phase = _phase_by_frames(case.facts, mark)
+            said = out_of_memory("TurboMind", phase, event.where)
+            what = said.replace(when("serving"), "after its cache was made")
+            yield _out_of_memory(case, mark, phase, what, legacy=True)
             return
         if isinstance(event, CudaError) and event.out_of_memory:
             yield _of_newer(case, mark, event)
@@ -75,28 +73,57 @@ def _of_newer(case: LogCase, mark: LogEvent, event: CudaError) -> RuleAnswer:
     if event.call and event.call == engine.log.pinned_call:
         certain = case.facts.subject.version is not None and engine.doubt is None
         return _page_locked(mark, phase, frames, certain=certain)
+    what = f"{out_of_memory('LMDeploy', phase, *frames[:1])} and aborted"
+    return _out_of_memory(case, mark, phase, what, legacy=False)
+
+
+def _out_of_memory(
+    case: LogCase, mark: LogEvent, phase: Phase, what: str, *, legacy: bool
+) -> RuleAnswer:
+    """The answer for any release: an older one has no account, and may be started too often."""
     cache = None if phase == "weights" else logged_cache(case)
     why, held, lines = cache_facts(case, cache)
-    story, unknown, in_all = _by_the_account(case, cache, phase)
+    unknown: list[str] = []
+    in_all = None
+    if not legacy:
+        story, unknown, in_all = _by_the_account(case, cache, phase)
+        why += story
+    elif cache is not None and cache.assumed:
+        unknown.append(f"the cache ratio: {cache.ratio:g} is LMDeploy's default")
+    if phase == "unknown":
+        unknown.insert(0, "how far it had come: no line before the error says it")
     version = case.facts.subject.version or ""
     if version.startswith(_PINNING):
-        story.append(_PINS.format(version))
-    if phase == "unknown":
-        unknown.insert(0, "how far it had come: the log begins later than the engine")
+        why.append(_PINS.format(version))
+    lines.append(evidence(mark, "TurboMind's own out-of-memory error"))
     return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
-        what=f"{out_of_memory('LMDeploy', phase, *frames[:1])} and aborted",
+        what=what,
         line=mark.line,
-        why=(*why, *story),
-        held=(*table_holders(case), *held),
+        why=tuple(why),
+        held=tuple(held),
         missing=_NOT_PRINTED,
         missing_in_all=in_all,
         unknown=tuple(unknown),
-        evidence=(*lines, evidence(mark, "the abort"), *_under_way(case.facts, phase)),
-        changes=_changes(phase, in_all),
+        evidence=tuple(sorted(lines, key=lambda row: row.line)),
+        changes=tuple(_changes(case, phase)),
         planned=True,
+        others=cache.others if cache and not double_start(case) else 0,
     )
+
+
+def _changes(case: LogCase, phase: Phase) -> Iterator[str]:
+    """What leaves more room, in the phase where it was missing."""
+    if double_start(case):
+        yield START_ONCE
+    if phase != "weights":
+        yield from lower_ratio(case)
+    if phase in ("weights", "unknown"):
+        loading = "if it was still loading weights: " if phase == "unknown" else ""
+        yield f"{loading}more GPUs (--tp), a quantised variant, or freer cards"
+    if phase in ("warm-up", "text"):
+        yield "lower --max-prefill-token-num: a forward's tensors grow with it"
 
 
 def stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
@@ -171,72 +198,6 @@ def _by_the_account(
         return [], [*assumed, _ENOUGH], None
     in_all = Missing(bytes=short, basis="formula", note=f"{note}, by the account")
     return [f"by turbofit's account: {forecast.verdict}"], assumed, in_all
-
-
-def _under_way(facts: LogFacts, phase: Phase) -> list[Evidence]:
-    kinds: dict[Phase, tuple[type[Struct], str]] = {
-        "warm-up": (WarmupLength, "tokens of the warm-up request under way"),
-        "vision": (VisionSetup, "images of the forward under way"),
-    }
-    kind, tells = kinds.get(phase, (None, ""))
-    return [evidence(mark, tells) for mark, _ in facts.every(kind)[-1:]] if kind else []
-
-
-def table_holders(case: LogCase) -> tuple[Holding, ...]:
-    return tuple(
-        Holding(
-            who=f"{event.name}[{event.pid}]", bytes=event.used, gpu=event.gpu, lines=(mark.line,)
-        )
-        for mark, event in case.facts.every(SmiProcess)
-    )
-
-
-def _changes(phase: Phase, in_all: Missing | None) -> tuple[str, ...]:
-    if phase == "weights":
-        return (
-            "more GPUs (--tp), a quantised variant, or freer cards; the cache ratio does not help",
-        )
-    changes = ["lower --cache-max-entry-count: it leaves more for what comes after the cache"]
-    if in_all and in_all.bytes:
-        changes[0] += f" (by {format_bytes(in_all.bytes)} of cache at least)"
-    if phase == "vision":
-        changes.append("limit images: --max-dynamic-patch or --max-pixels of `turbofit serve`")
-    if phase == "unknown":
-        changes.append("if it was still loading weights: more GPUs (--tp) or a quantised variant")
-    if phase in ("warm-up", "text"):
-        changes.append("lower --max-prefill-token-num: a forward's tensors grow with it")
-    return tuple(changes)
-
-
-def _of_older(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnswer:
-    """TurboMind of 0.2 to 0.13, which prints no sizes and may have been started too often."""
-    cache, twice = logged_cache(case), double_start(case)
-    phase = _phase_by_frames(case.facts, mark)
-    why, holdings, lines = cache_facts(case, cache)
-    unknown = ["how much the failing allocation asked for: this LMDeploy does not print it"]
-    if cache is not None and cache.assumed:
-        unknown.append(f"the cache ratio: {cache.ratio:g} is LMDeploy's default")
-    changes = [START_ONCE] if twice else []
-    changes += () if phase == "weights" else lower_ratio(case)
-    if phase in ("weights", "unknown"):
-        loading = "if it was still loading weights: " if phase == "unknown" else ""
-        changes.append(f"{loading}more GPUs (--tp), a quantised variant, or freer cards")
-    lines.append(evidence(mark, "TurboMind's own out-of-memory error"))
-    said = out_of_memory("TurboMind", phase, event.where)
-    return RuleAnswer(
-        kind="out_of_memory",
-        phase=phase,
-        what=said.replace(when("serving"), "after its cache was made"),
-        line=mark.line,
-        why=tuple(why),
-        held=tuple(holdings),
-        missing=Missing(bytes=None, basis="unknown", note="this LMDeploy prints no sizes"),
-        unknown=tuple(unknown),
-        evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=tuple(changes),
-        planned=True,
-        others=cache.others if cache and not twice else 0,
-    )
 
 
 def _phase_by_frames(facts: LogFacts, mark: LogEvent) -> Phase:
