@@ -1,4 +1,4 @@
-"""Reads a machine: measured here, from a SPEC, or from ``turbofit machine --save FILE``."""
+"""The machine to plan for: measured here, from a SPEC, or from ``turbofit machine --save FILE``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks before a launch: one list, with the name, the occasions and the reason of each.
+"""The checks before a launch: one list with the name, the occasions and the effect of each check.
 
 The code of a check is a function of the same name in a module of `planning.examine`.
 """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 _REFUSED: Final = 1 << 62
-#: A squarer image is as bad if it has this share of the most units.
+#: A squarer image counts as a worst one if it has this share of the most units.
 _NEARLY: Final = 0.97
 
 
@@ -332,8 +332,8 @@ class ImageRule(Struct):
     def worst_size(self, limit: int | None = None) -> Size:
         """The size of an image that has the most units under the limit, as square as possible.
 
-        Except for grids, the size alone holds it to the limit: an engine that only knows the
-        checkpoint's own limit makes as many units of it.
+        Except for grids, the size alone keeps an image within the limit: an engine that only knows
+        the checkpoint's own limit makes as many units of it.
         """
         limit = self.checkpoint_limit if limit is None else limit
         served = self if limit <= self.checkpoint_limit else self.with_limit(limit)

@@ -68,7 +68,7 @@ class Videos(NamedTuple):
         rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
         smallest = rule.min_pixels if min_pixels is None else min_pixels
-        # The grids are rounded up, this is not: five frames are checked as four, and become six.
+        # The grids are rounded up, this number is not: five frames are checked as four, become six.
         counted_frames = round(frames / rule.merged_frames) * rule.merged_frames
         rows, columns = windows(
             width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,

@@ -30,7 +30,7 @@ RESERVED_BLOCKS = 2
 
 
 class KvType(NamedTuple):
-    """Bits of one key and one value, and the number of 16-bit scales of a head and token."""
+    """The bits of one key and one value, and the 16-bit scales per head and token."""
 
     key_bits: int
     value_bits: int
@@ -50,7 +50,7 @@ KV_TYPES: Final = {
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:
-    """The tokens in one KV block; fewer than the option says if heads are wide."""
+    """The tokens in one KV block; fewer than the option says if the heads are wide."""
     tokens = settings.cache_block_seq_len
     return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
 

@@ -361,7 +361,7 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
-    """The longest context that the cache holds: a multiple of 64, or ``low``; ``high`` is too long.
+    """The longest context that the cache holds: a multiple of 64, or ``low``; below ``high``.
 
     ``tokens_at`` returns the KV tokens in the cache for a context, 0 if the engine does not start.
     A longer context never leaves more tokens, so each result bounds the answer on both sides: two
@@ -410,7 +410,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
 
 class _Batches:
-    """Batches of one shape compared with a batch of one, which fits: rates and tokens."""
+    """Batches of a shape beside a batch of one, which fits: their rates and tokens."""
 
     def __init__(self, sizer: Sizer, alone: Evaluation, session_len: int) -> None:
         self.sizer, self.alone, self.session_len = sizer, alone, session_len
