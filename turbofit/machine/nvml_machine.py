@@ -106,7 +106,7 @@ def read_devices(nvml: Nvml) -> list[Device]:
     """Read all devices, in PCI order.
 
     Raises:
-        NoGpuError: NVML sees none.
+        NoGpuError: NVML sees no GPU.
     """
     count = nvml.query("nvmlDeviceGetCount")
     if not answered(count) or count < 1:

@@ -103,7 +103,7 @@ class GpuPreset(Struct, forbid_unknown_fields=True):
 
 
 class Assumed(Struct, forbid_unknown_fields=True):
-    """An assumption for an ambiguous name; ``several``: it only matters for several GPUs."""
+    """An assumption for an ambiguous name, which matters always or only for ``several`` GPUs."""
 
     when: Literal["always", "several"]
     note: str

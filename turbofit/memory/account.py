@@ -335,7 +335,7 @@ class Account(ABC):
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
     def _missing_while_loading(self) -> int:
-        """Bytes that the tightest GPU lacks for its margin while loading; negative if it lacks none."""
+        """Bytes the tightest GPU lacks for its margin while loading; below 0 if it lacks none."""
         peaks = zip(self._load_peaks, self.margins, self._usable, strict=True)
         return max(peak + margin - usable for peak, margin, usable in peaks)
 
@@ -445,7 +445,7 @@ class Engine(ABC):
         """Refuse options that LMDeploy's engines have, but this engine has not.
 
         Raises:
-            UsageError: one is given.
+            UsageError: such an option is given.
         """
 
     def defaults(self, gpu_name: str) -> dict[str, object]:

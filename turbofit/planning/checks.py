@@ -175,7 +175,7 @@ def refuse(scene: Scene) -> list[str]:
     """Raise the error of the first check that stops a launch; else return the warnings.
 
     Raises:
-        TurbofitError: of the check's kind; its hint is the fix.
+        TurbofitError: the error of the check; its hint is the fix.
     """
     warnings = []
     for check, answer in answers(scene):

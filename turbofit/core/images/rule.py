@@ -234,7 +234,7 @@ class ImageRule(Struct):
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """The most units of images that have at most so many tokens in all.
 
-        It is an upper bound, far above for grids and pages: an image that covers little has many
+        It is an upper bound, too high for grids and pages: an image that covers little has many
         tiles and few tokens. A page is padded to ``padded`` units; None is the checkpoint's number.
         """
 
@@ -282,7 +282,7 @@ class ImageRule(Struct):
         return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """LMDeploy's fields that hold an image to the limit, whatever its default is."""
+        """LMDeploy's fields that hold an image to the limit, even if the default is another one."""
         return {self.limit_name: limit}
 
     @abstractmethod

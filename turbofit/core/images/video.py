@@ -124,7 +124,7 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
     window is enlarged before anything else. ``what`` is ``image`` or ``video``, for messages.
 
     Raises:
-        UsageError: longer than 200 : 1, as the preprocessor itself refuses it.
+        UsageError: the image is longer than 200 : 1; the preprocessor refuses it, too.
     """
     if enlarge and min(width, height) < window:
         scale = max(window / height, window / width)

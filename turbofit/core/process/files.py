@@ -138,7 +138,7 @@ def lock_soon(descriptor: int) -> None:
     """Lock an open file against other processes until it is closed; does nothing on Windows.
 
     Raises:
-        TimeoutError: somebody else keeps it for two seconds.
+        TimeoutError: another process holds the lock for two seconds.
         OSError: the file system has no locks.
     """
     try:

@@ -340,9 +340,9 @@ def most_context(request: ResolvedRequest) -> int:
 def longest_context(request: ResolvedRequest) -> int:
     """The longest context to promise: the user's, or the model's own up to 32,768.
 
-    Few requests are longer, and longer contexts let more images share TurboMind's forward. Images
-    that need more get it; with the goal of context it is the model's own, and for the least
-    footprint that of one request.
+    Few requests are longer, and longer contexts let more images share TurboMind's forward. If
+    images need a longer context, they get it. With the goal of context it is the model's own; for
+    the least footprint it is that of one request.
     """
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
