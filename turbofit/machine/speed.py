@@ -94,7 +94,7 @@ def measure_speed(
         environ: the environment, by default the process's own.
 
     Raises:
-        PackageError: torch with CUDA is not there.
+        PackageError: torch with CUDA is missing.
         MachineError: nothing could be measured.
     """
     gpus = [machine.gpu(index) for index in machine.visible]
@@ -147,7 +147,7 @@ def _as_far_as_it_came(measured: Measured, code: int | None) -> Measured:
     """The results of a program that ended with this exit code; None: it hangs in the driver.
 
     Raises:
-        MachineError: it measured nothing.
+        MachineError: the program measured nothing.
     """
     if not (measured.cards or measured.pairs or measured.reduces):
         died = f"the measurement {_ended(code)} before its first result"

@@ -50,7 +50,7 @@ _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class TransformersAccount(Account):
-    """One copy of a model for a request of ``session_len``; without ``placement``, the best.
+    """One copy of a model for a request of ``session_len``; ``placement`` is by default the best.
 
     No ratio sizes the cache: it grows with the request, so it is the same at every ratio.
     """

@@ -286,7 +286,7 @@ def workspace(
 def meeting_workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """The most workspace bytes for a forward of so many tokens, with any set of prompts; over."""
+    """An upper bound of the workspace bytes for a forward of so many tokens, with any prompts."""
     if not kernel.chunk:
         return 0
     heads, batch = delta.value_heads // settings.tp, settings.max_batch_size
@@ -302,7 +302,7 @@ def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, seg
 
 
 def _maps(heads: int, sequences: int) -> int:
-    """Bytes of descriptors for the kernels' copies; over."""
+    """An upper bound of the bytes of descriptors for the kernels' copies."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
 
 

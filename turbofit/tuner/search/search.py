@@ -211,7 +211,7 @@ class _Search(SearchState):
         return self._as_taken(chosen), every
 
     def _as_taken(self, evaluation: Evaluation) -> Evaluation:
-        """Replace the forecast by that for served images; shapes are compared by wished ones."""
+        """Replace the forecast by that for served images; shapes are compared by wished images."""
         limit = evaluation.shape.image_limit
         if not evaluation.fits or limit == self.request.requested_image_limit:
             return evaluation
