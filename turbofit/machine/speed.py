@@ -87,9 +87,9 @@ def measure_speed(
     """Measure the machine's visible GPUs in a separate process.
 
     Args:
-        machine: as NVML shows it.
-        seconds: after which no further task begins.
-        say: is told of each result at the end.
+        machine: the machine as NVML shows it.
+        seconds: the time after which no further task begins.
+        say: a function that gets the words of each result at the end.
         command: the program, for tests.
         environ: the environment, by default the process's own.
 

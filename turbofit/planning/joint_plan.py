@@ -117,7 +117,7 @@ class _Candidate:
 
     @property
     def request_bytes(self) -> int:
-        """The bytes of that request in the cache of one GPU."""
+        """The bytes of the model's longest request in the cache of one GPU."""
         return max(1, self.longest * self.best.kv.bytes_per_token)
 
     def within(self, budget: int) -> Plan:

@@ -353,12 +353,12 @@ def request_tokens(vision_load: VisionLoad) -> int:
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
-    """The tokens of the request that verdicts count: the workload's, or at most a session."""
+    """The tokens of the request that verdicts count: the workload's, limited to a session."""
     return min(request_tokens(vision_load), session_len)
 
 
 class Pace(Struct):
-    """Requests a second, seconds of the first token and of a later one; None: no wish."""
+    """A wish: requests a second, seconds to the first token and to a later one; None: no wish."""
 
     rate: float | None = None
     first_token: float | None = None

@@ -473,8 +473,8 @@ class PytorchAccount(Account):
         # With fewer blocks the engine lowers max_prefill_token_num, or stops.
         self.least_blocks = constants.least_blocks
         state = self.state_bytes(model.text, settings)
-        #: States of delta nets, allocated beside the cache, and the runtime's reserve, which is
-        #: not.
+        #: Bytes of the delta nets' states, which are allocated, and of the runtime's reserve, which
+        #: is not.
         self._kept = state + self.runtime_bytes(model.text, settings)
         work = self.activations_of(model, settings, constants)
         met = UnitsMet(0, 0)

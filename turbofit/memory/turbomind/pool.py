@@ -31,9 +31,9 @@ from turbofit.memory.turbomind.weights import (
 
 #: Bytes of a 32-bit logit: TurboMind casts logits from 16 bits, and makes a router's in 32.
 _FLOAT = 4
-#: Bytes of ids, offsets and masks of a pass, and of a stage's small allocations; over.
+#: Bytes of ids, offsets and masks of a pass, and of a stage's small allocations: an upper bound.
 _BOOKKEEPING = 64 << 10
-#: Bytes of one row's offsets, positions, masks and top-k scratch; over by most of it.
+#: Bytes of one row's offsets, positions, masks and top-k scratch: far above what most rows need.
 _ROW = 4096
 #: Models whose experts' activation no kernel fuses into the products (``kSiluGptOss``).
 _UNFUSED = frozenset({"GptOssForCausalLM"})

@@ -358,7 +358,7 @@ class _Search(SearchState):
             yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
-        """The same shape with the most units in one forward that cost no promise and no speed."""
+        """The same shape with the most units per forward that cost no promise and no speed."""
         rule, low = self.request.model.image_rule, queued.shape
         least = low.units_per_forward
         assert rule is not None
