@@ -100,7 +100,7 @@ def test_nothing_past_the_limits_reaches_the_preprocessor(
     plan = plan_of(folder, limit)
     with overlay(plan, tmp_path / "overlays") as over:
         model = front_end(over if overlaid else folder)
-        reached, passed = asyncio.run(drive(plan, model, count=60, seed=3, overlaid=overlaid))
+        reached, passed = asyncio.run(drive(plan, model, count=30, seed=3, overlaid=overlaid))
     assert passed > 5
     assert reached
 
@@ -208,7 +208,7 @@ def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit,
 
     async def run(model) -> None:
         for path in ("/v1/chat/completions", "/v1/messages", "/generate"):
-            for count in (1, 2, 3, 5, 7):
+            for count in (1, 3, 7):
                 reply = await call(app, path, body=body_of(path, sizes_of(rng, count)))
                 assert reply.status == 200, reply.body
                 messages = await as_lmdeploy_reads(path, recorder.seen[-1][3])
