@@ -53,7 +53,7 @@ TOGETHER = (
     "|launch/pipeline/test_pipeline|launch/fallback/|memory/transformers/test_oracle_"
     "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
     "|core/images/test_video|launch/images/test_oracle_preparation",
-    "report/.*_chromium",
+    "(report|gateway)/.*_chromium",
 )
 
 
