@@ -11,8 +11,7 @@ node that cannot be measured is a node with a reason, never an error.
 from __future__ import annotations
 
 import os
-import sys
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -34,8 +33,7 @@ _SECONDS: Final = 120.0
 
 def measure_nodes(address: str | None) -> Cluster:
     """The nodes of a Ray cluster, measured by a task on each; None is the one of this host."""
-    # Ray prints that a node has died where a plan's JSON goes.
-    with redirect_stdout(sys.stderr), ray_adapter.connected(address) as ray:
+    with ray_adapter.connected(address) as ray:
         nodes = ray.alive().values()
         with_gpus = [node.id for node in nodes if node.gpus]
         answers = ray_adapter.run_on_each(with_gpus, measure_here, _SECONDS)

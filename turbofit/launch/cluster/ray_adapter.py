@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.cluster import Node
 from turbofit.core.errors import LaunchError, MachineError, PackageError, UsageError, error_from
 from turbofit.core.installation import install_command
+from turbofit.core.process.stdout import kept_stdout
 
 if TYPE_CHECKING:
     import ssl
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _NAMESPACE: Final = "turbofit"
 #: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.
 _SILENT: Final = 45.0
+#: What Ray raises where no cluster answers.
+_NOT_THERE: Final = (ConnectionError, ValueError, RuntimeError)
 _LOOK_SECONDS: Final = 1.0
 #: Calls that a run's board takes at once: questions wait in it.
 _CALLS: Final = 32
@@ -120,7 +123,8 @@ class RayConnection:
 def connected(address: str | None) -> Iterator[RayConnection]:
     """Be connected to a cluster; what this process started there ends with the connection.
 
-    None is ``RAY_ADDRESS``, or the cluster of this host.
+    None is ``RAY_ADDRESS``, or the cluster of this host. Ray prints to stdout that a node has died,
+    whatever ``log_to_driver`` says: stdout is kept for the answer.
 
     Raises:
         PackageError: Ray is not installed.
@@ -145,19 +149,23 @@ def connected(address: str | None) -> Iterator[RayConnection]:
             "Ray Client does not do: what serves must be on a node of the cluster",
             hint="run turbofit on a node, with --cluster ray",
         )
-    try:
-        ray.init(address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as exc:
-        at = f" at {where}" if where != "auto" else " here"
-        raise MachineError(
-            f"no Ray cluster answers{at}: {_one_line(exc)}",
-            hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
-            "for a token wants its ~/.ray/auth_token here (RAY_AUTH_TOKEN_PATH: another file)",
-        ) from None
-    try:
-        yield RayConnection()
-    finally:
-        ray.shutdown()
+    with kept_stdout():
+        try:
+            ray.init(
+                address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR"
+            )
+        except (*_NOT_THERE, ray.exceptions.AuthenticationError) as exc:
+            at = f" at {where}" if where != "auto" else " here"
+            raise MachineError(
+                f"no Ray cluster answers{at}: {_one_line(exc)}",
+                hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that "
+                "asks for a token wants its ~/.ray/auth_token here (RAY_AUTH_TOKEN_PATH: another "
+                "file)",
+            ) from None
+        try:
+            yield RayConnection()
+        finally:
+            ray.shutdown()
 
 
 def run_on_each(
