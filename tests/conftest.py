@@ -38,7 +38,7 @@ mend_torchvision()
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # `safe_load` takes it, in a tenth
 gc.disable()  # what is made while tests are collected stays
 
-pytest_plugins = ["tests.support.nvml", "tests.support.leftovers"]
+pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.support.browser"]
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (

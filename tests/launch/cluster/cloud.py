@@ -61,7 +61,9 @@ class Cloud:
         #: Ray puts its own in its place and leaves it there.
         self._sigterm = signal.getsignal(signal.SIGTERM)
         name, spec, gpus = head
-        args = {**self._node(name, spec, gpus), "include_dashboard": False}
+        # `turbofit` takes no logs from Ray and asks it for no more nodes.
+        without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        args = {**self._node(name, spec, gpus), **without}
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
         self._cluster.wait_for_nodes(HANG)
         self.nodes: dict[str, Any] = {name: self.head}
