@@ -28,7 +28,8 @@ SECTIONS = {
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     for name in ("turbofit", "presets"):
-        shutil.copytree(ROOT / name, tmp_path / name)  # and what is compiled, which stays valid
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     return tmp_path
 
 

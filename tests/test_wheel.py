@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweep import sweep
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,10 +51,9 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path) -> Path:
-    """Built of the sdist, by what builds here; with what pip downloads: ``scripts/try-package``."""
+    """Built of the sdist, as an index's users without a wheel would, in pip's own environment."""
     folder = sdist.parent
-    words = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sdist)]
-    said(folder, *PIP, *words)
+    said(folder, *PIP, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sdist))
     return next(folder.glob("turbofit-*.whl"))
 
 
@@ -162,8 +163,7 @@ def _interpreters() -> list[str]:
     return found
 
 
-@pytest.mark.exhaustive  # that 3.10 has what is used: mypy and ruff, which are told so
-@pytest.mark.parametrize("python", _interpreters())
+@pytest.mark.parametrize("python", sweep(_interpreters(), 9))
 def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_path: Path) -> None:
     own = tmp_path / "venv" / "bin"
     said(tmp_path, python, "-m", "venv", "--without-pip", str(own.parent))
