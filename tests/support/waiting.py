@@ -29,7 +29,7 @@ def until(predicate: Callable[[], T], what: str, limit: float = HANG) -> T:
     """
     end, pause = time.monotonic() + limit, _PAUSE
     while not (found := predicate()):
-        _check(end, what, limit)
+        assert time.monotonic() < end, f"waited {limit:g} s for {what}"
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST)
     return found
@@ -43,14 +43,9 @@ async def auntil(predicate: Callable[[], T], what: str, limit: float = HANG) -> 
     """
     end = time.monotonic() + limit
     while not (found := predicate()):
-        _check(end, what, limit)
+        assert time.monotonic() < end, f"waited {limit:g} s for {what}"
         await asyncio.sleep(_PAUSE)
     return found
-
-
-def _check(end: float, what: str, limit: float) -> None:
-    if time.monotonic() > end:
-        raise AssertionError(f"waited {limit:g} s for {what}")
 
 
 @contextlib.contextmanager
