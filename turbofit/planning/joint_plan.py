@@ -120,9 +120,10 @@ class _Candidate:
         """What that request takes of a GPU's cache."""
         return max(1, self.longest * self.best.kv.bytes_per_token)
 
-    def within(self, budget: int) -> Plan:
-        """Its plan in a part of so many bytes of each GPU."""
-        return best_plan(self.request.changed(budget=budget), pretend=self.pretend)
+    def within(self, budget: int, *, whole: bool = False) -> Plan:
+        """Its plan in a part of so many bytes of each GPU; ``whole``: with other image limits."""
+        request = self.request.changed(budget=budget)
+        return best_plan(request, pretend=self.pretend, compares_limits=whole)
 
     def least(self, room: int) -> _Part:
         """The smallest part in which it keeps what was given, to 1/128 of the room. Over."""
@@ -186,7 +187,8 @@ def _on(machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None)
     short = sum(part.budget for part in parts) - room
     if short <= 0:
         parts = _divided(models, parts, room)
-    plans = [part.plan for part in parts]
+    pairs = zip(models, parts, strict=True)
+    plans = [model.within(part.budget, whole=True) for model, part in pairs]
     gpus = [machine.gpu(index) for index in sorted(machine.visible)]
     accounts = tuple(_gpu(gpu, plans) for gpu in gpus)
     if short > 0:
@@ -207,7 +209,7 @@ def _candidates(
     part = _part_of_host(machine, len(requests))
     for request in requests:
         here = request.changed(on=part, gpus=None)
-        best = best_plan(here, pretend=pretend)
+        best = best_plan(here, pretend=pretend, compares_limits=False)
         # Another engine would promise another thing, and torch gives others nothing back.
         yield _Candidate(here.changed(engine=best.engine.name), best, pretend)
 

@@ -70,7 +70,8 @@ class ResolvedRequest(Struct):
     left, by a GPU's index. ``load_only``: the concurrency is a load to plan for, and no promise.
     ``options`` are what plans say of all this, as the person gave it. ``pace`` is what a forecast
     of speed should keep. ``image_threads`` and ``image_cache`` are of each engine of LMDeploy, None
-    where turbofit chooses.
+    where turbofit chooses. ``compares_limits``: a plan says what other image limits would give,
+    which takes more than half of its time.
     """
 
     model: Model
@@ -90,6 +91,7 @@ class ResolvedRequest(Struct):
     pace: Pace | None = None
     image_threads: int | None = None
     image_cache: int | None = None
+    compares_limits: bool = True
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
