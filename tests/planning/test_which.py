@@ -73,7 +73,7 @@ def test_a_model_that_one_of_unequal_cards_holds_is_served(on):
 
 
 def test_cards_hold_the_requests_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    few_presets(monkeypatch)
+    few_presets(monkeypatch, ["rtx4060", "a100-40g"], ["internvl2-8b"])
     asked = {"concurrency": 200, "engine": "turbomind"}
     found = turbofit.which("internvl2-8b", **asked)
     assert all(row.requests_at_once >= 200 for row in found.keep)
