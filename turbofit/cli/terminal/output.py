@@ -11,6 +11,7 @@ from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.screen import TERMINAL, ProgressDisplay
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import listened
+from turbofit.core.process.stdout import stdout
 from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def answer(text: str) -> None:
     if settle is not None:
         settle()
     try:
-        _write(sys.stdout, text)
+        _write(stdout(), text)
     except OSError as exc:
         raise UnwrittenError(
             f"the answer cannot be written to stdout: {exc.strerror or exc}",
@@ -183,7 +184,7 @@ def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
     """A document for stdout, as wide as the terminal between 80 and 120 columns."""
     from turbofit.report.painters.terminal import paint
 
-    if not screen.is_terminal(sys.stdout):
+    if not screen.is_terminal(stdout()):
         return paint(blocks, short=short)
     columns = min(max(screen.width(), 80), 120)
     return paint(blocks, width=columns, colour=screen.takes_colour(os.environ), short=short)
