@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.processes import gone
 from tests.support.waiting import HANG
+from turbofit.cli.main import main
 from turbofit.core.units import GIB, MIB
 
 COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
@@ -186,15 +187,16 @@ def test_signals_reach_the_command(program: Any, number: signal.Signals) -> None
     assert "ended with exit code 5" in err
 
 
-def test_wrong_use_is_said_in_two_lines(tmp_path: Path) -> None:
+def test_wrong_use_is_said_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, cause in (
         (["--on", "1xl4"], "no command"),
         (["--", "true"], "--on SPEC is missing"),
         (["--on", "1xl4", "--", str(tmp_path / "missing")], "cannot be run"),
     ):
-        done = pretend(*words)
-        assert (done.returncode, done.stdout) == (2, "")
-        error, hint = done.stderr.splitlines()[-2:]
+        assert main(["pretend", *words]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        error, hint = said.err.splitlines()[-2:]
         assert error.startswith("error: ")
         assert cause in error
         assert hint.startswith("hint: ")
