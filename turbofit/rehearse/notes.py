@@ -63,8 +63,7 @@ class Notes:
     ) -> bool:
         """Notes how a case ended; returns whether the engine can take another one.
 
-        ``tokens`` are those of each request's prompt, ``words`` is an error's text; ``begun`` is
-        monotonic time.
+        ``tokens`` are those of each prompt, ``words`` is an error's text; ``begun`` is monotonic.
         """
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         seconds = round(time.monotonic() - begun, 3)

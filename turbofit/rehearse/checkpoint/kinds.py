@@ -189,8 +189,7 @@ def _named(name: str, values: Values) -> Any:
 def config_from(template: Any, values: Values) -> Any:
     """A config from its template: ``=NAME`` is replaced by a value, ``=NAME|null`` by null for 0.
 
-    A sum of products may stand in the place of a name. ``=NAME|drop`` leaves the key out for 0, and
-    ``=|drop`` always.
+    A sum of products may replace a name. ``=NAME|drop`` omits the key for 0, ``=|drop`` always.
     """
     if isinstance(template, dict):
         config = {key: config_from(value, values) for key, value in template.items()}

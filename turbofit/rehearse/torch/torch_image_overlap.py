@@ -103,8 +103,7 @@ class ServerRoom(NamedTuple):
 class Pictures:
     """Pictures of a rule by their units: the largest that a client sends, and smaller ones.
 
-    A request has at most ``images`` images and ``request_units`` units, by default those of its
-    images.
+    A request has at most ``images`` images and ``request_units`` units, by default its images'.
     """
 
     def __init__(

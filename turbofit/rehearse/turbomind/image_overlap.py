@@ -87,8 +87,7 @@ def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
         cut_context = _room(plan, cut)[1]
         for prompts in _queues(maker, forward, cut_context, images):
             kept = prompts if gate is None else maker.under(prompts, gate, images)
-            # If only ``cut`` blocks are filled in part, at most so many prompts may be in the
-            # cache.
+            # With only ``cut`` partly filled blocks, a queue may have at most ``cut`` prompts.
             together = maker.together(kept)
             queues += [queue for queue in (kept, together) if cut == _CUT or len(queue) <= cut]
     return max(
