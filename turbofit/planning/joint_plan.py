@@ -120,9 +120,10 @@ class _Candidate:
         """The bytes of the model's longest request in the cache of one GPU."""
         return max(1, self.longest * self.best.kv.bytes_per_token)
 
-    def within(self, budget: int) -> Plan:
-        """The model's plan within so many bytes of each GPU."""
-        return best_plan(self.request.changed(budget=budget), pretend=self.pretend)
+    def within(self, budget: int, *, whole: bool = False) -> Plan:
+        """The model's plan within so many bytes of each GPU; ``whole``: with other image limits."""
+        request = self.request.changed(budget=budget)
+        return best_plan(request, pretend=self.pretend, compares_limits=whole)
 
     def least(self, room: int) -> _Part:
         """The smallest part for the model's given options, rounded up to 1/128 of the room."""
@@ -188,7 +189,8 @@ def _on(machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None)
     short = sum(part.budget for part in parts) - room
     if short <= 0:
         parts = _divided(models, parts, room)
-    plans = [part.plan for part in parts]
+    pairs = zip(models, parts, strict=True)
+    plans = [model.within(part.budget, whole=True) for model, part in pairs]
     gpus = [machine.gpu(index) for index in sorted(machine.visible)]
     accounts = tuple(_gpu(gpu, plans) for gpu in gpus)
     if short > 0:
@@ -209,7 +211,7 @@ def _candidates(
     part = _part_of_host(machine, len(requests))
     for request in requests:
         here = request.changed(on=part, gpus=None)
-        best = best_plan(here, pretend=pretend)
+        best = best_plan(here, pretend=pretend, compares_limits=False)
         # Another engine would promise other things, and torch does not return memory to others.
         yield _Candidate(here.changed(engine=best.engine.name), best, pretend)
 

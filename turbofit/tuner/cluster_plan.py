@@ -76,7 +76,7 @@ class _Choice(Struct):
 
 class _Planner:
     def __init__(self, base: ResolvedRequest, engine: str) -> None:
-        self.base, self.engine = base, engine
+        self.base, self.engine = replace(base, compares_limits=False), engine
         self.requests = base.workload.concurrency
         self.errors: list[TurbofitError] = []
         self._made: dict[tuple[Kind, int | None, Promise], Planned] = {}
@@ -253,7 +253,7 @@ class _Found(Struct):
             return _unserved(node, self._left_out(kind))
         plan = kind.on(node, _held_to(kept.plans[kind], limits, kept.promise))
         first = node is kind.nodes[0]
-        plan = replace(plan, limit_costs=(), considered=plan.considered if first else ())
+        plan = replace(plan, considered=plan.considered if first else ())
         return replace(_unserved(node), plan=plan, at_once=kept.shares[kind])
 
     def _left_out(self, kind: Kind) -> str:

@@ -345,6 +345,8 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
     sized = request.workload.image_size is not None
     if rule is None or image_limit is None or sized or not best.vision_load.units_per_image:
         return
+    if not request.compares_limits:
+        return
     if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return
     limits = {
