@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from _pytest.runner import runtestprotocol
 from hypothesis import settings
 from hypothesis.internal.conjecture import providers
@@ -35,18 +36,16 @@ providers.is_local_module_file = lambda path: False
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # `safe_load` takes it, in a tenth
 gc.disable()  # what is made while tests are collected stays
 
-pytest_plugins = ["tests.support.nvml", "tests.support.leftovers"]
+pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.support.browser"]
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
-    "launch/cluster/test_serve_cluster.py", "launch/test_run.py",
-    "launch/test_serve_pretend_pytorch.py", "launch/test_serve_pretend.py",
-    "rehearse/test_torch_engines.py", "launch/test_calibrate_pretend.py",
-    "launch/test_stories_pretend.py", "launch/pipeline/test_pretend_pipeline.py",
-    "launch/test_serve_lmdeploy.py", "launch/serve/test_supervised_processes.py",
-    "rehearse/test_rehearsal.py", "rehearse/test_planned.py",
+    "launch/cluster/test_serve_cluster.py", "launch/test_run.py", "launch/test_serve_pretend.py",
+    "rehearse/test_torch_engines.py", "launch/test_serve_lmdeploy.py",
+    "launch/serve/test_supervised_processes.py", "rehearse/test_planned.py",
     "pretend/test_torch.py", "gateway/test_gateway_ends.py", "test_adding.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
@@ -55,7 +54,7 @@ TOGETHER = (
     "|launch/pipeline/test_pipeline|launch/fallback/|memory/transformers/test_oracle_"
     "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
     "|core/images/test_video|launch/images/test_oracle_preparation",
-    "report/.*_chromium",
+    "(report|gateway)/.*_chromium",
 )
 
 

@@ -249,6 +249,17 @@ def test_a_shell_with_job_control_stops_and_ends_it(program: Any) -> None:
     os.close(terminal)
 
 
+def test_a_command_finds_a_model_without_its_weights() -> None:
+    """A folder of its name; that `turbofit.pipeline` opens it: `launch/pipeline`, in --all."""
+    code = (
+        "import os, pathlib; folder = pathlib.Path(os.environ['TURBOFIT_PRETEND_TWIN']);"
+        "print(folder.name, 'InternVLChatModel' in (folder / 'config.json').read_text(),"
+        " any(folder.glob('*.safetensors')))"
+    )
+    done = pretend("--on", "4xrtx3090", "--model", "InternVL2-2B", "--", sys.executable, "-c", code)
+    assert (done.returncode, done.stdout) == (0, "InternVL2-2B True True\n"), done.stderr
+
+
 def test_the_example_of_the_map_runs(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     (example,) = re.findall(r"```sh\n(.*?)```", (root / "docs/pretend.md").read_text(), re.DOTALL)
