@@ -291,7 +291,8 @@ def _holders(mark: LogEvent, memory: TorchMemory, neighbours: _Neighbours) -> It
 def _unexplained(memory: TorchMemory) -> int:
     """Bytes of the card that no process in the text explains, without one context of this process.
 
-    Up to torch 2.0 the process's figure leaves its context out: so much of the rest counts as one.
+    Up to torch 2.0 the process's figure does not include its context: so much of the rest counts
+    as one.
     """
     if memory.total is None or memory.process is None or memory.free is None:
         return 0
