@@ -189,9 +189,9 @@ class TorchMemory(Struct):
     """Torch's out-of-memory text; all figures are bytes, rounded as torch prints them.
 
     ``process`` is the memory that torch's own process holds on the GPU; ``others`` has that of
-    other processes by pid. ``cached`` is reserved by torch's allocator but not allocated. ``pid`` is this
-    process's number in the text. ``named`` False: this process may be one of the ``others``.
-    ``context`` False: ``process`` does not include the CUDA context.
+    other processes by pid. ``cached`` is reserved by torch's allocator but not allocated. ``pid``
+    is this process's number in the text. ``named`` False: this process may be one of the
+    ``others``. ``context`` False: ``process`` does not include the CUDA context.
     """
 
     message: str = ""
