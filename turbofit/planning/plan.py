@@ -55,7 +55,7 @@ def fits(request: PlanRequest) -> bool:
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
-    """Add to a format's refusal the plan of the checkpoint that `turbofit merge` would make.
+    """Add to a refusal of a format the plan of the checkpoint that `turbofit merge` would make.
 
     Merging a LoRA does not change sizes.
     """

@@ -36,7 +36,7 @@ _MOST_CAUSES: Final = 3
 
 
 class Promise(Struct):
-    """The promise to clients: image limit (tiles or pixels), context; None: each node's own."""
+    """The promise to clients: image limit (tiles or pixels) and context; None: each node's own."""
 
     image_limit: int | None = None
     context: int | None = None
@@ -62,7 +62,7 @@ _ALONE: Final = Promise()
 
 
 class _Choice(Struct):
-    """A promise and the kinds of nodes that keep it: the requests of one node, and its plan."""
+    """A promise, the kinds of nodes that keep it, and a node's plan and requests for each kind."""
 
     promise: Promise
     shares: dict[Kind, float]
@@ -120,7 +120,7 @@ class _Planner:
         return planned
 
     def shares(self, members: Sequence[Kind], promise: Promise = _ALONE) -> dict[Kind, float]:
-        """The requests of one node of each kind: its share if it holds it, or its own batch."""
+        """The requests of one node of each kind: its share, or its own batch if that is smaller."""
         if (requests := self.requests) is None:
             plans = {kind: self.plan(kind, 1.0, promise).plan for kind in members}
             return {k: float(plan.requests_at_once) if plan else 1.0 for k, plan in plans.items()}
