@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
-#: Seconds for which an engine gets no new request after a client has left its turn alone there.
+#: Seconds without new requests at an engine after the client of a turn alone there has left.
 _ALONE_AFTER: Final = 1.0
 
 
