@@ -82,6 +82,13 @@ class _Fact(Struct):
     pattern: str
 
 
+class General(Struct):
+    """What others had of an exception, by its name alone, and what they tried."""
+
+    possible: tuple[str, ...]
+    change: tuple[str, ...]
+
+
 class _Table(Struct):
     kinds: dict[str, Kind]
     #: Names of Transformers by the release that brought or dropped them.
@@ -90,6 +97,7 @@ class _Table(Struct):
     facts: tuple[_Fact, ...]
     #: What would tell more of an error that no row knows, and words of its line.
     send: dict[str, tuple[str, ...]]
+    general: dict[str, General]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
     rows: tuple[Row, ...]
 
@@ -113,7 +121,7 @@ def causes() -> tuple[Row, ...]:
 
 
 def kind_of(row: Row) -> Kind:
-    return _table().kinds.get(row.kind, Kind())
+    return _table().kinds.get(row.kind, Kind(common=row.rank == "told"))
 
 
 def release_of(name: str, *, dropped: bool) -> str | None:
@@ -126,6 +134,11 @@ def less_memory(program: str, phase: str) -> tuple[str, ...]:
     """What takes less memory in a phase of a program, in its own options."""
     rows = _table().out_of_memory[program]
     return rows.get(phase, rows["any"])
+
+
+def general(name: str) -> General | None:
+    """What others had of an exception that no row knows; of ``lite`` while LMDeploy quantises."""
+    return _table().general.get(name)
 
 
 def what_to_send(error: str) -> tuple[str, ...]:
