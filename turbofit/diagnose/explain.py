@@ -20,9 +20,16 @@ from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, witho
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
-from turbofit.diagnose.rules.rules_told import also_told, ends, told_by, with_general
+from turbofit.diagnose.rules.rules_told import (
+    also_told,
+    ends,
+    last_call,
+    told_by,
+    with_general,
+)
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
 from turbofit.diagnose.rules.rules_turbomind import turbomind_rules
+from turbofit.diagnose.told import KNOWN, TITLE, TROUBLE, message_in, said
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -34,7 +41,6 @@ from turbofit.observe.log_events import (
     Slab,
     TorchMemory,
 )
-from turbofit.diagnose.told import KNOWN, TITLE, TROUBLE, message_in, said
 from turbofit.observe.log_reader import read_line
 
 if TYPE_CHECKING:
@@ -122,9 +128,13 @@ def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
 def _told(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
     """What people tell, where no line of a program decides: a warning alone does not."""
     facts = case.facts
-    if _raised(case) or facts.mood.logged:
+    if _raised(case) or facts.mood.logged or facts.subject.foreign.tool:
         return None
-    weak = facts.mood.last_complaint or facts.subject.foreign.tool or facts.cut_at
+    known = any(
+        mark.row and mark.row.rank != "notice" and not facts.told.has(mark.line)
+        for mark, _ in facts.every(KnownMessage)
+    )
+    weak = known or facts.mood.last_complaint or facts.cut_at
     return told_by(case, min(least, KNOWN) if weak else least)
 
 
@@ -296,8 +306,8 @@ def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -
 
 def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
     """A traceback without its end."""
-    what = f"{ends(case.facts)}; its last call is: {evidence(mark, '').text}"
-    return _quote(mark, what if mark.stack else ends(case.facts), "the last call that it shows")
+    what = "; ".join(filter(None, (ends(case.facts), last_call(mark))))
+    return _quote(mark, what, "the last call that it shows")
 
 
 def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:

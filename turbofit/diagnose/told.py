@@ -28,7 +28,8 @@ _SENTENCES: Final = re.compile(r"(?<=[。！？；])|(?<=[a-z)\]'\"`][.!?;]) +(?
 #: The marks of a forum around a title.
 _MARKS: Final = re.compile(
     r"^(?:# +)?(?:[\[【](?:Bug|Feature|Issue|Docs?|Help|Question)[^\]】]{0,16}[\]】]\s*[:：]?\s*)*"
-    r"|\s*\[(?:Bug|Feature|Issue)\]$", re.IGNORECASE
+    r"|\s*\[(?:Bug|Feature|Issue)\]$",
+    re.IGNORECASE,
 )
 #: A title that asks, or tells of trouble, in whatever words.
 _TROUBLE: Final = re.compile(
@@ -38,11 +39,13 @@ _TROUBLE: Final = re.compile(
 #: Where somebody tells a cause, or what works and what does not: it decides more than a guess.
 _DECIDES: Final = re.compile(
     r"(?i:\b(?:because|due to|caused by|root cause|turn(?:s|ed) out|downgrad\w+|roll(?:ing|ed) back"
-    r"|after (?:up|down)grad\w+|works?(?:ed)? (?:fine|well|normally|correctly|on|with|when|if|after)"
+    r"|after (?:up|down)grad\w+|works?(?:ed)? (?:fine|well|correctly|on|with|when|if|after)"
     r"|only (?:with|when|on|fails|happens)|but (?:with|on|not)|exceeds)\b)"
     r"|因为|由于|原因|导致|验证|解决了|可以解决|降级|降到|换成|升级后|正常|没问题|没有问题|只有|(?:而|但).{0,12}(?:不|可以)"
 )
 _FENCE: Final = "```"
+#: Symptoms of which words alone tell little.
+_WEAK: Final = ("asks_support", "http_status", "not_released", "said_to_be_slow")
 #: Rows among which the title stands.
 _FIRST: Final = 3
 #: Sentences that are kept: more are no report.
@@ -88,29 +91,37 @@ class ToldLines:
 
     def _read(self, line: int, text: str) -> None:
         title = self.title is not None and self.title.line == line
-        if not title and by_program(text):
+        if not plain(text) if title else by_program(text):
             return
+        if self.title:
+            self._lines.add(line)
         text = text[:_LONGEST]
         for sentence in [text] if title else _SENTENCES.split(text):
             self._take(line, sentence, title=title)
 
     def _take(self, line: int, text: str, *, title: bool) -> None:
         message = message_in(text)
+        if "Warning: " in message and not title:
+            return
         hits = (message and hits_of(message)) or hits_of(text, told=True)
         mark = LogEvent(line, text, KnownMessage(), (), "", hits)
-        of_people = mark.row is not None and mark.row.rank == "told"
-        if self.title is None and not of_people:
-            return
-        if hits or message:
-            asks = mark.row is not None and mark.row.kind == "asks_support"
-            self.marks.append((TROUBLE if asks else KNOWN, mark))
-        elif tells_of_error(text) or (title and plain(text) and _TROUBLE.search(text)):
-            self.marks.append((TROUBLE, mark))
-        elif title and plain(text):
-            self.marks.append((TITLE, mark))
-        if not title and _DECIDES.search(text):
+        order = self._order(mark, message, title=title)
+        if order is not None:
+            self._lines.add(line)
+            self.marks.append((order, mark))
+        if self.title and not title and _DECIDES.search(text):
             self.decides.append(mark)
-        self._lines.add(line)
+
+    def _order(self, mark: LogEvent, message: str, *, title: bool) -> int | None:
+        """How much a sentence tells; None: nothing."""
+        row = mark.row
+        if self.title is None:
+            return KNOWN if row and row.rank == "told" else None
+        if message or (row and row.kind not in _WEAK):
+            return KNOWN
+        if row or tells_of_error(mark.text) or (title and _TROUBLE.search(mark.text)):
+            return TROUBLE
+        return TITLE if title else None
 
 
 def message_in(text: str) -> str:

@@ -323,10 +323,10 @@ def test_a_title_that_tells_of_trouble_is_no_healthy_log() -> None:
 
 def test_a_pasted_block_without_its_end_was_cut() -> None:
     """What was pasted goes on; a sentence that tells what works is quoted beside the title."""
-    log = "[Bug] lmdeploy 报错\n\nRelease 2.0.1 works well, but not 2.1.\n```\n$ lmdeploy chat m\nloading\n"
-    found = explain(log)
+    said = "Release 2.0.1 works well, but not 2.1."
+    found = explain(f"[Bug] lmdeploy 报错\n\n{said}\n```\n$ lmdeploy chat m\nloading\n")
     assert found.what.startswith("this text ends at line 6, within its log")
-    assert found.why == ("the text says: Release 2.0.1 works well, but not 2.1.",)
+    assert found.why == (f"the text says: {said}",)
     assert found.send[0].startswith("the lines after the last one here")
 
 

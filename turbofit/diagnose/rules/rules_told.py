@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.facts import LogFacts
+    from turbofit.observe.stages import Phase
 
 _NO_LINE: Final = "no line of this log tells what failed"
 #: The name of an exception before its message.
 _NAME: Final = re.compile(r"(?:\w+\.)*(\w+): ")
 #: Words of the phase in which memory ran out, as people tell it.
-_PHASES: Final = {
+_PHASES: Final[dict[Phase, re.Pattern[str]]] = {
     "weights": re.compile(r"(?i:\b(?:re)?load|start|\binit|加载|启动|部署)"),
-    "any": re.compile(r"(?i:infer|image|request|prompt|图片|圖片|推理|请求|长)"),
+    "serving": re.compile(r"(?i:infer|image|request|prompt|图片|圖片|推理|请求|长)"),
 }
 #: Kinds of rows that speak of serving, where LMDeploy quantised.
 _OF_SERVING: Final = (
@@ -54,9 +55,7 @@ def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
         draft,
         phase="unknown",
         what=f"{ends(facts) or _NO_LINE}; {said(evidence(mark, '').text)}",
-        why=(f"its last call is: {evidence(cut, '').text}", *raised_in(cut))
-        if cut and cut.stack
-        else (),
+        why=(last_call(cut), *raised_in(cut)) if cut and cut.stack else (),
         possible=draft.possible or tuple(filter(None, (draft.what,))),
         changes=changes,
         evidence=(evidence(mark._replace(text=plain(mark.text)), "what the report tells"),)
@@ -67,11 +66,18 @@ def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
 
 def ends(facts: LogFacts) -> str:
     """Where a text ends that was cut before its error; empty: it was not."""
-    if facts.cut_at is not None:
-        return f"this text ends at line {facts.lines}, within a traceback and before the error itself"
-    if facts.told.pasted:
-        return f"this text ends at line {facts.lines}, within its log and before a line that tells what failed"
-    return ""
+    where = "a traceback and before the error itself"
+    if facts.cut_at is None:
+        where = "its log and before a line that tells what failed" if facts.told.pasted else ""
+    return where and f"this text ends at line {facts.lines}, within {where}"
+
+
+def last_call(cut: LogEvent) -> str:
+    """The last call of a torn traceback; of a line that is torn itself its function."""
+    text = evidence(cut, "").text
+    if len(text) < _TORN and cut.stack:
+        text = cut.stack[-1].function
+    return f"its last call is: {text}" if cut.stack else ""
 
 
 def _less_memory(text: str, case: LogCase) -> tuple[str, ...]:
@@ -80,7 +86,8 @@ def _less_memory(text: str, case: LogCase) -> tuple[str, ...]:
     stack = cut.stack if cut else ()
     phase = phase_of(stack)
     if phase == "unknown":
-        phase = next((name for name, words in _PHASES.items() if words.search(text)), "unknown")
+        told = (name for name, words in _PHASES.items() if words.search(text))
+        phase = next(told, "unknown")
     program = program_of(stack, case.facts.subject)
     return less_memory("lmdeploy" if program == "other" else program, phase)
 
@@ -92,13 +99,21 @@ def with_general(case: LogCase, draft: RuleAnswer, message: str) -> RuleAnswer:
     """
     if draft.possible and draft.kind not in _OF_SERVING:
         return draft
-    lite, name = case.facts.subject.quantises, _NAME.match(message)
+    lite = case.facts.subject.quantises and not _serves(case)
+    name = _NAME.match(message)
     key = "lite" if lite else "" if draft.possible or name is None else name[1]
     listed = general(key) if case.facts.subject.of_inference else None
     if listed is None:
         return draft
     kind = "check_failed" if key == "check" else "unknown"
     return replace(draft, kind=kind, possible=listed.possible, changes=listed.change)
+
+
+def _serves(case: LogCase) -> bool:
+    """Whether the torn traceback of a log that has `lmdeploy lite` is another part's."""
+    stack = case.facts.cut_at.stack if case.facts.cut_at else ()
+    of_lmdeploy = [frame.path for frame in stack if "lmdeploy" in frame.path]
+    return bool(of_lmdeploy) and not any("lite" in path for path in of_lmdeploy)
 
 
 def also_told(case: LogCase, what: str) -> tuple[str, ...]:
@@ -114,3 +129,5 @@ def also_told(case: LogCase, what: str) -> tuple[str, ...]:
 _DECIDING: Final = 2
 _SHOWN: Final = 240
 _SAME: Final = 60
+#: A source line of fewer characters has lost its end.
+_TORN: Final = 6
