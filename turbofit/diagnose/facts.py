@@ -357,7 +357,7 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
     for row in rows:
         if runs[-1].ended_by(row.text):
             again = LogFacts()
-            again.subject = runs[-1].subject
+            again.subject, again.told = runs[-1].subject, runs[-1].told
             runs.append(again)
         runs[-1].take(row.line, row.text)
         if row.program:

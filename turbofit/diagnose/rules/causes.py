@@ -150,7 +150,16 @@ def what_to_send(error: str) -> tuple[str, ...]:
 @by_form
 def _rows_of(form: str) -> tuple[Row, ...]:
     """The rows of which a line has a word, in their order."""
-    pattern, rows = _words()
+    return _rows_in(form, told=False)
+
+
+@by_form
+def _told_rows_of(form: str) -> tuple[Row, ...]:
+    return _rows_in(form, told=True)
+
+
+def _rows_in(form: str, *, told: bool) -> tuple[Row, ...]:
+    pattern, rows = _words(told)
     places: set[int] = set()
     match = pattern.search(form)
     while match is not None:
@@ -162,12 +171,13 @@ def _rows_of(form: str) -> tuple[Row, ...]:
 
 
 @cache
-def _words() -> tuple[re.Pattern[str], dict[str, list[tuple[str, int]]]]:
-    """A pattern of all rows' words with zeros for digits, and what it may have found of which row.
+def _words(told: bool) -> tuple[re.Pattern[str], dict[str, list[tuple[str, int]]]]:
+    """A pattern of rows' words with zeros for digits, and what it may have found of which row.
 
     It finds the shortest word that begins at a place, under which all stand that begin with it.
     """
-    words = [(zeros(word), place) for place, row in enumerate(causes()) for word in row.says]
+    rows = [(row, place) for place, row in enumerate(causes()) if (row.rank == "told") == told]
+    words = [(zeros(word), place) for row, place in rows for word in row.says]
     pattern = re.compile(_any_of({word for word, _ in words}))
     found: dict[str, list[tuple[str, int]]] = {}
     for word, place in words:
@@ -204,11 +214,10 @@ def hits_of(text: str, *, told: bool = False) -> tuple[Hit, ...]:
 
     Those of people's words only where a person ``told`` it, and then first.
     """
-    rows = _rows_of(text)
+    rows = (*_told_rows_of(text), *_rows_of(text)) if told else _rows_of(text)
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
-    hits = (hit for hit in _hits(rows, text) if told or hit.row.rank != "told")
-    return tuple(sorted(hits, key=lambda hit: hit.row.rank != "told"))
+    return tuple(_hits(rows, text))
 
 
 def _hits(rows: tuple[Row, ...], text: str) -> Iterator[Hit]:

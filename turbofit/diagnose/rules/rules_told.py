@@ -47,7 +47,7 @@ def told_by(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
 
 def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
     facts, cut = case.facts, case.facts.cut_at
-    draft = explanation_of(mark, case) or RuleAnswer(kind="", line=mark.line)
+    draft = explanation_of(mark, case) or RuleAnswer(kind="check_failed", line=mark.line)
     changes = draft.changes
     if draft.kind == "out_of_memory":
         changes = _less_memory(mark.text, case)
