@@ -14,31 +14,37 @@ from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serving import Serving, blank_line, serving
-from turbofit.planning.which import COUNTS
+from turbofit.planning.which import COUNTS, Which
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.preset_view import which_view
 
 pytestmark = pytest.mark.slow
 
 
-def test_cards_are_told_as_plan_tells_them_the_smallest_first():
+def test_cards_are_told_as_plan_tells_them_the_smallest_first(monkeypatch: pytest.MonkeyPatch):
+    cards = sorted(preset_names())[::4]  # of each kind some
+    few_presets(monkeypatch, cards)
     asked = {"model": "internvl2-8b", "context": 8192, "concurrency": 4}
-    cards = turbofit.which(**asked)
+    found = turbofit.which(**asked)
     rng = random.Random(1)
-    for row in rng.sample(cards.keep, 8):
+    for row in rng.sample(found.keep, 4):
         same_as_plan(row, turbofit.plan(on=row.on, **asked))
-    for row in rng.sample([row for row in cards.keep if row.gpus > 1], 4):
+    for row in rng.sample([row for row in found.keep if row.gpus > 1], 2):
         fewer = COUNTS[COUNTS.index(row.gpus) - 1]
         plan = turbofit.plan(on=f"{fewer}x{row.on.partition('x')[2]}", **asked)
         assert not plan.fits or plan.limits.image_limit != row.image_limit
-    names = [row.on.partition("x")[2] for row in (*cards.keep, *cards.others)]
-    assert sorted(names) == sorted(preset_names())
-    assert [row.bytes for row in cards.keep] == sorted(row.bytes for row in cards.keep)
-    assert all(row.why_not for row in cards.others)
+    names = [row.on.partition("x")[2] for row in (*found.keep, *found.others)]
+    assert sorted(names) == cards
+    assert [row.bytes for row in found.keep] == sorted(row.bytes for row in found.keep)
+    assert all(row.why_not for row in found.others)
 
 
-def test_models_are_told_as_plan_tells_them():
+def test_models_are_told_as_plan_tells_them(monkeypatch: pytest.MonkeyPatch):
+    names = sorted(known_presets())[::8]
+    few_presets(monkeypatch, models=names)
     models = turbofit.which(on="1xrtx3060")
-    assert {row.model for row in (*models.keep, *models.others)} == set(known_presets())
-    for row in random.Random(3).sample(models.keep, 6):
+    assert {row.model for row in (*models.keep, *models.others)} == set(names)
+    for row in random.Random(3).sample(models.keep, 4):
         same_as_plan(row, turbofit.plan(row.model, on="1xrtx3060"))
 
 
@@ -48,6 +54,7 @@ def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:
     assert (row.kv_tokens, row.context) == (plan.kv.total_tokens, plan.settings.session_len)
     assert (row.tp, row.replicas) == (plan.parallel.tp, plan.parallel.replicas)
     assert row.requests_at_once == plan.requests_at_once
+    assert set(row.warnings) <= set(plan.warnings)
     for figure in ("requests_per_second", "output_tokens_per_second", "seconds_to_first_token"):
         assert not plan.throughput or getattr(row, figure) == getattr(plan.throughput, figure)
 
@@ -69,7 +76,7 @@ def test_a_model_that_one_of_unequal_cards_holds_is_served(on):
 
 
 def test_cards_hold_the_requests_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    few_presets(monkeypatch)
+    few_presets(monkeypatch, ["rtx4060", "a100-40g"], ["internvl2-8b"])
     asked = {"concurrency": 200, "engine": "turbomind"}
     found = turbofit.which("internvl2-8b", **asked)
     assert all(row.requests_at_once >= 200 for row in found.keep)
@@ -90,3 +97,17 @@ def test_images_that_the_context_itself_makes_smaller_are_kept(
     plan = turbofit.plan("qwen2.5-vl-7b", on=row.on, **asked)
     assert row.image_limit == plan.limits.image_limit
     assert plan.fits
+
+
+def test_what_a_plan_warns_of_is_told_in_short() -> None:
+    row = line("gemma-3-4b", "1xt4")
+    assert row.keeps
+    assert row.warnings
+    assert set(row.warnings) <= set(turbofit.plan("gemma-3-4b", on="1xt4").warnings)
+    which = Which(
+        turbofit_version="1", created="now", model=None, machine="1xt4", request={}, counts=(),
+        keep=(row, line("internvl2-2b", "1xt4")), others=(),
+    )  # fmt: skip
+    short, whole = (paint(which_view(which), short=short) for short in (True, False))
+    assert "warned of: gemma-3-4b (turbofit plan says why)" in short
+    assert "Gemma 3 in float16 is known to answer with nothing" in whole

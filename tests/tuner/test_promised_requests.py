@@ -10,6 +10,7 @@ import pytest
 from msgspec import UNSET
 
 import turbofit
+from tests.support.plans import few_presets
 from tests.sweep import sweep
 from turbofit import api
 from turbofit.cli.main import main
@@ -80,6 +81,14 @@ def test_no_batch_is_planned_that_ends_an_engine() -> None:
     assert (plan.held.requests, plan.settings.max_batch_size) == (1, 1)
     assert plan.remedies[0].change == "--concurrency 1"
     assert "max_batch_size 1: with more at once a fault of LMDeploy ends the engine" in plan.reasons
+    # Nor does another hint: the number of engines is turbofit's on more cards, the batch nobody's.
+    asked = {"model": "cogvlm-17b", "on": "4xrtx3090", "concurrency": 3, "replicas": 2}
+    more = turbofit.plan(**asked).remedies[-1].change
+    assert more.endswith("RTX 3090, and leave --replicas out")
+    assert planned_with(more, **asked).fits
+    with pytest.raises(UsageError) as refused:
+        turbofit.plan(**asked, max_batch_size=1)
+    assert refused.value.hint == "give concurrency=2 at most"
 
 
 def test_a_concurrency_that_is_held_takes_no_more_than_the_batch_that_turbofit_chose() -> None:
@@ -94,7 +103,9 @@ def planned_with(change: str, model: str, on: str, **asked: Any) -> Plan:
     if change.startswith("use "):
         return turbofit.plan(change.split()[1], on=on, **asked)
     if " x NVIDIA " in change:
-        count, _, card = change.partition(" x NVIDIA GeForce ")
+        cards, _, left_out = change.partition(", and leave ")
+        count, _, card = cards.partition(" x NVIDIA GeForce ")
+        asked |= {name: None for name in ("tp", "replicas") if name in left_out}
         return turbofit.plan(model, on=f"{count}x{card.replace(' ', '').lower()}", **asked)
     if change.startswith("leave "):
         option = change.split()[1].removeprefix("--").replace("-", "_").removeprefix("no_")
@@ -108,11 +119,14 @@ def planned_with(change: str, model: str, on: str, **asked: Any) -> Plan:
     ("model", "on", "asked"),
     [
         ("internvl3-8b", "1xrtx3090", {"concurrency": 60}),
-        ("internvl2-8b", "rtx3090+rtx4090", {"concurrency": 64, "max_dynamic_patch": 10}),
+        pytest.param(
+            "internvl2-8b", "rtx3090+rtx4090", {"concurrency": 64, "max_dynamic_patch": 10},
+            marks=pytest.mark.exhaustive,
+        ),
         ("qwen2-vl-7b", "1xrtx3090", {"concurrency": 12, "replicas": 1}),
         ("internvl2-8b", "1xrtx3090", {"concurrency": 20, "queue_images": False}),
     ],
-)
+)  # fmt: skip
 def test_what_is_offered_holds_all_of_them(model: str, on: str, asked: dict[str, Any]) -> None:
     plan = turbofit.plan(model, on=on, **asked)
     assert not plan.fits
@@ -262,7 +276,11 @@ def test_a_higher_rate_never_has_a_sooner_first_token() -> None:
     assert found[0] < found[-1]
 
 
-def test_which_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_which_takes_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ("internvl2-1b", "internvl2-8b", "qwen2.5-7b", "llava-onevision-7b")
+    few_presets(monkeypatch, models=models)
     assert main(["which", "--on", "1xl4", "--rate", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     slow = [one for one in document["others"] if "missed by" in one["why_not"]]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 from turbofit.cli.main import main
+from turbofit.cli.terminal.output import answer
 from turbofit.core.cluster import ClusterPlan
 from turbofit.gateway import server
 from turbofit.launch.cluster import ray_adapter
@@ -41,3 +45,29 @@ def test_a_front_stays_with_the_run_that_it_began_with(monkeypatch) -> None:
     assert main(["gateway", "--cluster", "ray", "--port", "0"]) == 0
     runs["second"] = "another"
     assert fronts[0]._source() == ["board"]
+
+
+def test_what_ray_prints_does_not_stand_in_the_answer(capsys, monkeypatch) -> None:
+    """Ray's listener prints errors to stdout at any time, though no log goes to the driver."""
+
+    def tell(**_: object) -> None:
+        listener = threading.Thread(target=print, args=("(raylet) The node is dead",))
+        listener.start()
+        listener.join()
+
+    board = SimpleNamespace(read=SimpleNamespace(remote=tell))
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379", get_node_id=lambda: "a1")
+    ray = SimpleNamespace(
+        init=tell, shutdown=tell, get=lambda ref, timeout: (None, ()),
+        get_runtime_context=lambda: context, get_actor=lambda name: board,
+        util=SimpleNamespace(list_named_actors=lambda: ["tiny"]),
+        exceptions=SimpleNamespace(AuthenticationError=OSError, RayError=OSError),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert main(["cluster", "status", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == []
+    assert err.count("(raylet)") == 3
+    with ray_adapter.connected(None):
+        answer("http://127.0.0.1:8000\n")
+    assert capsys.readouterr().out == "http://127.0.0.1:8000\n"
