@@ -15,18 +15,12 @@ from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import rows
+from turbofit.diagnose.rules import rules_told
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
-from turbofit.diagnose.rules.rules_told import (
-    also_told,
-    ends,
-    last_call,
-    told_by,
-    with_general,
-)
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
 from turbofit.diagnose.rules.rules_turbomind import turbomind_rules
 from turbofit.diagnose.told import KNOWN, TITLE, TROUBLE, message_in, said
@@ -135,7 +129,7 @@ def _told(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
         for mark, _ in facts.every(KnownMessage)
     )
     weak = known or facts.mood.last_complaint or facts.cut_at
-    return told_by(case, min(least, KNOWN) if weak else least)
+    return rules_told.told_by(case, min(least, KNOWN) if weak else least)
 
 
 def _tells_less(best: RuleAnswer, case: LogCase) -> bool:
@@ -218,7 +212,7 @@ def _assumed(case: LogCase) -> tuple[str, ...]:
 
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     """No cause is proven: a message that a rule knows, or the last error."""
-    draft = with_general(case, draft, message_in(draft.quoted) if draft.evidence else "")
+    draft = rules_told.with_general(case, draft, message_in(draft.quoted) if draft.evidence else "")
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
     if case.facts.told.has(draft.line) and not draft.what:
         what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
@@ -230,7 +224,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         phase="unknown",
         what=what,
         others=others if draft.possible else None,
-        why=(*draft.why, *also_told(case, what)),
+        why=(*draft.why, *rules_told.also_told(case, what)),
         missing=missing_of(memory) if memory and draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,
@@ -247,7 +241,7 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
     errors = facts.every(PythonError)
     words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
     still = ["(still)"] if draft.kind in ("stands_still", "said_to_hang") else []
-    if facts.cut_at or (ends(facts) and ends(facts) in what):
+    if facts.cut_at or (rules_told.ends(facts) and rules_told.ends(facts) in what):
         return ",".join(("(cut)", *still))
     words += still
     if facts.mood.pictures and (not draft.evidence or facts.told.has(draft.line)):
@@ -299,14 +293,14 @@ def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -
     passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
     if checked and " " in text.strip() and not passed_on:
         what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
-        return with_general(case, _quote(last, what), "check: ")
+        return rules_told.with_general(case, _quote(last, what), "check: ")
     what = f"turbofit does not know this error: {error.name}: {text}"
-    return with_general(case, _quote(last, what.rstrip(": ")), f"{error.name}: ")
+    return rules_told.with_general(case, _quote(last, what.rstrip(": ")), f"{error.name}: ")
 
 
 def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
     """A traceback without its end."""
-    what = "; ".join(filter(None, (ends(case.facts), last_call(mark))))
+    what = "; ".join(filter(None, (rules_told.ends(case.facts), rules_told.last_call(mark))))
     return _quote(mark, what, "the last call that it shows")
 
 
