@@ -8,6 +8,7 @@ import pytest
 
 from tests.diagnose.public_deaths import RESULTS, Judged, judge, report
 from tests.diagnose.public_logs import CASES, log_of
+from tests.sweep import sweep
 from turbofit.diagnose.explain import diagnose
 
 
