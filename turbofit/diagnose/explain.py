@@ -1,4 +1,4 @@
-"""From a log to its answer: the earliest cause, its advice, and what stays unknown."""
+"""Turns a log into its answer: the earliest cause, advice, and the remaining questions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import rows
+from turbofit.diagnose.rules import rules_told
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
-from turbofit.diagnose.rules.rules_told import said, told_by
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
 from turbofit.diagnose.rules.rules_turbomind import turbomind_rules
+from turbofit.diagnose.told import KNOWN, TITLE, TROUBLE, message_in, said
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -50,17 +51,17 @@ _RULES: Final = (
     host_rules,
     quiet_rules,
 )
-#: What a parent says of a child that ended: the child's own error goes before it.
+#: Kinds that a parent reports of an ended child: the child's own error goes before them.
 _PARENTS: Final = ("aborted", "crashed", "engine_gone", "killed", "request_failed")
-#: Notices that say why something ended: they go before that it did.
+#: Notices that give the reason of an end, by the kind of end; they go before it.
 _REASONS: Final = {
     "request_failed": ("request_rejected", "bad_image", "wrong_model_name"),
     "aborted": ("interrupted",),
     "engine_gone": ("interrupted",),
 }
-#: Notices that say what ended something: what people tell goes before all others.
+#: Notices that say what ended something: people's statements on it go before all others.
 _DECIDES: Final = ("interrupted", *_REASONS["request_failed"])
-#: Kinds that say what is seen, and no cause.
+#: Kinds that describe a symptom and no cause.
 _NO_CAUSES: Final = ("stands_still", "foreign")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 
@@ -68,15 +69,15 @@ _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 def diagnose(
     chunks: Iterable[bytes], *, model: str | None = None, on: str | None = None
 ) -> Diagnosis:
-    """Explain a log.
+    """Explain a log; returns the diagnosis.
 
     Args:
-        chunks: its bytes, in pieces.
-        model: the model, where the log does not name it or names it wrongly.
-        on: the machine, likewise.
+        chunks: the log's bytes, in pieces.
+        model: the model, if the log does not name it or names it wrongly.
+        on: the machine, if the log does not describe it or describes it wrongly.
 
     Raises:
-        UsageError: ``model`` or ``on`` cannot be meant.
+        UsageError: ``model`` or ``on`` has no possible meaning.
     """
     runs = read_runs(rows(chunks))
     cases = [LogCase(facts, model=model, on=on) for facts in runs]
@@ -87,7 +88,8 @@ def diagnose(
     if not drafts:
         return _unknown(cases[-1], _told(cases[-1]) or _last_error(cases[-1]), ())
     best, of_run = drafts[0]
-    told = _told(of_run) if best.rank == "notice" and best.kind not in _DECIDES else None
+    notice = best.rank == "notice" and best.kind not in _DECIDES
+    told = _told(of_run, TROUBLE) if notice else None
     if told and told.line == best.line:
         told = None
     if told or _tells_less(best, of_run):
@@ -98,7 +100,7 @@ def diagnose(
 
 
 def _others(best: RuleAnswer, drafts: Sequence[tuple[RuleAnswer, LogCase]]) -> tuple[str, ...]:
-    """The other causes in short, each kind once, as its first answer says it."""
+    """The other causes in short, each kind once, in the words of its first answer."""
     also = {
         draft.kind: _in_short(draft)
         for draft, _ in reversed(drafts)
@@ -117,15 +119,21 @@ def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
     return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
 
 
-def _told(case: LogCase) -> RuleAnswer | None:
-    """What people tell, where no line of a program decides: a warning alone does not."""
-    logged = case.facts.mood.logged
-    decides = case.facts.every(PythonError) or (logged and not case.facts.told.has(logged.line))
-    return None if decides else told_by(case)
+def _told(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
+    """An answer from people's sentences, if no line of a program decides; a warning does not."""
+    facts = case.facts
+    if _raised(case) or facts.mood.logged or facts.subject.foreign.tool:
+        return None
+    known = any(
+        mark.row and mark.row.rank != "notice" and not facts.told.has(mark.line)
+        for mark, _ in facts.every(KnownMessage)
+    )
+    weak = known or facts.mood.last_complaint or facts.cut_at
+    return rules_told.told_by(case, min(least, KNOWN) if weak else least)
 
 
 def _tells_less(best: RuleAnswer, case: LogCase) -> bool:
-    """Whether what no row knows tells more than the best answer: an exception, or its beginning."""
+    """Whether an unknown exception, or the beginning of one, tells more than the best answer."""
     last, facts = case.event.last, case.facts
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
     if last is None and best.kind in ("request_failed", "engine_gone"):
@@ -166,10 +174,9 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
 
 
 def _changes(case: LogCase, draft: RuleAnswer, planned: Advice | None) -> tuple[str, ...]:
-    """What to change; a model in few bits has no variant in fewer.
+    """The changes to try; for a model in few bits, no variant in fewer bits.
 
-    Where the plan fits, the cards are enough: nothing asks for more, and what would help a load
-    comes last.
+    If the plan fits, the cards suffice: no change asks for more, and help for a load comes last.
     """
     changes = draft.changes
     if case.model is not None and case.model.quantization is not None:
@@ -203,7 +210,8 @@ def _assumed(case: LogCase) -> tuple[str, ...]:
 
 
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
-    """No cause is proven: a message that a rule knows, or the last error."""
+    """A diagnosis without a proven cause: a message that a rule knows, or the last error."""
+    draft = rules_told.with_general(case, draft, message_in(draft.quoted) if draft.evidence else "")
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
     if case.facts.told.has(draft.line) and not draft.what:
         what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
@@ -215,7 +223,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         phase="unknown",
         what=what,
         others=others if draft.possible else None,
-        why=draft.why,
+        why=(*draft.why, *rules_told.also_told(case, what)),
         missing=missing_of(memory) if memory and draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,
@@ -227,16 +235,16 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
 
 
 def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
-    """The words by which the table chooses what to send."""
+    """The words by which the table chooses the lines to ask for."""
     facts = case.facts
     errors = facts.every(PythonError)
     words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
-    if facts.cut_at is not None:
-        return "(cut)"
-    if not draft.evidence and facts.mood.pictures:
+    still = ["(still)"] if draft.kind in ("stands_still", "said_to_hang") else []
+    if facts.cut_at or (rules_told.ends(facts) and rules_told.ends(facts) in what):
+        return ",".join(("(cut)", *still))
+    words += still
+    if facts.mood.pictures and (not draft.evidence or facts.told.has(draft.line)):
         words.append("(a picture)")
-    if draft.kind in ("stands_still", "said_to_hang"):
-        words.append("(stands still)")
     if errors and not errors[-1][0].stack:
         words.append("(no traceback)")
     if facts.lines <= _SHORT and not facts.commanded:
@@ -245,7 +253,7 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
 
 
 def _in_a_line(draft: RuleAnswer) -> str:
-    """The line, or what its row quotes of one that is longer than a message."""
+    """The line, or the row's quotation from a line that is longer than a message."""
     line = draft.quoted
     if len(line) < _LONG_LINE:
         return line
@@ -255,22 +263,26 @@ def _in_a_line(draft: RuleAnswer) -> str:
 
 
 def _last_error(case: LogCase) -> RuleAnswer:
-    """What the last exception says, and whether that is a check's sentence; else a line."""
-    messages = case.facts.every(KnownMessage)
-    errors = case.facts.every(PythonError) or [
-        (mark, error)
-        for mark, _ in messages
-        if isinstance(error := read_line(mark.text), PythonError)
-    ]
+    """An answer that quotes the last exception and whether it is a check's, else a line."""
+    errors = _raised(case)
     if errors:
         return _last_exception(case, errors)
     if tool := case.facts.subject.foreign.tool:
         return _foreign_answer(case, tool)
     if case.facts.cut_at is not None:
-        return _cut_off(case.facts.cut_at)
+        return _cut_off(case, case.facts.cut_at)
     if case.facts.clean_up is not None:
         return _of_clean_up(case.facts.clean_up)
-    return _last_line(case, messages)
+    return _last_line(case)
+
+
+def _raised(case: LogCase) -> list[tuple[LogEvent, PythonError]]:
+    """The exceptions that no row matches; else those whose row's condition is not met."""
+    return case.facts.every(PythonError) or [
+        (mark, error)
+        for mark, _ in case.facts.every(KnownMessage)
+        if isinstance(error := read_line(mark.text), PythonError)
+    ]
 
 
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
@@ -280,19 +292,19 @@ def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -
     passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
     if checked and " " in text.strip() and not passed_on:
         what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
-        return replace(_quote(last, what), possible=_CHECKED, changes=_CHECK_AGAIN)
+        return rules_told.with_general(case, _quote(last, what), "check: ")
     what = f"turbofit does not know this error: {error.name}: {text}"
-    return _quote(last, what.rstrip(": "))
+    return rules_told.with_general(case, _quote(last, what.rstrip(": ")), f"{error.name}: ")
 
 
-def _cut_off(mark: LogEvent) -> RuleAnswer:
-    """A traceback without its end."""
-    what = "this log ends within a traceback, before the error itself; its last call is"
-    return _quote(mark, f"{what}: {evidence(mark, '').text}", "the last call that it shows")
+def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
+    """An answer for a traceback without its end."""
+    what = "; ".join(filter(None, (rules_told.ends(case.facts), rules_told.last_call(mark))))
+    return _quote(mark, what, "the last call that it shows")
 
 
 def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
-    """One line on a log of another program: its version and its last error, and no cause."""
+    """One line on a log of another program: its version and its last error, without a cause."""
     version = case.facts.subject.foreign.version(name)
     program = f"{name} {version}" if version else name
     last = _last_of_foreign(case)
@@ -313,7 +325,7 @@ def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
 
 
 def _with_end(text: str) -> str:
-    """A line to quote; of one that is too long its end, too, where that tells of the error."""
+    """A line to quote; if it is too long, also its end, provided that the end tells of an error."""
     text = without_secrets(text)
     if len(text) <= _SHOWN or not tells_of_error(text[-_SHOWN // 2 :]):
         return text[:_SHOWN]
@@ -321,7 +333,7 @@ def _with_end(text: str) -> str:
 
 
 def _last_of_foreign(case: LogCase) -> LogEvent | None:
-    """The line to quote: that which has sizes of memory, else the last exception, else a line."""
+    """The line to quote: one with sizes of memory, else the last exception, else any line."""
     facts, event = case.facts, case.event
     short = [mark for mark, _ in facts.every(TorchMemory)]
     raised = [mark for mark in event.marks if isinstance(mark.event, PythonError)]
@@ -332,7 +344,7 @@ def _last_of_foreign(case: LogCase) -> LogEvent | None:
 
 
 def _of_clean_up(mark: LogEvent) -> RuleAnswer:
-    """An error of a program that took itself down: what ended it came before."""
+    """An answer for an error of a program that was ending: the reason for its end came before."""
     where = next(frame.function for frame in reversed(mark.stack) if frame.function in CLEANS_UP)
     text = evidence(mark, "").text
     draft = _quote(mark, f"{_NO_CAUSE}: it had ended before this error of its clean-up: {text}")
@@ -343,10 +355,10 @@ def _of_clean_up(mark: LogEvent) -> RuleAnswer:
     return replace(draft, why=why)
 
 
-def _last_line(case: LogCase, messages: list[tuple[LogEvent, KnownMessage]]) -> RuleAnswer:
-    mood = case.facts.mood
+def _last_line(case: LogCase) -> RuleAnswer:
+    mood, messages = case.facts.mood, case.facts.every(KnownMessage)
     known = messages[-1][0] if messages else None
-    line = mood.logged or mood.title or mood.last_complaint or known or mood.last_refusal
+    line = mood.logged or mood.last_complaint or known or mood.last_refusal
     if line is None:
         planned = case.model is not None and case.machine is not None
         what = _QUIET + (_PICTURES if mood.pictures else "")
@@ -369,28 +381,18 @@ def _quote(mark: LogEvent, what: str, tells: str = "the last error") -> RuleAnsw
 
 #: Not NCCL's, whose errors have that level.
 _WARNING: Final = re.compile(r"(?!.*NCCL WARN).{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
-#: Why a program's own check fails.
-_CHECKED: Final = (
-    "what it was given or found here (an option, the model, a file, the card, a version) is not"
-    " what this release takes: its sentence says which",
-    "a fault of this release",
-)
-_CHECK_AGAIN: Final = (
-    "what the sentence names, compared with the page of the model and --help of the program; a"
-    " newer release of it",
-)
-#: The beginning of an answer about a message whose cause it does not tell.
+#: The beginning of an answer about a message that does not tell its cause.
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
-#: A log without a line that is known to be of an error; what its program did is not known.
+#: The answer for a log without any line that is known to report an error.
 _QUIET: Final = "turbofit recognises no error in this log"
 _PICTURES: Final = "; where its error stands in a picture, its text is needed"
-#: A line of so many characters is cut where it is quoted first; its evidence has more of it.
+#: A longer line is cut when it is first quoted; its evidence has more of it.
 _LONG_LINE: Final = 200
-#: Characters by which what a row quotes is found again in the beginning of its line.
+#: The number of characters by which a row's quotation is found in the beginning of its line.
 _SHOWN_OF_IT: Final = 20
 #: Characters of a quoted line.
 _SHOWN: Final = 240
-#: Lines up to which a log does not tell which program it is of.
+#: A log with at most this many lines does not tell which program wrote it.
 _SHORT: Final = 3
 
 
@@ -418,7 +420,7 @@ def _engine(facts: LogFacts) -> str | None:
 
 
 def _generation(facts: LogFacts) -> str | None:
-    """LMDeploy's generation by its lines, where no version is printed."""
+    """LMDeploy's generation by the form of its lines, if no version is printed; else None."""
     if facts.first(CacheBudget) or facts.first(Slab):
         return f"0.15 to {REFERENCE}"
     if facts.first(PeerMissing):
