@@ -32,7 +32,7 @@ from turbofit.tuner.resolved_request import (
     launch_of,
     vision_load_of,
 )
-from turbofit.tuner.search.candidates import evaluate, with_speeds
+from turbofit.tuner.search.candidates import evaluate, serves_alone, with_speeds
 from turbofit.tuner.search.shapes import (
     Evaluation,
     Shape,
@@ -54,6 +54,9 @@ _LOG: Final = LazyLogger(__name__)
 
 #: Returns the problem of a launch, or a false value.
 _Ask = Callable[[EngineLaunch], Any]
+
+
+_SERVES: Final = attrgetter("serves")
 
 
 class EngineFit(Struct):
@@ -230,9 +233,7 @@ class _Search(SearchState):
             tried = [pair for pair in tried if pair[1].serves or self._may_serve(pair[0])]
         others = [queued for pair in tried for queued in self.queued(*pair)]
         if not self._limit_given and not any(one.serves for one in (*whole, *others)):
-            others += filter(
-                None, [self.lowered(shape, attrgetter("serves")) for shape, _ in tried]
-            )
+            others += filter(None, [self.lowered(shape, _SERVES) for shape, _ in tried])
         return whole, others
 
     def _whole(self, space: Sequence[Shape]) -> list[tuple[Shape, Evaluation]]:
@@ -385,25 +386,49 @@ class _Search(SearchState):
 
         If it also fits with the engine's bound of units, it has this bound.
         """
-        request, rule, most = self.request, self.request.model.image_rule, shape.image_limit
+        rule, most = self.request.model.image_rule, shape.image_limit
         if rule is None or most is None:
             return None
         step, least = rule.limit_step, rule.least_limit
+        limits = range(least, max(least, most - step) + 1, step)
 
         def at(image_limit: int) -> Evaluation:
-            lower = replace(shape, image_limit=image_limit)
-            if request.workload.queue_images is not False:
-                units = vision_load_of(request, image_limit).units_per_request
-                lower = replace(lower, units_per_forward=units)
-            return self.evaluate(lower)
+            return self.evaluate(self._limited(shape, image_limit))
 
-        best = at(least)
-        if not good(best):
-            return best
-        best = _largest(best, least, most - step, step, at, good)
-        return max(
-            best, self.evaluate(replace(shape, image_limit=best.shape.image_limit)), key=_order
-        )
+        found = at(self._limit_alone(shape, limits)) if good is _SERVES else None
+        if found is None or not good(found):
+            found = at(least)
+            if not good(found):
+                return found
+            found = _largest(found, least, most - step, step, at, good)
+        whole = self.evaluate(replace(shape, image_limit=found.shape.image_limit))
+        return max(found, whole, key=_order)
+
+    def _limited(self, shape: Shape, image_limit: int) -> Shape:
+        """The shape under another limit; images queue for each other unless that is refused."""
+        lower = replace(shape, image_limit=image_limit)
+        if self.request.workload.queue_images is False:
+            return lower
+        units = vision_load_of(self.request, image_limit).units_per_request
+        return replace(lower, units_per_forward=units)
+
+    def _limit_alone(self, shape: Shape, limits: range) -> int:
+        """The largest limit under which every group serves one request, and so the shape some.
+
+        Groups are in many shapes, and each kind is looked at once.
+        """
+
+        def largest(part: Shape) -> int:
+            def serves(place: int) -> bool:
+                return serves_alone(self, self._limited(part, limits[place]))
+
+            return limits[bisect(serves, 0, len(limits))[0] if serves(0) else 0]
+
+        def of_kind(part: Shape) -> int:
+            kind = self.key_of(self.gpus_of(part.groups)[0])
+            return self.once(lambda: largest(part), "alone", replace(part, groups=()), kind)
+
+        return min(map(of_kind, _parts(shape)))
 
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
         known = known_problems(launch, self.engine.name, self.engine.version)
