@@ -1,4 +1,4 @@
-"""Hangs: a warm-up whose cache is smaller than its request, a server that makes no token."""
+"""Rules for hangs: a cache smaller than its warm-up request, a server that makes no token."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold o
 
 
 def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """A warm-up that waits, with or without the lines that say so; a server that stands still."""
+    """Yields hangs: a warm-up that waits, with or without lines about it, and a halted server."""
     facts = case.facts
     yield from _stands_still(case)
     over = (WarmupFinished, ServerUp, CudaError, CheckFailed)
@@ -53,7 +53,7 @@ def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
-    """LMDeploy's last count of a log: requests run, and no token came in ten seconds."""
+    """Yields a halted server: by LMDeploy's last count, requests run but made no token in 10 s."""
     counted = case.facts.every(ServerFigures)
     if not counted or case.event.outcome == "fatal":
         return
@@ -97,9 +97,9 @@ def _hang(facts: LogFacts, waiting: LogEvent) -> RuleAnswer:
 
 
 def _lack(facts: LogFacts) -> tuple[Missing, str] | None:
-    """What the cache lacks, and the smallest ratio that would start.
+    """The bytes that the cache lacks, and the change that would start it.
 
-    None where the log has no figures of it (TM_LOG_LEVEL=INFO), or they show no lack.
+    None if the cache lacks nothing, or if the log has no figures of it (needs TM_LOG_LEVEL=INFO).
     """
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
@@ -120,7 +120,7 @@ def _lack(facts: LogFacts) -> tuple[Missing, str] | None:
         f" {needed}",
         doubt=per_slab * size,
     )
-    # Whole slabs, and one for the start of the region that is rarely aligned.
+    # Whole slabs, and one more because the start of the region is rarely aligned.
     slabs = -(-needed // per_slab) + 1
     ratio = -(-1000 * slabs * per_slab * size // budget.free)
     if ratio >= 1000:

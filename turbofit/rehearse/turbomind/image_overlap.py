@@ -1,4 +1,4 @@
-"""The worst cases of a plan for TurboMind: images that meet in one forward, as many as can."""
+"""The worst cases of a plan for TurboMind: the most images that can meet in one forward."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from turbofit.rehearse import mixes
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Unit
 
-#: A chunk that does not end a prompt ends at a block's edge (LMDeploy, Scheduler::ClampForwardEnd).
+#: A chunk within a prompt ends at a block's edge (LMDeploy, Scheduler::ClampForwardEnd).
 _BLOCK = 64
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
-_TEXT = 32  # prompt tokens beside the images, about what a chat template adds
-_LEAST = 2  # tokens of text of the shortest prompt: one on each side of its image
-_CUT = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
-_MANY = 64  # images that are tried at most where a request may have several
+_TEXT = 32  # prompt tokens beside the images, about those of a chat template
+_LEAST = 2  # text tokens of the shortest prompt: one on each side of its image
+_CUT = 4  # prompts that meet, in nearly all cases: each fills a block of the cache only in part
+_MANY = 64  # the most images that are tried if a request may have several
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases, see `mixes.cases_of`; the longest prompt is one that cache and session hold."""
+    """The worst cases, see `mixes.cases_of`; the longest prompt fits the cache and the session."""
     rule, limits = plan.model.image_rule, plan.limits
     images: dict[str, Sequence[RehearsalRequest]] = {}
     whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
@@ -33,7 +33,7 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
         # With a prefix cache the next case asks again about these images.
         shared = (1, 1) if plan.settings.enable_prefix_caching else (None, None)
         images["vision_request"] = [_request(rule, units, _TEXT, *shared)]
-        # What the cache cannot hold at once needs no gate.
+        # Images that the cache cannot hold together need no gate.
         load = vision_load_within(limits)
         bound = engine_of(plan).units_bound(rule, load, plan.settings)
         gate = mixes.let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
@@ -47,8 +47,8 @@ def queue(
 ) -> list[RehearsalRequest]:
     """Requests whose images meet at their worst, in the order in which a rehearsal queues them.
 
-    An image has ``units`` at most; all requests together have ``gate`` units where a gateway holds
-    clients to that. With a prefix cache another request has filled it before.
+    An image has at most ``units`` units; all requests together have at most ``gate`` units if a
+    gateway limits clients so. With a prefix cache an earlier request has filled it.
     """
     maker = _maker(rule, units, plan.limits)
     cold = _cold(plan, maker, gate)
@@ -70,24 +70,24 @@ def queue(
 
 
 def _room(plan: Plan, prompts: int = _CUT) -> tuple[int, int]:
-    """Tokens of a forward, and of all prompts in it: those whose blocks the cache has at once."""
-    context = plan.kv.tokens - min(prompts, _CUT) * _BLOCK  # of each the last is in part filled
+    """Tokens of a forward, and of all prompts in it whose blocks the cache holds together."""
+    context = plan.kv.tokens - min(prompts, _CUT) * _BLOCK  # the last block of each is part empty
     return engine_of(plan).forward_tokens(plan.settings), min(plan.settings.session_len, context)
 
 
 def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
-    """The queue of pictures that no cache has seen."""
+    """The queue of pictures that are not in the prefix cache."""
     forward, context = _room(plan)
     batch = plan.settings.max_batch_size
     if maker.alone(context) is None:
-        return [maker.prompt(maker.units)]  # which the engine refuses
+        return [maker.prompt(maker.units)]  # the engine refuses it
     images = batch if maker.images == 1 else max(batch, min(batch * maker.images, _MANY))
     queues: list[list[Prompt]] = []
     for cut in range(1, _CUT + 1):
         cut_context = _room(plan, cut)[1]
         for prompts in _queues(maker, forward, cut_context, images):
             kept = prompts if gate is None else maker.under(prompts, gate, images)
-            # Where fewer blocks are cut, no more prompts may be in the cache at once.
+            # With only ``cut`` partly filled blocks, a queue may have at most ``cut`` prompts.
             together = maker.together(kept)
             queues += [queue for queue in (kept, together) if cut == _CUT or len(queue) <= cut]
     return max(
@@ -99,9 +99,9 @@ def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
 def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
     """The most units that one forward encodes; rows that generate are left out.
 
-    Prompts come in this order, all before the first step; a forward has so many tokens at most, and
-    all prompts in it ``context``.
-    Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::RunRequiredAdmission
+    Prompts come in this order, all before the first step; a forward has at most ``forward`` tokens,
+    and all prompts in it at most ``context``. Source: lmdeploy 0.16.0
+    src/turbomind/engine/scheduler.cc::RunRequiredAdmission
     """
     done, most = [0] * len(prompts), 0
     while any(at < prompt.length for at, prompt in zip(done, prompts, strict=True)):
@@ -121,13 +121,13 @@ def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
             room, context_left, moved = room - (end - done[i]), context_left - prompt.length, True
             done[i] = end
         if not moved:
-            break  # a prompt that is longer than the context is refused
+            break  # the engine refuses a prompt that is longer than the context
         most = max(most, met)
     return most
 
 
 def _queues(maker: PromptMaker, forward: int, context: int, batch: int) -> Iterator[list[Prompt]]:
-    """What is worth trying: equal images, and images that lie across a forward's edges."""
+    """Queues to try: equal images, and images that lie across a forward's edges."""
     largest = maker.alone(context)
     if largest is None:
         return
@@ -137,7 +137,7 @@ def _queues(maker: PromptMaker, forward: int, context: int, batch: int) -> Itera
             yield [part] * kept
     yield _filled(maker, [], forward, context, batch)
     step = max(_BLOCK, forward // _BLOCK * _BLOCK)
-    # An image that is one token longer than whole chunks, and a prompt that is cut there.
+    # An image that is one token longer than whole chunks, in a prompt that is cut there.
     first = largest._replace(lead=1 + (-largest.tokens) % step, rest=max(1, forward - step))
     yield _filled(maker, [first], forward, context, batch)
 
@@ -145,10 +145,10 @@ def _queues(maker: PromptMaker, forward: int, context: int, batch: int) -> Itera
 def _filled(
     maker: PromptMaker, first: list[Prompt], forward: int, context: int, batch: int
 ) -> list[Prompt]:
-    """Whole images beside the last token of a first one, and one that is cut at the end."""
+    """Whole images after the last token of a first image, and one more that is cut at the end."""
     room = forward - _BLOCK - sum(1 + prompt.rest for prompt in first)
     left = context - sum(prompt.length for prompt in first)
-    # The last, of which one token is enough, must have its place in the context, too.
+    # The last image, of which one token is enough, needs its place in the context, too.
     cut = maker.alone(left)
     last = cut.length if cut else _LEAST
     prompts = [*first, *maker.filled(min(room, left - last), batch - 1 - len(first))]
@@ -168,9 +168,9 @@ def _maker(rule: ImageRule, units: int, limits: Limits) -> PromptMaker:
 
 
 def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[tuple[Prompt, bool]]:
-    """Different questions about one image that is in the prefix cache: each has all its units.
+    """Different questions about one image that is in the prefix cache: each counts all its units.
 
-    With each prompt: whether its image is cached. A request with new images joins where it fits.
+    Each prompt comes with whether its image is cached. A request with new images joins if it fits.
     """
     settings, prompt = plan.settings, maker.prompt(maker.units, rest=_LEAST)
     length = prompt.length + _NEW
