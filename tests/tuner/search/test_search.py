@@ -77,6 +77,17 @@ def test_a_plan_that_does_not_fit_searches_no_cards_that_do_not_hold_it(
     assert len(larger) <= 3
 
 
+def test_a_brief_search_lowers_images_where_most_requests_may_be_held() -> None:
+    request = replace(
+        asked("qwen2.5-vl-7b", "2xrtx3090"), workload=Workload(images=20, concurrency=8)
+    )
+    engine = engine_for(request.model, "turbomind")
+    whole, brief = search(request, engine), search(request, engine, brief=True)
+    assert brief.best == whole.best
+    assert whole.best.held_requests == 2
+    assert len(brief.evaluations) < len(whole.evaluations)
+
+
 def test_a_lower_limit_is_looked_for_with_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """All requests of each limit were searched: twenty limits, and 28 s of a processor's time."""
     looked_at = set[int | None]()
