@@ -1,9 +1,4 @@
-"""A report whose log decides nothing: what its title tells, then what its sentences tell.
-
-No line of the log tells of an error, or it is cut before it. The steps: look a person's sentence up
-in the rows that a log's lines are looked up in; say what is told as told, with what others had who
-met it; say beside it where the text ends.
-"""
+"""A report whose log decides nothing, or is cut: what its title tells, then its sentences, as told."""
 
 from __future__ import annotations
 
@@ -120,14 +115,12 @@ def also_told(case: LogCase, what: str) -> tuple[str, ...]:
     """The report's title, and a sentence that decides, beside the line that is quoted."""
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
-    texts = [said(mark.text) for mark in (*marks, *told.decides[:_DECIDING])]
-    return tuple(without_secrets(text)[:_SHOWN] for text in texts if text[:_SAME] not in what)
+    more = [mark.text for mark in (*marks, *told.decides[:_DECIDING])]
+    texts = [text for text in more if plain(text)[:_SAME] not in what]
+    return tuple(without_secrets(said(text))[:_SHOWN] for text in texts)
 
 
-#: Sentences that are quoted beside the line that tells most, characters of one, and those by which
-#: it is found again in what is quoted already.
-_DECIDING: Final = 2
-_SHOWN: Final = 240
-_SAME: Final = 60
+#: Sentences beside the line that tells most, and characters: of one, and by which it is found again.
+_DECIDING, _SHOWN, _SAME = 2, 240, 40
 #: A source line of fewer characters has lost its end.
 _TORN: Final = 6
