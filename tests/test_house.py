@@ -26,9 +26,9 @@ BUDGETS = {
     "core": 5_915,  # lines of shells, secrets in them, slices, a full disk, signals, a kept stdout
     "machine": 3_120,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
-    "model": 6_575,  # loading of Transformers came from memory; each tower's list of tensors
+    "model": 6_580,  # loading of Transformers came from memory; each tower's list of tensors
     "memory": 6_725,  # engines answer for their formulas; ranks by their tensors; fatal batches
-    "tuner": 6_625,  # towers, how sure each kind is, the host, a brief search, lowered images
+    "tuner": 6_675,  # towers, how sure each kind is, the host, bounds of searches, lowered images
     "planning": 3_845,  # the list of checks came from diagnose and launch; files of one subject
     "observe": 1_625,  # readers of logs that keep forms of lines, stages that two rooms share
     "pretend": 1_940,
@@ -38,10 +38,10 @@ BUDGETS = {
     "launch": 11_830,  # kept kernels, images on threads and resized, standby, checks, garbage
     "batch": 1_685,
     "diagnose": 4_660,  # other programs in one line, servers that stand still, what people tell
-    "report": 5_075,  # views, and looks at servers that run, came from cli; faults that which names
+    "report": 5_085,  # views, and looks at servers that run, came from cli; faults that which names
     "cli": 4_425,  # lines of other programs, their cards, those of profiles too
     "turbofit": 430,  # a door of Python with its own words, those of a batch too
-    "tests": 58_330,  # slices, rows that only judge; a checkpoint by hand; resizing to the bit
+    "tests": 58_420,  # slices, rows that only judge; a checkpoint by hand; resizing to the bit
     "tests/support": 3_650,  # leftovers of a run, stand-ins that stand by, plans without limits
     "bench": 13_975,  # front ends alone, bench.images, bench.gateway.large, a sheet for a judge
 }
