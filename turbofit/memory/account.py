@@ -423,6 +423,10 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
     encodes_again: ClassVar[bool] = False
+    #: Blocks of a request beyond its longest. Over. It allocates for a token (TurboMind,
+    #: ``inflight_new_tokens``) to 16 (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`)
+    #: before it knows that the answer has ended; and TurboMind keeps a cached block that it copies.
+    blocks_ahead: ClassVar[int] = 2
     #: Whether it measures its kernels in a warm-up, and can read what it chose before.
     tunes_kernels: ClassVar[bool] = False
     #: Why its account may not be right for the version that was asked for; None where it is.
@@ -477,6 +481,10 @@ class Engine(ABC):
     def forward_tokens(self, settings: Settings) -> int:
         """Tokens of one forward at most."""
         return settings.max_prefill_token_num
+
+    def prompt_tokens(self, settings: Settings) -> int:
+        """Tokens of prompts that one forward reads at least, while a whole batch decodes."""
+        return self.forward_tokens(settings)
 
     @abstractmethod
     def cache(self, model: Model, settings: Settings) -> CacheShape:

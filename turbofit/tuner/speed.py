@@ -115,7 +115,8 @@ class StepWork(Struct):
 
     ``weights`` are bytes that a decode step reads whatever its batch, ``experts`` those of routed
     experts, of which a token takes the share ``routed``. ``token_flops`` and ``pair_flops`` are of
-    one token through the layers, and of its attention to one other.
+    one token through the layers, and of its attention to one other. ``prompt_tokens`` of settings
+    are those that a forward reads.
     """
 
     layers: int
@@ -126,6 +127,7 @@ class StepWork(Struct):
     token_flops: float
     pair_flops: float
     kv_bytes: float
+    prompt_tokens: Callable[[Settings], int]
     tower: Tower = Tower()
 
     def read_bytes(self, batch: float) -> float:
@@ -152,6 +154,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
         token_flops=2 * _dense_parameters(model) / tp,
         pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
         kv_bytes=cache.block_bytes / cache.block_tokens,
+        prompt_tokens=engine.prompt_tokens,
         tower=tower_of(model, held.vision, shards, encodes_again=engine.encodes_again),
     )
 
@@ -493,7 +496,7 @@ def speed_of(
     text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     step = group.seconds(figures, running, cached=running * context)
     encoding = group.tower_seconds(load.images.units_per_image)
-    encodings, cut = _encodings(work.tower, load, settings)
+    encodings, cut = _encodings(work, load, settings)
     alone = text + encodings * encoding
     # Answers that end in the same step make room for prompts that are read back to back.
     together = (running - 1) / load.output
@@ -522,14 +525,14 @@ def speed_of(
     )
 
 
-def _encodings(tower: Tower, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
+def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
     """How often a request's images are encoded where it comes alone, and more where prompts wait.
 
     Prompts that wait are read back to back, so that the edge of a forward cuts some image more
     often; no two are read together that are longer than a context, or whose images queue. A plain
     tower is never asked for more.
     """
-    sent, forward = load.images, settings.max_prefill_token_num
+    sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
     images, tokens = sent.images_per_request, sent.tokens_per_request
     alone, context = tower.encodings(BEFORE, tokens, forward, images), settings.session_len
     together = forward < context and 2 * load.prompt <= context and sent.units_per_forward is None

@@ -10,10 +10,6 @@ from turbofit.core.struct import Struct
 #: Tokens of a request that may grow as long as the engine lets it.
 UNSTATED: Final = 1 << 62
 
-#: Blocks of each copy beyond its longest. Over. An engine allocates for a token (TurboMind,
-#: ``inflight_new_tokens``) to 16 (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`)
-#: before it knows that the answer has ended; and TurboMind keeps a cached block that it copies.
-_AHEAD: Final = 2
 #: What a chat template adds by itself: the longest system prompt of LMDeploy's templates has 509
 #: bytes. Over; under for a checkpoint's own template that adds more. What it adds to a message is
 #: less than the JSON around it. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
@@ -39,11 +35,15 @@ class Cost(Struct):
 
 
 class KvCache(Struct):
-    """An engine's KV cache, all in tokens: its size, the longest request, a block."""
+    """An engine's KV cache, in tokens: its size, the longest request, a block.
+
+    ``ahead``: blocks of each copy beyond its longest.
+    """
 
     tokens: int = 0
     longest: int = 0
     block: int = 1
+    ahead: int = 0
 
     @property
     def room(self) -> int:
@@ -54,7 +54,7 @@ class KvCache(Struct):
         """Tokens that all copies of a request can ever hold, in whole blocks. Over."""
         if not cost.tokens:
             return 0
-        blocks = -(-min(cost.tokens, self.longest) // self.block) + _AHEAD
+        blocks = -(-min(cost.tokens, self.longest) // self.block) + self.ahead
         return cost.copies * blocks * self.block
 
 

@@ -270,8 +270,8 @@ def hang(tracker: StartupTracker) -> End:
     """A warm-up that waits for ever: the cache cannot hold one of its requests."""
     cached = tracker.cached_tokens()
     holds = f"{cached:,} tokens" if cached is not None else "too few tokens"
-    settings = tracker.plan.settings
-    tokens = tracker.warming or settings.max_prefill_token_num + settings.max_batch_size
+    plan = tracker.plan
+    tokens = tracker.warming or engine_of(plan).forward_tokens(plan.settings)
     return End(
         kind="hang",
         phase="warm-up",

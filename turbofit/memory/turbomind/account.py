@@ -216,7 +216,7 @@ def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
     A whole forward where ``session_len`` admits it, else the longest tuning length that it admits.
     Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
     """
-    tokens = round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
+    tokens = forward_tokens(settings)
     if tokens <= settings.session_len:
         return tokens
     lengths = (n for n in constants.warmup_lengths if n <= min(tokens, settings.session_len))
@@ -424,6 +424,7 @@ class TurbomindAccount(Account):
     #: Its formulas, each of which a newer version's class can have otherwise (docs/adding.md).
     pool_model: ClassVar[type[PoolModel]] = PoolModel
     cache_shape = staticmethod(cache_shape)
+    shape_of = staticmethod(shape_of)
     forward_tokens = staticmethod(forward_tokens)
     units_bound = staticmethod(engine_bound)
     warmup_tokens = staticmethod(warmup_tokens)
@@ -567,6 +568,10 @@ class Turbomind(Engine):
     def forward_tokens(self, settings: Settings) -> int:
         return self.account_class.forward_tokens(settings)
 
+    def prompt_tokens(self, settings: Settings) -> int:
+        """A row that decodes takes a token of the same forward."""
+        return self.forward_tokens(settings) - settings.max_batch_size
+
     def cache(self, model: Model, settings: Settings) -> CacheShape:
         return self.account_class.cache_shape(model.text, settings, self.constants)
 
@@ -576,7 +581,7 @@ class Turbomind(Engine):
             StatePart(count=slab.each, object_bytes=slab.object_bytes, slab_bytes=slab.slab_bytes)
             for slab in others
         )
-        return shape_of(blocks, states, settings, self.constants)
+        return self.account_class.shape_of(blocks, states, settings, self.constants)
 
     def weights(self, model: Model, tp: int) -> RankWeights:
         return rank_weights(self.account_class.weight_classes(model, tp, self.constants))
