@@ -569,8 +569,9 @@ class Turbomind(Engine):
         return self.account_class.forward_tokens(settings)
 
     def prompt_tokens(self, settings: Settings) -> int:
-        """A row that decodes takes a token of the same forward."""
-        return self.forward_tokens(settings) - settings.max_batch_size
+        """A row that decodes takes a token of the same forward. Under: by less than ``tp``."""
+        left = self.forward_tokens(settings) - settings.max_batch_size
+        return left // settings.tp * settings.tp
 
     def cache(self, model: Model, settings: Settings) -> CacheShape:
         return self.account_class.cache_shape(model.text, settings, self.constants)
