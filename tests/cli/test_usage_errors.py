@@ -63,6 +63,8 @@ def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Ou
         ("tune internvl2-8b --max-model-len 8192", "here: --context 8192"),
         ("gateway --server-port 80", "it is LMDeploy's; here: --port; see"),
         ("stop --server-port 80", "LMDeploy's; here: turbofit serve MODEL --server-port; see"),
+        ("models --on 1xt4", "turbofit which --on SPEC finds the models that a machine serves"),
+        ("gpus --context 8k", "turbofit which MODEL finds the cards that serve a model"),
         ("stop --max-model-len 8192", "here: turbofit plan MODEL --context 8192"),
     ],
 )
@@ -176,6 +178,24 @@ def test_a_lines_gpus_that_choose_none_of_a_described_machine(
 def test_a_lines_variable_without_a_value_is_said(capsys: Out) -> None:
     assert main(["plan", "lmdeploy serve api_server $HOME/m", "--on", "t4"]) != 0
     assert "$HOME of the line has no value here: write its value" in capsys.readouterr().err
+
+
+def test_a_lines_gpus_are_of_the_machine_that_a_profile_describes(
+    tmp_path, monkeypatch, capsys: Out
+) -> None:
+    """They were a variable, as of a measured machine, which a described one does not read."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    profile = tmp_path / "turbofit.yaml"
+    profile.write_text("machine: {on: 3x3090}\n")
+    line = "CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b"
+    assert main(["plan", line, "-f", str(profile), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "CUDA_VISIBLE_DEVICES=2 of the line is taken as --gpus 2" in captured.err
+    assert Plan.from_json(captured.out).machine.visible == (2,)
+    monkeypatch.setenv("TURBOFIT_PLAN_ON", "3090")
+    assert main(["plan", line, "--json"]) == 0
+    assert "left out: --on is a single card" in capsys.readouterr().err
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_a_lines_gpus_of_a_measured_machine_stay_a_variable(monkeypatch, capsys: Out) -> None:

@@ -194,6 +194,13 @@ def test_the_fatal_comes_first_and_an_unreadable_version_has_what_is_not_mended(
     assert ids(*known_problems(both, "turbomind", "main")) == ["kv-int4-qwen2"]
 
 
+def test_text_models_have_the_faults_of_text():
+    asked = launch("gemma-3-4b", dtype="float16")
+    text = replace(asked.model, architecture="Gemma3ForCausalLM", vision=None)
+    found = known_problems(replace(asked, model=text), "pytorch", "0.18")
+    assert "gemma3-float16" in ids(*found)
+
+
 def test_the_largest_batch_is_below_the_one_that_ends_an_engine():
     assert largest_batch(launch("cogvlm-17b", max_batch_size=1), "pytorch", "0.18") == 1
     assert largest_batch(launch("cogvlm-17b"), "pytorch", "0.6.4") is None

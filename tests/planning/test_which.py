@@ -14,7 +14,9 @@ from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serving import Serving, blank_line, serving
-from turbofit.planning.which import COUNTS
+from turbofit.planning.which import COUNTS, Which
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.preset_view import which_view
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +50,7 @@ def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:
     assert (row.kv_tokens, row.context) == (plan.kv.total_tokens, plan.settings.session_len)
     assert (row.tp, row.replicas) == (plan.parallel.tp, plan.parallel.replicas)
     assert row.requests_at_once == plan.requests_at_once
+    assert set(row.warnings) <= set(plan.warnings)
     for figure in ("requests_per_second", "output_tokens_per_second", "seconds_to_first_token"):
         assert not plan.throughput or getattr(row, figure) == getattr(plan.throughput, figure)
 
@@ -90,3 +93,17 @@ def test_images_that_the_context_itself_makes_smaller_are_kept(
     plan = turbofit.plan("qwen2.5-vl-7b", on=row.on, **asked)
     assert row.image_limit == plan.limits.image_limit
     assert plan.fits
+
+
+def test_what_a_plan_warns_of_is_told_in_short() -> None:
+    row = line("gemma-3-4b", "1xt4")
+    assert row.keeps
+    assert row.warnings
+    assert set(row.warnings) <= set(turbofit.plan("gemma-3-4b", on="1xt4").warnings)
+    which = Which(
+        turbofit_version="1", created="now", model=None, machine="1xt4", request={}, counts=(),
+        keep=(row, line("internvl2-2b", "1xt4")), others=(),
+    )  # fmt: skip
+    short, whole = (paint(which_view(which), short=short) for short in (True, False))
+    assert "warned of: gemma-3-4b (turbofit plan says why)" in short
+    assert "Gemma 3 in float16 is known to answer with nothing" in whole

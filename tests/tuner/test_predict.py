@@ -67,6 +67,8 @@ def test_images_that_no_session_has_room_for_are_refused_with_the_arithmetic():
     of_three = turbofit.predict("internvl2-8b", on="1xa100", session_len=1000, max_dynamic_patch=2)
     assert small.throughput.requests_per_second == of_three.throughput.requests_per_second
     assert small.limits.units_per_image == 25
+    patches = turbofit.predict("qwen2.5-vl-7b", on="1xa100-80g", session_len=4096)
+    assert "at most 16,380 patches an image" in patches.verdict  # whole windows of 4
 
 
 @pytest.mark.parametrize("settings", [{}, {"engine": "pytorch"}, {"lmdeploy": "0.6.4"}])

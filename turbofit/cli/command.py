@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli import usage_errors
-from turbofit.cli.command_words import for_click, one_machine, without_program
+from turbofit.cli.command_words import for_click, one_machine, take_rest, without_program
 from turbofit.cli.options.option_variables import check_names, variable, with_source
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
 from turbofit.core.errors import NoGpuError, UsageError
@@ -129,8 +129,9 @@ class CliCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what stands before ``--``, of LMDeploy's server too where the command plans."""
         ctx.meta.setdefault(usage_errors.WORDS, tuple(args))
+        line = None
         if self.plans and not ctx.resilient_parsing:
-            args, ctx.meta[_OF_LMDEPLOY] = without_program(args, self._by_name(), ctx)
+            args, line = without_program(args, ctx)
         options, rest = split_rest(args)
         if rest and not self.takes_rest and not ctx.resilient_parsing:
             raise UsageError(
@@ -147,6 +148,8 @@ class CliCommand(click.Command):
             raise with_source(usage_errors.usage_error(exc, ctx), ctx) from None
         if self.takes_rest:
             ctx.params["rest"] = rest
+        if line is not None:
+            ctx.meta[_OF_LMDEPLOY] = [*take_rest(line, ctx), *ctx.meta[_OF_LMDEPLOY]]
         if not ctx.resilient_parsing:
             check_names(ctx)
             self._check_forms(ctx)
@@ -161,7 +164,7 @@ class CliCommand(click.Command):
         if not self.plans:
             return words, []
         read = read_words(words, self._by_name(), serves=self.takes_rest)
-        ctx.meta[_OF_LMDEPLOY] += [read.line] if read.line else []
+        ctx.meta[_OF_LMDEPLOY] = [read.line] if read.line else []
         if not self.takes_rest:
             sort_options(read.engine)  # which refuses what no plan counts
         return read.ours, read.engine

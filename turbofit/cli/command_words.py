@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 
-from turbofit.cli.terminal.output import say
 from turbofit.cli.usage_errors import all_unknown, as_ours, line_of_others
 from turbofit.core.errors import UsageError
 from turbofit.core.process.hidden import hide_secrets
 from turbofit.core.shell_line import SERVER, ShellLine, read_line
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 #: Two dashes, as editors and web pages make them.
 _DASHES: Final = re.compile(r"^-?[\u2010-\u2015\u2212]-?(?=[a-z])")
@@ -29,60 +28,63 @@ class _Option(Protocol):
     several: bool
 
 
-def without_program(
-    words: Sequence[str], known: Collection[str], ctx: click.Context
-) -> tuple[list[str], list[str]]:
-    """The words behind ``lmdeploy serve api_server``, and what is said of those around it.
+def without_program(words: Sequence[str], ctx: click.Context) -> tuple[list[str], ShellLine | None]:
+    """The words behind ``lmdeploy serve api_server``, and the line that they are from.
 
-    Variables before it are set, as a shell would.
+    Variables before it are set, as a shell would, but for GPUs, which `take_rest` sets.
 
     Raises:
         UsageError: the line is one of another program.
     """
     line = read_line(words)
     if line is None:
-        return list(words), []
+        return list(words), None
     if line.of != SERVER:
         raise line_of_others(line, ctx)
-    said = _gpus_of(line) if "--gpus" in known else []
-    os.environ.update(line.variables)
+    os.environ.update({name: value for name, value in line.variables.items() if name != _GPUS})
+    return line.words, line
+
+
+def take_rest(line: ShellLine, ctx: click.Context) -> list[str]:
+    """Take a line's GPUs once its options are read; what is said of what stands around them."""
+    said = _take_gpus(line, ctx)
     if unknown := re.findall(r"\$\{?\w+\}?", " ".join(line.words)):
-        say(f"{', '.join(unknown)} of the line has no value here: write its value")
+        said.append(f"{', '.join(unknown)} of the line has no value here: write its value")
     if line.left_out:
         text = f"left out of the line: {', '.join(line.left_out)}"
         said.append(hide_secrets(text, text.split(), os.environ))
-    return line.words, said
+    return said
 
 
-def _gpus_of(line: ShellLine) -> list[str]:
+def _take_gpus(line: ShellLine, ctx: click.Context) -> list[str]:
     """Let a line's CUDA_VISIBLE_DEVICES be ``--gpus`` of a described machine, and say so.
 
-    Of a measured machine it stays a variable, whose numbers are CUDA's; ``--gpus`` itself wins.
+    A profile and the environment describe one too. Of a measured machine it stays a variable, whose
+    numbers are CUDA's; ``--gpus`` itself wins.
     """
-    given = {word.partition("=")[0] for word in line.words}
-    if _GPUS not in line.variables or not given & {"--on", "--gpus"}:
+    value, on = line.variables.get(_GPUS), ctx.params.get("on") or ""
+    if value is None:
         return []
-    value = line.variables.pop(_GPUS)
+    if "gpus" not in ctx.params or (on, ctx.params["gpus"]) == ("", None):
+        os.environ[_GPUS] = value
+        return []
     reason = ""
-    if "--gpus" in given:
+    if ctx.params["gpus"] is not None:
         reason = "--gpus is given"
     elif not re.fullmatch(r"\d+(?:,\d+)*", value):
         reason = "it has no numbers of GPUs"
-    elif _is_one_card(line.words):
+    elif _is_one_card(on):
         reason = "--on is a single card"
     if reason:
         return [f"{_GPUS}={value} left out: {reason}"]
-    line.words = [f"--gpus={value}", *line.words]
+    ctx.params["gpus"] = value
     return [f"{_GPUS}={value} of the line is taken as --gpus {value}"]
 
 
-def _is_one_card(words: Sequence[str]) -> bool:
+def _is_one_card(on: str) -> bool:
     """Whether ``--on`` is a machine of one card; what it is else is said when it is read."""
     from turbofit.machine.spec import is_spec, parse_spec
 
-    apart = (word.partition("=") if word.startswith("--on=") else (word,) for word in words)
-    left = one_machine([part for parts in apart for part in parts if part != "="])
-    on = "".join(left[left.index("--on") + 1 :][:1])
     return is_spec(on) and len(parse_spec(on).gpus) == 1
 
 

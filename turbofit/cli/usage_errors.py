@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
 #: A command with no more options names them all.
 _LISTED: Final = 12
+#: What answers more than a list of presets: with which words, and what they find.
+_LISTS: Final = {
+    "models": "--on SPEC finds the models that a machine serves",
+    "gpus": "MODEL finds the cards that serve a model",
+}
 #: Under which name a context keeps the words that it was made of.
 WORDS: Final = "turbofit.words"
 
@@ -144,7 +149,10 @@ def _elsewhere(name: str, ctx: click.Context) -> str:
         if re.search(word, argument.make_metavar(ctx), re.IGNORECASE):
             usage = " ".join(ctx.get_usage().split()[1:])
             return f"{_spelled(argument, ctx)} stands without an option: {usage}"
-    if having := [command for command, param in options_by_command(ctx) if name in param.opts]:
+    having = [command for command, param in options_by_command(ctx) if name in param.opts]
+    if "which" in having and ctx.info_name in _LISTS:
+        return f"turbofit which {_LISTS[ctx.info_name]}"
+    if having:
         return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it"
     if option := engine_options().get(name):
         here = next((word for word in option.as_ if _has(word, ctx)), "")

@@ -10,7 +10,7 @@ from turbofit.core.messages import plural
 from turbofit.core.struct import Struct, doc, known
 from turbofit.core.units import three_digits
 from turbofit.memory.engines import LMDEPLOY
-from turbofit.tuner.choose import choose, why_not
+from turbofit.tuner.choose import choose, known_warnings, why_not
 from turbofit.tuner.explain.plan_document import requests_held
 from turbofit.tuner.explain.reasons import pace_words, unkept
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
@@ -47,6 +47,7 @@ class Serving(Struct):
     requests_per_second: Annotated[float | None, doc("A forecast; null: none.")] = None
     output_tokens_per_second: float | None = None
     seconds_to_first_token: float | None = None
+    warnings: Annotated[tuple[str, ...], doc("What is known to go wrong with it.")] = ()
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -103,6 +104,7 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
         context=fit.best.settings.session_len,
         image_limit=fit.image_limit,
         requests_at_once=requests_held(fit.accounts, tokens, fit.best.vision_load),
+        warnings=(*fit.request.model.warnings, *known_warnings(fit)),
     )
 
 

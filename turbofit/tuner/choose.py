@@ -190,16 +190,21 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
         yield OWN_CODE
 
 
+def known_warnings(fit: EngineFit) -> tuple[str, ...]:
+    """What is known to go wrong with an engine of the plan, its memory apart."""
+    warnings: list[str] = []
+    for group in fit.best.shape.groups:
+        gpus, part = [fit.request.machine.gpu(index) for index in group], fit.best.of_group(group)
+        launch = launch_of(fit.request, part.settings, gpus, part.vision_load)
+        problems = known_problems(launch, fit.engine.name, fit.engine.version)
+        warnings += [problem.warning for problem in problems]
+    return tuple(dict.fromkeys(warnings))
+
+
 def _of_fitting(fit: EngineFit) -> Iterator[str]:
     """What is known to go wrong, idle and unequal cards, and what only turbofit's gateway holds."""
     request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
-    warnings: list[str] = []
-    for group in shape.groups:
-        gpus, part = [request.machine.gpu(index) for index in group], best.of_group(group)
-        launch = launch_of(request, part.settings, gpus, part.vision_load)
-        problems = known_problems(launch, engine.name, engine.version)
-        warnings += [problem.warning for problem in problems]
-    yield from dict.fromkeys(warnings)
+    yield from known_warnings(fit)
     if idle := idle_words(request, shape.groups):
         yield idle
     for group in shape.groups:

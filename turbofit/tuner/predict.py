@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.messages import QUEUED, plural
 from turbofit.core.plan import Plan, Remedy, Settings, Throughput
-from turbofit.core.units import MIB, bisect, format_bytes
+from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
@@ -153,13 +153,7 @@ def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) ->
     rule, room = request.model.image_rule, settings.session_len - 1
     if rule is None or load.tokens_per_request <= room:
         return load
-    tokens = room // load.images_per_request
-    units, _ = bisect(
-        lambda units: rule.unit_tokens(units) <= tokens,
-        rule.least_units,
-        load.units_per_image,
-        rule.unit_step,
-    )
+    units = rule.units_in(room // load.images_per_request, load.units_per_image)
     total = rule.unit_tokens(units) * load.images_per_request
     return replace(load, units_per_image=units, tokens_per_request=total)
 

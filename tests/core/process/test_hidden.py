@@ -21,6 +21,8 @@ from turbofit.core.process.hidden import hide_secrets, without_secrets
         ("x --api-key-file keys --ssl-keyfile f", "x --api-key-file keys --ssl-keyfile f"),
         ("x --max-tokens 8k --token-num 9", "x --max-tokens 8k --token-num 9"),
         ("x --api-key 123456", "x --api-key ***"),
+        ("sshpass -p k1 ssh h", "sshpass -p *** ssh h"),
+        ("'sshpass -pk1 ssh h lmdeploy serve' -p 2", "'sshpass -p*** ssh h lmdeploy serve' -p 2"),
         ("x http://me:k1@host/v1", "x http://***@host/v1"),
         ("'l serve m --api-keys k1 --tp 2' -q", "'l serve m --api-keys *** --tp 2' -q"),
         ("diagnose 'too many tokens in it'", "diagnose 'too many tokens in it'"),

@@ -202,3 +202,11 @@ def test_the_shell_reads_the_command_back() -> None:
     words = shlex.split(shell_words(command.argv, command.env).replace("\\\n", ""))
     env = [f"{name}={value}" for name, value in command.env.items()]
     assert words == [*env, *command.argv]
+
+
+def test_a_prediction_names_the_largest_image_that_its_session_takes() -> None:
+    plan = turbofit.predict("internvl2-8b", on="1xa100-80g", session_len=1000)
+    text = " ".join(paint(plan_view(plan)).split())
+    images = "1 a request, at most 3 tiles of 448x448 pixels each: 768 tokens"
+    assert f"{images} (larger ones, up to 25, are refused)" in text
+    assert f"images at once {plan.kv.tokens // 768:,} of the worst size" in text

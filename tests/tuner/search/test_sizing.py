@@ -95,6 +95,19 @@ def test_the_score_is_the_goals_value_where_images_queue_or_are_lowered(goal: st
         assert chosen.score == chosen.kv_tokens
 
 
+def test_a_lowered_plan_forecasts_the_images_that_it_takes() -> None:
+    """It told the speed of the size that was asked for, which it does not take."""
+    asked = {"on": "1xrtx4090", "images": 24, "first_token": 10, "engine": "turbomind"}
+    lowered = turbofit.plan("internvl2-8b", **asked)
+    limit = lowered.limits.max_dynamic_patch
+    alone = turbofit.plan("internvl2-8b", max_dynamic_patch=limit, **asked)
+    assert lowered.settings == alone.settings
+    assert lowered.throughput == alone.throughput
+    assert lowered.pace == alone.pace
+    assert lowered.considered[0].score == alone.considered[0].score
+    assert lowered.limit_costs[0] == alone.limit_costs[0]
+
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024,
     "intermediate_size": 2624, "num_attention_heads": 8, "num_key_value_heads": 4,

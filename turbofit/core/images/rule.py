@@ -238,6 +238,18 @@ class ImageRule(Struct):
         few tokens. A page is ``padded`` to so many units; None is the checkpoint's own.
         """
 
+    def units_in(self, tokens: int, most: int) -> int:
+        """Whole units, up to ``most``, of the largest image that takes no more than the tokens."""
+        if self.unit_tokens(most) <= tokens:
+            return most
+        step = self.unit_step
+        steps, _ = bisect(
+            lambda steps: self.unit_tokens(steps * step) <= tokens,
+            self.least_units // step,
+            -(-most // step),
+        )
+        return steps * step
+
     @abstractmethod
     def features(self, units: int) -> int:
         """Rows that tower and projector make of so many units, before any padding is cut off."""

@@ -64,7 +64,21 @@ def users_of(plan: Plan) -> list[Users]:
 
 def _pictures(plan: Plan) -> int:
     """Tokens of a request's images."""
-    return plan.limits.image_tokens_per_request if plan.limits.vision_unit else 0
+    return largest_images(plan)[1] if plan.limits.vision_unit else 0
+
+
+def largest_images(plan: Plan) -> tuple[int, int]:
+    """Units of the largest image that is served, and tokens of a request with such images.
+
+    LMDeploy refuses what a session does not hold with a token of text.
+    """
+    limits, rule, room = plan.limits, plan.model.image_rule, plan.settings.session_len - 1
+    whole = limits.units_per_image, limits.image_tokens_per_request
+    if rule is None or plan.throughput is None or limits.image_tokens_per_request <= room:
+        return whole
+    count = limits.images_per_request
+    units = rule.units_in(room // count, limits.units_per_image)
+    return units, rule.unit_tokens(units) * count
 
 
 def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:

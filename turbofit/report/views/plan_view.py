@@ -30,6 +30,7 @@ from turbofit.report.views.figures import (
     command_blocks,
     differing,
     images_held,
+    largest_images,
     per_engine_blocks,
     serve_note,
     settings_of,
@@ -174,13 +175,13 @@ def _promise(plan: Plan) -> dict[str, str]:
         context += f"; prefill reads {plan.settings.max_prefill_token_num:,} at a time"
     facts = {"context": context}
     if limits.vision_unit is not None and rule is not None:
-        unit, side = limits.vision_unit, rule.unit_side
+        unit, side, (units, tokens) = limits.vision_unit, rule.unit_side, largest_images(plan)
         facts["images"] = (
-            f"{limits.images_per_request} a request, at most {limits.units_per_image:,}"
-            f" {plural(limits.units_per_image, unit)} of {side}x{side} pixels each:"
-            f" {limits.image_tokens_per_request:,}"
-            f" {plural(limits.image_tokens_per_request, 'token')}"
+            f"{limits.images_per_request} a request, at most {units:,} {plural(units, unit)} of"
+            f" {side}x{side} pixels each: {tokens:,} {plural(tokens, 'token')}"
         )
+        if units < limits.units_per_image:
+            facts["images"] += f" (larger ones, up to {limits.units_per_image:,}, are refused)"
         usually, limit = rule.checkpoint_limit, limits.image_limit
         if limit is not None and rule.varies_by_limit and limit > usually:
             facts["images"] += f" (detail: high asks for {limit}; a plan lowers it to {usually})"

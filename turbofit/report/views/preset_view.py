@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
@@ -108,6 +109,7 @@ def which_view(which: Which) -> list[Block]:
         Heading(title, short=True),
         Verdict(_answer(which), "good" if which.keep else "bad", short=True),
         *kept,
+        *_warned(which),
         *listed("Not these", others),
         remark(f"{_not_said(which)}: --full, --md, --html or --json", **ONLY_SHORT),
     ]
@@ -123,6 +125,21 @@ def _kept_tables(which: Which) -> list[Block]:
         blocks.append(Heading(_BY_TRANSFORMERS, short=True))
         blocks += _kept_table(slow, _OTHERS if fast else _ROWS)
     return blocks
+
+
+def _warned(which: Which) -> list[Block]:
+    """Which of those that keep the promise are known to go wrong; the whole text says how."""
+    warned = dict[str, list[str]]()
+    for row in which.keep:
+        for text in row.warnings:
+            warned.setdefault(text, []).append(row.on if which.model else row.model)
+    names = list(dict.fromkeys(chain(*warned.values())))
+    if not names:
+        return []
+    more = f" and {len(names) - _OTHERS} more" if names[_OTHERS:] else ""
+    in_short = f"warned of: {', '.join(names[:_OTHERS])}{more} (turbofit plan says why)"
+    texts = (f"{', '.join(names)}: {text}" for text, names in warned.items())
+    return [remark(in_short, **ONLY_SHORT), *listed("Known to go wrong", texts, "warn")]
 
 
 def _kept_table(rows: list[dict[str, str]], most: int) -> list[Block]:

@@ -46,6 +46,16 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     return _with_speeds(sizer, evaluation, wants_cache=wants_cache)
 
 
+def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
+    """What fits, with the forecasts and the score of the images that ``state`` asks for."""
+    if not evaluation.parts:
+        sizer = Sizer(state, evaluation.shape)
+        return _with_speeds(sizer, evaluation, wants_cache=evaluation.wants_cache)
+    parts = tuple(with_speeds(state, part) for part in evaluation.parts)
+    unequal = _Unequal(state, evaluation.shape)
+    return unequal.with_speeds(parts, replace(evaluation, parts=parts))
+
+
 def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
     """What the caches of all groups hold, beside what is ``wanted`` of each."""
     request, sized = sizer.request, sizer.evaluation(session_len)
@@ -317,7 +327,7 @@ class _Unequal:
         )
         if not evaluation.fits:
             return replace(evaluation, short=evaluation.short or self._lacking(parts, evaluation))
-        return self._with_speeds(parts, evaluation)
+        return self.with_speeds(parts, evaluation)
 
     def _lacking(self, parts: Sequence[Evaluation], whole: Evaluation) -> int:
         """Bytes that all caches together lack for the requests that must be held."""
@@ -326,7 +336,7 @@ class _Unequal:
         sizer = Sizer(self.state, parts[0].shape)
         return sizer.lacking(tokens, whole.settings.session_len, wanted)
 
-    def _with_speeds(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
+    def with_speeds(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
         """The whole, with each group's forecast in the shape's order, and the score."""
         by_group = {
             group: speed

@@ -32,7 +32,7 @@ from turbofit.tuner.resolved_request import (
     launch_of,
     vision_load_of,
 )
-from turbofit.tuner.search.candidates import evaluate
+from turbofit.tuner.search.candidates import evaluate, with_speeds
 from turbofit.tuner.search.shapes import (
     Evaluation,
     Shape,
@@ -98,7 +98,7 @@ class EngineFit(Struct):
 
     @property
     def throughput(self) -> Throughput | None:
-        speeds, load = self.best.speeds, self.requested_load
+        speeds, load = self.best.speeds, self.best.vision_load
         if not speeds:
             return None
         host = host_rate(self.request, load, len(speeds))
@@ -207,10 +207,21 @@ class _Search(SearchState):
         every = [*whole, *others]
         serving = [evaluation for evaluation in every if evaluation.serves]
         best = max(serving or whole, key=_order)
-        if not best.serves or not best.queues:
-            return best, every
-        widened = self.widened(best)
-        return widened, [widened if evaluation is best else evaluation for evaluation in every]
+        chosen = self.widened(best) if best.serves and best.queues else best
+        every = [self._as_taken(chosen if one is best else one) for one in every]
+        return self._as_taken(chosen), every
+
+    def _as_taken(self, evaluation: Evaluation) -> Evaluation:
+        """With the forecast of the images that it takes; all are compared by those asked for."""
+        limit = evaluation.shape.image_limit
+        if not evaluation.fits or limit == self.request.requested_image_limit:
+            return evaluation
+
+        def limited() -> SearchState:
+            return SearchState(replace(self.request, image_limit=limit), self.engine)
+
+        state = self.once(limited, "limited", limit)
+        return self.once(lambda: with_speeds(state, evaluation), "taken", evaluation)
 
     def _evaluated(self) -> tuple[list[Evaluation], list[Evaluation]]:
         """The shapes as asked, and what else is tried; a brief search leaves out what loses."""
