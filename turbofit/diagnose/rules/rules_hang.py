@@ -124,7 +124,7 @@ def _lack(case: LogCase) -> tuple[Missing, str] | None:
     missing = Missing(
         bytes=(needed - holds) * size,
         basis="formula",
-        note=f"of cache: it holds {holds} blocks of {format_bytes(size)}, one warm-up request needs"
+        note=f"of cache: it holds {holds} blocks of {format_bytes(size)} at least, one warm-up request needs"
         f" {needed}",
         doubt=slab.slab_size,
     )
