@@ -1,4 +1,4 @@
-"""What a gateway is told beside the plan."""
+"""A gateway's settings beside the plan."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from turbofit.gateway.limits.defaults import Defaults
 
 
 class ConnectionLimits(Struct):
-    """What a connection may take before anybody has looked at its key; see docs/security.md.
+    """Limits of a connection before its key is checked; see docs/security.md.
 
     ``header_bytes`` bounds one header and the address in the request line, ``all_headers_bytes``
-    both together. ``unread_seconds``: how long the gateway reads on, and throws away, what a client
-    still sends after its refusal. ``write_seconds``: how long a client may take nothing of its
-    answer. ``connections_per_address`` does not hold for trusted proxies.
+    both together. ``unread_seconds``: how long the gateway reads, and throws away, what a client
+    still sends after a refusal. ``write_seconds``: how long a client may read nothing of its
+    answer. Trusted proxies are exempt from ``connections_per_address``.
     """
 
     header_bytes: int = 16 * KIB
@@ -35,19 +35,18 @@ class ConnectionLimits(Struct):
 
 
 class GatewayConfig(Struct):
-    """Settings of one gateway; times in seconds.
+    """Settings of one gateway; times are in seconds.
 
-    ``api_keys`` empty means that everybody may. No more requests than ``at_once`` are at the
-    engines. ``front_keys`` are of gateways in front of several nodes, which say whose each request
-    is. A body must be whole within ``body_seconds``, and bring
-    ``body_rate`` bytes a second in each ``body_window_seconds``. ``idle_seconds``,
-    ``stall_seconds`` and ``stuck_seconds`` say when an engine is asked for a token, and how it is,
-    see `health.Monitor`; ``hung_seconds`` when one that owes answers and brings nothing is taken
-    out, infinity where its supervisor says. ``denied`` is the file of who is refused, since engines
-    died of them; without one nothing outlives the gateway. ``names`` is what the engines call the
-    model, by each name that clients may give, those of adapters among them; empty where every name
-    is passed on.
-    ``about`` is what `/health` tells of the plan, ``memory`` what the page shows of it.
+    If ``api_keys`` is empty, everybody may use it. At most ``at_once`` requests are at the engines.
+    ``front_keys`` belong to gateways in front of several nodes, which name the client of each
+    request. A body must be complete within ``body_seconds``, and bring ``body_rate`` bytes a second
+    in each ``body_window_seconds``. For ``idle_seconds``, ``stall_seconds`` and ``stuck_seconds``,
+    which say when an engine is tested, see `health.Monitor`. After ``hung_seconds`` an engine that
+    owes answers and sends nothing is taken out; infinity leaves this to its supervisor. ``denied``
+    is the file of requests that are refused because engines died of them; without a file the
+    gateway forgets them at its end. ``names`` has the engines' name of the model, or of an adapter,
+    by each name that clients may give; if empty, every name is passed on. ``about`` is what
+    `/health` tells of the plan, ``memory`` what the page shows of it.
     """
 
     host: str = "127.0.0.1"
@@ -84,7 +83,7 @@ class GatewayConfig(Struct):
     memory: tuple[MemoryBar, ...] = ()
 
     def taking_over(self, other: GatewayConfig) -> GatewayConfig:
-        """The same with another's keys, origins, hosts and media domains, which may change."""
+        """Return this configuration with the keys, origins, hosts and media domains of another."""
         return replace(
             self,
             api_keys=other.api_keys,

@@ -1,9 +1,9 @@
-"""A front before nodes that each run `turbofit serve`: it knows them as engines with a capacity.
+"""A front before nodes that each run `turbofit serve`: it treats them as engines with a capacity.
 
 Nodes hold requests to the plan. A front checks the key, chooses the node with the most capacity
-left, and passes the answer on. It sends a request to another node where no engine had it, and once
-where the node itself broke off, but never where an engine ended with it. A node in doubt gets no
-new requests until its health page says that it serves; the front asks for it each second.
+left, and passes the answer on. It sends a request to another node if no engine has received it, and
+once if the node itself broke off, but never if an engine ended with it. A node in doubt gets no new
+requests until its health page says that it serves; the front reads that page each second.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
 
 _LOOK_SECONDS, _HEALTH_SECONDS = 1.0, 5.0
-#: Bytes of a body, until a node has said how many its plan takes.
+#: The most bytes of a body, until a node has said how many its plan allows.
 _LARGEST: Final = 64 << 20
 _MOST_NODES: Final = 16
-#: What passes from a node's answer to the client.
+#: Headers that are passed from a node's answer to the client.
 _PASSED: Final = frozenset(
     {"content-type", "retry-after", "cache-control", "x-accel-buffering", "x-turbofit-limited"}
 )
 _DIED: Final = b'"engine_died"'
-#: A node's words for a request that an engine died of: just now, while it waits, as it is refused.
+#: A node's error codes for a request that killed an engine: when it did, while it waits, refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
-#: What a node's health page says of its promise.
+#: Fields of a node's health page that state its promise.
 _PROMISE: Final = ("context", "images", "image_limit", "bytes_per_body")
 
 
 class NodeAddress(Struct):
-    """Where a node is: a name that stays, its URL, and the key by which it trusts a front."""
+    """A node's address: its permanent name, its URL, and the key by which it trusts a front."""
 
     name: str
     url: str
@@ -62,10 +62,10 @@ class NodeAddress(Struct):
 
 
 def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
-    """Nodes at these addresses, all of one key.
+    """Nodes at these URLs, all with the same key.
 
     Raises:
-        UsageError: one is no address.
+        UsageError: a text is no URL.
     """
     for url in urls:
         if not url.startswith(("http://", "https://")):
@@ -74,7 +74,7 @@ def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
 
 
 class Node:
-    """One node as a front knows it; ``capacity`` is how many requests it runs at once."""
+    """One node as a front knows it; ``capacity`` is the number of requests that it runs at once."""
 
     def __init__(self, address: NodeAddress) -> None:
         self.name, self.url, self.key = address.name, address.url.rstrip("/"), address.key
@@ -82,16 +82,16 @@ class Node:
         self.up, self.why, self.outstanding, self.capacity = False, "not asked yet", 0, 1.0
         self.about: Document = {}
         self.doubted = asyncio.Event()
-        #: Whether it takes the front's key, which its health page does not need.
+        #: Whether it accepts the front's key, which its health page does not require.
         self.trusts = False
 
     @property
     def load(self) -> float:
-        """The share of its capacity that is taken after one more request."""
+        """The share of its capacity that is in use with one more request."""
         return (self.outstanding + 1) / self.capacity
 
     def doubt(self, why: str) -> None:
-        """Send nothing there until its health page says that it serves; it is asked at once."""
+        """Send it nothing until its health page says that it serves; read the page immediately."""
         self.up, self.why = False, why
         self.doubted.set()
 
@@ -104,13 +104,12 @@ class Node:
 
 
 class Front(AsgiApp):
-    """The app. Where nodes come and go, ``source`` is asked for them each second, in a thread.
+    """The app of a front. ``source`` returns the current nodes; a thread calls it each second.
 
-    ``tls`` is for nodes at https addresses, ``log`` takes a record a request.
-
-    A request with which an engine ended goes to that engine's node again while the node serves,
-    until it was answered: the node's own list finds what ends engines, and refuses it. So no
-    innocent request waits or is refused, but each node with a single engine may lose that engine.
+    ``tls`` is for nodes at https addresses, ``log`` receives a record of each request. A request
+    with which an engine ended goes to that engine's node again while the node serves, until it is
+    answered: the node's own deny list finds what ends engines, and refuses it. So no innocent
+    request waits or is refused, but each node with a single engine may lose that engine.
     """
 
     def __init__(
@@ -124,10 +123,11 @@ class Front(AsgiApp):
         super().__init__(config, _LARGEST, log)
         self._upstream = Upstream(tls=tls)
         self._first_nodes, self._source = nodes, source
-        #: By the name of the node that is watched; of no name is the task that asks ``source``.
+        #: Watching tasks by the names of their nodes; the task that calls ``source`` has the name
+        #: "".
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.nodes: dict[str, Node] = {}
-        #: Names of nodes by the hash of a request's body, the oldest first.
+        #: Names of nodes by the SHA-256 of a suspected request's body, the oldest first.
         self._suspects: dict[bytes, str] = {}
 
     async def startup(self) -> None:
@@ -142,9 +142,9 @@ class Front(AsgiApp):
         self._close_log()
 
     def follow(self, addresses: Sequence[NodeAddress]) -> None:
-        """Send to these nodes and no others from now on; to be called in the front's loop.
+        """Send requests to these nodes only, from now on; call it in the front's loop.
 
-        A node that is no longer named finishes what it has.
+        A node that is no longer among them finishes its requests.
         """
         before, self.nodes = self.nodes, {}
         for address in addresses:
@@ -164,14 +164,14 @@ class Front(AsgiApp):
 
     async def _look(self, source: Callable[[], Sequence[NodeAddress]]) -> None:
         while True:
-            with suppress(Exception):  # Ray may be silent: the nodes that are known serve on
+            with suppress(Exception):  # Ray may be silent: the known nodes serve on
                 addresses = await asyncio.get_running_loop().run_in_executor(None, source)
-                if addresses:  # a `serve` that has just begun knows none yet, and they serve on
+                if addresses:  # a new `serve` knows none yet: the old ones serve on
                     self.follow(addresses)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch(self, node: Node) -> None:
-        """Ask a node how it is each second, and at once where it is in doubt."""
+        """Read a node's health page each second, and immediately if it is in doubt."""
         while True:
             node.doubted.clear()
             try:
@@ -213,7 +213,7 @@ class Front(AsgiApp):
             self._bodies.forget(request)
 
     async def _to_nodes(self, request: RequestContext, send: Send) -> None:
-        """To one node after the other until one takes it; raises `Refusal` where none does."""
+        """Send a request to one node after another until one takes it; `Refusal` if none does."""
         avoid: list[Node] = []
         why, broke = Refusal("engine_unavailable:node", retry_after=5), False
         digest = sha256(request.body).digest() if request.body else b""
@@ -256,15 +256,15 @@ class Front(AsgiApp):
     async def _exchange(
         self, node: Node, request: RequestContext, outcome: ForwardOutcome, send: Send
     ) -> bool:
-        """Send it to one node, and pass on what comes; whether that was an answer.
+        """Send a request to a node and pass the answer on; returns whether it succeeded.
 
-        Raises `Unreachable` where no engine had it, `_Full`, or `_Broke` where the node broke off
+        Raises `Unreachable` if no engine received it, `_Full`, or `_Broke` if the node broke off
         before its answer began.
         """
         route = request.route
         assert route is not None
         response: ClientResponse | None = None
-        # What LMDeploy reads, and whose request it is.
+        # Headers that LMDeploy reads, and those that identify the client.
         whose = {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
         try:
             response = await self._open(
@@ -284,21 +284,21 @@ class Front(AsgiApp):
             await send({"type": "http.response.body", "body": event, "more_body": False})
         finally:
             if response is not None:
-                # Unread answers close the connection, which is how the node learns to stop.
+                # An unread answer closes the connection, which tells the node to stop.
                 response.close() if not response.content.at_eof() else response.release()
         return outcome.status == 200 and not outcome.suspected
 
     async def _pass_on(
         self, response: ClientResponse, request: RequestContext, outcome: ForwardOutcome, send: Send
     ) -> None:
-        """A stream as it comes, another answer in one piece."""
+        """Pass a stream on as it comes, any other answer in one piece."""
         stream = response.content_type == "text/event-stream"
         ends = _SUSPECTED if response.status in (422, 503) else (_DIED,) if stream else ()
         data = await (response.content.readany() if stream else response.read())
         outcome.status, outcome.started = response.status, True
         outcome.first_byte = time.perf_counter()
         self.metrics.first_byte(outcome.first_byte - request.read)
-        # A front of a pretend cluster says so itself, in each answer.
+        # A front of a pretend cluster adds that header itself to each answer.
         passed = _PASSED if self.config.pretend else _PASSED | {PRETEND_HEADER}
         request.out += [
             (name.lower().encode(), value.encode("latin-1", "replace"))
@@ -309,9 +309,9 @@ class Front(AsgiApp):
             request.out.append((b"content-length", b"%d" % len(data)))
         start = {"type": "http.response.start", "status": response.status}
         await send({**start, "headers": request.out})
-        self._bodies.forget(request)  # it will be sent to no other node
+        self._bodies.forget(request)  # it goes to no other node
         while data:
-            if any(word in data for word in ends):  # before its client hears of it, and leaves
+            if any(word in data for word in ends):  # before its client reads it, and leaves
                 outcome.suspected, outcome.broken = True, stream
             outcome.bytes_out += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -341,14 +341,14 @@ class Front(AsgiApp):
 
 
 class _Broke(Refusal):
-    """A node itself broke off while it had a request, and told of no engine that ended."""
+    """A node broke off while it had a request, and reported no engine that ended."""
 
     def __init__(self) -> None:
         super().__init__("engine_died:node", retry_after=5)
 
 
 class _Full(Refusal):
-    """A node takes no more now."""
+    """A node takes no more requests now."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         retry = response.headers.get("Retry-After", "")

@@ -1,10 +1,9 @@
-"""One address for several models: an ASGI app that hands each request to its model's gateway.
+"""One address for several models: an ASGI app that passes each request to its model's gateway.
 
-A request waits here while its model's engines are asleep or start; everything else (limits, images,
-retries, suspects) is that model's gateway's.
-
-A `ServedModel` belongs to the loop of the address; other threads only read numbers. A supervisor
-has an `AttachedGateway`, which is what `GatewayThread` is to a model alone.
+A request waits here while its model's engines are asleep or start; the model's own gateway does
+everything else (limits, images, retries, suspects). A `ServedModel` belongs to the event loop of
+the address; other threads only read numbers. A supervisor has an `AttachedGateway`, which takes the
+place of a `GatewayThread`.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ if TYPE_CHECKING:
 _Answer = TypeVar("_Answer")
 _App = TypeVar("_App", bound=AsgiApp)
 
-#: ``ending``: what is under way may end, and requests wait for the next start.
+#: In ``ending``, running requests may finish, and new ones wait for the next start.
 ModelState = Literal["asleep", "starting", "ready", "ending", "failed"]
 
-#: Seconds after which to try again where no start was measured yet.
+#: Seconds after which a client should try again, if no start was measured yet.
 _RETRY: Final = 10
 _LOOK: Final = 0.05
-#: Seconds for which a loop may be busy: a server that waits hears no signal.
+#: Seconds for which a loop may be busy: a server that waits longer hears no signal.
 _BUSY_SECONDS: Final = 60.0
-#: Seconds for requests of engines that are gone: each ends as soon as its connection breaks.
+#: Seconds for the requests of engines that have ended: each ends when its connection breaks.
 _BROKEN_OFF: Final = 60.0
 
 
@@ -58,27 +57,27 @@ class ServedModel:
 
     def __init__(self, name: str, names: Sequence[str] = ()) -> None:
         self.name = name
-        #: All that clients may call it, beside the other models of its address.
+        #: All names that clients may use for it, beside the other models of its address.
         self.names = tuple(dict.fromkeys((name, *names)))
         self.gateway: Gateway | None = None
         self.state: ModelState = "asleep"
-        #: Requests that its gateway has.
+        #: The number of requests at its gateway.
         self.in_flight = 0
-        #: Requests that wait for its start.
+        #: The number of requests that wait for its start.
         self.waiting = 0
-        #: Wakes them; each looks whether it waits on.
+        #: Wakes the waiting requests; each then checks whether it must wait on.
         self._changed = asyncio.Event()
-        #: Whether the server ends.
+        #: Whether the server is ending.
         self._ended = False
-        #: When it began to start, became ready, and its last request ended.
+        #: When it began to start, when it became ready, and when its last request ended.
         self.began_at = self.ready_at = self.used_at = time.monotonic()
-        #: Starts that became ready, and how long the last one took.
+        #: The number of starts that became ready, and the seconds of the last one.
         self.starts = 0
         self.start_seconds: float | None = None
-        #: When the model was first wanted and not ready: by a client that waits, or that was
-        #: refused where none may wait. None where nobody wants it.
+        #: When the model was first wanted while not ready: by a client that waits, or by one that
+        #: was refused because none may wait. None if no client wants it.
         self.wanted_since: float | None = None
-        #: Why it does not start, and until when nobody tries again.
+        #: Why it does not start, and the time before which it is not started again.
         self.trouble, self.again_at = "", 0.0
 
     @property
@@ -90,7 +89,7 @@ class ServedModel:
 
     @property
     def rested(self) -> bool:
-        """Whether it may be started, a failed start before included."""
+        """Whether it may be started, also after a failed start."""
         return self.state == "asleep" or (
             self.state == "failed" and time.monotonic() >= self.again_at
         )
@@ -116,13 +115,13 @@ class ServedModel:
         doing = {"asleep": "is asleep", "ending": "gives its memory back"}
         return f"{self.name} {doing.get(self.state, f'is {self.state}')}{known}"
 
-    # Steps of whoever starts and ends its engines.
+    # Steps of the supervisor that starts and ends its engines.
 
     def begin(self) -> None:
         self.state, self.began_at, self.trouble = "starting", time.monotonic(), ""
 
     def open(self, gateway: Gateway) -> None:
-        """Its engines are ready behind this gateway."""
+        """Note that its engines are ready behind this gateway."""
         now = time.monotonic()
         if self.state == "starting":
             self.starts, self.start_seconds = self.starts + 1, now - self.began_at
@@ -130,35 +129,35 @@ class ServedModel:
         self._wake()
 
     def close(self) -> None:
-        """Let the gateway's requests end; a request that comes from now on waits."""
+        """Let the gateway's requests finish; new requests wait."""
         if self.state == "ready":
             self.state = "ending"
 
     def close_idle(self, seconds: float) -> bool:
-        """Close it where nobody asked it for so long; whether it is closed."""
+        """Close it if it had no request for so many seconds; returns whether it is closed."""
         if self.state == "ready" and self.idle >= seconds:
             self.close()
         return self.state == "ending"
 
     def detach(self, gateway: Gateway) -> None:
-        """Its gateway takes nothing from now on."""
+        """Note that its gateway takes no more requests."""
         if self.gateway is gateway:
             self.gateway = None
             if self.state == "ready":
-                self.begin()  # it is started again, unless somebody ends it
+                self.begin()  # it starts again, unless it is told to end
 
     def sleep(self) -> None:
-        """Its engines have ended, and their memory is back."""
+        """Note that its engines have ended and given their memory back."""
         self.gateway, self.state = None, "asleep"
 
     def fail(self, trouble: str, again_at: float) -> None:
-        """It does not start: who waits is told, and nobody tries again before that time."""
+        """Note a failed start: waiting clients are told, and no start is tried before that time."""
         self.gateway, self.state = None, "failed"
         self.trouble, self.again_at = trouble, again_at
         self._wake()
 
     def end(self) -> None:
-        """The server ends: who waits is told."""
+        """Tell waiting clients that the server ends."""
         self._ended = True
         self._wake()
 
@@ -178,13 +177,13 @@ class ServedModel:
         return Refusal(reason, why=self.status, retry_after=self.retry_after)
 
     async def wait(self, seconds: float, gone: asyncio.Future[Any], longest: int) -> Gateway:
-        """Its gateway, once it is ready, within so many seconds; 0 refuses at once.
+        """Return its gateway once it is ready, within ``seconds``; with 0, refuse immediately.
 
-        ``gone`` is done where the client goes away, which cancels; so many requests as ``longest``
-        may wait.
+        ``gone`` is done when the client has left, which cancels the wait; at most ``longest``
+        requests may wait.
 
         Raises:
-            Refusal: too many wait, the time is over, or the model cannot start.
+            Refusal: too many requests wait, the time is over, or the model cannot start.
         """
         came = time.monotonic()
         while self.state != "ready" or self.gateway is None:
@@ -240,10 +239,10 @@ class _Named(msgspec.Struct):
 
 
 class ModelsGateway(AsgiApp):
-    """The app; each model's gateway has the same keys.
+    """The app of the address; each model's gateway has the same keys.
 
-    ``bounds`` are what requests of each model are held to by its first plan; of bodies only their
-    size is looked at here. ``wait``: see `ServedModel.wait`.
+    ``bounds`` are the limits of each model's first plan; only their limit on a body's size is used
+    here. ``wait``: see `ServedModel.wait`.
     """
 
     def __init__(
@@ -259,11 +258,11 @@ class ModelsGateway(AsgiApp):
         self._bounds = tuple(bounds)
         self._named_models = {name: model for model in models for name in model.names}
         self._wait = wait
-        #: Whether those that start at once were ready.
+        #: Whether the models that start first have been ready.
         self.opened = False
 
     def end(self) -> None:
-        """Nobody waits any longer. To be called in the loop."""
+        """Let no request wait any longer. Call it in the loop."""
         for model in self.models.values():
             model.end()
 
@@ -284,7 +283,7 @@ class ModelsGateway(AsgiApp):
             model = self._find(request.body)
             gateway = await model.wait(self._wait, gone, self.config.queue_length)
             whole = iter([{"type": "http.request", "body": request.body, "more_body": False}])
-            self._bodies.forget(request)  # its gateway counts it
+            self._bodies.forget(request)  # its gateway counts it now
 
             async def replayed() -> Message:
                 message = next(whole, None)
@@ -316,7 +315,7 @@ class ModelsGateway(AsgiApp):
         return [model.status for model in self.models.values() if model.state != "ready"]
 
     def _find(self, body: bytes) -> ServedModel:
-        """The model that a body names; the only one where it names none."""
+        """The model that a body names; without a name, the only model."""
         try:
             name = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=_Named).model
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -341,7 +340,7 @@ class ModelsGateway(AsgiApp):
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
         models = list(self.models.values())
         known = not self.config.api_keys
-        if not known:  # names and causes are for those who have a key
+        if not known:  # names and causes are only for clients with a key
             with suppress(Refusal):
                 known = bool(self._keys.check(request.headers)[0])
         page = health_document(models, opened=self.opened, known=known)
@@ -349,7 +348,7 @@ class ModelsGateway(AsgiApp):
         return page, None if fine else min((model.retry_after for model in models), default=1)
 
     async def metrics_text(self) -> str:
-        """Each model's page with a label ``model``, and this address's numbers."""
+        """The metrics of each model with a label ``model``, and those of this address."""
 
         async def page(model: ServedModel) -> str:
             return "" if model.gateway is None else await model.gateway.metrics_text()
@@ -365,13 +364,13 @@ class ModelsGateway(AsgiApp):
                 if value is not None:
                     lines.append(f'{full}{{model="{model.name}"}} {value:g}')
         named: dict[int | str, str] = dict(zip(self.models, pages, strict=True))
-        # An empty label is none: what is refused before a model is known.
+        # An empty label counts as no label: for requests refused before their model is known.
         ours = merge({**named, "": self.metrics.text({})}, "model")
         return ours + "\n".join(lines) + "\n"
 
 
 def _fine(model: ServedModel) -> bool:
-    """Whether a request for it is answered, after a start where its engines do not run."""
+    """Whether a request for the model would be answered, after a start if its engines are down."""
     if model.state == "ready":
         return model.gateway is not None and healthy(model.gateway.fleet)
     return model.state != "failed" or model.rested
@@ -390,10 +389,10 @@ def _facts(model: ServedModel) -> Document:
 
 
 def health_document(models: Sequence[ServedModel], *, opened: bool, known: bool) -> Document:
-    """``healthy``, ``degraded`` where some models do not answer, ``starting`` or ``unavailable``.
+    """The status: ``healthy``, ``degraded`` if some models fail, ``starting`` or ``unavailable``.
 
-    A model that sleeps is well. ``opened``: whether those that start at once were ready; ``known``:
-    whether the client may learn which models there are.
+    A model that sleeps is healthy. ``opened``: whether the models that start first were ready;
+    ``known``: whether the client may learn the names of the models.
     """
     fine = [_fine(model) for model in models]
     status = "healthy" if all(fine) else "degraded" if any(fine) else "unavailable"
@@ -405,19 +404,19 @@ def health_document(models: Sequence[ServedModel], *, opened: bool, known: bool)
 
 
 def insist(address: GatewayThread[_App], ask: Callable[[_App], _Answer]) -> _Answer:
-    """Run something in the address's loop, which may be busy for a minute; see `call`."""
+    """Call a function in the address's loop, which may be busy for a minute; see `call`."""
     return address.call(ask, _BUSY_SECONDS)
 
 
 class AttachedGateway:
-    """A model's gateway behind the address of all, from its engines' start to their end."""
+    """A model's gateway at the common address, from its engines' start to their end."""
 
     def __init__(self, address: GatewayThread[Any], model: ServedModel, gateway: Gateway) -> None:
         self._address, self._model, self._gateway = address, model, gateway
         self._task: asyncio.Task[Any] | None = None
 
     def start(self) -> None:
-        """Requests for the model go to its gateway from now on."""
+        """Pass requests for the model to its gateway from now on."""
 
         def begin(_: object) -> None:
             self._task = asyncio.ensure_future(self._gateway.startup())
@@ -434,28 +433,28 @@ class AttachedGateway:
 
     @property
     def cut(self) -> int:
-        """How many requests of all models the address's end has cut off."""
+        """The number of requests, of all models, that the address's end has cut off."""
         return self._address.cut
 
     def cut_off(self) -> None:
         self._address.cut_off()
 
     def stop(self, *, drain: bool = True) -> None:
-        """Give it no request any more, and close it; ``drain`` waits for what it has."""
+        """Give it no more requests, and close it; ``drain`` waits for its running requests."""
 
         def detach(_: object) -> None:
             if self._model.gateway is self._gateway:
                 self._model.detach(self._gateway)
                 self._task = asyncio.ensure_future(self._close())
 
-        with suppress(LaunchError):  # the address is closed, and its gateways with it
+        with suppress(LaunchError):  # the address is closed, and its gateways too
             insist(self._address, detach)
             deadline = time.monotonic() + (self._gateway.config.drain_seconds if drain else 0)
             while self._model.in_flight and time.monotonic() < deadline:
                 time.sleep(_LOOK)
 
     async def _close(self) -> None:
-        """Close the gateway once its requests have ended, as they do when its engines end."""
+        """Close the gateway after its requests, which end when its engines end."""
         deadline = time.monotonic() + self._gateway.config.drain_seconds + _BROKEN_OFF
         while self._model.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK)

@@ -1,4 +1,4 @@
-"""What people say of the public side, each field an option of `gateway` and of `serve`."""
+"""Options of the gateway, each field an option of `gateway` and of `serve`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class GatewayOptions(Validated):
-    """What a person says of the public side, each field an option."""
+    """A person's options of the gateway; each field is an option."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = DEFAULT_PORT
@@ -42,7 +42,7 @@ class GatewayOptions(Validated):
     default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
-        """Stop where there is no gateway, and what it alone does was asked for, such as a key.
+        """Refuse options that only a gateway uses, such as a key, with ``--no-gateway``.
 
         Raises:
             UsageError: the first such option.
@@ -57,7 +57,7 @@ class GatewayOptions(Validated):
                 )
 
     def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
-        """The settings of the gateway that these options ask for.
+        """The gateway's configuration from these options.
 
         Raises:
             UsageError: options contradict each other, or a file of keys cannot be read.
@@ -72,7 +72,7 @@ class GatewayOptions(Validated):
             )
         if not all(key.strip() for key in self.api_key):
             raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
-        Networks(self.trusted_proxies)  # which says what is none before anything is started
+        Networks(self.trusted_proxies)  # it raises for a bad address before anything starts
         keys = (*self.api_key, *_keys_in(self.api_key_file)) or variables().keys
         most = self.connections_per_address or ConnectionLimits().connections_per_address
         config = GatewayConfig(

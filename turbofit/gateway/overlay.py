@@ -1,7 +1,7 @@
 """A model folder whose own default is the plan's limit: links, and edited config files.
 
-LMDeploy's front end reads its limit from the model folder, so that requests which carry no limit of
-their own keep the plan's. The folder keeps its name, since chat templates are chosen by it.
+LMDeploy's front end reads its limit from the model folder, so requests without a limit of their own
+keep the plan's. The folder keeps its name, by which LMDeploy chooses chat templates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _CONFIG: Final = "config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"
-#: Transformers 5 may keep the image processor in here, and then reads no other file.
+#: Transformers 5 may keep the image processor in this file, and then reads no other.
 _PROCESSOR: Final = "processor_config.json"
 _NESTED: Final = "image_processor"
 
@@ -42,13 +42,13 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
 
 @contextmanager
 def overlay(plan: Plan, root: Path) -> Iterator[Path]:
-    """The folder below ``root`` to give to LMDeploy in place of the checkpoint.
+    """The folder below ``root`` that LMDeploy gets instead of the checkpoint.
 
-    It is the checkpoint itself where its own defaults are the plan's. All of ``root`` goes away at
+    It is the checkpoint itself if its own defaults are the plan's. All of ``root`` is removed at
     the end.
 
     Raises:
-        UsageError: the checkpoint is not here.
+        UsageError: the checkpoint is not on this machine.
         LaunchError: the folder cannot be made.
     """
     folder, changed = _changed(plan)
@@ -62,14 +62,14 @@ def overlay(plan: Plan, root: Path) -> Iterator[Path]:
 
 
 def mend_overlay(plan: Plan, target: Path) -> None:
-    """Make again what is missing of an overlay, or of its way; raises as `overlay` does."""
+    """Make missing parts of an overlay, and its parent folders, again; raises as `overlay`."""
     folder, changed = _changed(plan)
     if changed:
         _build(folder, target, changed)
 
 
 def _changed(plan: Plan) -> tuple[Path, dict[str, JsonObject]]:
-    """The checkpoint's folder, and its files that must change."""
+    """The checkpoint's folder, and its files that must change with their content."""
     where = plan.model.source.checkpoint
     if where is None or not os.path.isdir(where):
         raise UsageError(
@@ -81,19 +81,20 @@ def _changed(plan: Plan) -> tuple[Path, dict[str, JsonObject]]:
 
 
 def _kept_name(folder: Path) -> Path:
-    """The last part of the path; three of a hub cache, whose last is a commit."""
+    """The last part of the path; in a hub cache the last three, which end with a commit."""
     parts = folder.absolute().parts
     return Path(*(parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]))
 
 
 def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Path:
-    """Make what is not there yet: of one that exists, engines may be reading."""
+    """Make only what is missing: engines may be reading what exists."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         there = set(os.listdir(target))
         for entry in folder.absolute().iterdir():
             if entry.name not in changed and entry.name not in there:
-                # Through hub-cache links to the blob itself: one hop, whatever is pruned meanwhile.
+                # A link to the blob itself, not to the hub cache's link, which may be pruned
+                # meanwhile.
                 (target / entry.name).symlink_to(entry.resolve())
         for name in changed.keys() - there:
             text = json.dumps(changed[name], indent=2, ensure_ascii=False)
@@ -104,7 +105,7 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
 
 
 def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, Any]]:
-    """The image processor's values, in the file that Transformers will read them from."""
+    """The image processor's values, in the file from which Transformers will read them."""
     changed: dict[str, dict[str, Any]] = {}
     whole = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).exists() else {}
     nested = whole.get(_NESTED)

@@ -1,7 +1,7 @@
 """Makes the gateway of a plan, and serves it.
 
 `run_gateway` is the whole life of a process, which signals end; a `GatewayThread` leaves the main
-thread to whoever watches the engines.
+thread to the engines' supervisor.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
 
 _BACKLOG: Final = 2048
-#: How long a thread that reads or writes a large body keeps Python's lock while the event loop
-#: waits for it, at each step of each other request; 5 ms by Python's default.
+#: Seconds that a thread which reads or writes a large body keeps Python's lock while the event loop
+#: waits for it, at each step of each other request; by Python's default 5 ms.
 SWITCH_SECONDS: Final = 0.0005
-#: Open files beside those of connections, each of which may need another one to an engine; and of
-#: those that are only told that they are too many.
+#: Open files beside those of connections, each of which may need another one to an engine; and open
+#: files for connections that are only told that there are too many.
 _OTHER_FILES: Final = 128
 _REFUSED_FILES: Final = 128
-#: Seconds that clients have to take their last words, and requests to end without them.
+#: Seconds for clients to read a last message, and for requests to end without one.
 _AT_ONCE: Final = 2.0
-#: Seconds until a gateway's thread listens, and beyond its drain until the thread has ended.
+#: Seconds until a gateway's thread must listen, and seconds beyond its drain until it has ended.
 _START_SECONDS, _BEYOND = 30.0, 5.0
 #: glibc's names for `mallopt`. Source: malloc.h.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _ARENA_MAX: Final = -8
-#: Free memory at the end of the heap that is kept, and the largest block that comes from the heap,
-#: in bytes; glibc takes no more than 32 MiB for the latter.
+#: Bytes of free memory that stay at the heap's end, and of the largest block from the heap; glibc
+#: accepts at most 32 MiB for the latter.
 _KEPT: Final = 64 * MIB
 _LARGEST: Final = 32 * MIB
 
@@ -93,13 +93,13 @@ def make_gateway(
 ) -> Gateway:
     """The ASGI app for a plan.
 
-    ``upstreams`` are addresses of the engines in the order of the plan's groups, ``overlay``:
-    whether they run on the folder of `gateway.overlay`. ``deny_list`` is of the gateway before this
-    one; None opens the configuration's file.
+    ``upstreams`` are the engines' URLs in the order of the plan's groups; ``overlay``: whether the
+    engines run on the folder of `gateway.overlay`. ``deny_list`` is that of the previous gateway;
+    None opens the configuration's file.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
-        UsageError: no engine, or an address that is none.
+        UsageError: there is no engine, or a text is no URL.
     """
     _need("aiohttp", "PIL")
     for url in upstreams or [""]:
@@ -115,7 +115,7 @@ def make_gateway(
 
 
 def about_plan(plan: Plan) -> Document:
-    """What `/health` tells a front of a plan: how much it takes, what it promises, which it is."""
+    """What `/health` tells a front of a plan: its capacity, its promise, and its digest."""
     limits = plan.limits
     return {
         "at_once": plan.requests_at_once,
@@ -129,7 +129,7 @@ def about_plan(plan: Plan) -> Document:
 
 
 def digest_of(plan: Plan) -> str:
-    """What tells plans apart: all that engines are started with, and that clients are held to."""
+    """A hash of all that engines are started with and clients are held to, to compare plans."""
     groups = [(group.settings, group.limits) for group in plan.group_plans()]
     promise = (plan.limits, plan.kv.longest_request_tokens)
     parts = (plan.model.name, plan.engine, plan.parallel.groups, groups, promise)
@@ -137,7 +137,7 @@ def digest_of(plan: Plan) -> str:
 
 
 class _Serving:
-    """A gateway that listens in the running loop; ``on_ready`` is told its address once it serves.
+    """A gateway that listens in the running loop; ``on_ready`` receives its URL once it serves.
 
     Raises:
         LaunchError: the address cannot be bound.
@@ -159,15 +159,15 @@ class _Serving:
             raise
 
     def end(self, *, urgent: bool) -> None:
-        """Take nothing new, and cut off what is open if it is urgent; call it in the loop."""
+        """Take no new request, and if urgent cut off open connections; call it in the loop."""
         self.ending.set()
         if urgent:
-            # At once: engines are killed beside it, and the loop may see their end next.
+            # Immediately: engines are killed meanwhile, and the loop may see their end next.
             self._cut()
             self._urgent.set()
 
     async def serve(self) -> None:
-        """Serve until it is told to end, then drain; cancelled, it cuts off what is open."""
+        """Serve until it is told to end, then drain; if cancelled, cut off open connections."""
         gateway, server = self._gateway, self._server
         serving = asyncio.ensure_future(self._live())
         ending, urgent = (asyncio.ensure_future(e.wait()) for e in (self.ending, self._urgent))
@@ -193,7 +193,7 @@ class _Serving:
             await self._gateway.shutdown()
 
     async def _force_end(self, serving: asyncio.Future[None]) -> None:
-        """End what is still open, and the server: with a last word, then without."""
+        """End open connections and the server: with a last message, then without."""
         self._cut()
         await asyncio.wait({serving}, timeout=_AT_ONCE)
         for connection in self._connections:
@@ -203,7 +203,7 @@ class _Serving:
         await asyncio.wait({serving}, timeout=_AT_ONCE)
 
     def _cut(self) -> None:
-        """Take nothing new, and tell what is open that the server ends; once."""
+        """Take no new request, and tell open connections that the server ends; only once."""
         if self._gateway.connections.ending:
             return
         self._gateway.connections.ending = self._server.should_exit = True
@@ -218,10 +218,10 @@ class _Serving:
 
 
 def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
-    """Serve until a signal ends it, then drain; a second signal cuts off what is open.
+    """Serve until a signal ends it, then drain; a second signal cuts off open connections.
 
-    `stop_signals` says which signals. Call it in the main thread. Arguments and errors as of
-    `_Serving`.
+    `stop_signals` says which signals these are. Call it in the main thread. Arguments and errors
+    are those of `_Serving`.
     """
     from turbofit.core.process.signals import stop_signals, unblock
 
@@ -249,7 +249,7 @@ class GatewayThread(Generic[_App]):
         self.url = ""
 
     def start(self) -> None:
-        """Begin to serve; returns once it listens, and raises what prevents that.
+        """Begin to serve; returns once it listens, or raises what prevents that.
 
         Raises:
             LaunchError: the address cannot be bound, or the server did not start.
@@ -265,17 +265,17 @@ class GatewayThread(Generic[_App]):
 
     @property
     def cut(self) -> int:
-        """How many requests its end has cut off."""
+        """The number of requests that its end has cut off."""
         return self._gateway.connections.cut
 
     def stop(self, *, drain: bool = True) -> None:
-        """Take nothing new, and end; what is under way has the drain's seconds, or is cut off."""
+        """Take no new request, and end; running ones have the drain's seconds, or are cut off."""
         if self._thread.ident is not None:
             self._end(urgent=not drain)
             self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
 
     def cut_off(self) -> None:
-        """Cut off what is open; safe in a signal handler, since it takes no lock."""
+        """Cut off open connections; safe in a signal handler, since it takes no lock."""
         self._end(urgent=True)
 
     def _end(self, *, urgent: bool) -> None:
@@ -284,10 +284,10 @@ class GatewayThread(Generic[_App]):
                 self._loop.call_soon_threadsafe(partial(self._serving.end, urgent=urgent))
 
     def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
-        """What ``ask(gateway)`` returns or raises in the gateway's loop.
+        """Return or raise what ``ask(gateway)`` does in the gateway's loop.
 
         Raises:
-            LaunchError: the gateway does not serve, or is busy for so many seconds.
+            LaunchError: the gateway does not serve, or is busy for ``seconds``.
         """
         answer: Future[_Answer] = Future()
 
@@ -296,7 +296,7 @@ class GatewayThread(Generic[_App]):
                 return
             try:
                 answer.set_result(ask(self._gateway))
-            except BaseException as exc:  # noqa: BLE001 - it is raised where it was asked
+            except BaseException as exc:  # noqa: BLE001 - the caller raises it
                 answer.set_exception(exc)
 
         silent = LaunchError("the gateway does not serve", hint="start it first")
@@ -343,7 +343,7 @@ class GatewayThread(Generic[_App]):
 
 
 def bind(config: GatewayConfig) -> socket.socket:
-    """The listening socket; port 0 takes a free one.
+    """The listening socket; port 0 chooses a free port.
 
     Raises:
         LaunchError: the address cannot be bound.
@@ -363,9 +363,9 @@ def bind(config: GatewayConfig) -> socket.socket:
 
 
 def tcp_socket(family: int) -> socket.socket:
-    """A TCP socket; `LaunchError` where there is none to be had."""
+    """A TCP socket; `LaunchError` if none can be made."""
     try:
-        # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
+        # asyncio turns off Nagle's algorithm (40 ms an answer) only if the protocol is named.
         return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as exc:
         raise LaunchError(
@@ -426,19 +426,19 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
             on_ready()
 
         def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-            """Signals belong to whoever runs the gateway."""
+            """Leave signals to the caller that runs the gateway."""
             return nullcontext()
 
     return GatewayServer(settings)
 
 
 def keep_large_blocks() -> bool:
-    """Let blocks of megabytes come from the heap, and stay there; whether glibc was here to do it.
+    """Let blocks of megabytes come from the heap and stay there; returns whether glibc did so.
 
-    glibc gives each of them back to the kernel and faults its pages in again for the next one: that
-    was 2 ms of the 3.6 ms that a 2 MB image took to be read, held and written (bench/gateway).
-    Threads that start afterwards share one heap: each would else keep as much as the largest body
-    that it ever held, 16 MiB more whenever another thread meets one (bench/soak).
+    glibc otherwise returns each block to the kernel and faults its pages in again for the next one:
+    that was 2 ms of the 3.6 ms in which a 2 MB image was read, held and written (bench/gateway).
+    Threads that start afterwards share one heap: each would otherwise keep as much as the largest
+    body that it ever held, and 16 MiB more whenever another thread meets one (bench/soak).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

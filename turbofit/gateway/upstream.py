@@ -1,4 +1,4 @@
-"""The connection to engines: one request out, its answer back, and what went wrong with it."""
+"""The connection to engines: it sends a request, returns the answer, and names what failed."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import RoutedEngine
 
 _CONNECT_SECONDS: Final = 5.0
-#: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
+#: Below uvicorn's 5 s, so that no request uses a connection which the engine is closing.
 _KEEP_ALIVE: Final = 3.0
-#: An answer that is silent for so long is given up, even where its engine answers others.
+#: Seconds of silence after which an answer is given up, even if its engine answers others.
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
-#: What an engine has for a page about itself.
+#: Seconds that an engine has for a page about itself.
 HEALTH_SECONDS: Final = 10.0
-#: A connection on which nothing moves is asked after 2 s, each second, three times.
+#: Keep-alive of TCP: an idle connection is tested after 2 s, each second, three times.
 _TCP_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
 _UNHEARD_MS: Final = 5000
 
 
 class Endpoint(Protocol):
-    """Where requests go: an address and its key."""
+    """A target of requests: a URL and its key."""
 
     url: str
     key: str | None
 
 
 class Unreachable(Exception):  # noqa: N818
-    """The request was never sent. ``ended``: the machine answers, and nothing listens there."""
+    """The request was never sent. ``ended``: the machine answers, but nothing listens there."""
 
     def __init__(self, message: str, *, ended: bool = False) -> None:
         super().__init__(message)
@@ -54,11 +54,11 @@ class Died(Exception):  # noqa: N818
 
 
 class Upstream:
-    """A client of all engines, each of which is told its own API key.
+    """A client of all engines, which sends each engine its own API key.
 
-    ``serial``: they answer one request after the other: a token would wait for whatever is under
-    way, while their own health tells whether tokens still come. ``tls`` is shown to engines at
-    https addresses, and asked of them; None is aiohttp's own.
+    ``serial``: they answer one request after another. A token would then wait for all running
+    requests, while their health page tells whether tokens still come. ``tls`` is the context for
+    engines at https addresses; None is aiohttp's own.
     """
 
     def __init__(self, *, serial: bool = False, tls: ssl.SSLContext | None = None) -> None:
@@ -73,16 +73,16 @@ class Upstream:
         body: bytes | None,
         headers: dict[str, str],
     ) -> aiohttp.ClientResponse:
-        """Send a request and wait for the head of the answer; `Unreachable` or `Died` if none."""
+        """Send a request and wait for the answer's head; `Unreachable` or `Died` if none comes."""
         if engine.key:
             headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
-            # In one piece, though aiohttp would rather have megabytes as a file: that is slower.
+            # In one piece, although aiohttp prefers a file for megabytes, which is slower.
             response = await self._opened().request(
                 method, engine.url + path, data=body, headers=headers, allow_redirects=False
             )
         except aiohttp.ClientConnectorError as exc:
-            # What waits to be accepted when the engine ends is reset, not refused.
+            # A connection that waits for acceptance when the engine ends is reset, not refused.
             ended = isinstance(exc.os_error, ConnectionError)
             raise Unreachable(str(exc), ended=ended) from None
         except aiohttp.ConnectionTimeoutError as exc:
@@ -96,7 +96,7 @@ class Upstream:
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
-        """Ask an engine for one token, or a serial one how it is; whether it answered."""
+        """Ask an engine for a token, a serial one for its health; returns whether it answered."""
         if self._serial:
             return bool(await self.page(engine, "/health", HEALTH_SECONDS))
         try:
@@ -123,7 +123,7 @@ class Upstream:
         return response.status == 200
 
     async def page(self, engine: RoutedEngine, path: str, seconds: float) -> str:
-        """A page of text, empty where it does not come in time."""
+        """A page of text; empty if it does not come in time."""
         try:
             return await asyncio.wait_for(self._page(engine, path), seconds)
         except (asyncio.TimeoutError, Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
@@ -139,7 +139,7 @@ class Upstream:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # No limit of connections: how many there are is admission's to say.
+            # No limit on connections: admission decides how many there are.
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=0,
@@ -161,10 +161,10 @@ class Upstream:
 
 
 class _Answer(aiohttp.ClientResponse):
-    """An answer whose connection is not used again where it tells of an error in the engine.
+    """An answer whose connection is not reused if it reports an error of the engine.
 
-    LMDeploy's server may close such a connection without a word, and the next request on it would
-    look like the death of its engine.
+    LMDeploy's server may close such a connection silently, and the next request on it would look
+    like the death of its engine.
     """
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
@@ -180,10 +180,10 @@ class _Answer(aiohttp.ClientResponse):
 def engine_socket(address: Sequence[Any]) -> socket.socket:
     """A socket to an engine, for aiohttp to connect; ``address`` is of `socket.getaddrinfo`.
 
-    A machine without power says no farewell: a request there would wait for as long as for an
-    answer. The engine's kernel answers for it however busy it is, so that only a machine or a
-    network counts as gone; but an engine that reads nothing for 5 s in the middle of a body that
-    its kernel has no room for is given up as well. A machine's own addresses do not vanish alone.
+    A machine that loses power sends no farewell: a request there would wait as long as for an
+    answer. The engine's kernel answers for it however busy it is, so only a machine or a network
+    counts as gone. But an engine that reads nothing for 5 s in the middle of a body, for which its
+    kernel has no room, is given up as well. The host's own addresses get no such limit.
     """
     family, kind, proto, _, where = address
     connecting = socket.socket(family, kind, proto)

@@ -1,7 +1,7 @@
-"""One calibration: a run whose engines are driven through all that their plan pays for.
+"""A calibration: a run that drives its engines through every load that their plan pays for.
 
-Its examiner, the `Calibrator`, reads the GPUs after each step: after the warm-up; after one small
-request of each kind, for kernels; after each worst case. What it saw is learned for later plans.
+Its examiner, the `Calibrator`, reads the GPUs' memory after the warm-up, after one small request of
+each kind (for kernels) and after each worst case. Later plans use what was read.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def calibrate(
     again: bool,
     apart: bool,
 ) -> Document | signal.Signals:
-    """Measure and learn; the document, or the signal that ended it before it was complete.
+    """Measure a launch and learn from it; returns the document, or the signal that ended it early.
 
-    ``config`` is of a `serve` without a public side. ``again``: what was calibrated before is
-    measured again; ``apart``: what is learned holds for pretend GPUs only.
+    ``config`` is that of a `serve` without a gateway. ``again`` measures again what was calibrated
+    before; with ``apart`` the learned values hold for pretend GPUs only.
 
     Raises:
         UsageError: the model is planned for Transformers, which has nothing to learn.
@@ -98,7 +98,7 @@ def calibrate(
             return ended
         assert calibrator.usage is not None
         plan, before = calibrator.usage.plan, {} if config.pretend else calibrator.usage.before
-        with suppress(TurbofitError):  # a full disk costs what `turbofit share` would tell
+        with suppress(TurbofitError):  # on a full disk `turbofit share` has less to tell
             write_atomic(run.folder / SEEN_FILE, to_json(calibrator.observations), mode=0o600)
         lmdeploy = run.lmdeploy.version
         result = learned(plan, calibrator.observations, before, lmdeploy=lmdeploy, pretend=apart)
@@ -112,11 +112,11 @@ def calibrate(
 
 
 def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
-    """KV tokens of a plan for these cards: as was assumed of them, and with what was measured."""
+    """KV tokens of the plan's model on these cards, with assumed and with measured figures."""
     assert run.config.request is not None
     request = run.config.request.changed(on=plan.machine, gpus=None)
     known = calibrations.with_calibrations(plan.machine, pretend=apart).calibrations
-    # Whoever plans for the cards here adds what was measured: both are planned below that.
+    # `resolve` adds the calibrations of the cards here: each of these plans replaces them.
     resolved = resolve(request)
     return {
         name: best_plan(
@@ -127,12 +127,12 @@ def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
 
 
 def drop(request: PlanRequest, *, apart: bool) -> int:
-    """Forget what was learned of a model; how many calibrations there were."""
+    """Forget a model's calibrations; returns how many there were."""
     assert isinstance(request.model, str)
     return calibrations.forget(identity(resolve_model(request.model)), pretend=apart)
 
 
-#: Bytes by which others may have moved while a launch was measured.
+#: Bytes by which other processes' use may change while a launch is measured.
 _MOVED: Final = 32 * MIB
 
 
@@ -144,9 +144,9 @@ def learned(
     lmdeploy: str,
     pretend: bool,
 ) -> Document:
-    """Learn, and keep it for later plans; the document is what `turbofit calibrate --json` shows.
+    """Learn and store calibrations; returns the document of `turbofit calibrate --json`.
 
-    ``before`` are bytes in use on each GPU before the last start; empty where others cannot move.
+    ``before``: bytes in use on each GPU before the last start; empty if no other process uses them.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     corrections = learn(plan, observations, lmdeploy=lmdeploy, when=when, pretend=pretend)
@@ -170,10 +170,10 @@ def learned(
 
 
 def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
-    """Drop what restarts had learned of such launches; whether there was anything.
+    """Drop what restarts learned about this launch; returns whether there was anything.
 
-    Otherwise a margin that the ladder made larger would be added to what was measured to be
-    missing. Where nothing was, what helped the start stays.
+    Otherwise the ladder's larger margin would be added to the measured shortfall. If the
+    measurement found no shortfall, what helped the start is kept.
     """
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
@@ -191,7 +191,7 @@ def calibration_of(plan: Plan) -> Calibration | None:
 
 
 def stored(plan: Plan) -> Document:
-    """The document that was kept of what a plan rests on, as far as it can be read."""
+    """The stored document of the calibration that a plan uses, as far as it can be read."""
     calibration = calibration_of(plan)
     assert calibration is not None
     body = calibrations.read(calibration)
@@ -202,7 +202,7 @@ def stored(plan: Plan) -> Document:
 
 
 def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
-    """Whether somebody else took or gave memory meanwhile, which would be counted as ours."""
+    """Say which GPU's use another process has changed meanwhile: it would be counted as ours."""
     for gpu in plan.gpus:
         if gpu.index in before:
             more = memory_now(gpu.uuid).used - before[gpu.index]
@@ -213,17 +213,17 @@ def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
 
 
 _REQUEST: Final = "vision_request"
-#: Seconds that a card is sampled before a reading counts as its last.
+#: Seconds for which a card is sampled before a reading, whose last sample is then recent.
 _SETTLE: Final = 0.3
 
 
 class NvmlUsageReader:
-    """What the GPUs of a plan hold, in bytes of the whole card, everybody's.
+    """Reads the bytes in use on each GPU of a plan, of all processes together.
 
-    ``before`` are those in use before the engines start, by the machine's index.
+    ``before``: bytes in use before the engines start, by the machine's index.
 
     Raises:
-        MachineError: one cannot be read.
+        MachineError: a GPU cannot be read.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -234,10 +234,10 @@ class NvmlUsageReader:
         self._since = dict.fromkeys(self._uuids, time.monotonic())
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """The most since the last reading of this engine, and now.
+        """The highest use since this engine's last reading and the use now, in bytes by GPU.
 
         Raises:
-            MachineError: what a GPU held after its last answer is not known.
+            MachineError: a GPU did not answer during the reading.
         """
         time.sleep(_SETTLE)
         now, spans = time.monotonic(), {}
@@ -256,7 +256,7 @@ class NvmlUsageReader:
 
 
 class PretendUsageReader:
-    """What pretend GPUs hold, by their timeline. A peak is told where it is the highest yet."""
+    """Reads the bytes that pretend GPUs hold. A peak counts if it is higher than those before."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -264,7 +264,7 @@ class PretendUsageReader:
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """What each pretend GPU holds now.
+        """Bytes that each pretend GPU holds now, and a new peak.
 
         Raises:
             MachineError: the account of the pretend GPUs cannot be read.
@@ -288,7 +288,7 @@ if TYPE_CHECKING:
 
 
 class Calibrator:
-    """The `Examiner` of a calibration; what engines of an earlier plan show counts for nothing."""
+    """The `Examiner` of a calibration; it drops the observations of an earlier plan's engines."""
 
     def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:
         self._usage_of, self._say = usage_of, say
@@ -297,12 +297,12 @@ class Calibrator:
 
     @property
     def observations(self) -> tuple[Observation, ...]:
-        """What was read of engines that have shown everything, by group."""
+        """Observations of the engines that were measured completely, by group."""
         return tuple(self._observations[group] for group in sorted(self._observations))
 
     @property
     def complete(self) -> bool:
-        """Whether every group of the plan has shown everything."""
+        """Whether every group of the plan was measured completely."""
         groups = None if self.usage is None else len(self.usage.plan.parallel.groups)
         return len(self._observations) == groups
 
@@ -319,7 +319,7 @@ class Calibrator:
     ) -> None:
         usage, observations = self.usage, self._observations  # of the engine's own plan
         assert usage is not None
-        observations.pop(engine.group, None)  # an engine that starts again shows all again
+        observations.pop(engine.group, None)  # an engine that starts again is measured again
         try:
             observations[engine.group] = self._observe(usage, engine, model, ask)
         except LaunchError:
@@ -337,7 +337,8 @@ class Calibrator:
         def take(name: str) -> None:
             sizes: dict[int, int] = {}
             for index, span in usage.read(engine).items():
-                # What is in use after a worst case belongs to it, too: pools keep their most.
+                # Memory in use after a worst case belongs to it, too: pools keep their largest
+                # size.
                 sizes[index] = span.last if name in (STEADY, KERNELS) else max(span)
                 used.setdefault(index, {})[name] = sizes[index]
             most = max(sizes, key=lambda index: sizes[index])

@@ -30,29 +30,30 @@ if TYPE_CHECKING:
 
 #: Seconds after the drain in which engines end and their memory comes back.
 _AFTER_DRAIN: Final = 30
-#: For NCCL between cards that do not reach each other. Source: NCCL's user guide, Docker.
+#: Bytes of /dev/shm for NCCL between cards without peer access. Source: NCCL's guide, Docker.
 _NCCL_SHM: Final = 1 << 30
-#: Ray's object store as LMDeploy starts it: this share of host RAM, at most so much.
+#: LMDeploy gives Ray's object store this share of host RAM, but at most so many bytes.
 #: Source: lmdeploy pytorch/ray.py::_get_obj_store_memory #e802ab
 _RAY_SHARE: Final = 0.3
 _RAY_MOST: Final = 80 * 10**9
-#: How many times the context a cache must hold for the context to be promised at the next start.
+#: The next start surely holds a context if this plan's cache holds this many times as much.
 _SPARE: Final = 1.25
 _NAME: Final = re.compile(r"[^a-z0-9]+")
-#: Whom a unit runs as that root exports: root's own caches are not for it.
+#: The user of a unit that root exports: the unit does not use root's caches.
 SYSTEM_USER: Final = "turbofit"
-#: A word of systemd without quotes, and what a backslash stands before within them.
+#: A word that systemd reads without quotes, and the escapes of characters within quotes.
 _PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
 _ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
 
 
 class Service(Struct):
-    """A plan as something that is started again and again.
+    """A plan as a service, which is started again and again.
 
-    ``memory``: bytes of host memory that the engines take; ``shm``: those that ``/dev/shm`` must
-    hold, 0 where nothing needs it. ``uuids`` are empty where the plan was made for a preset.
-    ``hub_cache`` is the hub's cache that holds the checkpoint, ``folder`` the checkpoint where the
-    command names its path. ``start``: seconds until it must answer; ``stop``: until it has ended.
+    ``memory``: bytes of host memory that the engines take; ``shm``: bytes that ``/dev/shm`` must
+    hold, 0 if nothing needs it. ``uuids`` are empty if the plan was made for a preset.
+    ``hub_cache`` is the hub's cache that holds the checkpoint; ``folder`` is the checkpoint if the
+    command names its path. ``start``: seconds until it must answer; ``stop``: seconds until it must
+    have ended.
     """
 
     name: str
@@ -70,10 +71,10 @@ class Service(Struct):
 
 
 def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> Service:
-    """What to run for a plan, by default under the model's name.
+    """Return the service of a plan, by default named after the model.
 
-    The command plans again at every start, with the plan's shape and with what it was asked for:
-    other memory may be taken then, and GPUs may be others of the same kind.
+    The command plans again at every start, with the plan's shape and options, because free memory
+    and the GPUs themselves (of the same kind) may be others then.
 
     Raises:
         DoesNotFitError: the plan would not serve.
@@ -86,7 +87,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
             hint="export a plan that fits; turbofit report shows what would",
         )
     label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
-    if not label[:1].isalpha():  # Kubernetes' Services begin so
+    if not label[:1].isalpha():  # the name of a Kubernetes Service must
         raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
     groups = plan.parallel.groups
     indices = [index for group in groups for index in group]
@@ -109,7 +110,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
 
 
 def _request(plan: Plan) -> PlanRequest:
-    """What this plan was asked for, and its engine, shape and promises."""
+    """The request of this plan, with the plan's engine, shape and promises as options."""
     if plan.options is UNSET:
         raise UsageError(
             "this plan does not say with which options it was made",
@@ -121,14 +122,14 @@ def _request(plan: Plan) -> PlanRequest:
         source = model.hub_id or model.name
     request = with_limits(pinned(request_of(plan, source), plan), plan)
     more: dict[str, Any] = {"engine": plan.engine.name, "revision": model.revision}
-    if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
-        # Transformers' settings have no tp: there it is the GPUs of one copy.
+    if not plan.by_group:  # unequal cards: --tp and --replicas do not say which form a group
+        # Transformers' settings have no tp: there it is the number of GPUs of one copy.
         more["tp"] = max(plan.settings.tp, *map(len, plan.parallel.groups))
         more["replicas"] = plan.parallel.replicas
     if not request.given().keys() & {"context", "session_len"}:
         more["context"] = _promised_context(plan)
     rule, limit = model.image_rule, plan.limits.image_limit
-    # A prediction's limit is what clients can do where nobody limits them.
+    # A prediction's limit is what clients may ask of a server that limits nothing.
     said = request.given().keys() & {"image_size", "max_pixels", "max_dynamic_patch"}
     if rule and limit and limit != rule.checkpoint_limit and not is_prediction(plan) and not said:
         more[rule.limit_name] = limit
@@ -136,7 +137,7 @@ def _request(plan: Plan) -> PlanRequest:
 
 
 def _hub_cache(plan: Plan) -> PurePath | None:
-    """The hub's cache where the checkpoint is a snapshot in it: links, useless without the rest."""
+    """The hub's cache if the checkpoint is a snapshot in it, whose links need the cache's files."""
     source = plan.model.source
     if source.kind != "hub_cache" or source.checkpoint is None:
         return None
@@ -145,10 +146,10 @@ def _hub_cache(plan: Plan) -> PurePath | None:
 
 
 def _promised_context(plan: Plan) -> int | None:
-    """The context, where it is the plan's choice and holds with somewhat less free, too.
+    """The context to promise at the next start; None lets that start choose it.
 
-    One that was lowered to what the cache held is left to the next start, whose cache may be a page
-    smaller.
+    A context that was lowered to what the cache holds is left to the next start, whose cache may be
+    a page smaller.
     """
     context = plan.settings.session_len
     if plan.footprint is not UNSET:  # the cache is made for it
@@ -168,7 +169,7 @@ def _shm(plan: Plan) -> int:
 
 
 class _Template(Template):
-    """A text with ``@{field}``: ``$`` is Compose's own sign, and systemd's."""
+    """A template with fields like ``@{field}``: Compose and systemd use ``$`` themselves."""
 
     delimiter = "@"
 
@@ -182,12 +183,12 @@ def manifest(
     executable: str = "turbofit",
     user: str = SYSTEM_USER,
 ) -> str:
-    """The text of a manifest, of systemd, compose or k8s: ``presets/export/KIND.template`` filled.
+    """Fill ``presets/export/KIND.template``; ``kind`` is systemd, compose or k8s.
 
-    In containers, which ``image`` names, keys come from the variable TURBOFIT_API_KEYS or from the
-    Secret ``NAME-keys``. ``claim``: a PersistentVolumeClaim for the hub's cache, which each pod of
-    Kubernetes else fills anew. For systemd ``executable`` is the absolute path of ``turbofit``, and
-    ``user`` whom the unit runs as: `SYSTEM_USER` has caches of its own.
+    Containers run ``image``, and read their keys from the variable TURBOFIT_API_KEYS or from the
+    Secret ``NAME-keys``. ``claim`` names a PersistentVolumeClaim for the hub's cache, which
+    otherwise each pod of Kubernetes fills anew. For systemd ``executable`` is the absolute path of
+    ``turbofit``, and the unit runs as ``user``: `SYSTEM_USER` has caches of its own.
     """
     cards = f"{service.gpus} {plural(service.gpus, 'GPU')}: {service.card}"
     values: dict[str, object] = {name: getattr(service, name) for name in service.__struct_fields__}
@@ -263,12 +264,12 @@ def _lines(begin: str, texts: Iterable[str]) -> str:
 
 
 def _plain(word: str) -> str:
-    """A word without variables: $ is Compose's own."""
+    """A word in which Compose finds no variable: each $ is doubled."""
     return word.replace("$", "$$")
 
 
 def _quoted(word: str) -> str:
-    """A word of YAML: JSON's form, what cannot be printed as YAML escapes it."""
+    """A quoted word of YAML: JSON's form, with YAML's escapes of characters that do not print."""
     return "".join(
         c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(word, ensure_ascii=False)
     )
@@ -288,7 +289,7 @@ def _code(sign: str) -> str:
 
 
 def exporter() -> str:
-    """Who exports, also with sudo; a system user in the place of root."""
+    """The user who exports, also through sudo; `SYSTEM_USER` if that is root."""
     name = getpass.getuser()
     name = os.environ.get("SUDO_USER", name) if name == "root" else name
     return SYSTEM_USER if name == "root" else name

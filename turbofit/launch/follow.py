@@ -1,4 +1,4 @@
-"""A run is followed: its engines serve; where memory runs out, it steps down and starts again."""
+"""The life of a run: its engines serve; if memory runs out, a smaller plan starts instead."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def follow(run: Run, stop: StopSignal) -> signal.Signals:
-    """Start the engines of a run's plan, serve, and come back by a signal; `begin` came before.
+    """Start a run's engines and serve, after `Run.begin`; returns the signal that ended it.
 
     Raises:
-        TurbofitError: it ended otherwise than by a signal; the record says how.
+        TurbofitError: something other than a signal ended the run; the record says what.
     """
     assert run.plan is not None
     keep_large_blocks()  # before the first thread, which would have a heap of its own
@@ -76,16 +76,16 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
         run.say(f"{place}: {why}")
         version, pretend = run.lmdeploy.version, run.config.pretend
         remember(plan, version, pretend=pretend, changes=run.changes, why=why)
-        with suppress(TurbofitError):  # a full disk costs the file
+        with suppress(TurbofitError):  # on a full disk the file is missing
             path = run.folder / f"plan-{len(failed)}.json"
             write_atomic(path, plan.to_json(), mode=0o600)
 
 
 def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
-    """The first rung of which the planner makes another plan that fits."""
+    """The first rung that leads to a different plan that fits, and this plan."""
     if run.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
         return None
-    run.plan = None  # what is planned before a change does not serve
+    run.plan = None  # the plan before the change must not serve
     started = plan if end.group is None else plan.of_group(end.group)
     for rung in rungs(end, started, run.fixed):
         try:
@@ -101,7 +101,7 @@ def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung]
 
 
 def _final(run: Run, failed: list[tuple[Plan, End, str]]) -> TurbofitError:
-    """The last error; of a lack of memory, after the table of all starts."""
+    """The last error; if memory ran out, the table of all starts is printed before."""
     end = failed[-1][1]
     if not end.is_oom or (len(failed) == 1 and end.kind == "hang"):
         return end.error

@@ -39,21 +39,21 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
 
-    #: An address of a plan's own, or a part of a shared one.
+    #: A gateway with an address of its own, or a part of a shared address.
     PublicSide = GatewayThread[Gateway] | AttachedGateway
 
 
 class Run:
-    """A run, from what a person asks for to its end. It may be followed again, in a new folder.
+    """A run, from a person's request to its end. It may be followed again, in a new folder.
 
-    ``on_open`` is told the public addresses each time that it opens, ``on_death`` why an engine
-    ended that had served; ``on_tick`` is called at each look. ``lmdeploy`` None looks for it. An
-    ``examiner`` asks the engines, which then have private ports and no gateway. ``publish``: where
-    clients reach a gateway; None is an address of its own. ``shared``: other models of this
-    turbofit have engines on the cards, too. ``standby`` starts its engines.
+    ``on_open`` receives the public addresses each time they open, ``on_death`` the reason why an
+    engine ended that had served; ``on_tick`` is called at each look at the engines. If ``lmdeploy``
+    is None, it is looked for. An ``examiner`` asks the engines, which then have private ports and
+    no gateway. ``publish`` makes a gateway public; None gives it an address of its own. ``shared``:
+    other models of this turbofit have engines on the cards, too. ``standby`` starts its engines.
 
     Raises:
-        PackageError: LMDeploy is missing, and was asked for.
+        PackageError: LMDeploy is asked for and missing.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -75,7 +75,7 @@ class Run:
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
         self.examiner, self.publish, self.shared = examiner, publish, shared
         self.standby = standby
-        #: What the user gave, by the planner's keywords.
+        #: Options that the user gave, by the planner's keywords.
         self.fixed: Options = {} if config.request is None else config.request.given()
         self.lmdeploy = lmdeploy or lmdeploy_if_needed(self.fixed.get("engine"))
         self.planner = Planner(
@@ -85,31 +85,31 @@ class Run:
             doubled=self.lmdeploy.warning is not None, fitted=shared,
             meanwhile=self._import_meanwhile,
         )  # fmt: skip
-        #: What is launched, and the changes that it was planned with.
+        #: The plan that is launched, and the changes of the request that led to it.
         self.plan: Plan | None = None
         self.changes: Options = {}
-        #: Of the last time that it was followed.
+        #: The folder and the record of the last time that the run was followed.
         self.folder: Path
         self.record: Record
         #: Where clients reach the gateway that serves now.
         self.public: PublicSide | None = None
-        #: Who is suspected and refused; the next gateway goes on with it.
+        #: Requests that are suspected or refused; the next gateway goes on with this list.
         self.deny_list: DenyList | None = None
 
     def _import_meanwhile(self, plan: Plan) -> None:
-        """Have the first engine's imports done beside the rehearsal of its plan."""
+        """Let a standby import the engine's modules while the engine's plan is rehearsed."""
         if self.standby is not None and plan.engine.of_lmdeploy and self.lmdeploy.argv:
             start = Launch(commands(plan)[0], self.lmdeploy.argv).start_command(0)
             self.standby.expect(start.argv, start.env)
             self.standby.look(plan.host.total)
 
     def say(self, text: str) -> None:
-        """Tell progress; a terminal or disk that takes none costs the line, never the server."""
+        """Print progress; if the terminal or the disk fails, the line is lost, never the server."""
         with suppress(OSError, ValueError):
             self._say(text)
 
     def prepare(self) -> Plan:
-        """Plan and reserve, or refuse; the last plan is reserved again where its memory is free."""
+        """Plan and reserve, or refuse; the last plan is reserved again if its memory is free."""
         if self.leases.alone:
             self._say(f"warning: {self.leases.alone}")
         if self.plan is not None:
@@ -138,15 +138,15 @@ class Run:
         return plan
 
     def refuse(self) -> Plan:
-        """The plan; a `TurbofitError` where it would not serve."""
+        """Return the plan, or raise a `TurbofitError` if it would not serve."""
         assert self.plan is not None
         if not self.plan.fits:
             raise refusal(self.plan)
         if self.plan.engine.of_lmdeploy and not self.lmdeploy.argv:
-            self.lmdeploy = find_lmdeploy()  # or says what is missing
+            self.lmdeploy = find_lmdeploy()  # or raises an error that says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         for warning in checks.refuse(scene):
-            if warning not in self.plan.warnings:  # which are said once it serves
+            if warning not in self.plan.warnings:  # the caller says those
                 self._say(f"warning: {warning}")
         return self.plan
 
@@ -172,7 +172,7 @@ class Run:
         return again
 
     def _doubts(self) -> list[str]:
-        """What the launch cannot promise."""
+        """Warnings about what the launch cannot promise."""
         doubts = [self.lmdeploy.warning] if self.lmdeploy.warning else []
         if self.config.unplanned:
             names = ", ".join(self.config.unplanned)
@@ -191,7 +191,7 @@ class Run:
         return doubts
 
     def begin(self) -> Path:
-        """Record what happens in a new folder of the state folder; else a `LaunchError`."""
+        """Make the run's folder and record in the state folder; a `LaunchError` if that fails."""
         assert self.plan is not None
         self.folder = run_folder(self.plan)
         self.public = self.deny_list = None

@@ -1,4 +1,4 @@
-"""Several models on one machine: how they divide it, each one's runs, and the address of all."""
+"""Several models on one machine: its division, each model's runs, and their one address."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.standby import StandbyStarter
     from turbofit.launch.serve.config import ServeConfig
 
-#: Runs of a model whose folders are kept: each of its starts is one.
+#: How many run folders of a model are kept; each of its starts makes one.
 _KEPT_RUNS: Final = 50
 
 
 class PlannedModel(NamedTuple):
-    """One model: what is asked for, and its first plan, by which it is listed."""
+    """One model: its configuration, and its first plan, from which its name comes."""
 
     config: ServeConfig
     plan: Plan
@@ -56,7 +56,7 @@ class PlannedModel(NamedTuple):
 
 
 class ServedModels(NamedTuple):
-    """How it ended: by which signal, the folders of the last runs, requests that were cut."""
+    """How serving ended: the signal, the folders of the last runs, how many requests were cut."""
 
     ended: signal.Signals
     folders: list[Path]
@@ -66,9 +66,9 @@ class ServedModels(NamedTuple):
 def side_by_side(
     config: ServeConfig, models: Sequence[Options], say: Callable[[str], None]
 ) -> list[PlannedModel]:
-    """The models as they run at the same time, each with a part of the cards.
+    """Plan models that run at the same time, each with a part of the cards.
 
-    ``config`` is asked for of all models, ``models`` of each alone, its name among it.
+    ``config`` holds the options of all models, ``models`` those of each alone, its name among them.
 
     Raises:
         DoesNotFitError: they do not fit together.
@@ -93,7 +93,7 @@ def side_by_side(
     say(joint.verdict)
     planned = []
     for options, budget, plan in zip(models, joint.budgets, joint.plans, strict=True):
-        # Each plans again in its part, and may not count the cores of the others as its own.
+        # Each model plans again in its part, and must not count the cores of the others.
         threads = plan.host.image_threads
         request = config.request.changed(**options, budget=budget, image_threads=threads)
         planned.append(PlannedModel(config.changed(request=request), plan))
@@ -103,7 +103,7 @@ def side_by_side(
 def in_turns(
     config: ServeConfig, models: Sequence[Options], say: Callable[[str], None]
 ) -> tuple[list[PlannedModel], int]:
-    """Each model by itself, and how many run at once: as many as budgets fit beside each other.
+    """Plan each model alone; returns them, and how many run at once because budgets fit.
 
     Raises:
         DoesNotFitError: one of them does not fit alone.
@@ -138,13 +138,13 @@ def serve_models(
     *,
     wait: float,
 ) -> ServedModels:
-    """Serve them until a signal; the first of them start at once, in their order.
+    """Serve the models until a signal; the first ``at_once`` of them start immediately.
 
-    ``on_open`` is told the address and the models' names. ``wait``: seconds that a request waits
-    for its model's start.
+    ``on_open`` receives the address and the models' names. ``wait``: seconds that a request waits
+    for the start of its model.
 
     Raises:
-        UsageError: two have the same name.
+        UsageError: two models have the same name.
         TurbofitError: one of the first models does not start.
     """
     keep_large_blocks()  # before the first thread, which would have a heap of its own
@@ -163,7 +163,7 @@ def serve_models(
 def _front(
     planned: Sequence[PlannedModel], wait: float
 ) -> tuple[list[ServedModel], GatewayThread[ModelsGateway]]:
-    """The models as clients see them, whose names must differ, and the gateway of all."""
+    """The models as clients see them, whose names must differ, and the gateway of them all."""
     from turbofit.gateway.http.routes import unambiguous
     from turbofit.gateway.limits.request_limits import bounds_of
     from turbofit.gateway.server import GatewayThread
@@ -205,12 +205,12 @@ class ModelRun:
             publish=partial(AttachedGateway, front, model), shared=shared, standby=standby,
         )  # fmt: skip
         self.folders: deque[Path] = deque()
-        #: How its start ended; None where none holds memory, or may.
+        #: Is done when the current start has ended; None if no engine holds memory or may take it.
         self.under_way: Future[None] | None = None
 
     @property
     def host_bytes(self) -> int:
-        """Host memory of its engines, by its last plan."""
+        """Bytes of host memory that its engines take, by its last plan."""
         plan = self._run.plan
         return 0 if plan is None else plan.host.total
 
@@ -245,12 +245,12 @@ class ModelRun:
         self._stop.end(number)
 
     def strike(self) -> None:
-        """End them at once; takes no lock."""
+        """End its engines immediately; takes no lock."""
         if self.under_way is not None:
             self._stop.strike()
 
     def ended(self) -> bool:
-        """Whether the start has ended in order; an error that ended it is raised."""
+        """Whether the start has ended normally; raises the error that ended it otherwise."""
         if self.under_way is None or not self.under_way.done():
             return False
         error, self.under_way = self.under_way.exception(), None
@@ -259,19 +259,20 @@ class ModelRun:
         return True
 
 
-#: A model without a request for so long makes way before its turn is over.
+#: Seconds without a request after which a model gives way before its turn is over.
 LULL_SECONDS: Final = 2.0
 
-#: Seconds that an engine and the drain may take beyond their deadlines before nobody waits.
+#: Seconds beyond their deadlines for which the engines' end is awaited.
 _LAST_SECONDS: Final = 120.0
 
 
 class ModelsPolicy(Struct):
-    """When models' engines run; times in seconds.
+    """Says when models' engines run; times are in seconds.
 
-    ``idle``: engines that nobody asked for so long end; None never. ``at_once`` models run at the
-    same time, the others wait. ``turn``: while requests keep coming, a model serves so long before
-    it ends for another. ``again``: a model that did not start is left alone so long.
+    ``idle``: engines end after this time without a request, with None never. ``at_once`` models run
+    at the same time, the others wait. ``turn``: while requests keep coming, a model serves this
+    long before it ends for another. ``again``: a model that failed to start is not tried for this
+    long.
     """
 
     idle: float | None = None
@@ -285,7 +286,7 @@ class ModelsPolicy(Struct):
 class SeveralModels:
     """All models behind one address, which is started and stopped here.
 
-    As many of ``runs``, in their order, as may run at the same time start at once.
+    As many of ``runs`` start immediately, in their order, as may run at the same time.
     """
 
     runs: Sequence[ModelRun]
@@ -336,13 +337,13 @@ class SeveralModels:
         return stop.signal
 
     def _stand_by(self) -> None:
-        """Keep a standby while no model starts: it would take the processors from it."""
+        """Keep a standby process while no model starts: it would take processors from the start."""
         if self.standby is not None and not self._starting:
             asleep = [run for run in self.runs if run.under_way is None]
             self.standby.look(max((run.host_bytes for run in asleep), default=0))
 
     def _collect(self, run: ModelRun) -> None:
-        """Take note of a run that has ended; clients are told where it failed."""
+        """Note that a run has ended; clients are told if it failed."""
         model = run.model
         try:
             if run.ended():
@@ -357,7 +358,7 @@ class SeveralModels:
         model, seconds = run.model, inf if self.policy.idle is None else self.policy.idle
         if run.ending or run.under_way is None:
             return
-        # Not while another one starts: its cache would take a share of what this one gives back.
+        # Not while another model starts: its cache would take a part of the memory given back.
         idle = model.state == "ready" and model.idle >= seconds
         if idle and not self._starting and insist(self.front, lambda _: model.close_idle(seconds)):
             self.say(
@@ -375,7 +376,7 @@ class SeveralModels:
             or (
                 model.state == "ready"
                 and (gateway := model.gateway) is not None
-                and gateway.fleet.outage is None  # one that rests keeps nobody waiting
+                and gateway.fleet.outage is None  # a model that rests keeps no request waiting
                 and not healthy(gateway.fleet)
             )
             for model in (run.model for run in self.runs)
@@ -398,8 +399,8 @@ class SeveralModels:
             self.say(f"{victim.name} makes way for {following.model.name}")
 
     def _longest_waiting(self) -> ModelRun | None:
-        """The model that does not run and was wanted first; None where none is wanted."""
-        # Models that run always start again after they failed, though nobody asks.
+        """The stopped model that was wanted first; None if none is wanted."""
+        # Models that always run start again after a failure without being wanted.
         always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
         waiting = []
         for run in self.runs:
@@ -414,7 +415,7 @@ class SeveralModels:
         run.start()
 
     def _end(self, stop: StopSignal) -> None:
-        """Let what is under way end, then the engines; nobody waits for a start any longer."""
+        """Let running requests finish, then end the engines; waiting requests are refused."""
         with suppress(LaunchError):
             self.front.call(lambda front: front.end())
         self.front.stop(drain=not stop.urgent and stop.signal is not None)
@@ -424,9 +425,9 @@ class SeveralModels:
 
 
 def gives_way(models: Iterable[ServedModel], turn: float, now: float) -> ServedModel | None:
-    """The model that was used least recently of those whose turn is over; None where none is.
+    """The least recently used model whose turn is over; None if there is none.
 
-    A turn is over after so many seconds of being ready, or with a lull in its requests.
+    A turn is over after ``turn`` seconds of being ready, or after `LULL_SECONDS` without a request.
     """
     over = [
         model

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
 
 
-#: Phases of a start that are kept: restarts begin them again.
+#: How many phases of a start are kept, the last ones; a restart adds its own.
 _MOMENTS: Final = 100
 
 
@@ -58,28 +58,28 @@ class Start:
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
-        #: The plan before it had a checkpoint on disk.
+        #: The plan before its checkpoint's path was known.
         self._planned = plan
         #: The folder that engines open in the checkpoint's place, if there is one.
         self._overlay: Path | None = None
-        #: From `run` on.
+        #: `run` sets these.
         self._supervisor: Supervisor
         self._proves = False
         self._start_progress: StartProgress
         self._gpu_monitor: GpuMonitor | None = None
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
-        #: What the GPUs have in use without our engines.
+        #: Bytes in use on each GPU without our engines.
         self._before: dict[int, int] = {}
-        #: The engines as the gateway knows them, by their places; none until it is open.
+        #: The engines as the gateway knows them, by index; empty until the gateway opens.
         self._routed: dict[int, RoutedEngine] = {}
 
     def run(self, stop: StopSignal) -> signal.Signals:
-        """Launch, serve, and come back by a signal.
+        """Launch and serve; returns the signal that ended it.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.
-            TurbofitError: something else is in the way.
+            TurbofitError: something else has failed.
         """
         with ExitStack() as stack:
             return self._launch(stop, stack)
@@ -98,7 +98,7 @@ class Start:
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.server import bind
 
-            # Before minutes of loading; it is bound again, for good, once engines are ready.
+            # Fail before minutes of loading; the port is bound for good once engines are ready.
             bind(config.gateway).close()
         launches = self._launches(stack)
         ports = [launch.port for launch in launches]
@@ -123,7 +123,7 @@ class Start:
             self._plan, launches, run.folder, run.say,
             exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
             on_rest=self._rest,
-            # Ends of an engine by requests that the gateway refuses since.
+            # How many ends of an engine came from requests that the gateway now refuses.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
             clients=self._routed.get, doubt=self._doubt, before_start=self._furnish,
         )  # fmt: skip
@@ -134,7 +134,7 @@ class Start:
             self._gone()
 
     def _exam(self) -> EngineExam | None:
-        """What each engine must answer, which is said before it starts."""
+        """The check that each engine must pass; it is announced before the start."""
         run, check = self._run, self._run.config.check
         day = self._proof.day if check == "auto" else ""
         if day:
@@ -156,7 +156,7 @@ class Start:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
 
     def doubt(self, end: End) -> None:
-        """What ran out of memory is not proved, whatever was answered before."""
+        """Forget the proof of a plan that ran out of memory: an earlier check counts no more."""
         if end.is_oom:
             self._proof.forget()
 
@@ -173,12 +173,11 @@ class Start:
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
-            # Hexadecimal: a key that begins with a dash would be read as an option.
-            # What no plan counts takes of the margin, too.
+            # Options that the plan does not count take memory of the margin, too.
             engine_commands = private_commands(
                 plan, ports, str(folder), name, config.options, held=not config.unplanned
             )
-            key = secrets.token_hex(32)
+            key = secrets.token_hex(32)  # hexadecimal: none begins with a dash, as an option does
         self._key = key
         key = key or config.api_key  # the user's own is on the command line already
         begin = None if run.standby is None else run.standby.begin
@@ -207,7 +206,7 @@ class Start:
         ]
 
     def _furnish(self) -> None:
-        """Make again what engines read in the run's folder, where somebody has cleaned it.
+        """Make the files again that engines read in the run's folder, if somebody has removed them.
 
         Raises:
             LaunchError: it cannot be made.
@@ -224,7 +223,7 @@ class Start:
             mend_overlay(self._plan, self._overlay)
 
     def _keep_folder(self) -> None:
-        """Keep the run's folder with its plan and its record, which tells others that it runs.
+        """Keep the run's folder with its plan and with its record, which tells others of the run.
 
         Raises:
             LaunchError: somebody has removed it, and it cannot be made.
@@ -245,7 +244,7 @@ class Start:
         run.say(f"warning: the run's folder was removed: made again, {run.folder}")
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
-        """Gives each start of an engine its cache ratio; None: the plan's."""
+        """A function that returns the cache ratio of an engine's start; None means the plan's."""
         run, plan = self._run, self._plan
         if run.config.pretend:
             return None
@@ -254,7 +253,7 @@ class Start:
         return None if "cache_max_entry_count" in run.fixed else partial(ratio_now, plan, group)
 
     def _open(self, urls: list[str]) -> None:
-        """All engines are ready: tell, compare, open."""
+        """Say that all engines are ready, compare them with the plan, and open the gateway."""
         run, plan, supervisor = self._run, self._plan, self._supervisor
         self._tell_progress()  # the start is over, before `on_open` tells what begins
         used = self._used()
@@ -290,7 +289,7 @@ class Start:
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
-        # Its supervisor ends an engine that hangs, where it looks for that.
+        # The supervisor ends an engine that hangs, if it looks for signs of life.
         hung = math.inf if serve_config.timing.liveness else serve_config.gateway.hung_seconds
         config = replace(
             serve_config.gateway,
@@ -309,23 +308,23 @@ class Start:
             self._routed[index] = engine
             engine.start_seconds = started.start_seconds
             if serve_config.check != "none":
-                engine.succeeded()  # it has just answered: /health need not wait for a question
+                engine.succeeded()  # it has just answered: /health need not wait for a probe
         run.public = (run.publish or GatewayThread)(gateway)
         run.public.start()
         return run.public
 
     def _tick(self) -> None:
-        """Keep the lease and the record true, also of what a full disk did not take before."""
+        """Update the lease and the record, and write what a full disk did not take before."""
         run, engines = self._run, self._supervisor.engines
         if not run.config.pretend:  # others need not know of pretend GPUs
             run.leases.note(
-                # An engine that is started again, or rests, takes again what it will need.
+                # Not ready if an engine restarts or rests: it will take its memory again.
                 self._pids(), ready=self._supervisor.ready,
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
         if run.record.unwritten:
             run.record.keep()
-        with suppress(LaunchError):  # the next start says it
+        with suppress(LaunchError):  # the next start reports it
             self._keep_folder()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
@@ -338,11 +337,11 @@ class Start:
         self._start_progress.look(self._supervisor.engines, examined=examined)
 
     def _used(self) -> dict[int, int]:
-        """Bytes in use on each GPU; of pretend ones nobody else has any."""
+        """Bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
         return {} if self._run.config.pretend else used_now(self._plan)
 
     def _enter(self, phase: str) -> None:
-        """Note when a phase was first seen, and what the GPUs had in use then."""
+        """Note when a phase was first seen, and how many bytes the GPUs had in use then."""
         if self._moments and self._moments[-1].phase == phase:
             return
         at = round(time.monotonic() - self._began, 3)
@@ -369,7 +368,7 @@ class Start:
             self._before = without(self._plan, used)
 
     def _gone(self) -> None:
-        """The engines have ended: check that their memory is free again."""
+        """Check that the memory of the ended engines is free again."""
         before = self._before
         late = memory_back(self._plan, before) if before else []
         for text in late:
@@ -395,22 +394,22 @@ class Start:
             self._have_gateway(lambda gateway: gateway.engine_ended(index, other_cause=other))
 
     def _back(self, engine: SupervisedEngine) -> None:
-        """Requests wait for it: the gateway need not find out by itself."""
+        """Tell the gateway that an engine is ready again, for the requests that wait."""
         index = self._supervisor.engines.index(engine)
         self._have_gateway(lambda gateway: gateway.engine_ready(index))
 
     def _doubt(self, index: int, ends_at: float) -> None:
-        """It gives no sign of life: clients go elsewhere."""
+        """Tell the gateway to send requests elsewhere: the engine gives no sign of life."""
         self._have_gateway(lambda gateway: gateway.doubt(index, ends_at))
 
     def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
-        """Have the gateway act in its loop, where it serves and is not too busy."""
+        """Call ``act`` in the gateway's event loop, if it serves and is not too busy."""
         if self._run.public is not None:
             with suppress(LaunchError):
                 self._run.public.call(act)
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
-        """Whether no request can have ended an engine."""
+        """Whether an engine ended for a reason that no request can have caused."""
         members, monitor = self._plan.parallel.groups[engine.group], self._gpu_monitor
         uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
         if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):

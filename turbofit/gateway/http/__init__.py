@@ -1,1 +1,1 @@
-"""The public side: connections, bodies, routes, pages, refusals."""
+"""The public side of the gateway: connections, bodies, routes, pages, refusals."""

@@ -1,6 +1,6 @@
-"""The record of each request: JSON lines, on stderr or in a file that never grows past its cap.
+"""The record of each request: JSON lines, on stderr or in a file with a maximum size.
 
-A trace is for `turbofit bench --trace`: nothing of a client but when its requests came, and sizes.
+A trace, for `turbofit bench --trace`, has nothing of a client but the times and sizes of requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Log = Callable[[dict[str, Any]], None]
 
 _LOG_CAP: Final = 64 * MIB
-#: A few million requests.
+#: Bytes of a trace: enough for a few million requests.
 _TRACE_CAP: Final = 256 * MIB
 _USAGE: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})')
 _TEXTS: Final = ("content", "text", "prompt", "system", "input")
@@ -35,7 +35,7 @@ _DEEPEST: Final = 8
 
 
 class AccessLog(CappedLog):
-    """JSON lines in a file; where some are missing, one says how many."""
+    """JSON lines in a file; if lines were lost, a line says how many."""
 
     def __init__(self, path: Path, *, cap: int = _LOG_CAP, notices: bool = True) -> None:
         def missing(lines: int) -> bytes:
@@ -48,7 +48,7 @@ class AccessLog(CappedLog):
 
 
 def access_log(where: str) -> Log | None:
-    """Where records of requests go: a file, ``-`` for stderr, or ``none``."""
+    """The log for the value of an option: a file, ``-`` for stderr, or ``none``."""
     if where == "none":
         return None
     if where == "-":
@@ -75,7 +75,7 @@ def _line(record: Document) -> bytes:
 
 
 class TraceRecorder:
-    """Writes a line for each answered request; what the file holds stays."""
+    """Appends a line for each answered request to a file."""
 
     def __init__(self, path: str) -> None:
         self._log = _opened(path, "--record-trace", cap=_TRACE_CAP, notices=False)
@@ -99,7 +99,7 @@ class TraceRecorder:
 
 
 def request_size(prepared: Preparation) -> Document:
-    """The size of a request: its text, and the width and height of each image."""
+    """The size of a request: bytes of its text, and width and height of each image in pixels."""
     texts = (prepared.parsed.body.get(name) for name in ("messages", *_TEXTS))
     return {
         "prompt_bytes": sum(_text_bytes(text, 0) for text in texts),
@@ -108,7 +108,7 @@ def request_size(prepared: Preparation) -> Document:
 
 
 def answer_tokens(tail: bytes, events: int) -> int:
-    """Tokens of an answer: as its usage says, else its events (under: one may hold several)."""
+    """Tokens of an answer, from its usage, else its events (under: an event may hold several)."""
     counts: Sequence[bytes] = _USAGE.findall(tail)
     return int(counts[-1]) if counts else events
 

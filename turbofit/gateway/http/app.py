@@ -1,4 +1,4 @@
-"""The gateway as an ASGI app: who may ask, what is passed on, and what is told and written down."""
+"""The gateway as an ASGI app: it admits clients, passes requests on, and records them."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 #: Seconds for an engine's metrics; Prometheus itself waits for ten.
 _PAGE_SECONDS: Final = 3.0
-#: So many requests at once have a film's header read.
+#: The number of requests whose film headers are read at once.
 _LOOKED_AT: Final = 2
-#: So many large ones are read, held to the plan and written in a thread: nearly all of it holds
-#: Python's lock, so that a second one would only keep the loop waiting.
+#: The number of large requests that are read, held to the plan and written in a thread at once:
+#: nearly all of that work holds Python's lock, so a second one would only delay the loop.
 _WORKED_ON: Final = 1
-#: And so many pictures at most are resized, however many cores there are.
+#: The largest number of pictures that are resized at once, whatever the number of cores.
 _MOST_RESIZED: Final = 16
 
 _T = TypeVar("_T")
 
 
 class Gateway(AsgiApp):
-    """The app; ``bounds`` are what requests are held to, ``upstreams`` the engines' addresses.
+    """The app; ``bounds`` limit requests, ``upstreams`` are the engines' URLs.
 
-    ``deny_list`` is of the gateway before this one; None opens the configuration's file. Tests give
+    ``deny_list`` is that of the previous gateway; None opens the configuration's file. Tests pass
     ``fetcher`` and ``upstream``.
     """
 
@@ -72,7 +72,7 @@ class Gateway(AsgiApp):
     ) -> None:
         super().__init__(config, bounds.limits.bytes_per_body, log)
         self.bounds = bounds
-        # Nothing is known of engines that were not planned.
+        # The shares are unknown for engines that were not planned.
         planned = len(bounds.shares) == len(upstreams)
         shares = bounds.shares if planned else (1.0,) * len(upstreams)
         self.fleet = Fleet(
@@ -118,9 +118,9 @@ class Gateway(AsgiApp):
         return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
 
     def rest(self, outage: Outage | None) -> None:
-        """No engine runs for a while; None once they are started again. Call it in the loop.
+        """Note that no engine runs for a while, or with None that they restart. Call in the loop.
 
-        Nothing is sent to where an engine was: somebody else may listen there.
+        Nothing is sent to the engines' addresses: another program may listen there.
         """
         self.fleet.outage = outage
         for engine in self.engines if outage is not None else ():
@@ -128,26 +128,27 @@ class Gateway(AsgiApp):
             self.monitor.doubt(engine)
 
     def engine_ended(self, index: int, *, other_cause: bool) -> None:
-        """A supervisor saw an engine's process end; to be called in the gateway's loop.
+        """Note that a supervisor saw an engine's process end; call it in the gateway's loop.
 
-        ``other_cause``: somebody killed it, its GPU is lost, or others took its memory.
+        ``other_cause``: it was killed, its GPU is lost, or other processes took its memory.
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
     def doubt(self, index: int, ends_at: float) -> None:
-        """A supervisor sees no sign of life of an engine; to be called in the gateway's loop.
+        """Note that a supervisor sees no sign of life of an engine; call it in the gateway's loop.
 
-        It gets nothing new until it answers, and is ended at a time of `time.monotonic`.
+        It gets no new request until it answers; ``ends_at``, by `time.monotonic`, is its forecast
+        end.
         """
         self.engines[index].ends_at = ends_at
         self.monitor.doubt(self.engines[index])
 
     def engine_ready(self, index: int) -> None:
-        """A supervisor saw an engine answer that was started again; call it in the loop."""
+        """Note that a restarted engine has answered a supervisor; call it in the loop."""
         self.monitor.ask_now(self.engines[index])
 
     def take_over(self, config: GatewayConfig) -> None:
-        """Take another config's keys, origins and media domains; call it in the gateway's loop."""
+        """Apply another config's keys, origins and media domains; call it in the gateway's loop."""
         self.config = self.config.taking_over(config)
         self._let_in(self.config)
         self._fetcher.allow(config.allowed_media_domains)
@@ -187,7 +188,7 @@ class Gateway(AsgiApp):
         return [ModelCard(*names) for names in self.config.names.items()]
 
     def _models(self) -> tuple[ModelFacts, ...]:
-        """One by one its model and the adapters, each by its first name."""
+        """The facts of its model and of each adapter, by their first names."""
         config, first = self.config, dict[str, str]()
         for name, of_engine in config.names.items():
             first.setdefault(of_engine, name)
@@ -209,7 +210,7 @@ class Gateway(AsgiApp):
         fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
         clip = await look(prepared.parsed, fetched, most, self._looking)
         large |= request.bytes_in >= LARGE
-        # Eight images that share a request take up to half a second: Llama 4's canvases.
+        # Eight images that share a request's limit take up to half a second: Llama 4's canvases.
         several = len(prepared.parsed.slots) > 1
         await self._work(large or several, prepared.hold, fetched, clip)
         if self._recorder is not None and prepared.generates:
@@ -223,14 +224,14 @@ class Gateway(AsgiApp):
             request.prefixes = await self._work(large, prefixes_of, prepared.parsed.body)
 
     async def _work(self, long: bool, act: Callable[..., _T], *arguments: Any) -> _T:
-        """What ``act`` returns: of what takes long from a thread, beside the loop."""
+        """Return what ``act`` returns; if it takes long, from a thread beside the loop."""
         if not long:
             return act(*arguments)
         async with self._working:
             return await in_thread(act, *arguments)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
-        """Count what was added to a request as bytes of its body."""
+        """Count bytes that were added to a request's body."""
         if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size
@@ -250,7 +251,7 @@ class Gateway(AsgiApp):
         return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:
-        """The metrics of the gateway, and of the engines that answer in time."""
+        """The metrics of the gateway, and those of the engines that answer in time."""
         texts = await asyncio.gather(
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )

@@ -1,4 +1,4 @@
-"""What every ASGI app of a gateway does with a request, whatever it then does with its content."""
+"""The common part of a gateway's ASGI apps: how they treat requests, whatever the content."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: Routes that are asked again and again: the log has only their failures.
+#: Routes that are called again and again: the log contains only their failures.
 _POLLED: Final = ("/health", "/about")
 
 
 class AsgiApp(ABC):
-    """An ASGI app of HTTP requests alone, with bodies of up to ``most`` bytes.
+    """An ASGI app for HTTP requests with bodies of up to ``most`` bytes.
 
-    Whoever runs it calls `startup` before its requests, and `shutdown` after them. ``log`` takes
-    one record a request; it holds no prompt and no image.
+    Its server calls `startup` before the first request, and `shutdown` after the last. ``log``
+    receives one record a request, without prompts and images.
     """
 
     def __init__(
@@ -60,36 +60,36 @@ class AsgiApp(ABC):
         self._bodies = Bodies(most, config)
 
     def _let_in(self, config: GatewayConfig) -> None:
-        """Let the clients of this config in from now on, and no others."""
+        """Admit the clients of this configuration from now on, and no others."""
         self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(config)
         self._origins = Origins(config.allow_origins, self._hosts)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        with suppress(asyncio.CancelledError):  # at the server's end, which has told its client
+        with suppress(asyncio.CancelledError):  # at the server's end, which has told the client
             await self._http(scope, receive, send)
 
     async def startup(self) -> None:  # noqa: B027 - some apps have nothing to do
-        """The server begins."""
+        """Start what the app needs; the server calls it when it begins."""
 
     async def shutdown(self) -> None:  # noqa: B027 - as above
-        """The server has ended."""
+        """Stop what the app needs; the server calls it when it has ended."""
 
     @abstractmethod
     async def _serve(
         self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
-        """Answer a request of one who may ask; raises `Refusal` where the answer is no."""
+        """Answer a request from an authorised client; raises `Refusal` if it is refused."""
 
     @abstractmethod
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """The page of its health, and seconds after which to ask again where it serves nobody."""
+        """Its health page, and seconds until the next try if it serves nobody (else None)."""
 
     @abstractmethod
     async def metrics_text(self) -> str:
-        """Everything in Prometheus' text."""
+        """All metrics in Prometheus' text format."""
 
     def _cards(self) -> list[ModelCard]:
-        """The names of models; empty where the engines' own list is passed on."""
+        """The models' names; empty if the engines' own list is passed on."""
         return []
 
     def _record(self, request: RequestContext) -> None:
@@ -106,15 +106,15 @@ class AsgiApp(ABC):
             self._log.close()
 
     def _models(self) -> Sequence[ModelFacts]:
-        """What the page at the address itself tells; empty where only engines know their names."""
+        """The facts of the models for the chat page; empty if only engines know their names."""
         return ()
 
     def _waits(self) -> list[str]:
-        """What requests wait for now, and how long by what earlier starts took."""
+        """Sentences on what requests wait for now, and for how long by earlier starts."""
         return []
 
     def _waiting(self) -> int:
-        """How many requests wait for a place or for a start."""
+        """The number of requests that wait for a place or for a start."""
         return 0
 
     def _about(self) -> About:
@@ -127,7 +127,7 @@ class AsgiApp(ABC):
         )
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
-        """Answer a route that is the app's own; whether it is."""
+        """Answer a route that is the app's own; returns whether it is."""
         status, kind = 200, "application/json"
         if route.kind == "health":
             page, retry = self._health(request)
@@ -141,7 +141,7 @@ class AsgiApp(ABC):
             body, kind = (await self.metrics_text() + logs_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (cards := self._cards()):
             body = msgspec.json.encode(models_document(cards, request.api, route.model))
-        elif route.model:  # only the engines know their names
+        elif route.model:  # only the engines know these
             raise Refusal("not_found")
         else:
             return False
@@ -165,7 +165,7 @@ class AsgiApp(ABC):
                 await answer(request, send, 200, page.body, "text/html; charset=utf-8")
                 return
             if not is_health(path):
-                # Before the route: strangers learn nothing of what exists.
+                # Before the route: without a key nobody learns which routes exist.
                 request.key, of_front = self._keys.check(request.headers)
                 if of_front:
                     request.is_of_front()
@@ -180,7 +180,7 @@ class AsgiApp(ABC):
                 raise
             self.metrics.count("disconnected_total")
             request.reason = "disconnected"
-        except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
+        except Exception as exc:  # noqa: BLE001 - a bug of ours must not end a request silently
             request.reason = f"bug: {type(exc).__name__}"
             await self._refuse(request, Refusal("internal"), send)
             # The loop's handler shows a traceback.
@@ -201,7 +201,7 @@ class AsgiApp(ABC):
 
 @contextmanager
 def while_connected(receive: Receive, request: RequestContext) -> Iterator[None]:
-    """End what is done for a request when its client goes away."""
+    """Cancel the work for a request when its client leaves."""
     task = asyncio.current_task()
 
     async def follow() -> None:
@@ -218,7 +218,7 @@ def while_connected(receive: Receive, request: RequestContext) -> Iterator[None]
 
 
 async def disconnected(receive: Receive) -> Message:
-    """The message that says that the client went away."""
+    """Wait for the message that the client has left, and return it."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -1,4 +1,4 @@
-"""Request bodies: of the right kind, whole, in time, and no more than there is room for."""
+"""Reads request bodies: of the right type, complete, in time, and within the memory for them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive, RequestContext
 
-#: Bytes of all bodies held at once: so many of the largest, at least.
+#: The memory for all bodies: at least so many of the largest, and at least so many bytes.
 _LARGEST_AT_ONCE: Final = 16
 _LEAST_AT_ONCE: Final = 512 << 20
-#: Bytes of a body from which on it is large: it waits for others between its parts, and its
-#: pictures are looked at in a thread.
+#: Bytes from which a body is large: it lets others run between its parts, and a thread reads its
+#: pictures.
 LARGE: Final = 256 << 10
 
 
 class _Arrival:
-    """A body on its way here."""
+    """A body that is being received."""
 
     timer: asyncio.TimerHandle
 
     def __init__(self, client: str, ends: float) -> None:
         self.client, self.task = client, asyncio.current_task()
-        #: When it must be here.
+        #: The time by which it must be complete.
         self.ends = ends
         self.size = 0
-        #: Blocks that grow up to `LARGE`, however small the parts are: one that grew with the body
+        #: Blocks grow up to `LARGE`, however small the parts are: one block for the whole body
         #: would be copied again and again. Under: they take up to an eighth more than is counted.
         self._blocks: list[bytearray] = []
         self.refusal: Refusal | None = None
@@ -56,10 +56,10 @@ class _Arrival:
 
 
 class Bodies:
-    """Reads bodies of up to ``most`` bytes; counts what all take, and those of each client.
+    """Reads bodies of up to ``most`` bytes; counts the memory of all, and of each client.
 
-    Room is taken as bytes arrive. A client may hold as much as is left free, so that one alone gets
-    half of the room.
+    Memory is taken as bytes arrive. A client may hold as much as is left free, so a single client
+    gets half of it.
     """
 
     def __init__(self, most: int, config: GatewayConfig) -> None:
@@ -70,14 +70,14 @@ class Bodies:
         self.limit(most)
 
     def limit(self, most: int) -> None:
-        """Hold all bodies that are read from now on to this many bytes."""
+        """Limit each body that is read from now on to this many bytes."""
         self._most = most
         self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
 
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """A whole body, which takes its client's room.
+        """Read a whole body, which counts for its client only until it is returned.
 
         Raises:
             Refusal: the body is too large, too slow, encoded or cut short, or there is no room for
@@ -85,18 +85,18 @@ class Bodies:
         """
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
-            # It is LMDeploy's rule too, and what makes a browser ask before it sends.
+            # LMDeploy has this rule, too, and it makes a browser ask before it sends.
             raise Refusal("content_type")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             raise Refusal("content_encoding")
         length = headers.get(b"content-length", b"")
-        most = self._most  # another one may be in force before this body is here
+        most = self._most  # it may change before this body is complete
         if length.isdigit() and int(length) > most:
             raise Refusal("body_too_big", size=int(length), most=most)
         self.check_room(client)
         arrival = _Arrival(client, time.monotonic() + self._config.body_seconds)
         self._look_in(min(self._config.body_window_seconds, self._config.body_seconds), arrival)
-        try:  # `asyncio.wait_for` would cost a task a request
+        try:  # `asyncio.wait_for` would cost a task for each request
             return await self._all(arrival, receive, most)
         except asyncio.CancelledError:
             if arrival.refusal is None:
@@ -108,20 +108,20 @@ class Bodies:
             self.keep(-arrival.size, client)
 
     async def take(self, request: RequestContext, receive: Receive) -> None:
-        """Read a request's body, where it has one, and count it until `forget`."""
+        """Read a request's body, if it has one, and count its memory until `forget`."""
         if request.method == "POST":
             request.body = await self.read(request.headers, receive, request.who)
         request.bytes_in, request.read = len(request.body), time.perf_counter()
         self.keep(request.bytes_in, request.who)
 
     def forget(self, request: RequestContext) -> None:
-        """Drop the body: a stream may last for minutes, and need not hold megabytes."""
+        """Drop the body: a stream may last for minutes, and needs no megabytes for it."""
         if request.bytes_in and not request.forgotten:
             self.keep(-request.bytes_in, request.who)
         request.forgotten, request.body = True, b""
 
     def keep(self, size: int, client: str = "") -> None:
-        """Count a body that stays in memory; give the same number back, negative, at the end."""
+        """Count a body that stays in memory; call it with the negative size at the end."""
         self.in_memory += size
         held_bytes = self._held_bytes.get(client, 0) + size
         if held_bytes > 0:
@@ -134,7 +134,7 @@ class Bodies:
         arrival.timer = loop.call_later(seconds, self._look, arrival, arrival.size)
 
     def _look(self, arrival: _Arrival, before: int) -> None:
-        """End what is too late, or too slow since the last look."""
+        """Give up a body that is too late, or came too slowly since the last look."""
         config = self._config
         window, left = config.body_window_seconds, arrival.ends - time.monotonic()
         came = arrival.size - before
@@ -165,26 +165,26 @@ class Bodies:
             self.check_room(arrival.client)
             if more and arrival.size >= LARGE:
                 await self._let_others()
-        arrival.timer.cancel()  # it is here: its client is not late while it waits for a thread
+        arrival.timer.cancel()  # complete: its client is not late while it waits for a thread
         if arrival.size < LARGE:
             return arrival.whole()
         async with self._turn:  # the copy holds Python's lock: the loop waits for one at most
             return await in_thread(arrival.whole)
 
     async def _let_others(self) -> None:
-        """Wait until all else that is due was done, one large body after the other.
+        """Let all other due work run first; large bodies do so one after another.
 
-        Its connection is read on only then. Else a pass of the loop would copy a part of every
-        large body that is on its way, and a text would wait for that at each of its own steps.
+        The connection is read on only then. Otherwise a pass of the loop would copy a part of every
+        large body that arrives, and a short text would wait for that at each of its own steps.
         """
         async with self._turn:
             await asyncio.sleep(0)
 
     def check_room(self, client: str) -> None:
-        """Refuse what was counted by `keep` where there is no room; it stays counted.
+        """Refuse the bytes that `keep` counted if there is no memory for them; they stay counted.
 
         Raises:
-            Refusal: all bodies, or those of this client, take what there is.
+            Refusal: all bodies, or those of this client, take all of the memory.
         """
         held_bytes, free = self._held_bytes.get(client, 0), self._room - self.in_memory
         if held_bytes <= free:

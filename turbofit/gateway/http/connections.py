@@ -1,4 +1,4 @@
-"""Who may ask: how many connections there may be, which one makes room, keys, names, web pages."""
+"""Access control: the number of connections and which one makes room, keys, names, origins."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 
 _RETRY_SECONDS: Final = 2
-#: In the place of an address.
+#: The key, instead of an address, of connections from fronts.
 _FRONT: Final = "front"
-#: Of an IPv6 address: what one client is given.
+#: Bits of an IPv6 address that identify a client.
 _IPV6_PREFIX: Final = 64
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_SHOWN: Final = 8
 _ORIGIN_SHOWN: Final = 80
-#: Connections that are taken before others have their turn, and seconds between looks for a free
+#: Connections that are accepted before other work runs, and seconds between looks for a free
 #: descriptor.
 _ACCEPTED_AT_ONCE: Final = 64
 _ACCEPT_AGAIN: Final = 0.02
-#: Seconds in which a new connection sends its request.
+#: Seconds that a new connection may take to send its request.
 _YOUNG: Final = 1.0
-#: Connections that are looked at for one that makes room.
+#: Connections that are considered when one must make room.
 _CANDIDATES: Final = 64
 _NAME_SHOWN: Final = 80
-#: A list of header names.
+#: A list of header names, separated by commas.
 _NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
 _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropic-version"
 
 
 class ClientConnection(Protocol):
     def make_room(self) -> None:
-        """Close: no request of it is under way, and another client needs the place."""
+        """Close: it has no running request, and another client needs its place."""
 
     def has_unread(self) -> bool:
-        """Whether bytes wait to be read, a request most likely, or a refusal to be sent."""
+        """Whether bytes wait to be read, probably a request, or a refusal waits to be sent."""
 
 
 class Networks:
-    """Addresses and networks, such as ``10.0.0.7`` and ``10.0.0.0/8``."""
+    """A set of addresses and networks, such as ``10.0.0.7`` and ``10.0.0.0/8``."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         word = ""
@@ -78,7 +78,7 @@ class Networks:
 
 
 def address_of(host: str) -> str:
-    """Whose address it is: an IPv6 client may use any address of its /64."""
+    """The address that identifies a client: an IPv6 client may use any address of its /64."""
     if ":" not in host:
         return host
     try:
@@ -100,12 +100,12 @@ def is_loopback(host: str) -> bool:
 class Connections:
     """Counts connections, in all and by address.
 
-    A connection waits while no request of it is under way: it is idle, or its headers are not
-    whole. Where there is no room, the one that has waited longest is closed for the new one: who
-    holds connections open has always waited longer than a client that sends its request. None is
-    closed whose request has come and is not read yet. The new one is refused only where a request
-    is under way on each of them. Connections of ``proxies`` are
-    not counted by address, being many clients'.
+    A connection waits while it has no running request: it is idle, or its headers are incomplete.
+    If there is no room, the connection that has waited longest is closed for the new one: an
+    attacker who holds connections open has always waited longer than a client that sends its
+    request. A connection with an unread request is not closed. The new one is refused only if every
+    other has a running request. Connections of ``proxies`` serve many clients and are not counted
+    by address.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class Connections:
         self._proxies, self.count = proxies, count
         self._of: dict[ClientConnection, str] = {}
         self._number_of: Counter[str] = Counter()
-        #: Those that wait, the longest first, and since when.
+        #: Waiting connections, the longest first, and the time since when each waits.
         self._waiting: OrderedDict[ClientConnection, float] = OrderedDict()
-        #: Whether open requests are cut off, since the server ends; and how many were.
+        #: Whether open requests are cut off because the server ends; and how many were.
         self.ending, self.cut = False, 0
-        #: Whether nothing new is taken, while what is open may end.
+        #: Whether new requests are refused, while running ones may finish.
         self.draining = False
 
     def __len__(self) -> int:
@@ -127,16 +127,16 @@ class Connections:
 
     @property
     def descriptors(self) -> int:
-        """Those of all connections, and of an engine's for each that is not refused."""
+        """Descriptors of all connections, and one to an engine for each that is not refused."""
         return len(self._of) + min(len(self._of), self._most)
 
     def lower(self, most: int) -> None:
         self._most = min(self._most, most)
 
     def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
-        """Count a new connection, which waits; what to answer where there is no room for it.
+        """Count a new connection, which waits; returns a refusal if there is no room for it.
 
-        One that is refused is counted too, until it is closed.
+        A refused connection counts too, until it is closed.
         """
         address, refusal = address_of(host), None
         here = self._number_of[address]
@@ -153,7 +153,7 @@ class Connections:
         return refusal
 
     def apart(self, connection: ClientConnection) -> None:
-        """Count it by no address: it is a front's, which speaks for many clients."""
+        """Stop counting a connection by its address: it is a front's, with many clients."""
         if self._of.get(connection, _FRONT) != _FRONT:
             self.closed(connection)
             self._count_of(connection, _FRONT)
@@ -170,7 +170,7 @@ class Connections:
         self._waiting.pop(connection, None)
 
     def closed(self, connection: ClientConnection) -> None:
-        """It is counted no more; may be said twice."""
+        """Stop counting a connection; calling it twice does no harm."""
         self.works(connection)
         address = self._of.pop(connection, None)
         if address is not None:
@@ -179,7 +179,7 @@ class Connections:
                 del self._number_of[address]
 
     def make_room(self, address: str | None = None, *, waited: float = 0.0) -> bool:
-        """Close the one that has waited longest, of an address or of all: so many seconds."""
+        """Close the connection that waited longest, but at least ``waited`` seconds; if any."""
         mine = (c for c in self._waiting if address is None or self._of[c] == address)
         for connection in islice(mine, _CANDIDATES):
             if time.monotonic() - self._waiting[connection] < waited:
@@ -193,12 +193,12 @@ class Connections:
 
 
 class Acceptor:
-    """Takes connections from a ``listener`` while there are descriptors for them.
+    """Accepts connections from a ``listener`` while there are descriptors for them.
 
-    Where there are none, the others wait in the kernel until one ends, or one that has waited for
-    a second makes room, as do TLS handshakes that take longer. Without a free descriptor libuv
-    takes a connection to close it, under its client's request. ``most`` are those of
-    `Connections.descriptors`. To a `uvicorn.Server` it is one of its servers.
+    Without descriptors, new connections wait in the kernel until one ends, or one that has waited
+    for a second makes room, or a slow TLS handshake is ended. Without this, libuv would accept a
+    connection only to close it, and its client's request would be lost. ``most`` is the largest
+    `Connections.descriptors`. It takes the place of a server of `uvicorn.Server`.
     """
 
     def __init__(
@@ -212,20 +212,20 @@ class Acceptor:
         self._listener, self._connections, self._most = listener, connections, most
         self._protocol, self._tls = protocol, tls
         self._loop = asyncio.get_running_loop()
-        #: Those that are not connections yet, and since when: with TLS until the handshake's end.
+        #: Accepted sockets that are not connections yet, with their times: TLS handshakes.
         self._beginning: dict[asyncio.Task[None], float] = {}
         self._again: asyncio.TimerHandle | None = None
         listener.setblocking(False)
         self._listen()
 
     def close(self) -> None:
-        if self._listener.fileno() >= 0:  # it may be closed a second time
+        if self._listener.fileno() >= 0:  # it may be closed twice
             self._loop.remove_reader(self._listener.fileno())
         if self._again is not None:
             self._again.cancel()
 
     async def wait_closed(self) -> None:
-        """There is nothing to wait for."""
+        """Return immediately: there is nothing to wait for."""
 
     def _listen(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._accept)
@@ -251,7 +251,7 @@ class Acceptor:
                 client, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:  # no descriptor all the same
+            except OSError:  # there was no descriptor after all
                 self._wait()
                 return
             client.setblocking(False)
@@ -260,18 +260,18 @@ class Acceptor:
             task.add_done_callback(self._beginning.pop)
 
     async def _begin(self, client: socket.socket) -> None:
-        with suppress(OSError, asyncio.TimeoutError):  # in the TLS handshake
+        with suppress(OSError, asyncio.TimeoutError):  # of the TLS handshake
             await self._loop.connect_accepted_socket(self._protocol, client, ssl=self._tls)
 
 
 class Hosts:
-    """Names by which a server may be asked that needs no key, beside every address.
+    """Names by which a server without a key may be asked, beside every address.
 
-    A web page can let its own name lead to its visitor's loopback (DNS rebinding). To the browser
-    the server is then of that page, whose requests carry no ``Origin``, but its name as ``Host``.
-    A server beyond the loopback answers everybody who reaches it, unless names are ``allowed``;
-    ``*`` allows all. No page has a name under ``internal``, which ICANN delegates to nobody; a
-    container calls its host ``host.docker.internal``.
+    A web page can let its own name lead to its visitor's loopback (DNS rebinding). For the browser
+    the server then belongs to that page, whose requests have no ``Origin``, but the page's name as
+    ``Host``. A server beyond the loopback answers everybody who reaches it, unless names are
+    ``allowed``; ``*`` allows all. No page has a name under ``internal``, which ICANN delegates to
+    nobody; a container calls its host ``host.docker.internal``.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -282,7 +282,7 @@ class Hosts:
         self._names = {"localhost", config.host.lower(), socket.gethostname().lower(), *allowed}
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse what asks for somebody else; HTTP/1.0 may ask for nobody.
+        """Refuse a request for another name; HTTP/1.0 may have no name.
 
         Raises:
             Refusal: the name is not one of this gateway.
@@ -299,10 +299,10 @@ class Hosts:
         return name in self._names or private or _is_address(name)
 
     def comes_from_page(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether a request with an ``Origin`` is of the page that this server shows itself.
+        """Whether a request with an ``Origin`` comes from this server's own page.
 
         A page that let its own name lead here has that name as ``Host`` too: without a key the name
-        must be one that no such page has.
+        must be one that such a page cannot have.
         """
         host = headers.get(b"host", b"")
         if headers[b"origin"].partition(b"://")[2].lower() != host.lower() or not host:
@@ -311,7 +311,7 @@ class Hosts:
 
 
 def _name_of(host: bytes) -> str:
-    """The name in a ``Host``, without its port."""
+    """The name in a ``Host`` header, without its port."""
     name = host.decode("latin-1").lower()
     name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
     return name.rstrip(".")
@@ -324,28 +324,28 @@ def _is_address(host: str) -> bool:
 
 
 class Keys:
-    """API keys, compared in constant time and kept as hashes only; without any, everybody may.
+    """API keys, compared in constant time and kept only as hashes; without keys everybody may ask.
 
-    ``fronts`` are keys of fronts, which say whose each request is.
+    ``fronts`` are keys of fronts, which name the client of each request.
     """
 
     def __init__(self, keys: Sequence[str], fronts: Sequence[str] = ()) -> None:
-        #: Those of fronts first.
+        #: Hashes of all keys, those of fronts first.
         self._hashes = [sha256(key.encode()).digest() for key in (*fronts, *keys) if key]
         self._fronts = sum(map(bool, fronts))
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-        """Who it is by the beginning of the key's hash, and whether the key is a front's.
+        """The client's id (the beginning of its key's hash), and whether the key is a front's.
 
         Raises:
-            Refusal: a key is needed, and none that is known was shown.
+            Refusal: a key is needed, and the request has no known one.
         """
         if not self._hashes:
             return "", False
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         mine = sha256(key).digest()
-        # All are compared, so that the time tells nothing about which one is near.
+        # All are compared, so that the time does not show which one is close.
         equal = [hmac.compare_digest(mine, known) for known in self._hashes]
         if not any(equal):
             raise Refusal("unauthorized")
@@ -355,9 +355,9 @@ class Keys:
 class Origins:
     """Web pages that may use the server from a browser, as ``https://chat.example.com`` or ``*``.
 
-    A page can send requests to a server on its visitor's own machine. Those carry an ``Origin``,
-    which other clients do not send; one that was not allowed is refused. The server's own page,
-    by the names of ``hosts``, needs no leave.
+    A page can send requests to a server on its visitor's own machine. These have an ``Origin``,
+    which other clients do not send; an origin that was not allowed is refused. The server's own
+    page, by the names of ``hosts``, is always allowed.
     """
 
     def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:
@@ -365,10 +365,10 @@ class Origins:
         self._hosts = hosts
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers for the page.
+        """Response headers that allow the page.
 
         Raises:
-            Refusal: the page is of an origin that is not allowed.
+            Refusal: the page's origin is not allowed.
         """
         origin = headers.get(b"origin")
         if origin is None:
@@ -386,10 +386,10 @@ class Origins:
         )
 
     def preflight(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers for a browser's question before the request.
+        """Response headers for a browser's preflight request.
 
         Raises:
-            Refusal: its page may not ask, or it names no page.
+            Refusal: the page is not allowed, or the request names no page.
         """
         allowed = self.check(headers)
         if not allowed:
@@ -398,14 +398,14 @@ class Origins:
         return (
             *allowed,
             (b"access-control-allow-methods", b"GET, POST"),
-            # What the page asks for, since SDKs send headers of their own (x-stainless-os); those
-            # that are not known here go no further.
+            # The headers that the page asks for, since SDKs send some of their own
+            # (x-stainless-os); the gateway does not pass unknown headers on.
             (b"access-control-allow-headers", wanted if _NAMES.fullmatch(wanted) else _USUAL),
             (b"access-control-max-age", b"600"),
         )
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The client's own id where it is harmless, else a new one."""
+    """The client's own request id if it is harmless, else a new one."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     return given if _ID.fullmatch(given) else uuid4().hex

@@ -1,4 +1,4 @@
-"""Numbers in Prometheus' text format: the gateway's own, and the engines' with a label each."""
+"""Metrics in Prometheus' text format: the gateway's own, and the engines' with a label each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DROPPED: Final = "turbofit_log_lines_dropped_total"
 
 
 class Metrics:
-    """Counts; gauges are read when they are asked for."""
+    """Counters of the gateway; the caller of `text` provides the gauges."""
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[tuple[str, ...], int]] = {}
@@ -49,7 +49,7 @@ class Metrics:
         self._first_sum = 0.0
 
     def count(self, name: str, *labels: str, by: int = 1) -> None:
-        """Add to a counter; labels as ``name=value``."""
+        """Add to a counter; labels are written as ``name=value``."""
         series = self._counts.setdefault(name, {})
         series[labels] = series.get(labels, 0) + by
 
@@ -79,7 +79,7 @@ class Metrics:
 
 
 def logs_text() -> str:
-    """The process's own lines at the end of a page, whatever gateways it has."""
+    """The process's own metric at the end of a page: lost lines of all logs."""
     return (
         f"# HELP {_DROPPED} Lines of logs that were not written: nobody read them, or the disk was "
         f"full or slow.\n# TYPE {_DROPPED} counter\n{_DROPPED} {dropped_lines()}\n"
@@ -87,10 +87,10 @@ def logs_text() -> str:
 
 
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
-    """Pages by a label's value as one: each sample gets the label, each family stays together.
+    """One page from pages by a label's value: each sample gets the label, families stay together.
 
-    A label of that name that a sample has already is called ``exported_`` and its name, as
-    Prometheus calls it: a sample with two labels of one name makes Prometheus refuse the page.
+    A sample's own label with that name becomes ``exported_`` plus the name, as in Prometheus, which
+    would refuse a page with a sample that has two labels of one name.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
     theirs = re.compile(rf'([{{,]){label}="')

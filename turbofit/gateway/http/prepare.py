@@ -1,4 +1,4 @@
-"""From the bytes of a body to the bytes that an engine is given, and what they will cost it."""
+"""Turns the bytes of a client's body into those for an engine, and computes their cost."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 
 
 class PreparedBody(Struct):
-    """A request's cost, and what was ``lowered``; ``tokens`` are of the images of one copy.
+    """A request's cost, and what was ``lowered``; ``tokens`` are those of one copy's images.
 
-    ``lacks_grammar``: the answer must have a certain form, and XGrammar is not here.
+    ``lacks_grammar``: the answer must have a certain form, and XGrammar is not installed.
     """
 
     images: int = 0
@@ -64,10 +64,11 @@ class PreparedBody(Struct):
 
 
 class Preparation:
-    """A body on its way from a client's bytes to those that an engine is given.
+    """A body on its way from a client's bytes to an engine's.
 
-    Its parameters are held at once, with the server's defaults; then come `inlines`, `hold`,
-    `resize` and `finish`. Each raises a `Refusal` of what no lowering can bring within the plan.
+    Its parameters are held to the plan first, with the server's defaults; then follow `inlines`,
+    `hold`, `resize` and `finish`. Each raises a `Refusal` of a request that cannot be lowered to
+    the plan.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Preparation:
         if defaults is not None and isinstance(body, dict):
             defaults.complete(kind, body)
         parsed = self.parsed = read_body(kind, body)
-        #: The images and videos in their order, and what each is held to.
+        #: The images and videos in order, and the limits that each one has got.
         self.media: list[Picture | Clip] = []
         self.limited: tuple[LimitedImage, ...] = ()
         parsed.lowered += hold_parameters(kind, parsed.body, scope_of(bounds))
@@ -97,14 +98,14 @@ class Preparation:
 
     @property
     def payload(self) -> int:
-        """Characters of all images and videos in the body."""
+        """The length of all images and videos in the body, in characters."""
         return sum(medium.payload for medium in self.media)
 
     def inlines(self, url: str, size: int) -> int:
-        """Bytes that a file of `remote_urls` adds to the body; each place gets its own copy.
+        """Bytes that a fetched file adds to the body; each of its places gets a copy.
 
         Raises:
-            Refusal: the body would be larger than bodies may be.
+            Refusal: the body would be larger than the limit.
         """
         added = sum(slot.source == url for slot in self.parsed.slots) * -(-size // 3) * 4
         self._size += added
@@ -114,7 +115,7 @@ class Preparation:
         return added
 
     def hold(self, fetched: Mapping[str, bytes], clip: Clip | None) -> None:
-        """Hold every image and video to the plan, and all of them together."""
+        """Hold every image and video to the plan, one by one and all together."""
         bounds, parsed, kind = self._bounds, self.parsed, self.kind
         self.media = [
             clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
@@ -134,20 +135,20 @@ class Preparation:
             parsed.lowered += lower_answer(kind, parsed.body, left)
 
     def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
-        """The video within bounds; what holds it goes into the body itself."""
+        """The video within bounds; the parameters that limit it are written into the body."""
         video, keywords = hold_clip(beside, clip, self.parsed.watching)
         self.parsed.body.update(keywords)
         return video
 
     async def resize(self, turns: PictureTurns) -> None:
-        """Resize the pictures that no parameter can hold to their share, outside of the loop."""
+        """Resize, outside of the loop, the pictures that no parameter can limit to their share."""
         for place, (medium, limited) in enumerate(zip(self.media, self.limited, strict=True)):
             if limited.resize is not None and isinstance(medium, Picture):
                 async with turns.of(medium.size):
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
-        """The body with every image inline, or text alone to count tokens; and its cost."""
+        """The body with every image inline, or only its text to count tokens; and its cost."""
         bounds, kind, parsed = self._bounds, self.kind, self.parsed
         for slot, medium, limited in zip(parsed.slots, self.media, self.limited, strict=True):
             if isinstance(medium, Picture):
@@ -178,7 +179,7 @@ class Preparation:
         )
 
     def _beside_images(self, body: int) -> int:
-        """Bytes of a body beside its images; a `Refusal` where they are too many."""
+        """Bytes of a body without its images; a `Refusal` if they are too many."""
         bounds, beside = self._bounds, body - (self.payload if self.generates else 0)
         if beside > (most := bounds.beside_images):
             key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
@@ -191,7 +192,7 @@ class Preparation:
         return sum(limited.tokens + limited.text_tokens for limited in self.limited)
 
     def _wanted(self) -> list[RequestedImage]:
-        """The images, with what the client asks of each, or of all of them together."""
+        """The images, with the client's options for each, or for all of them together."""
         bounds, parsed = self._bounds, self.parsed
         together = by_request(bounds) and "mm_processor_kwargs" in passed(self.kind)
         pictures = [
@@ -230,14 +231,14 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
 
 
 def decode(raw: bytes) -> Any:
-    """The value that a body of JSON holds.
+    """The value of a JSON body.
 
     Raises:
         Refusal: it is no JSON, or has a number that no float can hold.
     """
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
-    except msgspec.ValidationError:  # what JSON may hold, and no float
+    except msgspec.ValidationError:  # a number that JSON allows, and no float
         raise Refusal("bad_json:range") from None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise Refusal("bad_json:text") from None

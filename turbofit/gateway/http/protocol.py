@@ -1,7 +1,7 @@
-"""HTTP/1.1 as uvicorn and httptools speak it, with limits and deadlines on what strangers send.
+"""HTTP/1.1 by uvicorn and httptools, with limits and deadlines on what clients send.
 
-httptools has no limits of its own, and uvicorn's are a deadline for idle connections, which any
-byte ends, and a number of connections, beyond which everybody is refused.
+httptools has no limits. uvicorn's limits are a deadline for idle connections, which any byte ends,
+and a number of connections, beyond which all clients are refused.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.connections import Connections
     from turbofit.gateway.http.refusals import Api
 
-#: Beside the name and the value of a header: a colon, a space and the end of the line.
+#: Bytes of a header beside its name and value: a colon, a space and the end of the line.
 _AROUND: Final = 4
 
 
 class _Pipelined(Exception):  # noqa: N818
-    """A request did not wait for the answer to the one before it."""
+    """A client sent a request before the answer to its last one was complete."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
     """One connection.
 
-    ``_unclaimed`` are the bytes since the last that meant something: the beginning of a request
-    before its headers are whole, and whatever is no body (chunk extensions, trailers) after that.
-    Requests are taken one at a time: one that does not wait for the answer before it is not read,
-    and the connection ends after that answer. uvicorn would queue them without a bound.
+    ``_unclaimed`` counts the bytes since the last that were useful: the beginning of a request
+    whose headers are incomplete, and later everything that is no body (chunk extensions, trailers).
+    Requests are taken one at a time: one that comes before the previous answer is complete is not
+    read, and the connection ends after that answer. uvicorn would queue such requests without a
+    bound.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # there is nothing to upgrade to: the request is answered as it is
+            pass  # there is no upgrade: the request is answered without one
         except httptools.HttpParserError as exc:
             why = exc.__context__
             if isinstance(why, _Pipelined):
@@ -102,7 +103,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise Refusal("url_too_long", size=size, most=self.limits.header_bytes)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, or one trailer."""
+        """Check one header, or one trailer."""
         limits, size = self.limits, len(name) + len(value) + _AROUND
         self._headers_size += size
         if size > limits.header_bytes:
@@ -112,14 +113,14 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._headers_size + len(self.url) > limits.all_headers_bytes:
             raise _headers_too_big(self._headers_size + len(self.url), limits)
         if not self._in_body:
-            # Trailers count, and mean nothing: after the body they would replace headers.
+            # Trailers count and are dropped: after the body they would replace headers.
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The request is under way from now on; its deadlines are the app's.
+        """Start a request, whose deadlines are the app's from now on.
 
-        httptools ends a message that asks for another protocol with its headers, and would take its
-        body for the next request: somebody else's, behind a proxy that shares connections.
+        httptools ends a message that asks for another protocol with its headers, and would read its
+        body as the next request: another client's, behind a proxy that shares connections.
         """
         if self.parser.should_upgrade() and any(map(_frames, self.headers)):
             raise Refusal("upgrade")
@@ -139,14 +140,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unclaimed = 0
         super().on_message_complete()
         if self.cycle.response_complete:
-            # The rest of a body that was refused: now the connection is idle.
+            # The rest of a refused body has come: now the connection is idle.
             self._no_deadline()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
     def on_response_complete(self) -> None:
-        """Answered; what is left of a body that was refused is read for a while."""
+        """End a request; the rest of a refused body is read for a while."""
         super().on_response_complete()
         self.all_connections.waits(self)
         if self.transport.is_closing():
@@ -156,7 +157,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._within(self.limits.unread_seconds, self._close)
 
     def pause_writing(self) -> None:
-        """The client does not read fast enough; it is given a while."""
+        """Start the deadline of a client that does not read fast enough."""
         super().pause_writing()
         if self._stuck is None:
 
@@ -182,25 +183,25 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def has_unread(self) -> bool:
         if self._deaf and self.transport.get_write_buffer_size():
-            return True  # its last words are on their way
+            return True  # its last message is being sent
         socket = self.transport.get_extra_info("socket")
         if socket is None or socket.fileno() < 0:
-            return False  # lost: with TLS it is told so a pass of the loop later
+            return False  # lost: with TLS it learns that a pass of the loop later
         poll = select.poll()
         poll.register(socket.fileno(), select.POLLIN)
         return any(event & select.POLLIN for _, event in poll.poll(0))
 
     def _late(self) -> None:
-        """The headers are not whole in time."""
+        """End a connection whose headers are not complete in time."""
         self._timer = None
-        if not self._unclaimed:  # it never asked for anything
+        if not self._unclaimed:  # it never sent a request
             self.all_connections.count("connections_closed_total", "reason=idle")
             self._close()
             return
         self._refuse(Refusal("slow_headers", seconds=self.limits.headers_seconds))
 
     def cut(self) -> None:
-        """The server ends now: what is open is told so, in the form of its API, and closed.
+        """Tell an open request that the server ends, in the form of its API, and close.
 
         It works whatever the app does meanwhile, and does not wait for a client that reads nothing.
         """
@@ -222,7 +223,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._close()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer, and end the connection; an answer that is under way is ended first."""
+        """Answer with a refusal, and end the connection; a running answer is ended first."""
         cycle = self.cycle
         open_ = cycle is not None and not cycle.response_complete
         if open_ and (cycle.response_started or not cycle.more_body):
@@ -232,7 +233,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._last_words(self._answer(refusal))
 
     def _last_words(self, words: bytes) -> None:
-        """Write them past the app, whose client is gone; what still comes is read for a while."""
+        """Write a last message without the app, whose client is gone; input is read for a while."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -266,7 +267,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._no_deadline()
 
     def _close(self) -> None:
-        """Close, and wait a moment only for a client that does not read what it was sent."""
+        """Close, and wait a moment only for a client that does not read its answer."""
         if not self.transport.is_closing():
             self.transport.close()
             self._within(self.limits.unread_seconds, self.transport.abort)
@@ -287,15 +288,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def _frames(header: tuple[bytes, bytes]) -> bool:
-    """Whether a header announces a body; httptools lets only digits through as its length."""
+    """Whether a header announces a body; httptools accepts only digits as its length."""
     name, value = header
     return name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
 
 
 def _check_head(headers: Sequence[tuple[bytes, bytes]], version: str) -> None:
-    """Refuse what servers and proxies read differently: whose request it is, how its body is sent.
+    """Refuse heads that servers and proxies read differently: their host, their body's encoding.
 
-    httptools takes any encodings that end with ``chunked``, and would hand on what is still packed.
+    httptools accepts any encodings that end with ``chunked``, and would pass on a packed body.
     """
     hosts = sum(name == b"host" for name, _ in headers)
     if hosts > 1 or (not hosts and version != "1.0"):

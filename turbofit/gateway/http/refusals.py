@@ -1,4 +1,4 @@
-"""What a client is told when its request is not passed on, in the form of the API it spoke."""
+"""Refusals: the answer to a request that is not passed on, in the form of the client's API."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import msgspec
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 
-#: A header of refusals of requests that no engine has, with the reason: a front may send these to
-#: another node.
+#: A header with the reason, in refusals of requests that no engine has received: a front may send
+#: these to another node.
 UNREACHED: Final = "x-turbofit-unreached"
 BUSY: Final = "busy"
 _UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", BUSY})
 
-#: Who defined the error form; ``generate`` is LMDeploy's own.
+#: The origin of the error's form; ``generate`` is LMDeploy's own.
 Api = Literal["openai", "responses", "anthropic", "generate"]
 
 _OPENAI_TYPES: Final = {
@@ -28,17 +28,17 @@ _ANTHROPIC_TYPES: Final = {
     413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
 }  # fmt: skip
 
-#: Seconds after which another server may be there.
+#: Seconds after which another server may run.
 _RETRY_ENDING: Final = 10
 
 
-#: LMDeploy ``serve/parsers/tool_parser``; a test reads it there.
+#: LMDeploy's parsers in ``serve/parsers/tool_parser``; a test reads them there.
 TOOL_PARSERS: Final = (
     "deepseek-v32", "deepseek-v4", "glm47", "intern-s1", "internlm", "interns2-preview", "kimi-k2",
     "kimi_k2", "llama3", "qwen", "qwen2d5", "qwen3", "qwen3coder",
 )  # fmt: skip
-#: What LMDeploy's server refuses for want of an option of its own: words of its message, and the
-#: row, whose end is the field.
+#: Requests that LMDeploy's server refuses because it lacks an option: words of its message, and the
+#: row of the refusal, whose last word is the field.
 #: Source: lmdeploy chat_completions/validation.py `launch the api_server with --tool-call-parser`
 _NEEDED: Final = {
     b"launch the api_server with --tool-call-parser": "option_missing:tools",
@@ -50,10 +50,10 @@ _NEEDED: Final = {
 }
 
 
-#: LMDeploy's words where a package that a request needs cannot be imported.
+#: LMDeploy's message if a package that a request needs cannot be imported.
 #: lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
 _NO_GRAMMAR: Final = b"Request preprocessing failed."
-#: Characters of an engine's text that is no JSON.
+#: The most characters of an engine's text that is not JSON.
 _SAID: Final = 500
 
 
@@ -73,12 +73,12 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
     """A request that is not passed on.
 
     Args:
-        key: of a row of `presets/refusals.yaml`: ``reason``, a short stable word for machines, and
-            after a colon which of its sentences.
-        param: the field at fault, where there is one.
-        retry_after: seconds after which to try again, where that may help.
-        status: of HTTP, where it is not the row's.
-        facts: what the sentence names.
+        key: names a row of `presets/refusals.yaml`: ``reason``, a short stable word for machines,
+          and after a colon the variant of its sentence.
+        param: the field at fault, if there is one.
+        retry_after: seconds after which to try again, if that may help.
+        status: the HTTP status, if it is not the row's.
+        facts: values for the sentence.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ def ending() -> Refusal:
 
 
 def of_engine(api: Api, status: int, body: bytes, *, lacks_grammar: bool = False) -> Refusal | None:
-    """What an engine's error is in turbofit's words, or in the form of the client's API.
+    """An engine's error in turbofit's words, or in the form of the client's API.
 
-    None where it has that form, and says what is missing. ``lacks_grammar``: the request asks for
-    an answer of a certain form, which LMDeploy would compile with XGrammar, which is not here.
+    None if it has that form already, with a full message. ``lacks_grammar``: the request asks for
+    an answer of a certain form, and XGrammar, by which LMDeploy would compile it, is not installed.
     """
     for words, key in _NEEDED.items():
         if words in body:
@@ -146,7 +146,7 @@ def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
 
 
 def refusal_event(api: Api, refusal: Refusal) -> bytes:
-    """The event that ends a stream which had already begun."""
+    """The event that ends a stream which has already begun."""
     if api == "anthropic":
         document = _anthropic(refusal)
     elif api == "responses":

@@ -1,4 +1,4 @@
-"""One request on its way through the gateway, what became of it, and ASGI's messages."""
+"""A request's state on its way through the gateway, its outcome, and ASGI's messages."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _EMPTY: Final = PreparedBody()
-#: What a front says of a request's client: its address, and the name of its key.
+#: Headers by which a front names a request's client: its address, and its key's id.
 CLIENT: Final = b"x-turbofit-client"
 CLIENT_KEY: Final = b"x-turbofit-client-key"
 _LONGEST_WORD: Final = 64
 
 
 def uncancel(task: asyncio.Task[Any] | None) -> None:
-    """Take back a cancellation of ours; Python 3.11 began to count them."""
+    """Take back a cancellation of ours, which Python counts since 3.11."""
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
 
 
 @dataclass(eq=False)
 class ForwardOutcome:
-    """What became of a request at one engine."""
+    """The outcome of a request at one engine."""
 
     status: int = 0
     bytes_out: int = 0
     first_byte: float | None = None
     started: bool = False
-    #: The exchange ended before the answer was whole.
+    #: Whether the exchange ended before the answer was complete.
     broken: bool = False
-    #: At a front: an engine or the node ended with it, or the node suspects it.
+    #: At a front: whether an engine or the node ended with it, or the node suspects it.
     suspected: bool = False
-    #: Events of a stream that came, and the last bytes of an answer that hold a usage.
+    #: The number of a stream's events, and the last bytes of an answer, which hold its usage.
     events: int = 0
     tail: bytes = b""
 
@@ -63,34 +63,34 @@ class RequestContext:
         self.client: str = client[0] if client else ""
         self.id = request_id(self.headers)
         self.key = ""
-        #: At a front: the name of the node that has it.
+        #: At a front: the name of the node that has the request.
         self.node = ""
         self.api: Api = "openai"
         self.route: Route | None = None
         self.prepared = _EMPTY
-        #: Hashes of its beginnings, where engines keep these in their caches.
+        #: Hashes of its prefixes, if engines keep these in their caches.
         self.prefixes: Sequence[bytes] = ()
         self.engine: RoutedEngine | None = None
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0
         self.gone = False
-        #: As it came, then as it goes on, then nothing.
+        #: The body as it came, later the body for the engine, then empty.
         self.body = b""
         self.forgotten = False
-        #: Where requests are recorded: see `accesslog.request_size`.
+        #: If requests are recorded: see `accesslog.request_size`.
         self.size: Document | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
     def is_of_front(self) -> None:
-        """A front passes it on: its client is who the front says it is."""
+        """Note that a front passes it on: the front names its client."""
         client, key = (self.headers.get(name, b"") for name in (CLIENT, CLIENT_KEY))
         self.client = client.decode("latin-1")[:_LONGEST_WORD]
         self.key = key.decode("latin-1")[:_LONGEST_WORD]
 
     @property
     def who(self) -> str:
-        """Whose it is, where clients share: the key's, else the address's."""
+        """The identity by which clients share the server: the key's id, else the address."""
         return self.key or address_of(self.client)
 
 
@@ -106,12 +106,12 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 
 def sent_headers(request: RequestContext) -> dict[str, str]:
-    """Headers for the engine: ours, and nothing else of the client's."""
+    """Headers for the engine: our own, and one of the client's (``anthropic-version``)."""
     headers = {"X-Request-Id": request.id}
     if request.method == "POST":
         headers["Content-Type"] = "application/json"
     if request.prepared.lacks_grammar:
-        # Without XGrammar LMDeploy answers 500 and ends the connection: nobody else shall have it.
+        # Without XGrammar LMDeploy answers 500 and closes the connection: it must not be reused.
         headers["Connection"] = "close"
     version = request.headers.get(b"anthropic-version", b"").decode("latin-1")
     if version and version.isascii() and version.isprintable():
@@ -120,7 +120,7 @@ def sent_headers(request: RequestContext) -> dict[str, str]:
 
 
 def entry(request: RequestContext, path: str, first: float | None) -> Document:
-    """One record of the log: numbers and names, never a prompt or an image."""
+    """One record of the access log: numbers and names, never a prompt or an image."""
     prepared, outcome, now = request.prepared, request.outcome, time.perf_counter()
     return {
         "time": round(time.time(), 3),

@@ -1,8 +1,8 @@
-"""Which paths exist, and by which names clients may call a model.
+"""The paths that exist, and the names by which clients may call a model.
 
 The engine's path is a constant of the route, so that no spelling of a path (``//``, ``..``, percent
-encodings, upper case) can lead anywhere else. Where LMDeploy redirects a path that ends in a slash,
-the route is served: clients that do not send a body again after a redirect work too.
+encodings, upper case) can lead anywhere else. A path for which LMDeploy would redirect because of a
+final slash is served directly: clients that do not send a body again after a redirect work, too.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Route(Struct):
     method: Literal["GET", "POST"]
     kind: Kind
     api: Api = "openai"
-    #: The model of `/v1/models/NAME`.
+    #: The model in `/v1/models/NAME`.
     model: str = ""
 
 
-#: What passes, and the three that are the gateway's own.
+#: Routes that are passed on, and the three that the gateway answers itself.
 ROUTES: Final[dict[str, Route]] = {
     route.path: route
     for route in (
@@ -59,8 +59,8 @@ ROUTES: Final[dict[str, Route]] = {
     )
 }
 
-#: Routes of LMDeploy and of its proxy that clients have no business with: 403, not 404, so
-#: that whoever relied on them learns why.
+#: Routes of LMDeploy and of its proxy that are not for clients: they get 403, not 404, so that
+#: people who relied on them learn why.
 MANAGEMENT: Final = frozenset(
     {
         "/update_weights", "/update_weights_from_ipc", "/init_weights_update_group",
@@ -72,7 +72,7 @@ MANAGEMENT: Final = frozenset(
     }
 )  # fmt: skip
 _MANAGES: Final = "it manages the engine"
-#: Why those are closed that do not manage anything.
+#: Why routes are closed that do not manage anything.
 _CLOSED: Final = {
     "/get_ppl": "it takes GPU memory for the logits of a whole prompt, which no plan counts",
     "/pooling": "it takes GPU memory for reward scores, which no plan counts",
@@ -85,10 +85,10 @@ _CREATED: Final = int(time.time())
 
 
 def find_route(method: str, raw_path: bytes) -> Route:
-    """The route of a path as sent, without the query; HEAD counts as GET.
+    """The route of a raw path without its query; HEAD counts as GET.
 
     Raises:
-        Refusal: there is no such route, it is closed, or it has another method.
+        Refusal: the route does not exist, is closed, or has another method.
     """
     path = raw_path.rstrip(b"/").decode("latin-1")
     list_, of, model = path.partition("/models/")
@@ -105,7 +105,7 @@ def find_route(method: str, raw_path: bytes) -> Route:
 
 
 def api_of(raw_path: bytes) -> Api:
-    """Whose error form fits a path, which may not exist."""
+    """The API whose error form fits a path, which may not exist."""
     route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
     if route is not None:
         return route.api
@@ -117,7 +117,7 @@ def is_health(raw_path: bytes) -> bool:
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
-    """Write the engine's own name of the model into a body with another name, or refuse it.
+    """Replace the model's name in a body by the engine's name, or refuse it.
 
     Raises:
         Refusal: no model has this name.
@@ -135,7 +135,7 @@ def no_such_model(name: Any, known: Collection[str]) -> Refusal:
 
 
 def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The names of each model that mean no other one; no two share the first."""
+    """The names of each model that no other model has; no two models share the first name."""
     models_of = Counter(name for names in models for name in set(names))
     return [
         tuple(name for name in dict.fromkeys(names) if name == names[0] or models_of[name] == 1)
@@ -144,7 +144,7 @@ def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 class ModelCard(NamedTuple):
-    """A name that clients may give, the model that it means, and ``more`` of that."""
+    """A name that clients may use, the model that it means, and ``more`` facts of the model."""
 
     name: str
     model: str
@@ -152,7 +152,7 @@ class ModelCard(NamedTuple):
 
 
 def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
-    """The list of at least one name in the form of its API; of ``name`` its item alone.
+    """The list of models in the form of its API; with ``name`` only that model's item.
 
     Raises:
         Refusal: no model has this name.
@@ -183,7 +183,7 @@ def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Doc
 
 
 def first_model(listed: bytes | str) -> str | None:
-    """The first name in a list of models, of any server; None where it names none."""
+    """The first name in any server's list of models; None if it has none."""
     try:
         name = msgspec.json.decode(listed)["data"][0]["id"]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):

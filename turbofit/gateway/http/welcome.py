@@ -1,7 +1,7 @@
 """The page at the address that `serve` prints: a chat, the limits, examples, the routes.
 
-The page is one file, the same for everybody. What it tells of this server it asks for at `/about`,
-with the key where one is needed; a client without it learns only where to put it.
+The page is one file, the same for everybody. It reads the facts of this server from `/about`, with
+the key if one is needed; a client without the key learns only where to enter it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits.request_limits import Bounds
 
-#: Tokens of the example's answer at most.
+#: The most tokens of the example's answer.
 _ANSWER: Final = 50
 _PAGE: Final = Path(__file__).with_name("page.html")
 _ROUTES: Final = "<!--routes-->"
 
 
 def is_page(raw_path: bytes) -> bool:
-    """Whether a path is this page's: the address itself, or where other servers have their docs."""
+    """Whether a path is this page's: the address itself, or the usual path of a server's docs."""
     return raw_path.rstrip(b"/") in (b"", b"/docs")
 
 
 class Page(NamedTuple):
-    """The page, and the headers by which a browser runs nothing but its own script."""
+    """The page, and headers that let a browser run no script but the page's own."""
 
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
@@ -50,7 +50,7 @@ class Page(NamedTuple):
 
 @cache
 def chat_page() -> Page:
-    """The page, read once."""
+    """The page, which is read once."""
     text = _PAGE.read_text(encoding="utf-8").replace(_ROUTES, _routes())
     policy = (
         f"default-src 'none'; script-src {_digest(text, 'script')}; style-src"
@@ -67,7 +67,7 @@ def chat_page() -> Page:
 
 
 def _digest(text: str, name: str) -> str:
-    """What a policy calls the only element of this name by: its content's hash."""
+    """The hash of an element's content, by which a policy names it; the element is unique."""
     (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
 
@@ -82,7 +82,7 @@ def _routes() -> str:
 
 
 class MemoryPart(Struct):
-    """A piece of the bar of a GPU's memory."""
+    """A piece of the bar that shows a GPU's memory, in bytes."""
 
     kind: str
     name: str
@@ -91,16 +91,16 @@ class MemoryPart(Struct):
 
 
 class MemoryBar(Struct):
-    """The memory of equal GPUs by the plan, from empty to full."""
+    """The planned memory of equal GPUs, as a bar from empty to full."""
 
     label: str
     pieces: tuple[MemoryPart, ...]
 
 
 class ModelFacts(Struct):
-    """What the page tells of one model.
+    """The page's facts on one model.
 
-    ``limits`` are sentences; ``images`` are those that a request may have at their largest.
+    ``limits`` are sentences; ``images`` is how many a request may have at their largest size.
     """
 
     name: str
@@ -110,7 +110,7 @@ class ModelFacts(Struct):
 
 
 class About(Struct):
-    """What `/about` answers. ``waiting`` are requests that wait for a place or for a start."""
+    """The answer of `/about`. ``waiting`` is the number of requests that wait to run."""
 
     pretend: bool
     key: bool
@@ -137,7 +137,7 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
 
 
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
-    """A line for a shell and one for Python that ask; they take a ``key`` from ``API_KEY``."""
+    """Example requests, one for a shell, one for Python; they read a ``key`` from ``API_KEY``."""
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
     headers = ["-H 'Content-Type: application/json'"]
@@ -156,7 +156,7 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
 def facts_of(
     names: Iterable[str], bounds: Bounds, more: Iterable[str], memory: tuple[MemoryBar, ...] = ()
 ) -> tuple[ModelFacts, ...]:
-    """The facts of models that the same plan serves; ``more`` are sentences after its limits."""
+    """The facts of models that one plan serves; ``more`` are sentences after its limits."""
     limits = bounds.limits
     return tuple(
         ModelFacts(

@@ -1,7 +1,7 @@
-"""Videos as clients send them: how many frames of which size, from their headers. Never decoded.
+"""Videos as clients send them: frames and size come from their headers; nothing is decoded.
 
-Headers are read as LMDeploy's first choice of a loader will, outside of this process. Whatever is
-no usable video raises a `Refusal`.
+A separate process reads headers with the loader that LMDeploy tries first. Anything that is no
+usable video raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.limits.request_body import Parsed
 
-#: How LMDeploy names frames that the client has sampled itself, each a JPEG, between commas.
+#: LMDeploy's media type for frames that the client has sampled: JPEGs, separated by commas.
 _SEQUENCE: Final = "video/jpeg"
 _TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"
-#: Frames a second that no clock of a film has, and above which none is needed.
+#: Frames a second: below these no clock of a film runs, and above these none is needed.
 RATES: Final = (0.01, 1000.0)
-#: What Qwen's own sampler stops at.
+#: The number of frames at which Qwen's own sampler stops.
 MOST_FRAMES: Final = 768
-#: Bytes of a frame in a film, at least: MP4 has so many of each in its table of sizes alone.
+#: The fewest bytes of a frame in a film: MP4's table of sizes alone has so many for each.
 _LEAST_FRAME: Final = 4
 _PROGRAM: Final = str(Path(__file__).with_name("film_header.py"))
 _SECONDS: Final = 20.0
-#: Seconds that it has to end after SIGKILL; a process that the kernel holds is not waited for.
+#: Seconds to wait after SIGKILL; a process that the kernel holds is not waited for longer.
 _LAST_SECONDS: Final = 5.0
 _NO_OPENCV: Final = 3
 
 
 class Clip(Struct):
-    """One video: its ``data:`` URL, frames, and their size in pixels.
+    """One video: its ``data:`` URL, its number of frames, and their size in pixels.
 
-    ``rate`` is in frames a second, None where the client sampled the frames itself: then the engine
-    takes all of them.
+    ``rate`` is in frames a second; None if the client sampled the frames itself, all of which the
+    engine then uses.
     """
 
     url: str
@@ -60,19 +60,19 @@ class Clip(Struct):
 
     @property
     def payload(self) -> int:
-        """Characters of the URL."""
+        """The length of the URL in characters."""
         return len(self.url)
 
     @property
     def decoded_bytes(self) -> int:
-        """Host memory of one frame once an engine has decoded it to RGB."""
+        """Bytes of host memory for one frame once an engine has decoded it to RGB."""
         return self.size[0] * self.size[1] * BYTES_OF_PIXEL
 
 
 async def look(
     parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int, turn: asyncio.Semaphore
 ) -> Clip | None:
-    """The request's video, None where it has none; ``turn`` is for readers of films."""
+    """The request's video, or None if it has none; ``turn`` limits processes that read films."""
     slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
     if slot is None:
         return None
@@ -89,7 +89,7 @@ async def look(
 
 
 async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
-    """Frames, frames a second, and size."""
+    """The number of frames, frames a second, and the size in pixels."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -115,7 +115,7 @@ async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
 
 
 def frames_of(url: str, most_bytes: int) -> Clip | None:
-    """Frames of one size that a client sampled itself; None where the URL holds a film.
+    """The frames of one size that a client sampled itself; None if the URL holds a film.
 
     Raises:
         Refusal: there are too many frames or bytes, or frames that differ in size or are no images.
@@ -142,10 +142,10 @@ def frames_of(url: str, most_bytes: int) -> Clip | None:
 
 
 def film_of(url: str, most_bytes: int) -> bytes:
-    """The file of a ``data:`` URL.
+    """The file in a ``data:`` URL.
 
     Raises:
-        Refusal: it is no base64, or too large.
+        Refusal: the URL has no valid base64, or the file is too large.
     """
     _, payload = _split(url)
     if len(payload) > most_bytes * 4 // 3 + 4:
@@ -158,10 +158,10 @@ def film_of(url: str, most_bytes: int) -> bytes:
 
 
 def check_film(data: bytes, most_bytes: int) -> bytes:
-    """The same bytes, if a film's: no playlist that names other files may reach a demuxer.
+    """The same bytes if they are a film: a playlist that names other files must reach no demuxer.
 
     Raises:
-        Refusal: it is no film of a type that is taken, or too large.
+        Refusal: the bytes are no film of an accepted type, or too many.
     """
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
@@ -171,7 +171,7 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
 
 
 def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> Clip:
-    """A film as its header says it is, where that can be.
+    """The film as its header describes it, if that is possible.
 
     Raises:
         Refusal: the header has an impossible size, rate or count of frames.
@@ -184,14 +184,14 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
             "bad_video_size", width=width, height=height, longest=LONGEST_SIDE, most=LARGEST_PIXELS
         )
     if frames * _LEAST_FRAME > len(data):
-        # LMDeploy asks for each of them in turn, whether or not it is there.
+        # LMDeploy asks for each frame in turn, whether or not it exists.
         raise Refusal("broken_video:count", frames=frames, size=len(data))
     url = f"data:{_mime(data)};base64,{encoded(data)}"
     return Clip(url=url, frames=frames, size=size, rate=rate)
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Head in lower case and payload of a ``data:`` URL with base64."""
+    """The head, in lower case, and the payload of a ``data:`` URL with base64."""
     head, comma, payload = url.partition(",")
     head = head.lower()
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):

@@ -1,7 +1,7 @@
-"""Remote images and videos: fetched once, by the gateway, from allowed domains only.
+"""Remote images and videos: the gateway fetches each once, from allowed domains only.
 
-An address is judged where it is resolved, and the connection goes to the very address that was
-judged: between the two nothing is asked again.
+An address is checked when it is resolved, and the connection goes to the very address that was
+checked: there is no second resolution between the two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNK: Final = 1 << 16
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to nobody's inner network, however it is wrapped."""
+    """Whether an IP address, also one embedded in another, is not of an internal network."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -47,9 +47,9 @@ def is_public(address: str) -> bool:
 
 
 def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
-    """Whether a URL's host, in lower case without a final dot, is one of those that were allowed.
+    """Whether a URL's host, in lower case without a final dot, is among the allowed ones.
 
-    ``*.example.com`` is any name below; without a port the scheme's own is meant.
+    ``*.example.com`` is any name below; an entry without a port means the scheme's own.
     """
     for entry in allowed:
         name, _, wanted = entry.lower().rpartition(":")
@@ -62,7 +62,7 @@ def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> b
 
 
 class _PublicOnly(AbstractResolver):
-    """Resolves as the system does, and keeps only public addresses; one private one refuses all."""
+    """Resolves like the system; a host with an address that is not public raises an OSError."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -81,11 +81,11 @@ class _PublicOnly(AbstractResolver):
         ]  # fmt: skip
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: it holds nothing."""
 
 
 class MediaFetcher:
-    """Fetches the files of requests, from allowed domains (see `allowed_host`) and no others."""
+    """Fetches the files of requests, only from allowed domains (see `allowed_host`)."""
 
     def __init__(
         self, allowed: Sequence[str] = (), resolver: AbstractResolver | None = None
@@ -101,9 +101,10 @@ class MediaFetcher:
     async def fetch_all(
         self, urls: Sequence[str], most_bytes: int, count: Callable[[str, int], None]
     ) -> dict[str, bytes]:
-        """Each address once, side by side.
+        """Fetch each URL once, concurrently; returns the bytes by URL.
 
-        ``count`` is told the bytes of each file as soon as it is here; it may refuse the rest.
+        ``count`` receives the size of each file as soon as it has come; it may raise to refuse the
+        rest.
         """
         if not urls:
             return {}
@@ -119,7 +120,7 @@ class MediaFetcher:
         finally:
             for task in tasks:
                 task.cancel()
-            # Before Python 3.12 `wait_for` may swallow that: no file is counted after the request.
+            # Before Python 3.12 `wait_for` may swallow the cancel: no file may be counted later.
             await asyncio.wait(tasks)
 
     async def close(self) -> None:
@@ -147,7 +148,7 @@ class MediaFetcher:
         raise _refusal(400, f"was redirected more than {_REDIRECTS} times")
 
     def _check_url(self, url: str) -> None:
-        """Refuse an address before anything is resolved."""
+        """Refuse a URL before its host is resolved."""
         parts = _split(url)
         host = (parts.hostname or "").rstrip(".").lower()
         if not host or parts.username is not None or parts.password is not None:
@@ -161,7 +162,7 @@ class MediaFetcher:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # No cookies, no proxies of the environment, no decompression: bombs stay folded.
+            # No cookies, no proxies of the environment, no decompression, which bombs would need.
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     resolver=self._resolver, use_dns_cache=False, limit=_AT_ONCE, force_close=True
@@ -175,7 +176,7 @@ class MediaFetcher:
 
 
 async def _body(response: Any, most_bytes: int) -> bytes:
-    """The bytes of an answer, never more than allowed."""
+    """The bytes of an answer; refuses more than ``most_bytes``."""
     if response.status != 200:
         raise _refusal(400, f"was answered with status {response.status}")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -203,7 +204,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _is_address(host: str) -> bool:
-    """Whether a host is written as numbers, in any of the ways that resolvers understand."""
+    """Whether a host is written as numbers, in any form that resolvers understand."""
     if ":" in host:
         return True
     last = host.rsplit(".", 1)[-1]

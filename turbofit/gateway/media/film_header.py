@@ -1,7 +1,7 @@
 """Reads a film's header: ``python -I film_header.py < FILM`` prints frames, rate, width, height.
 
-A process of its own, since a demuxer in C meets whatever a stranger sends. It imports nothing of
-turbofit. Exit code 3: there is no OpenCV here.
+It is a separate process, since a demuxer in C reads a stranger's bytes. It imports nothing of
+turbofit. Exit code 3 means that there is no OpenCV.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SECONDS, _BYTES = 10, 4 << 30
 
 
 def main() -> int:
-    """Prints a JSON list, of zeros where the film cannot be opened."""
+    """Print a JSON list, of zeros if the film cannot be opened; returns the exit code."""
     try:
         import cv2
         from cv2 import videoio_registry
@@ -25,9 +25,9 @@ def main() -> int:
         return 3
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-    # OpenCV 5.0 does not keep what it reads from alive.
+    # OpenCV 5.0 does not keep the object alive that it reads from.
     film = BytesIO(sys.stdin.buffer.read())
-    capture: Any = cv2.VideoCapture  # its types lack the readers that it takes
+    capture: Any = cv2.VideoCapture  # its types lack the accepted readers
     opened = capture(film, videoio_registry.getStreamBufferedBackends()[0], [])
     names = (
         cv2.CAP_PROP_FRAME_COUNT,

@@ -1,9 +1,9 @@
-"""Images as clients send them: what they are and how large, from their headers, never decoded.
+"""Images as clients send them: type and size come from their headers, mostly without decoding.
 
-Those apart that the gateway resizes, where no parameter of a request can hold them to their share:
-it decodes them with Pillow, as LMDeploy would, to RGB, without turning them, and with the same
-filter, as many beside each other as `PictureTurns` lets. What comes out is lossless. Whatever is no
-usable image raises a `Refusal`.
+The gateway decodes only images that it must resize because no parameter of a request can limit
+them: with Pillow, as LMDeploy would, to RGB, without turning them, and with the same filter, as
+many concurrently as `PictureTurns` allows. The result is lossless. Anything that is no usable image
+raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 #: Pixels of one image, about 256 MiB once decoded. It is Pillow's own threshold for a warning.
 LARGEST_PIXELS: Final = 89_478_485
-#: Pictures of that size whose pixels may be in memory at once, 2 GiB of them.
+#: How many pictures of that size may have pixels in memory at once, 2 GiB in all.
 _LARGEST_AT_ONCE: Final = 2
-#: What JPEG can hold; longer sides exist only to break things.
+#: The longest side of a JPEG; longer sides only serve attacks.
 LONGEST_SIDE: Final = 65_535
 
 _MIMES: Final = {
@@ -40,29 +40,29 @@ _BEGINS: Final = (
     (b"GIF89a", "GIF"), (b"BM", "BMP"),
 )  # fmt: skip
 _TAKEN: Final = "PNG, JPEG, WebP, GIF (not animated) and BMP are taken"
-#: Measured: 8 of JPEG and PNG while Pillow decodes and converts, 10 of a progressive JPEG, and two
-#: more where it has four colours. Then four stay, and copies of three on their way to a tensor.
+#: Measured: 8 for JPEG and PNG while Pillow decodes and converts, 10 for a progressive JPEG, and
+#: two more if it has four colours. Later four stay, and copies of three on their way to a tensor.
 BYTES_OF_PIXEL: Final = 12
-#: Measured: libwebp's two canvases and its copy are beside Pillow's. A WebP may have fewer pixels.
+#: Measured: libwebp's two canvases and its copy come on top. A WebP may have fewer pixels.
 _WEBP_BYTES_OF_PIXEL: Final = 16
-#: Parts that a header is read in, beside one for each 64 bytes of the file: a GIF has one for 128.
+#: Reads of a header, beside one for each 64 bytes of the file: a GIF needs one for 128.
 _PARTS: Final = 1 << 14
-#: Segments before the pixels of a JPEG, and bytes of Exif in them: as many as one of them holds.
+#: Segments before the pixels of a JPEG, and bytes of Exif in them: as many as one segment holds.
 _SEGMENTS, _EXIF = 1 << 14, 1 << 16
 _MARKER: Final = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
-#: JPEG's markers without a length; Pillow takes the reserved ones for such.
+#: JPEG's markers without a length; Pillow treats the reserved ones so, too.
 _BARE: Final = frozenset((0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 #: A JPEG is decoded at the nearest power of two above this many times its new sides.
 _DRAFT: Final = 2
-#: zlib's fastest: this file only crosses the loopback.
+#: zlib's fastest level: this file only crosses the loopback.
 _COMPRESSION: Final = 1
 
 
 class Picture(Struct):
-    """One image: its type by content, its base64, its size in pixels.
+    """One image: its type by content, its base64, and its size in pixels.
 
-    ``url`` is the client's own ``data:`` URL where that is spelled as LMDeploy reads it.
+    ``url`` is the client's own ``data:`` URL if LMDeploy can read it as it is.
     """
 
     mime: str
@@ -76,12 +76,12 @@ class Picture(Struct):
 
     @property
     def payload(self) -> int:
-        """Characters of its base64."""
+        """The length of its base64 in characters."""
         return len(self.base64)
 
     @property
     def decoded_bytes(self) -> int:
-        """Host memory once an engine has decoded it to RGB."""
+        """Bytes of host memory once an engine has decoded it to RGB."""
         return self.size[0] * self.size[1] * _bytes_of_pixel(self.mime)
 
 
@@ -89,7 +89,7 @@ def from_url(url: str, most_bytes: int) -> Picture:
     """The image in a ``data:`` URL.
 
     Raises:
-        Refusal: it is no ``data:`` URL of an image.
+        Refusal: the text is no ``data:`` URL with a usable image.
     """
     head, comma, payload = url.partition(",")
     if not comma or not head[:5].lower() == "data:":
@@ -98,16 +98,16 @@ def from_url(url: str, most_bytes: int) -> Picture:
         raise Refusal("bad_image_url:data")
     picture = from_base64(payload, most_bytes)
     if head == f"data:{picture.mime};base64" and picture.base64 is payload:
-        # Megabytes that need not be put together again.
+        # This saves a copy of megabytes.
         return replace(picture, url=url)
     return picture
 
 
 def from_base64(text: str, most_bytes: int) -> Picture:
-    """The image in base64, white space and missing padding forgiven.
+    """The image in base64; white space and missing padding are accepted.
 
     Raises:
-        Refusal: it is no base64, too large, or no image that is taken.
+        Refusal: the text is no base64, too long, or no image of an accepted type.
     """
     if len(text) > most_bytes * 4 // 3 + (1 << 16):
         raise _too_big(len(text) * 3 // 4, most_bytes)
@@ -122,10 +122,10 @@ def from_base64(text: str, most_bytes: int) -> Picture:
 
 
 def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture:
-    """The image in these bytes; ``text`` is its base64, where that is already there.
+    """The image in these bytes; ``text`` is its base64 if the caller has it.
 
     Raises:
-        Refusal: it is too large, cut short, moving, or no image that is taken.
+        Refusal: it is too large, cut short, animated, or of no accepted type.
     """
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
@@ -150,10 +150,10 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
 
 
 def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
-    """Type, size and frames.
+    """The type, the size in pixels and the number of frames.
 
-    The first bytes decide whether Pillow looks at all; then it looks as LMDeploy's will, among all
-    its types, so that a file which two parsers read differently is found out.
+    The first bytes decide whether Pillow reads at all; then Pillow reads with all its types, as
+    LMDeploy's will, so that a file which two parsers read differently is detected.
     """
     from PIL import Image
 
@@ -166,14 +166,14 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     try:
         with Image.open(_File(data)) as image:
             kind, size = str(image.format), (int(image.width), int(image.height))
-            # Of a GIF one or two: counting all would read the whole file.
+            # For a GIF 1 or 2: counting all frames would read the whole file.
             gif = kind == "GIF"
             frames = 1 + image.is_animated if gif else int(getattr(image, "n_frames", 1))
     except Image.DecompressionBombError:
         raise Refusal("too_many_pixels:header", most=LARGEST_PIXELS) from None
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
+    except Exception:  # noqa: BLE001 - Pillow's plugins raise any exception
         raise Refusal("broken_image:header") from None
     if kind not in _MIMES or (kind != guess and (kind, guess) != ("MPO", "JPEG")):
         raise Refusal("unknown_image_type", taken=_TAKEN)
@@ -181,7 +181,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
 
 
 class _File(BytesIO):
-    """A file that ends before a reader has taken it apart into millions of empty parts."""
+    """A file that ends before a reader splits it into millions of empty parts."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -195,10 +195,10 @@ class _File(BytesIO):
 
 
 def _scan(data: bytes) -> int:
-    """Where the pixels of a JPEG begin, found as Pillow finds it; -1 where none begin.
+    """The offset at which a JPEG's pixels begin, found as Pillow finds it; -1 if none begin.
 
-    -1 behind too much Exif, too: Pillow copies all of it again for each further segment of it, an
-    hour for the largest file.
+    Too much Exif also gives -1: Pillow copies all of it again for each further segment of it, which
+    takes an hour for the largest file.
     """
     at, exif = 2, 0
     for _ in range(_SEGMENTS):
@@ -219,9 +219,9 @@ def _scan(data: bytes) -> int:
 
 @cache
 def _quiet() -> None:
-    """Pillow's warnings go nowhere: what they say of a file is an answer here or no matter.
+    """Drop Pillow's warnings: those that matter for a file are a `Refusal` here.
 
-    Python keeps each text that was shown, and a file decides what is in it.
+    Python keeps each text that was shown, and a file decides on the texts.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -233,12 +233,12 @@ def _guess(data: bytes) -> str | None:
 
 
 def _whole(kind: str, data: bytes) -> bool:
-    """Whether the end is there; LMDeploy would paint what is missing grey without a word."""
+    """Whether the file's end is there; LMDeploy would silently paint missing pixels grey."""
     if kind == "PNG":
         return data.rfind(b"IEND") > 0
     if kind in ("JPEG", "MPO"):
-        # Not the end of the thumbnail in its header. It is looked for where it should be, at the
-        # end: from the beginning it is 4 ms in 3 MB.
+        # After the header, whose thumbnail has an end, too. Searched from the back, where it should
+        # be: from the front it takes 4 ms for 3 MB.
         return data.rfind(b"\xff\xd9", _scan(data)) > 0
     if kind == "GIF":
         return data.rfind(b"\x3b") > 0
@@ -256,7 +256,7 @@ def _too_big(size: int, most: int) -> Refusal:
 
 
 def _codec() -> tuple[Callable[[str], bytes], Callable[[bytes], str]]:
-    """pybase64 where it is there, which LMDeploy brings: four times as fast."""
+    """Functions of pybase64, which LMDeploy installs and is four times as fast, or of base64."""
     try:
         from pybase64 import b64decode, b64encode_as_string
     except ImportError:
@@ -269,12 +269,12 @@ def _codec() -> tuple[Callable[[str], bytes], Callable[[bytes], str]]:
     return lambda text: bytes(b64decode(text, validate=True)), b64encode_as_string
 
 
-#: Base64 to bytes; junk raises ``ValueError``. And bytes to base64.
+#: Base64 to bytes, with a ``ValueError`` for junk; and bytes to base64.
 decoded, encoded = _codec()
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    """A picture with these sides in pixels, as a PNG.
+    """The picture resized to these sides in pixels, as a PNG.
 
     Raises:
         Refusal: its pixels cannot be decoded.
@@ -288,7 +288,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
             smaller = resized_image(image, size)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
+    except Exception:  # noqa: BLE001 - Pillow's plugins raise any exception
         raise Refusal("broken_image:pixels") from None
     file = BytesIO()
     smaller.save(file, "PNG", compress_level=_COMPRESSION)
@@ -297,7 +297,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def resized_image(image: Any, size: tuple[int, int]) -> Any:
-    """A decoded image with these sides, in RGB."""
+    """The decoded image with these sides, in RGB."""
     from PIL import Image
 
     rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -305,10 +305,10 @@ def resized_image(image: Any, size: tuple[int, int]) -> Any:
 
 
 class PictureTurns:
-    """As many pictures at once as there are ``threads``, two at least, fewer where they are large.
+    """Lets ``threads`` pictures, at least two, be decoded at once, or fewer if they are large.
 
-    They share the pixels of two of the largest. First come, first served: a large picture is not
-    overtaken for ever by small ones.
+    Together they have as many pixels as two of the largest pictures. They are served in order of
+    arrival, so small pictures cannot delay a large one for ever.
     """
 
     def __init__(self, threads: int) -> None:
@@ -319,7 +319,7 @@ class PictureTurns:
 
     @asynccontextmanager
     async def of(self, size: tuple[int, int]) -> AsyncIterator[None]:
-        """The turn of a picture of so many pixels a side, which ends with the context."""
+        """Wait for the turn of a picture with these sides; the turn ends with the context."""
         taken = 0
         try:
             async with self._next:
@@ -332,5 +332,5 @@ class PictureTurns:
                 self._free.release()
 
     def _share(self, size: tuple[int, int]) -> int:
-        """Parts of all pixels that this picture takes."""
+        """The parts of all pixels that this picture takes."""
         return min(self._parts, max(1, -(-size[0] * size[1] // self._pixels)))

@@ -1,1 +1,1 @@
-"""Which engine gets a request, and how it gets there."""
+"""Chooses the engine that gets a request, and brings the request there."""

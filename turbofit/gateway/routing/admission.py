@@ -1,17 +1,17 @@
-"""Who goes to which engine, and who waits.
+"""Decides which engine a request goes to, and which requests wait.
 
-Each engine holds so many units and tokens (`Gate`), and so much host memory for decoded images.
-What does not fit waits in turn: one line a client, served in a circle, so that nobody starves
-behind somebody else's hundred requests. The first in line is never overtaken by others of the
-queue. Where the queue is full, the newest request of the client that has most of it makes room for
-a client that has fewer.
+Each engine holds a limited number of units and tokens (`Gate`), and limited host memory for decoded
+images. Requests that do not fit wait in one queue per client; the clients take turns, so that
+nobody starves behind another's hundred requests. No request of the queue overtakes the first one.
+If the queue is full, the newest request of the client with most of them makes room for a client
+that has fewer.
 
-Requests without images pass where they fit, unless another one without images waits. The tokens
-that they reserve hold up nobody for good: an image request at the head of the line fits, however
-many tokens are reserved, once those before it have ended.
+A request without images passes if it fits, unless another one without images waits. The tokens that
+these reserve delay no image request for ever: at the head of the queue it fits, however many tokens
+are reserved, once the requests before it have ended.
 
-Suspects (`deny_list`) have a queue of their own, which holds up nobody: an engine has one of them
-at a time, and each fingerprint, or client, has one turn at a time on all engines.
+Suspects (`deny_list`) have a queue of their own, which delays nobody: an engine has one of them at
+a time, and each fingerprint or client has one turn at a time on all engines.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
-#: Seconds for which an engine gets nothing new after a client has left its turn alone there.
+#: Seconds for which an engine gets no new request after a client has left its turn alone there.
 _ALONE_AFTER: Final = 1.0
 
 
 class Place:
-    """A request's place in line, then at an engine, and a suspect's ``turn`` there."""
+    """A request's place in the queue, then at an engine, and a suspect's ``turn`` there."""
 
     engine: RoutedEngine
     _share: Share
-    #: Done once it is given, or refused.
+    #: Is done when the place is given, or refused.
     given: asyncio.Future[None]
 
     def __init__(
@@ -61,16 +61,16 @@ class Place:
             engine.turn_of = self.turn
 
     def begin(self) -> None:
-        """The answer has begun: give back what it holds no more, and let the next in."""
+        """Give back what the request needs no longer as its answer begins, and let the next in."""
         self._give_back_host()
         self.engine.gate.begin(self._share)
         self._admission.given_back()
 
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
-        """Give everything back, and let the next in.
+        """Give everything back, and let the next request in.
 
-        For so many seconds ``after`` the engine may still have the request. ``left``: its client
-        left, and the engine may yet die of the request.
+        The engine may still have the request for ``after`` seconds. ``left``: its client has left,
+        and the engine may still die of the request.
         """
         self._give_back_host()
         loop = asyncio.get_running_loop()
@@ -91,7 +91,7 @@ class Place:
             self.end_turn()
 
     def end_turn(self) -> None:
-        """The next suspect may come to the engine."""
+        """Let the next suspect come to the engine."""
         if self.turn is not None and self.engine.turn_of is self.turn:
             self.engine.turn_of = None
             self._admission.given_back()
@@ -107,7 +107,7 @@ class Place:
 
 
 class _Queue:
-    """A line for each client; the client whose turn it is comes first."""
+    """A queue for each client; the client whose turn it is comes first."""
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
@@ -119,13 +119,13 @@ class _Queue:
 
     def drop(self, place: Place) -> None:
         line = self.lines.get(place.client, deque())
-        with suppress(ValueError):  # it has left already
+        with suppress(ValueError):  # it may have left already
             line.remove(place)
             if not line:
                 del self.lines[place.client]
 
     def room(self, client: str, busy: Refusal) -> bool:
-        """Whether one more of a client may wait, for which the newest of another may have to go."""
+        """Whether one more of a client's may wait; the newest of another may be refused for it."""
         if self.waiting < self.longest:
             return True
         most = max(self.lines.values(), key=len, default=deque())
@@ -139,9 +139,10 @@ class _Queue:
 
 
 class Admission:
-    """Lets requests through to engines; ``longest`` may wait, each for so many ``seconds``.
+    """Lets requests through to engines; ``longest`` may wait, each for ``seconds``.
 
-    ``at_once`` bounds those at all engines together, as LMDeploy's ``--max-concurrent-requests``.
+    ``at_once`` limits the requests at all engines together, like LMDeploy's
+    ``--max-concurrent-requests``.
     """
 
     def __init__(
@@ -158,11 +159,11 @@ class Admission:
     async def admit(
         self, client: str, cost: Cost, turn: Turn | None = None, prefixes: _Prefixes = ()
     ) -> Place:
-        """Wait for a place, and take it.
+        """Wait for a place at an engine, and take it.
 
         Raises:
-            Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 503
-                for suspects, 400 for what no engine could ever hold.
+            Refusal: 503 if no engine is up, 429 if the queue or the wait is too long, 503 for
+              suspects, 400 if no engine could ever hold the request.
         """
         place = Place(self, client, cost, turn, prefixes)
         refusal = self._hopeless(cost)
@@ -179,10 +180,10 @@ class Admission:
             await self._wait(queue, place)
             if place.engine.up:
                 return place
-            place.leave()  # the engine went out, or began to drain, before this task went on
+            place.leave()  # the engine failed, or began to drain, before this task went on
 
     def pump(self) -> None:
-        """Let in whoever has room now."""
+        """Let in all requests that have room now."""
         lines = self._queue.lines
         while lines:
             client, line = next(iter(lines.items()))
@@ -203,7 +204,7 @@ class Admission:
             self.pump()
 
     def _settles(self, queue: _Queue, place: Place) -> bool:
-        """Whether it need not wait any longer: it got its place, or a refusal."""
+        """Whether it need not wait any longer: it has its place, or a refusal."""
         if not place.given.done():
             refusal = self._hopeless(place.cost)
             if refusal is not None:
@@ -216,7 +217,7 @@ class Admission:
         return True
 
     def _passes(self, cost: Cost) -> bool:
-        """Whether it need not wait behind those in line."""
+        """Whether it need not wait behind the queue."""
         if not cost.light:
             return False
         line = (place for waiting in self._queue.lines.values() for place in waiting)
@@ -225,10 +226,10 @@ class Admission:
     async def _wait(self, queue: _Queue, place: Place) -> None:
         place.given = asyncio.get_running_loop().create_future()
         queue.lines.setdefault(place.client, deque()).append(place)
-        # Those before it may wait for what it does not need.
+        # Those before it may wait for something that it does not need.
         self.pump()
         try:
-            # Not wait_for: it may swallow a cancellation that meets the result.
+            # Not wait_for, which may swallow a cancellation that meets the result.
             done, _ = await asyncio.wait((place.given,), timeout=self._seconds)
         except asyncio.CancelledError:
             self._stop_waiting(queue, place)
@@ -239,7 +240,7 @@ class Admission:
         place.given.result()
 
     def _stop_waiting(self, queue: _Queue, place: Place) -> None:
-        """Leave the line; a place that was just given goes back."""
+        """Leave the queue; a place that was just given goes back."""
         if place.given.done():
             if place.given.exception() is None:
                 place.leave()
@@ -259,7 +260,7 @@ class Admission:
         return best is not None
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
-        """Why it need not wait: no engine is up, or none holds it, even an empty one."""
+        """Why waiting is useless: no engine is up, or none could hold it even if empty, or None."""
         engines = self._fleet.engines
         if not self._fleet.open:
             return self._fleet.dead()

@@ -1,10 +1,9 @@
-"""What the deny list keeps on this machine: who is refused, and the key of all fingerprints.
+"""The deny list's file on this machine: what is refused, and the key of all fingerprints.
 
 A file belongs to one model with one version of the engine: another version may well survive what
-this one died of. So may another engine, or other cards (over): a run whose next plan has others
-must not forget. The file is the truth: who writes reads it first, under a lock, adds what is new,
-and takes over the rest; `turbofit watch --forget` takes out of it. A file that cannot be read is
-put aside.
+killed this one. So may another engine or other cards (over), but a run whose next plan has others
+must not forget. The file is the truth: a writer reads it first, under a lock, adds what is new, and
+adopts the rest; `turbofit watch --forget` removes entries. An unreadable file is put aside.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ DAY_SECONDS: Final = 24 * 3600.0
 _ROOM: Final = "denied"
 _KEY_BYTES: Final = 32
 _FINGERPRINT_BYTES: Final = 12
-#: The oldest are dropped beyond so many.
+#: The most entries; the oldest are dropped.
 _MOST: Final = 1024
 _LARGEST: Final = 1 << 20
-#: Larger bodies are hashed in a thread, beside the engine that has them already.
+#: Bytes above which a body is hashed in a thread, while the engine already has it.
 _INLINE: Final = 64 << 10
 _NOTHING: Final = (0, 0)
 
 
 class Denied(Struct):
-    """A fingerprint or a client that is refused, by the wall's clock, and for how many deaths."""
+    """A refused fingerprint or client: its times by the wall clock, its number of deaths."""
 
     name: str
     since: float
@@ -65,11 +64,11 @@ class _Page(Struct):
 
 
 def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
-    """24 hexadecimal digits for what an engine is given; shield them, several may wait for them.
+    """24 hexadecimal digits that identify a request to an engine; shield the future, it is shared.
 
-    Nothing can be read from them, and nobody without this machine's key can test guesses against
-    them. SHA-256, which processors have instructions for (1 ms a megabyte), hashes the body, and
-    keyed BLAKE2b only the digest.
+    They reveal nothing, and nobody without this machine's key can test guesses against them.
+    SHA-256, for which processors have instructions (1 ms a megabyte), hashes the body, and keyed
+    BLAKE2b only the digest.
     """
     loop = asyncio.get_running_loop()
     if len(body) > _INLINE:
@@ -85,47 +84,47 @@ def _hashed(key: bytes, path: str, body: bytes) -> str:
 
 
 class DenyFile:
-    """Who is refused, as the file of this path has it (see `deny_path`); None keeps nothing."""
+    """Refused fingerprints and clients, as the file ``path`` has them; None keeps nothing."""
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
-        #: Who is refused: what the file has, with what it has not yet.
+        #: All that are refused: the file's, and those that it does not have yet.
         self.denied: dict[str, Denied] = {}
-        #: What the file has not yet: who is refused, and None for who is let in again.
+        #: Changes that the file does not have yet: new entries, and None for removed ones.
         self.unwritten: dict[str, Denied | None] = {}
         self._stamp = _NOTHING
         self.look_again()
 
     def of(self, name: str) -> Denied | None:
-        """Why and for how long it is refused, if it is; a clock that was set back adds no day."""
+        """The entry of a refused name, or None; a clock that was set back adds at most a day."""
         denied, now = self.denied.get(name), time.time()
         if denied is None or denied.until <= now:
             return None
         return msgspec.structs.replace(denied, until=min(denied.until, now + DAY_SECONDS))
 
     def deny(self, name: str, deaths: int, seconds: float, *, client: bool) -> None:
-        """Refuse it for so long; `write` writes that down."""
+        """Refuse a name for ``seconds``; `write` stores that."""
         now = time.time()
         denied = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
         self._set(name, denied)
 
     @property
     def number(self) -> tuple[int, int]:
-        """How many requests and how many clients are refused."""
+        """The numbers of refused requests and of refused clients."""
         now = time.time()
         kinds = [denied.client for denied in self.denied.values() if denied.until > now]
         return kinds.count(False), kinds.count(True)
 
     def look_again(self) -> tuple[str, ...]:
-        """Take over what another process has written since; those whom it has let in again."""
+        """Read what another process has written since; returns the names that it has let in."""
         if self.path is None or _stamp(self.path) == self._stamp:
             return ()
         before, self.denied = self.denied, _changed(self._read(), self.unwritten)
         return tuple(name for name in before if name not in self.denied)
 
     def pardon(self, name: str) -> None:
-        """Let it in; `write` writes that down."""
+        """Let a name in again; `write` stores that."""
         if name in self.denied:
             self._set(name, None)
 
@@ -135,7 +134,7 @@ class DenyFile:
             self.unwritten[name] = denied
 
     async def write(self) -> bool:
-        """Write down what is new; whether the disk took it."""
+        """Write the changes to the file; returns whether the disk took them."""
         new = dict(self.unwritten)
         try:
             kept = await asyncio.get_running_loop().run_in_executor(None, self.change, new)
@@ -148,11 +147,11 @@ class DenyFile:
         return True
 
     def change(self, new: Mapping[str, Denied | None]) -> dict[str, Denied]:
-        """Add to the file, and take out of it who is let in; what it has then.
+        """Apply changes to the file; returns its new content.
 
         Raises:
             UsageError: the file cannot be written.
-            OSError: nor its folder, or somebody keeps the lock.
+            OSError: its folder cannot be written, or another process keeps the lock.
         """
         assert self.path is not None
         with _locked(self.path):
@@ -162,7 +161,7 @@ class DenyFile:
         return kept
 
     def _read(self) -> dict[str, Denied]:
-        """What the file has; nothing where there is none. One that is damaged is put aside."""
+        """The file's content; empty if there is no file. A damaged file is put aside."""
         assert self.path is not None
         self._stamp = _stamp(self.path)
         try:
@@ -181,16 +180,16 @@ class DenyFile:
 
 
 def _changed(kept: Mapping[str, Denied], new: Mapping[str, Denied | None]) -> dict[str, Denied]:
-    """Those who are refused, with what is new, the newest last; the oldest go."""
+    """The entries with changes applied, the newest last; the oldest are dropped."""
     refused = [denied for denied in {**kept, **new}.values() if denied is not None]
     newest = sorted(refused, key=lambda denied: denied.since)[-_MOST:]
     return {denied.name: denied for denied in newest}
 
 
 def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
-    """The file of a plan's model; None where no folder can be made.
+    """The file of a plan's model; None if no folder can be made.
 
-    A checkpoint that was downloaded since, or made for pretend GPUs, is of the same model.
+    A checkpoint that was downloaded meanwhile, or made for pretend GPUs, counts as the same model.
     """
     source = plan.model.source
     folder = source.where if source.kind == "folder" else ""
@@ -201,7 +200,7 @@ def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str 
 
 
 def pardon(name: str) -> int:
-    """Let a request or a client in again, as the refusal names it; in how many files it was.
+    """Let a request or client in again, by its name in the refusal; returns how many files had it.
 
     Raises:
         UsageError: a file cannot be written.
@@ -209,7 +208,7 @@ def pardon(name: str) -> int:
     path, number = Path(), 0
     try:
         for path in sorted(state_dir(_ROOM, make=False).glob("*.json")):
-            path.open("rb").close()  # `DenyFile` takes one that it may not read for empty
+            path.open("rb").close()  # raises; `DenyFile` would take an unreadable file for empty
             file = DenyFile(path)
             if name in file.denied:
                 file.change({name: None})
@@ -223,7 +222,7 @@ def pardon(name: str) -> int:
 
 
 def _installation_key() -> bytes:
-    """The secret of this installation, made at its first use; of this process without a disk."""
+    """The secret of this installation, made at first use; without a disk one for this process."""
     fresh = secrets.token_bytes(_KEY_BYTES)
     with suppress(OSError, UsageError):
         path = state_dir(_ROOM) / "key"
@@ -236,7 +235,7 @@ def _installation_key() -> bytes:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Unlike that of the file before it, also within a clock's tick: the inode is another."""
+    """A stamp that differs for each new file, even within a clock's tick, by its inode."""
     try:
         state = path.stat()
     except OSError:
@@ -246,7 +245,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Nobody else writes the file meanwhile; `OSError` where somebody keeps the lock."""
+    """Hold the file's lock for writing; `OSError` if another process keeps it."""
     descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         lock_soon(descriptor)

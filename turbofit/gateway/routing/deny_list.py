@@ -1,26 +1,26 @@
-"""One bad request: what an engine ended of is found among what it had, and refused.
+"""Finds the bad request that ends engines among those that they had, and refuses it.
 
-1. An engine ends, or answers nobody and is given up, and nobody knows another cause. Whatever it
-   had is *suspected*: each request by its fingerprint, and its client by name. A request whose
-   client left less than ten seconds before counts as there. All get 503 with ``Retry-After``.
+1. An engine ends, or answers nobody and is given up, and no other cause is known. All that it had
+is *suspected*: each request by its fingerprint, and its client by name. A request whose client left
+less than ten seconds before counts, too. All of them get 503 with ``Retry-After``.
 2. A suspected request that comes again, and a new one of a suspected client, takes a *turn*: one at
-   a time on an engine, beside others' requests, until its answer begins (ten seconds longer, where
-   a death met an answer that had begun). `admission` has the line. So the next death has one
-   suspect. A turn that ends well clears the request and its client, and so does an answer.
-3. The engine dies in a request's turn. Where each other request there had begun its answer, this
-   one is refused for a day. Where not, nobody can tell yet: in its next turn it is *alone*, so that
-   the engine gets nothing new meanwhile, and whatever dies then is refused.
+a time on an engine, beside unsuspected requests, until its answer begins (ten seconds longer if a
+death met an answer that had begun). `admission` has the queue. So the next death has one suspect. A
+turn that ends well clears the request and its client, and so does an answer.
+3. The engine dies in a request's turn. If every other request there had begun its answer, this one
+is refused for a day. If not, the cause is still unknown: in its next turn it is *alone*, so the
+engine gets no new request meanwhile, and if it dies then, this request is refused.
 4. A client that is the only one at each of the last four deaths within an hour is refused for an
-   hour, if it is not the only client: it sends a new variation each time.
-5. What is refused explains the deaths that it was at. Nobody else is suspected of them, and they do
-   not count towards the engine's rest.
+hour, if there are other clients: it sends a new variation each time.
+5. A refusal explains the deaths at which the refused one was. Nobody else is suspected of them, and
+they do not count towards the engine's rest.
 
-A death that had another cause (somebody killed the process, a card is lost, others took its memory)
-accuses nobody: `DenyList.engine_ended` takes back what was concluded from it.
+A death with another cause (the process was killed, a card is lost, others took its memory) accuses
+nobody: `DenyList.engine_ended` takes back what was concluded from it.
 
 Under: copies that are sent at once may end one engine each, and are refused from then on. A request
 that ends engines later than ten seconds after its answer began has no turn then; its client is
-refused after four. Over: an engine that dies by itself in the second turn of a request.
+refused after four deaths. Over: an engine that dies by itself in the second turn of a request.
 """
 
 from __future__ import annotations
@@ -44,38 +44,38 @@ if TYPE_CHECKING:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: How long a suspect that does not come again is one, and a client is refused.
+#: Seconds that a suspicion lasts without a new request, and that a client is refused.
 _HOUR: Final = 3600.0
-#: Deaths that a client must be at; fewer than the six after which a supervisor lets an engine rest.
+#: Deaths at which a client must be; fewer than the six after which a supervisor rests an engine.
 CLIENT_DEATHS: Final = 4
-#: The number of none: what is stuck in one request has not ended.
+#: Stands for no engine: one that is stuck in a single request has not ended.
 _NO_ENGINE: Final = -1
 _MOST_DEATHS: Final = 256
 _MOST_CLIENTS: Final = 1024
-#: What a full disk did not take is written again after so many seconds.
+#: Seconds after which a write is tried again that a full disk refused.
 _AGAIN_SECONDS: Final = 15.0
 
 
 class DenyList:
-    """Who is suspected, and who is refused, whom its file keeps; belongs to one loop at a time."""
+    """Suspected and refused requests and clients; it belongs to one event loop at a time."""
 
     def __init__(self, file: DenyFile) -> None:
         self.file = file
-        #: The newest last. A supervisor's thread reads it, so that it is replaced as a whole.
+        #: The newest is last. A supervisor's thread reads it, so it is only replaced as a whole.
         self._deaths: tuple[EngineDeath, ...] = ()
         #: When each client last came, the newest last.
         self._clients: OrderedDict[str, float] = OrderedDict()
         self._keeping: asyncio.Task[None] | None = None
-        #: Counts for the metrics page of the gateway that serves now.
+        #: Counts for the metrics page of the current gateway.
         self.count: Callable[..., None] = lambda *_: None
 
     # -- a request comes
 
     def check_client(self, client: str) -> None:
-        """Refuse a client that was at too many deaths, until the hour is over (429).
+        """Refuse a client that was at too many deaths (429).
 
         Raises:
-            Refusal: the client was at too many deaths in the last hour.
+            Refusal: the client was at too many deaths, and its hour is not over.
         """
         self._clients[client] = time.monotonic()
         self._clients.move_to_end(client)
@@ -93,10 +93,10 @@ class DenyList:
             )
 
     async def turn(self, request: Present) -> Turn | None:
-        """The turn that a suspected request must take, None for others; 422 if it is refused.
+        """The turn that a suspected request must take; None for others.
 
         Raises:
-            Refusal: engines died of this request.
+            Refusal: engines died of this request (422).
         """
         if request.fingerprint is None or (
             not self.file.denied and not any(death.accused for death in self._unexplained())
@@ -126,14 +126,14 @@ class DenyList:
         )
 
     def refused(self, name: str) -> Denied | None:
-        """Why and for how long a fingerprint or a client is refused, if it is."""
-        if self.file.of(name) is not None:  # a person may have let it in since
+        """The entry of a fingerprint or client if it is refused, else None."""
+        if self.file.of(name) is not None:  # a person may have let it in meanwhile
             for pardoned in self.file.look_again():
                 self._forget(pardoned)
         return self.file.of(name)
 
     def answered(self, request: Present) -> None:
-        """A suspect's turn ended well, or an engine answered a request to its end."""
+        """Clear a suspect whose turn ended well, or a request that was answered to its end."""
         if self._deaths and request.fingerprint is not None and request.fingerprint.done():
             name = request.fingerprint.result()
             for death in self._deaths:
@@ -144,7 +144,7 @@ class DenyList:
     # -- an engine ends
 
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> EngineDeath:
-        """A request met an engine's death, or the engine is given up: suspect all that it had."""
+        """Suspect all requests of an engine that broke off a request, or is given up."""
         death = engine.note_death(sent_at)
         if death.concluding is None and not death.explained:
             there = [request.present for request in engine.in_flight] + engine.left_lately()
@@ -158,15 +158,15 @@ class DenyList:
         return death
 
     def nothing_listens(self, engine: RoutedEngine) -> EngineDeath | None:
-        """A request found nothing there: the engine has ended, maybe of one whose client left.
+        """Note that nothing listens there: the engine has ended, maybe by a request that was left.
 
-        What it has finds that out for itself.
+        The requests that it still has notice the end themselves.
         """
         left = [present.sent_at for present in engine.left_lately()]
         return self.engine_died(engine, max(left)) if left else None
 
     def stuck(self, engine: RoutedEngine, request: Present) -> EngineDeath:
-        """An engine is stuck in one request, and serves the others: as a death that it was at."""
+        """Note that an engine is stuck in one request, but serves others: it counts as a death."""
         death = EngineDeath(_NO_ENGINE, time.monotonic())
         if request.fingerprint is not None:
             in_turn = request.turn is not None and request.turn is engine.turn_of
@@ -186,13 +186,13 @@ class DenyList:
             death.concluding.add_done_callback(lambda _: self._take_back(death))
 
     def explained(self, engine: int, seconds: float) -> int:
-        """Deaths of an engine within so many seconds whose cause is known; from any thread."""
+        """How many deaths of an engine within ``seconds`` are explained; any thread may ask."""
         since = time.monotonic() - seconds
         mine = [death for death in self._deaths if death.engine == engine and death.at >= since]
         return sum(death.explained for death in mine)
 
     def _note(self, death: EngineDeath, there: list[Present], in_turn: Present | None) -> None:
-        """Suspect all who were there, once their fingerprints are known."""
+        """Suspect all requests that were there, once their fingerprints are known."""
         self._deaths = (*self._deaths, death)[-_MOST_DEATHS:]
         begun = [present.begun for present in there]
         death.concluding = asyncio.ensure_future(self._conclude(death, there, begun, in_turn))
@@ -222,7 +222,7 @@ class DenyList:
         self._look_for_client()
 
     def _conclude_turn(self, in_turn: Present, name: str, others_begun: list[bool]) -> None:
-        """Refuse the request of a turn, if all others that were there had begun to be answered."""
+        """Refuse the request of a turn if the answers of all others that were there had begun."""
         if in_turn.turn is not None and in_turn.turn.name == name and all(others_begun):
             self._refuse(name, [death for death in self._deaths if name in death.suspects])
 
@@ -231,7 +231,7 @@ class DenyList:
         return [death for death in self._deaths if death.at > since and not death.explained]
 
     def _look_for_client(self) -> None:
-        """Refuse the one client that was at each of the last deaths, where there are others."""
+        """Refuse the only client that was at each of the last deaths, if other clients exist."""
         since = time.monotonic() - _HOUR
         last = self._deaths[-CLIENT_DEATHS:]
         if len(last) < CLIENT_DEATHS or last[0].at < since:
@@ -242,7 +242,7 @@ class DenyList:
             self._refuse(clients.pop(), last, client=True)
 
     def _refuse(self, name: str, deaths: Sequence[EngineDeath], *, client: bool = False) -> None:
-        """Refuse a fingerprint or a client, which explains the deaths that it was at."""
+        """Refuse a fingerprint or a client; this explains the deaths at which it was."""
         deaths[-1].refused.append(name)
         for death in deaths:
             death.explained = True
@@ -267,15 +267,15 @@ class DenyList:
                 if name in (fingerprint, client):
                     del death.suspects[fingerprint]
 
-    # -- what is kept, and shown
+    # -- storing and counting
 
     @property
     def suspected(self) -> int:
-        """How many requests and clients are suspected."""
+        """The number of suspected requests and clients."""
         return len({name for death in self._unexplained() for name in death.accused})
 
     def keep(self) -> None:
-        """Write down who is refused, soon and not twice at once; again while a disk is full."""
+        """Write the refused ones soon, one write at a time; again while a disk is full."""
         if self.file.unwritten and (self._keeping is None or self._keeping.done()):
             self._keeping = asyncio.ensure_future(self._keep())
 

@@ -1,4 +1,4 @@
-"""The engines behind the gateway: what each is doing, how it died, and which one is next."""
+"""The engines behind the gateway: their requests, their deaths, and the choice of one."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.gate import Cost
 
-#: Seconds for which an engine is counted on to have a request whose client left: of an answer in
-#: one piece LMDeploy notices that only at the next token. A stream that has begun it ends at once.
-#: Under: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
+#: Seconds for which an engine is assumed to have a request whose client left: with an answer in one
+#: piece LMDeploy notices that only at the next token. A stream that has begun ends at once. Under:
+#: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
 LEFT_SECONDS: Final = 10.0
 
-#: Bytes of JSON of the shortest beginning that is worth a detour, and how many are remembered.
+#: Bytes of JSON of the shortest prefix that is worth a detour, and the number of prefixes kept.
 _SHORTEST_PREFIX, _REMEMBERED = 2048, 8192
-#: A prefix's own engine may have so many requests more than the least busy one.
+#: The engine that has a prefix may have so many requests more than the least busy one.
 _DETOUR: Final = 4
-#: No process is started again, and takes a request, within so many seconds of its death.
+#: A process that died is not running and taking requests again within so many seconds.
 _PAUSE: Final = 1.0
-#: Requests whose clients left that an engine remembers.
+#: How many requests whose clients left an engine remembers.
 _LEFT: Final = 64
-#: Seconds of `Retry-After` where no start is forecast; and at most: older SDKs obey no more.
+#: `Retry-After` in seconds if no start is forecast; and its maximum, since older SDKs obey no more.
 _RETRY, _LONGEST_RETRY = 5, 60
 _NEVER: Final = float("inf")
-#: Seconds from an engine's end to its next start, where that was not seen.
+#: Seconds assumed from an engine's end to its next start, if that was not seen.
 _UNSEEN_PAUSE: Final = 2.0
 
 
@@ -45,8 +45,8 @@ _UNSEEN_PAUSE: Final = 2.0
 class Turn:
     """A suspect's turn at an engine.
 
-    ``name``: the fingerprint or the client that is suspected; it has one turn at a time.
-    ``alone``: the engine gets nothing new meanwhile. ``longer``: it goes on after the answer began.
+    ``name``: the suspected fingerprint or client, which has one turn at a time. ``alone``: the
+    engine gets no new request meanwhile. ``longer``: the turn continues after the answer began.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Turn:
 
 @dataclass(eq=False)
 class Present:
-    """A request at an engine, as far as a death asks: what, whose, and how far it had come.
+    """A request at an engine, with the facts that matter at a death.
 
-    ``fingerprint``: see `deny_file`; None where it has no body, and ends no engine. ``begun``:
-    whether a byte of its answer came. ``left_at``: when its client left.
+    ``fingerprint``: see `deny_file`; None without a body, which cannot end an engine. ``begun``:
+    whether a byte of its answer came. ``left_at``: the time at which its client left.
     """
 
     client: str
@@ -71,17 +71,17 @@ class Present:
 
 
 class InFlight(Protocol):
-    """A request at an engine; ``heard_at``: when a byte of its answer last came."""
+    """A request at an engine; ``heard_at`` is when a byte of its answer last came."""
 
     heard_at: float
     present: Present
 
     def abort(self, *, stuck: bool = False) -> None:
-        """End it: the engine died, or is stuck in it."""
+        """End the request: its engine died, or is stuck in it."""
 
 
 class Accusation(NamedTuple):
-    """What a death says of a request or a client: it had its turn, and its answer had begun."""
+    """A death's facts on a request or client: it had its turn, and its answer had begun."""
 
     in_turn: bool
     begun: bool
@@ -89,11 +89,12 @@ class Accusation(NamedTuple):
 
 @dataclass(eq=False)
 class EngineDeath:
-    """The end of one engine's process: who was there, and what was concluded.
+    """The end of one engine's process: the requests that were there, and the conclusions.
 
     ``suspects`` are clients by the fingerprints of their requests that may be the cause,
-    ``accused`` all requests and clients that were there, ``refused`` who was refused for it.
-    ``ended``: a supervisor has seen the process end. ``concluding`` is done once all are suspected.
+    ``accused`` all requests and clients that were there, ``refused`` those that were refused for
+    it. ``ended``: a supervisor has seen the process end. ``concluding`` is done once all are
+    suspected.
     """
 
     engine: int
@@ -106,7 +107,7 @@ class EngineDeath:
     concluding: asyncio.Task[None] | None = None
 
     def accuse(self, who: str, *, in_turn: bool, begun: bool) -> None:
-        """Note a request or a client that was there, beside what is noted of it already."""
+        """Note a request or client that was there, in addition to what was noted of it before."""
         before = self.accused.get(who, Accusation(in_turn=False, begun=False))
         self.accused[who] = Accusation(
             in_turn=in_turn or before.in_turn, begun=begun or before.begun
@@ -114,10 +115,10 @@ class EngineDeath:
 
 
 class RoutedEngine:
-    """One engine, by a number unlike that of any other.
+    """One engine, with a unique number ``index``.
 
-    ``share``: how many requests it takes beside the others' shares; ``host_limit``: bytes of host
-    memory of images in flight to it, None for any.
+    ``share``: its number of requests in proportion to other engines' shares; ``host_limit``: the
+    most bytes of host memory for images of its requests, None for no limit.
     """
 
     def __init__(
@@ -132,40 +133,40 @@ class RoutedEngine:
     ) -> None:
         self.index, self.url, self.key, self.share = index, url.rstrip("/"), key, share
         self.gate, self.host_limit = gate or Gate(), host_limit
-        #: Requests and bytes of images that it has.
+        #: The number of its requests, and the host memory of their images in bytes.
         self.outstanding = self.host_bytes = 0
-        #: Whether it answers, and so gets requests; one that was never asked is taken to answer.
+        #: Whether it answers, and so gets requests; one that was never asked counts as answering.
         self.up = True
-        #: Failed probes in a row, and when the engine first failed to answer one.
+        #: Failed probes in a row, and when the first of them failed.
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
-        #: When a completion last brought a byte, and when anything last did.
+        #: When a completion last brought a byte, and when any answer did.
         self.last_success, self.heard_at = float("-inf"), time.monotonic()
         #: When it was last asked for a token.
         self.last_check = float("-inf")
-        #: Something failed: probe soon.
+        #: Whether something failed, so that it is probed soon.
         self.suspect = True
-        #: Whether the monitor asked it for a token since it last brought one.
+        #: Whether the monitor waits for a token of it.
         self.check_open = False
-        #: When its supervisor, which sees no sign of life, ends it.
+        #: When its supervisor, which sees no sign of life, will end it.
         self.ends_at = _NEVER
-        #: What it has, in the order in which it came.
+        #: Its requests, in the order in which they came.
         self.in_flight: dict[InFlight, None] = {}
-        #: Requests that it seemed to be stuck in at the last look, and when that was.
+        #: Requests in which it seemed to be stuck at the last look, and the time of that look.
         self.doubtful: set[InFlight] = set()
         self.last_examined = float("-inf")
-        #: Tokens that it counted when a question last failed.
+        #: The tokens that it had counted when a probe last failed.
         self.tokens: float | None = None
-        #: Whose turn it is, see `deny_list`.
+        #: The turn that it has, see `deny_list`.
         self.turn_of: Turn | None = None
-        #: Its last death, and when that was: no answer before counts.
+        #: Its last death, and the time of it: answers before do not count.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
-        #: Seconds from its last death until it answered again, or that its start took; 0: unknown.
+        #: Seconds from its last death to its next answer, or of its start; 0 if unknown.
         self.start_seconds = 0.0
-        #: Whether its supervisor let it rest since its death: that is no part of a start.
+        #: Whether its supervisor let it rest since its death: that time is no part of a start.
         self.rested = False
-        #: Requests whose clients went away.
+        #: Requests whose clients have left.
         self.left: deque[Present] = deque(maxlen=_LEFT)
 
     @property
@@ -174,12 +175,12 @@ class RoutedEngine:
 
     @property
     def owes(self) -> bool:
-        """Whether somebody waits for it: clients, or the monitor."""
+        """Whether clients or the monitor wait for an answer."""
         return self.outstanding > 0 or self.check_open
 
     @property
     def back_at(self) -> float:
-        """When it is expected to answer again, by its last start; infinity where nobody knows.
+        """When it will answer again, estimated by its last start; infinity if unknown.
 
         Under: a start that takes longer than the last one.
         """
@@ -191,7 +192,7 @@ class RoutedEngine:
 
     @property
     def serves(self) -> bool:
-        """Whether it takes requests, and has answered one since it died."""
+        """Whether it takes requests, and has answered one since it last died."""
         return self.up and self.answered
 
     @property
@@ -204,14 +205,14 @@ class RoutedEngine:
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """How full one more request would make it for its share, then its units: the least first.
+        """A sort key, the least first: its fullness with one more request, then its units.
 
-        An engine of twice the share gets twice the requests.
+        An engine with twice the share gets twice the requests.
         """
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
-        """Whether it takes requests, and has room for this one beside those it has."""
+        """Whether it takes requests, and has room for one more of this cost."""
         if not self.up or not self.gate.fits(cost):
             return False
         if self.turn_of is not None and (turn is not None or self.turn_of.alone):
@@ -220,14 +221,14 @@ class RoutedEngine:
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
 
     def holds(self, cost: Cost) -> bool:
-        """Whether it holds a request where it has no other."""
+        """Whether an empty engine would hold such a request."""
         units, host_limit = self.gate.units, self.host_limit
         return (units is None or cost.units <= units) and (
             host_limit is None or cost.host_bytes <= host_limit
         )
 
     def succeeded(self) -> None:
-        """A completion brought a byte."""
+        """Note that a completion brought a byte."""
         now = time.monotonic()
         if self.death is not None and not self.answered and not self.rested:
             self.start_seconds = now - self.died_at
@@ -241,10 +242,10 @@ class RoutedEngine:
         self.heard_at = time.monotonic()
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
-        """Note that the engine died or was given up; all requests that were there get one death.
+        """Note that the engine died or was given up; all requests that were there share one death.
 
-        What answers after a death, or takes a request later, is another process, whose death is
-        another one. ``sent_at`` is when the request began that broke off there.
+        A process that answers after a death, or takes a request later, is a new one, with its own
+        death. ``sent_at`` is when the request began that broke off there.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(self.index, time.monotonic())
@@ -252,15 +253,15 @@ class RoutedEngine:
         return self.death
 
     def note_end(self) -> EngineDeath:
-        """A supervisor saw its process end: the death that requests may have met already."""
+        """Note that a supervisor saw its process end: requests may have met that death already."""
         if self.death is not None and self.death.ended:
-            self.death = None  # of the process before
+            self.death = None  # it was the previous process's
         death = self.note_death()
         death.ended = True
         return death
 
     def left_lately(self) -> list[Present]:
-        """Requests that it may have though their clients left: now, or when it failed to answer."""
+        """Requests it may still have though their clients left, now or when it first failed."""
         at = min(time.monotonic(), self.failed_at)
         return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
@@ -270,10 +271,10 @@ class RoutedEngine:
 
 
 class Outage(NamedTuple):
-    """No engine will be up for a while, as its supervisor knows.
+    """A time in which no engine is up, as their supervisor knows.
 
-    ``reason`` is one clause for people; ``until``, by the ``clock``, is when the first engine is
-    started again.
+    ``reason`` is one clause for people; ``until``, by the ``clock``, is when the first engine
+    starts again.
     """
 
     reason: str
@@ -290,15 +291,15 @@ class Outage(NamedTuple):
 
 
 class Fleet:
-    """All engines of a gateway, dead ones too; iterate over it for them."""
+    """All engines of a gateway, also dead ones; iterate over it to get them."""
 
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
-        #: Whether any has a gate: texts hold something there too.
+        #: Whether any has a gate: then texts reserve tokens, too.
         self.gated = any(engine.gate.units is not None for engine in engines)
-        #: Why none will be up for a while, where that is known.
+        #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None
-        #: The engine whose cache has a beginning, by its hash; the newest last.
+        #: The engine whose cache has a prefix, by the prefix's hash; the newest last.
         self._homes: OrderedDict[bytes, RoutedEngine] = OrderedDict()
 
     def __iter__(self) -> Iterator[RoutedEngine]:
@@ -309,7 +310,7 @@ class Fleet:
 
     @property
     def open(self) -> int:
-        """How many take requests."""
+        """The number of engines that take requests."""
         return sum(engine.up for engine in self.engines)
 
     @property
@@ -322,7 +323,7 @@ class Fleet:
 
     @property
     def retry_seconds(self) -> int:
-        """Seconds after which to ask again where none serves: the first engine's next start."""
+        """Seconds after which to try again while none serves: to the first engine's next start."""
         if self.outage is not None:
             return self.outage.seconds_left
         now = time.monotonic()
@@ -332,9 +333,9 @@ class Fleet:
     def best(
         self, cost: Cost, turn: Turn | None = None, prefixes: Sequence[bytes] = ()
     ) -> RoutedEngine | None:
-        """The least busy engine that has room for so much, and for a turn; None where none has.
+        """The least busy engine that has room for the cost, and for a turn; None if none has.
 
-        The engine of the longest prefix that is known goes first, if it is not much busier.
+        The engine with the longest known prefix is preferred, if it is not much busier.
         """
         fitting = [engine for engine in self.engines if engine.fits(cost, turn)]
         best = min(fitting, key=lambda engine: engine.rank, default=None)
@@ -353,14 +354,14 @@ class Fleet:
         return best
 
     def dead(self) -> Refusal:
-        """What clients are told while no engine is up."""
+        """The refusal for clients while no engine is up."""
         if self.outage is None:
             return Refusal("engine_unavailable", retry_after=self.retry_seconds)
         return Refusal("engine_resting", why=self.outage.message, retry_after=self.retry_seconds)
 
 
 def prefixes_of(body: JsonObject) -> list[bytes]:
-    """Hashes of a request up to each message, the short ones left out."""
+    """Hashes of a request's prefixes, one up to each message; short prefixes are left out."""
     state = blake2b(digest_size=16)
     hashes, length = [], 0
     messages = body.get("messages")

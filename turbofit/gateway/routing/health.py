@@ -1,20 +1,20 @@
-"""Do completions still work? Seen from traffic, and asked for where there is none.
+"""Watches whether completions still work: seen from traffic, or tested if there is none.
 
 LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion cannot. An
 engine may also be stuck in single requests, which its progress tells apart from slow ones:
 
-- A stream of which nothing has come for long, while the engine brought others their tokens for as
-  long and nothing waits in its queue: each sequence that runs gets a token a step, so that this one
-  does not run any more.
-- An answer that has not begun for long, while the engine itself counts no request that runs or
-  waits: it has lost this one, or its preparation never ends. LMDeploy counts a request only
-  once its images are prepared, which takes seconds.
+- A stream is stuck if nothing of it has come for long, while the engine sent others tokens for as
+long and nothing waits in its queue: each sequence that runs gets a token a step, so this one does
+not run any more.
+- An answer that has not begun for long is stuck if the engine itself counts no request that runs or
+waits: it has lost this one, or its preparation never ends. LMDeploy counts a request only once its
+images are prepared, which takes seconds.
   Source: lmdeploy core/async_engine.py::AsyncEngine `handle.async_stream_infer(`
 
-A request is ended where either is so at two looks. What waits in the engine's queue, or is evicted
-from its cache for others, is slow and not stuck, however long it takes. Under: an answer in one
-piece shows no token, so that one which is stuck beside others that run is found only when those
-have ended.
+A request is ended if either holds at two looks. A request that waits in the engine's queue, or is
+evicted from its cache for others, is slow and not stuck, however long it takes. Under: an answer in
+one piece shows no token, so one that is stuck beside running requests is found only when those have
+ended.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def healthy(engines: Iterable[RoutedEngine]) -> bool:
 
 
 def trouble(outage: Outage | None, word: str = "status") -> Document:
-    """What `/health` says where no engine serves, of a model alone and, as a state, of several."""
+    """The part of `/health` while no engine serves: a model's ``status``, or its ``state``."""
     if outage is None:
         return {word: "unavailable"}
     return {word: "resting", "message": outage.message}
@@ -59,9 +59,9 @@ class Monitor:
 
     An engine is probed with a completion of one text token when it has been idle for long, when
     something failed, and when it owes answers but sends nothing. Three failures in a row take it
-    out, and end what still waits for it; one success brings it back. ``changed`` is called at both.
-    Where a probe is not answered in time the engine may be slow: it is taken out once it has
-    brought nobody anything for `GatewayConfig.hung_seconds`, and no token that it counts moved.
+    out, and end its requests; one success brings it back. ``changed`` is called at both. If a probe
+    is not answered in time the engine may only be slow: it is taken out once it has sent nothing to
+    anybody for `GatewayConfig.hung_seconds`, and its own count of tokens has not moved.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Monitor:
         self._tasks = [asyncio.ensure_future(self._watch(engine)) for engine in self._looks]
 
     async def stop(self) -> None:
-        # Not by cancelling alone: before Python 3.12 `wait_for` may swallow that.
+        # Not only by cancelling, which `wait_for` may swallow before Python 3.12.
         self._stopped = True
         self.look()
         for task in self._tasks:
@@ -92,20 +92,20 @@ class Monitor:
             event.set()
 
     def suspect(self, engine: RoutedEngine) -> None:
-        """A request failed there."""
+        """Note that a request failed there."""
         engine.suspect = True
         self._looks[engine].set()
 
     def ask_now(self, engine: RoutedEngine) -> None:
-        """It is said to answer again: ask it without the pause after failures."""
+        """Probe it now, without the pause after failures: it is said to answer again."""
         engine.last_check = float("-inf")
         self.suspect(engine)
 
     def doubt(self, engine: RoutedEngine) -> None:
-        """It broke off, was not reached, or its loop has ended.
+        """Note that it broke off, was not reached, or its loop has ended.
 
-        It gets nothing new until it answers. What it has is not ended: each of its connections
-        finds out for itself, and some may live.
+        It gets no new request until it answers. Its requests are not ended: each connection finds
+        out for itself, and some may live.
         """
         if engine.up:
             engine.up = False
@@ -117,8 +117,8 @@ class Monitor:
         look, loop = self._looks[engine], asyncio.get_running_loop()
         while not self._stopped:
             look.clear()
-            # By `gather`, so that neither a bug of ours ends the watch, nor the cancellation of
-            # something that a question waits for.
+            # By `gather`, so that the watch is ended neither by a bug of ours, nor by the
+            # cancellation of something that a probe waits for.
             (exc,) = await asyncio.gather(self._check(engine), return_exceptions=True)
             if exc is not None:
                 loop.call_exception_handler({"message": "a bug in the watch", "exception": exc})
@@ -132,7 +132,7 @@ class Monitor:
         await self._examine(engine)
 
     async def _examine(self, engine: RoutedEngine) -> None:
-        """End what the engine has been stuck in at two looks."""
+        """End requests in which the engine has been stuck at two looks."""
         now, patience = time.monotonic(), self._config.stuck_seconds
         if now - engine.last_examined < self._config.retry_seconds:
             return
@@ -168,7 +168,7 @@ class Monitor:
         except (asyncio.TimeoutError, TimeoutError):
             works = in_time = False
         if works and engine.dead_since(began):
-            return  # the process answered that has died since
+            return  # the process that answered has died since
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
@@ -182,7 +182,7 @@ class Monitor:
             self._take_out(engine)
 
     async def _moves(self, engine: RoutedEngine) -> bool:
-        """Whether it has counted tokens since it last did not answer a question."""
+        """Whether it has counted more tokens than when a probe last failed."""
         load = await self._load(engine)
         before, engine.tokens = engine.tokens, None if load is None else load.tokens
         return before is not None and engine.tokens is not None and engine.tokens > before
@@ -204,7 +204,7 @@ class Monitor:
 
 
 class EngineLoad(Struct):
-    """What an engine says of itself; ``tokens`` are all that it ever read or wrote."""
+    """An engine's own figures; ``tokens`` counts all that it ever read or wrote."""
 
     running: int
     queued: int
@@ -212,7 +212,7 @@ class EngineLoad(Struct):
 
 
 def engine_load(page: str) -> EngineLoad | None:
-    """What LMDeploy's metrics page says; None where it says nothing of it."""
+    """The figures on LMDeploy's metrics page; None if they are missing."""
     total = parse_page(page).total
     running = total("lmdeploy:num_requests_running")
     queued = total("lmdeploy:num_requests_waiting")
@@ -226,7 +226,7 @@ def engine_load(page: str) -> EngineLoad | None:
 def stuck_requests(
     requests: Collection[InFlight], load: EngineLoad | None, now: float, patience: float
 ) -> set[InFlight]:
-    """Requests that an engine seems to be stuck in; ``load`` None: the engine does not tell."""
+    """Requests in which an engine seems to be stuck; ``load`` is None if it is unknown."""
     newest = max(
         (request.heard_at for request in requests if request.present.begun), default=float("-inf")
     )

@@ -1,4 +1,4 @@
-"""From a prepared request to its answer: a place at an engine, another one where that is gone."""
+"""Brings a prepared request to an engine and its answer back; a lost engine is replaced."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 
     HeaderList = list[tuple[bytes, bytes]]
 
-#: Engines that may not be reached, one after the other: with the gateway's own network gone each
-#: would cost its client a timeout.
+#: The most unreachable engines that are tried one after another: if the gateway's own network is
+#: gone, each of them costs the client a timeout.
 _MOST_ENGINES: Final = 16
-#: Seconds that a turn alone waits for what the engine has to begin its answer, and between looks.
+#: Seconds that a turn alone waits until the engine's other answers have begun, and between looks.
 _LONGEST_WAIT, _LOOK = 30.0, 0.02
 _LARGEST_ANSWER: Final = 64 << 20
-#: An event longer than this is passed on in pieces.
+#: Bytes above which an event is passed on in pieces.
 _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
-#: Seconds that a turn lasts on after the answer began, where that is not enough to clear it.
+#: Seconds that a turn continues after the answer began, if that does not clear the request.
 _LONGER: Final = 10.0
-#: An event of a stream, and how many bytes at the end of an answer may hold its usage.
+#: The beginning of a stream's event, and the last bytes of an answer, which may hold its usage.
 _DATA: Final = b"data: {"
 _TAIL: Final = 4096
-#: How a stream begins whose engine is out of order.
+#: The beginnings of a stream from an engine that is out of order.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
-#: What LMDeploy's server answers, with 503 or in an event, once its engine's loop has ended: the
-#: server lives on. Over: LMDeploy says so of a session or a queue that is gone, too; an engine that
-#: lives is back once it answers a probe. lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
+#: The message of LMDeploy's server, with 503 or in an event, after its engine's loop has ended: the
+#: server lives on. Over: LMDeploy also says this of a lost session or queue; an engine that lives
+#: is back once it answers a probe. lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
 _UNAVAILABLE: Final = b"The inference engine is unavailable."
-#: An event whose error has this message and no more. Quotes that a model or a client wrote are
-#: escaped there.
+#: An event whose error has exactly this message. Quotes that a model or a client wrote are escaped
+#: there.
 _UNAVAILABLE_EVENT: Final = re.compile(
     rb'(?:\A|(?<=\n\n))(?:event: [\w.]+\n)?data: \{[^\n]*?"error": ?\{[^{}\n]*"message": ?"'
     + re.escape(_UNAVAILABLE)
     + b'"'
 )
-#: Events of the Responses API that the engine's output makes; LMDeploy's server sends the others
-#: without it. And those that tell of an error.
+#: Events of the Responses API that come from the engine's output; LMDeploy's server sends the
+#: others without it. And the events that report an error.
 _GENERATED: Final = re.compile(
     rb"(?:\A|\n\n)event: response\.[\w.]*(?:delta|completed|incomplete)\n"
 )
@@ -82,11 +82,11 @@ class Exchange(ForwardOutcome):
         self._task = asyncio.current_task()
         self.heard_at = time.monotonic()
         self._death: EngineDeath | None = None
-        #: The engine lives, and sent nothing of this answer; it answered that it cannot serve.
+        #: The engine lives but sent nothing of this answer; or it answered that it cannot serve.
         self._stuck = self._failed = False
 
     async def run(self) -> None:
-        """Send the request and pass the answer on; `Unreachable` where it was never sent."""
+        """Send the request and pass the answer on; `Unreachable` if it was never sent."""
         engine, left = self._engine, False
         engine.in_flight[self] = None
         self.present.sent_at, self.present.begun = self.heard_at, False
@@ -101,7 +101,7 @@ class Exchange(ForwardOutcome):
             self._note_break()
             await self._end_broken()
         except asyncio.CancelledError:
-            if not self.broken:  # by `abort`
+            if not self.broken:  # not cancelled by `abort`
                 left = True
                 if not engine.dead_since(self.present.sent_at):
                     self.present.left_at = time.monotonic()
@@ -115,22 +115,22 @@ class Exchange(ForwardOutcome):
             self._leave(left)
 
     def _leave(self, left: bool) -> None:
-        """Give the place back, and tell the monitor what was seen of the engine."""
+        """Give the place back, and tell the monitor what was observed of the engine."""
         engine, by = self._engine, self._by
-        # A connection may break while the engine lives, and goes on with the request.
+        # A connection may break while the engine lives and continues with the request.
         goes_on = self._stuck or (not self.present.begun and (left or self.broken))
         self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
         if self.broken or self._failed:
             by.monitor.suspect(engine)
-            # One that broke off before a byte came is starting again, or about to: where others
-            # are up, it would be asked first, having nothing, and break off every request.
+            # One that broke off before a byte came is starting again, or about to: while others are
+            # up it would be chosen first, being empty, and break off every request.
             unbegun = self.broken and not self.started and not self._stuck
             if unbegun and by.fleet.open > engine.up:
                 by.monitor.doubt(engine)
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def abort(self, *, stuck: bool = False) -> None:
-        """The engine was given up, or is stuck in this request: stop waiting for it."""
+        """Stop waiting for the engine: it was given up, or is stuck in this request."""
         if self._task is not None and not self.broken:
             self._stuck = stuck
             self._note_break()
@@ -151,7 +151,7 @@ class Exchange(ForwardOutcome):
         self.heard_at = self._engine.heard_at
 
     def _succeeded(self) -> None:
-        """The engine answered; what lay in a socket when it died tells of no other process."""
+        """Note an answer; a dead engine's late bytes say nothing of the next process."""
         if not self._engine.dead_since(self.present.sent_at):
             self._engine.succeeded()
 
@@ -160,7 +160,7 @@ class Exchange(ForwardOutcome):
         response = await by.upstream.open(
             self._engine, route.method, route.path, request.body or None, sent_headers(request)
         )
-        by.bodies.forget(request)  # nobody else is asked from now on
+        by.bodies.forget(request)  # no other engine is asked from now on
         try:
             self.status = response.status
             self._failed = response.status >= 500
@@ -170,11 +170,11 @@ class Exchange(ForwardOutcome):
             else:
                 await self._whole(response, kind)
         finally:
-            # Unread answers close the connection, which is how the engine learns to stop.
+            # An unread answer closes the connection, which tells the engine to stop.
             response.close() if not response.content.at_eof() else response.release()
 
     async def _stream(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """Whole events as they come, so that a broken stream can still end with one."""
+        """Pass whole events on as they come, so that a broken stream can still end with one."""
         content, rest = response.content, b""
         while data := await content.readany():
             if rest or not data.endswith(b"\n\n"):
@@ -187,7 +187,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _take(self, events: bytes, kind: str) -> None:
-        """Pass whole events on; none where only a part of one came."""
+        """Pass whole events on; ``events`` is empty if only a part of one came."""
         end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
         if end is not None:
             events = events[: end.start()]
@@ -224,7 +224,7 @@ class Exchange(ForwardOutcome):
             self._failed = True
             return
         self._succeeded()
-        # All images are behind it; of several copies the first byte tells only about one.
+        # All images are encoded by now; with several copies the first byte shows only one of them.
         if self._request.prepared.cost.copies == 1:
             self._place.begin()
             if self._place.turn is not None and self._place.turn.longer:
@@ -239,14 +239,14 @@ class Exchange(ForwardOutcome):
             self._place.end_turn()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """An answer in one piece, kept back until it is whole."""
+        """Pass on an answer in one piece, which is kept until it is complete."""
         data = bytearray()
         while chunk := await response.content.readany():
             data += chunk
             self.present.begun = True
             self._hear()
             if len(data) > _LARGEST_ANSWER:
-                # 422: clients would try again after a 5xx.
+                # 422, since clients would try again after a 5xx.
                 raise Refusal("answer_too_large", most=_LARGEST_ANSWER)
         if response.status == 503 and _UNAVAILABLE in data:
             self.present.begun = False
@@ -270,7 +270,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _in_form(self, body: bytes) -> bytes:
-        """An engine's error as its client's API has errors, and in turbofit's words."""
+        """An engine's error in the form of the client's API, and in turbofit's words."""
         request, api = self._request, self._route.api
         lacks_grammar = request.prepared.lacks_grammar
         refusal = of_engine(api, self.status, body, lacks_grammar=lacks_grammar)
@@ -286,7 +286,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """An error event where the stream had begun, else a refusal once all are suspected."""
+        """End a begun stream with an error event, else raise a refusal once all are suspected."""
         fleet, key = self._by.fleet, "engine_died:stuck" if self._stuck else "engine_died"
         refusal = Refusal(key, retry_after=_RETRY_DIED if fleet.open else fleet.retry_seconds)
         if not self.started:
@@ -298,7 +298,7 @@ class Exchange(ForwardOutcome):
 
 
 def _events(data: bytes) -> tuple[bytes, bytes]:
-    """What ends in whole events, and the rest."""
+    """The whole events of the data, and the rest."""
     at = data.rfind(b"\n\n")
     if at < 0:
         return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
@@ -306,7 +306,7 @@ def _events(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _with_image_tokens(body: bytes, tokens: int) -> bytes:
-    """A count of the text's tokens with those of the images."""
+    """The engine's count of text tokens, with the tokens of images added."""
     try:
         document = msgspec.json.decode(body)
         document["input_tokens"] += tokens
@@ -319,9 +319,10 @@ def _with_image_tokens(body: bytes, tokens: int) -> bytes:
 class RequestForwarder:
     """Forwards requests to engines.
 
-    A request goes to another engine where its own could not be reached: that one never had it, and
-    gets nothing new. Who was at a death gets 503 and may ask again. An engine that answers, with an
-    error too, has answered, but for LMDeploy's 503 of an engine whose loop has ended.
+    A request goes to another engine if its own could not be reached: that one never received it,
+    and gets no new request. A request that was at a death gets 503 and may be sent again. Any
+    answer of an engine counts as an answer, also an error, except LMDeploy's 503 after its loop has
+    ended.
     """
 
     fleet: Fleet
@@ -346,21 +347,21 @@ class RequestForwarder:
             try:
                 return await exchange.run()
             except Unreachable as exc:
-                # Nobody was asked: whoever comes next gets another engine.
+                # It was not sent: the next requests get another engine.
                 self.monitor.doubt(engine)
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
-                # An equal request may be what it died of.
+                # The engine may have died of an equal request.
                 await _concluded(self.deny_list.nothing_listens(engine) if exc.ended else None)
         raise self.fleet.dead()
 
     async def _take(self, request: RequestContext, present: Present) -> Place:
-        """A place at an engine, beside others, or in a suspect's turn."""
+        """A place at an engine, beside other requests, or in a suspect's turn."""
         cost, prefixes = request.prepared.cost, request.prefixes
         while True:
             turn = await self.deny_list.turn(present)
             place = await self.admission.admit(request.who, cost, turn, prefixes)
             try:
-                # Much may have become known while it waited.
+                # More may be known than before the wait.
                 now = await self.deny_list.turn(present)
                 same = (now and now.name) == (turn and turn.name)
                 if same and turn is not None and now is not None:

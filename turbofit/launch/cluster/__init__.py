@@ -1,1 +1,1 @@
-"""Engines on several machines, placed and kept by Ray."""
+"""Engines on several machines, placed and restarted by Ray."""

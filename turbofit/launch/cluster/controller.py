@@ -1,8 +1,9 @@
-"""`turbofit serve --cluster ray`: a node is a `turbofit serve`, kept by an actor; this is the loop.
+"""The controller of `turbofit serve --cluster ray`; each node is a `turbofit serve` of an actor.
 
-It measures and plans, has each node's actor serve its plan, tells the front where nodes are, plans
-for nodes that join, and forgets those that leave. Its state is a file and what the actors say:
-killed and started again within the servers' lease, it goes on with what still serves.
+It measures and plans, has each node's actor serve its plan, tells the front the nodes' addresses,
+plans for nodes that join, and forgets those that leave. Its state is a file and the actors'
+reports: a controller that is killed and restarted within the servers' lease continues with what
+still serves.
 """
 
 from __future__ import annotations
@@ -52,28 +53,28 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 _TICK, _POST_SECONDS = 0.2, 1.0
-#: Other fronts have so long to hear of a node that has changed before the next one does.
+#: Seconds in which other fronts hear of a changed node, before the next node changes.
 _FRONTS_SECONDS: Final = 3.0
-#: Seconds until an unfit node is tried again; sooner where it only has no free GPU.
+#: Seconds until an unfit node is tried again; fewer if it only has no free GPU.
 _AGAIN_SECONDS: Final = 600.0
 _NO_GPU_SECONDS: Final = 15.0
 #: Seconds until a killed server's node is measured again: the driver may still hold its memory.
 _KILLED_SECONDS: Final = 5.0
-#: Seconds that the first plan waits until all nodes are measured; the others join later.
+#: Seconds that the first plan waits for measurements of all nodes; late nodes join afterwards.
 _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
-#: Seconds that servers have to end, beside those of the drain, and actors to hear of it.
+#: Seconds beside the drain in which servers must end, and seconds for actors to hear of it.
 _LAST_SECONDS: Final = 20.0
 _HEAR_SECONDS: Final = 5.0
-#: States of a node that has a plan and a server of it; and of one without GPUs.
+#: States of a node with a plan and a server for it, and states of a node without GPUs.
 _WITH_PLAN: Final = ("starting", "serving")
 _EMPTY: Final = ("unfit", "drained")
 
 
 class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/3"):
-    """What the next controller goes on with; ``at`` is when it was written.
+    """The state from which the next controller continues; ``at`` is the time of writing.
 
-    ``request`` is what `serve` was asked, in words. ``plan`` has what each node serves now,
+    ``request`` is the request of `serve`, in words. ``plan`` has what each node serves now,
     ``outdated`` are ids of nodes that serve an older plan.
     """
 
@@ -89,16 +90,16 @@ class _Saved(Struct, tag_field="schema", tag="turbofit.cluster-state/3"):
 class NodeState:
     """One node and its state in this run.
 
-        joining   what served there ends, its actor measures it, then it is planned
-        starting  its server starts
-        serving   the front sends requests there
-        draining  the front sends nothing new, its server ends in order; then it is ``after``:
-                  joining for another plan, or
-        unfit     it cannot serve, and joins again once its time is over (``until``)
-        drained   it serves nothing until it leaves Ray and joins again
+     joining   its old server ends, its actor measures it, then it is planned
+     starting  its server starts
+     serving   the front sends requests there
+     draining  the front sends nothing new, its server ends normally; then it is ``after``:
+               joining for another plan, or
+     unfit     it cannot serve, and joins again after the time ``until``
+     drained   it serves nothing until it leaves Ray and joins again
 
-    ``version`` is that of the cluster's plan under which the node was planned. ``killed_at`` is
-    when its server was killed last. ``pending`` is the question that the actor has not answered.
+    ``version`` is that of the cluster's plan for which the node was planned. ``killed_at`` is when
+    its server was last killed. ``pending`` is the call that the actor has not answered.
     """
 
     ray: Node
@@ -123,18 +124,18 @@ class NodeState:
 
     @property
     def open(self) -> bool:
-        """Whether its planned server answers."""
+        """Whether its server is open and serves the planned plan."""
         return self.report.state == "open" and self.report.digest == self.digest
 
     @property
     def failed(self) -> str:
-        """Why the server of its plan cannot serve; empty where it can, or may."""
+        """The reason why its plan's server cannot serve; empty if it can, or may still."""
         report = self.report
         return report.why if report.state == "unfit" and report.digest == self.digest else ""
 
     @property
     def known(self) -> Node:
-        """The node as it was measured, or why it serves nothing."""
+        """The node as it was measured, or the node with the reason why it serves nothing."""
         if self.node is not None and self.after != "drained":
             return self.node
         return replace(self.ray, why_not=self.why or "it was not measured in time")
@@ -146,9 +147,9 @@ class NodeState:
 class Controller:
     """All nodes of a run, and the front before them.
 
-    ``plan`` is in force, ``version`` is its number, and ``changes`` what `cluster change` has made
-    another of the request. ``before`` is what was in force until a change began that is under way,
-    ``given_up`` why the last change did not hold. ``room`` is the name as folders may have it.
+    ``plan`` is in force, ``version`` is its number, and ``changes`` are the request's options that
+    `cluster change` has replaced. During a change, ``before`` is the plan that it replaces;
+    ``given_up`` is why the last change failed. ``room`` is the name in a form for folders.
     """
 
     plan: ClusterPlan
@@ -170,12 +171,12 @@ class Controller:
         self.version, self.given_up = 0, ""
         self.nodes: dict[str, NodeState] = {}
         self.events: deque[str] = deque(maxlen=_MOST_EVENTS)
-        #: What the board was told last, and gives questions for.
+        #: The call that posted to the board last, which returns the board's questions.
         self._posted: Any = None
 
     def say(self, text: str) -> None:
         self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
-        with suppress(OSError, ValueError):  # nobody may listen any more
+        with suppress(OSError, ValueError):  # the output may be closed
             self._say(text)
 
     def begin(self) -> None:
@@ -206,7 +207,7 @@ class Controller:
         return plan_cluster(request, Cluster(source=source, nodes=nodes))
 
     def resume(self) -> bool:
-        """Go on with what an earlier controller of the same request has left; whether it did."""
+        """Continue with what an earlier controller of this request left; returns whether it did."""
         saved = self.state.read()
         if saved is None or saved.request != _words_of(self.config):
             return False
@@ -231,7 +232,7 @@ class Controller:
         return True
 
     def follow(self, board: Any, on_open: Callable[[list[str]], None]) -> signal.Signals:
-        """Serve until a signal comes, or nothing is left to serve with.
+        """Serve until a signal comes, or no node is left that could serve.
 
         Raises:
             LaunchError: no node serves any more.
@@ -264,17 +265,17 @@ class Controller:
 
     @property
     def hopeless(self) -> str:
-        """Why nothing serves or will; empty where something does."""
+        """The reason why nothing serves or will; empty if a node does or may."""
         unfit = [node.why for node in self.nodes.values() if node.state == "unfit"]
         empty = all(node.state in _EMPTY for node in self.nodes.values())
         return unfit[0] if unfit and empty else ""
 
     def end(self) -> None:
-        """End all servers in order, and free all GPUs; a lost actor's server ends by its lease."""
+        """End all servers normally, and free all GPUs; a lost actor's server ends by its lease."""
         calls = [(n, n.actor.end.remote()) for n in self.nodes.values() if n.actor is not None]
         now = time.monotonic()
         heard, end = now + _HEAR_SECONDS, now + self.config.timing.drain + _LAST_SECONDS
-        # Even an urgent end waits until actors know: servers would serve on.
+        # Even an urgent end waits until actors know, or their servers would continue.
         left = []
         for node, call in calls:
             answer = ray_adapter.outcome(call, max(0.0, heard - time.monotonic()))
@@ -288,7 +289,7 @@ class Controller:
             self._free(node)
 
     def _look(self) -> None:
-        """Who has come, who is leaving, who has gone."""
+        """Update the nodes: those that have come, are leaving, or have left."""
         alive = self._connection.watched()
         for identity in self.nodes.keys() - alive.keys():
             self.say(f"node {self.nodes.pop(identity).name} has left the cluster")
@@ -302,11 +303,11 @@ class Controller:
                 self._join(self.nodes[identity])
 
     def _join(self, node: NodeState, gpus: int = 0) -> None:
-        """Take so many GPUs of a node, or all that are free, and measure it."""
+        """Take ``gpus`` GPUs of a node, or with 0 all free ones, and measure it."""
         node.version = self.version
         if gpus := gpus or node.ray.free:
             self._take(node, gpus)
-            node.actor.end.remote()  # what an earlier run has left
+            node.actor.end.remote()  # a server that an earlier run has left
             node.node = None
             node.be("joining")
         else:
@@ -328,7 +329,7 @@ class Controller:
         node.gpus, node.report, node.digest = 0, NodeReport(), ""
 
     def _hear(self) -> list[NodeState]:
-        """Take actors' answers without a wait, and ask again; nodes whose actors are gone."""
+        """Read actors' answers without waiting, and ask again; returns nodes whose actor ended."""
         lost = []
         for node in self.nodes.values():
             if node.actor is None:
@@ -367,7 +368,7 @@ class Controller:
             self._join(node)
 
     def _drained(self, node: NodeState) -> None:
-        """A node's requests have ended: it joins again, or gives its GPUs back."""
+        """Let a node whose requests have ended join again, or give its GPUs back."""
         if node.after == "joining":
             node.node = None
         else:
@@ -376,7 +377,7 @@ class Controller:
         node.be(node.after, node.why, _AGAIN_SECONDS)
 
     def _settle(self, node: NodeState, measured: Node) -> None:
-        """Have a node serve its plan under the promise, or say why it cannot."""
+        """Have a node serve a plan that keeps the promise, or say why it cannot."""
         node.version = self.version
         request = self.config.request.changed(**self.changes)
         if node.margin is not None:
@@ -389,7 +390,7 @@ class Controller:
         if planned.plan is None:
             self._unfit(node, planned.why_not)
         elif len(planned.gpus()) < node.gpus:
-            # The cards that the plan leaves go back; which of them stay is Ray's to say.
+            # The cards that the plan does not use go back; Ray decides which of them stay.
             self._join(node, len(planned.gpus()))
         else:
             self.serve(node, planned)
@@ -404,7 +405,7 @@ class Controller:
         node.be("starting")
 
     def _failed(self, node: NodeState) -> None:
-        """A node's server does not start, or has ended for good."""
+        """React to a node's server that does not start, or has ended for good."""
         plan, code, now = node.plan and node.plan.plan, node.report.exit_code, time.monotonic()
         if not code and now - node.killed_at > _AGAIN_SECONDS:
             node.killed_at = now
@@ -416,7 +417,7 @@ class Controller:
             self._unfit(node, node.failed)
 
     def _unfit(self, node: NodeState, why: str) -> None:
-        """A node cannot serve; one that another plan counts on brings the plan before back."""
+        """Let go of a node that cannot serve; a new plan that counts on it is taken back."""
         planned = self.plan.node(node.ray.id)
         if self.before is None or planned is None or planned.plan is None:
             self._let_go(node, "unfit", why)
@@ -428,7 +429,7 @@ class Controller:
         self._let_go(node, "joining", "the plan before is in force again")
 
     def drain(self, node: NodeState, why: str = "it is to leave") -> None:
-        """Send a node nothing new, and end its server in order; it serves nothing then."""
+        """Send a node no new request, and end its server normally; it serves nothing afterwards."""
         if node.after != "drained":
             self._let_go(node, "drained", why)
 
@@ -440,10 +441,10 @@ class Controller:
         ends = "finishes what it has" if node.open else "does not serve"
         self.say(f"node {node.name} {ends}: {why}")
 
-    # From one plan to another: a node at a time, whose plan is not of the one in force.
+    # A change of plan goes node by node: the next one has a plan that is not in force.
 
     def _change_next(self) -> None:
-        """The next node leaves the front, once fronts have the last one that has changed."""
+        """Let the next node leave the front, once all fronts know the last changed one again."""
         serving = [node for node in self.nodes.values() if node.state == "serving"]
         if self._returning() or any(node.until > time.monotonic() for node in serving):
             return
@@ -454,7 +455,7 @@ class Controller:
             self.say(f"the plan has changed: {self.plan.promise}")
 
     def _returning(self) -> list[NodeState]:
-        """Nodes whose server ended, or was killed, and which do not serve again yet."""
+        """Nodes whose server ended, or was killed, and does not serve again yet."""
         return [node for node in self.nodes.values() if node.after == "joining"]
 
     def _outdated(self) -> list[NodeState]:
@@ -463,7 +464,7 @@ class Controller:
 
     @property
     def change(self) -> str:
-        """How far a change has come, or why the last one did not hold."""
+        """The progress of a change, or why the last one failed."""
         if self.before is None:
             return self.given_up
         nodes = [node for node in self.nodes.values() if node.state not in _EMPTY]
@@ -471,12 +472,12 @@ class Controller:
         return f"{done} of {len(nodes)} nodes have the new plan"
 
     def has_front(self, node: NodeState) -> bool:
-        """Whether the front sends requests to a node's present server."""
+        """Whether the front sends requests to a node's current server."""
         front_node = self.front.call(lambda front: front.nodes.get(node.name))
         return front_node is not None and front_node.up and front_node.url == node.report.url
 
     def answer(self, question: Document) -> Document:
-        """What another command is told; an error where it is refused, and nothing has changed."""
+        """The answer to another command; an error if it is refused, and then nothing changes."""
         try:
             if question.get("kind") == "drain":
                 node = self._named(str(question.get("node", "")))
@@ -490,7 +491,7 @@ class Controller:
 
     def _change(self, changes: Document) -> str:
         if self.before or self._outdated() or self._returning():
-            # A node that is being measured would be planned for as if it had left.
+            # A node that is being measured would count as if it had left.
             hint = "see turbofit cluster status, and wait"
             raise LaunchError("a change is under way already, or a node comes back", hint=hint)
         target = self._plan_all(self.config.request.changed(**changes), self.plan.source)
@@ -504,7 +505,7 @@ class Controller:
         return f"{target.verdict}; {note} either plan's limits"
 
     def _named(self, name: str) -> NodeState:
-        """The node with this name, address or beginning of an id."""
+        """The node with this name or address, or whose id begins so; a `UsageError` otherwise."""
         nodes = [
             node for node in self.nodes.values() if name
             and name in (node.name, node.ray.name, node.ray.address, node.ray.id[: len(name)])
@@ -544,7 +545,7 @@ class Controller:
         self._posted = board.post.remote(page, answers)
 
     def status(self, front: Front) -> ClusterStatus:
-        """All of it, for people; runs in the front's loop."""
+        """The whole state, for people; call it in the front's loop."""
         nodes = []
         for node in self.nodes.values():
             front_node, plan = front.nodes.get(node.name), node.plan and node.plan.plan
@@ -570,7 +571,7 @@ class Controller:
         )  # fmt: skip
 
     def _served(self) -> ClusterPlan:
-        """The plan in force, with what each node serves now."""
+        """The plan in force, with the plan that each node serves now."""
         nodes = tuple(node.plan for node in self.nodes.values() if node.plan is not None)
         return replace(self.plan, nodes=nodes)
 
@@ -582,7 +583,7 @@ def serve_cluster(
     say: Callable[[str], None],
     on_open: Callable[[list[str]], None],
 ) -> signal.Signals:
-    """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread."""
+    """Measure, plan, launch, and serve until a signal. Call it in the main thread."""
     with ray_adapter.connected(config.address) as connection:
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(connection, config, stop, say)
@@ -605,14 +606,14 @@ def serve_cluster(
             front.stop(drain=not stop.urgent)
             if stop.signal is not None:
                 controller.say(f"stopping: {stop.signal.name}")
-            with suppress(Exception):  # Ray may be gone: nodes end by their lease
+            with suppress(Exception):  # Ray may be gone: then nodes end by their lease
                 controller.end()
             controller.state.forget()
             stop.abrupt = stop.signal is None
 
 
 def _words_of(config: ClusterServeConfig) -> str:
-    """A request in words: a controller goes on with what another has left of the same one."""
+    """A text of a request: a controller continues only what one with an equal text has left."""
     given = {name: value for name, value in config.request.given().items() if name != "model"}
     return repr((_model_name(config), sorted(given.items()), config.node_words))
 

@@ -1,9 +1,9 @@
 """The Ray actor of a node: it starts a `turbofit serve` there, and adopts one that runs already.
 
-Files in the node's state folder are what the next actor knows, where Ray starts this one again:
-``wanted.json`` names the plan that is to run; ``lock`` names the one that runs, and the server's
-processes hold it locked; a plan's server serves as long as its ``lease-…`` is there and renewed. So
-no request is lost when the actor dies, and no server lives on without one.
+Files in the node's state folder inform the next actor, if Ray starts this one again:
+``wanted.json`` names the plan that is to run; ``lock`` names the plan that runs, and the server's
+processes hold it locked; a plan's server serves as long as its ``lease-…`` exists and is renewed.
+So no request is lost when the actor dies, and no server lives on without an actor.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from turbofit.launch.cluster.ray_adapter import server_words
 from turbofit.launch.serve.leases import is_held
 
 _TICK: Final = 0.25
-#: A shell's exit code is larger where a signal ended the process.
+#: A shell's exit code is larger than this if a signal ended the process.
 _SIGNALLED: Final = 128
 _LAST_BYTES: Final = 4096
-#: A worker of Ray that ends in order kills its children. So the server is a grandchild, whose exit
-#: code the shell between them writes down.
+#: A worker of Ray that ends normally kills its children. So the server is a grandchild, and the
+#: shell between them writes its exit code down.
 _BETWEEN: Final = '"$@"; echo $? > code'
 
 
 class NodeReport(Struct):
-    """What a node tells of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
+    """A node's report of itself: ``state`` is ``idle``, ``starting``, ``open`` or ``unfit``.
 
     ``state`` is empty until the actor has looked: the server of an earlier actor may be open.
-    ``measured`` is the node with the actor's GPUs, as it is while nothing serves. ``digest`` is of
-    the plan that runs, ``exit_code`` of its server, 0 where somebody ended that.
+    ``measured`` is the node with the actor's GPUs, while nothing serves. ``digest`` is that of the
+    running plan, ``exit_code`` that of its server, 0 if a signal ended it.
     """
 
     state: str = "idle"
@@ -57,7 +57,7 @@ class NodeReport(Struct):
 
 
 class _Wanted(Struct, tag_field="schema", tag="turbofit.wanted/2"):
-    """What a node is to serve; where there is no such file, nothing."""
+    """The plan that a node must serve; without this file it serves nothing."""
 
     digest: str = ""
     words: tuple[str, ...] = ()
@@ -76,13 +76,13 @@ class NodeActor:
             state="", folder=str(self._folder), key=_text(self._folder / "key")
         )
         self._gone = threading.Event()
-        # Ray starts its workers at a niceness of 15, which engines would have from this thread.
+        # Ray starts its workers at a niceness of 15, which engines would inherit from this thread.
         with suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         threading.Thread(target=self._live, name="life", daemon=True).start()
 
     def serve(self, digest: str, plan: str, words: tuple[str, ...]) -> None:
-        """Serve this plan from now on; a server with another plan ends in order."""
+        """Serve this plan from now on; a server with another plan ends normally."""
         key = self._folder / "key"
         if not key.exists():
             write_atomic(key, secrets.token_hex(32) + "\n", mode=0o600)
@@ -91,7 +91,7 @@ class NodeActor:
         self._wanted.write(_Wanted(digest=digest, words=words))
 
     def end(self) -> None:
-        """End the server in order, on a full disk too, and start none; the next has another key."""
+        """End the server normally, also on a full disk, and start no other; drops the key, too."""
         self._wanted.forget()
         self._keep_lease("")
         (self._folder / "key").unlink(missing_ok=True)
@@ -107,7 +107,8 @@ class NodeActor:
             fcntl.flock(alive, fcntl.LOCK_EX)  # the last actor may be about to end
             while not self._gone.wait(_TICK):
                 if os.getppid() != self._raylet:
-                    # Ray ends this process too, if its raylet was reaped: the node has left.
+                    # Ray ends this process too, if its raylet was reaped: the node has left the
+                    # cluster.
                     self._keep_lease("")
                     os._exit(1)
                 try:
@@ -122,7 +123,7 @@ class NodeActor:
         self._keep_lease(digest)
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        if is_held(self._folder / "lock"):  # a server's exit code is written before its lock ends
+        if is_held(self._folder / "lock"):  # a server writes its exit code before the lock ends
             if runs == digest:
                 url = _text(self._folder / "url").partition("\n")[0]
                 last_line = "".join(self._lines()[-1:])
@@ -134,14 +135,14 @@ class NodeActor:
             (self._folder / "lock").write_text("")
         elif not digest:
             self._note(state="idle", digest="", url="", why="")
-            # At each look: what the driver held of a server's memory comes back some time later.
+            # Measured at each look: the driver frees a server's memory only some time later.
             measured = node_of(self._node, measure_here(pretend=self._pretend))
             self._note(measured=held_only(measured, self._gpus))
         elif (self._report.state, self._report.digest) != ("unfit", digest):
             self._start(wanted)
 
     def _keep_lease(self, digest: str) -> None:
-        """Renew the lease of a plan's server; those without one end in order."""
+        """Renew the lease of a plan's server; servers without a lease end normally."""
         for lease in self._folder.glob("lease-*"):
             if lease.name != f"lease-{digest}":
                 lease.unlink(missing_ok=True)  # `end` is called in another thread than `_look`
@@ -199,11 +200,11 @@ def _text(path: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The environment that a server may be started from.
+    """The environment for a server.
 
-    Ray shows an actor its own GPUs alone, and a plan names GPUs by UUID. And an engine that finds
+    Ray shows an actor only its own GPUs, while a plan names GPUs by UUID. An engine that finds
     Ray's variables, or a cluster on this host, would join that cluster and wait there for GPUs that
-    are reserved for itself: LMDeploy's PyTorch engine begins a Ray of its own instead.
+    are reserved for it: LMDeploy's PyTorch engine must start a Ray of its own instead.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     shown = raylet_environment().get("CUDA_VISIBLE_DEVICES")

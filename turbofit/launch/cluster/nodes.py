@@ -4,8 +4,8 @@
     --cluster ray:10.0.0.1:6379            the one with this address
     --cluster sim:4xrtx3090@100/8xh100@2   100 machines of one SPEC and two of another, simulated
 
-A SPEC is what ``--on`` takes, a snapshot in this folder too. Nobody needs Ray for the last one. A
-node that cannot be measured is a node with a reason, never an error.
+A SPEC is a value of ``--on``, also a snapshot in this folder. The last form needs no Ray. A node
+that cannot be measured is a node with a reason, never an error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SECONDS: Final = 120.0
 
 
 def measure_nodes(address: str | None) -> Cluster:
-    """The nodes of a Ray cluster, measured by a task on each; None is the one of this host."""
+    """The nodes of a Ray cluster, measured by a task on each; None is the cluster of this host."""
     with ray_adapter.connected(address) as ray:
         nodes = ray.alive().values()
         with_gpus = [node.id for node in nodes if node.gpus]
@@ -42,28 +42,28 @@ def measure_nodes(address: str | None) -> Cluster:
 
 
 def measure_here(*, pretend: bool = True) -> Node:
-    """What this node is, without its place in the cluster; runs on the node.
+    """The node that this runs on, without its place in the cluster.
 
-    ``pretend``: it is the machine that ``TURBOFIT_NODE_SPEC`` names, where there is one.
+    ``pretend``: it is the machine that ``TURBOFIT_NODE_SPEC`` names, if that is set.
     """
     from turbofit.launch.engine.launches import find_lmdeploy
     from turbofit.observe.calibrations import pretends, with_calibrations
 
     node = Node(id="", name="", address="", turbofit=__version__)
-    with suppress(TurbofitError):  # the engine may be another one; planning tells
+    with suppress(TurbofitError):  # the engine may be another one; planning says so
         node = replace(node, lmdeploy=find_lmdeploy().version)
     try:
         spec = variables().node_spec or None if pretend else None
         machine = machine_from(spec, environ=raylet_environment())
     except TurbofitError as exc:
         return replace(node, why_not=exc.message)
-    # What was learned on this node: it is not the one that plans.
+    # The calibrations of this node: the planner runs on another one.
     node = replace(node, pretend=machine.source != "nvml" or pretends())
     return replace(node, machine=with_calibrations(machine, pretend=node.pretend))
 
 
 def held_only(node: Node, gpus: Iterable[str]) -> Node:
-    """The node with none but these GPUs to plan for."""
+    """The node with only these GPUs to plan for."""
     from turbofit.machine.visible import select
 
     machine = node.machine
@@ -81,7 +81,7 @@ def held_only(node: Node, gpus: Iterable[str]) -> Node:
 
 
 def node_of(node: Node, answer: Node | RayCallError | None) -> Node:
-    """A node with what it says of itself, or why it says nothing."""
+    """The node with its own answer, or with the reason why there is none."""
     if isinstance(answer, Node):
         return replace(answer, id=node.id, name=node.name, address=node.address)
     text = " ".join(str(answer).split())
@@ -90,7 +90,7 @@ def node_of(node: Node, answer: Node | RayCallError | None) -> Node:
         why = "Ray counts no GPU there"
     elif "No module named 'turbofit" in text:
         why = "turbofit is not installed there"
-    elif text.startswith("System error"):  # Ray's words where a result cannot be read
+    elif text.startswith("System error"):  # Ray's words if a result cannot be read
         why = f"its turbofit answers otherwise: {text[-200:]}"
     return replace(node, why_not=why)
 
@@ -105,15 +105,15 @@ def raylet_environment() -> Mapping[str, str]:
         return os.environ
 
 
-#: More simulated nodes than this are taken for a typing error.
+#: More simulated nodes than this are treated as a typing error.
 _MOST_NODES: Final = 10_000
 
 
 def cluster_from(text: str) -> Cluster:
-    """The cluster that ``--cluster`` names.
+    """The cluster that a value of ``--cluster`` names.
 
     Raises:
-        UsageError: the text is no cluster, or its file cannot be read.
+        UsageError: the text names no cluster, or its file cannot be read.
     """
     kind, _, rest = text.partition(":")
     if kind == "ray":
@@ -128,7 +128,7 @@ def cluster_from(text: str) -> Cluster:
 
 
 def _simulated(text: str) -> Cluster:
-    """``SPEC@COUNT`` joined by ``/``; each SPEC is read once."""
+    """The cluster of ``SPEC@COUNT`` parts joined by ``/``; each SPEC is read once."""
     nodes: list[Node] = []
     counts = []
     for part in text.split("/"):

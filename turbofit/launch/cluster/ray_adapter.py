@@ -1,7 +1,8 @@
 """All calls of Ray: its connection, nodes, tasks and actors.
 
-No other module imports Ray (`tests/test_house.py`), and this one only inside its functions. Others
-get Ray's handles: ``handle.method.remote(...)`` calls an actor, `outcome` takes what that gives.
+No other module imports Ray (`tests/test_house.py`), and this one only inside its functions. Other
+modules hold Ray's handles: ``handle.method.remote(...)`` calls an actor, and `outcome` waits for
+the result.
 """
 
 from __future__ import annotations
@@ -27,30 +28,30 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.front import NodeAddress
 
-    #: Of an actor; what a function gives, or a `RayCallError`.
+    #: A handle of an actor, and a function's result or a `RayCallError`.
     Handle = Any
     Result = Any
-    #: What is served, None where nobody has told yet; where fronts reach the nodes, with keys.
+    #: The status, None until the controller has posted one, and the nodes' addresses with keys.
     Page = tuple[ClusterStatus | None, tuple[NodeAddress, ...]]
 
-#: Of Ray: names of actors are unique in it.
+#: Ray's namespace, in which names of actors are unique.
 _NAMESPACE: Final = "turbofit"
-#: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.
+#: A head that is silent for so many seconds is gone; Ray ends all its processes after 60 s.
 _SILENT: Final = 45.0
-#: What Ray raises where no cluster answers.
+#: Exceptions of Ray if no cluster answers.
 _NOT_THERE: Final = (ConnectionError, ValueError, RuntimeError)
 _LOOK_SECONDS: Final = 1.0
-#: Calls that a run's board takes at once: questions wait in it.
+#: Calls that a run's board handles at once: questions wait in it.
 _CALLS: Final = 32
 _SECONDS: Final = 15.0
 
 
 class RayCallError(Exception):
-    """A task or an actor gives no result."""
+    """A task or an actor gave no result."""
 
 
 class RayConnection:
-    """A cluster that this process is connected to; ``here`` is this node's id."""
+    """The cluster that this process is connected to; ``here`` is this node's id."""
 
     def __init__(self) -> None:
         import ray
@@ -61,9 +62,9 @@ class RayConnection:
         self._at, self._error = 0.0, ""
 
     def watched(self) -> dict[str, Node]:
-        """The nodes that were there when the head was last heard of, a second ago.
+        """The nodes that were there when the head last answered, about a second ago.
 
-        It never waits: a thread looks, since Ray does not return while the head is gone.
+        It never waits: a thread asks, since Ray does not return while the head is gone.
 
         Raises:
             MachineError: the cluster's head does not answer any more.
@@ -80,7 +81,7 @@ class RayConnection:
         return self._seen
 
     def alive(self) -> dict[str, Node]:
-        """The nodes that are there now, by id; a `MachineError` where the head does not answer."""
+        """The nodes that are there now, by id; a `MachineError` if the head does not answer."""
         import ray
 
         try:
@@ -95,7 +96,8 @@ class RayConnection:
             from ray._private import state
 
             free = state.available_resources_per_node()
-            # Those that Ray drains, e.g. before a spot instance ends; as Ray Serve asks.
+            # Nodes that Ray drains, e.g. before a spot instance ends; Ray Serve reads them like
+            # this.
             leaving = state.state.get_draining_nodes()
         return {
             node["NodeID"]: Node(
@@ -121,22 +123,22 @@ class RayConnection:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[RayConnection]:
-    """Be connected to a cluster; what this process started there ends with the connection.
+    """Connect to a cluster; everything that this process started there ends with the connection.
 
-    None is ``RAY_ADDRESS``, or the cluster of this host. Ray prints to stdout that a node has died,
-    whatever ``log_to_driver`` says: stdout is kept for the answer.
+    ``address`` None is ``RAY_ADDRESS``, or the cluster of this host. Ray prints to stdout that a
+    node has died, whatever ``log_to_driver`` says, so stdout is kept for the answer.
 
     Raises:
         PackageError: Ray is not installed.
         MachineError: no cluster answers there.
-        UsageError: an address of Ray Client.
+        UsageError: the address is one of Ray Client.
     """
-    # Read when Ray is imported. `ray start` asks for a token where there is one, a client sends it
-    # only where it is told to. A cluster without tokens ignores it.
+    # Ray reads these when it is imported. `ray start` asks for a token if there is one, a client
+    # sends it only if it is told to. A cluster without tokens ignores it.
     named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     if named or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # What still runs in a thread when the connection ends must not begin another cluster.
+    # A thread that still runs when the connection ends must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         import ray
@@ -171,7 +173,7 @@ def connected(address: str | None) -> Iterator[RayConnection]:
 def run_on_each(
     nodes: Iterable[str], function: Callable[[], Any], seconds: float
 ) -> dict[str, Result]:
-    """Run a function on nodes, once on each and without a CPU: what it gives, or `RayCallError`."""
+    """Run a function on each node, without a CPU; returns its results or `RayCallError`s by id."""
     import ray
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
@@ -183,7 +185,7 @@ def run_on_each(
 
 
 def _on(node: str) -> Any:
-    """The scheduling strategy that places a task or an actor on the node of this id."""
+    """The scheduling strategy that places a task or an actor on the node with this id."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node, soft=False)
@@ -192,9 +194,9 @@ def _on(node: str) -> Any:
 def start_actor(
     kind: type, *args: Any, node: str, calls: int = 1, gpus: int = 0, name: str | None = None
 ) -> Any:
-    """Start an actor on a node, which Ray always starts again; its handle.
+    """Start an actor on a node, which Ray restarts whenever it ends; returns its handle.
 
-    ``calls`` are those that it takes at once, ``name`` is what others find it by.
+    ``calls``: how many it handles at once; ``name``: the name by which others find it.
 
     Raises:
         ValueError: there is an actor of this name.
@@ -213,14 +215,14 @@ def kill_actor(actor: Any) -> None:
 
 
 def gpus_of_this_task() -> list[str]:
-    """Ray's ids of the GPUs that the task has in which this runs."""
+    """Ray's ids of the GPUs that the current task has."""
     import ray
 
     return [str(gpu) for gpu in ray.get_gpu_ids()]
 
 
 def outcome(ref: Any, seconds: float) -> Any:
-    """What a call gives, or why it fails; None where neither comes within so many seconds."""
+    """A call's result or its `RayCallError`; None if neither comes within ``seconds``."""
     import ray
 
     try:
@@ -232,15 +234,15 @@ def outcome(ref: Any, seconds: float) -> Any:
 
 
 def _one_line(exc: BaseException) -> str:
-    """What an exception says, in one line of 200 characters at most."""
+    """An exception's text, in one line of at most 200 characters."""
     return " ".join(str(exc).split())[:200]
 
 
 def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Options that show fronts Ray's certificate, if Ray uses TLS; fronts show the node's key.
+    """Options for a node's server to use Ray's certificate, if Ray uses TLS; else empty.
 
-    Where Ray's traffic uses TLS, that between fronts and nodes does, with the same certificates:
-    Ray takes them from variables that every node must have (``RAY_USE_TLS`` and three files).
+    If Ray's traffic uses TLS, so does that between fronts and nodes, with the same certificates:
+    Ray reads them from variables that every node must have (``RAY_USE_TLS`` and three files).
     """
     if not _uses_tls(environ):
         return ()
@@ -249,7 +251,7 @@ def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
-    """By what a front knows nodes; None where Ray uses no TLS.
+    """The TLS context by which a front verifies nodes; None if Ray uses no TLS.
 
     A node has a certificate of Ray's authority that names its address, as Ray itself demands.
 
@@ -274,9 +276,9 @@ def _uses_tls(environ: Mapping[str, str]) -> bool:
 
 
 class Board:
-    """The actor of a run: it says what is served and where nodes are, and takes questions.
+    """The actor of a run that publishes its status and nodes' addresses, and takes questions.
 
-    Its controller writes it each second; whoever knows the name reads and asks.
+    The controller writes it each second; every process that knows its name can read and ask.
     """
 
     def __init__(self) -> None:
@@ -286,7 +288,7 @@ class Board:
         self._answers: dict[int, Document] = {}
 
     def post(self, page: Page, answers: dict[int, Document]) -> dict[int, Document]:
-        """Write it, and take what was asked since."""
+        """Publish a page and answers; returns the questions since the last call."""
         with self._lock:
             self._page = page
             self._answers |= answers
@@ -298,7 +300,7 @@ class Board:
         return self._page
 
     def ask(self, question: Document, seconds: float) -> Document | None:
-        """The controller's answer; None where it does not come in time."""
+        """The controller's answer; None if it does not come within ``seconds``."""
         with self._lock:
             number = next(self._numbers)
             self._questions[number] = question
@@ -307,10 +309,10 @@ class Board:
 
 
 def pin_board(name: str, node: str) -> Any:
-    """The board of a run of this name, on the controller's node; another run may have the name.
+    """Start a run's board on the controller's node, by a name that another run may have.
 
     Raises:
-        LaunchError: a model of this name is served there already.
+        LaunchError: another run on this cluster has this name.
     """
     try:
         return start_actor(Board, node=node, calls=_CALLS, name=name)
@@ -322,11 +324,11 @@ def pin_board(name: str, node: str) -> Any:
 
 
 def boards(name: str | None) -> dict[str, Handle]:
-    """The boards of all runs, or of the one with this name: no other actor has a name.
+    """The boards of all runs, or of the run with this name: only boards are named actors.
 
     Raises:
-        UsageError: there is none.
-        MachineError: the cluster's head is silent; Ray waits for it for a minute.
+        UsageError: there is no such run.
+        MachineError: the cluster's head does not answer, for which Ray waits a minute.
     """
     import ray
 
@@ -351,7 +353,7 @@ def one_board(name: str | None) -> Any:
     """The board of the run with this name, or of the only one.
 
     Raises:
-        UsageError: nothing is served there under this name, or several models are.
+        UsageError: no run has this name, or several run and none is named.
     """
     runs = boards(name)
     if len(runs) > 1:
@@ -362,13 +364,13 @@ def one_board(name: str | None) -> Any:
 
 
 def read(board: Any, seconds: float = _SECONDS) -> Page:
-    """What is served, and where its nodes are; a `LaunchError` where the board is silent."""
+    """The published status and addresses; a `LaunchError` if the board does not answer."""
     page: Page = _answer(board.read.remote(), seconds)
     return page
 
 
 def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
-    """What a run answers.
+    """The controller's answer to a question.
 
     Raises:
         TurbofitError: the run refuses, or does not answer in time.

@@ -1,8 +1,8 @@
-"""What an engine is asked before it counts as ready, and how long that takes by forecast.
+"""The requests that an engine must answer before it counts as ready, and their forecast time.
 
-The worst cases bring its memory to the plan's peak before a client can. Where that takes long, and
-the same memory can be had with fewer encodings of the same image, the cheaper request is asked. A
-plan that was proved on its cards answers one small request (`launch.serve.proved`).
+The worst cases bring its memory to the plan's peak before a client can. If they would take long,
+and fewer encodings of one image use the same memory, that cheaper request is sent. A plan that was
+proved on its cards answers one small request (`launch.serve.proved`).
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 
 
 class Examined(Protocol):
-    """An engine that is asked, by its plan."""
+    """An engine that is examined by its plan."""
 
     @property
     def plan(self) -> Plan:
-        """What it runs by."""
+        """The plan by which it runs."""
 
 
-#: What is asked: ``auto`` is the worst cases where they were not yet answered here, else one small
-#: request; ``full`` and ``quick`` are always one of the two.
+#: The check: ``auto`` sends the worst cases if they were not yet answered here, else one small
+#: request; ``full`` always sends the worst cases, ``quick`` always the small request.
 CheckMode = Literal["auto", "full", "quick", "none"]
 
-#: Seconds of the card, by forecast, from which on the cheaper request is asked.
+#: Seconds of the worst cases, by forecast, above which the cheaper request is sent.
 LONG: Final = 20.0
-#: Tokens of a chat's prompt around its images: about, and somewhat over.
+#: Tokens of a chat's prompt around its images, slightly overestimated.
 _TEXT: Final = 64
 
 
 def ask_worst(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
-    """Ask an engine what brings its memory to the plan's peak, before a client can.
+    """Send requests that bring an engine's memory to the plan's peak before a client can.
 
-    ``ask`` returns the tokens of a prompt, 0 where the engine does not say.
+    ``ask`` sends one and returns the tokens of its prompt, 0 if the engine does not report them.
     """
     plan = engine.plan
     if cheaper_check(plan, model):
@@ -68,22 +68,22 @@ def ask_worst(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) 
 
 
 def ask_small(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
-    """Ask an engine of a proved plan one small request, with an image where it takes any."""
+    """Send an engine of a proved plan one small request, with an image if the model takes any."""
     ask(small_requests(engine.plan, model)[0])
 
 
 def check_seconds(plan: Plan) -> float:
-    """Seconds that `ask_worst` takes by forecast, of the slowest group; engines are asked at once.
+    """The forecast seconds of `ask_worst` for the slowest group; engines are asked concurrently.
 
-    Over, as the engine prepares an image while another one is encoded. Seen: 0.8 to 1.3 times the
-    forecast on an H100 and an H200.
+    Over, since the engine prepares an image while it encodes another. Measured: 0.8 to 1.3 times
+    the forecast on an H100 and an H200.
     """
     groups = plan.group_plans()
     return max(seconds_of(one, cheaper_check(one) or whole_check(one, "")) for one in groups)
 
 
 def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
-    """The cheaper requests, where the worst cases would take long; empty where they are asked."""
+    """The cheaper requests if the worst cases would take long; empty if those are sent."""
     if seconds_of(plan, whole_check(plan, model)) <= LONG:
         return ()
     cheaper = cheaper_forward(plan, model, _TEXT)
@@ -94,7 +94,7 @@ def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
 
 
 def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
-    """The worst cases that `ask_worst` asks where they do not take long, by about their sizes."""
+    """The worst cases that `ask_worst` sends if they do not take long, with estimated sizes."""
     requests = worst_request(plan, model), fullest_forward(plan, model, _TEXT)
     return tuple(filter(None, requests))
 
@@ -105,7 +105,7 @@ def _small_tokens(plan: Plan) -> int:
 
 
 def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
-    """Seconds that one engine needs to answer these, one after another."""
+    """Seconds that one engine needs to answer these requests, one after another."""
     engine = engine_of(plan)
     gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
     group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)

@@ -1,4 +1,4 @@
-"""Asks an engine on loopback, in blocking HTTP: whether it is ready, and whether it still lives."""
+"""Sends an engine on loopback blocking HTTP requests: whether it is ready, and still lives."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
-    #: Takes the model's name, and what asks a question and returns its prompt's tokens.
+    #: Takes the model's name, and a function that sends a request and returns its prompt's tokens.
     Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
 
-#: What a call raises where the engine does not answer.
+#: Errors of a call to an engine that does not answer.
 FAILURES = (OSError, http.client.HTTPException)
 
 
 @dataclass
 class EngineClient:
-    """Asks one engine, with its API key where it has one; ``model`` is what it calls its model."""
+    """Asks one engine, with its API key if it has one; ``model`` is its name of its model."""
 
     port: int
     key: str | None
@@ -39,11 +39,11 @@ class EngineClient:
     def call(
         self, method: str, path: str, body: Any = None, *, timeout: float
     ) -> tuple[int, bytes]:
-        """One request; status and body.
+        """Send one request; returns the status and the body.
 
         Raises:
-            OSError: it does not answer.
-            http.client.HTTPException: it answers something else than HTTP.
+            OSError: the engine does not answer.
+            http.client.HTTPException: the answer is not HTTP.
         """
         headers = {"Content-Type": "application/json"}
         if self.key:
@@ -61,7 +61,7 @@ class EngineClient:
         return self._answers("GET", "/health", None, timeout)
 
     def find_model(self, timeout: float) -> tuple[int, str | None]:
-        """The status of its list of models, and the first of them; remembered in ``model``."""
+        """The status of its list of models, and the first of them, which is kept in ``model``."""
         status, body = self.call("GET", "/v1/models", timeout=timeout)
         self.model = first_model(body) if status == http.client.OK else None
         return status, self.model
@@ -80,9 +80,9 @@ class Timing(Struct):
     """Deadlines and pauses, in seconds.
 
     ``restarts`` within ``window`` break the circuit: the engine is left alone for ``window``.
-    ``liveness`` is between two test completions, each of which has ``patience``; ``silence`` and
-    ``longest_silence``: see `launch.engine.silence`.
-    ``quiet`` without a line while it starts is said, with what it may mean.
+    ``liveness`` is the time between two test completions, each of which may take ``patience``; see
+    `launch.engine.silence` for ``silence`` and ``longest_silence``. After ``quiet`` without a line
+    from a starting engine, a message says what that may mean.
     """
 
     tick: float = 0.1
@@ -101,19 +101,19 @@ class Timing(Struct):
 
 _PAUSE: Final = 0.2
 _HEALTH_TIMEOUT: Final = 5.0
-#: Whoever watches the process learns of its death by then.
+#: The supervisor, which watches the process, learns of its death within this time.
 _DEATH_SECONDS: Final = 2.0
 _LIVENESS_FAILURES: Final = 3
 
 
 class Probe(threading.Thread):
-    """Asks one start of an engine until it is ready, and from time to time whether it lives.
+    """Asks one start of an engine until it is ready, and then now and then whether it lives.
 
-    ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` after three test
-    completions in turn that were answered with an error. One that is not answered in time is asked
-    again, and ``owes`` tells of it; so it does where a start listens and does not answer its first
-    question. ``exam`` asks what must be answered before it is ready.
-    ``serial``: it answers one request at a time.
+    ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` is set after three
+    test completions in a row that failed with an error. A test that gets no answer in time is sent
+    again, and ``owes`` is then True, as it is for a start that listens but does not answer its
+    first question. ``exam`` sends what must be answered before the engine is ready. ``serial``: it
+    answers one request at a time.
     """
 
     def __init__(
@@ -132,20 +132,20 @@ class Probe(threading.Thread):
         self.healthy = threading.Event()
         self.ready = threading.Event()
         self.error: LaunchError | None = None
-        #: When a ready engine was asked last of what it answered.
+        #: When a ready engine was last sent a test that it answered.
         self.lived = float("-inf")
         self.unanswered = False
-        #: Whether it owes an answer to a question; and since when, or when it last gave one.
+        #: Whether it owes an answer; and since when, or when it gave the last one.
         self.owes, self.heard_at = False, float("-inf")
 
     def stop(self) -> None:
         self._stopped.set()
 
     def run(self) -> None:
-        """Wait for health, check, then look whether it lives."""
+        """Wait for health, run the exam, then test now and then whether the engine lives."""
         if not self._comes_up():
             return
-        if self._stopped.is_set():  # a worst case would hold up an engine that is to end
+        if self._stopped.is_set():  # a worst case would delay an engine's end
             return
         self.healthy.set()
         try:
@@ -153,7 +153,7 @@ class Probe(threading.Thread):
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:
-            # The engine may have died of it: whoever watches the process says why.
+            # The engine may have died of the request: the supervisor then says why.
             time.sleep(_DEATH_SECONDS)
             no_socket = isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
             self.error = LaunchError(
@@ -166,13 +166,13 @@ class Probe(threading.Thread):
                 self._look_after()
 
     def _comes_up(self) -> bool:
-        """Ask until it is healthy; False once this is stopped."""
+        """Ask until the engine is healthy; False if this probe is stopped before."""
         while True:
             began = self._clock()
             if self._client.is_healthy(_HEALTH_TIMEOUT):
                 self.owes = False
                 return True
-            # What does not listen yet refuses at once, and owes nothing.
+            # An engine that does not listen yet refuses the connection, and owes no answer.
             late = self._clock() - began >= _HEALTH_TIMEOUT
             if late and not self.owes:
                 self.heard_at = self._clock()
@@ -182,7 +182,7 @@ class Probe(threading.Thread):
 
     def _look_after(self) -> None:
         """Ask a ready engine for one token from time to time."""
-        # A token of a serial engine would wait; its health tells whether tokens still come.
+        # A serial engine would queue the token; its /health tells whether tokens still come.
         ask = self._client.is_healthy if self._serial else self._client.completes
         failures = 0
         while not self._stopped.wait(1.0 if self.owes else self._timing.liveness):
@@ -207,9 +207,9 @@ class Probe(threading.Thread):
             self.exam(name, self._ask)
 
     def _ask(self, question: ProbeRequest) -> int:
-        """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""
-        # Slow is not dead: the largest image takes a small card an hour, and the supervisor alone
-        # ends a start that takes too long.
+        """Send a request; returns the tokens of its prompt, or 0 if the engine does not tell."""
+        # A slow engine is not dead: the largest image takes a small card an hour. Only the
+        # supervisor ends a start that takes too long.
         status, answer = self._client.call(
             "POST", question.path, question.body, timeout=self._timing.start
         )

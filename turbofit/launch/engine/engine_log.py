@@ -1,7 +1,7 @@
-"""How far an engine has come, by its log, and why it ended, in words for people.
+"""Reads from an engine's log how far it has come and why it ended, in words for people.
 
-The reason comes from its exit code, its phase and what it printed last; on pretend GPUs the account
-adds which GPU, which call, and how many bytes were missing.
+The reason comes from its exit code, its phase and its last lines; on pretend GPUs the account adds
+which GPU, which call, and how many bytes were missing.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Struct
     from turbofit.observe.stages import Phase, Stage
 
-#: The hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
+#: A hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
 #: since its requests come one at a time.
 _HANG_LINES: Final = 1000
 _HANG_SECONDS: Final = 2.0
-#: What ended the PyTorch engine's loop is printed with the line that says so.
+#: Seconds within which the PyTorch engine prints the reason after the line that its loop ended.
 _WORDS_SECONDS: Final = 2.0
-#: What only LMDeploy's PyTorch engine says; its own figures are INFO, which would print prompts.
+#: Events of LMDeploy's PyTorch engine alone; its own figures are INFO, which would print prompts.
 _OF_PYTORCH: Final = (
     LoadingWeights, WarmingUp, LoopFailed, NoCache, LostLock, CacheFrame, VisionFrame,
 )  # fmt: skip
@@ -69,29 +69,29 @@ _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\
 
 
 class StartupTracker:
-    """Follows one engine's log, which is kept in a file; ``see`` each run of lines, then ask."""
+    """Follows one engine's log, which is kept in a file; call ``see`` with each run of lines."""
 
     def __init__(self, plan: Plan, log: Path, began: float = 0.0) -> None:
         self.plan, self.log = plan, log
-        #: Its phases so far, and when each began.
+        #: Its phases so far, and the time when each began.
         self.phases: list[tuple[Stage, float]] = [("starting", began)]
         self.budget: CacheBudget | None = None
-        #: Its figures so far, beside the plan's.
+        #: The engine's figures so far, with the plan's for comparison.
         self.figures: list[RunFigure] = []
         self.warming: int | None = None
-        #: Why LMDeploy runs its PyTorch engine in the place of TurboMind; empty where it does not.
+        #: Why LMDeploy runs its PyTorch engine instead of TurboMind; empty if it does not.
         self.fallback = ""
         self._waits = 0
         self._waiting_since: float | None = None
         self._begin_evidence()
 
     def see(self, text: str, count: int, now: float) -> list[str]:
-        """Take in a line that came ``count`` times in a row; returns what people should read."""
+        """Process a line that came ``count`` times in a row; returns lines for people."""
         event = read_line(text)
         if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.engine.is_pytorch):
             return []
         if isinstance(event, TorchMemory) and not _RAISED.match(text):
-            return []  # some message quotes the words
+            return []  # another message quotes the words
         if isinstance(event, Backpressure):
             if self.phase == "warm-up" and event.cause == "memory":
                 self._waits += count
@@ -108,24 +108,24 @@ class StartupTracker:
         return self.phases[-1][0]
 
     def enter(self, phase: Stage, now: float) -> list[str]:
-        """Enter a phase once: of several ranks the first that prints it counts."""
+        """Enter a phase once: with several ranks, the first line that shows it counts."""
         if self.phase == phase:
             return []
         self.phases.append((phase, now))
         return [f"phase: {phase}"]
 
     def survived(self, until: float) -> None:
-        """Forget what an engine printed before a time at which it answered a request."""
+        """Forget evidence from before ``until``, a time at which the engine answered a request."""
         if self._evidence_at < until:
             self._begin_evidence()
 
     def hangs(self, now: float) -> bool:
-        """Whether the warm-up waits for cache that will never be free."""
+        """Whether the warm-up waits for room in the cache that can never become free."""
         since = self._waiting_since
         return since is not None and self._waits >= _HANG_LINES and now - since >= _HANG_SECONDS
 
     def loop_failed(self, now: float) -> bool:
-        """Whether the PyTorch engine's loop has ended, and the reason was read."""
+        """Whether the PyTorch engine's loop has ended, and its reason was read or is overdue."""
         if self._loop_failed is None:
             return False
         return self.fault is not None or now - self._loop_failed >= _WORDS_SECONDS
@@ -137,13 +137,13 @@ class StartupTracker:
 
     @property
     def cache_is_larger(self) -> bool:
-        """Whether the cache may exceed the plan; the PyTorch engine does not tell its size."""
+        """Whether the cache may exceed the plan; the PyTorch engine does not report its size."""
         if self.budget is None:
             return self.plan.engine.is_pytorch
         return self.budget.budget - self.plan.kv.region_bytes > MIB
 
     def cached_tokens(self) -> int | None:
-        """Tokens that the cache holds by the engine's own figures."""
+        """Tokens that the cache holds, by the engine's own figures; None if it gave none."""
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
     def _begin_evidence(self) -> None:
@@ -157,7 +157,7 @@ class StartupTracker:
         self._loop_failed: float | None = None
 
     def _is_evidence(self, event: Struct, now: float) -> bool:
-        """Whether it may tell why the engine ends: the first fault, frames, the last error."""
+        """Whether an event may explain the engine's end; keeps the first fault and last error."""
         match event:
             case CudaError() | CheckFailed() | NcclError() | TorchMemory():
                 self.fault = self.fault or event
@@ -180,7 +180,7 @@ class StartupTracker:
         return True
 
     def _progress(self, event: Struct, now: float) -> list[str]:
-        """What people should read of an event that is no evidence; the stage is entered."""
+        """Lines for people on an event that is no evidence; enters the event's stage."""
         match event:
             case EngineFallback():
                 self.fallback = event.message
@@ -189,7 +189,7 @@ class StartupTracker:
             case WarmupLength():
                 self.warming = event.tokens
         if isinstance(event, CacheFrame):
-            # The PyTorch engine prints no line when it allocates; a traceback shows that it did.
+            # The PyTorch engine prints no line when it allocates its cache; a traceback shows it.
             if self.phase == "weights":
                 self.enter("cache", now)
             return []
@@ -198,7 +198,7 @@ class StartupTracker:
         return [*said, *self._figures(event)]
 
     def _figures(self, event: Struct) -> list[str]:
-        """The engine's own figures beside the plan's, where an event has the first of them."""
+        """Lines that compare the engine's figures with the plan's, at each kind's first event."""
         match event:
             case CacheBudget() if self.budget is None:
                 self.budget = event
@@ -211,7 +211,7 @@ class StartupTracker:
         return list(map(in_words, found))
 
 
-#: Phases of the pretend account; what is not here is serving.
+#: Phases of the pretend account; all others are serving.
 _PRETEND: Final[dict[str, Phase]] = {
     "import": "start", "context": "start", "weights": "weights", "prepare": "weights",
     "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up",
@@ -219,7 +219,7 @@ _PRETEND: Final[dict[str, Phase]] = {
 
 
 class EndedError(Exception):
-    """An engine ended, and the supervisor cannot mend it by starting it again."""
+    """An engine ended, and restarting it would not help."""
 
     def __init__(self, end: End) -> None:
         super().__init__(end.message)
@@ -232,11 +232,11 @@ def end_of(
     *,
     host_kills: int | None = None,
 ) -> End:
-    """The end of an engine that ended by itself.
+    """The end of an engine that was not ended by turbofit.
 
-    ``code`` is negative for a signal, or 128 + the signal; None: the PyTorch engine's loop ended,
-    and the server in front of it lives and would answer 503 for ever. ``host_kills``: processes
-    that the kernel killed for memory while it ran; None where that cannot be read.
+    ``code`` is negative for a signal, or 128 + the signal; with None the PyTorch engine's loop has
+    ended, while the server in front of it lives and would answer 503 for ever. ``host_kills``: how
+    many processes the kernel killed for memory meanwhile; None if that cannot be read.
     """
     fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     short = (
@@ -267,7 +267,7 @@ def end_of(
 
 
 def hang(tracker: StartupTracker) -> End:
-    """A warm-up that waits for ever: the cache cannot hold one of its requests."""
+    """The end of a warm-up that waits for ever: the cache cannot hold one of its requests."""
     cached = tracker.cached_tokens()
     holds = f"{cached:,} tokens" if cached is not None else "too few tokens"
     plan = tracker.plan
@@ -287,7 +287,7 @@ def stalled(what: str, log: Path) -> End:
 
 
 def silence_words(plan: Plan, phase: str, seconds: float) -> str:
-    """What it may mean that a starting engine prints nothing for so long."""
+    """Words on what it may mean that a starting engine prints nothing for ``seconds``."""
     text = f"silent for {seconds:.0f} s in phase {phase}"
     text += "; weights may come from a slow disk" if phase == "weights" else ""
     if plan.settings.tp > 1 and plan.engine.is_pytorch:
@@ -302,7 +302,7 @@ def silence_words(plan: Plan, phase: str, seconds: float) -> str:
 
 
 def fallback(tracker: StartupTracker) -> End:
-    """LMDeploy chose another engine than the one planned for."""
+    """The end of a start in which LMDeploy chose another engine than the plan's."""
     return End(
         kind="refused",
         message="LMDeploy would run its PyTorch engine, which the plan is not for: "
@@ -313,7 +313,7 @@ def fallback(tracker: StartupTracker) -> End:
 
 
 def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
-    """A lack of memory; ``death``, the refused allocation on pretend GPUs, adds its bytes."""
+    """The end by a lack of memory; ``death``, the refusal of a pretend GPU, adds its bytes."""
     fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     if fault is None:
         return _without_cache(tracker)
@@ -355,7 +355,7 @@ def _page_locked(tracker: StartupTracker, fault: CudaError) -> End:
 
 
 def _phase(tracker: StartupTracker, torch: TorchMemory | None, refused: End) -> Phase:
-    """The phase: by the pretend account where it refused, else by the log."""
+    """The phase, from the pretend account if that refused an allocation, else from the log."""
     pytorch = tracker.plan.engine.is_pytorch
     if _staged(tracker.plan, torch):
         return "weights"
@@ -367,12 +367,12 @@ def _phase(tracker: StartupTracker, torch: TorchMemory | None, refused: End) -> 
 
 
 def _staged(plan: Plan, torch: TorchMemory | None) -> bool:
-    """Whether torch ran out beside TurboMind, for which it only holds weights while they load."""
+    """Whether torch ran out of memory beside TurboMind, for which it holds only loading weights."""
     return torch is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
 
 
 def _shortage(tracker: StartupTracker, refused: End, asked: int | None) -> str:
-    """Who ran out where; what was asked and left, as far as the account or torch tells it."""
+    """Words on which engine ran out and where, with the asked and the left bytes if known."""
     fault, who = tracker.fault, "the engine"
     if not tracker.plan.engine.of_lmdeploy:
         who = "the fallback engine"
@@ -392,7 +392,7 @@ def _shortage(tracker: StartupTracker, refused: End, asked: int | None) -> str:
 
 
 def _killed(tracker: StartupTracker, host_kills: int | None) -> End:
-    """SIGKILL: the kernel's, unless it counts none; then somebody's."""
+    """The end by SIGKILL: the kernel's if it counts a kill or no count is known, else another's."""
     log = f"the log is {tracker.log}"
     if host_kills == 0:
         return End(
@@ -413,7 +413,7 @@ def _killed(tracker: StartupTracker, host_kills: int | None) -> End:
 
 
 def _missing(torch: TorchMemory | None, death: End | None) -> int | None:
-    """What torch says was missing; a pretend account sees the piece that was refused alone."""
+    """The bytes that torch reports as missing; a pretend account sees only the refused piece."""
     refused = None if death is None else death.missing
     if torch is None or (death is not None and death.simulated):
         return refused

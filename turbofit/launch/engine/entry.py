@@ -1,11 +1,11 @@
-"""Runs a Python module as LMDeploy's command line, at once or once it is told to.
+"""Runs a Python module as LMDeploy's command line, immediately or when it is told to.
 
-``python entry.py MODULE ARGUMENTS…``: every user can read a command line, only the owner an
-environment, so the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended here.
+``python entry.py MODULE ARGUMENTS…``: the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended
+here, since every user can read a command line, but only the owner an environment.
 
-``python entry.py --standby NAMES…`` imports these names (of one like ``module:function`` the
-function is called), and waits for a line of JSON on its input: the module with its arguments, and
-variables of its environment. Without a line it ends: its server is gone.
+``python entry.py --standby NAMES…`` imports these names (and calls the function of a name like
+``module:function``), then waits for a line of JSON on its input, with the module, its arguments,
+and environment variables. It ends if its input ends: its server has ended.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-#: A variable that the process of a model with images has: `launch.images.preparation.THREADS`.
+#: The process of a model with images has this variable: `launch.images.preparation.THREADS`.
 _IMAGES = "TURBOFIT_IMAGE_THREADS"
-#: What a process has open that has begun with a card.
+#: A process that has opened a file with this prefix has begun to use a card.
 _CARD = "/dev/nvidia"
-#: First words of processes that import LMDeploy. Transformers' own engine is none: before its first
-#: collection tensors would stay that it counts on being freed.
+#: First words of processes that import LMDeploy. Transformers' own engine is not among them: it
+#: counts on freed tensors, which would stay until the first collection.
 _WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearse.turbomind.server", "--standby")
 
 
 def forget_urls() -> None:
-    """Let `urllib.parse` keep no URLs: its last 128 may be images, gigabytes no plan counts."""
+    """Let `urllib.parse` cache no URLs: its last 128 may be images, uncounted gigabytes."""
     parse: Any = urllib.parse
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
 
 
 def stand_by(names: Sequence[str]) -> list[str]:
-    """Import, wait, and take the environment over; the words of the command line to become."""
+    """Import, wait, and set the environment; returns the words of the command line to run."""
     for name in names:
-        with suppress(ImportError):  # another LMDeploy has it elsewhere: the engine imports it then
+        with suppress(ImportError):  # another LMDeploy has it elsewhere
             found = pkgutil.resolve_name(name)
             if ":" in name:
                 found()
-    # Then the cards that it sees are chosen for good, and are not those of the engine to come.
+    # An open card means that CUDA has chosen its cards, which need not be the engine's.
     opened = any(map(_of_card, os.listdir("/proc/self/fd")))
     if opened and not select.select([0], [], [], 0)[0]:
         sys.exit("turbofit: importing has opened a GPU: no standby")
@@ -61,7 +61,7 @@ def stand_by(names: Sequence[str]) -> list[str]:
     os.dup2(nothing, 0)
     os.close(nothing)
     words: list[str] = told["words"]
-    if opened:  # it was told while it imported, and is an engine's process: begin anew
+    if opened:  # told while it imported: as an engine's process, it starts again
         os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *words])
     return words
 
@@ -69,12 +69,12 @@ def stand_by(names: Sequence[str]) -> list[str]:
 def _of_card(descriptor: str) -> bool:
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}").startswith(_CARD)
-    except OSError:  # the listing's own
+    except OSError:  # the descriptor of the listing itself
         return False
 
 
 def prepare_images() -> None:
-    """Have LMDeploy prepare images on several threads, as `launch.images` says."""
+    """Have LMDeploy prepare images on several threads, as `launch.images` describes."""
     if _IMAGES not in os.environ:
         return
     from turbofit.launch.images.preparation import install
@@ -85,12 +85,12 @@ def prepare_images() -> None:
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
-    sys.path.append(str(Path(__file__).parents[3]))  # of a checkout that is not installed
+    sys.path.append(str(Path(__file__).parents[3]))  # for a checkout that is not installed
     words = sys.argv[1:]
     if words[0] in _WITH_LMDEPLOY:
         from turbofit.core.process.collector import collect_after
 
-        collect_after(600_000)  # importing LMDeploy makes 520,000, which stay
+        collect_after(600_000)  # importing LMDeploy makes 520,000 objects, which stay
     if words[0] == "--standby":
         words = stand_by(words[1:])
     module, *arguments = words

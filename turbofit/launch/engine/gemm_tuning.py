@@ -1,9 +1,9 @@
-"""TurboMind's GEMM tuning, kept from one start to the next.
+"""Keeps TurboMind's GEMM tuning from one start to the next.
 
-Its warm-up runs forwards of some twenty lengths and measures every kernel of every product. With
-``TM_GEMM_EXPORT`` it writes what it chose, with ``TM_GEMM_IMPORT`` it reads that and runs no
-warm-up (tests/pretend/test_gemm_tuning.py has the engine do both). Its pool then grows at the first
-requests, so that a start whose peak is measured never imports.
+The warm-up runs forwards of some twenty lengths and measures every kernel of every product. With
+``TM_GEMM_EXPORT`` TurboMind writes its choices; with ``TM_GEMM_IMPORT`` it reads them and runs no
+warm-up (tests/pretend/test_gemm_tuning.py has the engine do both). Its pool then grows only at the
+first requests, so a start whose peak is measured never imports.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 _ROOM: Final = "gemm-tuning"
 _MOST_FILES: Final = 32
 _IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"
-#: The variables, which an engine reads late in its start.
+#: Environment variables that an engine reads late in its start.
 VARIABLES: Final = (_IMPORT, _EXPORT)
-#: The file's head: a word, the format's number, bytes of a record, records. Another format, or a
-#: file that is not whole, would be read as nothing, and the kernels would be chosen unmeasured.
+#: The file's head: a magic word, the format's number, bytes of a record, number of records. The
+#: engine reads a file with another format or an incomplete file as empty, and chooses unmeasured
+#: kernels.
 _HEAD: Final = struct.Struct("<8sIIQ")
 _WORD: Final = b"TMGEMM2\0"
 
 
 class GemmTuning:
-    """The file of a model's group on its cards, by one version of LMDeploy.
+    """The tuning file of one group's model on its cards, for one version of LMDeploy.
 
     ``imports``: whether starts may read it; they may once the plan's peak was measured.
     """
@@ -50,7 +51,7 @@ class GemmTuning:
         self._name, self._part = name, f"{name}.{os.getpid()}-{group}"
 
     def environment(self) -> dict[str, str]:
-        """Variables for the next start; none where the user set them, or no folder can be made."""
+        """Variables for the next start; empty if the user set them, or no folder can be made."""
         if any(variable in os.environ for variable in VARIABLES):
             return {}
         try:
@@ -63,7 +64,7 @@ class GemmTuning:
         return {_EXPORT: str(folder / self._part)}
 
     def keep(self) -> int:
-        """Keep what a start exported, for the next ones; the products whose kernels it chose."""
+        """Keep a start's export for the next starts; returns the number of products in it."""
         self.imports = True
         try:
             folder = state_dir(_ROOM)
@@ -78,7 +79,7 @@ class GemmTuning:
 
 
 def records_of(file: Path) -> int:
-    """Records of a whole file; 0 where it is none, or not whole."""
+    """The number of records in a complete file; 0 if it is missing or incomplete."""
     try:
         with file.open("rb") as opened:
             head, size = opened.read(_HEAD.size), file.stat().st_size
@@ -91,7 +92,7 @@ def records_of(file: Path) -> int:
 
 
 class Tunable(Protocol):
-    """A launch of one engine."""
+    """A launch of one engine that may have a `GemmTuning`."""
 
     tuning: GemmTuning | None
 
@@ -107,7 +108,7 @@ def give_tuning(
     *,
     imports: bool,
 ) -> None:
-    """Let engines that measure their kernels write what they choose, or read it, which is said."""
+    """Let engines that measure kernels export their choices, or import them, which is reported."""
     if not engine_of(plan).tunes_kernels:
         return
     for launch in launches:
@@ -117,7 +118,7 @@ def give_tuning(
 
 
 def kept_words(spent: Mapping[str, float]) -> str:
-    """What the next start saves, by the seconds that this one's phases took."""
+    """Words on what the next start saves, by the seconds that this start's phases took."""
     return (
         f"its kernels are kept: the next start saves a warm-up of {spent.get('warm-up', 0):.0f} s"
     )

@@ -1,11 +1,11 @@
-"""Runs a command that the kernel kills when turbofit dies, however it dies, and all that it began.
+"""Runs a command that the kernel kills, with all that it started, when turbofit dies.
 
-``python guard.py PARENT COMMAND…``: sets the parent-death signal and becomes the command. The
-kernel sends that signal when the thread that started us ends: this must be turbofit's main one. A
-watcher in the command's process group kills what is left of the group at the command's end:
-LMDeploy's PyTorch engine is a child of its server and would keep its GPU. This is a program of its
-own, which imports nothing of turbofit: code between fork and exec of a process with threads could
-lock up.
+``python guard.py PARENT COMMAND…`` sets the parent-death signal and becomes the command. The kernel
+sends that signal when the thread that started us ends: this must be turbofit's main thread. A
+watcher in the command's process group kills the rest of the group when the command ends: LMDeploy's
+PyTorch engine is a child of its server and would keep its GPU. This is a separate program that
+imports nothing of turbofit, because code between fork and exec in a process with threads could lock
+up.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def guarded(command: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Become the command, unless the parent is gone already."""
+    """Become the command, unless the parent has already ended."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None).prctl
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             sys.exit(1)
-        # A watcher in somebody else's group would kill that.
+        # A watcher in another process's group would kill that group.
         engine = os.getpid()
         if os.getpgrp() == engine and os.fork() == 0:
             _watch(prctl, engine)
@@ -44,10 +44,10 @@ def main() -> None:
 
 
 def _watch(prctl: Callable[[int, int], int], engine: int) -> None:
-    """Wait for the command's end, then kill the group, ourselves with it."""
+    """Wait for the command's end, then kill the group with this process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # The log ends when nobody holds the pipe any more.
+    # The log ends only when no process holds the pipe.
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(nothing, fd)

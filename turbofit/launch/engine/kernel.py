@@ -1,4 +1,4 @@
-"""What the kernel tells: processes, and those that it killed for want of memory."""
+"""Reads from the kernel: processes, and how many it killed for lack of memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
-    """Processes killed for want of memory in our control group, else the machine; None: unknown."""
+    """How many processes were killed for lack of memory in our control group, else the machine."""
     for path in (
         Path(cgroup) / _group(Path(proc)) / "memory.events",
         Path(cgroup) / "memory.events",
@@ -32,21 +32,21 @@ def _group(proc: Path) -> str:
 
 
 def start_time(pid: int) -> int:
-    """When a process began, in the kernel's ticks since boot; 0 where there is none."""
+    """When a process began, in the kernel's ticks since boot; 0 if there is none."""
     fields = _stat(pid)
     return int(fields[19]) if len(fields) > 19 and fields[0] != "Z" else 0
 
 
 def group_of(pid: int) -> int:
-    """The process group of a process; 0 where there is none."""
+    """The process group of a process; 0 if there is none."""
     fields = _stat(pid)
     return int(fields[2]) if len(fields) > 2 else 0
 
 
 def members(group: int, leader_started: int) -> list[int]:
-    """Living processes of a group that began with a certain leader, and with it a session.
+    """Process ids of a session's group that still live, if its leader started at that time.
 
-    Empty where the group's number now belongs to another leader.
+    Empty if the group's number now belongs to another leader.
     """
     leader = start_time(group)
     if leader and leader != leader_started:
@@ -62,7 +62,7 @@ def members(group: int, leader_started: int) -> list[int]:
 
 
 def processor_seconds(group: int) -> float:
-    """Seconds of a processor that the living processes of a group have used so far."""
+    """Processor seconds that the living processes of a group have used so far."""
     used = 0
     with suppress(OSError):
         for entry in filter(str.isdigit, os.listdir("/proc")):
@@ -73,7 +73,7 @@ def processor_seconds(group: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of ``stat`` after the name: state, parent, group and so on."""
+    """The fields of ``stat`` after the name: state, parent, group and so on; empty if it fails."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""How each engine of a plan is started: which LMDeploy, words, environment, port, cache ratio."""
+"""How each engine of a plan is started: LMDeploy's words, environment, port, cache ratio."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Lmdeploy(NamedTuple):
 
     @property
     def warning(self) -> str | None:
-        """The warning about its version, where the account is for another one."""
+        """Warns if the plan's account is for another version of LMDeploy; None otherwise."""
         actual, planned = release(self.version), release(REFERENCE)
         if actual == planned:
             return None
@@ -49,7 +49,7 @@ class Lmdeploy(NamedTuple):
 
 
 def find_lmdeploy() -> Lmdeploy:
-    """LMDeploy of this interpreter, without its slow import; a `PackageError`: none, or too old."""
+    """LMDeploy of this interpreter, not imported; a `PackageError` if it is missing or too old."""
     version = installed("lmdeploy")
     if version is None:
         raise PackageError(
@@ -68,10 +68,10 @@ def find_lmdeploy() -> Lmdeploy:
 
 
 def lmdeploy_if_needed(engine: str | None) -> Lmdeploy:
-    """LMDeploy, or one without words that start it where the engine may turn out to be another.
+    """LMDeploy, or one without words to start it if another engine may be chosen.
 
     Raises:
-        PackageError: it is missing, and it was asked for.
+        PackageError: LMDeploy is missing, and ``engine`` is one of its engines.
     """
     try:
         return find_lmdeploy()
@@ -89,10 +89,10 @@ def module_runner(module: str) -> tuple[str, ...]:
     return sys.executable, ENTRY, module
 
 
-#: Engines listen here only: their management routes are open to whoever reaches them.
+#: Engines listen only here: their management routes are open to every client.
 HOST: Final = "127.0.0.1"
 
-#: Private ports; Linux takes those of outgoing connections from 32768 on.
+#: Private ports; Linux uses those from 32768 on for outgoing connections.
 _PORTS: Final = range(20000, 32768)
 
 #: The variable in which `entry.py` finds the engine's API key.
@@ -111,11 +111,11 @@ class StartCommand(NamedTuple):
 class Launch:
     """An engine on real GPUs, which can be started again and again.
 
-    ``runner`` are the words that start LMDeploy, in the place of the command's first. A ``key``
-    that is not in the command is given to the engine out of sight. ``ratio`` gives the cache ratio
-    of each start; None is the command's for all of them. ``images`` are the variables that say how
-    the engine's process prepares images. ``begin`` starts the process; None is
-    `process.begin_process`. ``tuning`` is what is kept of an engine's kernels; None is nothing.
+    ``runner`` are the words that start LMDeploy, and replace the command's first word. A ``key``
+    that is not in the command is given to the engine in its environment. ``ratio`` returns the
+    cache ratio of each start; with None the command's is used. ``images`` are the variables that
+    say how the engine's process prepares images. ``begin`` starts the process; None means
+    `process.begin_process`. ``tuning`` keeps the engine's kernels; None keeps nothing.
     """
 
     command: Command
@@ -136,7 +136,7 @@ class Launch:
         return port_of(self.command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
-        """What the start with this number, from 0, needs."""
+        """The command, environment and timeline of the start with this number, from 0."""
         return StartCommand(self.argv(), self.environment({**os.environ, **self.command.env}))
 
     def argv(self) -> tuple[str, ...]:
@@ -144,10 +144,10 @@ class Launch:
         return (*self.runner, *(words if self.ratio is None else with_ratio(words, self.ratio())))
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Variables for an engine: unbuffered output, its own imports, and its hidden key.
+        """The engine's environment: unbuffered output, only its own imports, and its hidden key.
 
-        The ranks of LMDeploy's PyTorch engine would join a Ray cluster that runs on this host, and
-        take GPUs that the plan does not name.
+        RAY_ADDRESS is "local": the ranks of LMDeploy's PyTorch engine would otherwise join a Ray
+        cluster of this host, and take GPUs that the plan does not name.
         """
         tuned = {} if self.tuning is None else self.tuning.environment()
         env = {"RAY_ADDRESS": "local", **base, **(self.images or {}), **tuned}
@@ -166,13 +166,13 @@ def port_of(command: Command) -> int:
 
 
 def free_ports(count: int, besides: int | None = None) -> list[int]:
-    """``count`` ports on loopback that nobody has; ``besides`` is one that somebody will take.
+    """``count`` free ports on loopback, without ``besides``, which another listener will take.
 
-    They are from below the range of outgoing connections: the kernel may give a port of that range
-    to any client before the engine listens, even to one that asks whether it does.
+    They are below the range of outgoing connections: the kernel may give a port of that range to
+    any client before the engine listens, even to one that asks whether it does.
 
     Raises:
-        LaunchError: there are none, or no socket can be made.
+        LaunchError: too few ports are free, or no socket can be made.
     """
     from turbofit.gateway.server import tcp_socket
 
@@ -184,30 +184,29 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
                 return ports
             if port == besides:
                 continue
-            with suppress(OSError):  # somebody has it: the same socket tries the next one
+            with suppress(OSError):  # the port is in use: the same socket tries the next one
                 endpoint.bind((HOST, port))
                 ports.append(port)
                 endpoint = sockets.enter_context(tcp_socket(socket.AF_INET))
     raise LaunchError("no port on loopback can be had", hint="see ss -tln")
 
 
-#: LMDeploy's cache is a share of what is free just then, which is not what the plan counted where
-#: others have grown, or sleep and will take more.
+#: LMDeploy's cache is a share of the memory that is free at that moment. This is not what the plan
+#: counted if others have grown, or sleep and will take more.
 RATIO: Final = "--cache-max-entry-count"
-#: Steps in a ratio: one is 24 KiB of 24 GiB.
+#: Steps in a ratio: one is 24 KiB of a card with 24 GiB.
 _STEPS: Final = 10**6
 
 
 def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
-    """The ratio that gives the cache of a group's engine its bytes; the plan's where it cannot.
+    """The ratio that gives the cache of a group's engine its planned bytes, else the plan's ratio.
 
-    LMDeploy takes the ratio of the free memory of the fullest card in the group. Over: by less than
-    a step, so that no page is lost. ``free`` are bytes by GPU UUID that are free before the engine
-    starts.
+    LMDeploy applies the ratio to the free memory of the fullest card in the group. Over: by less
+    than a step, so that no page is lost. ``free``: free bytes by GPU UUID before the engine starts.
     """
     group_plan, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes
-    # Cards of other groups hold what their engines have by now.
+    # Cards of other groups hold what their engines have taken by now.
     gpus = [gpu for gpu in group_plan.gpus if gpu.index in members]
     if not ratio or not region or not any(gpu.uuid in free for gpu in gpus):
         return ratio
@@ -226,24 +225,24 @@ def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
 
 
 def ratio_now(plan: Plan, group: int) -> float:
-    """The ratio of a start on real GPUs: the plan's bytes where more is free than planned.
+    """The ratio of a start on real GPUs; it gives the planned bytes if more is free than planned.
 
-    Where less is free it is the plan's, so that what somebody took comes from the cache, too.
-    Over: by what others give back between this look and LMDeploy's, while the engine loads.
+    If less is free it is the plan's ratio, so that the cache shrinks with the free memory. Over: by
+    what others give back between this look and LMDeploy's, while the engine loads.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
     return min(planned, shared_ratio(plan, group))
 
 
 def shared_ratio(plan: Plan, group: int) -> float:
-    """The ratio of a start beside other models of ours: the plan's bytes, whatever is free.
+    """The ratio of a start beside other models of ours; it always gives the planned bytes.
 
-    Under: by a share of what others grow by within their parts of the cards while the engine loads;
-    and two engines that start again at once do not know of each other.
+    Under: by a share of what others grow within their parts of the cards while the engine loads;
+    and two engines that start again at the same time do not know of each other.
     """
     from turbofit.launch.serve.gpu_monitor import used_now
 
     used = used_now(plan)
-    gpus = [gpu for gpu in plan.gpus if gpu.index in used]  # the others cannot be read
+    gpus = [gpu for gpu in plan.gpus if gpu.index in used]  # other GPUs cannot be read
     free = {gpu.uuid: gpu.total - gpu.reserved - used[gpu.index] for gpu in gpus}
     return fitted_ratio(plan, group, free)

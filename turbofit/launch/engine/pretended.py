@@ -1,4 +1,4 @@
-"""Launches on pretend GPUs, and what an engine did on them."""
+"""Launches on pretend GPUs, and the memory that an engine used on them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
-    """The plan with a checkpoint on disk: its model's, or a header-only twin of the same name.
+    """The plan with a checkpoint on disk: the model's, or a header-only twin of the same name.
 
     Raises:
-        UsageError: only the model's own checkpoint would do, and it is not on disk.
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
     from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
     torch = plan.engine.on_torch
-    # Chat templates are chosen by the folder's name.
+    # LMDeploy chooses chat templates by the folder's name.
     checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
     source = replace(plan.model.source, checkpoint=str(checkpoint))
     return replace(plan, model=replace(plan.model, source=source))
@@ -50,9 +50,9 @@ def pretend_runner(plan: Plan) -> tuple[str, ...]:
 
 
 def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
-    """The pretend twin of one group's GPUs; somebody takes so much of each after the cache.
+    """The pretend machine of one group's GPUs; ``taken`` bytes of each are used after the cache.
 
-    Terms of the ledger that only a real card has are charged to it, as a rehearsal does.
+    Terms of the ledger that exist only on a real card are charged to it, as in a rehearsal.
     """
     from turbofit.rehearse.planned import charged
 
@@ -62,11 +62,11 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
 
 @dataclass(kw_only=True)
 class PretendLaunch(Launch):
-    """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
+    """An engine on pretend GPUs: LMDeploy's own server and engine, of which only memory is real.
 
-    Each start has a machine of its own, whose scenario and timeline go into ``folder``. ``taken``
-    are bytes that somebody takes of each card once the cache is sized; the device allocation of the
-    number ``fail_at`` fails in the first start.
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``. ``taken``:
+    bytes that another process takes of each card after the cache is sized. In the first start, the
+    device allocation with the number ``fail_at`` fails.
     """
 
     plan: Plan
@@ -90,7 +90,7 @@ class PretendLaunch(Launch):
     def _torch_environment(
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
     ) -> dict[str, str]:
-        """The environment in which LMDeploy's own server finds the cards; ``folder`` is new."""
+        """The environment in which LMDeploy's server finds the pretend cards; makes ``folder``."""
         from turbofit.pretend.command import cuda_site, find_turbofit, put_first
         from turbofit.pretend.run import prepare
         from turbofit.rehearse.packages import SERVED, need_packages
@@ -106,9 +106,9 @@ class PretendLaunch(Launch):
 
 
 class PretendUsage(Struct):
-    """What one pretend GPU held, in bytes: at most, now, and its executor pool at most.
+    """Bytes in use on one pretend GPU: the peak, the use now, and the executor pool's peak.
 
-    ``pool`` is in the pool's steps, as the plan counts; None for an engine without one.
+    ``pool`` is rounded up to the pool's steps, as in the plan; None for an engine without one.
     """
 
     gpu: int
@@ -118,9 +118,9 @@ class PretendUsage(Struct):
 
 
 class PretendReader:
-    """What one start of a group's engine does on its pretend GPUs.
+    """Reads what one start of a group's engine does on its pretend GPUs.
 
-    ``timeline`` as in `StartCommand`; each reading of TurboMind's goes on where the last stopped.
+    ``timeline`` is that of `StartCommand`; a reading of TurboMind's continues after the last one.
     """
 
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
@@ -134,7 +134,7 @@ class PretendReader:
         return pretend_machine(self._plan, self._group)
 
     def usages(self) -> tuple[PretendUsage, ...]:
-        """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+        """The use of each of the group's pretend GPUs so far; empty if it cannot be read."""
         sizes = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
         indices = self._plan.parallel.groups[self._group]
         others = [gpu.used + gpu.late for gpu in self._machine.gpus]
@@ -144,7 +144,7 @@ class PretendReader:
         )
 
     def death(self) -> End | None:
-        """The last refused allocation; None where none was refused, or nothing can be read."""
+        """The last refused allocation; None if none was refused, or nothing can be read."""
         torch = self._plan.engine.on_torch
         death = self._torch_death() if torch else self._turbomind_death()
         if death is None:
@@ -165,11 +165,11 @@ class PretendReader:
         event, phase = last
         if phase != "engine":
             return refused(event, phase, self._sites)
-        ledger = self._read()  # of a start, whose parts only the account tells apart
+        ledger = self._read()  # only the account tells the parts of a start
         return ledger.deaths[-1] if ledger is not None and ledger.deaths else None
 
     def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
-        """By place in the group: the peak, what is held now, the executor's pool at most."""
+        """By place in the group: the peak, the use now, and the executor pool's peak, in bytes."""
         ledger = self._read()
         sizes: list[tuple[int, int, int | None]] = []
         if ledger is None:
@@ -223,7 +223,7 @@ class PretendReader:
         return CallSites(Symbols(engine_library()).name)
 
     def _read(self) -> Ledger | None:
-        """TurboMind's ledger so far; None where the timeline cannot be read."""
+        """TurboMind's ledger so far; None if the timeline cannot be read."""
         from turbofit.pretend.usage import TimelineReader
         from turbofit.rehearse.turbomind.ledger import Ledger
 
@@ -234,5 +234,5 @@ class PretendReader:
         try:
             return self._ledger.read(self._events.new_events())
         except (OSError, ValueError, LookupError):
-            self._ledger = None  # an event may have been taken in part: the next reading is whole
+            self._ledger = None  # an event may be half read: the next reading begins anew
             return None

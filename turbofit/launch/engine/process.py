@@ -1,7 +1,7 @@
-"""One engine as a process group, whose output is read in a thread, and kept in a log.
+"""An engine as a process group, whose output a thread reads and keeps in a log.
 
-TurboMind's hang prints tens of thousands of equal lines a second, so whole chunks are worked on:
-one pass of a regular expression takes the times out, and only lines that differ are looked at.
+TurboMind prints tens of thousands of equal lines a second when it hangs. So whole chunks are
+processed: one regular expression removes the times, and only lines that differ are looked at.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: While an engine prints without pause, this bounds how often we wake up, and slows it down: a full
-#: pipe holds 64 KiB.
+#: Seconds between two reads of an engine that prints without pause. This limits the wake-ups, and
+#: slows the engine: a full pipe holds 64 KiB.
 _PAUSE: Final = 0.02
 _CHUNK: Final = 1 << 20
 
@@ -42,7 +42,7 @@ _CHUNK: Final = 1 << 20
 def begin_process(
     argv: Sequence[str], env: Mapping[str, str], stdin: int = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
-    """A command in its own process group, guarded, with its output in a pipe; else an `OSError`."""
+    """Start a guarded command in its own process group, with its output in a pipe; `OSError`."""
     return subprocess.Popen(
         guarded(argv), env=dict(env), stdin=stdin, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
@@ -50,14 +50,14 @@ def begin_process(
 
 
 class EngineProcess:
-    """A command in its own process group, and what it prints.
+    """A command in its own process group, and its output.
 
     Start it in the main thread: the engine is killed when the thread that started it ends.
-    ``begin`` starts it, `begin_process` where None is given. ``log_required``: it starts only where
-    its log can be opened.
+    ``begin`` starts it, or `begin_process` if it is None. ``log_required``: the command starts only
+    if its log can be opened.
 
     Raises:
-        LaunchError: it cannot be started.
+        LaunchError: the command cannot be started.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EngineProcess:
         log_required: bool = True,
     ) -> None:
         self.runs: deque[Run] = deque()
-        try:  # before the engine exists, so that nothing must be ended
+        try:  # before the engine exists, which would have to be ended
             self._file = LogFile(log, required=log_required)
         except OSError as exc:
             raise LaunchError(
@@ -94,7 +94,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """The process, which is also its process group."""
+        """The process id, which is also that of its process group."""
         return self._process.pid
 
     def poll(self) -> int | None:
@@ -105,7 +105,7 @@ class EngineProcess:
         return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        with contextlib.suppress(PermissionError):  # then `strike` is what is left
+        with contextlib.suppress(PermissionError):  # then only `strike` is left
             self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
@@ -113,12 +113,12 @@ class EngineProcess:
             self._process.wait(max(0.0, seconds))
 
     def strike(self) -> None:
-        """Kill what is left of the group; safe in a signal handler, since it takes no lock."""
+        """Kill the rest of the group; safe in a signal handler, since it takes no lock."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self, seconds: float) -> bool:
-        """Kill what is left of the group; whether the engine has ended, at most so long after.
+        """Kill the rest of the group; returns whether the engine has ended within ``seconds``.
 
         A process that waits in the driver, as for a card off the bus, outlives SIGKILL.
         """
@@ -127,7 +127,7 @@ class EngineProcess:
         return self.poll() is not None
 
     def finish(self, seconds: float = 2.0) -> list[Run]:
-        """After its end: what it said last. A grandchild may hold the pipe open, so do not wait."""
+        """The last lines after its end; waits only so long, as a grandchild may hold the pipe."""
         self._reader.join(seconds)
         return self.take()
 
@@ -144,7 +144,7 @@ class EngineProcess:
 
 
 def command_text(argv: Sequence[str]) -> str:
-    """A command as a shell takes it, without API keys."""
+    """A command as a shell reads it, without API keys."""
     return shlex.join(without_secrets(argv))
 
 
@@ -155,10 +155,10 @@ _TIME: Final = re.compile(
 )
 _CAP: Final = 16 << 20
 _LONGEST_LINE: Final = 1 << 16
-#: Bytes that may wait for the disk: a few chunks.
+#: Bytes that may wait to be written to disk: a few chunks.
 _ROOM: Final = 4 << 20
 _MISSING: Final = "    (lines missing here: {:,}; the disk was full or slow)\n"
-#: What stands in the place of equal lines; tools that print a log may strip some of its spaces.
+#: The line that replaces equal lines; tools that print a log may strip some of its spaces.
 _REPEATED: Final = "    (the line above came {} more times)"
 _REPEATED_LINE: Final = re.compile(
     r"\s+" + re.escape(_REPEATED.lstrip()).replace(r"\{\}", r"(\d{1,12})")
@@ -168,17 +168,17 @@ Run = tuple[str, int]
 
 
 class LogFile:
-    """Takes an engine's output in chunks, keeps it, and tells what was printed.
+    """Takes an engine's output in chunks, writes it to a file, and returns its lines.
 
-    After ``cap`` bytes a new file is begun; ``path`` with ``.1`` appended is the one before. Where
-    it is not ``required``, what cannot be opened is tried again at each write.
+    After ``cap`` bytes a new file begins; the one before is ``path`` with ``.1`` appended. If it is
+    not ``required``, a file that cannot be opened is tried again at each write.
 
     Raises:
-        OSError: it is required, and cannot be opened.
+        OSError: the file is required, and cannot be opened.
     """
 
     def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
-        #: Takes the lines that are kept.
+        #: Writes the lines that are kept.
         self.kept = CappedLog(
             path, cap, lambda lines: _MISSING.format(lines).encode(), _ROOM, required=required
         )
@@ -187,7 +187,7 @@ class LogFile:
         self._repeats = 0
 
     def feed(self, chunk: bytes) -> list[Run]:
-        """Keep a chunk and return its whole lines, equal ones in a row as one with a count."""
+        """Write a chunk and return its whole lines; equal lines in a row are one with a count."""
         data = self._tail + chunk
         whole, newline, self._tail = data.rpartition(b"\n")
         if not newline:
@@ -204,7 +204,7 @@ class LogFile:
         return runs
 
     def _keep(self, whole: bytes) -> Iterator[Run]:
-        """Write what is new of these lines.
+        """Write those lines that differ from the line before; yields every run of lines.
 
         A progress bar's carriage returns count as line ends: only its last state is a line.
         """
@@ -225,7 +225,7 @@ class LogFile:
         self._write(out)
 
     def _repeated(self) -> list[bytes]:
-        """What stands for the repeats of the last line, which are counted anew."""
+        """The line that stands for the repeats of the last line, whose count begins again."""
         count, self._repeats = self._repeats, 0
         return [_REPEATED.format(count).encode()] if count else []
 
@@ -235,6 +235,6 @@ class LogFile:
 
 
 def repeats(line: str) -> int | None:
-    """How many more lines, equal to the one before, this line stands for; None where for none."""
+    """How many more lines, equal to the one before, this line stands for; None for other lines."""
     match = _REPEATED_LINE.fullmatch(line)
     return None if match is None else int(match[1])

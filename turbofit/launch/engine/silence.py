@@ -1,14 +1,14 @@
-"""Whether an engine that answers nobody is slow or hung: its own signs of life decide.
+"""Decides by an engine's signs of life whether it is slow or hung when it answers nobody.
 
-An engine is *silent* since it last brought somebody a byte, as long as it owes somebody an answer.
-A silent engine is looked at: it gives a *sign* while its processes use a processor, or one of its
-GPUs computes. Without any sign for `Timing.silence` seconds it is hung, however long a forecast
-is: nothing works on an answer. With signs it may be slow, so that it has `Timing.longest_silence`
-seconds, or four times what the plan's longest request takes by forecast where that is more: a
-kernel that never ends, and NCCL that waits for a GPU which does not answer, keep a GPU busy.
+An engine is *silent* since the last byte of an answer, as long as it owes an answer. A silent
+engine is observed: it gives a *sign* while its processes use a processor, or one of its GPUs
+computes. Without a sign for `Timing.silence` seconds it is hung, however long the forecast is:
+nothing works on an answer. With signs it may be slow, and has `Timing.longest_silence` seconds, or
+four times the forecast of the plan's longest request if that is more: a kernel that never ends, and
+NCCL that waits for a GPU which does not answer, keep a GPU busy.
 
-Under: an engine that waits for a disk, as in swap, gives no sign. Over: a GPU that another process
-keeps busy, or that does not tell (MIG, a driver that hangs), counts as a sign.
+Under: an engine that waits for a disk, as when swapping, gives no sign. Over: a GPU that another
+process keeps busy, or that does not report (MIG, a driver that hangs), counts as a sign.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.engine_client import Timing
 
-#: The longest request may take so many times its forecast (seen: 1.3 times).
+#: The longest request may take this many times its forecast (measured: 1.3 times).
 _FORECASTS: Final = 4
-#: Of a processor, from which on a process works. An idle LMDeploy that is asked for a token every
-#: few seconds needs a hundredth.
+#: The share of a processor above which a process counts as working. An idle LMDeploy that is asked
+#: for a token every few seconds needs a hundredth.
 _SHARE: Final = 0.05
-#: Parts of `Timing.silence`: when looks begin, how often one comes, and what makes it doubtful.
+#: Parts of `Timing.silence`: when observing begins, its interval, and when doubt begins.
 _FIRST, _EVERY, _DOUBT = 0.25, 0.1, 0.5
 
 
 class Owing(Protocol):
-    """What asks an engine: whether it owes an answer, and when it last brought something.
+    """A client of an engine: whether it waits for an answer, and when a byte last came.
 
-    ``heard_at`` is by the supervisor's clock; where it had owed nothing, when it was asked.
+    ``heard_at`` is a time of the supervisor's clock; if nothing was owed, when it asked.
     """
 
     @property
@@ -49,24 +49,25 @@ class Owing(Protocol):
 
 
 class Silence:
-    """How long one start of an engine has given no sign of life.
+    """Measures how long one start of an engine has given no sign of life.
 
-    ``group`` is its process group, ``pretend``: no GPU of its is real.
+    ``group`` is its process group; ``pretend``: its GPUs are not real.
     """
 
     def __init__(self, plan: Plan, timing: Timing, group: int, *, pretend: bool) -> None:
         self._plan, self._timing, self._group = plan, timing, group
         self._uuids = () if pretend else tuple(gpu.uuid for gpu in plan.gpus)
-        #: When it last gave a sign that it works, and was last looked at; what it had used then.
+        #: When it last gave a sign and was last observed; the processor seconds that it had used
+        #: then.
         self._worked_at = self._looked_at = float("-inf")
         self._used = 0.0
-        #: When it counts as hung if it goes on without a sign.
+        #: The time at which it counts as hung if no sign comes.
         self.ends_at = float("inf")
 
     def look(
         self, now: float, ready_at: float, owing: Sequence[Owing]
     ) -> Literal["heard", "works", "doubtful", "hung"]:
-        """Where it stands; what it owed before it was ready counts from then."""
+        """The engine's state; an answer owed before the engine was ready is late only from then."""
         since = max(ready_at, *(each.heard_at for each in owing))
         most = self._timing.silence
         if not any(each.owes for each in owing) or now - since < _FIRST * most:
@@ -81,7 +82,7 @@ class Silence:
         return "doubtful" if now - idle_since >= _DOUBT * most else "works"
 
     def _works(self, now: float) -> bool:
-        """Whether it has worked since the last look, or its GPUs work now."""
+        """Whether it has used a processor since the last look, or its GPUs work now."""
         before, used = (self._looked_at, self._used), processor_seconds(self._group)
         self._looked_at, self._used = now, used
         if used - before[1] > _SHARE * (now - before[0]):

@@ -1,9 +1,9 @@
 """A process that has imported what an engine needs, and becomes one when it is told to.
 
-Imports take most of a start. While a server runs, one process has them behind it and holds nothing
-of a card; it becomes the engine at a restart, a wake or a turn, whichever model's. Its group, guard
-and output are an engine's from the beginning (`launch.engine.guard`: the kernel kills it when
-turbofit dies); what else an engine has, it is told.
+Imports take most of a start. While a server runs, one process has done them and holds no memory of
+a card; it becomes the engine at a restart, a wake-up or a turn, of any model. Its process group,
+guard and output are an engine's from the beginning (`launch.engine.guard`: the kernel kills it when
+turbofit dies); everything else of an engine comes with the message.
 """
 
 from __future__ import annotations
@@ -35,48 +35,48 @@ if TYPE_CHECKING:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: What LMDeploy's server loads before it reads a model's folder.
+#: Modules that LMDeploy's server loads before it reads a model's folder.
 _LMDEPLOY: Final = (
     "lmdeploy.cli.entrypoint", "lmdeploy.serve.openai.api_server", "lmdeploy.vl.engine",
     "lmdeploy.vl.model.builder", "lmdeploy.turbomind.turbomind", "lmdeploy.turbomind.converter",
     "lmdeploy.serve.parsers.tool_parser", "lmdeploy.serve.parsers.reasoning_parser",
     "lmdeploy.hf_configs", "prometheus_client", "uvicorn.protocols.websockets.wsproto_impl",
 )  # fmt: skip
-#: What each module that runs an engine imports.
+#: Imports of each module that runs an engine.
 _IMPORTS: Final = {
     "lmdeploy": _LMDEPLOY,
     "turbofit.rehearse.turbomind.server": (
         "turbofit.rehearse.turbomind.server:preload", *_LMDEPLOY,
     ),
 }  # fmt: skip
-#: Variables that are read once an engine runs. All others may be read by an import.
+#: Variables that are read only once an engine runs. An import may read any other.
 _LATE: Final = (
     KEY, THREADS, CACHE, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TURBOFIT_PRETEND_SCENARIO",
     "TURBOFIT_PRETEND_MACHINE", *VARIABLES,
 )  # fmt: skip
-#: Libraries that are loaded first read a pretend machine while torch is imported.
+#: Libraries of this variable read a pretend machine while torch is imported.
 _PRELOADED: Final = "LD_PRELOAD"
-#: Bytes of host memory that must be there for a standby, and what it takes of them, about.
+#: Bytes of host memory that must be available for a standby, and about what it takes of them.
 LEAST_AVAILABLE: Final = 8 * GIB
 STANDBY_BYTES: Final = 1 * GIB
 _LOOK_SECONDS: Final = 1.0
-#: Between one that ended by itself and the next, at most.
+#: The longest pause, in seconds, after a standby that ended by itself.
 _LONGEST_PAUSE: Final = 600.0
-#: A process that waits in a system call outlives SIGKILL.
+#: Seconds to wait after SIGKILL: a process in a system call may outlive it.
 _END_SECONDS: Final = 10.0
 
 
 class Kind(NamedTuple):
-    """What engines have in common that one standby can become."""
+    """The common properties of all engines that one standby can become."""
 
     module: str
     environment: tuple[tuple[str, str], ...]
-    #: The LMDeploy that is installed: its version, and its file's number and time.
+    #: The installed LMDeploy: its version, and its file's inode and time.
     lmdeploy: tuple[object, ...]
 
 
 def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
-    """The kind of an engine's command; None where no standby can become such an engine."""
+    """The kind of an engine's command; None if no standby can become such an engine."""
     words = tuple(argv[:3])
     if words[:2] != (sys.executable, ENTRY) or words[2] not in _IMPORTS or _PRELOADED in env:
         return None
@@ -95,7 +95,7 @@ def _lmdeploy() -> tuple[object, ...]:
 
 
 class Standby:
-    """One process that stands by; start it in the main thread, whose end is its own."""
+    """One standby process; start it in the main thread, since it ends with its thread."""
 
     def __init__(self, kind: Kind) -> None:
         argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
@@ -116,7 +116,7 @@ class Standby:
         return self._process.pid
 
     def become(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Tell it which engine it is; an `OSError` where it has ended."""
+        """Tell it which engine it is; an `OSError` if it has ended."""
         environment = {name: env.get(name) for name in _LATE}
         told = json.dumps({"environment": environment, "words": list(words)})
         process: Any = self._process
@@ -137,10 +137,10 @@ class Standby:
 
 
 class StandbyStarter:
-    """Keeps a standby for the engines of one server, of the kind that began last.
+    """Keeps a standby for the engines of one server, of the kind of the last engine that began.
 
-    ``available`` tells bytes of host memory. `begin` may be called by any thread, the rest in the
-    main one.
+    ``available`` returns bytes of host memory. Any thread may call `begin`; only the main thread
+    may call the rest.
     """
 
     def __init__(self, available: Callable[[], int], say: Callable[[str], None]) -> None:
@@ -157,15 +157,15 @@ class StandbyStarter:
         return None if standby is None else standby.pid
 
     def expect(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """An engine with such a command will begin: `look` starts a standby for it."""
+        """Expect an engine with this command: `look` starts a standby for it."""
         with self._lock:
             self._kind = kind_of(argv, env)
 
     def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start an engine: the standby becomes it, or a new process where none fits."""
+        """Start an engine: the standby becomes it, or a new process if the standby does not fit."""
         kind = kind_of(argv, env)
         with self._lock:
-            # What has ended, or is of another kind, is none any more: `look` starts the next.
+            # A standby that has ended, or is of another kind, is dropped: `look` starts the next.
             self._kind, standby, self._standby = kind, self._standby, None
         if standby is not None:
             if standby.fits(kind):
@@ -176,10 +176,10 @@ class StandbyStarter:
         return begin_process(argv, env)
 
     def look(self, needed: int = 0) -> None:
-        """Start a standby where none is there, and end one that no engine of now would be.
+        """Start a missing standby, and end one that no current engine could use.
 
-        ``needed`` are bytes of host memory that engines may take which do not run now. Only the
-        main thread starts one: the kernel ends it with the thread that did.
+        ``needed``: bytes of host memory that engines may take which do not run now. Only the main
+        thread starts one: the kernel ends it with the thread that started it.
         """
         now = time.monotonic()
         if current_thread() is not main_thread() or now < self._again:
@@ -189,7 +189,7 @@ class StandbyStarter:
         with self._lock:
             self._kind = kind = self._kind and self._kind._replace(lmdeploy=_lmdeploy())
             standby = self._standby
-            # What has begun stays until much less is there, or it would come and go.
+            # A running standby stays until much less is available, or it would come and go.
             if standby is not None and standby.fits(kind) and available >= least // 2:
                 return
             self._standby = None
@@ -203,7 +203,7 @@ class StandbyStarter:
             self._start(kind, available, least)
 
     def _wait_longer(self, now: float) -> None:
-        """Let the next standby begin after a pause, which doubles: this one ended by itself."""
+        """Let the next standby begin after a pause, which doubles: the last one ended by itself."""
         pause = doubled(_LOOK_SECONDS, self._deaths, _LONGEST_PAUSE)
         self._again, self._deaths = now + pause, self._deaths + 1
         self._say(f"warning: a standby ended by itself: another begins in {pause:.0f} s")
@@ -234,7 +234,7 @@ class StandbyStarter:
 
 @contextmanager
 def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyStarter | None]:
-    """What keeps a standby for a server, until the server ends; None where none is wanted."""
+    """Keep a standby for a server until the server ends; yields None if none is wanted."""
     if not config.standby:
         yield None
         return

@@ -35,35 +35,35 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.silence import Owing
     from turbofit.launch.engine.worst_requests import ProbeRequest
 
-    #: Asks an engine, whose model has this name, what it must answer before it counts as ready.
+    #: Sends an engine, by its model's name, the requests it must answer before it is ready.
     EngineExam = Callable[["SupervisedEngine", str, Callable[[ProbeRequest], int]], None]
 
 
 class Examiner(Protocol):
-    """Asks engines more than their readiness needs."""
+    """Sends engines more requests than their readiness needs."""
 
     def begin(self, plan: Plan) -> None:
-        """The engines of this plan are about to be started."""
+        """Prepare for the engines of this plan, which are about to start."""
 
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """Ask one, in its own thread, before it counts as ready; a `LaunchError`: a bad answer."""
+        """Examine an engine, in its own thread, before it is ready; `LaunchError`: a bad answer."""
 
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Seconds between two looks at how many processes the kernel has killed for want of memory.
+#: Seconds between two readings of how many processes the kernel killed for lack of memory.
 _COUNT_SECONDS: Final = 30.0
-#: A server whose engine is dead refuses a request at once.
+#: Seconds for one completion: a server whose engine is dead refuses it immediately.
 _CONFIRM_SECONDS: Final = 2.0
 
 
 class SupervisedEngine:
     """One group's engine, whose log goes into a folder.
 
-    ``clients`` are those that ask it through a gateway; ``doubt`` is told when it gives no sign of
-    life, and when it is ended unless it gives one.
+    ``clients`` returns the gateway's clients of the engine; ``doubt`` is called when the engine
+    gives no sign of life, with the time at which it will be ended if none comes.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -90,19 +90,19 @@ class SupervisedEngine:
         self.again_at = 0.0
         self.was_ready = False
         self.process: EngineProcess | None = None
-        #: What its start does on pretend GPUs; None on real ones.
+        #: Reads what its start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
         self.tracker = StartupTracker(plan, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
-        #: Of this start: whether it is silent, and when it got ready.
+        #: For this start: its silence, and the time when it got ready.
         self.silence: Silence | None = None
         self._ready_at = 0.0
-        #: The end that clients were told to expect.
+        #: The time of the end that clients were told to expect.
         self._doubted = float("inf")
         self._ends: list[float] = []
         self._began = self._counted = self._heard = 0.0
-        #: How many processes the kernel had killed at the last count but one, and at the last one.
+        #: How many processes the kernel had killed, at the last reading but one and at the last.
         self._kills: tuple[int | None, int | None] = (None, None)
         self._silence_told = False
 
@@ -111,7 +111,7 @@ class SupervisedEngine:
         return self.launch.group
 
     def start(self) -> None:
-        """Start it, in the main thread; a `LaunchError` where it cannot be started."""
+        """Start it, in the main thread; a `LaunchError` if it cannot be started."""
         start_command = self.launch.start_command(self.starts)
         self.starts += 1
         if start_command.timeline is not None:
@@ -121,7 +121,7 @@ class SupervisedEngine:
         self._began = self._counted = self._heard = self._clock()
         self._kills = (kernel.host_kills(),) * 2
         self.tracker = StartupTracker(self.plan, self.log, self._began)
-        # A disk that has become unwritable costs a restart its log, never the engine.
+        # If the disk is no longer writable, a restart has no log, but the engine still starts.
         self.process = EngineProcess(
             start_command.argv, start_command.env, self.log, self.launch.begin,
             log_required=self.starts == 1,
@@ -130,7 +130,7 @@ class SupervisedEngine:
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
-        # Once it has served, a worst case beside clients' requests would be more than is planned.
+        # After it has served, a worst case beside clients' requests would exceed the plan.
         exam = None if self._exam is None or self.was_ready else partial(self._exam, self)
         serial = self.plan.engine.serial
         pretend = self.pretended is not None
@@ -139,16 +139,16 @@ class SupervisedEngine:
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
-        """Read on; how it ended, if it did.
+        """Read its log on; returns its end if it has ended, or must be ended, else None.
 
-        ``last``: nobody looks again to wait for what a loop that has ended may yet say.
+        ``last``: there is no later look that could wait for the words of a loop that has ended.
         """
         process, probe = self.process, self._probe
         if process is None or probe is None:
             return None
         code = process.poll()
         self._read(process, code, now)
-        # The signal that kills the rest of an engine whose loop has ended is not why it ended.
+        # If its loop has ended, the signal that then kills the rest is not the cause of the end.
         if code is not None and not self.tracker.failing:
             return self._ended(code)
         if self.tracker.fallback:
@@ -158,7 +158,7 @@ class SupervisedEngine:
         return self._given_up(probe, now)
 
     def _read(self, process: EngineProcess, code: int | None, now: float) -> None:
-        """Take in what it has said, and how far it has come."""
+        """Read what it has printed, and update how far it has come."""
         lines = process.take() if code is None else process.finish()
         if code is None:
             self._forget_earlier(now)
@@ -170,15 +170,15 @@ class SupervisedEngine:
 
     def _loop_ended(self, code: int | None) -> End | None:
         if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
-            self.tracker.survived(float("inf"))  # a line that only looked like the engine's own
+            self.tracker.survived(float("inf"))  # the line only looked like the engine's own
             return None
         return self._ended(None)
 
     def _given_up(self, probe: Probe, now: float) -> End | None:
-        """Why it is to be ended though its process and its loop live."""
+        """The reason to end it although its process and its loop live; None if there is none."""
         if self.tracker.hangs(now):
             return hang(self.tracker)
-        # A loop that ends fails its requests at once; the reason comes later, in the log.
+        # The loop fails its requests as it ends; the reason comes later, in the log.
         if probe.error is not None and not self.tracker.failing:
             hint = f"{probe.error.hint} ({self.log})"
             kind: EndKind = "crash" if self.was_ready else "refused"
@@ -191,12 +191,12 @@ class SupervisedEngine:
         return self._hung(probe, now)
 
     def _hung(self, probe: Probe, now: float) -> End | None:
-        """Whether it answers nobody, and is not only slow; see `silence`."""
+        """The end of an engine that hangs and is not only slow; None otherwise; see `silence`."""
         silence, clients = self.silence, self._clients()
         if silence is None or not self._timing.liveness:
             return None
         if self.state != "ready":
-            # It does not listen yet, is asked the worst cases, or was ended and waits.
+            # It does not listen yet, answers the worst cases, or was ended and waits.
             if self.state != "starting" or not probe.owes:
                 return None
             clients = None
@@ -209,7 +209,7 @@ class SupervisedEngine:
         return None
 
     def end(self, seconds: float) -> bool:
-        """Kill what is left; whether it ended in time. Else its memory and `process` stay."""
+        """Kill the rest; returns whether it ended in time. Else its memory and `process` stay."""
         self.quiet()
         if self.process is not None and self.process.kill(seconds):
             self.process.finish(0.5)
@@ -221,9 +221,9 @@ class SupervisedEngine:
             self._probe.stop()
 
     def wait(self, now: float, explained: int = 0) -> float | None:
-        """Set when it starts again; the pause until then, or None once the circuit breaks.
+        """Schedule its next start; returns the pause in seconds, or None if the circuit breaks.
 
-        ``explained`` are ends within the window by requests that are refused since.
+        ``explained``: ends within the window that came from requests which are now refused.
         """
         timing = self._timing
         self._ends = [*(end for end in self._ends if now - end < timing.window), now]
@@ -236,12 +236,12 @@ class SupervisedEngine:
         return pause
 
     def excuse(self, now: float, explained: int) -> None:
-        """Start it again at once if the ends that broke the circuit are explained."""
+        """Start it again immediately if the ends that broke the circuit are explained."""
         if len(self._ends) - explained <= self._timing.restarts:
             self.state, self.again_at = "waiting", now
 
     def spent(self) -> dict[str, float]:
-        """Seconds that each phase of this start took, as far as it came."""
+        """Seconds that each phase of this start has taken so far."""
         times = [*self.tracker.phases, ("", self._clock())]
         return {
             name: round(after - at, 3)
@@ -251,7 +251,7 @@ class SupervisedEngine:
 
     @property
     def start_seconds(self) -> float:
-        """Seconds that this start took, as far as it came, without the worst-case requests."""
+        """Seconds that this start has taken so far, without the worst-case requests."""
         return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
 
     def _follow(self, now: float) -> None:
@@ -268,15 +268,15 @@ class SupervisedEngine:
             self._tell(line)
 
     def _forget_earlier(self, now: float) -> None:
-        """Forget evidence that the engine has survived: it does not tell why the engine ends."""
-        # The last count of kills is too new: a killed process may take seconds to end.
+        """Forget evidence that the engine has survived: it cannot explain a later end."""
+        # The last reading of kills is too new: a killed process may take seconds to end.
         if self._probe is not None:
             self.tracker.survived(self._probe.lived)
         if now - self._counted >= _COUNT_SECONDS:
             self._kills, self._counted = (self._kills[1], kernel.host_kills()), now
 
     def _listen(self, printed: bool, now: float) -> None:
-        """Say what a long silence of a starting engine may mean, once for each."""
+        """Say once for each long silence of a starting engine what it may mean."""
         if printed or self.state != "starting" or self.tracker.phase in ("serving", "check"):
             self._heard, self._silence_told = now, False
         elif not self._silence_told and now - self._heard >= self._timing.quiet:
@@ -290,7 +290,7 @@ class SupervisedEngine:
         return end_of(code, self.tracker, host_kills=host_kills)
 
     def explained(self, end: End) -> End:
-        """The end with the bytes that a pretend GPU refused; reading that may take seconds."""
+        """The end with the bytes that a pretend GPU refused; reading them may take seconds."""
         if self.pretended is None or end.kind != "out_of_memory":
             return end
         return ran_out(self.tracker, self.pretended.death())

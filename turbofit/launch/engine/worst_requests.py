@@ -1,7 +1,7 @@
 """The requests that an engine must answer before it counts as ready.
 
 The first is the worst that a client may send. The second brings the executor's pool to the size
-that the plan pays for; the gateway, which it does not pass, would refuse it.
+that the plan pays for; it does not pass the gateway, which would refuse it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def worst_image(plan: Plan) -> DummyImage | None:
-    """An image of the most units that the plan allows, held to them; None without images."""
+    """An image of the most units that the plan allows, with that limit; None without images."""
     rule, limit = plan.model.image_rule, plan.limits.image_limit
     if rule is None or limit is None:
         return None
@@ -33,38 +33,38 @@ def worst_image(plan: Plan) -> DummyImage | None:
     return DummyImage(size, rule.knobs(limit) if rule.client_knobs else {})
 
 
-#: Prompt tokens beside what is asked for: a chat template, a question, and the answer.
+#: Prompt tokens beyond the images: a chat template, a question, and the answer.
 _TEXT: Final = 256
-#: Tokens of a short question with its chat template, about.
+#: Tokens of a short question with its chat template, estimated.
 _SHORT_TEXT: Final = 64
 _ANSWER: Final = 2
-#: Tokens after the images in a chat, and around each of them; about.
+#: Tokens after the images in a chat, and around each image, estimated.
 _AFTER: Final = 8
 _AROUND: Final = 2
-#: Tokens by which the guesses above may be wrong.
+#: Tokens by which the estimates above may be wrong.
 _SLACK: Final = 15
-#: Tokens of a row of a full batch, a block of the cache at least. Its answer outlasts the arrival
-#: of the others, each at most a step of decoding.
+#: Tokens of a row of a full batch, at least a block of the cache. A row's answer outlasts the
+#: arrival of the other rows, each of which takes at most a step of decoding.
 _LEAST_ROW: Final = 64
 _ROW_ANSWER: Final = 256
 _STEPS_A_ROW: Final = 4
 #: Tokens of a small answer.
 _SMALL_ANSWER: Final = 8
-#: Any token but a special one.
+#: Any token except a special one.
 _TOKEN: Final = 100
 _WORD: Final = " a"
 _PROBE_TOKENS: Final = 64
-#: A word is two tokens at the most, where each byte is one: two short prompts fit so many times.
+#: A word is at most two tokens, where each byte is one: so many times two short prompts fit.
 _SHORT: Final = 8
-#: Of the room: a tokenizer that joins words elsewhere than in a short prompt must not exceed it.
+#: The used share of the room, since a tokenizer may join words of a long prompt otherwise.
 _SHARE: Final = 0.99
 
 
 class ProbeRequest(NamedTuple):
-    """A POST to an engine, what it is for, and its work.
+    """A POST to an engine, its purpose, and its work.
 
-    ``units`` are those of each image; ``rows`` prompts of so many text ``tokens`` are sent, each of
-    which takes an ``answer`` of so many tokens.
+    ``units`` are those of each image; ``rows`` prompts of ``tokens`` text tokens are sent, and each
+    gets an ``answer`` of so many tokens.
     """
 
     name: str
@@ -77,7 +77,7 @@ class ProbeRequest(NamedTuple):
 
 
 def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
-    """A chat with as many worst images as the plan allows; None for a model without images."""
+    """A chat with as many of the worst images as the plan allows; None without images."""
     image = worst_image(plan)
     if image is None:
         return None
@@ -85,7 +85,7 @@ def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
 
 
 def worst_image_tokens(plan: Plan) -> int:
-    """Tokens of the images of `worst_request`, without those around them."""
+    """Tokens of the images of `worst_request`, without the tokens around them."""
     image, rule, limits = worst_image(plan), plan.model.image_rule, plan.limits
     if image is None or rule is None or limits.image_limit is None:
         return 0
@@ -93,9 +93,9 @@ def worst_image_tokens(plan: Plan) -> int:
 
 
 def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """What brings the pool to the planned peak, by the term that decides it, if there is more.
+    """The request that brings the pool to the planned peak; None if `worst_request` does so.
 
-    ``text`` are tokens of a chat's prompt beside its images, as the engine counted them.
+    ``text``: tokens of a chat's prompt without its images, as the engine counted them.
     """
     deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
     worst = _WORST[deciding](plan, model, text) if deciding in _WORST else None
@@ -103,13 +103,13 @@ def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
 
 def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
-    """Each worst case beside `worst_request`, by the name of its term of the ledger."""
+    """All worst cases but `worst_request`, each named after its term of the ledger."""
     requests = (worst(plan, model, text) for worst in _WORST.values())
     return tuple(filter(None, requests))
 
 
 def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
-    """A small request of each kind: they load the kernels that the warm-up does not use."""
+    """A small request of each kind, to load kernels that the warm-up does not use."""
     rule, requests = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
         requests.append(_chat("a small image", plan, model, [rule.small_image]))
@@ -129,7 +129,7 @@ def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
 
 
 def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
-    """A batch that samples over the whole vocabulary, in one request whose rows meet."""
+    """A batch that samples over the whole vocabulary: one request whose rows run together."""
     rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
     room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
     answer = max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room))
@@ -145,7 +145,7 @@ def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
 
 
 def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """Images of as many units as the plan lets meet in a forward."""
+    """A chat whose images have as many units as the plan lets meet in a forward."""
     rule, most = plan.model.image_rule, plan.limits.units_per_forward
     if rule is None or most <= plan.limits.units_per_request:
         return None
@@ -160,14 +160,14 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     return _chat("vision_forward", plan, model, images)
 
 
-#: By the term of the ledger that each brings to its planned size.
+#: For each term of the ledger, the request that brings it to its planned size.
 _WORST: Final = {
     "vision_forward": _images_that_meet, "text_prefill": _longest, "sampling": _full_batch,
 }  # fmt: skip
 
 
 def _largest_that_meet(plan: Plan, room: int) -> list[DummyImage]:
-    """Images of the planned size side by side, as many as meet and as the sequence has room for."""
+    """Images of the planned size, as many as meet in a forward and the sequence has room for."""
     image, limits = worst_image(plan), plan.limits
     tokens = worst_image_tokens(plan) // max(1, limits.images_per_request) + _AROUND
     count = min(limits.units_per_forward // max(1, limits.units_per_image), room // tokens)
@@ -177,10 +177,10 @@ def _largest_that_meet(plan: Plan, room: int) -> list[DummyImage]:
 def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[DummyImage]:
     """Images across the forwards of one long prompt, for clients that cannot choose image sizes.
 
-    An image is encoded whole in each forward that holds one of its tokens: a forward sees most
-    where it begins with the last tokens of a full image and ends with the first of another. What
-    lies before that (``lead``) and between the two is tried through; an error of `_SLACK` in the
-    guessed tokens of the template does not matter.
+    An image is encoded whole in each forward that holds one of its tokens: a forward encodes most
+    if it begins with the last tokens of a full image and ends with the first of another. All sizes
+    of what lies before (``lead``) and between the two are tried; an error of `_SLACK` in the
+    estimated tokens of the template does not matter.
     """
     unit_tokens, most = rule.unit_tokens(1), plan.limits.units_per_image
     before, forward = max(0, text - _AFTER), engine_of(plan).forward_tokens(plan.settings)
@@ -203,13 +203,14 @@ def _images(rule: ImageRule, sizes: Iterable[int]) -> list[DummyImage]:
 
 
 def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """What brings the pool where `fullest_forward` does, with images that are encoded less often.
+    """The request that fills the pool like `fullest_forward`, with fewer encodings of its images.
 
-    One image that clients cannot send is encoded whole in each of the forwards that hold it, by a
-    tower whose attention grows with the square of an image. Here as many patches meet in the second
-    forward as three images: the first ends in it, the last begins. Under: by half a percent of the
-    pool, for edges that lie `_SLACK` tokens off, and whole rows of patches. None where the tower
-    sees one tile at a time, an image is encoded once, or there is no room for three.
+    In `fullest_forward` one image, larger than clients can send, is encoded whole in each forward
+    that holds it, by a tower whose attention grows with the square of an image. Here as many
+    patches meet in the second forward as three images: the first ends in it, the last begins.
+    Under: by half a percent of the pool, for edges that lie `_SLACK` tokens off, and whole rows of
+    patches. None if the tower sees one tile at a time, an image is encoded once, or three have no
+    room.
     """
     rule, most, engine = plan.model.image_rule, plan.limits.units_per_forward, engine_of(plan)
     if rule is None or not rule.client_knobs or not rule.whole_image or not engine.encodes_again:
@@ -227,7 +228,7 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
 
 def _at_least(rule: ImageRule, tokens: int) -> int:
-    """Tokens to ask for so that an image, which has whole rows, takes no fewer than these."""
+    """Tokens to ask for so that an image, made of whole rows, takes at least ``tokens``."""
     for wanted in range(tokens, 2 * tokens):
         image = rule.image_of(rule.units_within(wanted))
         if image is not None and rule.unit_tokens(_units(rule, image)) >= tokens:
@@ -240,7 +241,7 @@ def _units(rule: ImageRule, image: DummyImage) -> int:
 
 
 def _met(sizes: list[int], place: int, unit_tokens: int, forward: int) -> int:
-    """Units of the fullest forward, where the first image begins at token ``place``."""
+    """Units of the fullest forward, if the first image begins at token ``place``."""
     met: dict[int, int] = {}
     for size in sizes:
         end = place + size * unit_tokens + _AROUND
@@ -251,7 +252,7 @@ def _met(sizes: list[int], place: int, unit_tokens: int, forward: int) -> int:
 
 
 def _split(total: int, most: int, rule: ImageRule) -> list[int]:
-    """Images of so many units in all, or one less where that cannot be."""
+    """Sizes of images with so many units in all, or one unit less if that is impossible."""
     sizes = [most] * (total // most) + ([total % most] if total % most else [])
     if sizes and sizes[-1] == rule.unmade_units:
         if len(sizes) == 1 or most < 5:
@@ -262,7 +263,7 @@ def _split(total: int, most: int, rule: ImageRule) -> list[int]:
 
 
 def image_part(image: DummyImage) -> JsonObject:
-    """A flat image as a part of a chat message, with its fields beside its URL."""
+    """A single-coloured image as a part of a chat message, with its fields beside its URL."""
     url = "data:image/png;base64," + b64encode(png(*image.size)).decode()
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
@@ -289,9 +290,9 @@ def longest_request(
 ) -> ProbeRequest | None:
     """A request that fills the context, for an engine that takes no token ids.
 
-    Only the engine has the tokenizer: its counts for two short prompts say how many tokens a word
-    takes. The request has the images of ``worst``, too, whose prompt has so many ``tokens``. None
-    where the engine does not count, or has no room left.
+    Only the engine has the tokenizer: its counts for two short prompts show how many tokens a word
+    takes. The request also has the images of ``worst``, whose prompt has ``tokens`` tokens. None if
+    the engine does not count, or no room is left.
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))

@@ -1,11 +1,11 @@
-"""``python -m turbofit.launch.fallback.server``: one model, one map, one port, until it is stopped.
+"""``python -m turbofit.launch.fallback.server``: one model, one map, one port, until stopped.
 
-It is an engine as LMDeploy's server is one, behind a gateway that holds requests to the plan. Keys,
-bodies and refusals here are the gateway's own; the handlers of ``transformers serve`` answer, one
-request at a time. Torch and Transformers are imported in this child only.
+It is an engine like LMDeploy's server, behind a gateway that holds requests to the plan. It takes
+keys, bodies and refusals from the gateway's code; the handlers of ``transformers serve`` answer,
+one request at a time. Only this child process imports torch and Transformers.
 
-Transformers promises none of these classes. All that is used is checked before, so that a release
-that moved some fails at once and with one line.
+Transformers guarantees none of these classes. All that are used are checked first, so that a
+release that moved one fails immediately and with one line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 #: Releases that were tried.
 _TRIED: Final = "5.17 and 5.24"
-#: Module of ``transformers.cli.serving``, class, method, parameters that are given to it.
+#: Module of ``transformers.cli.serving``, class, method, and parameters that this server passes.
 _USED: Final = (
     ("model_manager", "ModelManager", "get_model_modality", "model processor"),
     ("utils", "GenerationState", "get_manager", "model_id use_cb"),
@@ -66,7 +66,7 @@ _USED: Final = (
     ("completion", "CompletionHandler", "handle_request", "body request_id"),
 )  # fmt: skip
 
-#: What the handlers are given of a body: what Transformers reads, and the gateway holds.
+#: Fields of a body that the handlers get: Transformers reads them, and the gateway holds them.
 _COMMON: Final = frozenset({"stream", "temperature", "top_p", "seed", "frequency_penalty", "stop"})
 _READ: Final[Mapping[Kind, frozenset[str]]] = {
     "chat": _COMMON | {"messages", "tools", "logit_bias", "chat_template_kwargs"},
@@ -83,15 +83,15 @@ _LARGEST: Final = 256 << 20
 _PAUSE: Final = 0.02
 #: How Transformers ends a stream that failed.
 _FAILED: Final = 'data: {"error": "'
-#: Failures before anything was generated that are not of what the client sent.
+#: Errors before anything was generated that the client's request does not cause.
 _OURS: Final = (RuntimeError, MemoryError, ImportError)
 
 
 class GenerationOptions(NamedTuple):
-    """What is served, and how.
+    """The model that is served, and its options.
 
-    ``session_len``: tokens of prompt and answer; ``max_images`` a request; ``offload``: a folder
-    for what the map sends to the disk and no safetensors file holds.
+    ``session_len``: tokens of prompt and answer; ``max_images``: images of a request; ``offload``:
+    a folder for what the map sends to the disk and no safetensors file holds.
     """
 
     model: str
@@ -104,11 +104,12 @@ class GenerationOptions(NamedTuple):
 
 
 class ServedModel:
-    """Transformers' model that generates for one request, can be stopped, and says how it fares.
+    """Transformers' model for one request at a time; it can be stopped, and reports failures.
 
     The event loop, which takes requests, shares it with the thread that generates. ``cancelled``:
-    nobody waits for the answer. ``idle``: nothing is generated. ``begun``: the request came so far
-    as to generate. ``failure`` is what its client is told. ``fatal`` says why the process must end.
+    no client waits for the answer. ``idle``: nothing is generated. ``begun``: the request has
+    reached generation. ``failure`` is the error for its client. ``fatal`` says why the process must
+    end.
     """
 
     def __init__(self, model: Any, session_len: int) -> None:
@@ -119,7 +120,7 @@ class ServedModel:
         self.failure: Refusal | None = None
         self.fatal = ""
         self._moved = time.monotonic()
-        #: Requests in a row that ran out of memory; one is enough before the first answer.
+        #: Requests in a row that ran out of memory; before the first answer one is enough to end.
         self._shortages = _MOST_SHORT - 1
 
     def __getattr__(self, name: str) -> Any:
@@ -131,7 +132,7 @@ class ServedModel:
         self._moved = time.monotonic()
 
     def start(self) -> None:
-        """The thread is told to generate, or is about to be."""
+        """Note that the thread generates, or is about to."""
         self.begun = True
         self.idle.clear()
 
@@ -143,7 +144,7 @@ class ServedModel:
         return "stalled"
 
     def generate(self, **keywords: Any) -> Any:
-        """As the model's, within the context; a `Refusal` drops its cause, which holds tensors."""
+        """Generate within the context; a `Refusal` has no cause, which would hold tensors."""
         torch, tokens = import_module("torch"), keywords["input_ids"].shape[-1]
         config, left = keywords["generation_config"], self._session_len - tokens
         config.max_new_tokens = min(config.max_new_tokens, left)
@@ -158,7 +159,7 @@ class ServedModel:
             failure = self.ran_short(exc)
         except RuntimeError as exc:
             traceback.print_exception(exc)
-            if "CUDA error" in str(exc):  # the context is lost, and every later call with it
+            if "CUDA error" in str(exc):  # the context is lost, so that every later call fails
                 self.fatal = f"RuntimeError: {_one_line(exc)}"
             failure = Refusal("engine_failed", said=_one_line(exc))
         finally:
@@ -169,17 +170,17 @@ class ServedModel:
         raise failure
 
     def _ends(self, input_ids: Any, _scores: Any, **_: Any) -> Any:
-        """Whether each row ends; asked after each token."""
+        """Whether each row ends; Transformers calls it after each token."""
         self._moved = time.monotonic()
         shape, ends = (input_ids.shape[0],), self.cancelled.is_set()
         torch = import_module("torch")
         return torch.full(shape, ends, dtype=torch.bool, device=input_ids.device)
 
     def ran_short(self, exc: BaseException) -> Refusal:
-        """What a client is told whose request ran out of GPU memory.
+        """The refusal for a client whose request ran out of GPU memory.
 
-        The engine can go on, but one that has never answered, or runs out again and again, would do
-        so for ever: it ends with torch's message, from which the supervisor plans anew.
+        The engine can go on, but one that has never answered, or runs out again and again, would
+        fail for ever: it ends with torch's message, from which the supervisor makes another plan.
         """
         self._shortages += 1
         if self._shortages >= _MOST_SHORT:
@@ -192,7 +193,7 @@ def _one_line(exc: BaseException) -> str:
 
 
 def _find_inside() -> dict[str, Any]:
-    """Transformers' own classes by name, checked, which takes seconds; else a `PackageError`."""
+    """Transformers' own classes by name, checked in seconds; a `PackageError` if one differs."""
     classes: dict[str, Any] = {}
     what = ""
     try:
@@ -215,8 +216,8 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
     """Load the model, and make Transformers' handlers around it, by the kinds of their routes.
 
     Raises:
-        PackageError: Transformers is missing, or another inside.
-        LaunchError: the model cannot be loaded; torch's own lack of memory is left as it is.
+        PackageError: Transformers is missing, or its classes differ.
+        LaunchError: the model cannot be loaded; torch's own memory error is raised as it is.
     """
     inside = _find_inside()
     _say("loading weights")
@@ -237,7 +238,7 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
         ) from None
     tokenizer = getattr(processor, "tokenizer", None)
     if not getattr(processor, "chat_template", None) and tokenizer is not None:
-        processor.chat_template = tokenizer.chat_template  # where older checkpoints keep it
+        processor.chat_template = tokenizer.chat_template  # older checkpoints keep it there
     _say(f"weights loaded in {time.monotonic() - began:.1f} s")
     modality = inside["ModelManager"].get_model_modality(whole, processor=processor)
     manager = SimpleNamespace(get_model_modality=lambda *_, **__: modality)
@@ -252,10 +253,10 @@ def make_handlers(options: GenerationOptions) -> tuple[ServedModel, dict[Kind, A
 def _handler_class(
     kind: Kind, base: Any, options: GenerationOptions, model: ServedModel, processor: Any
 ) -> Any:
-    """Reads what is held of a body alone, and decodes images itself.
+    """A handler that reads only the fields that are held, and decodes images itself.
 
-    Transformers' own loader of images takes any address or file. Its sampling is the model's own
-    default, not what a temperature asks for.
+    Transformers' own loader of images takes any address or file. Its sampling follows the model's
+    default, whatever temperature is asked for.
     """
     from PIL import Image
 
@@ -286,14 +287,14 @@ def _handler_class(
             config = super()._build_generation_config(body, *args, **kwargs)
             if body.get("temperature") is not None:
                 config.do_sample = body["temperature"] > 0
-            model.start()  # next the thread is told; a wait for its end must not begin before
+            model.start()  # before the thread is told: a wait for its end must not begin earlier
             return config
 
     return Handler
 
 
 class FallbackApp(AsgiApp):
-    """Transformers' handlers behind the gateway's own rules, and a gate of one.
+    """Transformers' handlers behind the gateway's own rules, which runs one request at a time.
 
     ``on_fatal`` is called with the reason when the process must end, after the answer was sent.
     """
@@ -316,7 +317,7 @@ class FallbackApp(AsgiApp):
         return {"status": health}, None if health == "ok" else _RETRY_SECONDS
 
     async def metrics_text(self) -> str:
-        """The engine's metrics, of which there are none.
+        """Refuse to give metrics, of which this engine has none.
 
         Raises:
             Refusal: Transformers has no metrics.
@@ -342,12 +343,12 @@ class FallbackApp(AsgiApp):
                 try:
                     await self._answer(request, route.kind, body, send)
                 finally:
-                    self._model.cancelled.set()  # nobody waits for more, and it may go on
+                    self._model.cancelled.set()  # no client waits, and it may still generate
                     while not self._model.idle.is_set():
                         await asyncio.sleep(_PAUSE)
 
     def _held(self, kind: Kind, raw: bytes) -> JsonObject:
-        """A body as the gateway would hold it, with its images inline; a `Refusal` of any other."""
+        """The body within the gateway's rules, with its images inline; a `Refusal` of any other."""
         parsed = read_body(kind, decode(raw))
         hold_name({self._options.name: self._options.name}, parsed.body)
         scope = Scope(engine="transformers", session=self._options.session_len)
@@ -369,11 +370,11 @@ class FallbackApp(AsgiApp):
     async def _answer(
         self, request: RequestContext, kind: Kind, body: JsonObject, send: Send
     ) -> None:
-        """Pass the answer on, a stream's head with its first output; a `Refusal` before that."""
+        """Pass the answer on; a stream's head goes with its first output, a `Refusal` before it."""
         try:
             response = await self._handlers[kind].handle_request(body, request.id)
         except Exception as exc:
-            self._model.idle.set()  # it has ended, or was never begun
+            self._model.idle.set()  # generating has ended, or never began
             raise self._refusal(exc) from exc
         if not body.get("stream"):
             await answer(request, send, 200, response.body, "application/json")
@@ -447,13 +448,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end(reason: str) -> None:
-    """End the process at once: its memory, or its CUDA context, cannot be repaired."""
+    """End the process immediately: its memory, or its CUDA context, cannot be repaired."""
     print(reason, file=sys.stderr, flush=True)  # noqa: T201
     os._exit(1)
 
 
 def _say(text: str) -> None:
-    """Progress, which the supervisor reads: see ``observe.log_reader``."""
+    """Print progress, which the supervisor reads: see ``observe.log_reader``."""
     print(f"turbofit-fallback: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -1,1 +1,1 @@
-"""How images are prepared in LMDeploy's process: on several threads, and not twice."""
+"""How LMDeploy's process prepares images: on several threads, and each image once."""

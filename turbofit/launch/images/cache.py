@@ -1,8 +1,8 @@
-"""Prepared images are kept by a hash of their bytes and options, as many as memory was given for.
+"""Keeps prepared images by a hash of their bytes and options, within a given memory.
 
-Clients send a chat's pictures anew with each turn. The first request has the tensors that are kept,
-later ones have copies, and where somebody changed the kept ones they are dropped: nobody can change
-what another request gets.
+Clients send a chat's pictures again with each turn. The first request gets the tensors that are
+kept, later ones get copies. Kept tensors that were changed are dropped, so that no request can
+change what another gets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ImageCache:
-    """Values by key, the least recently used first out; ``most`` bytes of all of them together."""
+    """Values by key, of at most ``most`` bytes in all; the least recently used are dropped."""
 
     def __init__(self, most: int) -> None:
         self.most, self.held, self.hits = most, 0, 0
@@ -28,13 +28,13 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Any:
-        """A copy of what is kept; None where nothing is, or it was changed."""
+        """A copy of the kept value; None if there is none, or it was changed."""
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:
                 return None
             self._kept.move_to_end(key)
-        copied = deepcopy(kept.value)  # others need not wait
+        copied = deepcopy(kept.value)  # without the lock, for which others would wait
         with self._lock:
             if kept.versions == _versions(kept.value):
                 self.hits += 1
@@ -43,7 +43,7 @@ class ImageCache:
         return None
 
     def put(self, key: bytes, value: Any) -> None:
-        """Keep it, if it has its place; its tensors are not copied, which would cost as much."""
+        """Keep a value that is not too large; its tensors are not copied, which takes as long."""
         size = byte_size(value)
         if size > self.most:
             return
@@ -62,7 +62,7 @@ class ImageCache:
 
 
 class _Kept(NamedTuple):
-    """A result, its bytes, and how often each of its tensors had been changed when it was kept."""
+    """A value, its bytes, and how often each of its tensors had been changed when it was kept."""
 
     value: Any
     size: int
@@ -70,7 +70,7 @@ class _Kept(NamedTuple):
 
 
 def _versions(value: Any) -> list[int]:
-    """How often each tensor was changed, through its views too, as torch counts."""
+    """How often each tensor was changed, also through views, by torch's count."""
     return [tensor._version for tensor in _tensors(value)]
 
 
@@ -86,7 +86,7 @@ def _tensors(value: Any) -> Iterator[Any]:
 
 
 def byte_size(value: Any) -> int:
-    """Bytes of all tensors and arrays in a result of a processor."""
+    """Bytes of all tensors and arrays in a processor's result."""
     if hasattr(value, "nbytes"):
         return int(value.nbytes)
     if hasattr(value, "values"):
@@ -95,7 +95,7 @@ def byte_size(value: Any) -> int:
 
 
 def keep_prepared(model: Any, cache: ImageCache) -> None:
-    """Have a model of LMDeploy keep what its processor makes of images that clients send."""
+    """Have a model of LMDeploy cache its processor's results for images that clients send."""
     if hasattr(model, "image_transform"):
         model.image_transform = kept(model.image_transform, cache)
     elif ismethod(model.processor):
@@ -106,7 +106,7 @@ def keep_prepared(model: Any, cache: ImageCache) -> None:
 
 
 def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
-    """The same, once for the same images and options."""
+    """The same function, with cached results for equal images and options."""
 
     def once(images: Any, *arguments: Any, **options: Any) -> Any:
         key = digest(images, arguments, sorted(options.items()))

@@ -1,7 +1,7 @@
-"""A compiled library that works on Pillow's pixels where they are.
+"""A compiled library that works on Pillow's pixels in place.
 
-``pixels.c`` is compiled once for each user, at the start of an engine whose model needs it. Nothing
-of a picture is copied for it, and Python's lock is free meanwhile.
+``pixels.c`` is compiled once for each user, when an engine starts whose model needs it. It copies
+no pixels, and releases Python's lock while it runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 from turbofit.core.process.compiler import cache_folder, compile_c, find_compiler, make_folder
 
 _SOURCE: Final = Path(__file__).with_suffix(".c")
-#: No fused multiplications: Pillow's wheels have none, and they round differently.
+#: Without fused multiplications, which round differently: Pillow's wheels have none.
 _FLAGS: Final = (
     "-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"
 )  # fmt: skip
@@ -26,14 +26,14 @@ _PIXEL: Final = 4  # bytes
 
 
 class NotUsableError(Exception):
-    """Why the library cannot be used: Pillow's and NumPy's own ways stay."""
+    """The library cannot be used: Pillow and NumPy do the work themselves."""
 
 
 def open_library() -> ctypes.CDLL:
-    """The library, compiled where it is missing, from a folder that this user alone can write.
+    """The library, compiled if it is missing, from a folder that only this user can write.
 
     Raises:
-        NotUsableError: this machine does not run it, or cannot compile it.
+        NotUsableError: this machine cannot run it, or cannot compile it.
         OSError: the cache folder cannot be used.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -77,7 +77,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 class _Array(ctypes.Structure):
-    """Arrow's description of an array in memory, as Pillow gives it.
+    """Arrow's description of an array in memory, which Pillow returns.
 
     Source: Apache Arrow, The Arrow C data interface: struct ArrowArray
     """
@@ -94,9 +94,9 @@ _described: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_
 
 
 class Pixels:
-    """A picture's pixels in RGB, which stay where they are while this is kept.
+    """A picture's pixels in RGB, which stay in place while this object lives.
 
-    ``address`` is that of the first, row after row; None where they do not lie in one piece.
+    ``address`` is that of the first pixel, row after row; None if they are not in one piece.
     """
 
     def __init__(self, core: Any) -> None:

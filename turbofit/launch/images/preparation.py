@@ -1,9 +1,9 @@
-"""Has LMDeploy prepare images on several threads, for less, and not twice: bit for bit as before.
+"""Has LMDeploy prepare images on several threads, faster, once each, and bit for bit as before.
 
 LMDeploy prepares all images of all clients on one thread (``ThreadPoolExecutor(max_workers=1)`` in
-its ``vl/engine.py``), and torch's own threads spin beside it: the GPU waits for one core. What
-decides here stands in the environment of the engine's process, where `Launch` puts it. Nothing is
-imported before LMDeploy imports it, so a model without images starts as it did.
+its ``vl/engine.py``), while torch's own threads spin beside it: the GPU waits for one core. The
+settings are in the environment of the engine's process, where `Launch` puts them. No module is
+imported before LMDeploy imports it, so the start of a model without images does not change.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-#: How many threads prepare images, and the bytes of prepared images that are kept.
+#: The number of threads that prepare images, and the bytes of prepared images that are kept.
 THREADS: Final = "TURBOFIT_IMAGE_THREADS"
 CACHE: Final = "TURBOFIT_IMAGE_CACHE"
-#: With what a line of the engine's log begins that is for who started it.
+#: The beginning of a line in the engine's log that is for the person who started it.
 SAYS: Final = "turbofit: images: "
 
 _MODULE: Final = "lmdeploy.vl.engine"
-#: LMDeploy's functions that run on these threads, by the beginnings of their sources' SHA-256: the
-#: same in 0.16.0, 0.17.0 and 0.18.0, read, and found to change nothing that another call reads.
+#: LMDeploy's functions that run on these threads, and how the SHA-256 of their sources begins: the
+#: same in 0.16.0, 0.17.0 and 0.18.0. Read, and found to change nothing that another call reads.
 _KNOWN: Final = {
     "ImageEncoder.__init__": "40144cf72212",
     "ImageEncoder.preprocess": "8fe21f773a29",
@@ -45,24 +45,24 @@ _KNOWN: Final = {
     "LlavaNextVisionModel.preprocess": "1a498e5a6b27",
     "Qwen2VLModel.preprocess": "231a75361fd8",
 }
-#: How long a thread keeps Python's lock while another one waits for it: LMDeploy's event loop waits
-#: for these threads at each step, 5 ms by Python's default.
+#: Seconds that a thread keeps Python's lock while another waits for it: LMDeploy's event loop waits
+#: for these threads at each step, by Python's default 5 ms.
 _SWITCH_SECONDS: Final = 0.0005
-#: LMDeploy's backends that know an image by a hash of its pixels.
+#: LMDeploy's backends that recognise an image by a hash of its pixels.
 _HASHING: Final = frozenset(("turbomind",))
 #: Parts of a processor that run on these threads without a lock.
 _PARTS: Final = ("image_processor", "video_processor", "feature_extractor")
 
 
 def image_environment(plan: Plan) -> dict[str, str]:
-    """What an engine's process is told of how it prepares images; nothing where it takes none."""
+    """Variables that tell an engine's process how to prepare images; empty without images."""
     if plan.limits.vision_unit is None or not plan.engine.of_lmdeploy:
         return {}
     return {THREADS: str(threads_here(plan)), CACHE: str(plan.host.image_cache)}
 
 
 def threads_here(plan: Plan) -> int:
-    """The plan's threads for images; of this host's cores where it was made without them."""
+    """The plan's threads for images; a plan without them takes them from this host's cores."""
     from turbofit.core.plan import image_threads
     from turbofit.core.struct import known
     from turbofit.machine.host import read_host
@@ -79,7 +79,7 @@ def install() -> None:
     if threads <= 1:
         return
     watch = partial(_watch_encoders, threads, cache_bytes)
-    if _MODULE in sys.modules:  # a process that stood by
+    if _MODULE in sys.modules:  # in a process that was a standby
         watch(sys.modules[_MODULE])
     else:
         from turbofit.pretend.inside.turbofit_imports import After
@@ -93,7 +93,7 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
 
     from turbofit.launch.images.resize import quicken
 
-    @wraps(make)  # whose source is looked at
+    @wraps(make)  # its source is read later
     def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
         make(encoder, *arguments, **keywords)
         why = prepare(encoder, threads, cache_bytes)
@@ -106,14 +106,14 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
 
 
 def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
-    """Have an ``ImageEncoder`` prepare images on so many threads; why not, where it must not.
+    """Have an ``ImageEncoder`` prepare images on ``threads`` threads; returns why it must not.
 
-    Its prepared images are kept up to ``cache_bytes``; 0 keeps none. What fails leaves LMDeploy its
+    Prepared images are kept up to ``cache_bytes``; 0 keeps none. After an error LMDeploy keeps its
     one thread.
     """
     try:
         return _prepare(encoder, threads, cache_bytes)
-    except Exception as exc:  # noqa: BLE001 - no server stays down because it would be slower
+    except Exception as exc:  # noqa: BLE001 - a server must not fail for being slower
         return f"{type(exc).__name__}: {exc}"
 
 
@@ -152,7 +152,7 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
 
 
 def _unknown(function: Any) -> str | None:
-    """Why a function of LMDeploy may not run on several threads; None where it was read."""
+    """Why a function of LMDeploy may not run on several threads; None if its source is known."""
     digest = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
     known = _KNOWN.get(function.__qualname__, "?")
     if digest.startswith(known):
@@ -161,7 +161,7 @@ def _unknown(function: Any) -> str | None:
 
 
 def _foreign(model: Any) -> str | None:
-    """Why a model's processor may not; code of a checkpoint's own may keep what it likes."""
+    """Why a model's processor may not: a checkpoint's own code may keep any state."""
     processor = getattr(model, "processor", None)
     parts = [processor, *(getattr(processor, part, None) for part in _PARTS)]
     if any(type(part).__module__.startswith("transformers_modules") for part in parts):
@@ -170,7 +170,7 @@ def _foreign(model: Any) -> str | None:
 
 
 def _lock_tokenizer(model: Any) -> None:
-    """Let one thread at a time use a processor's tokenizer: Transformers' change with each call."""
+    """Let one thread at a time use a processor's tokenizer: Transformers' change at each call."""
     tokenizer = getattr(getattr(model, "processor", None), "tokenizer", None)
     lock = threading.RLock()
     for name in ("_encode_plus", "_batch_encode_plus"):
@@ -187,7 +187,7 @@ def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
 
 
 def _with_one_core(preprocess: Callable[..., Any], others: int) -> Callable[..., Any]:
-    """The event loop's thread looks at prepared images, too; there torch's helpers would spin."""
+    """Use one core in the event loop's thread, too: torch's helper threads would spin there."""
     set_up = threading.local()
 
     async def preprocess_here(*arguments: Any, **keywords: Any) -> Any:
@@ -202,11 +202,11 @@ def _with_one_core(preprocess: Callable[..., Any], others: int) -> Callable[...,
 def _use_one_core(others: int) -> None:
     """Let torch use one core in this thread, and ``others`` in threads that begin later.
 
-    `torch.set_num_threads` does both at once: what it says of later ones is put back elsewhere.
+    `torch.set_num_threads` sets both at once, so another thread restores the number for later ones.
     """
     import torch
 
-    torch.get_num_threads()  # torch's first look at the number would take it again
+    torch.get_num_threads()  # torch's first reading of the number would undo it
     torch.set_num_threads(1)
     restore = threading.Thread(target=torch.set_num_threads, args=(others,))
     restore.start()

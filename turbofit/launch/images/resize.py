@@ -1,8 +1,8 @@
-"""Pillow's resizing and a table's values with vector instructions: the same bits for less time.
+"""Resizes like Pillow and looks values up in a table, by vector instructions: the same bits.
 
-LMDeploy resizes the images of models with tiles by Pillow, which took half of the processor time
-of such an image. ``pixels.c`` makes the same bytes in a fifth of the time. It is used where it
-makes of trial images what the installed Pillow makes of them, to the byte.
+LMDeploy resizes the images of models with tiles by Pillow, which took half of the processor time of
+such an image. ``pixels.c`` computes the same bytes in a fifth of the time. It is used only if its
+results for trial images equal those of the installed Pillow, to the byte.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 #: Models that resize by Pillow have transforms of torchvision; Transformers' processors use torch.
 _TRANSFORMS: Final = ("transform", "image_transform")
 _OURS: Final = "turbofit_resizes"
-#: Releases of Pillow: the first that tells where its pixels are; the first that resizes a picture
-#: along its columns first where it loses much height; and the first whose code nobody has read.
+#: Releases of Pillow: the first that gives the address of its pixels; the first that resizes a
+#: picture along its columns first if it loses much height; and the first whose code was not read.
 #: Source: Pillow 13.0.0 libImaging/Resample.c::ImagingResampleInner `int horizontal_first =`
 _FIRST, _COLUMNS_FIRST, _UNREAD = (11, 3), (13, 0), (13, 1)
-#: Trial images become larger and smaller, in one side alone too; the columns are first in some.
+#: Trial images become larger and smaller, also in one side only; some are resized columns first.
 _TRIED: Final = (
     ((61, 47), (448, 96)), ((131, 53), (61, 97)), ((97, 61), (97, 40)), ((40, 90), (33, 90)),
     ((64, 300), (56, 284)), ((64, 300), (56, 283)), ((37, 211), (90, 16)), ((300, 41), (16, 33)),
@@ -35,7 +35,7 @@ _TRIED: Final = (
 def quicken(model: Any) -> str | None:
     """Have the compiled library resize a model's images and look their values up.
 
-    Returns what an engine's log says of it; None where the model's images are not for Pillow.
+    Returns words for the engine's log; None if Pillow does not resize the model's images.
     """
     transforms = [getattr(model, name) for name in _TRANSFORMS if hasattr(model, name)]
     if not transforms:
@@ -53,10 +53,10 @@ def quicken(model: Any) -> str | None:
 
 
 def replace_resize(library: ctypes.CDLL) -> None:
-    """Have the library resize the pictures of this process that it can.
+    """Have the library resize all pictures of this process that it can.
 
     Raises:
-        NotUsableError: this Pillow is another one, or makes other bytes.
+        NotUsableError: this Pillow is unknown, or gives other bytes.
     """
     pillow: Any = import_module("PIL.Image")
     original = pillow.Image.resize
@@ -64,15 +64,15 @@ def replace_resize(library: ctypes.CDLL) -> None:
         return
     resizer = Resizer(library, pillow.__version__)
     resizer.check(original)
-    pillow.core.set_use_block_allocator(1)  # pixels of large pictures lie in one piece, too
+    pillow.core.set_use_block_allocator(1)  # large pictures' pixels are in one piece, too
     pillow.Image.resize = resizer.instead_of(original)
 
 
 class Resizer:
-    """Resizes pictures in RGB as Pillow's bicubic filter does it.
+    """Resizes RGB pictures like Pillow's bicubic filter.
 
     Raises:
-        NotUsableError: nobody has read how this version of Pillow does it.
+        NotUsableError: the code of this version of Pillow was not read.
     """
 
     def __init__(self, library: ctypes.CDLL, version: str) -> None:
@@ -99,7 +99,7 @@ class Resizer:
                 raise NotUsableError("it makes other bytes than Pillow")
 
     def instead_of(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Pillow's method, which does itself what the library does not."""
+        """A replacement of Pillow's method, which it calls for what the library cannot resize."""
         from PIL import Image
 
         bicubic = (None, Image.Resampling.BICUBIC)
@@ -117,7 +117,7 @@ class Resizer:
         return resize
 
     def resized(self, image: Any, size: Any) -> Any:
-        """The picture in another size; None where the library does not resize it."""
+        """The picture in another size; None if the library cannot resize it."""
         pillow: Any = import_module("PIL.Image")
         if image.mode != "RGB" or not _is_size(size) or size == image.size:
             return None

@@ -1,8 +1,8 @@
-"""Images that know what bytes they were made of, so that nobody hashes their pixels.
+"""Images that know the bytes they were made from, so that their pixels need no hash.
 
-LMDeploy's TurboMind knows an image again by a SHA-256 of all its prepared pixels, 11 to 48 MB for
-one of 1920x1080, computed in its event loop, where everybody waits. It takes another name where
-there is one (``fingerprint``): here that of the client's bytes and of the options.
+LMDeploy's TurboMind recognises an image by a SHA-256 of all its prepared pixels, 11 to 48 MB for
+one of 1920x1080, computed in its event loop, where all requests wait. It uses another name if there
+is one (``fingerprint``): here a hash of the client's bytes and of the options.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: The attribute of an image that says what bytes it was made of.
+#: The attribute of an image that identifies the bytes it was made from.
 _SOURCE: Final = "turbofit_source"
-#: Formats whose pictures have their size before they are decoded.
+#: Formats whose pictures know their size before they are decoded.
 _LATE: Final = ("JPEG", "MPO", "PNG", "WEBP")
 _PROCESSORS: Final = "lmdeploy.serve.processors.multimodal"
 
 
 def name_images() -> None:
-    """Have LMDeploy's images say what they were made of."""
+    """Let LMDeploy's images keep a name of the bytes they were made from."""
     module: Any = __import__(_PROCESSORS, fromlist=["ImageMediaIO"])
     if not hasattr(module.ImageMediaIO, "named"):
         module.ImageMediaIO = _named(module.ImageMediaIO)
@@ -31,7 +31,7 @@ def name_images() -> None:
 
 def _named(base: Any) -> Any:
     class NamedImageIO(base):  # type: ignore[misc]
-        """LMDeploy's, whose images say what they were made of, and are decoded when needed."""
+        """LMDeploy's class; its images keep their source's name, and are decoded when needed."""
 
         named = True
 
@@ -48,7 +48,7 @@ def _named(base: Any) -> Any:
 
 
 def digest(images: Any, *options: Any) -> bytes | None:
-    """A name for images, in whatever lists, with these options; None where one has no source."""
+    """A name for images, in nested lists too, with these options; None if one has no source."""
     try:
         described = repr((_sources(images), options))
     except AttributeError:
@@ -78,7 +78,7 @@ def with_fingerprints(model: Any) -> Callable[..., Any]:
 
 
 def _prepared(answer: Any) -> list[Any]:
-    """The prepared images of an answer of either form that LMDeploy's models give."""
+    """The prepared images of an answer in either form that LMDeploy's models give."""
     items = answer[-1]["content"] if isinstance(answer, list) else answer["multimodal"]
     return [item for item in items if "pixel_values" in item]
 

@@ -1,8 +1,9 @@
-"""Pixel values are made in fewer steps, and have the engine's dtype before they are sent.
+"""Makes pixel values in fewer steps, and casts them to the engine's dtype before they are sent.
 
-torchvision's last steps (``ToTensor``, ``Normalize``) and the cast to the engine's dtype make of a
-byte one of 256 numbers a channel. The table is what these steps themselves make of all bytes.
-Where an engine casts pixel values before all else, the thread that prepared them does it.
+torchvision's last steps (``ToTensor``, ``Normalize``) and the cast to the engine's dtype map each
+byte to one of 256 numbers for each channel. The table is the result of these very steps for all
+bytes. If an engine casts pixel values first of all, the thread that prepared them casts them
+instead.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     import torch
 
 _BYTES: Final = 256
-#: A picture on which a table is tried before it is used.
+#: The size of a picture on which a table is tested before it is used.
 _TRIED: Final = (61, 47)
-#: LMDeploy's models whose pixel values stay float32: for each backend, the files that read them,
-#: the cast to the engine's dtype that is the only place where each file does so before its tower,
-#: and the quantisations for which that is another dtype than the checkpoint's.
+#: LMDeploy's models whose pixel values stay float32, and for each backend: the files that read
+#: them; the cast to the engine's dtype, found at only one place in each file, before its tower; and
+#: the quantisations for which that dtype is not the checkpoint's.
 #: Source: lmdeploy pytorch/config.py::_update_torch_dtype `quant_method == 'awq'`
 _CASTS: Final = {
     "Qwen2VLModel": {
@@ -44,7 +45,7 @@ _CASTS: Final = {
 
 
 def look_values_up(model: Any) -> None:
-    """Have a model of LMDeploy look its images' values up, where it has a transform for them."""
+    """Have a model of LMDeploy look up its images' values, if it has a transform for them."""
     casts = getattr(model, "mm_feature_dtype", None)
     for name, dtype in (("transform", casts), ("image_transform", None)):
         steps = getattr(getattr(model, name, None), "transforms", None)
@@ -55,7 +56,7 @@ def look_values_up(model: Any) -> None:
 def cast_early(model: Any) -> None:
     """Have a model of LMDeploy cast its pixel values to the dtype to which its engine casts them.
 
-    The engine casts in its event loop, or once they were sent to its process, where all wait.
+    The engine casts in its event loop, or after they were sent to its process, where all wait.
     """
     dtype = getattr(model, "mm_feature_dtype", None)
     casts = _CASTS.get(type(model).__name__, {}).get(getattr(model, "backend", ""))
@@ -75,7 +76,7 @@ def _quantisation(model: Any) -> str | None:
 
 
 def _each_has(files: Sequence[str], cast: str) -> bool:
-    """Whether each of these files of LMDeploy has the cast, once."""
+    """Whether each of these files of LMDeploy contains the cast exactly once."""
     spec = find_spec("lmdeploy")
     if spec is None or spec.origin is None:
         return False
@@ -94,9 +95,9 @@ def _with_dtype(prepare: Callable[..., Any], dtype: torch.dtype) -> Callable[...
 
 
 def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:
-    """A transform with a table for its last steps; itself where that makes other bits.
+    """A transform with a table for its last steps; unchanged if the table gives other bits.
 
-    Its tensors have ``dtype``, which somebody would give them later; None is the transform's own.
+    Its tensors have ``dtype``, to which they would be cast later; None is the transform's own.
     """
     import torch
 
@@ -122,7 +123,7 @@ def _trial_picture() -> Any:
 
 
 class TableTransform:
-    """Steps that give an image its shape, and a table for those that make numbers of it."""
+    """Steps that give an image its shape, and a table for the steps that compute its values."""
 
     def __init__(
         self, shaping: Sequence[Any], numbering: Sequence[Any], dtype: torch.dtype | None
@@ -136,13 +137,13 @@ class TableTransform:
         values = self._numbers(Image.fromarray(ramp))
         self.dtype = dtype or values.dtype
         values = values.reshape(3, _BYTES).to(self.dtype)
-        # Bits of a float that numpy has no type for.
+        # Integers with the bits of floats: numpy lacks some types of floats.
         bits = {2: torch.int16, 4: torch.int32}[values.element_size()]
         self._tables = values.view(bits).numpy()
         self._look_up: Callable[..., None] | None = None
 
     def quicken(self, library: ctypes.CDLL) -> None:
-        """Have a compiled library look values up, where it finds the same."""
+        """Have a compiled library look values up, if its results are equal."""
         import torch
 
         tried = _trial_picture()
@@ -152,7 +153,7 @@ class TableTransform:
             self._look_up = None
 
     def __call__(self, image: Any) -> torch.Tensor:
-        """The image's numbers, (3, height, width)."""
+        """The image's values, of shape (3, height, width)."""
         import numpy as np
         import torch
 

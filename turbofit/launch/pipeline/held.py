@@ -1,4 +1,4 @@
-"""What a pipeline's engine is asked, held to the plan: parameters, and requests at one time."""
+"""Keeps a pipeline's requests within its plan: their parameters, and how many run at once."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def hold_config(config: Any, scope: Scope) -> Any:
-    """A copy of a GenerationConfig inside the ranges; what was lowered is a warning.
+    """A copy of a GenerationConfig within the ranges; warns of what was lowered.
 
-    Fields that the table does not know are a later LMDeploy's, and stay.
+    Fields that the table does not know come from a later LMDeploy, and stay as they are.
     """
     result = copy.copy(config)
     fields = {name: value for name, value in vars(result).items() if value is not None}
@@ -39,17 +39,17 @@ def hold_config(config: Any, scope: Scope) -> Any:
     return result
 
 
-#: What `Pipeline` itself gives to ``preprocess``.
+#: Parameters of ``preprocess`` that `Pipeline` itself passes.
 _GIVEN: Final = ("messages", "session_id", "input_ids")
-#: Of `Pipeline.infer`, `.stream_infer` and `.chat`, which the engine does not see.
+#: Keywords of `Pipeline.infer`, `.stream_infer` and `.chat` that do not reach the engine.
 _OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
 
 
 def check_keywords(engine: Any, keywords: Options) -> None:
-    """Refuse keywords of a call that LMDeploy would drop without a word, and say where they go.
+    """Refuse keywords of a call that LMDeploy would drop in silence.
 
     Raises:
-        UsageError: LMDeploy would drop one of them.
+        UsageError: LMDeploy would drop a keyword; the hint says where it belongs.
     """
     preprocess = getattr(engine, "preprocess", None)
     if preprocess is None:
@@ -66,7 +66,7 @@ def check_keywords(engine: Any, keywords: Options) -> None:
 
 
 def hold_engine(engine: Any, scope: Scope) -> None:
-    """Hold what LMDeploy's ``AsyncEngine`` is asked; a refusal becomes the request's own error."""
+    """Keep requests to LMDeploy's ``AsyncEngine`` in range; a refusal is the request's error."""
     preprocess = getattr(engine, "preprocess", None)
     if preprocess is None:
         warnings.warn("this LMDeploy's parameters are not held to their ranges", stacklevel=2)
@@ -94,16 +94,16 @@ def hold_engine(engine: Any, scope: Scope) -> None:
 def queued(
     generate: Callable[..., AsyncIterator[Any]], gate: Gate, units: int
 ) -> Callable[..., AsyncIterator[Any]]:
-    """``AsyncEngine.generate`` with the requests of one engine held to its gate.
+    """``AsyncEngine.generate``, with the requests of one engine held to its gate.
 
-    Its first argument is the preprocessed request. One with images, or that does not show whether
-    it has some, counts ``units``, those of a request at the plan's limit: over, since smaller
-    images could share a forward. Later requests that need less room may pass one that waits.
+    Its first argument is the preprocessed request. A request that has images, or does not show
+    whether it has, counts ``units``, as many as a request may have at the plan's limit: this
+    overestimates smaller images. Later requests that need less room may pass one that waits.
     """
     room = asyncio.Event()
 
     def look_again() -> None:
-        """Have those that wait look for room, in order of arrival."""
+        """Wake the waiting requests, which look for room in order of arrival."""
         nonlocal room
         room.set()
         room = asyncio.Event()
@@ -122,7 +122,7 @@ def queued(
                         look_again()
                     yield item
         finally:
-            # The engine has dropped it: LMDeploy's generator ends so.
+            # The engine has dropped the request: LMDeploy's generator ends only then.
             gate.end(share)
             look_again()
 
@@ -130,7 +130,7 @@ def queued(
 
 
 def _cost(request: Any, units: int) -> Cost:
-    """What a preprocessed request will hold: LMDeploy has counted its prompt's tokens."""
+    """The vision units and tokens that a preprocessed request will hold."""
     inputs = getattr(request, "inputs", None)
     images = inputs is None or bool(inputs.get("multimodal"))
     prompt = getattr(request, "input_token_len", None)

@@ -1,4 +1,4 @@
-"""`lmdeploy.pipeline` with a plan: the same call, the settings that fit, images held to them."""
+"""`lmdeploy.pipeline` with a plan: the same call, with settings and images that fit."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     allowed_media_domains: list[str] | None = None,
     **keywords: Any,
 ) -> Any:
-    """See `api.pipeline`; None for ``trust_remote_code``: where the model's tokenizer needs it.
+    """See `api.pipeline`; ``trust_remote_code`` None trusts if the model's tokenizer needs it.
 
-    With ``on`` nothing is reserved, and nothing that other turbofits have reserved is counted.
+    With ``on`` nothing is reserved, and the reservations of other turbofits are not counted.
     """
     lmdeploy = find_lmdeploy()
     if lmdeploy.warning:
@@ -75,7 +75,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         if _TWIN in os.environ and not plan.engine.on_torch:
             from turbofit.rehearse.turbomind.server import pretend_here
 
-            pretend_here()  # the PyTorch engine needs no more to run on pretend GPUs
+            pretend_here()  # the PyTorch engine runs on pretend GPUs without this
         config = planned_config(plan, backend_config)
         _choose_gpus(plan, config)
         if leases is not None and request.cache_max_entry_count is None:
@@ -133,7 +133,7 @@ def _check_known(keywords: Options) -> None:
 
 
 def _pretended(model_path: str) -> str:
-    """The folder of the model that ``turbofit pretend --model`` has made for this process."""
+    """The twin's folder if ``turbofit pretend --model`` made one of this model, else the path."""
     twin = os.environ.get(_TWIN)
     if twin is None or find_preset(model_path) != find_preset(Path(twin).name):
         return model_path
@@ -147,13 +147,13 @@ def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> 
 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
-    """The plan, refused where nothing fits; on this machine's GPUs it is reserved."""
+    """The plan; a plan that does not fit is refused, one for this machine's GPUs reserved."""
     if leases is None:
         plan = best_plan(request)
     else:
         say = partial(warnings.warn, stacklevel=8)  # where `pipeline` of `api` was called
         plan = Planner(request, leases, say, rehearse=False).make({})
-    # The plan's other warnings are about clients of a server: here images are held to it.
+    # The plan's other warnings are about clients of a server; a pipeline limits its own images.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
         warnings.warn(warning, stacklevel=4)
     if not plan.engine.of_lmdeploy:
@@ -168,9 +168,9 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
 
 
 def _choose_gpus(plan: Plan, config: Any) -> None:
-    """Let the engine see the planned group only, and tell torch what the account relies on.
+    """Let the engine see only the planned group, and set what the account assumes of torch.
 
-    LMDeploy and torch ask the first GPUs whatever ``devices`` says, so CUDA_VISIBLE_DEVICES decides
+    LMDeploy and torch use the first GPUs whatever ``devices`` says, so CUDA_VISIBLE_DEVICES decides
     while this process has not used CUDA yet; after that only ``devices`` can, an option that the
     PyTorch engine does not have.
     """
@@ -207,10 +207,10 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
 
 
 def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
-    """The ledgers to which torch's allocator is held; none where this process takes more of it.
+    """The ledgers that limit torch's allocator; empty if this process needs more of it.
 
-    What a budget leaves is for models of its own, which share that allocator; fields that the plan
-    does not count take memory beside it.
+    Memory beyond a budget is for the caller's other models, which share that allocator; fields that
+    the plan does not count take memory beside it.
     """
     ledgers = plan.ledgers_of(plan.parallel.groups[0])
     more = uncounted_fields() & changed_fields(config).keys()
@@ -230,10 +230,10 @@ def _trust(plan: Plan, trust: bool | None) -> bool:
 
 
 def config_engine(config: Any, engine: str) -> str:
-    """The engine that a config is for; what was asked where there is none.
+    """The name of the engine that a config is for; without a config it is ``engine``.
 
     Raises:
-        UsageError: it is no config of an engine, or of another one than was asked for.
+        UsageError: the config is not an engine's, or is for another engine than ``engine``.
     """
     if config is None:
         return engine
@@ -255,10 +255,10 @@ def config_engine(config: Any, engine: str) -> str:
 
 
 def with_config(planning: Options, config: Any, engine: str) -> Options:
-    """Planning keywords, and the config's fields that differ from LMDeploy's defaults.
+    """The planning keywords with the config's fields that differ from LMDeploy's defaults.
 
     Raises:
-        UsageError: a keyword and the config say different things.
+        UsageError: a keyword and the config contradict each other.
     """
     if config is None:
         return planning
@@ -282,7 +282,7 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
 
 
 def planned_config(plan: Plan, config: Any) -> Any:
-    """A deep copy of the caller's config, or a new one, with the planned settings in it."""
+    """A deep copy of the caller's config, or a new one, with the plan's settings."""
     from copy import deepcopy
 
     out = plan.engine_config() if config is None else deepcopy(config)
@@ -301,7 +301,7 @@ def changed_fields(config: Any) -> Options:
 
 
 def _visible_gpus(devices: list[int]) -> str:
-    """CUDA ordinals as the indices that planning speaks."""
+    """CUDA ordinals translated into the indices that planning uses."""
     from turbofit.machine.source import machine_from
 
     visible = machine_from(None).visible

@@ -1,4 +1,4 @@
-"""LMDeploy's pipeline with every image held to a plan. Imports LMDeploy: import it late."""
+"""LMDeploy's pipeline with every image held to a plan. It imports LMDeploy: import it late."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 
 class _Request:
-    """LMDeploy's ``mm_processor_kwargs`` of the request in hand.
+    """LMDeploy's ``mm_processor_kwargs`` of the current request.
 
-    ``image`` and ``video`` are what the caller asks; ``processor_kwargs`` what the plan allows.
+    ``image`` and ``video`` are what the caller asks; ``processor_kwargs`` is what the plan allows.
     """
 
     def __init__(self, image: Any = None, video: Any = None) -> None:
@@ -62,9 +62,9 @@ _REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
 
 
 class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
-    """LMDeploy's prompt processor, ``base``; images pass it once loaded, before any tiling.
+    """LMDeploy's prompt processor ``base``, with loaded images limited before any tiling.
 
-    ``bounds`` are the plan's, the same that the gateway holds requests to.
+    ``bounds`` are the plan's, the same as the gateway's for requests.
     """
 
     def __init__(self, base: MultimodalProcessor, bounds: Bounds) -> None:
@@ -74,7 +74,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
     async def get_prompt_input(
         self, prompt: Any, *arguments: Any, mm_processor_kwargs: Any = None, **keywords: Any
     ) -> Any:
-        """LMDeploy's, with keywords for the processor that are the plan's and not the caller's."""
+        """Call LMDeploy's method with the plan's processor keywords instead of the caller's."""
         options = mm_processor_kwargs if isinstance(mm_processor_kwargs, dict) else {}
         request = _Request(image=options.get("image"), video=options.get("video"))
         _REQUEST.set(request)
@@ -85,7 +85,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
     async def async_parse_multimodal_item(
         self, messages: Any, *arguments: Any, **keywords: Any
     ) -> Any:
-        """Refuse too many images (a `ValueError`) before they are loaded; lower what each asks."""
+        """Refuse too many images (a `ValueError`) before they load, and lower each one's limit."""
         try:
             check_clips(self._bounds, _count(messages, _VIDEOS))
             check_images(self._bounds, _count(messages, _IMAGES + _VIDEOS))
@@ -104,7 +104,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         return parsed
 
     async def _hold(self, parts: list[dict[str, Any]]) -> None:
-        """Lower all images and videos of a request, in place; a `Refusal` where that cannot be."""
+        """Lower all images and videos of a request, in place; a `Refusal` if that is impossible."""
         images = [part for part in parts if part.get("type") == "image" and "data" in part]
         videos = [part for part in parts if part.get("type") == "video"]
         request = _REQUEST.get()
@@ -130,7 +130,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
 
     @staticmethod
     def _limited_frames(frames: Any, request: _Request, bounds: Bounds) -> LimitedImage:
-        """A video as LMDeploy has it: (frames, height, width, 3) or (frames, 3, height, width)."""
+        """Limit a video with the shape (frames, height, width, 3) or (frames, 3, height, width)."""
         count, *sides = (int(side) for side in frames.shape)
         height, width = sides[:2] if sides[-1] == 3 else sides[1:]
         limited, least, most = hold_frames(bounds, count, (width, height), request.video_pixels)
@@ -141,9 +141,9 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
 class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
 
-    Its memory is reserved in ``leases`` until it is closed or collected; None on GPUs that are not
-    here. Over: while it loads, other turbofits count what it holds and all that it needs; later
-    what it may still grow by, also where it has. ``keywords`` are LMDeploy's.
+    Its memory is reserved in ``leases`` until it is closed or collected; ``leases`` is None on GPUs
+    that are not here. Other turbofits overestimate it: while it loads, they count what it holds
+    plus all that it needs, and later always what it may still grow by. ``keywords`` are LMDeploy's.
     """
 
     def __init__(
@@ -157,11 +157,11 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 leases.note([], ready=True)
             self._hold(plan)
         except BaseException:
-            self.close()  # nobody else could: the engine would keep its memory
+            self.close()  # without a pipeline nobody could: the engine would keep its memory
             raise
 
     def _hold(self, plan: Plan) -> None:
-        """Hold the engine to the plan; a `PackageError` where this LMDeploy has no hook for it."""
+        """Hold the engine to the plan; a `PackageError` if this LMDeploy has no hook for that."""
         bounds = bounds_of(plan, overlay=False)
         hold_engine(self.async_engine, scope_of(bounds))
         processor = self.async_engine.prompt_processor
@@ -181,12 +181,12 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             self.async_engine.generate = queued(self.async_engine.generate, gate, units)
 
     def _request_generator(self, *arguments: Any, **keywords: Any) -> Any:
-        """LMDeploy's, which each way to ask calls at once; a `UsageError` of what it would drop."""
+        """Check a call's keywords (a `UsageError`) where every kind of call passes them."""
         check_keywords(self.async_engine, keywords)
         return super()._request_generator(*arguments, **keywords)
 
     def close(self) -> None:
-        """LMDeploy's; then others may plan with the memory, also where LMDeploy's fails."""
+        """Close LMDeploy's pipeline, then release its memory's lease, even if that close fails."""
         try:
             super().close()
         finally:
@@ -199,7 +199,7 @@ _VIDEOS: Final = ("video", "video_url")
 
 
 def _count(messages: Any, kinds: tuple[str, ...]) -> int:
-    """Images or videos of all turns: each is encoded again with every request."""
+    """The number of images or videos in all turns: each request encodes them all again."""
     listed = [messages] if isinstance(messages, dict) else messages
     return sum(
         1
@@ -211,9 +211,9 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
 
 
 def _prepare_images(encoder: Any, plan: Plan) -> None:
-    """Have images prepared as `serve` has them; a warning where LMDeploy's own way must stay.
+    """Have images prepared as under `serve`; warns if LMDeploy's own way must stay.
 
-    Pillow resizes them: the process is its user's, and keeps Pillow as it is.
+    Pillow still resizes them: the process belongs to the user, so Pillow is not replaced.
     """
     threads = threads_here(plan)
     if threads > 1 and (why := prepare(encoder, threads, plan.host.image_cache)):
@@ -221,9 +221,9 @@ def _prepare_images(encoder: Any, plan: Plan) -> None:
 
 
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
-    """Set the processor's own limit, where a model reads no parameters, as InternVL in HF format.
+    """Set the processor's own limit for a model that reads no parameters (InternVL, HF format).
 
-    Where there is none to set, what is planned for less is refused before it is encoded.
+    If the processor has no such limit, an image beyond the plan is refused before it is encoded.
     """
     name = rule.processor_limit
     if name is None:

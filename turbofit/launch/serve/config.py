@@ -1,4 +1,4 @@
-"""What `serve` is asked for: a plan's request, the public side, deadlines, what is checked."""
+"""The settings of one `serve`: a plan's request, the gateway, deadlines, what is checked."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class ServeConfig(Validated):
     )
 
     def client_name(self, model: Model) -> str:
-        """What its engines call a model."""
+        """The name by which its engines call a model."""
         return self.model_name or model.hub_id or model.name
 
     def client_names(self, plan: Plan) -> tuple[str, ...]:
-        """All that clients may call it: first what its engines do, then how it was asked for."""
+        """All names that clients may use: the engines' name, then the name that was asked for."""
         model, typed = plan.model, () if plan.serve is None else (plan.serve.argv[2],)
         known: tuple[str | None, ...] = ()
         if model.hub_id:
@@ -77,7 +77,7 @@ class ServeConfig(Validated):
         return tuple(dict.fromkeys(name for name in names if name))
 
     def names(self, plan: Plan) -> dict[str, str]:
-        """What the engines call the model, or an adapter of it, by each name of clients."""
+        """The engines' name of the model, or of an adapter, by each name that clients may use."""
         known = dict.fromkeys(self.client_names(plan), self.client_name(plan.model))
         return known | {name: name for name in adapter_names(self.options)}
 

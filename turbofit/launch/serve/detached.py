@@ -1,4 +1,4 @@
-"""A server in the background: started, waited for until it is open, and left to itself."""
+"""A server in the background: it is started, waited for until it is open, and left alone."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-#: Set for a server in the background: it does not go there again.
+#: This variable is set for a server in the background, which must not start another one.
 DETACHED: Final = "_TURBOFIT_DETACHED"
-#: A server with a lease ends in order when nobody has touched its file for so long.
+#: A server with a lease ends normally when its lease file was not touched for this long.
 LEASE_SECONDS: Final = 120.0
 _LOOK_SECONDS: Final = 0.5
-#: Lines of its log that are told where it does not open.
+#: Lines of its log that are shown if it does not open.
 _TOLD: Final = 20
 
 
 class DetachedServer(NamedTuple):
-    """A server that was started; ``url`` is empty and ``exit_code`` given where it ended early."""
+    """A started server; if it ended early, ``url`` is empty and ``exit_code`` is set."""
 
     pid: int
     url: str
@@ -43,14 +43,14 @@ class DetachedServer(NamedTuple):
 def serve_detached(words: Sequence[str]) -> DetachedServer:
     """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
 
-    Its output goes to a log in the state folder. Ctrl-C meanwhile ends it, too.
+    Its output goes to a log in the state folder. Ctrl-C during the wait ends it, too.
 
     Raises:
         LaunchError: the state folder cannot be written.
     """
     log = state_folder("detached", "serve") / "serve.log"
     interrupted: list[int] = []
-    # Between the start and the wait a KeyboardInterrupt would leave a server that nobody knows.
+    # A KeyboardInterrupt between the start and the wait would leave a server that nobody ends.
     usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     try:
         with log.open("wb") as file:
@@ -78,9 +78,9 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
 def end_without_lease(
     lease: Path, seconds: float = LEASE_SECONDS, look: float = _LOOK_SECONDS
 ) -> threading.Thread:
-    """Send this process SIGTERM once nobody has touched the file for so long, or it is removed.
+    """Send this process SIGTERM when the lease file was not touched for so long, or is removed.
 
-    What counts is that the file's time changes, whatever it says.
+    Only changes of the file's modification time count, not its content.
     """
 
     def watch() -> None:

@@ -1,6 +1,6 @@
-"""The GPUs while engines run: others who grow into our margin, and cards that are lost.
+"""Watches the GPUs while engines run: other processes that grow, and cards that are lost.
 
-Everything here warns; nothing stops a server that still answers.
+It only warns: it never stops a server that still answers.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
 
 _EVERY: Final = 10.0
-#: Growth below this is noise of drivers and displays.
+#: Growth below this many bytes is noise of drivers and displays.
 _NOISE: Final = 64 * MIB
-#: The level at which others leave no room for the worst request; at 1 they are in the margin.
+#: The level at which others leave no room for the worst request; at 1 they use the margin.
 _DEADLY: Final = 2
 _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
 
 class GpuMonitor(threading.Thread):
-    """Looks at a plan's GPUs every ten seconds; ``engines`` gives the engines' processes.
+    """Looks at a plan's GPUs every ten seconds; ``engines`` returns the engines' process ids.
 
-    ``warn`` takes (kind, text); each is said once until it has passed. ``fitted``: others may have
-    what a budget withholds from the plan.
+    ``warn`` receives (kind, text), once until the condition has passed. ``fitted``: other processes
+    may have the memory that a budget withholds from the plan.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GpuMonitor(threading.Thread):
         self._without_headroom: set[str] = set()
 
     def without_headroom(self, uuids: Iterable[str]) -> bool:
-        """Whether others took all headroom of a GPU. Under: what they took since the last look."""
+        """Whether others took all headroom of a GPU by the last look; later growth is not seen."""
         return not self._without_headroom.isdisjoint(uuids)
 
     def stop(self) -> None:
@@ -116,7 +116,7 @@ class GpuMonitor(threading.Thread):
 
 
 def used_now(plan: Plan) -> dict[int, int]:
-    """Bytes in use, everybody's, on each of the plan's GPUs that can be read."""
+    """Bytes in use, by all processes, on each of the plan's GPUs that can be read."""
     machine, _ = ask_driver(_measured, _NO_ANSWER)
     if machine is None:
         return {}
@@ -125,16 +125,16 @@ def used_now(plan: Plan) -> dict[int, int]:
 
 
 def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
-    """What the GPUs have in use once the engines of a plan have given back what they hold.
+    """Bytes that the GPUs have in use once a plan's engines have given back their memory.
 
-    Under: they hold at least what they did before the first image, and others may grow.
+    Under: the engines are counted with what they held before the first image, and others may grow.
     """
     held_bytes = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
     return {index: max(0, size - held_bytes[index]) for index, size in used.items()}
 
 
 def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
-    """Wait until the GPUs hold no more than before; what still does, in words."""
+    """Wait until the GPUs hold no more than before; returns words on those that still do."""
     deadline = time.monotonic() + seconds
     while True:
         now = used_now(plan)
@@ -149,7 +149,7 @@ def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> li
 
 
 def any_lost(uuids: Iterable[str]) -> bool:
-    """Whether NVML calls a GPU lost or to be reset. Under: a silent driver calls none so."""
+    """Whether NVML calls a GPU lost or in need of a reset; False if the driver does not answer."""
     return ask_driver(partial(_any_lost, tuple(uuids)), False)
 
 
@@ -170,7 +170,7 @@ def _any_lost(uuids: tuple[str, ...]) -> bool:
 
 
 def any_busy(uuids: Iterable[str], seconds: float = 2.0) -> bool | None:
-    """Whether a GPU has computed within the last second; None where one does not tell."""
+    """Whether a GPU has computed within the last second; None if a GPU does not report it."""
     return ask_driver(partial(_any_busy, tuple(uuids)), None, seconds=seconds)
 
 
@@ -189,9 +189,9 @@ def _any_busy(uuids: tuple[str, ...]) -> bool | None:
 
 
 def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
-    """Bytes that processes other than our engines hold, known by name or not.
+    """Bytes that processes other than our engines hold, also those that NVML does not name.
 
-    None where NVML shows none of our engines, as after their end: nothing can be told apart.
+    None if NVML shows none of our engines, as after their end: the owners are unknown then.
     """
     ours = set(engines)
     mine = [
@@ -205,12 +205,12 @@ def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
 
 
 def _measured() -> tuple[Machine | None, str]:
-    """The machine, or why it cannot be read: no surprise of a driver may end a server."""
+    """The machine, or why it cannot be read; catches every error, since no server may end by it."""
     from turbofit.machine.nvml_machine import measure
 
     try:
         return measure({}), ""  # every GPU, whatever CUDA_VISIBLE_DEVICES shows
     except TurbofitError as exc:
         return None, exc.message
-    except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve
+    except Exception as exc:  # noqa: BLE001 - whatever the error is, the engines still serve
         return None, f"{type(exc).__name__}: {exc}"

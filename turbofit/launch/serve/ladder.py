@@ -1,7 +1,7 @@
-"""After an out-of-memory: which one setting its phase needs, as a change that is planned with.
+"""Chooses, after an out-of-memory error, the one setting to change for the next plan.
 
-A rung is a keyword of the planner (a margin, a smaller prefill, fewer units, fewer engines): the
-planner says what comes of it. What the user has set is never touched.
+A rung is a keyword of the planner (a margin, a smaller prefill, fewer units, fewer engines), and
+the planner finds what follows from it. A setting of the user is never changed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.rehearsal import End
 
-#: Starts after the first that a lack of memory may cost.
+#: The most further starts after failures by a lack of memory.
 MOST_RUNGS: Final = 3
 
-#: Where nobody can say how much was missing: a sixteenth of a common card, on top of the margin.
+#: Assumed shortfall if no log tells it: a sixteenth of a common card, on top of the margin.
 _UNKNOWN: Final = 512 * MIB
 _LEAST_PREFILL: Final = 512
 
 
 class Rung(Struct):
-    """One step: what is planned with, and why, in words."""
+    """One step: the planner's keywords that change, and the reason in words."""
 
     changes: dict[str, Any]
     why: str
 
 
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
-    """Steps that may help against an end, the one that its phase needs first.
+    """Steps that may help after an engine's end; the one that its phase needs is first.
 
-    The plan is of the engine that ended; ``fixed`` are the planner's keywords that the user gave.
+    The plan is that of the engine that ended; ``fixed`` are the planner's keywords of the user.
     """
     steps = {
         "host": (_fewer_engines,),
@@ -52,7 +52,7 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
     }
     chosen = (_smaller_prefill,) if ended.kind == "hang" else steps[ended.phase or "text"]
     if ended.kind == "out_of_memory" and ended.phase == "warm-up" and ended.missing is not None:
-        # The bytes are known, so that the cache can give just these.
+        # The missing bytes are known, so the cache can give exactly these.
         chosen = (_more_margin, _smaller_prefill)
     for step in chosen:
         rung = step(ended, plan, fixed)
@@ -61,7 +61,7 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
 
 
 def table(failed: Sequence[tuple[Plan, End, str]]) -> list[str]:
-    """Forecast beside measured of starts that ran out of memory, a line a start."""
+    """Lines of a table: forecast and measured figures of each start that ran out of memory."""
     lines = ["start  ratio  prefill  forecast peak (headroom)       ended: asked / left"]
     for number, (plan, end, why) in enumerate(failed):
         started = plan if end.group is None else plan.of_group(end.group)
@@ -81,8 +81,8 @@ def table(failed: Sequence[tuple[Plan, End, str]]) -> list[str]:
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """A smaller cache, or another shape.
 
-    The engine took all that the forecast left in that phase and `missing` more: with that much more
-    margin a plan leaves the margin in truth.
+    The engine used all that the forecast left in that phase and `missing` bytes more: with a margin
+    larger by both, a plan really leaves the margin.
     """
     if "cache_max_entry_count" in fixed and "tp" in fixed:
         return None
@@ -90,7 +90,7 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
     missing = _UNKNOWN if ended.missing is None else max(1, ended.missing)
     measured = "as it was" if ended.missing is not None else "assumed"
     if plan.engine.is_pytorch and missing < _UNKNOWN:
-        # Torch asks piece by piece: the one that was refused is not all that was to come.
+        # Torch allocates in pieces: after the refused piece others were to come.
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
     why = f"{format_bytes(missing)} were missing ({measured}): planned with"
@@ -98,9 +98,9 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
 
 
 def _some_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """A little less cache and the same shape, where the forecast had room enough.
+    """A little less cache and the same shape, if the forecast left enough room.
 
-    An error of all that it left is unlikely then: what was missing may be there at the next start.
+    The forecast is then unlikely to be wrong by all that room: the memory may be there next time.
     """
     if ended.missing is not None or "cache_max_entry_count" in fixed:
         return None
@@ -128,7 +128,7 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
 
 
 def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """Half the tokens of a forward, of all engines: the warm-up and activations shrink with it."""
+    """Half the tokens of a forward, for all engines: warm-up and activations shrink with it."""
     others = [group.settings.max_prefill_token_num for group in plan.by_group]
     tokens = min([plan.settings.max_prefill_token_num // 2, *others])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
@@ -152,7 +152,7 @@ def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
 
 
 def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
-    """One engine less: each takes host memory of its own."""
+    """One engine fewer: each engine takes host memory of its own."""
     replicas = plan.parallel.replicas - 1
     if "replicas" in fixed or replicas < 1:
         return None
@@ -174,7 +174,7 @@ class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
-    """Keywords of the planner from the last step of a start of this kind; empty where none was."""
+    """Keywords of the planner from the last step of an equal start; empty if there was none."""
     learned = _learned(plan, lmdeploy, pretend).read()
     return {} if learned is None else learned.changes
 
@@ -190,7 +190,7 @@ def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
 
 
 def _learned(plan: Plan, lmdeploy: str, pretend: bool) -> StateFile[Learned]:
-    """One file for each kind of start; a plan may use fewer of the visible cards after a rung."""
+    """The state file for this kind of start, also after a rung whose plan uses fewer cards."""
     model, cards = plan.model, sorted(plan.machine.gpu(i).name for i in plan.machine.visible)
     checkpoint = model.source.checkpoint or ""
     key = (model.hub_id or model.name, checkpoint, *cards, lmdeploy, str(pretend))

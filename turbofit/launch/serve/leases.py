@@ -1,10 +1,10 @@
-"""What the turbofits of this machine are about to take, so that two never count the same memory.
+"""Records what each turbofit of this machine will take, so that no memory is planned twice.
 
-A folder that all users share holds one lock, taken while somebody measures and plans, and one lease
-for each turbofit that launched something. A lease counts while its owner holds a lock on it, which
-the kernel drops however the owner ends, in containers too that share the folder. Without a folder
-that can be written, launches go on alone and say so. `counted` is the machine as a launch counts
-it; `end_orphans` ends what dead turbofits have left on it.
+A folder that all users share has one lock, which is held while a turbofit measures and plans, and
+one lease for each turbofit that launched something. A lease counts while its owner holds a lock on
+it, which the kernel drops when the owner ends, also in containers that share the folder. If the
+folder cannot be written, launches go on without it and say so. `counted` is the machine as a launch
+counts it; `end_orphans` ends the engines that dead turbofits left behind.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import Plan
 
-#: Shared on purpose, and at one place whatever TMPDIR says; see `_open_folder`.
+#: The folder is shared on purpose, and the same whatever TMPDIR says; see `_open_folder`.
 _FOLDER: Final = "/tmp/turbofit-leases"
 _WAIT_SECONDS: Final = 300.0
-#: Seconds in which orphans are to end.
+#: Seconds in which orphaned engines must end.
 _END_SECONDS: Final = 5.0
-#: Turbofits of all users must see each other, whatever the umask of each.
+#: Turbofits of all users must read each other's files, whatever the umask of each is.
 _ALL_READ: Final = 0o644
-#: No link is followed, and no pipe waited for.
+#: The open follows no link, and does not wait for a pipe's writer.
 _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: Bytes of a lease, at most: one with a hundred GPUs has 30,000.
+#: The most bytes of a lease: one with a hundred GPUs has 30,000.
 _LARGEST: Final = 1 << 20
 #: Bytes by GPU UUID, from 0 to below 2**62.
 Sizes = dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
 
 
 def leases_folder() -> Path:
-    """Where turbofits meet, or ``TURBOFIT_LEASES``; a `UsageError` where that is no such folder."""
+    """The shared folder, or ``TURBOFIT_LEASES``; a `UsageError` if that is no usable folder."""
     return variables().leases or Path(_FOLDER)
 
 
 class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
-    """What one turbofit holds or will hold, as its file says it.
+    """The memory that one turbofit holds or will hold, as its file says it.
 
-    ``need`` are bytes by GPU UUID that its engines take at most, its margin included; ``growth``
-    what they may still take once they are ready. ``larger``: their caches may be larger than in the
-    plan. ``engines`` are (pid, start time), where ``pid_namespace`` numbers them. Whoever reads the
-    file finds out ``path`` and ``uid``, its owner, -1 where that is unclear.
+    ``need``: bytes by GPU UUID that its engines take at most, its margin included; ``growth``:
+    bytes that they may still take once they are ready. ``larger``: their caches may be larger than
+    in the plan. ``engines`` are pairs of (pid, start time), with pids of ``pid_namespace``. The
+    reader of the file fills in its ``path`` and its owner's ``uid``, which is -1 if it is unclear.
     """
 
     pid: int = 0
@@ -83,14 +83,14 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
     @property
     def here(self) -> bool:
-        """Whether its engines are numbered as the processes that we see are."""
+        """Whether its engines' pids belong to the namespace of this process."""
         return self.pid_namespace == _pid_namespace()
 
     @property
     def settled(self) -> bool:
-        """Whether its engines hold what they hold for good: all are ready, and none has ended.
+        """Whether its engines have all their memory: all are ready, and none has ended.
 
-        An engine's end is seen here before its turbofit says so, but not in another container.
+        An engine's end is seen here before its turbofit reports it, but not in another container.
         """
         if not self.ready or not self.here:
             return self.ready
@@ -98,10 +98,10 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
 
 class Leases:
-    """The folder, and our own lease in it. A context manager: at the end our lease goes.
+    """The shared folder with our own lease; a context manager that removes our lease at its end.
 
     Raises:
-        LaunchError: the folder is somebody's trap (a link, or not shared as it must be).
+        LaunchError: the folder may be a trap: it is a link, or not shared as it must be.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -110,9 +110,9 @@ class Leases:
         self._pid = os.getpid()
         self._name = f"{self._pid}-{time.monotonic_ns()}"
         self._lock: int | None = None
-        #: Why launches go on alone, or None.
+        #: Why launches cannot use the folder, or None.
         self.alone = _open_folder(self._folder)
-        #: The disk did not take our lease as it is now: `note` it again.
+        #: Whether the disk has refused our current lease: `note` writes it again.
         self.unwritten = False
 
     def __enter__(self) -> Leases:
@@ -123,10 +123,10 @@ class Leases:
 
     @contextmanager
     def locked(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Nobody else measures and plans meanwhile; `waiting` is called once where somebody does.
+        """Hold the lock for measuring and planning; `waiting` is called once if another holds it.
 
         Raises:
-            LaunchError: somebody has it for minutes.
+            LaunchError: another process has held it for minutes.
         """
         if self.alone:
             yield
@@ -153,20 +153,20 @@ class Leases:
         return [lease for lease, alive in self._all() if alive]
 
     def stale(self) -> list[Lease]:
-        """Leases of our user whose owners are gone, and whose engines we would see."""
+        """Leases of our user whose owners have ended, and whose engines we could see."""
         gone = [lease for lease, alive in self._all() if not alive and lease.here]
         return [lease for lease in gone if lease.uid == os.getuid()]
 
     def reserve(self, plan: Plan) -> None:
-        """Say what a plan's engines will take; those that were noted before are forgotten."""
+        """Write the lease of a plan whose engines will start; engines noted before are dropped."""
         need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus}
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
 
     def note(self, engines: list[int], *, ready: bool, larger: bool = False) -> None:
-        """Say which processes the engines are, and whether they hold what they hold for good.
+        """Write the engines' process ids, and whether they have taken all their memory (``ready``).
 
-        They do not where one has just ended, though its turbofit may not have seen that yet.
+        If one has just ended it counts as not ready, even if its turbofit has not seen that yet.
         """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = tuple(pair for pair in started if pair[1])
@@ -204,7 +204,7 @@ class Leases:
             self.unwritten = False
 
     def _all(self) -> Iterator[tuple[Lease, bool]]:
-        """Every lease but ours, and whether its owner lives."""
+        """Every lease but ours, and whether its owner still runs."""
         if self.alone:
             return
         for path in sorted(self._folder.glob("*.json")):
@@ -215,12 +215,12 @@ class Leases:
 
 
 def _read(path: Path) -> Lease:
-    """A lease, in a folder where anybody may put a pipe, a link or a file without end."""
+    """Read a lease safely: in this folder anybody may put a pipe, a link or an endless file."""
     with os.fdopen(os.open(path, _TO_READ), "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
             raise OSError(path)
-        # Anybody may have given our file a second name, whose lock nobody holds.
+        # Anybody may have given a file a second name, whose lock nobody holds.
         uid = facts.st_uid if facts.st_nlink == 1 else -1
         lease = msgspec.json.decode(file.read(_LARGEST), type=Lease)
         return replace(lease, path=str(path), uid=uid)
@@ -228,7 +228,7 @@ def _read(path: Path) -> Lease:
 
 @cache
 def _pid_namespace() -> str:
-    """What numbers the processes that we see, since this boot; empty where the kernel is silent."""
+    """The pid namespace of this process and this boot; empty if the kernel does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{os.readlink('/proc/self/ns/pid')} {boot}"
@@ -237,7 +237,7 @@ def _pid_namespace() -> str:
 
 
 def _open_folder(folder: Path) -> str | None:
-    """Make the folder where it is missing; why it cannot be used, or None."""
+    """Make the folder if it is missing; returns why it cannot be used, or None."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -257,7 +257,7 @@ def _open_folder(folder: Path) -> str | None:
 
 
 def _create(path: Path) -> int:
-    """Make a file that all may read, whatever the umask is."""
+    """Create a file that all users may read, whatever the umask is; returns its descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, _ALL_READ)
     os.fchmod(descriptor, _ALL_READ)
@@ -265,15 +265,15 @@ def _create(path: Path) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    """The lock file, whoever made it: in such a folder the kernel lets no one create it again."""
+    """The lock file's descriptor; O_CREAT fails on another user's file in such a folder."""
     why = "it comes and goes"
     for _ in range(100):
         try:
             return os.open(path, _TO_READ)
-        except FileNotFoundError:  # noqa: PERF203 - it is for this that we try again
+        except FileNotFoundError:  # noqa: PERF203 - the loop exists to try again
             with suppress(FileExistsError):
                 return _create(path)
-        except OSError as exc:  # also one that was made just now, until all may read it
+        except OSError as exc:  # also of a file made just now, until all may read it
             why = exc.strerror or str(exc)
     raise LaunchError(
         f"{path} cannot be opened: {why}",
@@ -282,13 +282,13 @@ def _open_lock(path: Path) -> int:
 
 
 def _locked(path: Path) -> int:
-    """A new file, and locked. Over: on a file system without locks it counts so for ever."""
+    """A new, locked file. Over: on a file system without locks its lease counts for ever."""
     descriptor = _create(path)
     try:
         lock_soon(descriptor)
     except TimeoutError:
         os.close(descriptor)
-        path.unlink()  # it is made anew the next time
+        path.unlink()  # the next call makes it again
         raise
     except OSError:
         pass
@@ -304,7 +304,7 @@ def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody has this file locked; one that we may not read may be locked."""
+    """Whether a process has locked this file; a file that we may not read counts as locked."""
     try:
         descriptor = os.open(path, _TO_READ)
     except PermissionError:
@@ -320,9 +320,9 @@ def is_held(path: Path) -> bool:
 
 
 def counted(machine: Machine, leases: Leases) -> Machine:
-    """The machine with what other turbofits will still take counted as used.
+    """The machine, with the memory that other turbofits will still take counted as used.
 
-    Over where NVML does not show who holds memory: a lease counts whole until it is ready.
+    Over if NVML does not show who holds memory: a lease then counts whole until it is ready.
     """
     others = leases.others()
     if not others:
@@ -347,8 +347,8 @@ def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
 def _pending(gpu: Gpu, lease: Lease) -> int:
     """Bytes that a lease's engines will still take on a GPU.
 
-    Where their caches may be larger than in the plan, what they hold does not tell how far they
-    have grown. Over there: by what they have grown already.
+    If their caches may be larger than planned, their use does not show how far they have grown.
+    This overestimates by the amount that they have grown already.
     """
     need = lease.need.get(gpu.uuid, 0)
     growth = lease.growth.get(gpu.uuid, need)
@@ -360,7 +360,7 @@ def _pending(gpu: Gpu, lease: Lease) -> int:
 
 
 def end_orphans(leases: Leases) -> list[str]:
-    """End what engines of our user's dead turbofits left, and drop their leases; what was done."""
+    """End the engines that our user's dead turbofits left, and drop their leases; says which."""
     done = []
     for lease in leases.stale():
         for pid, started in lease.engines:

@@ -1,4 +1,4 @@
-"""What people say of a launch, each field an option: of `serve`, `calibrate` and `tune`.
+"""Options of a launch, as `serve`, `calibrate` and `tune` take them; each field is an option.
 
 A `Reloader` reads a server's options again at SIGHUP.
 """
@@ -28,7 +28,7 @@ Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
 
 class LaunchOptions(Validated):
-    """What `serve`, `calibrate` and `tune` say of a launch, each field an option."""
+    """Options that `serve`, `calibrate` and `tune` share; each field is an option."""
 
     pretend: bool = False
     pretend_taken: Bytes = 0
@@ -37,7 +37,7 @@ class LaunchOptions(Validated):
     forget: bool = False
 
     def refuse_alone(self) -> None:
-        """Stop where an option needs another one that was not given.
+        """Refuse an option that needs another one that was not given.
 
         Raises:
             UsageError: the first such option.
@@ -48,17 +48,17 @@ class LaunchOptions(Validated):
             raise UsageError("--pretend-fail fails nothing of real GPUs", hint="add --pretend")
 
     def refuse_wrong(self, request: PlanRequest, does: str) -> None:
-        """Stop where options contradict each other, or name a machine that is not here.
+        """Refuse options that contradict each other, or a machine that is not here.
 
         Raises:
-            UsageError: the first of them.
+            UsageError: the first such option.
         """
         self.refuse_alone()
         if not self.pretend:
             refuse_elsewhere(request, does)
 
     def config_fields(self) -> Options:
-        """The fields of `ServeConfig` that they fill."""
+        """The fields of `ServeConfig` that these options set."""
         return {
             "rehearse": not self.no_rehearse,
             "pretend": self.pretend,
@@ -68,7 +68,7 @@ class LaunchOptions(Validated):
 
 
 class ServeOptions(LaunchOptions):
-    """What `serve` asks beside."""
+    """Further options of `serve`."""
 
     plan: FilePath | None = None
     dry_run: bool = False
@@ -94,7 +94,7 @@ class ServeOptions(LaunchOptions):
                 raise needs_cluster(name)
 
     def named(self, model_name: str | None) -> ServeOptions:
-        """The same with LMDeploy's own ``--model-name``, where one follows ``--``.
+        """These options with LMDeploy's own ``--model-name``, if one follows ``--``.
 
         Raises:
             UsageError: two different names are given.
@@ -122,14 +122,14 @@ class ServeOptions(LaunchOptions):
 
 
 class CalibrateOptions(LaunchOptions):
-    """What `calibrate` asks beside."""
+    """Further options of `calibrate`."""
 
     again: bool = False
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
 
 
 class TuneOptions(LaunchOptions):
-    """What `tune` asks beside a plan and a load."""
+    """Options of `tune` besides those of a plan and a load."""
 
     time: Annotated[str, Metavar("TIME")] = "20m"
     starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
@@ -139,10 +139,10 @@ class TuneOptions(LaunchOptions):
 
     @property
     def kv_policies(self) -> tuple[int, ...]:
-        """The values of ``--quant-policy`` that are tried, each once.
+        """The values of ``--quant-policy`` to try, without repeats.
 
         Raises:
-            UsageError: one of them is no KV type.
+            UsageError: a word of the list is no KV type.
         """
         types = [part.strip() for part in self.kv_types.split(",")]
         if not {*types} <= {"0", "4", "8", "16", "17"}:
@@ -154,7 +154,7 @@ class TuneOptions(LaunchOptions):
 
 
 def needs_cluster(name: str) -> UsageError:
-    """The error for an option that only a cluster has, where none is named."""
+    """The error for an option that needs a cluster, when no cluster is named."""
     return UsageError(
         f"{option_of(name)} is for a cluster, and none is named",
         hint=f"leave {option_of(name)} out, or add --cluster ray",
@@ -167,7 +167,7 @@ Time = Annotated[float, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")]
 
 
 class ModelsOptions(Validated):
-    """When models' engines run, each field an option."""
+    """Options that say when the engines of models run; each field is an option."""
 
     idle: Time | None = None
     idle_answer: Literal["wait", "503"] = "wait"
@@ -178,21 +178,21 @@ class ModelsOptions(Validated):
 
     @property
     def wait_seconds(self) -> float:
-        """Seconds that a request waits; 0 where it is refused at once."""
+        """Seconds that a request waits; 0 if it is refused immediately."""
         if self.idle_answer == "503":
             return 0.0
         return _WAIT if self.wait is None else self.wait
 
     def policy_fields(self) -> Options:
-        """The fields of `ModelsPolicy` that they fill."""
+        """The fields of `ModelsPolicy` that these options set."""
         given = self.given()
         return {name: given[name] for name in ("idle", "turn") if name in given}
 
     def check(self, models: Sequence[str], options: ServeOptions) -> None:
-        """Refuse options that do not go together, or not with so many models.
+        """Refuse options that contradict each other or the number of models.
 
         Raises:
-            UsageError: the first that does not go with the others.
+            UsageError: the first such option.
         """
         several = len(models) > 1
         what = "several models" if several else "--idle"
@@ -220,7 +220,7 @@ class ModelsOptions(Validated):
 
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
-    """Stop where a machine is described to a command that works on the GPUs here.
+    """Refuse a described machine for a command that works on the GPUs here.
 
     Raises:
         UsageError: a machine is named.
@@ -229,7 +229,7 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
         if isinstance(request.on, str):
             from turbofit.machine.source import machine_from
 
-            machine_from(request.on)  # what is no machine is said as that
+            machine_from(request.on)  # raises if the text is no machine
         raise UsageError(
             f"{does} the machine here, so --on does not go with it",
             hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
@@ -249,15 +249,15 @@ def ray_address(text: str) -> str | None:
     return address or None
 
 
-#: What the gateway takes over while it serves.
+#: Options of a gateway that can change while it serves.
 LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
 
 
 class Reloader:
-    """Reads a server's options again, and hands the gateway what it can take over.
+    """Reads a server's options again, and gives the gateway those that can change.
 
-    ``options`` are those of the start, by name; ``read`` gives those of now and the public side
-    that they make, and raises UsageError where something in them is wrong.
+    ``options`` are those of the start, by name; ``read`` returns the current ones and their gateway
+    configuration, and raises a UsageError if one is wrong.
     """
 
     def __init__(
@@ -267,11 +267,11 @@ class Reloader:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Reload in a thread of its own: a signal handler may take no lock."""
+        """Reload in a thread of its own: a signal handler must not take a lock."""
         threading.Thread(target=self.reload, name="reload", daemon=True).start()
 
     def reload(self) -> None:
-        """Reload, and say what was taken over and what was not; nothing changes by an error."""
+        """Reload, and say which options changed and which did not; an error changes nothing."""
         run, before = self._run, self._options
         with self._lock:
             try:
@@ -291,7 +291,7 @@ class Reloader:
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
 
     def _take_over(self, config: GatewayConfig) -> None:
-        """Have the gateway that serves now, and the next one, follow this public side."""
+        """Apply this configuration to the gateway that serves now, and to the next one."""
         run = self._run
         assert run.config.gateway is not None
         after = run.config.gateway.taking_over(config)

@@ -1,7 +1,8 @@
-"""The options of `lmdeploy serve api_server`: what each means to turbofit, wherever it stands.
+"""The options of `lmdeploy serve api_server`: what turbofit does with each, on any line.
 
-``presets/engines/lmdeploy-options.yaml`` is the table: an option is planned, taken as turbofit's
-own, passed to the engine, or refused. It is read only where a word is no option of turbofit.
+``presets/engines/lmdeploy-options.yaml`` is the table: an option is planned, replaced by one of
+turbofit, passed to the engine, or refused. It is read only for words that are no option of
+turbofit.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from turbofit.core.struct import Struct
 from turbofit.core.synonyms import synonym
 from turbofit.core.version import REFERENCE
 
-#: What became of an option that says nothing to a plan.
+#: Said of an option that a plan ignores.
 _NO_PART: Final = "without effect on the plan"
 
 
 class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fields=True):
-    """A row of the table: see the file for the fields."""
+    """A row of the table, which describes the fields."""
 
     is_: Literal["planned", "taken", "passed", "refused", "undecided"]
     values: int | str
@@ -48,9 +49,9 @@ class _Table(Struct):
 
 
 class PassedOptions(msgspec.Struct):
-    """LMDeploy's options: what to plan with, what to hand on, and the keys among the latter.
+    """LMDeploy's options, sorted: those to plan with, those to pass on, the API keys in these.
 
-    ``public``: those handed on that are about clients, whom a gateway would meet instead.
+    ``public``: the passed options that are about clients, which would meet a gateway instead.
     """
 
     modelled: list[str] = []
@@ -62,7 +63,7 @@ class PassedOptions(msgspec.Struct):
 
 
 class LmdeployWords(msgspec.Struct):
-    """A line's words as turbofit's own, those for the engine, and what became of each option."""
+    """A line's words: turbofit's own, the engine's, and what was done with each option."""
 
     ours: list[str] = []
     engine: list[str] = []
@@ -70,7 +71,7 @@ class LmdeployWords(msgspec.Struct):
 
     @property
     def line(self) -> str:
-        """What is said of them; empty where each word was turbofit's."""
+        """A sentence on LMDeploy's options; empty if every word was turbofit's."""
         parts = [f"{', '.join(names)} {what}" for what, names in self.said.items() if what]
         return f"as LMDeploy's: {'; '.join(parts)}" if parts else ""
 
@@ -86,15 +87,15 @@ def engine_options() -> dict[str, EngineOption]:
 
 
 def uncounted_fields() -> frozenset[str]:
-    """The fields of LMDeploy's engine configs that change memory in ways that no plan counts."""
+    """Fields of LMDeploy's engine configs that change memory in ways that no plan counts."""
     refused = (name for name, option in engine_options().items() if option.is_ == "refused")
     return option_table().fields | {name.lstrip("-").replace("-", "_") for name in refused}
 
 
 def read_words(words: Sequence[str], known: Collection[str], *, serves: bool) -> LmdeployWords:
-    """Sort a line's words; ``known`` are the options of the command, all else stays for it.
+    """Sort a line's words; ``known`` are the command's own options, unknown words stay with it.
 
-    ``serves``: the command starts engines, which get what is passed.
+    ``serves``: the command starts engines, which receive the passed options.
 
     Raises:
         UsageError: an option lacks its value.
@@ -137,7 +138,7 @@ def _place(
 def _taken(
     read: LmdeployWords, option: EngineOption, values: list[str], known: Collection[str]
 ) -> str:
-    """Say it in turbofit's words, where the command has them; what it became."""
+    """Translate an option into turbofit's, if the command has it; returns words on the result."""
     targets = [word.partition("=")[0] for word in option.as_]
     if option.variables:
         os.environ.update(dict.fromkeys(option.variables, values[0]))
@@ -151,10 +152,10 @@ def _taken(
 
 
 def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
-    """Sort LMDeploy's options for the engine; ``unplanned``: what no plan counts may pass.
+    """Sort LMDeploy's options; with ``unplanned``, options that no plan counts may pass.
 
     Raises:
-        UsageError: an option that turbofit sets, that it cannot model, or that is none.
+        UsageError: turbofit sets the option, cannot model it, or LMDeploy does not have it.
     """
     options, passed, rest = engine_options(), PassedOptions(), list(arguments)
     while rest:
@@ -170,7 +171,7 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
 
 
 def adapter_names(argv: Sequence[str]) -> list[str]:
-    """What clients call the adapters among LMDeploy's options: NAME=PATH, or a path alone."""
+    """Clients' names of the adapters in LMDeploy's options, which are NAME=PATH or a path."""
     words = list(argv)
     names: list[str] = []
     while "--adapters" in words:
@@ -181,7 +182,7 @@ def adapter_names(argv: Sequence[str]) -> list[str]:
 
 
 def _full_name(written: str, known: Collection[str]) -> str:
-    """An option as LMDeploy's parser reads it: with _ for -, or abbreviated; else as it stands."""
+    """The name that LMDeploy's parser reads (_ for -, abbreviations); unknown words unchanged."""
     if not written.startswith("--"):
         return written
     name, dot, key = written.partition(".")
@@ -233,7 +234,7 @@ def _sort(
 
 
 def _refuse_what_is_set(name: str, option: EngineOption) -> None:
-    """Stop where the plan, or turbofit's own option of another name, sets an option."""
+    """Refuse an option that the plan sets, or an option of turbofit with another name."""
     if option.chosen or (option.as_ and not option.clients):
         who = "the plan" if option.chosen else "turbofit"
         raise UsageError(f"{name} after -- is set by {who}", hint=f"give {name} before --")

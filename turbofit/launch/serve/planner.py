@@ -1,6 +1,6 @@
-"""Plans for a launch: measured under the machine's lock, with what others reserved, and reserved.
+"""Plans for a launch: under the machine's lock it measures, plans and reserves.
 
-On pretend GPUs there is nothing to measure and nothing to reserve.
+What others have reserved counts as used. Pretend GPUs are neither measured nor reserved.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _SHOWN: Final = 200
 class Planner:
     """Makes the plans of one run.
 
-    ``request`` is None where a plan was given, which is only reserved; ``leases`` are None on
-    pretend GPUs. ``rehearse``: each plan is rehearsed before it is believed. ``doubled``: margins
-    are doubled, as the account is of another LMDeploy. ``fitted``: other models share the cards.
-    ``meanwhile`` is told of each plan that is about to be rehearsed.
+    ``request`` is None if a plan was given, which is only reserved; ``leases`` is None on pretend
+    GPUs. ``rehearse``: each plan is rehearsed before it is used. ``doubled``: margins are doubled
+    because the account is of another LMDeploy version. ``fitted``: other models share the cards.
+    ``meanwhile`` is called with each plan that is about to be rehearsed.
     """
 
     request: PlanRequest | None
@@ -53,7 +53,7 @@ class Planner:
     meanwhile: Callable[[Plan], None] = lambda _plan: None
 
     def make(self, changes: Options) -> Plan:
-        """Plan with changes on top of what the user asked for; reserved where it fits."""
+        """Plan the user's request with changes; the plan is reserved if it fits."""
         assert self.request is not None
         request = self.request.changed(**changes)
         if self.leases is None:
@@ -70,12 +70,12 @@ class Planner:
         self.say("waiting: another turbofit is planning")
 
     def take(self, plan: Plan) -> None:
-        """Reserve what a given plan needs, if the machine is still as it was.
+        """Reserve what a given plan needs, if the machine has not changed.
 
         Raises:
-            DoesNotFitError: somebody took memory that it counted on.
-            MachineError: a GPU is not there.
-            UsageError: it was made for no machine.
+            DoesNotFitError: the memory that it counted on is in use.
+            MachineError: a GPU is missing.
+            UsageError: the plan was made for no machine.
         """
         if self.leases is None:
             return
@@ -85,8 +85,8 @@ class Planner:
             self.leases.reserve(plan)
 
     def _made(self, request: PlanRequest) -> Plan:
-        """Plan, twice where the margin must be doubled, and rehearse the choice."""
-        pretend = None if self.leases is not None else True  # whose tunings and calibrations count
+        """Plan, a second time if the margin must be doubled, and rehearse the choice."""
+        pretend = None if self.leases is not None else True  # which tunings and calibrations count
         plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
@@ -104,7 +104,7 @@ class Planner:
         return plan
 
     def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
-        """The plan as its rehearsal corrected it, or as it is where it cannot be rehearsed."""
+        """The plan as its rehearsal corrected it, or unchanged if it cannot be rehearsed."""
         from turbofit.rehearse.confirm import rehearsed
 
         self.meanwhile(plan)
@@ -117,12 +117,12 @@ class Planner:
         rehearsal = checked.rehearsal
         if rehearsal is None or rehearsal.outcome != "failed":
             return checked
-        # It says nothing about memory: the rehearsal itself could not be held.
+        # The failure says nothing about memory: the rehearsal itself did not run.
         why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
         self.say(f"not rehearsed: it failed: {why[:_SHOWN]}")
         if _ratios(checked) == _ratios(plan):
             return plan
-        # Before it failed, another rehearsal had lowered a ratio: that holds.
+        # An earlier rehearsal had lowered a ratio before this one failed: that ratio holds.
         text = f"fits: {checked.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
         return replace(checked, fits=True, verdict=text, serve=plan.serve)
 
@@ -132,9 +132,9 @@ def _ratios(plan: Plan) -> list[float]:
 
 
 def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Machine:
-    """The machine here, with what other turbofits have reserved counted as used.
+    """The machine here, with the reservations of other turbofits counted as used.
 
-    What dead turbofits left behind is ended first: it may still be loading.
+    Engines that dead turbofits left behind are ended first: they may still be loading.
     """
     from turbofit.machine.source import machine_from
 
@@ -144,14 +144,14 @@ def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Ma
 
 
 def can_rehearse() -> bool:
-    """Whether LMDeploy is in our interpreter and a C compiler is there."""
+    """Whether this interpreter has LMDeploy and the machine has a C compiler."""
     from importlib.util import find_spec
 
     return find_spec("lmdeploy") is not None and find_compiler() is not None
 
 
 def preview(config: ServeConfig) -> Plan:
-    """What would be launched, neither reserved nor rehearsed; a `DoesNotFitError`: nothing fits."""
+    """The plan to launch, neither reserved nor rehearsed; a `DoesNotFitError` if none fits."""
     plan = config.plan
     if plan is None:
         assert config.request is not None
@@ -164,8 +164,8 @@ def preview(config: ServeConfig) -> Plan:
 def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     """The request that a launch plans, with the calibrations that hold for it.
 
-    On pretend GPUs a described machine has those of pretend runs, a copy of the machine here those
-    of the real cards; a model without a stand-in is a `UsageError`.
+    On pretend GPUs, a described machine has the calibrations of pretend runs, and a copy of the
+    machine here has those of the real cards. `UsageError`: the model has no stand-in.
     """
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations
@@ -175,7 +175,7 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     from turbofit.rehearse.confirm import refuse_untwinned
 
     refuse_untwinned(request)
-    assert not isinstance(request.on, Machine)  # the command line names it
+    assert not isinstance(request.on, Machine)  # the command line names it by a text
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source != "nvml":
         machine = with_calibrations(machine, pretend=True)

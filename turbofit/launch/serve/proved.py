@@ -1,9 +1,9 @@
 """What was shown on these cards before, and need not be shown again.
 
-A plan is proved once its engines have answered its worst cases: what its memory rests on is then
-its model's shape, its settings, the cards, the driver, LMDeploy and torch. A rehearsal holds for as
-long as its plan would be made again and its memory is there. What any of them is, or was, unlike
-makes it another plan, which is shown anew.
+A plan is proved once its engines have answered its worst cases. Its memory depends on the model's
+shape, the settings, the cards, the driver, LMDeploy and torch. A rehearsal holds as long as its
+plan would be made again and the memory is free. If any of these differs, it is another plan, which
+is shown again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 #: Variables that change what torch allocates.
 _ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-#: Share of a card by which others may hold more than at the rehearsal: the step of a cache ratio.
+#: Others may hold more by this share of a card than at the rehearsal: the step of a ratio.
 _STEP: Final = 0.001
-#: Phases of a ledger that change with what is free.
+#: Phases of a ledger that change with the free memory.
 _MOVING: Final = ("before", "cache")
 
 
 class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
-    """Worst cases that were answered: of which model, by which versions, and on which day."""
+    """Worst cases that were answered: the model, the versions, and the day."""
 
     model: str
     lmdeploy: str
@@ -46,7 +46,7 @@ class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
 
 
 class Proof:
-    """Whether the worst cases of a plan were answered here; `keep` once they were."""
+    """Tells whether the worst cases of a plan were answered here; `keep` records that they were."""
 
     def __init__(self, plan: Plan, config: ServeConfig, lmdeploy: str) -> None:
         uuids = tuple(gpu.uuid for gpu in plan.gpus)
@@ -62,7 +62,7 @@ class Proof:
 
     @property
     def day(self) -> str:
-        """When it was proved; empty where it was not."""
+        """The day when the plan was proved; empty if it was not."""
         kept = self._file.read()
         return "" if kept is None else kept.day
 
@@ -74,14 +74,14 @@ class Proof:
 
 
 def _digest(plan: Plan, beside: Iterable[str]) -> str:
-    """A plan by all that its engines' memory rests on, but for what is free."""
+    """A hash of everything in a plan that its engines' memory depends on, except free memory."""
     parts: list[Any] = [_shape(plan), plan.engine, plan.parallel.groups, plan.limits]
     parts += [group.settings for group in plan.group_plans()]
     return digest_of_parts(*map(to_json, parts), *beside)
 
 
 def _shape(plan: Plan) -> dict[str, Any]:
-    """Its model without names and places: two checkpoints of one shape take the same memory."""
+    """The plan's model without names and paths: checkpoints of one shape take the same memory."""
     model: dict[str, Any] = to_builtins(plan.model)
     for name in ("name", "source", "hub_id", "revision", "warnings"):
         del model[name]
@@ -89,13 +89,13 @@ def _shape(plan: Plan) -> dict[str, Any]:
 
 
 class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/1"):
-    """The plan that a rehearsal made of another one."""
+    """The plan that a rehearsal made from another plan."""
 
     plan: Plan
 
 
 class Rehearsals:
-    """What the rehearsal of a plan came to here, of the versions that are installed now."""
+    """The rehearsal's result for a plan on this machine, with the installed versions."""
 
     def __init__(self, plan: Plan) -> None:
         versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))
@@ -108,7 +108,7 @@ class Rehearsals:
         self._file = StateFile("rehearsed", key, Rehearsed)
 
     def recall(self, here: Machine) -> Plan | None:
-        """The rehearsed plan, where others hold no more of its cards than then."""
+        """The rehearsed plan, if others hold no more of its cards than at the rehearsal."""
         kept = self._file.read()
         if kept is None:
             return None

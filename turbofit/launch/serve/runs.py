@@ -1,4 +1,4 @@
-"""What a run keeps below the state folder, and which servers run now by what they keep there."""
+"""The files that a run keeps in the state folder, and the servers that these show to run."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _HINT = "set XDG_STATE_HOME to a folder that can be written"
 
 
 class AttemptRecord(RunAttempt):
-    """One start; its plan is beside the record. ``requests_at_once``: 0 where nobody knows."""
+    """One start; its plan is in a file beside the record. ``requests_at_once`` 0 is unknown."""
 
     settings: Settings | None = None
     requests_at_once: int = 0
 
 
 class RunRecord(RunReport):
-    """All of ``run.json``; ``pid_started`` as `kernel.start_time` tells it."""
+    """The content of ``run.json``; ``pid_started`` is a time as of `kernel.start_time`."""
 
     pid: int
     pid_started: int = 0
@@ -48,13 +48,13 @@ class RunRecord(RunReport):
 
 
 class Record:
-    """What happened in a run, as a document; the facts are fields of `RunRecord`."""
+    """Keeps a document of what happens in a run; ``facts`` are fields of `RunRecord`."""
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder, self._path = folder, folder / "run.json"
-        #: The supervisor writes, and the thread that watches the GPUs.
+        #: Two threads write: the supervisor's and the one that watches the GPUs.
         self._lock = threading.RLock()
-        #: The disk did not take it as it is now: `keep` it again.
+        #: Whether the disk has refused the current record: `keep` writes it again.
         self.unwritten = False
         self.run = RunRecord(
             schema=RUN_SCHEMA,
@@ -69,22 +69,22 @@ class Record:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is on disk; a full disk that did not take it has not lost it.
+        """Whether it is on disk; a record that a full disk refused does not count as lost.
 
-        With its plan: a cleaner at work takes that again where both were just made again.
+        The plan must be there, too: a cleaner that still works removes it again soon.
         """
         if self.unwritten:
             return self.folder.exists()
         return self._path.exists() and (self.folder / "plan.json").exists()
 
     def begin(self, **facts: Any) -> None:
-        """A new start with its own settings."""
+        """Begin the record of a new start, with its own settings."""
         attempt = AttemptRecord(started=_now(), **facts)
         with self._lock:
             self.change(attempts=(*self.run.attempts, attempt))
 
     def attempt(self, **facts: Any) -> None:
-        """More of the current attempt; nothing before the first."""
+        """Add facts to the current start; does nothing before the first."""
         with self._lock:
             if self.run.attempts:
                 *before, last = self.run.attempts
@@ -101,7 +101,7 @@ class Record:
             self.keep()
 
     def keep(self) -> None:
-        """Write it; a full disk costs the record, never the server."""
+        """Write the record; a full disk loses the record, never the server."""
         with self._lock:
             try:
                 write_atomic(self._path, to_json(self.run), mode=0o600)
@@ -112,7 +112,7 @@ class Record:
 
 
 def state_folder(room: str, name: str) -> Path:
-    """A new folder in a room of the state folder, named after a model; else a `LaunchError`."""
+    """A new folder in a room of the state folder, named after a model. Raises `LaunchError`."""
     try:
         return new_path(room, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
@@ -122,7 +122,7 @@ def state_folder(room: str, name: str) -> Path:
 
 
 def run_folder(plan: Plan) -> Path:
-    """A folder of the state folder for this run, with its plan; else a `LaunchError`."""
+    """A new folder for this run in the state folder, with its plan. Raises `LaunchError`."""
     folder = state_folder("runs", plan.model.name)
     try:
         write_atomic(folder / "plan.json", plan.to_json())
@@ -141,19 +141,19 @@ class LiveRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What `watch`, `logs`, `stop` and `report` take for it."""
+        """The name that `watch`, `logs`, `stop` and `report` accept for it."""
         return self.folder.name
 
     @property
     def state(self) -> str:
-        """Where it stands; a run that has ended in a living process is a model that sleeps."""
+        """Its state; a run that ended while its process lives on is a sleeping model."""
         return "asleep" if self.record.state == "ended" else self.record.state
 
 
 def live_runs() -> list[LiveRun]:
-    """All of this user, the oldest first. A record that cannot be read is of none.
+    """All running servers of this user, the oldest first; unreadable records are left out.
 
-    A process has a run for each start of a model: the newest one counts.
+    A process has a run for each start of a model; only the newest one counts.
     """
     newest: dict[tuple[int, str], LiveRun] = {}
     for run in reversed(list(recorded_runs())):
@@ -164,17 +164,17 @@ def live_runs() -> list[LiveRun]:
 
 
 def recorded_runs() -> Iterator[LiveRun]:
-    """Runs of this user that can be read, the newest first."""
+    """Runs of this user with a readable record, the newest first."""
     for path in sorted(state_dir("runs", make=False).glob("*/run.json"), reverse=True):
         with suppress(OSError, msgspec.MsgspecError):
             yield LiveRun(path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord))
 
 
 def chosen_run(name: str | None) -> LiveRun:
-    """The running server of this name, or of a model's; the only one without a name.
+    """The running server with this name or model; without a name, the only one that runs.
 
     Raises:
-        UsageError: there is none, or several and none is named.
+        UsageError: none runs, or several run and none is named.
     """
     servers = live_runs()
     if name is not None:
@@ -192,14 +192,14 @@ def chosen_run(name: str | None) -> LiveRun:
 
 
 def newest_run_of(name: str) -> Path | None:
-    """The folder of a model's newest run, by any name that `serve` takes; None where none is."""
+    """The folder of a model's newest run, by any name that `serve` takes; None if there is none."""
     known = _known_as(name)
     runs = (folder for folder, record in recorded_runs() if record.model.casefold() in known)
     return next(runs, None)
 
 
 def _known_as(name: str) -> set[str]:
-    """A run's name, or a model's in small letters: as it was typed, and as its preset calls it."""
+    """Names to compare: the typed name, also in lower case, and the preset's model name."""
     from turbofit.model.presets import find_preset, load_preset
 
     given = name.rstrip("/").rpartition("/")[2]
@@ -209,14 +209,14 @@ def _known_as(name: str) -> set[str]:
 
 
 def requests_at(url: str) -> int:
-    """Requests that the server at an address runs at once; 0 where none of this user is there."""
+    """How many requests the server at a URL runs at once; 0 if no server of this user is there."""
     here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
     attempts = [run.record.attempts for run in live_runs() if here in run.record.urls]
     return attempts[0][-1].requests_at_once if len(attempts) == 1 and attempts[0] else 0
 
 
 def waiting_words(requests: int, running: int) -> str:
-    """What becomes of requests that are sent at once; empty where all run, or nobody knows."""
+    """Words on requests that must wait if all are sent at once; empty if none must, or unknown."""
     if not 0 < running < requests:
         return ""
     return (
@@ -226,7 +226,7 @@ def waiting_words(requests: int, running: int) -> str:
 
 
 def stop_server(server: LiveRun, seconds: float) -> None:
-    """End a server as Ctrl-C does, and wait until it is gone; a `LaunchError` where that fails."""
+    """End a server as Ctrl-C does, and wait until it has ended. Raises `LaunchError`."""
     pid = server.record.pid
     try:
         watched = os.pidfd_open(pid)
@@ -234,7 +234,7 @@ def stop_server(server: LiveRun, seconds: float) -> None:
             if start_time(pid) != server.record.pid_started:
                 return  # another process has its number by now
             signal.pidfd_send_signal(watched, signal.SIGTERM)
-            # The descriptor of a process can be read once the process has ended.
+            # A process's descriptor becomes readable when the process has ended.
             ended, _, _ = select.select([watched], [], [], seconds)
         finally:
             os.close(watched)

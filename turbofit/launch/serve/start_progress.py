@@ -1,4 +1,4 @@
-"""What people are told of engines that start: how far they are, and forecast beside actual then."""
+"""Shows engines that start: their progress, and at its end forecast and actual figures."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _EVERY: Final = 1.0
 
 
 class StartProgress:
-    """Tells what the slowest engines of a plan do, until all are ready.
+    """Shows what the slowest engines of a plan do, until all are ready.
 
-    ``before`` are bytes in use on each GPU before the launch.
+    ``before``: bytes in use on each GPU before the launch.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class StartProgress:
         self._plan, self._before, self._clock = plan, before, clock
         self._looked, self._loaded = float("-inf"), 0
         self._told = False
-        #: What people are told of each phase.
+        #: The words for each phase.
         self.doing = dict(_DOING)
-        #: What the check will take by forecast, and when it began; 0 where nobody knows.
+        #: The forecast seconds of the check, and when it began; 0 if unknown.
         self.check_seconds = self._check_began = 0.0
-        #: What was going on when the engines were started.
+        #: The progress that was shown when the engines were started.
         self._around: Step | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
-        """Tell what the engines do now; ``examined``: an examiner tells what they are asked."""
+        """Show what the engines do now; ``examined``: an examiner shows the requests instead."""
         if not listening():
             return
         starting = [engine for engine in engines if engine.state == "starting"]
@@ -76,7 +76,7 @@ class StartProgress:
         here: Sequence[SupervisedEngine],
         engines: Sequence[SupervisedEngine],
     ) -> Step:
-        """How far the engines ``here``, which are in this phase, have come with it."""
+        """The progress of the engines ``here``, which are in this phase."""
         doing = self.doing[phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
         if phase == "weights":
@@ -90,17 +90,17 @@ class StartProgress:
         return Step(doing, detail=detail)
 
     def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
-        """Bytes of weights on the GPUs, and those that there will be.
+        """Bytes of weights on the GPUs now, and when all are loaded.
 
-        Over where a neighbour grows, or the CUDA context is larger than planned; under while what
-        was read is in host memory.
+        Over if another process grows, or if the CUDA context is larger than planned; under while
+        weights that were read are still in host memory.
         """
         moment = self._clock()
         if moment - self._looked >= _EVERY:
             self._looked, used = moment, self._used(engines)
             self._loaded = 0
             for card in self._plan.gpus:
-                # What it has in use with an engine on it that has loaded nothing.
+                # The card's use with an engine on it that has loaded nothing.
                 empty = self._before.get(card.index, card.used) + _bytes(card, "context")
                 loaded = max(used.get(card.index, 0) - empty, 0)
                 self._loaded += min(loaded, _bytes(card, "weights"))
@@ -118,24 +118,24 @@ def _bytes(card: GpuLedger, phase: Phase) -> int:
 
 
 def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> list[RunFigure]:
-    """Figures of an engine that is ready; ``in_use`` are bytes on each real GPU, by its index."""
+    """Figures of an engine that is ready; ``in_use``: bytes on each real GPU, by index."""
     rows = list(engine.tracker.figures)
     if engine.pretended is not None:
         return [*rows, *_pretend_rows(plan, engine.pretended)]
     for index in plan.parallel.groups[engine.group]:
         ledger = next(gpu for gpu in plan.gpus if gpu.index == index)
         if index in in_use:
-            # The pool keeps its high-water mark, so that after the check it stands at the peak.
+            # The pool keeps its largest size, so the use after the check is the peak.
             what, used = "in use after the check", in_use[index]
             rows.append(RunFigure(what=what, forecast=ledger.peak, actual=used, gpu=index))
     return rows
 
 
 def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
-    """The plan with the KV tokens that its engines have, where that is less than planned.
+    """The plan with the KV tokens that its engines really have, if they have fewer than planned.
 
-    Requests may reserve no more. Over: an engine that is started again may have less. ``cached``
-    are tokens by group, None where an engine does not say.
+    Requests may not reserve more. Over: an engine that restarts may have fewer. ``cached``: tokens
+    by group, None if an engine does not tell.
     """
 
     def of(kv: Kv, groups: Iterable[int]) -> Kv:

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.silence import Owing
     from turbofit.launch.engine.supervised_engine import EngineExam
 
-#: Before it is killed, an engine that was asked to end has this long beside the drain.
+#: Seconds beyond the drain until an engine that was told to end is killed.
 _LAST_SECONDS: Final = 10.0
 
 
 class StoppedError(BaseException):
-    """A signal came while nothing ran yet."""
+    """A signal that came while nothing was running yet."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -39,23 +39,23 @@ class StoppedError(BaseException):
 
 
 class StopSignal:
-    """The signal that ends a run; from the first on, the second one is urgent. A context manager.
+    """The signal that ends a run; a second signal makes the end urgent. A context manager.
 
-    `stop_signals` says which signals those are. Use it in the main thread.
+    `stop_signals` says which signals these are. Use it in the main thread.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        #: The last signal that came; `end` and `strike` send none.
+        #: The last signal that came; `end` and `strike` do not set it.
         self.heard: signal.Signals | None = None
         self.urgent = False
-        #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
+        #: If True, nothing runs that must be stopped in order, and a signal raises `StoppedError`.
         self.abrupt = True
         self._handlers: dict[signal.Signals, Any] = {}
         self._before: dict[signal.Signals, Any] = {}
         self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
-        #: A signal's exception was swallowed: the next signal is the same one, sent again.
+        #: A signal's exception was lost in a library: the next signal is the same one, sent again.
         self._swallowed = False
         self._raised_again = raised_again(StoppedError, self._again)
         #: What SIGHUP does instead of ending the run, unless a terminal closed; it takes no lock.
@@ -66,7 +66,7 @@ class StopSignal:
         heard = stop_signals()
         self._handlers = dict.fromkeys(heard, self._caught)
         if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-            # The kernel would collect engines, and tell nobody how they ended.
+            # If SIGCHLD is ignored the kernel reaps engines, and their exit status is lost.
             self._handlers[signal.SIGCHLD] = signal.SIG_DFL
         self._before = {number: signal.getsignal(number) for number in self._handlers}
         self.rearm()
@@ -80,20 +80,20 @@ class StopSignal:
             signal.signal(number, handler)
 
     def rearm(self) -> None:
-        """Hear signals again, where a library has taken them since."""
+        """Install the signal handlers again, in case a library has replaced them."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the run in order, as that signal would."""
+        """End the run normally, as that signal would."""
         self.signal = self.signal or number
 
     def on_second(self, strike: Callable[[], None]) -> None:
-        """Have something done at once by the second signal; it must take no lock."""
+        """Register a call for the second signal; it must take no lock."""
         self._strikes.append(strike)
 
     def strike(self) -> None:
-        """End it at once, as a second signal would; takes no lock."""
+        """End the run immediately, as a second signal would; takes no lock."""
         self.signal = self.signal or signal.SIGTERM
         self.urgent = True
         for strike in self._strikes:
@@ -112,22 +112,22 @@ class StopSignal:
             raise StoppedError(self.signal)
 
     def _again(self) -> None:
-        """Send the signal whose exception was swallowed."""
+        """Send the signal again whose exception was lost."""
         if self.signal is not None:
             self._swallowed = True
             signal.raise_signal(self.signal)
 
 
 class Supervisor:
-    """All engines of one plan, one a launch.
+    """All engines of one plan, one for each launch.
 
-    ``on_end`` is told of each end of an engine that served, or is started again; ``on_back`` when
-    one is ready that was started again while others served, or after it did; ``on_rest`` when
-    all engines are left alone for a while, and, with None, when one is started again.
-    ``explained`` says how often within so many seconds an engine, by its place among the launches,
-    ended by a request that is refused since: those ends do not count. ``clients`` are those of such
-    an engine, None where no gateway serves; ``doubt`` is told when one gives no sign of life, and
-    when it is ended. ``before_start`` makes what a start needs, or raises a `TurbofitError`.
+    ``on_end`` is called with each end of an engine that had served or is started again; ``on_back``
+    when a restarted engine is ready, if others served meanwhile or it had served before;
+    ``on_rest`` when all engines are left alone for a while, and with None when one is started
+    again. ``explained`` returns how often, within some seconds, requests that are now refused ended
+    the engine with this index: these ends do not count. ``clients`` returns such an engine's
+    clients, None if no gateway serves; ``doubt`` is called when an engine gives no sign of life,
+    and when it is ended. ``before_start`` makes what a start needs, or raises a `TurbofitError`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -173,14 +173,15 @@ class Supervisor:
         on_tick: Callable[[], None] = lambda: None,
         on_drain: Callable[[bool], None] = lambda _urgent: None,
     ) -> signal.Signals:
-        """Launch, wait until ready, follow until a signal. Call it in the main thread.
+        """Launch, wait until ready, serve until a signal. Call it in the main thread.
 
         ``on_ready`` is called once with the engines' addresses, when all are ready; ``on_tick`` at
-        each look; ``on_drain`` before the engines are stopped, with whether there is no time.
+        each look; ``on_drain`` before the engines are stopped, with True if there is no time to
+        drain.
 
         Raises:
             LaunchError: an engine could not be started.
-            EndedError: an engine ended, and the same start would not help, or did not.
+            EndedError: an engine ended, and a restart would not help, or did not.
         """
         self._began = self._clock()
         stop.on_second(self._strike)
@@ -202,7 +203,7 @@ class Supervisor:
 
     @property
     def starting(self) -> bool:
-        """Whether one starts now; one that waits for its start, or rests, does not."""
+        """Whether an engine starts now; one that waits for its start, or rests, does not count."""
         return any(engine.state == "starting" for engine in self.engines)
 
     def _follow(
@@ -220,7 +221,7 @@ class Supervisor:
                 before, ended = engine.state, engine.look(now)
                 if self._opened and before != engine.state == "ready":
                     self._on_back(engine)
-                # A second signal kills them meanwhile: of several models, from another thread.
+                # A second signal may kill them meanwhile, with several models from another thread.
                 if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
             self._rest()
@@ -236,11 +237,11 @@ class Supervisor:
         engine.start()
 
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
-        """Start it again later, or raise where that would not help."""
+        """Schedule an engine's restart, or raise an `EndedError` if a restart would not help."""
         self._end(engine)
         again = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
         if again or engine.was_ready:
-            self._on_end(engine, ended)  # before seconds go by
+            self._on_end(engine, ended)  # before the pause
         ended = replace(engine.explained(ended), group=engine.group)
         if not again:
             self._tell_ends(now)
@@ -262,7 +263,7 @@ class Supervisor:
         )
 
     def _tell_ends(self, now: float) -> None:
-        """Tell of engines that have ended meanwhile, for the deny list: nobody looks again."""
+        """Report engines that have ended meanwhile to the deny list: there is no later look."""
         for engine in self.engines:
             ended = engine.look(now, last=True) if engine.process is not None else None
             if ended is not None and engine.was_ready:
@@ -286,9 +287,9 @@ class Supervisor:
         self._on_rest(self._outage)
 
     def _stop(self, stop: StopSignal) -> None:
-        """Pass the signal on, wait, kill what is left; all engines share one deadline.
+        """Pass the signal on, wait, kill the rest; all engines share one deadline.
 
-        Before it serves, an engine sits in C++ where SIGINT would wait for ever: SIGTERM ends it.
+        An engine that does not serve yet is in C++, where SIGINT has no effect: SIGTERM ends it.
         """
         running = [(engine, engine.process) for engine in self.engines if engine.process]
         for engine, _ in running:
@@ -321,6 +322,6 @@ class Supervisor:
                 engine.process.strike()
 
     def _tell(self, name: str, text: str, *, warning: bool = False) -> None:
-        """A line with its time; with --quiet only a warning is shown."""
+        """Print a line with its time; with --quiet only warnings are shown."""
         sign = "warning: " if warning else ""
         self._say(f"{sign}[{self._clock() - self._began:7.1f} s] {name}: {text}")

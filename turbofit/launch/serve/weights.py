@@ -1,6 +1,6 @@
-"""Weights before the engines start: fetched where they are not on disk, and read ahead.
+"""Weights before the engines start: downloaded if they are not on disk, and read ahead.
 
-LMDeploy would download them once for each replica, without a word; and the overlay needs a folder.
+LMDeploy would download them once for each replica, in silence; and the overlay needs a folder.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _SAY_SECONDS: Final = 10.0
 _LAST_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
-#: Prints the folder; leaves out weights in other formats, but torch's own where there are no
-#: safetensors. Both packages take these arguments.
+#: Prints the folder; skips weights in other formats, and torch's own if there are safetensors. Both
+#: packages take these arguments.
 _CODE: Final = """
 import glob, sys
 from {package} import snapshot_download
@@ -54,22 +54,22 @@ if not glob.glob(glob.escape(folder) + "/*.safetensors"):
 print(folder)
 """
 
-#: What to see to where a hub does not give a model.
+#: Hints for a model that a hub does not give.
 HINTS: Final = {
     "huggingface_hub": "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder",
     "modelscope": "LMDEPLOY_USE_MODELSCOPE is set: install modelscope, and see the id's owner there"
     " and MODELSCOPE_API_TOKEN; or unset it, or give a folder",
 }
 
-#: Where each checkpoint is that this process has fetched, by id and revision.
+#: The folder of each checkpoint that this process has fetched, by id and revision.
 _FOLDERS: Final[dict[tuple[str, str], str]] = {}
 
 
 def fetched(model: Model, say: Callable[[str], None]) -> Model:
-    """The model with its checkpoint on disk; downloaded, once, where only the hub has it.
+    """The model with its checkpoint on disk; downloaded once if only the hub has it.
 
-    The hub is the one that LMDeploy would ask: ModelScope where LMDEPLOY_USE_MODELSCOPE is set. A
-    signal ends the download; the hub's cache keeps what came so far.
+    The hub is the one that LMDeploy would use: ModelScope if LMDEPLOY_USE_MODELSCOPE is set. A
+    signal ends the download; the hub's cache keeps what has arrived.
 
     Raises:
         LaunchError: no disk space, no package for the hub, or the hub refuses.
@@ -84,7 +84,7 @@ def fetched(model: Model, say: Callable[[str], None]) -> Model:
 def fetched_files(
     hub_id: str, revision: str | None, say: Callable[[str], None], *, size: int = 0
 ) -> str:
-    """The folder of a repository on disk, of which nothing need be known; raises as `fetched`."""
+    """The local folder of any repository, downloaded if needed; raises as `fetched`."""
     key = hub_id, revision or ""
     if key not in _FOLDERS:
         _FOLDERS[key] = _download(*key, size, say)
@@ -96,7 +96,7 @@ def _cache() -> Path:
 
 
 def _check_disk(name: str, size: int) -> None:
-    """Refuse where there is no room. Under: other revisions in the cache count as here already."""
+    """Refuse a full disk. Under: other revisions in the cache count as already downloaded."""
     disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
     if disk is not None and disk[0] < need + _SPARE:
         raise LaunchError(
@@ -110,7 +110,7 @@ def _check_disk(name: str, size: int) -> None:
 def _here(name: str) -> int:
     """Bytes of a model in its hub's cache.
 
-    Under: what a hub keeps elsewhere until it is whole. Over: files of other revisions and formats.
+    Under: files that a hub keeps elsewhere until complete. Over: other revisions and formats.
     """
     folder, hub = _cache(), f"models--{name.replace('/', '--')}"
     within = folder / "models" / name if uses_modelscope() else folder / hub / "blobs"
@@ -125,7 +125,7 @@ def _here(name: str) -> int:
 def _communicated(
     child: subprocess.Popen[str], name: str, size: int, say: Callable[[str], None]
 ) -> tuple[str, str]:
-    """What the child wrote; until it ends, its progress is told, or said where nobody listens."""
+    """The child's output, once it ends; until then progress is shown, or printed now and then."""
     said_at = time.monotonic()
     while True:
         step = Step(f"downloading {name}", _here(name), size, "bytes")
@@ -154,7 +154,7 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
             out, errors = _communicated(child, name, size, say)
     except BaseException:
         os.killpg(child.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # a file system that is silent may hold it
+        with suppress(subprocess.TimeoutExpired):  # a file system that does not answer may hold it
             child.wait(_LAST_SECONDS)
         raise
     folder = out.strip().rpartition("\n")[2]
@@ -166,23 +166,23 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
 
 
 def read_ahead(plan: Plan, host: Host) -> Thread | None:
-    """Begin to read weights into the page cache, while the engines that load them import.
+    """Start to read weights into the page cache, while the engines that load them import modules.
 
-    As much is read as the host has beside what the engines need; None: nothing. The kernel drops
-    these pages before it lacks memory, and reads nothing that it has already.
+    At most the host memory that the engines do not need is filled; None if nothing is read. The
+    kernel drops these pages before memory runs out, and reads no file that it has cached.
     """
     room = known(host.ram_available, 0) - plan.host.pinned - plan.host.pageable
     files = _weight_files(plan.model.source.checkpoint or "", room)
     if not files or not hasattr(os, "posix_fadvise"):
         return None
-    # In a thread: the kernel's call waits where the disk's queue is full.
+    # A thread, because the kernel's call waits while the disk's queue is full.
     thread = Thread(target=_advise, args=(files,), name="read-ahead", daemon=True)
     thread.start()
     return thread
 
 
 def _weight_files(folder: str, room: int) -> list[Path]:
-    """The files with weights of a folder, in the order of their names, as far as the room goes."""
+    """The weight files of a folder that fit into ``room`` bytes, in the order of their names."""
     files: list[Path] = []
     for path in sorted(Path(folder).glob("*.safetensors")) if folder else ():
         with suppress(OSError):

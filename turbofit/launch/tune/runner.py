@@ -1,6 +1,6 @@
 """One trial: the engines of a plan, started as `serve` starts them, under a load.
 
-However it ends, so have its engines, its gateway and its load.
+When a trial ends, for whatever reason, its engines, gateway and load have ended too.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.load.spec import LoadSpec
 
-#: More than a load may have under way.
+#: The gateway's queue holds more requests than a load may have under way.
 _QUEUE: Final = 4096
 _BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
-#: Seconds that a load has to end in order.
+#: Seconds that a load has to end normally.
 _PATIENCE: Final = 10.0
 _TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
 
@@ -45,7 +45,7 @@ Outcome = Literal["measured", "died", "unserved"]
 
 
 class TrialEnd(NamedTuple):
-    """How a trial ended: what its load measured, or why not."""
+    """How a trial ended: the figures of its load, or why there are none."""
 
     measured: SpeedFigures | None
     outcome: Outcome
@@ -55,7 +55,7 @@ class TrialEnd(NamedTuple):
 def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     """Start the plan's engines, drive the load, end the engines.
 
-    ``common`` has what all trials have alike, but for the gateway.
+    ``common`` provides what all trials share, except the gateway.
 
     Raises:
         StoppedError: a person's signal ended it.
@@ -71,7 +71,7 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
         common.leases, common.say,
         on_open=drive.begin, on_tick=drive.look, on_death=drive.died, lmdeploy=common.lmdeploy,
     )  # fmt: skip
-    run.plan = plan  # which is reserved
+    run.plan = plan  # it is reserved already
     run.begin()
     with stop:
         try:
@@ -90,9 +90,9 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
 
 
 class _Load:
-    """The load of a trial, `turbofit bench`, while its engines are supervised.
+    """The load of a trial, a `turbofit bench` that runs while the engines are supervised.
 
-    In this process it would wait for the gateway's interpreter lock, and measure that.
+    It is a process of its own: in this one it would wait for the gateway's interpreter lock.
     """
 
     def __init__(self, spec: LoadSpec, key: str, stop: StopSignal) -> None:
@@ -102,7 +102,7 @@ class _Load:
         self.result: LoadResult | None = None
 
     def died(self, why: str) -> None:
-        """An engine ended, or none started: there is nothing more to measure."""
+        """Note that an engine ended, or that none started: nothing is left to measure."""
         self.death = self.death or why
         self._stop.end()
 
@@ -111,7 +111,7 @@ class _Load:
             self._stop.end()
 
     def begin(self, urls: list[str]) -> None:
-        """Start the load: the gateway is open."""
+        """Start the load, once the gateway is open."""
         if self.death:
             return
         tell(Step("the load"))
@@ -127,7 +127,7 @@ class _Load:
             self._stop.end()
 
     def end(self) -> None:
-        """Stop the load where it runs, and take what it has measured."""
+        """Stop the load if it runs, and read what it has measured."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGINT)

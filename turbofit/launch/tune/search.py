@@ -1,9 +1,9 @@
-"""Which settings to try next, and when to stop: the forecast is the prior, measurements correct it.
+"""Chooses the settings to try next, and when to stop: forecasts are the prior of its model.
 
-Gaussian processes learn by what factor forecasts of requests a second, TTFT and TPOT are wrong, and
-how that changes with the settings. Next is what promises the largest improvement that keeps the SLO
-(expected improvement times the probability of keeping it). An SLO, ``ttft=2s,tpot=50ms``, limits
-the times of 90 % of the requests.
+Gaussian processes learn by what factor the forecasts of requests a second, TTFT and TPOT are wrong,
+and how that factor changes with the settings. The next trial has the largest expected improvement,
+times the probability of keeping the SLO. An SLO, such as ``ttft=2s,tpot=50ms``, limits the times of
+90 % of the requests.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from turbofit.core.tuning import SpeedFigures, TrialForecast
 
 
-#: The times that can be limited, and the figure that is held to each.
+#: The times that an SLO can limit, and the measured figure that must stay below each limit.
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
-#: Of a hundred requests so many may fail where there is no other limit.
+#: The share of failed requests that is tolerated without another limit.
 _FAILING: Final = 0.01
 
 
 def parse_slo(text: str) -> dict[str, float]:
-    """Seconds by what ``--slo`` limits; a `UsageError` where an entry is none, or stands twice."""
+    """Seconds by the name of the limit; a `UsageError` if an entry is no limit or stands twice."""
     limits: dict[str, float] = {}
     for part in text.split(","):
         name, sign, value = part.strip().partition("=")
@@ -42,33 +42,33 @@ def parse_slo(text: str) -> dict[str, float]:
 
 
 def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
-    """Whether what was measured keeps the limits, and nearly all was answered."""
+    """Whether measured figures keep the limits, and nearly all requests were answered."""
     every = figures.answered + figures.failed
     if not figures.answered or figures.failed > _FAILING * every:
         return False
     return all(getattr(figures, LIMITS[name]) <= limit for name, limit in slo.items())
 
 
-#: What a start must promise to be worth it, as a share of the best.
+#: The expected improvement, as a share of the best, that a further start must promise.
 _WORTH: Final = 0.002
-#: Measurements before it may stop.
+#: Measurements before the search may stop.
 _LEAST: Final = 4
-#: The value of settings with which the engine died, for the model of their neighbours.
+#: The value of settings that killed the engine, in the model of their neighbours.
 _DEAD: Final = -1.5
 
 
 class SearchPoint(NamedTuple):
-    """Settings that can be tried: where they lie among the others, and their forecast."""
+    """Settings that can be tried: their coordinates among the others, and their forecast."""
 
     point: tuple[float, ...]
     forecast: TrialForecast
 
 
 class TrialSearch:
-    """One search, which tries the first option first.
+    """A search; it tries the first option first.
 
-    ``latency``: the median time of an answer decides, not requests a second; ``at_once``: requests
-    under way.
+    With ``latency`` the median time of an answer decides instead of requests a second; ``at_once``
+    is the number of requests under way.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class TrialSearch:
         self._seen: dict[int, SpeedFigures | None] = {}
 
     def tell(self, index: int, figures: SpeedFigures | None) -> None:
-        """What was measured; None where the engine died."""
+        """Record what was measured; None means that the engine died."""
         self._seen[index] = figures
 
     def next(self) -> int | None:
-        """What to try now; None where nothing promises enough."""
+        """The index of the option to try now; None if no option promises enough."""
         left = [index for index in range(len(self._options)) if index not in self._seen]
         if not left:
             return None
@@ -103,9 +103,9 @@ class TrialSearch:
         return chosen if enough else None
 
     def best(self) -> int | None:
-        """The best of what was measured and keeps the SLO.
+        """The index of the best measured option that keeps the SLO; None if there is none.
 
-        Its neighbours count too, since the highest of a dozen measurements is partly luck.
+        Its neighbours' values count too, since the highest of a dozen measurements is partly luck.
         """
         if not self._good:
             return None
@@ -114,7 +114,7 @@ class TrialSearch:
 
     @property
     def _good(self) -> list[int]:
-        """What was measured and keeps the SLO."""
+        """Indices of the measured options that keep the SLO."""
         measured = self._seen.items()
         return [index for index, figures in measured if figures and meets(figures, self._slo)]
 
@@ -150,7 +150,7 @@ class TrialSearch:
         return Surrogate(points, residuals)
 
     def _value(self, figures: SpeedFigures) -> float:
-        """The logarithm of what is to be large."""
+        """The logarithm of the value to maximise."""
         if self._latency:
             return -math.log(max(figures.e2e_p50, 1e-6))
         return math.log(max(figures.requests_per_second, 1e-9))
@@ -170,17 +170,17 @@ class TrialSearch:
         return math.log(max(times[name], 1e-6))
 
 
-#: Logarithms: a forecast is wrong by a factor for all settings alike, by a factor that changes with
-#: the settings, and a measurement is off by some percent.
+#: Standard deviations of logarithms: of a forecast's error that all settings share, of an error
+#: that changes with the settings, and of a measurement.
 _COMMON: Final = 1.0
 _LOCAL: Final = 0.3
 _NOISE: Final = 0.03
 
 
 class Surrogate:
-    """Fits residuals, logarithms of measured over forecast, at points; predicts them elsewhere.
+    """Fits residuals (logarithms of measured over forecast) at points; predicts them elsewhere.
 
-    Coordinates are in units of how far a residual stays alike.
+    Coordinates are in units of the distance over which a residual changes little.
     """
 
     def __init__(self, points: Sequence[Sequence[float]], residuals: Sequence[float]) -> None:
@@ -199,7 +199,7 @@ class Surrogate:
 
 
 def expected_improvement(mean: float, deviation: float, best: float) -> float:
-    """By how much a value beats the best on average, where it beats it."""
+    """The average amount by which a value exceeds the best, counted as 0 where it does not."""
     if deviation <= 0:
         return max(0.0, mean - best)
     usual, ahead = NormalDist(), (mean - best) / deviation

@@ -1,6 +1,6 @@
-"""All settings that a tuning may try: each a plan that fits and keeps the promise.
+"""All settings that a tuning may try: each is a plan that fits and keeps the promise.
 
-The promise is the image limit and the context of the plan that turbofit would make without trying.
+The promise is the image limit and the context of the plan that turbofit makes without tuning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class MeanRequest(NamedTuple):
-    """A load's request on average; ``images`` are the sizes of one, or of several alike."""
+    """A load's request on average; ``images`` are the sizes of its images, in pixels."""
 
     text_tokens: int
     output_tokens: int
@@ -39,7 +39,7 @@ class MeanRequest(NamedTuple):
 
 
 def mean_request(spec: LoadSpec) -> MeanRequest:
-    """A load's mean request, with images of a trace's middle one; a `UsageError` of a bad trace."""
+    """A load's mean request; of a trace, the middle request's images. `UsageError`: a bad trace."""
     if spec.trace is None:
         size = max(spec.image_size, key=lambda pair: pair[0] * pair[1])
         return MeanRequest(spec.prompt_tokens, spec.output_tokens, (size,) * spec.images)
@@ -53,9 +53,9 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
 
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
-    """The forecast of all engines of a plan together, with so many requests at once in all.
+    """The forecast of all engines of a plan together, with ``at_once`` requests in all.
 
-    The host prepares images beside them, as in a plan's own forecast (`throughput.total`).
+    The host prepares images meanwhile, as in a plan's own forecast (`throughput.total`).
     """
     engine, images = engine_of(plan), _vision_load(plan, request)
     load = ClosedLoad(
@@ -71,7 +71,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
         speed = speed_of(here, rates(), load, settings, group_plan.kv.tokens)
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
-        # A row waits for the prefills of others between its steps.
+        # Between its steps a row waits for the prefills of others.
         taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
         tpot = max(tpot, taken / request.output_tokens, speed.step)
     if (host := _host(plan, request, images)) is not None:
@@ -81,7 +81,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
 
 
 def _host(plan: Plan, request: MeanRequest, load: VisionLoad) -> HostRate | None:
-    """How fast the host prepares the request's images, the largest of them."""
+    """The rate at which the host prepares the request's largest image; None without images."""
     rule = plan.model.image_rule
     if rule is None or not load.units_per_image:
         return None
@@ -108,20 +108,20 @@ def _mean(values: Sequence[int]) -> int:
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
-#: Images are queued, or not any more, where the forecast gains so much by it.
+#: Queueing images is tried differently only if its forecast is higher by this factor.
 _QUEUE_GAIN: Final = 1.01
-#: What is forecast at less than this share of the best is not tried.
+#: Settings whose forecast is below this share of the best are not tried.
 _HOPELESS: Final = 0.3
 _MOST: Final = 400
-#: How far, in a coordinate, a forecast's error stays alike: doublings of a batch and of a prefill.
+#: The distance, in doublings of a batch and of a prefill, over which an error changes little.
 _BATCH_SCALE: Final = 2.5
 _PREFILL_SCALE: Final = 5.0
-#: Two settings of another kind are so far apart.
+#: The distance of two settings that differ in kind.
 _APART: Final = 0.4
 
 
 class TrialChoice(NamedTuple):
-    """Settings to try: what is asked of a plan for them, that plan, and where they lie."""
+    """Settings to try: the options that lead to their plan, the plan, and its coordinates."""
 
     options: dict[str, Any]
     plan: Plan
@@ -137,9 +137,9 @@ def choices(
     *,
     prefix: bool = False,
 ) -> list[TrialChoice]:
-    """All that is worth trying, ``usual`` first, the plan that turbofit would make.
+    """All choices that are worth trying; ``usual``, turbofit's plan without tuning, is first.
 
-    What was asked for is not changed; ``prefix``: prefix caching may help this load.
+    The person's own options are not changed; ``prefix``: prefix caching may help this load.
     """
     chosen = [_choice({}, usual, mean, at_once)]
     kinds = {_kind(usual, at_once)}
@@ -185,7 +185,7 @@ def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> 
 
 
 def _queues(plan: Plan) -> bool:
-    """Whether one request's images run at a time."""
+    """Whether the images of only one request run at a time."""
     return plan.limits.units_per_forward <= plan.limits.units_per_request
 
 
@@ -201,7 +201,7 @@ def _every(
     shapes = {planned}
     shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
     gpus = len(usual.machine.visible)
-    # Idle cards serve nothing; where cards are unequal the plan's own shape stays.
+    # Idle cards serve nothing; with unequal cards the plan's own shape stays.
     whole = {shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes
     axes: dict[str, Sequence[Any]] = {
         "max_prefill_token_num": _PREFILLS,
@@ -218,12 +218,12 @@ def _every(
 
 
 def _rows(plan: Plan, at_once: float) -> int:
-    """Rows of a batch that the load can fill."""
+    """The number of rows of a batch that the load can fill."""
     return min(plan.settings.max_batch_size, math.ceil(at_once / plan.parallel.replicas))
 
 
 def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
-    """What makes a trial different under the load."""
+    """The settings that make a difference under the load: equal ones are the same trial."""
     settings = plan.settings
     return (
         plan.engine.name, plan.parallel.tp, plan.parallel.replicas, _rows(plan, at_once),

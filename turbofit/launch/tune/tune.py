@@ -1,4 +1,4 @@
-"""`turbofit tune`: what there is to try under which load, the trials, and what is kept of them."""
+"""`turbofit tune`: the choices and the load of a tuning, its trials, and what is kept."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
 
-#: Seconds that a trial measures, where nobody says.
+#: Seconds that a trial measures by default.
 _SECONDS: Final = 30.0
-#: The most requests at once of a load that nobody described.
+#: The most requests at once of a default load.
 _MOST_AT_ONCE: Final = 128
 _SHOWN: Final = 120
 
 
 class TuneRequest(NamedTuple):
-    """What is to be tuned: a promise, under a load.
+    """A tuning that a person asks for: a promise, under a load.
 
-    ``seconds`` from ``began``, by the monotonic clock, are the time of all trials; ``apart``: what
-    is found holds for pretend GPUs only; ``again``: what was tuned before is tried again.
+    All trials together may take ``seconds`` from ``began``, which is a time of the monotonic clock.
+    With ``apart`` the result holds for pretend GPUs only; ``again`` tries again what was tuned
+    before.
     """
 
     request: PlanRequest
@@ -71,10 +72,10 @@ def tune_model(
 ) -> Tuning:
     """Try settings, and keep the best for later plans.
 
-    ``config`` is of each trial; its request is planned here.
+    ``config`` is that of every trial; its request is planned here.
 
     Raises:
-        StoppedError: a signal ended it before anything was measured.
+        StoppedError: a signal came before anything was measured.
     """
     run = Run(config, leases, say)
     run.plan = run.planner.make({})
@@ -129,7 +130,7 @@ def tune_model(
 
 
 def why_not_kept(result: Tuning, before: Tuning | None) -> str:
-    """Why later plans do not use a result in the place of the one before; empty where they do."""
+    """Why later plans use the result ``before`` and not this one; empty if they use this one."""
     if before is not None and result.interrupted and len(result.trials) < len(before.trials):
         return f"it was interrupted, and the tuning before tried {len(before.trials)} settings"
     return ""
@@ -139,7 +140,7 @@ def _choices(
     wanted: TuneRequest, request: PlanRequest, usual: Plan, load: LoadSpec,
     say: Callable[[str], None],
 ) -> tuple[list[TrialChoice], int]:  # fmt: skip
-    """What there is to try, and the requests under way; what people should know is said."""
+    """The choices and the number of requests at once; prints what a person should know."""
     at_once = load.at_once or _at_once(usual)
     prefix = load.shared_prefix > 0 or load.trace is not None
     mean = mean_request(load)
@@ -155,7 +156,7 @@ def _choices(
 
 
 def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
-    """The load with what nobody said: as many requests at once as a batch may have, 30 s."""
+    """The load with defaults: as many requests at once as a batch may have, 30 s."""
     images = {} if usual.limits.vision_unit is not None else {"images": 0}
     window = {} if load.requests or load.trace or load.seconds else {"seconds": _SECONDS}
     loop = {}
@@ -165,7 +166,7 @@ def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
 
 
 def described(load: LoadSpec) -> str:
-    """A load in a few words, with its length."""
+    """A load in a few words, with its length in requests or in time."""
     if load.trace is not None:
         return f"the trace {load.trace}"
     seconds, requests = load.measured_seconds, load.requests
@@ -175,16 +176,16 @@ def described(load: LoadSpec) -> str:
 
 
 def _at_once(usual: Plan) -> int:
-    """Requests that show what a batch gives: twice what the plan runs, 128 at most."""
+    """Requests at once that show a batch's speed: twice those that the plan runs, at most 128."""
     return max(1, min(_MOST_AT_ONCE, 2 * usual.requests_at_once))
 
 
 @dataclass
 class Tuner:
-    """Tries choices under a load, and keeps the best.
+    """Tries choices under a load, and finds the best.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
-    and drives the load. ``at_once`` are the requests under way; ``seconds`` those of all trials.
+    and drives the load. ``at_once``: requests under way; ``seconds``: the time of all trials.
     ``blank`` is the result without its trials.
     """
 
@@ -209,7 +210,7 @@ class Tuner:
         return self._ends - self.clock()
 
     def tune(self) -> Tuning:
-        """Try, and keep the best; a `StoppedError`: a signal came before a trial had ended."""
+        """Return all trials and the best; a `StoppedError` if a signal came before one ended."""
         search = TrialSearch(
             [choice.option for choice in self.choices], self.blank.slo,
             latency=self.blank.goal == "latency", at_once=self.at_once,
@@ -240,10 +241,10 @@ class Tuner:
         )
 
     def _enough(self) -> str:
-        """Why nothing more is tried; empty while the search goes on."""
+        """The reason to try nothing more; empty while the search goes on."""
         if len(self._trials) >= self.starts:
             return f"{len(self._trials)} settings were tried"
-        # Another trial, as long as the longest so far, would end after the time is up.
+        # Another trial as long as the longest so far would end after the time is up.
         longest = max((trial.seconds for trial in self._trials), default=0.0)
         return "the time is up" if self._trials and self.left < longest else ""
 
