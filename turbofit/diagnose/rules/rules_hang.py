@@ -124,8 +124,8 @@ def _lack(case: LogCase) -> tuple[Missing, str] | None:
     missing = Missing(
         bytes=(needed - holds) * size,
         basis="formula",
-        note=f"of cache: it holds {holds} blocks of {format_bytes(size)} at least, one warm-up request needs"
-        f" {needed}",
+        note=f"of cache: it holds {holds} blocks of {format_bytes(size)} at least, one warm-up"
+        f" request needs {needed}",
         doubt=slab.slab_size,
     )
     enough = needed * shape.block_tokens
