@@ -61,7 +61,7 @@ class NodePlan(Struct):
     cards: Annotated[str, doc("Its visible GPUs in words.")] = ""
 
     def gpus(self) -> set[int]:
-        """The node's GPUs that its engines use; none where it serves nothing."""
+        """The node's GPUs that its engines use; an empty set if the node serves nothing."""
         groups = () if self.plan is None else self.plan.parallel.groups
         return {index for group in groups for index in group}
 
@@ -107,13 +107,13 @@ class ClusterPlan(JsonDocument):
 
     @property
     def requests_at_once(self) -> int:
-        """Requests over all nodes: those that were asked for, or as many as run."""
+        """Requests at once over all nodes: the wished concurrency, else what the nodes run."""
         used = [node.at_once for node in self.nodes if node.plan is not None]
         return self.workload.concurrency or round(sum(used))
 
     @property
     def promise(self) -> str:
-        """What requests are held to on any node, in words."""
+        """The limits that every node enforces on a request, in words."""
         limits, words = self.limits, f"{self.longest_request_tokens:,} tokens a request"
         if limits is None or limits.vision_unit is None:
             return words
@@ -122,7 +122,7 @@ class ClusterPlan(JsonDocument):
         return f"{words}, images: {images}"
 
     def node(self, identity: str) -> NodePlan | None:
-        """What the node with this id serves, None where it is not in the plan."""
+        """The plan of the node with this id; None if the plan has no such node."""
         return next((node for node in self.nodes if node.node == identity), None)
 
 

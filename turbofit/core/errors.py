@@ -23,7 +23,7 @@ class TurbofitError(Exception):
     kind: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, hint: str) -> None:
-        # White space is folded: a quoted file or exception must not break the line.
+        # White space is folded, since a quoted file or exception must not break the line.
         self.message = " ".join(message.split())
         self.hint = " ".join(hint.split())
         super().__init__(self.message)
@@ -31,7 +31,7 @@ class TurbofitError(Exception):
             self.add_note(f"hint: {self.hint}")
 
     def reword(self, message: str, hint: str) -> None:
-        """Say the same in other words."""
+        """Replace the message and the hint of this error."""
         self.__dict__.pop("__notes__", None)
         TurbofitError.__init__(self, message, hint=hint)
 
@@ -62,7 +62,7 @@ class NoKernelError(DoesNotFitError):
 
 
 class UnservedError(DoesNotFitError):
-    """A server does not answer, or no request of a load was answered."""
+    """A server does not answer, or it answered no request of a load."""
 
     kind = "unserved"
 
@@ -79,7 +79,7 @@ class NoGpuError(MachineError):
 
 
 class LaunchError(TurbofitError):
-    """The engine could not be launched, or not be ended."""
+    """The engine could not be started, or could not be stopped."""
 
     exit_code = 5
     kind = "launch"
@@ -100,7 +100,7 @@ class PackageError(TurbofitError):
 
 
 def error_from(document: Document) -> TurbofitError:
-    """An error of another process, from what `TurbofitError.to_dict` put under ``error``."""
+    """The error of another process, from what `TurbofitError.to_dict` has under ``error``."""
     kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)
     return kind(str(document.get("message", "")), hint=str(document.get("hint", "")))

@@ -1,4 +1,4 @@
-"""What installs an extra of turbofit: its packages, as turbofit itself is in no package index."""
+"""How to install an extra: pip gets its packages by name, since no package index has turbofit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 _NAME: Final = "turbofit"
-#: Where the code lies: in a clone, or in an environment.
+#: The folder with the code: in a clone, or in an environment.
 _CODE: Final = Path(__file__).resolve().parents[2]
 _ORIGIN: Final = "direct_url.json"
-#: A requirement of an extra in the metadata; those of several extras stand once for each.
+#: A requirement in the metadata; a requirement of several extras has one line for each extra.
 _REQUIREMENT: Final = re.compile(r"""([A-Za-z0-9][\w.-]*)(?:\[([\w,. -]+)\])?([^;]*);(.*)""")
 _EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([\w.-]+)['"]""")
 
@@ -34,7 +34,7 @@ class _Folder(msgspec.Struct):
 
 
 class _Origin(msgspec.Struct):
-    """Where a package is from; ``dir_info`` of a folder, ``vcs_info`` of a repository."""
+    """Where a package is from; ``dir_info`` is set for a folder, ``vcs_info`` for a repository."""
 
     url: str
     dir_info: _Folder | None = None
@@ -42,11 +42,11 @@ class _Origin(msgspec.Struct):
 
 
 def install_command(extra: str, *, upgrade: bool = False) -> str:
-    """A command for pip that brings what an extra of pyproject.toml needs, as it can be pasted.
+    """A pip command, ready to paste, that installs the packages of an extra of pyproject.toml.
 
-    It names the clone, the wheel or the repository that turbofit was installed from, as pip wrote
-    it down; where that is gone the packages themselves; and the clone that the code lies in where
-    turbofit was never installed. With ``upgrade`` it replaces versions that are there.
+    It names the clone, the wheel or the repository from which pip installed turbofit, as pip noted
+    it. If that is gone it names the packages themselves, and if turbofit was never installed, the
+    clone that contains the code. ``upgrade`` replaces installed versions.
     """
     again = ["-U"] if upgrade else []
     if source := _source(extra):
@@ -59,7 +59,7 @@ def install_command(extra: str, *, upgrade: bool = False) -> str:
 
 
 def clone_folder() -> Path | None:
-    """The clone that turbofit was installed from, or that its code lies in; None where neither."""
+    """The clone that turbofit was installed from, or that contains its code; None if neither is."""
     read = _origin()
     split = urlsplit(read.url if read is not None else "")
     installed_from = [_local_path(split.path)] if split.scheme == "file" else []
@@ -70,7 +70,7 @@ def clone_folder() -> Path | None:
 
 
 def without_gpu() -> str:
-    """The end of a hint that names the clone's way to an LMDeploy for pretend GPUs; else empty."""
+    """The end of a hint that names ``scripts/without-gpu``; empty if no clone has it."""
     clone = clone_folder()
     script = None if clone is None else clone / "scripts" / "without-gpu"
     if script is None or not script.is_file():
@@ -79,13 +79,13 @@ def without_gpu() -> str:
 
 
 def _local_path(path: str) -> Path:
-    from urllib.request import url2pathname  # heavy, and needed for a hint alone
+    from urllib.request import url2pathname  # heavy, and only this hint needs it
 
     return Path(url2pathname(path))
 
 
 def _origin() -> _Origin | None:
-    """Where pip noted that turbofit is from: ``direct_url.json``, of PEP 610."""
+    """The origin of turbofit as pip noted it in ``direct_url.json`` (PEP 610)."""
     package = _distribution()
     try:
         return msgspec.json.decode((package and package.read_text(_ORIGIN)) or "", type=_Origin)
@@ -94,7 +94,7 @@ def _origin() -> _Origin | None:
 
 
 def _source(extra: str) -> list[str]:
-    """What turbofit was installed from, with the extra, as words of pip; none where it is gone."""
+    """The words by which pip installs turbofit with the extra; empty if its origin is gone."""
     read = _origin()
     if read is None:
         return []
@@ -119,7 +119,7 @@ def _distribution() -> Distribution | None:
 
 
 def _of_extra(extra: str) -> dict[str, str]:
-    """The requirements of an extra by package, those of extras that it names too."""
+    """The requirements of an extra, by package, with those of the extras that it includes."""
     package = _distribution()
     wanted: dict[str, str] = {}
     for text in (package.requires or ()) if package else ():
@@ -138,7 +138,7 @@ def _of_extra(extra: str) -> dict[str, str]:
 
 
 def installed(*names: str) -> str | None:
-    """The version of the first of these packages that is beside us, None where none is."""
+    """The version of the first of these packages that is installed, None if none is."""
     from importlib.metadata import PackageNotFoundError, version
 
     for name in names:

@@ -1,11 +1,11 @@
-"""What an object of JSON is called in signatures: by whose it is."""
+"""Names of JSON objects in signatures; a name says who defines the object."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-#: Somebody else's: a request of OpenAI's API, a checkpoint's config, Ray's answer. Nothing is known
-#: of it before it was looked at.
+#: Defined by others: a request of OpenAI's API, a checkpoint's config, Ray's answer. The code must
+#: check every field.
 JsonObject: TypeAlias = dict[str, Any]
 #: Options by their names, as people, profiles and engines write them; `PlanRequest` checks values.
 Options: TypeAlias = dict[str, Any]

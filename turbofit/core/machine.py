@@ -58,12 +58,12 @@ class Gpu(Struct):
 
     @property
     def usable(self) -> int:
-        """Bytes that CUDA can hand out; a size that cannot be read counts as 0."""
+        """Bytes that CUDA can allocate; a size that cannot be read counts as 0."""
         return known(self.total, 0) - known(self.reserved, 0)
 
     @property
     def ours(self) -> int:
-        """Bytes that this container may take of them: its slice, or all."""
+        """Bytes of the GPU that this container may use: its slice, or all usable ones."""
         return self.usable if isinstance(self.limit, UnsetType) else self.limit
 
 
@@ -85,7 +85,7 @@ class Link(Struct):
 
     @property
     def peers(self) -> bool:
-        """Whether peer access works both ways; what could not be read counts as no."""
+        """Whether peer access works in both directions; False if that could not be read."""
         return self.p2p_read is True and self.p2p_write is True
 
     @property
@@ -168,7 +168,7 @@ class Calibration(Struct):
 
     @property
     def total(self) -> int:
-        """Bytes that both corrections add to a GPU."""
+        """Bytes that both corrections together add to a GPU."""
         return self.context + self.buffers
 
 
@@ -217,7 +217,7 @@ class Machine(Struct, dict=True):
         return {gpu.index: gpu for gpu in reversed(self.gpus)}
 
     def link(self, a: int, b: int) -> Link:
-        """The link between two GPUs; one without any known fact where it was not read."""
+        """The link between two GPUs; a link whose facts are all NA if none was read."""
         pair = (a, b) if a < b else (b, a)
         return self._by_pair.get(pair) or Link(a=pair[0], b=pair[1])
 

@@ -1,4 +1,4 @@
-"""What a GPU's memory is made of, piece by piece from empty to full, and equal GPUs together."""
+"""The parts of a GPU's memory in the order of a stack, and GPUs with equal parts together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Term
 
-#: Each kind in the order of the stack: the letter that stands for it, and what it is.
+#: The kinds in the order of the stack: the letter that a painter draws, and the words for it.
 KINDS: Final = {
     "reserved": ("r", "driver"),
     "before": ("o", "held by others"),
@@ -25,7 +25,7 @@ KINDS: Final = {
     "margin": ("m", "margin"),
 }
 
-#: Terms of a ledger as people say them.
+#: Terms of a ledger in words for people.
 TERMS: Final = {
     "text_prefill": "the longest prompts",
     "sampling": "a full batch sampling with top_k=0",
@@ -33,12 +33,12 @@ TERMS: Final = {
     "vision_forward": "image requests that meet in one forward",
     "kv_cache": "the cache",
 }
-#: A negative term: it gives back what another term took.
+#: The suffix of a negative term, which gives back a part of another term.
 _RETURNED: Final = ".returned"
 
 
 class StackPiece(NamedTuple):
-    """A named part of a card, and the term of the ledger that it is."""
+    """A named part of a card's memory, and its term in the ledger."""
 
     kind: str
     name: str
@@ -47,9 +47,9 @@ class StackPiece(NamedTuple):
 
 
 def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
-    """The pieces in order, which add up to the card's total, or beyond it where it is too small.
+    """The pieces in order; their sum is the card's total, or more if the card is too small.
 
-    Of the transients the worst counts alone, by what it has above the state at rest.
+    Only the worst transient counts, with the bytes that it adds to the state at rest.
     """
     worst = next((term for term in ledger.ledger if term.worst), None)
     name = worst.term if worst else "worst request"
@@ -65,7 +65,7 @@ def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
 
 
 def sums(pieces: Iterable[StackPiece]) -> dict[str, int]:
-    """Bytes of each kind that is there, in the order of the stack."""
+    """The sum in bytes of each kind that occurs, in the order of the stack."""
     sizes = dict.fromkeys(KINDS, 0)
     for piece in pieces:
         sizes[piece.kind] += piece.bytes
@@ -73,7 +73,7 @@ def sums(pieces: Iterable[StackPiece]) -> dict[str, int]:
 
 
 def _held(ledger: GpuLedger) -> list[StackPiece]:
-    """What is there at rest, line by line; what the lines do not tell apart comes last."""
+    """The pieces in use at rest, a piece for each term; bytes that no term names come last."""
     terms = [term for term in ledger.ledger if term.phase != "transient"]
     sizes = {term.term: term.bytes for term in terms}
     for term in terms:
@@ -89,9 +89,9 @@ def _held(ledger: GpuLedger) -> list[StackPiece]:
 
 
 def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> None:
-    """Take a negative line off what it gives back: its own term, or the largest of its phase.
+    """Subtract a negative term from the term it corrects, or from the largest of its phase.
 
-    A calibration's correction is of estimates, which come first.
+    A calibration corrects estimates, so estimates are reduced first.
     """
     base, alike = given.term.removesuffix(_RETURNED), [t for t in terms if t.phase == given.phase]
     alike.sort(key=lambda term: (term.term != base, term.basis != "estimate", -term.bytes))
@@ -104,7 +104,7 @@ def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> Non
 
 
 def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
-    """Equal GPUs together: their indices, and the ledger of the first."""
+    """Groups of equal GPUs: the indices of each group, and the ledger of its first GPU."""
     sets: dict[object, tuple[list[int], GpuLedger]] = {}
     for ledger in ledgers:
         facts = (
@@ -117,15 +117,15 @@ def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
 
 
 def memory_label(ledger: GpuLedger) -> str:
-    """How much of the card is in use at most, and how much is left."""
+    """Words that say how much of a card is in use at most, and how much is left."""
     when = "while loading" if ledger.most > ledger.peak else "in the worst case"
-    # The driver has a part from the start; a budget is of what the engines take.
+    # The card counts with the driver's part; a budget counts only what the engines take.
     used, whole = ledger.reserved + ledger.most, format_bytes(ledger.total)
     if ledger.budget is not None:
         used, whole = ledger.most - ledger.used, f"a budget of {format_bytes(ledger.budget)}"
     card = f"{format_bytes(used)} of {whole} in use {when}"
     left = ledger.headroom - ledger.beyond_budget
-    if left < 0:  # the case is named: an earlier one may lack less, and be what a verdict is about
+    if left < 0:  # name the case: an earlier one may lack less, and a verdict may be about that one
         worst = next((term.term for term in ledger.ledger if term.worst), "")
         case = f" ({TERMS[worst]})" if worst in TERMS and ledger.most == ledger.peak else ""
         return f"{card}{case}, {format_bytes(-left)} too many"

@@ -1,4 +1,4 @@
-"""Words that several rooms say: sets of GPUs, options, nouns after a number, what does not go."""
+"""Words that several rooms use: sets of GPUs, options, plurals, options that conflict."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: The hint where a command is about a server and there is none.
+#: The hint for a command about a server, when no server runs.
 HOW_TO_SERVE: Final = "turbofit serve MODEL; without a GPU add --pretend --on SPEC"
-#: A warning, and how another begins, that are said beside a command where one is shown.
+#: A warning, and the beginning of another one; both are shown beside each engine's own command.
 QUEUED: Final = (
     "this plan holds only where image requests are queued, as turbofit serve and turbofit.pipeline"
     " do"
 )
 BEYOND: Final = "requests beyond these limits are not planned for"
 BESIDE_COMMANDS: Final = (QUEUED, BEYOND)
-#: What answers of pretend GPUs are marked with, and what is said of them.
+#: The header that marks answers of pretend GPUs, and the words that explain it.
 PRETEND_HEADER: Final = "x-turbofit-pretend"
 PRETEND_WORDS: Final = "PRETEND GPUs: the words of its answers mean nothing"
 PRETEND_SPEED: Final = "PRETEND GPUs: no speed here is real"
-#: Notes after which nobody does anything else; only the whole text of a plan has them.
+#: Notes that need no action; only the full text of a plan shows them.
 OWN_CODE: Final = "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
 RESERVED: Final = (
     "torch keeps what it once reserved, so that nvidia-smi may show more than the peak: under"
@@ -32,7 +32,7 @@ HARMLESS: Final = (OWN_CODE, RESERVED)
 
 
 def indices(gpus: Iterable[int]) -> str:
-    """``0-3`` or ``0,2-4``: indices in order, runs folded."""
+    """GPU indices in order, with runs shortened: ``0-3`` or ``0,2-4``."""
     runs: list[list[int]] = []
     for gpu in sorted(set(gpus)):
         if runs and gpu == runs[-1][1] + 1:
@@ -43,17 +43,17 @@ def indices(gpus: Iterable[int]) -> str:
 
 
 def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
-    """Groups joined by ``|``: ``0,1 | 2,3``."""
+    """Groups of GPU indices joined by ``|``: ``0,1 | 2,3``."""
     return " | ".join(indices(group) for group in groups)
 
 
 def option_of(setting: str) -> str:
-    """The option that asks for a setting, by the setting's name."""
+    """The command-line option of a setting, from the setting's name."""
     return "--" + setting.rstrip("_").replace("_", "-")
 
 
 def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
-    """Stop where one of these options is given; ``hint`` says what to do beside leaving it out.
+    """Refuse options that exclude ``beside``; ``hint`` is added to the advice to leave them out.
 
     Raises:
         UsageError: one of them has a value.
@@ -67,7 +67,7 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
 
 
 def on_each_gpu(gpus: int) -> str:
-    """What follows bytes that so many GPUs have alike: nothing where there is one."""
+    """Words after a number of bytes that is the same on so many GPUs; empty for one GPU."""
     return " on each GPU" if gpus > 1 else ""
 
 

@@ -1,4 +1,4 @@
-"""What the checkpoint is: dimensions, storage and the rule that turns images into tokens."""
+"""The model: dimensions, storage and the rule that turns images into tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from turbofit.core.struct import Struct
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 
-#: Repeats in a stranger's expression, each of which multiplies the time of a search.
+#: The most repeats in an expression of a checkpoint; each one multiplies the time of a search.
 _MOST_REPEATS: Final = 4
-#: A decoder's layer, or a module in it; not of a draft or a tower.
+#: The name of a decoder's layer, or of a module in it; names of drafts and towers do not match.
 _OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*layers\.(\d{1,9})\.?(.*)"
-#: Parts of the names of all linear layers of a decoder with experts but these.
+#: Parts of names that, together, cover all linear layers of a decoder except its experts.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
 
 
@@ -63,7 +63,7 @@ class DeltaDims(Struct):
 
     @property
     def channels(self) -> int:
-        """Channels of queries, keys and values together, which the convolution runs over."""
+        """Channels of queries, keys and values together; the convolution processes them all."""
         return 2 * self.key_heads * self.key_dim + self.values
 
 
@@ -85,7 +85,7 @@ class MlaDims(Struct):
 
     @property
     def key_dim(self) -> int:
-        """Channels of a head's key as LMDeploy caches and attends to it."""
+        """Channels of a head's key in LMDeploy's cache and attention."""
         return (self.nope_dim if self.expanded else self.kv_rank) + self.rope_dim
 
 
@@ -134,17 +134,17 @@ class TextDims(Struct):
 
     @property
     def window(self) -> int:
-        """Tokens that layers with a sliding window look back; 0 where no layer has one."""
+        """Tokens that layers with a sliding window look back; 0 if no layer has one."""
         return 0 if self.sliding_window is UNSET else self.sliding_window
 
     @property
     def cached_latent(self) -> MlaDims | None:
-        """What the cache holds in place of keys and values; None where it holds these."""
+        """The latent that the cache holds; None if it holds keys and values."""
         return None if self.expands_latent else self.mla
 
     @property
     def expands_latent(self) -> bool:
-        """Whether attention is by latents, and the cache holds keys and values all the same."""
+        """Whether attention uses latents, while the cache holds keys and values."""
         return self.mla is not None and self.mla.expanded
 
     @property
@@ -178,12 +178,12 @@ class AudioDims(Struct):
 
     @property
     def shrunk_bins(self) -> int:
-        """Mel bins behind the three convolutions, each of which halves them, rounded up."""
+        """Mel bins after the three convolutions, each of which halves them and rounds up."""
         return -(-self.mel_bins // 8)
 
     @property
     def position_bytes(self) -> int:
-        """Bytes of the positions in memory."""
+        """Bytes of the positions in GPU memory."""
         return self.positions * self.hidden * DTYPE_BYTES["float32"]
 
 
@@ -245,13 +245,13 @@ class Quantization(Struct):
 
     @property
     def of_experts(self) -> bool:
-        """Whether it packs experts alone: mxfp4, and compressed-tensors that exempts all else."""
+        """Whether it packs experts only: mxfp4, and compressed-tensors that exempts the rest."""
         if self.method == "compressed-tensors":
             return all(any(word in name for name in self.unconverted) for word in _BESIDE_EXPERTS)
         return self.method == "mxfp4"
 
     def exempts(self, module: str, layer: int) -> bool:
-        """Whether it exempts a linear layer, such as ``linear_attn.in_proj_z``, in a layer."""
+        """Whether it exempts a linear layer, such as ``linear_attn.in_proj_z``, of a layer."""
         single, patterns, parts = _exempted(self.unconverted)
         name = f"model.language_model.layers.{layer}.{module}"
         return (
@@ -265,7 +265,7 @@ class Quantization(Struct):
 def _exempted(
     names: tuple[str, ...],
 ) -> tuple[dict[int, set[str]], list[re.Pattern[str]], list[str]]:
-    """By layer how modules begin that are exempt in that alone; expressions; parts of names."""
+    """Exempt modules by single layer, expressions for names, and exempt parts of names."""
     single, patterns, parts = dict[int, set[str]](), [], []
     for name in filter(None, names):
         if of_layer := re.fullmatch(_OF_LAYER, name):
@@ -279,7 +279,7 @@ def _exempted(
 
 
 def _expression(text: str) -> list[re.Pattern[str]]:
-    """A stranger's expression, compiled; none where it is no expression.
+    """Compile an expression from a checkpoint; an empty list if it is not an expression.
 
     Raises:
         UsageError: it repeats a group, or too often: it could take for ever.

@@ -1,4 +1,4 @@
-"""The plan: the contract's one document, immutable and serialisable."""
+"""The plan: the document that the contract defines, immutable and serialisable."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
-#: Images of one request, where the plan does not promise more. Each costs a thread of LMDeploy's
-#: process 2 ms at least, a photograph 30 to 100 ms; where that has one, all clients wait for it.
+#: The most images of one request if the plan does not promise more. Each takes at least 2 ms of a
+#: thread of LMDeploy's process, a photograph 30 to 100 ms; with only one thread, all clients wait.
 _MOST_IMAGES: Final = 64
-#: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat).
+#: The least limit of answers (`n`) for a chat without images: LMDeploy takes as many.
 _TEXT_COPIES: Final = 128
 _TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
@@ -46,7 +46,7 @@ _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 
 
 def config_names(engine: str) -> tuple[tuple[str, str], ...]:
-    """Settings that an engine is told, by our names and its config's; of a new one TurboMind's."""
+    """An engine's settings: our name and its config's name; an unknown engine has TurboMind's."""
     of_engine = {
         "pytorch": _PYTORCH_NAMES, "transformers": ("dtype", "max_batch_size", "session_len")
     }  # fmt: skip
@@ -99,7 +99,7 @@ class Settings(Struct):
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
 
     def requests_in(self, kv_tokens: int, size: int) -> int:
-        """Requests of so many tokens that a cache holds together: each takes whole blocks."""
+        """Requests of ``size`` tokens that a cache holds together; each takes whole blocks."""
         return kv_tokens // round_up(size, self.cache_block_seq_len)
 
 
@@ -137,24 +137,24 @@ class GpuLedger(Struct):
 
     @property
     def beyond_budget(self) -> int:
-        """Bytes that a budget withholds; 0 without one."""
+        """Bytes of the margin that a budget withholds; 0 without a budget."""
         return 0 if self.withheld is UNSET else self.withheld
 
     @property
     def budget(self) -> int | None:
-        """Bytes that the engines may take here; None where no budget withholds any."""
+        """Bytes that the engines may use on this GPU; None without a budget."""
         if self.withheld is UNSET:
             return None
         return self.total - self.reserved - self.used - self.withheld
 
     @property
     def most(self) -> int:
-        """Bytes in use at most, while loading or in the worst case."""
+        """The most bytes in use, either while loading or in the worst case."""
         return max(self.load_peak, self.peak)
 
     @property
     def fits(self) -> bool:
-        """Whether the margin is left."""
+        """Whether at least the margin stays free."""
         return self.headroom >= self.margin
 
 
@@ -166,17 +166,17 @@ class PlannedEngine(Struct):
 
     @property
     def of_lmdeploy(self) -> bool:
-        """Whether LMDeploy runs it, and not turbofit's server for Transformers."""
+        """Whether LMDeploy runs it; turbofit's own server runs Transformers."""
         return self.name != "transformers"
 
     @property
     def on_torch(self) -> bool:
-        """Whether torch allocates its memory; TurboMind allocates its own."""
+        """Whether torch allocates its memory; TurboMind has its own allocator."""
         return self.name != "turbomind"
 
     @property
     def serial(self) -> bool:
-        """Whether it answers one request after the other."""
+        """Whether it processes one request at a time."""
         return not self.of_lmdeploy
 
     @property
@@ -208,7 +208,7 @@ class Kv(Struct):
     longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
 
 
-#: Threads of an engine that prepare images, at most: more were not tried.
+#: The most threads of an engine that prepare images; more were not tested.
 MOST_IMAGE_THREADS: Final = 16
 
 
@@ -228,15 +228,15 @@ class HostMemory(Struct):
 
     @property
     def total(self) -> int:
-        """Bytes of both kinds."""
+        """Bytes of pinned and pageable memory together."""
         return self.pinned + self.pageable
 
 
 def image_threads(cores: int, engines: int) -> int:
-    """Threads that prepare images in each of so many engines of LMDeploy on a host.
+    """The number of threads that prepare images in each of ``engines`` engines of LMDeploy.
 
-    They leave a core to the event loop. Two at least: one is LMDeploy's own way, and two share a
-    core with little loss, since most of the work is done outside of Python's lock.
+    They leave one core to the event loop. There are at least two: LMDeploy itself has one, and two
+    share a core with little loss, since most of the work runs outside of Python's lock.
     """
     return min(MOST_IMAGE_THREADS, max(2, cores // engines - 1))
 
@@ -255,12 +255,12 @@ class HostImages(Struct):
 
     @property
     def binds(self) -> bool:
-        """Whether the GPUs wait for the host."""
+        """Whether the host prepares fewer images a second than the GPUs take."""
         return self.images_per_second < self.gpu_images_per_second
 
     @property
     def words(self) -> str:
-        """Both, for people."""
+        """The rates of the host and of the GPUs, in words."""
         rate, of_gpus = two_digits(self.images_per_second), two_digits(self.gpu_images_per_second)
         cores = f"{self.cores} {plural(self.cores, 'core')}"
         prepare = "prepares" if self.cores == 1 else "prepare"
@@ -286,7 +286,7 @@ class Surety(Struct):
 
     @property
     def words(self) -> str:
-        """The distribution, for people."""
+        """The distribution of the errors, in words."""
         if self.median is None or self.p90 is None or self.worst is None:
             return f"{self.kind}: no figure is known"
         return (
@@ -297,7 +297,7 @@ class Surety(Struct):
 
     @property
     def in_short(self) -> str:
-        """What nine of ten figures differ by at most, for people; their worst is in `words`."""
+        """The error that nine of ten figures stay within, in words; `words` names the worst."""
         return {
             "good": "mostly within 1.25 times",
             "fair": "mostly within 1.5 times",
@@ -306,14 +306,14 @@ class Surety(Struct):
         }.get(self.word, "nothing to compare it with")
 
     def figure(self, value: float) -> str:
-        """A figure with two digits; one that is sure to an order is the nearest 1, 3 or 10."""
+        """A figure with two digits; if only its order is known, the nearest 1, 3 or 10."""
         if not self.of_order or value <= 0:
             return two_digits(value)
         return f"about {order(value)}"
 
     @property
     def of_order(self) -> bool:
-        """Whether not more than the order of a figure is sure."""
+        """Whether at most a figure's order of magnitude is known."""
         return self.word in ("order", "unknown")
 
 
@@ -402,18 +402,18 @@ class Limits(Struct):
 
     @property
     def image_limit(self) -> int | None:
-        """The limit of an image, in what its rule counts; None without images."""
+        """The limit of one image, in tiles or pixels; None without images."""
         return self.max_dynamic_patch or self.max_pixels_per_image
 
     def copies(self, *, images: bool) -> int:
-        """Answers of one request at most (``n``).
+        """The most answers of one request (``n``).
 
-        Copies beyond an engine's batch wait there, as requests do, and take no memory meanwhile.
+        Answers beyond an engine's batch wait in the engine, as requests do, and take no memory.
         """
         return self.n if images else max(self.n, _TEXT_COPIES)
 
     def most_images(self, rule: ImageRule | None) -> int:
-        """How many images a request may have: as many as share its units, however small."""
+        """The most images of a request: as many as its units allow, if each is small."""
         if rule is None or self.vision_unit is None:
             return 0
         sharing = min(_MOST_IMAGES, self.units_per_request // rule.least_units)
@@ -460,7 +460,7 @@ class Remedy(Struct):
 
     @property
     def text(self) -> str:
-        """Both, in a line."""
+        """The change and its effect, in one line."""
         return f"{self.change}: {self.effect}"
 
 
@@ -502,7 +502,8 @@ class Plan(JsonDocument):
     """
 
     what: ClassVar[str] = "plan"
-    #: HTML of a plan for notebooks: set by `turbofit.api`, since reports are below this room.
+    #: A function that makes a plan's HTML for notebooks; `turbofit.api` sets it, since this room
+    #: must not import reports.
     notebook_html: ClassVar[Callable[[Plan], str] | None] = None
 
     schema: Annotated[str, const(PLAN_SCHEMA)] = PLAN_SCHEMA
@@ -557,9 +558,9 @@ class Plan(JsonDocument):
     ] = UNSET
 
     def of_group(self, number: int) -> Plan:
-        """The plan as one group's engine is started with it; itself where all run the same.
+        """The plan with the settings of one group; the same plan if all groups share them.
 
-        Numbers of groups stay valid; ``gpus`` are the group's where it has settings of its own.
+        Group numbers stay valid; if the group has its own settings, ``gpus`` are only its GPUs.
         """
         if not self.by_group:
             return self
@@ -574,16 +575,16 @@ class Plan(JsonDocument):
         )
 
     def ledgers_of(self, group: Sequence[int]) -> tuple[GpuLedger, ...]:
-        """The ledgers of a group's cards, in its order."""
+        """The ledgers of a group's GPUs, in the order of the group."""
         by_index = {ledger.index: ledger for ledger in self.gpus}
         return tuple(by_index[index] for index in group)
 
     def group_plans(self) -> tuple[Plan, ...]:
-        """The plan of each group, in their order."""
+        """One plan for each group, in the order of the groups."""
         return tuple(self.of_group(number) for number in range(len(self.parallel.groups)))
 
     def unlike_groups(self) -> tuple[tuple[int, ...], ...]:
-        """The groups' numbers, those together whose equal cards run one set of settings."""
+        """Numbers of the groups, put together if their cards are equal and their settings too."""
         if not self.by_group:
             return (tuple(range(len(self.parallel.groups))),)
         alike: dict[tuple[object, ...], list[int]] = {}
@@ -595,35 +596,35 @@ class Plan(JsonDocument):
         return tuple(tuple(numbers) for numbers in alike.values())
 
     def __repr__(self) -> str:
-        """One line: the whole document is :meth:`to_json`'s."""
+        """One line about the plan; :meth:`to_json` has the whole document."""
         shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
         cache = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
         return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {cache}>"
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows, where `turbofit.api` has said how."""
+        """The HTML for a notebook; None if `turbofit.api` has not been imported."""
         make = type(self).notebook_html
         return None if make is None else make(self)
 
     @property
     def takes_videos(self) -> bool:
-        """Whether the engine takes videos of this model, each in the place of an image."""
+        """Whether the engine accepts videos of this model, each in place of an image."""
         rule = self.model.image_rule if self.limits.vision_unit is not None else None
         return self.engine.of_lmdeploy and rule is not None and rule.videos is not None
 
     @property
     def requests_at_once(self) -> int:
-        """Requests that all engines run at once."""
+        """The number of requests that all engines together run at once."""
         return sum(plan.settings.max_batch_size for plan in self.group_plans())
 
     def may_evict(self) -> bool:
-        """Whether some cache may run out while requests generate; the youngest begins again."""
+        """Whether a cache may run out while requests generate; the newest request then restarts."""
         return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.group_plans())
 
     def engine_config(self) -> Any:
         """The settings as LMDeploy's own ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
 
-        Where groups have settings of their own, take it ``of_group``.
+        If groups have their own settings, call it on ``of_group``.
 
         Raises:
             PackageError: LMDeploy is not installed.
@@ -645,6 +646,6 @@ class Plan(JsonDocument):
         return kind(**self.lmdeploy_settings())
 
     def lmdeploy_settings(self) -> Options:
-        """The settings that the plan's engine has, under the names of its config."""
+        """The settings for the plan's engine, under the names of LMDeploy's config."""
         values = to_builtins(self.settings)
         return {theirs: values[name] for name, theirs in config_names(self.engine.name)}

@@ -28,12 +28,12 @@ def presets_dir() -> Path:
 
 
 def preset_path(room: str, name: str) -> Path:
-    """What `load_yaml` reads one preset by, e.g. ``preset_path("gpus", "rtx3090")``."""
+    """The path of a preset for `load_yaml`, such as ``preset_path("gpus", "rtx3090")``."""
     return presets_dir() / room / f"{name}.yaml"
 
 
 def is_preset(room: str, name: str) -> bool:
-    """Whether there is such a preset."""
+    """Whether the room has a preset of this name."""
     return preset_path(room, name).is_file() or name in _pack(room)
 
 
@@ -44,7 +44,7 @@ def presets_of(room: str) -> frozenset[str]:
 
 @cache
 def _pack(room: str) -> dict[str, str]:
-    """Texts by their names, of a room that a wheel has as one file (hatch_build.py)."""
+    """The texts of a room's presets by name; a wheel has them in one file (hatch_build.py)."""
     path = presets_dir() / f"{room}.json"
     return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
 
@@ -70,7 +70,7 @@ def load_yaml(path: Path) -> JsonObject:
 
 
 def converted(data: object, type_: type[T], path: Path) -> T:
-    """What a preset's file holds, or a part of it, as a type.
+    """Convert the content of a preset's file, or a part of it, to a type.
 
     Raises:
         UsageError: it is not of that type.
@@ -84,7 +84,7 @@ def converted(data: object, type_: type[T], path: Path) -> T:
 
 
 def merged(below: JsonObject, above: JsonObject) -> JsonObject:
-    """One mapping over another, mapping by mapping; lists and figures are the upper one's."""
+    """Merge two mappings, level by level; lists and single values come from ``above``."""
     mapping = dict(below)
     for key, value in above.items():
         old = mapping.get(key)

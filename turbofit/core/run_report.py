@@ -1,4 +1,4 @@
-"""What `serve` records of a run in ``run.json``, as far as reports tell it."""
+"""The parts of ``run.json``, the record of a run of `serve`, that reports show."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ class RunReport(Struct):
 
     @property
     def last(self) -> RunAttempt | None:
-        """The attempt that counts."""
+        """The latest attempt; None if there was none."""
         return self.attempts[-1] if self.attempts else None
 
     @property
     def rows(self) -> tuple[tuple[int, RunFigure], ...]:
-        """Figures of the last attempt, each with its engine's group."""
+        """Figures of the latest attempt, each with the group of its engine."""
         engines = self.last.engines if self.last else ()
         return tuple((engine.group, row) for engine in engines for row in engine.beside)

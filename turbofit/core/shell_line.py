@@ -1,7 +1,7 @@
-"""A line of a shell that starts a server: its program, and what stands around it.
+"""Reads a shell line that starts a server: the program, its arguments and the rest.
 
-People paste it as one quoted text, or type it word by word. `shlex` would lose the backslashes of a
-Windows path, and where a redirection begins.
+People paste the line as one quoted text, or type it word by word. `shlex` would lose the
+backslashes of a Windows path, and the places where redirections begin.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-#: LMDeploy's server, whose line turbofit reads.
+#: LMDeploy's server; turbofit reads lines that start it.
 SERVER: Final = "lmdeploy serve api_server"
-#: Each row: a word to look for, the pattern of the program's name, whose program it is. The first
-#: match counts; patterns are compiled where the line has the word.
+#: Each row: a word to look for, the pattern of the program's name, the program's owner. The first
+#: match counts; a pattern is compiled only if the line has the word.
 _PROGRAMS: Final = (
     (
         "api_server",
@@ -32,7 +32,7 @@ _PROGRAMS: Final = (
     ("trtllm", r"trtllm-serve", "TensorRT-LLM"),
     ("text-generation", r"text-generation-launcher", "TGI"),
 )
-#: As many words may name a program: python -m lmdeploy serve api_server.
+#: The most words of a program's name: python -m lmdeploy serve api_server.
 _MOST_WORDS: Final = 5
 _FOLDER: Final = r"^(?:[A-Za-z]:.*|\S*)[/\\]|\.exe$"
 _NO_NAME: Final = "\0"
@@ -41,24 +41,24 @@ _TOKEN: Final = (
     rf"(?s)(?P<redirection>(?:\b\d|&)?[<>]{{1,3}}(?:&[\d-]|\s*{_WORD}))|(?P<operator>[|&;]+|\n(?!\s*-))"
     rf"|(?P<word>{_WORD})"
 )
-#: What quotes and backslashes around a character stand for; a Windows path keeps its backslashes.
+#: Quoted and escaped text, without quotes and backslashes; a Windows path keeps its backslashes.
 _QUOTED: Final = r"(?s)'([^']*)'|\"((?:\\.|[^\"\\])*)\"|\\([\s'\"$&|;<>()])"
 _ESCAPED: Final = r"\\([\"$`])"
-#: A line that goes on in the next one, as bash, cmd and PowerShell write it.
+#: The end of a line that continues in the next one, as in bash, cmd and PowerShell.
 _CONTINUED: Final = r"[\\^`][ \t]*\r?\n"
-#: What stands around a whole line: a subshell's brackets, and the quotes of pages and chats.
+#: Characters around a whole line: brackets of a subshell, and quotes of pages and chats.
 _AROUND: Final = (
     r"(?s)(?:\((?P<inner>.*)\)"
     r"|[`\u2018\u201c\u201e\u300c](?P<quoted>.*)[`\u2019\u201c\u201d\u300d])"
 )
 _VARIABLE: Final = r"(?s)(?:\$env:|--env=)?([A-Za-z_]\w*)=(.*)"
-#: Words that set the variables behind them, and say nothing else.
+#: Words that only set the variables after them.
 _SETS: Final = frozenset({"export", "set", "env"})
-#: Programs that start the one behind them.
+#: Programs that start the program named after them.
 _STARTERS: Final = frozenset({"nohup", "sudo", "time", "exec", "nice", "setsid", "uv"})
 _CONTAINERS: Final = frozenset({"docker", "podman", "nerdctl", "kubectl"})
 _OF_DOCKER: Final = frozenset({"run", "exec"})
-#: Variables that are set as a shell would: those that turbofit, LMDeploy and its libraries read.
+#: Variables that are set as a shell would set them: turbofit, LMDeploy and its libraries read them.
 _TAKEN: Final = (
     r"(?:CUDA|HF|LMDEPLOY|MODELSCOPE|NCCL|OMP|PYTORCH|RAY|TM|TRANSFORMERS|TRITON|TURBOFIT)_"
 )
@@ -66,9 +66,9 @@ _ITS_GPUS: Final = r"CUDA_VISIBLE_DEVICES$"
 
 
 class ShellLine(msgspec.Struct):
-    """A line of a shell: ``words`` stand behind the program.
+    """A shell line; ``words`` are the arguments after the program.
 
-    ``of``: whose line it is; ``left_out``: what stands before and behind it, without arguments.
+    ``of``: the program; ``left_out``: the rest of the line before and after it, without arguments.
     """
 
     of: str
@@ -78,7 +78,7 @@ class ShellLine(msgspec.Struct):
 
 
 class _Token(NamedTuple):
-    """A part of a line: as it was typed, and as the shell hands it on."""
+    """A part of a line: as it was typed, and as the shell passes it to a program."""
 
     typed: str
     word: str
@@ -86,10 +86,10 @@ class _Token(NamedTuple):
 
 
 def read_line(words: Sequence[str]) -> ShellLine | None:
-    """The line of a shell among a command's words; None where no program is named.
+    """Read the shell line in a command's words; None if no program is named.
 
-    What stands around a quoted line stays the command's. A typed line has no quotes around it: it
-    begins with the first word, with variables and programs that start others.
+    Words around a quoted line belong to the command. A line typed without quotes begins with the
+    first word: variables, or programs that start others.
     """
     if not any(part in word for word in words for part, *_ in _PROGRAMS):
         return None
@@ -108,9 +108,9 @@ def read_line(words: Sequence[str]) -> ShellLine | None:
 
 
 def _tokens(text: str) -> list[_Token]:
-    """Words, redirections and operators, as a shell tells them apart.
+    """Split a text into words, redirections and operators, as a shell does.
 
-    A line of text is a command, and goes on where an option begins the next one.
+    Each line of the text is a command; it continues if the next line begins with an option.
     """
     text = text.strip()
     if around := re.fullmatch(_AROUND, text):
@@ -128,7 +128,7 @@ def _unquoted(quoted: re.Match[str]) -> str:
 
 
 def _line(tokens: list[_Token]) -> ShellLine | None:
-    """Sort a line's tokens by its program; a line in quotes, as behind `bash -c`, is opened."""
+    """Split a line at its program; a quoted line, as in `bash -c "…"`, is opened first."""
     program = _program(tokens)
     if program is None:
         flat = [part for it in tokens for part in (_tokens(it.word) if " " in it.word else [it])]
@@ -137,9 +137,9 @@ def _line(tokens: list[_Token]) -> ShellLine | None:
 
 
 def _typed_line(tokens: list[_Token]) -> ShellLine | None:
-    """A line without quotes: its program is the first, or another one of the line starts it.
+    """A line without quotes whose program comes first, or is started by the first word.
 
-    Else a model, a folder or a value may have a program's name.
+    In other places, a model, a folder or a value may have the name of a program.
     """
     words = [it.word for it in tokens]
     sets = (word in _SETS or re.fullmatch(_VARIABLE, word) for word in words)
@@ -154,7 +154,7 @@ def _typed_line(tokens: list[_Token]) -> ShellLine | None:
 
 
 def _sorted(tokens: list[_Token], begin: int, end: int, of: str) -> ShellLine:
-    """What stands in a line before, behind and around its program's name."""
+    """Sort the parts of a line that stand before, after and around the program's name."""
     before, behind = tokens[:begin], tokens[end:]
     ends = (at for at, it in enumerate(behind) if it.kind == "operator" or it.typed[:1] == "#")
     stop = next(ends, len(behind))
@@ -167,9 +167,10 @@ def _sorted(tokens: list[_Token], begin: int, end: int, of: str) -> ShellLine:
 
 
 def _variables(before: list[_Token]) -> tuple[dict[str, str], list[_Token]]:
-    """The variables that the program reads, and the tokens that set none of them.
+    """The variables that the program will see, and the other tokens.
 
-    Its own command sets them, or ``export``; those of a container are not this process's.
+    They are set in its own command or by ``export``; of a container's variables only its GPUs
+    count.
     """
     variables, others, exported = dict[str, str](), list[_Token](), False
     last = max((at for at, it in enumerate(before) if it.kind == "operator"), default=-1)
@@ -189,7 +190,7 @@ def _variables(before: list[_Token]) -> tuple[dict[str, str], list[_Token]]:
 
 
 def _programs(tokens: list[_Token]) -> str:
-    """The programs of commands, and three dots for their arguments: those may be secrets."""
+    """The names of commands, with three dots for arguments, which may contain secrets."""
     shown, is_name = list[str](), True
     for token in tokens:
         if token.kind == "operator":
@@ -210,13 +211,13 @@ def _programs(tokens: list[_Token]) -> str:
 
 
 def _name(word: str) -> str:
-    """A program's name without its folder; a text of several words is nobody's name."""
+    """A program's name without its folder; a text of several words is not a name."""
     name = re.sub(_FOLDER, "", word)
     return _NO_NAME if " " in name else name
 
 
 def _program(tokens: list[_Token]) -> tuple[int, int, str] | None:
-    """Where a program's name begins and ends, and whose line it is by that."""
+    """The begin and end of the program's name among the tokens, and the program."""
     names = [_name(it.word) for it in tokens]
     if names[:1] == ["api_server"]:
         return 0, 1, SERVER

@@ -1,4 +1,4 @@
-"""The base of all contract types, immutable and built by keywords, and their JSON."""
+"""The base class of the contract's types, immutable and keyword-only, and their JSON."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_: Any) -> Any:
-        """Only type checkers read it: the arguments below do not reach them through a base."""
+        """Declare the arguments for type checkers: they do not see those of a base class."""
         return lambda cls: cls
 
 
 NaType = Literal["NA"]
-#: What could not be read. It is never 0, and prints and serialises as itself.
+#: A value that could not be read. It is never 0, and prints and serialises as "NA".
 NA: Final[NaType] = "NA"
 
 T = TypeVar("T")
 
-#: Structs as plain dicts, lists and scalars.
+#: Converts structs to plain dicts, lists and scalars.
 to_builtins = msgspec.to_builtins
 
 
@@ -40,14 +40,14 @@ class _StructMeta(msgspec.StructMeta):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
-    """Base class of the contract's types, which may be fields of other people's pydantic models.
+    """Base class of the contract's types, which other people's pydantic models may have as fields.
 
-    In the JSON Schema of such a model they are any value: ``turbofit report --schema`` has theirs.
+    The JSON Schema of such a model allows any value; ``turbofit report --schema`` has the details.
     """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """How pydantic reads one (as it is, or its JSON) and writes it."""
+        """Let pydantic accept an instance or its JSON, and write it as plain data."""
         from pydantic_core import core_schema
 
         def read(value: Any) -> Any:
@@ -66,14 +66,14 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
 
 
 class JsonDocument(Struct):
-    """One that is a document of its own; ``what`` is its name in messages."""
+    """A struct that is a document of its own; ``what`` is its name in messages."""
 
     what: ClassVar[str]
 
-    if not TYPE_CHECKING:  # type checkers know every attribute
+    if not TYPE_CHECKING:  # type checkers would accept every attribute
 
         def __getattr__(self, name: str) -> Any:
-            """What is no attribute here: the error names where the value stands, or one like it."""
+            """Refuse an unknown name; the error says which part has it, or a similar name."""
             raise AttributeError(_no_attribute(self, name), name=name, obj=self)
 
     def to_dict(self) -> Document:
@@ -87,7 +87,7 @@ class JsonDocument(Struct):
 
     @classmethod
     def from_json(cls, data: bytes | str, *, what: str = "") -> Self:
-        """Read one back.
+        """Read a document from JSON.
 
         Raises:
             UsageError: not a document of this schema.
@@ -104,7 +104,7 @@ def _no_attribute(document: Struct, name: str) -> str:
     places = [place for place in places if "[" not in place] or places
     if places:
         return f"{said}; it is {' or '.join(places)}"
-    from difflib import get_close_matches  # heavy, and needed for a mistake alone
+    from difflib import get_close_matches  # heavy, and only a mistake needs it
 
     public = [one for one in dir(document) if not one.startswith("_")]
     near = get_close_matches(name, public, n=1)
@@ -112,7 +112,7 @@ def _no_attribute(document: Struct, name: str) -> str:
 
 
 def _places(document: Struct, name: str) -> Iterator[str]:
-    """Where a document's parts have an attribute of this name, of a list its first item."""
+    """Paths of the document's parts that have an attribute of this name; a list's first item."""
     for field in document.__struct_fields__:
         part, place = getattr(document, field), field
         if isinstance(part, tuple) and part:
@@ -127,7 +127,7 @@ def doc(text: str) -> msgspec.Meta:
 
 
 def const(text: str) -> msgspec.Meta:
-    """The one value of a field in the JSON Schemas; reading checks it where it matters."""
+    """The only value of a field in the JSON Schemas; readers check it where it matters."""
     return msgspec.Meta(extra_json_schema={"const": text})
 
 
@@ -152,5 +152,5 @@ def decode(data: bytes | str, type_: type[T], *, what: str) -> T:
 
 
 def known(value: int | NaType, default: int) -> int:
-    """The value where it was read, else ``default``."""
+    """The value, or ``default`` if it could not be read."""
     return default if value == NA else value

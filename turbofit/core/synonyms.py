@@ -1,6 +1,6 @@
-"""What other programs call an option or a command, and which known name a misspelt one is.
+"""Names of options and commands in other programs, and the known names near a misspelt one.
 
-``presets/engines/synonyms.yaml`` has the names; it is read for an unknown one alone.
+The names are in ``presets/engines/synonyms.yaml``, which is read only for an unknown name.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import msgspec
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 
-#: Names less alike are no misspellings of each other.
+#: The least similarity of two names that counts as a misspelling.
 _ALIKE: Final = 0.8
-#: What stands around a word that was copied.
+#: Quotes that are copied together with a word.
 QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 
 
 class Synonym(Struct, forbid_unknown_fields=True):
-    """A name of other programs: see the file for the fields."""
+    """A name from other programs; the file describes the fields."""
 
     of: str
     to: str = ""
@@ -33,9 +33,9 @@ class Synonym(Struct, forbid_unknown_fields=True):
     values: dict[str, str] = msgspec.field(default_factory=dict)
 
     def here(self, value: str | None, form: str) -> str:
-        """Whose name it is, and what to write instead.
+        """Say which program has the name, and what to write in turbofit.
 
-        ``value`` was typed behind the name. ``form`` is how an option and its value are written:
+        ``value`` stood after the name. ``form`` is how an option and its value are written:
         ``--{option} {value}``, ``{field}={value}``.
         """
         words = self.say.replace("{value}", value or "N")
@@ -47,7 +47,7 @@ class Synonym(Struct, forbid_unknown_fields=True):
         return f"an option of {self.of}; here: {words}"
 
     def value_here(self, value: str) -> str:
-        """A value of that name as it is called here; empty where nothing is."""
+        """The same value in turbofit's words; empty if turbofit has no such value."""
         if not self.values:
             return "" if self.flag else value
         matches = ((re.fullmatch(pattern, value), to) for pattern, to in self.values.items())
@@ -55,7 +55,7 @@ class Synonym(Struct, forbid_unknown_fields=True):
 
 
 class _Tables(Struct):
-    """The file: see it for the fields. A row's names stand beside each other."""
+    """The whole file, which describes its fields. One row may have several names."""
 
     options: dict[str, Synonym]
     commands: dict[str, str]
@@ -74,7 +74,7 @@ def _tables() -> _Tables:
 
 
 def plain(text: str) -> str:
-    """A name or a machine without quotes, and without the letters of a Chinese input method."""
+    """A name or a machine without quotes, and with Chinese full-width characters made ASCII."""
     text = text.strip().strip(QUOTES)
     if text.isascii():
         return text
@@ -85,19 +85,19 @@ def plain(text: str) -> str:
 
 
 def synonym(name: str) -> Synonym | None:
-    """The row of an option, a variable, a profile's key or a keyword; None for a name of nobody."""
+    """The row of an option, a variable, a profile's key or a keyword; None for an unknown name."""
     return _tables().options.get(name.lstrip("-").replace("_", "-").lower())
 
 
 def command_synonym(name: str) -> str | None:
-    """What does here what a command of other programs does; None for a command of nobody."""
+    """Turbofit's counterpart of another program's command; None for an unknown command."""
     return _tables().commands.get(name.lower())
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known names that a misspelt one may mean, nearest first.
+    """The known names that a misspelt name may mean, the nearest first.
 
-    Else those of the same letters, or those that it begins with.
+    If none is similar, those with the same letters, or those that begin with it.
     """
     from difflib import get_close_matches
 
@@ -108,15 +108,15 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 def guess(name: str, known: Iterable[str], count: int = 1, of: str = "") -> str:
-    """``did you mean …? `` with the nearest names, each behind ``of``; empty where none is near."""
+    """``did you mean …? `` with the nearest names, each after ``of``; empty if none is near."""
     alike = [f"{of}{other}" for other in near(name, known, count)]
     return f"did you mean {' or '.join(alike)}? " if alike else ""
 
 
 def meant(word: str, known: Iterable[str], form: str = "", value: str | None = None) -> str:
-    """The hint for a word that nothing here has: its name here, the nearest ones, or all.
+    """The hint for an unknown word: its name in turbofit, the nearest known names, or all.
 
-    ``form`` and ``value`` are as of :meth:`Synonym.here`; no form: it is no other program's.
+    ``form`` and ``value`` are those of :meth:`Synonym.here`; no ``form``: only known names count.
     """
     if form and (known_elsewhere := synonym(word)):
         return known_elsewhere.here(value, form)

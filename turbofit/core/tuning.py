@@ -1,4 +1,4 @@
-"""What `turbofit tune` tried, measured and keeps."""
+"""The record of `turbofit tune`: its trials, their figures and the best one."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ class Tuning(Struct):
 
     @property
     def winner(self) -> TrialRecord | None:
-        """The best trial."""
+        """The best trial; None if no trial meets the SLO."""
         return next((trial for trial in self.trials if trial.number == self.best), None)
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended it."""
+        """Whether a signal ended the tuning."""
         return self.stopped.startswith("SIG")

@@ -1,4 +1,4 @@
-"""Bytes and numbers, and how people write them."""
+"""Parses and formats bytes, times and other numbers for people."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _SUFFIX: Final = {
 _SECONDS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SHARE: Final = re.compile(r"\s*(\d*\.?\d+)\s*%\s*")
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
-#: ``32,768``, ``1 048 576``: groups of three digits behind the first; compiled where it is needed.
+#: ``32,768``, ``1 048 576``: the first digits and groups of three; compiled where it is used.
 _GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
 _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
-#: From here on ``.3g``, and ``.2g``, round to a number that they write with an exponent.
+#: From these values on, ``.3g`` and ``.2g`` round up to a number with an exponent.
 _FOUR_DIGITS, _THREE_DIGITS = 999.5, 99.5
 
 
 def plain_number(text: str) -> str:
-    """The text without separators of thousands: ``32,768`` is ``32768``; ``1,5`` stays."""
+    """The text without thousands separators: ``32,768`` becomes ``32768``; ``1,5`` stays."""
     return re.sub(_GROUPED, lambda digits: "".join(c for c in digits[0] if c.isdigit()), text)
 
 
 def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
-    """``80%`` as 0.8; None where it is no share.
+    """Parse ``80%`` as 0.8; None if the text does not end in ``%``.
 
     Raises:
-        UsageError: less than nothing, or more than all.
+        UsageError: it ends in ``%`` but is not a number from 0 to ``below``.
     """
     if not text.rstrip().endswith("%"):
         return None
@@ -56,7 +56,7 @@ def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
 
 
 def parse_bytes(text: str, *, what: str = "size") -> int:
-    """``19GiB``, ``19.5 GB``, ``2,780 MiB``, ``512m`` or a plain number of bytes, as bytes.
+    """Parse ``19GiB``, ``19.5 GB``, ``2,780 MiB``, ``512m`` or a plain number of bytes, as bytes.
 
     A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``; ``kB``, ``MB`` and
     ``GB`` are decimal.
@@ -81,7 +81,7 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
 
 
 def parse_seconds(text: str, what: str) -> float:
-    """``50ms``, ``2s``, ``1.5h``, ``1h30m`` or a number of seconds.
+    """Parse ``50ms``, ``2s``, ``1.5h``, ``1h30m`` or a plain number, as seconds.
 
     Raises:
         UsageError: it is none, or nothing.
@@ -97,7 +97,7 @@ def parse_seconds(text: str, what: str) -> float:
 
 
 def format_bytes(value: int) -> str:
-    """A size for people, to about three digits: ``20.1 GiB``, ``512 MiB``, ``17.2 KiB``."""
+    """A number of bytes for people, about three digits: ``20.1 GiB``, ``512 MiB``, ``17.2 KiB``."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if abs(value) >= unit:
             count = value / unit
@@ -106,7 +106,7 @@ def format_bytes(value: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A time for people, in the largest unit that it fills: ``45 s``, ``10 min``, ``1.5 h``."""
+    """A time for people, in the largest unit not above it: ``45 s``, ``10 min``, ``1.5 h``."""
     for unit, name in ((3600.0, "h"), (60.0, "min")):
         if seconds >= unit:
             return f"{seconds / unit:.3g} {name}"
@@ -114,23 +114,23 @@ def format_duration(seconds: float) -> str:
 
 
 def mib(value: int) -> str:
-    """A size in MiB with one decimal, for tables whose rows are compared."""
+    """A number of bytes in MiB with one decimal, for tables whose rows are compared."""
     return f"{value / MIB:,.1f}"
 
 
 def three_digits(value: float) -> str:
-    """A number for people, to three digits or more: ``0.857``, ``26.7``, ``1,134``."""
+    """A number for people, with three digits or more: ``0.857``, ``26.7``, ``1,134``."""
     return f"{value:.3g}" if abs(value) < _FOUR_DIGITS else f"{value:,.0f}"
 
 
 def two_digits(value: float) -> str:
-    """A forecast for people, to two digits: ``0.86``, ``2.0``, ``27``, ``1,100``."""
+    """A forecast for people, with two digits: ``0.86``, ``2.0``, ``27``, ``1,100``."""
     rounded = float(f"{value:.1e}")
     return f"{rounded:#.2g}".rstrip(".") if abs(rounded) < _THREE_DIGITS else f"{rounded:,.0f}"
 
 
 def order(value: float) -> str:
-    """The nearest of 1, 3 and 10 times a power of ten: ``0.3``, ``10``, ``3,000``."""
+    """The nearest value of 1, 3 or 10 times a power of ten: ``0.3``, ``10``, ``3,000``."""
     power = 10.0 ** floor(log10(value))
     steps = (1, 3, 10)
     nearest = min(steps, key=lambda step: abs(log10(value / power / step)))
@@ -144,7 +144,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> tuple[int, int]:
-    """Bring a good value and a higher one that is not good within a step; neither is asked."""
+    """Narrow ``low``, taken as good, and ``high``, taken as bad, to within ``step``."""
     while high - low > step:
         middle = (low + high) // 2
         low, high = (middle, high) if good(middle) else (low, middle)
@@ -152,7 +152,7 @@ def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> t
 
 
 def number(value: Any) -> int:
-    """A client's value read generously, 0 where it is no number."""
+    """The integer in a client's value, also if it is a float or a text; 0 if it is no number."""
     if isinstance(value, bool):
         return 0
     if isinstance(value, int):
@@ -166,5 +166,5 @@ def number(value: Any) -> int:
 
 
 def doubled(first: float, times: int, longest: float) -> float:
-    """A pause that was doubled so many times, however many they are; the longest at most."""
+    """A pause of ``first`` seconds, doubled ``times`` times, but at most ``longest`` seconds."""
     return min(longest, first * 2.0 ** min(times, 30))

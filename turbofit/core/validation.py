@@ -1,4 +1,4 @@
-"""What people give, validated by pydantic, and its errors in turbofit's form."""
+"""Validation of people's input by pydantic, with errors in turbofit's form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
 _SHOWN = 80
-#: What should be instead, by pydantic's type of the error, where its own words are a program's.
+#: The expected value in words, for pydantic's types of errors whose own words are for programmers.
 _SHOULD = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
@@ -37,7 +37,7 @@ _SHOULD = {
 
 
 class Metavar:
-    """What stands for a field's value in help pages: a unit or a form, such as ``BYTES``.
+    """The words for a field's value in help pages: a unit or a form, such as ``BYTES``.
 
     ``repeatable``: the option of a tuple takes one item, and may stand several times.
     """
@@ -47,10 +47,10 @@ class Metavar:
 
 
 def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
-    """A validator that parses texts and leaves all else to the field's type.
+    """A validator that parses texts and passes other values on to the field's type.
 
-    ``parse`` takes the text and the field's name; its UsageError becomes pydantic's error, which
-    :meth:`Validated.of` turns back.
+    ``parse`` takes the text and the field's name; its UsageError becomes pydantic's error, and
+    :meth:`Validated.of` turns that back into the UsageError.
     """
 
     def validate(value: Any, info: ValidationInfo) -> Any:
@@ -69,34 +69,34 @@ def _seconds(text: str, name: str) -> str | float:
     return text if re.fullmatch(r"[-+\d.eE\s]+", text) else parse_seconds(text, name)
 
 
-#: Of a field in seconds: a number of them, or 500ms, 2s, 20m, 1h30m.
+#: For a field in seconds: a number, or 500ms, 2s, 20m, 1h30m.
 SECONDS: Final = parsed(_seconds)
-#: A path, whose ~ no shell has expanded in quotes, a profile or a variable.
+#: A path; ~ is expanded, since no shell does so in quotes, a profile or a variable.
 FilePath = Annotated[str, parsed(lambda text, _: os.path.expanduser(text)), Metavar("FILE")]
 
 
 class Validated(BaseModel):
-    """Base class of what people give: immutable, and nothing in it that has no field.
+    """Base class of people's input: immutable, and unknown fields are errors.
 
     ``Class(...)`` raises pydantic's own error, for programs that use pydantic themselves;
-    :meth:`of` raises ours. Both take a field's own type alone: ``"4"``, ``1.5`` and ``True`` are no
-    whole numbers. Only a command line, whose values are all texts, has them converted.
+    :meth:`of` raises turbofit's. Both accept only a field's own type: ``"4"``, ``1.5`` and ``True``
+    are not whole numbers. Only the values of a command line, all of them texts, are converted.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Build one.
+        """Build an instance from values in Python.
 
         Raises:
-            UsageError: a value is wrong, or has no field; the message names both.
+            UsageError: a value is wrong or has no field; the message names the value and the field.
         """
         return cls._validated(values, str)
 
     @classmethod
     def of_options(cls, values: Options, spelled: Callable[[str], str]) -> Self:
-        """Build one from the texts of a command line; messages call a field as it is ``spelled``.
+        """Build an instance from a command line's texts; messages name a field by ``spelled``.
 
         Raises:
             UsageError: as :meth:`of`.
@@ -125,7 +125,7 @@ class Validated(BaseModel):
         }
 
     def option_arguments(self, without: Collection[str] = ()) -> list[str]:
-        """What was given, ``without`` some fields, as words of a command line.
+        """The given fields, ``without`` some, as words of a command line.
 
         Raises:
             UsageError: a value has no words, as a machine that was measured.
@@ -138,7 +138,7 @@ class Validated(BaseModel):
         ]
 
     def changed(self, **values: Any) -> Self:
-        """The same with other values; None is what was never given.
+        """A copy with other values; a value of None removes the field.
 
         Raises:
             UsageError: as :meth:`of`.
@@ -147,7 +147,7 @@ class Validated(BaseModel):
 
 
 def _check_utf8(text: str, name: str) -> None:
-    """A path whose bytes are no UTF-8 has no place in a JSON document."""
+    """Refuse a text, such as a path, with bytes that are not UTF-8: JSON cannot contain it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -178,7 +178,7 @@ def _option_text(value: Any) -> str:
 
 
 def _has_ellipsis(annotation: Any) -> bool:
-    """Whether a field's tuple has any number of items."""
+    """Whether a field's type has a tuple of any length."""
     arguments = get_args(annotation)
     return Ellipsis in arguments or any(map(_has_ellipsis, arguments))
 
@@ -186,7 +186,7 @@ def _has_ellipsis(annotation: Any) -> bool:
 def usage_error(
     exc: ValidationError, kind: type[BaseModel], spelled: Callable[[str], str] = str
 ) -> UsageError:
-    """Pydantic's errors, of each field the first: the field, its value and what would be right."""
+    """Make one UsageError of pydantic's errors, of which each field's first counts."""
     firsts = {str(error["loc"][:1]): error for error in reversed(exc.errors(include_url=False))}
     errors = [_field_error(error, kind, spelled) for error in reversed(firsts.values())]
     if len(errors) == 1:
@@ -224,7 +224,7 @@ def _field_error(
 
 
 def _described(name: str, known: FieldInfo | None, *, optional: bool) -> str:
-    """What a field is for, and that it may be left out; empty where nobody described it."""
+    """Words for a field's purpose, and whether it may be left out; empty without a description."""
     if known is None or not known.description:
         return ""
     left_out = "; it may be left out" if optional and known.default is None else ""

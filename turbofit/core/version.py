@@ -1,11 +1,11 @@
-"""Two versions, each in one place: turbofit's own, and LMDeploy's that plans are for."""
+"""Turbofit's own version, and the version of LMDeploy that plans are for."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: The package, its plans and the build read it here.
+#: The package, its plans and the build read the version here.
 __version__ = "0.1.0"
-#: The releases of LMDeploy that plans are for where nobody names a version: what is read of
-#: LMDeploy's behaviour is read there. docs/adding.md has what is to do for a newer one.
+#: The release of LMDeploy that plans assume if nobody names a version: comments about LMDeploy's
+#: code refer to it. docs/adding.md says what a newer one needs.
 REFERENCE: Final = "0.18"

@@ -1,1 +1,1 @@
-"""Which kernels an engine holds for which card, read from the engine's library itself."""
+"""The kernels that an engine's library contains for each card, read from the library itself."""

@@ -1,7 +1,7 @@
-"""Which kernels a library holds for which architecture: with code, empty, or none.
+"""The kernels in a library for each architecture: with code, or empty.
 
-The censuses of LMDeploy's releases are data, in `presets/engines/kernels/`: one for each release
-with other kernels than the one before. `scripts/new-lmdeploy --write` writes that of a new one.
+The censuses of LMDeploy's releases are data in `presets/engines/kernels/`: one for each release
+whose kernels differ from the release before. `scripts/new-lmdeploy --write` adds a new one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROOM: Final = "engines/kernels"
 
 
 class Count(Struct):
-    """Kernels of one family for one architecture."""
+    """The numbers of kernels in one family for one architecture: with code, and empty."""
 
     code: int = 0
     empty: int = 0
@@ -33,8 +33,8 @@ class Census(Struct):
     """The device code of one library.
 
     ``architectures`` are those of its cubins, as CUDA names them without ``sm_``: ``86`` runs on
-    compute capability 8.6 and newer ones of 8.x, ``90a`` on 9.0 alone. ``ptx`` are those of its
-    PTX, which the driver compiles for newer cards. ``families``: counts by family and architecture.
+    compute capability 8.6 and newer ones of 8.x, ``90a`` only on 9.0. ``ptx`` are those of its PTX,
+    which the driver compiles for newer cards. ``families``: counts by family and architecture.
     """
 
     library: str
@@ -43,10 +43,10 @@ class Census(Struct):
     families: dict[str, dict[str, Count]]
 
     def architecture(self, capability: tuple[int, int]) -> str | None:
-        """The architecture whose cubins a card of this compute capability runs; None: none.
+        """The architecture whose cubins run on this compute capability; None if there is none.
 
         Source: CUDA C++ Programming Guide, "Feature Availability", "Binary Compatibility": code for
-        an older architecture is promised to run on desktop cards, not on Tegra.
+        an older architecture is guaranteed to run on desktop cards, but not on Tegra.
         """
         major, minor = capability
         exact = (f"{major}{minor}a", f"{major}{minor}")
@@ -55,20 +55,20 @@ class Census(Struct):
         return next((name for name in wanted if name in self.architectures), None)
 
     def has_ptx(self, capability: tuple[int, int]) -> bool:
-        """Whether the driver can compile some of its PTX for such a card."""
+        """Whether the driver can compile a part of the PTX for this compute capability."""
         number = capability[0] * 10 + capability[1]
         return any(name.isdigit() and int(name) <= number for name in self.ptx)
 
     def runs(self, capability: tuple[int, int]) -> bool:
-        """Whether a card of this compute capability runs any of its code."""
+        """Whether a card of this compute capability can run any of the code."""
         return self.architecture(capability) is not None or self.has_ptx(capability)
 
     def architecture_names(self) -> str:
-        """Its architectures in a message: ``sm_70, sm_75``."""
+        """The architectures in words for a message: ``sm_70, sm_75``."""
         return ", ".join(f"sm_{name}" for name in self.architectures)
 
     def count(self, names: Iterable[str], architecture: str) -> Count:
-        """The kernels of these families for one architecture."""
+        """The numbers of kernels in these families, together, for one architecture."""
         counts = [self.families.get(name, {}).get(architecture, Count()) for name in names]
         return Count(
             code=sum(count.code for count in counts), empty=sum(count.empty for count in counts)
@@ -76,11 +76,11 @@ class Census(Struct):
 
 
 def take_census(library: Path) -> Census:
-    """Read the kernels of TurboMind from its library, about a second for 0.4 GB.
+    """Read the kernels of TurboMind from its library; it takes a second for 0.4 GB.
 
     Raises:
         OSError: the library, or C++'s own, cannot be read.
-        ValueError: it is no library, or its device code is broken.
+        ValueError: the file is not a library, or its device code is broken.
         PackageError: cramjam is missing.
     """
     from turbofit.kernels.device_code import entries, functions
@@ -111,20 +111,20 @@ def take_census(library: Path) -> Census:
 
 
 def released(version: Version) -> Census | None:
-    """The census of TurboMind in a release, or the newest before it; None before 0.6.0."""
+    """The census for a release: its own, or the newest one before it; None before 0.6.0."""
     first = _first(version)
     return None if first is None else _census(first)
 
 
 def is_released(version: Version, digest: str) -> bool:
-    """Whether a library is that of a release's wheel, by its SHA-256 as ``RECORD`` has it."""
+    """Whether a library is from a release's wheel, by its SHA-256 as in the wheel's ``RECORD``."""
     first = _first(version)
     known = {} if first is None else _file(first).get("libraries", {})
     return digest in known.get(".".join(map(str, version)), ())
 
 
 def _first(version: Version) -> Version | None:
-    """The release whose file answers for a version."""
+    """The release whose census file applies to a version; None if the version is older."""
     return max((first for first in _firsts() if first <= version), default=None)
 
 
@@ -156,7 +156,7 @@ def _census(first: Version) -> Census:
 
 
 def _counts(row: str) -> Iterator[Count]:
-    """``3 0+15``: three with code; none with code and 15 that are empty."""
+    """Parse a row such as ``3 0+15``: three kernels with code; none with code and 15 empty."""
     for cell in str(row).split():
         code, _, empty = cell.partition("+")
         yield Count(code=int(code), empty=int(empty or 0))

@@ -1,8 +1,8 @@
-"""Device code inside a host library: its fat binaries, their cubins, and the functions of these.
+"""Reads device code in a host library: its fat binaries, their cubins, the cubins' functions.
 
-NVIDIA does not document the format of a fat binary; the layout is the one that cuobjdump lists
-(compared with that of CUDA 12.8 on the wheels of LMDeploy 0.6 to 0.18, `bench/census`). Cubins and
-host libraries are 64-bit little-endian ELF files; another file, or a broken one, is a ValueError.
+NVIDIA does not document the format of a fat binary; the layout agrees with the output of cuobjdump
+from CUDA 12.8 for the wheels of LMDeploy 0.6 to 0.18 (`bench/census`). Cubins and host libraries
+are 64-bit little-endian ELF files; another file, or a broken one, is a ValueError.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _ENTRY: Final = struct.Struct("<HHIQIIHHIIIQQQ")
 _PTX: Final = 1
 _LZ4, _ZSTD, _EXACT = 0x2000, 0x8000, 0x100000
 _ALIGNMENT: Final = 8
-#: Bytes of one entry unpacked: more than a whole library of LMDeploy's has.
+#: The most bytes of one unpacked entry, more than any of LMDeploy's libraries has in all.
 _LARGEST: Final = 1 << 30
-#: Bytes that one compressed byte becomes at most; LZ4 makes no more than 255 of one.
+#: The most bytes from one compressed byte; LZ4 makes at most 255.
 _MOST_PACKED: Final = 1024
 
 _TEXT: Final = ".text."
-#: Bytes of one instruction, from Volta on.
+#: Bytes of one instruction, since Volta.
 _INSTRUCTION: Final = 16
 #: The low 12 bits of an instruction are its opcode, the next 4 its predicate.
 _OPCODE, _PREDICATE, _ALWAYS = 0x0FFF, 0xF000, 0x7000
-#: EXIT, and what stands before it in an empty function: the stack pointer (MOV or LDC into R1), the
-#: SHFL without effect with which functions of sm_70 begin, NOP.
+#: EXIT, and the instructions before it in an empty function: the stack pointer (MOV or LDC into
+#: R1), the SHFL without effect at the begin of functions of sm_70, NOP.
 _EXIT: Final = 0x94D
 _PROLOGUE: Final = frozenset({0xA02, 0xB82, 0x389, 0x918})
 
 
 class ElfSection(NamedTuple):
-    """One section: its name and type, where its bytes are in the file, ``sh_link``, ``sh_info``."""
+    """One section: name, type, offset and size of its bytes in the file, and its two links."""
 
     name: str
     kind: int
@@ -57,7 +57,7 @@ class ElfSection(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """Where the body of an entry is; ``size`` as stored, ``whole`` before it was compressed."""
+    """The place of an entry's body; ``size`` is as stored, ``whole`` before compression."""
 
     architecture: str
     kind: int
@@ -69,16 +69,16 @@ class _Header(NamedTuple):
 
 @contextmanager
 def mapped(file: Path) -> Iterator[mmap.mmap]:
-    """The bytes of a file, read where they are looked at; ValueError where there are none."""
+    """Map the bytes of a file into memory; an empty file is a ValueError."""
     with file.open("rb") as it, mmap.mmap(it.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
 
 
 def sections(data: Buffer) -> Iterator[ElfSection]:
-    """The sections of a file.
+    """The sections of an ELF file.
 
     Raises:
-        ValueError: it is no ELF file of 64 bits, or cut short.
+        ValueError: the file is not a 64-bit ELF file, or is cut short.
     """
     if bytes(data[:6]) != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
@@ -98,7 +98,7 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
 def entries(library: Path) -> Iterator[tuple[str, bytes | None]]:
     """The entries of all fat binaries of a host library, in the order of the file.
 
-    Each is an architecture, where ``90a`` runs on 9.0 alone, and a cubin, or None for PTX.
+    Each is an architecture (``90a`` runs only on 9.0) and a cubin, or None for PTX.
     """
     with mapped(library) as data:
         for header in _headers(data):
@@ -150,7 +150,7 @@ def _unpacked(body: bytes, header: _Header) -> bytes:
             hint="pip install cramjam",
         ) from None
     if header.whole > min(_LARGEST, _MOST_PACKED * len(body)):
-        # cramjam ends the process where memory for it cannot be had.
+        # cramjam ends the process if it cannot allocate the memory.
         raise ValueError(f"a fat binary is broken: an entry has {header.whole} bytes unpacked")
     try:
         if header.flags & _LZ4:
@@ -161,10 +161,10 @@ def _unpacked(body: bytes, header: _Header) -> bytes:
 
 
 def functions(cubin: Buffer) -> Iterator[tuple[str, bool]]:
-    """The mangled names of a cubin's functions, kernels and what they call, and which are empty.
+    """The mangled names of a cubin's functions, each with whether the function is empty.
 
-    The compiler leaves an empty one where the source rules an architecture out (``if constexpr``):
-    the host launches the kernel, and nothing is computed.
+    The compiler leaves an empty function if the source excludes an architecture (``if constexpr``):
+    the host launches the kernel, and it computes nothing.
     """
     for section in sections(cubin):
         if section.name.startswith(_TEXT):

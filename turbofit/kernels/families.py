@@ -1,4 +1,4 @@
-"""The family of a kernel of TurboMind, by its demangled name.
+"""The families of TurboMind's kernels, by their demangled names.
 
 Source: the names in the wheels of LMDeploy 0.6 to 0.18 (`bench/census`), and what their template
 arguments are in its `src/turbomind/kernels`.
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import ctypes
 
-#: C++'s own libraries, with one of which the engine is linked.
+#: C++'s standard libraries; the engine is linked with one of them.
 _LIBRARIES: Final = ("libstdc++.so.6", "libc++abi.so.1")
 
-#: Types as the names have them.
+#: C++ types in the names, and our names for them.
 _TYPES: Final = {
     "__half": "float16",
     "__nv_bfloat16": "bfloat16",
@@ -26,13 +26,13 @@ _TYPES: Final = {
     "__nv_fp8_e4m3": "fp8",
     "turbomind::fp4_e2m1_t": "mxfp4",
 }
-#: `turbomind::DataType` as a number: bits of the exponent, bits of the mantissa.
+#: Numbers of `turbomind::DataType`: they encode the bits of exponent and mantissa.
 _DATA_TYPES: Final = {0x1050A: "float16", 0x10807: "bfloat16"}
 _16_BITS: Final = frozenset({"float16", "bfloat16"})
 
 _KERNEL: Final = re.compile(r"(?:void )?(?P<name>[\w:]+)")
 _OPERANDS: Final = re.compile(r"::Operand_([AB])\w*<([\w: ]+)")
-#: `Striding`: 0 is one matrix, the others are rows of experts.
+#: `Striding`: 0 is a single matrix, the other values are rows of experts.
 _STRIDING: Final = re.compile(r"\(turbomind::gemm::Striding\)(\d)")
 _ATTENTION: Final = re.compile(
     r"::Impl<turbomind::attention::\w+, (?P<type>[\w: ]+), (?P<kv>[\w: ]+), \d+, (?P<queries>\d+),"
@@ -42,7 +42,7 @@ _SM90_U4: Final = re.compile(r"::Sm90U4Format<\d+, \(turbomind::DataType\)(\d+)>
 _SM90_FORMATS: Final = {
     "Sm90Fp8E4M3Format": "fp8", "Sm90MxFp4Format": "mxfp4", "Sm90NvFp4Format": "nvfp4",
 }  # fmt: skip
-#: GEMM kernels of Hopper whose name says which weights they take.
+#: Hopper's GEMM kernels whose name tells the type of the weights.
 _SM90_WEIGHTS: Final = {
     "gemm_kernel_sm90": "fp8",
     "gemm_kernel_sm90_bf16": "bfloat16",
@@ -62,27 +62,27 @@ _OTHERS: Final[Mapping[str, str]] = {
 
 
 def gemm(weights: str, activations: str) -> str:
-    """The family that multiplies these weights with activations of a 16-bit type."""
+    """The family of products of these weights with activations of a 16-bit type."""
     return f"gemm {weights} {activations}"
 
 
 def experts(weights: str, activations: str) -> str:
-    """The family that does so for the experts of a layer at once."""
+    """The family of such products for all experts of a layer at once."""
     return f"experts {weights} {activations}"
 
 
 def prefill(dtype: str, head_dim: int) -> str:
-    """The family of attention over a prompt."""
+    """The family of attention over a prompt's tokens."""
     return f"prefill {dtype} {head_dim}"
 
 
 def decode(dtype: str, kv: str, head_dim: int) -> str:
-    """The family of attention of a decode step, over keys and values of a type."""
+    """The family of attention in a decode step, by the types of queries and of the KV cache."""
     return f"decode {dtype} {kv} {head_dim}"
 
 
 def family(name: str) -> str | None:
-    """The family of a kernel by its demangled name; None for what no plan depends on."""
+    """The family of a kernel by its demangled name; None if no plan depends on it."""
     match = _KERNEL.match(name)
     kernel = match["name"].rpartition("::")[2] if match else ""
     if kernel == "attention_kernel":
@@ -108,7 +108,7 @@ def _attention(name: str) -> str | None:
 
 
 def _gemm(name: str) -> str | None:
-    """Either operand may be the weights: it is the one that is not of 16 bits."""
+    """The family of a GEMM; the operand without a 16-bit type is the weights."""
     types = {side: _TYPES.get(kind.strip()) for side, kind in _OPERANDS.findall(name)[:2]}
     kinds = [kind for kind in types.values() if kind]
     if len(kinds) != 2:
@@ -119,7 +119,7 @@ def _gemm(name: str) -> str | None:
 
 
 def _sm90(kernel: str, name: str) -> str | None:
-    """Hopper's. Activations are in bfloat16 where the name does not say. Under."""
+    """The family of Hopper's kernels; unnamed activations count as bfloat16, never float16."""
     packed = _SM90_U4.search(name)
     if packed:
         activations = _DATA_TYPES.get(int(packed[1]))
@@ -136,8 +136,8 @@ def _of(name: str, weights: str, activations: str) -> str:
 
 
 def demangle(name: str) -> str:
-    """A mangled C++ name as a person reads it, and any other name as it is."""
-    import ctypes  # only new releases have names to read
+    """Demangle a C++ name; other names stay as they are."""
+    import ctypes  # only names of new releases are read
 
     function, free = _library()
     status = ctypes.c_int()

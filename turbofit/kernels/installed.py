@@ -1,4 +1,4 @@
-"""The census of the engine that is installed in this interpreter's environment."""
+"""The census of the TurboMind that this interpreter's environment has installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")
 
 
 class _Engine(NamedTuple):
-    """The installed LMDeploy, as its record says: the library, and the SHA-256 of the wheel's."""
+    """The installed LMDeploy by its ``RECORD``: version, library, and the library's SHA-256."""
 
     version: Version | None
     library: Path | None = None
@@ -45,9 +45,9 @@ def _engine() -> _Engine:
 
 @cache
 def installed() -> Census | None:
-    """The census of the installed TurboMind; None where there is none, or its kernels are unread.
+    """The census of the installed TurboMind; None if there is none, or it cannot be read.
 
-    A released wheel's is known. Another library is read once, and its census kept by its SHA-256.
+    The census of a released wheel is known. Another library is read once, and its census stored.
     """
     version, library, digest = _engine()
     if version is not None and digest is not None and is_released(version, digest):
@@ -62,13 +62,13 @@ def installed() -> Census | None:
 
 
 def turbomind_library() -> Path | None:
-    """Where the installed TurboMind's library is; None where there is none."""
+    """The path of the installed TurboMind's library; None if there is none."""
     return _engine().library
 
 
 def census_of(library: Path) -> Census:
-    """The census of a library, read once (see `take_census`): kept under its SHA-256."""
-    import hashlib  # it loads OpenSSL
+    """The census of a library, read once (see `take_census`) and stored under its SHA-256."""
+    import hashlib  # its import loads OpenSSL
 
     with library.open("rb") as file:
         digest = hashlib.sha256()
@@ -84,16 +84,16 @@ def census_of(library: Path) -> Census:
     try:
         state_dir("kernels")
         write_atomic(kept, to_json(census))
-    except (OSError, UsageError) as exc:  # which costs another reading
+    except (OSError, UsageError) as exc:  # the next call must read the library again
         _LOG.info("%s is not kept: %s", kept.name, exc)
     return census
 
 
 @cache
 def torch_takes_a_share() -> bool:
-    """Whether the installed torch's allocator can be held to a share of a card by its environment.
+    """Whether the environment can limit the allocator of the installed torch to a share of a card.
 
-    torch ends at an option that it does not know, so its library is asked for the word.
+    torch aborts on an unknown option, so this looks for the option's name in torch's library.
     Source: pytorch pull 161035
     """
     spec = importlib.util.find_spec("torch")

@@ -1,1 +1,1 @@
-"""What the hardware is: NVML, links, presets, snapshots, SPEC."""
+"""Descriptions of machines: from NVML, presets, snapshots or a SPEC, with cards and links."""

@@ -1,7 +1,7 @@
-"""Cards that a text names between other words: a log, an article, a note about a machine.
+"""Finds the names of GPU cards in other text: a log, an article, a note about a machine.
 
-A SPEC (`machine.spec`) is a machine and nothing else. In a text a card counts where its name stands
-with its maker's words, or with a count before or behind it; counts in Chinese are read too.
+A SPEC (`machine.spec`) contains a machine and nothing else. In other text, a name counts as a card
+only beside the maker's words, or beside a count; counts in Chinese are read, too.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from turbofit.machine.presets import (
 )
 from turbofit.machine.unlisted import other_card
 
-#: Substrings of which each card's name has one: most lines are passed over by them.
+#: Substrings, one of which is in each card's name; lines without any are skipped quickly.
 _WORDS: Final = (
     "RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10",
     "050", "060", "070", "080", "090",
 )  # fmt: skip
-#: A count in Chinese: four pieces, double card.
+#: A counter word after a number in Chinese, such as "four pieces" or "two cards".
 _CHINESE_COUNT: Final = re.compile("[张块片卡颗路]")
-#: A card's size after its name, and no machine's: "A100 80G", "RTX 4090 (24 GB)".
+#: The size after a card's name ("A100 80G", "RTX 4090 (24 GB)"), but not that of a machine.
 _GB: Final = r"\d{1,3}(?:\.\d+)? ?[Gg](?:i?[Bb])?"
 _SIZE: Final = (
     rf"(?P<size>s?,?(?: with| of| GPUs?| cards?)?[ _:/-]{{0,2}}[(\[]? ?(?:{_GB}|\d{{4,6}} ?MiB)\b"
     r"[)\]]?(?! *(?:of |system |host |CPU )?(?:RAM|DDR|free|used|swap|disk|SSD)))?"
 )
-#: Before a number that says which card, and not how many.
+#: Excludes a number that is a card's index, not a count.
 _NO_INDEX: Final = r"(?<![.:|] )(?<!GPU )(?<!evice )(?<!ank )(?<!ode )(?<!CUDA )(?<![.\d])"
 _MANY: Final = {"two": 2, "four": 4, "eight": 8}
 _TIMES: Final = r"[x×*]"
-#: Where a name begins: at a word's beginning, or behind a count.
+#: The begin of a name: a word boundary, or the place after a count.
 _AT: Final = rf"(?:\b|(?<=\d{_TIMES}))"
-#: A number alone is a card's beside a count only: 4x3090, 3090 x 4.
+#: A bare number names a card only beside a count: 4x3090, 3090 x 4.
 _NUMBER: Final = r"\d0[5-9]0(?:\s?Ti)?(?:\s?SUPER)?(?![\w.-])"
 _CARD: Final = re.compile(
     rf"(?:\b(?P<count>\d{{1,2}})\s*{_TIMES}\s*|{_NO_INDEX}\b(?P<many>[2-8]|two|four|eight) )?"
@@ -53,33 +53,33 @@ _CARD: Final = re.compile(
     rf"{_SIZE}(?:\s?{_TIMES}\s?(?P<times>\d)\b)?",
 )
 _CHIP: Final = re.compile(r"RTX ?\d{4}|[A-Z]{1,2}\d{1,4}|\d{4}")
-#: People round what a card has, or name what CUDA can use of it.
+#: The relative difference of a rounded size, or of one that counts only what CUDA can use.
 _ROUNDED: Final = 0.1
-#: Two figures of one card's memory differ by less: what a driver keeps, and ECC.
+#: The relative difference of two figures for one card's memory: the driver's part, and ECC.
 _SAME_TOTAL: Final = 0.07
 
 
 class NamedCards(NamedTuple):
-    """Cards of one kind that a text names: how many (0: it does not say), and its line."""
+    """Cards of one kind in a text: their number (0: the text does not say it) and the line."""
 
     number: int
     line: int
 
 
 class CardWords:
-    """Collects a text's cards, line by line. ``found`` has them by a SPEC's name for each.
+    """Collects the cards of a text, line by line; ``found`` has them under their SPEC name.
 
-    A name with a size, or in a form of one size, goes before the same chip's without.
+    A name with a size, or of a card with only one size, replaces the same chip without a size.
     """
 
     def __init__(self) -> None:
         self.found: dict[str, NamedCards] = {}
-        #: Chips that the text names with a size, and cards of others: a name leaves its size open.
+        #: Chips that the text names with a size, and the cards of chips named without one.
         self._sized = set[str]()
         self._unsized: dict[str, str] = {}
 
     def assumed(self, key: str) -> str | None:
-        """What was assumed of a card sold in several sizes, where the text names none of them."""
+        """The note on an assumed size, if the card has several sizes and the text names none."""
         chip = next((chip for chip, found in self._unsized.items() if found == key), None)
         return assumed_note(chip.lower(), 1) if chip and re.search(r"-\d+g$", key) else None
 
@@ -111,16 +111,17 @@ class CardWords:
 
 
 def _card(name: str, written: str, count: int) -> tuple[int, str | None]:
-    """The size that stands beside a name, if it is the card's, and the card's name in a SPEC.
+    """The size that stands beside a card's name, and the card's name in a SPEC.
 
-    A card of which only memory and compute capability are known keeps its words; None: no card's.
+    If only the card's memory and compute capability are known, its own name is kept; the name is
+    None if it names no card. The size is 0 if it is not the card's.
     """
     known = find_preset(name.removesuffix(" Laptop"))
     if known is None:
         return 0, name if other_card(name) else None
     size, nominal = _gigabytes(written), nominal_gigabytes(known)
     sized = f"{name} {size}GB" if size else name
-    # Behind a comma it may be the machine's; else it may be of all cards together.
+    # After a comma it may be the size of the machine; else it may be the sum of all cards.
     if find_preset(sized) is None and ("," in written or size == count * nominal):
         size, sized = 0, name
     same = size and abs(size - nominal) <= nominal * _ROUNDED
@@ -128,7 +129,7 @@ def _card(name: str, written: str, count: int) -> tuple[int, str | None]:
 
 
 def _gigabytes(text: str) -> int:
-    """The size of a card as it is written, in GB; 0: none is."""
+    """The size of a card in GB, from its text; 0 if there is none."""
     number = re.search(r"[\d.]+", text)
     if number is None:
         return 0
@@ -136,7 +137,7 @@ def _gigabytes(text: str) -> int:
 
 
 def as_large(name: str, total: int) -> str:
-    """The card of this name that has so many bytes, as a SPEC writes it; 0: it is as named."""
+    """The SPEC name of the card of this name with ``total`` bytes; the name itself if it is 0."""
     known = find_preset(name)
     if not total or known is None:
         return name

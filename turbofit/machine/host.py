@@ -1,4 +1,4 @@
-"""Host memory and CPUs, as the process may use them."""
+"""The host's memory and CPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from turbofit.core.units import KIB
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: cgroup v1 says "no limit" with the largest multiple of a page; anything near it is none.
+#: cgroup v1 writes "no limit" as the largest multiple of a page; a value near it is no limit.
 _NO_LIMIT = 1 << 60
 
 
 def read_host(
     *, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup", shm: str = "/dev/shm"
 ) -> Host:
-    """Read what the kernel says; what cannot be read is ``NA``."""
+    """Read the host's figures from the kernel; a figure that cannot be read is ``NA``."""
     info = _fields(Path(proc) / "meminfo")
     total, available = info.get("MemTotal", NA), info.get("MemAvailable", NA)
     for limit, usage in _cgroup_limits(Path(proc), Path(cgroup)):
@@ -36,9 +36,9 @@ def read_host(
 
 
 def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | NaType:
-    """Cores whose time this process may use: those of its affinity, or of a cgroup's quota.
+    """The number of cores that this process may use, by its affinity and a cgroup's quota.
 
-    Under: a quota of 3.5 cores counts as 3, one below 1 as 1 (over).
+    It is rounded down: a quota of 3.5 cores counts as 3; but a quota below 1 counts as 1.
     """
     cores = affinity_cores()
     for quota in _quotas(Path(proc), Path(cgroup)):
@@ -47,7 +47,7 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Bytes by field."""
+    """The fields of a file such as meminfo, sizes in bytes."""
     fields: dict[str, int] = {}
     for line in _text(path).splitlines():
         name, *rest = line.replace(":", " ").split() or [""]
@@ -57,9 +57,9 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
-    """(limit, usage) in bytes of every memory group that this process is in, its parents too.
+    """(limit, usage) in bytes of each memory cgroup of this process, with the parents.
 
-    File pages that the kernel drops before it kills anybody do not count as used.
+    File pages that the kernel drops before it kills a process do not count as used.
     """
     limits = []
     for folder, old in _groups(proc, root, "memory"):
@@ -76,7 +76,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
 
 
 def _quotas(proc: Path, root: Path) -> list[int]:
-    """Whole cores of every group of processor time that this process is in, its parents too."""
+    """The quotas, in whole cores, of each CPU cgroup of this process, with the parents."""
     quotas = []
     for folder, old in _groups(proc, root, "cpu"):
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if old else ("cpu.max",)
@@ -87,7 +87,7 @@ def _quotas(proc: Path, root: Path) -> list[int]:
 
 
 def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """The folder of every group of a controller, parents too, and whether it is of version 1."""
+    """The folder of each cgroup of a controller, with the parents; whether it is of version 1."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -98,7 +98,7 @@ def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, boo
 
 
 def _upwards(base: Path, path: str) -> list[Path]:
-    """The group's folder and all above it, some of which a container's mount lacks."""
+    """The group's folder and those above it; a container may not have them all mounted."""
     parts = [part for part in path.split("/") if part and part != ".."]
     return [base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
 
@@ -117,7 +117,7 @@ def _free(path: str) -> int | NaType:
 
 
 def affinity_cores() -> int | NaType:
-    """Cores that this process may run on."""
+    """The number of cores in this process's affinity."""
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):

@@ -1,9 +1,10 @@
-"""Prepares a photograph as an engine's process does: ``python image_program.py`` prints seconds.
+"""Prepares a photograph as an engine does: ``python image_program.py`` prints the seconds.
 
-A process of its own, since Pillow and numpy are nothing that a plan imports. One JSON object:
-``{"image": SECONDS}``, the processor time of one core for a photograph of 1920x1080 pixels, decoded
-from a JPEG, resized to eight tiles of 448x448 and a thumbnail, its bytes made numbers by a table;
-the fastest of as many as fit a second. Exit code 3: no Pillow or no numpy.
+It is a separate process, since a plan must not import Pillow and numpy. It prints one JSON object,
+``{"image": SECONDS}``: processor time of one core for a photograph of 1920x1080 pixels. The
+photograph is decoded from a JPEG, resized to eight tiles of 448x448 and a thumbnail, and its bytes
+are converted by a table. The fastest of all rounds of one second counts. Exit code 3: no Pillow or
+no numpy.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from io import BytesIO
 from typing import Any
 
 _SIZE, _GRID, _TILE = (1920, 1080), (4 * 448, 2 * 448), (448, 448)
-#: Seconds of processor time for all rounds.
+#: The processor time of all rounds, in seconds.
 _SECONDS = 1.0
 
 
 def photograph(image: Any) -> bytes:
-    """A JPEG of soft areas with a sensor's noise over them."""
+    """A JPEG of soft areas with noise as from a camera's sensor."""
     noise = image.effect_noise(_SIZE, 20)
     soft = image.effect_noise((_SIZE[0] // 16, _SIZE[1] // 16), 90).resize(_SIZE)
     file = BytesIO()
@@ -29,7 +30,7 @@ def photograph(image: Any) -> bytes:
 
 
 def values(np: Any, table: Any, image: Any) -> Any:
-    """The numbers of an image's bytes, a channel after the other."""
+    """Convert an image's bytes by a table, one channel after the other."""
     pixels = np.asarray(image)
     made = np.empty((3, *pixels.shape[:2]), table.dtype)
     for channel in range(3):
@@ -38,7 +39,7 @@ def values(np: Any, table: Any, image: Any) -> Any:
 
 
 def main() -> int:
-    """Prepare the photograph until the second is over."""
+    """Prepare the photograph again and again for one second, and print the fastest time."""
     try:
         import numpy as np
         from PIL import Image

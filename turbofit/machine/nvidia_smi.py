@@ -1,8 +1,8 @@
-"""What nvidia-smi prints of a machine's GPUs: its table, its list, the CSV of its ``--query-gpu``.
+"""Reads nvidia-smi's output on GPUs: its table, its list, the CSV of its ``--query-gpu``.
 
-``turbofit plan --on`` reads whole texts with `read_text`, a log's reader line by line with
-`SmiTable` and `listed`; both make groups of a SPEC by `groups`. nvidia-smi counts sizes in MiB, and
-in its table and its column ``memory.used`` nothing of what the driver reserves (since driver 510).
+``turbofit plan --on`` reads whole texts with `read_text`; a log's reader uses `SmiTable` and
+`listed` line by line; both make groups of a SPEC with `groups`. nvidia-smi counts sizes in MiB. Its
+table and its column ``memory.used`` omit what the driver reserves (since driver 510).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from turbofit.core.units import MIB
 
 
 class SmiGpu(Struct):
-    """A GPU of an nvidia-smi table, of ``nvidia-smi -L``, or a line of a program's own list.
+    """A GPU from nvidia-smi's table, from ``nvidia-smi -L``, or from another program's list.
 
-    Bytes are as nvidia-smi counts them; ``count`` GPUs of a list share a line.
+    Sizes are in bytes, as nvidia-smi counts memory; ``count`` GPUs of a list share one line.
     """
 
     index: int
@@ -30,7 +30,7 @@ class SmiGpu(Struct):
     free: int | None = None
 
     def spec(self) -> str:
-        """The GPU, or the equal ones of its line, as a group of a SPEC."""
+        """The GPU, or all equal GPUs of its line, as one group of a SPEC."""
         parts = [f"{self.count}x{self.name}" if self.count > 1 else self.name]
         if self.total:
             parts[0] += f" {self.total // MIB} MiB"
@@ -42,14 +42,14 @@ class SmiGpu(Struct):
 
 
 class MigSlice(Struct):
-    """A MIG slice of the GPU before it: its profile, or its bytes as a table has them."""
+    """A MIG slice of the GPU listed before it: its profile, or its size in bytes."""
 
     profile: str = ""
     total: int | None = None
 
 
 class SmiProcess(Struct):
-    """A process of an nvidia-smi table."""
+    """A process in nvidia-smi's table."""
 
     gpu: int
     pid: int
@@ -74,7 +74,7 @@ class SmiTable:
         self._named: tuple[int, str] | None = None
 
     def line(self, text: str) -> SmiGpu | SmiProcess | MigSlice | None:
-        """What a line tells; None where it tells nothing, or the first half of a GPU."""
+        """The content of a line; None if it has none, or is the first of a GPU's two lines."""
         text = text.lstrip()
         if not text.startswith("|"):
             return None
@@ -93,11 +93,11 @@ class SmiTable:
         return None
 
     def unfinished(self) -> SmiGpu | None:
-        """The GPU whose name was read last, where no line with its memory followed."""
+        """The GPU of the last name, if no line with its memory followed."""
         return SmiGpu(index=self._named[0], name=self._named[1]) if self._named else None
 
 
-#: A line of ``nvidia-smi -L`` or collect_env (one GPU), or of check_env (equal GPUs share it); and
+#: A line of ``nvidia-smi -L`` or collect_env (one GPU), or of check_env (one for equal GPUs); and
 #: the line of a slice below its GPU.
 _LISTED: Final = re.compile(
     r"\s*GPU\s+(\d+(?:,\d+)*):\s*(\w[\w.+/()-]*(?: +[\w.+/()-]+)*?)\s*(?:\(UUID:.*|$)"
@@ -106,7 +106,7 @@ _LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
 
 
 def listed(line: str) -> SmiGpu | MigSlice | None:
-    """What a line of a list of GPUs tells."""
+    """The GPU or the slice in a line of a list; None if the line has neither."""
     if gpu := _LISTED.match(line):
         indices = gpu[1].split(",")
         return SmiGpu(index=int(indices[0]), name=gpu[2], count=len(indices))
@@ -115,9 +115,9 @@ def listed(line: str) -> SmiGpu | MigSlice | None:
 
 
 def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
-    """GPUs as groups of a SPEC; of one that is cut the slice on which an engine runs.
+    """GPUs as groups of a SPEC; if the GPU has MIG slices, the slice that runs an engine.
 
-    A table gives the last slice its size, a list the first one its profile.
+    From a table, the last slice's size is taken; from a list, the first slice's profile.
     """
     if not (gpus and slices):
         return [gpu.spec() for gpu in gpus]
@@ -126,7 +126,7 @@ def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
     return [f"{gpus[0].name} MIG {slices[0].profile}"]
 
 
-#: The first line of ``--query-gpu --format=csv``, and a line of it without that first one.
+#: The first line of ``--query-gpu --format=csv``, and the other lines if that one is missing.
 _HEAD: Final = re.compile(r"(?:[^=]*,)?\s*name\s*(?:,[^=]*)?", re.IGNORECASE)
 _ROW: Final = re.compile(
     r"(?:\d+\s*,)?[^,=]+(?:,\s*\d{1,7} MiB){2,}|\d+\s*,[^,=]*[A-Za-z][^,=]*(?:,\s*\d{1,7}){2,}",
@@ -137,14 +137,14 @@ _QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --fo
 
 
 def read_text(text: str) -> list[str]:
-    """The GPUs of nvidia-smi's table or CSV as groups of a SPEC; none where the text is neither.
+    """The GPUs in nvidia-smi's table or CSV as groups of a SPEC; an empty list for other text.
 
     Raises:
-        UsageError: columns whose meaning nothing tells.
+        UsageError: the columns have no names, so their meaning is unknown.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     head = next((at for at, line in enumerate(lines) if _HEAD.fullmatch(line)), None)
-    if head is not None:  # the command may be pasted, too
+    if head is not None:  # the command may be pasted with it
         return [gpu.spec() for gpu in _read_csv(lines[head:])]
     if any(map(_ROW.fullmatch, lines)):
         _refuse("of two sizes without a first line, one may be used, free or the total")
@@ -159,7 +159,7 @@ def _read_table(lines: list[str]) -> list[str]:
 
 
 def _read_csv(lines: list[str]) -> list[SmiGpu]:
-    """The GPUs of a CSV whose first line names its columns: ``memory.used [MiB]`` is ``used``."""
+    """The GPUs of a CSV; its first line names the columns: ``memory.used [MiB]`` is ``used``."""
     head, *rows = csv.reader(lines, skipinitialspace=True)
     columns = [name.split("[")[0].strip().lower().removeprefix("memory.") for name in head]
     gpus = []
@@ -173,7 +173,7 @@ def _read_csv(lines: list[str]) -> list[SmiGpu]:
 
 
 def _size(cell: str) -> int | None:
-    """Bytes of a cell; None where nvidia-smi could not read them (``[N/A]``)."""
+    """The bytes in a cell; None if nvidia-smi could not read them (``[N/A]``)."""
     match = _CELL.fullmatch(cell)
     return int(match[1]) * MIB if match else None
 

@@ -1,6 +1,6 @@
-"""The one module that talks to pynvml: questions that answer ``NA`` where a driver cannot say.
+"""The only module that uses pynvml: its queries return ``NA`` if the driver has no answer.
 
-Answers are ``Any`` because pynvml has no types; each reader converts what it uses.
+Answers have type ``Any``, since pynvml has no types; each caller converts what it uses.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _ATTEMPTS: Final = 4
 _ELSEWHERE: Final = "describe a machine with --on SPEC, e.g. --on 4xrtx3090"
 
 _T = TypeVar("_T")
-#: A driver that nobody keeps loaded is loaded first, which takes seconds for each GPU.
+#: A driver that is not loaded yet is loaded first, which takes seconds for each GPU.
 _SECONDS: Final = 30.0
-#: Threads whose question is not answered.
+#: Threads whose query the driver has not answered yet.
 _hung: list[threading.Thread] = []
 
 
 class GpuLostError(Exception):
-    """The GPU fell off the bus, or must be reset, while it was being read."""
+    """The GPU fell off the bus, or must be reset, during a query."""
 
 
 class Nvml:
-    """An open NVML, a context manager.
+    """An open NVML library, as a context manager.
 
     Raises:
         NoGpuError: there is no NVML library, no driver, or the driver does not answer.
@@ -55,7 +55,7 @@ class Nvml:
                 "nvidia-ml-py is not installed", hint=f"pip install nvidia-ml-py, or {_ELSEWHERE}"
             ) from None
         self._library: Any = pynvml
-        # pynvml's error for a driver that lacks a function's newest version is no NVMLError.
+        # pynvml's error for a driver without the newest version of a function is not an NVMLError.
         mismatch = getattr(pynvml, "NVMLLibraryMismatchError", UnicodeDecodeError)
         self._no_answer = (UnicodeDecodeError, mismatch)
         try:
@@ -73,7 +73,7 @@ class Nvml:
             self._library.nvmlShutdown()
 
     def query(self, function: str, *args: Any) -> Any:
-        """The answer of a function of NVML; ``NA`` where this driver or GPU cannot answer.
+        """Call a function of NVML; returns its answer, or ``NA`` if the driver or GPU has none.
 
         Raises:
             GpuLostError: the GPU is gone.
@@ -81,16 +81,16 @@ class Nvml:
         return self._ask(function, *args)[0]
 
     def supported(self, function: str, *args: Any) -> tuple[Any, bool]:
-        """Ask; the answer, and whether NVML said for certain that there is no such thing."""
+        """Call a function; returns its answer, and whether NVML says that it is not supported."""
         value, code = self._ask(function, *args)
         return value, code in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
 
     def memory(self, handle: Any) -> Any:
-        """As `query`: the memory of a device, with what the driver reserves."""
+        """The memory of a device, with the driver's reserved part; answers as `query` does."""
         return self.query("nvmlDeviceGetMemoryInfo", handle, self._library.nvmlMemory_v2)
 
     def reason(self, function: str, *args: Any) -> str:
-        """Why a question has no answer, in the driver's words."""
+        """The driver's words for the error of a query."""
         try:
             getattr(self._library, function)(*args)
         except (self._library.NVMLError, *self._no_answer) as exc:
@@ -111,7 +111,7 @@ class Nvml:
             except self._no_answer as exc:
                 _LOG.debug("%s: %s", function, exc)
                 return NA, 0
-            # The list grew between the call for its length and the call for its entries.
+            # The list grew after the call that asked for its length.
             if code != _INSUFFICIENT_SIZE:
                 break
         if code in (_GPU_IS_LOST, _RESET_REQUIRED):
@@ -120,15 +120,15 @@ class Nvml:
 
 
 def answered(value: Any) -> bool:
-    """Whether an answer is one: structures cannot be compared with ``NA``."""
+    """Whether a value is an answer, not ``NA``; pynvml's structures cannot be compared with it."""
     return not (isinstance(value, str) and value == NA)
 
 
 def ask_driver(question: Callable[[], _T], otherwise: _T, *, seconds: float | None = None) -> _T:
-    """The answer to a question, or what it raises, asked in a thread of its own.
+    """Call ``question`` in a thread; returns its result, or raises its exception.
 
-    ``otherwise`` where none comes within ``seconds`` (None: 30), and at once as long as another
-    question of this process still waits for its answer.
+    Returns ``otherwise`` after ``seconds`` without an answer (None: 30), and at once while another
+    query of this process has no answer yet.
     """
     _hung[:] = [thread for thread in _hung if thread.is_alive()]
     if _hung:

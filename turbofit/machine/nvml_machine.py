@@ -1,4 +1,4 @@
-"""Measures this machine and each of its cards through NVML."""
+"""Measures this machine and its cards through NVML."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from turbofit.machine.visible import cuda_visible
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: nvmlGpuTopologyLevel
+#: The values of nvmlGpuTopologyLevel.
 _ANCESTOR: Final = {
     0: "internal",
     10: "single",
@@ -32,22 +32,24 @@ _ANCESTOR: Final = {
     40: "node",
     50: "system",
 }
-#: nvmlGpuP2PCapsIndex (pynvml's own constant for READ is a tuple by mistake), and its answers.
+#: Values of nvmlGpuP2PCapsIndex (pynvml's constant for READ is a tuple by mistake) and of the
+#: answer.
 _P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
 _P2P_OK: Final = 0
 _P2P_UNKNOWN: Final = 6
 _SWITCH: Final = 2
-#: Seconds to read all GPUs.
+#: The most seconds for reading all GPUs.
 _LONGEST: Final = 120.0
 
 Address = tuple[int, ...]
-#: The active NVLink lanes of one GPU by the address of their other end; None: a switch, or unknown.
+#: The number of a GPU's active NVLink lanes by the address of the other end; None: a switch, or
+#: unknown.
 Lanes = Counter[Address | None]
 
 _MOST_NVLINKS: Final = 18  # NVML_NVLINK_MAX_LINKS
-#: The name of what no visible process explains.
+#: The holder's name for memory that no visible process explains.
 UNKNOWN_HOLDER: Final = "unknown (another container?)"
-#: CUDA cores of one SM by compute capability (CUDA C++ Programming Guide, arithmetic throughput).
+#: CUDA cores of an SM by compute capability (CUDA C++ Programming Guide, arithmetic throughput).
 _CORES: Final = {
     (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128,
     (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128, (12, 1): 128,
@@ -60,7 +62,7 @@ _PROCESS_LISTS: Final = (
 
 
 def measure(environ: Mapping[str, str]) -> Machine:
-    """Read GPUs, links and host; ``visible`` is what ``CUDA_VISIBLE_DEVICES`` leaves.
+    """Read GPUs, links and host; ``visible`` are the GPUs left by ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
         NoGpuError: no NVML, no GPU, or all hidden.
@@ -72,7 +74,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
         cuda = nvml.query("nvmlSystemGetCudaDriverVersion_v2")
     visible, notes = _visible(devices, environ)
     gpus = [gpu for device in devices for gpu in device.gpus]
-    # In the order of first appearance: ``2x NVIDIA L4 + NVIDIA A10``.
+    # The order is that of first appearance: ``2x NVIDIA L4 + NVIDIA A10``.
     cards = Counter(gpu.name for gpu in gpus if gpu.index in visible or not visible)
     machine = Machine(
         name=" + ".join(f"{n}x {name}" if n > 1 else name for name, n in cards.items()),
@@ -89,7 +91,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
 
 
 def measure_in_time(environ: Mapping[str, str]) -> Machine:
-    """As `measure`; a driver that has not answered for two minutes is a `NoGpuError`, too."""
+    """Call `measure`; a driver without an answer for two minutes is a `NoGpuError`, too."""
     machine = ask_driver(partial(measure, environ), None, seconds=_LONGEST)
     if machine is None:
         raise NoGpuError(
@@ -101,7 +103,7 @@ def measure_in_time(environ: Mapping[str, str]) -> Machine:
 
 
 def read_devices(nvml: Nvml) -> list[Device]:
-    """All devices in PCI order.
+    """Read all devices, in PCI order.
 
     Raises:
         NoGpuError: NVML sees none.
@@ -115,7 +117,7 @@ def read_devices(nvml: Nvml) -> list[Device]:
     devices = [_opened(nvml, place) for place in range(count)]
     if all(device.bus for device in devices):
         devices.sort(key=lambda device: device.bus or ())
-    next_part = count  # MIG instances are numbered after all whole GPUs
+    next_part = count  # MIG instances get their numbers after all whole GPUs
     for index, device in enumerate(devices):
         _read(nvml, device, index, next_part)
         next_part += sum(gpu.mig for gpu in device.gpus)
@@ -123,7 +125,7 @@ def read_devices(nvml: Nvml) -> list[Device]:
 
 
 def _opened(nvml: Nvml, place: int) -> Device:
-    """A device by NVML's own number, of which only the address is read."""
+    """Open the device with NVML's number ``place``; only its address is read."""
     device = Device()
     try:
         device.handle = nvml.query("nvmlDeviceGetHandleByIndex", place)
@@ -143,7 +145,7 @@ def _address(pci: Any) -> Address | None:
 def _visible(
     devices: Sequence[Device], environ: Mapping[str, str]
 ) -> tuple[tuple[int, ...], list[str]]:
-    """What CUDA would show, and warnings."""
+    """The GPUs that a CUDA program would see, and warnings about them."""
     value = environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return tuple(index for device in devices for index in device.default), []
@@ -167,19 +169,19 @@ def _visible(
 def _may_be_numbered_otherwise(
     value: str, devices: Sequence[Device], environ: Mapping[str, str]
 ) -> bool:
-    """Whether CUDA numbers these cards by their speed, and the value chooses by number."""
+    """Whether the value uses numbers, and CUDA may number these cards by speed."""
     by_index = not value.strip().startswith(("GPU-", "MIG-"))
     names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
     return by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1
 
 
 def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
-    """Between whole GPUs as measured; a MIG instance has no peers."""
+    """The links between whole GPUs as measured; a MIG instance has no peers."""
     gpus = [gpu for device in devices for gpu in device.gpus]
     links = [
         Link(a=first.index, b=part.index, p2p_read=False, p2p_write=False, nvlinks=0)
         for first, part in combinations(sorted(gpus, key=lambda gpu: gpu.index), 2)
-        if part.mig  # their indices are the highest
+        if part.mig  # the part has the higher index
     ]
     whole = [
         device
@@ -216,7 +218,7 @@ def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes |
 
 
 def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
-    """Peer access must work in both directions; one known "no" is enough for no."""
+    """Whether peer access works both ways: False if one way is known to fail."""
     ways = ((first, second), (second, first))
     statuses = {nvml.query("nvmlDeviceGetP2PStatus", *way, capability) for way in ways}
     if statuses - {_P2P_OK, _P2P_UNKNOWN, NA}:
@@ -227,7 +229,7 @@ def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
 def _shared_lanes(
     first: Lanes | None, second: Lanes | None, bus: Address | None, over_nvlink: bool | NaType
 ) -> int | NaType:
-    """How many lanes join two GPUs: direct ones, else through switches, as far as NVML says so."""
+    """The number of lanes between two GPUs: direct ones, else those through switches."""
     if first is None or second is None:
         return NA
     direct = first[bus] if bus else 0
@@ -238,7 +240,7 @@ def _shared_lanes(
 
 
 def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
-    """The active lanes of a GPU, none of one that cannot have any; None where they are unread."""
+    """The active lanes of a GPU; empty if it has no NVLink, None if they cannot be read."""
     lanes = Lanes()
     try:
         for link in range(_MOST_NVLINKS):
@@ -261,11 +263,11 @@ def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
 
 @dataclass
 class Device:
-    """What one physical GPU gives: itself, or its MIG instances (``gpus``).
+    """One physical GPU, and what planning gets of it: the GPU, or its MIG instances (``gpus``).
 
-    ``default`` are the indices that may be planned with, the first of them what CUDA shows in the
-    GPU's place; ``ids`` are the names that ``CUDA_VISIBLE_DEVICES`` may use; ``lost`` says why NVML
-    gives no handle.
+    ``default`` are the indices for planning; CUDA shows the first of them in the GPU's place.
+    ``ids`` are the names that ``CUDA_VISIBLE_DEVICES`` may use; ``lost`` says why NVML gives no
+    handle.
     """
 
     handle: Any = NA
@@ -279,7 +281,7 @@ class Device:
 
 
 def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
-    """Read one device; a lost one becomes a GPU of which nothing is known, and a warning."""
+    """Read one device; a lost one becomes a GPU without known figures, and a warning."""
     device.index, handle = index, device.handle
     try:
         if device.lost:
@@ -293,13 +295,13 @@ def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
     except GpuLostError as exc:
         gpu = _lost_gpu(nvml, index, handle)
         device.warnings = [f"GPU {index} cannot be read: {exc}"]
-    # CUDA may show others in place of a lost one, but whoever names this index means this GPU.
+    # CUDA may show another GPU in place of a lost one, but a user's index means this GPU.
     device.gpus, device.default = [gpu], [index]
     device.ids = {} if gpu.uuid == NA else {gpu.uuid: index}
 
 
 def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
-    """Name and UUID of a lost GPU often still answer."""
+    """A lost GPU, with its name and UUID if NVML still answers for these."""
 
     def ask(function: str) -> str:
         try:
@@ -338,7 +340,7 @@ def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
 
 
 def _memory(nvml: Nvml, handle: Any) -> dict[str, Any]:
-    """Sizes in bytes that add up."""
+    """The sizes of a device's memory in bytes; they add up, or are all NA."""
     info = nvml.memory(handle)
     if not answered(info) or not info.total or info.free > info.total:
         return {"total": NA, "reserved": NA, "used": NA, "free": NA}
@@ -348,7 +350,7 @@ def _memory(nvml: Nvml, handle: Any) -> dict[str, Any]:
 
 
 def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
-    """Who holds memory: processes that can be seen, largest first, then the unexplained rest."""
+    """The holders of memory: visible processes, the largest first, then the unexplained rest."""
     sizes: dict[int, int | NaType] = {}
     for function in _PROCESS_LISTS:
         processes = nvml.query(function, handle)
@@ -367,7 +369,7 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
 
 
 def _process_name(nvml: Nvml, pid: int) -> str:
-    """The program's file name; only NVML knows processes of other pid namespaces."""
+    """The file name of a program; only NVML knows processes in other PID namespaces."""
     name = nvml.query("nvmlSystemGetProcessName", pid)
     if not answered(name) or not name:
         try:
@@ -381,7 +383,7 @@ def _process_name(nvml: Nvml, pid: int) -> str:
 
 
 def _read_parts(nvml: Nvml, device: Device, first_part: int) -> None:
-    """Read the MIG instances, numbered from ``first_part``."""
+    """Read the MIG instances of a device and number them from ``first_part``."""
     parent = str(nvml.query("nvmlDeviceGetName", device.handle))
     parent_uuid = str(nvml.query("nvmlDeviceGetUUID", device.handle))
     count = nvml.query("nvmlDeviceGetMaxMigDeviceCount", device.handle)
@@ -413,7 +415,7 @@ def _read_parts(nvml: Nvml, device: Device, first_part: int) -> None:
 
 
 def _part(nvml: Nvml, parent: Any, handle: Any, gpu: Gpu, parent_name: str) -> Gpu:
-    """A MIG instance with its share of what the preset knows of the whole GPU."""
+    """A MIG instance, with its share of the figures in the whole GPU's preset."""
     attributes = nvml.query("nvmlDeviceGetAttributes", handle)
     read = answered(attributes)
     whole = _memory(nvml, parent)

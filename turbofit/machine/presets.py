@@ -1,4 +1,4 @@
-"""GPU presets: one YAML file a card, names that people type, links, and what a context costs."""
+"""GPU presets: one YAML file for each card, its names, its links and its context's size."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from turbofit.core.units import MIB
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")
 
-#: The share by which the memory of one card differs at most: by drivers, and by ECC, which takes a
-#: sixteenth of GDDR.
+#: The relative difference of one card's memory, by drivers and by ECC (a sixteenth of GDDR).
 _SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
-#: The gigabytes that a typed name has in it: ``3080 20GB``, ``a100-80``.
+#: The gigabytes in a typed name: ``3080 20GB``, ``a100-80``.
 _TYPED_SIZE: Final = re.compile(r"(\d+)\s*gi?b?\b|-(\d{2,3})$", re.IGNORECASE)
 _SIZE_WITHIN: Final = re.compile(r"(\b(?P<gb>\d+)\s*gi?b?\b)(.*)", re.IGNORECASE)
 _SIZED_NAME: Final = re.compile(r".*-(\d+)gb?")
-#: Files of `presets/gpus/` that are no card's.
+#: Files of `presets/gpus/` that do not describe one card.
 _NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
-#: What a preset knows of a card, whatever of it is in use.
+#: The fields of a preset that do not depend on use of the card.
 _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth", "dense_flops")
 
 
 class Sourced(Struct, Generic[T], forbid_unknown_fields=True):
-    """A figure with its source; ``low`` is the other end where several were seen."""
+    """A figure with its source; ``low`` is the lowest one if several were seen."""
 
     value: T
     source: str
@@ -44,7 +43,7 @@ class Sourced(Struct, Generic[T], forbid_unknown_fields=True):
 
 
 class PcieFigure(Struct, forbid_unknown_fields=True):
-    """The card's PCIe link at best."""
+    """The fastest PCIe link of the card."""
 
     generation: int
     width: int
@@ -52,9 +51,10 @@ class PcieFigure(Struct, forbid_unknown_fields=True):
 
 
 class NvLink(Struct, forbid_unknown_fields=True):
-    """NVLink: lanes of a card, lanes of a joined pair, bytes/s of a lane in one direction.
+    """NVLink: lanes of a card, lanes of a pair, bytes/s of one lane in one direction.
 
-    ``default`` says whether a plain machine of these has it (modules) or it is bought apart.
+    ``default`` says whether machines with such cards usually have it (modules), or whether the
+    bridge is sold separately.
     """
 
     lanes: int
@@ -65,7 +65,7 @@ class NvLink(Struct, forbid_unknown_fields=True):
 
 
 class Context(Struct, forbid_unknown_fields=True):
-    """MiB that the CUDA context of one process holds; ``high`` is what a plan charges."""
+    """MiB that one process's CUDA context takes; a plan counts ``high``."""
 
     low: int
     high: int
@@ -75,7 +75,7 @@ class Context(Struct, forbid_unknown_fields=True):
 
 
 class GpuPreset(Struct, forbid_unknown_fields=True):
-    """One file of `presets/gpus/`. See :class:`turbofit.core.machine.Gpu` for the units."""
+    """One file of `presets/gpus/`; :class:`turbofit.core.machine.Gpu` has the units."""
 
     name: str
     total_mib: Sourced[int]
@@ -86,24 +86,24 @@ class GpuPreset(Struct, forbid_unknown_fields=True):
     memory_bandwidth: Sourced[int]
     dense_flops: Sourced[int]
     pcie: PcieFigure
-    #: Between two such cards without NVLink, as the driver allows it by default.
+    #: Peer access between two such cards without NVLink, as the driver allows it by default.
     p2p: Sourced[Literal["none", "all"]]
     nvlink: NvLink
     context_mib: Context
 
     @property
     def total(self) -> int:
-        """Bytes, as NVML reports them."""
+        """The card's memory in bytes, as NVML reports it."""
         return self.total_mib.value * MIB
 
     @property
     def reserved(self) -> int:
-        """Bytes that the driver keeps for itself."""
+        """Bytes that the driver reserves."""
         return self.reserved_mib.value * MIB
 
 
 class Assumed(Struct, forbid_unknown_fields=True):
-    """What a name leaves open; ``several``: it only matters for more than one GPU."""
+    """An assumption for an ambiguous name; ``several``: it only matters for several GPUs."""
 
     when: Literal["always", "several"]
     note: str
@@ -131,18 +131,18 @@ class ContextRule(Struct, forbid_unknown_fields=True):
 
 
 def preset_names() -> tuple[str, ...]:
-    """All GPU presets: those that aliases.yaml lists, then what else is there."""
+    """The names of all GPU presets: those in aliases.yaml first, then the others."""
     return tuple(_names().presets)
 
 
 @cache
 def load_preset(key: str) -> GpuPreset:
-    """Read one preset by its own name."""
+    """Read one preset by its file's name."""
     return read_table(preset_path("gpus", key).name, GpuPreset)
 
 
 def find_preset(name: str) -> str | None:
-    """The preset that a typed name or NVML's means; a size that is the card's stands anywhere."""
+    """The preset for a name as typed or as in NVML; the card's size may stand anywhere in it."""
     index, sized = _index(), _SIZE_WITHIN.search(name)
     key = index.get(bare_name(name))
     if key is not None or sized is None:
@@ -153,13 +153,13 @@ def find_preset(name: str) -> str | None:
 
 
 def _of_size(key: str | None, gigabytes: int) -> str | None:
-    """The preset, or one of cards of its name, that has so many gigabytes."""
+    """The preset, or its namesake, whose card has so many gigabytes; None if there is none."""
     keys = () if key is None else (key, *_names().twins.get(key, ()))
     return next((one for one in keys if nominal_gigabytes(one) == gigabytes), None)
 
 
 def presets_with(words: Iterable[str]) -> list[str]:
-    """The presets with all of these words in one name, a generation's among them."""
+    """The presets that have all of these words in one name; a word may be a generation."""
     wanted, generations = [bare_name(word) for word in words], _names().generations
     capabilities = [generations[word] for word in wanted if word in generations]
     rest = [word for word in wanted if word not in generations]
@@ -170,7 +170,7 @@ def presets_with(words: Iterable[str]) -> list[str]:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """The known names most like an unknown one, best first; of its size if it has one."""
+    """The known names most like an unknown one, best first; only of its size if it has one."""
     import difflib
 
     index, typed = _index(), _TYPED_SIZE.search(name.strip())
@@ -181,14 +181,14 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 
 def nominal_gigabytes(key: str) -> int:
-    """The memory of a preset's card as its maker names it."""
+    """The memory of a preset's card in GB, as its maker gives it."""
     names = (key, *_names().presets.get(key, ()))
     sized = next(filter(None, map(_SIZED_NAME.fullmatch, names)), None)
     return int(sized[1]) if sized else round(load_preset(key).total_mib.value / 1024)
 
 
 def assumed_note(name: str, count: int) -> str | None:
-    """What was assumed for a name that leaves the memory size or the form of the card open."""
+    """The note on an assumed memory size or form of a card, for a name that leaves it open."""
     wanted = bare_name(name)
     for typed, assumed in _names().assumed.items():
         if bare_name(typed) == wanted:
@@ -197,21 +197,21 @@ def assumed_note(name: str, count: int) -> str | None:
 
 
 def match_preset(gpu: Gpu) -> GpuPreset | None:
-    """The preset of a measured GPU, by its memory too: a name can be that of several cards.
+    """The preset of a measured GPU, found by name and memory, since cards may share a name.
 
-    A part of a GPU (MIG) has none.
+    None for a MIG instance, and for a card without a preset.
     """
     key = match_key(gpu)
     return None if key is None else load_preset(key)
 
 
 def match_key(gpu: Gpu) -> str | None:
-    """The name of the preset of a measured GPU; `GpuPreset.name` is NVML's, which several share."""
+    """The key of a measured GPU's preset; NVML's name, `GpuPreset.name`, may belong to several."""
     return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
 def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
-    """The GPU with what NVML cannot read (L2, bandwidth, rate) taken from its preset."""
+    """The GPU with figures that NVML lacks (L2, bandwidth, FLOP/s) taken from its preset."""
     preset = preset or match_preset(gpu)
     if preset is None:
         return gpu
@@ -225,9 +225,10 @@ def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
 
 
 def share_of(preset: GpuPreset, gpu: Gpu, whole: int) -> Gpu:
-    """A part of a card (MIG) with its share of what the preset knows of the ``whole`` bytes.
+    """A MIG instance with its share of the preset's figures; the card has ``whole`` bytes.
 
-    Bandwidth goes by memory, rate by SMs. L2 is the whole card's: what is sized by it errs high.
+    Bandwidth is shared by memory, FLOP/s by SMs. L2 is the whole card's, so figures that depend on
+    it are too high.
     """
     sms, rate = preset.sm_count.value, preset.dense_flops.value
     bandwidth = preset.memory_bandwidth.value
@@ -246,7 +247,7 @@ def preset_links(
     nvlink: frozenset[tuple[int, int]] | None = None,
     p2p: Literal["none", "all"] | None = None,
 ) -> tuple[Link, ...]:
-    """The links of a machine that was described, GPU ``i`` being of ``presets[i]``.
+    """The links of a described machine, where GPU ``i`` has the preset ``presets[i]``.
 
     Args:
         presets: the card of each GPU, in index order; None where nothing is known to join it.
@@ -279,10 +280,10 @@ def preset_links(
 
 
 def context_bytes(gpu: Gpu) -> tuple[int, str]:
-    """What one process's CUDA context holds on this GPU: bytes at the upper end, and a note.
+    """Bytes that one process's CUDA context takes on this GPU, at the upper end, and a note.
 
-    From the card's preset, else by the number of SMs, else the largest figure known. An estimate
-    that errs high; kernels that libraries load later are not in it.
+    They come from the card's preset, else from the number of SMs, else from the largest known
+    figure. The estimate is high, but omits kernels that libraries load later.
     """
     preset = match_preset(gpu)
     if preset is not None:
@@ -298,7 +299,7 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
 
 @cache
 def _matched(name: str, total: int | Literal["NA"]) -> str | None:
-    """The preset of a GPU's name whose memory is as large."""
+    """The preset of this name whose card has ``total`` bytes of memory, within a tolerance."""
     key = find_preset(name)
     if key is None or total == NA:
         return key
@@ -315,14 +316,14 @@ def _note(low: int, high: int, source: str) -> str:
 
 
 def bare_name(name: str) -> str:
-    """``NVIDIA A100-SXM4-80GB`` and ``a100 sxm4 80g`` as ``a100sxm480g``."""
+    """A name reduced for comparison: ``NVIDIA A100-SXM4-80GB`` becomes ``a100sxm480g``."""
     bare = _BRAND.sub("", name.lower().replace("_", " "))
     return _GIGABYTES.sub(r"\1g", "".join(c for c in bare if c.isalnum()))
 
 
 @cache
 def _names() -> GpuNames:
-    """What aliases.yaml lists, and other files' cards by their own names."""
+    """The names in aliases.yaml; a preset that is not in it has its own name only."""
     names = read_table("aliases.yaml", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
     unlisted = {key: [load_preset(key).name] for key in others}
@@ -342,6 +343,6 @@ def _context_rule() -> ContextRule:
 
 
 def read_table(file: str, type_: type[T]) -> T:
-    """A file of `presets/gpus/`."""
+    """Read a file of `presets/gpus/` into a type."""
     path = presets_dir() / "gpus" / file
     return converted(load_yaml(path), type_, path)

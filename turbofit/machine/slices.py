@@ -1,9 +1,9 @@
-"""Slices of HAMi and Volcano: what a pod may take of each card, which TurboMind does not notice.
+"""Slices of HAMi and Volcano: limits of GPU memory in a pod, which TurboMind does not see.
 
-Their library (HAMi-core) is preloaded into a pod's processes, where it answers NVML and CUDA with
-the slice. TurboMind's C++ code walks past it and sees the whole card (HAMi-core#74), so that a
-share of free memory would be a share of everybody's. The limit is a budget of the card instead, and
-the share one of what the card has.
+Their library (HAMi-core) is preloaded into a pod's processes and makes NVML and CUDA report the
+slice. TurboMind's C++ code bypasses it and sees the whole card (HAMi-core#74), so its share of free
+memory would include the memory of other pods. The plan therefore treats the limit as a budget of
+the card, and computes the share from the whole card.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from turbofit.core.units import GIB, KIB, MIB, format_bytes
 from turbofit.machine.presets import find_preset, load_preset
 
 _LIMIT: Final = "CUDA_DEVICE_MEMORY_LIMIT"
-#: ``0:GPU-5c1f… 1:GPU-77ab…``: what a limit's number means, where a device plugin says so.
+#: ``0:GPU-5c1f… 1:GPU-77ab…``: the UUID for each limit's number, if the device plugin sets it.
 _DEVICE_MAP: Final = "NVIDIA_DEVICE_MAP"
-#: As HAMi-core reads a limit: bytes, or with a letter behind.
+#: A limit as HAMi-core reads it: bytes, or a number with a letter for its unit.
 _SIZE: Final = re.compile(r"(\d+)([kmg]?)b?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB}
-#: NVML answers with the slice where its total is no further above the limit than rounding goes.
+#: NVML reports the slice, not the card, if its total exceeds the limit by at most this rounding.
 _ROUNDING: Final = 16 * MIB
 
 
 def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
-    """The machine with the limits of its environment, and a line about each card that has one."""
+    """The machine with the limits of its environment, and a warning for each limited card."""
     limits = slice_limits(machine.gpus, machine.visible, environ)
     if not limits:
         return machine
@@ -44,9 +44,9 @@ def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
 def slice_limits(
     gpus: Sequence[Gpu], visible: Sequence[int], environ: Mapping[str, str]
 ) -> dict[int, int]:
-    """Bytes by GPU index that the environment allows; a limit of 0, or no size, is none.
+    """The limit in bytes that the environment sets for each GPU index; 0 means no limit.
 
-    A limit's number is the card's place among the visible ones, unless a map names its UUID.
+    A limit's number is the card's place among the visible ones, unless a map gives its UUID.
     """
     uuids = dict(re.findall(r"(\d+):(\S+)", environ.get(_DEVICE_MAP, "")))
     by_uuid, found = {gpu.uuid: gpu.index for gpu in gpus}, {}
@@ -67,10 +67,10 @@ def _size(text: str) -> int:
 
 
 def _limited(gpu: Gpu, limit: int | None) -> Gpu:
-    """The GPU under its limit, and whole where NVML was made to say the limit.
+    """The GPU with its limit, and with its whole memory if NVML reports only the slice.
 
-    What other pods hold cannot be read then, so that all the rest counts as free: the share of it
-    errs low, and more than the slice is never taken.
+    The memory that other pods hold is then unknown, and counts as free: the share of free memory is
+    too small, and the engine never takes more than the slice.
     """
     if limit is None or gpu.total == NA:
         return gpu
@@ -83,7 +83,7 @@ def _limited(gpu: Gpu, limit: int | None) -> Gpu:
 
 
 def _note(read: Gpu, gpu: Gpu, limit: int) -> str:
-    """What is held of a card, and where its memory is from."""
+    """The warning about a limited card, which says where its total is from."""
     text = (
         f"GPU {gpu.index} is a slice of {format_bytes(limit)} (HAMi, Volcano): the plan stays below"
         " it, which TurboMind by itself does not (HAMi-core#74)"

@@ -1,4 +1,4 @@
-"""Where a machine comes from: measured, a SPEC, or a file of ``turbofit machine --save FILE``."""
+"""Reads a machine: measured here, from a SPEC, or from ``turbofit machine --save FILE``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LOG: Final = LazyLogger(__name__)
-#: A machine with 64 GPUs and all its links is below 1 MiB; more is not a snapshot.
+#: The most bytes of a snapshot: 64 GPUs with all their links need less than 1 MiB.
 _LARGEST: Final = 16 << 20
 _LARGEST_SIZE: Final = 1 << 50
-#: More than any PCIe link has lanes, and than there are generations.
+#: A number above the lanes of every PCIe link, and above its generations.
 _MOST_PCIE: Final = 64
 _HINT: Final = "write one with turbofit machine --save FILE"
 
@@ -36,9 +36,9 @@ def machine_from(
     """The machine to plan for.
 
     Args:
-        on: a SPEC; a snapshot's path where it has a ``/`` or ends in ``.json``; None: this machine,
-            through NVML, as far as ``CUDA_VISIBLE_DEVICES`` shows it. A machine is itself, with all
-            of its GPUs where it says of none that it is visible.
+        on: a SPEC; a snapshot's path if it has a ``/`` or ends in ``.json``; None: this machine,
+          through NVML, as far as ``CUDA_VISIBLE_DEVICES`` shows it; or a `Machine`, of which all
+          GPUs are visible if it names none.
         gpus: PCI indices or UUIDs among the visible GPUs.
         environ: the environment, by default the process's own.
 
@@ -56,7 +56,7 @@ def machine_from(
         from turbofit.machine.spec import is_spec
         from turbofit.machine.speed import recall
 
-        if gpus is not None and is_spec(gpus):  # before this machine is measured
+        if gpus is not None and is_spec(gpus):  # check before this machine is measured
             hint = f"it is a machine: --on {gpus}; --gpus 0,1 chooses GPUs of one"
             raise UsageError(f"--gpus: {gpus!r} is no GPU of this machine", hint=hint)
         machine = recall(measure_in_time(env))
@@ -89,7 +89,7 @@ def machine_from(
 
 
 def _accounted(gpu: Gpu) -> Gpu:
-    """The GPU with all that is neither reserved nor free counted as used; a slow card is slow."""
+    """The GPU, where all that is neither reserved nor free is used; slow cards get their FLOP/s."""
     if gpu.dense_flops == NA and (slow := slow_card(gpu.name)):
         gpu = replace(gpu, dense_flops=slow.flops)
     if gpu.total == NA or gpu.free == NA:  # noqa: PLR1714 - mypy narrows by these
@@ -99,7 +99,7 @@ def _accounted(gpu: Gpu) -> Gpu:
 
 
 def _with_notes(machine: Machine) -> Machine:
-    """The machine with a warning for each kind of card that is no whole card with a preset."""
+    """The machine with a warning for each visible GPU that has no preset or is slow."""
     if machine.source == "preset":
         return machine
     gpus = [machine.gpu(index) for index in machine.visible]
@@ -111,7 +111,7 @@ def _with_notes(machine: Machine) -> Machine:
 
 
 def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
-    """What is not known of a measured GPU, or that it is a part of one."""
+    """The note on a GPU that is only partly known, is slow, or is a part of a card."""
     if match_preset(gpu) is not None:
         return None
     names = ["sm_count", "compute_capability", "l2"]
@@ -133,7 +133,7 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
 
 
 def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
-    """Leave out GPUs whose memory nobody can read, unless the user asked for them."""
+    """Leave out GPUs whose memory cannot be read; an error if the user chose one of them."""
     unreadable = [
         index
         for index in machine.visible
@@ -156,12 +156,12 @@ class _Schema(Struct):
 
 
 def save_snapshot(machine: Machine, path: str | os.PathLike[str]) -> None:
-    """Write the machine: a file whole or not at all, a pipe or a device as it is."""
+    """Write the machine: to a file atomically, to a pipe or a device directly."""
     write_output(os.fspath(path), to_json(machine))
 
 
 def load_snapshot(path: str | os.PathLike[str]) -> Machine:
-    """Read a machine back; its ``source`` names the file.
+    """Read a machine from a snapshot; its ``source`` names the file.
 
     Raises:
         UsageError: it is no snapshot, of another schema, or of an impossible machine.
@@ -181,7 +181,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
 
 
 def check_possible(machine: Machine, what: str) -> None:
-    """Refuse a machine from a file that no machine can be like; ``what`` names it.
+    """Refuse a machine from a file if its figures are impossible; ``what`` names the file.
 
     Raises:
         UsageError: sizes or links contradict each other.
@@ -194,7 +194,7 @@ def check_possible(machine: Machine, what: str) -> None:
 def _bytes(name: str) -> bytes:
     try:
         facts = os.stat(name)
-        if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(facts.st_mode):  # a read of a pipe would wait
             raise UsageError(f"snapshot {name} is not a file", hint=_HINT)
         if facts.st_size > _LARGEST:
             raise UsageError(f"snapshot {name} is larger than 16 MiB", hint=_HINT)
@@ -205,7 +205,7 @@ def _bytes(name: str) -> bytes:
 
 
 def _impossible(machine: Machine) -> str | None:
-    """Why no machine can be like this, or None."""
+    """The reason why the machine is impossible; None if it is possible."""
     indices = {gpu.index for gpu in machine.gpus}
     if not indices:
         return "it has no GPU"

@@ -51,59 +51,59 @@ from turbofit.machine.unlisted import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: More GPUs than any one machine has: beyond it a SPEC is a typing error.
+#: The most GPUs of one machine: a SPEC with more has a typing error.
 MAX_GPUS: Final = 64
 
-#: Cores of a host: more than the largest machines have.
+#: The most cores of a host.
 _MOST_CORES: Final = 4096
 
-#: Characters of a group; names of cards have up to 60.
+#: The most characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
-#: ``4xrtx3090``; of a card's name also ``4 RTX 3090`` and ``3090x4``.
+#: The forms of a count: ``4xrtx3090``; with the name of a card also ``4 RTX 3090`` and ``3090x4``.
 _COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
 _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
-#: ``0`` and ``cuda:1``, which CUDA and torch have for a GPU of the machine.
+#: ``0`` and ``cuda:1``: names of CUDA and torch for a GPU of this machine.
 _INDEX: Final = re.compile(r"(?:cuda:|gpu ?)(\d{1,2})|\d", re.IGNORECASE)
-#: Counts behind a colon and in words, and what may stand behind the name of several.
+#: Other forms of a count: after a colon, in words; and the words after a name of several cards.
 _SLURM_COUNT: Final = re.compile(r"^([^:]+):\s*(\d{1,3})\s*(?=:|$)")
 _COUNT_WORDS: Final = {"one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "quad": 4, "eight": 8}
 _CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
-#: Between cards; the + of a MIG profile (1g.10gb+me) joins none.
+#: A separator between cards; the + of a MIG profile (1g.10gb+me) is none.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
-#: Any card of a size, as its maker names it; and a size that stands behind its card's name.
+#: Any card of a size, in its maker's gigabytes; and a size that follows its card's name.
 _ANY: Final = re.compile(
     r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
 )
 _SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
-#: What parts no cards: the commas of 23,034 MiB; the first column of nvidia-smi's CSV.
+#: Commas that separate no cards: in 23,034 MiB, and after the first column of nvidia-smi's CSV.
 _NO_PARTS: Final = re.compile(
     r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^\s*\d+\s*,(?=.*MiB)", re.IGNORECASE | re.MULTILINE
 )
-#: A size in languages whose decimal point is a comma: ``free=19,5GB``.
+#: A size with a decimal comma: ``free=19,5GB``.
 _DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
-#: A row of lspci, and a line of nvidia-smi's table.
+#: A line of lspci, and a line of nvidia-smi's table.
 _LSPCI: Final = re.compile(
     r".*NVIDIA Corporation.*?\[([^]:]+?)(?:/[^] ]*| Rev\. \w| Lite Hash Rate)?\].*", re.IGNORECASE
 )
 _TABLE_LINE: Final = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
-#: What nvidia-smi prints: cards and slices of -L, a name with its memory.
+#: Separators in nvidia-smi's output: before cards and slices of -L; and a name with its memory.
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+[\d,]+:)|(?=\bMIG\s+\S+\s+Device\b)")
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
 _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
-#: The oldest compute capability that LMDeploy has code for.
+#: The lowest compute capability for which LMDeploy has code.
 _OLDEST: Final = (7, 0)
 _PAIR: Final = re.compile(r"\s*(\d{1,3})\s*-\s*(\d{1,3})\s*")
-#: What may stand behind a card, and behind all, with an example.
+#: The keys of a card, and the options of a machine, each with an example.
 _KEYS: Final = {"total": "24GiB", "used": "4GiB", "free": "19GiB", "mig": "3g.40gb", "sm": "8.6"}
 _OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB", "cores": "16"}
 
 
 class _Card(Struct):
-    """A card that nobody uses; ``note`` says what was assumed of it.
+    """A card in no use; ``note`` says what was assumed about it.
 
-    ``preset`` is None where it is unknown what joins such cards.
+    ``preset`` is None if the links between such cards are unknown.
     """
 
     gpu: Gpu
@@ -112,12 +112,12 @@ class _Card(Struct):
 
 
 def is_pasted(text: str) -> bool:
-    """Whether lspci or nvidia-smi has printed it of a card: a slash in it is no folder's."""
+    """Whether a text is output of lspci or nvidia-smi, so that its slash is not of a path."""
     return bool(_LSPCI.search(text) or _TABLE_LINE.search(text))
 
 
 def is_spec(text: str) -> bool:
-    """Whether a SPEC stands where another word should."""
+    """Whether a text is a valid SPEC; used where another kind of word is expected."""
     try:
         parse_spec(text)
     except UsageError:
@@ -129,7 +129,7 @@ def parse_spec(spec: str) -> Machine:
     """Build the machine that a SPEC describes.
 
     Raises:
-        UsageError: a name, key, size or pair that cannot be meant; the hint has the nearest one.
+        UsageError: a name, key, size or pair is not valid; the hint has the nearest one.
     """
     spec = plain(spec)
     printed = read_text(spec)
@@ -166,13 +166,13 @@ def _links(cards: list[_Card], options: Mapping[str, str]) -> tuple[Link, ...]:
 
 
 def _host(options: Mapping[str, str]) -> Host:
-    """A described host, of which only its memory is known, taken as available, and its cores."""
+    """The described host: its memory counts as available; all but memory and cores is unknown."""
     ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
     return Host(ram_total=ram, ram_available=ram, cpus=_cores(options.get("cores")))
 
 
 def _name(spec: str, gpus: Sequence[Gpu]) -> str:
-    """The SPEC itself; the cards where it is pasted from nvidia-smi, with UUIDs and line ends."""
+    """The name of the machine: the SPEC, or its cards if the SPEC has UUIDs or several lines."""
     if "\n" not in spec and "UUID:" not in spec:
         return " ".join(spec.split())
     kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
@@ -185,11 +185,11 @@ def _held_note(gpu: Gpu) -> str:
 
 
 def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
-    """The texts of groups, and those of machine options."""
+    """Split a SPEC into the texts of its groups and of its machine options."""
     cards: list[str] = []
     options: list[str] = []
     for line in _lines(_NO_PARTS.sub("", _DECIMAL.sub(r"\1.", spec))):
-        alone = False  # the card before has no size of its own
+        alone = False  # whether a size may follow the card before
         for part in map(str.strip, line.split(",")):
             if not part or "=" in part.partition(":")[0] or part.lower() in _OPTIONS:
                 options.append(part)
@@ -202,7 +202,7 @@ def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
 
 
 def _lines(spec: str) -> list[str]:
-    """The lines of a SPEC; of nvidia-smi's the names, of a card that is cut those of its slices."""
+    """The lines of a SPEC; those of nvidia-smi become names of cards, or of slices of cut cards."""
     lines: list[str] = []
     whole = ""
     for line in map(str.strip, _SMI_LINES.split(spec)):
@@ -238,7 +238,7 @@ def _parse_group(text: str) -> list[_Card]:
 
 
 def _counted(text: str, *, anything: bool) -> tuple[int, str]:
-    """How many, and of what."""
+    """The count and the name in a group's text."""
     first, space, rest = text.partition(" ")
     text = f"{_COUNT_WORDS.get(first.lower(), first)}{space}{rest}"
     for pattern in (_COUNT_BEHIND, _COUNT_BEFORE, _COUNT):
@@ -252,7 +252,7 @@ def _counted(text: str, *, anything: bool) -> tuple[int, str]:
 
 
 def _known(name: str) -> str | None:
-    """The name of a card, without a plural; None for no card's."""
+    """The name of a card, without a plural; None if the name is of no card."""
     for candidate in dict.fromkeys((name, _CARDS.sub("", name))):
         if find_preset(candidate) or _ANY.fullmatch(candidate) or MIG_NAME.fullmatch(candidate):
             return candidate
@@ -262,8 +262,8 @@ def _known(name: str) -> str | None:
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
-    """The card of this name; ``given`` are its keys, some of which only other kinds have."""
-    if "mig" in given:  # as nvidia-smi names a slice
+    """The card of this name; ``given`` has the keys, some of which only certain cards accept."""
+    if "mig" in given:  # nvidia-smi names a slice so
         name += f" MIG {given['mig']}"
     if profile := MIG_NAME.fullmatch(name):
         return _slice(profile, name, given)
@@ -283,7 +283,7 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
 
 
 def _refuse_capability(name: str, given: dict[str, str]) -> None:
-    """Stop where ``sm`` is given of a card whose preset has it."""
+    """Refuse the key ``sm`` for a card whose preset has it."""
     if "sm" in given:
         _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
 
@@ -298,7 +298,7 @@ def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
 
 
 def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
-    """A MIG instance: nothing joins it to another, whatever joins the cards."""
+    """A MIG instance; it has no links to others, even if the cards have."""
     key = find_preset(profile["card"])
     if key is None:
         raise no_preset(name)
@@ -323,9 +323,9 @@ def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
 
 
 def _any_card(text: str, given: dict[str, str]) -> _Card:
-    """A card of which only the memory is known, and the compute capability where it is given.
+    """A card with known memory only, and with the compute capability if it is given or known.
 
-    What is unknown counts at its upper end in the account, and as slow in the forecast.
+    Unknown figures count at their upper end in memory, and as those of a slow card in speed.
     """
     name, shown, gigabytes = _named_size(text, given)
     capability = _capability(name, given.get("sm"))
@@ -343,12 +343,12 @@ def _any_card(text: str, given: dict[str, str]) -> _Card:
 
 
 def _named_size(text: str, given: dict[str, str]) -> tuple[str, str, float]:
-    """The name of a card without a preset, as a plan shows it, and its gigabytes.
+    """The typed name of a card without a preset, its name in the plan, and its gigabytes.
 
-    Those are 0 where ``total`` alone says its size.
+    The gigabytes are 0 if only ``total`` says the size.
 
     Raises:
-        UsageError: nothing says its size, or the name is that of cards of other sizes.
+        UsageError: no size is given, or cards of this name have other sizes.
     """
     size, printed = _ANY.fullmatch(text), _SMI_NAME.fullmatch(text)
     name, shown, gigabytes, wanted = text, text, 0.0, text
@@ -365,7 +365,7 @@ def _named_size(text: str, given: dict[str, str]) -> tuple[str, str, float]:
 
 
 def _capability(name: str, given: str | None) -> tuple[int, int] | None:
-    """The compute capability that ``sm`` gives, or that the name has; None where it is unknown."""
+    """The compute capability from ``sm``, or from the card's name; None if it is unknown."""
     if given is None:
         other = other_card(name)
         return other.capability if other else None
@@ -380,9 +380,9 @@ def _capability(name: str, given: str | None) -> tuple[int, int] | None:
 
 
 def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
-    """Apply ``total`` (what CUDA can hand out, so nothing is reserved), ``used`` and ``free``.
+    """Apply ``total`` (what CUDA can allocate, so nothing is reserved), ``used`` and ``free``.
 
-    A share of used is one of the total, one of free of what CUDA can hand out.
+    A share in ``used`` is of the total; a share in ``free`` is of what CUDA can allocate.
     """
     total, reserved = int(gpu.total), int(gpu.reserved)
     if "total" in given:
@@ -420,7 +420,7 @@ def _sized(gpu: Gpu, name: str, given: dict[str, str]) -> Gpu:
 
 
 def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[str, str]:
-    """``key=value`` parts as a dict; each key once, and only known ones."""
+    """Parse ``key=value`` parts into a dict; repeated or unknown keys are errors."""
     values: dict[str, str] = {}
     for part in parts:
         key, equals, value = part.partition("=")

@@ -1,7 +1,7 @@
-"""``turbofit machine --measure``: what this machine's cards and links reach, kept for later plans.
+"""``turbofit machine --measure``: measures cards, links and the host, and stores the results.
 
-A pair whose copies arrive wrong loses its peer access in every later plan: behind some IOMMUs the
-driver promises what the hardware does not do.
+A pair of GPUs that copies wrong data is planned without peer access from then on: behind some
+IOMMUs the driver reports peer access that the hardware does not have.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _LOG: Final = LazyLogger(__name__)
 _PROGRAM: Final = str(Path(__file__).with_name("speed_program.py"))
 _IMAGE_PROGRAM: Final = str(Path(__file__).with_name("image_program.py"))
 _SECONDS: Final = 60.0
-#: For a second of processor time, and its imports, on a host that is busy.
+#: The time limit for a second of processor time and the imports, on a busy host.
 _IMAGE_SECONDS: Final = 60.0
-#: How long the program may take beyond what it was given: one task, and making contexts.
+#: The extra time for the program: its last task, and the creation of contexts.
 _GRACE: Final = 60.0
-#: Seconds that a process has to end after SIGKILL.
+#: The time limit for the end of a process after SIGKILL.
 _LAST_SECONDS: Final = 10.0
 _NO_CUDA: Final = 3
 
@@ -41,7 +41,7 @@ _NO_CUDA: Final = 3
 def measured_machine(
     machine: Machine, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> Machine:
-    """The machine here with what its host, cards and links reach, which is kept for later plans.
+    """Measure host, cards and links; returns the machine with the results, which are stored.
 
     Raises:
         PackageError: neither cards nor host can be measured: a package is missing.
@@ -66,7 +66,7 @@ def measured_machine(
 
 
 def measure_images(command: Sequence[str] = (sys.executable, "-I", _IMAGE_PROGRAM)) -> float:
-    """Processor seconds of one core for the reference photograph; 0 where it cannot be measured."""
+    """Processor seconds of one core for the reference photograph; 0 if it cannot be measured."""
     with (
         under_way("measuring how long a core prepares an image"),
         suppress(OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError),
@@ -84,7 +84,7 @@ def measure_speed(
     command: Sequence[str] = (sys.executable, "-I", _PROGRAM),
     environ: Mapping[str, str] | None = None,
 ) -> Measured:
-    """Measure the machine's visible GPUs in a process of its own.
+    """Measure the machine's visible GPUs in a separate process.
 
     Args:
         machine: as NVML shows it.
@@ -124,10 +124,10 @@ def measure_speed(
 def _output_of(
     command: Sequence[str], env: Mapping[str, str], seconds: float
 ) -> tuple[bytes, subprocess.Popen[bytes]]:
-    """What a program prints within so many seconds, and its process, which was killed then."""
-    from tempfile import TemporaryFile  # which a plan of what was measured does without
+    """The output of a program within so many seconds, and its process, then killed."""
+    from tempfile import TemporaryFile  # only a measurement needs it
 
-    # No pipe: a process that the driver holds is not ended by SIGKILL, and keeps its end open.
+    # Not a pipe: a process that hangs in the driver survives SIGKILL and keeps its end open.
     with TemporaryFile() as output:
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL
@@ -144,7 +144,7 @@ def _output_of(
 
 
 def _as_far_as_it_came(measured: Measured, code: int | None) -> Measured:
-    """What a program measured that ended with this exit code; None: the driver holds it.
+    """The results of a program that ended with this exit code; None: it hangs in the driver.
 
     Raises:
         MachineError: it measured nothing.
@@ -165,7 +165,7 @@ def _ended(code: int | None) -> str:
 
 
 def with_measured(machine: Machine, measured: Measured) -> Machine:
-    """The machine with what was measured of it: peers are those that a checked copy proved."""
+    """The machine with its measured speeds; copies that were checked decide on peer access."""
     wrong = {tuple(sorted((pair.source, pair.target))) for pair in measured.pairs if not pair.right}
     links = tuple(_proved(link, measured.pairs) for link in machine.links)
     notes = tuple(
@@ -177,9 +177,9 @@ def with_measured(machine: Machine, measured: Measured) -> Machine:
 
 
 def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
-    """The link with peer access as both directions' copies showed it; unmeasured ones stay.
+    """The link, with the peer access that copies in both directions showed.
 
-    One wrong copy is enough, and one right copy is not.
+    One wrong copy is enough to refuse it; a right copy in only one direction changes nothing.
     """
     both = [pair for pair in pairs if {pair.source, pair.target} == {link.a, link.b}]
     right = all(pair.right for pair in both)
@@ -191,9 +191,10 @@ def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
 
 
 def keep(machine: Machine, measured: Measured) -> Path:
-    """Store what was measured for later plans on the same GPUs.
+    """Store the results for later plans on the same GPUs; returns the file's path.
 
-    OSError, UsageError: the folder or the file cannot be written.
+    Raises:
+        OSError, UsageError: the folder or the file cannot be written.
     """
     path = state_dir("machines") / _name(machine)
     write_atomic(path, to_json(measured))
@@ -201,7 +202,7 @@ def keep(machine: Machine, measured: Measured) -> Path:
 
 
 def recall(machine: Machine) -> Machine:
-    """The machine with what was once measured of exactly these GPUs, or unchanged."""
+    """The machine with stored results for exactly these GPUs; unchanged if there are none."""
     try:
         data = (state_dir("machines", make=False) / _name(machine)).read_bytes()
         return with_measured(machine, decode(data, Measured, what="the measurement"))
@@ -211,9 +212,9 @@ def recall(machine: Machine) -> Machine:
 
 
 def _name(machine: Machine) -> str:
-    """By the driver, which decides on peer access, and by each UUID with its index.
+    """The file's name, from the driver, which decides on peer access, and the GPUs' UUIDs.
 
-    Results name GPUs by index: the same cards in other slots are measured again.
+    It includes each index, since results name GPUs by index: moved cards are measured again.
     """
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
     text = "\n".join([*gpus, str(machine.driver)])
@@ -221,7 +222,7 @@ def _name(machine: Machine) -> str:
 
 
 def _facts(text: bytes) -> Iterator[dict[str, Any]]:
-    """What the program printed, without what else did."""
+    """The JSON objects in the program's output, without the lines of others."""
     for line in text.splitlines():
         with suppress(ValueError):
             fact = json.loads(line)
@@ -230,9 +231,9 @@ def _facts(text: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _result(fact: Mapping[str, Any], indices: Sequence[int]) -> tuple[str, Any, str]:
-    """The field of `Measured` that a line of the program adds to, what it adds, and it in words.
+    """Convert a line: the field of `Measured` that it belongs to, the value, and its words.
 
-    The program's indices are CUDA's, all others the machine's.
+    Indices in the line are CUDA's; they are converted to those of the machine.
     """
     match fact:
         case {"torch": version, "gpus": count}:
@@ -254,7 +255,7 @@ def _result(fact: Mapping[str, Any], indices: Sequence[int]) -> tuple[str, Any, 
             spent = f"{reduce.seconds * 1e6:.0f} us"
             return "reduces", reduce, f"all-reduce of {reduce.size:,} bytes over {over}: {spent}"
     name, of = fact.get("left_out") or fact.get("failed"), fact.get("of") or ()
-    # The GPUs of a task: ``[0]``, ``[0, 1]``, or a group's ``[[0, 1]]``.
+    # The GPUs of a task: ``[0]``, ``[0, 1]``, or ``[[0, 1]]`` for a group.
     numbers = of[0] if of and isinstance(of[0], list) else of
     gpus = "+".join(str(indices[i]) for i in numbers)
     words = f"{name} of GPU {gpus}: {fact.get('why', 'no time left')}"

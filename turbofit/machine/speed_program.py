@@ -1,11 +1,11 @@
-"""Measures GPUs with torch: ``python speed_program.py [SECONDS]`` prints a JSON object a line.
+"""Measures GPUs with torch: ``python speed_program.py [SECONDS]`` prints JSON, line by line.
 
-A process of its own: it makes contexts on every visible GPU, and a driver that lies about peer
-access may take it down. It imports nothing of turbofit. Indices are CUDA's, sizes bytes, times
-seconds. ``{"card"}``: what a copy inside a card and a product of 16-bit matrices reach.
-``{"pair"}``: a copy from one card to another, whether that is peer access, and whether all of its
-bytes arrived; and the same through pinned host memory. ``{"reduce"}``: NCCL's all-reduce of a
-group. Exit code 3: no torch with CUDA.
+It is a separate process, since it makes a context on every visible GPU, and a driver with broken
+peer access may crash it. It imports nothing of turbofit. Indices are CUDA's, sizes are bytes, times
+seconds. ``{"card"}``: bytes/s of a copy inside a card, and FLOP/s of a product of 16-bit matrices.
+``{"pair"}``: a copy from one card to another, whether it used peer access, whether all bytes
+arrived; and the same through pinned host memory. ``{"reduce"}``: NCCL's all-reduce of a group. Exit
+code 3: no torch with CUDA.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _SECONDS = 60.0
 
 
 def say(**facts: Any) -> None:
-    """One line, at once: what was measured survives what follows."""
+    """Print one line at once, so that results survive a later crash."""
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
 
 
 def timed(torch: Any, devices: list[int], act: Any, least: float = 0.05) -> float:
-    """Seconds of one act, from the fastest of three rounds of as many as fill ``least``."""
+    """Seconds of one call: the fastest of three rounds, each with calls for ``least`` seconds."""
 
     def wait() -> None:
         for device in devices:
@@ -52,7 +52,7 @@ def timed(torch: Any, devices: list[int], act: Any, least: float = 0.05) -> floa
 
 
 def card(torch: Any, index: int) -> None:
-    """What one card reaches."""
+    """Measure one card: a copy inside it, and a product of matrices."""
     device = f"cuda:{index}"
     source = torch.empty(_CARD_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -64,7 +64,7 @@ def card(torch: Any, index: int) -> None:
 
 
 def arrived(torch: Any, source: int, target: int) -> bool:
-    """Whether the bytes of a copy are those that were sent, for several patterns and sizes."""
+    """Whether a copy arrives unchanged, for several patterns and sizes."""
     for seed, count in ((1, _PAIR_BYTES // 4), (2, 1 << 16), (3, 1023)):
         factor = 1_000_003 * seed
         sent = torch.arange(count, dtype=torch.int32, device=f"cuda:{source}") * factor
@@ -78,7 +78,7 @@ def arrived(torch: Any, source: int, target: int) -> bool:
 
 
 def pair(torch: Any, source: int, target: int) -> None:
-    """A copy from one card to another."""
+    """Measure a copy from one card to another."""
     sent = torch.ones(_PAIR_BYTES, dtype=torch.uint8, device=f"cuda:{source}")
     got = torch.empty(_PAIR_BYTES, dtype=torch.uint8, device=f"cuda:{target}")
     both = [source, target]
@@ -102,7 +102,7 @@ def pair(torch: Any, source: int, target: int) -> None:
 
 
 def reduce(torch: Any, group: list[int]) -> None:
-    """NCCL's all-reduce of a group, its sums checked."""
+    """Measure NCCL's all-reduce of a group, and check its sums."""
     nccl: Any = torch.cuda.nccl
     for size in _REDUCES:
         tensors = [
@@ -117,13 +117,13 @@ def reduce(torch: Any, group: list[int]) -> None:
 
 
 def groups(count: int) -> list[list[int]]:
-    """Every pair, and the first four and eight."""
+    """Groups of GPUs: every pair, the first four, and the first eight."""
     pairs = [[a, b] for a in range(count) for b in range(a + 1, count)]
     return pairs + [list(range(size)) for size in (4, 8) if size <= count]
 
 
 def main() -> int:
-    """Every card, every pair, every group, until the time is over."""
+    """Measure every card, pair and group until the time is over."""
     try:
         import torch
     except ImportError:

@@ -1,4 +1,4 @@
-"""Cards without a preset: MIG slices, vGPU profiles, cards of laptops, refitted cards, any size."""
+"""Cards without a preset: MIG slices, vGPU profiles, laptop cards, modified cards, any size."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from turbofit.machine.presets import (
     read_table,
 )
 
-#: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``, as NVML names a slice; of ``1c.3g.40gb`` one of its three
-#: compute slices.
+#: NVML's name of a MIG slice: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``; ``1c.3g.40gb`` is one of the
+#: three compute slices in it.
 MIG_NAME: Final = re.compile(
     r"(?P<card>.*?)\W*(?:\bMIG\W+)?"
     r"\b(?P<profile>(?:(?P<compute>\d)c\.)?(?P<slices>\d)g\.(?P<gb>\d{1,4})gb)"
@@ -32,30 +32,31 @@ _VGPU: Final = re.compile(
     r"(?P<series>[abcq])(?:me)?",
     re.IGNORECASE,
 )
-#: Words that make a card one of laptops, wherever they stand in its bare name.
+#: Words that mark a laptop card, anywhere in its bare name.
 _LAPTOP: Final = re.compile(
     r"(?:with)?(?:laptop|mobile|notebook|maxq(?:design)?)(?:gpu)?(?:with)?|(?<=\d)m$"
 )
 _SIZED: Final = re.compile(
     r"(?P<card>.*?)[\s_(-]*\b(?P<gb>\d+)\s*gi?b?\b\)?(?P<more>.*)", re.IGNORECASE
 )
-#: What CUDA hands out of a card's nominal gigabytes, at least: 0.91 on the T4 and the A2, whose ECC
-#: takes a sixteenth, 0.98 on most. Low: a plan for a card of which only this is known errs low.
+#: The least share of a card's nominal gigabytes that CUDA can allocate: 0.91 on the T4 and the A2,
+#: whose ECC takes a sixteenth, 0.98 on most. It is low, so a plan by it errs on the small side.
 _LEAST_OF_NOMINAL: Final = 0.9
-#: Of a MIG profile's nominal gigabytes, where no driver's list is known: see unlisted.yaml. Low.
+#: The share of a MIG profile's nominal gigabytes, if no driver's list is known (unlisted.yaml).
+#: Low.
 _SLICE_OF_NOMINAL: Final = 0.89
-#: Eighths of a card's memory that its slices have at most, by compute slices, of seven; of four
-#: slices each has two. What a profile's name may say above it is rounding.
+#: The most eighths of a card's memory for a number of compute slices, of a card with seven or four
+#: of them. A profile whose name says more than that times this rounding does not exist.
 _EIGHTHS: Final = {7: {1: 2, 2: 2, 3: 4, 4: 4, 7: 8}, 4: {1: 2, 2: 4, 4: 8}}
 _ROUNDING: Final = 1.1
-#: Memory without ECC's sixteenth: HBM, by compute capability.
+#: Compute capabilities whose cards have HBM, which loses no sixteenth to ECC.
 _HBM: Final = frozenset({(7, 0), (8, 0), (9, 0), (10, 0), (10, 3)})
 
 
 class UnsupportedCard(Struct, forbid_unknown_fields=True):
     """One row of `presets/gpus/unsupported.yaml`.
 
-    ``names`` are regular expressions of the whole name, in lower case, letters and digits alone.
+    ``names`` are regular expressions for the whole name, in lower case, without punctuation.
     """
 
     names: tuple[str, ...]
@@ -65,7 +66,7 @@ class UnsupportedCard(Struct, forbid_unknown_fields=True):
 
 
 class _MigCards(Struct, forbid_unknown_fields=True):
-    """How the cards of these presets are cut: MiB and SMs of each profile."""
+    """The MIG profiles of these presets' cards: MiB and SMs of each profile."""
 
     cards: tuple[str, ...]
     slices: int
@@ -74,7 +75,7 @@ class _MigCards(Struct, forbid_unknown_fields=True):
 
 
 class SlowCards(Struct, forbid_unknown_fields=True):
-    """Cards that run LMDeploy's kernels without the units that these are made for."""
+    """Cards that run LMDeploy's kernels without the tensor cores that these need for speed."""
 
     cards: str
     flops: int
@@ -83,7 +84,7 @@ class SlowCards(Struct, forbid_unknown_fields=True):
 
 
 class _Unlisted(Struct, forbid_unknown_fields=True):
-    """`presets/gpus/unlisted.yaml`: gigabytes of each card by its compute capability."""
+    """`presets/gpus/unlisted.yaml`: gigabytes of each card, by its compute capability."""
 
     mig: tuple[_MigCards, ...]
     vgpu: dict[str, str]
@@ -93,7 +94,7 @@ class _Unlisted(Struct, forbid_unknown_fields=True):
 
 
 class OtherCard(NamedTuple):
-    """A card without a preset: ``name`` in a SPEC, compute capability, nominal gigabytes."""
+    """A card without a preset: its ``name`` in a SPEC, compute capability, nominal gigabytes."""
 
     name: str
     laptop: bool
@@ -103,7 +104,7 @@ class OtherCard(NamedTuple):
 
 
 def unsupported_card(name: str) -> UnsupportedCard | None:
-    """The first row that a typed name belongs to."""
+    """The first row that matches a typed name; None if the card is not known as unsupported."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
     for row in _unsupported()["cards"]:
         if any(re.fullmatch("|".join(row.names), form) for form in (wanted, name.lower())):
@@ -112,7 +113,7 @@ def unsupported_card(name: str) -> UnsupportedCard | None:
 
 
 def other_card(name: str) -> OtherCard | None:
-    """What is known of a card that has no preset, by its name."""
+    """The facts known by name about a card without a preset; None if there are none."""
     sized = _SIZED.fullmatch(name)
     wanted = bare_name(f"{sized['card']}{sized['more']}" if sized else name)
     card, laptop = _LAPTOP.subn("", wanted)
@@ -126,13 +127,13 @@ def other_card(name: str) -> OtherCard | None:
 
 
 def slow_card(name: str) -> SlowCards | None:
-    """What is known of the speed of a card without tensor cores; None for any other card."""
+    """The facts about the speed of a card without tensor cores; None for another card."""
     slow = _table().slow
     return slow if re.fullmatch(slow.cards, _LAPTOP.sub("", bare_name(name))) else None
 
 
 def cut_card(key: str, profile: str) -> str:
-    """The preset that has this profile, where the typed name leaves the card's memory open."""
+    """The preset with this MIG profile, if the typed name leaves the card's memory open."""
     kind, dash, _ = key.rpartition("-")
     cards = [card for row in _table().mig if profile in row.profiles for card in row.cards]
     alike = (card for card in cards if dash and card.rpartition("-")[0] == kind)
@@ -140,10 +141,10 @@ def cut_card(key: str, profile: str) -> str:
 
 
 def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
-    """Bytes that CUDA hands out of a slice of a preset's card, SMs, and where both are from.
+    """Bytes that CUDA can allocate in a MIG slice, its SMs, and the source of both.
 
     Raises:
-        UsageError: the card has no such profile, or is none that MIG cuts.
+        UsageError: the card has no such profile, or MIG does not exist on it.
     """
     row = next((row for row in _table().mig if key in row.cards), None)
     slices, gigabytes = int(profile["slices"]), int(profile["gb"])
@@ -173,12 +174,12 @@ def vgpu_of(name: str) -> re.Match[str] | None:
 
 
 def least_usable(gigabytes: float) -> int:
-    """Bytes that CUDA hands out of a card of these nominal gigabytes, at least."""
+    """The least bytes that CUDA can allocate on a card of so many nominal gigabytes."""
     return int(gigabytes * _LEAST_OF_NOMINAL * 1024) * MIB
 
 
 def no_preset(name: str) -> UsageError:
-    """Why a name is no card that can be planned for, and what to write instead."""
+    """The error for a name that cannot be planned for; its hint says what to write instead."""
     name = name[:60]
     row = unsupported_card(name)
     if row is not None:
@@ -187,7 +188,7 @@ def no_preset(name: str) -> UsageError:
 
 
 def _slice(name: str) -> UsageError | None:
-    """A MIG profile without its card."""
+    """The error for a MIG profile without its card; None for another name."""
     profile = MIG_NAME.fullmatch(name)
     if profile is None:
         return None
@@ -200,10 +201,10 @@ def _slice(name: str) -> UsageError | None:
 
 
 def _vgpu(name: str) -> UsageError | None:
-    """What a guest gets of a vGPU profile, at least: all of page retirement's 128 MB are off. Low.
+    """The error for a vGPU profile; its hint has the least memory that a guest gets.
 
-    Source: NVIDIA, Virtual GPU Software User Guide, max-reserved-fb = profile / 16 + 16 + ECC's
-    sixteenth + page retirement.
+    The estimate is low: it subtracts all 128 MB of page retirement. Source: NVIDIA, Virtual GPU
+    Software User Guide, max-reserved-fb = profile / 16 + 16 + ECC's sixteenth + page retirement.
     """
     profile = vgpu_of(name)
     if profile is None:
@@ -233,7 +234,7 @@ def _vgpu(name: str) -> UsageError | None:
 
 
 def _other(name: str) -> UsageError | None:
-    """A card whose memory and compute capability are known at most."""
+    """The error for a card with known memory and compute capability, or for a laptop card."""
     other = other_card(name)
     if other is not None:
         written = [
@@ -255,7 +256,7 @@ def _other(name: str) -> UsageError | None:
 
 
 def _refitted(name: str) -> UsageError | None:
-    """A known card with another size than any that is known."""
+    """The error for a known card with a size that no card of this name has."""
     sized = _SIZED.fullmatch(name)
     key = find_preset(f"{sized['card']}{sized['more']}") if sized else None
     if sized is None or key is None:
@@ -269,7 +270,7 @@ def _refitted(name: str) -> UsageError | None:
 
 
 def _unknown(name: str) -> UsageError:
-    """The nearest names, of the same size where the name has one; never all of them."""
+    """The error for an unknown name, with the nearest known names, of its size if it has one."""
     near = [f"{key} ({nominal_gigabytes(key)} GB)" for key in nearest_names(name)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return UsageError(

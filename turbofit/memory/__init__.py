@@ -1,1 +1,1 @@
-"""The account: what an engine will allocate, term by term; one folder an engine."""
+"""The memory account: all that an engine allocates, term by term; one folder for each engine."""

@@ -1,8 +1,8 @@
-"""What planning asks of every engine, and what the accounts of all engines have in common.
+"""The interface of engines and accounts for planning, and what all accounts share.
 
-Others hold ``used``; then come contexts and communicators, then the weights. Then free memory is
-read, the smallest of the group counts, and a ratio of it becomes the cache. What is allocated later
-must live in what the ratio left. An engine's account says how much each of these is.
+In the order of a start: others hold ``used``; then contexts and communicators are made, and weights
+are loaded. Then the engine reads the free memory, the least of the group's GPUs, and a ratio of it
+becomes the cache. Later allocations must fit into the rest. An account gives all sizes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from turbofit.memory.kv_cache import CacheShape, LoggedSlab
 
 
 class VisionLoad(Struct):
-    """Units (tiles or patches) that the peak must pay for, and a request's image tokens.
+    """Units (tiles or patches) that the peak must allow for, and a request's image tokens.
 
-    ``units_per_forward`` is None for the engine's own bound.
+    ``units_per_forward`` None means the engine's own bound.
     """
 
     units_per_image: int
@@ -48,12 +48,12 @@ class VisionLoad(Struct):
         return self.units_per_image * self.images_per_request
 
     def budgeted_units(self, bound: int) -> int:
-        """Units of a forward that the peak pays for: the engine's bound, or the plan's if less."""
+        """Units of a forward in the peak: the engine's bound, or the plan's if that is lower."""
         return bound if self.units_per_forward is None else min(bound, self.units_per_forward)
 
 
 def vision_load_within(limits: Limits) -> VisionLoad:
-    """What clients can ask of a plan's engines, whatever its peak pays for."""
+    """The load that clients can put on a plan's engines, which may exceed the peak's units."""
     return VisionLoad(
         units_per_image=limits.units_per_image,
         images_per_request=limits.images_per_request,
@@ -67,11 +67,11 @@ NO_IMAGES = VisionLoad(units_per_image=0, images_per_request=0, tokens_per_reque
 class EngineLaunch(Struct):
     """One engine on one group of GPUs, before it is launched.
 
-    ``machine`` tells of the links between ``gpus``, and ``vision_load`` what clients can ask of the
-    vision tower. ``margins`` are bytes to leave free on each GPU, and ``saved`` what of each a
-    calibration makes superfluous; ``withheld`` is what of each a budget withholds.
-    ``free_at_cache`` are the bytes that were free when the cache was sized, as a log said: they
-    replace all that is taken before it.
+    ``machine`` has the links between ``gpus``; ``vision_load`` is the load of the vision tower that
+    clients can cause. ``margins`` are the bytes to leave free on each GPU; ``saved`` is the part of
+    each margin that a calibration makes unnecessary; ``withheld`` the part that a budget withholds.
+    ``free_at_cache`` are the free bytes, from a log, when the cache was sized: they replace all
+    terms before the cache.
     """
 
     model: Model
@@ -85,7 +85,7 @@ class EngineLaunch(Struct):
     free_at_cache: int | None = None
 
     def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
-        """Bytes to leave free where contexts and libraries were measured, or were not."""
+        """Bytes to leave free on each GPU; fewer if a calibration measured the libraries."""
         if calibration is None or not self.saved:
             return self.margins
         pairs = zip(self.margins, self.saved, strict=True)
@@ -93,12 +93,12 @@ class EngineLaunch(Struct):
 
 
 class Forward(Struct):
-    """What meets in one forward pass.
+    """The content of one forward pass.
 
-    ``tokens`` run through the decoder; ``context`` is the summed length of the sequences that are
-    being prefilled; ``rows`` are sequences that sample a token, one of them over the whole
-    vocabulary with ``top_k_0``; ``units`` are tiles or patches of all images that overlap the pass,
-    each encoded whole. ``first_layer``: a warm-up, which runs that alone.
+    ``tokens`` run through the decoder; ``context`` is the summed length of the sequences in
+    prefill; ``rows`` are sequences that sample a token, one of them over the whole vocabulary if
+    ``top_k_0``; ``units`` are tiles or patches of all images in the pass, each encoded whole.
+    ``first_layer``: a warm-up that runs only the first layer.
     """
 
     tokens: int
@@ -109,11 +109,11 @@ class Forward(Struct):
     first_layer: bool = False
 
 
-#: Their compute capabilities; cards before Ampere have no bfloat16.
+#: The compute capabilities of these architectures; older cards have no bfloat16.
 AMPERE, HOPPER = (8, 0), (9, 0)
-#: An allocation outside a pool takes whole pages of the driver, of this many bytes.
+#: The driver's page in bytes; an allocation outside a pool takes whole pages.
 PAGE: Final = 2 << 20
-#: The term of what the warm-up's forward leaves in the engine's pool or in torch's allocator.
+#: The term of memory that stays allocated, in the engine's pool or in torch, after the warm-up.
 POOL_WARMUP: Final = "pool_warmup"
 
 
@@ -123,9 +123,10 @@ def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Te
 
 
 def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> tuple[Term, ...]:
-    """Alternatives that share one room, each a name, bytes, basis and note.
+    """Alternative terms that share the same memory; each case: name, bytes, basis, note.
 
-    The largest decides, before sizes are rounded up to whole steps, which can make two equal.
+    The largest is marked as the worst before sizes are rounded up, since rounding may make two
+    equal.
     """
     sizes = [size for _, size, _, _ in cases]
     worst = sizes.index(max(sizes))
@@ -143,19 +144,19 @@ def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> t
 
 
 def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int]:
-    """Compute capability; where it cannot be read Hopper's, which takes most. Over."""
+    """The compute capability; if it cannot be read Hopper's, which takes the most memory. Over."""
     return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
 
 
-#: A plan's ratio is a multiple of one thousandth.
+#: The number of steps from 0 to 1 for a plan's ratio.
 RATIO_STEPS = 1000
 
-#: The one term of loading that is gone before the first request.
+#: The only term of loading that is free again before the first request.
 TEMPORARIES: Final = "load_temporaries"
 
 
 class GroupOutcome(Struct):
-    """A group at one ratio: what the engine sees as free, its cache, and each GPU's ledger."""
+    """A group at one ratio: the free bytes that the engine reads, its cache and the ledgers."""
 
     ratio: float
     free: int
@@ -165,11 +166,11 @@ class GroupOutcome(Struct):
 
 
 class StaticMemory(Struct):
-    """What one GPU holds whatever the ratio is.
+    """The memory on one GPU that does not depend on the ratio.
 
-    ``before`` is there when free memory is read; its ``temporaries`` are gone before the first
-    request, and ``staged`` is the most that loading holds above the rest of it. ``buffers`` come
-    after the cache. ``transients`` are the alternatives that this GPU alone has.
+    ``before`` is allocated when the engine reads the free memory; its ``temporaries`` are freed
+    before the first request, and ``staged`` is the most that loading holds above the rest of it.
+    ``buffers`` are allocated after the cache. ``transients`` are alternatives on this GPU only.
     """
 
     before: tuple[Term, ...]
@@ -180,7 +181,7 @@ class StaticMemory(Struct):
 
 
 class LateMemory(NamedTuple):
-    """What one GPU holds after the cache: buffers, the pool, and what takes the pool's place."""
+    """The memory on one GPU after the cache: buffers, the pool, and alternatives to the pool."""
 
     buffers: tuple[Term, ...]
     pool: tuple[Term, ...]
@@ -191,32 +192,32 @@ class Account(ABC):
     """One model under one set of settings on one group of GPUs.
 
     Args:
-        launch: the engine on its group; the ratio comes later, in :meth:`at`.
-        static: what each GPU holds whatever the ratio is.
-        pool: what the engine's allocator keeps after its warm-up, in the transients' room; None
-            where it keeps nothing.
-        transients: the alternatives on every GPU; the largest decides.
-        units_per_forward: vision units that the largest of them pays for.
-        calibration: what was measured of such a launch; its corrections are in ``static`` already.
+        launch: the engine on its group; :meth:`at` gets the ratio later.
+        static: the memory on each GPU that does not depend on the ratio.
+        pool: what the engine's allocator keeps after its warm-up, in the memory of the transients;
+          None if it keeps nothing.
+        transients: the alternatives on every GPU; the largest counts.
+        units_per_forward: vision units in the largest of them.
+        calibration: measured corrections for this launch, already applied to ``static``.
     """
 
-    #: For whom a cache is too small, and what the engine then does; ``{more}`` is what is missing.
+    #: Words about a cache that is too small, and what the engine then does; ``{more}`` is the lack.
     cache_shortfall: str
-    #: What the engine does where a request finds no memory.
+    #: What the engine does if there is no memory for a request.
     dies: ClassVar[str]
-    #: From what a request's memory comes.
+    #: The allocator that serves a request's memory.
     allocator: ClassVar[str]
-    #: Whether images are encoded only once the cache has blocks for their whole prompts.
+    #: Whether images are encoded only after the cache has blocks for their whole prompts.
     admits_prompts: ClassVar[bool] = True
-    #: Terms of the buffers that come with the worst requests only, and end no start.
+    #: Buffers that only the worst requests allocate, so that they never prevent a start.
     grown: ClassVar[tuple[str, ...]] = ()
-    #: When ``pool_warmup`` is taken.
+    #: The time at which ``pool_warmup`` is allocated.
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
 
-    #: Bytes of one KV block on one rank, and its tokens.
+    #: Bytes of one KV block on one rank, and tokens in it.
     block_bytes: int
     block_tokens: int
-    #: The fewest KV blocks with which the engine starts under the given settings.
+    #: The fewest KV blocks that let the engine start with these settings.
     least_blocks: int
 
     def __init__(
@@ -237,12 +238,12 @@ class Account(ABC):
         self._pool = () if pool is None else (pool,)
         self._usable = [gpu.usable for gpu in self.gpus]
         before = [total_bytes(memory.before) for memory in static]
-        #: The most that each GPU holds while loading.
+        #: The most bytes in use on each GPU while loading.
         self._load_peaks = [
             size - memory.temporaries + max(memory.staged, memory.temporaries)
             for size, memory in zip(before, static, strict=True)
         ]
-        #: Bytes that the cache may take on each GPU, beside its largest transient or the pool.
+        #: Bytes for the cache on each GPU, next to its largest transient or the pool.
         self._rooms = [
             usable - margin - (size - memory.temporaries + total_bytes(memory.buffers))
             - _largest((*self._pool, *transients, *memory.transients))
@@ -250,50 +251,50 @@ class Account(ABC):
                 self._usable, self.margins, before, static, strict=True
             )
         ]  # fmt: skip
-        #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
+        #: Free bytes that the engine reads to size the cache; negative if memory is exceeded.
         self.free = min(usable - size for usable, size in zip(self._usable, before, strict=True))
 
     @property
     def ratio(self) -> float:
-        """The ratio of its settings, which LMDeploy calls ``cache_max_entry_count``."""
+        """The ratio in the settings; LMDeploy calls it ``cache_max_entry_count``."""
         return self.settings.cache_max_entry_count
 
     @property
     def ratio_base(self) -> int:
-        """Bytes of which the ratio takes its share; negative where nothing is left."""
+        """The bytes of which the cache takes the ratio; negative if memory is exceeded."""
         return self.free
 
     @abstractmethod
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank."""
+        """The bytes of the cache on each rank."""
 
     @abstractmethod
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds, at least."""
+        """The KV tokens that the cache holds at least."""
 
     @abstractmethod
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
-        """The cache of one GPU as lines of its ledger."""
+        """The cache of GPU ``i`` as terms of its ledger."""
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values on one rank."""
+        """The bytes of one token's keys and values on one rank."""
         return self.block_bytes // self.block_tokens
 
     def forward_bytes(self, forward: Forward) -> int | None:  # noqa: ARG002
-        """What one forward takes of the allocator; None: the account knows the worst ones alone."""
+        """The allocator's bytes for one forward; None if the account only knows the worst cases."""
         return None
 
     def blocks_at(self, ratio: float) -> int:
-        """KV blocks that the engine counts against ``least_blocks``."""
+        """The KV blocks that the engine compares with ``least_blocks``."""
         return self.tokens_at(ratio) // self.block_tokens
 
     def cache_shortfall_at(self, ratio: float) -> int:
-        """Bytes of cache that the engine lacks to start under these settings; 0 where it starts."""
+        """Bytes that the cache lacks for a start with these settings; 0 if the engine starts."""
         return max(0, self.least_blocks - self.blocks_at(ratio)) * self.block_bytes
 
     def best_ratio(self) -> float | None:
-        """The largest multiple of 0.001 that leaves every margin; None where no cache fits."""
+        """The largest multiple of 0.001 that keeps all margins; None if no cache fits."""
         if self.ratio_base <= 0 or self._missing_while_loading() > 0:
             return None
         steps = min(RATIO_STEPS - 1, max(0, min(self._rooms)) * RATIO_STEPS // self.ratio_base + 1)
@@ -302,16 +303,16 @@ class Account(ABC):
         return steps / RATIO_STEPS if steps else None
 
     def fits_at(self, ratio: float) -> bool:
-        """Whether every GPU keeps its margin at this ratio."""
+        """Whether every GPU keeps its margin with this ratio."""
         return self.missing_at(ratio) == 0
 
     def missing_at(self, ratio: float) -> int:
-        """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
+        """Bytes that the tightest GPU lacks for its margin with this ratio; 0 if it lacks none."""
         serving = max(self._cache_bytes(i, ratio) - room for i, room in enumerate(self._rooms))
         return max(0, serving, self._missing_while_loading())
 
     def taken_at(self, ratio: float) -> tuple[int, ...]:
-        """The most bytes of each GPU that the engine holds itself, while it loads or serves."""
+        """The most bytes that the engine itself takes on each GPU, either loading or serving."""
         taken = []
         for i, gpu in enumerate(self.gpus):
             serving = self._usable[i] - self.margins[i] - self._rooms[i]
@@ -320,7 +321,7 @@ class Account(ABC):
         return tuple(taken)
 
     def at(self, ratio: float) -> GroupOutcome:
-        """The whole account at one ratio."""
+        """The whole account with one ratio."""
         return GroupOutcome(
             ratio=ratio,
             free=self.free,
@@ -330,16 +331,16 @@ class Account(ABC):
         )
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
-        """The cache as the driver holds it, without what is returned by then."""
+        """The cache in the driver's count, without temporaries, which are returned by then."""
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
     def _missing_while_loading(self) -> int:
-        """Bytes by which the tightest GPU misses its margin while loading; negative: to spare."""
+        """Bytes that the tightest GPU lacks for its margin while loading; negative: some left."""
         peaks = zip(self._load_peaks, self.margins, self._usable, strict=True)
         return max(peak + margin - usable for peak, margin, usable in peaks)
 
     def _late(self, i: int, ratio: float) -> LateMemory:  # noqa: ARG002 - of older engines
-        """What one GPU holds after the cache."""
+        """The memory on GPU ``i`` after the cache."""
         memory = self._static_memory[i]
         return LateMemory(memory.buffers, self._pool, (*self.transients, *memory.transients))
 
@@ -368,14 +369,14 @@ class Account(ABC):
 
 
 def given(gpu: Gpu, free: int) -> Term:
-    """Everything before the cache as one line, from the free memory that a log told."""
+    """All memory in use before the cache as one term, from the free bytes in a log."""
     before = gpu.usable - free
     note = "all that is not free when the cache is sized"
     return term("before_cache", "before", before, "measured", note)
 
 
 def total_bytes(terms: Sequence[Term]) -> int:
-    """The sum of a ledger's lines."""
+    """The sum of the terms' bytes."""
     return sum(term.bytes for term in terms)
 
 
@@ -383,7 +384,8 @@ def _largest(terms: Sequence[Term]) -> int:
     return max((term.bytes for term in terms), default=0)
 
 
-#: By what is in the GPU's name: lmdeploy lmdeploy/utils.py::get_max_batch_size #1cc12e
+#: LMDeploy's batch sizes by a part of the GPU's name:
+#: lmdeploy lmdeploy/utils.py::get_max_batch_size #1cc12e
 _BATCH_BY_NAME: Final = {
     "a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024,
 }  # fmt: skip
@@ -393,13 +395,13 @@ _RATIO: Final = 0.8  # lmdeploy cli/utils.py::ArgumentHelper.cache_max_entry_cou
 
 
 def default_batch_size(gpu_name: str) -> int:
-    """LMDeploy's ``max_batch_size`` where none is given."""
+    """LMDeploy's default ``max_batch_size`` on a GPU of this name."""
     name = gpu_name.lower()
     return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _BATCH)
 
 
 class RankWeights(Struct):
-    """Bytes of one rank's weights: all, what a decode step reads, what an image runs through."""
+    """Bytes of one rank's weights: all, those read in a decode step, and those of the tower."""
 
     total: int
     decode: int
@@ -407,10 +409,10 @@ class RankWeights(Struct):
 
 
 class LogFigures(NamedTuple):
-    """What an engine's log does not say by itself.
+    """Figures that are needed to read an engine's log, but are not in it.
 
-    ``pinned_call`` is the line of its source that asks for page-locked host memory, and
-    ``tuning_lengths`` are the warm-up's lengths that no setting changes.
+    ``pinned_call`` is the source line that allocates page-locked host memory; ``tuning_lengths``
+    are the lengths in the warm-up that do not depend on settings.
     """
 
     pinned_call: str = ""
@@ -418,21 +420,21 @@ class LogFigures(NamedTuple):
 
 
 class Engine(ABC):
-    """An engine in one generation; ``version`` is one with presets, e.g. ``0.18``."""
+    """An engine of one LMDeploy version; ``version`` has presets, such as ``0.18``."""
 
     name: ClassVar[EngineName]
-    #: Whether an image that chunked prefill cuts is encoded again in every chunk.
+    #: Whether an image that chunked prefill cuts is encoded again for every chunk.
     encodes_again: ClassVar[bool] = False
     #: Blocks of a request beyond its longest. Over. It allocates for a token (TurboMind,
     #: ``inflight_new_tokens``) to 16 (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`)
     #: before it knows that the answer has ended; and TurboMind keeps a cached block that it copies.
     blocks_ahead: ClassVar[int] = 2
-    #: Whether it measures its kernels in a warm-up, and can read what it chose before.
+    #: Whether it measures its kernels in a warm-up, and can load an earlier choice.
     tunes_kernels: ClassVar[bool] = False
-    #: Why its account may not be right for the version that was asked for; None where it is.
+    #: Why its account may be wrong for the wished version; None if it is made for it.
     doubt: str | None = None
     log: LogFigures = LogFigures()
-    #: Whether ``cache_max_entry_count`` is a share of what is free.
+    #: Whether ``cache_max_entry_count`` is a share of the free memory.
     ratio_of_free: bool = True
 
     def __init__(self, version: str) -> None:
@@ -444,14 +446,14 @@ class Engine(ABC):
         return PlannedEngine(name=self.name, version=self.version)
 
     def check_options(self, engine_options: Mapping[str, object]) -> None:  # noqa: B027 - most have all
-        """Refuse options that every engine of LMDeploy has, and this one has not.
+        """Refuse options that LMDeploy's engines have, but this engine has not.
 
         Raises:
             UsageError: one is given.
         """
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
-        """What LMDeploy takes where nothing is given, on a GPU of this name."""
+        """Default settings of LMDeploy, on a GPU of this name."""
         return {
             "cache_max_entry_count": _RATIO,
             "max_batch_size": default_batch_size(gpu_name),
@@ -460,26 +462,26 @@ class Engine(ABC):
 
     @abstractmethod
     def account(self, launch: EngineLaunch) -> Account:
-        """Every byte of one engine."""
+        """Make the account of one engine on its group."""
 
     @abstractmethod
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        """Why the engine would refuse this tensor-parallel degree; None where it would not."""
+        """The reason why the engine refuses this tensor-parallel degree, or None."""
 
     @abstractmethod
     def problem(self, launch: EngineLaunch) -> str | None:
-        """Why the engine would refuse these options, or die of them; None where it would not."""
+        """The reason why the engine refuses these options, or dies of them; or None."""
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
-        """A sentence: what the engine has no code for on these cards; None where it has all."""
+        """A sentence about code that the engine lacks for these cards; None if it lacks none."""
         return None
 
     @abstractmethod
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        """The most vision units that can meet in one forward, never under."""
+        """The most vision units in one forward; an upper bound."""
 
     def forward_tokens(self, settings: Settings) -> int:
-        """Tokens of one forward at most."""
+        """The most tokens in one forward."""
         return settings.max_prefill_token_num
 
     def prompt_tokens(self, settings: Settings) -> int:
@@ -488,19 +490,19 @@ class Engine(ABC):
 
     @abstractmethod
     def cache(self, model: Model, settings: Settings) -> CacheShape:
-        """How one rank's cache is cut."""
+        """The layout of one rank's cache."""
 
     def logged_cache(
         self,
         slabs: Sequence[LoggedSlab],  # noqa: ARG002 - most have no such lines
         settings: Settings,  # noqa: ARG002
     ) -> CacheShape | None:
-        """The same by the lines of its log; None where they do not tell."""
+        """The layout of the cache from lines of the engine's log; None if they do not show it."""
         return None
 
     @abstractmethod
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """What one rank holds for good, on a card of no particular kind."""
+        """The permanent weights of one rank, without effects of a card's type."""
 
     def environment(
         self,
@@ -508,23 +510,23 @@ class Engine(ABC):
         settings: Settings,  # noqa: ARG002
         ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
     ) -> dict[str, str]:
-        """Variables that its processes are started with; ``ledgers`` hold it to its plan here."""
+        """Variables for its processes' environment; ``ledgers`` limit it to its plan on a group."""
         return {}
 
     @abstractmethod
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Host memory of one replica, in bytes, without what the machine has."""
+        """Host memory of one replica in bytes; the machine's available memory is left out."""
 
     def warnings(self, settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - an engine's own
-        """What a person should know before this engine runs with these settings."""
+        """Warnings for people about this engine with these settings."""
         return ()
 
     def communicator(self, settings: Settings) -> str:
-        """How the GPUs of a group reach each other."""
+        """The library or method by which the GPUs of a group communicate."""
         return settings.communicator
 
     @abstractmethod
     def prefill_words(self, settings: Settings) -> str:
-        """What a person should know of ``max_prefill_token_num`` here."""
+        """Words for people about the effect of ``max_prefill_token_num`` in this engine."""

@@ -1,8 +1,8 @@
-"""What a calibration changes of an account: two lines of a ledger, each a measured correction.
+"""Applies a calibration to an account: it adds two measured corrections to a ledger.
 
-What formulas cannot know (contexts, cuBLAS, NCCL, kernels, holes in driver pools) enters as
-estimates, at their upper ends; a calibration adds the difference to what a real launch showed,
-above or below zero. So the cache grows only by what was estimated too high.
+Figures that no formula gives (contexts, cuBLAS, NCCL, kernels, holes in driver pools) are estimates
+at their upper end; a calibration adds the difference to a real launch, positive or negative. The
+cache thus grows only by what was estimated too high.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from turbofit.core.struct import known
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import EngineLaunch, StaticMemory, term
 
-#: Names of the two lines.
+#: The names of both corrections.
 CONTEXT: Final = "calibration.context"
 BUFFERS: Final = "calibration.buffers"
-#: Bytes by which others may hold more than when it was made: a desktop never holds the same.
+#: Bytes by which others may hold more than at calibration: a desktop's use varies.
 _JITTER: Final = 32 * MIB
 
 
 def identity(model: Model) -> str:
-    """Which checkpoint a calibration is of: the same for a folder, a preset and the hub's."""
+    """The checkpoint's identity in a calibration: equal for a folder, a preset and the hub."""
     name = (model.hub_id or model.name).rpartition("/")[2]
     return f"{name} ({model.architecture}, {model.parameters})"
 
 
 def calibration_for(launch: EngineLaunch, engine: str, version: str) -> Calibration | None:
-    """The newest calibration that was made of just this, None where there is none.
+    """The newest calibration for exactly this launch; None if there is none.
 
-    Of the settings the number of GPUs and, for TurboMind, their communicator must be the same;
-    ``version`` is the account's generation. It is believed where at least as much is free before
-    the context as when it was made: what was seen then is known of no fuller card.
+    The settings must agree in the number of GPUs and, for TurboMind, in the communicator;
+    ``version`` is the account's generation. At least as many bytes must be free before the context
+    as at calibration, since it says nothing about fuller cards.
     """
     calibrations = _calibrations_of(launch, engine, version)
     believed = (
@@ -45,7 +45,7 @@ def calibration_for(launch: EngineLaunch, engine: str, version: str) -> Calibrat
 
 
 def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Calibration]:
-    """The calibrations of just this, whatever was free."""
+    """The calibrations for exactly this launch, regardless of free memory."""
     names = tuple(sorted(gpu.name for gpu in launch.gpus))
     driver, communicator = str(launch.machine.driver), launch.settings.communicator
     wanted = (identity(launch.model), engine, version, names, driver, communicator)
@@ -65,7 +65,7 @@ def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Ca
 
 
 def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
-    """A sentence that says why `calibration_for` believes none of what was made; or nothing."""
+    """A sentence why `calibration_for` rejects all calibrations; empty if it does not."""
     free, calibrations = _free(launch), _calibrations_of(launch, engine, version)
     least = min((calibration.free for calibration in calibrations), default=0)
     if least <= free + _JITTER:
@@ -77,15 +77,15 @@ def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
 
 
 def _free(launch: EngineLaunch) -> int:
-    """Bytes free on the fullest card before a context."""
+    """The free bytes of the fullest card before a context."""
     return min(known(gpu.free, 0) for gpu in launch.gpus)
 
 
 def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMemory:
-    """What a GPU holds, with the corrections as lines of their own.
+    """Add the corrections to a GPU's memory as separate terms.
 
-    Where a log told what was free at the cache, only what comes later is corrected. Smaller
-    forwards than the calibration's leave smaller holes in pools: no more than these is taken off.
+    If a log gave the free memory at the cache, only later terms are corrected. Smaller forwards
+    than those of the calibration leave smaller holes in pools: at most these holes are subtracted.
     """
     if calibration is None:
         return memory
@@ -106,7 +106,7 @@ def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMe
 
 
 def calibration_reason(calibration: Calibration) -> str:
-    """A sentence that says why a plan counts more or less than its estimates."""
+    """A sentence why a plan counts more or fewer bytes than its estimates."""
     less = -calibration.total
     size = format_bytes(abs(less))
     amount = f"{size} {'less' if less >= 0 else 'more'} than estimated" if less else "as estimated"

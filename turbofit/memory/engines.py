@@ -1,4 +1,4 @@
-"""Which engine runs a model, and its account."""
+"""Chooses the engine that runs a model, and creates its account."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from turbofit.model.families.engines import engine_problem
 
 
 class EngineKind(NamedTuple):
-    """An engine: the path of its class, imported when a plan needs it, and options of it alone."""
+    """An engine: the path of its class, imported when needed, and options of this engine only."""
 
     path: str
     exclusive_options: tuple[str, ...] = ()
     exclusive_values: Mapping[str, frozenset[object]] = {}
 
     def create(self, *version: str) -> Engine:
-        """The engine of a version, from the module that has its formulas; Transformers has one."""
+        """The engine of a version, from the module with its formulas; Transformers has none."""
         folder, module, name = self.path.split(".")
         newer = versions.formulas(folder, *version) if version else None
         formulas = import_module(f"turbofit.memory.{folder}.{newer or module}")
@@ -35,8 +35,8 @@ class EngineKind(NamedTuple):
         return engine
 
 
-#: In the order of preference: TurboMind decodes faster and sizes what it takes; Transformers runs
-#: what LMDeploy does not, one request at a time.
+#: The engines, the preferred ones first: TurboMind decodes faster and its memory is better known;
+#: Transformers runs models that LMDeploy cannot, one request at a time.
 ENGINES: Final = {
     "turbomind": EngineKind("turbomind.account.Turbomind", ("communicator", "async_")),
     "pytorch": EngineKind(
@@ -47,15 +47,15 @@ ENGINES: Final = {
     ),
     "transformers": EngineKind("transformers.account.Transformers"),
 }  # fmt: skip
-#: LMDeploy's engines.
+#: The names of LMDeploy's engines.
 LMDEPLOY: Final = tuple(name for name in ENGINES if name != "transformers")
 
 
 def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
-    """Refuse options that the engine would not read.
+    """Refuse options that the engine would ignore.
 
     Raises:
-        UsageError: an option is another engine's.
+        UsageError: an option belongs to another engine.
     """
     engine.check_options(engine_options)
     for name, owner in ENGINES.items():
@@ -68,7 +68,7 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
 
 
 def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None:
-    """The engine that alone takes one of these options, and that option; None where all do."""
+    """The only engine that accepts one of these options, and the option; None if all do."""
     for name, owner in ENGINES.items():
         for option, value in engine_options.items():
             if option in owner.exclusive_options:
@@ -79,7 +79,7 @@ def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None
 
 
 def engine_named(name: str, version: str | None = None) -> Engine:
-    """The engine of a version of LMDeploy such as ``0.18``; its account may be an older one's.
+    """The engine of a version of LMDeploy, such as ``0.18``; an older account may serve for it.
 
     Raises:
         PackageError: turbofit has no account for it.
@@ -104,7 +104,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
 
 
 def engine_of(plan: Plan) -> Engine:
-    """The engine that a plan's account is of.
+    """The engine that a plan's account describes.
 
     Raises:
         PackageError: turbofit has no account for it.
@@ -114,13 +114,13 @@ def engine_of(plan: Plan) -> Engine:
 
 
 def engine_for(model: Model, engine: str = "auto", version: str | None = None) -> Engine:
-    """The engine that was asked for, or the first that runs the model; with a version LMDeploy's.
+    """The wished engine, or the first that runs the model; with a version, one of LMDeploy.
 
-    LMDeploy's own choice is by the outer architecture alone: it starts TurboMind for models whose
-    inner language model it cannot load, and fails.
+    LMDeploy itself chooses by the outer architecture only: it starts TurboMind for models whose
+    inner language model TurboMind cannot load, and then fails.
 
     Raises:
-        UsageError: the engine does not run the model, or none does.
+        UsageError: the engine does not run the model, or no engine does.
         PackageError: turbofit has no account for the engine.
     """
     if version:
@@ -143,10 +143,10 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
 
 
 def _check_version(model: Model, version: str) -> None:
-    """Refuse a model of which that version's account has a part less.
+    """Refuse a model that contains a part without an account for that version.
 
     Raises:
-        UsageError: the version has the part otherwise, or not at all.
+        UsageError: the version has the part in another form, or not at all.
     """
     if part := without_account(model, version):
         raise UsageError(
@@ -165,10 +165,10 @@ def _check_version(model: Model, version: str) -> None:
 
 
 def _problem(model: Model, engine: str, version: str | None) -> str | None:
-    """Why a version of an engine does not run a model, None where it does."""
+    """The reason why a version of an engine does not run a model, or None."""
     if version is None or engine not in LMDEPLOY or not versions.is_legacy(version):
         return engine_problem(model, engine)
-    # Towers ran under torch then: beside LMDeploy's lists the language model alone decides.
+    # Torch ran the towers then, so beside LMDeploy's lists only the language model counts.
     text = replace(model, vision=None, architecture=model.text.architecture)
     older = not_listed(model, engine, version)
     if older is None and model.quantization is not None:
@@ -179,10 +179,10 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
 
 
 def without_account(model: Model, version: str) -> str | None:
-    """The part of a model that older versions hold otherwise, or not at all; None for newer ones.
+    """The part of a model that old versions store differently, or lack; None in new versions.
 
-    TurboMind 0.12 cached latents once a head: 42,880 tokens of GLM-4.7-Flash, where one a token
-    would have been 20 times as many (lmdeploy#4367).
+    TurboMind 0.12 cached a latent for each head: 42,880 tokens of GLM-4.7-Flash, where one latent
+    for each token would give 20 times as many (lmdeploy#4367).
     """
     if not versions.is_legacy(version):
         return None

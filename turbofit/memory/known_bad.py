@@ -1,4 +1,4 @@
-"""Known faults of engines: wrong answers, hangs and deaths: `presets/engines/known-bad.yaml`."""
+"""Known faults of engines (wrong answers, hangs, crashes) in `presets/engines/known-bad.yaml`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Capability = tuple[int, int]
 
 
 class Condition(Struct, forbid_unknown_fields=True):
-    """Which launches a row is about: everything that is given holds.
+    """The launches that a row applies to: all given conditions must hold.
 
-    ``quantization`` are methods of the weights, ``dtypes``, ``quant_policy`` and ``communicators``
-    LMDeploy's options. ``capabilities`` and ``capability_below`` hold where one GPU of the group
-    meets them; one whose capability is not known meets none. ``model`` is a regular expression of
-    the whole name, case aside. ``odd_vocab_share``: each rank has an odd number of the vocabulary's
+    ``quantization`` are methods of the weights; ``dtypes``, ``quant_policy`` and ``communicators``
+    are LMDeploy's options. ``capabilities`` and ``capability_below`` hold if one GPU of the group
+    meets them; a GPU of unknown capability meets none. ``model`` is a regular expression for the
+    whole name, without case. ``odd_vocab_share``: each rank has an odd number of the vocabulary's
     logits. ``tower_qk_norm``: the vision tower normalises its queries and keys. ``images``,
     ``experts`` and ``delta``: the model has a vision tower, routed experts, gated delta nets.
-    ``min_batch``: so many requests at least run at once.
+    ``min_batch``: at least so many requests run at once.
     """
 
     quantization: tuple[str, ...] | None = None
@@ -48,7 +48,7 @@ class Condition(Struct, forbid_unknown_fields=True):
     delta: bool | None = None
 
     def met(self, launch: EngineLaunch) -> bool:
-        """Whether a launch meets all of it."""
+        """Whether a launch meets all given conditions."""
         name, settings = launch.model.name, launch.settings
         return (
             settings.tp >= self.min_tp
@@ -60,7 +60,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         )
 
     def _lists(self, launch: EngineLaunch) -> bool:
-        """Whether every list that is given has the launch's value."""
+        """Whether the launch's value is in every given list."""
         model, settings, packed = launch.model, launch.settings, launch.model.quantization
         listed = (
             (settings.dtype, self.dtypes),
@@ -74,7 +74,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         return all(among is None or value in among for value, among in listed)
 
     def _has_traits_of(self, launch: EngineLaunch) -> bool:
-        """Whether every trait that is given is as the launch has it."""
+        """Whether the launch has every given trait."""
         model, text, settings = launch.model, launch.model.text, launch.settings
         traits = (
             (-(-text.vocab // settings.tp) % 2 == 1, self.odd_vocab_share),
@@ -88,7 +88,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         return all(rule in (None, value) for value, rule in traits)
 
     def _names_cards_of(self, launch: EngineLaunch) -> bool:
-        """Whether one card of the launch has each capability that is given."""
+        """Whether some card of the launch has each given capability."""
         cards = [gpu.compute_capability for gpu in launch.gpus if gpu.compute_capability != NA]
         wanted, below = self.capabilities, self.capability_below
         if wanted is not None and not any(card in wanted for card in cards):
@@ -97,9 +97,9 @@ class Condition(Struct, forbid_unknown_fields=True):
 
 
 class KnownProblem(Struct, forbid_unknown_fields=True):
-    """One row. ``first`` and ``last`` are releases, both included, as far as they are written.
+    """One row of the file; ``first`` and ``last`` are releases, both included, maybe shortened.
 
-    ``fatal``: the engine ends or hangs every time; else its answers are wrong, or some starts end.
+    ``fatal``: the engine crashes or hangs always; if not, answers are wrong, or some starts fail.
     """
 
     id: str
@@ -114,7 +114,7 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
     fatal: bool = False
 
     def has(self, version: str) -> bool:
-        """Whether a version of LMDeploy has it; an unreadable one has all that stays unfixed."""
+        """Whether a version of LMDeploy has the fault; an unreadable one has all unfixed ones."""
         numbers = parse(version)
         if numbers is None:
             return self.last is None
@@ -129,17 +129,17 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
     @property
     def warning(self) -> str:
-        """What happens, the thread, and what to do."""
+        """The fault, its issue thread, and what to do instead."""
         return f"{self.cause}; {self.instead}"
 
 
 def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """What is known to go wrong with a launch, the fatal first."""
+    """The known faults of a launch, the fatal ones first."""
     return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
 
 
 def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None:
-    """The most requests at once that do not end an engine of such a launch; None: any number."""
+    """The largest batch that avoids the known crashes of such a launch; None if all do."""
 
     def ends(row: KnownProblem) -> bool:
         settings = replace(launch.settings, max_batch_size=row.when.min_batch)
@@ -151,13 +151,13 @@ def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None
 
 @cache
 def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """What a version of an engine has, the fatal first."""
+    """The known faults of an engine's version, the fatal ones first."""
     rows = [row for row in all_problems() if engine in row.engines and row.has(version)]
     return tuple(sorted(rows, key=lambda row: not row.fatal))
 
 
 @cache
 def all_problems() -> tuple[KnownProblem, ...]:
-    """Every row, of all versions and engines."""
+    """The known faults of all versions and engines."""
     path = preset_path("engines", "known-bad")
     return converted(load_yaml(path).get("problems"), tuple[KnownProblem, ...], path)

@@ -1,4 +1,4 @@
-"""How an engine cuts its KV cache, as it is planned and as a log tells."""
+"""The layout of an engine's KV cache, as planned or as in a log."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from turbofit.core.units import round_up
 
 
 class CacheShape(Struct):
-    """How one rank's cache is cut under given settings; sizes are bytes.
+    """The layout of one rank's cache with given settings; sizes in bytes.
 
-    Blocks of one size, each of ``block_tokens`` tokens, of which ``reserved`` are no request's. The
-    driver holds whole multiples of ``step``. Where the region is cut into pages, the first begins
-    at the next multiple of ``page``.
+    All blocks have one size and ``block_tokens`` tokens; requests never get ``reserved`` of them.
+    The driver allocates whole multiples of ``step``. If the region is divided into pages, the first
+    begins at the next multiple of ``page``.
     """
 
     block_bytes: int
@@ -23,18 +23,18 @@ class CacheShape(Struct):
     reserved: int = 0
 
     def held(self, region: int) -> int:
-        """Bytes that the driver holds for a region of so many."""
+        """Bytes that the driver allocates for a region of ``region`` bytes."""
         return round_up(region, self.step)
 
     def tokens(self, region: int) -> int:
-        """KV tokens that requests can have in a region of so many bytes, at least."""
+        """The least number of KV tokens for requests in a region of ``region`` bytes."""
         return max(0, region // self.block_bytes - self.reserved) * self.block_tokens
 
 
 class LoggedSlab(NamedTuple):
-    """A line of an engine's log about its cache: bytes of a slab, and of each object in it.
+    """A log line about the engine's cache: bytes of a slab, and of each object in it.
 
-    ``each``: objects of one sequence, where it is of their states; blocks come first.
+    ``each`` is the number of objects for one sequence if they hold states; blocks come first.
     """
 
     slab_bytes: int

@@ -1,7 +1,7 @@
-"""Decoder layers of one copy of a model, placed on a group of GPUs: which device holds each.
+"""Places the decoder layers of a model copy on a group of GPUs: one device for each layer.
 
-For engines that split a model by its layers. What a layer, a prompt and a tower take is the
-engine's to say; where layers go is the same for all.
+It is for engines that split a model by its layers. The engine gives the sizes of layers, prompts
+and tower; the placement of layers is the same for all such engines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
 
 
 class Load(Struct):
-    """The worst request: ``tokens`` of prompt and answer, ``images``, and their ``units``."""
+    """The worst request: ``tokens`` of prompt and answer, ``images``, and units of all images."""
 
     tokens: int
     images: int
@@ -32,7 +32,7 @@ def load_of(vision_load: VisionLoad, tokens: int) -> Load:
 
 
 class Placement(Struct):
-    """Which device (by its place in the group) holds each decoder layer; None: none does.
+    """The device (its place in the group) of each decoder layer; None: it is offloaded.
 
     Vision tower and embeddings are on device 0; the last norm is on the last device, and so is
     lm_head unless it is tied to the embeddings.
@@ -43,15 +43,15 @@ class Placement(Struct):
 
     @property
     def offloaded(self) -> tuple[int, ...]:
-        """The layers that no device holds."""
+        """The numbers of the layers that are on no device."""
         return tuple(n for n, place in enumerate(self.layers) if place is None)
 
 
 class Layer(Struct):
     """One decoder layer: bytes of its weights, and of its KV cache for one token and one image.
 
-    ``kv_per_image``: of layers that attend to an image's features in place of tokens (of
-    Llama-3.2-Vision: 6404 positions an image, whatever the prompt).
+    ``kv_per_image`` is for layers that attend to an image's features instead of tokens
+    (Llama-3.2-Vision: 6404 positions an image, for every prompt).
     """
 
     weights: int
@@ -63,10 +63,10 @@ class Layer(Struct):
 
 
 class Components(Struct):
-    """Weight bytes by component, in the dtype that is served.
+    """The weight bytes of each component, in the served dtype.
 
-    ``vision`` is tower, projector and bare parameters; ``head`` is 0 where it is ``tied`` to the
-    embeddings. ``experts``, of one layer, are part of `layers` too.
+    ``vision`` is tower, projector and bare parameters; ``head`` is 0 if it is ``tied`` to the
+    embeddings. ``experts``, of one layer, are also contained in `layers`.
     """
 
     vision: int
@@ -84,7 +84,7 @@ class Components(Struct):
 
 
 class LayeredCopy(ABC):
-    """Bytes of one copy of a model on a group of GPUs, each GPU a place."""
+    """The bytes of one copy of a model on a group of GPUs; a GPU's position is its place."""
 
     model: Model
     dtype: str
@@ -93,61 +93,61 @@ class LayeredCopy(ABC):
 
     @abstractmethod
     def room(self, place: int) -> int:
-        """Bytes of a card for weights, cache and activations."""
+        """Bytes of the card for weights, cache and activations."""
 
     @abstractmethod
     def writes_matrix(self, place: int) -> bool:
-        """Whether attention writes the matrix of all pairs there."""
+        """Whether attention on this card stores the matrix of all pairs."""
 
     @abstractmethod
     def resident_bytes(self, place: int, devices: int) -> int:
-        """Weights of what is no decoder layer."""
+        """Bytes of the weights on this card outside the decoder layers."""
 
     @abstractmethod
     def vision(self, place: int, load: Load) -> int:
-        """Bytes of the vision tower's forward: the request's cache is empty then."""
+        """Bytes of the vision tower's forward; the request's cache is empty at that time."""
 
     @abstractmethod
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """The alternatives beside a full cache; ``block``: an offloaded layer's weights."""
+        """Alternatives in addition to a full cache; ``block``: an offloaded layer's weights."""
 
     @abstractmethod
     def staging(self) -> int:
-        """Bytes that loading holds beyond the weights."""
+        """Bytes that loading needs in addition to the weights."""
 
     @abstractmethod
     def cached(self, layers: Sequence[Layer], load: Load) -> int:
-        """The cache of some layers."""
+        """Bytes of the cache of some layers."""
 
     @abstractmethod
     def device_map(self, placement: Placement, host: int | None) -> dict[str, int | str]:
-        """The map in the engine's own names; ``host`` bytes hold offloaded layers."""
+        """The device map in the engine's names; ``host``: bytes for offloaded layers."""
 
     def block(self, offloaded: Sequence[int]) -> int:
-        """The weights that the largest offloaded layer brings to the first device."""
+        """Bytes of the largest offloaded layer, which passes through the first device."""
         return max((self.parts.layers[number].weights for number in offloaded), default=0)
 
 
 class LayeredEngine(Engine):
-    """An engine that splits a model by its layers."""
+    """The base of engines that split a model by its layers."""
 
     @abstractmethod
     def copy(
         self, model: Model, dtype: str, gpus: Sequence[Gpu], margins: Sequence[int]
     ) -> LayeredCopy:
-        """One copy of a model on a group of GPUs."""
+        """Make one copy of a model on a group of GPUs."""
 
     @abstractmethod
     def tightest(self, copies: Sequence[LayeredCopy]) -> LayeredCopy:
-        """A copy that stands for copies on several groups: what it holds, each of them holds."""
+        """One copy for several groups: all that it can hold, each group can hold, too."""
 
     @abstractmethod
     def placed(self, launch: EngineLaunch, placement: Placement) -> Account:
-        """Every byte of one copy whose layers are placed."""
+        """Make the account of one copy with placed layers."""
 
 
 def best_placement(copy: LayeredCopy, load: Load) -> Placement:
-    """All layers on GPUs where they fit, else as many as fit; on none where nothing helps."""
+    """The best placement: all layers on GPUs, else as many as fit, else none."""
     return place_all(copy, load) or fewest_offloaded(copy, load) or nowhere(copy)
 
 
@@ -156,14 +156,14 @@ def nowhere(copy: LayeredCopy) -> Placement:
 
 
 def holds(copy: LayeredCopy, load: Load) -> bool:
-    """Whether the copy's devices hold the whole model for this request."""
+    """Whether the copy's GPUs can hold the whole model for this request."""
     return _filled(copy, load, 0, 0) is not None
 
 
 def place_all(copy: LayeredCopy, load: Load) -> Placement | None:
-    """The placement that leaves the most on every device; None where they do not hold it.
+    """The placement that leaves the most memory on every device; None if it does not fit.
 
-    Layers stay in order: each cut costs one transfer a token.
+    Layers stay in order, since each cut costs one transfer for each token.
     """
     placement = _filled(copy, load, 0, 0)
     if placement is None or len(copy.gpus) == 1:
@@ -174,7 +174,7 @@ def place_all(copy: LayeredCopy, load: Load) -> Placement | None:
 
 
 def fewest_offloaded(copy: LayeredCopy, load: Load) -> Placement | None:
-    """The placement with the fewest layers on no device; None where not even all of them help."""
+    """The placement with the fewest offloaded layers; None if offloading all is not enough."""
     count = len(copy.parts.layers)
     if _filled(copy, load, count, 0) is None:
         return None
@@ -183,20 +183,20 @@ def fewest_offloaded(copy: LayeredCopy, load: Load) -> Placement | None:
 
 
 def _filled(copy: LayeredCopy, load: Load, offloaded: int, spare: int) -> Placement | None:
-    """Layers poured into the devices in order, ``spare`` bytes left on each; None: too many.
+    """Fill the devices with layers in order and leave ``spare`` bytes on each; None: too many.
 
-    Offloaded layers follow those of the first device, which runs them; on a single device they are
-    in the middle.
+    Offloaded layers come after those of the first device, which runs them; on a single device they
+    are in the middle.
     """
     devices, count = len(copy.gpus), len(copy.parts.layers)
     resident: list[int | None] = []
-    # The cache of each layer, of offloaded ones on the first device.
+    # The cache of each layer; that of offloaded layers is on the first device.
     caches = [copy.cached([layer], load) for layer in copy.parts.layers]
     guests = sum(caches[:offloaded])
     for place in range(devices):
         block = copy.block(range(count)) if place == 0 and offloaded else 0
         text = max(copy.activations(place, load, block=block).values())
-        # What loading holds for a while, and the tower, have the cache's room to themselves.
+        # Temporary memory of loading, and the tower, use the memory of the cache before it exists.
         early = max(copy.vision(place, load), copy.staging())
         room = copy.room(place) - copy.resident_bytes(place, devices) - spare
         weights, cache = 0, guests if place == 0 else 0

@@ -1,4 +1,4 @@
-"""What would happen at one ratio, in the order of the start: the first thing that goes wrong."""
+"""The outcome of a start at one ratio: the first step of the start that fails."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account, total_bytes
 
 _OTHERS: Final = "others"
-#: Terms that a sentence holds.
+#: The most terms named in a sentence.
 _SHOWN: Final = 3
-#: The share of a card below which what others hold decides nothing.
+#: Memory of others below this share of a card is not mentioned.
 _WORTH_A_WORD: Final = 0.01
 
 OutcomeKind = Literal[
@@ -22,7 +22,7 @@ OutcomeKind = Literal[
 
 
 class StartOutcome(NamedTuple):
-    """How a start ends: ``kind`` names the phase, ``missing`` the bytes, ``text`` is for people."""
+    """The outcome of a start: its phase as ``kind``, the ``missing`` bytes, and a ``text``."""
 
     kind: OutcomeKind
     missing: int
@@ -30,17 +30,17 @@ class StartOutcome(NamedTuple):
 
     @property
     def serves(self) -> bool:
-        """Whether no request within the vision load kills it (the margin may still be short)."""
+        """Whether every request within the vision load succeeds; the margin may still be missed."""
         return self.kind in ("serves", "load_margin", "margin")
 
 
 def outcome_at(account: Account, ratio: float) -> StartOutcome:
-    """What happens to a group that is started with this ratio."""
+    """The outcome of starting a group with this ratio."""
     return next(_outcomes(account, ratio), StartOutcome("serves", 0, "serves"))
 
 
 def outcomes_at(account: Account, ratio: float) -> list[StartOutcome]:
-    """Everything that would go wrong, the first of each kind, in the order of the start."""
+    """All that would fail, the first of each kind, in the order of the start."""
     first: dict[str, StartOutcome] = {}
     for outcome in _outcomes(account, ratio):
         first.setdefault(outcome.kind, outcome)
@@ -48,9 +48,9 @@ def outcomes_at(account: Account, ratio: float) -> list[StartOutcome]:
 
 
 def outcome_without_cache(account: Account) -> StartOutcome:
-    """Why no ratio at all fits: loading, or what must live beside the cache.
+    """The reason why no ratio fits: loading, or the memory that is needed beside the cache.
 
-    ``load_margin`` where only loading misses the margin: with a smaller one it serves.
+    The kind is ``load_margin`` if only loading misses the margin: a smaller margin would do.
     """
     ledgers = account.at(0.0).ledgers
     outcome = next(_loading(ledgers), None)
@@ -58,7 +58,7 @@ def outcome_without_cache(account: Account) -> StartOutcome:
 
 
 def _without_room(tightest: GpuLedger) -> StartOutcome:
-    """That the tightest GPU misses its margin without any cache."""
+    """The outcome that the tightest GPU misses its margin without any cache."""
     missing = max(1, tightest.margin - tightest.headroom)
     if tightest.load_peak > tightest.peak:
         text = (
@@ -106,7 +106,7 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
 
 
 def _load_makeup(ledger: GpuLedger) -> str:
-    """The most that loading holds, for people, and what takes it."""
+    """The peak of loading and its parts, in words."""
     weights = _in_phases(ledger, "weights") - _named(ledger, TEMPORARIES)
     staging = ledger.load_peak - _in_phases(ledger, "before", "context") - weights
     staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
@@ -119,7 +119,7 @@ def _load_makeup(ledger: GpuLedger) -> str:
 def _starting(
     account: Account, ratio: float, ledgers: Sequence[GpuLedger]
 ) -> Iterator[StartOutcome]:
-    """What ends a start, without the terms that come with the worst requests only."""
+    """The failures of a start, without terms that only the worst requests allocate."""
 
     def short(kind: OutcomeKind, when: str, *later: str) -> Iterator[StartOutcome]:
         for ledger in ledgers:
@@ -151,7 +151,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
             first = min(deadly, key=lambda term: term.bytes)
             missing, case = first.bytes - pool - left, TERMS.get(first.term, first.term)
             where = f"{format_bytes(pool)} are held and {format_bytes(left)} are free"
-            if left < 0:  # the warm-up holds nothing, or holes in the pool take what it held
+            if left < 0:  # the warm-up holds nothing, or holes in the pool take its memory
                 where = f"{format_bytes(max(0, pool + left))} are free"
             text = (
                 f"starts, then {account.dies} on {case} ({first.note}): it needs"
@@ -162,16 +162,16 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
 
 
 def _kept(ledger: GpuLedger) -> str:
-    """What must be kept: a margin, or a budget with the margin in it."""
+    """The memory to keep free or within: a margin, or a budget that includes the margin."""
     if ledger.budget is None:
         return f"the margin of {format_bytes(ledger.margin)}"
     return f"the budget of {format_bytes(ledger.budget)}"
 
 
 def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) -> str:
-    """What takes the memory, for people: first other processes, then the largest terms.
+    """The largest parts of the memory in words: first other processes, then the largest terms.
 
-    ``worst``: the worst request is what did not fit, so that it counts too.
+    ``worst``: the worst request did not fit, so it counts, too.
     """
     sizes: dict[str, int] = {}
     for term in terms:
@@ -190,7 +190,7 @@ def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) ->
 
 
 def _others(ledger: GpuLedger) -> int:
-    """Bytes that other processes hold, where they matter."""
+    """Bytes that other processes hold, or 0 if they are few."""
     size = _named(ledger, _OTHERS)
     return size if size >= ledger.total * _WORTH_A_WORD else 0
 

@@ -1,4 +1,4 @@
-"""LMDeploy's versions: which is planned for, whose account answers, which list a model."""
+"""LMDeploy's versions: their memory accounts, and the architectures that they list."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from turbofit.core.version import REFERENCE
 T = TypeVar("T")
 Version = tuple[int, int, int]
 
-#: The first version with figures of its own, ``presets/engines/ENGINE-X.Y.yaml``. Older ones are
-#: entries of ``generations.yaml``, which say what was different from this one: it stays theirs
-#: whatever the reference becomes.
+#: The first version with its own figures, ``presets/engines/ENGINE-X.Y.yaml``. Older versions are
+#: entries of ``generations.yaml``, as differences from this version, also when the reference
+#: becomes a newer one.
 FIRST_CURRENT: Final = "0.18"
 
-#: The oldest release that `serve` launches.
+#: The oldest release that `serve` starts.
 OLDEST_SERVED: Final = (0, 16)
 
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
@@ -32,46 +32,46 @@ _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 @cache
 def written(version: str) -> tuple[int, ...]:
-    """The two or three numbers that a version is written with; none where it is no version."""
+    """The two or three numbers in a version's text; an empty tuple if it is not a version."""
     match = _NUMBERS.search(version)
     return () if match is None else tuple(int(number) for number in match.groups() if number)
 
 
 def parse(version: str) -> Version | None:
-    """The numbers of a version such as ``0.6``, ``v0.5.2.post1``; None where there are none."""
+    """The numbers of a version such as ``0.6``, ``v0.5.2.post1``; None if it has none."""
     numbers = written(version)
     return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0) if numbers else None
 
 
 def release(version: str) -> tuple[int, int]:
-    """The first two numbers, which an account is for; (0, 0) where there are none."""
+    """The first two numbers, which identify an account; (0, 0) if there are none."""
     return (parse(version) or (0, 0, 0))[:2]
 
 
 def is_legacy(version: str) -> bool:
-    """Whether a version is an entry of ``generations.yaml``."""
+    """Whether a version is described by an entry of ``generations.yaml``."""
     wanted, first = parse(version), parse(FIRST_CURRENT)
     return wanted is not None and first is not None and wanted < first
 
 
 def account_version(engine: str, version: str | None = None) -> str | None:
-    """The version whose account answers for another: its own, or the nearest older one's.
+    """The version whose account is used: the version itself, or the nearest older one.
 
     Args:
         engine: ``turbomind`` or ``pytorch``.
-        version: LMDeploy's; None is the reference.
+        version: LMDeploy's version; None is the reference.
 
     Returns:
-        The version as its files name it; None where all are newer, or it is no version.
+        The version as in the files' names; None if all are newer, or it is not a version.
     """
     return _nearest((*_figures(engine), *_formulas(engine)), version or REFERENCE)
 
 
 def figures(engine: str, version: str, type_: type[T]) -> T:
-    """What a version of an engine fixes: its own figures, or the nearest older one's.
+    """The figures for an engine's version: its own, or those of the nearest older one.
 
     Raises:
-        PackageError: turbofit has none for this generation.
+        PackageError: turbofit has no figures for this generation.
     """
     known = _nearest(_figures(engine), version)
     if known is None:
@@ -87,7 +87,7 @@ def figures(engine: str, version: str, type_: type[T]) -> T:
 
 
 def formulas(engine: str, version: str) -> str | None:
-    """The module with the formulas of a version, or of the nearest older one that has its own."""
+    """The module with the formulas for a version, or for the nearest older one; None: the base."""
     known = _nearest(_formulas(engine), version)
     return known and f"v{known.replace('.', '_')}"
 
@@ -98,7 +98,7 @@ def _nearest(names: Iterable[str], version: str) -> str | None:
 
 
 def doubt(engine: str, version: str | None) -> str | None:
-    """What is doubtful about a version that another one's account answers for."""
+    """A warning if an older version's account is used for this one; None if it is not."""
     preset = account_version(engine, version)
     if preset is None or release(preset) == release(version or REFERENCE):
         return None
@@ -110,30 +110,30 @@ def doubt(engine: str, version: str | None) -> str | None:
 
 @cache
 def _figures(engine: str) -> tuple[str, ...]:
-    """The versions with figures of their own."""
+    """The versions with their own figures."""
     paths = (presets_dir() / "engines").glob(f"{engine}-*.yaml")
     return tuple(path.stem.removeprefix(f"{engine}-") for path in paths)
 
 
 @cache
 def _formulas(engine: str) -> tuple[str, ...]:
-    """The versions with formulas of their own, ``memory/ENGINE/vX_Y.py``."""
+    """The versions with their own formulas, ``memory/ENGINE/vX_Y.py``."""
     paths = (Path(__file__).parent / engine).glob("v[0-9]*_*.py")
     return tuple(path.stem[1:].replace("_", ".") for path in paths)
 
 
-_LAST: Final = 1_000_000  # a third number that is above every release's
+_LAST: Final = 1_000_000  # a third number above that of every release
 
 
 class _Changes(Struct, forbid_unknown_fields=True):
-    """What a release's list has that the one before has not, and the other way round."""
+    """The architectures that a release's list gained, and those that it lost."""
 
     came: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
 
 
 class _Architectures(Struct, forbid_unknown_fields=True):
-    """By engine and release, oldest first, what changed."""
+    """The changes of the lists, by engine and release, oldest first."""
 
     source: str
     turbomind: dict[str, _Changes]
@@ -141,19 +141,19 @@ class _Architectures(Struct, forbid_unknown_fields=True):
 
 
 class _Span(NamedTuple):
-    """The releases that list an architecture: from the first on, up to and without the second."""
+    """The releases that list an architecture: from ``came`` until before ``left``."""
 
     came: str
     left: str | None
 
 
 def not_listed(model: Model, engine: str, version: str) -> str | None:
-    """Why a version of an engine cannot know a model; None where it may.
+    """The reason why a version of an engine does not know a model, or None.
 
-    A version that is written in part, such as ``0.7``, is every release that begins so.
+    A shortened version such as ``0.7`` stands for every release that begins so.
 
-    Its language model's architecture must be listed too where any release lists that one: many
-    classes of vision models build theirs themselves.
+    The language model's architecture must be listed, too, if any release lists it; classes of
+    vision models often build their own.
     """
     wanted = written(version)
     if not wanted:
@@ -169,7 +169,7 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
 
 
 def listed_since(architecture: str) -> str | None:
-    """The first release of those up to the newest that list an architecture, of either engine."""
+    """The first release, of either engine, since which an architecture has always been listed."""
     since = [
         span.came
         for engine in ("turbomind", "pytorch")
@@ -180,14 +180,14 @@ def listed_since(architecture: str) -> str | None:
 
 
 def _covers(span: _Span, wanted: tuple[int, ...]) -> bool:
-    """Whether a release that begins with these numbers is in a span."""
+    """Whether a span contains some release that begins with these numbers."""
     oldest = wanted if len(wanted) > 2 else (*wanted, 0)
     newest = wanted if len(wanted) > 2 else (*wanted, _LAST)
     return written(span.came) <= newest and (span.left is None or oldest < written(span.left))
 
 
 def _when(spans: tuple[_Span, ...], wanted: tuple[int, ...]) -> str:
-    """When the architecture left before a version, and came after it."""
+    """Words for when the architecture left before a version and came after it."""
     left = [
         span.left for span in spans if span.left and written(span.left)[: len(wanted)] <= wanted
     ]
@@ -201,7 +201,7 @@ def _when(spans: tuple[_Span, ...], wanted: tuple[int, ...]) -> str:
 
 @cache
 def listings(engine: str) -> dict[str, tuple[_Span, ...]]:
-    """The releases that list each architecture, oldest first."""
+    """The spans of releases that list each architecture, oldest first."""
     path = preset_path("engines", "architectures")
     read = converted(load_yaml(path), _Architectures, path)
     changes = {"turbomind": read.turbomind, "pytorch": read.pytorch}[engine]

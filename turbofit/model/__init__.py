@@ -1,1 +1,1 @@
-"""Reads checkpoints: folders, hub, presets; a file for each family."""
+"""Reads checkpoints: from folders, hubs and presets; each family has a file."""

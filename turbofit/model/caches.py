@@ -1,6 +1,6 @@
-"""Where huggingface_hub and modelscope keep what they have downloaded, by each version's layout.
+"""Finds downloads in the caches of huggingface_hub and modelscope, in each version's layout.
 
-Imports nothing of ours: looking whether a checkpoint is there must cost next to nothing.
+It imports nothing of turbofit, since checking for a checkpoint must take almost no time.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-#: What a repository's own branch is called there, and on the hubs that it mirrors.
+#: ModelScope's name of the main branch, and the name on the hubs that it mirrors.
 _BRANCHES = ("master", "main")
 
 
 def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json") -> str | None:
-    """The folder of a hub id in huggingface_hub's cache, None where it is not there with this file.
+    """The folder of a hub id in huggingface_hub's cache; None if it lacks the file ``holds``.
 
     ``models--ORG--NAME/refs/REVISION`` names a commit, ``snapshots/COMMIT`` holds the files.
     """
@@ -37,7 +37,7 @@ def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json
 
 
 def hub_cache(environ: Mapping[str, str] = os.environ) -> str:
-    """Where huggingface_hub keeps its files, by the rules of its ``constants.py``."""
+    """The folder of huggingface_hub's cache, by the rules of its ``constants.py``."""
     cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     if not cache:
         home = environ.get("HF_HOME")
@@ -49,22 +49,22 @@ def hub_cache(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def uses_modelscope() -> bool:
-    """Whether LMDeploy would download from ModelScope: its own test of its own variable."""
+    """Whether LMDeploy would download from ModelScope; this is LMDeploy's own test."""
     return os.environ.get("LMDEPLOY_USE_MODELSCOPE", "").lower() == "true"
 
 
 def modelscope_cache() -> str:
-    """The folder below which all versions of the package keep their files."""
+    """The folder that contains the downloads of all versions of modelscope."""
     root = os.environ.get("MODELSCOPE_CACHE") or os.path.join("~", ".cache", "modelscope")
     return os.path.expanduser(root)
 
 
 def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
-    """The folders that may hold a model, newest layout first; each has a config.json.
+    """Yield the folders that may hold a model, newest layout first; each has a config.json.
 
-    Up to modelscope 1.37 a model has one folder, ``ORG/NAME``, below the root, its ``hub``, or
-    ``models`` in either; ``___`` stands for a dot of the name in some versions, and ``.mv`` says
-    the revision. Since modelscope-hub 0.4 it is ``models/ORG--NAME/snapshots/REVISION``.
+    Up to modelscope 1.37 a model has one folder, ``ORG/NAME``, in the root, in its ``hub``, or in
+    ``models`` of either; some versions write ``___`` for a dot of the name; ``.mv`` contains the
+    revision. Since modelscope-hub 0.4 it is ``models/ORG--NAME/snapshots/REVISION``.
     """
     owner, _, name = hub_id.partition("/")
     if not _is_pair(owner, name) or not _is_branch(revision):
@@ -84,13 +84,13 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
 
 
 def _is_pair(owner: str, name: str) -> bool:
-    """Whether the two parts of a hub's id can be the names of folders."""
+    """Whether both parts of a hub id are valid names of folders."""
     parts = {owner, name}
     return not parts & {"", ".", ".."} and not any("/" in part or "\0" in part for part in parts)
 
 
 def _is_branch(revision: str | None) -> bool:
-    """Whether a revision can be a path below a folder."""
+    """Whether a revision is a valid path below a folder."""
     if revision is None:
         return True
     return revision.isprintable() and not {"..", "."} & {*revision.split("/")}
@@ -101,7 +101,7 @@ def has_config(folder: str) -> bool:
 
 
 def _version(folder: str) -> str | None:
-    """The revision that a flat folder was downloaded at, None where it does not say."""
+    """The revision of a download in the flat layout, None if the folder does not say it."""
     try:
         with open(os.path.join(folder, ".mv"), encoding="utf-8") as file:
             text = file.read(512)

@@ -1,4 +1,4 @@
-"""Puts a model together from a checkpoint's config.json and tensors, which must agree."""
+"""Builds a model from a checkpoint's config.json and tensors, and checks that they agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from turbofit.model.quantization import read_quantization
 from turbofit.model.safetensors import Tensor
 from turbofit.model.tensors import CROSS_EMBEDDINGS
 
-#: Architectures whose config class is the checkpoint's own code, and whose account needs it.
+#: Architectures that need remote code: their config class is the checkpoint's own code.
 _REMOTE_CONFIG: Final = frozenset(
     {
         "InternS1ProForConditionalGeneration",
@@ -41,9 +41,9 @@ _VISION: Final = re.compile(
     r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
 )
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
-#: Audio towers, and Llama 4's projector, which is named as an MLP of the tower.
+#: Tensors that are not checked: audio towers, and Llama 4's projector, named like a tower's MLP.
 _UNCHECKED: Final = ("audio_tower.", ".vision_adapter.")
-#: A second stack of layers beside the first, numbered from 0 again.
+#: A second stack of layers beside the first; its numbers begin at 0 again.
 _SECOND: Final = ".global_transformer."
 _PATCH_EMBEDDINGS: Final = (
     "patch_embedding.weight",
@@ -52,7 +52,7 @@ _PATCH_EMBEDDINGS: Final = (
 )
 _MLP: Final = (".mlp.fc1.weight", ".mlp.gate_proj.weight")
 _MLPS: Final = {"moonvit": (".mlp.fc0.weight",)}
-#: Ends of a language model's names, in which ``N`` is a number.
+#: The ends of names in a language model; ``N`` stands for a number.
 _EMBEDDINGS: Final = (
     "embed_tokens.weight",
     "tok_embeddings.weight",
@@ -67,32 +67,32 @@ _NUMBER: Final = re.compile(r"\.\d+\.")
 _HEAD: Final = re.compile(r"(^|\.)(lm_head|output|output_layer)\.")
 _DIFFER: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-#: Buffers that old checkpoints store though no formula counts them.
+#: Buffers in old checkpoints that are not parameters.
 _BUFFERS: Final = (".inv_freq", "mask_token")
-#: A draft of further tokens, beside the model: a part of its own, or a layer behind the last.
+#: A draft model for speculative decoding: a part of its own, or a layer after the last one.
 _DRAFT: Final = "mtp."
-#: Speech output, beside a model that answers in text.
+#: Speech output; models that also speak have it beside the text model.
 _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
-#: Intern-S2's encoder of time series and its head, which LMDeploy loads on no engine.
+#: Intern-S2's encoder and head for time series; no engine of LMDeploy loads them.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
 _DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
 class Weights(NamedTuple):
-    """Headers of all weight files; ``tensors`` None where there are none that can be read."""
+    """The headers of all weight files; ``tensors`` is None if no file can be read."""
 
     tensors: Mapping[str, Tensor] | None
     warning: str | None = None
 
 
 class Files(Protocol):
-    """A checkpoint's files."""
+    """The files of one checkpoint, in a folder or on a hub."""
 
     def read(self, name: str) -> bytes | None:
-        """A small file's bytes, None where there is no such file."""
+        """The content of a small file; None if it does not exist."""
 
     def weights(self) -> Weights:
-        """Headers of the weight files."""
+        """Read the headers of the weight files."""
 
 
 def read_checkpoint(
@@ -102,13 +102,13 @@ def read_checkpoint(
     *,
     weights: Weights | None = None,
 ) -> Model:
-    """Read one checkpoint.
+    """Read a checkpoint's config and tensors into a model.
 
     Args:
-        files: its files.
-        source: where they are; its ``sizes`` are decided here.
-        hub_id: None for a folder.
-        weights: what takes the place of the files' own.
+        files: the checkpoint's files.
+        source: where they are; this function sets its ``sizes``.
+        hub_id: the hub's id; None for a folder.
+        weights: replaces the weights of ``files``.
 
     Raises:
         UsageError: a file is missing, damaged, contradicts another, or the model is not one that
@@ -162,13 +162,13 @@ def read_checkpoint(
 
 
 def read_section(files: Files, name: str, what: str = "") -> Section | None:
-    """The object of a JSON file, called ``what`` in messages; None where there is no such file."""
+    """The object in a JSON file, named ``what`` in messages; None if the file does not exist."""
     data = files.read(name)
     return None if data is None else parse_json(data, what or name)
 
 
 def _architecture(config: Section) -> str:
-    """``architectures[0]``, else the class that ``auto_map`` names, as LMDeploy reads it."""
+    """``architectures[0]``, else the class in ``auto_map``, as LMDeploy reads it."""
     names = config.strings("architectures")
     if names:
         return names[0]
@@ -186,7 +186,7 @@ def _processor(files: Files, key: str, name: str) -> Section | None:
 
 
 def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dtype:
-    """The unquantised tensors' dtype: that of most bytes stored, else as the config says."""
+    """The dtype of most bytes of the unquantised tensors; without tensors, the config's."""
     floats = sorted(
         ((sizes[name], _FLOATS[name]) for name in sizes if name in _FLOATS), reverse=True
     )
@@ -215,8 +215,8 @@ def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Whether LMDeploy needs ``--trust-remote-code``: for a tokenizer, a processor or a config.
 
-    Without InternVLChatModel's config class, LMDeploy reads ``llm_config`` as a plain dict and
-    fails at its first attribute; without the others' it has no defaults of keys.
+    LMDeploy cannot read ``llm_config`` without InternVLChatModel's config class: it stays a plain
+    dict and fails at its first attribute. Without those of the others it lacks defaults.
     """
     mapped, name = config.part("auto_map"), "tokenizer_config.json"
     if architecture in _REMOTE_CONFIG and "AutoConfig" in mapped:
@@ -233,14 +233,14 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
 
 
 def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors without those that no engine loads: unused drafts, speech output, time series."""
+    """The tensors without those that no engine loads: drafts, speech output, time series."""
     layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
     unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
     return {name: tensors[name] for name in tensors if not name.startswith(unused)}
 
 
 def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
-    """Refuse tensors that are not those of these dims, with both figures."""
+    """Refuse tensors whose sizes contradict these dims; the message has both figures."""
     tensors = {name: tensors[name] for name in tensors if not any(p in name for p in _UNCHECKED)}
     _count_layers(tensors, "language model", text.layers, vision=False)
     if vision:
@@ -258,7 +258,7 @@ def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDi
 
 
 def _check_sizes(name: str, tensor: Tensor, sizes: _Sizes) -> None:
-    """Refuse a tensor whose name fixes one of its sizes, where it has another."""
+    """Refuse a tensor if its name determines one of its sizes and the size differs."""
     plain = _NUMBER.sub(".N.", name)
     for ends, axis, size, what in sizes:
         if plain.endswith(ends) and tensor.shape[axis : axis + 1] != (size,):
@@ -269,7 +269,7 @@ def _check_sizes(name: str, tensor: Tensor, sizes: _Sizes) -> None:
             )
 
 
-#: Ends of tensors' names, an axis of their shape, its size, and what that is.
+#: Each item: ends of tensors' names, an axis of their shape, its size, and words for the size.
 _Sizes = list[tuple[tuple[str, ...], int, int, str]]
 
 
@@ -304,7 +304,7 @@ def _text_sizes(text: TextDims) -> _Sizes:
 
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
-    """Layers are numbered from 0 without a gap: the largest number tells how many there are."""
+    """Check the number of layers: they must be numbered from 0 without a gap."""
     numbers = {
         int(match[1][:9])
         for name in tensors
@@ -324,7 +324,7 @@ def _surplus(
     vision: VisionDims | None,
     quantization: Quantization | None,
 ) -> int | None:
-    """Elements that the checkpoint has beyond its dims; negative: it lacks some; None: packed."""
+    """Elements in the tensors minus those that the dims explain; None if tensors are quantised."""
     if quantization is not None:
         return None
     stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's JSON files without trusting them: getters check type and range."""
+"""Reads a checkpoint's JSON files defensively: getters check types and ranges."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from turbofit.core.model import Dtype
 if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
-#: Bytes of JSON that are read at most; the largest published config.json is below 1 MiB.
+#: The most bytes of JSON that are read; the largest published config.json is below 1 MiB.
 LARGEST_JSON: Final = 16 << 20
 
-#: A dimension beyond this is not a model's.
+#: The largest valid dimension.
 _LARGEST_DIM: Final = 1 << 24
 
 _DTYPES: Final[dict[str, Dtype]] = {
@@ -31,17 +31,17 @@ def parse_json(data: bytes, what: str) -> Section:
     """Parse one JSON object.
 
     Raises:
-        UsageError: it is no JSON object, or too large.
+        UsageError: the data is not a JSON object, or too large.
     """
     import json
 
     if len(data) > LARGEST_JSON:
         raise UsageError(f"{what} is larger than {LARGEST_JSON >> 20} MiB", hint=_HINT)
     try:
-        # The standard reader, since published configs hold NaN and Infinity.
+        # The standard reader accepts NaN and Infinity, which published configs contain.
         value = json.loads(data.decode("utf-8-sig"))
         if b"\\u" in data:
-            # Half of a surrogate pair passes the reader, and no plan with it could be written.
+            # The reader accepts half of a surrogate pair, but no plan with it could be written.
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{what} holds half of a surrogate pair", hint=_HINT) from None
@@ -55,7 +55,7 @@ def parse_json(data: bytes, what: str) -> Section:
 class Section:
     """One JSON object; ``what`` names it in messages, e.g. ``config.json: vision_config``.
 
-    A value of another type is an error; lists that are absent are empty.
+    A value of the wrong type is an error; a missing list is an empty tuple.
     """
 
     def __init__(self, values: JsonObject, what: str) -> None:
@@ -68,12 +68,12 @@ class Section:
     def integer(
         self, key: str, default: int | None = None, *, low: int = 1, high: int = _LARGEST_DIM
     ) -> int:
-        """An integer within bounds; absent or null gives the default, where there is one.
+        """An integer within bounds; ``default`` if it is missing or null and there is a default.
 
-        A list of equal integers, as ``[448, 448]``, counts as the integer.
+        A list of equal integers, such as ``[448, 448]``, counts as one integer.
 
         Raises:
-            UsageError: it is missing, no integer, or out of bounds.
+            UsageError: it is missing without a default, is not an integer, or is out of bounds.
         """
         value = self.values.get(key)
         if isinstance(value, list) and value and all(item == value[0] for item in value[:4]):
@@ -89,10 +89,10 @@ class Section:
         return value
 
     def number(self, key: str, default: float, *, low: float, high: float) -> float:
-        """A number within bounds; absent or null gives the default.
+        """A number within bounds; ``default`` if it is missing or null.
 
         Raises:
-            UsageError: it is no number, or out of bounds.
+            UsageError: it is not a number, or is out of bounds.
         """
         value = self.values.get(key)
         if value is None:
@@ -130,16 +130,16 @@ class Section:
         return tuple(value)
 
     def section(self, key: str) -> Section | None:
-        """A nested object, None where it is absent."""
+        """A nested object; None if it is missing."""
         value = self._typed(key, dict, "an object")
         return None if value is None else Section(value, f"{self.what}: {key}")
 
     def part(self, key: str) -> Section:
-        """A nested object, empty where it is absent."""
+        """A nested object; an empty one if it is missing."""
         return self.section(key) or Section({}, f"{self.what}: {key}")
 
     def required(self, key: str) -> Section:
-        """The value of a key that must be there.
+        """A nested object that must be present.
 
         Raises:
             UsageError: the key is missing.
@@ -150,12 +150,12 @@ class Section:
         return section
 
     def error(self, key: str, problem: str) -> UsageError:
-        """An error that names this object, the key and the problem."""
+        """Make an error that names this object, the key and the problem."""
         return UsageError(f"{self.what}: {key} {problem}", hint=_HINT)
 
 
 def dtype_of(section: Section) -> Dtype | None:
-    """The ``dtype`` or ``torch_dtype`` of a config; None where it names no known one."""
+    """The ``dtype`` or ``torch_dtype`` of a config; None if it has no known one."""
     for key in ("dtype", "torch_dtype"):
         value = section.values.get(key)
         if isinstance(value, str):
@@ -164,7 +164,7 @@ def dtype_of(section: Section) -> Dtype | None:
 
 
 def _show(value: Any) -> str:
-    """A short form of whatever a file held; integers of any length included."""
+    """A short form of a value from a file; integers may have any length."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "an absurd number"
     return repr(value)[:60]

@@ -1,4 +1,4 @@
-"""Checkpoints on this machine: a folder, or a snapshot in the hub cache; what a folder lacks."""
+"""Reads checkpoints on this machine: a folder, or a snapshot in the hub cache."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from turbofit.model.safetensors import (
     parse_index,
 )
 
-#: The index of a sharded checkpoint.
+#: The index file of a sharded checkpoint.
 INDEX: Final = "model.safetensors.index.json"
 
 _HINT: Final = "check the path and its permissions"
-#: Files of weights that LMDeploy does not read, and what they are.
+#: File types of weights that LMDeploy cannot read, each with its description.
 _FOREIGN: Final = {
     ".gguf": "GGUF, which llama.cpp and Ollama read and LMDeploy does not",
     ".pth": f"the original format of Llama, which LMDeploy {REFERENCE} does not read",
 }
-#: Files that are no weights, and what reads them.
+#: File types that do not contain weights, and the commands that read them.
 READ_ELSEWHERE: Final = {
     ".json": "turbofit serve --plan FILE starts a plan, report and export read one",
     ".yaml": "a profile is -f FILE, as turbofit plan -f FILE or turbofit serve -f FILE",
@@ -42,13 +42,13 @@ _CHECKPOINT: Final = "name a checkpoint's folder in Hugging Face's format, or a 
 
 
 class FolderFiles:
-    """The files of one folder; a link to elsewhere is followed, as the hub cache needs it."""
+    """The files of one folder; symbolic links are followed, since the hub cache uses them."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def read(self, name: str, limit: int = LARGEST_JSON + 1) -> bytes | None:
-        """As `Files.read`, for files of up to ``limit`` bytes.
+        """Read a file of up to ``limit`` bytes, as `Files.read` does.
 
         Raises:
             UsageError: the file cannot be read, or is too large.
@@ -65,7 +65,7 @@ class FolderFiles:
             raise UsageError(f"{name} cannot be read: {exc.strerror}", hint=_HINT) from None
 
     def size(self, name: str) -> int | None:
-        """Bytes of a regular file, None where there is none."""
+        """The size of a regular file in bytes; None if it does not exist."""
         try:
             status = os.stat(os.path.join(self.path, name))
         except (OSError, ValueError):
@@ -73,7 +73,7 @@ class FolderFiles:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def weights(self) -> Weights:
-        """Headers of the weight files, picked in LMDeploy's order."""
+        """Read the headers of the weight files that LMDeploy would choose."""
         index = self.read(INDEX, LARGEST_INDEX)
         if index is not None:
             return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
@@ -104,7 +104,7 @@ class FolderFiles:
             raise UsageError(f"{self.path} cannot be read: {exc.strerror}", hint=_HINT) from None
 
     def header(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a safetensors file.
+        """Read the header of a safetensors file; returns its tensors.
 
         Raises:
             UsageError: the file is missing, cannot be read, or is damaged.
@@ -126,7 +126,7 @@ def sharded(
     read: Callable[[str], dict[str, T]],
     hint: str = "download the checkpoint again",
 ) -> dict[str, T]:
-    """The tensors that an index names, each from the file that it names.
+    """The tensors that an index lists, each read from the file that the index names.
 
     Raises:
         UsageError: a file lacks a tensor that the index says it has.
@@ -150,7 +150,7 @@ _BIN_ONLY: Final = (
 
 
 def is_complete(folder: str) -> bool:
-    """Whether a snapshot holds all the weights that it should, not only its small files."""
+    """Whether a snapshot contains all of its weights, not only the small files."""
     files = FolderFiles(folder)
     try:
         index = files.read(INDEX, LARGEST_INDEX)
@@ -163,13 +163,13 @@ def is_complete(folder: str) -> bool:
 
 
 def no_checkpoint(path: str) -> UsageError:
-    """Why a file, or a folder without config.json, is no checkpoint."""
+    """The error that says why a file, or a folder without config.json, is not a checkpoint."""
     if not os.path.isdir(path):
         return _no_folder(path)
     from glob import glob
 
     names = FolderFiles(path).names()
-    # The latter is a model's folder in the hub cache.
+    # The second pattern is a model's folder in the hub cache.
     configs = glob("*/config.json", root_dir=path) + glob("snapshots/*/config.json", root_dir=path)
     if configs:
         inside = os.path.dirname(min(configs))
@@ -189,7 +189,7 @@ def no_checkpoint(path: str) -> UsageError:
 
 
 def _no_folder(path: str) -> UsageError:
-    """A file where a folder should be."""
+    """The error for a file in place of a folder."""
     folder, name = os.path.split(path)
     if foreign := _foreign([name]):
         return UsageError(f"{path} is {foreign}", hint=_HUB)

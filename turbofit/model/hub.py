@@ -1,7 +1,7 @@
-"""Checkpoints on the Hugging Face hub, a mirror of it, or ModelScope: small files and headers.
+"""Reads checkpoints on the Hugging Face hub, a mirror or ModelScope: small files, headers.
 
-Nothing here is imported before a name has to be looked up there. Sizes, redirects and time are
-bounded, since a mirror may be anybody's machine.
+This module is imported only when a name must be looked up there. Sizes, redirects and times are
+limited, since anybody may run a mirror.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from turbofit.model.safetensors import (
 _LOG: Final = LazyLogger(__name__)
 
 _TIMEOUT: Final = 5.0
-#: Seconds for a whole checkpoint; 30 shards at a slow mirror take about ten.
+#: The most seconds for a whole checkpoint; 30 shards on a slow mirror take about ten.
 _PATIENCE: Final = 30.0
 _REDIRECTS: Final = 5
-#: Most headers fit, so that one request a file is enough.
+#: The bytes of a file's first request; most headers are smaller.
 _FIRST_BYTES: Final = 256 << 10
 _TRUE: Final = {"1", "ON", "YES", "TRUE"}
 _BROKEN: Final = "the repository is broken: take another revision"
@@ -44,21 +44,21 @@ _NETWORK_ERRORS: Final = (URLError, HTTPException, OSError, ValueError)
 
 
 class HubUnreachableError(UsageError):
-    """The hub could not give the checkpoint: no network, no such repository, no access."""
+    """The hub gave no checkpoint: it is not reachable, has no such repository, or denies access."""
 
 
 class NotGivenError(HubUnreachableError):
-    """The hub answered: it has no such checkpoint or revision, or does not give it."""
+    """The hub answered, but does not have this checkpoint or revision, or denies access."""
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids the network."""
+    """Whether the environment forbids network access."""
     keys = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(key, "").upper() in _TRUE for key in keys)
 
 
 class HubFiles:
-    """The files of one repository at the commit that the first answer names."""
+    """The files of one repository, at the commit that the first answer names."""
 
     home = "https://huggingface.co"
     branch = "main"
@@ -77,17 +77,17 @@ class HubFiles:
 
     @property
     def where(self) -> str:
-        """The repository and the commit, as ``source`` says it."""
+        """The host, the repository and the commit, for the model's ``source``."""
         return f"{self.host}/{self.hub_id}@{self.revision}"
 
     def read(self, name: str) -> bytes | None:
-        """As `Files.read`."""
+        """Read a small file, as `Files.read` does; it is cached."""
         if name not in self._cache:
             self._cache[name] = self._small(name, LARGEST_JSON)
         return self._cache[name]
 
     def weights(self) -> Weights:
-        """Headers of the weight files, one or two requests each."""
+        """Read the headers of the weight files; each takes one or two requests."""
         index = self._small(INDEX, LARGEST_INDEX)
         if index is None:
             single = self._header("model.safetensors")
@@ -128,7 +128,7 @@ class HubFiles:
         return parse_header(header, size, name)
 
     def _range(self, name: str, start: int, count: int) -> tuple[bytes, int | None] | None:
-        """Some bytes of a file, and the size of all of it where the answer says."""
+        """Some bytes of a file, and the file's size if the answer has it."""
         answer = self._get(name, {"Range": f"bytes={start}-{start + count - 1}"})
         if answer is None:
             return None
@@ -162,7 +162,7 @@ class HubFiles:
         parts: list[bytes] = []
         while count > 0:
             self._hurry()
-            try:  # read1 returns after one packet: the deadline holds for a slow server too
+            try:  # read1 returns after one packet, so the deadline also holds for a slow server
                 part = answer.read1(min(count, 1 << 20))
             except _NETWORK_ERRORS as exc:
                 raise self._unreachable(exc) from None
@@ -184,11 +184,11 @@ class HubFiles:
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _get(self, name: str, headers: dict[str, str]) -> HTTPResponse | None:
-        """Open one file, None where it does not exist."""
+        """Open one file; None if it does not exist."""
         return self._open(self._url(name), headers)
 
     def _open(self, url: str, headers: dict[str, str]) -> HTTPResponse | None:
-        """Open one address, None for HTTP 404."""
+        """Open one address; None after HTTP 404."""
         self._hurry()
         began = time.monotonic()
         request = Request(url, headers={**headers, **_identity(), **self._token()})
@@ -219,7 +219,7 @@ class HubFiles:
         )
 
     def _refused(self, error: HTTPError) -> HubUnreachableError | None:
-        """What an HTTP error says of the repository; None: it lacks the one file."""
+        """The error that an HTTP error means; None if the repository only lacks this file."""
         code = error.headers.get("X-Error-Code", "") if error.headers else ""
         if error.code in {401, 403} or code in {"GatedRepo", "RepoNotFound"}:
             return NotGivenError(
@@ -244,9 +244,9 @@ class HubFiles:
 
 
 class ModelScopeFiles(HubFiles):
-    """The files of one ModelScope repository, by the modelscope package's requests.
+    """The files of one ModelScope repository, read with the modelscope package's requests.
 
-    A listing says what is there; the site answers a query for a file itself, or redirects.
+    A listing says which files exist; the site answers a request for a file itself, or redirects.
     """
 
     home = "https://modelscope.cn"
@@ -273,12 +273,12 @@ class ModelScopeFiles(HubFiles):
         return {"Cookie": f"m_session_id={quote(token, safe='')}"} if token else {}
 
     def _get(self, name: str, headers: dict[str, str]) -> HTTPResponse | None:
-        # The site's answer for a file that is not there varies; its listing does not.
+        # The site's answer for a missing file varies; its listing does not.
         return super()._get(name, headers) if name in self._names else None
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """The files at the top of the repository."""
+        """The names of the files at the top of the repository."""
         query = f"Revision={quote(self.revision, safe='')}&Recursive=False"
         answer = self._open(f"{self._models}/repo/files?{query}", {})
         if answer is None:
@@ -308,7 +308,7 @@ class ModelScopeFiles(HubFiles):
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Few redirects, never from https to http, and the token never to another host."""
+    """Follows few redirects, never from https to http, and never with the token to another host."""
 
     max_redirections = _REDIRECTS
     max_repeats = 2
@@ -327,7 +327,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _host(endpoint: str, key: str) -> str:
-    """The host and port of the hub's address, for messages; never a password in it."""
+    """The host and port of the hub's address, for messages; without a password."""
     try:
         parts = urlsplit(endpoint)
     except ValueError:
@@ -341,7 +341,7 @@ def _host(endpoint: str, key: str) -> str:
 
 
 def _identity() -> dict[str, str]:
-    """Request headers: who asks, and no compression, since ranges count stored bytes."""
+    """Request headers: turbofit's name, and no compression, since ranges count stored bytes."""
     from turbofit.core.version import __version__
 
     return {"User-Agent": f"turbofit/{__version__}", "Accept-Encoding": "identity"}

@@ -1,7 +1,6 @@
-"""Transformers' model and processor of a checkpoint, as the account has them.
+"""Loads Transformers' model and processor of a checkpoint, as the account describes them.
 
-The server for Transformers loads them here, and so does its rehearsal; nobody else: torch is
-imported.
+Only the server for Transformers and its rehearsal use it, since it imports torch.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Modules of Qwen2.5-Omni's thinker, and where they are from Transformers 5.21 on.
+#: Modules of Qwen2.5-Omni's thinker, and their names since Transformers 5.21.
 _MOVED: Final = {
     "audio_tower": "model.audio_tower",
     "visual": "model.visual",
@@ -21,11 +20,11 @@ _MOVED: Final = {
 
 
 def load_model(checkpoint: str, **settings: Any) -> Any:
-    """The model of a folder or hub id, ready to generate; settings are ``from_pretrained``'s.
+    """Load a model from a folder or hub id, with arguments for ``from_pretrained``.
 
     Raises:
         OSError: the checkpoint cannot be read.
-        ValueError: Transformers refuses it, or the device map.
+        ValueError: Transformers refuses the checkpoint, or the device map.
     """
     library, config = _transformers(), _config(checkpoint)
     auto = library.AutoModelForImageTextToText if _sees(config) else library.AutoModelForCausalLM
@@ -33,7 +32,7 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
     if isinstance(placed, dict) and config.model_type == "qwen2_5_omni_thinker":
         settings["device_map"] = names_here(placed)
     model = auto.from_pretrained(checkpoint, config=config, **settings)
-    if model.generation_config.eos_token_id is None:  # as in Qwen2.5-Omni's files
+    if model.generation_config.eos_token_id is None:  # as in the files of Qwen2.5-Omni
         tokenizer = library.AutoTokenizer.from_pretrained(checkpoint)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     _only_last_logits(model)
@@ -41,9 +40,10 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
 
 
 def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
-    """A map of Qwen2.5-Omni's thinker, as `layout` names its modules, for this Transformers.
+    """Convert a device map of Qwen2.5-Omni's thinker to this Transformers' module names.
 
-    Its own loader says nothing of names that are not there: all of it would land on the CPU.
+    `layout` uses the older names. Transformers ignores unknown names, and would place everything on
+    the CPU.
     """
     moved = _MOVED if hasattr(_transformers(), "Qwen2_5OmniThinkerModel") else {}
     heads = {name: name.split(".", 1)[0] for name in device_map}
@@ -54,10 +54,10 @@ def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
 
 
 def load_processor(checkpoint: str) -> Any:
-    """Its processor; the tokenizer of a model that takes no images.
+    """Load the checkpoint's processor, or the tokenizer if the model takes no images.
 
     Raises:
-        OSError, ValueError: the checkpoint cannot be read, or Transformers knows none for it.
+        OSError, ValueError: the checkpoint cannot be read, or Transformers has no processor for it.
     """
     library = _transformers()
     tools = library.AutoProcessor if _sees(_config(checkpoint)) else library.AutoTokenizer
@@ -65,17 +65,17 @@ def load_processor(checkpoint: str) -> Any:
 
 
 def _transformers() -> Any:
-    """The package, typed as anything: its auto classes promise no type."""
+    """The package with type Any, since its auto classes have no useful types."""
     import transformers
 
     return transformers
 
 
 def _config(checkpoint: str) -> Any:
-    """Its config; of a model that also speaks, that of the part which answers in text.
+    """The config; for a model that also speaks, the config of the part that answers in text.
 
-    No auto class of images has the whole, and the talker would take memory for nothing: its
-    weights stay in the files.
+    No auto class for images has the whole model, and the talker would waste memory: its weights are
+    not loaded.
     """
     whole = _transformers().AutoConfig.from_pretrained(checkpoint)
     return getattr(whole, "thinker_config", whole)
@@ -86,10 +86,10 @@ def _sees(config: Any) -> bool:
 
 
 def _only_last_logits(model: Any) -> None:
-    """Spare the logits of all tokens of a prompt but the last, which alone is asked for.
+    """Compute the logits of only the last token of a prompt, the only ones that are used.
 
-    Most classes take ``logits_to_keep`` for it. Where one does not (Qwen2.5-Omni's thinker), they
-    would be a prompt's length times the vocabulary: 9.3 GiB at 32,764 tokens.
+    Most classes have ``logits_to_keep`` for this. In one that has not (Qwen2.5-Omni's thinker), the
+    logits would be the prompt's length times the vocabulary: 9.3 GiB at 32,764 tokens.
     """
     head = model.get_output_embeddings()
     if head is not None and "logits_to_keep" not in inspect.signature(model.forward).parameters:

@@ -1,8 +1,8 @@
-"""What people type for a model beside a folder, a hub id and a preset, and what of it is known.
+"""Reads the names that people type for a model, other than a folder, a hub id and a preset.
 
-Addresses of hubs, ``ORG/NAME@REVISION``, Ollama's ``NAME:TAG`` and paths of Windows are read for
-the model that they name; a hub id that no preset has is held against them by the end of its name.
-``presets/families/names.yaml`` has the hosts, the names and the ends.
+They are hub addresses, ``ORG/NAME@REVISION``, Ollama's ``NAME:TAG`` and paths of Windows. A hub id
+without a preset is compared with presets and with known ends of names, which are in
+``presets/families/names.yaml``, as are the hosts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _OLLAMA: Final = re.compile(r"[A-Za-z0-9][\w.-]{1,95}(:[\w.-]{1,95})?")
 _WINDOWS: Final = re.compile(r"(?:[A-Za-z]:[\\/]|[^/]*\\).*?([^\\/]*)[\\/]*")
-#: A model's page or file on a hub, its path behind the host: some parts stand before no model.
+#: The path of a model's page or file on a hub; some first parts of paths never name a model.
 _ADDRESS: Final = re.compile(
     r"(?:(?:api|v1|models|library)/)*"
     r"(?!(?:api|v1|models|library|datasets|spaces|studios|collections|papers|blog|docs)/)"
@@ -56,7 +56,7 @@ _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
 class Name(NamedTuple):
-    """A folder, a hub id or a preset; its revision; what was assumed of what was typed."""
+    """A folder, hub id or preset, its revision, and notes on how the typed name was read."""
 
     text: str
     revision: str | None = None
@@ -69,10 +69,10 @@ def _data() -> JsonObject:
 
 
 def read_name(typed: str, revision: str | None = None) -> Name:
-    """The folder, hub id or preset that is meant; what has none of the forms stays as it is.
+    """Read a typed name; a name in none of the known forms is returned unchanged.
 
     Raises:
-        UsageError: the name and ``--revision`` name two revisions.
+        UsageError: the name has a revision, and ``--revision`` has another.
     """
     name = _read(text := plain(typed))
     if _CHINESE.search(typed):
@@ -106,7 +106,7 @@ def _read(text: str) -> Name:
 
 
 def _hosts() -> dict[str, str]:
-    """Hosts of hubs, those among them that the environment names, and the kind of each."""
+    """The hosts of hubs, with those that the environment sets, and the kind of each."""
     named = (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope"))
     hosts: dict[str, str] = dict(_data()["hosts"])
     for key, kind in named:
@@ -115,7 +115,7 @@ def _hosts() -> dict[str, str]:
 
 
 def _refuse_elsewhere(scheme: str, host: str, path: str) -> None:
-    """Refuse an address that is no hub's; what is no address passes."""
+    """Refuse an address of another site; a name that is no address passes."""
     place = scheme.lower() if scheme and "." not in host else host.lower()
     for kind, what in _data()["elsewhere"].items():
         if re.fullmatch(kind, place):
@@ -133,7 +133,7 @@ def _refuse_elsewhere(scheme: str, host: str, path: str) -> None:
 
 
 def _of_windows(text: str, last: str) -> Name:
-    """The preset that a path of Windows ends with."""
+    """The preset at the end of a path of Windows."""
     if find_preset(last):
         note = f"{text} is a path of Windows, which is not here: {last} was taken"
         return Name(last, None, (note,))
@@ -144,7 +144,7 @@ def _of_windows(text: str, last: str) -> Name:
 
 
 def _address(path: str, kind: str, host: str) -> Name:
-    """The model of an address, whose path begins behind the host."""
+    """The model of a hub's address; ``path`` is the part after the host."""
     path = unquote(path)
     if kind == "ollama":
         return _of_ollama(path.removeprefix("library/"))
@@ -171,7 +171,7 @@ def _address(path: str, kind: str, host: str) -> Name:
 
 
 def _of_ollama(text: str) -> Name:
-    """The model that Ollama has under a name and a tag; a name that is not Ollama's stays."""
+    """The model that Ollama has under a name and a tag; a name unknown to Ollama is unchanged."""
     name, _, tag = text.lower().partition(":")
     size, bits = _of_tag(tag)
     sizes = _data()["ollama"].get(name, {})
@@ -190,14 +190,14 @@ def _of_ollama(text: str) -> Name:
 
 
 def _of_tag(tag: str) -> tuple[str, str]:
-    """The size and the bits that a tag of Ollama's names, each empty where it names none."""
+    """The size and the bits in a tag of Ollama's; each is empty if the tag does not have it."""
     words = [word for word in tag.split("-") if not re.fullmatch(_data()["ollama_forms"], word)]
     bits = "-".join(word for word in words if re.fullmatch(_data()["ollama_bits"], word))
     return "-".join(word for word in words if word != bits), bits
 
 
 def _not_in_ollama(text: str, name: str, sizes: Iterable[str]) -> UsageError:
-    """The error for a tag of which no model is known, with those that are near it."""
+    """The error for an unknown tag of Ollama's, with similar known names."""
     from turbofit.model.families.support import named_refusal
 
     near = ", ".join(dict.fromkeys((*sizes, *nearest_names(text))))
@@ -209,7 +209,7 @@ def _not_in_ollama(text: str, name: str, sizes: Iterable[str]) -> UsageError:
 
 
 def near_by_name(path: str) -> str:
-    """What a part of a path or an address is called like, as the end of a hint."""
+    """The end of a hint: a preset whose name is in the path, or the sizes of a family; or empty."""
     for part in reversed(path.rstrip("/").split("/")):
         word = part.partition(":")[0]
         if preset := find_preset(word) or _parts(word)[0]:
@@ -220,7 +220,7 @@ def near_by_name(path: str) -> str:
 
 
 def names_a_model(word: str) -> bool:
-    """Whether a word names a preset, or has the form of a hub's id or address."""
+    """Whether a word is a preset's name, or has the form of a hub id or an address."""
     if re.fullmatch(_data()["images"], word):
         return False
     name = word
@@ -230,7 +230,7 @@ def names_a_model(word: str) -> bool:
 
 
 def _here(preset: str | None) -> str:
-    """What of a model LMDeploy runs."""
+    """The advice on which checkpoint of a model LMDeploy runs, and its 4-bit variant."""
     if preset is None or find_preset(preset) != preset:
         return preset or "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
@@ -240,13 +240,13 @@ def _here(preset: str | None) -> str:
 
 
 def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
-    """The preset in 16 bits that a name begins with, size included, known ends, and the rest."""
+    """The 16-bit preset that a name begins with, the known ends in the name, and the rest."""
     owner, _, last = name.lower().rpartition("/")
     owner = owner if HUB_ID.fullmatch(name) else ""
     words = re.split(r"[-_. ]+", last)
     preset, end_of = next(_beginnings(last, words), (None, 0))
     rest, ends = "-".join(words[end_of:]), []
-    # Of a model that no preset has, nobody knows what its owner stores.
+    # If no preset is known, the formats that an owner stores are unknown, too.
     of_owner = preset is None or load_preset(preset).hub_id.lower().startswith(f"{owner}/")
     for end in _data()["ends"]:
         pattern = rf"(?:^|-)(?:{end['words']})(?=-|$)"
@@ -259,7 +259,7 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
 
 
 def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
-    """Presets in 16 bits, size included, that words begin with, the longest first; where they end.
+    """Yield 16-bit presets that the words begin with, longest first, and the words they take.
 
     Some names repeat the owner: Qwen_Qwen2.5-VL-7B.
     """
@@ -271,30 +271,30 @@ def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def unrunnable(name: str) -> UsageError | None:
-    """Why LMDeploy does not run what a name's end says, if it says such a thing."""
+    """The error if the end of a name says that LMDeploy cannot run the model, or None."""
     preset, ends, _ = _parts(name.replace(":", "-"))
     end = next((end for end in ends if "why" in end), None)
     if end is None:
         return None
     last = name.rpartition("/")[2]
     what = f"LMDeploy {REFERENCE} does not run {last}: by its name it is {end['why']}"
-    if end.get("owner") == "":  # what a folder has is not known by its name alone
+    if end.get("owner") == "":  # the name alone does not say what a folder contains
         what = f"no folder {last} is here; by its name it is {end['why']}"
     return UsageError(what, hint=_here(preset))
 
 
 def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
-    """A hub id as the preset that its name begins with, its weights as the end of the name says.
+    """The preset that a hub id's name begins with, with weights as the name's end says.
 
-    All of it is assumed, and the warning says so.
+    The warning says that this is only assumed.
 
     Args:
-        hub_id: no preset has it.
-        unread: why it was not read itself.
-        guess: a hub that answers knows better than a name.
+        hub_id: a hub id without a preset.
+        unread: the reason why the checkpoint was not read.
+        guess: whether to assume a preset; not if the hub answered, since it knows better.
 
     Returns:
-        Where nothing is guessed, what is near it, or an empty text.
+        The model; if none is assumed, words about a similar preset, or an empty text.
     """
     preset, ends, rest = _parts(hub_id)
     model = preset_model(preset) if preset else None
@@ -303,7 +303,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
         return _near(hub_id, preset, rest) if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
     if runs and runs["method"] == "gptq" and model.text.delta is not None:
-        # TurboMind runs it by what its config leaves in 16 bits, which a name does not say.
+        # TurboMind's support depends on which layers stay in 16 bits, which a name does not say.
         return f"; {preset} is near by its name, but whether LMDeploy runs it its config.json says"
     if runs:
         stored = msgspec.convert(runs, Quantization)
@@ -321,7 +321,7 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
 
 
 def _near(hub_id: str, preset: str, rest: str) -> str:
-    """The preset that a name begins with, or one of the size that its rest names."""
+    """Words about the preset that a name begins with, or one of the size in the rest of it."""
     nearest = nearest_names(hub_id) if sizes_of(rest) else []
     return f"; the preset {next(iter(nearest), preset)} is near by its name"
 
@@ -332,7 +332,7 @@ def _is_another(rest: str) -> bool:
 
 
 def _packed(model: Model, stored: Quantization) -> Model:
-    """A model of 16 bits as if its layers were packed."""
+    """A 16-bit model as if its layers were quantised."""
     dtype = model.dtype if stored.method == "fp8" else "float16"
     size = stored_bytes(model.text, model.vision, dtype, stored)
     return msgspec.structs.replace(model, quantization=stored, dtype=dtype, weight_bytes=size)

@@ -1,7 +1,7 @@
-"""What a checkpoint holds: parameters, and bytes as stored, summed over its tensors.
+"""Counts a checkpoint's parameters, and its bytes as stored, over all tensors.
 
-Counts equal Transformers' own on the meta device. Bytes are exact for unquantised checkpoints; for
-quantised ones they follow the method's published layout and err low by a few KiB of alignment.
+Counts equal those of Transformers on the meta device. Bytes are exact for unquantised checkpoints;
+for quantised ones they follow the method's published layout, and miss a few KiB of alignment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from turbofit.model.tensors import Tensor, elements, linears, text_tensors
 from turbofit.model.towers import tower_tensors
 
 _PAGE: Final = 2 << 20
-#: What checkpoints call the linear layers that a config can exempt.
+#: Names, in checkpoints, of the linear layers that a config can exempt.
 _MODULES: Final = {
     **{name: f"self_attn.{name}_proj" for name in "qkvo"},
     "q_b": "self_attn.q_b_proj",
@@ -26,25 +26,25 @@ _MODULES: Final = {
     **{f"shared.{name}": f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")},
 }
 
-#: Bytes of one group's scale and zero point per output, as stored, by method.
+#: Bytes of the scale and zero point of one group and output, as stored, by method.
 _GROUP_BYTES: Final[dict[str, float]] = {
-    "awq": 2.5,  # float16 scale, 4-bit zero
+    "awq": 2.5,  # float16 scale, 4-bit zero point
     "gptq": 2.5,
-    "compressed-tensors": 2.0,  # symmetric: no zeros are stored
+    "compressed-tensors": 2.0,  # symmetric, so without zero points
     "mxfp4": 1.0,  # one shared exponent
 }
-#: A zero point of 4 bits, where compressed-tensors packs asymmetrically.
+#: Bytes of a 4-bit zero point, which asymmetric compressed-tensors stores.
 _ZERO_BYTES: Final = 0.5
 
 
 @lru_cache
 def text_parameters(text: TextDims) -> int:
-    """Parameters of the language model, embeddings and head included (once where tied)."""
+    """The parameters of the language model, with embeddings and head (counted once if tied)."""
     return elements(text_tensors(text))
 
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:
-    """Parameters of the whole checkpoint."""
+    """The parameters of the whole checkpoint."""
     towers = elements(tower_tensors(vision, text.hidden)) if vision is not None else 0
     return text_parameters(text) + towers
 
@@ -52,10 +52,10 @@ def parameters(text: TextDims, vision: VisionDims | None) -> int:
 def stored_bytes(
     text: TextDims, vision: VisionDims | None, dtype: str, quantization: Quantization | None
 ) -> int:
-    """Bytes of all tensors as stored in the checkpoint.
+    """The bytes of all tensors as stored in the checkpoint.
 
-    Quantisation packs the text model's linear layers but those that its config exempts;
-    embeddings, head, norms, biases, routers and the vision tower stay in ``dtype``.
+    Quantisation packs the language model's linear layers, except those that its config exempts.
+    Embeddings, head, norms, biases, routers and the vision tower stay in ``dtype``.
     """
     total = parameters(text, vision) * DTYPE_BYTES[dtype]
     if quantization is None:
@@ -75,7 +75,7 @@ def stored_bytes(
 
 @lru_cache
 def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
-    """By the role of linear layers, how many bytes more they take that their config exempts."""
+    """Additional bytes of the linear layers that the config exempts, by their role."""
     if not quantization.unconverted:
         return {}
     extra = {}
@@ -90,10 +90,10 @@ def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict
 
 
 def unpacked_bytes(model: Model) -> int:
-    """Bytes by which a quantised checkpoint exceeds a wholly packed one: layers left at 16 bits.
+    """Bytes of a quantised checkpoint beyond a fully packed one: layers left at 16 bits.
 
-    Their names differ by toolkit, so files' bytes count where they are known. Differences below a
-    page are rounding of scales.
+    Their names differ by toolkit, so the files' bytes count if they are known. Differences below
+    one page come from the rounding of scales.
     """
     if model.quantization is None:
         return 0
@@ -106,14 +106,14 @@ def unpacked_bytes(model: Model) -> int:
 
 
 def is_packed(linear: Tensor, quantization: Quantization | None) -> bool:
-    """Whether these layers are stored packed."""
+    """Whether quantisation packs these linear layers."""
     if quantization is None or not linear.packs:
         return False
     return not quantization.of_experts or linear.part == "expert"
 
 
 def packed_bytes(linear: Tensor, quantization: Quantization) -> int:
-    """Bytes of the packed weights, scales and zeros of these layers."""
+    """The bytes of packed weights, scales and zero points of these layers."""
     outputs, inputs = linear.shape
     weights = linear.weights * quantization.bits // 8
     if quantization.method == "fp8":

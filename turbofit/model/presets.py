@@ -1,6 +1,6 @@
-"""Model presets: one YAML file a model, and the names that people type.
+"""Model presets: one YAML file for each model, and the names that people type.
 
-Sizes are computed from the dims on the spot, so a preset cannot contradict its own numbers.
+Sizes are computed from the dims when they are needed, so that a preset is consistent.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from turbofit.model.parameters import parameters, stored_bytes
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
-#: Presets of a family that a hint names, the newest.
+#: The most presets of a family in a hint; the newest are named.
 SHOWN_SIZES: Final = 6
-#: What ends the name of a family: the parameters.
+#: The parameters in a name, which end the name of a family.
 _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
 
 class Unsupported(Struct):
-    """Why turbofit has no account for a model that people ask for by name.
+    """The reason why turbofit has no account of a model that people ask for by name.
 
-    ``merged`` is the preset of the checkpoint that `turbofit merge` makes of it: as many bytes.
+    ``merged`` is the preset of the checkpoint that `turbofit merge` makes; it has the same size.
     """
 
     message: str
@@ -39,7 +39,7 @@ class Unsupported(Struct):
 
 
 class Page(Struct, forbid_unknown_fields=True):
-    """What a reader of documents is sent by its own tool: pixels of the largest page, tokens."""
+    """The images that a document reader's tool sends: pixels of the largest page, and tokens."""
 
     tool: str
     width: int
@@ -51,9 +51,9 @@ class Page(Struct, forbid_unknown_fields=True):
 class Preset(Struct, forbid_unknown_fields=True):
     """One file of `presets/models/`.
 
-    ``base`` names the preset that this one only stores differently. ``source`` says where the
-    figures were published. ``awq`` is the preset of the AWQ variant, where one is published.
-    ``page`` is told of, and no default: who sends larger images is served larger ones.
+    ``base`` names the preset of the same model in another storage format. ``source`` says where the
+    figures were published. ``awq`` is the preset of the published AWQ variant. ``page`` is only
+    shown, never a default: larger images are served, too.
     """
 
     name: str
@@ -73,14 +73,14 @@ class Preset(Struct, forbid_unknown_fields=True):
 
 
 def find_preset(name: str) -> str | None:
-    """The preset id that a name means: an alias, an id or a hub id, whatever its case and dots."""
+    """The preset id for a name: an alias, an id or a hub id; case and dots do not matter."""
     if _ID.fullmatch(name) and name != "aliases" and is_preset("models", name):
-        return name  # spares reading all names
+        return name  # avoids reading all names
     return _aliases().get(_plain(name))
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Known names that look like this one, nearest first, none of another generation."""
+    """Known names similar to this one, nearest first, without those of another generation."""
     from turbofit.core.synonyms import near
 
     known, wanted, last = _aliases(), _plain(name), _plain(name.rpartition("/")[2])
@@ -89,7 +89,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     presets = dict.fromkeys(known[key] for key in ([begins, *close] if begins else close))
     family, generation = _of_family(name)
     same = [preset for preset in presets if generation in (None, _of_family(preset)[1])]
-    if generation and not same:  # of Llama 3 the presets are of 3.1 to 3.3
+    if generation and not same:  # presets of Llama 3 have the versions 3.1 to 3.3
         same = [
             preset for preset in presets if (_of_family(preset)[1] or "").startswith(generation)
         ]
@@ -99,19 +99,19 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 
 def sizes_of(name: str) -> set[str]:
-    """The parameters that a name says: 7b."""
+    """The numbers of parameters in a name, such as ``7b``."""
     return {size.lstrip("-_ :") for size in _SIZE.findall(name.rpartition("/")[2].lower())}
 
 
 def family_sizes(name: str) -> list[str]:
-    """The presets in 16 bits whose name is this one and a size, else with a version between."""
+    """The 16-bit presets named by this name and a size, else those with a version between them."""
     begin = re.escape(_plain(name))
     sizes = [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
     return [key for key in sizes if _plain(key.rpartition("-")[0]) == _plain(name)] or sizes
 
 
 def _of_family(name: str) -> tuple[str, str | None]:
-    """What stands before the parameters in a name, and the first number of it, without dots."""
+    """The part of a name before the parameters, and its first number, without dots."""
     family = _SIZE.split(name.rpartition("/")[2].lower().replace("_", "."))[0]
     number = re.search(r"\d+(?:\.\d+)?", family)
     return _plain(family), number and _plain(number[0])
@@ -119,7 +119,7 @@ def _of_family(name: str) -> tuple[str, str | None]:
 
 @cache
 def load_preset(preset_id: str) -> Preset:
-    """Read one preset, its base filled in."""
+    """Read one preset; missing fields come from its base."""
     path = preset_path("models", preset_id)
     preset = converted(load_yaml(path), Preset, path)
     if preset.base is None:
@@ -134,10 +134,10 @@ def load_preset(preset_id: str) -> Preset:
 
 
 def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
-    """The model of a preset; a refusal where that only explains why there is no account.
+    """The model of a preset; an error if the preset only explains why there is no account.
 
     Raises:
-        UsageError: the preset says why there is no account, or is incomplete.
+        UsageError: the preset has no account and says why, or is incomplete.
     """
     preset = load_preset(preset_id)
     if preset.unsupported is not None:
@@ -163,11 +163,11 @@ def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
 
 
 def four_bits(preset_id: str) -> str | None:
-    """The preset of the same model in 4 bits, AWQ before others, or None."""
+    """The preset of the same model in 4 bits, AWQ first, or None."""
     known = load_preset(preset_id)
     if known.awq or known.quantization is not None:
         return known.awq
-    begin = preset_id.removesuffix("-bf16")  # spares reading all presets
+    begin = preset_id.removesuffix("-bf16")  # avoids reading all presets
     for other in known_presets():
         if other.startswith(begin) and other != preset_id:
             stored = load_preset(other)
@@ -178,7 +178,7 @@ def four_bits(preset_id: str) -> str | None:
 
 
 def four_bit_variant(model: Model) -> Model | None:
-    """The published variant of this model in 4 bits, or None; a folder's name says its model."""
+    """The published 4-bit variant of this model, or None; a folder is identified by its name."""
     if model.quantization is not None:
         return None
     preset_id = _id_of(model)
@@ -187,14 +187,14 @@ def four_bit_variant(model: Model) -> Model | None:
 
 
 def unpacked_variant(model: Model) -> Preset | None:
-    """The published checkpoint of the same weights in 16 bits, or None."""
+    """The published 16-bit checkpoint with the same weights, or None."""
     preset = preset_of(model) if model.quantization else None
     base = load_preset(preset.base) if preset is not None and preset.base else preset
     return base if base is not None and base.quantization is None else None
 
 
 def preset_of(model: Model) -> Preset | None:
-    """The preset of a checkpoint, or None; of a folder by its name."""
+    """The preset of a checkpoint, or None; a folder is identified by its name."""
     preset_id = _id_of(model)
     return load_preset(preset_id) if preset_id else None
 
@@ -210,7 +210,7 @@ def known_presets() -> list[str]:
 
 
 def presets_with(fragments: Iterable[str]) -> list[str]:
-    """The ids of presets in one of whose names all of these stand; a refusal where none is.
+    """The ids of presets that have all of these words in one of their names.
 
     Raises:
         UsageError: no preset has them all in its name.
@@ -233,7 +233,7 @@ def presets_with(fragments: Iterable[str]) -> list[str]:
 
 @cache
 def _aliases() -> dict[str, str]:
-    """Plain spelling → preset id, for ids, hub ids and the listed aliases."""
+    """Normalised name → preset id, for ids, hub ids and aliases."""
     table: dict[str, str] = {}
     for preset_id, names in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
         for name in (preset_id, *names):
@@ -244,5 +244,5 @@ def _aliases() -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    """Case, dots, underscores, blanks and dashes do not matter: ``llava1.5`` is LLaVA-1.5."""
+    """Normalise a name: case, dots, underscores, blanks and dashes do not matter."""
     return re.sub(r"[\s._-]+", "", name.lower())

@@ -1,4 +1,4 @@
-"""How a checkpoint's linear layers are quantised; `families.engines` says who runs that."""
+"""Reads how a checkpoint is quantised; `families.engines` says which engines can run it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from turbofit.core.model import Quantization
 from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
 
-#: Group sizes that some engine of LMDeploy takes.
+#: Group sizes that at least one engine of LMDeploy can run.
 _GROUPS: Final = {"awq": {32, 64, 128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _BLOCK: Final = (128, 128)
 _DEEPEST: Final = 8
-#: compressed-tensors' name of what shares a scale, where a file tells it by the group size alone.
+#: compressed-tensors' strategy, if a file only has the group size.
 _STRATEGIES: Final = {None: "tensor", -1: "channel"}
 _OF_GROUPS: Final = ("group", "tensor_group")
 _OTHERS: Final = "take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or an unquantised one"
 
 
 def read_quantization(config: Section) -> Quantization | None:
-    """The ``quantization_config``, wherever in config.json it is; None where there is none.
+    """Read the ``quantization_config``, anywhere in config.json; None if there is none.
 
-    What no engine runs, and what has no account, is refused.
+    Methods that no engine runs, or that have no account, are refused.
 
     Raises:
         UsageError: LMDeploy does not read such weights, or there is no account of them.
@@ -68,7 +68,7 @@ def read_quantization(config: Section) -> Quantization | None:
 
 
 def _left_out(section: Section) -> list[str]:
-    """The modules that GPTQModel's ``dynamic`` leaves as they were; other ways are refused."""
+    """The modules that GPTQModel's ``dynamic`` leaves unquantised; its other rules are refused."""
     rules = section.section("dynamic")
     if rules is None:
         return []
@@ -103,8 +103,8 @@ def _compressed(section: Section) -> Quantization:
     _check_groups(weights, section)
     quantization = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
     if not quantization.of_experts and not group.string("format", ""):
-        # KeyError 'format'. Experts alone are the PyTorch engine's.
-        # lmdeploy turbomind/converter.py::get_tm_config #7c931e
+        # LMDeploy raises KeyError 'format'; checkpoints of experts only go to the PyTorch engine
+        # instead. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
         raise UsageError(
             f"{section.what}: LMDeploy {REFERENCE} does not start from config_groups without a"
             " format",
@@ -114,7 +114,7 @@ def _compressed(section: Section) -> Quantization:
 
 
 def _check_groups(weights: Section, outer: Section) -> None:
-    """Refuse scales that are not of groups, and a group size without a strategy of groups.
+    """Refuse scales that are not for groups, and a group size that contradicts the strategy.
 
     Source: compressed_tensors/quantization/quant_args.py.
     """
@@ -137,7 +137,7 @@ def _checked(
     bits: int,
     outer: Section | None = None,
 ) -> Quantization:
-    """Four bits, and a group size that the engine takes; ``outer`` names the exempted layers."""
+    """Read bits and group size; only 4 bits and known groups pass; ``outer`` has exempt layers."""
     outer = outer or section
     if section.values.get("group_size", section.values.get("q_group_size")) == -1:
         raise _refused(outer, f"{method} with {bits} bits and one scale a channel")
@@ -163,7 +163,7 @@ def _without_account(section: Section, what: str) -> UsageError:
 
 
 def _find(values: dict[str, Any], depth: int) -> dict[str, Any] | None:
-    """The first ``quantization_config`` in the config or its parts."""
+    """The first ``quantization_config`` in the config or in its nested objects."""
     section = values.get("quantization_config")
     if isinstance(section, dict):
         return section

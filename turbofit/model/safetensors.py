@@ -1,7 +1,7 @@
-"""Headers of safetensors files: names, dtypes and shapes, never the tensors themselves.
+"""Headers of safetensors files: names, dtypes and shapes, without the tensors' data.
 
-The format: eight bytes of little-endian header length, a JSON header, then the tensors, which must
-cover the rest of the file without gap or overlap.
+The format: eight bytes with the header's length (little-endian), a JSON header, then the tensors,
+which must fill the rest of the file without gap or overlap.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 
-#: Bytes before the header.
+#: Bytes before the header; they contain its length.
 PREFIX: Final = 8
-#: The format's own bound on the header.
+#: The format's own limit on the header, in bytes.
 LARGEST_HEADER: Final = 100_000_000
-#: What is read of an index, at most.
+#: The most bytes of an index that are read.
 LARGEST_INDEX: Final = 64 << 20
-#: Bits of an element.
+#: Bits of one element, by dtype.
 BITS: Final = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -31,7 +31,7 @@ _HINT: Final = "download the checkpoint again: the file is damaged or not finish
 
 
 class Tensor(NamedTuple):
-    """One tensor as stored in a file, from its byte ``begin`` on."""
+    """One tensor in a file; its data begin at byte ``begin``."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Tensor(NamedTuple):
 
 
 class _Entry(msgspec.Struct):
-    """A header entry; ``__metadata__`` decodes into it as well, empty."""
+    """A header entry; ``__metadata__`` is decoded into it, too, with all fields None."""
 
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
@@ -56,16 +56,16 @@ class _Entry(msgspec.Struct):
 
 
 class _Index(msgspec.Struct):
-    """``model.safetensors.index.json``; its metadata is not needed."""
+    """The content of ``model.safetensors.index.json``, without its metadata."""
 
     weight_map: dict[str, str]
 
 
 def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
-    """The length of the header, checked against the file.
+    """Read the length of the header, and check it against the file's size.
 
     Raises:
-        UsageError: it is no safetensors file, or ends too early.
+        UsageError: it is not a safetensors file, or ends too early.
     """
     length = int.from_bytes(prefix[:PREFIX], "little")
     if len(prefix) < PREFIX or not 2 <= length <= LARGEST_HEADER:
@@ -76,11 +76,11 @@ def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
 
 
 def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, Tensor]:
-    """The tensors of one file, by name; what the format forbids is refused.
+    """The tensors of one file by name; an invalid header is refused.
 
     Args:
         header: the JSON header.
-        file_size: bytes of the whole file, where known; the tensors must end there.
+        file_size: bytes of the whole file, or None if unknown; the tensors must end there.
         what: the file's name.
 
     Raises:
@@ -106,10 +106,10 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
 
 
 def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[str, str]:
-    """``weight_map`` of a sharded checkpoint: tensor name → file name, which ends so.
+    """The ``weight_map`` of a sharded checkpoint: tensor name → file name with this suffix.
 
     Raises:
-        UsageError: it cannot be read, names no tensors, or no plain file.
+        UsageError: it cannot be read, is empty, or has an invalid file name.
     """
     try:
         if len(data) > LARGEST_INDEX:

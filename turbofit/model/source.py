@@ -1,11 +1,10 @@
-"""Finds a model by what the user typed: folder, hub cache, hub, preset, in this order.
+"""Finds the model for a typed name: in a folder, the hub cache, the hub, or the presets.
 
-LMDEPLOY_USE_MODELSCOPE puts ModelScope's cache before Hugging Face's, and makes it the hub that is
-asked, as LMDeploy does.
+LMDEPLOY_USE_MODELSCOPE makes ModelScope the hub, and its cache the first one, as in LMDeploy.
 
-A preset's alias stays off the network: it is the checkpoint in the hub cache where that is whole,
-else the preset. A hub id is looked up, unless the environment forbids it; where that fails, what
-the cache or a preset knows is used and the answer's warnings say so.
+A preset's alias causes no network access: it means the checkpoint in the hub cache if that is
+complete, else the preset. A hub id is looked up, unless the environment forbids it. If that fails,
+the cache or a preset is used, and the answer's warnings say so.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _LOG: Final = LazyLogger(__name__)
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> Model:
-    """The model that a name means.
+    """The model for a typed name.
 
     Args:
         name: a folder, a hub id (``OpenGVLab/InternVL2-8B``), its address, or a preset
@@ -76,7 +75,7 @@ def _resolved(name: str, revision: str | None) -> Model:
 
 
 def _named(name: str, revision: str | None) -> Model:
-    """A hub id or a preset."""
+    """The model of a hub id or a preset's name."""
     preset = find_preset(name)
     if HUB_ID.fullmatch(name):
         return _hub(name, revision, preset)
@@ -87,13 +86,13 @@ def _named(name: str, revision: str | None) -> Model:
 
 
 def _is_path(name: str) -> bool:
-    """Whether the spelling can only be a path."""
+    """Whether the text can only be a path."""
     begins = ("/", "./", "../", "~", f".{os.sep}")
     return name.startswith(begins) or name in {".", ".."} or "\0" in name
 
 
 def _is_adapter(path: str) -> bool:
-    """Whether a folder holds an adapter alone; LLaVA's have a config.json beside it."""
+    """Whether a folder contains only an adapter; LLaVA's adapters also have a config.json."""
     if not os.path.isfile(os.path.join(path, "adapter_config.json")):
         return False
     return not any(
@@ -123,7 +122,7 @@ def _folder(path: str) -> Model:
 
 
 def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
-    """Where the local caches hold a hub id, whole or not; the cache of the hub in use first."""
+    """Yield the folders of a hub id in the local caches, complete or not, the used hub's first."""
     snapshot = cached_snapshot(hub_id, revision)
     snapshots = [snapshot] if snapshot else []
     if uses_modelscope():
@@ -135,7 +134,7 @@ def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
 
 
 def _cached(hub_id: str, revision: str | None) -> Model | None:
-    """The checkpoint in a local cache, None where it is not there as a whole."""
+    """The checkpoint in a local cache; None if no cache has all of it."""
     for folder in _folders(hub_id, revision):
         from turbofit.model.folder import is_complete
 
@@ -161,9 +160,9 @@ def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
 
 
 def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
-    """A hub id: the cache, then the hub, then what is known without it."""
+    """The model of a hub id: from the cache, else from the hub, else from other knowledge."""
     if preset and load_preset(preset).hub_id.lower() == hub_id.lower():
-        hub_id = load_preset(preset).hub_id  # as it is spelt there
+        hub_id = load_preset(preset).hub_id  # with the hub's capital letters
     if preset is None:
         from turbofit.model.families.support import purpose_refusal
 
@@ -201,7 +200,7 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
 def _without_hub(
     hub_id: str, revision: str | None, preset: str | None, reason: UsageError
 ) -> Model:
-    """What is known of a hub id without the hub; the reason is kept as a warning."""
+    """The model of a hub id without the hub; a warning has the reason."""
     from msgspec.structs import replace
 
     _LOG.info("%s is read without the hub: %s", hub_id, reason.message)
@@ -211,7 +210,7 @@ def _without_hub(
         return replace(known, warnings=(reason.message, *known.warnings))
     if preset:
         warning = f"{reason.message}: the preset {preset} is used instead"
-        # What was asked for is what will be downloaded: the preset may know it by another owner.
+        # Keep the wished hub id, which will be downloaded; the preset's may have another owner.
         return replace(
             preset_model(preset, warnings=(warning, *_unheeded(revision))), hub_id=hub_id
         )
@@ -235,7 +234,7 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> UsageError:
-    """The error for a name or a path that is none; its last part may be a preset's name."""
+    """The error for a name or path without a model; its last part may be a preset's name."""
     from turbofit.machine.spec import is_spec
     from turbofit.model.families.support import named_refusal
     from turbofit.model.folder import READ_ELSEWHERE

@@ -1,7 +1,7 @@
-"""A language model's tensors, listed once: counts, bytes and stand-ins are walks along the list.
+"""The list of a language model's tensors; counts, bytes and stand-ins are computed from it.
 
-An engine's bytes of a rank, the names in a stand-in checkpoint and the number of parameters come
-from the same records, so that a tensor that is missing here is missing everywhere.
+The bytes of a rank, the names in a stand-in checkpoint and the number of parameters use the same
+records, so a missing tensor is missing in all of them.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
         "embedding", "head", "attention", "delta", "mlp", "expert", "shared", "router", "norm",
         "projector",
     ]  # fmt: skip
-    #: How ranks divide it: by its outputs, its inputs, its outputs by KV heads, or not at all.
+    #: How ranks split it: by outputs, by inputs, by KV heads of the outputs, or not at all.
     Split = Literal["columns", "rows", "kv_heads", "whole"]
-    #: Makes a tensor of which something is said already.
+    #: Makes a tensor; some of its fields are already set.
     New = Callable[..., "Tensor"]
 
-#: Rows of Llama 3.2 Vision's embeddings beyond its vocabulary; one of them is the image's token.
+#: Rows in Llama 3.2 Vision's embeddings beyond the vocabulary; one is for the image token.
 CROSS_EMBEDDINGS: Final = 8
 
 
 class Tensor(Struct):
-    """The tensors of one role, which all have one shape: outputs first, then inputs.
+    """The tensors of one role; all have the same shape, outputs first, then inputs.
 
     ``layers`` are the numbers of the layers that have it; None: it is outside the layers.
-    ``copies``: one for each expert of a layer. ``bias``: each has one, as long as its outputs.
-    ``packs``: quantisation packs it, where it packs linear layers of this part.
+    ``copies``: the number in each layer, one for each expert. ``bias``: each has a bias as long as
+    its outputs. ``packs``: quantisation packs it if it packs linear layers of this part.
     """
 
     role: str
@@ -50,29 +50,29 @@ class Tensor(Struct):
 
     @property
     def count(self) -> int:
-        """How many there are in the model."""
+        """The number of these tensors in the model."""
         return self.copies if self.layers is None else self.copies * len(self.layers)
 
     @property
     def weights(self) -> int:
-        """Elements of all of them, without biases."""
+        """The elements of all these tensors, without biases."""
         return prod(self.shape) * self.count
 
     @property
     def biases(self) -> int:
-        """Bias elements of all of them."""
+        """The bias elements of all these tensors."""
         return self.shape[0] * self.count if self.bias else 0
 
     @property
     def elements(self) -> int:
-        """Elements of all of them."""
+        """The elements of all these tensors, with biases."""
         return self.weights + self.biases
 
 
 def elements(tensors: Iterable[Tensor]) -> int:
-    """Elements of all these, biases included.
+    """The elements of all given tensors, with biases.
 
-    The loop calls nothing of ours, since every start counts a model.
+    For speed, the loop calls no function of turbofit: every start counts a model.
     """
     total = 0
     for tensor in tensors:
@@ -83,7 +83,7 @@ def elements(tensors: Iterable[Tensor]) -> int:
 
 @lru_cache
 def text_tensors(text: TextDims) -> tuple[Tensor, ...]:
-    """All tensors of a language model, embeddings and head included; a tied head is none."""
+    """All tensors of a language model, with embeddings; a tied head has no tensor of its own."""
     tensors = [*_ends(text), *_attention(text), *_mlps(text), *_norms(text)]
     if text.delta is not None:
         tensors += _delta(text, text.delta)
@@ -96,12 +96,12 @@ def text_tensors(text: TextDims) -> tuple[Tensor, ...]:
 
 @lru_cache
 def linears(text: TextDims) -> tuple[Tensor, ...]:
-    """The linear layers that quantisation packs: attention and (expert) MLPs, unfused."""
+    """The linear layers that quantisation packs: attention and (expert) MLPs, not fused."""
     return tuple([tensor for tensor in text_tensors(text) if tensor.packs])
 
 
 def attention_layers(text: TextDims) -> Sequence[int]:
-    """Layers with attention: beside delta nets the last of each so many."""
+    """The layers with attention; beside delta nets, the last layer of each period."""
     if text.delta is None:
         return range(text.layers)
     period = text.layers // max(1, text.attention_layers)
@@ -109,7 +109,7 @@ def attention_layers(text: TextDims) -> Sequence[int]:
 
 
 def _ends(text: TextDims) -> list[Tensor]:
-    """Embeddings, head, and what else is outside the layers."""
+    """Embeddings, head and other tensors outside the layers."""
     shape, square = (text.vocab, text.hidden), (text.kv_heads, text.fourier, text.fourier)
     norm = partial(Tensor, part="norm")
     tensors = [
@@ -128,7 +128,7 @@ def _ends(text: TextDims) -> list[Tensor]:
 
 
 def _norms(text: TextDims) -> list[Tensor]:
-    """Norms of the hidden channels."""
+    """The norms over the hidden channels in each layer."""
     norm = partial(Tensor, part="norm", shape=(text.hidden,), layers=range(text.layers))
     return [norm(role=f"norm.{n}", bias=text.norm_bias) for n in range(1, text.layer_norms + 1)]
 
@@ -148,7 +148,7 @@ def _attention(text: TextDims) -> list[Tensor]:
 
 
 def _projections(text: TextDims, tensor: New, name: str = "", *, bias: bool) -> list[Tensor]:
-    """Queries, with the gates of outputs where there are any; keys, values, output."""
+    """Projections of queries (with output gates if there are any), keys, values and output."""
     hidden, query = text.hidden, text.heads * text.head_dim
     key, gated = text.kv_heads * text.head_dim, 2 if text.output_gate else 1
     linear = partial(tensor, part="attention", packs=True)
@@ -166,7 +166,7 @@ def _head_norms(text: TextDims, tensor: New, name: str = "") -> list[Tensor]:
 
 
 def _latent(text: TextDims, mla: MlaDims, tensor: New) -> list[Tensor]:
-    """Attention to latents: into those of queries and of keys and values, and out of them."""
+    """Attention to latents: projections into the latents of queries and of KV, and out of them."""
     hidden, heads, bias = text.hidden, text.heads, text.qkv_bias
     linear, norm = partial(tensor, part="attention", packs=True), partial(tensor, part="norm")
     query = (heads * (mla.nope_dim + mla.rope_dim), mla.q_rank or hidden)
@@ -185,7 +185,7 @@ def _latent(text: TextDims, mla: MlaDims, tensor: New) -> list[Tensor]:
 
 
 def _delta(text: TextDims, delta: DeltaDims) -> list[Tensor]:
-    """Gated delta nets. The projections to two gates a value head are never packed."""
+    """Gated delta nets; the projections to the two gates of a value head are never packed."""
     hidden, heads, attention = text.hidden, delta.value_heads, attention_layers(text)
     layers = tuple([layer for layer in range(text.layers) if layer not in attention])
     net = partial(Tensor, part="delta", layers=layers)
@@ -204,7 +204,7 @@ def _delta(text: TextDims, delta: DeltaDims) -> list[Tensor]:
 
 
 def _cross(text: TextDims) -> list[Tensor]:
-    """Llama 3.2 Vision's layers that read the image: norms of heads and two gates besides."""
+    """Llama 3.2 Vision's cross-attention layers, with norms of heads and two gates."""
     tensor = partial(Tensor, layers=text.cross_layers)
     gate = partial(tensor, part="norm", shape=(1,))
     return [
@@ -216,7 +216,7 @@ def _cross(text: TextDims) -> list[Tensor]:
 
 
 def _vision_experts(text: TextDims) -> list[Tensor]:
-    """CogVLM's second set of linear layers, for image tokens."""
+    """CogVLM's second set of linear layers, used for image tokens."""
     tensor = partial(Tensor, layers=range(text.layers))
     return [
         *_projections(text, tensor, "vision.", bias=text.vision_expert_bias),
@@ -225,7 +225,7 @@ def _vision_experts(text: TextDims) -> list[Tensor]:
 
 
 def _mlps(text: TextDims) -> list[Tensor]:
-    """Feed-forward networks; layers without experts come first."""
+    """The feed-forward networks; the first layers are those without experts."""
     dense = range(text.layers - (text.moe.layers if text.moe else 0))
     mlp = partial(Tensor, part="mlp", layers=dense, bias=text.mlp_bias)
     tensors = _gated_mlp(mlp, "mlp", text.hidden, text.intermediate)
@@ -233,7 +233,7 @@ def _mlps(text: TextDims) -> list[Tensor]:
 
 
 def _gated_mlp(tensor: New, name: str, hidden: int, inner: int) -> list[Tensor]:
-    """A gated MLP: gate and up, then down."""
+    """A gated MLP: gate, up and down projections."""
     linear = partial(tensor, packs=True)
     return [
         linear(role=f"{name}.gate", shape=(inner, hidden), split="columns"),
@@ -243,7 +243,7 @@ def _gated_mlp(tensor: New, name: str, hidden: int, inner: int) -> list[Tensor]:
 
 
 def _experts(text: TextDims, moe: MoeDims) -> list[Tensor]:
-    """Experts with their router, and the one that all tokens share."""
+    """The experts with their router, and the shared expert."""
     hidden = text.hidden
     tensor = partial(Tensor, layers=range(text.layers - moe.layers, text.layers))
     router = partial(tensor, part="router")

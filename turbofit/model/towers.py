@@ -1,7 +1,8 @@
-"""The tensors of vision towers, their projectors and audio towers, listed once: a function a kind.
+"""Lists the tensors of vision towers, projectors and audio towers; each kind has a function.
 
-They are the checkpoint's as stored. LMDeploy's PyTorch engine builds the same tensors, down to
-the layers after the feature layer, which it never runs; where it builds more, the kind says so.
+They are as stored in the checkpoint. LMDeploy's PyTorch engine builds the same tensors, including
+layers after the feature layer, which it never runs. If it builds more, the kind's docstring says
+so.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def tower_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
-    """`vision_tensors`, and `audio_tensors` where there is an audio tower."""
+    """The tensors of `vision_tensors`, and of `audio_tensors` if there is an audio tower."""
     tensors = vision_tensors(vision, text_hidden)
     return tensors + audio_tensors(vision.audio, text_hidden) if vision.audio else tensors
 
@@ -32,7 +33,7 @@ def tower_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
 def vision_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
     """All tensors of a vision tower and of its projector into ``text_hidden`` channels.
 
-    Roles of a second stack of layers begin with ``global.``, of further projectors with
+    The roles in a second stack of layers begin with ``global.``, those in further projectors with
     ``deepstack.``.
     """
     tensors = _KINDS[vision.kind](vision, text_hidden)
@@ -41,14 +42,14 @@ def vision_tensors(vision: VisionDims, text_hidden: int) -> tuple[Tensor, ...]:
 
 @lru_cache
 def audio_tensors(audio: AudioDims, text_hidden: int) -> tuple[Tensor, ...]:
-    """The tensors of an audio tower: convolutions, layers, a norm, and what is behind it.
+    """The tensors of an audio tower: convolutions, layers, a norm and the projection.
 
     Their roles begin with ``audio.``.
     """
     hidden, channels, whisper = audio.hidden, audio.channels, not audio.channels
     conv = partial(Tensor, part="embedding", bias=True)
     linear = partial(Tensor, part="projector", bias=True)
-    if whisper:  # and embeddings that stand around a sound
+    if whisper:  # it also has embeddings that stand around a sound
         begin = [
             conv(role="conv1", shape=(hidden, audio.mel_bins, 3)),
             conv(role="conv2", shape=(hidden, hidden, 3)),
@@ -99,7 +100,7 @@ def _mlp(linear: New, hidden: int, inner: int, *columns: str) -> Tensors:
 
 
 def _layers(vision: VisionDims, count: int, *, biases: bool = True) -> Tensors:
-    """Layers of attention with a biased output, an MLP with biases, two norms."""
+    """Layers of attention with a biased output, an MLP with biases and two norms."""
     hidden, layer = vision.hidden, partial(Tensor, layers=range(count))
     *qkv, out = _attention(partial(layer, part="attention", bias=vision.qkv_bias), hidden)
     columns = ("gate", "up") if vision.gated_mlp else ("up",)
@@ -118,12 +119,12 @@ def _is_biased(vision: VisionDims) -> bool:
 
 
 def _tokens(vision: VisionDims) -> int:
-    """Patches of one tile."""
+    """The number of patches in one tile."""
     return ((vision.image_size or 0) // vision.patch_size) ** 2
 
 
 def _merged(vision: VisionDims) -> int:
-    """Channels of a window of patches."""
+    """The number of channels in a window of patches."""
     return vision.hidden * vision.merge**2
 
 
@@ -132,7 +133,7 @@ def _one(role: str, *shape: int) -> Tensor:
 
 
 def _projector(role: str, *shape: int, bias: bool = True) -> Tensor:
-    """A linear layer behind the tower, outputs first, or a norm of one size."""
+    """A linear layer after the tower, outputs first, or a norm of one size."""
     return Tensor(role=f"projector.{role}", part="projector", shape=shape, bias=bias)
 
 
@@ -143,20 +144,20 @@ def _patch(vision: VisionDims, *, bias: bool = False) -> Tensor:
 
 
 def _with_token(vision: VisionDims, *axes: int) -> Tensors:
-    """A class token behind so many axes of 1, and positions of it and of a tile's patches."""
+    """A class token of shape ``axes`` + hidden, and positions for it and a tile's patches."""
     hidden = vision.hidden
     return [_one("class", *axes, hidden), _one("positions", *axes[1:], _tokens(vision) + 1, hidden)]
 
 
 def _clip(vision: VisionDims) -> Tensors:
-    """A class token and a norm before the layers; the norm after them is for it alone."""
+    """CLIP's tower: class token, a norm before the layers, and one after them for that token."""
     norm = partial(Tensor, bias=_is_biased(vision))
     norms = _norms(norm, vision.hidden, "pre_norm", "post_norm")
     return [_patch(vision), *_with_token(vision), *norms, *_layers(vision, vision.layers)]
 
 
 def _learnt(vision: VisionDims) -> Tensors:
-    """Positions of a tile's patches, and no token of a class."""
+    """A tower with learnt positions of a tile's patches, without a class token."""
     positions = _one("positions", _tokens(vision), vision.hidden)
     return [_patch(vision, bias=True), positions, *_layers(vision, vision.layers)]
 
@@ -172,13 +173,13 @@ def _two(inputs: int, text_hidden: int) -> Tensors:
 
 
 def _merger(vision: VisionDims, text_hidden: int, *, bias: bool) -> Tensors:
-    """A norm of single patches before two linear layers of whole windows."""
+    """Qwen's merger: a norm of single patches, then two linear layers of whole windows."""
     merged, norm = _merged(vision), _projector("norm", vision.hidden, bias=bias)
     return [norm, _projector("1", merged, merged), _projector("2", text_hidden, merged)]
 
 
 def _gated(inputs: int, text_hidden: int, vision: VisionDims) -> Tensors:
-    """A matrix, a norm and a gated MLP of the language model's channels, without biases."""
+    """A projector without biases: a matrix, a norm, and a gated MLP of the text's channels."""
     plain, width = partial(_projector, bias=False), vision.projector
     return [
         plain("1", text_hidden, inputs),
@@ -190,7 +191,7 @@ def _gated(inputs: int, text_hidden: int, vision: VisionDims) -> Tensors:
 
 
 def _internvit(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Two scales a layer; a norm of whole windows before the projector."""
+    """InternViT: two scales in each layer, and a norm of whole windows before the projector."""
     hidden, merged = vision.hidden, _merged(vision)
     scales = _norms(partial(Tensor, layers=range(vision.layers)), hidden, "scale1", "scale2")
     tower = [_patch(vision, bias=True), *_with_token(vision, 1, 1)]
@@ -204,7 +205,7 @@ def _qwen_vit(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _qwen3_vit(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Each merger has a norm of its own; those of the deepstack norm whole windows."""
+    """Qwen3-VL: each merger has its own norm; the deepstack's norms are over whole windows."""
     merger, steps = _merger(vision, text_hidden, bias=True), range(vision.deepstack)
     deep = [_projector("norm", _merged(vision)), *merger[1:]]
     deepstack = [replace(one, role=f"deepstack.{one.role}", layers=steps) for one in deep]
@@ -212,10 +213,10 @@ def _qwen3_vit(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Linear layers without biases; windows are joined by a convolution, then a gated MLP.
+    """GLM-4.1V: linear layers without biases; a convolution joins windows, then a gated MLP.
 
-    LMDeploy builds a bias behind each attention besides, ``hidden`` elements a layer (36,864
-    in GLM-4.1V-9B), which no checkpoint fills.
+    LMDeploy also builds a bias after each attention, ``hidden`` elements a layer (36,864 in
+    GLM-4.1V-9B), which no checkpoint contains.
     """
     hidden, plain = vision.hidden, replace(vision, gated_mlp=True, norm="rms_norm")
     return [
@@ -229,29 +230,29 @@ def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _llava(vision: VisionDims, text_hidden: int) -> Tensors:
-    """CLIP's or SigLIP's tower, two linear layers, and the row that ends a line."""
+    """LLaVA: CLIP's or SigLIP's tower, two linear layers, and the row that ends a line."""
     tower = _clip(vision) if vision.kind == "clip" else _siglip(vision)
     newline = [_projector("newline", text_hidden, bias=False)] if vision.newline else []
     return [*tower, *_two(vision.hidden * vision.outputs, text_hidden), *newline]
 
 
 def _phi3v(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Two separators of a window's channels, and two linear layers."""
+    """Phi-3-vision: two separators with a window's channels, and two linear layers."""
     merged = _merged(vision)
     separators = [_projector(one, merged, bias=False) for one in ("line_end", "image_end")]
     return [*_clip(vision), *separators, *_two(merged, text_hidden)]
 
 
 def _gemma3(vision: VisionDims, text_hidden: int) -> Tensors:
-    """One matrix, and a norm without biases before it."""
+    """Gemma 3: a norm without bias, then one matrix."""
     norm, plain = (vision.hidden,), partial(_projector, bias=False)
     return [*_siglip(vision), plain("norm", *norm), plain("1", text_hidden, vision.hidden)]
 
 
 def _eva_clip(vision: VisionDims, text_hidden: int) -> Tensors:
-    """A convolution joins windows where there are any, then a gated MLP, then two tokens around.
+    """EVA-CLIP: a convolution joins windows (if any), then a gated MLP and two tokens.
 
-    GLM-4V's convolution goes to the language model's channels, CogVLM2's stays in the tower's.
+    GLM-4V's convolution has the language model's channels, CogVLM2's those of the tower.
     """
     hidden, merge = vision.hidden, vision.merge
     inner = text_hidden if vision.kind == "eva_clip_glm" else hidden
@@ -266,7 +267,7 @@ def _eva_clip(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Two stacks of layers, attention without biases; embeddings by tile and shape, with gates."""
+    """Llama 3.2 Vision: two stacks without attention biases; gated embeddings by tile and shape."""
     hidden, shapes, tile = vision.hidden, vision.shapes + 1, vision.max_tiles * vision.hidden
     plain, again = replace(vision, qkv_bias=False), range(vision.extra_layers)
     tensors = [
@@ -283,19 +284,19 @@ def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _llama4(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Norms before and after the layers; an adapter of windows, then a matrix, without biases."""
+    """Llama 4: norms before and after the layers; an adapter of windows, a matrix; no biases."""
     adapter, plain = vision.projector, partial(_projector, bias=False)
     projector = [plain("1", adapter, _merged(vision)), plain("2", adapter, adapter)]
     return [*_clip(vision), *projector, plain("3", text_hidden, adapter)]
 
 
 def _idefics3(vision: VisionDims, text_hidden: int) -> Tensors:
-    """A square of merge x merge patches becomes one token by one matrix without biases."""
+    """Idefics3: one matrix without biases turns merge x merge patches into one token."""
     return [*_siglip(vision), _projector("1", text_hidden, _merged(vision), bias=False)]
 
 
 def _moonvit(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Its positions are a square."""
+    """MoonViT: its positions form a square."""
     side = (vision.image_size or 0) // vision.patch_size
     patch, _, *tower = _siglip(vision)
     positions = _one("positions", side, side, vision.hidden)

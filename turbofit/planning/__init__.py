@@ -1,1 +1,1 @@
-"""From what a person asks for to a plan: one request, resolved, searched and given its commands."""
+"""Turns a person's request into a plan: it is resolved, searched, and given its commands."""

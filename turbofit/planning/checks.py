@@ -1,6 +1,6 @@
-"""What would stop an engine: one list of checks, each with its name, when it applies, and why.
+"""The checks before a launch: one list, with the name, the occasions and the reason of each.
 
-What a check does is a function of its name in a module of `planning.examine`.
+The code of a check is a function of the same name in a module of `planning.examine`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _NO_MACHINE: Final = 4
 
 
 class Finding(Struct):
-    """``check`` is stable for scripts. ``why`` says what it matters for here, ``fix`` what to do.
+    """One finding; scripts may rely on ``check``. ``why`` is its effect here, ``fix`` the remedy.
 
-    What could not be read is ``unreadable``, never ``ok``.
+    A value that could not be read is ``unreadable``, never ``ok``.
     """
 
     check: str
@@ -41,7 +41,7 @@ class Finding(Struct):
 
 
 class DoctorReport(Struct):
-    """All findings. ``machine`` is its name, or None where it could not be read."""
+    """All findings. ``machine`` is its name, or None if it could not be read."""
 
     schema: str = DOCTOR_SCHEMA
     machine: str | None
@@ -50,20 +50,20 @@ class DoctorReport(Struct):
 
     @property
     def exit_code(self) -> int:
-        """4 without a readable machine, 3 where something stops serving, else 0."""
+        """The exit code: 4 without a readable machine, 3 if a finding stops serving, else 0."""
         if self.machine is None:
             return _NO_MACHINE
         return _STOPS if any(finding.state == "stops" for finding in self.findings) else 0
 
     def count(self, state: State) -> int:
-        """Findings of a state."""
+        """The number of findings with a state."""
         return sum(finding.state == state for finding in self.findings)
 
 
 class Check(NamedTuple):
-    """One check. ``of`` names the part of the scene that it needs: without that it does not apply.
+    """One check. ``of`` is the part of the scene that it needs; without it, it does not apply.
 
-    ``why`` is what suffers, ``error`` what a launch raises, where the answer says nothing else.
+    ``why`` is its effect, and ``error`` the error of a launch, unless the answer has its own.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Check(NamedTuple):
     error: type[TurbofitError] = LaunchError
 
     def answer(self, scene: Scene) -> Answer | None:
-        """What it sees; None where it does not apply."""
+        """The check's answer; None if it does not apply."""
         subject = getattr(scene, self.of)
         if subject is None:
             return None
@@ -85,7 +85,7 @@ class Check(NamedTuple):
         return answer
 
 
-#: In the order in which people mend things.
+#: The checks, in the order in which people repair things.
 CHECKS: Final = (
     Check("lmdeploy", "packages", ("install",),
           f"plans rest on an account of LMDeploy {REFERENCE}"),
@@ -159,12 +159,12 @@ CHECKS: Final = (
           "TurboMind drives all GPUs of a group from one process"),
     Check("environment", "host", ("install",), "speed or memory are not those of a plan"),
 )  # fmt: skip
-#: What cannot be read where the cards are not here follows from that, and is no finding.
+#: Checks that cannot be read if the cards are elsewhere; this is not a finding.
 _OF_CARDS: Final = ("driver_cuda", "torch_architectures")
 
 
 def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
-    """The answers of the checks that apply."""
+    """Yield the answers of the checks that apply."""
     for check in CHECKS:
         answer = check.answer(scene) if scene.when in check.when else None
         if answer is not None:
@@ -172,7 +172,7 @@ def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
 
 
 def refuse(scene: Scene) -> list[str]:
-    """Stop a launch at the first check that stops it; else what checks warn of.
+    """Raise the error of the first check that stops a launch; else return the warnings.
 
     Raises:
         TurbofitError: of the check's kind; its hint is the fix.
@@ -187,7 +187,7 @@ def refuse(scene: Scene) -> list[str]:
 
 
 def plan_warnings(plan: Plan, sources: Sources | None = None) -> list[str]:
-    """What the packages and the environment say against a plan; it may be launched elsewhere."""
+    """The warnings about a plan from packages and environment; it may be launched elsewhere."""
     scene = Scene(sources or Sources(), "plan", plan=plan)
     return [answer.seen for _, answer in answers(scene) if answer.state in ("warning", "stops")]
 
@@ -202,13 +202,13 @@ def examine(
     """Check this machine and its environment.
 
     Args:
-        sources: what is read, for tests.
+        sources: what the checks read; tests replace it.
         on: a SPEC or snapshot instead of this machine's GPUs; the environment is still this one's.
-        model: whose weights the disk must hold.
-        port: the port that will be asked for.
+        model: the model whose weights the disk must hold.
+        port: the port that a server will use.
 
     Raises:
-        UsageError: ``on`` cannot be meant.
+        UsageError: ``on`` is not valid.
     """
     places = sources or Sources()
     machine: Machine | None = None
@@ -245,7 +245,7 @@ def examine(
 
 
 def _machine(places: Sources, on: str | None) -> tuple[Machine, Sequence[Health] | None]:
-    """The machine, also where CUDA would show nothing of it, and its cards' condition if here."""
+    """The machine, even if CUDA shows none of its GPUs; and its cards' condition if it is here."""
     from msgspec.structs import replace
 
     from turbofit.machine.nvml_machine import measure_in_time

@@ -1,4 +1,4 @@
-"""The planned settings as command lines: one for each group of GPUs, and ``turbofit serve``."""
+"""Makes command lines from plans: one for each group of GPUs, and ``turbofit serve``."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Limits, Plan, PlannedEngine, Settings
 
-#: Fields that the command names by their places, or not at all.
+#: Fields that a command has as arguments without an option, or not at all.
 _UNSAID: Final = ("model", "on")
 _MEASURED: Final = "nvml"
 _HOST: Final = "127.0.0.1"
-#: How the source of a cluster begins that Ray told of.
+#: The begin of a cluster's source if Ray reported the cluster.
 _RAY: Final = "ray "
-#: Settings that stand in a command only where they are set.
+#: Settings that a command only contains if they are set.
 _WHERE_SET: Final = frozenset({
     "model_format", "enable_prefix_caching", "language_model_only", "num_gpu_blocks", "eager_mode",
     "cudagraph_capture_batch_sizes", "distributed_executor_backend",
 })  # fmt: skip
-#: What serves Transformers, run with ``python -m``.
+#: The server for Transformers, run with ``python -m``.
 _FALLBACK_MODULE: Final = "turbofit.launch.fallback.server"
 
-#: Words of a command: an option and its values, or all of them.
+#: Words of a command: one option with its values, or the whole command.
 Words = tuple[str, ...]
 
 
@@ -58,11 +58,11 @@ def commands(
 ) -> tuple[Command, ...]:
     """One command for each group of the plan, on consecutive ports from ``port`` on.
 
-    With ``name`` clients call the model so. ``options`` are LMDeploy's own, passed on. Whoever runs
-    it may put an interpreter and `module_of` in the place of the first word.
+    ``name`` is the model's name for clients. ``options`` are LMDeploy's own, passed on. A caller
+    may replace the first word by an interpreter and `module_of`.
 
     Raises:
-        UsageError: there are options of LMDeploy, which the plan does not run.
+        UsageError: there are options for LMDeploy, which does not run the plan.
     """
     ports = [port + number for number in range(len(plan.parallel.groups))]
     option = "--model-name" if plan.engine.of_lmdeploy else "--served-name"
@@ -78,14 +78,14 @@ def private_commands(
     *,
     held: bool = True,
 ) -> tuple[Command, ...]:
-    """The commands behind a gateway: loopback, a port a group, no docs, no web page let in.
+    """The commands behind a gateway: on loopback, one port a group, without docs and web pages.
 
-    ``folder`` is the model folder that the engine is given; the rest as for `commands`. ``held``:
-    engines are held to their ledgers, which have all that they will take.
+    ``folder`` is the model folder for the engine; the rest is as for `commands`. ``held``: engines
+    are limited to their ledgers, which contain all that they will take.
     """
     closed: list[str] = []
     if plan.engine.of_lmdeploy:
-        # An empty list is not possible on the command line, and the default lets every page in.
+        # The command line allows no empty list, and the default admits every web page.
         closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
     source = replace(plan.model.source, checkpoint=folder)
     model = replace(plan.model, source=source, hub_id=name)
@@ -100,7 +100,7 @@ def _commands(
     *,
     held: bool = False,
 ) -> tuple[Command, ...]:
-    """The command lines of a plan's engines; ``held``: packages here keep them to the ledgers."""
+    """The command lines of a plan's engines; ``held``: the ledgers limit their memory."""
     if options and not plan.engine.of_lmdeploy:
         raise UsageError(
             f"{options[0]} is an option of LMDeploy, which the plan does not run",
@@ -127,12 +127,12 @@ def _commands(
 
 
 def module_of(engine: PlannedEngine) -> str:
-    """What ``python -m`` runs for the first word of an engine's command."""
+    """The module for ``python -m`` that replaces the first word of an engine's command."""
     return "lmdeploy" if engine.of_lmdeploy else _FALLBACK_MODULE
 
 
 def visible_devices(machine: Machine, group: tuple[int, ...]) -> str:
-    """The group for ``CUDA_VISIBLE_DEVICES``: UUIDs, or indices where a preset has none."""
+    """The group for ``CUDA_VISIBLE_DEVICES``: UUIDs, or indices if a preset has no UUIDs."""
     uuids = [machine.gpu(index).uuid for index in group]
     if machine.source != "preset" and all(u.startswith(("GPU-", "MIG-")) for u in uuids):
         return ",".join(uuids)
@@ -140,12 +140,12 @@ def visible_devices(machine: Machine, group: tuple[int, ...]) -> str:
 
 
 def model_path(model: Model) -> str:
-    """What LMDeploy is given: the checkpoint on disk, else the hub id, else the name."""
+    """The model for LMDeploy: the checkpoint on disk, else the hub id, else the name."""
     return model.source.checkpoint or model.hub_id or model.name
 
 
 def ratio(value: float) -> str:
-    """A cache ratio with three decimals; one that a user wrote finer is not rounded."""
+    """A cache ratio with three decimals; a user's finer ratio is not rounded."""
     short = f"{value:.3f}"
     return short if float(short) == value else repr(value)
 
@@ -165,7 +165,7 @@ def _options(plan: Plan) -> Iterator[Words]:
         if value or name not in _WHERE_SET:
             yield _option(name, value)
     if model.hub_id and path != model.hub_id:
-        # Clients ask for the model by this name; LMDeploy's default would be the path.
+        # Clients use this name; LMDeploy's default would be the path.
         yield "--model-name", model.hub_id
     if model.revision and path == model.hub_id:
         yield "--revision", model.revision
@@ -181,7 +181,7 @@ def _option(name: str, value: object) -> Words:
 
 
 def left_out(plan: Plan, usual: Settings) -> str | None:
-    """A warning of options that an older release has not, but for those of ``usual`` settings."""
+    """A warning about options that an older release lacks, except those of ``usual`` settings."""
     version = plan.engine.version
     silent = set(_options(replace(plan, settings=usual, model=replace(plan.model, revision=None))))
     lacking = [
@@ -198,14 +198,14 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
 
 
 class _Releases(Struct, forbid_unknown_fields=True):
-    """The release of `lmdeploy serve api_server` that brought an option, or one value of it."""
+    """The releases of `lmdeploy serve api_server` that introduced an option, or a value of it."""
 
     options: dict[str, str]
     values: dict[str, str]
 
 
 def came_later(option: Words, version: str) -> str | None:
-    """The release that brought an option or its value, where a version is older than that."""
+    """The release that introduced an option or its value, if ``version`` is older; or None."""
     if not versions.is_legacy(version):
         return None
     known = _releases()
@@ -221,7 +221,7 @@ def _releases() -> _Releases:
 
 
 def _fallback_arguments(plan: Plan, port: str) -> Words:
-    """The words of Transformers' server.
+    """The words of the command for Transformers' server.
 
     Raises:
         UsageError: the plan has no device map.
@@ -251,7 +251,7 @@ _MAP_HINT: Final = 'write it as {"model.embed_tokens": 0, "model.layers.0-15": 0
 
 
 def folded(placed: Mapping[str, int | str]) -> str:
-    """The map as JSON, ``model.layers.0-15`` for layers that lie side by side on one device."""
+    """The device map as JSON; ``model.layers.0-15`` stands for adjacent layers on one device."""
     folded_map: dict[str, int | str] = {}
     entries = [(_LAYER.fullmatch(name), name, where) for name, where in placed.items()]
     for (is_layer, where), run in groupby(entries, key=lambda row: (row[0] is not None, row[2])):
@@ -265,7 +265,7 @@ def folded(placed: Mapping[str, int | str]) -> str:
 
 
 def read_map(text: str) -> dict[str, int | str]:
-    """The map of a JSON text, each layer of its runs; a `UsageError` where it is none."""
+    """The device map in a JSON text, with each single layer; a `UsageError` if it is invalid."""
     try:
         data = msgspec.json.decode(text, type=dict[str, int | Literal["cpu", "disk"]])
     except (ValueError, RecursionError) as exc:
@@ -283,10 +283,10 @@ def read_map(text: str) -> dict[str, int | str]:
 
 
 def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
-    """What serves a plan as it was asked for; None where `serve` would not.
+    """The `turbofit serve` command for a plan; None if `serve` would not serve it.
 
-    A plan for another machine than the one here names its limits: a machine with less free then
-    refuses, and does not promise less.
+    If the plan is for another machine, the command names the limits: a machine with less free
+    memory then refuses, and does not promise less.
     """
     old = plan.engine.of_lmdeploy and release(plan.engine.version) < OLDEST_SERVED
     if not plan.fits or old:
@@ -294,7 +294,7 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
     model = _model_word(plan.model, request.model)
     served = request_of(plan, model).changed(revision=plan.model.revision, gpus=request.gpus)
     if request.paced and plan.engine.of_lmdeploy and not plan.by_group:
-        # `serve` is not asked for a pace: what has it is named.
+        # `serve` has no options for a pace, so the settings that keep it are named.
         sizes = ("max_batch_size", "max_prefill_token_num")
         named = {name: getattr(plan.settings, name) for name in sizes}
         served = served.changed(tp=plan.parallel.tp, replicas=plan.parallel.replicas, **named)
@@ -302,7 +302,7 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
 
 
 def with_limits(request: PlanRequest, plan: Plan) -> PlanRequest:
-    """The request with the limits of a plan for another machine than the one here."""
+    """The request with the plan's limits, if the plan is for another machine."""
     if is_prediction(plan) or plan.machine.source == _MEASURED:
         return request
     context = plan.kv.longest_request_tokens or plan.settings.session_len
@@ -310,9 +310,9 @@ def with_limits(request: PlanRequest, plan: Plan) -> PlanRequest:
 
 
 def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeCommand | None:
-    """What serves a cluster's plan, on a node of it; None where `serve` would not.
+    """The command that serves a cluster's plan, on one of its nodes; None if `serve` would not.
 
-    A cluster that is no measured one of Ray names its limits, as `serve_command` does.
+    If Ray did not report the cluster, the command names the limits, as in `serve_command`.
     """
     if not plan.fits or plan.limits is None:
         return None
@@ -327,9 +327,9 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
 def joint_serve_command(
     plans: Sequence[Plan], requests: Sequence[PlanRequest]
 ) -> ServeCommand | None:
-    """What serves several models at one address; None where one command line cannot ask for it.
+    """The command that serves several models; None if one command line cannot express it.
 
-    Limits that all models have in common are named where their machine is not the one here.
+    Limits that all models share are named if their machine is another one.
     """
     models = [
         _model_word(plan.model, request.model)
@@ -348,7 +348,7 @@ def joint_serve_command(
 
 
 def request_of(plan: Plan, model: str) -> PlanRequest:
-    """What a plan was asked for, on any machine; of a prediction all settings."""
+    """The request of a plan, for any machine; for a prediction, with all settings."""
     options = {} if plan.options is UNSET else plan.options
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})
     if not is_prediction(plan):
@@ -363,40 +363,40 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
 
 
 def is_prediction(plan: Plan) -> bool:
-    """Whether its settings were given or LMDeploy's defaults, and no search chose any."""
+    """Whether the settings were given or are LMDeploy's defaults, not chosen by a search."""
     return plan.engine.of_lmdeploy and not plan.considered
 
 
 def _serving(models: Sequence[str], request: PlanRequest, *words: str) -> ServeCommand:
-    """``turbofit serve`` of these models, with what the request has given."""
+    """The ``turbofit serve`` command for these models, with the request's options."""
     fields = set(type(request).model_fields) - set(PlanRequest.model_fields)
     options = request.option_arguments((*_UNSAID, *fields))
     return ServeCommand(argv=("turbofit", "serve", *models, *options, *words))
 
 
 def _model_word(model: Model, given: str | Model) -> str:
-    """How a command line names a model; a folder wherever it is pasted."""
+    """The model in a command line; a folder stays valid wherever it is pasted."""
     if model.source.kind == "folder" and model.source.checkpoint:
         return model.source.checkpoint
     return given if isinstance(given, str) else model.hub_id or model.name
 
 
 def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: int) -> PlanRequest:
-    """The request with what was planned as what is asked for."""
+    """The request in which the plan's results are given as options."""
     more: dict[str, Any] = {}
     if not request.given().keys() & {"context", "session_len"}:
         more["context"] = context
     rule = model.image_rule if limits.vision_unit is not None else None
     if rule is not None:
         more["images"] = limits.images_per_request
-        # The limit follows from a size that was asked for; some rules have one limit alone.
+        # A given size determines the limit; some rules have only one limit.
         if limits.image_limit is not None and rule.varies_by_limit and not request.image_size:
             more[rule.limit_name] = limits.image_limit
     return request.changed(**more)
 
 
 def _of_all(model: Model, request: PlanRequest) -> PlanRequest:
-    """What is asked of a model beside its name; that a text model has no images goes unsaid."""
+    """The request without the model's name; a text model's lack of images is left out."""
     unsaid = ("images", "image_size") if model.image_rule is None else ()
     given = {name: value for name, value in request.given().items() if name not in unsaid}
     return PlanRequest.of(**{**given, "model": "-"})

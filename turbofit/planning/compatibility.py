@@ -1,7 +1,7 @@
-"""With which versions of Transformers LMDeploy's front ends run: what `bench.compatibility` found.
+"""The versions of Transformers with which LMDeploy's front ends run, by `bench.compatibility`.
 
-`presets/engines/compatibility.yaml` has the tried versions and the failures; what is not a failure
-ran. Under: a version between a tried one that runs and a tried one that fails counts as running.
+`presets/engines/compatibility.yaml` has the tried versions and the failures; all others ran. Under:
+a version between a tried one that runs and a tried one that fails counts as running.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from turbofit.memory.versions import Version, parse, release
 
 Step = Literal["import", "config", "start", "image", "class"]
 
-#: What a person sees of the step that fails.
+#: The effect of each failing step for a person.
 EFFECTS: Final[dict[Step, str]] = {
     "import": "does not start",
     "config": "does not read config.json",
@@ -29,7 +29,7 @@ EFFECTS: Final[dict[Step, str]] = {
 
 
 class Failure(Struct, forbid_unknown_fields=True):
-    """Tried versions of Transformers with which some families fail alike, both ends included."""
+    """Tried versions of Transformers with which some families fail alike, from first to last."""
 
     lmdeploy: tuple[str, ...]
     engine: Literal["turbomind", "pytorch"]
@@ -40,15 +40,15 @@ class Failure(Struct, forbid_unknown_fields=True):
     error: str
 
     def has(self, transformers: str) -> bool:
-        """Whether a tried version is one of these."""
+        """Whether a tried version is in this range."""
         return _numbers(self.first) <= _numbers(transformers) <= _numbers(self.last)
 
 
 class Compatibility(Struct, forbid_unknown_fields=True):
-    """The whole table.
+    """The table of all tried versions and failures.
 
-    ``transformers``: tried versions by LMDeploy's, from the oldest to the newest. ``outside``:
-    those that LMDeploy's own metadata exclude.
+    ``transformers`` has the tried versions for each LMDeploy, oldest first. ``outside`` are
+    versions that LMDeploy's own metadata exclude.
     """
 
     schema: str
@@ -61,16 +61,16 @@ class Compatibility(Struct, forbid_unknown_fields=True):
 
 
 class FrontEnd(NamedTuple):
-    """LMDeploy's code for a family before one of its engines; ``lmdeploy`` is any version."""
+    """LMDeploy's front end for a family and engine; ``lmdeploy`` may be any version."""
 
     lmdeploy: str
     architecture: str
     engine: str
 
     def failure(self, transformers: str) -> Failure | None:
-        """Why it does not run with a version of Transformers; None where it runs or nobody knows.
+        """The failure with a version of Transformers; None if it runs, or if that is unknown.
 
-        A version that was not tried fails where the tried ones next to it do.
+        An untried version fails if the tried versions next to it fail.
         """
         wanted, outcomes = _numbers(transformers), self._outcomes()
         older = [failure for version, failure in outcomes if _numbers(version) <= wanted][-1:]
@@ -79,27 +79,27 @@ class FrontEnd(NamedTuple):
         return beside[0] if beside and all(beside) else None
 
     def newest_failure(self) -> Failure | None:
-        """The failure of the newest version that fails though an older one ran.
+        """The failure with the newest failing version, if an older version ran.
 
-        Versions that are merely too old are none: pip takes newer ones.
+        Versions that are only too old do not count, since pip installs newer ones.
         """
         outcomes = [failure for _, failure in self._allowed()]
         ran = outcomes.index(None) if None in outcomes else len(outcomes)
         return next((failure for failure in outcomes[:ran:-1] if failure), None)
 
     def failed_with(self, error: str) -> Failure | None:
-        """A failure whose message has this in it."""
+        """A failure whose message contains ``error``; None if there is none."""
         return next((failure for failure in self._failures() if error in failure.error), None)
 
     def oldest_allowed(self) -> str | None:
-        """The oldest tried version that LMDeploy's metadata allow; None where it does not run."""
+        """The oldest tried version that LMDeploy's metadata allow; None if it does not run."""
         allowed = self._allowed()
         return allowed[0][0] if allowed and allowed[0][1] is None else None
 
     def requirements(self) -> tuple[str, ...]:
-        """Versions that run and that LMDeploy's metadata allow, as pip takes them, newest first.
+        """Requirements for pip of the versions that run and that LMDeploy allows, newest first.
 
-        None where all of those run, or none does.
+        Empty if all allowed versions run, or none does.
         """
         allowed = self._allowed()
         requirements: list[str] = []
@@ -112,11 +112,11 @@ class FrontEnd(NamedTuple):
         return tuple(reversed(requirements))
 
     def tested_versions(self) -> tuple[str, ...]:
-        """Versions that were tried with this LMDeploy, or with the nearest older one."""
+        """The versions that were tried with this LMDeploy, or with the nearest older one."""
         return compatibility().transformers.get(self._known(), ())
 
     def _outcomes(self) -> list[tuple[str, Failure | None]]:
-        """What each tried version did, the oldest first."""
+        """The outcome of each tried version, oldest first."""
         failures = self._failures()
         return [
             (version, next((failure for failure in failures if failure.has(version)), None))
@@ -124,18 +124,18 @@ class FrontEnd(NamedTuple):
         ]
 
     def _allowed(self) -> list[tuple[str, Failure | None]]:
-        """The same of the versions that LMDeploy's metadata allow."""
+        """The outcomes of the versions that LMDeploy's metadata allow."""
         outside = compatibility().outside
         return [outcome for outcome in self._outcomes() if outcome[0] not in outside]
 
     def _known(self) -> str:
-        """The LMDeploy that was tried; empty where all are newer than this one."""
+        """The tried LMDeploy that stands for this one; empty if all tried ones are newer."""
         wanted = release(self.lmdeploy)
         older = [version for version in compatibility().transformers if release(version) <= wanted]
         return max(older, key=release, default="")
 
     def _below(self, last: str) -> str:
-        """The bound of versions up to one that ran: pip takes the newest, so nothing untried."""
+        """The upper bound after a version that ran; pip then takes no untried version."""
         versions = self.tested_versions()
         after = _numbers(versions[versions.index(last) + 1])
         return f"<{after[0]}" if after[1:] == (0, 0) else f"<={last}"
@@ -158,7 +158,7 @@ def install_line(wanted: tuple[str, ...]) -> str:
 
 @cache
 def compatibility() -> Compatibility:
-    """The table."""
+    """The table of all tried versions and failures, read once."""
     return msgspec.convert(load_yaml(preset_path("engines", "compatibility")), Compatibility)
 
 

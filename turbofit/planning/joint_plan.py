@@ -1,7 +1,7 @@
-"""Several models on the same cards: a part of each card for each of them, and a plan in it.
+"""Plans several models on the same cards: each gets a part of each card, and a plan in it.
 
-Each plan pays for its own worst case under its part as a budget, and the parts add up to no more
-than a card has: so all promises hold at once.
+Each plan contains its own worst case within its part as a budget, and the parts together are at
+most the card's memory, so all promises hold at once.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 JOINT_SCHEMA: Final = "turbofit.joint/1"
 
-#: Halvings of the search for a division, which costs no plan.
+#: Steps of the bisection for a division; they need no plan.
 _DIVISIONS: Final = 60
-#: Divisions that are planned; each is corrected by what the last one's plans take.
+#: Divisions that are planned; each is corrected by the results of the one before.
 _ROUNDS: Final = 3
 _NO_IMAGES: Final[Options] = {"images": 0, "image_size": None}
 
 
 class ModelOnGpu(Struct):
-    """One model's part of a GPU, in bytes: what its worst case takes, by phase, and its margin."""
+    """One model's part of a GPU in bytes: its worst case by phase, and its margin."""
 
     model: str
     context: int
@@ -56,13 +56,13 @@ class ModelOnGpu(Struct):
 
     @property
     def bytes(self) -> int:
-        """All of it, the margin too."""
+        """The bytes of all phases, with the margin."""
         phases = (self.context, self.weights, self.cache, self.buffers, self.transient)
         return sum(phases) + self.margin
 
 
 class JointGpu(Struct):
-    """One GPU; ``left`` is what nobody takes when all models are at their worst."""
+    """One GPU; ``left`` is the memory that stays free if all models are at their worst."""
 
     index: int
     name: str
@@ -74,9 +74,9 @@ class JointGpu(Struct):
 
 
 class JointPlan(JsonDocument):
-    """Plans that hold together; ``budgets`` are what each model may take of each GPU.
+    """Plans that hold at the same time; ``budgets`` are the bytes for each model on each GPU.
 
-    ``serve`` serves them; None where they do not fit, or are asked for different things.
+    ``serve`` is their command; None if they do not fit, or if their options differ.
     """
 
     what: ClassVar[str] = "joint plan"
@@ -92,7 +92,7 @@ class JointPlan(JsonDocument):
 
 
 class _Part(NamedTuple):
-    """A part of each GPU in bytes, and the plan of one model in it."""
+    """A part of each GPU in bytes, and the plan of one model within it."""
 
     budget: int
     plan: Plan
@@ -104,7 +104,7 @@ class _Part(NamedTuple):
 
 @dataclass
 class _Candidate:
-    """A model that is to have a part: its request on the machine of all, and its plan there."""
+    """A model to place: its request on the machine of all models, and its plan there alone."""
 
     request: PlanRequest
     best: Plan
@@ -112,20 +112,20 @@ class _Candidate:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request that the model takes where it has the whole machine."""
+        """The tokens of the model's longest request if it has the whole machine."""
         return max(1, self.best.kv.longest_request_tokens)
 
     @property
     def request_bytes(self) -> int:
-        """What that request takes of a GPU's cache."""
+        """The bytes of that request in the cache of one GPU."""
         return max(1, self.longest * self.best.kv.bytes_per_token)
 
     def within(self, budget: int) -> Plan:
-        """Its plan in a part of so many bytes of each GPU."""
+        """The model's plan within so many bytes of each GPU."""
         return best_plan(self.request.changed(budget=budget), pretend=self.pretend)
 
     def least(self, room: int) -> _Part:
-        """The smallest part in which it keeps what was given, to 1/128 of the room. Over."""
+        """The smallest part that keeps the model's given options, to 1/128 of the room. Over."""
 
         def too_small(budget: int) -> bool:
             return not fits(self.request.changed(budget=budget))
@@ -135,13 +135,14 @@ class _Candidate:
 
 
 def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) -> JointPlan:
-    """Plans of several models that hold on the same cards at the same time.
+    """Plan several models that hold on the same cards at the same time.
 
-    First each model's least need for what was given (image limit, context, one request or its
-    concurrency); the rest so that the caches hold equal numbers of the longest requests.
+    First, each model gets the least part for its given options (image limit, context, one request
+    or its concurrency); the rest is divided so that all caches hold equal numbers of the longest
+    requests.
 
-    Under: a part is the same of every GPU, as large as the GPU with the least room allows. Where
-    they fit on the roomier cards alone, the remedy names these. ``pretend`` is as for `plan`.
+    Under: a model's part is equal on all GPUs, as large as the GPU with the least room allows. If
+    they fit on the roomier cards only, the remedy names these. ``pretend`` is as for `plan`.
 
     Raises:
         UsageError: fewer than two models.
@@ -160,7 +161,7 @@ def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) 
     for cards in _roomier(machine) if joint.gpus else ():
         there = replace(machine, visible=cards)
         if min(_rooms(there, requests[0].budget)) < sum(joint.budgets):
-            continue  # fewer cards need no less of each, and another look takes seconds
+            continue  # fewer cards need no less of each, and another attempt takes seconds
         try:
             fewer = _on(there, requests, pretend)
         except UsageError:  # such as --tp with more GPUs than these
@@ -172,17 +173,17 @@ def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) 
 
 
 def _on(machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None) -> JointPlan:
-    """The plans on all the visible cards of a machine."""
-    # Each model with the whole of the cards: what does not fit so fits with no part.
+    """The joint plan on all visible cards of a machine."""
+    # Each model alone on all cards: a model that does not fit so fits in no part.
     models: list[_Candidate] = []
     for model in _candidates(machine, requests, pretend):
         if not model.best.fits:
             return _misfit(model.best)
         models.append(model)
-    # The least part in which each keeps what was given.
+    # The least part with which each model keeps its given options.
     rooms = _rooms(machine, requests[0].budget)
     room, parts = min(rooms), _least_parts(models, rooms)
-    # The rest of the room for their caches.
+    # The caches share the rest of the room.
     short = sum(part.budget for part in parts) - room
     if short <= 0:
         parts = _divided(models, parts, room)
@@ -203,26 +204,26 @@ def _on(machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None)
 def _candidates(
     machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None
 ) -> Iterator[_Candidate]:
-    """Each model by itself on the machine, with its part of the host."""
+    """Yield each model, planned alone on the machine with its part of the host."""
     part = _part_of_host(machine, len(requests))
     for request in requests:
         here = request.changed(on=part, gpus=None)
         best = best_plan(here, pretend=pretend)
-        # Another engine would promise another thing, and torch gives others nothing back.
+        # Another engine would promise other things, and torch does not return memory to others.
         yield _Candidate(here.changed(engine=best.engine.name), best, pretend)
 
 
 def _least_parts(models: Sequence[_Candidate], rooms: Sequence[int]) -> list[_Part]:
-    """The least part of each model, of every GPU the same."""
+    """The least part of each model, equal on all GPUs."""
     parts = [model.least(min(rooms)) for model in models]
     if all(part.plan.fits for part in parts):
         return parts
-    # What a card with less room leaves is no need: it is found where there is the most.
+    # The room of the smallest card would hide the need, so the largest room is used.
     return [model.least(max(rooms)) for model in models]
 
 
 def _misfit(best: Plan) -> JointPlan:
-    """The answer where one model does not fit with the whole machine."""
+    """The answer if one model does not even fit on the whole machine."""
     helps = next((remedy.text for remedy in best.remedies), None)
     return JointPlan(
         fits=False, verdict=best.verdict, budgets=(), gpus=(), plans=(best,), remedy=helps
@@ -230,7 +231,7 @@ def _misfit(best: Plan) -> JointPlan:
 
 
 def _part_of_host(machine: Machine, models: int) -> Machine:
-    """The machine with one model's share of the host's cores: all prepare images on them at once.
+    """The machine with one model's share of the host's cores: all models prepare images.
 
     Under: while another model has no images, its cores are free.
     """
@@ -241,7 +242,7 @@ def _part_of_host(machine: Machine, models: int) -> Machine:
 
 
 def _host_of_all(machine: Machine, plans: Sequence[Plan]) -> HostMemory:
-    """Host memory of all models together, beside what the host has."""
+    """The host memory of all models together, and the host's available memory."""
     available = machine.host.ram_available
     return HostMemory(
         pinned=sum(plan.host.pinned for plan in plans),
@@ -279,18 +280,18 @@ def _remedy(request: PlanRequest) -> str:
 
 
 def _roomier(machine: Machine) -> list[tuple[int, ...]]:
-    """The visible cards without those of the least room, again and again; most cards first."""
+    """The visible cards without those of least room, repeatedly; the most cards come first."""
     free = {index: _free(machine.gpu(index)) for index in machine.visible}
     sizes = sorted(set(free.values()))[:-1]
     return [tuple(index for index, size in free.items() if size > least) for least in sizes]
 
 
 def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Options]:
-    """What is asked of each model beside the request of all: no images of one that takes none.
+    """The options of each model in addition to the common ones; a text model gets no images.
 
     Raises:
-        UsageError: there is no model of a name.
-        PackageError: a package that reads it is missing.
+        UsageError: a model is unknown.
+        PackageError: a package that reads a model is missing.
     """
     text_only = [model_of(request.changed(**options)).image_rule is None for options in models]
     return [
@@ -300,7 +301,7 @@ def options_of_each(request: PlanRequest, models: Sequence[Options]) -> list[Opt
 
 
 def _rooms(machine: Machine, budget: int | str | None) -> list[int]:
-    """Bytes of each visible GPU that the models may have together."""
+    """The bytes of each visible GPU that all models together may use."""
     gpus = [machine.gpu(index) for index in machine.visible]
     return [min(_free(gpu), budget_on(gpu, budget)) for gpu in gpus]
 
@@ -310,10 +311,10 @@ def _free(gpu: Gpu) -> int:
 
 
 def _divided(models: Sequence[_Candidate], least: list[_Part], room: int) -> list[_Part]:
-    """Parts of the room in which the caches hold as equal numbers of requests as is found.
+    """Divide the room so that the caches hold numbers of requests as equal as possible.
 
-    What a model takes beside its cache grows with its part, so that a division is corrected by what
-    its plans take.
+    A model's memory besides its cache grows with its part, so each division is corrected by the
+    results of its plans.
     """
     parts = least
     for _ in range(_ROUNDS):
@@ -331,7 +332,7 @@ def _divided(models: Sequence[_Candidate], least: list[_Part], room: int) -> lis
 def _level(
     models: Sequence[_Candidate], parts: Sequence[_Part], least: Sequence[_Part], room: int
 ) -> list[int]:
-    """Budgets with which each cache holds the same number of requests, by what parts take."""
+    """Budgets with which all caches hold equal numbers of requests, estimated from ``parts``."""
 
     def at(level: float) -> list[int]:
         return [
@@ -349,14 +350,14 @@ def _level(
 
 
 def _fewest(models: Sequence[_Candidate], parts: Sequence[_Part]) -> float:
-    """The longest requests that the poorest cache holds."""
+    """The number of longest requests in the cache that holds the fewest."""
     return min(
         part.plan.kv.tokens / model.longest for model, part in zip(models, parts, strict=True)
     )
 
 
 def _promise(plan: Plan) -> str:
-    """How many of its longest requests a model's cache holds, in words."""
+    """The number of longest requests that a model's cache holds, in words."""
     longest = plan.kv.longest_request_tokens
     count = plan.kv.total_tokens // longest
     text = f"{plan.model.name} {count} {plural(count, 'request')} of {longest:,} tokens"
@@ -366,7 +367,7 @@ def _promise(plan: Plan) -> str:
 
 
 def _gpu(gpu: Gpu, plans: Sequence[Plan]) -> JointGpu:
-    """One GPU's account over all models: what each takes at its worst, beside what it had."""
+    """The account of one GPU over all models: the worst case of each, and earlier use."""
     total, reserved, used = (known(size, 0) for size in (gpu.total, gpu.reserved, gpu.used))
     models = tuple(
         _on_gpu(plan.model.name, ledger, used)
@@ -382,7 +383,7 @@ def _gpu(gpu: Gpu, plans: Sequence[Plan]) -> JointGpu:
 
 
 def _on_gpu(model: str, ledger: GpuLedger, used: int) -> ModelOnGpu:
-    """A budget withholds memory as a margin does, which is no part of what this model takes."""
+    """One model's part; memory that a budget withholds is not part of it."""
     phases = {
         phase: sum(term.bytes for term in ledger.ledger if term.phase == phase)
         for phase in ("context", "weights", "cache")

@@ -1,7 +1,7 @@
-"""The keywords of `turbofit.plan` and its siblings, for editors and type checkers.
+"""The keyword arguments of `turbofit.plan` and its siblings, for editors and type checkers.
 
-They are the fields of the requests in `turbofit.planning.request`, which say what each one means
-and validate it; `tests/test_api.py` compares both.
+They equal the fields of the requests in `turbofit.planning.request`, which describe and validate
+them; `tests/test_api.py` compares both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from turbofit.core.machine import Machine
 from turbofit.core.plan import EngineName, Goal
 
-#: Bytes, or a text such as ``19GiB``; where a share of a card is meant, ``5%`` too.
+#: Bytes, or a text such as ``19GiB``; also ``5%`` if a share of a card is allowed.
 Size = int | str
 #: Width and height in pixels, or a text such as ``1920x1080``.
 ImageSize = tuple[int, int] | str
@@ -22,7 +22,7 @@ Tokens = int | str
 
 
 class MachineOptions(TypedDict, total=False):
-    """Which machine, and what one engine of it is."""
+    """The machine, the engine and the GPUs of one engine."""
 
     on: str | Machine | None
     gpus: str | None
@@ -31,7 +31,7 @@ class MachineOptions(TypedDict, total=False):
 
 
 class PromiseOptions(MachineOptions, total=False):
-    """What is promised to clients, and what may be taken for it."""
+    """The promise to clients, and limits of the memory for it."""
 
     images: int
     image_size: ImageSize | None
@@ -49,7 +49,7 @@ class PromiseOptions(MachineOptions, total=False):
 
 
 class PlanOptions(PromiseOptions, total=False):
-    """Keywords of `turbofit.plan`: the fields of `PlanRequest` beside the model."""
+    """Keywords of `turbofit.plan`: all fields of `PlanRequest` except the model."""
 
     revision: str | None
     replicas: int | None
@@ -76,14 +76,14 @@ class PlanOptions(PromiseOptions, total=False):
 
 
 class PredictOptions(PlanOptions, total=False):
-    """Keywords of `turbofit.predict`: the fields of `PredictRequest` beside the model."""
+    """Keywords of `turbofit.predict`: all fields of `PredictRequest` except the model."""
 
     free_at_cache: Size | None
     lmdeploy: str | None
 
 
 class WhichOptions(PlanOptions, total=False):
-    """Keywords of `turbofit.which`: the fields of `WhichRequest` beside the model."""
+    """Keywords of `turbofit.which`: all fields of `WhichRequest` except the model."""
 
     images_per_second: float | None
     all_counts: bool

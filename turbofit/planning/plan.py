@@ -1,4 +1,4 @@
-"""The best plan for a request, and what given settings do, with their commands and warnings."""
+"""Makes plans and predictions, with their command lines and warnings."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
-    """The best plan, whether it fits or not; with what `turbofit tune` found for it.
+    """The best plan, which may not fit; with the settings that `turbofit tune` found for it.
 
-    ``pretend`` says whose tunings count: True those of pretend GPUs, None those of the GPUs here
-    where the plan is for them.
+    ``pretend``: True uses tunings made on pretend GPUs; None uses those of this machine if the plan
+    is for it.
 
     Raises:
-        UsageError: two things that are asked for contradict each other, or one cannot be used.
+        UsageError: two options contradict each other, or one cannot be used.
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
@@ -46,14 +46,14 @@ def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
 
 
 def fits(request: PlanRequest) -> bool:
-    """Whether the plan for a request fits, in less than half the time that the plan takes."""
+    """Whether a request's plan fits; it takes less than half the time of making the plan."""
     return best_fits(resolve(request), request.engine)
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
-    """Let the refusal of a format say what the checkpoint takes that `turbofit merge` makes of it.
+    """Add to a format's refusal the plan of the checkpoint that `turbofit merge` would make.
 
-    A LoRA that is merged changes no size.
+    Merging a LoRA does not change sizes.
     """
     preset = find_preset(request.model) if isinstance(request.model, str) else None
     refused = load_preset(preset).unsupported if preset else None
@@ -70,7 +70,7 @@ def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
 
 
 def predict(request: PredictRequest) -> Plan:
-    """What given settings do, LMDeploy's defaults where none are given. No search.
+    """Predict the outcome of given settings, with LMDeploy's defaults for others; no search.
 
     Raises:
         As :func:`plan`; PackageError for a generation without an account.
@@ -106,12 +106,12 @@ def predict(request: PredictRequest) -> Plan:
 
 
 def doubled_margin(plan: Plan) -> int:
-    """Bytes to leave free on each GPU where the account is for another LMDeploy."""
+    """Bytes to leave free on each GPU if the account is for another LMDeploy: twice the margin."""
     return 2 * max(gpu.margin for gpu in plan.gpus)
 
 
 def finished(plan: Plan, request: PlanRequest) -> Plan:
-    """With command lines, and what the environment and the packages say against them."""
+    """The plan with its command lines, and with warnings from the environment and packages."""
     new = (text for text in plan_warnings(plan) if text not in plan.warnings)
     return replace(
         plan,
@@ -122,7 +122,7 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
 
 
 def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
-    """The error for a plan that does not fit, with its cheapest remedy."""
+    """The error for a plan that does not fit; its hint is the cheapest remedy."""
     where = "" if isinstance(plan, Plan) else " --cluster CLUSTER"
     hint = f"see turbofit plan MODEL{where} for what would fit"
     if plan.remedies:

@@ -1,4 +1,4 @@
-"""One promise over several machines, and the plan of a node that joins later."""
+"""Plans several machines under one promise, and a node that joins later."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
-    """One promise over several machines, and the best plan of each under it.
+    """One promise over several machines, and the best plan for each of them.
 
-    The request names no machine; its ``tp`` and ``replicas`` are of each node, its ``concurrency``
-    is over all nodes.
+    The request names no machine; its ``tp`` and ``replicas`` are for each node, its ``concurrency``
+    is for all nodes together.
 
     Raises:
-        As :func:`turbofit.planning.plan.plan`, where it is so on every node.
+        As :func:`turbofit.planning.plan.plan`, if every node raises an error.
     """
     if request.paced:
         raise UsageError(
@@ -41,22 +41,22 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
 
 
 def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
-    """The plan of a node that joins a cluster later, or why it cannot serve what is promised.
+    """The plan of a node that joins later, or the reason why it cannot keep the promise.
 
-    ``request`` is what the cluster was planned with; the plan's model and promise stay.
+    ``request`` is the one that the cluster was planned with; model and promise do not change.
     """
     resolved = _anywhere(request.changed(model=plan.model, revision=None))
     return _commanded(plan_joining_node(resolved, plan, node, request.engine))
 
 
 def _anywhere(request: PlanRequest) -> ResolvedRequest:
-    """The input of the search but for the machine, which each node is."""
+    """The resolved request without a machine; each node is then used as the machine."""
     nowhere = Machine(name="cluster", source="cluster", gpus=())
     return resolve(request.changed(on=nowhere, gpus=None))
 
 
 def _commanded(node: NodePlan) -> NodePlan:
-    """A node's plan with its command lines; this process's environment says nothing of it."""
+    """A node's plan with its command lines, without warnings from this process's environment."""
     if node.plan is None:
         return node
     warnings = (*node.plan.warnings, *plan_warnings(node.plan, Sources({})))

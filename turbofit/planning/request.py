@@ -1,4 +1,4 @@
-"""Everything that a person may ask of a plan: built and validated once, and then it travels."""
+"""The request of a person for a plan, validated once and then passed through all steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from turbofit.tuner.resolved_request import Margin
 EngineChoice = Literal["auto", EngineName]
 
 _LARGEST: Final = 1 << 40
-#: No engine runs so many.
+#: The most requests at once; no engine runs so many.
 _MOST_AT_ONCE: Final = 1 << 20
 _DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 _THOUSANDS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20}
@@ -30,10 +30,10 @@ _COUNTED: Final = re.compile(
 _SIDES: Final = re.compile(r"([\d,]{1,11})\s*[x×*]\s*([\d,]{1,11})|(\d{3,5})", re.IGNORECASE)
 _PRODUCT: Final = re.compile(r"\d{1,7}(?: ?[x×*] ?\d{1,7}){1,2}", re.IGNORECASE)
 _MEGAPIXELS: Final = re.compile(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:m|mp|megapixels?)", re.IGNORECASE)
-#: Two numbers for a range, and words for as much as there is.
+#: A range of two numbers, and words for the largest possible number.
 _SPAN: Final = re.compile(r"\d+[kKmM]?\s*(?:-|\u2013|~|to|\.\.)\s*(\d+[kKmM]?)")
 _NO_NUMBER: Final = re.compile(r"all|auto|default|inf\w*|max\w*|none|unlimited", re.IGNORECASE)
-#: Names of picture sizes that mean several, and those that mean one.
+#: Names of picture sizes with several meanings, and those with one.
 _OF_SEVERAL_SIZES: Final = {
     "a4": "1240x1754 for 150 dpi or 2480x3508 for 300 dpi",
     "2k": "2560x1440 or 2048x1080", "480p": "640x480 or 854x480", "5k": "5120x2880 or 5120x2160",
@@ -56,7 +56,7 @@ def _bytes(text: str, name: str) -> int:
 
 
 def _share(text: str, name: str) -> int | str:
-    # A margin of all of the card would leave nothing to plan with.
+    # A margin of the whole card would leave nothing to plan with.
     share = parse_share(text, name, 1.0 if name.endswith("margin") else 1.001)
     return parse_bytes(text, what=name) if share is None else text.strip()
 
@@ -70,7 +70,7 @@ def _size(text: str, name: str) -> tuple[int, int]:
     word = "".join(c for c in text.lower() if c.isalnum())
     if word in _NAMED_SIZES:
         return _NAMED_SIZES[word]
-    if camera := _MEGAPIXELS.fullmatch(plain_number(text.strip())):  # 4 to 3, as most take them
+    if camera := _MEGAPIXELS.fullmatch(plain_number(text.strip())):  # 4 to 3, as most cameras have
         height = round(sqrt(float(camera[1]) * 750_000))
         return height * 4 // 3, height
     sides = _SIDES.fullmatch(re.sub(r"\s*(?:px|pixels?)?\s*$", "", text, flags=re.IGNORECASE))
@@ -84,7 +84,7 @@ def _size(text: str, name: str) -> tuple[int, int]:
 
 
 def _whole(text: str, name: str) -> str | int:
-    """``1,000`` and ``1k`` are 1000; of others the type decides. But 4.0 is no number of GPUs."""
+    """Parse ``1,000`` and ``1k`` as 1000; the type validates others. 4.0 is no number of GPUs."""
     if _NO_NUMBER.fullmatch(text.strip()):
         hint = f"give a number, or leave {name} out"
         raise UsageError(f"{name} {text!r} is no number", hint=hint)
@@ -102,7 +102,7 @@ def _whole(text: str, name: str) -> str | int:
 
 
 def _pixels(text: str, name: str) -> str | int:
-    """``1280*28*28`` as models' pages write it, ``12.8 MP`` as `models` does, or a size's name."""
+    """Parse ``1280*28*28`` as on models' pages, ``12.8 MP`` as in `models`, or a size's name."""
     plain = plain_number(text.strip())
     if _PRODUCT.fullmatch(plain):
         return prod(map(int, re.findall(r"\d+", plain)))
@@ -113,19 +113,19 @@ def _pixels(text: str, name: str) -> str | int:
 
 
 def _tokens(text: str, name: str) -> str | int:
-    """``32k`` is 32,768, as models' names count; all else is as for other whole numbers."""
+    """Parse ``32k`` as 32,768, as in models' names; the rest is as for other whole numbers."""
     counted = _COUNTED.fullmatch(plain_number(text.strip()))
     tokens = float(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else 0.5
     return int(tokens) if tokens.is_integer() else _whole(text, name)
 
 
 def _context(text: str, name: str) -> str | int:
-    """``max`` is the model's own maximum, which nobody knows before the model is read."""
+    """Keep ``max``, the model's own maximum, which is known only after the model is read."""
     return "max" if text.strip().lower() == "max" else _tokens(text, name)
 
 
 def _dtype(text: str, _name: str) -> str | None:
-    return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy's "choose"
+    return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy chooses on "auto"
 
 
 def _quant_policy(text: str, _name: str) -> int | str:
@@ -133,7 +133,7 @@ def _quant_policy(text: str, _name: str) -> int | str:
 
 
 Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")]
-#: Requests at once: lists as long as a batch are made of them.
+#: Requests at once; limited, since lists of a batch's length are made.
 AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(_whole), Metavar("N")]
 Pixels = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_pixels), Metavar("PIXELS")]
 Count = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_whole), Metavar("N")]
@@ -145,16 +145,16 @@ Context = Annotated[
 ]
 PositiveNumber = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
 PositiveSeconds = Annotated[float | None, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
-#: A list is as good as a tuple; what is in it is held to its type.
+#: Accepts a list or a tuple; each item must have its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
 Bytes = Annotated[int, Field(ge=0), parsed(_bytes), Metavar("BYTES")]
 
 
 class PlanRequest(Validated):
-    """A model, a machine, a workload, and whatever of the plan is fixed already.
+    """A request: a model, a machine, a workload, and the options that are already given.
 
-    Turbofit chooses what is None. Sizes are bytes, or texts such as ``"19GiB"``.
+    Turbofit chooses those that are None. Sizes are bytes, or texts such as ``"19GiB"``.
 
         >>> request = turbofit.PlanRequest(model="internvl2-8b", on="4xrtx3090", concurrency=16)
         >>> turbofit.plan(request).fits
@@ -256,7 +256,7 @@ class PlanRequest(Validated):
         default=False, description="as if `turbofit tune` had found nothing on these GPUs"
     )
 
-    # LMDeploy's own options by its names, in the order in which plans tell of them.
+    # LMDeploy's own options with its names, in the order of plans.
     cache_max_entry_count: Annotated[float | None, parsed(_ratio), Metavar("RATIO")] = Field(
         default=None,
         gt=0,
@@ -304,13 +304,13 @@ class PlanRequest(Validated):
     )
 
     def with_maximum(self, tokens: int) -> PlanRequest:
-        """The same with a context of ``max`` as the tokens that the model reads at most."""
+        """The request in which the model's longest context replaces ``max``."""
         names = [name for name in ("context", "session_len") if getattr(self, name) == "max"]
         return self.changed(**dict.fromkeys(names, tokens)) if names else self
 
     @property
     def paced(self) -> bool:
-        """Whether the forecast of speed is asked to keep anything."""
+        """Whether a pace is wished, for the forecast of speed to keep."""
         return any(getattr(self, name) for name in PACE)
 
     @property
@@ -327,20 +327,20 @@ class PlanRequest(Validated):
 
     @property
     def margins(self) -> Margin:
-        """What must stay free on each GPU."""
+        """The margin to keep free on each GPU."""
         if isinstance(self.margin, str):
             return Margin(share=float(self.margin[:-1]) / 100)
         return Margin(bytes=self.margin)
 
     @property
     def engine_options(self) -> dict[str, object]:
-        """LMDeploy's options that are fixed, by LMDeploy's names."""
+        """The given options of LMDeploy, by LMDeploy's names."""
         values = ((name, getattr(self, name)) for name in ENGINE_OPTIONS)
         return {name: value for name, value in values if value is not None}
 
     @property
     def options(self) -> dict[str, object]:
-        """The options that were given, as JSON has them, but for the model and the machine."""
+        """The given options as JSON, without the model and the machine."""
         fields = PlanRequest.model_fields
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -349,12 +349,12 @@ class PlanRequest(Validated):
         }
 
 
-#: What a plan says elsewhere: its model, its machine and the GPUs of it.
+#: Options that a plan states elsewhere: its model, its machine and its GPUs.
 _OF_A_PLACE: Final = frozenset({"model", "on", "gpus"})
-#: What `plan` and `which` alone are asked, of the forecast of speed.
+#: Options on the speed forecast, which only `plan` and `which` accept.
 PACE: Final = ("rate", "first_token", "per_token")
 
-#: Under which headings the fields stand, in help pages and profiles; `ENGINE_OPTIONS` follow.
+#: The headings of the fields in help pages and profiles; `ENGINE_OPTIONS` follow.
 GROUPS: Final = {
     "shape": ("tp", "replicas", "engine"),
     "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
@@ -364,12 +364,12 @@ GROUPS: Final = {
     ),
 }  # fmt: skip
 _NAMES: Final = tuple(PlanRequest.model_fields)
-#: The fields that are LMDeploy's own options; a plan never changes what is given of them.
+#: The fields that are LMDeploy's own options; a plan never changes those that are given.
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
 
 
-class PredictRequest(PlanRequest, defer_build=True):  # a plan needs none
-    """A plan's request whose open settings are LMDeploy's defaults, and what a log said."""
+class PredictRequest(PlanRequest, defer_build=True):  # plans do not need it
+    """The request of a prediction: open settings are LMDeploy's defaults; a log may add figures."""
 
     free_at_cache: Bytes | None = Field(
         default=None,
@@ -381,7 +381,7 @@ class PredictRequest(PlanRequest, defer_build=True):  # a plan needs none
 
 
 class WhichRequest(PlanRequest, defer_build=True):
-    """A plan's request for machines, or models, that are looked for."""
+    """The request of `turbofit which`, which looks for machines or models."""
 
     images_per_second: Annotated[float | None, Field(gt=0), Metavar("RATE")] = Field(
         default=None, description="images that the forecast of speed must reach, over all requests"

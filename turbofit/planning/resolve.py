@@ -1,4 +1,4 @@
-"""A request with its model read and its machine measured: the input of the search."""
+"""Resolves a request: reads the model and the machine, as the input of the search."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from turbofit.tuner.speed import Pace
 
 
 def resolve(request: PlanRequest) -> ResolvedRequest:
-    """Read the model, measure the machine, and refuse contradictions that no search can mend.
+    """Read the model, measure the machine, and refuse contradictory options.
 
     Raises:
-        UsageError: two things that are asked for contradict each other, or one cannot be used.
+        UsageError: two options contradict each other, or one cannot be used.
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """
@@ -55,7 +55,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
 
 
 def _say_of_machine(exc: UsageError, request: PlanRequest) -> None:
-    """Let an error of the model say what is wrong with the machine, too."""
+    """Add to an error about the model the error about the machine, if there is one."""
     if request.on is None:
         return
     try:
@@ -66,10 +66,10 @@ def _say_of_machine(exc: UsageError, request: PlanRequest) -> None:
 
 
 def model_of(request: PlanRequest) -> Model:
-    """The model that is asked for, read where the request only names it.
+    """The model of the request; it is read if the request only names it.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: the model is unknown.
         PackageError: a package that reads it is missing.
     """
     model, revision = request.model, request.revision
@@ -78,12 +78,12 @@ def model_of(request: PlanRequest) -> Model:
     return model if revision is None else replace(model, revision=revision)
 
 
-#: The hint of two options that exclude each other.
+#: The hint for two options that exclude each other.
 _ONE_OF: Final = "give only one of the two"
 
 
 def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
-    """Refuse options that contradict each other or the model, whatever the search finds."""
+    """Refuse options that contradict each other or the model, before the search."""
     if request.least and request.goal != "throughput":
         raise UsageError(
             f"least decides by memory, goal {request.goal} by something else", hint=_ONE_OF
@@ -120,10 +120,10 @@ def _check_images(request: PlanRequest, model: Model) -> None:
 
 
 def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
-    """Refuse a batch with which no number of engines runs the requests that are promised."""
+    """Refuse a batch with which no number of engines can run the promised requests."""
     batch, requests = request.max_batch_size, request.concurrency
     visible = len(resolved.machine.visible)
-    if batch is None or requests is None or not visible:  # a cluster has no GPUs of its own here
+    if batch is None or requests is None or not visible:  # the GPUs of a cluster are not known here
         return
     most = request.replicas or max(1, visible // (request.tp or 1))
     if requests > batch * most:

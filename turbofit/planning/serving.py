@@ -1,4 +1,4 @@
-"""A plan in short, without its sentences: one line of `turbofit which`."""
+"""A plan in one line, without sentences, as in `turbofit which`."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Serving(Struct):
 
     @property
     def of_lmdeploy(self) -> bool:
-        """Whether LMDeploy runs it, and not Transformers, one request after the other."""
+        """Whether LMDeploy runs it; Transformers would run one request after the other."""
         return self.engine in LMDEPLOY
 
 
 def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
-    """The line of a model on a machine, before there is an answer, or where none can be made."""
+    """The line of a model on a machine without a plan, with the reason if none is possible."""
     total = sum(known(machine.gpu(index).total, 0) for index in machine.visible)
     return Serving(
         model=model, on=on, gpus=len(machine.visible), bytes=total, keeps=False, why_not=why_not
@@ -64,7 +64,7 @@ def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serv
 
 
 def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) -> Serving:
-    """The plan for a request in short, by the same search; ``blank`` is the line without it.
+    """The short form of a request's plan, from the same search; ``blank`` is its line without plan.
 
     Raises:
         TurbofitError: as `turbofit.planning.plan.plan`.
@@ -109,7 +109,7 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
 
 
 def _of_planned(blank: Serving, planned: Planned) -> Serving:
-    """The line of an engine whose plan is made at once: Transformers."""
+    """The line of an engine whose plan is made without a search: Transformers."""
     plan = planned.document
     row = replace(
         blank,
@@ -133,7 +133,7 @@ def _of_planned(blank: Serving, planned: Planned) -> Serving:
 def _lacks(
     request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
 ) -> Iterator[str]:
-    """What was asked and is not kept whole, in words; ``tokens`` of the smallest cache."""
+    """Yield requirements that are not fully kept; ``tokens`` are those of the smallest cache."""
     rule, requested, image_limit = (
         resolved.model.image_rule,
         resolved.requested_image_limit,
@@ -141,7 +141,7 @@ def _lacks(
     )
     if rule is not None and requested is not None and image_limit not in (None, requested):
         larger = vision_load_of(resolved, image_limit + rule.limit_step)
-        if not excess_tokens(resolved, larger):  # else the context holds no larger ones anywhere
+        if not excess_tokens(resolved, larger):  # else no context holds larger images
             unit = plural(requested, rule.limit_unit.removesuffix("s"))
             yield f"serves images of {image_limit:,} {unit} at most, not {requested:,}"
     yield from unkept(resolved, row.context or 0, tokens)

@@ -1,6 +1,6 @@
-"""What `turbofit tune` found: kept on disk, and in plans where the promise is the same.
+"""Stores the results of `turbofit tune`, and uses them in plans with the same promise.
 
-Those of pretend GPUs are kept apart: a real plan never reads them.
+Those of pretend GPUs are stored separately: a real plan never reads them.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import ResolvedRequest
 
-#: How the reason of a tuned plan begins.
+#: The begin of a reason in a tuned plan.
 _REASON: Final = "tuned: "
 
-#: Settings that a tuning may change.
+#: The settings that a tuning may change.
 _TUNED: Final = (
     "max_batch_size", "max_prefill_token_num", "quant_policy", "enable_prefix_caching",
 )  # fmt: skip
-#: Options of LMDeploy that a launch may add to a request without making it another promise.
+#: Options of LMDeploy that a launch may add without changing the promise.
 _BESIDE: Final = ("cache_max_entry_count", "communicator", "async_", "model_format", "dtype")
-#: What does not change which settings are best.
+#: Options that do not influence which settings are best.
 _NO_PROMISE: Final = ("model", "revision", "on", "gpus", "no_tuned", "margin", "goal")
 
 
 def with_tuned(
     plan: Plan, request: PlanRequest, resolved: ResolvedRequest, *, pretend: bool | None
 ) -> Plan:
-    """The plan with the settings that were the fastest, where they fit and promise no less.
+    """The plan with the fastest measured settings, if they fit and promise no less.
 
-    ``pretend`` is as `planning.plan.plan` has it.
+    ``pretend`` is as in `planning.plan.plan`.
     """
     if request.no_tuned or not plan.fits:
         return plan
@@ -72,7 +72,7 @@ def with_tuned(
 
 
 def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
-    """The request that gives a tuned plan's settings again; of another plan the request itself."""
+    """The request with a tuned plan's settings as options; unchanged if the plan is not tuned."""
     if not _reasons(plan) or plan.by_group:
         return request
     settings = {name: getattr(plan.settings, name) for name in _TUNED}
@@ -80,7 +80,7 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
 
 
 def still_tuned(replanned: Plan, plan: Plan) -> Plan:
-    """A plan that was made again of a `pinned` request, with what a tuned plan says of itself."""
+    """Add the reasons of a tuned plan to the plan made again from its `pinned` request."""
     return replace(replanned, reasons=(*replanned.reasons, *_reasons(plan)))
 
 
@@ -141,24 +141,24 @@ def _unused(plan: Plan, why: str) -> Plan:
 
 
 def cards_of(machine: Machine) -> tuple[str, ...]:
-    """The names of the visible cards, sorted."""
+    """The sorted names of the visible cards."""
     return tuple(sorted(machine.gpu(index).name for index in machine.visible))
 
 
 def promise_of(given: Mapping[str, object]) -> dict[str, object]:
-    """What a request has given, as far as a tuning depends on it."""
+    """The request's given options that a tuning depends on."""
     options = plain({name: value for name, value in given.items() if name not in _NO_PROMISE})
     return {name: value for name, value in options.items() if (name, value) != ("engine", "auto")}
 
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
-    """Options as a stored document has them, so that they can be compared."""
+    """Options in the form of a stored document, so that they can be compared."""
     options: dict[str, object] = json.loads(json.dumps(values, default=str, sort_keys=True))
     return options
 
 
 def keep_tuned(tuning: Tuning) -> Path:
-    """Store one for later plans; an older one of the same kind is replaced.
+    """Store a tuning for later plans; it replaces an older one of the same kind.
 
     Raises:
         OSError: the state folder cannot be made.
@@ -170,7 +170,7 @@ def keep_tuned(tuning: Tuning) -> Path:
 
 
 def recall_tuned(*, pretend: bool) -> tuple[Tuning, ...]:
-    """All that are kept, the newest first; what cannot be read is left out."""
+    """All stored tunings, newest first; unreadable ones are left out."""
     tunings = []
     for path in _folder(pretend=pretend, make=False).glob("*.json"):
         with suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -181,7 +181,7 @@ def recall_tuned(*, pretend: bool) -> tuple[Tuning, ...]:
 
 
 def forget_tuned(model: str, *, pretend: bool) -> int:
-    """Drop all of a model; how many there were."""
+    """Delete all tunings of a model; returns their number."""
     gone = 0
     for tuning in recall_tuned(pretend=pretend):
         if tuning.model == model:

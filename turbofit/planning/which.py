@@ -1,7 +1,7 @@
-"""`turbofit which`: the cards that keep a promise, the models that a machine serves; its document.
+"""`turbofit which`: the cards that keep a promise, or the models that a machine serves.
 
-More of the same cards keep a promise as well (`bench.plans promises` plans thousands of such
-pairs), so of each card the smallest count is looked for.
+More cards of a kind keep the promise as well (`bench.plans promises` checks thousands of such
+pairs), so only the smallest count of each card is searched.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from turbofit.planning.serving import Serving, blank_line, serving
 
 _T = TypeVar("_T")
 
-#: GPUs of one machine that are tried.
+#: The numbers of GPUs that are tried.
 COUNTS: Final = (1, 2, 4, 8)
-#: What is looked for, and no promise.
+#: Options that name the thing to find, and are not part of the promise.
 _NOT_ASKED: Final = frozenset({"model", "on", "gpus", "revision"})
 WHICH_SCHEMA: Final = "turbofit.which/1"
-#: Names that a repr has.
+#: The most names in a repr.
 _SHOWN: Final = 3
 
 
 def which_cards(request: WhichRequest) -> Which:
-    """The preset cards, and counts of them, that keep what is asked of a model.
+    """The preset cards, with their counts, that keep the promise for a model.
 
     Raises:
-        UsageError: what is asked cannot be meant on any machine.
+        UsageError: the request is not valid on any machine.
     """
     if request.on is not None or request.gpus is not None:
         raise UsageError(
@@ -59,10 +59,10 @@ def which_cards(request: WhichRequest) -> Which:
 
 
 def which_models(request: WhichRequest) -> Which:
-    """The preset models that one machine serves with what is asked; the request's is not read.
+    """The preset models that one machine serves with the promise; ``request.model`` is ignored.
 
     Raises:
-        UsageError: what is asked cannot be meant of any model.
+        UsageError: the request is not valid for any model.
         MachineError: this machine cannot be read, or has no GPU.
     """
     machine = machine_from(request.on, gpus=request.gpus)
@@ -74,26 +74,26 @@ def which_models(request: WhichRequest) -> Which:
             model = preset_model(preset)
             weights[preset] = model.weight_bytes
             row = _tried(promise.changed(model=model), name, errors)
-        except TurbofitError as exc:  # there is no account of it
+        except TurbofitError as exc:  # it has no account
             errors.append(exc)
             row = blank_line(preset, name, machine, exc.message)
         rows.append(replace(row, model=preset))
     rows.sort(key=lambda row: row.model)
     answer = _answer(request, rows, errors, machine=name)
-    # The largest first, behind all of LMDeploy's those that Transformers alone runs.
+    # The largest come first; models that only Transformers runs come last.
     order = sorted(answer.keep, key=lambda row: (row.of_lmdeploy, weights[row.model]), reverse=True)
     return replace(answer, keep=tuple(order))
 
 
 def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
-    """The items, one by one, and how many of them are done."""
+    """Yield the items one by one, and report how many are done."""
     for done, item in enumerate(items):
         tell(Step(doing, done, len(items)))
         yield item
 
 
 def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Iterator[Serving]:
-    """The counts of a card that keep the promise; the largest where none does."""
+    """Yield the counts of a card that keep the promise; the largest count if none does."""
     kept = False
     for count in COUNTS:
         on = f"{count}x{name}"
@@ -107,7 +107,7 @@ def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> I
 
 
 def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Serving:
-    """One line; the request has its model and its machine."""
+    """The line of one request, which has a model and a machine."""
     model, machine = request.model, request.on
     assert isinstance(model, Model)
     assert isinstance(machine, Machine)
@@ -127,10 +127,10 @@ def _answer(
     model: str | None = None,
     machine: str | None = None,
 ) -> Which:
-    """The answer of these rows.
+    """The answer that consists of these rows.
 
     Raises:
-        UsageError: what is asked cannot be meant anywhere.
+        UsageError: the request is not valid anywhere.
     """
     keep = tuple(row for row in rows if row.keeps)
     usage = [error for error in errors if isinstance(error, UsageError)]
@@ -157,7 +157,7 @@ class Which(JsonDocument):
     """
 
     what: ClassVar[str] = "answer of which"
-    #: HTML of it for notebooks, as of `Plan`.
+    #: A function that makes its HTML for notebooks, as in `Plan`.
     notebook_html: ClassVar[Callable[[Which], str] | None] = None
 
     schema: Annotated[str, const(WHICH_SCHEMA)] = WHICH_SCHEMA
@@ -171,13 +171,13 @@ class Which(JsonDocument):
     others: Annotated[tuple[Serving, ...], doc("The others, each with what is missing.")]
 
     def __repr__(self) -> str:
-        """One line with the first of those that keep it: the whole is :meth:`to_json`'s."""
+        """One line with the first rows that keep the promise; :meth:`to_json` has all."""
         names = [row.model if self.model is None else row.on for row in self.keep]
         first = f": {', '.join(names[:_SHOWN])}{', …' if names[_SHOWN:] else ''}" if names else ""
         what, kept = self.model or self.machine, len(names)
         return f"<Which: {kept} of {kept + len(self.others)} for {what}{first}>"
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows, where `turbofit.api` has said how."""
+        """The HTML for a notebook; None if `turbofit.api` has not been imported."""
         make = type(self).notebook_html
         return None if make is None else make(self)

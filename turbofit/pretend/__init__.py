@@ -1,1 +1,1 @@
-"""A pretend machine: stand-ins for CUDA, cuBLAS and NCCL account for memory and compute nothing."""
+"""A pretend machine: replacements of CUDA, cuBLAS and NCCL count memory and compute nothing."""

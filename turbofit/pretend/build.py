@@ -1,4 +1,4 @@
-"""Builds the pretend CUDA libraries with the C compiler at first use, or when a source changed."""
+"""Builds the pretend CUDA libraries with a C compiler, at first use or after a source changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from turbofit.pretend.libraries import (
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Raised where the folder's form changes and no source does.
+#: Increased if the folder's format changes, but no source does.
 _FORM = "2"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
 
@@ -38,7 +38,7 @@ def compiler() -> list[str]:
     """The command of a C compiler.
 
     Raises:
-        PretendError: there is no C compiler.
+        PretendError: the machine has no C compiler.
     """
     found = find_compiler()
     if found is None:
@@ -85,9 +85,9 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
 
 
 def build(folder: Path | None = None, site: Path | None = None) -> Path:
-    """The folder with the libraries, built in one to three seconds where they are missing.
+    """The folder of the libraries; they are built in one to three seconds if they are missing.
 
-    ``site``: the program's ``site-packages`` folder; None: TurboMind beside CPU torch.
+    ``site`` is the program's ``site-packages`` folder; None: TurboMind with CPU torch.
     """
     libraries = libraries_for(wanted_from(site) if site else None)
     target = (folder or cache_folder("pretend")) / _digest(libraries)
@@ -106,7 +106,7 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
     return target
 
 
-#: Their generated entry points fail: a caller would go on with outputs that nobody filled in.
+#: Libraries whose generated functions fail, since callers would use outputs that nobody filled.
 _REFUSING = ("libcudart", "libcuda")
 _NOT_SUPPORTED = 801  # cudaErrorNotSupported and CUDA_ERROR_NOT_SUPPORTED
 

@@ -1,4 +1,4 @@
-"""A command on a pretend machine: its environment, its signals, and nothing of it stays behind."""
+"""Runs a command on a pretend machine: environment, signals, and removal of its processes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _FORWARDED: Final = (
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
-_PR_SET_PDEATHSIG: Final = 1  # even where this process is killed, its command does not stay
+_PR_SET_PDEATHSIG: Final = 1  # ends the command even if this process is killed
 _GRACE: Final = 3.0
-#: What a terminal sends to each process in its foreground.
+#: Signals that a terminal sends to all processes in its foreground.
 _OF_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
-#: Names the scenario file to the C side.
+#: The variable that names the scenario file for the C side.
 SCENARIO = "TURBOFIT_PRETEND_SCENARIO"
-#: Variables that would show a child another machine.
+#: Variables that would make a child see another machine.
 _HIDING = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_")
-#: Variables that change what an engine allocates: a rehearsal is of the plan's settings only.
+#: Variables that change an engine's allocations; a rehearsal must follow the plan's settings.
 CHANGING = ("CUDA_", "TM_", "NCCL_", "LMDEPLOY_", "PYTORCH_")
-#: Modules that Python finds first in a process with a CUDA build of torch.
+#: The folder whose modules Python finds first, in processes with a CUDA build of torch.
 _INSIDE = Path(__file__).parent / "inside"
 
 
@@ -45,13 +45,12 @@ def run_command(
     every: float = 3600.0,
     tick: Callable[[], None] = lambda: None,
 ) -> int:
-    """Runs a command to its end, ends what it left behind, and returns the exit status.
+    """Run a command to its end, end the processes that it left, and return the exit status.
 
-    The status is negative for a signal. ``env`` is the whole environment; ``tick`` is called every
-    ``every`` seconds. Orphans come to this process (it is their subreaper meanwhile), even where
-    they began a session of their own; they get SIGTERM, and SIGKILL three seconds later. Where this
-    process has other threads, which may start children too, only orphans with the command's
-    scenario count.
+    The status is negative after a signal. ``env`` is the whole environment; ``tick`` is called
+    every ``every`` seconds. This process becomes the subreaper, so it inherits orphans, even from
+    other sessions; they get SIGTERM, and SIGKILL three seconds later. If this process has other
+    threads, which may also start children, only orphans with the command's scenario are ended.
 
     Raises:
         UsageError: the command cannot be run.
@@ -89,7 +88,7 @@ def run_command(
 
 
 def _in_foreground() -> bool:
-    """Whether a terminal's Ctrl-C comes to this process, and so to its command too."""
+    """Whether a terminal's Ctrl-C reaches this process, and thus its command, too."""
     with contextlib.suppress(OSError), open("/dev/tty") as terminal:
         return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     return False
@@ -97,7 +96,7 @@ def _in_foreground() -> bool:
 
 @contextlib.contextmanager
 def _forwarding(pid: int) -> Iterator[None]:
-    """Passes signals on, where the terminal does not; only the main thread may set handlers."""
+    """Pass signals on, unless the terminal does; only the main thread may set handlers."""
 
     def forward(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -114,7 +113,7 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
-    """Ends all descendants but ``others``, zombies too; with a ``scenario`` only those on it."""
+    """End all descendants except ``others``, also zombies; with ``scenario``, only those on it."""
     ours = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
@@ -123,7 +122,7 @@ def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | Non
             process.poll()
             new = set(_descendants(os.getpid())) - others
             ours |= {pid for pid in new if scenario is None or _is_on(pid, scenario)}
-            left = new & ours  # one that has ended tells of no scenario any more
+            left = new & ours  # a process that has ended has no environment any more
             if not left:
                 return
             for pid in left:
@@ -145,7 +144,7 @@ def _is_on(pid: int, scenario: str) -> bool:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """Every process below one, zombies too."""
+    """Yield all processes below one, also zombies."""
     below: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -160,7 +159,7 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def cuda_site() -> Path | None:
-    """The folder of packages of this Python, if its torch is a CUDA build; None otherwise."""
+    """The folder of this Python's packages if its torch is a CUDA build, or None."""
     spec = importlib.util.find_spec("torch")
     return site_with(spec.origin) if spec and spec.origin else None
 
@@ -178,12 +177,12 @@ def pretend_environment(
     site: Path | None = None,
     keep: bool = False,
 ) -> dict[str, str]:
-    """The environment for a child process on a pretend machine.
+    """Make the environment for a child process on a pretend machine.
 
-    ``site``: the folder of packages of the child's Python, if its torch is a CUDA build. Such a
-    torch finds NVIDIA's libraries by their paths, so the pretend ones are loaded before everything
-    else, and the child never reaches the real driver. ``keep``: keep variables that change what
-    programs allocate (``PYTORCH_CUDA_ALLOC_CONF``).
+    ``site`` is the folder of packages of the child's Python, if its torch is a CUDA build. Such a
+    torch finds NVIDIA's libraries by their paths, so the pretend ones are loaded before all others,
+    and the child never reaches the real driver. ``keep``: keep variables that change allocations of
+    programs (``PYTORCH_CUDA_ALLOC_CONF``).
     """
     source = os.environ if base is None else base
     dropped = _HIDING if keep else (*_HIDING, *CHANGING)
@@ -202,7 +201,7 @@ def pretend_environment(
 
 
 def find_turbofit(env: dict[str, str]) -> None:
-    """Let a child import this turbofit, after what is on its path already."""
+    """Let a child import this turbofit; its own path comes first."""
     package = str(Path(__file__).resolve().parents[2])
     before = env.get("PYTHONPATH")
     env["PYTHONPATH"] = f"{before}:{package}" if before else package

@@ -1,4 +1,4 @@
-"""Dynamic symbols of 64-bit little-endian ELF libraries; ValueError: another file, or a cut one."""
+"""Dynamic symbols of 64-bit little-endian ELF libraries; other or truncated files: ValueError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from turbofit.kernels.device_code import mapped, sections
 from turbofit.kernels.families import demangle
 
-#: Beginnings of functions that say how memory is asked for, not what for.
+#: Beginnings of functions that only allocate memory, and do not tell its purpose.
 PLUMBING = ("core::", "std::", "Allocator", "{anonymous}", "__", "Buffer", "?")
 
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
@@ -29,7 +29,7 @@ _OBJECT, _FUNCTION = 1, 2
 
 @dataclass(frozen=True)
 class Symbol:
-    """One dynamic symbol, ``defined`` here or wanted; ``data``: known to be a variable."""
+    """One dynamic symbol, ``defined`` here or imported; ``data``: known to be a variable."""
 
     name: str
     offset: int
@@ -49,7 +49,7 @@ def needed(library: Path) -> tuple[str, ...]:
 
 
 def needed_versions(library: Path) -> dict[str, frozenset[str]]:
-    """By soname, the symbol versions that a library wants of another."""
+    """The symbol versions that a library needs from others, by their soname."""
     with _complete(library), mapped(library) as data:
         return {
             name: versions
@@ -59,7 +59,7 @@ def needed_versions(library: Path) -> dict[str, frozenset[str]]:
 
 
 def _wanted(strings: bytes, raw: bytes) -> Iterator[tuple[str, frozenset[str]]]:
-    """A list of lists; each ends where the next entry is 0 bytes away."""
+    """Yield the entries of nested lists; a list ends at an entry whose next offset is 0."""
     at, following = 0, -1
     while following:
         _, count, file, first, following = _VERSIONS.unpack_from(raw, at)
@@ -77,7 +77,7 @@ def _text(strings: bytes, at: int) -> str:
 
 
 def dynamic_symbols(library: Path) -> Iterator[Symbol]:
-    """Yields all dynamic symbols; a library of hundreds of MB is read in well under 0.1 s."""
+    """Yield all dynamic symbols; a library of hundreds of MB takes well under 0.1 s."""
     with _complete(library), mapped(library) as data:
         for strings, raw in _tables(data, _DYNSYM):
             for name, info, _, index, value, length in _SYMBOL.iter_unpack(raw):
@@ -95,7 +95,7 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
 
 
 def _tables(data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
-    """The sections of a kind, each after the strings that its entries point into."""
+    """Yield the sections of a kind, each preceded by the strings that its entries refer to."""
     whole = list(sections(data))
     for section in whole:
         if section.kind == kind:
@@ -106,7 +106,7 @@ def _tables(data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
 
 @contextmanager
 def _complete(library: Path) -> Iterator[None]:
-    """ValueError where a library has not all that it says it has."""
+    """Raise ValueError if a library is shorter than its headers say."""
     try:
         yield
     except (ValueError, struct.error, IndexError, OverflowError) as exc:
@@ -114,7 +114,7 @@ def _complete(library: Path) -> Iterator[None]:
 
 
 class Symbols:
-    """The functions of a shared library, by offset."""
+    """The functions of a shared library, found by their offset."""
 
     def __init__(self, library: Path) -> None:
         functions = sorted(
@@ -127,7 +127,7 @@ class Symbols:
         self._names = [f[2] for f in functions]
 
     def name(self, offset: int) -> str:
-        """The readable name of the function at an offset, or ``?`` where it has none."""
+        """The readable name of the function at an offset, or ``?`` without one."""
         at = bisect.bisect_right(self._starts, offset - 1) - 1
         if at < 0 or offset - 1 >= self._ends[at]:
             return "?"
@@ -136,7 +136,7 @@ class Symbols:
 
 @lru_cache(maxsize=8192)
 def short_name(name: str) -> str:
-    """A C++ name without its arguments, template arguments, return type and outer namespace."""
+    """A C++ name without arguments, template arguments, return type and outer namespace."""
     name = name.replace("(anonymous namespace)", "{anonymous}")
     for pattern in (r"<[^<>]*>", r"\([^()]*\)(?: const)?(?: noexcept)?"):
         before = ""

@@ -1,4 +1,4 @@
-"""Which shared libraries a pretend machine has, and what installed programs want of them."""
+"""The shared libraries of a pretend machine, and what installed programs need from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from turbofit.core.errors import PackageError
 from turbofit.core.version import REFERENCE
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 
-#: Of csrc/account.h: what this file calls, and its answer where a card is full.
+#: From csrc/account.h: the interface version, and the result for a full card.
 _ABI, _NO_MEMORY = 5, 2
 
 
@@ -24,7 +24,7 @@ class PretendError(PackageError):
     kind = "pretend"
 
 
-#: NVIDIA's libraries by the beginning of their functions' names; the first that fits counts.
+#: NVIDIA's libraries by the beginning of their functions' names; the first match counts.
 FAMILIES: Mapping[str, re.Pattern[str]] = {
     name: re.compile(pattern)
     for name, pattern in {
@@ -51,22 +51,22 @@ FAMILIES: Mapping[str, re.Pattern[str]] = {
 
 #: Packages whose libraries call CUDA.
 _PACKAGES = ("torch/lib", "torchvision", "torchaudio", "lmdeploy", "flash_attn", "xformers", "vllm")
-#: Triton compiles a part of itself where it runs; its source says what it calls.
+#: Triton compiles a part of itself on the machine; its source contains the calls.
 _CALL = re.compile(r"\b(cu[A-Z]\w+)\s*\(")
-#: c10 looks up functions of the driver by name; the names lie in its library.
+#: c10 looks up driver functions by name; its library contains the names.
 _NAME = re.compile(rb"(?<=\0)cu[A-Z]\w+(?=\0)")
 _LOOKS_UP = "torch/lib/libc10_cuda.so"
 _SHARED = re.compile(r"\.so(\.\d+)*$")
 
 
 def family_of(soname: str) -> str | None:
-    """``libcudart`` for ``libcudart.so.13``; None for what is not NVIDIA's."""
+    """The family, such as ``libcudart`` for ``libcudart.so.13``; None for other libraries."""
     stem = soname.partition(".so")[0]
     return stem if stem in FAMILIES else None
 
 
 class LibraryInterface(NamedTuple):
-    """What programs want of one library: functions, versions of its symbols, and variables."""
+    """The functions, symbol versions and variables that programs need from one library."""
 
     names: frozenset[str] = frozenset()
     versions: frozenset[str] = frozenset()
@@ -78,13 +78,13 @@ class LibraryInterface(NamedTuple):
 
 
 def wanted_from(site: Path) -> dict[str, LibraryInterface]:
-    """What packages in a ``site-packages`` folder import, by soname; empty: none calls CUDA."""
+    """The imports of packages in ``site-packages``, by soname; empty if none calls CUDA."""
     interfaces: dict[str, LibraryInterface] = {}
     for library in _libraries(site):
         with suppress(OSError, ValueError):
             for soname, wants in _read(library).items():
                 interfaces[soname] = interfaces.get(soname, LibraryInterface()) | wants
-    for family in FAMILIES:  # what is called without being linked, from whoever has linked it
+    for family in FAMILIES:  # calls without a link use the library that another one has linked
         loose = interfaces.pop(family, LibraryInterface())
         for soname in [name for name in interfaces if family_of(name) == family]:
             interfaces[soname] |= loose
@@ -96,7 +96,7 @@ def wanted_from(site: Path) -> dict[str, LibraryInterface]:
 
 
 def _by_name(site: Path) -> Iterator[str]:
-    """Functions of the driver that are not imported but looked up where they are needed."""
+    """Yield functions of the driver that are not imported, but looked up by name."""
     for source in (site / "triton/backends/nvidia").glob("*.c"):
         yield from _CALL.findall(source.read_text(encoding="utf-8", errors="replace"))
     library = site / _LOOKS_UP
@@ -105,7 +105,7 @@ def _by_name(site: Path) -> Iterator[str]:
 
 
 def _read(library: Path) -> dict[str, LibraryInterface]:
-    """By soname; by family what the library calls of others without linking them itself."""
+    """A library's imports by soname; or by family, for calls into libraries it does not link."""
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
         return {}
@@ -140,7 +140,7 @@ ACCOUNT = "libturbofit_pretend.so"
 SOURCES = Path(__file__).parent / "csrc"
 
 
-#: What is written by hand, by family.
+#: The C files written by hand, by family.
 _BY_HAND = {
     "libcudart": (
         "cudart_device.c",
@@ -157,7 +157,7 @@ _BY_HAND = {
     "libnccl": ("nccl.c",),
     "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),
 }
-#: By library; the account has all that no other has.
+#: The C files by library; the account has all those of no other library.
 _SOURCES = {
     **_BY_HAND,
     ACCOUNT: tuple(
@@ -165,7 +165,7 @@ _SOURCES = {
     ),
 }
 
-#: Always there: what LMDeploy's TurboMind links, with the versions it wants, and NVML.
+#: Always present: the libraries, with versions, that LMDeploy's TurboMind links, and NVML.
 _ENGINE = {
     "libcudart.so.12": LibraryInterface(versions=frozenset({"libcudart.so.12"})),
     "libcuda.so.1": LibraryInterface(),
@@ -179,7 +179,7 @@ _ENGINE = {
 def libraries_for(
     wanted: Mapping[str, LibraryInterface] | None = None,
 ) -> dict[str, LibraryInterface]:
-    """All libraries by soname, the account first: what TurboMind wants, and `wanted_from`'s."""
+    """All libraries by soname, the account first: those of TurboMind and of `wanted_from`."""
     every = {ACCOUNT: LibraryInterface(), **_ENGINE}
     for name, wants in (wanted or {}).items():
         every[name] = every.get(name, LibraryInterface()) | wants
@@ -194,16 +194,16 @@ def sources_of(soname: str) -> tuple[str, ...]:
 
 
 def cuda_major(soname: str) -> int:
-    """13 of ``libcudart.so.13``; 12 where the number is not CUDA's."""
+    """The CUDA version, 13 for ``libcudart.so.13``; 12 if the number is not CUDA's."""
     ours = family_of(soname) in ("libcudart", "libnvrtc")
     return int(soname.rpartition(".")[2]) if ours else 12
 
 
 def check_surface(engine: Path, libraries: Path) -> None:
-    """Checks that the built libraries have what an engine's library imports; 0.1 s.
+    """Check that the built libraries have all functions that an engine's library imports; 0.1 s.
 
     Raises:
-        PretendError: the engine calls what the libraries have not.
+        PretendError: the engine calls functions that the libraries lack.
     """
     provided = {
         symbol.name
@@ -222,7 +222,7 @@ def check_surface(engine: Path, libraries: Path) -> None:
 
 
 class LibraryAccount:
-    """The account of this process: marks, pools of our own, and holding the engine still."""
+    """The account of this process: marks, own memory pools, and a way to stop the engine."""
 
     def __init__(self, folder: Path) -> None:
         self._lib = ctypes.CDLL(str(folder / ACCOUNT))
@@ -238,23 +238,23 @@ class LibraryAccount:
         self._lib.pretend_mark(" ".join(phase.split()).encode())
 
     def calls(self) -> int:
-        """How many CUDA calls were made so far, by any thread."""
+        """The number of CUDA calls of all threads so far."""
         return int(self._lib.pretend_calls())
 
     def physical(self, device: int) -> int:
-        """The machine's index of a card that this process sees; -1 where there is none."""
+        """The machine's index of a card that this process sees; -1 if there is no such card."""
         return int(self._lib.pretend_physical(device))
 
     def freeze(self) -> bool:
-        """Holds all other threads that call CUDA; False if one did not stop in five seconds."""
+        """Stop all other threads that call CUDA; False if one did not stop within five seconds."""
         return int(self._lib.pretend_freeze(5000)) >= 0
 
     def thaw(self) -> bool:
-        """Lets them go on; False if one of them had gone on by itself (after five seconds)."""
+        """Let the threads continue; False if one had continued by itself (after five seconds)."""
         return bool(self._lib.pretend_thaw())
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:
-        """A pool of our own on a card: it grows by ``step`` bytes, and keeps them until `trim`.
+        """Make a memory pool on a card: it grows by ``step`` bytes and keeps them until `trim`.
 
         Raises:
             ValueError: there is no such pretend device.
@@ -268,7 +268,7 @@ class LibraryAccount:
         return pool
 
     def allocate(self, pool: ctypes.c_void_p, size: int) -> int | None:
-        """The address of ``size`` bytes from the pool, 0 for none, None if the card is full."""
+        """Allocate from the pool; returns the address, 0 for no bytes, None if the card is full."""
         pointer, length = ctypes.c_void_p(), ctypes.c_size_t(size)
         if self._lib.pretend_pool_malloc(pool, length, ctypes.byref(pointer)) == _NO_MEMORY:
             return None
@@ -278,5 +278,5 @@ class LibraryAccount:
         self._lib.pretend_free(ctypes.c_void_p(address))
 
     def trim(self, pool: ctypes.c_void_p) -> None:
-        """Gives back to the card what the pool holds and does not use."""
+        """Return the unused bytes of the pool to the card."""
         self._lib.pretend_pool_trim(pool, ctypes.c_size_t(0))

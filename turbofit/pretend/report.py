@@ -1,4 +1,4 @@
-"""What a command did on a pretend machine, as one JSON document; all sizes are bytes."""
+"""The report of a command on a pretend machine, as one JSON document; sizes are bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMA = "turbofit.pretend-run/1"
 
 
 def report(ran: FinishedRun) -> Document:
-    """The document of a run; processes that only counted the cards are left out."""
+    """The document of a run, without processes that only counted the cards."""
     cards = range(len(ran.scenario.gpus))
     return {
         "schema": SCHEMA,
@@ -41,7 +41,7 @@ def _signal(number: int) -> str:
 
 
 def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
-    """Processes and their timelines: both follow the order in which processes of one pid came."""
+    """Processes with their timelines; both are in the order in which processes of one pid came."""
     usages: dict[int, list[Usage]] = {}
     for usage in ran.usages:
         usages.setdefault(usage.pid, []).append(usage)
@@ -53,7 +53,7 @@ def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
 
 
 def card_at_peak(ran: FinishedRun, index: int) -> Document:
-    """A card, and the most that all processes held of it together."""
+    """The facts of a card, and the most bytes that all processes together held on it."""
     gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
     return {
         "name": gpu.name,
@@ -94,7 +94,7 @@ def _process(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
 
 
 def newest_refusal(ran: FinishedRun) -> Document | None:
-    """The newest allocation of any process that did not fit; None: all did."""
+    """The newest allocation of any process that did not fit; None if all fitted."""
     refusing = [(p, u) for p, u in _pairs(ran) if p.refused_at and u.refused]
     if not refusing:
         return None

@@ -1,4 +1,4 @@
-"""Any command on a pretend machine, and what it and its children did there."""
+"""Runs any command on a pretend machine, and reads what it and its children did there."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A command that has ended, after ``seconds`` of wall time; ``code`` is negative for a signal.
+    """A finished command, after ``seconds`` of wall time; ``code`` is negative after a signal.
 
-    ``usages``: one for each timeline; a process that called exec has several.
+    ``usages`` has one item for each timeline; a process that called exec has several.
     """
 
     command: tuple[str, ...]
@@ -53,14 +53,14 @@ class FinishedRun:
 
     @property
     def exit_code(self) -> int:
-        """The exit code as a shell says it: 128 and the signal's number after a signal."""
+        """The exit code as in a shell: 128 plus the signal's number after a signal."""
         return 128 - self.code if self.code < 0 else self.code
 
 
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
-    """The pretend twin of a machine; its processes pay for their CUDA contexts as they come.
+    """The pretend twin of a machine, in which each process also pays for its CUDA contexts.
 
-    ``context`` gives the bytes of a context on a card; the largest counts for all cards.
+    ``context`` returns the bytes of a context on a card; the largest is used for all cards.
     """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
     largest = max((context(machine.gpu(index)) for index in indices), default=0)
@@ -78,11 +78,11 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
     base: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> FinishedRun:
-    """Runs a command on a pretend machine until it and all that it began are gone.
+    """Run a command on a pretend machine until it and all processes that it started have ended.
 
-    ``keep``: a new or empty folder for scenario, shared file and timelines. ``on_poll`` is called
-    with the machine's processes every ``every`` seconds. ``python``: the Python whose packages the
-    command loads, where the command does not tell.
+    ``keep`` is a new or empty folder for scenario, shared file and timelines. ``on_poll`` is called
+    with the machine's processes every ``every`` seconds. ``python`` is the Python whose packages
+    the command loads, if the command itself does not show it.
 
     Raises:
         UsageError: the command cannot be run, or the folder cannot be used.
@@ -113,14 +113,14 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
             reader = TimelineReader(path)
             usages.append(read_usage(reader.new_events()))
             usages[-1].complete = not timeline_is_full(path)
-            os.truncate(path, reader.read_bytes)  # zero bytes follow its last event
+            os.truncate(path, reader.read_bytes)  # zero bytes follow the last event
         shared = read_shared(prepared.shared)
         return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(usages))
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A pretend machine in its folder, and the environment to start its processes in."""
+    """A pretend machine in its folder, with the environment for its processes."""
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
@@ -130,12 +130,12 @@ class PreparedRun:
         return self.folder / "shared"
 
     def timelines(self) -> list[Path]:
-        """``PID.timeline`` comes before ``PID-1.timeline``, written by the process after exec."""
+        """The timelines; ``PID.timeline`` precedes ``PID-1.timeline``, which follows an exec."""
         files = (self.folder / "timelines").iterdir()
         return sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")])
 
     def usages(self) -> tuple[Usage, ...]:
-        """What the timelines tell so far; they may still be written."""
+        """The content of the timelines so far; processes may still write them."""
         return tuple(read_usage(read_timeline(file)) for file in self.timelines())
 
 
@@ -146,7 +146,7 @@ def prepare(
     *,
     site: Path | None = None,
 ) -> PreparedRun:
-    """Writes a pretend machine's files to a new or empty folder; ``site``: its CUDA packages."""
+    """Write a pretend machine's files to a new or empty folder; ``site``: its CUDA packages."""
     libraries = build(site=site)
     path, timelines = folder / "scenario", folder / "timelines"
     timelines.mkdir(parents=True)
@@ -169,10 +169,11 @@ def _kept(folder: Path) -> Path:
 
 
 def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
-    """The folder of packages whose CUDA libraries a command will load; None where there are none.
+    """The folder of the packages whose CUDA libraries a command will load; None without any.
 
-    A Python, or the one that a script's first line names, is asked; anything else (a shell script,
-    a compiled program) is taken to run this Python's packages. ``python`` is asked in their place.
+    It comes from the command if that is a Python, or from the Python in a script's first line; any
+    other command (a shell script, a compiled program) counts as using this Python's packages.
+    ``python`` replaces all of these.
 
     Raises:
         UsageError: there is no Python at this path.

@@ -1,4 +1,4 @@
-"""What the pretend machine looks like, and the text that tells the C side so."""
+"""The description of a pretend machine, and its text for the C side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from turbofit.pretend.libraries import PretendError
 
 MIB = 1024 * 1024
 
-# Shared memory of one multiprocessor and what one block may opt in to, KiB, by compute
+# Shared memory in KiB of one multiprocessor, and the most that one block can use, by compute
 # capability: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 _SHARED_KIB = {
     (7, 0): (96, 96),
@@ -38,11 +38,11 @@ class PretendGpu:
 
     Attributes:
         total: bytes that CUDA calls total memory.
-        used: bytes held by others and by our own CUDA context.
-        late: bytes that are gone once free memory was asked for (kernel modules and the like).
+        used: bytes held by others and by this process's CUDA context.
+        late: bytes that are in use after free memory was read (kernel modules and the like).
         sm: compute capability.
         l2: bytes of L2 cache (the engine's tuner allocates a buffer of this size).
-        reserved: bytes that the driver keeps beside ``total``; only NVML shows them.
+        reserved: bytes that the driver keeps in addition to ``total``; only NVML shows them.
     """
 
     name: str
@@ -55,10 +55,10 @@ class PretendGpu:
     reserved: int = 0
 
     def shared_memory(self) -> tuple[int, int]:
-        """Bytes of shared memory of one multiprocessor, and of one block at most.
+        """The bytes of shared memory of one multiprocessor, and the most for one block.
 
         Raises:
-            PretendError: nothing is known of this compute capability.
+            PretendError: this compute capability is unknown.
         """
         if self.sm not in _SHARED_KIB:
             known = ", ".join(f"{a}.{b}" for a, b in sorted(_SHARED_KIB))
@@ -72,7 +72,7 @@ class PretendGpu:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A pretend machine and the knobs of its account.
+    """A pretend machine and the settings of its account.
 
     Attributes:
         gpus: the cards, in CUDA's order.
@@ -103,11 +103,11 @@ class Scenario:
     fail_times: int = 1
 
     def text(self, timeline: str, shared: str = "") -> str:
-        """The scenario file that the C side reads.
+        """The content of the scenario file for the C side.
 
-        ``timeline``: a file, or with ``/`` at its end a folder with a file for each process.
-        ``shared``: the file through which processes share the machine; none: each has the machine
-        for itself.
+        ``timeline`` is a file, or, if it ends with ``/``, a folder with a file for each process.
+        ``shared`` is the file through which processes share the machine; if it is empty, each
+        process has its own machine.
         """
         lines = [f"timeline {timeline}"]
         lines += [f"shared {shared}"] if shared else []
@@ -132,10 +132,10 @@ def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = 
 
 
 def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
-    """Some GPUs of a machine, in CUDA's order, as pretend ones without anything of our own.
+    """A pretend copy of some GPUs of a machine, in CUDA's order, without own processes.
 
     Raises:
-        MachineError: the machine has not all of these GPUs.
+        MachineError: the machine lacks one of these GPUs.
     """
     gpus = {gpu.index: gpu for gpu in machine.gpus}
     missing = [i for i in indices if i not in gpus]
@@ -152,7 +152,7 @@ def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
 
 def _gpu(gpu: Gpu) -> PretendGpu:
     total, capability = _known(gpu, "total"), _known(gpu, "compute_capability")
-    # What CUDA calls total excludes what the driver keeps; where that cannot be read, it is all.
+    # CUDA's total excludes the driver's part; if that cannot be read, the total is used whole.
     reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
     return PretendGpu(
         name=gpu.name,

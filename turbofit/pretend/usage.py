@@ -1,8 +1,8 @@
-"""What the processes of a pretend machine used, from the files that the account writes.
+"""Reads what the processes of a pretend machine used, from the files of the account.
 
-Sizes are bytes, times nanoseconds of CLOCK_MONOTONIC, devices the machine's own indices. The
-formats: csrc/timeline.c and csrc/shared.h. The shared file is not locked: each number is whole, but
-numbers that change together may be read apart.
+Sizes are bytes, times nanoseconds of CLOCK_MONOTONIC, devices the machine's own indices.
+csrc/timeline.c and csrc/shared.h define the formats. The shared file is not locked: each number is
+consistent, but numbers that change together may be from different moments.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEFORE = "start"
 _MOST_NAMES = 3
 KINDS = ("cudaMalloc", "pool", "VMM", "pinned host", "CUDA context")
 MALLOC, POOL, VMM, PINNED, CONTEXT = range(5)
-_LONGEST_LINE = 1024  # bytes; csrc/timeline.c writes no longer one
+_LONGEST_LINE = 1024  # bytes; csrc/timeline.c writes no longer line
 _MAGIC = 0x3230454D46425254
 _ROWS = 17  # 16 devices, and page-locked host memory
 _PINNED = _ROWS - 1
@@ -32,7 +32,7 @@ _LIVE = 1
 
 @dataclass(eq=False)
 class Peak:
-    """The most that was held on a device, in which phase, from which call."""
+    """The peak on a device: its size, its phase, and the call that raised it."""
 
     size: int = 0
     phase: str = BEFORE
@@ -41,9 +41,10 @@ class Peak:
 
 @dataclass(eq=False)
 class RefusedAllocation:
-    """An allocation that did not fit: what was asked, what was free, what the GPU lacked.
+    """An allocation that did not fit: its size, the free bytes, and the missing bytes.
 
-    ``simulated`` is its number where the scenario let it fail (``fail_at``): nothing lacked then.
+    ``simulated`` is its number if the scenario made it fail (``fail_at``); no bytes were missing
+    then.
     """
 
     gpu: int
@@ -58,10 +59,10 @@ class RefusedAllocation:
 
 @dataclass
 class Usage:
-    """One process: its parent, its command, what it held and what it was refused.
+    """One process: its parent, its command, its memory and its refused allocations.
 
-    By device: ``contexts``, ``peaks``, and by phase, in order, the most that was held (``phases``)
-    and what was held last (``ends``); contexts are left out of these. ``complete`` is False where
+    By device: ``contexts``, ``peaks``, and for each phase, in order, the most that was held
+    (``phases``) and what was held last (``ends``), both without contexts. ``complete`` is False if
     the timeline was full before the process ended.
     """
 
@@ -77,7 +78,7 @@ class Usage:
 
 
 def read_usage(events: Iterable[Event]) -> Usage:
-    """Read a timeline; one that ends in the middle is valid too."""
+    """Read a timeline; one that ends in the middle of a line is valid, too."""
     reader = _Reader()
     for event in events:
         reader.take(event)
@@ -91,7 +92,7 @@ class _Reader:
         self._library = ""
         self._held: dict[int, int] = {}
         self._where: dict[str, int] = {}
-        # What waits for a site: peaks and refusals whose call has not come back yet.
+        # Peaks and refusals that wait for their site, since their call has not returned yet.
         self._waiting: list[Peak | RefusedAllocation] = []
 
     def take(self, event: Event) -> None:
@@ -146,7 +147,7 @@ class _Reader:
         self._waiting.append(refusal)
 
     def _native(self, event: Event) -> str | None:
-        """The engine's own functions, innermost first, without those that only ask."""
+        """The engine's own functions, innermost first, without those that only allocate."""
         symbols = _symbols(self._library) if event.trace and self._library else None
         if symbols is None:
             return None
@@ -165,7 +166,7 @@ def _symbols(library: str) -> Symbols | None:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of the timeline.
+    """One line of a timeline.
 
     Attributes:
         tag: I whose it is, N its command, L the library of its traces, P mark, S where the newest
@@ -185,13 +186,13 @@ class Event:
 
 
 class TimelineReader:
-    """Reads a timeline while it is written; ``read_bytes`` are those of the events so far."""
+    """Reads a timeline while it is written; ``read_bytes`` is the number of bytes read so far."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.read_bytes = path, 0
 
     def new_events(self) -> Iterator[Event]:
-        """Yields the events since the last reading; an unfinished last line is left out."""
+        """Yield the events since the last call, without an unfinished last line."""
         with self._path.open("rb") as file:
             file.seek(self.read_bytes)
             rest = b""
@@ -214,12 +215,12 @@ def read_timeline(path: Path) -> Iterator[Event]:
 
 
 def last_refused(path: Path) -> tuple[Event, str] | None:
-    """The last refused allocation and the mark before it; None where none was refused.
+    """The last refused allocation and the mark before it; None if none was refused.
 
-    Nothing else of the timeline is read: of hours it has gigabytes.
+    It reads nothing else of the timeline, which has gigabytes after some hours.
 
     Raises:
-        OSError, ValueError: there is no timeline, or nothing in it.
+        OSError, ValueError: the timeline is missing or empty.
     """
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
         end = text.find(b"\0") if text[-1:] == b"\0" else len(text)
@@ -232,7 +233,7 @@ def last_refused(path: Path) -> tuple[Event, str] | None:
 
 
 def timeline_is_full(path: Path) -> bool:
-    """Whether events are missing because the file's length (``timeline_limit``) was reached."""
+    """Whether events are missing because the file reached its length limit (``timeline_limit``)."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _LONGEST_LINE))
         return bool(file.read(_LONGEST_LINE).strip(b"\0"))
@@ -248,15 +249,15 @@ def _event(line: str) -> Event:
 
 @dataclass(frozen=True)
 class Process:
-    """One process of the machine, alive or as it ended; tuples go by device.
+    """One process of the machine, alive or ended; tuples are by device.
 
     Attributes:
-        refused_at: when an allocation of its was last refused, 0 for never.
-        allocated: what it holds (at its end, where it is dead), without its context.
-        late: what was gone once it had asked for the free memory.
-        peak: what it held at most.
-        at_peak: what it had, all in all, when the machine's processes together had most.
-        pinned_peak: page-locked host memory at most.
+        refused_at: when an allocation was last refused, 0 for never.
+        allocated: bytes held (at its end, if it is dead), without its context.
+        late: bytes in use after it had read the free memory.
+        peak: the most bytes held.
+        at_peak: all bytes held when the machine's processes together had the most.
+        pinned_peak: the most page-locked host memory.
     """
 
     pid: int
@@ -276,7 +277,7 @@ class Process:
 
 @dataclass(frozen=True)
 class SharedRecord:
-    """The processes of a machine, their combined peaks, and how many allocations they asked for."""
+    """The processes of a machine, their combined peaks, and the number of their allocations."""
 
     processes: tuple[Process, ...]
     peak: tuple[int, ...]
@@ -285,13 +286,13 @@ class SharedRecord:
     pinned_allocations: int = 0
 
     def holders(self, device: int) -> list[tuple[Process, int]]:
-        """The living processes with something on a device, and how much, contexts included."""
+        """The living processes with memory on a device, and their bytes, contexts included."""
         holders = [(p, p.allocated[device] + p.context[device]) for p in self.processes if p.alive]
         return [(process, size) for process, size in holders if size]
 
 
 def read_shared(path: Path) -> SharedRecord:
-    """The state of a machine's processes; ValueError: the file is not this turbofit's."""
+    """The state of a machine's processes; ValueError if the file is not this turbofit's."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -314,7 +315,7 @@ def read_shared(path: Path) -> SharedRecord:
 def _process(slot: tuple[int, ...]) -> Process:
     state, pid, started, _, refused_at, *rows = slot
     alive = state == _LIVE and lives(pid, started)
-    # Each row ends with page-locked host memory.
+    # Each row ends with the page-locked host memory.
     allocated, context, late, peak, at_peak = (
         tuple(rows[i * _ROWS : i * _ROWS + _PINNED]) for i in range(5)
     )
@@ -323,7 +324,7 @@ def _process(slot: tuple[int, ...]) -> Process:
 
 
 def lives(pid: int, started: int | None = None) -> bool:
-    """Whether a process lives, which began so many ticks after boot."""
+    """Whether a process is alive; ``started`` is its start in ticks after boot."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,1 +1,1 @@
-"""Candidates, constraints, throughput, search and remedies."""
+"""The search for the best plan: candidates, constraints, throughput and remedies."""

@@ -1,8 +1,8 @@
-"""Which engine: TurboMind, where the PyTorch engine does not serve more of what was asked.
+"""Chooses the engine: TurboMind, unless the PyTorch engine serves more of the request.
 
-TurboMind decodes faster, but takes more while it loads, and other memory for images: on some cards
-only the other engine starts, admits images whole, or holds the context. Where the least memory is
-asked for, the engine that takes less is chosen.
+TurboMind decodes faster, but needs more memory while loading, and different memory for images: on
+some cards only the other engine starts, admits whole images, or holds the context. If the least
+memory is wished, the engine that takes less is chosen.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import longest_context
 from turbofit.tuner.verdict import Planned, Verdict, fitting
 
-#: Rows of ``considered``; the chosen one is the first.
+#: The most rows of ``considered``; the first row is the chosen shape.
 _MOST_CANDIDATES = 24
 
 
@@ -62,7 +62,7 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
 
 
 def _planned(fit: EngineFit) -> Planned:
-    """The plan of what a search found, in words."""
+    """Make the plan from a search's result, with all its words."""
     request, best, accounts = fit.request, fit.best, fit.accounts
     over_rival = [_over(fit, fit.rival)[1]] if fit.fits and fit.rival is not None else []
     verdict, more = _of_fit(fit) if fit.fits else _of_unfit(fit)
@@ -92,7 +92,7 @@ def _planned(fit: EngineFit) -> Planned:
 
 
 def _of_fit(fit: EngineFit) -> tuple[Verdict, dict[str, object]]:
-    """The verdict of what fits, and the fields that a plan has then."""
+    """The verdict on a shape that fits, and the plan's further fields."""
     request, best = fit.request, fit.best
     groups = best.shape.groups
     tokens = [best.of_group(group).kv_tokens for group in groups]
@@ -107,14 +107,14 @@ def _of_fit(fit: EngineFit) -> tuple[Verdict, dict[str, object]]:
 
 
 def _of_unfit(fit: EngineFit) -> tuple[Verdict, dict[str, object]]:
-    """The verdict of what does not fit; an option without which it fits is named as the cause."""
+    """The verdict on a shape that does not fit; it names options without which it would fit."""
     changes, causes = remedies(fit)
     verdict = Verdict(subject=fit.request.model.name, why_not=why_not(fit), causes=causes)
     return verdict, {"remedies": changes}
 
 
 def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetType:
-    """What the forecast says of the pace; of a missed one, that no shape does better."""
+    """The forecast of the pace in words; if it is missed, that no shape is faster."""
     text = pace_words(request, best)
     if best.slow:
         text += "; no shape that promises as much does better"
@@ -128,7 +128,7 @@ def why_not(fit: EngineFit) -> str:
 
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
-    """Why LMDeploy's other engine is not chosen, for its row and for the engine's reason."""
+    """The reason to reject LMDeploy's other engine: for its row, and for the plan's reasons."""
     given = " and ".join(
         f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
     )
@@ -140,14 +140,14 @@ def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
 
 
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
-    """The chosen shape, then the best of the others with the reason why each was rejected."""
+    """The rows: the chosen shape, then the best others, each with the reason for its rejection."""
     request, chosen, engine = fit.request, fit.best, fit.engine
     rest = [other for other in fit.evaluations if other is not chosen]
     rest.sort(
         key=lambda other: (other.fits, other.rank if other.fits else (-other.short,)), reverse=True
     )
     first: dict[tuple[int, int], int] = {}
-    for place, other in enumerate(rest):  # one row at least of every degree and count
+    for place, other in enumerate(rest):  # show each degree and number of replicas at least once
         first.setdefault((other.shape.tp, other.shape.replicas), place)
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
@@ -191,7 +191,7 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
 
 
 def known_warnings(fit: EngineFit) -> tuple[str, ...]:
-    """What is known to go wrong with an engine of the plan, its memory apart."""
+    """The known faults of the plan's engines, other than memory."""
     warnings: list[str] = []
     for group in fit.best.shape.groups:
         gpus, part = [fit.request.machine.gpu(index) for index in group], fit.best.of_group(group)
@@ -202,7 +202,7 @@ def known_warnings(fit: EngineFit) -> tuple[str, ...]:
 
 
 def _of_fitting(fit: EngineFit) -> Iterator[str]:
-    """What is known to go wrong, idle and unequal cards, and what only turbofit's gateway holds."""
+    """Yield known faults, idle or unequal cards, and limits that only turbofit's gateway holds."""
     request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
     yield from known_warnings(fit)
     if idle := idle_words(request, shape.groups):
@@ -231,20 +231,21 @@ def _of_fitting(fit: EngineFit) -> Iterator[str]:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Triton compiles for these and newer ones; an engine that needs it is not chosen for older ones.
+#: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
+#: not chosen.
 _LEAST_TRITON: Final = (7, 5)
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
-    """As `plan_best`, the plan alone."""
+    """The plan of `plan_best`, without its verdict."""
     return plan_best(request, engine).document
 
 
 def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
-    """The best plan on the engine that was asked for, or on the one that serves more.
+    """The best plan on the wished engine; without a wish, on the engine that serves more.
 
     Raises:
-        UsageError: something asked for cannot be used here at all.
+        UsageError: a part of the request cannot be used here at all.
         PackageError: turbofit has no account for the engine.
         NoKernelError: no engine that runs the model has code for these cards.
     """
@@ -260,7 +261,7 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
 
 
 def best_fits(request: ResolvedRequest, engine: str = "auto") -> bool:
-    """Whether what `plan_best` plans fits: the search alone, and none of a plan's words."""
+    """Whether the plan of `plan_best` fits; only the search runs, and no words are made."""
     return choose(request, engine).fits
 
 
@@ -271,7 +272,7 @@ def _without_pace(planned: Planned) -> Planned:
 
 
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
-    """As `plan_best`, before words are made; of an engine without a search what was planned."""
+    """The search's result for `plan_best`; for engines without a search, the plan itself."""
     engine, reasons = _named(request, engine)
     first = engine_for(request.model, engine)
     check_options(first, request.engine_options)
@@ -289,7 +290,7 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
 
 
 def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
-    """The plan on an engine that serves one request at a time."""
+    """The plan on an engine that processes one request at a time."""
     reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
     _LOG.info("engine %s: %s", engine.name, reason)
     planned = _fallback(request, engine, reason)
@@ -298,7 +299,7 @@ def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned
 
 
 def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
-    """The first engine's result, or that of LMDeploy's other engine where it serves more."""
+    """The first engine's result, or that of LMDeploy's other engine if it serves more."""
     rivals = list(_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
     _LOG.info(
@@ -316,7 +317,7 @@ def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
 
 
 def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
-    """The engine asked for, or the only one that takes an option that is set, with that reason."""
+    """The wished engine, or the only one that accepts a given option, with the reason."""
     owner = option_owner(request.engine_options) if engine == "auto" else None
     if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
         return engine, ()
@@ -327,9 +328,9 @@ def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]
 def _with_kernels(
     request: ResolvedRequest, engine: str, first: Engine, lacking: NoKernelError
 ) -> EngineFit:
-    """The engine that compiles its kernels, where TurboMind holds none for the cards.
+    """The engine that compiles its kernels, if TurboMind has none for the cards.
 
-    It is the answer where it does not fit, too: more or larger cards help then, and no others.
+    It is the result even if it does not fit: then only more or larger cards help.
     """
     compiles = first.name == LMDEPLOY[0] and _compiles(request)
     rivals = _others(request, first.name) if compiles else ()
@@ -351,7 +352,7 @@ def _fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
 
 
 def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
-    """What does not fit on the engine that was named, with the one on which it does."""
+    """Add, to a plan that does not fit on the named engine, an engine on which it fits."""
     name = planned.document.engine.name
     fit = next((other for other in _others(request, name) if other.fits), None)
     if fit is None:
@@ -361,7 +362,7 @@ def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
 
 
 def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
-    """What LMDeploy's other engines that run the model come to, whether it fits or not."""
+    """The search results of LMDeploy's other engines that run the model, fitting or not."""
     for name in LMDEPLOY:
         if name == but:
             continue
@@ -374,25 +375,25 @@ def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
 
 
 def _compiles(request: ResolvedRequest) -> bool:
-    """Whether Triton is sure to compile for every card."""
+    """Whether Triton surely compiles for every card."""
     return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
 
 
 def _keeps_all(request: ResolvedRequest, fit: EngineFit) -> bool:
-    """Whether it fits, with images as large as was asked and the longest context."""
+    """Whether it fits, with images of the wished size and the longest context."""
     whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
     return fit.fits and whole and fit.best.settings.session_len >= longest_context(request)
 
 
 def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
-    """What is promised: images, then the context; then memory, or tokens, where that decides."""
+    """The promise as a sort key: images, then context; then memory or tokens if they decide."""
     tokens = fit.tokens if request.workload.goal == "context" else 0
     units, context = fit.best.vision_load.units_per_image, fit.best.settings.session_len
     return fit.fits, units, context, -fit.best.footprint, tokens
 
 
 def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:
-    """The engines that serve it where the chosen one does not."""
+    """Remedies with other engines that can serve it."""
     if rival is not None:
         yield fitting(
             f"--engine {rival.engine.name}",
@@ -403,7 +404,7 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             engine = engine_for(request.model, name)
             taken = _taken_by(engine, request.engine_options)
             plan = _fallback(replace(request, engine_options=taken), engine, "").document
-        except TurbofitError:  # it does not run the model, or not so
+        except TurbofitError:  # it does not run the model, or not with these options
             continue
         if plan.fits:
             out = ", ".join(option_of(key) for key in request.engine_options if key not in taken)
@@ -412,7 +413,7 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
 
 
 def _taken_by(engine: Engine, engine_options: dict[str, object]) -> dict[str, object]:
-    """The options of these that an engine takes."""
+    """The options that an engine accepts."""
     taken: dict[str, object] = {}
     for option, value in engine_options.items():
         with suppress(TurbofitError):

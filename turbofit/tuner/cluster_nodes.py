@@ -1,4 +1,4 @@
-"""Nodes of a cluster that can be planned for, by kinds: equal cards that are equally full."""
+"""Groups a cluster's nodes by kind: nodes of a kind have equal cards, equally full."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from turbofit.core.units import GIB
 from turbofit.core.version import REFERENCE, __version__
 from turbofit.memory.versions import release
 
-#: Free host memory within so much is alike: the least of it is planned for.
+#: Nodes of a kind may differ by this much free host memory; the least is planned for.
 _HOST_STEP: Final = 8 * GIB
 
 
 class Kind(Struct, eq=False):  # a key of dictionaries: no machines are compared
-    """Nodes that run the same settings; ``machine`` is what these are planned for."""
+    """Nodes that run with the same settings; ``machine`` is used to plan for all of them."""
 
     machine: Machine
     nodes: tuple[Node, ...]
 
     def on(self, node: Node, plan: Plan) -> Plan:
-        """The kind's plan under a member's own names."""
+        """The kind's plan with one node's machine and GPU ids."""
         machine = machine_of(node)
         gpus = (replace(ledger, uuid=machine.gpu(ledger.index).uuid) for ledger in plan.gpus)
         return replace(plan, machine=machine, gpus=tuple(gpus))
 
 
 def why_unusable(node: Node) -> str:
-    """Why a node cannot be planned for, before any memory is counted; empty where it can."""
+    """The reason why a node cannot be planned for, apart from memory; empty if it can be."""
     if node.machine is None:
         return node.why_not or "it was not measured"
     if not node.machine.visible:
         return node.why_not or "it has no GPU that may be used"
-    if node.turbofit and node.turbofit != __version__:  # snapshots and SPECs tell no version
+    if node.turbofit and node.turbofit != __version__:  # snapshots and SPECs have no version
         return (
             f"it has turbofit {node.turbofit}, this one is {__version__}: its memory would be"
             " measured and its engines be started by other rules"
@@ -65,7 +65,7 @@ def _host_room(machine: Machine) -> int:
 
 
 def _kind_key(machine: Machine) -> Hashable:
-    """What planning reads of a machine: the same for all nodes of a kind."""
+    """All that planning reads of a machine; it is equal for all nodes of a kind."""
     gpus = tuple(replace(gpu, uuid="", holders=()) for gpu in machine.gpus)
     learned = tuple(replace(calibration, when="") for calibration in machine.calibrations)
     alike = replace(
@@ -81,7 +81,7 @@ def machine_of(node: Node) -> Machine:
 
 
 def cards_of(machine: Machine | None) -> str:
-    """Visible cards as people say them; empty where nothing was measured."""
+    """The visible cards in words; empty if nothing was measured."""
     if machine is None:
         return ""
     names = Counter(machine.gpu(index).name for index in machine.visible)

@@ -1,8 +1,8 @@
-"""The plan of a cluster: every kind of node alone, one promise, and every node under it.
+"""Plans a cluster: each kind of node alone, then all nodes under one promise.
 
-The promise is as large as any kind of node keeps: the image limit first, the asked one where a kind
-serves it, then the context. Nodes that do not keep it are left out and cost the others nothing. A
-concurrency is held by all that keep the promise together; where they hold less of it, a shorter
+The promise is the largest that some kind of node can keep: first the image limit (the wished one if
+a kind serves it), then the context. Nodes that cannot keep it are left out and do not lower it. All
+nodes that keep the promise share the concurrency; if together they hold less than it, a shorter
 context with more nodes is promised.
 """
 
@@ -30,24 +30,24 @@ from turbofit.tuner.search.candidates import evenly, held_shares
 from turbofit.tuner.verdict import Planned, Verdict, first_fitting, fitting, not_planned
 
 _ALMOST: Final = 1e-6
-#: Contexts that are tried where all requests must be held, and causes in a verdict.
+#: The most contexts to try if all requests must be held, and the most causes in a verdict.
 _MOST_CONTEXTS: Final = 8
 _MOST_CAUSES: Final = 3
 
 
 class Promise(Struct):
-    """What clients are told: image limit (tiles or pixels) and context; None: as each node can."""
+    """The promise to clients: image limit (tiles or pixels), context; None: each node's own."""
 
     image_limit: int | None = None
     context: int | None = None
 
     def is_all_of(self, plan: Plan) -> bool:
-        """Whether a plan keeps just this."""
+        """Whether a plan keeps exactly this promise."""
         image_limit, context = plan.limits.image_limit, plan.kv.longest_request_tokens
         return self.image_limit in (None, image_limit) and self.context in (None, context)
 
     def why_broken(self, plan: Plan, unit: str) -> str:
-        """How a plan falls short of it; empty where it does not."""
+        """The reason why a plan breaks the promise; empty if it keeps it."""
         served, most = plan.limits.image_limit, plan.kv.longest_request_tokens
         wanted = self.image_limit
         if wanted is not None and served is not None and served < wanted:
@@ -57,12 +57,12 @@ class Promise(Struct):
         return ""
 
 
-#: What a node can by itself.
+#: No promise: each node serves what it can.
 _ALONE: Final = Promise()
 
 
 class _Choice(Struct):
-    """A promise, and the kinds that keep it: a node's share of the requests, and its plan."""
+    """A promise and the kinds of nodes that keep it: the requests of one node, and its plan."""
 
     promise: Promise
     shares: dict[Kind, float]
@@ -70,7 +70,7 @@ class _Choice(Struct):
 
     @property
     def at_once(self) -> float:
-        """Requests that all nodes hold at once."""
+        """The number of requests that all nodes together hold at once."""
         return sum(share * len(kind.nodes) for kind, share in self.shares.items())
 
 
@@ -84,7 +84,7 @@ class _Planner:
         self.unit = "" if rule is None else rule.limit_unit
 
     def plan(self, kind: Kind, share: float, promise: Promise = _ALONE) -> Planned:
-        """One kind with a share of the requests; what it does alone where that is the promise."""
+        """The plan of a kind with this share of requests; its own if that keeps the promise."""
         requests = None if self.requests is None else max(1, ceil(share - _ALMOST))
         key = (kind, requests, promise)
         if key not in self._made:
@@ -109,7 +109,7 @@ class _Planner:
             return not_planned(error.message)
 
     def alone(self, kinds: Sequence[Kind]) -> dict[Kind, Planned]:
-        """Each kind by itself, with its share of the requests.
+        """The plan of each kind without a promise, with its share of the requests.
 
         Raises:
             TurbofitError: nothing can be planned on any kind.
@@ -120,7 +120,7 @@ class _Planner:
         return planned
 
     def shares(self, members: Sequence[Kind], promise: Promise = _ALONE) -> dict[Kind, float]:
-        """Requests of one node of each kind: its share, as far as it holds it, or its own batch."""
+        """The requests of one node of each kind: its share if it holds it, or its own batch."""
         if (requests := self.requests) is None:
             plans = {kind: self.plan(kind, 1.0, promise).plan for kind in members}
             return {k: float(plan.requests_at_once) if plan else 1.0 for k, plan in plans.items()}
@@ -135,7 +135,7 @@ class _Planner:
         return dict(zip(members, shares, strict=True))
 
     def _weight(self, kind: Kind) -> float:
-        """The speed of a node of this kind, by which nodes share requests."""
+        """The forecast speed of a node of this kind; nodes share requests in proportion to it."""
         planned = self.plan(kind, 1.0)
         speed = planned.document.throughput if planned.fits else None
         return speed.requests_per_second if speed else 0.01 * len(kind.machine.visible)
@@ -145,9 +145,9 @@ class _Planner:
         return bool(choice.plans) and choice.at_once >= wanted
 
     def choose(self, alone: Mapping[Kind, Planned]) -> _Choice | None:
-        """The best promise that holds all requests, else the one that holds the most of them.
+        """The best promise that holds all requests, or else holds the most of them.
 
-        None where no kind of node serves the model. LMDeploy's engines are not mixed with another.
+        None if no kind of node serves the model. LMDeploy's engines are never mixed with another.
         """
         serving = {kind: planned.document for kind, planned in alone.items() if planned.fits}
         serving = {k: plan for k, plan in serving.items() if plan.engine.of_lmdeploy} or serving
@@ -161,9 +161,9 @@ class _Planner:
         return max(tried, key=lambda choice: choice.at_once)
 
     def _promises(self, plans: Sequence[Plan]) -> Iterator[Promise]:
-        """The largest image limit of any kind, with each context that comes with it, longest first.
+        """Yield promises: the largest image limit of any kind, with its contexts, longest first.
 
-        A context that was asked for is the only one.
+        A given context is the only one.
         """
         image_limit = max((plan.limits.image_limit or 0 for plan in plans), default=0) or None
         of_limit = [plan for plan in plans if plan.limits.image_limit == image_limit]
@@ -174,7 +174,7 @@ class _Planner:
             yield Promise(image_limit=image_limit, context=context)
 
     def _kept(self, promise: Promise, alone: Mapping[Kind, Plan]) -> _Choice:
-        """The kinds that keep a promise together, and what they have then."""
+        """The kinds that together keep a promise, with their shares and plans."""
         members = [k for k, plan in alone.items() if not promise.why_broken(plan, self.unit)]
         while members:
             shares = self.shares(members, promise)
@@ -194,9 +194,10 @@ class _Planner:
         return not planned.fits or bool(promise.why_broken(planned.document, self.unit))
 
     def _shortened(self, promise: Promise, shares: Mapping[Kind, float]) -> Promise | None:
-        """The promise with the longest context that a kind holds beside its share of the requests.
+        """The promise with the longest context that some kind holds with its share of requests.
 
-        A larger batch leaves a little less cache. None where no shorter context helps, or may be.
+        A larger batch leaves a little less cache. None if no shorter context helps, or it was
+        given.
         """
         if self.base.context_given:
             return None
@@ -208,33 +209,33 @@ class _Planner:
 
 
 def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
-    """Plan every node for itself and all under one promise, without the command lines.
+    """Plan every node, all with one promise; command lines are not made.
 
-    ``tp`` and ``replicas`` are of each node, ``concurrency`` is shared by all; the machine of
-    ``base`` is not read.
+    ``tp`` and ``replicas`` are for each node, ``concurrency`` is shared by all; the machine of
+    ``base`` is not used.
 
     Raises:
-        TurbofitError: something asked for cannot be used on any node.
+        TurbofitError: a part of the request cannot be used on any node.
     """
     planner = _Planner(base, engine)
     kinds = kinds_of([node for node in cluster.nodes if not why_unusable(node)])
-    # What each kind of node does by itself bounds what can be promised.
+    # The plan of each kind alone limits what can be promised.
     alone = planner.alone(kinds)
-    # One promise for all: the largest that holds all requests, and the kinds that keep it.
+    # One promise for all: the largest that holds all requests; and the kinds that keep it.
     choice = planner.choose(alone)
     kept = choice if choice is not None and planner.holds_all(choice) else None
     limits = _common([plan.limits for plan in kept.plans.values()]) if kept else None
     found = _Found(planner=planner, alone=alone, choice=choice, kept=kept, limits=limits)
-    # Each node under it, or why it is left out.
+    # The plan of each node, or why it is left out.
     kind_of = {node.id: kind for kind in kinds for node in kind.nodes}
     nodes = [found.node_plan(node, kind_of.get(node.id)) for node in cluster.nodes]
     return _document(cluster, found, nodes)
 
 
 class _Found(Struct):
-    """What the search came to: each kind alone, and the best promise, None where none serves.
+    """The result of the search: each kind alone, and the best promise (None if none serves).
 
-    ``kept`` is that promise where it holds all requests, ``limits`` what every node holds then.
+    ``kept`` is that promise if it holds all requests; ``limits`` are then those of every node.
     """
 
     planner: _Planner
@@ -244,7 +245,7 @@ class _Found(Struct):
     limits: Limits | None
 
     def node_plan(self, node: Node, kind: Kind | None) -> NodePlan:
-        """What a node serves under the promise, or why it serves nothing."""
+        """The plan of a node under the promise, or the reason why it serves nothing."""
         kept, limits = self.kept, self.limits
         if kind is None:
             return _unserved(node, why_unusable(node))
@@ -256,7 +257,7 @@ class _Found(Struct):
         return replace(_unserved(node), plan=plan, at_once=kept.shares[kind])
 
     def _left_out(self, kind: Kind) -> str:
-        """Why nodes that can be planned for do not serve."""
+        """The reason why nodes of a kind do not serve."""
         planned, choice = self.alone[kind], self.choice
         if not planned.fits or choice is None:
             return planned.why_not
@@ -270,7 +271,7 @@ class _Found(Struct):
         return why or f"holds less than {context:,} tokens with its share of the requests"
 
     def held(self, plans: Sequence[Plan]) -> Held | UnsetType:
-        """Requests at once that the nodes' ``plans`` hold, or that the best promise would hold."""
+        """The requests at once that the nodes' ``plans`` hold, or that the best promise would."""
         if self.planner.base.promised_requests is None:
             return UNSET
         chosen = self.choice.plans.values() if self.choice is not None else ()
@@ -282,7 +283,7 @@ class _Found(Struct):
         return Held(requests=requests, request_tokens=size)
 
     def reasons(self) -> Iterator[str]:
-        """Where images have a limit: whose it is."""
+        """Yield the reason for the image limit, if images have one."""
         base, limits, rule = self.planner.base, self.limits, self.planner.base.model.image_rule
         image_limit = self.kept.promise.image_limit if self.kept is not None else None
         if image_limit is None or limits is None or rule is None or limits.vision_unit is None:
@@ -297,7 +298,7 @@ class _Found(Struct):
         yield f"{rule.limit_name} {image_limit}: {why}"
 
     def remedies(self) -> Iterator[Remedy]:
-        """What would make it fit: as many requests as are held, or for each kind the cheapest."""
+        """Yield remedies: fewer requests at once, or for each kind the cheapest change."""
         if self.kept is not None:
             return
         if self.choice is not None:
@@ -340,25 +341,26 @@ def _document(cluster: Cluster, found: _Found, nodes: Sequence[NodePlan]) -> Clu
 def plan_joining_node(
     base: ResolvedRequest, plan: ClusterPlan, node: Node, engine: str = "auto"
 ) -> NodePlan:
-    """What a node serves under a plan's promise, without the command lines; no other node changes.
+    """The plan of a joining node under a plan's promise; other nodes do not change.
 
-    ``base`` is what the plan was asked for; its machine is not read.
+    ``base`` is the request of the plan; its machine is not used. Command lines are not made.
     """
     why, limits = why_unusable(node), plan.limits
     if why or limits is None:
         return _unserved(node, why or "nothing is promised: no node served")
     promise = Promise(image_limit=limits.image_limit, context=plan.longest_request_tokens)
     share, (kind,) = _share(plan, node), kinds_of([node])
-    # A node beside the plan is planned for its share; that is no promise: the others hold all.
+    # An additional node is planned for its share; this is no promise, since the others hold all.
     workload = replace(plan.workload, context=None, concurrency=max(1, ceil(share)))
     if "session_len" not in base.engine_options:
         workload = replace(workload, context=promise.context)
     joining = _Planner(replace(base, workload=workload, load_only=True), engine)
-    # A batch bounds the answers a request: the second try gives each engine the promised ones.
+    # The batch limits the answers of a request: the second try gives each engine the promised
+    # number.
     tries = [(joining, share), (joining, float(limits.n * len(machine_of(node).visible)))]
     member = plan.node(node.id)
     if member is not None and member.plan is not None:
-        # The plan counts on its share, which it may still hold.
+        # The plan counts on the node's share, which the node may still hold.
         tries.insert(0, (_Planner(base, engine), member.at_once))
     for planner, requests in tries:
         planned = planner.plan(kind, requests, promise)
@@ -371,7 +373,7 @@ def plan_joining_node(
 
 
 def _why_apart(joining: Plan, plan: ClusterPlan) -> str:
-    """Why an engine does not serve beside those of a plan; empty where it does."""
+    """The reason why an engine cannot serve beside those of a plan; empty if it can."""
     serial = {node.plan.engine.serial for node in plan.nodes if node.plan is not None}
     return _not_mixed(joining) if serial and joining.engine.serial not in serial else ""
 
@@ -381,7 +383,7 @@ def _not_mixed(plan: Plan) -> str:
 
 
 def _share(plan: ClusterPlan, node: Node) -> float:
-    """The requests that the plan has for as many cards: on this node, else on all of its nodes."""
+    """The requests that the plan assigns to as many cards: on this node, else on average."""
     used = [member for member in plan.nodes if member.plan is not None]
     used = [member for member in used if member.node == node.id] or used
     cards = sum(len(member.gpus()) for member in used)
@@ -389,7 +391,7 @@ def _share(plan: ClusterPlan, node: Node) -> float:
 
 
 def _unserved(node: Node, why_not: str = "") -> NodePlan:
-    """A node of which nothing is planned yet, or nothing can be."""
+    """A node without a plan, or for which none is possible."""
     cards = cards_of(node.machine)
     return NodePlan(
         node=node.id, name=node.name, address=node.address, cards=cards, why_not=why_not
@@ -397,8 +399,8 @@ def _unserved(node: Node, why_not: str = "") -> NodePlan:
 
 
 def _held_to(plan: Plan, limits: Limits, promise: Promise) -> Plan:
-    """A plan whose own gateway refuses what others' would: a request may go to any node."""
-    forward = plan.limits.units_per_forward  # its own gateway queues by it
+    """The plan with the limits of all nodes, since a request may go to any of them."""
+    forward = plan.limits.units_per_forward  # its own gateway queues by this
     longest = plan.kv.longest_request_tokens
     if promise.context is not None:
         longest = min(longest, promise.context)
@@ -410,7 +412,7 @@ def _held_to(plan: Plan, limits: Limits, promise: Promise) -> Plan:
 
 
 def _common(all_limits: Sequence[Limits]) -> Limits:
-    """What all hold: field by field the least; None where it has no meaning."""
+    """The limits that all nodes hold: the least of each field; None if it has no meaning."""
     least: dict[str, Any] = {}
     for field in fields(Limits):
         values = [getattr(limits, field.name) for limits in all_limits]
@@ -420,7 +422,7 @@ def _common(all_limits: Sequence[Limits]) -> Limits:
 
 
 def _below(limits: Limits, promised: Limits) -> str:
-    """Which promised limit is larger than a node's own."""
+    """Words for the first promised limit that exceeds the node's own; empty without one."""
     for field in fields(Limits):
         least, have = getattr(promised, field.name), getattr(limits, field.name)
         if field.name != "units_per_forward" and isinstance(least, int) and have < least:
@@ -438,7 +440,7 @@ def _sum(speeds: Sequence[Throughput | None]) -> Throughput | None:
         output_tokens_per_second=round(sum(speed.output_tokens_per_second for speed in known), 1),
         concurrent_requests=sum(speed.concurrent_requests for speed in known),
         seconds_to_first_token=max(speed.seconds_to_first_token for speed in known),
-        host=None,  # each node's figure has its own host in it
+        host=None,  # each node's figure already includes its host
     )
 
 
@@ -481,7 +483,7 @@ def _warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
 
 
 def _unlike_answers(plans: Sequence[Plan]) -> Iterator[str]:
-    """Why the same request may be answered differently on two nodes."""
+    """Yield reasons why two nodes may answer the same request differently."""
     dtypes = sorted({plan.settings.dtype for plan in plans})
     if len(dtypes) > 1:
         yield (

@@ -1,8 +1,8 @@
-"""The plan for the fallback engine: how many GPUs, which image limit, how much context, and words.
+"""Plans the fallback engine: number of GPUs, image limit, context, and the plan's words.
 
-A copy answers one request after the other: of so many at once each has its own, as far as the GPUs
-hold copies. The checkpoint's own image limit on the fewest GPUs is preferred, then lower limits,
-and decoder layers off the GPUs only where nothing else serves a request.
+A copy answers one request after the other: each of several requests at once needs its own copy, if
+the GPUs hold so many. The checkpoint's own image limit on the fewest GPUs is preferred, then lower
+limits; decoder layers are taken off the GPUs only if no other plan serves a request.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ from turbofit.tuner.search.sizing import (
 )
 from turbofit.tuner.verdict import Planned, Verdict, fitting
 
-#: Pixels are halved so often before decoder layers are taken off the GPUs instead.
+#: How often pixels are halved before decoder layers are taken off the GPUs instead.
 _HALVES = 4
 
 
 class Chosen(NamedTuple):
-    """Copies, a placement for each, and what they serve; ``fits`` False: it comes the closest."""
+    """Copies, the placement of each, and their promise; ``fits`` False: it is only the closest."""
 
     copies: Sequence[LayeredCopy]
     placement: Placement
@@ -87,11 +87,11 @@ class Chosen(NamedTuple):
     fits: bool = True
 
     def keeps(self, request: ResolvedRequest) -> bool:
-        """Whether it fits, with a copy for each request that must be answered at once."""
+        """Whether it fits, with one copy for each request that must run at once."""
         return self.fits and len(self.copies) >= (request.promised_requests or 1)
 
     def held(self, request: ResolvedRequest) -> int | None:
-        """Requests at once that are held, one a copy; None where nobody asked for a number."""
+        """The requests that run at once, one on each copy; None if no number was promised."""
         return None if request.promised_requests is None else len(self.copies) * self.fits
 
     @property
@@ -124,12 +124,12 @@ def _search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
     for (
         image_limit,
         load,
-    ) in possible:  # the shortest context: as few layers as possible off the GPUs
+    ) in possible:  # the shortest context, so that as few layers as possible are off the GPUs
         tokens = _shortest(request, load)
         placement = fewest_offloaded(engine.tightest(copies), load_of(load, tokens))
         if placement is not None:
             return Chosen(copies, placement, load, image_limit, tokens)
-    # Every layer off the GPUs, so that what is left is what is too large.
+    # All layers off the GPUs, so that the rest shows what is too large.
     image_limit, load = every[-1]
     return Chosen(
         copies, nowhere(copies[0]), load, image_limit, _shortest(request, load), fits=False
@@ -151,9 +151,9 @@ def _check(request: ResolvedRequest) -> None:
 
 
 def _held(request: ResolvedRequest) -> ResolvedRequest:
-    """A stated image size as an image limit, which like any that is given is not lowered.
+    """Convert a given image size to an image limit, which is not lowered.
 
-    Only the limit in the model folder lowers larger images: the plan pays for the worst under it.
+    The limit in the model folder lowers larger images, so the plan counts the worst under it.
     """
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or request.workload.image_size is None or requested is None:
@@ -165,7 +165,7 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
 
 
 def _limits(request: ResolvedRequest) -> Sequence[int | None]:
-    """Image limits worth trying, the largest first; one that the user set is not changed."""
+    """Image limits worth trying, the largest first; a limit that the user gave is the only one."""
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
         return [None]
@@ -179,7 +179,7 @@ def _limits(request: ResolvedRequest) -> Sequence[int | None]:
 
 
 def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
-    """The largest image limit that a short context holds, and its halves; none for a long one."""
+    """The largest image limit for a short context, and its halves; empty for a long context."""
     vision_load = vision_load_of(request, requested)
     excess = excess_tokens(request, vision_load)
     if not excess:
@@ -190,9 +190,9 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
 
 
 def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list[LayeredCopy]]:
-    """Copies on groups of equally many GPUs, the fewest first; the freest cards first.
+    """Yield copies on groups of equal size, the fewest GPUs first, with the freest cards first.
 
-    Copies side by side are split over several GPUs only where both are asked for.
+    Several copies are split over several GPUs each only if both are given.
     """
 
     def taken(gpu: Gpu) -> int:
@@ -227,7 +227,7 @@ def _on_gpus(
     image_limit: int | None,
     vision_load: VisionLoad,
 ) -> Chosen | None:
-    """The copies with the longest context that all of them hold; None where they hold none."""
+    """The copies with the longest context that all can hold; None if they hold none."""
     tightest = engine.tightest(copies)
 
     def fits(tokens: int) -> bool:
@@ -249,14 +249,14 @@ def _on_gpus(
 
 
 def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
-    """The best plan on Hugging Face Transformers, without the command lines.
+    """The best plan on Hugging Face Transformers; command lines are not made.
 
-    Its ``tp`` is the number of GPUs that one copy's layers are split over (None: the fewest that
-    hold one), ``replicas`` the number of copies side by side (None: one). ``reason`` says why no
-    engine of LMDeploy is used, as a clause.
+    ``tp`` of the request is the number of GPUs for one copy's layers (None: the fewest that hold
+    one), ``replicas`` the number of copies (None: one). ``reason`` is a clause that says why no
+    engine of LMDeploy is used.
 
     Raises:
-        UsageError: something asked for cannot be used with this engine.
+        UsageError: a part of the request cannot be used with this engine.
     """
     assert isinstance(engine, LayeredEngine)
     chosen = search(request, engine)
@@ -290,7 +290,7 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
 
 
 def _settings(request: ResolvedRequest, chosen: Chosen) -> Settings:
-    """Those of one copy: one request at a time, in one forward."""
+    """The settings of one copy: one request at a time, in one forward."""
     shape = Shape(
         tp=1,
         groups=chosen.groups,
@@ -305,9 +305,9 @@ def _settings(request: ResolvedRequest, chosen: Chosen) -> Settings:
 def _host(
     request: ResolvedRequest, chosen: Chosen, accounts: Sequence[Account], engine: Engine
 ) -> tuple[HostMemory, int | None]:
-    """Host memory of all copies, and what of it one copy's offloaded layers may take.
+    """Host memory of all copies, and the part of it for one copy's offloaded layers.
 
-    Layers that host memory does not hold stay on the disk: only the largest is in memory then.
+    Layers that do not fit into host memory stay on disk, and only the largest is in memory.
     """
     host, copies = host_of(request, accounts, engine), len(accounts)
     layers = chosen.copies[0].parts.layers
@@ -368,7 +368,7 @@ def _why_limit(request: ResolvedRequest, image_limit: int) -> str:
 
 
 def _device_map_words(chosen: Chosen) -> str:
-    """Where each part of one copy lies."""
+    """The devices of each part of one copy, in words."""
     parts, placement = chosen.copies[0].parts, chosen.placement
     cuts = [
         f"layers {indices(mine)} on device {place}"
@@ -384,7 +384,7 @@ def _device_map_words(chosen: Chosen) -> str:
     )
 
 
-#: Bytes/s of one PCIe lane in one direction, by generation, before protocol overhead.
+#: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
 _LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
@@ -395,7 +395,7 @@ def _verdict(
     host: HostMemory,
     causes: tuple[str, ...],
 ) -> Verdict:
-    """Whether it fits, on which GPUs, and what is left; or what is short, and by how much."""
+    """The verdict: the GPUs and the free memory, or what is missing and how much."""
     name = request.model.name
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
     if why_not := _why_not(request, chosen, ledgers):
@@ -413,7 +413,7 @@ def _verdict(
 
 
 def _why_not(request: ResolvedRequest, chosen: Chosen, ledgers: Sequence[GpuLedger]) -> str:
-    """What the GPUs lack; empty where they serve all that was asked."""
+    """The reason why the GPUs cannot serve the request; empty if they can."""
     if chosen.keeps(request):
         return ""
     if chosen.fits:
@@ -458,7 +458,7 @@ def _warnings(
 
 
 def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
-    """What layers off the GPUs cost at every token."""
+    """Yield the cost of layers off the GPUs, for each token."""
     off = chosen.placement.offloaded
     if not off or not chosen.fits:
         return
@@ -479,11 +479,11 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
 
 
 def _remedies(request: ResolvedRequest, engine: LayeredEngine, closest: Chosen) -> Remedies:
-    """Single changes that make it fit, cheapest first; ``closest`` is the search's without one."""
+    """Single changes that make it fit, cheapest first; ``closest`` is the result without one."""
     helps, causes = list[Remedy](), list[str]()
     for change, changed, released in _changes(request, closest):
         if helps and changed.machine.name == MORE_GPUS:
-            continue  # fewer such cards do already, or what costs nothing
+            continue  # fewer such cards, or a free change, are already enough
         try:
             chosen = search(changed, engine)
         except TurbofitError:
@@ -514,7 +514,7 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
         yield Change("leave --tp to turbofit", replace(request, tp=None), f"--tp {request.tp}")
     yield from stopped(request)
     yield from with_more_gpus(request)
-    if closest.fits:  # and answers fewer at once than were asked for
+    if closest.fits:  # it only answers fewer requests at once than wished
         yield fewer_at_once(request, len(closest.copies))
     else:
         yield from larger(request)

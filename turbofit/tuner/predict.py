@@ -1,4 +1,4 @@
-"""Predicts what given settings do: no search, the steps of one start in LMDeploy's order."""
+"""Predicts the outcome of given settings: without search, in the order of LMDeploy's start."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from turbofit.tuner.throughput import host_rate, total
 def make_prediction(
     request: ResolvedRequest, engine: Engine, free_at_cache: int | None = None
 ) -> Plan:
-    """The account of LMDeploy's defaults, or of what the user set, on the first GPUs.
+    """The account with LMDeploy's defaults, or with the user's settings, on the first GPUs.
 
-    They are the first ``tp`` in CUDA's order; images are what an ordinary OpenAI client can send,
-    ``detail: high`` included, unless a limit or a size is given.
+    These are the first ``tp`` in CUDA's order. Images are those that an ordinary OpenAI client can
+    send, including ``detail: high``, unless a limit or a size is given.
 
     Raises:
-        UsageError: the settings are refused before any memory is taken, or more is said to be free
-            than there is.
+        UsageError: the settings are refused before memory is allocated, or the given free memory
+          is more than there is.
     """
     start = _Start(request, engine, free_at_cache)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
@@ -53,7 +53,7 @@ def make_prediction(
         request,
         engine,
         start.accounts,
-        fits=start.serves and start.outcome.kind == "serves",  # the margin is left too
+        fits=start.serves and start.outcome.kind == "serves",  # the margin is kept, too
         verdict=f"{request.model.name}{version}: {start.text}",
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=start.host,
@@ -72,11 +72,11 @@ def make_prediction(
 
 
 class _Start:
-    """A start of LMDeploy by itself with given settings, and what it comes to.
+    """A start of LMDeploy with given settings, without turbofit, and its outcome.
 
     Raises:
-        UsageError: the settings are refused before any memory is taken, or more is said to be free
-            than there is.
+        UsageError: the settings are refused before memory is allocated, or the given free memory
+          is more than there is.
     """
 
     def __init__(self, request: ResolvedRequest, engine: Engine, free_at_cache: int | None) -> None:
@@ -89,21 +89,21 @@ class _Start:
         self.launch = launch_of(request, self.settings, gpus, self.vision_load)
         if problem := engine.problem(self.launch):
             raise UsageError(problem, hint="change the option")
-        # The cache bounds the images of a forward, and these the cache.
+        # The cache limits the images of a forward, and these limit the cache.
         accounts = self._accounts(self.vision_load, free_at_cache)
         self.ratio = accounts[0].ratio
         self.load = _held(request, self.vision_load, accounts, self.ratio)
         changed = self.load != self.vision_load
         self.accounts = self._accounts(self.load, free_at_cache) if changed else accounts
-        # What is predicted is LMDeploy by itself, unless somebody asks for more.
+        # The prediction is for LMDeploy without turbofit, unless threads are given.
         self.alone = replace(request, image_threads=request.image_threads or 1)
         self.host = host_of(self.alone, self.accounts, engine)
         outcomes = [outcome_at(account, self.ratio) for account in self.accounts]
-        # The first engine whose GPU memory does not do decides, else the first.
+        # The first engine without enough GPU memory decides; without such an engine, the first.
         self.outcome = next((each for each in outcomes if not each.serves), outcomes[0])
         smallest = self._smallest_cache()
         self.end = self._end(smallest)
-        #: Nothing kills it; the margin may still be short.
+        #: Whether nothing ends it; the margin may still be missed.
         self.serves = self.outcome.serves and self.end is None
         self.cache = smallest if self.serves else None
         self.tokens = [self.cache or 0] * len(self.groups)
@@ -114,13 +114,13 @@ class _Start:
         return accounts_of(self.request, same, self.groups, load, self.engine, free_at_cache)
 
     def _smallest_cache(self) -> int | None:
-        """KV tokens of the smallest cache; None where GPU memory does not do."""
+        """The KV tokens of the smallest cache; None if there is not enough GPU memory."""
         if not self.outcome.serves:
             return None
         return min(account.tokens_at(self.ratio) for account in self.accounts)
 
     def _end(self, smallest: int | None) -> str | None:
-        """What ends it, in words; None where it serves."""
+        """The cause that ends it, in words; None if it serves."""
         never = _never_runs(self.request, self.accounts, self.load, self.engine)
         never = never or _no_room(self.request, self.settings, smallest)
         return never or (host_problem(self.host) if self.outcome.serves else self.outcome.text)
@@ -146,9 +146,9 @@ class _Start:
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
-    """The largest images that a session holds with a token of text; LMDeploy refuses larger ones.
+    """The largest images that fit into a session with a token of text; LMDeploy refuses larger.
 
-    The tower reads those too, before their tokens are counted: memory is forecast with them.
+    The tower still processes those before their tokens are counted, so memory counts them.
     """
     rule, room = request.model.image_rule, settings.session_len - 1
     if rule is None or load.tokens_per_request <= room:
@@ -159,7 +159,7 @@ def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) ->
 
 
 def _refused(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> str:
-    """That LMDeploy refuses the largest images that clients can send; empty where it does not."""
+    """Words if LMDeploy refuses the largest images that clients can send; else empty."""
     accepted, rule = _accepted(request, load, settings), request.model.image_rule
     if rule is None or accepted == load:
         return ""
@@ -179,7 +179,7 @@ def _promised(promised: int | None, at_once: int) -> str:
 
 
 def _sized(forecast: Account, account: Account, ratio: float) -> str:
-    """What the ratio makes of the free memory of a log, in MiB as logs have them."""
+    """The cache's share of the free memory in a log, in MiB as in logs."""
     free, region = account.free, account.at(ratio).region
     left = (free - region) // MIB
     by_ratio = f" at the ratio {ratio:g}" if ratio < 1 else ""
@@ -195,9 +195,9 @@ def _least_free(
     with_free: Callable[[int | None], Sequence[Account]],
     ratio: float,
 ) -> str:
-    """Below how much free memory at the cache an older engine would die, and of what, to a MiB.
+    """The least free memory, in MiB, with which an old engine survives, and how it dies below it.
 
-    Less is free then where others hold memory; images' takes what the cache leaves.
+    Less may be free if others hold memory; images need the memory that the cache leaves.
     """
     if not (is_legacy(engine.version) and accounts[0].launch.vision_load.units_per_image):
         return ""
@@ -214,7 +214,7 @@ def _least_free(
 
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
-    """The image limit, and the images under it, that ordinary clients can ask for."""
+    """The image limit that ordinary clients can reach, and the largest images under it."""
     rule, image_limit = request.model.image_rule, request.requested_image_limit
     if rule is not None and request.image_limit is None:
         image_limit = rule.exposed_limit
@@ -227,7 +227,7 @@ def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
 def _held(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
-    """The units of one forward where the cache is smaller than the context. Never under."""
+    """The units of one forward if the cache is smaller than the context; an upper bound."""
     rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
         return vision_load
@@ -242,7 +242,7 @@ def _held(
 
 
 def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
-    """What turbofit would do instead: its own plan first, else what makes one possible."""
+    """The alternatives: turbofit's own plan, or else changes that make a plan possible."""
     try:
         fit = fit_on_host(replace(request, engine_options={}), engine)
     except (UsageError, NoKernelError):
@@ -314,7 +314,7 @@ def _exposure(
 
 
 def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
-    """What LMDeploy takes for a request of whose options it is told none but ``tp``."""
+    """LMDeploy's settings for a request if it only gets the option ``tp``."""
     bare = replace(request, engine_options={}).with_workload(context=None)
     return _settings(bare, _groups(request, engine), engine)
 
@@ -322,7 +322,7 @@ def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
 def _settings(
     request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], engine: Engine
 ) -> Settings:
-    """LMDeploy's defaults under what the user set."""
+    """LMDeploy's defaults, overridden by the user's settings."""
     gpus = [request.machine.gpu(index) for index in groups[0]]
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings
@@ -341,7 +341,7 @@ def _settings(
 def _never_runs(
     request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
 ) -> str | None:
-    """What the engine has no code for, or is known to end or hang of every time."""
+    """The reason if the engine lacks code, or always ends or hangs with such a launch; or None."""
     for account in accounts:
         launch = launch_of(request, account.settings, account.gpus, vision_load)
         kernels = engine.missing_kernels(launch)
@@ -353,7 +353,7 @@ def _never_runs(
 
 
 def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) -> str | None:
-    """Why no request has the images that were asked for, however small they are."""
+    """The reason if no request can have the wished images, even the smallest; or None."""
     rule = request.model.image_rule
     if rule is None or settings.language_model_only:
         return None
@@ -376,7 +376,7 @@ def _speed(
     at_once: int,
 ) -> Throughput | None:
     """The forecast of all engines, each with its share of the requests that they hold."""
-    if is_legacy(engine.version):  # the rates are today's
+    if is_legacy(engine.version):  # rates are known only for current versions
         return None
     settings, machine = accounts[0].settings, request.machine
     at_once = min(at_once, request.promised_requests or settings.max_batch_size * len(accounts))
@@ -399,7 +399,7 @@ def _speed(
 def _story(
     account: Account, ratio: float, start: StartOutcome, free_at_cache: int | None
 ) -> Iterator[str]:
-    """The steps of the start in numbers."""
+    """Yield the steps of the start with their numbers."""
     outcome = account.at(ratio)
     free, region = account.free, outcome.region
     source = "as the log said" if free_at_cache is not None else "forecast"
@@ -433,7 +433,7 @@ def _warnings(
     engine: Engine,
     cache: int | None,
 ) -> Iterator[str]:
-    """What goes wrong beside memory; ``cache``: KV tokens of the smallest, None without a start."""
+    """Yield warnings other than memory; ``cache``: tokens of the smallest, None without start."""
     if request.workload.queue_images and launch.vision_load.units_per_image:
         yield QUEUED
     gpus, settings = launch.gpus, launch.settings
@@ -447,7 +447,7 @@ def _warnings(
             f" {cache:,}: such a request is not served"
         )
     for problem in known_problems(launch, engine.name, engine.version):
-        if not problem.fatal:  # which is the verdict
+        if not problem.fatal:  # a fatal one is the verdict
             yield problem.warning
     if settings.tp > 1 and group_class(request.machine, gpus) < LinkClass.PCIE_PEER:
         yield (

@@ -1,4 +1,4 @@
-"""What a person asked for, normalised, and the launches and accounts that it comes to."""
+"""The normalised request of a person, and its launches, accounts and host memory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from turbofit.tuner.speed import Pace
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
 _REHEARSED_SHARE = 3 / 8
-#: What a margin is at least, however much was measured.
+#: The least margin, even with a calibration.
 LEAST_MARGIN = 64 * MIB
-#: Prepared images that an engine keeps, where nobody asks for more: bytes at most (as vLLM), the
-#: share of what host memory the engines leave, and what they leave where nobody knows.
+#: Prepared images that an engine keeps by default: the most bytes (as in vLLM), the fraction of the
+#: host memory that engines leave, and that memory if it is unknown.
 _MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
 
 
 class Margin(Struct):
-    """What must stay free on each GPU: bytes, a share of the total, or the default of both None.
+    """The memory to keep free on each GPU: bytes, a share of the total, or the default.
 
-    The default is the larger of 256 MiB and 1 % of the total, and three eighths of that where this
-    very plan was ``rehearsed``, which sees all but contexts and libraries. ``more`` bytes come on
-    top of any.
+    The default is the larger of 256 MiB and 1 % of the total; three eighths of it if this plan was
+    ``rehearsed``, since a rehearsal measures all but contexts and libraries. ``more`` bytes are
+    added in each case.
     """
 
     bytes: int | None = None
@@ -53,24 +53,23 @@ class Margin(Struct):
         return margin + self.more
 
     def saved(self, gpu: Gpu) -> int:
-        """Bytes of the default that a calibration makes superfluous: all but 64 MiB of it."""
+        """Bytes of the default that a calibration makes unnecessary: all but 64 MiB."""
         if self.bytes is not None or self.share is not None:
             return 0
         return max(0, self.of(gpu) - self.more - LEAST_MARGIN)
 
 
 class ResolvedRequest(Struct):
-    """A model on a machine for a workload, and what the user has fixed.
+    """A model on a machine for a workload, and the options that the user has given.
 
-    ``engine_options`` holds LMDeploy's own options by name; what is in it is never changed. ``tp``,
-    ``replicas`` and ``image_limit`` (tiles or pixels) are None where the search chooses.
-    ``budget`` caps peak plus margin of this turbofit on each GPU, as `budget_on` reads it.
-    ``least``: the smallest footprint that keeps the promise is the best. ``groups`` is the only
-    grouping looked at, where it is known; ``ratio_caps`` are the largest ratios that rehearsals
-    left, by a GPU's index. ``load_only``: the concurrency is a load to plan for, and no promise.
-    ``options`` are what plans say of all this, as the person gave it. ``pace`` is what a forecast
-    of speed should keep. ``image_threads`` and ``image_cache`` are of each engine of LMDeploy, None
-    where turbofit chooses.
+    ``engine_options`` has LMDeploy's own options by name; they are never changed. ``tp``,
+    ``replicas`` and ``image_limit`` (tiles or pixels) are None if the search chooses. ``budget``
+    limits peak plus margin of this turbofit on each GPU, as in `budget_on`. ``least``: the smallest
+    footprint that keeps the promise is best. ``groups`` is the only grouping to try, if given;
+    ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``load_only``: the
+    concurrency is a load to plan for, not a promise. ``options`` are the person's own options, for
+    the plan. ``pace`` is the wished speed. ``image_threads`` and ``image_cache`` are for each
+    engine of LMDeploy; None: turbofit chooses.
     """
 
     model: Model
@@ -96,16 +95,16 @@ class ResolvedRequest(Struct):
         return tuple(self.machine.gpu(index) for index in self.machine.visible)
 
     def margin_of(self, gpu: Gpu) -> int:
-        """Bytes to leave on one GPU, with what a budget withholds from us."""
+        """Bytes to leave free on one GPU, with those that a budget withholds."""
         return self.margin.of(gpu) + self.withheld_of(gpu)
 
     def withheld_of(self, gpu: Gpu) -> int:
-        """Bytes of one GPU that a budget or a slice withholds from us."""
+        """Bytes of one GPU that a budget or a slice withholds from this turbofit."""
         return max(0, gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget))
 
     @property
     def promised_requests(self) -> int | None:
-        """Requests at once that the caches of all engines must hold; None where nobody says."""
+        """The requests at once that all caches together must hold; None if none were promised."""
         return None if self.load_only else self.workload.concurrency
 
     @property
@@ -114,7 +113,7 @@ class ResolvedRequest(Struct):
 
     @property
     def requested_image_limit(self) -> int | None:
-        """The limit that the user or the checkpoint gives; None for a model without images."""
+        """The image limit of the user or the checkpoint; None for a model without images."""
         rule = self.model.image_rule
         return (
             self.image_limit
@@ -127,20 +126,20 @@ class ResolvedRequest(Struct):
 
 
 def budget_on(gpu: Gpu, budget: int | str | None) -> int:
-    """Bytes of a budget on a GPU, its slice at most: bytes, or a share of its total as ``80%``."""
+    """The budget on a GPU in bytes, at most its slice; it is bytes, or a share such as ``80%``."""
     if isinstance(budget, str):
         budget = int(known(gpu.total, 0) * float(budget.rstrip("%")) / 100)
     return gpu.ours if budget is None else min(gpu.ours, budget)
 
 
 def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionLoad:
-    """What clients can ask of the vision tower under a limit.
+    """The load that clients can put on the vision tower under an image limit.
 
-    A stated image size that gives fewer units than the limit's worst image is what is promised:
-    larger ones are refused or lowered.
+    If a given image size has fewer units than the limit's worst image, it is the promise: larger
+    images are refused or lowered.
 
     Raises:
-        UsageError: images are asked of a model that takes none.
+        UsageError: images are requested of a model that takes none.
     """
     rule, workload = request.model.image_rule, request.workload
     if rule is None or image_limit is None or request.engine_options.get("language_model_only"):
@@ -166,7 +165,7 @@ def launch_of(
     vision_load: VisionLoad,
     free_at_cache: int | None = None,
 ) -> EngineLaunch:
-    """One engine of the asked model on some of the machine's GPUs, with the asked margins."""
+    """Make the launch of one engine on some of the machine's GPUs, with the margins."""
     return EngineLaunch(
         model=request.model,
         settings=settings,
@@ -196,7 +195,7 @@ def accounts_of(
 
 
 def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engine) -> HostMemory:
-    """Host memory of all groups beside what the machine has."""
+    """Host memory of all groups, and the machine's available memory."""
     available = request.machine.host.ram_available
     memories = [
         engine.host_memory(
@@ -214,9 +213,9 @@ def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engin
 
 
 def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> HostMemory:
-    """Host memory with the prepared images that each engine of LMDeploy keeps.
+    """Add the prepared images that each engine of LMDeploy keeps to the host memory.
 
-    What nobody asked for is a part of what is left, so that it makes no plan too large.
+    Unless a person gives a size, they are a part of the remaining memory, so every plan still fits.
     """
     threads, cores = request.image_threads, request.machine.host.cpus
     if threads is None and cores != "NA":
@@ -234,7 +233,7 @@ def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> 
 
 
 def host_short(host: HostMemory) -> int:
-    """Bytes of host memory that are missing; 0 where nobody knows."""
+    """The missing bytes of host memory; 0 if it is unknown."""
     return 0 if host.available is None else max(0, host.total - host.available)
 
 
@@ -250,10 +249,10 @@ def host_problem(host: HostMemory) -> str | None:
 def with_image_limit(
     request: ResolvedRequest, max_dynamic_patch: int | None, max_pixels: int | None
 ) -> ResolvedRequest:
-    """The request with the limit of an image that a person gives, in tiles or in pixels.
+    """The request with a person's limit for one image, in tiles or in pixels.
 
     Raises:
-        UsageError: this model's images have no use for it.
+        UsageError: the limit has no effect on this model's images.
     """
     name, rule = request.model.name, request.model.image_rule
     taken = rule.limit_option if rule is not None and rule.varies_by_limit else ""

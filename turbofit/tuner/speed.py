@@ -1,9 +1,9 @@
-"""The forecast of speed that ranks shapes: an estimate, and plans say so.
+"""The forecast of speed that ranks shapes; plans call it an estimate.
 
 A decode step reads the weights or computes, whichever is slower, and reads the keys and values of
-all that run; prefill and vision are FLOPs; every layer reduces twice over the group's slowest link.
-Prefills and steps share the card in turn. Of more requests than the cache holds some are evicted
-and begin again. `bench/speed` compares it with published figures.
+all running requests. Prefill and vision are counted in FLOPs; every layer has two all-reduces over
+the group's slowest link. Prefills and steps take turns on the card. If the cache cannot hold all
+requests, some are evicted and start again. `bench/speed` compares it with published figures.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
 from turbofit.tuner.tower import BEFORE, Tower, tower_of
 
-#: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
+#: The rates of a card that neither NVML nor a preset knows: those of a slow card, so a low
+#: forecast.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
 _UNKNOWN_FLOPS = 20 * 10**12
 
 
 class Rates(Struct):
-    """The constants of `presets/engines/throughput.yaml`: seconds, bytes/s, tokens and shares."""
+    """The constants in `presets/engines/throughput.yaml`: seconds, bytes/s, tokens and shares."""
 
     memory_efficiency: float
     compute_efficiency: float
@@ -61,16 +62,16 @@ class Rates(Struct):
     queued_share: float
 
 
-#: Shares of a card's peak that a large copy and a large product reach: a measured card's figures
-#: are these, where the efficiencies are of the peak.
+#: The share of a card's peak that a large copy or product reaches. A measured card's figures are
+#: such rates, while the efficiencies are shares of the peak.
 _COPY_SHARE = 0.9
 _PRODUCT_SHARE = 0.75
 
 
 class GpuRates(Struct):
-    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products.
+    """The sustained rates of a group's slowest card: bytes/s of memory, 16-bit FLOP/s.
 
-    A vision tower's products and its attention have rates of their own.
+    The products of a vision tower and its attention have separate rates.
     """
 
     bandwidth: float
@@ -81,7 +82,7 @@ class GpuRates(Struct):
 
 @cache
 def rates(priors: tuple[str, ...] = ()) -> Rates:
-    """The constants of the presets; those of ``priors`` as before a bench's fit."""
+    """The constants of the presets; those in ``priors`` have their values before a bench's fit."""
     entries = load_yaml(preset_path("engines", "throughput"))
     values = {
         name: entry.get("prior" if name in priors else "value", entry["value"])
@@ -91,7 +92,7 @@ def rates(priors: tuple[str, ...] = ()) -> Rates:
 
 
 def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
-    """What the slowest of these cards sustains; of a measured card the measured figures count."""
+    """The rates of the slowest of these cards; measured figures of a card count first."""
     measured_cards = {card.index: card for card in measured.cards} if measured else {}
 
     def peak(gpu: Gpu) -> tuple[float, float]:
@@ -111,12 +112,12 @@ def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = Non
 
 
 class StepWork(Struct):
-    """One model in one shape; all of one rank unless the name says otherwise.
+    """The work of one model in one shape, for one rank unless the name says otherwise.
 
-    ``weights`` are bytes that a decode step reads whatever its batch, ``experts`` those of routed
-    experts, of which a token takes the share ``routed``. ``token_flops`` and ``pair_flops`` are of
-    one token through the layers, and of its attention to one other. ``prompt_tokens`` of settings
-    are those that a forward reads.
+    ``weights`` are bytes that every decode step reads; ``experts`` are those of routed experts, of
+    which one token needs the share ``routed``. ``token_flops`` are for one token through all
+    layers, ``pair_flops`` for the attention of one token to another. ``prompt_tokens`` are those
+    that one forward reads under given settings.
     """
 
     layers: int
@@ -131,12 +132,12 @@ class StepWork(Struct):
     tower: Tower = Tower()
 
     def read_bytes(self, batch: float) -> float:
-        """Bytes of weights that one step reads: more experts are met, the more tokens there are."""
+        """The bytes of weights that one step reads; more tokens need more experts."""
         return self.weights + self.experts * float(1 - (1 - self.routed) ** batch)
 
 
 def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
-    """The work of a model; of the settings ``tp`` counts, and what sizes a cached token."""
+    """The work of a model; of the settings, ``tp`` and those for the cache's tokens matter."""
     text, tp, moe = model.text, settings.tp, model.text.moe
     held, cache = engine.weights(model, tp), engine.cache(model, settings)
     routed = share = 0.0
@@ -160,7 +161,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
 
 
 def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
-    """Parameters that one token passes through, without the embedding."""
+    """The parameters that one token passes through, without the embedding."""
     text, moe, delta = model.text, model.text.moe, model.text.delta
     gate = text.heads if text.output_gate else 0
     attention = text.hidden * text.head_dim * (2 * text.heads + gate + 2 * text.kv_heads)
@@ -176,7 +177,7 @@ def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
 
 
 class LinkClass(IntEnum):
-    """Kinds of link from slow to fast; unread links count as the slowest."""
+    """The kinds of link from slow to fast; unread links count as the slowest."""
 
     ACROSS_HOST = 0
     HOST = 1
@@ -200,7 +201,7 @@ def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
 
 
 def nvlink_bandwidth(machine: Machine, gpus: Sequence[Gpu]) -> int:
-    """Bytes/s in one direction of the slowest NVLink in the group, 0 where there is none."""
+    """Bytes/s in one direction of the slowest NVLink in the group, 0 without NVLink."""
     return min((known(link.nvlink_bandwidth, 0) for link in _links(machine, gpus)), default=0)
 
 
@@ -217,10 +218,10 @@ def link_class(link: Link) -> LinkClass:
 
 
 class AllReduce(Struct):
-    """An all-reduce of ``ranks`` GPUs.
+    """An all-reduce over ``ranks`` GPUs.
 
-    ``latency`` is of two ranks in seconds; ``bandwidth`` is what one of two GPUs sends, in bytes/s.
-    ``shared_by`` ranks cross one host bridge and take from each other what two of them have.
+    ``latency`` is that of two ranks in seconds; ``bandwidth`` is what one of two GPUs sends, in
+    bytes/s. ``shared_by`` ranks use one host bridge and share the bandwidth of two of them.
     """
 
     ranks: int
@@ -230,7 +231,7 @@ class AllReduce(Struct):
 
     @property
     def launch(self) -> float:
-        """Seconds whatever the bytes: the latency, half of it by the tree's depth."""
+        """The seconds for any number of bytes: the latency, half of it times the tree's depth."""
         return 0.0 if self.ranks == 1 else self.latency * (1 + log2(self.ranks)) / 2
 
     @property
@@ -245,7 +246,7 @@ class AllReduce(Struct):
 
 
 def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllReduce:
-    """The all-reduce of a group. Unread links count as the slowest, so the forecast is low."""
+    """The all-reduce of a group; unread links count as the slowest, so the forecast is low."""
     kind, ranks = group_class(machine, gpus), len(gpus)
     if kind == LinkClass.ALONE:
         return AllReduce(ranks=1)
@@ -267,14 +268,14 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
 
 
 def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
-    """Groups of one link class whose measured all-reduces differ by two fifths differ in this."""
+    """A number that differs if the measured all-reduces of two groups differ by two fifths."""
     if machine.measured is None or len(gpus) == 1:
         return 0
     return round(2 * log2(all_reduce_of(machine, gpus, rates()).seconds(1 << 20)))
 
 
 def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
-    """The group's own all-reduce, else its slowest pair's over one host bridge: a low forecast."""
+    """The group's measured all-reduce, else its slowest pair's over one host bridge (low)."""
     if machine.measured is None:
         return None
     indices = frozenset(gpu.index for gpu in gpus)
@@ -295,7 +296,7 @@ def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
 
 
 def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
-    """An all-reduce of ``ranks``, by the times of two sizes that ``measured`` ranks took."""
+    """An all-reduce of ``ranks``, from the times for two sizes that ``measured`` ranks needed."""
     small, large = min(times), max(times)
     slope = max((times[large] - times[small]) / (large - small), 1e-15)
     latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
@@ -303,27 +304,28 @@ def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
 
 
 def _pcie_scale(gpu: Gpu) -> float:
-    """The card's PCIe link relative to 3.0 x16; the older where unknown, 0 is no answer."""
+    """The card's PCIe link relative to 3.0 x16; that is also assumed if it is unknown or 0."""
     generation, width = known(gpu.pcie.generation, 0) or 3, known(gpu.pcie.width, 0) or 16
     return float(2.0 ** (generation - 3) * width / 16)
 
 
-#: Answers of one length leave room for more requests than could all end; the more their lengths
-#: differ, the sooner evictions begin. Below this there is nothing to tell apart.
+#: With answers of equal length, more requests fit than could all end; the more lengths differ, the
+#: sooner evictions begin. Below this value there is no difference.
 _LEAST_ROOM = 0.1
-#: Steps of a search for the requests that bring a rate: a thousandth of a batch of 256.
+#: Steps of the bisection for a number of requests: to a thousandth of a batch of 256.
 _HALVINGS = 18
 
 
 class Speed(Struct):
-    """One group's forecast.
+    """The forecast of one group.
 
-    ``seconds_to_first_token`` is of a request that comes at any moment while all others are there:
-    it waits for the prompt that is being read (no answer ends meanwhile, so few others wait).
-    ``alone`` is of one that finds the engine idle. ``running`` requests are in the batch on
-    average; ``prefill`` is one request's, ``step`` one token of all that run, ``reduce`` what of it
-    is spent on links, each in seconds; ``encodings`` is how often the images of one that comes
-    alone are encoded. A larger cache never gives fewer requests a second.
+    ``seconds_to_first_token`` is for a request that comes at a random time while all others run: it
+    waits for the prompt in progress (no answer ends meanwhile, so few others wait). ``alone`` is
+    for a request that finds the engine idle. ``running`` is the average number of requests in the
+    batch; ``prefill`` is the time of one request's prompt, ``step`` that of one token of all
+    running requests, ``reduce`` the part of it on links, each in seconds. ``encodings`` is how
+    often the images of a single request are encoded. A larger cache never gives fewer requests a
+    second.
     """
 
     requests_per_second: float
@@ -337,7 +339,7 @@ class Speed(Struct):
     encodings: int = 0
 
     def queued(self) -> Speed:
-        """The same where image requests wait for each other's prefill in the gateway."""
+        """The forecast if image requests wait in the gateway for the prefill of others."""
         kept = rates().queued_share
         return replace(
             self,
@@ -348,25 +350,25 @@ class Speed(Struct):
 
 
 def request_tokens(vision_load: VisionLoad) -> int:
-    """Tokens of the workload's request: its images, and the assumed text and answer."""
+    """The tokens of the workload's request: its images, and the assumed text and answer."""
     figures = rates()
     return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
-    """Tokens of the request that verdicts count by: the workload's, as far as a session goes."""
+    """The tokens of the request that verdicts count: the workload's, or at most a session."""
     return min(request_tokens(vision_load), session_len)
 
 
 class Pace(Struct):
-    """Requests a second, seconds of a first token and of a later one; None: nothing is wished."""
+    """Requests a second, seconds of the first token and of a later one; None: no wish."""
 
     rate: float | None = None
     first_token: float | None = None
     per_token: float | None = None
 
     def forecast(self, speed_at: Callable[[float], Speed], share: float, most: float) -> Pace:
-        """One engine with the fewest requests that bring its ``share``, else with ``most``."""
+        """The pace with the fewest requests that reach ``share`` of the rate, or with ``most``."""
         low, high = 0.0, most
         wanted = inf if self.rate is None else self.rate * share
         speed = speed_at(most)
@@ -382,7 +384,7 @@ class Pace(Struct):
         return Pace(rate=speed.requests_per_second, first_token=first, per_token=per_token)
 
     def excess(self, forecast: Pace) -> float:
-        """By which share the wish that is missed most is missed; 0 where all are kept."""
+        """The share by which the worst missed wish is missed; 0 if all are kept."""
         both = zip(astuple(self), astuple(forecast), (-1, 1, 1), strict=True)
         missed: list[float] = [
             ((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish
@@ -391,12 +393,12 @@ class Pace(Struct):
 
 
 class ClosedLoad(Struct):
-    """Requests of one kind, so many of which are there at any time.
+    """A closed load: always the same number of equal requests.
 
-    ``prompt`` and ``output`` are tokens of one, images among the prompt's. ``at_once`` may be a
-    fraction (8 requests over 7 replicas: 8/7); below one the engine is idle in between.
-    ``spread`` is the squared coefficient of variation of an answer's length: 0 where all are as
-    long, 1 for an exponential distribution.
+    ``prompt`` and ``output`` are the tokens of one request, with images in the prompt. ``at_once``
+    may be a fraction (8 requests over 7 replicas: 8/7); below one, the engine is idle in between.
+    ``spread`` is the squared coefficient of variation of an answer's length: 0 for equal lengths, 1
+    for an exponential distribution.
     """
 
     prompt: float
@@ -407,7 +409,7 @@ class ClosedLoad(Struct):
 
 
 class GroupRates(Struct):
-    """What a group's cards and links sustain, and what a model asks of one rank there."""
+    """The rates of a group's cards and links, and a model's work on one rank."""
 
     work: StepWork
     card: GpuRates
@@ -416,9 +418,10 @@ class GroupRates(Struct):
     def seconds(
         self, figures: Rates, tokens: float, *, pairs: float = 0.0, cached: float = 0.0
     ) -> float:
-        """One forward of so many tokens: products read their weights while they compute.
+        """The seconds of one forward of so many tokens; it reads weights while it computes.
 
-        ``pairs``: a prompt's token and one that it looks at; ``cached``: tokens whose KV is read.
+        ``pairs``: pairs of a prompt's token and one it attends to; ``cached``: tokens whose KV is
+        read.
         """
         work, card = self.work, self.card
         products = max(
@@ -430,17 +433,17 @@ class GroupRates(Struct):
 
     @property
     def plain(self) -> GroupRates:
-        """The same with a plain tower, which is what a batch is chosen by."""
+        """The same rates with a plain tower, used to choose a batch."""
         return replace(self, work=replace(self.work, tower=self.work.tower.plain))
 
     def tower_seconds(self, units: float) -> float:
-        """Seconds in which an image of so many units is encoded once."""
+        """The seconds in which an image of so many units is encoded once."""
         tower, card = self.work.tower, self.card
         products = tower.unit_flops * units / card.vision_flops
         return products + tower.attention_flops(units) / card.vision_attention_flops
 
     def reduces(self, tokens: float) -> float:
-        """Seconds on links of a forward of so many tokens; every layer reduces twice."""
+        """The seconds on links in a forward of so many tokens; every layer reduces twice."""
         times, reduce = 2 * self.work.layers, self.reduce
         token_reduces = times * reduce.seconds_per_byte * self.work.hidden_bytes
         return times * reduce.launch + tokens * token_reduces
@@ -463,10 +466,10 @@ def group_speed(
     kv_tokens: int,
     at_once: float,
 ) -> Speed:
-    """The forecast of one group for the workload's request, as if no limit was lowered for it.
+    """The forecast of one group for the workload's request, without lowered limits.
 
-    Where its forwards hold fewer units than the engine's, image requests wait for each other. A
-    request that is longer than a session has a shorter prompt.
+    If the group's forwards hold fewer units than the engine's bound, image requests wait for
+    others. A request longer than a session gets a shorter prompt.
     """
     figures = rates()
     longest = max(1, settings.session_len - figures.output_tokens)
@@ -483,7 +486,7 @@ def group_speed(
 def speed_of(
     group: GroupRates, figures: Rates, load: ClosedLoad, settings: Settings, kv_tokens: float
 ) -> Speed:
-    """The forecast of one engine under a closed load; ``kv_tokens`` are what its cache holds."""
+    """The forecast of one engine under a closed load; its cache holds ``kv_tokens``."""
     work, card, at_once = group.work, group.card, load.at_once
     whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
     admitted = min(at_once, settings.max_batch_size)
@@ -491,19 +494,19 @@ def speed_of(
     mean, repeated = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
     running = max(1.0, mean)
 
-    # As if in one pass: more launch again, a percent at most, which must not outweigh the cache
-    # that a smaller prefill leaves. The forecast is that much high.
+    # All is counted as one pass: more passes have more launches, a percent at most, which must not
+    # outweigh the cache that a smaller prefill leaves. The forecast is high by that much.
     text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     step = group.seconds(figures, running, cached=running * context)
     encoding = group.tower_seconds(load.images.units_per_image)
     encodings, cut = _encodings(work, load, settings)
     alone = text + encodings * encoding
-    # Answers that end in the same step make room for prompts that are read back to back.
+    # Answers that end in the same step admit prompts that are then read back to back.
     together = (running - 1) / load.output
     behind = 1 - (1 - exp(-together)) / together if together else 0.0
     images = encoding * (encodings + cut * behind)
     prefill = text + images
-    # An evicted request begins again, its images too.
+    # An evicted request starts again, with its images.
     again = repeated * load.output
     again = again * work.token_flops / card.flops + images * again / whole
 
@@ -526,11 +529,11 @@ def speed_of(
 
 
 def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
-    """How often a request's images are encoded where it comes alone, and more where prompts wait.
+    """How often a single request's images are encoded, and how many more times in a queue.
 
-    Prompts that wait are read back to back, so that the edge of a forward cuts some image more
-    often; no two are read together that are longer than a context, or whose images queue. A plain
-    tower is never asked for more.
+    Waiting prompts are read back to back, so the edge of a forward cuts an image more often. Two
+    prompts are not read together if they are longer than a context, or if their images queue. A
+    plain tower has no additional encodings.
     """
     sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
     images, tokens = sent.images_per_request, sent.tokens_per_request
@@ -544,16 +547,17 @@ def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[in
 def crowd_of(
     admitted: float, fitting: float, room: float, output: float, recomputed_share: float
 ) -> tuple[float, float]:
-    """Requests that run on average, and the share of its answer that each computes again.
+    """The average number of running requests, and the share of its answer that each recomputes.
 
-    Fitted to `tests/tuner/simulated_cache.py`.
+    It was fitted to `tests/tuner/simulated_cache.py`.
 
     Args:
-        admitted: requests that the batch lets in.
-        fitting: requests whose prompt and whole answer the cache holds, one at least.
-        room: by which share more requests fit at their mean length than at their full one.
-        output: tokens of an answer: of shorter ones more end in a step, and fewer are evicted.
-        recomputed_share: the largest share of an answer that is computed again.
+        admitted: requests that the batch admits.
+        fitting: requests whose prompt and whole answer fit into the cache, at least one.
+        room: the share by which more requests fit at their mean length than at their full length.
+        output: tokens of an answer; the shorter they are, the more end in a step, and the fewer
+          are evicted.
+        recomputed_share: the largest share of an answer that is recomputed.
     """
     if admitted <= fitting:
         return admitted, 0.0

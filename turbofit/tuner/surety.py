@@ -1,6 +1,6 @@
-"""How sure a forecast of speed is, by its kind: the errors on published and measured rows.
+"""The certainty of a speed forecast, by its kind: errors on published and measured rows.
 
-`presets/engines/surety.yaml` has them; `python -m bench.speed --write` writes it.
+`presets/engines/surety.yaml` has the errors; `python -m bench.speed --write` writes it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
     Word: TypeAlias = Literal["good", "fair", "rough", "order"]
 
-#: Forecasts nine of ten of which are off by no more times are good, fair or rough; of others the
-#: order is told.
+#: Nine of ten forecasts of a kind must be within these factors to be good, fair or rough; of worse
+#: kinds only the order of magnitude is told.
 _TIMES: Final = (1.25, 1.5, 2.0)
 _WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
-#: Of the kinds whose rows no constant was fitted to, and whose cards are none of the fit's.
+#: The suffix of kinds whose rows were not used in the fit, and whose cards were not either.
 UNSEEN: Final = "other cards"
 
 
 class Errors(Struct):
-    """The errors of one kind: shares, and by how many times nine of ten and the worst are off."""
+    """The errors of one kind: shares, and the factors that nine of ten and the worst are off by."""
 
     figures: int
     median: float
@@ -45,12 +45,12 @@ class Errors(Struct):
 
 @cache
 def errors_of() -> dict[str, Errors]:
-    """The errors of all kinds that have a figure."""
+    """The errors of all kinds with at least one figure."""
     return msgspec.convert(load_yaml(preset_path("engines", "surety")), dict[str, Errors])
 
 
 def kind_of(model: Model, engine: str, *, images: bool) -> str:
-    """The kind of a forecast: of texts or of the model's images, on an engine."""
+    """The kind of a forecast: for texts or for the model's images, on an engine."""
     rule = model.image_rule
     what = f"images of {rule.unit_name}" if rule is not None and images else "text"
     return f"{what}, {engine}"
@@ -59,7 +59,7 @@ def kind_of(model: Model, engine: str, *, images: bool) -> str:
 def with_surety(
     forecast: Throughput, model: Model, engine: str, gpus: Sequence[Gpu], *, images: bool
 ) -> Throughput:
-    """A forecast for a model on an engine and cards, with how sure each of its figures is."""
+    """Add to a forecast for a model, an engine and cards how certain each of its figures is."""
     kind = kind_of(model, engine, images=images)
     surety = surety_of(kind, gpus)
     return replace(
@@ -73,10 +73,10 @@ def with_surety(
 
 
 def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
-    """How sure a kind of forecast is on these cards.
+    """The certainty of a kind of forecast on these cards.
 
-    By the figures of other cards where there are none of some of these. Where there are none of
-    others either, it is a word less sure.
+    If some of these cards have no figures, those of other cards count. If there are none of other
+    cards either, the word is one step less certain.
     """
     known, cards = errors_of(), {gpu.name for gpu in gpus}
     found, other = known.get(kind), known.get(f"{kind}, {UNSEEN}")

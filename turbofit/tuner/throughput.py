@@ -1,8 +1,8 @@
-"""The forecast over all engines, and the host that prepares their images.
+"""The forecast over all engines, limited by the host that prepares their images.
 
-LMDeploy decodes and resizes images, and makes numbers of them, on processor cores, in each engine's
-process, with the threads that turbofit gives it. Where they are slower than the cards, the cards
-wait.
+LMDeploy decodes and resizes images, and converts them to numbers, on processor cores, in each
+engine's process, with the threads that turbofit gives it. If these are slower than the cards, the
+cards wait.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from turbofit.memory.account import VisionLoad
     from turbofit.tuner.resolved_request import ResolvedRequest
 
-#: What `turbofit machine --measure` prepares: pixels of a photograph, and of its nine tiles.
+#: The reference of `turbofit machine --measure`: pixels of a photograph, and of its nine tiles.
 _REFERENCE: Final = (1920 * 1080, 9 * 448 * 448)
 
 
 class HostRate(Struct):
-    """``cores`` that prepare images, each in ``seconds`` of one of them.
+    """The host's rate: ``cores`` prepare images, each in ``seconds`` of one core.
 
-    ``measured``: these are this host's.
+    ``measured``: the figures were measured on this host.
     """
 
     cores: int
@@ -42,12 +42,12 @@ class HostRate(Struct):
 
     @property
     def words(self) -> str:
-        """What a forecast rests on."""
+        """The basis of the host's rate in words."""
         how = "as measured here" if self.measured else "as on a usual core"
         return f"an image takes {three_digits(self.seconds)} s of one core of the host, {how}"
 
     def beside(self, of_cards: float) -> HostImages:
-        """Beside the images a second that the cards take."""
+        """The host's rate together with the images a second that the cards take."""
         return HostImages(
             cores=self.cores,
             seconds_per_image=round(self.seconds, 4),
@@ -60,11 +60,11 @@ class HostRate(Struct):
 def host_rate(
     request: ResolvedRequest, load: VisionLoad, engines: int, size: Size | None = None
 ) -> HostRate | None:
-    """How fast the host prepares a load's images for so many engines of LMDeploy.
+    """The host's rate for a load's images, for so many engines of LMDeploy.
 
-    Pictures have the ``size``, or the workload's; where there is none, as many pixels as their
-    units have (over for larger pictures). None is the answer without images, and where nobody knows
-    the host's cores. Over: other processes take nothing of them. Under: no image comes twice.
+    Pictures have the ``size``, or that of the workload; without either, as many pixels as their
+    units (over for larger pictures). None without images, or if the host's cores are unknown. Over:
+    other processes use none of the cores. Under: no image comes twice.
     """
     rule, size = request.model.image_rule, size or request.workload.image_size
     if rule is None or not load.units_per_image:
@@ -74,7 +74,7 @@ def host_rate(
 
 
 class Picture(NamedTuple):
-    """An image that becomes so many units; ``size`` None: it has as many pixels as they have."""
+    """An image of so many units; with ``size`` None, it has as many pixels as its units."""
 
     rule: ImageRule
     units: int
@@ -84,9 +84,9 @@ class Picture(NamedTuple):
 def rate_of_host(
     machine: Machine, picture: Picture, engines: int, threads: int | None = None
 ) -> HostRate | None:
-    """How fast a machine's host prepares pictures; None: nobody knows its cores.
+    """A machine's rate for preparing pictures; None if its cores are unknown.
 
-    ``threads`` of each engine prepare them; None is turbofit's own choice.
+    ``threads`` of each engine prepare them; None means turbofit's choice.
     """
     cores = machine.host.cpus
     if cores == NA:
@@ -106,9 +106,9 @@ def rate_of_host(
 def image_seconds(
     rule: ImageRule, units: int, size: Size | None = None, *, by_float: bool = False
 ) -> float:
-    """Seconds of one core for an image of so many units; ``by_float``: LMDeploy's way, no table.
+    """Seconds of one core for an image of so many units; ``by_float``: LMDeploy's own way.
 
-    A picture without a ``size`` has as many pixels as its units.
+    A picture without ``size`` has as many pixels as its units.
     """
     prepared, figures = units * rule.unit_side**2, rates()
     pixels = prepared if size is None else size[0] * size[1]
@@ -122,18 +122,18 @@ def image_seconds(
 
 
 def rate_with_host(of_cards: float, at_once: float, prepared: float, seconds: float) -> float:
-    """Requests a second where the host prepares images for ``prepared`` of them.
+    """The requests a second of the cards, limited to the ``prepared`` requests of the host.
 
-    ``of_cards`` are the cards' alone, with ``at_once`` requests there at any time. While the images
-    of one take the host so many ``seconds``, the cards work for others, if there are others.
+    ``of_cards`` is the rate of the cards only, with ``at_once`` requests at any time. While the
+    host works on one request's images for ``seconds``, the cards work for others, if there are any.
     """
     return min(prepared, of_cards if at_once > 1 else 1 / (1 / of_cards + seconds))
 
 
 def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> tuple[float, float]:
-    """`rate_with_host` of requests with images, and the seconds that a first token waits."""
+    """The rate with a host that prepares images, and the seconds added to a first token."""
     prepared, seconds = host.images_per_second / images, host.seconds * images
-    waits = at_once * max(0.0, 1 / prepared - 1 / of_cards)  # for a host slower than the cards
+    waits = at_once * max(0.0, 1 / prepared - 1 / of_cards)  # if the host is slower than the cards
     return rate_with_host(of_cards, at_once, prepared, seconds), seconds + waits
 
 
@@ -144,10 +144,10 @@ def total(
     images: int = 0,
     host: HostRate | None = None,
 ) -> Throughput:
-    """The forecast over all replicas; ``measured`` is what it rests on beside the constants.
+    """The forecast over all replicas; ``measured`` is a basis in addition to the constants.
 
-    A request has so many ``images``, which the ``host`` prepares; None is a host that nobody knows,
-    and that does not count.
+    A request has ``images``, which the ``host`` prepares; None: the host is unknown and not
+    counted.
     """
     figures = rates()
     rests = "rates assumed, not measured"

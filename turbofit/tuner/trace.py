@@ -1,10 +1,9 @@
-"""A trace of requests under a plan's engines, by the forecast's rates: event by event, no GPU.
+"""Simulates a trace of requests on a plan's engines, event by event, without a GPU.
 
-Between two events (a request arrives, a request ends, the cache is full) all decoding steps are
-alike, and many are computed at once, at the rates of `tuner.speed`. A prefill is a forward of its
-own, for which all running requests wait. Requests that do not fit wait in the order of arrival.
-Where the cache is full, the request that was admitted last loses its tokens (over: all of them) and
-begins again.
+Between two events (a request arrives or ends, the cache is full) all decoding steps are alike, so
+many are computed at once, with the rates of `tuner.speed`. A prefill is a separate forward, for
+which all running requests wait. Requests that do not fit wait in the order of arrival. If the cache
+is full, the request admitted last loses its tokens (over: all of them) and starts again.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from turbofit.tuner.tower import BEFORE
 
 
 class TraceRequest(NamedTuple):
-    """One request: ``at`` seconds after the first; tokens, ``prompt`` those of images included.
+    """One request, ``at`` seconds after the first; ``prompt`` includes the tokens of images.
 
-    ``units`` and ``image_tokens`` are of all its images.
+    ``units`` and ``image_tokens`` are sums over its images.
     """
 
     at: float
@@ -35,9 +34,9 @@ class TraceRequest(NamedTuple):
 
 
 class TraceTimes(Struct):
-    """When each request was begun, had its first token and ended; nan where it never was.
+    """The start, first token and end of each request; nan if it did not happen.
 
-    ``refused``: requests that waited too long for the gateway's turn.
+    ``refused``: requests that waited too long for their turn in the gateway.
     """
 
     begun: list[float]
@@ -49,9 +48,8 @@ class TraceTimes(Struct):
 class SimulatedEngine(NamedTuple):
     """One engine of a plan.
 
-    Prompts are read together up to ``context`` tokens. ``gate`` bounds the vision units whose
-    requests have no first token yet, None where none queue; ``share`` is what it takes of all
-    requests.
+    Prompts are read together up to ``context`` tokens. ``gate`` limits the vision units of requests
+    without a first token, None if none queue; ``share`` is the engine's part of all requests.
     """
 
     rates: GroupRates
@@ -64,7 +62,7 @@ class SimulatedEngine(NamedTuple):
 
 
 class EngineLoad:
-    """The clock, the batch and the cache of one engine, and for how long each was in use."""
+    """The clock, the batch and the cache of one engine, with the times of their use."""
 
     def __init__(
         self, engine: SimulatedEngine, requests: Sequence[TraceRequest], times: TraceTimes,
@@ -74,9 +72,9 @@ class EngineLoad:
         self._patience, self._figures = patience, rates()
         self._slope = engine.rates.work.kv_bytes / engine.rates.card.bandwidth
         self._bases: dict[int, float] = {}
-        #: Seconds, and steps of decoding, since the beginning.
+        #: Seconds, and decoding steps, since the beginning.
         self.now, self._steps = 0.0, 0
-        #: Requests that wait for it.
+        #: Requests that wait for the engine.
         self.waiting: deque[int] = deque()
         #: Running requests: by the step at which each ends, and in the order of admission.
         self._ends: list[tuple[int, int]] = []
@@ -85,9 +83,9 @@ class EngineLoad:
         self._done: dict[int, int] = {}
         self._fresh: list[int] = []
         self._cached = 0
-        #: Vision units and tokens of prompts since the last decoding step.
+        #: Vision units, and tokens of prompts, since the last decoding step.
         self._prefill_units = self._prefill_tokens = 0
-        #: LMDeploy's event loop takes one request after the other: when each was taken.
+        #: When LMDeploy's event loop has taken the last request, and each; it takes one at a time.
         self._loop = 0.0
         self._ready: dict[int, float] = {}
         self.busy = self.running_seconds = self.cached_seconds = 0.0
@@ -138,16 +136,16 @@ class EngineLoad:
             self._prefill_units, self._prefill_tokens = met, self._prefill_tokens + tokens
 
     def _has_waited_too_long(self, index: int) -> bool:
-        """Whether the gateway refuses a request with images whose turn has not come."""
+        """Whether the gateway refuses an image request whose turn has not come."""
         request = self._requests[index]
         if self.engine.gate is None or not request.units:
             return False
         return isnan(self._times.begun[index]) and self.now - request.at > self._patience
 
     def _must_wait(self, tokens: int, met: int) -> bool:
-        """Whether a prompt does not join those that run: by the cache, the context, or its images.
+        """Whether a prompt must wait, because of the cache, the context or its images.
 
-        ``met`` are the vision units that would meet with it.
+        ``met`` are the vision units in the forward with it.
         """
         engine = self.engine
         if engine.gate is not None and self._prefill_units and met > engine.gate:
@@ -206,13 +204,13 @@ class EngineLoad:
             self._times.ended[index] = self.now
 
     def _ends_next(self) -> int:
-        """The step at which the next request ends; evicted requests are left out."""
+        """The step at which the next request ends, without evicted requests."""
         while self._running.get(self._ends[0][1]) != self._ends[0][0]:
             heappop(self._ends)
         return self._ends[0][0]
 
     def _evict(self) -> None:
-        """Evict the request that was admitted last: it waits first in the queue."""
+        """Evict the request that was admitted last; it becomes the first in the queue."""
         while (index := self._order.pop()) not in self._running:
             pass
         request, end = self._requests[index], self._running.pop(index)
@@ -222,7 +220,7 @@ class EngineLoad:
         self.evicted += 1
 
     def _base(self, count: int) -> float:
-        """Seconds of a step, without the reading of cached tokens."""
+        """The seconds of a step, without reading cached tokens."""
         if count not in self._bases:
             self._bases[count] = self.engine.rates.seconds(self._figures, count)
         return self._bases[count]
@@ -238,9 +236,9 @@ def replay(
     engines: Sequence[SimulatedEngine], requests: Sequence[TraceRequest], *,
     queue: int, patience: float,
 ) -> tuple[TraceTimes, list[EngineLoad]]:  # fmt: skip
-    """Send the requests of a trace to the least busy engine each.
+    """Send each request of a trace to the least busy engine.
 
-    They are sorted by their time, and fit the context. Where images queue, ``queue`` requests with
+    The requests are sorted by time, and fit the context. If images queue, ``queue`` requests with
     images may wait for their turn, each for ``patience`` seconds.
     """
     count = len(requests)

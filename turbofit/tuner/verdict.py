@@ -1,8 +1,8 @@
-"""What a planner finds, in one form and in the same words for all of them.
+"""The verdict of a planner, in one form and with the same words for all planners.
 
-The search of an engine's shapes, the fallback engine, a cluster, several models on one host and the
-search for cards each decide in a way of their own. All of them say what fits and why not by a
-`Verdict`, and hand a plan on as `Planned`.
+There are planners for an engine's shapes, the fallback engine, a cluster, several models on one
+host and the search for cards. Each decides in its own way; all state the result as a `Verdict`, and
+return plans as `Planned`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _FITS: Final = "fits: "
 
 
 class Verdict(Struct):
-    """Whether it fits, and the sentence that says so.
+    """Whether a model fits, and the sentence that says so.
 
     Attributes:
-        subject: the model, and with what it was planned.
-        found: what it comes to, where it fits.
-        why_not: what is missing; empty where it fits.
-        causes: a person's own options; without each of them alone it would fit.
+        subject: the model, and the conditions of the plan.
+        found: the result, if it fits.
+        why_not: the lack; empty if it fits.
+        causes: a person's own options; without any one of them it would fit.
     """
 
     subject: str = ""
@@ -44,13 +44,13 @@ class Verdict(Struct):
 
     @property
     def reason(self) -> str:
-        """Why not, with the options that are the cause; empty where it fits."""
+        """The reason against it, with the options that cause it; empty if it fits."""
         causes = f"with {' and '.join(self.causes)}: " if self.causes else ""
         return f"{causes}{self.why_not}"
 
 
 class JointVerdict(Verdict):
-    """The verdict on several models at once."""
+    """The verdict on several models together."""
 
     @property
     def text(self) -> str:
@@ -59,7 +59,7 @@ class JointVerdict(Verdict):
 
 
 class Planned(Struct):
-    """What came of planning one model in one place: a plan, or only why none can be made."""
+    """The result of planning a model in one place: a plan, or only why none is possible."""
 
     plan: Plan | None
     verdict: Verdict
@@ -70,12 +70,12 @@ class Planned(Struct):
 
     @property
     def why_not(self) -> str:
-        """Why it does not fit, where the model is known; empty where it fits."""
+        """The reason why it does not fit, for a known model; empty if it fits."""
         return self.verdict.reason
 
     @property
     def document(self) -> Plan:
-        """The plan, where one was made."""
+        """The plan, which must exist."""
         assert self.plan is not None
         return self.plan
 
@@ -87,16 +87,16 @@ class Planned(Struct):
 
 
 def not_planned(why_not: str) -> Planned:
-    """What an error says, where there is no plan at all."""
+    """The result without any plan, with the words of an error."""
     return Planned(plan=None, verdict=Verdict(why_not=why_not))
 
 
 def fitting(change: str, found: str) -> Remedy:
-    """A change that makes it fit, and what it comes to then."""
+    """A remedy with which it fits, and the result."""
     return Remedy(change=change, effect=f"{_FITS}{found}")
 
 
 def first_fitting(planned: Planned) -> Remedy | None:
-    """The cheapest change that makes it fit; None where those that are known only come closer."""
+    """The cheapest remedy with which it fits; None if the known ones only come closer."""
     remedies = () if planned.plan is None else planned.plan.remedies
     return next((remedy for remedy in remedies if remedy.effect.startswith(_FITS)), None)

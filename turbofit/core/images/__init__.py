@@ -1,6 +1,6 @@
-"""Image rules, a file each: how a model's images become units of its tower, and tokens of text.
+"""Image rules, one in each file: how a model's images become units of its tower, and tokens.
 
-A new one is a file here and a member of ``AnyImageRule``; nothing outside asks which one it has.
+A new rule is a file here and a member of ``AnyImageRule``; no other code asks for its class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "LongestEdgeRule", "NavitRule", "PatchRule", "TileRule", "VideoRule",
 ]  # fmt: skip
 
-#: The rules that JSON can have.
+#: The rules that a JSON document can hold.
 AnyImageRule = (
     TileRule
     | AnyresRule

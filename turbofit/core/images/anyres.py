@@ -1,8 +1,8 @@
 """LLaVA-NeXT and OneVision: an image is fitted into the best of a list of grids of tiles.
 
-A smaller copy of the whole image is one tile more. The grid that loses least of the image's own
-resolution wins, and of equally good ones the one with least padding. Tokens that lie wholly in the
-padding are cut off again, so that an image gives fewer tokens than its tiles.
+The whole image, made smaller, is one more tile. The grid that loses least of the image's own
+resolution wins; of equally good grids the one with least padding wins. Tokens that lie wholly in
+the padding are removed, so that an image gives fewer tokens than its tiles have.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from turbofit.core.images.rule import FolderEdits, Size
 #: Height and width in pixels.
 Grid = tuple[int, int]
 
-#: Tokens are resampled only where there are 1.1 times as many a side as ``most_tiles`` have.
+#: Tokens are resampled only if a side has more than 1.1 times the tokens that ``most_tiles`` have.
 _SLACK: Final = 1.1
 
 
 class AnyresRule(BaseTileRule, tag="anyres"):
     """LLaVA-NeXT and OneVision: the best of a list of grids, and a tile of the whole image.
 
-    ``grids`` are in the checkpoint's order: of equally good ones the first wins.
-    ``max_dynamic_patch`` counts the tiles of the largest. Each line gives one token more; above
-    ``most_tiles`` tiles' worth of tokens they are resampled to about so many.
+    ``grids`` are in the checkpoint's order; of equally good grids the first wins.
+    ``max_dynamic_patch`` is the number of tiles of the largest grid. Each line of the grid ends
+    with one more token; an image with more tokens than ``most_tiles`` tiles have is resampled to
+    about that number.
     """
 
     grids: tuple[Grid, ...]
@@ -34,9 +35,9 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     varies_by_size = True
 
     def grids_within(self, limit: int) -> tuple[Grid, ...]:
-        """The grids of at most ``limit`` tiles; the single tile where the list has none so small.
+        """The grids of at most ``limit`` tiles; a grid of one tile if the list has none so small.
 
-        These are what a lowered limit leaves of ``image_grid_pinpoints``.
+        A lowered limit leaves these in ``image_grid_pinpoints``.
         """
         kept = tuple(grid for grid in self.grids if self._tiles(grid) <= limit)
         return kept or ((self.tile_size, self.tile_size),)
@@ -45,12 +46,12 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self._tiles(_best(self.grids_within(limit), width, height)) + 1
 
     def _worst_units(self, limit: int) -> int:
-        """Exact: an image of a grid's own size is fitted into it."""
+        """The bound is exact: an image of a grid's own size is fitted into this grid."""
         return max(self._tiles(grid) for grid in self.grids_within(limit)) + 1
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """Padding is cut off, lines are ended."""
-        self.units(width, height, limit)  # refuses what is no size
+        """Tokens of the image without its padding, and with the token that ends each line."""
+        self.units(width, height, limit)  # raises an error for a size that is not valid
         within = self.grids_within(self.max_dynamic_patch if limit is None else limit)
         grid, side = _best(within, width, height), self._side
         rows, columns = side * (grid[0] // self.tile_size), side * (grid[1] // self.tile_size)
@@ -61,10 +62,10 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + self._packed(rows, columns)
 
     def unit_tokens(self, units: int) -> int:
-        """No padding is cut off.
+        """Tokens of an image that fills its grid, so that no padding is removed.
 
-        Exact for an image of its grid's own shape. Resampled ones are bounded by 1.1 squared times
-        ``most_tiles``, where none is cut off.
+        It is exact for an image of its grid's own shape. For resampled images it is an upper bound:
+        1.1 squared times the tokens of ``most_tiles``, with no padding removed.
         """
         side, most = self._side, 0
         for height, width in (*self.grids, (self.tile_size, self.tile_size)):
@@ -73,26 +74,26 @@ class AnyresRule(BaseTileRule, tag="anyres"):
                 continue
             full = self._packed(rows, columns)
             if self.most_tiles and rows * columns > _SLACK**2 * self.most_tiles * side**2:
-                # Cutting padding off may bring the image just below where resampling begins.
+                # With less padding, an image may have just too few tokens to be resampled.
                 full = max(full, int(_SLACK**2 * self.most_tiles * side**2) + rows)
             most = max(most, full)
         return self.tokens_per_tile + most
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """No image has fewer tokens than the whole image's tile."""
+        """An upper bound: each image has at least the tokens of the tile of the whole image."""
         return tokens // self.tokens_per_tile * self.worst_units()
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """Only the counts that occur, since a limit leaves whole grids."""
+        """The tile counts of the grids: a limit between two of them leaves the same grids."""
         return tuple(sorted({1} | {self._tiles(grid) for grid in self.grids}, reverse=True))
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """The model reads config.json's list, its processor the preprocessor's: alike."""
+        """The list of grids, for config.json (read by the model) and the image processor's file."""
         grids = {"image_grid_pinpoints": [list(grid) for grid in self.grids_within(limit)]}
         return FolderEdits(grids, grids)
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """The image that has most tokens, of those with most tiles."""
+        """The size with the most tokens, among the sizes with the most tiles."""
         limit = self.max_dynamic_patch if limit is None else limit
 
         def rank(size: Grid) -> tuple[int, int]:
@@ -109,7 +110,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return (grid[0] // self.tile_size) * (grid[1] // self.tile_size)
 
     def _packed(self, rows: int, columns: int) -> int:
-        """Tokens of the grid's own tiles: a token more a line; resampled where there are many."""
+        """Tokens of the grid's tiles, one more for each line; resampled if they are too many."""
         if self.most_tiles:
             ratio = sqrt(rows * columns / (self.most_tiles * self._side**2))
             if ratio > _SLACK:
@@ -118,7 +119,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
 
 
 def _best(grids: tuple[Grid, ...], width: int, height: int) -> Grid:
-    """The grid that an image is fitted into, floating point included."""
+    """The grid that an image is fitted into, rounded as the preprocessor rounds."""
     best, kept, wasted = grids[0], 0, float("inf")
     for grid in grids:
         scale = min(grid[1] / width, grid[0] / height)

@@ -1,4 +1,4 @@
-"""What all rules share whose units are square tiles of one size."""
+"""The base of all image rules whose units are square tiles of one size."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from turbofit.core.units import number
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
-#: Beyond this LMDeploy's own search for a grid (cubic in the limit) takes minutes for one image.
+#: With a larger limit LMDeploy's search for a grid, cubic in it, takes minutes for one image.
 LARGEST_PATCH_LIMIT: Final = 4096
 
-#: ``image_url.detail`` of an OpenAI client, as LMDeploy's InternVLChatModel reads it; any other
-#: value means the checkpoint's own limit. An integer ``max_dynamic_patch`` wins over it.
+#: Limits that LMDeploy's InternVLChatModel reads from ``image_url.detail`` of an OpenAI client; any
+#: other value means the checkpoint's own limit. An integer ``max_dynamic_patch`` wins over it.
 DETAIL_PATCHES: Final = {"low": 6, "medium": 12, "high": 24}
 
 
 class BaseTileRule(ImageRule):
-    """An image becomes square tiles; the limit is how many, a tile of the whole image aside.
+    """An image becomes square tiles; the limit counts them without the tile of the whole image.
 
-    ``max_dynamic_patch`` is the checkpoint's own limit. ``thumbnail``: the whole image is one tile
-    more where there is more than one. ``dynamic`` false means one tile for every image.
+    ``max_dynamic_patch`` is the checkpoint's own limit. ``thumbnail``: an image of several tiles
+    has one more, of the whole image. ``dynamic`` false means one tile for every image.
     """
 
     unit_name = "tile"
@@ -78,7 +78,7 @@ class BaseTileRule(ImageRule):
         return units * self.tokens_per_tile
 
     def tower_tokens(self, patch_size: int) -> int:
-        """A tile's patches, and the class token."""
+        """The patches of one tile, and its class token."""
         return (self.tile_size // patch_size) ** 2 + 1
 
     def unit_values(self, channels: int, temporal_patch: int) -> int:
@@ -95,11 +95,11 @@ class BaseTileRule(ImageRule):
         return range(1, most)
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Nothing where no file has a limit."""
+        """No edits: no file of the model folder holds a limit."""
         return FolderEdits({}, {})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """An integer ``max_dynamic_patch`` wins, then ``detail``."""
+        """Lower an image; of the request's fields ``max_dynamic_patch`` wins over ``detail``."""
         patch, word = options.get("max_dynamic_patch"), options.get("detail")
         detail = word if isinstance(word, str) else ""
         wanted = DETAIL_PATCHES.get(detail, to.default)
@@ -119,7 +119,7 @@ class BaseTileRule(ImageRule):
         elif detail in DETAIL_PATCHES:
             change = ("detail", detail)
         elif wanted == to.default and self.units(*size, wanted) <= count:
-            wanted = limit  # the default would have made no more of this image
+            wanted = limit  # with the default, this image would have no more units
         lowered = number(patch) > limit or wanted > limit
         return Lowered(self.knobs(limit), count, ((*change, limit),) if lowered else ())
 

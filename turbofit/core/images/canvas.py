@@ -1,8 +1,8 @@
 """Llama 4: an image is laid on a canvas, which is any grid of at most ``max_patches`` tiles.
 
-Of those that an image need not be shrunk for, the one that enlarges it least is taken, else the one
-that shrinks it least; of equally good ones the smallest. The whole image is one tile more where
-there is more than one.
+If some canvases hold the image without shrinking it, the one that enlarges it least is taken; else
+the one that shrinks it least; of equally good ones the smallest. An image of more than one tile has
+one more, which shows the whole image.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from turbofit.core.images.tile import TileRule
 class CanvasRule(TileRule, tag="canvas"):
     """Llama 4: a canvas has at most ``max_dynamic_patch`` tiles.
 
-    ``tokens_per_tile`` counts a tile's own and the one that follows it: a separator, or the name of
-    the whole image's tile.
+    ``tokens_per_tile`` counts the tile's own tokens and one that follows: a separator, or the name
+    of the tile that shows the whole image.
     """
 
     client_knobs: bool = False
 
     def _units(self, width: int, height: int, limit: int) -> int:
-        """Floating point as the preprocessor's."""
+        """Tiles of the best canvas, with floating point as in the preprocessor."""
         best, tiles = 0.0, 0
         for rows, columns in _canvases(max(1, limit)):
             scale = min(
@@ -40,12 +40,12 @@ class CanvasRule(TileRule, tag="canvas"):
         return FolderEdits({}, {"max_patches": limit})
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """A canvas stretches no image."""
+        """None: the image keeps its shape on the canvas."""
         return None
 
 
 def _rank(scale: float) -> tuple[bool, float]:
-    """What enlarges comes before what shrinks, and of either the nearest to the image's own."""
+    """The sort key of a canvas: enlarging is better than shrinking, then the scale nearest to 1."""
     return scale >= 1, -scale if scale >= 1 else scale
 
 
@@ -58,6 +58,6 @@ def _canvases(limit: int) -> tuple[tuple[int, int], ...]:
 
 
 def _quotient(first: int, second: int) -> float:
-    """Rounded to 32 bits, as torch divides integers."""
+    """The quotient rounded to 32 bits, as torch divides integers."""
     value: float = unpack("f", pack("f", first / second))[0]
     return value

@@ -1,4 +1,4 @@
-"""Llama 3.2 Vision: every image is padded to the most tiles, for the cross-attention layers."""
+"""Llama 3.2 Vision: every image is padded to the largest number of tiles, for cross-attention."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from turbofit.core.images.base_tile import BaseTileRule
 class CrossRule(BaseTileRule, tag="cross"):
     """Llama 3.2 Vision: every image is padded to ``max_dynamic_patch`` tiles.
 
-    It takes one token of the prompt, and ``tokens_per_tile`` tokens a tile of the caches of the
-    cross-attention layers.
+    An image takes one token of the prompt. In the caches of the cross-attention layers, it takes
+    ``tokens_per_tile`` tokens for each tile.
     """
 
     varies_by_size = False

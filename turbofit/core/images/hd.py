@@ -1,10 +1,10 @@
-"""Phi-3-vision and Phi-3.5-vision: a page of tiles, padded to the most there may be.
+"""Phi-3-vision and Phi-3.5-vision: an image is a page of tiles, padded to a fixed number.
 
-The image is scaled to the widest row of tiles whose page, at its own shape, has no more than
-``num_crops`` of them; a portrait is laid on its side for that. Only the tiles of the page and the
-one of the whole image give tokens; a token ends each line, and one stands between page and whole.
+The image is scaled to the widest row of tiles whose page, with the image's shape, has at most
+``num_crops`` tiles; a portrait is turned to landscape for this. Only the tiles of the page and the
+tile of the whole image give tokens. One token ends each line, and one stands between the two.
 
-The preprocessor is the checkpoints' own code and was not run; the tokens of a page are LMDeploy's.
+The preprocessor is code of the checkpoint, and was not run; the tokens are those of LMDeploy.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class HdRule(BaseTileRule, tag="hd"):
         return self._page(*((scale, lines) if height > width else (lines, scale)))
 
     def unit_tokens(self, units: int) -> int:
-        """Exact for the worst image, a column, which has most lines."""
+        """Tokens of the worst image of so many units: a column, which has the most lines."""
         return self._page(max(1, units - 1), 1)
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """No image has fewer tokens than a page of one tile."""
+        """An upper bound: no image has fewer tokens than a page of one tile."""
         return tokens // self._page(1, 1) * (padded or self.max_dynamic_patch + 1)
 
     def folder_edits(self, limit: int) -> FolderEdits:
         return FolderEdits({}, {"num_crops": limit})
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """A column, which has most tokens."""
+        """The size of a column of tiles, which has the most tokens."""
         return self.tile_size, self.tile_size * (self.max_dynamic_patch if limit is None else limit)
 
     def _page(self, rows: int, columns: int) -> int:

@@ -1,6 +1,6 @@
 """Idefics3 and SmolVLM: every image is enlarged or shrunk until its longer side is whole tiles.
 
-So the number of tiles goes by the shape of an image and not by its size.
+The number of tiles thus depends on the shape of an image, not on its size.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ LARGEST_EDGE = 4096
 class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
     """Idefics3: the longer side becomes so many tiles, the shorter one as many as cover it.
 
-    ``max_dynamic_patch`` is the square of that number; between two squares it is the lower one. In
-    the prompt two tokens stand around each tile (``<fake_token_around_image>`` and its place), a
-    line feed ends each row, and a line feed and a token more are around the whole image's tile.
+    ``max_dynamic_patch`` is the square of that number; a limit between two squares acts as the
+    lower one. In the prompt, two tokens stand around each tile (``<fake_token_around_image>`` and
+    the tile's position), a line feed ends each row, and a line feed and one more token stand around
+    the tile of the whole image.
     """
 
     common_limits = (16, 9, 4, 1)
@@ -28,12 +29,12 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
 
     @property
     def least_units(self) -> int:
-        """A strip's, since no image stays small."""
+        """Units of a narrow strip: the preprocessor enlarges small images, so none has fewer."""
         return self._units(self.tile_size, 1, self.max_dynamic_patch)
 
     @property
     def small_image(self) -> DummyImage:
-        """A strip."""
+        """A narrow strip, which has the fewest tiles."""
         return DummyImage((self.tile_size, self.tile_size // 8), {})
 
     def _units(self, width: int, height: int, limit: int) -> int:
@@ -41,17 +42,17 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return rows * columns + 1 if rows * columns > 1 else 1
 
     def _worst_units(self, limit: int) -> int:
-        """A square's. An odd side is rounded up to an even one, and needs a row of tiles more."""
+        """Units of a square. An odd side is rounded up to an even one, which adds a tile row."""
         return self._units(1, 1, limit)
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """Over by one where a tokenizer takes two line feeds for one token."""
+        """Tokens of an image; one too many if a tokenizer makes two line feeds one token."""
         units = self.units(width, height, limit)
         rows, _ = self._grid(width, height, self.max_dynamic_patch if limit is None else limit)
         return self._prompt_tokens(units, rows)
 
     def unit_tokens(self, units: int) -> int:
-        """Over by the line feeds of rows that an image of so many units may not have."""
+        """An upper bound: it counts line feeds of more rows than the image may have."""
         most, _ = self._grid(1, 1, self.max_dynamic_patch)
         return self._prompt_tokens(units, min(most, max(1, units - 1)))
 
@@ -65,7 +66,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return FolderEdits({}, {"size": {"longest_edge": isqrt(max(1, limit)) * self.tile_size}})
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """A square. No size keeps an image to a limit that the engine does not know."""
+        """A square's size. An engine that does not know the limit ignores it for every size."""
         side = isqrt(max(1, self.max_dynamic_patch if limit is None else limit))
         return (side * self.tile_size,) * 2
 

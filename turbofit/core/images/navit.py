@@ -1,6 +1,6 @@
 """Kimi-K2.5: an image is shrunk to a budget of whole patches, then padded to whole windows.
 
-Nothing is enlarged or stretched. With its padding an image may have more patches than the budget.
+No image is enlarged or stretched. The padding may bring it above the budget of patches.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from turbofit.core.images.rule import FolderEdits, Size
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Patches of a side: the worst image is looked for among as many.
+#: The longest side in patches: the search for the worst image goes up to it.
 LARGEST_SIDE: Final = 1 << 12
 
 
 class NavitRule(PatchRule, tag="navit"):
     """Kimi-K2.5: ``max_pixels`` are the budget's patches; ``side``: patches of a side at most.
 
-    A strip of one window's width may be as long as ``side``, whatever the budget.
+    A strip as narrow as one window may have ``side`` patches, even above the budget.
     """
 
     mrope: ClassVar[bool] = False
-    #: Its front end refuses ``mm_processor_kwargs``.
+    #: LMDeploy's front end refuses ``mm_processor_kwargs`` for this model.
     by_request = False
 
     min_pixels: int = 1
@@ -38,7 +38,7 @@ class NavitRule(PatchRule, tag="navit"):
     side: Annotated[int, Meta(le=LARGEST_SIDE)] = 512
 
     def patches(self, width: int, height: int, limit: int | None = None) -> tuple[int, int]:
-        """Rows and columns of patches of an image, those of the padding among them."""
+        """Rows and columns of an image's patches, with those of its padding."""
         limit = self.max_pixels if limit is None else limit
         wide, high = self._shrunk((width, height), limit)
         return -(-high // self.edge) * self.merge, -(-wide // self.edge) * self.merge
@@ -48,7 +48,7 @@ class NavitRule(PatchRule, tag="navit"):
         return rows * columns
 
     def _shrunk(self, size: Size, limit: int) -> Size:
-        """Pixels of both sides before padding; every step is rounded as the preprocessor does."""
+        """Width and height in pixels before padding; each step rounds as the preprocessor does."""
         width, height = size
         patch, longest = self.patch_size, self.side * self.patch_size
         patches = max(1, width // patch) * max(1, height // patch)
@@ -64,14 +64,14 @@ class NavitRule(PatchRule, tag="navit"):
         return self._units(width, height, limit)
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """Attains the most. No size keeps it to a limit that the engine does not know."""
+        """The size with the most units. An engine that does not know the limit ignores it."""
         return _worst_size(self, self.max_pixels if limit is None else limit)
 
     def candidates(self, limit: int) -> Iterator[Size]:
-        """A strip, and for each number of windows across the tallest that reaches into the last.
+        """A strip, and for each number of windows across, the tallest image that reaches the last.
 
-        The budget counts whole patches, so that an image with most of a patch over on both sides
-        has most; the fewest that reach into the last window leave room for the most rows.
+        The budget counts whole patches, so an image whose sides are both almost a patch longer has
+        the most. The fewest patches that reach into the last window leave room for the most rows.
         """
         patch, last = self.patch_size, self.side - 1
         budget = max(1, limit // patch**2)
@@ -79,7 +79,7 @@ class NavitRule(PatchRule, tag="navit"):
         for window in range(1, self.side // self.merge):
             across = window * self.merge
             width = (across + 1) * patch - 1
-            least = (window * self.edge + 1) / width  # scale that reaches into the last window
+            least = (window * self.edge + 1) / width  # reaches just into the last window
             most = max(1, int(budget / (across * least**2)))
             full = max(last, last**2 * across // budget)  # shrunk to about the longest side
             for down in {most, min(most, full), min(most, full + 1)}:
@@ -100,7 +100,7 @@ class NavitRule(PatchRule, tag="navit"):
 
 @lru_cache(maxsize=256)
 def _worst_size(rule: NavitRule, limit: int) -> Size:
-    """The widest image that has the most patches."""
+    """The widest of the images with the most patches."""
     return max(
         rule.candidates(limit), key=lambda size: (rule.units(size[0], size[1], limit), size[0])
     )

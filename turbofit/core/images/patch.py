@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class PatchRule(ImageRule, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
-    A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``frames``: an image
-    counts as so many in the bounds of the checkpoint's own file; those here are of one.
-    ``enlarge``: an image with a side below a window is enlarged before anything else. ``video`` is
-    None where LMDeploy takes no videos of this model.
+    A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``frames``: the
+    checkpoint's file has bounds for this number of frames, of which an image counts as so many; the
+    bounds here are for one. ``enlarge``: an image with a side below a window is enlarged before
+    anything else. ``video`` is None if LMDeploy takes no videos of this model.
     """
 
     unit_name = "patch"
@@ -54,12 +54,12 @@ class PatchRule(ImageRule, tag="patch"):
 
     @property
     def limit_step(self) -> int:
-        """The pixels of a window."""
+        """The pixels of one window."""
         return self.edge**2
 
     @property
     def unit_step(self) -> int:
-        """The patches of a window."""
+        """The patches of one window."""
         return self.merge**2
 
     @property
@@ -94,12 +94,12 @@ class PatchRule(ImageRule, tag="patch"):
         return windows(*size, self.edge, largest, smallest, enlarge=self.enlarge, what="image")
 
     def _worst_units(self, limit: int) -> int:
-        """An upper bound.
+        """An upper bound of the patches of one image.
 
-        It is exact where the largest number of windows is a grid no longer than 200 : 1 (16,384 in
+        It is exact if the largest number of windows forms a grid no longer than 200 : 1 (16,384 in
         the published models is 128 x 128), else a fraction of a percent high. Bounds below about
-        157,000 pixels are exceeded by long strips, since a strip keeps one window of height; a
-        ``min_pixels`` near the limit lets rounding up exceed it. Both are covered.
+        157,000 pixels are exceeded by long strips, since a strip keeps one window of height; with a
+        ``min_pixels`` near the limit, rounding up may exceed it. The bound covers both.
         """
         area, smallest = self.limit_step, self.min_pixels
         most = max(1, limit // area)
@@ -122,7 +122,7 @@ class PatchRule(ImageRule, tag="patch"):
         return channels * temporal_patch * self.patch_size**2
 
     def largest_limit(self, units: int) -> int | None:
-        """Whole windows."""
+        """The largest limit that holds, as a number of whole windows."""
         area = self.limit_step
         most = min(units // self.merge**2, self.max_pixels // area)
         return area * bisect(lambda n: self._worst_units(n * area) <= units, 0, most + 1)[0] or None
@@ -137,7 +137,7 @@ class PatchRule(ImageRule, tag="patch"):
         return tuple(limits)
 
     def limits_below(self, most: int) -> range:
-        """Whole windows, and a ``min_pixels`` is never undercut."""
+        """Limits of whole windows, from ``min_pixels`` on."""
         least = -(-self.min_pixels // self.limit_step) * self.limit_step
         return range(least, max(least + 1, most), self.limit_step)
 
@@ -145,13 +145,14 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, **self.knobs(limit))
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """Transformers 5.17 ignores one of two bounds alone."""
+        """Both bounds, since Transformers 5.17 ignores one that stands alone."""
         return {"min_pixels": min(self.min_pixels, limit), "max_pixels": limit}
 
     def folder_edits(self, limit: int) -> FolderEdits:
         least, most = min(self.min_pixels, limit) * self.frames, limit * self.frames
         size = {"shortest_edge": least, "longest_edge": most}
-        # Transformers 5 lets the bare names win over size, older ones read only the bare names.
+        # Transformers 5 prefers min_pixels and max_pixels to size; older versions read only these
+        # two.
         return FolderEdits({}, {"min_pixels": least, "max_pixels": most, "size": size})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
@@ -160,8 +161,8 @@ class PatchRule(ImageRule, tag="patch"):
         least = min(low if low >= 1 else self.min_pixels, limit)
         fallback = self.largest_limit(to.units) or self.min_pixels
         count = 0
-        # Raising a small image to min_pixels rounds up, and so may pass max_pixels: each next pair
-        # is tried only where the one before takes too much.
+        # Raising a small image to min_pixels rounds up, and so may pass max_pixels. Each next pair
+        # is tried only if the pair before it takes too many units.
         for pair in (
             (least, limit),
             (min(least, self.min_pixels), limit),
@@ -189,7 +190,7 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, min_pixels=least, max_pixels=most).units(*size)
 
     def request_bounds(self, options: Options) -> dict[str, int]:
-        """LMDeploy counts some models' images as two frames."""
+        """The bounds of one frame; LMDeploy counts an image of some models as two frames."""
         given = {name: number(options.get(name)) for name in ("min_pixels", "max_pixels")}
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
 
@@ -209,7 +210,7 @@ class PatchRule(ImageRule, tag="patch"):
         return DummyImage((112, 112), {})
 
     def image_of(self, units: int) -> DummyImage | None:
-        """The squarest; only fields of its own make an image so large."""
+        """The squarest image of so many units; None if requests cannot set their own bounds."""
         if not self.client_knobs:
             return None
         count = max(1, units // self.merge**2)
@@ -218,7 +219,7 @@ class PatchRule(ImageRule, tag="patch"):
         return DummyImage(size, {"min_pixels": self.min_pixels, "max_pixels": size[0] * size[1]})
 
     def grid(self, units: int) -> int | list[int]:
-        """As square as whole windows allow."""
+        """Time, height and width of a grid, as square as whole windows allow."""
         wanted = max(self.unit_step, units // self.unit_step * self.unit_step)
         for height in range(isqrt(wanted) // self.merge * self.merge, 1, -self.merge):
             if wanted % height == 0 and wanted // height % self.merge == 0:

@@ -1,4 +1,4 @@
-"""What every image rule answers: how images become units of the tower, and tokens of the text."""
+"""The base of image rules: how images become units of the tower, and tokens of the text."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 _REFUSED: Final = 1 << 62
-#: Share of the most units with which a squarer image is as bad.
+#: A squarer image is as bad if it has this share of the most units.
 _NEARLY: Final = 0.97
 
 
 class DummyImage(NamedTuple):
-    """An image for a test request, and LMDeploy's fields beside it."""
+    """An image for a test request, and LMDeploy's fields that go with it."""
 
     size: Size
     knobs: dict[str, int]
 
 
 class FolderEdits(NamedTuple):
-    """Values that lower a model folder's own limit: of ``config.json``, of the image processor.
+    """New values for ``config.json`` and the image processor's file, which lower a folder's limit.
 
-    ``inside``: the key of the processor's file under which they are, where not at its top.
+    ``inside``: the key of the processor's file that holds them; empty: they stand at its top.
     """
 
     config: dict[str, Any]
@@ -47,11 +47,11 @@ class FolderEdits(NamedTuple):
 
 
 class Allowed(NamedTuple):
-    """What a client's image is lowered to.
+    """The limits that a client's image is lowered to.
 
-    ``planned`` is the plan's limit, ``default`` that of an image without fields where no plan
-    lowers it, ``units`` what the plan paid for an image: more are left only where nothing helps.
-    ``cap``: a limit below the planned one, which holds only for images that it makes smaller.
+    ``planned`` is the plan's limit. ``default`` is the limit of an image without fields if no plan
+    lowers it. ``units`` is what the plan counts for an image; an image keeps more only if no lower
+    limit helps. ``cap`` is a lower limit, used only for images that it makes smaller.
     """
 
     planned: int
@@ -61,10 +61,10 @@ class Allowed(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """LMDeploy's fields for a client's image, its units, and what was changed.
+    """LMDeploy's fields for a client's image, its units, and the changes.
 
-    ``changes``: a field's name, the value that was asked for, the value that is given. Where no
-    value was asked for it is the default's, if that would have made more units of the image.
+    ``changes``: a field's name, the wished value, the value given. If nobody wished a value, the
+    default stands for it, provided it would have made more units of the image.
     """
 
     knobs: dict[str, int]
@@ -75,8 +75,8 @@ class Lowered(NamedTuple):
 class ImageRule(Struct):
     """How a model's images become units of its vision tower, and tokens of its language model.
 
-    A unit is a tile or a patch. A limit bounds the units of one image and is given as LMDeploy has
-    it, in tiles or in pixels; where it may be None, that is the checkpoint's own.
+    A unit is a tile or a patch. A limit bounds the units of one image and is counted as LMDeploy
+    counts it, in tiles or in pixels; an optional limit of None is the checkpoint's own.
 
     Tokens are those of the image alone: a chat template wraps each image in two text tokens more
     (``<img>``/``</img>`` or ``<|vision_start|>``/``<|vision_end|>``; InternVL's adds a line feed),
@@ -85,22 +85,22 @@ class ImageRule(Struct):
     A rule is one file of this folder, and a member of ``AnyImageRule``.
     """
 
-    #: A unit, several of them, and what a limit counts, in messages and ``limits.vision_unit``.
+    #: Names of one unit, of several, and of what a limit counts; used in ``limits.vision_unit``.
     unit_name: ClassVar[Literal["tile", "patch"]]
     units_name: ClassVar[Literal["tiles", "patches"]]
     limit_unit: ClassVar[Literal["tiles", "pixels"]]
-    #: The limit's name to LMDeploy and among the rule's fields, and that in ``core.plan.Limits``.
+    #: The limit's name in LMDeploy and in the rule's fields, and its name in ``core.plan.Limits``.
     limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels"]]
     plan_limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels_per_image"]]
-    #: Lower limits whose cost a plan tells, the largest first.
+    #: Lower limits whose effect a plan shows, the largest first.
     common_limits: ClassVar[tuple[int, ...]]
-    #: Whether there are few limits, so that each can be tried for each image of a request.
+    #: Whether the limits are so few that each can be tried for each image of a request.
     few_limits: ClassVar[bool]
-    #: Whether the tower's attention is over a whole image, not over one tile at a time.
+    #: Whether the tower's attention spans the whole image, not one tile at a time.
     whole_image: ClassVar[bool] = False
     #: Whether each token has a position in time, height and width (M-RoPE).
     mrope: ClassVar[bool] = False
-    #: The worst image is longer than so many heights only where squarer ones have clearly less.
+    #: A worst image longer than this ratio is chosen only if squarer ones have clearly fewer units.
     slim: ClassVar[int]
 
     @property
@@ -121,12 +121,12 @@ class ImageRule(Struct):
 
     @property
     def limit_step(self) -> int:
-        """Limits that differ by less are the same limit."""
+        """The smallest difference between two limits that counts."""
         return 1
 
     @property
     def unit_step(self) -> int:
-        """Units come in multiples of this, which the projector takes as one."""
+        """The units of an image are a multiple of this; the projector merges as many into one."""
         return 1
 
     @property
@@ -141,50 +141,50 @@ class ImageRule(Struct):
 
     @property
     def exposed_limit(self) -> int:
-        """The limit that ordinary OpenAI clients can reach on a server that enforces none."""
+        """The limit that OpenAI clients can reach on a server that enforces no limit."""
         return self.checkpoint_limit
 
     @property
     def by_request(self) -> bool:
-        """Whether LMDeploy takes a limit for all images of a request, and for none alone."""
+        """Whether LMDeploy takes one limit for all images of a request, but none for one image."""
         return False
 
     @property
     def processor_limit(self) -> str | None:
-        """The limit's name in a running engine's image processor, where nothing else holds it."""
+        """The limit's name in a running engine's image processor, if no other place holds it."""
         return None
 
     @property
     def unmade_units(self) -> int:
-        """A number of units that no image has; 0 where there is none."""
+        """A number of units that no image has; 0 if every number occurs."""
         return 0
 
     @property
     def limit_option(self) -> str:
-        """The limit on the command line."""
+        """The command-line option that sets the limit."""
         return option_of(self.limit_name)
 
     @property
     @abstractmethod
     def summary(self) -> str:
-        """The checkpoint's own limit in a word or two."""
+        """The checkpoint's own limit in one or two words."""
 
     @property
     @abstractmethod
     def unit_side(self) -> int:
-        """Pixels of a unit's side; a unit is square."""
+        """The side of one (square) unit, in pixels."""
 
     @property
     def by_table(self) -> bool:
-        """Whether LMDeploy makes an image's tiles itself, where a table makes numbers of bytes.
+        """Whether LMDeploy itself cuts an image into tiles, with its table of numbers of bytes.
 
-        Else an image processor of Transformers does.
+        If not, an image processor of Transformers cuts it.
         """
         return False
 
     @property
     def videos(self) -> Videos | None:
-        """The model's videos; None where LMDeploy's PyTorch engine takes none."""
+        """The rule of the model's videos; None if LMDeploy's PyTorch engine takes none."""
         return None
 
     def units(self, width: int, height: int, limit: int | None = None) -> int:
@@ -211,7 +211,7 @@ class ImageRule(Struct):
 
     @property
     def least_units(self) -> int:
-        """Units that no image has fewer of, whatever its size and limit."""
+        """The fewest units that an image may have, under any size and limit."""
         return self.unit_step
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
@@ -225,17 +225,17 @@ class ImageRule(Struct):
     def unit_tokens(self, units: int) -> int:
         """Tokens of the language model that an image of so many units takes.
 
-        Exact where tokens go by units alone. Otherwise never under: what an image does not cover of
-        its grid or page gives none, and :meth:`tokens` is exact.
+        It is exact if the tokens depend on the units alone. Otherwise it is an upper bound: the
+        uncovered parts of a grid or page give no tokens, and :meth:`tokens` is exact.
         """
         return self.features(units)
 
     @abstractmethod
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """The most units of any images whose tokens are at most so many in all.
+        """The most units of images that have at most so many tokens in all.
 
-        Never under. For grids and pages far over: an image that covers little has many tiles and
-        few tokens. A page is ``padded`` to so many units; None is the checkpoint's own.
+        It is an upper bound, far above for grids and pages: an image that covers little has many
+        tiles and few tokens. A page is padded to ``padded`` units; None is the checkpoint's number.
         """
 
     def units_in(self, tokens: int, most: int) -> int:
@@ -252,74 +252,74 @@ class ImageRule(Struct):
 
     @abstractmethod
     def features(self, units: int) -> int:
-        """Rows that tower and projector make of so many units, before any padding is cut off."""
+        """Rows that tower and projector make of so many units, before padding is removed."""
 
     @abstractmethod
     def tower_tokens(self, patch_size: int) -> int:
-        """Tokens that the tower runs on for one unit, where its patches have this side."""
+        """Tokens that the tower processes for one unit, if its patches have this side."""
 
     @abstractmethod
     def unit_values(self, channels: int, temporal_patch: int) -> int:
-        """Values of one unit's preprocessed pixels."""
+        """The number of values in one unit's preprocessed pixels."""
 
     @abstractmethod
     def largest_limit(self, units: int) -> int | None:
-        """The largest limit, no more than the checkpoint's own, whose worst image is within units.
+        """The largest limit, at most the checkpoint's own, whose worst image has at most ``units``.
 
-        None where there is none.
+        None if no limit is low enough.
         """
 
     @abstractmethod
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """Limits worth trying, the checkpoint's own first: tile counts, or ``steps`` halves."""
+        """Limits worth trying, the checkpoint's own first: tile counts, or ``steps`` halvings."""
 
     @abstractmethod
     def limits_below(self, most: int) -> range:
-        """Every limit below this one that images can be lowered to, the smallest first."""
+        """All limits below ``most`` that images can be lowered to, the smallest first."""
 
     def with_limit(self, limit: int) -> Self:
-        """The rule of a model folder whose own limit is this."""
+        """The rule of a model folder whose own limit is ``limit``."""
         return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """LMDeploy's fields of an image that hold it to the limit, whatever its default."""
+        """LMDeploy's fields that hold an image to the limit, whatever its default is."""
         return {self.limit_name: limit}
 
     @abstractmethod
     def folder_edits(self, limit: int) -> FolderEdits:
-        """What makes the limit a model folder's own."""
+        """The edits that give a model folder this limit as its own."""
 
     @abstractmethod
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """A client's image with the fields that it asks for, lowered through LMDeploy's fields.
+        """Lower a client's image, with the fields of its request, through LMDeploy's fields.
 
-        Values that LMDeploy would not read are not obeyed either.
+        Values that LMDeploy would not read are ignored here, too.
 
         Raises:
             UsageError: a size that the preprocessor refuses.
         """
 
     def request_bounds(self, options: Options) -> dict[str, int]:
-        """What a request's ``mm_processor_kwargs`` ask of all its images, as fields of one."""
+        """The bounds that a request's ``mm_processor_kwargs`` set for each of its images."""
         return {}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
-        """The rule under the tightest of several images' fields, as one request carries it."""
+        """The rule with the tightest of several images' fields, which one request carries."""
         return self
 
     @property
     def request_knobs(self) -> dict[str, int]:
-        """Its own limit in ``mm_processor_kwargs``, where LMDeploy takes it :meth:`by_request`."""
+        """The rule's limit in ``mm_processor_kwargs``, for models that take it for a request."""
         return {}
 
     @property
     @abstractmethod
     def small_image(self) -> DummyImage:
-        """A small image."""
+        """A small image for a test request."""
 
     @abstractmethod
     def image_of(self, units: int) -> DummyImage | None:
-        """An image of so many units, as many as wanted; None where images cannot be made so."""
+        """An image of so many units; None if no image of this model can be made so."""
 
     @abstractmethod
     def grid(self, units: int) -> int | list[int]:
@@ -327,12 +327,12 @@ class ImageRule(Struct):
 
     @abstractmethod
     def _cells(self, limit: int) -> tuple[int, int]:
-        """Tiles or windows of the worst image, a thumbnail aside, and the pixels of their side."""
+        """The worst image's tiles or windows, without a thumbnail, and their side in pixels."""
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """Size of an image that has the most units under the limit, as square as may be.
+        """The size of an image that has the most units under the limit, as square as possible.
 
-        Its size alone keeps it to the limit, but for grids: an engine that only knows the
+        Except for grids, the size alone holds it to the limit: an engine that only knows the
         checkpoint's own limit makes as many units of it.
         """
         limit = self.checkpoint_limit if limit is None else limit
@@ -352,11 +352,11 @@ class ImageRule(Struct):
         return best
 
     def size_within(self, size: Size, limit: int) -> Size | None:
-        """Size with which an image takes, under its own limit, what it would take under a lower.
+        """A size with which an image has as many units, under its own limit, as under a lower one.
 
-        For images that no field of a request can hold down (InternVL in the Transformers format,
-        LLaVA's grids, any model through the Messages API). Where no size takes as little, one that
-        takes somewhat more; None where none takes less than the image as it is.
+        It is for images that no field of a request can limit (InternVL in the Transformers format,
+        LLaVA's grids, any model through the Messages API). If no size has so few units, a size with
+        somewhat more is returned; None if no size has fewer than the image as it is.
 
         Raises:
             UsageError: a size that the preprocessor refuses.
@@ -372,30 +372,30 @@ class ImageRule(Struct):
             return self._scaled(size, goal)
         if self._count(stretched) <= goal:
             return stretched
-        # What is below the least size is enlarged again: the nearest that is to be had.
+        # An image below the least size is enlarged again, so the nearest possible size is taken.
         best = min(filter(None, (stretched, self._scaled(size, goal))), key=self._count)
         return best if self._count(best) < before else None
 
     def stretched(self, size: Size, limit: int) -> Size | None:
         """The size that the preprocessor itself gives an image under the limit.
 
-        None where it stretches none: a smaller image of the same shape then has a smaller grid.
+        None if it stretches no image: a smaller image of the same shape then has a smaller grid.
         """
         return None
 
     def _scaled(self, size: Size, goal: int) -> Size | None:
-        """The largest size found of the image's own shape that takes no more than ``goal``."""
+        """The largest size found, of the image's shape, that takes at most ``goal`` units."""
         longer = max(size)
 
         def at(side: int) -> Size:
-            width, height = (-(-edge * side // longer) for edge in size)  # never a longer shape
+            width, height = (-(-edge * side // longer) for edge in size)  # keeps the shape
             return width, height
 
         side = bisect(lambda side: self._count(at(side)) <= goal, 0, longer + 1)[0]
         return at(side) if side else None
 
     def _count(self, size: Size) -> int:
-        """Units of an image; more than any limit where rounding made it too long a strip."""
+        """Units of an image; more than any limit if rounding made it too long."""
         try:
             return self.units(*size)
         except UsageError:

@@ -1,8 +1,9 @@
 """InternVL: an image becomes a grid of square tiles of the nearest aspect, and a thumbnail.
 
-The choice of the grid is Transformers' and LMDeploy's own, floating point included: the candidate
-whose width/height is nearest wins; of equally near ones a larger grid wins while the image covers
-more than half of it. Candidates of one number may come in any order: only aspect and number count.
+The choice of the grid is the same as in Transformers and LMDeploy, with their floating point: the
+candidate whose width/height is nearest wins; of equally near ones a larger grid wins while the
+image covers more than half of it. The order of candidates with one tile count does not matter: only
+aspect and count do.
 """
 
 from __future__ import annotations
@@ -20,35 +21,35 @@ class TileRule(BaseTileRule, tag="tile"):
 
     @staticmethod
     def square(size: int, tokens: int) -> TileRule:
-        """One tile of ``size`` pixels a side, whatever the image's shape."""
+        """A rule of one tile of ``size`` pixels a side, for images of every shape."""
         return TileRule(
             tile_size=size, tokens_per_tile=tokens, max_dynamic_patch=1, thumbnail=False,
             dynamic=False, client_knobs=False,
         )  # fmt: skip
 
     def _units(self, width: int, height: int, limit: int) -> int:
-        """Below the rule's minimum every image is one tile."""
+        """Units of an image; one tile if the limit is below the rule's minimum."""
         if not self.dynamic:
             return 1
         best = _tiles(width, height, self.min_dynamic_patch, _checked(limit), self.tile_size)
         return best + 1 if self.thumbnail and best > 1 else best
 
     def _worst_units(self, limit: int) -> int:
-        """Exact: a 1 x limit strip gives it."""
+        """The most units; a strip of 1 x ``limit`` tiles reaches them."""
         if not self.dynamic or _checked(limit) < max(self.min_dynamic_patch, 2):
             return 1
         return limit + 1 if self.thumbnail else limit
 
     @property
     def exposed_limit(self) -> int:
-        """What ``detail: high`` asks for, where the model reads it."""
+        """The limit of ``detail: high``, if the model reads this field."""
         if not self.dynamic or not self.client_knobs:
             return self.max_dynamic_patch
         return max(self.max_dynamic_patch, *DETAIL_PATCHES.values())
 
     @property
     def processor_limit(self) -> str | None:
-        """The Transformers format reads no fields of a request."""
+        """The processor's name of the limit; the Transformers format reads no request fields."""
         return "max_patches" if self.dynamic and not self.client_knobs else None
 
     @property
@@ -57,7 +58,7 @@ class TileRule(BaseTileRule, tag="tile"):
 
     @property
     def unmade_units(self) -> int:
-        """One tile has no thumbnail, two have three units."""
+        """Two units never occur: one tile has no thumbnail, and two tiles have three units."""
         return 2 if self.thumbnail else 0
 
     def largest_limit(self, units: int) -> int | None:
@@ -65,21 +66,21 @@ class TileRule(BaseTileRule, tag="tile"):
         return limit if limit >= 1 and self._worst_units(limit) <= units else None
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """The Transformers format's limit is its processor's."""
+        """The limit in config.json; in the Transformers format, in the processor's file."""
         if self.client_knobs:
             return FolderEdits({"max_dynamic_patch": limit}, {})
         smallest = min(self.min_dynamic_patch, limit)
         return FolderEdits({}, {"max_patches": limit, "min_patches": smallest})
 
     def image_of(self, units: int) -> DummyImage:
-        """The squarest grid."""
+        """An image whose grid has so many units, as square as possible."""
         tiles = max(1, self._tiles_of(units))
         rows = next(n for n in range(isqrt(tiles), 0, -1) if tiles % n == 0)
         size = self.tile_size * (tiles // rows), self.tile_size * rows
         return DummyImage(size, self.knobs(tiles) if self.client_knobs else {})
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """The grid's size."""
+        """The size of the grid that the preprocessor stretches the image to."""
         width, height = size
         count = self._tiles_of(self._units(width, height, limit))
         columns = min(
@@ -89,13 +90,13 @@ class TileRule(BaseTileRule, tag="tile"):
         return self.tile_size * columns, self.tile_size * (count // columns)
 
     def _tiles_of(self, units: int) -> int:
-        """Tiles of the grid of an image of so many units."""
+        """Tiles of the grid, without the thumbnail, of an image of so many units."""
         return units - 1 if self.thumbnail and units > 1 else units
 
 
 @lru_cache(maxsize=4096)
 def _tiles(width: int, height: int, smallest: int, limit: int, tile_size: int) -> int:
-    """How many tiles the grid has."""
+    """The number of tiles of the best grid."""
     aspect, area = width / height, width * height
     best, nearest = 1, float("inf")
     for count, ratios in _grids(smallest, limit):

@@ -1,7 +1,7 @@
 """How Qwen's preprocessors resize images and videos: to whole windows of patches within bounds.
 
-A video is an image of many grids: ``merged_frames`` frames become one grid of patches, and each
-grid stands in the prompt behind the seconds that it shows.
+A video is a series of grids: ``merged_frames`` frames become one grid of patches, and in the prompt
+each grid stands behind the seconds that it shows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
 
-#: Tokens of one grid's words, ``<12345.6 seconds>`` and two marks. Never under, up to:
+#: Tokens of the words before one grid, ``<12345.6 seconds>`` and two marks. It is an upper bound up
+#: to LONGEST_SECONDS:
 GRID_TEXT_TOKENS: Final = 12
 LONGEST_SECONDS: Final = 99_999.0
 #: The preprocessors refuse images whose longer side is more than this many times the shorter.
@@ -43,7 +44,7 @@ class Videos(NamedTuple):
     merge: int
 
     def grids(self, frames: int) -> int:
-        """Grids of so many frames; the last frame is repeated to fill one.
+        """The number of grids for so many frames; the last frame is repeated to fill a grid.
 
         Raises:
             UsageError: the frames do not fill one grid.
@@ -61,13 +62,13 @@ class Videos(NamedTuple):
     ) -> int:  # fmt: skip
         """Vision patches of all frames of one video, exactly as the preprocessor makes them.
 
-        ``frames`` are those that the loader sampled. The bounds are of all frames together; None is
-        the checkpoint's own.
+        ``frames`` is the number that the loader sampled. The bounds are for all frames together;
+        None is the checkpoint's own.
         """
         rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
         smallest = rule.min_pixels if min_pixels is None else min_pixels
-        # Rounded where the grids are rounded up: five frames are judged as four, and become six.
+        # The grids are rounded up, this is not: five frames are checked as four, and become six.
         counted_frames = round(frames / rule.merged_frames) * rule.merged_frames
         rows, columns = windows(
             width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,
@@ -80,9 +81,9 @@ class Videos(NamedTuple):
     ) -> int | None:
         """The largest ``max_pixels``, in whole windows, that keeps a video within so many units.
 
-        It holds for fewer frames of that size as well, since a loader leaves out those that it
-        cannot decode: five frames take half as much again as four under the same bound. ``most`` is
-        the bound that is asked for. None where not even one window a frame keeps within.
+        It holds for fewer frames of that size as well: a loader leaves out frames that it cannot
+        decode, and five frames, rounded to four, may have more units than six. ``most`` is the
+        wished bound. None if not even one window a frame keeps within.
         """
         checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
         high = min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area
@@ -93,7 +94,7 @@ class Videos(NamedTuple):
         return area * bisect(fits, 0, max(1, high) + 1)[0] or None
 
     def most_units(self, frames: int, width: int, height: int, largest: int) -> int:
-        """The most patches of so many frames or fewer, under ``largest`` and its `least_pixels`."""
+        """The most patches of at most so many frames, under ``largest`` and its `least_pixels`."""
         smallest = self.least_pixels(frames, largest)
         counts = range(self.rule.merged_frames, frames + 1)
         return max(
@@ -107,7 +108,7 @@ class Videos(NamedTuple):
     def least_pixels(self, frames: int, largest: int) -> int:
         """The ``min_pixels`` beside a ``max_pixels``: the checkpoint's own, or clearly less.
 
-        Transformers raises ``max_pixels`` to 1.05 x ``min_pixels`` a frame where it caps each.
+        Transformers raises ``max_pixels`` to 1.05 x ``min_pixels`` a frame if it limits each frame.
         """
         return max(1, min(self.rule.min_pixels, largest * 9 // (10 * frames)))
 
@@ -118,9 +119,9 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
 ) -> tuple[int, int]:  # fmt: skip
     """Rows and columns of windows that an image, or each frame of a video, is resized to.
 
-    ``window`` is the pixels of its side; ``largest`` and ``smallest`` bound the pixels of all
-    ``frames`` after resizing, tried first as of ``counted_frames``. ``enlarge``: a side below a
-    window is enlarged before anything else. ``what`` is ``image`` or ``video``, for words.
+    ``window`` is the side of a window in pixels; ``largest`` and ``smallest`` bound the pixels of
+    all ``frames`` after resizing, checked first for ``counted_frames``. ``enlarge``: a side below a
+    window is enlarged before anything else. ``what`` is ``image`` or ``video``, for messages.
 
     Raises:
         UsageError: longer than 200 : 1, as the preprocessor itself refuses it.

@@ -1,1 +1,1 @@
-"""What a process has beside its work: variables, state, files, log, signals, ports, progress."""
+"""The process's surroundings: variables, state, files, log, signals, ports and progress."""

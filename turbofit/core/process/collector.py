@@ -1,4 +1,4 @@
-"""Python's garbage collector, which begins once what stays until the end is made."""
+"""Delays Python's garbage collector until the objects of the start exist."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ USUAL_THRESHOLDS: Final = gc.get_threshold()
 
 
 def collect_after(objects: int) -> None:
-    """Let the first collection wait for so many objects; from then on it collects as usual."""
+    """Delay the first collection until so many objects exist; later ones come as usual."""
     gc.callbacks.append(_collect_as_usual)
     gc.set_threshold(objects)
 
 
 def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
-    """Collect as usual after the first collection: what still runs then is a server."""
+    """Restore the usual thresholds after the first collection; only a server runs so long."""
     if phase == "stop":
         gc.callbacks.remove(_collect_as_usual)
         gc.set_threshold(*USUAL_THRESHOLDS)

@@ -1,4 +1,4 @@
-"""A C compiler, where the machine has one, and the folder that keeps what it makes."""
+"""The C compiler of this machine, if it has one, and the folder of the compiled files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def find_compiler() -> list[str] | None:
-    """The command of a C compiler: that of ``CC`` first; None: there is none."""
+    """The command of a C compiler, ``CC`` first; None if the machine has none."""
     chosen = os.environ.get("CC", "").split()
     if chosen and shutil.which(chosen[0]):
         return chosen
@@ -22,14 +22,14 @@ def find_compiler() -> list[str] | None:
 
 
 def cache_folder(room: str) -> Path:
-    """Where a room's compiled files are kept; it need not be there yet."""
+    """The folder for a room's compiled files; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME") or ""
     root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     return root / "turbofit" / room
 
 
 def compile_c(words: Sequence[str]) -> str | None:
-    """Run a compiler; the line that says why it failed, None where it did not."""
+    """Run a compiler; returns the line that says why it failed, or None if it did not fail."""
     import subprocess
 
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -40,7 +40,7 @@ def compile_c(words: Sequence[str]) -> str | None:
 
 
 def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder that is there whole or not at all, whoever else makes it meanwhile.
+    """Make a folder with ``fill``, complete or not at all, even if others make it meanwhile.
 
     Raises:
         OSError: it cannot be made.

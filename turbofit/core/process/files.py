@@ -1,4 +1,4 @@
-"""Files of this user: written whole or not at all, locked, and kept between runs."""
+"""Files of this user: written complete or not at all, locked, and kept between runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from turbofit.core.struct import Struct, to_json
 
 T = TypeVar("T", bound=Struct)
 
-#: A small file is written under the lock, which takes less, unless the process is stopped.
+#: Seconds to wait for a lock: a holder only writes a small file, so it is faster unless stopped.
 _LOCK_SECONDS: Final = 2.0
 _LOCK_PAUSE: Final = 0.02
 
@@ -26,9 +26,10 @@ _LOCK_PAUSE: Final = 0.02
 def write_atomic(
     path: str | os.PathLike[str], data: str | bytes, *, mode: int | None = None
 ) -> None:
-    """Write a file so that a reader, or a power cut, finds the old content or the new, never half.
+    """Write a file so that a reader, or a power cut, finds its old or its new content, never half.
 
-    A symbolic link stays, and its target is replaced. ``mode`` None: as `open_beside` has it.
+    A symbolic link stays, and its target is replaced. ``mode`` None keeps permissions:
+    `open_beside`.
 
     Raises:
         UsageError: the file cannot be written.
@@ -44,9 +45,9 @@ def write_atomic(
 
 
 def write_output(path: str, text: str) -> None:
-    """Write what a person has named: a file as :func:`write_atomic`, a pipe or a device as it is.
+    """Write to a path that a person named: a file like :func:`write_atomic`, a device directly.
 
-    Not for files in a folder that others can write to: a pipe that nobody reads is waited for.
+    Do not use it in a folder that others can write to: it waits for a reader of a named pipe.
 
     Raises:
         UsageError: it cannot be written.
@@ -69,10 +70,10 @@ def _unwritable(path: str | os.PathLike[str], exc: OSError) -> UsageError:
 
 
 def open_beside(path: Path) -> tuple[int, str]:
-    """The descriptor and name of a new, empty file beside another one, whose place it is to take.
+    """Make an empty file beside another that it will replace; return its descriptor and name.
 
-    It has the other one's permissions, owner and group. Who may not give it that group gives
-    the group only what others may do, too. Where there is no other, the umask decides.
+    The new file gets the other's permissions, owner and group. If this user may not set the group,
+    the group only gets the permissions of others. Without another file, the umask decides.
 
     Raises:
         OSError: it cannot be made.
@@ -88,15 +89,15 @@ def open_beside(path: Path) -> tuple[int, str]:
         mode = stat.S_IMODE(before.st_mode)
         if os.fstat(descriptor).st_gid != before.st_gid:
             mode &= ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
-        with suppress(OSError):  # a file system without modes, whose every file has the same one
+        with suppress(OSError):  # a file system without modes
             os.fchmod(descriptor, mode)
-        with suppress(OSError):  # last: of another's file only root may change the mode
+        with suppress(OSError):  # last: only root may change the mode of another user's file
             os.fchown(descriptor, before.st_uid, -1)
     return descriptor, name
 
 
 def _created(path: Path, mode: int) -> tuple[int, str]:
-    """A new file beside this one; the kernel lowers the mode by the umask."""
+    """Make a new file beside ``path``; the kernel restricts the mode by the umask."""
     name = os.fspath(path.with_name(f".{path.name}.{token_hex(8)}"))
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     return os.open(name, flags, mode), name
@@ -110,7 +111,8 @@ def _replace(target: Path, raw: bytes, mode: int | None) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
             file.flush()
-            # Not on Windows before Python 3.13; there a mode says only whether a file is read-only.
+            # Windows has no fchmod before Python 3.13; a mode there only says whether a file is
+            # read-only.
             if mode not in (None, 0o600) and hasattr(os, "fchmod"):
                 os.fchmod(descriptor, mode)
             os.fsync(file.fileno())
@@ -123,7 +125,7 @@ def _replace(target: Path, raw: bytes, mode: int | None) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make the rename itself durable; some file systems refuse, and then it is only atomic."""
+    """Make a rename in the folder durable; a file system that refuses keeps it only atomic."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -133,7 +135,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def lock_soon(descriptor: int) -> None:
-    """Lock an open file against other processes, until it is closed; not on Windows.
+    """Lock an open file against other processes until it is closed; does nothing on Windows.
 
     Raises:
         TimeoutError: somebody else keeps it for two seconds.
@@ -156,7 +158,7 @@ def lock_soon(descriptor: int) -> None:
 
 
 def state_dir(room: str, *, make: bool = True) -> Path:
-    """The state folder of one room, e.g. ``state_dir("runs")``; made where it is missing.
+    """The state folder of a room, such as ``state_dir("runs")``; made if it is missing.
 
     Only the user can read it: logs of a server may hold what its clients sent.
 
@@ -166,27 +168,27 @@ def state_dir(room: str, *, make: bool = True) -> Path:
     folder = Path(_state_folder(windows=os.name == "nt"))
     for name in ("turbofit", *Path(room).parts):
         folder /= name
-        if make:  # mkdir gives its mode to the last folder alone
+        if make:  # mkdir would give its mode to the last folder only
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
 def digest_of_parts(*parts: str) -> str:
-    """A file's name for what belongs to all of these texts together."""
+    """A file name for a document that belongs to all of these texts together."""
     from hashlib import sha256
 
     return sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def _state_folder(*, windows: bool) -> str:
-    """Where programs keep their state; a relative path is ignored, as XDG wants."""
+    """The folder of programs' state; XDG wants a relative path in its variable to be ignored."""
     chosen, local = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("LOCALAPPDATA")
     usual = (local or "~/AppData/Local") if windows else "~/.local/state"
     return chosen if os.path.isabs(chosen) else os.path.expanduser(usual)
 
 
 def new_path(room: str, stem: str, suffix: str = "") -> Path:
-    """Make an empty folder of a new name in a room's folder; with a ``suffix`` a file.
+    """Make an empty folder with a new name in a room's folder; with a ``suffix``, an empty file.
 
     Raises:
         OSError: it cannot be made.
@@ -207,10 +209,10 @@ def new_path(room: str, stem: str, suffix: str = "") -> Path:
 
 @dataclass(frozen=True)
 class StateFile(Generic[T]):
-    """A document of one type with a tag, readable by its user alone.
+    """A JSON document of one tagged type, readable only by this user.
 
-    What cannot be read, or is of another version, is not there; a folder that cannot be written
-    costs the document, never the command.
+    A document that cannot be read, or has another version, counts as missing. If the folder cannot
+    be written the document is lost, but the command goes on.
     """
 
     room: str
@@ -218,18 +220,18 @@ class StateFile(Generic[T]):
     type: type[T]
 
     def read(self) -> T | None:
-        """The document; None where there is none that can be read."""
+        """The document; None if it is missing or cannot be read."""
         with suppress(OSError, ValueError, RecursionError):
             return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
         return None
 
     def write(self, document: T) -> None:
-        """Keep the document where the folder takes it."""
+        """Write the document; a folder that cannot be written is ignored."""
         with suppress(OSError, UsageError):
             write_atomic(self._path(make=True), to_json(document), mode=0o600)
 
     def forget(self) -> bool:
-        """Remove the document; whether there was one."""
+        """Remove the document; returns whether it existed."""
         try:
             self._path(make=False).unlink()
         except OSError:

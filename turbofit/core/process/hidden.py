@@ -1,4 +1,4 @@
-"""Secrets in command lines and in texts: nothing that turbofit writes or prints shows one."""
+"""Secrets in command lines and texts, which turbofit hides in all that it writes or prints."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    #: A word as it is shown, and the secrets in it.
+    #: A word as it may be shown, and the secrets in it.
     Shown = tuple[str, list[str]]
 
-#: What stands in the place of a secret.
+#: The text that replaces a secret.
 HIDDEN: Final = "***"
-#: Options and variables whose value is a secret; argparse takes LMDeploy's by its beginning, too.
+#: Options and variables whose value is a secret; argparse accepts LMDeploy's option shortened, too.
 _NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")
-#: What a header and a JSON text have around names and values, and what a name ends with there.
+#: Characters around names and values in a header or a JSON text, and the ends of a name there.
 _QUOTES: Final = "{}'\",:"
 _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
-#: A count of tokens: digits, of which a key has more.
+#: A count of tokens: a few digits, fewer than a key has.
 _COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
-#: Who asks, in an address.
+#: The user name and password in a URL.
 _USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 #: sshpass's option, whose value may stand in the same word.
 _PASSWORD: Final = "-p"
-#: Characters of the shortest secret that is looked for in a text.
+#: The shortest secret, in characters, that is searched for in a text.
 _SHORTEST: Final = 4
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with ``***`` in the place of each secret."""
+    """The words of a command line, with ``***`` in place of each secret."""
     return [shown for shown, _ in _split(words)]
 
 
 def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) -> str:
-    """A text without what is a secret in a command line or an environment.
+    """A text in which the secrets of a command line and of an environment are hidden.
 
-    Under: a secret of three characters, or one that was read from a file.
+    It misses secrets of up to three characters, and secrets that were read from a file.
     """
     secrets = {secret for _, found in _split(words) for secret in found}
     for name, value in environ.items():
@@ -49,11 +49,11 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
 
 
 def _split(words: Sequence[str]) -> Iterator[Shown]:
-    """Each word as it is shown, and the secrets in it.
+    """Yield each word as it may be shown, with the secrets in it.
 
-    A secret's option may have its value behind ``=`` or in the next word, and one of several, such
-    as LMDeploy's ``--api-keys``, in all words up to the next option. A pasted line is one word of
-    many, and so is a header or a JSON text.
+    The value of a secret option stands behind ``=`` or in the next word; an option of several
+    values, such as LMDeploy's ``--api-keys``, takes all words up to the next option. A pasted line,
+    a header or a JSON text is one word that contains several.
     """
     next_is_one = others_are = passes = False
     for word in words:
@@ -73,20 +73,20 @@ def _split(words: Sequence[str]) -> Iterator[Shown]:
 
 
 def _parts(word: str, *, passes: bool) -> tuple[str, str, str]:
-    """A word's name, the sign behind it, and its value; sshpass takes its own without a sign."""
+    """A word's name, the sign after it, and its value; sshpass's option has no sign."""
     if passes and word.startswith(_PASSWORD):
         return _PASSWORD, "", word.removeprefix(_PASSWORD)
     return word.partition("=")
 
 
 def _is_name(field: str, *, passes: bool) -> bool:
-    """Whether a secret belongs to the name."""
+    """Whether the value of this name is a secret."""
     named = _NAME.search(field) is not None and len(field.split()) < 2
     return named or (passes and field == _PASSWORD)
 
 
 def _inside(word: str) -> list[Shown]:
-    """The words of a text; nothing for a single word."""
+    """The words of a text; an empty list for a single word."""
     parts = word.split()
     return list(_split(parts)) if len(parts) > 1 else []
 
@@ -96,19 +96,19 @@ def _secrets(word: str) -> list[str]:
 
 
 def _secret(word: str, *, several: bool) -> Shown:
-    """A word that stands where a secret does; one of several may be a count of tokens."""
+    """Hide a word in a secret's place; an option of several values may have a count of tokens."""
     if several and _COUNT.fullmatch(word):
         return word, []
     return HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
 
 
 def _named(name: str, value: str, word: str) -> Shown:
-    """A word with a secret behind its name."""
+    """Hide the value in a word that contains its name."""
     return f"{name}{HIDDEN}", [value, value.strip(_QUOTES), *_secrets(word)]
 
 
 def _plain(word: str) -> Shown:
-    """A word that is none: a text may have some, and an address a user."""
+    """Hide the secrets inside a text, and the user in a URL; other words are shown."""
     if inside := _inside(word):
         return " ".join(shown for shown, _ in inside), _secrets(word)
     return _USER.sub(HIDDEN, word), ["".join(_USER.findall(word))]

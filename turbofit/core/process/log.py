@@ -1,4 +1,4 @@
-"""Loggers of library code, below ``turbofit``: a program sets a handler, or ``--verbose`` does."""
+"""Loggers of library code, below ``turbofit``; a program or ``--verbose`` adds the handler."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 class LazyLogger:
     """A logger that costs nothing until the program imports `logging`, which takes 3 to 5 ms.
 
-    Before that there is no handler. There is no method for a warning: what a user has to know is
-    said by errors and by the warnings of an answer.
+    Before that there is no handler. It has no method for warnings: errors, and the warnings of an
+    answer, tell users what they must know.
     """
 
     __slots__ = ("_name",)
@@ -18,14 +18,14 @@ class LazyLogger:
         self._name = name
 
     def info(self, message: str, *values: object) -> None:
-        """Say what a command does, in a few messages."""
+        """Log a main step of a command."""
         if "logging" in sys.modules:
-            import logging  # waits until another thread's import of it has ended
+            import logging  # an import waits until another thread has finished it
 
             logging.getLogger(self._name).info(message, *values, stacklevel=2)
 
     def debug(self, message: str, *values: object) -> None:
-        """Say more: each shape of a search, each file of a hub, each lowered request."""
+        """Log a detail: a shape of a search, a file of a hub, a lowered request."""
         if "logging" in sys.modules:
             import logging
 

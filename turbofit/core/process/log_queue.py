@@ -1,4 +1,4 @@
-"""Log lines are written by a thread of their own: a pipe that nobody reads never stops a server."""
+"""Queues of log lines, written by a thread: a pipe that nobody reads never stops a server."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-#: Bytes that wait at most.
+#: The most bytes that may wait in a queue.
 _ROOM: Final = 1 << 20
 #: Seconds between two writes.
 _PAUSE: Final = 0.02
-#: Seconds that what waits has at the end, and between two looks at it.
+#: The time in seconds to write the last lines at the end, and the pause between two checks.
 _LAST_SECONDS, _LOOK = 1.0, 0.001
 
-#: Lines of all logs of this process that were not written, and the lock of this count.
+#: Number of lines, in all logs of this process, that were not written; and the lock for it.
 _DROPPED: Final = [0]
 _COUNTING: Final = _thread.allocate_lock()
 
 
 def dropped_lines() -> int:
-    """How many lines of this process's logs were not written."""
+    """The number of lines that this process's logs lost."""
     return _DROPPED[0]
 
 
 class _Waiting(NamedTuple):
     """Text that waits to be written.
 
-    ``lines`` are its own, without notices of lines that are missing; ``missing`` is what these
-    notices count, which is lost with the text where it is not written.
+    ``lines`` counts the text's own lines, without notices of lost lines; ``missing`` counts the
+    lost lines that these notices report; if the text itself is lost, the report is lost with it.
     """
 
     text: bytes
@@ -45,10 +45,10 @@ class _Waiting(NamedTuple):
 
 
 class LogQueue:
-    """Takes whole lines of one log, and writes them in a thread; what finds no room is dropped.
+    """Takes whole lines of one log and writes them in a thread; drops lines when it is full.
 
-    ``write`` may wait, and may fail. ``notice`` makes the line that says how many are missing in
-    its place. ``room``: bytes that may wait.
+    ``write`` may block or fail. ``notice`` makes the line that stands in place of dropped lines and
+    says how many they are. ``room`` is the most bytes that may wait.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class LogQueue:
         room: int = _ROOM,
     ) -> None:
         self._write, self._notice, self._room = write, notice, room
-        # Only C code: the exception of a signal's handler leaves none of it half done.
+        # SimpleQueue is C code, so the exception of a signal handler never leaves it half changed.
         self._lines: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock, self._pause = _thread.allocate_lock(), _thread.allocate_lock()
-        self._pause.acquire()  # until somebody waits
+        self._pause.acquire()  # released when somebody waits
         self._held = self._missing = 0
         self._runs = False
 
     def put(self, data: bytes) -> None:
-        """Have lines written; returns at once."""
+        """Queue lines for writing; returns at once."""
         lines = data.count(b"\n")
         with self._lock:
             if self._held and self._held + len(data) > self._room:
@@ -80,16 +80,16 @@ class LogQueue:
         self._lines.put(_Waiting(notice + data, lines, missing))
 
     def settle(self, seconds: float = _LAST_SECONDS) -> bool:
-        """Wait until all is written, at most so long; whether it is."""
+        """Wait at most ``seconds`` until all lines are written; returns whether they are."""
         until = time.monotonic() + seconds
-        with suppress(RuntimeError):  # somebody else waits already
+        with suppress(RuntimeError):  # another thread waits already
             self._pause.release()
         while self._held and time.monotonic() < until:
             time.sleep(_LOOK)
         return not self._held
 
     def close(self) -> bool:
-        """End, once what waits is written, or nobody takes it; whether it is written."""
+        """End the thread after a last attempt to write; returns whether all is written."""
         written = self.settle()
         self._lines.put(None)
         return written
@@ -110,7 +110,7 @@ class LogQueue:
                 self._pause.acquire(timeout=_PAUSE)
 
     def _write_out(self, waiting: _Waiting) -> None:
-        """Write lines, then how many are missing after them."""
+        """Write lines, then a notice of the lines that were dropped after them."""
         text, lines, missing = waiting
         while text:
             written = True
@@ -134,16 +134,16 @@ class LogQueue:
             _DROPPED[0] += lines
 
     def _missed(self) -> tuple[bytes, int]:
-        """What stands in the place of lines that were dropped, and how many they are."""
+        """The notice of dropped lines, and their number; both are then reset."""
         missing, self._missing = self._missing, 0
         return (self._notice(missing) if missing and self._notice is not None else b""), missing
 
 
 class CappedLog(LogQueue):
-    """A log file that begins anew at a size; the one before it is kept with ``.1`` appended.
+    """A log file that starts again at a size limit; the previous one is kept as ``.1``.
 
-    Each is never larger than ``cap`` and what may wait. What is not ``required`` and cannot be
-    opened is tried again at each write.
+    A file is at most as large as ``cap`` plus the bytes that may wait. If the file cannot be opened
+    and is not ``required``, each write tries again.
 
     Raises:
         OSError: it is required, and cannot be opened.
@@ -161,7 +161,7 @@ class CappedLog(LogQueue):
         super().__init__(self._append, notice, room)
         self._path, self._cap = path, cap
         self._file: FileIO | None = None
-        #: Why it could not be opened.
+        #: Why the file could not be opened; empty if it could.
         self.error = ""
         try:
             self._open()
@@ -171,7 +171,7 @@ class CappedLog(LogQueue):
             self.error = exc.strerror or str(exc)
 
     def close(self) -> bool:
-        """Close it once what waits is written; a disk that hangs is left alone."""
+        """Close the file after the last lines are written; a disk that hangs is not waited for."""
         written = super().close()
         if written and self._file is not None:
             self._file.close()
@@ -183,11 +183,11 @@ class CappedLog(LogQueue):
         return self._file
 
     def _append(self, data: bytes) -> None:
-        """Write lines whole, or not at all."""
+        """Write lines completely, or not at all."""
         file = self._open()
         size = file.seek(0, os.SEEK_END) if file.seekable() else 0
         if size and size + len(data) > self._cap:
-            with suppress(FileNotFoundError):  # somebody has removed it
+            with suppress(FileNotFoundError):  # somebody removed the file
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
             self._file = self._path.open("ab", buffering=0)
             file.close()
@@ -200,25 +200,25 @@ class CappedLog(LogQueue):
 
 
 class _QueuedStream:
-    """A text stream that never waits: what is written to it goes through a queue."""
+    """A text stream that never blocks: a queue writes its text."""
 
     def __init__(self, stream: Any, lines: LogQueue) -> None:
         self._stream, self._lines = stream, lines
 
     def write(self, text: str) -> int:
-        """Have it written."""
+        """Queue a text for writing; returns the number of its characters."""
         self._lines.put(text.encode(self._stream.encoding or "utf-8", "backslashreplace"))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Have them written."""
+        """Queue several lines for writing."""
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Do nothing: a thread that flushes must not wait either."""
+        """Do nothing, since a thread that flushes must not block either."""
 
     def settle(self) -> None:
-        """Wait a moment for a reader: what is said elsewhere next comes after it."""
+        """Wait a moment until the lines are written, so that later output follows them."""
         self._lines.settle()
 
     def __getattr__(self, name: str) -> Any:
@@ -227,17 +227,17 @@ class _QueuedStream:
 
 @contextmanager
 def queued_stderr() -> Iterator[None]:
-    """Queue standard error meanwhile, so that a reader who is slow or stops holds up no thread.
+    """Queue standard error in the block, so that no thread waits for a slow or stopped reader.
 
-    At the end the queue is written as far as it is read within a moment. Where it is not read,
-    standard error stays queued: what is said after that must not wait either.
+    At the end it waits a moment until the lines are written. If nobody reads them, standard error
+    stays queued, since later messages must not block either.
     """
     before = sys.stderr
     try:
-        # Its own: the stream's number may be another file's while a line still waits.
+        # A duplicate, since the stream's number may become another file's while a line still waits.
         descriptor = os.dup(before.fileno())
         before.flush()
-    except (AttributeError, OSError, ValueError):  # closed, or one of a program around this
+    except (AttributeError, OSError, ValueError):  # closed, or not a file
         yield
         return
 
@@ -253,7 +253,7 @@ def queued_stderr() -> Iterator[None]:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, whatever the system takes at once.
+    """Write all data, however few bytes the system takes at once.
 
     Raises:
         OSError: it cannot be written.

@@ -1,16 +1,16 @@
-"""TCP ports and open files, as this process may have them."""
+"""Checks of TCP ports, and the limit of open files of this process."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: LMDeploy's own default.
+#: LMDeploy's default port.
 DEFAULT_PORT: Final = 23333
 LAST_PORT: Final = 65535
 
 
 def port_problem(host: str, port: int) -> str | None:
-    """Why a port cannot be bound; None where it can."""
+    """Why a port cannot be bound; None if it can."""
     import socket
 
     try:
@@ -24,7 +24,7 @@ def port_problem(host: str, port: int) -> str | None:
 
 
 def open_files(need: int) -> int:
-    """How many open files this process may have, after asking for so many."""
+    """Try to raise the limit of open files to ``need``; returns how many are then allowed."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

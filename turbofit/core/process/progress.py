@@ -1,4 +1,4 @@
-"""What is under way, and how far it is: the code that works tells the listener, if there is one."""
+"""Progress: working code tells what it does and how far it is, and a listener may show it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What is going on; ``total`` is 0 where nobody knows how much there is to do."""
+    """One step of the work; ``total`` is 0 if nobody knows how much there is to do."""
 
     doing: str
     done: float = 0.0
@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What people read, without a time: ``loading weights: 3.2 GiB of 15.0 GiB``."""
+        """The step in words, without a time: ``loading weights: 3.2 GiB of 15.0 GiB``."""
         parts = [self.detail] if self.detail else []
         if self.total:
             done, total = min(self.done, self.total), self.total
@@ -37,16 +37,16 @@ class Step(NamedTuple):
 
 
 class _Told(threading.local):
-    """The step that this thread told last; where it ends, no step of another thread comes back."""
+    """The latest step of a thread, so that the end of a step restores no other thread's step."""
 
     step: Step | None = None
 
 
 class _Heard:
-    """The process has one terminal, and so one listener."""
+    """The listener of this process: one at most, since the process has one terminal."""
 
     listener: Listener | None = None
-    #: What all steps are a part of: see `part_of`.
+    #: The larger step that all steps belong to: see `part_of`.
     whole: Callable[[], Step] | None = None
 
 
@@ -54,7 +54,7 @@ _TOLD: Final = _Told()
 
 
 def tell(step: Step | None) -> None:
-    """Say what is going on from now on; None: nothing."""
+    """Report the step that begins now; None means that nothing is going on."""
     _TOLD.step = step
     if _Heard.listener is None:
         return
@@ -66,13 +66,13 @@ def tell(step: Step | None) -> None:
 
 
 def now() -> Step | None:
-    """What this thread told last."""
+    """The step that this thread reported last."""
     return _TOLD.step
 
 
 @contextmanager
 def under_way(doing: str) -> Iterator[None]:
-    """Say what is going on meanwhile, where nothing inside tells more; then what was before it."""
+    """Report a step in the block, if no code inside reports a finer one; then the one before it."""
     before = _TOLD.step
     tell(Step(doing))
     try:
@@ -83,7 +83,7 @@ def under_way(doing: str) -> Iterator[None]:
 
 @contextmanager
 def part_of(whole: Callable[[], Step]) -> Iterator[None]:
-    """Name what every step told meanwhile, in any thread, is a part of; asked at each of them."""
+    """Add ``whole()`` to each step that any thread reports in the block; it is called each time."""
     before, _Heard.whole = _Heard.whole, whole
     try:
         yield
@@ -93,13 +93,13 @@ def part_of(whole: Callable[[], Step]) -> Iterator[None]:
 
 
 def listening() -> bool:
-    """Whether somebody listens, for steps that are not free."""
+    """Whether there is a listener; code asks before steps that cost time to compute."""
     return _Heard.listener is not None
 
 
 @contextmanager
 def listened(listener: Listener) -> Iterator[None]:
-    """Hear every step meanwhile, in the thread that tells it; ``listener`` must not block."""
+    """Call ``listener`` for each step in the block, in the reporting thread; it must not block."""
     before = _Heard.listener
     _Heard.listener, _TOLD.step = listener, None
     try:

@@ -1,4 +1,4 @@
-"""Which signals end a server or a command in order, whatever the parent process left behind."""
+"""Signals that stop a server or a command in order, whatever the parent process has set."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
     from types import FrameType
 
-#: Seconds between two looks at what a thread runs.
+#: Seconds between two checks of the code that a thread runs.
 _PAUSE: Final = 0.001
 
 _ALWAYS: Final = (signal.SIGINT, signal.SIGTERM)
-#: What ends a command beside Ctrl-C; Windows has no SIGHUP.
+#: The signals that stop a command, other than Ctrl-C; Windows has no SIGHUP.
 _ENDING: Final = tuple(number for number in signal.Signals if number.name in {"SIGTERM", "SIGHUP"})
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Signals that end a server in order. Ask before a handler is set.
+    """The signals that stop a server in order. Call it before a handler is set.
 
-    A shell without job control starts ``turbofit serve &`` with SIGINT ignored: it must end all the
-    same. SIGHUP is left out where the parent process ignored it, as ``nohup`` does.
+    A shell without job control starts ``turbofit serve &`` with SIGINT ignored; SIGINT must stop it
+    nevertheless. SIGHUP is left out if the parent process ignored it, as ``nohup`` does.
     """
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return _ALWAYS if ignored else (*_ALWAYS, signal.SIGHUP)
 
 
 def unblock(signals: tuple[signal.Signals, ...]) -> None:
-    """Let signals through that the parent process blocked.
+    """Unblock signals that the parent process blocked.
 
     Call it when handlers are set, since a pending signal arrives at once.
     """
@@ -43,10 +43,10 @@ def unblock(signals: tuple[signal.Signals, ...]) -> None:
 
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt: temporary files go as after Ctrl-C.
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, so that temporary files are removed.
 
-    A signal that has a handler, or is ignored, stays as it is. Only the main thread may set
-    handlers; in another thread nothing changes.
+    A signal that already has a handler, or is ignored, stays as it is. Only the main thread may set
+    handlers, so nothing changes in another thread.
     """
     main = threading.current_thread() is threading.main_thread()
     taken = [number for number in _ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
@@ -63,10 +63,10 @@ def ended_like_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def raised_again(kind: type[BaseException], again: Callable[[], object]) -> Iterator[None]:
-    """Raise a signal's exception once more where Python swallowed it, inside a finalizer.
+    """Raise a signal's exception again if Python swallowed it inside a finalizer.
 
-    ``kind`` is what the handler raises. ``again`` sends the signal again, in another thread and
-    once this hook has returned: what is raised while it runs would be swallowed, too.
+    ``kind`` is the exception that the handler raises. ``again`` sends the signal again, from
+    another thread after this hook has returned: the hook's own exceptions would be swallowed, too.
     """
     before = sys.unraisablehook
 
@@ -74,7 +74,7 @@ def raised_again(kind: type[BaseException], again: Callable[[], object]) -> Iter
         if not issubclass(unraisable.exc_type, kind):
             before(unraisable)
             return
-        with suppress(RuntimeError):  # the interpreter ends
+        with suppress(RuntimeError):  # the interpreter is ending
             _thread.start_new_thread(_once_returned, (_thread.get_ident(), sys._getframe(), again))
 
     sys.unraisablehook = hook
@@ -85,7 +85,7 @@ def raised_again(kind: type[BaseException], again: Callable[[], object]) -> Iter
 
 
 def _once_returned(thread: int, frame: FrameType, then: Callable[[], object]) -> None:
-    """Call ``then`` once a thread has left a function's frame."""
+    """Call ``then`` after a thread has left a function's frame."""
     while _is_in(thread, frame):
         time.sleep(_PAUSE)
     then()

@@ -1,4 +1,4 @@
-"""Standard output, kept for the answer while a library is in use that prints to it."""
+"""Standard output, kept for the answer while a library that prints to it runs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 class _Kept:
-    """The process has one standard output, whichever thread writes to it."""
+    """The process's standard output, which all threads share."""
 
     stream: TextIO | None = None
 
 
 def stdout() -> TextIO | None:
-    """The stream of the answer; None where it was closed before Python began."""
+    """The stream for the answer; None if stdout was closed before Python started."""
     return _Kept.stream or sys.stdout
 
 
 @contextmanager
 def kept_stdout() -> Iterator[None]:
-    """What any thread prints meanwhile goes to stderr, but for what `stdout` gets."""
+    """Send what any thread prints in the block to stderr; only `stdout` still gives stdout."""
     before, _Kept.stream = _Kept.stream, stdout()
     try:
         with redirect_stdout(sys.stderr):

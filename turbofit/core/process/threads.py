@@ -1,4 +1,4 @@
-"""Work in a thread, from a coroutine."""
+"""Calls of functions in a thread, from a coroutine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """As `asyncio.to_thread`; a cancelled caller waits until the thread has ended.
+    """Run a function as `asyncio.to_thread` does; a cancelled caller still waits for its end.
 
-    So no file that the thread uses is closed too early.
+    The wait prevents that a file which the thread uses is closed too early.
     """
     task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
     try:

@@ -1,4 +1,4 @@
-"""The names of turbofit's own environment variables, without what validates their values."""
+"""The names of turbofit's environment variables, without the code that validates them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX: Final = "TURBOFIT_"
-#: Those that people set, and `core.variables` reads.
+#: The variables that people set; `core.process.variables` reads them.
 NAMES: Final = (
     "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEY", "TURBOFIT_LEASES",
     "TURBOFIT_NODE_SPEC",
 )  # fmt: skip
-#: Those that are read elsewhere, most of them by processes that turbofit starts; the last one, a
-#: folder with a CUDA build of torch, by tests and benches.
+#: Variables that other code reads, mostly in processes that turbofit starts; tests and benches read
+#: the last one, a folder with a CUDA build of torch.
 _ELSEWHERE: Final = (
     "TURBOFIT_IMAGE_THREADS", "TURBOFIT_IMAGE_CACHE",
     "TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_SCENARIO", "TURBOFIT_PRETEND_LIBRARIES",
     "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_TWIN", "TURBOFIT_PRETEND_ENGINE",
     "TURBOFIT_REHEARSAL", "TURBOFIT_TRACE_STUBS", "TURBOFIT_CUDA_PATH",
 )  # fmt: skip
-#: All names of ours that are no option's.
+#: All names of ours that do not set an option.
 VARIABLES: Final = frozenset({*NAMES, *_ELSEWHERE})
-#: What Kubernetes tells containers of a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
+#: Variables that Kubernetes sets for a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
 _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 _SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
 
 
 def without_options(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment without variables of options: for a turbofit that is given its own."""
+    """An environment without variables of options, for a turbofit that gets its own options."""
     return {
         name: value
         for name, value in environ.items()
@@ -39,7 +39,7 @@ def without_options(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes has set it, for a service whose name begins with ours."""
+    """Whether Kubernetes set the variable, for a service whose name begins with ``turbofit``."""
     if _SERVICE_LINK.search(name):
         return True
     return name.endswith("_PORT") and _SERVICE_ADDRESS.match(value) is not None

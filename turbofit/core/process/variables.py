@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _key(text: str, name: str) -> str:
-    """One key. It is a secret: no message shows it."""
+    """Return one key. A key is a secret, so no message shows it."""
     key = text.strip()
     bad = next((place for place, char in enumerate(key, 1) if not "!" <= char <= "~"), None)
     if bad is not None:
@@ -44,7 +44,7 @@ def _folder(text: str, name: str) -> Path:
 
 
 class EnvironmentVariables(Validated):
-    """The variables that people set; what is not set, or empty, has its default."""
+    """The variables that people set; an unset or empty one has its default."""
 
     api_keys: Annotated[tuple[str, ...], parsed(_keys)] = ()
     api_key: Annotated[str, parsed(_key)] = ""
@@ -54,12 +54,12 @@ class EnvironmentVariables(Validated):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys that a server takes; a client sends the first."""
+        """The keys that a server accepts; a client sends the first."""
         return (self.api_key,) if self.api_key else self.api_keys
 
 
 def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
-    """Turbofit's variables of an environment; None is this process's.
+    """Turbofit's variables in an environment; None means this process's environment.
 
     Raises:
         UsageError: a value cannot be meant, or a name is a misspelling of one of them.

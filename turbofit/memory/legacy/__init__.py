@@ -1,1 +1,1 @@
-"""TurboMind before 0.18: generations as data, and one account that reads them."""
+"""TurboMind before 0.18: generations described as data, and one account for all of them."""

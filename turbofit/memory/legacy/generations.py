@@ -1,6 +1,6 @@
-"""Generations before 0.18, read from `presets/engines/generations.yaml`; their weights and towers.
+"""Generations before 0.18, from `presets/engines/generations.yaml`; their weights and towers.
 
-Data, never branches on a version: what an entry of the file does not say, the entry before it does.
+They are data; no code depends on a version. An entry inherits all that it leaves out.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from turbofit.model.towers import vision_tensors
 
 
 class CacheRule(Struct, forbid_unknown_fields=True):
-    """How the cache is sized.
+    """The size of the cache in one generation.
 
-    ``of`` is what a ratio is taken of: ``free`` after the weights (the least of the group),
-    ``total``, or ``slots``: whole sessions, ``default`` of them. ``objects``: one region of pages
-    as in 0.18, else blocks. ``after_buffers``: the persistent buffers come first.
-    ``online_scales``: quantised keys and values carry a scale and a zero for each token and head.
-    ``bits`` of an element by ``quant_policy``.
+    ``of`` is the base of the ratio: ``free`` after the weights (the least of the group), ``total``,
+    or ``slots``: whole sessions, ``default`` of them. ``objects``: one region of pages as in 0.18,
+    else blocks. ``after_buffers``: the persistent buffers are allocated first. ``online_scales``:
+    quantised keys and values have a scale and a zero point for each token and head. ``bits`` are
+    those of an element by ``quant_policy``.
     """
 
     of: Literal["free", "total", "slots"]
@@ -45,7 +45,7 @@ class CacheRule(Struct, forbid_unknown_fields=True):
 
 
 class VisionRule(Struct, forbid_unknown_fields=True):
-    """Who runs the vision tower, when it is loaded, and on which GPUs of the group."""
+    """What runs the vision tower, when it is loaded, and on which GPUs of the group."""
 
     runs: Literal["none", "torch", "native"]
     loaded: Literal["before_cache", "after_cache"]
@@ -54,20 +54,20 @@ class VisionRule(Struct, forbid_unknown_fields=True):
     pinned_pixels: bool = False
 
     def copies_of(self, architecture: str) -> float:
-        """What torch's allocator holds after loading, in sizes of the float16 tower."""
+        """Memory in torch's allocator after loading, as a multiple of the float16 tower's size."""
         named = (size for name, size in self.copies.items() if architecture.startswith(name))
         return next(named, self.copies["default"])
 
 
 class BatchRule(Struct, forbid_unknown_fields=True):
-    """``max_batch_size`` where none is given, by a part of the GPU's name."""
+    """The default ``max_batch_size``, by a part of the GPU's name."""
 
     default: int
     by_name: dict[str, int]
 
 
 class BufferRule(Struct, forbid_unknown_fields=True):
-    """Sizes of the persistent buffers; the meaning of each stands beside it in the file."""
+    """Sizes of the persistent buffers; the file describes each."""
 
     hidden: int
     kv_copies: int
@@ -80,10 +80,10 @@ class BufferRule(Struct, forbid_unknown_fields=True):
 
 
 class StagingRule(Struct, forbid_unknown_fields=True):
-    """What torch holds on the first GPU while tensors are moved; ``kept`` until free is read.
+    """Torch's memory on the first GPU while tensors are moved; ``kept`` until free is read.
 
-    Copies of 16 bits: of the embedding (``shared``: of a rank's share of it), of a gate and of a
-    square; ``packed`` of both where weights have 4 bits, 0 for as many.
+    Numbers of 16-bit copies: of the embedding (``shared``: of a rank's part), of a gate and of a
+    square matrix; ``packed`` replaces the latter two for 4-bit weights, 0 means the same numbers.
     """
 
     embedding: int
@@ -95,7 +95,7 @@ class StagingRule(Struct, forbid_unknown_fields=True):
 
 
 class _Entry(Struct, forbid_unknown_fields=True):
-    """What entries of both engines say; ``first`` is the version that began the generation."""
+    """The fields of entries for both engines; the generation starts with version ``first``."""
 
     first: str
     source: dict[str, str]
@@ -105,16 +105,16 @@ class _Entry(Struct, forbid_unknown_fields=True):
     packed: dict[str, tuple[int, ...]]
 
     def batch_size(self, gpu_name: str) -> int:
-        """``max_batch_size`` where none is given."""
+        """The default ``max_batch_size`` on a GPU of this name."""
         name, batch = gpu_name.lower(), self.batch
         return next((size for part, size in batch.by_name.items() if part in name), batch.default)
 
     def reads(self, packed: Quantization) -> bool:
-        """Whether weights that are quantised so can be loaded."""
+        """Whether this generation can load weights with this quantisation."""
         return packed.group_size in self.packed.get(packed.method, ())
 
     def undealt(self, kv_heads: int, tp: int) -> str | None:
-        """Why KV heads are not dealt to ranks; None where they are, or 0.18 says the same."""
+        """The reason why KV heads do not divide among ranks; None if they do, or as in 0.18."""
         rule = self.kv_heads
         if rule == "any" or kv_heads % tp == 0 or (rule == "multiples" and tp % kv_heads == 0):
             return None
@@ -128,7 +128,7 @@ class _Entry(Struct, forbid_unknown_fields=True):
 
 
 class Generation(_Entry):
-    """One generation of TurboMind. See the file for the sources."""
+    """One generation of TurboMind; the file has the sources."""
 
     cache: CacheRule
     embeddings: Literal["replicated", "sharded"]
@@ -148,21 +148,21 @@ class Generation(_Entry):
 
 
 class RuntimeRule(Struct, forbid_unknown_fields=True):
-    """Memory set aside before the ratio: ``bytes`` × vocabulary × (prefill + rows × batch)."""
+    """Memory reserved before the ratio: ``bytes`` × vocabulary × (prefill + rows × batch)."""
 
     bytes: int
     batch_rows: int
 
 
 class LogitsRule(Struct, forbid_unknown_fields=True):
-    """Logits of a prefill: of which tokens, and bytes of an entry with its copies."""
+    """Logits of a prefill: for all tokens or the last, and bytes of one with its copies."""
 
     tokens: Literal["all", "last"]
     bytes: int
 
 
 class TorchGeneration(_Entry):
-    """One generation of the PyTorch engine; ``tower``: whose model the vision tower is part of."""
+    """One generation of the PyTorch engine; ``tower``: the part that contains the vision tower."""
 
     runtime: RuntimeRule
     tower: Literal["front_end", "engine"]
@@ -174,7 +174,7 @@ _Either = TypeVar("_Either", bound=_Entry)
 
 
 class LegacyConstants(Struct):
-    """Figures that no version of LMDeploy fixes, the same for every generation."""
+    """Figures that LMDeploy does not determine; they are equal in all generations."""
 
     vision_attention: dict[str, int]
     torch_block: dict[str, int]
@@ -186,18 +186,18 @@ def generation_of(version: str) -> Generation:
     """TurboMind's generation of a version such as ``0.6`` or ``0.5.2.post1``.
 
     Raises:
-        PackageError: not a version, or one that has an account of its own.
+        PackageError: the text is not a version, or the version has its own account.
     """
     return _nearest(version, generations())
 
 
 def torch_generation_of(version: str) -> TorchGeneration:
-    """The same of the PyTorch engine."""
+    """The PyTorch engine's generation of a version."""
     return _nearest(version, torch_generations())
 
 
 def unread(engine: str, version: str, packed: Quantization) -> str | None:
-    """Why a version of an engine does not read weights that are quantised so."""
+    """The reason why a version of an engine cannot read weights with this quantisation, or None."""
     of_engine = {"turbomind": generations, "pytorch": torch_generations}
     known: Sequence[_Entry] = of_engine[engine]()
     if _nearest(version, known).reads(packed):
@@ -222,13 +222,13 @@ def _nearest(version: str, known: Sequence[_Either]) -> _Either:
 
 @cache
 def generations() -> tuple[Generation, ...]:
-    """TurboMind's, oldest first."""
+    """TurboMind's generations, oldest first."""
     return tuple(_read("generations", Generation))
 
 
 @cache
 def torch_generations() -> tuple[TorchGeneration, ...]:
-    """The PyTorch engine's, oldest first."""
+    """The PyTorch engine's generations, oldest first."""
     return tuple(_read("pytorch", TorchGeneration))
 
 
@@ -251,10 +251,10 @@ def _file() -> JsonObject:
 
 
 def older_layouts(constants: EngineConstants, generation: Generation) -> EngineConstants:
-    """A generation's paddings of feed-forward networks and experts, on every card the same.
+    """The constants with a generation's padding of MLPs and experts, equal on all cards.
 
-    Over at tp 1 since 0.14, where nothing is padded: by less than 32 channels. Hopper's own layout
-    of 4 bits is 0.18's: the binary of 0.17.0 has no plan for it.
+    Over at tp 1 since 0.14, which pads nothing: by less than 32 channels. Hopper's own 4-bit layout
+    exists only since 0.18: the binary of 0.17.0 has no plan for it.
     """
     align, int4 = generation.ffn_align or 1, constants.packed["int4"]
     plain = replace(int4["90"], group=int4["default"].group, of=None, fused_silu=False, align=None)
@@ -270,9 +270,9 @@ def older_layouts(constants: EngineConstants, generation: Generation) -> EngineC
 def legacy_weight_classes(
     model: Model, tp: int, constants: EngineConstants, generation: Generation
 ) -> dict[str, int]:
-    """Bytes per rank of each tensor class, the vision tower apart; the same on every card.
+    """Bytes per rank of each tensor class, without the vision tower; equal on all cards.
 
-    Embedding and lm_head were whole on every rank before 0.6, their rows padded to ``tp``.
+    Before 0.6, embedding and lm_head were whole on every rank, with rows padded to ``tp``.
     """
     older = older_layouts(constants, generation)
     classes = weight_classes(replace(model, vision=None), tp, older)
@@ -291,8 +291,8 @@ def legacy_weight_classes(
 def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
     """Bytes of the tower on each GPU of the group, rounded as torch's allocator rounds.
 
-    ``spread``: whole layers over the group (accelerate's ``device_map="auto"``), embeddings on the
-    first GPU and the projector on the last; else all of it on the first.
+    ``spread``: whole layers are spread over the group (accelerate's ``device_map="auto"``), with
+    embeddings on the first GPU and the projector on the last; else all is on the first GPU.
     """
     vision, page = model.vision, legacy_constants().torch_block["page"]
     if vision is None:
@@ -307,10 +307,10 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
 
 
 def tower_activations(vision: VisionDims, units: int, *, flash: bool) -> int:
-    """Bytes that the tower's forward of so many units (tiles or patches) holds at its peak.
+    """The peak bytes in a forward of the tower for so many units (tiles or patches).
 
-    ``flash``: attention without its score matrix, as the projects' own requirements install it;
-    else both score matrices (before and after softmax) of all units at once: an upper end.
+    ``flash``: attention without a score matrix, as the projects' own requirements install it; else
+    both score matrices (before and after softmax) of all units at once: an upper end.
     """
     tiles = vision.image_size is not None
     tokens = vision_side(vision) ** 2 + 1 if tiles else 1
@@ -319,7 +319,7 @@ def tower_activations(vision: VisionDims, units: int, *, flash: bool) -> int:
     hidden = tokens * vision.hidden * HALF
     attention = hidden * legacy_constants().vision_attention["flash" if flash else "eager"]
     if not flash:
-        # A tile attends to its own tokens, a patch to every patch of the request.
+        # A tile attends to its own tokens, a patch to all patches of the request.
         attention += 2 * vision.heads * tokens * (tokens if tiles else units) * HALF
     wide = tokens * vision.intermediate * HALF
     mlp = 2 * hidden + (3 if vision.gated_mlp else 2) * wide
@@ -327,7 +327,7 @@ def tower_activations(vision: VisionDims, units: int, *, flash: bool) -> int:
 
 
 def _layer(vision: VisionDims) -> Iterator[int]:
-    """Elements of the tensors of one block that are large enough to matter."""
+    """The elements of each large tensor in one block of the tower."""
     hidden, inter = vision.hidden, vision.intermediate
     yield 3 * hidden * hidden
     yield hidden * hidden
@@ -337,7 +337,7 @@ def _layer(vision: VisionDims) -> Iterator[int]:
 
 
 def _held(sizes: Sequence[int]) -> int:
-    """Bytes of torch's segments for tensors of these sizes: large ones alone, others share some."""
+    """Bytes of torch's segments for tensors of these sizes; small tensors share a segment."""
     block = legacy_constants().torch_block
     large = sum(round_up(size, block["page"]) for size in sizes if size >= block["large"])
     middle = sum(size for size in sizes if block["small"] < size < block["large"])

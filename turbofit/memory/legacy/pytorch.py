@@ -1,8 +1,8 @@
 """The account of LMDeploy's PyTorch engine before 0.18.
 
-Weights, then free memory without a reserve for one forward, a ratio of which becomes the cache.
-Nothing else is allocated ahead: torch's allocator keeps what forwards took. ``steady`` is a server
-that has answered one image at its default limit.
+The engine takes weights, then sets aside a reserve for one forward, and a ratio of the remaining
+free memory becomes the cache. It allocates nothing else in advance: torch's allocator keeps the
+memory of forwards. ``steady`` is a server that has answered one image at its default limit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from turbofit.memory.versions import FIRST_CURRENT
 from turbofit.model.parameters import stored_bytes
 
 _PROMPT: Final = 64
-#: "No enough gpu memory for kv cache" is raised below it.
+#: With fewer blocks the engine raises "No enough gpu memory for kv cache".
 _LEAST_BLOCKS: Final = 3
 _RATIO = 0.8
 
@@ -47,7 +47,7 @@ _RATIO = 0.8
 class LegacyTorchAccount(GroupAccount):
     """One model under one set of settings on one group of GPUs.
 
-    ``constants`` are 0.18's, for what no generation changed (contexts, NCCL).
+    ``constants`` are those of 0.18, for figures that are equal in all generations (contexts, NCCL).
     """
 
     least_blocks = _LEAST_BLOCKS
@@ -68,7 +68,7 @@ class LegacyTorchAccount(GroupAccount):
 
     @property
     def runtime(self) -> int:
-        """Bytes set aside for one forward, halved with the prefill until 16 blocks fit."""
+        """Bytes reserved for one forward; the prefill is halved until 16 blocks fit."""
         rule, settings = self.generation.runtime, self.settings
         rows = rule.batch_rows * settings.max_batch_size
         prefill = settings.max_prefill_token_num
@@ -82,7 +82,7 @@ class LegacyTorchAccount(GroupAccount):
 
     @property
     def ratio_base(self) -> int:
-        """What is free without the reserve for one forward."""
+        """The free memory without the reserve for one forward."""
         return self.free - self.runtime
 
     def region_at(self, ratio: float) -> int:
@@ -92,13 +92,13 @@ class LegacyTorchAccount(GroupAccount):
         return self.region_at(ratio) // self.block_bytes * self.block_tokens
 
     def _terms_before(self, i: int, launch: EngineLaunch) -> Iterator[Term]:
-        """Contexts; the language model divided by tp, embedding and lm_head whole; the tower."""
+        """Contexts; the language model divided by tp, except embedding and lm_head; the tower."""
         model, gpu, tp = launch.model, launch.gpus[i], launch.settings.tp
         text, spread = model.text, self.generation.tower == "front_end"
         linked = launch.machine.nvlinked(launch.gpus)
         yield from before_terms(gpu, launch.settings, linked, self.constants)
         if tp > 1 and (i == 0 or (spread and model.vision is not None)):
-            # Ranks are processes of their own. Over for those on which the server touches nothing.
+            # Ranks are separate processes. Over for ranks whose GPU the server does not touch.
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
             yield term("server_context", "context", size, "estimate", note)
@@ -107,14 +107,14 @@ class LegacyTorchAccount(GroupAccount):
         body = stored_bytes(text, None, "float16", model.quantization) - heads
         for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
             yield term(f"weights.{name}", "weights", round_up(size, PAGE), "formula")
-        # Whole in the engine's model: over, where attention and MLP of some families are divided.
+        # The engine's model has it whole; over for families whose attention and MLP are divided.
         size = tower_bytes(model, tp, spread=spread)[i if spread else 0]
         if size:
             note = f"part of the {self.generation.tower.replace('_', ' ')}"
             yield term("weights.vision_tower", "weights", size, "formula", note)
 
     def _forward(self, tokens: int, rows: int) -> int:
-        """Torch's pool after a prefill of so many tokens, ``rows`` of which are sampled."""
+        """Torch's pool after a prefill of so many tokens, with ``rows`` sampled."""
         text, tp = self._model.text, self.settings.tp
         heads = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
         inner = self._mlp_elements() + 4 * text.hidden
@@ -124,7 +124,7 @@ class LegacyTorchAccount(GroupAccount):
         return wide + logits
 
     def _mlp_elements(self) -> int:
-        """Elements of a token in an MLP: gate, up and their product; of all chosen experts."""
+        """Elements of a token in an MLP: gate, up and product; for experts, of all chosen ones."""
         text, tp = self._model.text, self.settings.tp
         dense = 3 * text.intermediate // tp
         if text.moe is None:
@@ -140,7 +140,7 @@ class LegacyTorchAccount(GroupAccount):
         return tower_activations(vision, units, flash=flash)
 
     def _first(self) -> Term:
-        """What the first image at the checkpoint's own limit leaves in torch's pool."""
+        """Memory that the first image, at the checkpoint's own limit, leaves in torch's pool."""
         rule, size, units = self._model.image_rule, 0, 0
         if rule is not None and self._vision_load.units_per_image and self._model.vision:
             units = min(rule.worst_units(), self._vision_load.units_per_image)
@@ -150,13 +150,13 @@ class LegacyTorchAccount(GroupAccount):
         return term(POOL_WARMUP, "buffers", round_up(size, PAGE), "estimate", note)
 
     def _cases(self, units: int) -> tuple[Term, ...]:
-        """Torch's pool in each worst case."""
+        """The bytes of torch's pool in each worst case."""
         settings, vision_load = self.settings, self._vision_load
         text = self._forward(settings.max_prefill_token_num, settings.max_batch_size)
         cases = [("text_prefill", text, "longest prompts fill a forward")]
         if units:
             prompt = vision_load.tokens_per_request + _PROMPT
-            # The checkpoint's own code decides in the front end: an upper end without flash.
+            # In the front end the checkpoint's code decides on flash: an upper end without it.
             flash = self.generation.tower == "engine"
             request = self._forward(prompt, 1) + self._tower(units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))

@@ -1,9 +1,9 @@
-"""TurboMind before 0.18: the same ledger, with the rules of its generation.
+"""TurboMind before 0.18: the same ledger as for 0.18, with the rules of its generation.
 
-Others hold ``used``; then the context, the communicator and the GEMM workspace, the torch tower
-where it comes first, the weights, the cache, and the buffers. Most of these versions have no
-warm-up of their own: ``steady`` is a server that has answered one image at its default limit, and
-what the pools keep of that image is ``pool_warmup``.
+In this order: others hold ``used``; then come the context, the communicator and the GEMM workspace,
+the torch tower (if loaded before the cache), the weights, the cache, and the buffers. Most of these
+versions have no warm-up: ``steady`` is a server that has answered one image at its default limit,
+and ``pool_warmup`` is what the pools keep of that image.
 """
 
 from __future__ import annotations
@@ -54,39 +54,39 @@ from turbofit.memory.turbomind.cache import cache_shape
 from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lm_head_rows
 from turbofit.memory.versions import FIRST_CURRENT
 
-#: Bytes a vocabulary entry and row of sampling with top_k=0: logits, ids, sorting. Upper end.
+#: Bytes for each vocabulary entry and row sampled with top_k=0: logits, ids, sorting. Upper end.
 _SAMPLING: Final = 20
 _INT = _FLOAT = 4
 _POINTER = 8
 _WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
 _CURAND_STATE = 48
-#: What torch keeps of loading.
+#: The term of memory that torch keeps after loading.
 _KEPT = "torch_cache"
 _FOUR_BIT = frozenset({"awq", "gptq"})
-#: Text tokens of a request around its images.
+#: Text tokens of a request in addition to its images.
 _PROMPT: Final = 64
 _RATIO = 0.8
 _INT8 = 8
 
 
 class GroupAccount(Account):
-    """What the accounts of all older engines add to the common one.
+    """The common base of the accounts of all old engines.
 
-    ``pool_warmup`` has what the allocators keep of the first image, as most of these engines warm
-    nothing up; and what comes after the cache can depend on its size.
+    ``pool_warmup`` has the memory that allocators keep of the first image, since most of these
+    engines have no warm-up; terms after the cache can depend on its size.
     """
 
     dies: ClassVar[str] = "aborts"
     cache_shortfall: str = "that it needs at least ({more} more), and LMDeploy stops"
     allocator: ClassVar[str] = "the pools of TurboMind and torch"
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up or with its first image"
-    admits_prompts: ClassVar[bool] = False  # the tower is Python, before the engine
+    admits_prompts: ClassVar[bool] = False  # the tower is Python code before the engine
     #: Bytes of ``pool`` that the engine takes before any request.
     engine_warmup = 0
     least_blocks = 1
 
     def before(self, launch: EngineLaunch) -> list[tuple[Term, ...]]:
-        """What each GPU holds before the cache, or all that a log did not call free."""
+        """The terms of each GPU before the cache; a single one if a log gave the free memory."""
         gpus, free = launch.gpus, launch.free_at_cache
         if free is not None:
             return [(given(gpu, free),) for gpu in gpus]
@@ -94,27 +94,27 @@ class GroupAccount(Account):
 
     @abstractmethod
     def _terms_before(self, i: int, launch: EngineLaunch) -> Iterable[Term]:
-        """Everything of one GPU that is not free when the cache is sized."""
+        """All terms of GPU ``i`` that are in use when the cache is sized."""
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
         return cache_terms(round_up(self.region_at(ratio), PAGE), ratio, 0)
 
     def missing_at(self, ratio: float) -> int:
-        """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
+        """Bytes that the tightest GPU lacks for its margin with this ratio; 0 if it lacks none."""
         return max(0, *(ledger.margin - ledger.headroom for ledger in self.at(ratio).ledgers))
 
 
 class _Forward:
-    """Sizes of forwards, bytes per rank, for one account whose cache holds so many tokens.
+    """Sizes of forwards, in bytes per rank, for an account whose cache holds ``cached`` tokens.
 
     Attributes:
-        session_len: the longest sequence, as the engine cuts it to its cache.
-        buffer_session: the longest that buffers are made for: uncut where they come first.
-        buffer_tokens: tokens that the persistent buffers of a whole forward are made for.
-        tokens: the most that one forward takes: all of its sequences lie in the cache.
-        context: the most that one forward's sequences have together; those that share a prefix
-            count it each, up to ``max_context_token_num``: a session.
-        warmup_tokens: of the longest forward of the engine's own warm-up, 0 where it has none.
+        session_len: the longest sequence, limited by the engine to its cache.
+        buffer_session: the longest sequence for buffers: not limited if they are allocated first.
+        buffer_tokens: tokens in the persistent buffers of a whole forward.
+        tokens: the most tokens of one forward: all of its sequences are in the cache.
+        context: the most tokens of all sequences in one forward; those that share a prefix
+          count it each, up to ``max_context_token_num``: a session.
+        warmup_tokens: tokens of the longest forward in the engine's warm-up, 0 without one.
     """
 
     def __init__(self, account: LegacyAccount, cached: int) -> None:
@@ -127,7 +127,7 @@ class _Forward:
         if rules.forward != "session":
             self.buffer_tokens = prefill + settings.max_batch_size
         elif rules.iteration == "session":
-            # Before 0.3 there is no max_prefill_token_num: what stands there, where it is not 0, is
+            # Before 0.3 max_prefill_token_num does not exist: a value other than 0 in its place is
             # max_context_token_num.
             self.buffer_tokens = prefill or rules.context_sessions * session
         else:
@@ -146,7 +146,7 @@ class _Forward:
         self.warmup_tokens = max((n for n in lengths if n <= most), default=0)
 
     def pool(self, tokens: int, context: int) -> int:
-        """The pool after a forward of so many tokens over so long contexts, one row sampled."""
+        """The pool after a forward of so many tokens with this context, with one row sampled."""
         if tokens == 0:
             return 0
         text, tp, account = self._text, self._tp, self._account
@@ -161,9 +161,9 @@ class _Forward:
         return round_up(size + _SAMPLING * lm_head_rows(text, tp), PAGE)
 
     def batch(self, rows: int) -> int:
-        """Beyond one row: what a batch of so many takes to sample and decode, never under.
+        """Bytes that a batch of so many rows needs beyond one row to sample and decode.
 
-        The split workspace of decoding grows with the batch in some generations.
+        It is an upper bound. The split workspace of decoding grows with the batch in some versions.
         """
         text, tp = self._text, self._tp
         sampling = _SAMPLING * (rows - 1) * lm_head_rows(text, tp)
@@ -171,7 +171,7 @@ class _Forward:
         return sampling + rows * splits * (text.heads // tp) * (text.head_dim + 2) * _FLOAT
 
     def _feed_forward(self) -> int:
-        """Elements a token of gate and up together; experts count once for each chosen one."""
+        """Elements of a token in gate and up together; for experts, in all chosen ones."""
         text, tp = self._text, self._tp
         dense, moe = 2 * text.intermediate // tp, text.moe
         if moe is None:
@@ -196,7 +196,7 @@ def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, i
     yield "token_ids", rule.token_ids * batch * session_len * _INT, note
     if rule.logits:
         yield "logits", rule.logits * batch * vocab, "max_batch_size × vocabulary"
-    elif settings.tp > 1:  # one buffer serves hidden states and logits
+    elif settings.tp > 1:  # one buffer contains hidden states and logits
         larger = max(0, batch * lm_head_rows(text, settings.tp) * HALF - hidden)
         yield "logits", larger, "beyond the hidden states they share a buffer with"
     if rule.log_probs:
@@ -208,14 +208,14 @@ def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, i
     small = pointers + batch * (_WORDS + 4 * _CURAND_STATE + 2 * text.hidden * HALF)
     small += tokens * _INT
     if model.mrope:
-        small += 3 * 3 * batch * session_len * _INT  # M-RoPE positions of three states
+        small += 3 * 3 * batch * session_len * _INT  # M-RoPE positions in three states
     yield "small_buffers", small, "block pointers, stop words, random states, positions"
 
 
 def older_cache(
     text: TextDims, settings: Settings, generation: Generation, constants: EngineConstants
 ) -> CacheShape:
-    """How the cache is cut: blocks of one size, or sessions, or pages as in 0.18."""
+    """The layout of the cache: blocks of one size, whole sessions, or pages as in 0.18."""
     rule = generation.cache
     if rule.objects:
         return cache_shape(text, settings, constants)
@@ -228,7 +228,7 @@ def older_cache(
 
 
 class LegacyAccount(GroupAccount):
-    """TurboMind before 0.16; ``constants`` are 0.18's, where no generation changed them."""
+    """TurboMind before 0.16; ``constants`` are those of 0.18 that no generation changed."""
 
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: Generation
@@ -246,18 +246,18 @@ class LegacyAccount(GroupAccount):
             self._units = self.vision_load.budgeted_units(self.vision_load.units_per_image)
         self._towers = self._tower_terms(len(gpus))
         before = self.before(launch)
-        #: Whether the buffers are part of what is not free when a log tells it.
+        #: Whether a log's free memory already excludes the buffers.
         self._buffers_given = generation.cache.after_buffers and free_at_cache is not None
-        # Upper ends: a cache that cuts no session.
+        # Upper ends, with a cache that is large enough for every session.
         most = max(settings.session_len, _Forward(self, 1).buffer_tokens)
         forward = _Forward(self, most)
         if generation.cache.objects:
-            # The longest warm-up request waits for blocks: with fewer, start-up never ends.
+            # The longest warm-up request waits for blocks: with fewer blocks, the start never ends.
             tokens = _Forward(self, settings.session_len).warmup_tokens
             self.least_blocks = -(-tokens // self.block_tokens)
             self.cache_shortfall = TurbomindAccount.cache_shortfall
         self.engine_warmup = forward.pool(forward.warmup_tokens, forward.warmup_tokens)
-        # What torch keeps of loading is part of its peak already.
+        # The peak of loading already includes the memory that torch keeps.
         staged = self._staged() if free_at_cache is None else 0
         staged -= sum(line.bytes for line in before[0] if line.term == _KEPT)
         static = [
@@ -277,7 +277,7 @@ class LegacyAccount(GroupAccount):
             )
 
     def _tower_terms(self, ranks: int) -> list[Term]:
-        """The vision tower's weights on each rank."""
+        """The terms of the vision tower's weights on each rank."""
         model, rule = self.model, self.generation.vision
         copies = rule.copies_of(model.architecture)
         note = f"float16 under torch, {rule.placed}"
@@ -290,9 +290,9 @@ class LegacyAccount(GroupAccount):
         ]
 
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank; a ratio of 1 or more counts blocks, or sessions.
+        """Bytes of the cache on each rank; a ratio of 1 or more is a number of blocks or sessions.
 
-        Sessions are taken as requests come: as many as the batch has, no more than the entries.
+        Sessions are allocated as requests come: as many as the batch has, but at most all entries.
         """
         rule, free = self.generation.cache, max(0, self.free)
         if rule.objects:
@@ -327,7 +327,7 @@ class LegacyAccount(GroupAccount):
         lines = [*classes.items(), ("rounding", round_up(size, PAGE) - size)]
         weights = [term(f"weights.{name}", "weights", size, "formula") for name, size in lines]
         if i == 0 and rules.staging.kept:
-            # What torch does not give back: under where its blocks do not fit each other's.
+            # Torch keeps this memory. Under if freed blocks do not fit later tensors.
             note = "torch's allocator keeps what moving tensors took"
             weights.append(term(_KEPT, "weights", self._staged(), "formula", note))
         layers = [
@@ -338,7 +338,7 @@ class LegacyAccount(GroupAccount):
         return (*context, gemm, *tower, *weights, *layers)
 
     def _staged(self) -> int:
-        """What torch holds on the first GPU while it moves tensors."""
+        """Bytes that torch holds on the first GPU while it moves tensors."""
         text, rule, quantised = self.model.text, self.generation.staging, self.model.quantization
         gate, square = rule.gate, rule.square
         if rule.packed and quantised is not None and quantised.method in _FOUR_BIT:
@@ -348,7 +348,7 @@ class LegacyAccount(GroupAccount):
         return round_up(int(rows * text.hidden * HALF), PAGE)
 
     def _terms_after(self, i: int, forward: _Forward) -> tuple[Term, ...]:
-        """What lives after the cache on one GPU, without the pools."""
+        """The terms on one GPU that are allocated after the cache and stay, without the pools."""
         if self._buffers_given:
             return ()
         early, kernels = self.generation.first_layers, self.constants.kernel_modules
@@ -368,7 +368,7 @@ class LegacyAccount(GroupAccount):
         ]
 
     def _first_request(self, forward: _Forward) -> Term:
-        """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
+        """The engine's warm-up, and the first image at the checkpoint's own limit."""
         rule = self.model.image_rule
         tokens, units = forward.warmup_tokens, 0
         note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
@@ -381,7 +381,7 @@ class LegacyAccount(GroupAccount):
         return term(POOL_WARMUP, "buffers", size, "estimate", note)
 
     def _cases(self, forward: _Forward) -> tuple[Term, ...]:
-        """The pools' full size in each worst case, torch's and TurboMind's together."""
+        """The whole pools of torch and TurboMind together, in each worst case."""
         rows = self.settings.max_batch_size
         image = self._tower(self._units, flash=False)
         text = forward.pool(forward.tokens, forward.context)
@@ -430,7 +430,7 @@ class LegacyTurbomind(Turbomind):
         }
 
     def account(self, launch: EngineLaunch) -> Account:
-        """With a native tower (0.16, 0.17) 0.18's, of that version's paddings and workspaces."""
+        """Make the account; versions with a native tower (0.16, 0.17) use that of 0.18."""
         generation = self.generation
         if generation.vision.runs != "native":
             return LegacyAccount(launch, self.constants, generation)
@@ -444,7 +444,7 @@ class LegacyTurbomind(Turbomind):
         return TurbomindAccount(launch, older)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        """What its loaders could not divide; a tower under torch is not divided."""
+        """The reason why the loaders cannot divide the model; torch does not divide its tower."""
         if self.generation.vision.runs != "native":
             model = replace(model, vision=None)
         return next(self._tp_problems(model, tp), None) or super().tp_problem(model, tp)
@@ -461,7 +461,7 @@ class LegacyTurbomind(Turbomind):
             yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
 
     def problem(self, launch: EngineLaunch) -> str | None:
-        """Counts of blocks were allowed where the cache is not one region of pages."""
+        """The reason for a refusal; old caches of blocks accept a number of blocks as ratio."""
         settings, bits = launch.settings, self.generation.cache.bits
         if settings.quant_policy == _INT8 and _INT8 not in bits:
             four = next(policy for policy, size in bits.items() if size == _INT8)
@@ -474,7 +474,7 @@ class LegacyTurbomind(Turbomind):
         return super().problem(replace(launch, settings=settings))
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        """A tower under torch runs one image at a time."""
+        """The most units in one forward; torch's tower runs one image at a time."""
         if self.generation.vision.runs == "native":
             return super().units_bound(rule, vision_load, settings)
         return vision_load.units_per_image
@@ -483,7 +483,7 @@ class LegacyTurbomind(Turbomind):
         return older_cache(model.text, settings, self.generation, self.constants)
 
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """Those of its generation beside 0.18's tower."""
+        """The weights by the rules of its generation, with 0.18's tower."""
         classes = legacy_weight_classes(model, tp, self.constants, self.generation)
         tower = super().weights(model, tp).vision
         return rank_weights({**classes, "vision": tower})
@@ -491,9 +491,9 @@ class LegacyTurbomind(Turbomind):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """0.18's, and the pinned pixels of two whole forwards a rank where they were pinned."""
+        """0.18's host memory, and pinned pixels of two whole forwards a rank in some versions."""
         memory = super().host_memory(model, settings, units_per_forward=units_per_forward)
-        # Pixels are set aside for tiles alone; a patch is one token of the tower.
+        # Pixel buffers exist only for tiles; a patch is one token of the tower.
         if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:
             return memory
         tokens = settings.max_prefill_token_num + settings.max_batch_size

@@ -1,1 +1,1 @@
-"""The account of LMDeploy's PyTorch engine."""
+"""The memory account of LMDeploy's PyTorch engine."""

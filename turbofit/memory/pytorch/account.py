@@ -1,6 +1,6 @@
-"""The PyTorch engine: every byte of one tensor-parallel group at any ratio, and what it refuses.
+"""The PyTorch engine: the memory of one tensor-parallel group at any ratio, and refusals.
 
-The lines of a ledger stand in the order in which the engine takes the memory.
+The terms of a ledger are in the order in which the engine allocates the memory.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ from turbofit.memory.pytorch.weights import (
 )
 
 _INT = 4
-#: Blocks from this on come from segments of 20 MiB. Source: kMinLargeAlloc of torch's allocator.
+#: Blocks from this size on come from segments of 20 MiB (kMinLargeAlloc of torch's allocator).
 _LARGE_BLOCK = MIB
-#: The first compute capability with fp8 in Triton.
+#: The first compute capability for which Triton compiles fp8.
 _FP8 = (8, 9)
-#: `quant_policy` of a cache of that type.
+#: The `quant_policy` of an fp8 cache.
 _FP8_CACHE = 16
-#: What does not repeat KV heads.
-#: Source: lmdeploy configurations/llava_hf.py::LlavaHfModelConfigBuilder.build #9969cb
+#: Models whose KV heads are not repeated. Source:
+#: lmdeploy configurations/llava_hf.py::LlavaHfModelConfigBuilder.build #9969cb
 _NO_REPEAT = frozenset(
     {
         "LlavaForConditionalGeneration",
@@ -79,25 +79,25 @@ _NO_REPEAT = frozenset(
         "Llama4ForConditionalGeneration",
     }
 )
-#: Its tower deals out whole heads, unequally where they do not divide.
+#: The kind of tower whose whole heads are divided unequally if the ranks do not divide them.
 #: Source: lmdeploy pytorch/models/internvl.py::InternAttention.__init__ #0fca87
 _UNEQUAL_HEADS = "internvit"
-#: Whose states are bfloat16, whatever the dtype.
+#: The model whose states are bfloat16 with every dtype.
 _BFLOAT_STATES = "Qwen3NextForCausalLM"
-#: Whose scales of a group are a rank's or another's, never of both.
+#: Methods whose groups of a scale cannot be divided between ranks.
 _CUT_METHODS = frozenset({"awq", "fp8"})
-#: The fewest tokens of a block that its kernels take.
+#: The fewest tokens of a block for its kernels.
 _LEAST_BLOCK = 16  # lmdeploy lmdeploy/messages.py::PytorchEngineConfig `kernel_block_size >= 16`
 
 
 def before_terms(
     gpu: Gpu, settings: Settings, linked: bool, constants: PytorchConstants
 ) -> list[Term]:
-    """What one GPU holds before the weights: others, contexts, the communicator.
+    """The memory on one GPU before the weights: others, contexts, communicator.
 
     ``linked``: NVLink joins every pair of the group. The front end only asks torch for the card's
-    properties: no context on pretend GPUs. Under where it makes one on a real card, by what the
-    ratio leaves of it: free memory is read later.
+    properties, which makes no context on pretend GPUs. Under if it makes one on a real card, by the
+    context's share of the ratio: free memory is read later.
     """
     context, note = context_bytes(gpu)
     terms = [
@@ -119,7 +119,7 @@ def weight_terms(
     capability: tuple[int, int],
     constants: PytorchConstants,
 ) -> list[Term]:
-    """The weights of one rank by class, and what loading leaves unusable between them."""
+    """The weights of one rank by class, and the unusable memory that loading leaves in between."""
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     copied = packed_copy(model, settings.tp, capability, constants)
@@ -129,7 +129,7 @@ def weight_terms(
     kind = segments(settings)
     fragmented = constants.load_fragmentation[kind]
     if model.text.moe is not None:
-        # Experts that are laid out anew leave a part of another one: 33 MiB on pretend GPUs.
+        # Experts that are copied to a new layout leave a part unused: 33 MiB on pretend GPUs.
         fragmented += constants.segment
     note = f"torch's {kind} segments, filled in part"
     terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
@@ -137,7 +137,7 @@ def weight_terms(
 
 
 def capture_sizes(settings: Settings) -> list[int]:
-    """Batch sizes for which a CUDA graph is captured.
+    """The batch sizes for which the engine captures a CUDA graph.
 
     Source: lmdeploy graph_runner/runner.py::_get_capture_batch_size_impl #ce8be7
     """
@@ -162,7 +162,7 @@ def buffer_terms(
     most_blocks: int,
     constants: PytorchConstants,
 ) -> list[Term]:
-    """What one GPU holds for good after the cache; graphs have tables of ``most_blocks`` blocks."""
+    """One GPU's permanent memory after the cache; graphs have tables of ``most_blocks`` blocks."""
     hopper = capability_of(gpu) >= HOPPER
     workspace = constants.cublas_workspace["hopper" if hopper else "default"]
     size = constants.cublas_workspaces * workspace
@@ -173,7 +173,7 @@ def buffer_terms(
         terms.append(term("packed_kernels", "buffers", size, "estimate", note))
     if captured := capture_sizes(settings):
         tables = sum(captured) * most_blocks * _INT + work.graph_buffers(captured)
-        # Torch keeps what graphs allocated apart: no prefill ever has room in it.
+        # Torch keeps the graphs' memory separate, so no prefill can use it.
         note = "each CUDA graph's table of blocks, and the graphs' own pool"
         size = tables + _step_pool(work, settings, constants)
         terms.append(term("cuda_graphs", "buffers", size, "formula", note))
@@ -183,10 +183,10 @@ def buffer_terms(
 
 
 def pool_term(work: Activations, settings: Settings, constants: PytorchConstants) -> Term:
-    """What torch keeps after the warm-up for any later forward: a prefill of one token a row."""
+    """Memory that torch keeps after the warm-up, a prefill of one token a row."""
     size, note = _step_pool(work, settings, constants), "an eager pass"
-    if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # Over: the MLP's is a part of it
-        # Picking the experts' kernels leaves another one. Seen on pretend GPUs: 143 MiB of 152.
+    if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # Over: it contains the MLP's block
+        # The choice of the experts' kernels leaves one more. Seen on pretend GPUs: 143 MiB of 152.
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
@@ -206,14 +206,14 @@ def transient_terms(
     met: UnitsMet,
     constants: PytorchConstants,
 ) -> tuple[Term, ...]:
-    """The most that torch's allocator holds above what stays, in each worst case.
+    """The most bytes that torch's allocator holds beyond permanent terms, in each worst case.
 
-    With what lies unusable between live blocks: at least the last page of torch's large and of its
-    small blocks.
+    They include unusable memory between live blocks: at least the last page of torch's large and of
+    its small blocks.
     """
     sequences = settings.max_batch_size
-    # Whole prompts join a forward, so that one may hold more tokens than a session; beside them the
-    # last chunk of a long one sees its whole context.
+    # Whole prompts join a forward, so it may have more tokens than a session; the last chunk of a
+    # long prompt, which sees its whole context, may run with them.
     most = sequences * settings.session_len
     prompt = min(settings.max_prefill_token_num, most)
     context = min(settings.session_len + prompt, most)
@@ -225,7 +225,7 @@ def transient_terms(
         ("sampling", work.sampling(sequences) + kept, f"{sequences} rows with top_k=0"),
     ]
     if rule is not None and vision_load.units_per_image:
-        # An image is never cut: a chunk grows to hold the longest one.
+        # Chunks never cut an image: a chunk grows to contain the longest one.
         image = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
         forward = Prefill(
             tokens=max(prompt, image),
@@ -247,13 +247,13 @@ def transient_terms(
 
 
 def _problems(model: Model, tp: int) -> Iterator[str]:
-    """Why a tensor-parallel degree cannot be.
+    """Yield the reasons why a tensor-parallel degree is impossible.
 
     Source: lmdeploy configurations/builder.py::AutoModelConfigBuilder.update_num_kv_heads #b9ff5a
     """
     text = model.text
     if text.expands_latent and tp > 1:
-        # kv_b is whole, and its outputs are taken for a rank's heads:
+        # Each rank has the whole kv_b, but takes its outputs for those of the rank's heads:
         # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
         yield (
             f"LMDeploy {REFERENCE}'s class of {model.name} fails at its first forward on"
@@ -271,14 +271,14 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
 
 
 def _uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
-    """Which of the things that are dealt out in equal shares do not divide."""
+    """Yield a problem for each number that does not divide by ``tp``."""
     for number, what in dealt:
         if number % tp:
             yield f"{what} do not divide by {tp}"
 
 
 def _dealt_text(text: TextDims) -> Iterator[tuple[int, str]]:
-    """What of a language model is dealt out in equal shares, in words."""
+    """The numbers in a language model that are divided in equal shares, each with words."""
     yield text.intermediate, f"the MLP's {text.intermediate} channels"
     if text.moe is not None:
         shared, expert = text.moe.shared_intermediate, text.moe.intermediate
@@ -291,7 +291,7 @@ def _dealt_text(text: TextDims) -> Iterator[tuple[int, str]]:
 
 
 def _dealt_tower(vision: VisionDims) -> Iterator[tuple[int, str]]:
-    """What of a vision tower is dealt out in equal shares, in words."""
+    """The numbers in a vision tower that are divided in equal shares, each with words."""
     if vision.kind in WHOLE_TOWERS:
         return
     if vision.kind != _UNEQUAL_HEADS:
@@ -300,7 +300,7 @@ def _dealt_tower(vision: VisionDims) -> Iterator[tuple[int, str]]:
 
 
 def _cut_experts(model: Model, tp: int) -> Iterator[str]:
-    """Why packed experts are not dealt out: a rank would get a part of a group."""
+    """Yield a problem if a rank's part of a quantised expert is not a number of whole groups."""
     moe, packed = model.text.moe, model.quantization
     if moe is None or packed is None or not packed.of_experts:
         return
@@ -310,10 +310,10 @@ def _cut_experts(model: Model, tp: int) -> Iterator[str]:
 
 
 def _cut_groups(model: Model, tp: int) -> Iterator[str]:
-    """Layers of which a rank would get a part of a group: they fail while they are loaded.
+    """Yield the layers of which a rank would get a part of a group: loading them fails.
 
-    Experts of fp8 are dealt out in whole groups, however many a rank gets.
-    Source: lmdeploy linear/awq.py::AwqLinear._get_io_features #f23fcc
+    Experts in fp8 are divided in whole groups, also unequally. Source:
+    lmdeploy linear/awq.py::AwqLinear._get_io_features #f23fcc
     lmdeploy linear/blocked_fp8.py::BlockedF8Linear._get_io_features #72d3c8
     """
     text, moe, packed = model.text, model.text.moe, model.quantization
@@ -336,7 +336,7 @@ def _cut_groups(model: Model, tp: int) -> Iterator[str]:
 
 
 def _refused(launch: EngineLaunch) -> Iterator[str]:
-    """Options that the engine refuses or dies of, or that the account does not know."""
+    """Yield the options that the engine refuses or dies of, or that have no account."""
     model, settings = launch.model, launch.settings
     if not 0 < settings.cache_max_entry_count < 1:
         yield "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
@@ -347,8 +347,8 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
     yield from _refused_numbers(settings)
     yield from _refused_format(model, settings.model_format)
     yield from _refused_cache_type(model, settings.quant_policy)
-    # States of another type than what is copied into them fail at the first prefill. Of cards that
-    # have no bfloat16 `missing_kernels` tells. Source: CausalConv1d's ``index_copy_``, and
+    # States of a dtype other than that of the values copied into them fail at the first prefill.
+    # `missing_kernels` handles cards without bfloat16. Source: CausalConv1d's ``index_copy_``, and
     # lmdeploy configurations/qwen3_next.py::Qwen3NextModelConfigBuilder.build #c319c1
     bfloat_states = model.text.architecture == _BFLOAT_STATES and not _card_before(launch, AMPERE)
     if bfloat_states and settings.dtype != "bfloat16":
@@ -361,7 +361,7 @@ def _refused(launch: EngineLaunch) -> Iterator[str]:
 
 
 def _refused_numbers(settings: Settings) -> Iterator[str]:
-    """Sizes and ranks that the engine refuses, whatever the model."""
+    """Yield sizes and ranks that the engine refuses for every model."""
     if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
         yield f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
     if settings.distributed_executor_backend == "uni" and settings.tp > 1:
@@ -375,11 +375,11 @@ def _refused_numbers(settings: Settings) -> Iterator[str]:
 
 
 def _refused_format(model: Model, given: str | None) -> Iterator[str]:
-    """A ``--model-format`` that is not how the weights are stored.
+    """Yield a problem if ``--model-format`` is not the stored format of the weights.
 
-    Of a quantised checkpoint the option is ignored; 16-bit weights are quantised at load for fp8,
-    and every other word stops the engine, hf too.
-    Source: lmdeploy pytorch/config.py::_patch_quantization_config #438ef9
+    For a quantised checkpoint the engine ignores the option; with fp8 it quantises 16-bit weights
+    at load; every other word, also hf, stops it. Source:
+    lmdeploy pytorch/config.py::_patch_quantization_config #438ef9
     """
     stored = model.quantization and model.quantization.method
     if given is None or given == stored:
@@ -396,14 +396,14 @@ def _refused_format(model: Model, given: str | None) -> Iterator[str]:
 
 
 def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
-    """Why keys and values of a model are not cached in a type."""
+    """Yield the reasons why the cache cannot have this type for the model."""
     text = model.text
-    # Heads that cannot be rotated. Of latents keys and values are the same bytes, which it would
-    # quantise as the one and the other. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
+    # Such heads cannot be rotated. Keys and values of latents are the same bytes, which would be
+    # quantised twice. lmdeploy cuda/fill_kv_cache.py::fill_kv_cache #e8382c
     if policy and text.cached_latent:
         yield f"--quant-policy {policy} is not planned for latent attention: 0 is"
     if text.expands_latent and KV_TYPES[policy].key_scales:
-        # Its attention gets no scales, and the warm-up fails:
+        # Its attention gets no scales, so the warm-up fails:
         # lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.forward #130d73
         yield (
             f"--quant-policy {policy}: LMDeploy {REFERENCE}'s class of {model.name} caches at"
@@ -414,12 +414,12 @@ def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
 
 
 def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:
-    """The first card of a lower compute capability, by its name."""
+    """The name of the first card with a lower compute capability; None if there is none."""
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < capability), None)
 
 
 def missing_kernels(launch: EngineLaunch) -> str | None:
-    """What Triton does not compile for one of the cards, or the card does not compute.
+    """A sentence about what Triton or a card lacks for this launch; None if they lack nothing.
 
     Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
     (bench/census/TRITON.md). LMDeploy's fp8 kernels load weights of that type, and store
@@ -442,7 +442,7 @@ def missing_kernels(launch: EngineLaunch) -> str | None:
 
 
 class PytorchAccount(Account):
-    """One model under one set of settings on one group of GPUs."""
+    """The account of one model with given settings on one group of GPUs."""
 
     cache_shortfall: str = (
         "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
@@ -450,7 +450,7 @@ class PytorchAccount(Account):
     )
     dies: ClassVar[str] = "serves no more (every request gets 503 while /health stays 200)"
     allocator: ClassVar[str] = "torch's allocator"
-    #: Its formulas, each of which a newer version's class can have otherwise (docs/adding.md).
+    #: The formulas; the class of a newer version may replace each of them (docs/adding.md).
     activations_of = staticmethod(activations_of)
     cache_shape = staticmethod(cache_shape)
     units_bound = staticmethod(engine_bound)
@@ -469,10 +469,11 @@ class PytorchAccount(Account):
         self.constants = constants
         self.shape = self.cache_shape(model.text, settings, constants)
         self.block_bytes, self.block_tokens = self.shape.block_bytes, self.shape.block_tokens
-        # With fewer the engine changes max_prefill_token_num or stops.
+        # With fewer blocks the engine lowers max_prefill_token_num, or stops.
         self.least_blocks = constants.least_blocks
         state = self.state_bytes(model.text, settings)
-        #: Delta nets' states, allocated beside the cache, and the runtime's reserve, not taken.
+        #: States of delta nets, allocated beside the cache, and the runtime's reserve, which is
+        #: not.
         self._kept = state + self.runtime_bytes(model.text, settings)
         work = self.activations_of(model, settings, constants)
         met = UnitsMet(0, 0)
@@ -481,14 +482,14 @@ class PytorchAccount(Account):
             met = units_met(bound, model.image_rule, vision_load, settings)
         transients = self.transient_terms(model, work, settings, vision_load, met, constants)
         before, staged = self._loaded(launch)
-        # The states of delta nets are one allocation, which no ratio sizes.
+        # The states of delta nets are one allocation, independent of the ratio.
         note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
         size = round_up(state, constants.page)
         states = (term("state_cache", "cache", size, "formula", note),) if state else ()
         calibration = calibration_for(launch, "pytorch", constants.version)
         static = []
         for gpu, terms in zip(gpus, before, strict=True):
-            # At most as many as an empty card could hold: its tables are small. Over.
+            # At most as many blocks as an empty card could hold; their tables are small. Over.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
             buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
             memory = StaticMemory(before=terms, buffers=(*states, *buffers), staged=staged)
@@ -497,7 +498,7 @@ class PytorchAccount(Account):
         super().__init__(launch, static, pool, transients, met.now, calibration)
 
     def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
-        """What each GPU holds before the cache, and what loading holds above it."""
+        """The terms of each GPU before the cache, and the bytes that loading needs in addition."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         if launch.free_at_cache is not None:
             return [(given(gpu, launch.free_at_cache),) for gpu in gpus], 0
@@ -514,39 +515,39 @@ class PytorchAccount(Account):
         return before, round_up(largest, self.constants.page)
 
     def best_ratio(self) -> float | None:
-        """Blocks that were asked for are as many at every ratio: one look tells that none fits."""
+        """The best ratio; given blocks are the same at every ratio, so one check is enough."""
         if self.settings.num_gpu_blocks and not self.fits_at(1.0):
             return None
         return super().best_ratio()
 
     @property
     def ratio_base(self) -> int:
-        """Free bytes less the states of delta nets and the runtime's reserve."""
+        """The free bytes minus the states of delta nets and the runtime's reserve."""
         return self.free - self._kept
 
     def blocks_at(self, ratio: float) -> int:
-        """Blocks of the ratio's share: what is checked even where ``num_gpu_blocks`` is set."""
+        """The blocks from the ratio, which the engine checks even if ``num_gpu_blocks`` is set."""
         return max(0, int(self.ratio_base * ratio)) // self.block_bytes
 
     def cache_shortfall_at(self, ratio: float) -> int:
-        """Bytes of cache missing for as many blocks, with what the runtime's reserve lacks."""
+        """The bytes that the cache lacks for the least blocks, with the lack of the reserve."""
         if self.blocks_at(ratio) >= self.least_blocks:
             return 0
         return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)
 
     def _blocks_held(self, ratio: float) -> int:
-        """Blocks of the cache: ``num_gpu_blocks`` where it is set, else the ratio's."""
+        """The blocks of the cache: ``num_gpu_blocks`` if it is set, else those from the ratio."""
         return self.settings.num_gpu_blocks or self.blocks_at(ratio)
 
     def region_at(self, ratio: float) -> int:
         return self._blocks_held(ratio) * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
-        """KV tokens that requests can have: the engine keeps two blocks for itself."""
+        """The KV tokens for requests; the engine keeps two blocks for itself."""
         return self.shape.tokens(self.region_at(ratio))
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
-        """The cache, one allocation."""
+        """The cache, which is one allocation, as a term."""
         note = f"{ratio:.3f} of free memory less the runtime's reserve"
         if self.settings.num_gpu_blocks:
             note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
@@ -601,9 +602,9 @@ class Pytorch(Engine):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Front end, engine and, with more than one rank, a worker each.
+        """The host memory of front end, engine and, with several ranks, one worker for each.
 
-        Pixels are in 32 bits while they are preprocessed and in 16 in each process that they pass
+        Pixels have 32 bits during preprocessing, and 16 bits in each process that they pass
         through.
         """
         pixels = model.pixel_bytes(units_per_forward)

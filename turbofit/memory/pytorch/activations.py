@@ -1,8 +1,8 @@
-"""What one forward of the PyTorch engine holds at once, by torch's own allocator.
+"""The memory of one forward in the PyTorch engine, as torch's own allocator counts it.
 
-The engine runs the model's code eagerly for every prefill, so that what counts is the largest sum
-of tensors alive at one moment: in an MLP, attention or delta net, of the decoder or the tower.
-Factors are counted in LMDeploy's modelling files and checked on pretend GPUs.
+The engine runs the model's code eagerly for every prefill, so the peak is the largest sum of
+tensors that are alive at one moment: in an MLP, attention or delta net, of the decoder or the
+tower. Factors were counted in LMDeploy's modelling files and checked on pretend GPUs.
 """
 
 from __future__ import annotations
@@ -21,76 +21,77 @@ from turbofit.memory.pytorch.weights import (
     kv_heads_held,
 )
 
-#: Hidden states where features of a depth are added: embeddings, hidden, residual, the scattered
-#: features, their mask, and torch's running count of it in 64 bits.
-#: Source: lmdeploy models/qwen3_vl.py::Qwen3VLTextModel._deepstack_process #79a63f
+#: Hidden states alive when deepstack features are added: embeddings, hidden, residual, the
+#: scattered features, their mask, and torch's running count of the mask in 64 bits. Source:
+#: lmdeploy models/qwen3_vl.py::Qwen3VLTextModel._deepstack_process #79a63f
 _DEEPSTACK_COPIES = 9
-#: Hidden states more where text and image tokens go through layers of their own: those gathered for
-#: one of them, and the output of both. lmdeploy models/cogvlm.py::VisionExpertMLP.forward #feb7fa
+#: Additional hidden states if text and image tokens have separate layers: those gathered for one of
+#: them, and the output of both. lmdeploy models/cogvlm.py::VisionExpertMLP.forward #feb7fa
 _EXPERT_COPIES = 2
-#: What a gate adds to attention, in queries' channels: the gate as projected, laid out anew and
-#: through its sigmoid, the normed queries, and the product. Over.
-#: Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #2f2417
+#: Memory of an output gate, in channels of the queries: the gate as projected, in its new layout
+#: and after its sigmoid, the normed queries, and the product. Over. Source:
+#: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #2f2417
 _GATED = 5
-#: Pixels are sent at 32 bits: seen of a next forward's on pretend GPUs, exact for Qwen2-VL.
+#: Pixels are sent with 32 bits: seen for a next forward on pretend GPUs, exact for Qwen2-VL.
 _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
 _PHI_MOE = "PhiMoEForCausalLM"
-#: Whose delta nets project queries, keys, values and z as one.
-#: Source: lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
+#: The model whose delta nets project queries, keys, values and z in one. Source:
+#: lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
 _NEXT = "Qwen3NextForCausalLM"
-#: gpt-oss's activation as torch runs it where it does not compile it: products of the experts'
-#: width more than a fused one leaves. Over where it does.
-#: Source: lmdeploy pytorch/models/gpt_oss.py::GateupAct._impl #3cf648
+#: gpt-oss's activation if torch does not compile it: products of the experts' width in addition to
+#: those of a fused one. Over if torch compiles it. Source:
+#: lmdeploy pytorch/models/gpt_oss.py::GateupAct._impl #3cf648
 _GPT_OSS = "GptOssForCausalLM"
 _UNFUSED = 3
-#: Copies of queries and keys around Llama 4's rotation. Over.
-#: Source: lmdeploy models/llama4.py::Llama4TextAttention.forward #f6045e
+#: Copies of queries and keys in Llama 4's rotation. Over. Source:
+#: lmdeploy models/llama4.py::Llama4TextAttention.forward #f6045e
 _TURNED = 3
-#: What TurboQuant adds to attention, in queries' channels: queries rotated, and for the output's
-#: rotation its copy at 32 bits, the product at 32, and the result. Counted without the package
-#: fast_hadamard_transform; over with it. lmdeploy turbo_quant.py::hadamard_rotate #5d1844
+#: Memory that TurboQuant adds to attention, in channels of the queries: rotated queries, and for
+#: the output's rotation its 32-bit copy, the 32-bit product and the result. Counted without the
+#: package fast_hadamard_transform; over with it. lmdeploy turbo_quant.py::hadamard_rotate #5d1844
 _ROTATED = 6
-#: Fewer rows than these torch sorts in one go, with more memory each. Source: torch 2.12's Sort.cu.
+#: Torch sorts fewer rows at once, with more memory for each. Source: torch 2.12's Sort.cu.
 _SEGMENTED_SORT = 128
-#: Parts of the keys and values of which a decode step's attention keeps an output each, at 32
-#: bits; few rows have more, of less memory.
-#: Source: lmdeploy kernels/cuda/pagedattention.py::_get_split_k #4a7bcf
+#: A decode step's attention splits keys and values into so many parts and keeps a 32-bit output of
+#: each; few rows have more parts, but need less memory. Source:
+#: lmdeploy kernels/cuda/pagedattention.py::_get_split_k #4a7bcf
 _SPLITS = 4
 #: MoonViT's rotary tables: a complex number for each pair of a head's channels, for so many patches
-#: of each side.
-#: Source: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #534474
+#: of each side. Source:
+#: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #534474
 _MOONVIT = "moonvit"
 _TABLE_SIDE, _COMPLEX = 512, 8
-#: What making them takes at once, in tables: frequencies, numbers and their stack. Over.
+#: Tables alive while they are computed: frequencies, numbers and their stack. Over.
 _TABLES_MADE = 3
-#: Hidden states of a patch in its attention, which turns queries and keys at 32 bits.
+#: Hidden states of a patch in MoonViT's attention, which rotates queries and keys at 32 bits.
 _TURNED_WIDE = 15
-#: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
+#: Tokens in one chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
 
-#: Of each head: queries as projected, then queries, keys and padded values laid out, the output.
+#: Tensors of each head: projected queries; queries, keys and padded values in a new layout; output.
 _LAID_OUT = 5
-#: Hidden states of a token in attention: the scaled embeddings, what the layer before gave and its
+#: Hidden states of a token in attention: the scaled embeddings, the previous layer's output and its
 #: residual, and their norm.
 _COPIES = 4
-#: The same beside the logits: from the last norm, and scaled.
+#: Hidden states beside the logits: from the last norm, and scaled.
 _HEAD_COPIES = 2
 
 
 def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
-    """Elements of a token among a layer's experts, of which a rank has so many channels each.
+    """The elements of a token in a layer's experts, of which a rank has ``expert`` channels each.
 
-    Gate and up, their product, and the output of each chosen expert are alive together; logits of
-    all experts and their softmax in 32 bits. lmdeploy cuda/moe/fused_moe.py::fused_moe #533a6a
+    Gate and up, their product, and the output of each chosen expert are alive together; so are
+    logits of all experts and their softmax in 32 bits.
+    lmdeploy cuda/moe/fused_moe.py::fused_moe #533a6a
     """
     return moe.experts_per_token * (3 * expert + hidden) + 3 * moe.experts
 
 
 class Prefill(Struct):
-    """One prefill: ``tokens`` of ``sequences``, the ``context`` that they see, vision ``units``.
+    """One prefill: ``tokens`` of ``sequences``, their whole ``context``, and vision ``units``.
 
-    The engine sends the pixels of ``next_units`` to the card meanwhile, for the next forward.
+    At the same time, the engine sends the pixels of ``next_units`` for the next forward.
     """
 
     tokens: int
@@ -101,7 +102,7 @@ class Prefill(Struct):
 
 
 class Activations:
-    """The stages of one model under one set of settings."""
+    """The memory of the stages in one model with given settings."""
 
     def __init__(self, model: Model, settings: Settings, constants: PytorchConstants) -> None:
         self.model = model
@@ -112,48 +113,48 @@ class Activations:
         self.expert = expert_channels(model, self.tp)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:  # noqa: ARG002 - MiniCPM3's
-        """Bytes that the CUDA graphs of these batches hold beside their tables and one pool."""
+        """Bytes that CUDA graphs of these batches need in addition to their tables and one pool."""
         return 0
 
     def further_pool(self) -> int:
-        """Bytes that torch keeps after the warm-up beside the pool of one step.
+        """Bytes that torch keeps after the warm-up in addition to the pool of one step.
 
-        Phi-3.5-MoE's router has a page for its small tensors. Seen on pretend GPUs.
+        The router of Phi-3.5-MoE keeps one page for its small tensors. Seen on pretend GPUs.
         """
         return self.constants.page if self.text.architecture == _PHI_MOE else 0
 
     def prefill(self, forward: Prefill) -> int:
-        """The largest stage of a prefill, in bytes."""
+        """The bytes of the largest stage in a prefill."""
         tower = self._vision(forward) if forward.units and self.model.vision is not None else 0
         return max(self._decoder(forward), tower)
 
     def tables(self) -> int:
-        """Bytes that the first image leaves for good: the tower's rotary tables."""
+        """Permanent bytes after the first image: the tower's rotary tables."""
         vision = self.model.vision
         if vision is None or vision.kind != _MOONVIT:
             return 0
         return _TABLE_SIDE**2 * vision.head_dim // 2 * _COMPLEX
 
     def sampling(self, rows: int) -> int:
-        """Logits of so many rows, or of fewer, and what sampling them takes."""
+        """The bytes for logits and sampling of at most so many rows."""
         few = min(rows, _SEGMENTED_SORT - 1) * self.constants.logit_few
         many = rows * self.constants.logit if rows >= _SEGMENTED_SORT else 0
         return max(few, many) * self.text.vocab + self.constants.sampling_base
 
     def decode(self, rows: int) -> int:
-        """One decoding step of so many rows."""
+        """The bytes of one decoding step with so many rows."""
         mlp = max(self._mlp_elements(), self._moe_elements() + self._unfused_elements())
         return rows * max(mlp, self._decode_attention(), self._delta_elements()) * HALF
 
     def _decode_attention(self) -> int:
-        """Elements of a row in a decoding step's attention, with its parts' outputs."""
+        """Elements of a row in a decoding step's attention, with the outputs of its parts."""
         per_head = _SPLITS * 2 * (self.text.head_dim + 2)
         if (mla := self.text.cached_latent) is not None:
             return self._latent_elements(mla, per_head)
         return self._attention_elements() + int(self.text.heads / self.tp * per_head)
 
     def delta_warmup(self, rows: int) -> int:
-        """What delta nets add to the warm-up: a prefill of one token a row."""
+        """Bytes that delta nets add to the warm-up: a prefill of one token for each row."""
         if self.text.delta is None:
             return 0
         one_each = Prefill(tokens=rows, context=rows, sequences=rows)
@@ -170,28 +171,28 @@ class Activations:
         return base + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
 
     def _moe(self, tokens: int) -> int:
-        """A layer's experts; the first forwards of a size pick a variant of their kernels."""
+        """The bytes of a layer's experts; the first forwards of a size tune their kernels."""
         size, summed = tokens * self._moe_elements() * HALF, tokens * self.text.hidden * HALF
         if not size:
             return 0
-        # The sum of the experts' outputs is made after the variant is picked. Of experts in 4 bits
-        # there is one variant.
+        # The experts' outputs are summed after the kernels are tuned. Experts in 4 bits have only
+        # one kernel.
         packed = self.model.quantization is not None and self.model.quantization.of_experts
         tuning = 0 if self.text.delta is not None or packed else self.constants.kernel_tuning
         unfused = tokens * self._unfused_elements() * HALF
         return size + max(0, tuning - summed, unfused)
 
     def _unfused_elements(self) -> int:
-        """Elements of a token that the experts' activation takes besides where it is not fused."""
+        """Additional elements of a token in the experts' activation if it is not fused."""
         moe = self.text.moe
         if moe is None or self.text.architecture != _GPT_OSS:
             return 0
         return _UNFUSED * moe.experts_per_token * self.expert
 
     def _mlp_elements(self) -> int:
-        """Elements of a token in a layer's MLP: gate and up, and the hidden states alive.
+        """Elements of a token in a layer's MLP: gate and up, and the live hidden states.
 
-        A shared expert runs after those that are chosen, beside their sum.
+        A shared expert runs after the chosen ones, while their sum is alive.
         """
         text, constants = self.text, self.constants
         width, copies = 2 * text.intermediate / self.tp, constants.hidden_copies
@@ -204,33 +205,33 @@ class Activations:
         return int(width + copies * text.hidden + self._token_elements())
 
     def _token_elements(self) -> int:
-        """Elements of a token beside its hidden states: rotary tables, positions and metadata.
+        """Elements of a token besides its hidden states: rotary tables, positions and metadata.
 
-        Fourier position encoding has two tables a KV head.
-        Source: lmdeploy nn/rotary_embedding.py::FopeRotaryEmbedding.forward #55d2a5
+        Fourier position encoding has two tables for each KV head. Source:
+        lmdeploy nn/rotary_embedding.py::FopeRotaryEmbedding.forward #55d2a5
         """
         text = self.text
         heads = max(1, text.kv_heads // self.tp) - 1 if text.fourier else 0
         return self.constants.token_elements + 2 * heads * text.head_dim
 
     def _moe_elements(self) -> int:
-        """Elements of a token among a layer's experts, with the sum of their outputs; 0 without."""
+        """Elements of a token in a layer's experts, with the sum of their outputs; 0 without."""
         text, moe, constants = self.text, self.text.moe, self.constants
         if moe is None:
             return 0
         routed = routed_elements(moe, self.expert, text.hidden)
         if text.architecture == _LLAMA4:
-            # Weighed inputs of the experts, and their output beside the shared expert's.
+            # Weighted inputs of the experts, and their output beside that of the shared expert.
             routed += (moe.experts_per_token + 1) * text.hidden
         copies = constants.hidden_copies
         return int(routed + copies * text.hidden + self._token_elements())
 
     def _latent_elements(self, mla: MlaDims, more: int = 0) -> int:
-        """Elements of a token in attention to latents, with so many more a head.
+        """Elements of a token in attention to latents, plus ``more`` for each head.
 
-        Queries of the latent's and the position's channels, the latter turned too, the output in
-        the latent's channels and then in the values'.
-        Source: lmdeploy models/deepseek_v2.py `attn_output.new_empty(q_len, num_heads, `
+        They are queries with the latent's and the position's channels, the rotated position, and
+        the output in the latent's and then in the values' channels. Source:
+        lmdeploy models/deepseek_v2.py `attn_output.new_empty(q_len, num_heads, `
         """
         text, constants = self.text, self.constants
         per_head = text.head_dim + mla.rope_dim + mla.kv_rank + mla.v_dim + more
@@ -238,14 +239,14 @@ class Activations:
         return alive + text.heads // self.tp * per_head + text.head_dim + mla.kv_rank
 
     def _latent(self, mla: MlaDims, forward: Prefill) -> int:
-        """Attention to latents: flattened ones are freed before the values' channels are made."""
+        """The bytes of attention to latents; flattened ones are freed before values are made."""
         tokens = forward.tokens
         values = tokens * self.text.heads // self.tp * mla.v_dim
         flattened = (forward.context + 2 * WIDE_BLOCK) * self.text.head_dim
         return (tokens * self._latent_elements(mla) + max(0, flattened - values)) * HALF
 
     def _attention(self, forward: Prefill) -> int:
-        """Projections and output of the tokens, and all keys and values they see, flattened."""
+        """The bytes of attention: projections and output of the tokens, and flattened KV."""
         if (mla := self.text.cached_latent) is not None:
             return self._latent(mla, forward)
         kv = kv_heads_held(self.text.kv_heads, self.tp) // self.tp * self.text.head_dim
@@ -253,29 +254,29 @@ class Activations:
         return (tokens + 2 * kv * forward.context) * HALF
 
     def _attention_elements(self) -> int:
-        """Elements of a token in a layer's attention, without keys and values of others."""
+        """Elements of a token in a layer's attention, without keys and values of other tokens."""
         text, constants = self.text, self.constants
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
-        # Hidden states alive as in the MLP, less its own two, and the projections before them.
+        # Live hidden states as in the MLP without its own two, and the projections before them.
         alive = (constants.hidden_copies - 1) * text.hidden + self._token_elements()
         extra = _GATED * heads if text.output_gate else 0
         if text.architecture == _LLAMA4:
             extra = _TURNED * (heads + kv)
         elif text.qk_norm and not text.output_gate:
-            # Queries and keys that were normed lie beside those that were not.
+            # Normed queries and keys are alive beside the original ones.
             extra = heads + kv
         if self.settings.quant_policy == TURBO_QUANT:
             extra += _ROTATED * heads
         return int(alive + 2 * heads + 2 * kv + extra)
 
     def _delta(self, forward: Prefill) -> int:
-        """The gated delta rule in chunks: a state for each chunk, and of each sequence before it.
+        """The bytes of the gated delta rule in chunks, with the states of chunks and sequences.
 
-        Counted in LMDeploy's and fla's sources, as if all tensors of a forward lived at once,
-        chunk matrices had 32 bits as in older fla, and every sequence ended in a chunk of its own.
-        On pretend GPUs (fla 0.6.0, Qwen3-Next) 8,192 tokens of one sequence held 1,161 MiB of
-        1,230, and 6,000 of 375 sequences 2,341 of 2,444. Over.
+        They were counted in the sources of LMDeploy and fla, as if all tensors of a forward lived
+        at once, chunk matrices had 32 bits as in older fla, and every sequence ended in its own
+        chunk. On pretend GPUs (fla 0.6.0, Qwen3-Next), 8,192 tokens of one sequence held 1,161 MiB
+        of 1,230, and 6,000 of 375 sequences 2,341 of 2,444. Over.
         """
         delta = self.text.delta
         if delta is None:
@@ -283,13 +284,13 @@ class Activations:
         heads = delta.value_heads // self.tp
         state = heads * delta.key_dim * delta.value_dim
         window = delta.channels // self.tp * 2 * delta.kernel
-        # Of a sequence: the state read, the one left at 32 bits, a chunk's. The copy at 16 bits of
-        # the one left is made when the chunks are gone.
+        # For each sequence: the state that is read, the 32-bit state that is left, a chunk's. The
+        # 16-bit copy of the latter is made after the chunks are freed.
         elements = forward.tokens * (self._delta_elements() + -(-state // _CHUNK))
         return (elements + min(forward.sequences, forward.tokens) * (4 * state + window)) * HALF
 
     def _delta_elements(self) -> int:
-        """16-bit elements of a token in a delta net, without the states of its chunk; 0 without."""
+        """16-bit elements of a token in a delta net, without the chunk's states; 0 without."""
         text, constants = self.text, self.constants
         delta = text.delta
         if delta is None:
@@ -297,17 +298,17 @@ class Activations:
         heads = delta.value_heads // self.tp
         keys, values = heads * delta.key_dim, heads * delta.value_dim
         alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
-        # Before and after the convolution; keys repeated for each value head, and w; the gate z,
-        # values laid out anew, u, the new values and the output; where one projection makes all of
-        # them, what it made of z is alive beside its copy.
+        # Tensors before and after the convolution; keys repeated for each value head, and w; the
+        # gate z, values in a new layout, u, the new values and the output. If one projection makes
+        # all of them, its z is alive beside the copy.
         wide = 2 * (delta.channels // self.tp) + 3 * keys + 5 * values
         if text.architecture == _NEXT:
             wide += values
-        # Two gates, beta, the decay and its sum at 32 bits, three matrices of a chunk.
+        # Two gates, beta, the decay and its 32-bit sum, and three matrices of a chunk.
         return alive + wide + heads * (7 + 3 * _CHUNK)
 
     def _features(self, forward: Prefill) -> int:
-        """Pixels and image features, alive until the forward ends."""
+        """The bytes of pixels and image features, which live until the forward ends."""
         units = forward.units
         if not units:
             return 0
@@ -316,12 +317,12 @@ class Activations:
         return pixels + embeddings + self._deepstack(units)
 
     def _deepstack(self, units: int) -> int:
-        """Bytes that the tower hands to the first layers, alive until the forward ends."""
+        """The bytes that the tower passes to the first layers; they live to the forward's end."""
         layers = self.model.vision.deepstack if self.model.vision is not None else 0
         return layers * self.model.features(units) * self.text.hidden * HALF
 
     def _vision(self, forward: Prefill) -> int:
-        """All images of the forward in one call of the tower, whatever their number."""
+        """The bytes of the tower, which encodes all images of the forward in one call."""
         vision, constants = self.model.vision, self.constants
         assert vision is not None
         copies = constants.vision_copies.get(vision.kind, constants.vision_copies["other"])
@@ -338,16 +339,16 @@ class Activations:
 
 
 class MiniCPM3Activations(Activations):
-    """Latents are expanded before they are cached, and a forward ends in the logits of all tokens.
+    """MiniCPM3: latents are expanded before caching; a forward makes logits of all tokens.
 
     Checked on pretend GPUs.
     Source: lmdeploy pytorch/models/minicpm3.py::MiniCPM3ForCausalLM.forward #f412db
     """
 
     def prefill(self, forward: Prefill) -> int:
-        """The largest stage, beside the logits of the forward before.
+        """The bytes of the largest stage, plus the logits of the previous forward.
 
-        Of a prompt in chunks these stay, held by a view of their last row. Over for the first.
+        Those of a prompt in chunks stay alive through a view of their last row. Over for the first.
         """
         logits = forward.tokens * self._head_elements() * HALF + self.constants.prefill_base
         before = forward.tokens * self.text.vocab * HALF
@@ -357,7 +358,7 @@ class MiniCPM3Activations(Activations):
         return max(super().decode(rows), rows * self._head_elements() * HALF)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
-        """The logits that each CUDA graph ends in; the largest one's are in the graphs' pool."""
+        """The logits at each CUDA graph's end; those of the largest are in the graphs' pool."""
         return (sum(captured) - max(captured)) * self.text.vocab * HALF
 
     def _head_elements(self) -> int:

@@ -1,10 +1,8 @@
-"""The KV cache of the PyTorch engine: blocks of one size in one allocation.
+"""The KV cache of the PyTorch engine: blocks of equal size in one allocation.
 
-Each attention layer's keys and values of a block start at a multiple of 256 bytes; quantised ones
-have a scale and a zero of 16 bits for every head and token, TurboQuant's values a scale alone.
+In a block, each attention layer's keys and values start at a multiple of 256 bytes. Quantised ones
+have a 16-bit scale and zero point for every head and token; TurboQuant's values only have a scale.
 Source: lmdeploy cache_engine/schema.py::build_quant_cache_descs #dd1dc9
-Beside it hybrid models have a cache of their gated delta nets' states, which no ratio sizes: a slot
-for each sequence that runs, whatever its length, and two more.
 """
 
 from __future__ import annotations
@@ -20,19 +18,19 @@ from turbofit.memory.kv_cache import CacheShape
 from turbofit.memory.pytorch.weights import PytorchConstants, kv_heads_held
 
 _ALIGN = 256
-#: Channels of a head from which blocks hold at most so many tokens.
+#: With heads of so many channels or more, a block has at most WIDE_BLOCK tokens.
 _WIDE = 512
 WIDE_BLOCK = 32
 
-#: ``quant_policy`` of keys at 4 and values at 2 bits, both rotated.
+#: The ``quant_policy`` with keys at 4 and values at 2 bits, both rotated.
 TURBO_QUANT: Final = 42
 
-#: Blocks that no request gets: one for padding, and one over.
+#: Blocks that requests never get: one for padding, and one spare.
 RESERVED_BLOCKS = 2
 
 
 class KvType(NamedTuple):
-    """Bits of one key and of one value, and numbers of 16 bits that each head's of a token have."""
+    """Bits of one key and one value, and the number of 16-bit scales of a head and token."""
 
     key_bits: int
     value_bits: int
@@ -40,7 +38,7 @@ class KvType(NamedTuple):
     value_scales: int = 0
 
 
-#: By ``quant_policy``; 16 and 17 are the two kinds of fp8.
+#: The types by ``quant_policy``; 16 and 17 are the two kinds of fp8.
 KV_TYPES: Final = {
     0: KvType(16, 16),
     4: KvType(4, 4, 2, 2),
@@ -52,15 +50,15 @@ KV_TYPES: Final = {
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:
-    """Tokens of one KV block, fewer than the option says where heads are wide."""
+    """The tokens in one KV block; fewer than the option says if heads are wide."""
     tokens = settings.cache_block_seq_len
     return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of one KV block over all layers with attention.
+    """Bytes per rank of one KV block, over all layers with attention.
 
-    Latents are cached as keys, whole on every rank; values are their first channels.
+    Latents are cached as keys, whole on every rank; their first channels are the values.
     """
     heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
     rows = block_tokens(text, settings) * heads
@@ -72,7 +70,7 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants) -> CacheShape:
-    """One allocation, of which the engine keeps two blocks for itself."""
+    """The layout: one allocation, of which the engine keeps two blocks for itself."""
     return CacheShape(
         block_bytes=block_bytes(text, settings),
         block_tokens=block_tokens(text, settings),
@@ -82,12 +80,12 @@ def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants)
 
 
 def state_slots(settings: Settings) -> int:
-    """Slots of the state cache: one is the system's, one spare."""
+    """The slots of the state cache: the batch's, one for the system, and one spare."""
     return settings.max_batch_size + 2
 
 
 def state_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of the state cache; 0 where every layer has attention.
+    """Bytes per rank of the state cache; 0 if every layer has attention.
 
     A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
     multiple of 256 bytes on. Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
@@ -104,25 +102,25 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes that the engine keeps out of the cache's share: a stand-in for logits, not taken."""
+    """Bytes that the engine subtracts for logits before it sizes the cache, but never allocates."""
     # lmdeploy executor/base.py `(max_prefill_token_num + max_batches * 2) * vocab_size * 2`
     return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
 
 
 class UnitsMet(NamedTuple):
-    """Units of the images of one forward, and of the next, which is sent while the first runs."""
+    """Units of images in one forward, and in the next one, sent while the first runs."""
 
     now: int
     next: int
 
 
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-    """The units of all images that can meet, never under.
+    """The most units of images in one forward; an upper bound.
 
-    Whole prompts join a prefill while their tokens stay within ``max_prefill_token_num``; a longer
-    prompt is cut into chunks of that size, never inside an image. Where one of its images is longer
-    all its chunks are as long as that one, and smaller images may meet in another.
-    Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #2b1966
+    Whole prompts join a prefill while their tokens are within ``max_prefill_token_num``. A longer
+    prompt is cut into chunks of that size, but never inside an image: if one image is longer, all
+    chunks of the prompt may be as long as it, and smaller images may share another chunk. Source:
+    lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #2b1966
     """
     image_units, tokens = vision_load.units_per_image, settings.max_prefill_token_num
     longest = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
@@ -134,11 +132,11 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 
 def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
-    """What a forward's peak pays for, never under, where so many units can meet.
+    """The units that a forward's peak must allow for, if ``bound`` units can meet; never under.
 
-    The engine sends a forward's pixels to the card while the one before runs. A gateway that holds
-    clients to fewer units than can meet leaves none for the next forward. An image that is longer
-    than ``max_prefill_token_num`` follows no other request's: a chunk of text goes before it.
+    The engine sends a forward's pixels to the card while the previous forward runs. A gateway that
+    limits clients to fewer units than can meet leaves none for the next forward. An image longer
+    than ``max_prefill_token_num`` never follows another request's: a chunk of text precedes it.
     Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     now = vision_load.budgeted_units(bound)
@@ -148,7 +146,7 @@ def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Se
     following = rule.units_within(tokens, padded=vision_load.units_per_image)
     following = min(following, (settings.max_batch_size - 1) * vision_load.units_per_request)
     if vision_load.images_per_request > 1:
-        # The next chunk of the same request.
+        # the next chunk of the same request
         rest = vision_load.units_per_request - vision_load.units_per_image
         following = max(following, min(bound, rest))
     return UnitsMet(now, following)

@@ -1,10 +1,10 @@
-"""Weights of one rank of the PyTorch engine by class.
+"""The weights of one rank of the PyTorch engine, by class.
 
-Attention, delta nets and MLPs are sharded, of the decoder and of the vision tower; embeddings,
-head, norms, patch embedding and projector are whole on every rank, and nothing is padded. Sharded
-too are embeddings and head with latent attention, and the projectors of Qwen3-VL and of InternVL in
-Transformers' format; of Kimi-K2.5 neither head nor tower is.
-Source: lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
+Sharded are attention, delta nets and MLPs, in the decoder and in the vision tower. Embeddings,
+head, norms, patch embedding and projector are whole on every rank, and nothing is padded.
+Exceptions: embeddings and head are sharded with latent attention, and the projectors of Qwen3-VL
+and of InternVL in Transformers' format; head and tower of Kimi-K2.5 are whole. Source:
+lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from turbofit.model.towers import audio_tensors, vision_tensors
 
 
 class PytorchConstants(Struct):
-    """What one generation fixes, in bytes unless the name says otherwise.
+    """The constants of one generation, in bytes unless the name says otherwise.
 
-    The meaning, source and sign of each figure stand beside it in the YAML file.
+    The YAML file describes each figure's meaning, source and sign.
     """
 
     version: str
@@ -64,17 +64,17 @@ def load_constants(version: str = REFERENCE) -> PytorchConstants:
 
 
 def segments(settings: Settings) -> str:
-    """How torch's allocator maps memory: LMDeploy's Ray workers refuse expandable segments."""
+    """The way torch's allocator maps memory; LMDeploy's Ray workers refuse expandable segments."""
     default = "uni" if settings.tp == 1 else "ray"
     return "fixed" if (settings.distributed_executor_backend or default) == "ray" else "expandable"
 
 
 def environment(settings: Settings, model: Model, share: float | None = None) -> dict[str, str]:
-    """Variables of the engine's processes; torch takes no more than ``share`` of a card.
+    """Variables for the engine's processes; torch takes at most ``share`` of a card.
 
-    LMDeploy's check of the environment would start a process with a CUDA context; expandable
-    segments leave little unusable between weights and activations. States of delta nets are counted
-    at 16 bits, the default.
+    LMDeploy's check of the environment would start a process with a CUDA context, so it is off.
+    Expandable segments leave little unusable memory between weights and activations. States of
+    delta nets are counted at 16 bits, the default.
     """
     env = {"LMDEPLOY_ENABLE_CHECK_ENV": "0"}
     if model.text.delta is not None:
@@ -86,20 +86,20 @@ def environment(settings: Settings, model: Model, share: float | None = None) ->
     return env
 
 
-#: What torch's allocator does not hold, by phase and by term.
+#: Terms and phases that are not in torch's allocator.
 _BEFORE: Final = ("before", "context")
 _OUTSIDE: Final = frozenset({"kernel_modules", "packed_kernels", BUFFERS})
 _LEAST_ROOM: Final = 128 * MIB
 
 
 def share_of(ledgers: Sequence[GpuLedger]) -> float:
-    """The share of a card to which torch's allocator is held: the plan's peak and half the margin.
+    """The share of a card for torch's allocator: the plan's peak and half the margin.
 
-    Torch grows until memory is refused, and then gives cached blocks back; without a limit it does
-    so at the card's end, where nothing is left for a library. With the peak alone two of two plans
-    died on pretend GPUs, since a block is refused by its whole size; half of the margin served,
-    with at most 16 MiB more in use than the peak. What a budget withholds is no room. One share for
-    a group: over on its emptier cards.
+    Torch grows until memory is refused, and then frees cached blocks. Without a limit this happens
+    only when the card is full, and nothing is left for a library. With the peak as limit, two of
+    two plans died on pretend GPUs, since a block is refused by its whole size; with half of the
+    margin they served, with at most 16 MiB more in use than the peak. The part that a budget
+    withholds is not available. All GPUs of a group have one share: over on its emptier cards.
     """
     shares = []
     for ledger in ledgers:
@@ -112,33 +112,33 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     return max(shares)
 
 
-#: Where TurboMind's kernels multiply what AWQ packed.
-#: Source: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
+#: The compute capability on which TurboMind's kernels multiply AWQ's packed weights. Source:
+#: lmdeploy cuda/awq_modules.py::_is_turbomind_gemm_capability_supported #7d9834
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
 _FLOAT = 4
-#: Rows of the vocabulary come in multiples of this where they are sharded.
+#: Sharded rows of the vocabulary are padded to a multiple of this.
 VOCAB_ROWS = 64  # lmdeploy nn/embedding.py::DEFAULT_VOCAB_PADDING_SIZE #3b77b2
-#: Whose routers are held at 32 bits, with their corrections.
-#: Source: lmdeploy models/glm4_moe.py::Glm4MoE `dtype=torch.float32`
+#: Models whose routers have 32 bits, with their corrections. Source:
+#: lmdeploy models/glm4_moe.py::Glm4MoE `dtype=torch.float32`
 _FLOAT_ROUTERS = frozenset({"Glm4MoeForCausalLM"})
-#: Latent attention without ``kv_b``, and a head that is whole.
-#: Source: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #590e26
+#: The model with latent attention that does not keep ``kv_b``, and whose head is whole. Source:
+#: lmdeploy models/kimi_k2_language.py::KimiK2Attention.__init__ #590e26
 _KIMI = "KimiK2ForCausalLM"
-#: Towers that are whole on every rank.
-#: Source: lmdeploy models/kimi_k25_vision.py::MoonViTEncoderLayer.__init__ #7cc25d
+#: Towers that are whole on every rank. Source:
+#: lmdeploy models/kimi_k25_vision.py::MoonViTEncoderLayer.__init__ #7cc25d
 WHOLE_TOWERS = frozenset({"moonvit"})
-#: Whose checkpoints have the experts of a layer in one tensor.
+#: Models whose checkpoints store the experts of a layer in one tensor.
 _ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
-    """KV heads of all ranks together: repeated where there are fewer than ranks."""
+    """KV heads of all ranks together; they are repeated if there are fewer than ranks."""
     return max(kv_heads, tp)
 
 
 def weight_classes(model: Model, tp: int) -> dict[str, int]:
-    """Bytes of one rank by class, at 16 bits where the checkpoint is not packed."""
+    """The bytes of one rank by class, with 16 bits if the checkpoint is not quantised."""
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms", "delta"), 0)
     for tensor in text_tensors(model.text):
         linear = tensor.packs or tensor.part in ("embedding", "head", "delta")
@@ -151,7 +151,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     return {name: size for name, size in classes.items() if size}
 
 
-#: The class of a tensor by its part; what is neither a linear layer nor embedding is whole: norms.
+#: The class of a tensor by its part; tensors that are neither linear nor embedding: norms.
 _CLASSES: Final = {
     "embedding": "embedding", "head": "lm_head", "attention": "attention", "delta": "delta",
     "mlp": "mlp", "expert": "mlp", "shared": "mlp",
@@ -159,14 +159,14 @@ _CLASSES: Final = {
 
 
 def _held(model: Model, tensor: Tensor, tp: int) -> int:
-    """Bytes of one rank of all tensors of a role."""
+    """The bytes on one rank of all tensors of a role."""
     text = model.text
     if tensor.part in ("embedding", "head"):
         whole_head = tensor.part == "head" and text.architecture == _KIMI
         return rows_held(text, 1 if whole_head else tp) * text.hidden * HALF
     if tensor.packs:
         share = _share(model, tensor, tp)
-        # A row-wise layer's bias is whole on every rank.
+        # The bias of a row-wise layer is whole on every rank.
         spread = 1.0 if tensor.split == "rows" else share
         return int(_linear_bytes(model, tensor) * share) + int(tensor.biases * spread) * HALF
     size = tensor.elements * _width(text, tensor)
@@ -174,11 +174,10 @@ def _held(model: Model, tensor: Tensor, tp: int) -> int:
 
 
 def _width(text: TextDims, tensor: Tensor) -> int:
-    """Bytes of an element of what quantisation never packs.
+    """The bytes of one element in a tensor that quantisation never packs.
 
-    Two biases of a delta net's value head are held at 32 bits; so is the decay that the first
-    forward keeps.
-    Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
+    Two biases of a delta net's value head have 32 bits, and so has the decay that the first forward
+    keeps. Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
     """
     if tensor.role == "delta.decay":
         return 2 * _FLOAT
@@ -187,7 +186,7 @@ def _width(text: TextDims, tensor: Tensor) -> int:
 
 
 def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
-    """Bytes of one rank of the towers, by class."""
+    """The bytes of the towers on one rank, by class."""
     tensors = vision_tensors(vision, model.text.hidden)
     sharded, mergers = _sharded(tensors, vision), _sharded_projector(tensors, model, vision)
     classes = {
@@ -200,7 +199,7 @@ def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
 
 
 def _share(model: Model, linear: Tensor, tp: int) -> float:
-    """The largest rank's part of these layers."""
+    """The largest rank's share of these layers."""
     if linear.split == "whole":
         return 1.0
     if model.text.moe is not None and linear.part == "expert":
@@ -209,15 +208,15 @@ def _share(model: Model, linear: Tensor, tp: int) -> float:
 
 
 def _repeat(text: TextDims, linear: Tensor, tp: int) -> float:
-    """How often all ranks together hold these layers: keys and values by their heads."""
+    """How often all ranks together contain these layers: keys and values may be repeated."""
     return kv_heads_held(text.kv_heads, tp) / text.kv_heads if linear.split == "kv_heads" else 1.0
 
 
 def expert_channels(model: Model, tp: int) -> int:
-    """Intermediate channels of an expert on the rank that has most; 0 without experts.
+    """Intermediate channels of an expert on the rank with the most; 0 without experts.
 
-    Experts of fp8 are dealt out in whole groups: where these do not divide, the first ranks have
-    one more. lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #f5c577
+    Experts in fp8 are divided in whole groups: if the ranks do not divide these, the first ranks
+    have one more. lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #f5c577
     """
     moe, packed = model.text.moe, model.quantization
     if moe is None:
@@ -227,11 +226,11 @@ def expert_channels(model: Model, tp: int) -> int:
 
 
 def _forgotten(model: Model, tp: int) -> int:
-    """Bytes of a dense language model that Qwen3-VL's class with experts makes and then replaces.
+    """Bytes of a dense language model that Qwen3-VL's class with experts first makes and replaces.
 
-    On several ranks its layers refer to themselves (``weight_loader``), so that Python keeps it:
-    seen to the end of two rehearsals. Over where its collector finds it.
-    Source: lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #bf8fff
+    On several ranks its layers refer to themselves (``weight_loader``), so Python keeps it: it
+    remained to the end in two rehearsals. Over if Python's collector frees it. Source:
+    lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #bf8fff
     """
     if model.architecture != "Qwen3VLMoeForConditionalGeneration" or tp == 1:
         return 0
@@ -241,7 +240,7 @@ def _forgotten(model: Model, tp: int) -> int:
 
 
 def rows_held(text: TextDims, tp: int) -> int:
-    """All rows of the vocabulary, or a rank's where embeddings and head are sharded.
+    """The rows of the vocabulary on one rank: all, or a part if embeddings are sharded.
 
     Source: lmdeploy models/deepseek_v2.py::DeepseekV2Model.__init__ #db35b1
     """
@@ -249,10 +248,10 @@ def rows_held(text: TextDims, tp: int) -> int:
 
 
 def _absorbed(text: TextDims) -> int:
-    """Bytes of all ranks' second copy of ``kv_b``, which queries and outputs are multiplied with.
+    """Bytes on all ranks of the second copy of ``kv_b``, used for queries and outputs.
 
-    At 16 bits, however ``kv_b`` is stored, which stays beside it but for Kimi-K2.
-    Source: lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #1e5d85
+    It has 16 bits, even if ``kv_b`` is stored otherwise; ``kv_b`` itself also stays, except in
+    Kimi-K2. Source: lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #1e5d85
     """
     if text.cached_latent is None or text.architecture == _KIMI:
         return 0
@@ -260,14 +259,14 @@ def _absorbed(text: TextDims) -> int:
 
 
 def _sharded(tensors: Iterable[Tensor], vision: VisionDims) -> int:
-    """Elements of the tower's attention and MLP weights where they are sharded."""
+    """Elements of the tower's attention and MLP weights that are sharded."""
     if vision.kind in WHOLE_TOWERS:
         return 0
     return sum(tensor.weights for tensor in tensors if tensor.split != "whole")
 
 
 def _sharded_projector(tensors: Iterable[Tensor], model: Model, vision: VisionDims) -> int:
-    """Elements of the projector's weights where these are sharded.
+    """Elements of the projector's weights that are sharded.
 
     Source: lmdeploy models/qwen3_vl.py::Qwen3VLVisionPatchMerger.__init__ #d99d15
     lmdeploy models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
@@ -279,7 +278,7 @@ def _sharded_projector(tensors: Iterable[Tensor], model: Model, vision: VisionDi
 
 
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
-    """Bytes of one rank's audio tower: its attention is sharded, and the rest whole.
+    """Bytes of the audio tower on one rank: its attention is sharded, the rest is whole.
 
     lmdeploy models/qwen3_omni_moe_thinker.py::Qwen3OmniMoeAudioEncoderLayer.__init__ #7477d6
     """
@@ -294,17 +293,17 @@ def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
 
 
 def _heads_share(heads: int, tp: int) -> float:
-    """The largest rank's share: heads that do not divide are dealt out whole."""
+    """The largest rank's share: heads that ranks do not divide are assigned whole."""
     return -(-heads // tp) / heads
 
 
 def largest_loaded(model: Model, tp: int) -> int:
-    """Bytes of the largest tensors that are on the card beside their places while it loads.
+    """Bytes of the largest tensors that are on the card in addition to their places.
 
-    At tp 1 tensors are copied straight to their places; a tied head is made, then dropped. With
-    more ranks a row-wise layer arrives whole on each. Experts of 16 bits are laid out anew, a layer
-    at a time. Seen on pretend GPUs.
-    Source: lmdeploy linear/default.py::BaseLinear._weight_loader_tp_rowwise #76002c
+    At tp 1, tensors are copied directly to their places; a tied head is made, then dropped. With
+    more ranks, a row-wise layer arrives whole on each. 16-bit experts are copied to a new layout,
+    one layer at a time. Seen on pretend GPUs. Source:
+    lmdeploy linear/default.py::BaseLinear._weight_loader_tp_rowwise #76002c
     """
     text = model.text
     tied = text.vocab * text.hidden * HALF if text.tie_word_embeddings else 0
@@ -319,10 +318,10 @@ def largest_loaded(model: Model, tp: int) -> int:
 
 
 def _turned_experts(model: Model) -> int:
-    """Bytes of a layer's experts on all ranks; 0 where they are not of 16 bits.
+    """Bytes of a layer's experts on all ranks; 0 if they are not of 16 bits.
 
-    The old layout goes after the new one is made.
-    Source: lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #1fab2a
+    The old layout is freed after the new one is made. Source:
+    lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #1fab2a
     """
     moe = model.text.moe
     if moe is None or model.quantization is not None:
@@ -331,7 +330,7 @@ def _turned_experts(model: Model) -> int:
 
 
 def _fused_experts(text: TextDims) -> int:
-    """Experts of a layer, gate and up, that go to the card as one before they are dealt.
+    """Bytes of a layer's experts (gate and up) that go to the card whole before ranks split them.
 
     Source: lmdeploy pytorch/models/gpt_oss.py::GptOssForCausalLM._load_weight_experts #f4ee8a
     """
@@ -341,7 +340,7 @@ def _fused_experts(text: TextDims) -> int:
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:
-    """Whether TurboMind's kernels multiply what AWQ packed, from a copy of their own."""
+    """Whether TurboMind's kernels multiply AWQ's packed weights from their own copy."""
     quantization = model.quantization
     return (
         capability == _COPIED_ON
@@ -353,9 +352,9 @@ def is_copied(model: Model, capability: tuple[int, int]) -> bool:
 def packed_copy(
     model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
 ) -> int:
-    """Bytes of one rank's second copy of what AWQ packed, in the form of TurboMind's kernels.
+    """Bytes on one rank of the second copy of AWQ's packed weights, for TurboMind's kernels.
 
-    Over: layers of odd shapes, which those kernels do not take, have none.
+    Over: layers of odd shapes have no copy, since those kernels do not accept them.
     """
     if not is_copied(model, capability):
         return 0
@@ -366,7 +365,7 @@ def packed_copy(
 def staged_copy(
     model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
 ) -> int:
-    """Bytes that making the copy of the widest layer, gate and up joined, takes for a moment."""
+    """Bytes needed for a moment to copy the widest layer, with gate and up joined."""
     if not is_copied(model, capability):
         return 0
     widest = 2 * model.text.hidden * model.text.intermediate // tp
@@ -374,7 +373,7 @@ def staged_copy(
 
 
 def _linear_bytes(model: Model, linear: Tensor) -> int:
-    """Bytes of the weights of these layers on all ranks: packed as stored, else at 16 bits."""
+    """Bytes of these layers' weights on all ranks: packed as stored, else with 16 bits."""
     if model.quantization is None or not is_packed(linear, model.quantization):
         return linear.weights * min(HALF, DTYPE_BYTES[model.dtype])
     return packed_bytes(linear, model.quantization)

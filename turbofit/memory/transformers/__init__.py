@@ -1,1 +1,1 @@
-"""The account of Hugging Face Transformers: one process, one request at a time, whole layers."""
+"""The memory account of Hugging Face Transformers: one process, one request at a time."""

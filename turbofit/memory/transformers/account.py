@@ -1,4 +1,4 @@
-"""The account of Transformers: every byte of one copy of a model, its layers placed on a group."""
+"""The account of Transformers: the memory of one model copy, with layers placed on a group."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ _NOTES = {
     "image_features": "features put among the embeddings",
 }
 
-#: The release that the account was compared with; any 5.x is launched that has the same private
-#: classes.
+#: The release that the account was compared with; other 5.x are accepted if they have the same
+#: private classes.
 _RELEASE: Final = "5.17"
 #: Host bytes of one server: torch, its CUDA libraries, Transformers. An estimate, over: 1 GB was
-#: seen on a CPU (without CUDA's libraries).
+#: measured on a CPU (without CUDA's libraries).
 _HOST_PROCESS: Final = 4 * GIB
-#: Options of LMDeploy's that mean something here.
+#: Options of LMDeploy that Transformers also has.
 _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class TransformersAccount(Account):
-    """One copy of a model for the longest request, of ``session_len``; no ``placement``: the best.
+    """One copy of a model for a request of ``session_len``; without ``placement``, the best.
 
-    No ratio sizes its cache, which grows with the request: it is the same at every ratio.
+    No ratio sizes the cache: it grows with the request, so it is the same at every ratio.
     """
 
     cache_shortfall: str = "of the longest request ({more} more)"
     dies: ClassVar[str] = "answers with an error"
     allocator: ClassVar[str] = "torch's allocator"
-    #: The cache grows by tokens.
+    #: The cache grows token by token.
     block_tokens = 1
     least_blocks = 0
 
@@ -97,13 +97,13 @@ class TransformersAccount(Account):
         return StaticMemory(
             before=tuple(self._before(place)),
             buffers=(term("workspace", "buffers", workspace, "estimate", "cuBLAS"),),
-            # Loading may come to cuBLAS too.
+            # Loading may also use cuBLAS.
             staged=workspace + self.copy.staging(),
             transients=self._transients(place),
         )
 
     def _before(self, place: int) -> Iterator[Term]:
-        """Others, the context and the weights of one GPU."""
+        """The terms of others, context and weights on one GPU."""
         copy, parts, last = self.copy, self.copy.parts, self.placement.devices - 1
         mine = [parts.layers[n] for n, at in enumerate(self.placement.layers) if at == place]
         context, note = copy.contexts[place]
@@ -145,7 +145,7 @@ class TransformersAccount(Account):
 
 
 class Transformers(LayeredEngine):
-    """What runs a model that LMDeploy does not, one request at a time."""
+    """The engine for models that LMDeploy cannot run, with one request at a time."""
 
     name: ClassVar[EngineName] = "transformers"
 
@@ -191,7 +191,7 @@ class Transformers(LayeredEngine):
         return vision_load.units_per_request
 
     def cache(self, model: Model, settings: Settings) -> CacheShape:
-        """A token's keys and values on all GPUs together."""
+        """The layout: one token's keys and values, on all GPUs together."""
         layers = components(model, settings.dtype).layers
         size = sum(layer.kv_per_token for layer in layers)
         return CacheShape(block_bytes=size, block_tokens=1, step=1)
@@ -202,9 +202,9 @@ class Transformers(LayeredEngine):
         settings: Settings,  # noqa: ARG002
         ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
     ) -> dict[str, str]:
-        """Torch grows its segments in place.
+        """Let torch grow its segments in place.
 
-        Without it the cache, which grows by a token at a time, and the loader leave holes.
+        Otherwise the loader and the cache, which grows by one token at a time, leave holes.
         """
         return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
@@ -220,7 +220,7 @@ class Transformers(LayeredEngine):
         *,
         units_per_forward: int,  # noqa: ARG002
     ) -> HostMemory:
-        """The host memory of one copy whose layers are all on GPUs."""
+        """The host memory of one copy with all layers on GPUs."""
         return HostMemory(pinned=0, pageable=_HOST_PROCESS, available=None)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002

@@ -1,9 +1,9 @@
-"""What a forward of Transformers' model code holds besides weights and cache: upper bounds.
+"""Memory in a forward of Transformers' model code besides weights and cache: upper bounds.
 
-Each bound follows the tensors that the code keeps alive at its fullest moment, and was compared
-with rehearsals of the real code on pretend GPUs (docs/fallback.md): none was under. They hold for
-``sdpa`` with a kernel that does not write the attention matrix, which is asked for always; where a
-card has no such kernel for grouped heads, the matrix is charged.
+Each bound follows the tensors that are alive at the code's peak, and was compared with rehearsals
+of the real code on pretend GPUs (docs/fallback.md): none was too low. They assume ``sdpa``, which
+is always requested, with a kernel that does not store the attention matrix; if a card has no such
+kernel for grouped heads, the matrix is added.
 """
 
 from __future__ import annotations
@@ -27,58 +27,59 @@ from turbofit.memory.transformers.components import (
     layout_of,
 )
 
-#: Towers whose attention rotates nothing; the others do it in 32 bits.
+#: Towers whose attention has no rotation; the others rotate in 32 bits.
 _UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "idefics3"})
-#: Towers that are given which pixels are an image's.
+#: Towers that get a mask of the pixels that belong to the image.
 _PIXEL_MASKS: Final = frozenset({"idefics3"})
-#: Channels a token of a vision block's attention, in units of its width: residual, norm, queries,
-#: keys, values, output; with their rotation. Rehearsed with Qwen2-VL: 17.6.
+#: Channels of a token in a vision block's attention, in units of its width: residual, norm,
+#: queries, keys, values, output; the second includes their rotation. Rehearsed with Qwen2-VL: 17.6.
 _VISION_PLAIN: Final = 10
 _VISION_ROTATED: Final = 20
-#: The same beside its MLP. Rehearsed with SigLIP: 2.5.
+#: Channels of a token beside the block's MLP. Rehearsed with SigLIP: 2.5.
 _VISION_BESIDE_MLP: Final = 4
 #: The projector, in units of the language model's width.
 _PROJECTOR: Final = 4
 _FLOAT: Final = 4
-#: Channels a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
+#: Channels of a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
 #: norm, and rotary tables. Rehearsed with Qwen2, Llama and Mistral: 4.0 to 4.3.
 _BESIDE_MLP: Final = 5
-#: Queries and keys before and after rotation, with their temporaries.
+#: Copies of queries and keys before and after rotation, with temporaries.
 _ROTATED: Final = 4
-#: Embeddings, their copy with the images' features in place, the features, the mask, and the sum
-#: over it in 64 bits that finds each feature's place.
+#: Embeddings, their copy that contains the images' features, the features, the mask, and the 64-bit
+#: sum over the mask that finds each feature's place.
 _SCATTER: Final = 12
-#: Bytes of one element of the attention matrix: three copies in 32 bits.
+#: Bytes of one element in the attention matrix: three copies with 32 bits.
 _MATRIX: Final = 12
 #: Copies of a mask over all pairs of positions in a tower; and of prompt and image in a decoder,
 #: rehearsed with Llama-3.2-Vision: 2.1.
 _TOWER_MASKS: Final = 4
 _CROSS_MASKS: Final = 3
-#: Bytes of a pair of positions while the mask of a sliding window is made: three booleans.
-#: Rehearsed with Mistral and Qwen2-MoE, with Transformers 5.17: 3.0.
+#: Bytes of a pair of positions while a sliding window's mask is computed: three booleans. Rehearsed
+#: with Mistral and Qwen2-MoE, with Transformers 5.17: 3.0.
 _MASK_MADE: Final = 3
-#: Copies of that mask in attention as numbers: torch's memory-efficient kernel takes no booleans,
-#: and where the length is no multiple of 16 a longer copy. Rehearsed with Mistral: 2, else 1.
+#: Copies of that mask as numbers in attention: torch's memory-efficient kernel does not accept
+#: booleans, and needs a longer copy if the length is not a multiple of 16. Rehearsed with Mistral:
+#: 2, else 1.
 _MASK_NUMBERS: Final = 2
-#: Classes that make the mask whether or not a layer has a window.
+#: Classes that always make the mask, even if no layer has a window.
 _ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
-#: Bytes a word of the vocabulary: logits, their 32-bit copy, sorted values and indices, sums.
+#: Bytes of a vocabulary entry: logits, their 32-bit copy, sorted values and indices, sums.
 _SAMPLING: Final = 64
 
-#: cuBLAS's workspace as torch asks for it, once for the library and once for cuBLASLt.
+#: The cuBLAS workspace that torch allocates, once for the library and once for cuBLASLt; by Hopper.
 _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
-#: Torch's allocator rounds: segments of weights, seen 8 to 57 MiB.
+#: Rounding of torch's allocator, in segments of weights; measured 8 to 57 MiB.
 _ROUNDING: Final = 64 * MIB
-#: Reserved beyond what is allocated at the peak, with expandable segments: seen 1 to 8 %.
+#: Memory reserved beyond allocations at the peak, with expandable segments: measured 1 to 8 %.
 _FRAGMENTS_PERCENT: Final = 10
-#: Tensors that the loader holds at once while it casts.
+#: Tensors that the loader has at once while it casts.
 _LOADERS: Final = 4
-#: Times the bytes of one layer's experts.
+#: Additional memory of joining experts, as a multiple of one layer's experts.
 _JOINED: Final = 2
 
 
 def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
-    """Bytes that the vision tower and its projector hold for so many units (tiles or patches)."""
+    """Bytes in the vision tower and its projector for so many units (tiles or patches)."""
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None or not units:
         return 0
@@ -92,15 +93,15 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
     )
     if layout.keeps_states:
         channels += (vision.layers + 1) * vision.hidden
-    # Pixels arrive in 32 bits and are cast.
+    # Pixels arrive with 32 bits and are cast.
     return pixels * (_FLOAT + width) + tokens * channels * width + _mask_bytes(model, units, width)
 
 
 def _mask_bytes(model: Model, units: int, width: int) -> int:
-    """Bytes of a tower's masks.
+    """The bytes of a tower's masks.
 
-    Idefics3's are of pixels, with a copy, both in 32 bits; and of all pairs of a tile's patches, as
-    booleans and as numbers. Over: nothing of a tile is masked, so a real card makes none of these.
+    Idefics3 has masks of pixels with a copy, both with 32 bits, and masks of all pairs of a tile's
+    patches, as booleans and numbers. Over: no patch is masked, so real cards make none of these.
     """
     if cross_tokens(model):
         return _TOWER_MASKS * width * _tower(model, units)[0] ** 2
@@ -111,20 +112,20 @@ def _mask_bytes(model: Model, units: int, width: int) -> int:
 
 
 def _tower(model: Model, units: int) -> tuple[int, int]:
-    """Tokens within the tower for so many units, and the values of their pixels."""
+    """Tokens in the tower for so many units, and the number of their pixel values."""
     return units * model.unit_tower_tokens, units * model.unit_values
 
 
 def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) -> int:
-    """Bytes that one decoder layer and what is kept around it hold for a prompt.
+    """Bytes of one decoder layer, and of tensors kept around it, for a prompt.
 
-    Where this device holds the tower too, the pixels of the load's units, what the tower made of
-    them and their features stay until the end of the prefill.
+    If the tower is on this device, too, the units' pixels, the tower's output and the features stay
+    until the end of the prefill.
     """
     text, tokens, images = model.text, load.tokens, load.images
     size = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
     if images:
-        # Qwen3-VL's tower hands features to several layers, and all wait for theirs.
+        # Qwen3-VL's tower passes features to several layers; all are kept until their layer runs.
         size += tokens * text.hidden * (1 + getattr(model.vision, "deepstack", 0)) * width
     if model.vision is not None:
         tower_tokens, pixels = _tower(model, load.units)
@@ -137,8 +138,8 @@ def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) 
 def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
     """Bytes inside one layer, with the mask of all pairs that a sliding window needs.
 
-    Transformers makes it once for all layers, from as many tokens on as the window has; torch makes
-    numbers of it in each attention. Over: on the devices behind the first none is made.
+    Transformers makes the mask once for all layers if there are at least as many tokens as the
+    window has; torch converts it to numbers in each attention. Over: later devices do not make it.
     """
     attention = tokens * _ROTATED * (text.heads + text.kv_heads) * text.head_dim * width
     mlp = tokens * _mlp_channels(text) * width
@@ -151,10 +152,10 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
 
 
 def _mlp_channels(text: TextDims) -> int:
-    """Channels a token inside the MLP: gate, up and their product; with experts, of all chosen.
+    """Channels of a token in the MLP: gate, up and product; with experts, of all chosen ones.
 
-    Each chosen one has copies of inputs and outputs. Rehearsed with Mixtral and Qwen3-MoE: 2.4
-    hidden widths for each chosen, and 3.4 once.
+    Each chosen expert has copies of inputs and outputs. Rehearsed with Mixtral and Qwen3-MoE: 2.4
+    hidden widths for each chosen expert, and 3.4 once.
     """
     dense = 3 * text.intermediate
     if text.moe is None:
@@ -165,7 +166,7 @@ def _mlp_channels(text: TextDims) -> int:
 
 
 class ModelCopy(LayeredCopy):
-    """Bytes of one copy of a model on a group of GPUs; ``parts`` where they are known already.
+    """The bytes of one model copy on a group of GPUs; ``parts`` may be given if they are known.
 
     Raises:
         UsageError: Transformers does not serve the model.
@@ -184,39 +185,39 @@ class ModelCopy(LayeredCopy):
         self.layout = layout_of(model)
         self.parts = parts or components(model, dtype)
         self._width = DTYPE_BYTES[dtype]
-        #: Bytes of each CUDA context, and where the figure is from.
+        #: The bytes of each CUDA context, and a note on the source of the figure.
         self.contexts = [context_bytes(gpu) for gpu in gpus]
 
     def writes_matrix(self, place: int) -> bool:
-        """Whether attention writes the matrix of all pairs there.
+        """Whether attention on this card stores the matrix of all pairs.
 
-        Torch's memory-efficient kernel takes no grouped heads, and the flash one needs Ampere. A
-        card whose capability cannot be read counts as older. Over where it is not.
+        Torch's memory-efficient kernel does not accept grouped heads, and the flash kernel needs
+        Ampere. A card of unknown capability counts as older. Over if it is not older.
         """
         grouped = self.model.text.heads != self.model.text.kv_heads
         return grouped and capability_of(self.gpus[place], unknown=(0, 0)) < AMPERE
 
     def room(self, place: int) -> int:
-        """Bytes of a card for weights, cache and activations: without others, context, margin."""
+        """Bytes of a card for weights, cache and activations, without others, context, margin."""
         gpu = self.gpus[place]
         fixed = self.contexts[place][0] + self.workspace(place) + self.rounding
         return gpu.usable - known(gpu.used, 0) - self.margins[place] - fixed
 
     def resident_bytes(self, place: int, devices: int) -> int:
-        """Weights of what is no decoder layer; a tied head is the embeddings."""
+        """Bytes of weights outside the decoder layers; a tied head is part of the embeddings."""
         parts = self.parts
         first = parts.vision + parts.embeddings if place == 0 else 0
         last = parts.norm + parts.head if place == devices - 1 else 0
         return first + last
 
     def vision(self, place: int, load: Load) -> int:
-        """Bytes of the vision tower's forward on a device: the request's cache is empty then."""
+        """Bytes of the vision tower's forward on a device; the request's cache is then empty."""
         if place:
             return 0
         return self._rounded(vision_bytes(self.model, self.layout, load.units, self._width))
 
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """The alternatives beside a full cache; ``block``: an offloaded layer's weights."""
+        """Alternatives in addition to a full cache; ``block``: an offloaded layer's weights."""
         model, width, matrix = self.model, self._width, self.writes_matrix(place)
         here = load if place == 0 else replace(load, units=0)
         prefill = prefill_bytes(model, here, width, writes_matrix=matrix)
@@ -229,10 +230,10 @@ class ModelCopy(LayeredCopy):
         return {name: self._rounded(size) for name, size in alternatives.items() if size}
 
     def staging(self) -> int:
-        """Bytes that loading holds beyond the weights, where it casts them or joins experts.
+        """Bytes that loading needs besides the weights if it casts them or joins experts.
 
-        Transformers joins the experts of a layer into one tensor: torch was seen to hold 1.0 to 1.5
-        times their bytes more.
+        Transformers joins the experts of a layer into one tensor: torch was seen to hold
+        additionally 1.0 to 1.5 times their bytes.
         """
         joined = _JOINED * self.parts.experts
         if self.dtype == self.model.dtype:
@@ -246,10 +247,10 @@ class ModelCopy(LayeredCopy):
         return self._rounded(sum(layer.kv(load.tokens, load.images) for layer in layers))
 
     def device_map(self, placement: Placement, host: int | None) -> dict[str, int | str]:
-        """The map in Transformers' own names.
+        """The device map with Transformers' module names.
 
-        ``host`` are bytes of host memory that offloaded layers may take; None: not known.
-        What does not fit is read from disk at every token.
+        ``host`` is the host memory in bytes for offloaded layers; None: unknown. Layers that do not
+        fit are read from disk for every token.
         """
         layout, parts, last = self.layout, self.parts, placement.devices - 1
         text, taken = layout.text, 0
@@ -265,11 +266,11 @@ class ModelCopy(LayeredCopy):
 
     @property
     def rounding(self) -> int:
-        """With experts, the holes of loading too: seen 0.3 times a layer's experts."""
+        """Bytes of rounding, with the holes of joining experts: measured 0.3 of a layer's."""
         return _ROUNDING + self.parts.experts // 2
 
     def workspace(self, place: int) -> int:
-        """Bytes of cuBLAS on a card."""
+        """The bytes of cuBLAS's workspaces on a card."""
         return _WORKSPACE[capability_of(self.gpus[place]) >= HOPPER]
 
     @staticmethod
@@ -278,9 +279,9 @@ class ModelCopy(LayeredCopy):
 
 
 class TightestCopy(ModelCopy):
-    """One copy for all groups: place by place the least room, and the matrix where one writes it.
+    """One copy for all groups: the least room at each place; the matrix if one group stores it.
 
-    Over: a group with more room could hold more layers early, and may be the one that writes.
+    Over: a group with more room at the first places could hold more layers there.
     """
 
     def __init__(self, copies: Sequence[LayeredCopy]) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a model that a device map places: weights, KV cache, names."""
+"""The parts of a model that a device map places: weights, KV cache and module names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 
 
 def components(model: Model, dtype: str) -> Components:
-    """The parts of a model. Exact for what its dims explain.
+    """The parts of a model; exact for all that its dims explain.
 
-    A checkpoint that holds more elements than its dims explain (`Model.warnings` says so) is
-    charged for all of them, on the first device: over.
+    If a checkpoint has more elements than its dims explain (see `Model.warnings`), all of them are
+    counted on the first device: over.
     """
     text, width = model.text, DTYPE_BYTES[dtype]
     embeddings = text.vocab * text.hidden * width
@@ -29,7 +29,7 @@ def components(model: Model, dtype: str) -> Components:
     vision = (parameters(text, model.vision) - text_parameters(text)) * width
     known = vision + embeddings + head + norm + sum(layer.weights for layer in layers)
     stored = model.weight_bytes // DTYPE_BYTES[model.dtype] * width
-    # An audio tower is loaded unasked, with its positions.
+    # An audio tower is always loaded, with its positions.
     audio = model.vision.audio if model.vision else None
     positions = audio.position_bytes if audio else 0
     return Components(
@@ -44,7 +44,7 @@ def components(model: Model, dtype: str) -> Components:
 
 
 def cross_tokens(model: Model) -> int:
-    """Positions of one image in the caches of the cross-attention layers; 0 where there are none.
+    """Positions of one image in the caches of cross-attention layers; 0 without such layers.
 
     Llama-3.2-Vision pads every image to all of its tiles.
     """
@@ -59,10 +59,10 @@ def _cross_layers(text: TextDims) -> frozenset[int]:
 
 
 def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
-    """Each layer; dense ones come before those with experts.
+    """The layers; dense ones come before those with experts.
 
-    All but the MLPs is split evenly over the layers: the sum is exact, and a layer of another kind
-    (cross-attention) differs from the others by its norms only.
+    Except for the MLPs, bytes are divided evenly over the layers: the sum is exact, and a layer of
+    another kind (cross-attention) only differs by its norms.
     """
     kv, apart = 2 * text.kv_heads * text.head_dim * width, _cross_layers(text)
     inside = (t for t in text_tensors(text) if t.part not in ("embedding", "head", *_MLPS))
@@ -79,12 +79,12 @@ def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
     )
 
 
-#: Parts that only some layers have: a dense MLP, or experts, whose router is split evenly.
+#: Parts that only some layers have: a dense MLP, or experts; routers are divided evenly.
 _MLPS: Final = ("mlp", "expert", "shared")
 
 
 def _mlp_elements(text: TextDims, layer: int) -> int:
-    """Elements of the MLP or the experts of one layer."""
+    """The elements of one layer's MLP or experts."""
     return sum(
         tensor.elements // len(tensor.layers)
         for tensor in text_tensors(text)
@@ -101,9 +101,9 @@ def _mlp_elements(text: TextDims, layer: int) -> int:
 class Layout(Struct):
     """Module names: ``text`` holds ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``.
 
-    ``first`` are the modules and bare parameters beside the language model: vision tower, projector
-    and what joins their features. ``keeps_states``: whether the outputs of all layers of the tower
-    live until its end, as the families do that pick a layer by its number.
+    ``first`` are the modules and bare parameters outside the language model: vision tower,
+    projector, and parameters that join their features. ``keeps_states``: whether the outputs of all
+    tower layers stay alive until the tower's end, as in families that select a layer by its number.
     """
 
     text: str
@@ -115,7 +115,7 @@ _TEXT: Final = Layout(text="model")
 
 _IDEFICS3: Final = Layout(text="model.text_model", first=("model.vision_model", "model.connector"))
 
-#: The thinker alone: `launch.fallback.server` loads no more of it.
+#: Only the thinker, since `launch.fallback.server` loads nothing else.
 _QWEN2_5_OMNI: Final = Layout(text="model", first=("audio_tower", "visual"))
 
 _LAYOUTS: Final[dict[str, Layout]] = {
@@ -149,10 +149,10 @@ _LAYOUTS: Final[dict[str, Layout]] = {
 
 
 def layout_of(model: Model) -> Layout:
-    """The layout of a model's class.
+    """The layout of a model's class in Transformers.
 
     Raises:
-        UsageError: the class is not Transformers' own, or the checkpoint is quantised.
+        UsageError: the class is not in Transformers, or the checkpoint is quantised.
     """
     if model.quantization is not None:
         raise UsageError(

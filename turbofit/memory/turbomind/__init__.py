@@ -1,1 +1,1 @@
-"""TurboMind's account, for LMDeploy 0.18."""
+"""The memory account of TurboMind, for LMDeploy 0.18."""

@@ -1,6 +1,6 @@
-"""TurboMind: every byte of one tensor-parallel group at any cache ratio, and what it refuses.
+"""TurboMind: the memory of one tensor-parallel group at any cache ratio, and its refusals.
 
-The lines of a ledger stand in the order in which TurboMind takes the memory.
+The terms of a ledger are in the order in which TurboMind allocates the memory.
 """
 
 from __future__ import annotations
@@ -66,34 +66,35 @@ from turbofit.memory.turbomind.weights import (
     weight_classes,
 )
 
-#: For `capability_of`: a card on which no layer fuses gate and up, whose forwards are the largest.
+#: A capability for `capability_of` with which no layer fuses gate and up: forwards are largest.
 FUSES_NOTHING: Final = (8, 0)
-#: Buffers outside every pool: the communicator's, and a cudaMalloc.
+#: Buffers outside all pools: the communicator's, and one from cudaMalloc.
 _ALONE = ("symmetric_buffer", "l2_flush")
-#: Multiprocessors of a card that does not tell: more than any has, so over.
+#: Multiprocessors of a card if unknown: more than any card has, so over.
 _MOST_SMS = 256
 _KERNELS = "loaded at their first launch"
 _STEPS = "pools grow by 32 MiB"
 _TORCH_KERNELS = "torch's and the weight loader's"
 _MROPE = "M-RoPE positions, from a pool of the engine's thread, at the first image"
 _MEETING = "the same once prompts meet, and in the next step already prepared"
-#: L2 where neither NVML nor a preset tells: the largest of any card, so over.
+#: L2 in bytes if neither NVML nor a preset has it: the largest of any card, so over.
 _LARGEST_L2 = 132 << 20
 _IPC_RANKS = 8
-#: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
-#: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
+#: A KV block's tokens must be a multiple of the first, or of the second on cards before Ampere.
+#: LMDeploy says so in `--help`, but does not check it; with 16 tokens, answers are garbled
+#: (lmdeploy#1195).
 _BLOCK = 32
 _BLOCK_BEFORE_AMPERE = 64
 _INT4: Final = frozenset({"awq", "gptq", "compressed-tensors"})
 _KV: Final = {4: "int4", 8: "int8"}
-#: What a card of unknown compute capability is taken for: code must be there for all of them.
+#: The capabilities of a card of unknown capability: the library must have code for all of them.
 _ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 
 
 def before_terms(
     gpu: Gpu, settings: Settings, linked: bool, constants: EngineConstants
 ) -> list[Term]:
-    """What one GPU holds before the weights: others, the context, kernels, the communicator.
+    """The memory on one GPU before the weights: others, context, kernels, communicator.
 
     ``linked``: NVLink joins every pair of the group.
     """
@@ -109,7 +110,7 @@ def before_terms(
     ]
     if settings.tp > 1:
         note = f"{settings.communicator}, {settings.tp} ranks"
-        # NCCL's buffers by class of link, as measured; cuda-ipc's own, as its source says.
+        # NCCL's buffers were measured for each class of link; cuda-ipc's size is in its source.
         kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
         links = term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
         if settings.communicator != "nccl":
@@ -117,7 +118,7 @@ def before_terms(
             links = term("communicator", "context", size, "formula", note)
         terms.append(links)
     if constants.gemm_in_context:
-        # Of the weights' pool, as on a card: whole steps are over where it fits beside them.
+        # On a card the weights' pool has them; whole steps are over if they fit beside the weights.
         size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
@@ -127,13 +128,13 @@ def before_terms(
 def weight_terms(
     model: Model, classes: Mapping[str, int], temporaries: int, constants: EngineConstants
 ) -> list[Term]:
-    """The weights of one rank by tensor class, and what loading has not given back yet."""
+    """The weights of one rank by tensor class, and temporary memory that is not returned yet."""
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
     rounded = round_up(total, constants.pool_granularity)
     terms.append(term("weights.rounding", "weights", rounded - total, "formula", _STEPS))
-    # They share the weights' pool. One step too much would be a cache larger than planned.
+    # They share the weights' pool. One step too many would make the cache larger than planned.
     waiting = round_up(total + temporaries, constants.pool_granularity) - rounded
     if waiting:
         note = "freed, but not returned yet when free memory is read"
@@ -142,18 +143,18 @@ def weight_terms(
 
 
 def rank_weights(classes: Mapping[str, int]) -> RankWeights:
-    """All, without the embedding's table, and the tower alone."""
+    """The rank's bytes in all, without embedding table and towers, and of the tower only."""
     total = sum(classes.values())
     vision = classes.get("vision", 0) + classes.get("projector", 0)
     return RankWeights(total=total, decode=total - vision - classes["embedding"], vision=vision)
 
 
 def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> list[Term]:
-    """The cache, and what becomes of the temporaries that made it smaller.
+    """The cache as terms, with the return of the temporaries that made it smaller.
 
-    A driver keeps what was freed until the next synchronisation, and the engine makes none between
-    (seen on an H200: bench/gpu/results/h200, a-pool). ``state`` bytes of the cache are each running
-    sequence's of a hybrid model.
+    A driver keeps freed memory until the next synchronisation, and the engine does not synchronise
+    in between (seen on an H200: bench/gpu/results/h200, a-pool). In a hybrid model, each running
+    sequence takes ``state`` bytes of the cache.
     """
     note = f"{ratio:.3f} of free memory"
     if state:
@@ -168,10 +169,10 @@ def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> 
 def buffer_terms(
     model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants, weights: int
 ) -> list[Term]:
-    """What one GPU holds for good after the cache, without the executor's pool.
+    """One GPU's permanent memory after the cache, without the executor's pool.
 
-    The GEMM workspace comes from the pool of the ``weights``: what their last step does not hold
-    takes steps of its own. The workspace of delta nets is a pool by itself.
+    The GEMM workspace is in the pool of the ``weights``: the part that does not fit into their last
+    step takes more steps. The workspace of delta nets is a separate pool.
     """
     step = constants.pool_granularity
     lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
@@ -182,7 +183,7 @@ def buffer_terms(
     alone = {name: round_up(size, PAGE) for name, size, _ in lines if name in _ALONE}
     gemm = sum(constants.gemm_workspace)
     steps = round_up(weights + gemm, step) - round_up(weights, step)
-    # Over by a page or two where the weights' last step holds a part of it.
+    # Over by one or two pages if the weights' last step contains a part of it.
     alone["gemm_workspace"] = max(round_up(gemm, PAGE), steps)
     alone["delta_workspace"] = round_up(workspace, step)
     pooled = sum(size for name, size, _ in lines if name not in alone)
@@ -199,7 +200,7 @@ def buffer_terms(
 def _delta_workspaces(
     model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
 ) -> tuple[int, int]:
-    """Bytes that kernels of gated delta nets hold after the warm-up, and those that prompts add."""
+    """Workspace bytes of delta nets after the warm-up, and the bytes that later prompts add."""
     delta, kernel = model.text.delta, constants.delta_kernel(capability_of(gpu))
     if delta is None or kernel is None:
         return 0, 0
@@ -213,8 +214,8 @@ def _delta_workspaces(
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
     """Tokens of LMDeploy's longest warm-up request.
 
-    A whole forward where ``session_len`` admits it, else the longest tuning length that it admits.
-    Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
+    They are a whole forward if ``session_len`` allows it, else the longest tuning length that it
+    allows. Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
     """
     tokens = forward_tokens(settings)
     if tokens <= settings.session_len:
@@ -231,11 +232,11 @@ def transient_terms(
     units_per_forward: int,
     constants: EngineConstants,
 ) -> tuple[Term, ...]:
-    """The pool's full size in each worst case.
+    """The whole size of the pool in each worst case.
 
-    Every case but the single request assumes a full forward of the longest prompts: as many tokens
-    as a forward takes, or, where that is less, as prompts that meet may have in all
-    (``session_len``) beside a batch of rows that generate one each.
+    All cases except the single request assume a full forward of the longest prompts: the tokens of
+    a forward, or, if that is less, the tokens that prompts in one forward may have in all
+    (``session_len``) plus a batch of rows that generate one token each.
     """
     rows, context = settings.max_batch_size, settings.session_len
     tokens = min(pool.forward_tokens, round_up(context + rows, settings.tp))
@@ -286,10 +287,10 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
 
 
 def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
-    """Options that TurboMind refuses, aborts on, or that garble its answers.
+    """Yield options that TurboMind refuses, aborts on, or that garble its answers.
 
-    A format beside the checkpoint's own is an assertion; on 16-bit weights it finds none to read
-    and changes the data type alone. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
+    A format that contradicts the checkpoint's fails an assertion; for 16-bit weights it only
+    changes the data type. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
     """
     model, settings = launch.model, launch.settings
     tokens, given = settings.cache_block_seq_len, settings.model_format
@@ -321,7 +322,7 @@ def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
 
 
 def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
-    """Why ``cuda-ipc`` (or ``native``) would abort: no peers, many ranks, a small buffer."""
+    """Yield reasons why ``cuda-ipc`` or ``native`` would abort: peers, ranks, a small buffer."""
     settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
     name = settings.communicator
     if settings.tp > _IPC_RANKS:
@@ -341,13 +342,13 @@ def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
 def missing_kernels(
     launch: EngineLaunch, census: Census | None, constants: EngineConstants
 ) -> Iterator[str]:
-    """What the engine has no code for on one of these cards, in words.
+    """Yield sentences about code that the engine lacks for one of these cards.
 
-    Gated delta nets have a table of their own; without a kernel in it the engine ends.
-    Source: lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule
-    Attention sinks stay in the checkpoint's type: in another one the first request ends the engine
-    ("f16 vs. bf16", seen on pretend GPUs). A family of kernels counts as there when one of them has
-    code. Under: the engine may choose another one.
+    Gated delta nets have a separate table; without a kernel in it the engine stops. Source:
+    lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule. Attention sinks keep
+    the checkpoint's type: with another dtype the first request stops the engine ("f16 vs. bf16",
+    seen on pretend GPUs). A family of kernels counts as present if one of them has code. Under: the
+    engine may choose another one.
     """
     model, dtype = launch.model, launch.settings.dtype
     cards = [(gpu, capability) for gpu in launch.gpus for capability in _capabilities(gpu)]
@@ -369,7 +370,7 @@ def missing_kernels(
 def _not_compiled(
     launch: EngineLaunch, census: Census, gpu: Gpu, capability: tuple[int, int]
 ) -> Iterator[str]:
-    """Kernels that a launch needs, and of which the library has none for a card."""
+    """Yield the kinds of kernels that a launch needs but the library lacks for a card."""
     architecture = census.architecture(capability)
     card = f"{gpu.name} (compute capability {capability[0]}.{capability[1]})"
     if architecture is None:
@@ -383,15 +384,15 @@ def _not_compiled(
 
 
 def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
-    """The card's compute capability; of a card of which it is unknown all that are assumed."""
+    """The card's compute capability; if it is unknown, all assumed ones."""
     return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
 
 
 def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Kernels in words, and the families of which one must have code.
+    """The kernels that a launch needs: words, and families of which one must have code.
 
-    Matrices of 16 bits are cuBLAS's, but for experts. A kernel for rows of experts takes one matrix
-    too. Source: lmdeploy 0.16.0 src/turbomind/kernels/gemm/kernel.cu::accept
+    cuBLAS multiplies 16-bit matrices, except for experts. A kernel for rows of experts also takes a
+    single matrix. Source: lmdeploy 0.16.0 src/turbomind/kernels/gemm/kernel.cu::accept
     """
     model, dtype = launch.model, launch.settings.dtype
     weights: str | None = model.quantization.method if model.quantization else None
@@ -412,16 +413,16 @@ def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 class TurbomindAccount(Account):
-    """One model under one set of settings on one group of GPUs."""
+    """The account of one model with given settings on one group of GPUs."""
 
     cache_shortfall: str = (
         "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
     )
     dies: ClassVar[str] = "aborts"
-    #: On an H200 a server that had started held 250 to 350 MiB less than was charged.
+    #: On an H200, a server after its start held 250 to 350 MiB less than was charged.
     grown: ClassVar[tuple[str, ...]] = ("pool_growth", "mrope_pool")
     allocator: ClassVar[str] = "the executor's pool"
-    #: Its formulas, each of which a newer version's class can have otherwise (docs/adding.md).
+    #: The formulas; the class of a newer version may replace each of them (docs/adding.md).
     pool_model: ClassVar[type[PoolModel]] = PoolModel
     cache_shape = staticmethod(cache_shape)
     shape_of = staticmethod(shape_of)
@@ -449,9 +450,9 @@ class TurbomindAccount(Account):
         fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
         self.pool = pool = self.pool_model(model, settings, constants, fuses)
         transients = self.transient_terms(pool, rule, settings, vision_load, units, constants)
-        # LMDeploy's own warm-up is one request of text; the pools hold more than their tensors.
+        # LMDeploy's warm-up is one text request; its pools hold more than their tensors.
         tokens = self.warmup_tokens(settings, constants)
-        # The longest request of the warm-up: with fewer blocks, start-up never ends.
+        # The longest warm-up request needs this many blocks: with fewer, the start never ends.
         self.least_blocks = -(-tokens // self.block_tokens)
         step, growth = constants.pool_granularity, constants.pool_growth
         size = self.forward_bytes(Forward(tokens=tokens, context=tokens, first_layer=True))
@@ -463,7 +464,7 @@ class TurbomindAccount(Account):
             late.append(term("mrope_pool", "buffers", step, "formula", _MROPE))
         classes = self.weight_classes(model, settings.tp, constants, capability_of(gpus[0]))
         weights = sum(classes.values())
-        # Equal cards have equal buffers, and a search makes accounts by the thousand.
+        # Equal cards have equal buffers, computed once: a search makes accounts by the thousand.
         kinds = [(gpu.l2, gpu.sm_count, gpu.compute_capability) for gpu in gpus]
         buffers = {
             kind: (*self.buffer_terms(model, settings, gpu, constants, weights), *late)
@@ -477,7 +478,7 @@ class TurbomindAccount(Account):
         super().__init__(launch, static, warmup, transients, units, calibration)
 
     def _loaded(self, launch: EngineLaunch, classes: Mapping[str, int]) -> Iterator[StaticMemory]:
-        """What each GPU holds before the cache, and what loading holds above it."""
+        """Each GPU's memory before the cache, with the bytes that loading needs in addition."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         if launch.free_at_cache is not None:
             for gpu in gpus:
@@ -491,7 +492,7 @@ class TurbomindAccount(Account):
         weights = self.weight_terms(model, classes, temporaries, constants)
         waiting = total_bytes([line for line in weights if line.term == TEMPORARIES])
         for gpu in gpus:
-            # The first GPU stages tensors through torch.
+            # torch stages tensors on the first GPU
             first = self.staging_bytes(model, settings, constants) if gpu is gpus[0] else 0
             yield StaticMemory(
                 before=(*self.before_terms(gpu, settings, linked, constants), *weights),
@@ -507,25 +508,25 @@ class TurbomindAccount(Account):
         return self.shape.tokens(self.region_at(ratio))
 
     def forward_bytes(self, forward: Forward) -> int:
-        """What one forward takes of the executor's pool, in whole steps."""
+        """The bytes of one forward in the executor's pool, in whole steps."""
         return round_up(self.pool.peak(forward), self.constants.pool_granularity)
 
     def blocks_at(self, ratio: float) -> int:
-        """KV blocks for the warm-up's one request."""
+        """The KV blocks for the single request of the warm-up."""
         return self.shape.tokens_beside(self.region_at(ratio), 1) // self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
-        """The cache in whole steps of its pool, and the temporaries that go."""
+        """The cache in whole steps of its pool, and the temporaries that are returned."""
         rounded, temporaries = self._cache_bytes(i, ratio), self._static_memory[i].temporaries
         return cache_terms(rounded, ratio, temporaries, self.shape.state_bytes)
 
     def _cache_bytes(self, i: int, ratio: float) -> int:  # noqa: ARG002 - equal on all
-        """Without terms, since a search asks this most; the temporaries cancel out."""
+        """The cache's bytes without making terms, for speed; the temporaries cancel out."""
         return self.shape.held(self.region_at(ratio))
 
 
 class Turbomind(Engine):
-    """LMDeploy's C++ engine."""
+    """LMDeploy's engine in C++."""
 
     name: ClassVar[EngineName] = "turbomind"
     encodes_again: ClassVar[bool] = True
@@ -552,7 +553,7 @@ class Turbomind(Engine):
         return None if problem is None else f"TurboMind of LMDeploy {self.version} has {problem}"
 
     def _census(self, launch: EngineLaunch) -> Census | None:
-        """The kernels of what is installed here, or of its version's wheel; None: not read."""
+        """The kernels of the installed engine, or of its version's wheel; None if unknown."""
         if launch.machine.source == "nvml" and not versions.is_legacy(self.version):
             from turbofit.kernels.installed import installed
 
@@ -593,19 +594,19 @@ class Turbomind(Engine):
         settings: Settings,  # noqa: ARG002
         ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
     ) -> dict[str, str]:
-        """LMDeploy's own INFO prints prompts; TurboMind's does not."""
+        """Set TurboMind's log to INFO, which prints no prompts; LMDeploy's INFO would."""
         env = {"TM_LOG_LEVEL": "INFO"}
         if model.text.delta is not None:
-            env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # states are counted at 16 bits
+            env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # so that states have 16 bits, as counted
         return env
 
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Pinned by every rank, pageable by the server process.
+        """Host memory: pinned by all ranks, and pageable of the server process.
 
-        Pixels are pinned by each rank for the images of one forward, once for each phase; pageable
-        memory holds them in 32 bits while they are preprocessed, one request at a time.
+        Each rank pins pixels for the images of one forward, once for each phase; pageable memory
+        contains 32-bit pixels during preprocessing, for one request at a time.
         """
         pixels = model.pixel_bytes(units_per_forward)
         pinned = (pinned_buffers(model, settings) + pixels * phases_of(settings)) * settings.tp

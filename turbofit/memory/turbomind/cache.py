@@ -1,9 +1,9 @@
-"""The KV cache: from free memory to a region, to pages, to slabs, to tokens.
+"""The KV cache: free memory becomes a region, then pages, slabs and tokens.
 
-TurboMind since 0.15 takes one region of ``ratio × min(free over the tp group)`` and serves objects
-from it, those of one size from slabs of their own: a KV block of ``cache_block_seq_len`` tokens
-over all layers with attention, and of a hybrid model the state of each sequence that runs.
-Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
+Since 0.15 TurboMind takes one region of ``ratio × min(free over the tp group)`` and allocates
+objects from it; those of one size have their own slabs. Objects are KV blocks of
+``cache_block_seq_len`` tokens over all layers with attention and, in a hybrid model, the state of
+each running sequence. Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
 lmdeploy 0.16.0 src/turbomind/kernels/attention/block.h `block_len`
 """
 
@@ -20,7 +20,7 @@ from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held
 
 
 class StatePart(Struct):
-    """Objects of one size of a sequence's state: ``count`` of them a sequence, in slabs."""
+    """Objects of one size in a sequence's state: each sequence has ``count`` of them, in slabs."""
 
     count: int
     object_bytes: int
@@ -28,15 +28,15 @@ class StatePart(Struct):
 
     @property
     def per_slab(self) -> int:
-        """Objects that a slab holds."""
+        """The number of objects in one slab."""
         return self.slab_bytes // self.object_bytes
 
 
 class SlabShape(CacheShape):
-    """A region of pages, slabs of whole pages, blocks in slabs.
+    """The layout: a region of pages, slabs of whole pages, and blocks in slabs.
 
-    ``states``: what each of up to ``sequences`` of a hybrid model takes of the region besides, from
-    slabs of their own. The longest sequence has ``longest`` tokens.
+    ``states``: the state of each of up to ``sequences`` sequences of a hybrid model, in separate
+    slabs of the same region. The longest sequence has ``longest`` tokens.
     """
 
     slab_bytes: int
@@ -50,46 +50,47 @@ class SlabShape(CacheShape):
 
     @property
     def state_bytes(self) -> int:
-        """A sequence's state; 0 where every layer has attention."""
+        """The bytes of one sequence's state; 0 if every layer has attention."""
         return sum(part.count * part.object_bytes for part in self.states)
 
     def tokens(self, region: int) -> int:
-        """Tokens that a plan counts on.
+        """The tokens that a plan counts on.
 
-        A hybrid model has them beside the states of a full batch; where that is less than one whole
-        context, what one request has alone, since the engine then runs fewer at once.
+        In a hybrid model, these are the tokens beside the states of a full batch; if they are fewer
+        than one whole context, the tokens of a single request, since the engine then runs fewer at
+        once.
         """
         whole = self.tokens_beside(region, self.sequences)
         return max(whole, min(self.tokens_beside(region, 1), self.longest))
 
     def tokens_beside(self, region: int, sequences: int) -> int:
-        """Tokens that a region holds, at least, beside the states of so many sequences.
+        """The least number of tokens in a region, beside the states of so many sequences.
 
-        The first page starts at the next page boundary of the address the driver gives, so up to
-        one page is lost; all of it is charged: under by at most one slab's tokens.
+        The first page starts at the next page boundary of the driver's address, so at most one page
+        is lost, and all of it is charged: under by at most one slab's tokens.
         """
         pages = max(0, region - self.page) // self.page
         for part in self.states:
             slabs = -(-sequences * part.count // part.per_slab)
             pages -= slabs * (part.slab_bytes // self.page)
-        # A log's line that others wrote into may say anything: a slab has a page at least.
+        # A log line may be garbled by other output, so a slab counts as one page at least.
         slabs = max(0, pages) // max(1, self.slab_bytes // self.page)
         return slabs * self.blocks_per_slab * self.block_tokens
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of one KV block. Quantised KV adds a 16-bit scale and zero per head."""
+    """Bytes per rank of one KV block; quantised KV adds a 16-bit scale and zero point per head."""
     bits = settings.quant_policy or 16
     extra = 4 if bits < 16 else 0
     per_head = bits * text.head_dim // 8 + extra
     heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
-    # Latents are keys and values in one.
+    # A latent contains keys and values.
     kinds = 1 if text.mla else 2
     return text.attention_layers * heads * kinds * settings.cache_block_seq_len * per_head
 
 
 def cache_shape(text: TextDims, settings: Settings, constants: EngineConstants) -> SlabShape:
-    """How LMDeploy cuts a region for this model."""
+    """The layout that LMDeploy chooses for this model."""
     block = block_bytes(text, settings)
     slabs = LoggedSlab(_slab_bytes(block, constants), block)
     return shape_of(slabs, tuple(_states(text, settings, constants)), settings, constants)
@@ -101,7 +102,7 @@ def shape_of(
     settings: Settings,
     constants: EngineConstants,
 ) -> SlabShape:
-    """A region with these slabs of blocks, and of states."""
+    """The layout for these slabs of blocks and of states."""
     return SlabShape(
         block_bytes=blocks.object_bytes,
         block_tokens=settings.cache_block_seq_len,
@@ -115,7 +116,7 @@ def shape_of(
 
 
 def _slab_bytes(size: int, constants: EngineConstants) -> int:
-    """The slab that LMDeploy chooses: doubled until it wastes at most 5 % or reaches 1 GiB.
+    """The slab's bytes: doubled until it wastes at most 5 % or reaches 1 GiB, as in LMDeploy.
 
     Source: lmdeploy 0.16.0 src/turbomind/memory/slab.h::SlabAllocator
     """
@@ -128,9 +129,10 @@ def _slab_bytes(size: int, constants: EngineConstants) -> int:
 
 
 def _states(text: TextDims, settings: Settings, constants: EngineConstants) -> Iterator[StatePart]:
-    """A sequence's delta nets: the convolutions' inputs of all layers, and a layer's state each.
+    """The state of a sequence in delta nets: one object of inputs, and one for each layer.
 
-    Both at 16 bits. lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Setup
+    The inputs are those of all layers' convolutions; both have 16 bits.
+    lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Setup
     """
     delta = text.delta
     if delta is None:

@@ -1,9 +1,9 @@
-"""Peaks of the executor's pool: what one forward holds at once, at its worst stage.
+"""Peaks of the executor's pool: the memory of one forward in its largest stage.
 
-TurboMind's executor allocates every activation from one private pool that never gives memory back,
-so what counts is the largest sum of tensors alive at one moment. Each function adds up one stage,
-in bytes, as `unified_decoder`, `unified_attention_layer`, `generation`, `internvit` and `qwenvit`
-allocate and free. Checked against the 0.18 binary on pretend GPUs.
+TurboMind's executor allocates every activation from a private pool that never returns memory, so
+the largest sum of live tensors counts. Each function adds up one stage, in bytes, as
+`unified_decoder`, `unified_attention_layer`, `generation`, `internvit` and `qwenvit` allocate and
+free. Checked against the 0.18 binary on pretend GPUs.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from turbofit.memory.turbomind.weights import (
     vision_tp,
 )
 
-#: TurboMind casts logits from 16 bits to 32; a router's are made in 32.
+#: Bytes of a 32-bit logit: TurboMind casts logits from 16 bits, and makes a router's in 32.
 _FLOAT = 4
-#: Ids, offsets and masks of a pass, and what a stage allocates beside its tensors; over.
+#: Bytes of ids, offsets and masks of a pass, and of a stage's small allocations; over.
 _BOOKKEEPING = 64 << 10
-#: Offsets, positions, masks and the top-k kernels' scratch of one row; over by most of it.
+#: Bytes of one row's offsets, positions, masks and top-k scratch; over by most of it.
 _ROW = 4096
-#: Whose experts have an activation that no kernel fuses into their products (``kSiluGptOss``).
+#: Models whose experts' activation no kernel fuses into the products (``kSiluGptOss``).
 _UNFUSED = frozenset({"GptOssForCausalLM"})
 
 _TENSOR_MAP = 128
-#: Descriptors of a sequence at most, and of a head of it.
+#: The most descriptors of a sequence, and of each of its heads.
 _SEQUENCE_MAPS = 16
 _HEAD_MAPS = 4
-#: A segment's state in 32 bits, and as much again: two of 16 bits, or one more of 32.
+#: Bytes of a segment's state element: 32 bits, and two of 16 bits or one more of 32.
 _SEGMENT_BYTES = 8
 _INT = 4
 _POINTER = 8
@@ -52,7 +52,7 @@ _WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end id
 
 
 class PoolModel:
-    """The stages of one model under one set of settings."""
+    """The stages' memory in one model with given settings."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class PoolModel:
         quantization = model.quantization
         packed = constants.packed_format(quantization, capability) if quantization else None
         self.ffn_streams = 1 if packed and packed.fused_silu else 2
-        #: Bytes an element of a linear's input that is quantised for it.
+        #: Bytes of an element in a linear layer's input that is quantised for it.
         self.input_bytes = packed.input if packed else 0.0
         self.expert_streams = 1 if constants.expert_format(capability).fused_silu else 2
         if text.architecture in _UNFUSED:
@@ -86,18 +86,18 @@ class PoolModel:
             self.expert = expert_width(inner, tp, quantization, constants, capability) // tp
 
     def peak(self, forward: Forward) -> int:
-        """The pool's largest live size over the stages of one forward."""
+        """The pool's bytes in the largest stage of one forward."""
         stages = [self._decoder(forward), self._sampling(forward)]
         if forward.units and self.model.vision is not None:
             stages.append(self._vision(forward.units))
         return max(stages) + _BOOKKEEPING
 
     def _embeds(self, units: int) -> int:
-        """Image features, held until the forward ends."""
+        """Bytes of the image features, which live until the forward ends."""
         return self.model.features(units) * self.text.hidden * HALF
 
     def _decoder(self, forward: Forward) -> int:
-        """Residual (and hidden where no symmetric buffer holds it) plus the widest layer stage."""
+        """Bytes of the residual (and hidden, without symmetric buffer) and of the largest stage."""
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
         base = tokens * text.hidden * HALF * streams + self._embeds(forward.units)
@@ -108,9 +108,9 @@ class PoolModel:
         return base + max(stages)
 
     def _attention(self, tokens: int, context: int) -> int:
-        """QKV, output and the keys and values of all prefilled sequences, flattened.
+        """Bytes of QKV, of the output, and of flattened KV of all sequences in prefill.
 
-        These are gone before the output is quantised for what comes after. Latents are both in one.
+        Flattened KV are freed before the output is quantised. A latent contains keys and values.
         """
         size = self.text.head_dim * HALF
         kinds = 1 if self.text.mla else 2
@@ -121,15 +121,15 @@ class PoolModel:
         return qkv + out + max(flat, int(out / HALF * self.input_bytes))
 
     def _mlp(self, forward: Forward) -> int:
-        """Gate and up of a dense layer, or their product; dense layers come before experts.
+        """Bytes of gate and up in a dense layer, or of their product; dense layers precede experts.
 
-        Experts hold the router's scores, and for each routed token both and their output; a shared
-        one runs while these outputs wait, into an output of its own.
+        Experts need the router's scores, and for each routed token gate and up, and their output. A
+        shared expert runs while these outputs are alive, with its own output.
         """
         moe, tokens = self.text.moe, forward.tokens
         dense = tokens * self.ffn * self.ffn_streams * HALF
         if self.input_bytes and moe is None:
-            # Quantised input, and a fused product that is quantised too.
+            # The input is quantised, and the fused product, too.
             dense = int(tokens * (self.text.hidden + self.ffn) * self.input_bytes)
         mixed = moe is not None and moe.layers < self.text.layers
         if moe is None or (mixed and forward.first_layer):
@@ -145,9 +145,9 @@ class PoolModel:
         return max(dense if mixed else 0, experts)
 
     def _sampling(self, forward: Forward) -> int:
-        """Logits of every sampling row in 16 and 32 bits, then what sorting them takes.
+        """Bytes of the logits of all sampling rows in 16 and 32 bits, and of their sorting.
 
-        Of the forward's hidden states only the rows that sample are left by then.
+        At that time, only the sampled rows of the forward's hidden states are alive.
         """
         logits = forward.rows * self.vocab_padded
         row = self.text.hidden * HALF + _ROW
@@ -165,7 +165,7 @@ class PoolModel:
         return tower(vision, units)
 
     def _internvit(self, vision: VisionDims, tiles: int) -> int:
-        """All tiles at once on one GPU; chunks of what the symmetric buffer holds on several."""
+        """Bytes for all tiles at once on one GPU; in chunks of the symmetric buffer on several."""
         text = self.text
         side = vision_side(vision)
         sequence = side * side + 1
@@ -176,7 +176,7 @@ class PoolModel:
             chunk = min(tiles, max(1, self.symm // HALF // row))
         ranks = vision_tp(vision, self.tp)
         token = sequence * vision.hidden * HALF
-        streams = 2 if self.tp == 1 else 1  # residual, and hidden without a symmetric buffer
+        streams = 2 if self.tp == 1 else 1  # residual, and hidden if there is no symmetric buffer
         patch_in = vision.channels * vision.patch_size**2
         pixels = vision.channels * (side * vision.patch_size) ** 2 * HALF
         patches = side * side * (patch_in + vision.hidden) * HALF
@@ -194,9 +194,9 @@ class PoolModel:
         return chunk * stage + tiles * out_tokens * text.hidden * HALF
 
     def _qwenvit(self, vision: VisionDims, patches: int) -> int:
-        """All patches of the pass at once, whatever the prefill size.
+        """Bytes for all patches of the pass at once, which the prefill size does not limit.
 
-        Learnt positions are looked up before, four a patch, and held until it is embedded.
+        Learnt positions, four for each patch, are looked up before, and live until it is embedded.
         """
         ranks = vision_tp(vision, self.tp)
         head_dim = self.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
@@ -219,12 +219,12 @@ class PoolModel:
 
 
 def forward_tokens(settings: Settings) -> int:
-    """Tokens of one forward at most: prefill plus batch, to a multiple of ``tp``."""
+    """The most tokens of one forward: prefill plus batch, rounded up to a multiple of ``tp``."""
     return round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
 
 
 def symmetric_buffer(text: TextDims, settings: Settings) -> int:
-    """Bytes of the communicators' shared buffer; 0 at tp 1."""
+    """The bytes of the communicators' shared buffer; 0 at tp 1."""
     if settings.tp == 1:
         return 0
     hidden = forward_tokens(settings) * text.hidden * HALF
@@ -233,15 +233,15 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
 
 
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-    """The most units that TurboMind can bring together in one forward, never under.
+    """The most units of images in one forward of TurboMind; an upper bound.
 
-    An image is encoded whole in every forward that schedules at least one of its tokens. Three
+    An image is encoded whole in every forward that contains at least one of its tokens. Three
     bounds hold at once: the forward's tokens, of which two images cut at its edges need only one
-    each; the summed length of the sequences being prefilled, at most ``session_len`` (TurboMind's
-    ``max_context_token_num``); and the batch. With prefix caching the first does not hold: each of
-    many questions about a picture that was seen before resumes at a block's edge, most often among
-    its last tokens, so that a few tokens bring it back whole (rehearsed: 104 tiles for a hundred).
-    Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
+    each; the summed length of the sequences in prefill, at most ``session_len`` (TurboMind's
+    ``max_context_token_num``); and the batch. With prefix caching the first bound does not hold:
+    questions about an image seen before resume at the edge of a block, mostly among the image's
+    last tokens, so that a few tokens need the whole image (rehearsed: 104 tiles for a hundred
+    tokens). Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
     """
     by_context = rule.units_within(settings.session_len)
     by_batch = settings.max_batch_size * vision_load.units_per_request
@@ -261,9 +261,9 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 
 def token_bytes(delta: DeltaDims, tp: int) -> int:
-    """Bytes that one token holds in a delta net, beside the residual stream.
+    """Bytes of one token in a delta net, without the residual stream.
 
-    Projections, two gates in 32 bits, the output, and what the convolution made of the inputs.
+    They are the projections, two gates in 32 bits, the output, and the convolution's output.
     """
     sixteen = input_rows(delta) + delta.values + delta.channels
     return (sixteen * HALF + 2 * delta.value_heads * _FLOAT) // tp
@@ -272,7 +272,7 @@ def token_bytes(delta: DeltaDims, tp: int) -> int:
 def workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """Bytes for a forward with one prompt of so many tokens, as in LMDeploy's warm-up."""
+    """Workspace bytes for a forward with one prompt of so many tokens, as in LMDeploy's warm-up."""
     if not kernel.chunk or not tokens:
         return 0
     heads = delta.value_heads // settings.tp
@@ -286,7 +286,7 @@ def workspace(
 def meeting_workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """The most for a forward of so many tokens, whichever prompts meet in it; over."""
+    """The most workspace bytes for a forward of so many tokens, with any set of prompts; over."""
     if not kernel.chunk:
         return 0
     heads, batch = delta.value_heads // settings.tp, settings.max_batch_size
@@ -296,13 +296,13 @@ def meeting_workspace(
 
 
 def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, segments: int) -> int:
-    """Summed decays in 32 bits, each chunk's resolvent, and the segments' states."""
+    """Bytes of summed decays in 32 bits, of each chunk's resolvent, and of the segments' states."""
     whole = tokens * (round_up(heads, 4) * _FLOAT + heads * kernel.chunk * HALF)
     return whole + segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
 
 
 def _maps(heads: int, sequences: int) -> int:
-    """Descriptors of what the kernels copy, over."""
+    """Bytes of descriptors for the kernels' copies; over."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
 
 
@@ -310,9 +310,9 @@ def _maps(heads: int, sequences: int) -> int:
 def _most_segments(
     kernel: DeltaKernel, heads: int, sm_count: int, tokens: int, sequences: int
 ) -> int:
-    """The most segments of a forward: a long sequence, and as many short ones as keep it cut.
+    """The most segments in a forward: one long sequence, and short ones while all are cut.
 
-    Short sequences have one chunk of two tokens each, or more where the batch allows fewer.
+    Short sequences have one chunk of two tokens each, or more if the batch allows fewer of them.
     """
     most = 0
     for longest in range(1, -(-tokens // kernel.chunk) + 1):
@@ -336,7 +336,7 @@ def _most_segments(
 def device_buffers(
     model: Model, settings: Settings, constants: EngineConstants, l2: int
 ) -> Iterator[tuple[str, int, str]]:
-    """Persistent device buffers of one rank: (term, bytes, note).
+    """Yield the persistent device buffers of one rank: (term, bytes, note).
 
     The GEMM tuner flushes the card's L2 cache through a buffer of its size.
     """
@@ -383,13 +383,13 @@ def device_buffers(
 
 
 def _routing(moe: MoeDims, tokens: int) -> int:
-    """MoeFfnDefaultImpl::Init: a mask an expert, four arrays of routed tokens, and counters."""
+    """Bytes of MoeFfnDefaultImpl::Init: masks of experts, arrays of routed tokens, counters."""
     counters = moe.experts * (_ROUTING_TILES + 1) + 1
     return (moe.experts * tokens + 4 * moe.experts_per_token * tokens + counters) * _INT
 
 
 def pinned_buffers(model: Model, settings: Settings) -> int:
-    """Pinned host bytes of one rank that exist from the start."""
+    """Pinned host bytes of one rank, allocated at the start."""
     batch = settings.max_batch_size
     embeds = phases_of(settings) * forward_tokens(settings) * model.text.hidden * 2
     token_ids = batch * settings.session_len * _INT
@@ -401,7 +401,7 @@ def pinned_buffers(model: Model, settings: Settings) -> int:
 
 
 def phases_of(settings: Settings) -> int:
-    """2 while ``async_`` is on: what a running step uses exists twice."""
+    """The copies of a running step's buffers: 2 while ``async_`` is on, else 1."""
     return 2 if settings.async_ else 1
 
 

@@ -1,7 +1,7 @@
-"""Bytes of the weights that one rank holds, by tensor class, and what loading takes besides.
+"""Bytes of one rank's weights by tensor class, and the additional memory of loading.
 
-Follows LMDeploy's builders (`lmdeploy/turbomind/builders`, `models`): what is split, replicated,
-padded or repeated under tensor parallelism. Exact but for the pool's rounding, the caller's.
+They follow LMDeploy's builders (`lmdeploy/turbomind/builders`, `models`), which split, replicate,
+pad or repeat weights. They are exact except for the pool's rounding, which callers add.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from turbofit.model.towers import vision_tensors
 
 
 class PackedFormat(Struct):
-    """Scales and zeros of a group in bytes, held and while loading; temporaries an element.
+    """Bytes of a group's scale and zero point, held and while loading; temporaries per element.
 
-    ``of``: elements of the kernels' groups, which repeat the scales of larger ones.
-    ``align``: each rank's experts have a multiple of so many channels; None: of the group's.
-    ``input``: bytes an element of a linear's input, where the kernels take it quantised.
+    ``of``: elements of the kernels' groups, which repeat the scales of larger stored groups.
+    ``align``: each rank's experts have a multiple of so many channels; None: the default alignment.
+    ``input``: bytes per element of a linear layer's input, if the kernels take it quantised.
     """
 
     group: float
@@ -49,14 +49,14 @@ class PackedFormat(Struct):
     input: float = 0.0
 
     def groups(self, elements: int, stored: int) -> int:
-        """Groups of so many elements whose stored groups have so many."""
+        """The number of groups for ``elements``, if a stored group has ``stored`` elements."""
         return elements // (stored if self.of is None else min(stored, self.of))
 
 
 class ExpertFormat(Struct):
-    """How one kind of card holds the linears of experts, packed or at 16 bits.
+    """The format of experts' linear layers on one kind of card, quantised or with 16 bits.
 
-    ``align``: at 16 bits each rank's experts have a multiple of so many channels.
+    ``align``: with 16 bits, each rank's experts have a multiple of so many channels.
     """
 
     temporary: int
@@ -65,11 +65,12 @@ class ExpertFormat(Struct):
 
 
 class DeltaKernel(Struct):
-    """How one kind of card runs gated delta nets.
+    """The kernel of gated delta nets on one kind of card.
 
-    ``chunk`` tokens of a prompt are worked on together, with a workspace; 0: without one.
-    ``segment`` scales how many chunks a segment has. Sequences are cut into segments where all have
-    at most ``cut_heads`` heads, or ``cut_long_heads`` beside one of ``cut_long_chunks`` chunks.
+    ``chunk`` tokens of a prompt are processed together, with a workspace; 0: without one.
+    ``segment`` scales the number of chunks in a segment. Sequences are cut into segments if all
+    together have at most ``cut_heads`` heads, or ``cut_long_heads`` with a sequence of
+    ``cut_long_chunks`` chunks among them.
     """
 
     dtypes: tuple[str, ...]
@@ -80,21 +81,21 @@ class DeltaKernel(Struct):
     cut_long_chunks: int = 0
 
     def most_heads(self, longest: int) -> int:
-        """Heads of all sequences up to which these are cut: more beside a long one, in chunks."""
+        """The most heads of all sequences with which they are cut; ``longest`` is in chunks."""
         if longest < self.cut_long_chunks:
             return self.cut_heads
         return max(self.cut_heads, self.cut_long_heads)
 
     def segment_chunks(self, heads: int, chunks: int, sm_count: int) -> int:
-        """Chunks of a segment: a power of two."""
+        """The number of chunks in a segment, a power of two."""
         scaled = sqrt(heads * chunks / sm_count) * self.segment
         return max(4, 1 << max(0, round(log2(max(1.0, scaled)))))
 
 
 class EngineConstants(Struct):
-    """What one TurboMind generation fixes, in bytes unless the name says otherwise.
+    """The constants of one TurboMind generation, in bytes unless the name says otherwise.
 
-    The meaning, source and sign of each figure stand beside it in the YAML file.
+    The YAML file describes each figure's meaning, source and sign.
     """
 
     version: str
@@ -124,24 +125,24 @@ class EngineConstants(Struct):
     delta_rule: dict[str, DeltaKernel]
     host_process: int
     pinned_call: str
-    #: The GEMM workspace that is made with the context, and the compute capabilities on which dense
-    #: linears of 16 bits are prepared through a copy: of older generations only.
+    #: The GEMM workspace made with the context, and the compute capabilities on which dense 16-bit
+    #: linear layers are prepared through a copy; only in older generations.
     gemm_in_context: tuple[int, ...] = ()
     copied_16bit: tuple[int, ...] = ()
 
     def packed_format(
         self, quantization: Quantization, capability: tuple[int, int]
     ) -> PackedFormat:
-        """How a card of this compute capability holds linears that are packed so."""
+        """The format of linear layers with this quantisation on a card of this capability."""
         formats = self.packed.get(quantization.method, self.packed["int4"])
         return formats.get(f"{capability[0]}{capability[1]}", formats["default"])
 
     def expert_format(self, capability: tuple[int, int]) -> ExpertFormat:
-        """How a card of this compute capability holds experts."""
+        """The format of experts on a card of this compute capability."""
         return self.experts.get(f"{capability[0]}{capability[1]}", self.experts["default"])
 
     def delta_kernel(self, capability: tuple[int, int]) -> DeltaKernel | None:
-        """How a card of this compute capability runs gated delta nets; None where none does."""
+        """The kernel of gated delta nets on a card of this capability; None if there is none."""
         if capability < HOPPER:
             return self.delta_rule["before_90"]
         return self.delta_rule.get(f"{capability[0]}{capability[1]}")
@@ -152,14 +153,14 @@ def load_constants(version: str = REFERENCE) -> EngineConstants:
     return figures("turbomind", version, EngineConstants)
 
 
-#: Elements of a 16-byte vector of 16-bit values: what lm_head rows are padded to for each rank.
+#: Elements of a 16-byte vector of 16-bit values; each rank's lm_head rows are padded to it.
 _VECTOR = 8
 _FLOAT: Final = 4
-#: Bytes of which every allocation from a pool of CUDA's is a multiple.
+#: Bytes; every allocation from a pool of CUDA is a multiple of this.
 _POOL_BLOCK = 512
 
 
-#: The class of a tensor by its part.
+#: The class of a tensor, by its part.
 _CLASSES: Final = {
     "embedding": "embedding", "attention": "attention", "delta": "delta", "norm": "norms",
     "mlp": "mlp", "expert": "mlp", "shared": "mlp", "router": "mlp",
@@ -172,7 +173,7 @@ def weight_classes(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> dict[str, int]:
-    """Bytes per rank of each tensor class of a model; packed ones differ by the card's kind."""
+    """Bytes per rank of each tensor class; those of quantised ones depend on the card's kind."""
     text, vision = model.text, model.vision
     classes = {**_text_classes(_rank(model, tp, constants, capability))}
     unpacked = _unpacked(model)
@@ -185,19 +186,19 @@ def weight_classes(
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
-    """KV heads over all ranks after LMDeploy repeats them to a multiple of ``tp``."""
+    """KV heads over all ranks; LMDeploy repeats them up to a multiple of ``tp``."""
     return round_up(kv_heads, tp)
 
 
 def lm_head_rows(text: TextDims, tp: int) -> int:
-    """Vocabulary rows of lm_head, padded where it is split. Tied embeddings are still copied."""
+    """Vocabulary rows of lm_head, padded if it is split; tied embeddings are copied, too."""
     return round_up(text.vocab, _VECTOR * tp) if tp > 1 else text.vocab
 
 
 def ffn_width(
     intermediate: int, tp: int, quantization: Quantization | None, constants: EngineConstants
 ) -> int:
-    """Intermediate width over all ranks, padded to the kernels' blocks."""
+    """The MLP's intermediate width over all ranks, padded to the kernels' blocks."""
     return round_up(intermediate, _ffn_align(quantization, constants) * tp)
 
 
@@ -214,7 +215,7 @@ def expert_width(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """The same of an expert."""
+    """An expert's intermediate width over all ranks, padded to the kernels' blocks."""
     return round_up(intermediate, _expert_align(quantization, constants, capability) * tp)
 
 
@@ -228,18 +229,18 @@ def _expert_align(
 
 
 def vision_tp(vision: VisionDims, tp: int) -> int:
-    """Ranks that the tower's attention is split over: 1 (replicated) where heads do not divide."""
+    """The ranks that split the tower's attention; 1 (replicated) if heads do not divide."""
     return tp if vision.heads % tp == 0 else 1
 
 
-#: Queries, keys and values, which rotary embeddings turn by heads.
+#: Queries, keys and values; rotary embeddings reorder them by heads.
 _TURNED: Final = frozenset({"q", "k", "v"})
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
-    """Whether scales of whole blocks of outputs do not turn with heads of this size.
+    """Whether heads of this size prevent a reordering of the scales of output blocks.
 
-    They become 16 bits then. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
+    These layers become 16 bits then. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
@@ -247,7 +248,7 @@ def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
 def packed_elements(
     model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int] = (8, 0)
 ) -> int:
-    """Elements of one rank's linears that are stored packed, their padding included."""
+    """Elements of one rank's quantised linear layers, with their padding."""
     if model.quantization is None or model.quantization.of_experts:
         return 0
     rank = _rank(model, tp, constants, capability)
@@ -256,9 +257,9 @@ def packed_elements(
 
 
 class _Joined(NamedTuple):
-    """Tensors that are one matrix in memory, joined along their outputs.
+    """Tensors that form one matrix in memory, joined along their outputs.
 
-    ``packing``: how it is packed; None: it is at 16 bits, whatever the checkpoint stores.
+    ``packing``: its quantisation; None: it has 16 bits, even if the checkpoint stores fewer.
     """
 
     tensors: tuple[Tensor, ...]
@@ -266,22 +267,22 @@ class _Joined(NamedTuple):
     times: int
 
 
-#: What each tensor is joined into. Those of a delta net are at 16 bits, since the two gates have
-#: too few outputs to be packed.
-#: Source: lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
+#: The matrix that a tensor becomes a part of. A delta net's inputs have 16 bits, since the two
+#: gates have too few outputs for quantisation. Source:
+#: lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
 _JOINED: Final = {
     **dict.fromkeys(("q", "k", "v"), "qkv"),
     **dict.fromkeys(("q_a", "kv_a"), "latents"),
     **dict.fromkeys(("delta.qkv", "delta.z", "delta.b", "delta.a"), "delta.inputs"),
     **{f"{mlp}.{up}": f"{mlp}.up" for mlp in ("mlp", "expert", "shared") for up in ("gate", "up")},
 }
-#: Tensors of delta nets that are so small that rounding up to whole blocks counts.
+#: Tensors of delta nets so small that the rounding to whole blocks matters.
 _SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
 
 
 @lru_cache
 def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joined, ...]:
-    """A language model's tensors but the head, those together that the engine joins."""
+    """A language model's tensors without the head, grouped as the engine joins them."""
     joined: dict[str, list[Tensor]] = {}
     for tensor in text_tensors(text):
         if tensor.part != "head":
@@ -295,7 +296,7 @@ def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joine
 def _packing(
     joined: Sequence[Tensor], text: TextDims, quantization: Quantization | None
 ) -> Quantization | None:
-    """How joined tensors are packed: as one, or not at all."""
+    """The quantisation of joined tensors: one for all, or None."""
     if quantization is None or not all(is_packed(one, quantization) for one in joined):
         return None
     turned = joined[0].role == "q" and _widens_heads(quantization, text.head_dim)
@@ -303,10 +304,10 @@ def _packing(
 
 
 def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    """Attention to latents as it is built, at 16 bits.
+    """The tensors of attention to latents as the engine builds them, with 16 bits.
 
-    Out of the latents they are folded into what comes after, with the output's rows padded to the
-    keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
+    Projections out of the latents are folded into the next ones, and the output's rows are padded
+    to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
     """
     heads = text.heads * text.head_dim
     query = "q_b" if "q_b" in joined else "qkv"
@@ -319,7 +320,7 @@ def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[T
 
 
 class _Rank(NamedTuple):
-    """What a rank of the language model holds, by paddings and the card's form of packed layers."""
+    """The rank's part of the language model: paddings, and the card's format of packed layers."""
 
     text: TextDims
     quantization: Quantization | None
@@ -329,10 +330,10 @@ class _Rank(NamedTuple):
     packed: PackedFormat | None
 
     def bytes(self, joined: _Joined) -> int:
-        """Bytes of one layer's, or of one expert's.
+        """Bytes of one layer's matrix, or of one expert's.
 
-        Experts are in whole blocks of the driver's pools, and the grouped kernels have a copy of a
-        layer's biases besides. Seen on pretend GPUs (gpt-oss).
+        Experts take whole blocks of the driver's pools, and the grouped kernels have an additional
+        copy of a layer's biases. Seen on pretend GPUs (gpt-oss).
         """
         size, first = self._weight(joined), joined.tensors[0]
         bias = sum([self._shape(one)[0] * HALF for one in joined.tensors if one.bias])
@@ -344,7 +345,7 @@ class _Rank(NamedTuple):
         return sum([prod(self._shape(one)) for one in joined.tensors])
 
     def _weight(self, joined: _Joined) -> int:
-        """Bytes of a weight as the engine holds it: with scales and zeros where it is packed."""
+        """Bytes of a weight in the engine, with scales and zero points if it is quantised."""
         elements, packing = self.elements(joined), joined.packing
         if packing is not None and self.packed is not None:
             groups = self.packed.groups(elements, packing.group_size)
@@ -352,7 +353,7 @@ class _Rank(NamedTuple):
         return elements * (_FLOAT if joined.tensors[0].role == "correction" else HALF)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
-        """The rank's outputs and inputs."""
+        """The rank's number of outputs and inputs."""
         first, *others = tensor.shape
         if tensor.split == "whole":
             return tensor.shape
@@ -361,7 +362,7 @@ class _Rank(NamedTuple):
         return (self._channels(tensor, first), *others)
 
     def _channels(self, tensor: Tensor, channels: int) -> int:
-        """The rank's part of channels, padded or repeated."""
+        """The rank's share of channels, padded or repeated."""
         kv_heads = self.text.kv_heads
         if tensor.part in ("mlp", "shared"):
             channels = round_up(channels, self.ffn_align * self.tp)
@@ -386,7 +387,7 @@ def _rank(model: Model, tp: int, constants: EngineConstants, capability: tuple[i
 
 @lru_cache
 def _text_classes(rank: _Rank) -> dict[str, int]:
-    """Bytes of a rank's language model by class; a plan asks for the same hundreds of times."""
+    """Bytes of a rank's language model by class; cached, since a plan asks often."""
     text, tp = rank.text, rank.tp
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms"), 0)
     classes["lm_head"] = lm_head_rows(text, tp) * text.hidden * HALF // tp
@@ -397,7 +398,7 @@ def _text_classes(rank: _Rank) -> dict[str, int]:
 
 
 def _unpacked(model: Model) -> int:
-    """Bytes of layers that a quantised checkpoint left at 16 bits, but for those widened anyway."""
+    """Bytes of layers at 16 bits in a quantised checkpoint, without those widened anyway."""
     extra, text, quantization = unpacked_bytes(model), model.text, model.quantization
     if not extra or quantization is None or text.delta is None:
         return extra
@@ -410,7 +411,7 @@ def _unpacked(model: Model) -> int:
 
 @lru_cache
 def _tower_classes(vision: VisionDims, text_hidden: int, tp: int, head_dim: int) -> dict[str, int]:
-    """Bytes of a rank's tower, whose attention and MLP are split where they divide."""
+    """Bytes of a rank's tower by class; attention and MLP are split if they divide."""
     tower, classes = _Tower(vision, tp, head_dim), {"vision": 0, "projector": 0}
     for tensor in vision_tensors(vision, text_hidden):
         name = "projector" if tensor.part == "projector" else "vision"
@@ -419,14 +420,14 @@ def _tower_classes(vision: VisionDims, text_hidden: int, tp: int, head_dim: int)
 
 
 class _Tower(NamedTuple):
-    """What a rank of a vision tower holds; ``head_dim`` is what the kernels of heads take."""
+    """A rank's part of a vision tower; ``head_dim`` is the size that the kernels need."""
 
     vision: VisionDims
     tp: int
     head_dim: int
 
     def bytes(self, tensor: Tensor) -> int:
-        """Bytes of one layer's, or of what is outside the layers."""
+        """Bytes of the tensor in one layer, or of one outside the layers."""
         shape = self._shape(tensor)
         bias = shape[0] if tensor.bias else 0
         if tensor.role == "projector.1":
@@ -452,7 +453,7 @@ class _Tower(NamedTuple):
 
 
 def vision_side(vision: VisionDims) -> int:
-    """Patches along a tile's side."""
+    """The number of patches along a tile's side."""
     return (vision.image_size or 0) // vision.patch_size
 
 
@@ -474,11 +475,12 @@ def temporary_bytes(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """Bytes per rank of weight preparation that are still held when free memory is read.
+    """Bytes per rank of weight preparation that are not returned when free memory is read.
 
-    TurboMind frees the last cast or repack without a synchronisation before it asks: lm_head as
-    stored where its dtype is cast (in 0.16 and 0.17 on Hopper always a copy), or the widest
-    repacked linear, with what scales took more while loading. Experts are repacked at 16 bits, too.
+    Before it reads, TurboMind frees the last cast or repacked tensor without a synchronisation:
+    lm_head as stored if its dtype is cast (0.16 and 0.17 on Hopper always copy it), or the widest
+    repacked linear layer, with the additional memory of scales while loading. 16-bit experts are
+    repacked, too.
     """
     text, quantization = model.text, model.quantization
     cast = 0
@@ -499,7 +501,7 @@ def temporary_bytes(
         packed = constants.packed_format(quantization, capability)
         dense = _widest_dense(model, settings.tp, constants, capability)
         repack = max(repack, int(dense * packed.temporary))
-        # One page more than the tensor: its scales share a page with what is freed beside them.
+        # One page more than the tensor: its scales share a page with memory freed beside them.
         repack += PAGE
         repack += loading_extra(model, settings, constants, capability)
     return max(cast, repack)
@@ -508,10 +510,10 @@ def temporary_bytes(
 def _widest_dense(
     model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int]
 ) -> int:
-    """Elements of one rank's widest packed linear outside experts, joined as the engine joins them.
+    """Elements of one rank's widest quantised matrix outside experts, as the engine joins it.
 
-    Queries, keys and values are one with the gates of outputs.
-    Source: lmdeploy builders/attention.py::fuse_qkv #92dc38
+    Queries, keys, values and the outputs' gates form one matrix. Source:
+    lmdeploy builders/attention.py::fuse_qkv #92dc38
     """
     rank = _rank(model, tp, constants, capability)
     built = _as_built(model.text, model.quantization)
@@ -525,7 +527,7 @@ def loading_extra(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """Bytes per rank that packed linears take more while loading than once they are prepared."""
+    """Bytes per rank that quantised linear layers need more while loading than afterwards."""
     if model.quantization is None:
         return 0
     packed = constants.packed_format(model.quantization, capability)
@@ -537,12 +539,12 @@ def loading_extra(
 
 
 def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) -> int:
-    """Bytes that torch's allocator holds on the group's first GPU until the export ends.
+    """Bytes in torch's allocator on the group's first GPU until the export ends.
 
-    The whole embedding waits there for the text model to be built, while lm_head passes raw and as
-    its contiguous shard, or whole again where it is padded or cast. A wide layer can take more: its
-    raw linears, gate and up joined, and their shards.
-    Source: lmdeploy builders/_base.py::_copy_shard_to_param #70955c
+    The whole embedding waits there until the language model is built, while lm_head passes as
+    stored and as its contiguous shard, or twice whole if it is padded or cast. A wide layer can
+    take more: its stored linear layers, with gate and up joined, and their shards. Source:
+    lmdeploy builders/_base.py::_copy_shard_to_param #70955c
     """
     text, tp = model.text, settings.tp
     stored = DTYPE_BYTES[model.dtype]

@@ -1,1 +1,1 @@
-"""One file a family: image -> units -> tokens, tower dimensions."""
+"""Readers of model families, one file each: dimensions, and the rule for images."""

@@ -1,4 +1,4 @@
-"""What a family's reader is given, and what it gives back."""
+"""The input and output types of the families' readers, and helpers that readers share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from turbofit.model.config import Section
 from turbofit.model.families.support import inner_refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-#: ``model_type`` of a language model → its architecture, where a config names only the former.
+#: ``model_type`` of a language model → its architecture, for configs without the latter.
 _MODEL_TYPES: Final = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -27,7 +27,7 @@ _MODEL_TYPES: Final = {
 
 
 class CheckpointConfig(NamedTuple):
-    """The files that say a checkpoint's dims; a reader adds to ``warnings``.
+    """The files that determine a checkpoint's dims; a reader appends to ``warnings``.
 
     ``processor`` and ``video`` are the settings of its image and video processors.
     """
@@ -40,24 +40,24 @@ class CheckpointConfig(NamedTuple):
 
     @property
     def images(self) -> Section:
-        """The image processor's settings, empty where there is none."""
+        """The image processor's settings; empty if there is no such file."""
         return self.processor or Section({}, "preprocessor_config.json")
 
 
 class Dims(NamedTuple):
-    """Dims of both halves and the rule that turns images into tokens."""
+    """The dims of language model and tower, and the rule that turns images into tokens."""
 
     text: TextDims
     vision: VisionDims | None = None
     rule: AnyImageRule | None = None
 
 
-#: Reads a family's config; a `UsageError` says what LMDeploy does not run, or what contradicts it.
+#: A reader of a family's config; its UsageError says what LMDeploy cannot run, or a contradiction.
 Reader = Callable[[CheckpointConfig], Dims]
 
 
 def inner_text(config: Section, outer: str) -> TextDims:
-    """The language model inside a vision model, by its own ``architectures[0]``.
+    """Read the language model inside a vision model, by its own ``architectures[0]``.
 
     Raises:
         UsageError: the config names no architecture, or one that LMDeploy does not serve there.
@@ -70,7 +70,7 @@ def inner_text(config: Section, outer: str) -> TextDims:
     return read_text(config, names[0])
 
 
-#: Keys of vision configs: the field of `VisionDims` and the most that each may be.
+#: Keys of vision configs → field of `VisionDims` and its largest valid value.
 _TOWER_KEYS: Final = {
     **dict.fromkeys(("num_hidden_layers", "depth"), ("layers", 1 << 10)),
     "hidden_size": ("hidden", 1 << 16),
@@ -85,12 +85,12 @@ _TOWER_KEYS: Final = {
 
 
 def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) -> VisionDims:
-    """A vision tower; its heads divide the channels.
+    """Read a vision tower; checks that its number of heads divides its channels.
 
     Args:
-        section: its config.
-        keys: of the config, each with its default; None: the key is required.
-        others: fields that are known otherwise.
+        section: the tower's config.
+        keys: the keys to read, each with its default; None: the key is required.
+        others: fields of `VisionDims` from other sources.
     """
     fields: dict[str, Any] = {}
     for key, default in keys.items():
@@ -103,10 +103,10 @@ def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) 
 
 
 def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
-    """The tower; refused where its image is not whole windows of ``merge`` x ``merge`` patches.
+    """Return the tower if its image consists of whole windows of ``merge`` x ``merge`` patches.
 
     Raises:
-        UsageError: the image is not whole windows.
+        UsageError: the image does not consist of whole windows.
     """
     size, window = vision.image_size or 0, vision.patch_size * vision.merge
     if size % window:
@@ -115,13 +115,13 @@ def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
 
 
 def tied_text(config: Section, architecture: str, *, default: bool = False) -> TextDims:
-    """The language model under ``text_config``, where the outer config says whether it ties."""
+    """The language model in ``text_config``; the outer config says whether the head is tied."""
     tied = config.boolean("tie_word_embeddings", default)
     return replace(read_text(config.part("text_config"), architecture), tie_word_embeddings=tied)
 
 
 def attention_heads(section: Section, key: str, hidden: int, default: int | None = None) -> int:
-    """Heads among which ``hidden`` channels are split evenly.
+    """Read a number of heads, which must divide ``hidden`` channels evenly.
 
     Raises:
         UsageError: the heads do not divide the channels.
@@ -133,9 +133,10 @@ def attention_heads(section: Section, key: str, hidden: int, default: int | None
 
 
 def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
-    """The language model under ``text_config`` in the Transformers format.
+    """The language model in ``text_config``, in the Transformers format.
 
-    It is named by class or ``model_type``, of which the outer config class has a ``default``.
+    Its class or its ``model_type`` names it; the outer config class has a ``default`` of the
+    latter.
 
     Raises:
         UsageError: LMDeploy does not serve this language model there.

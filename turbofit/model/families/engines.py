@@ -1,7 +1,7 @@
-"""Which engine runs which model: LMDeploy's two and Hugging Face Transformers.
+"""Which engines run a model: LMDeploy's two, and Hugging Face Transformers.
 
-LMDeploy's choice of an engine looks at the outer architecture alone: where that is known to
-TurboMind and the rest is not, it fails at load instead of falling back.
+LMDeploy chooses an engine by the outer architecture only: if TurboMind knows that but cannot run
+the rest, it fails at load instead of falling back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _TURBOMIND: Final = f"TurboMind {REFERENCE}"
 _PYTORCH: Final = f"LMDeploy {REFERENCE}'s PyTorch engine"
 
 _INTERN_S2: Final = "InternS2PreviewForConditionalGeneration"
-#: Vision models for which TurboMind has an encoder of its own.
-#: Source: lmdeploy turbomind/supported_models.py::SUPPORTED_ARCHS #003f8f
+#: Vision models for which TurboMind has its own encoder. Source:
+#: lmdeploy turbomind/supported_models.py::SUPPORTED_ARCHS #003f8f
 TURBOMIND_VISION: Final = frozenset(
     {
         "InternS1ForConditionalGeneration",
@@ -32,7 +32,7 @@ TURBOMIND_VISION: Final = frozenset(
 )
 
 _QWEN3_OMNI: Final = "Qwen3OmniMoeForConditionalGeneration"
-#: Why LMDeploy's PyTorch engine does not run vision models that have an account.
+#: Vision models with an account that LMDeploy's PyTorch engine does not run, each with the reason.
 _NOT_PYTORCH: Final = {
     **{
         name: f"LMDeploy {REFERENCE} runs {name} on no engine"
@@ -43,21 +43,21 @@ _NOT_PYTORCH: Final = {
             "SmolVLMForConditionalGeneration",
         )
     },
-    # It passes trust_remote_code to a class of Transformers without it:
+    # It passes trust_remote_code to a class of Transformers that does not take it:
     # lmdeploy vl/model/llava_next.py::LlavaNextVisionModel.build_preprocessor #c9d7c9
     "LlavaNextForConditionalGeneration":
         f"LMDeploy {REFERENCE}'s own front end for LLaVA-NeXT fails at its start",
-    # It is built where config.json has a ts_config, and nothing is loaded.
+    # The engine builds the encoder if config.json has a ts_config, but loads no weights into it.
     _INTERN_S2:
         "turbofit has no account of the time series encoder that LMDeploy's PyTorch engine builds"
         " for Intern-S2",
 }  # fmt: skip
-#: Why it does not run models whose weights are quantised.
+#: Models that it runs only without quantisation, each with the reason.
 _SIXTEEN_BITS: Final = {
     # lmdeploy models/llama4.py::Llama4ForConditionalGeneration._update_quant_config #25e372
     "Llama4ForConditionalGeneration":
         "turbofit has no account of Llama 4 in {method}: take 16 bits",
-    # None is handed on to its text model:
+    # Its config builder passes None as quantization to the text model:
     # lmdeploy pytorch/configurations/qwen3_omni.py::Qwen3OmniModelConfigBuilder.build #36b510
     _QWEN3_OMNI: "turbofit has no account of Qwen3-Omni in {method}: take 16 bits",
     # lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
@@ -71,7 +71,7 @@ _SIXTEEN_BITS: Final = {
     },
 }  # fmt: skip
 
-#: Models that only the checkpoint's own code defines: `transformers serve` loads none of these.
+#: Models that only the checkpoint's own code defines; `transformers serve` cannot load them.
 _REMOTE_CODE: Final = frozenset(
     {
         "InternS1ForConditionalGeneration",
@@ -89,7 +89,7 @@ _REMOTE_CODE: Final = frozenset(
     }
 )
 
-#: Models whose account in Transformers is not known.
+#: Models without an account for Transformers.
 _LMDEPLOY_ALONE: Final = frozenset(
     {
         "GptOssForCausalLM",
@@ -100,9 +100,9 @@ _LMDEPLOY_ALONE: Final = frozenset(
     }
 )
 
-#: Whose projectors LMDeploy's PyTorch engine builds as layers of the language model: sharded, and
-#: quantised where these are, though checkpoints leave them at 16 bits.
-#: Source: lmdeploy pytorch/models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
+#: Vision models whose projector LMDeploy's PyTorch engine builds like layers of the language model:
+#: sharded, and quantised with them, though checkpoints store it in 16 bits. Source:
+#: lmdeploy pytorch/models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
 PROJECTOR_AS_TEXT: Final = frozenset(
     {"InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"}
 )
@@ -110,14 +110,14 @@ PROJECTOR_AS_TEXT: Final = frozenset(
 _KIMI: Final = "KimiK25ForConditionalGeneration"
 _KIMI_GROUP: Final = 32
 
-#: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen encoders.
-#: Source: lmdeploy turbomind/converter.py::_SUPPORTED_GROUP_SIZES #6f4cfa
+#: Group sizes of TurboMind's 4-bit kernels, and channels of a head in its Qwen encoders. Source:
+#: lmdeploy turbomind/converter.py::_SUPPORTED_GROUP_SIZES #6f4cfa
 _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _TURBOMIND_HEADS: Final = {"qwen2vit": {64, 80}, "qwen2_5vit": {64, 80}, "qwen3vit": {64, 72}}
 
 
 def engine_problem(model: Model, engine: str) -> str | None:
-    """Why ``turbomind``, ``pytorch`` or ``transformers`` does not run a model, or None."""
+    """The reason why an engine (``turbomind``, ``pytorch``, …) cannot run a model, or None."""
     checks = {"turbomind": _turbomind, "pytorch": _pytorch, "transformers": _transformers}
     return checks[engine](model)
 
@@ -130,7 +130,7 @@ def _turbomind(model: Model) -> str | None:
 
 
 def _turbomind_class(model: Model) -> str | None:
-    """Why TurboMind has no code for a model's class, or for that of its language model."""
+    """The reason if TurboMind lacks code for a model's class or its language model's, or None."""
     text, vision = model.text, model.vision
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
         if vision is None:
@@ -143,7 +143,7 @@ def _turbomind_class(model: Model) -> str | None:
 
 
 def _turbomind_shape(model: Model) -> str | None:
-    """Which layers or heads of a model TurboMind's code does not take."""
+    """The reason if TurboMind's code cannot run some layers or heads of a model, or None."""
     text, vision, moe = model.text, model.vision, model.text.moe
     if moe and (
         moe.step != 1 or (text.architecture == "Qwen2MoeForCausalLM" and moe.layers < text.layers)
@@ -159,12 +159,12 @@ def _turbomind_shape(model: Model) -> str | None:
 
 
 def _turbomind_packed(text: TextDims, packed: Quantization) -> str | None:
-    """Which quantised weights TurboMind does not read, or turbofit has no account of."""
+    """The reason if TurboMind cannot read the quantised weights, or no account exists; or None."""
     if text.mla:
         # Its weights are multiplied as stored: lmdeploy builders/mla.py::fold_kv_b #5bb339
         return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
     if packed.method == "gptq" and _packs_delta(text, packed):
-        # Projections that are packed and that are not are joined, which gptq cannot:
+        # TurboMind joins packed and unpacked projections, which gptq does not allow:
         # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
         return f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq"
     if packed.method == "fp8" and _splits_scales(text, packed):
@@ -175,9 +175,10 @@ def _turbomind_packed(text: TextDims, packed: Quantization) -> str | None:
 
 
 def _cut_group(text: TextDims, packed: Quantization) -> str | None:
-    """A layer whose inputs are no whole groups: it fails at load, or at its first forward.
+    """The reason if some layer's inputs are not whole groups, or None.
 
-    Source: the kernels' shape constraints, seen on pretend GPUs of sm_89 and sm_90 in AWQ and fp8;
+    TurboMind then fails at load, or at its first forward pass. Source: the kernels' constraints on
+    shapes, seen on pretend GPUs of sm_89 and sm_90 in AWQ and fp8;
     lmdeploy builders/ffn.py::_pad_ffn_for_tp #23728b
     """
     moe, size = text.moe, packed.group_size
@@ -199,7 +200,7 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
 
 
 def _packs_delta(text: TextDims, packed: Quantization) -> bool:
-    """Whether some input projection of a gated delta net is packed."""
+    """Whether some input projection of a gated delta net is quantised."""
     return text.delta is not None and not all(
         packed.exempts(f"linear_attn.{name}", layer)
         for name in ("in_proj_qkv", "in_proj_z")
@@ -208,9 +209,10 @@ def _packs_delta(text: TextDims, packed: Quantization) -> bool:
 
 
 def _splits_scales(text: TextDims, packed: Quantization) -> bool:
-    """Whether queries' or keys' rows of scales, each of several heads, are no whole sets of these.
+    """Whether rows of scales, each for several heads, do not split evenly for queries or keys.
 
-    A view of them fails at load: lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
+    A view of the scales then fails at load:
+    lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     if packed.group_size % text.head_dim:
         return False
@@ -228,7 +230,7 @@ def _pytorch(model: Model) -> str | None:
 
 
 def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
-    """Why the engine does not run a model's packed weights."""
+    """The reason why LMDeploy's PyTorch engine cannot run a model's quantised weights, or None."""
     if model.architecture in _SIXTEEN_BITS:
         return _SIXTEEN_BITS[model.architecture].format(method=packed.method)
     if packed.method == "awq" and (problem := _awq_problem(model)):
@@ -238,7 +240,7 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
     if model.architecture == _KIMI:
         return _kimi_problem(packed)
     if packed.method == "compressed-tensors" and model.text.mla is not None:
-        # Layers are not told their names, by which some are exempt:
+        # Layers do not know their names, by which the config exempts some:
         # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
         return f"LMDeploy {REFERENCE}'s {model.architecture} does not start with compressed-tensors"
     if packed.method == "compressed-tensors":
@@ -258,7 +260,7 @@ def _awq_problem(model: Model) -> str | None:
 
 
 def _kimi_problem(quantization: Quantization) -> str | None:
-    """What its class does not read.
+    """The reason if Kimi's class cannot read the quantised weights, or None.
 
     Source: lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
     """
@@ -276,7 +278,7 @@ def _kimi_problem(quantization: Quantization) -> str | None:
 
 def _transformers(model: Model) -> str | None:
     if model.text.mla is not None:
-        # It caches every head's keys and values, where LMDeploy caches the latent.
+        # It caches keys and values of every head, while LMDeploy caches the latent.
         return "turbofit has no account of Transformers' multi-head latent attention"
     for name in (model.architecture, model.text.architecture):
         if name in _REMOTE_CODE:

@@ -1,8 +1,8 @@
-"""EVA-CLIP, the tower of CogVLM, CogVLM2 and GLM-4V: an image is squeezed into one square.
+"""EVA-CLIP, the tower of CogVLM, CogVLM2 and GLM-4V: an image is resized to one square.
 
-The preprocessor is the checkpoints' own code; LMDeploy has a copy in `vl/model/cogvlm.py`
-and `glm4_v.py`. A begin and an end token of the tower's own are part of an image; in CogVLM image
-tokens go through linear layers of their own in every layer.
+The preprocessor is code of the checkpoints; LMDeploy has a copy in `vl/model/cogvlm.py` and
+`glm4_v.py`. An image includes a begin and an end token of the tower. In CogVLM, image tokens pass
+through separate linear layers in every layer.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _TOWER: Final = {
     ),
     "in_channels": 3,
 }  # fmt: skip
-#: By this LMDeploy knows the first CogVLM, which has no convolution behind its tower.
+#: LMDeploy recognises the first CogVLM by this; its tower has no convolution after it.
 _FIRST_POSITIONS: Final = 1226
 
 
 def read_eva_clip(
     section: Section, kind: Literal["eva_clip", "eva_clip_glm"], *, merge: int, projector: int
 ) -> VisionDims:
-    """The tower; ``projector`` is the width of the gated MLP behind it.
+    """Read the tower; ``projector`` is the width of the gated MLP after it.
 
     Raises:
         UsageError: sizes of the tower contradict each other.
@@ -45,13 +45,13 @@ def read_eva_clip(
 
 
 def square_rule(vision: VisionDims) -> TileRule:
-    """One tile, whatever the image's shape: its windows, and the two tokens around them."""
+    """One tile for images of every shape: its windows, and the two tokens around them."""
     size = vision.image_size or 0
     return TileRule.square(size, (size // vision.patch_size // vision.merge) ** 2 + 2)
 
 
 def read_cogvlm(parts: CheckpointConfig) -> Dims:
-    """A CogVLMForCausalLM, as its remote code and LMDeploy's read it."""
+    """Read a CogVLMForCausalLM, as its remote code and LMDeploy do."""
     config = parts.config
     text = read_text(config, "CogVLMForCausalLM")
     groups = "num_multi_query_heads"

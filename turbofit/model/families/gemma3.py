@@ -1,7 +1,7 @@
-"""Gemma 3: an image is squeezed into one square of SigLIP, and pooled to a fixed count of tokens.
+"""Gemma 3: an image is resized to one square for SigLIP, and pooled to a fixed token count.
 
-Pan and scan, which adds crops of long images, is off in LMDeploy's front end and in Transformers'
-default; a preprocessor that turns it on is refused.
+Pan and scan, which adds crops of long images, is off in LMDeploy's front end and by default in
+Transformers; a preprocessor config that enables it is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TOWER: Final = {
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Gemma3ForConditionalGeneration; absent keys take Transformers' defaults."""
+    """Read a Gemma3ForConditionalGeneration; missing keys take Transformers' defaults."""
     config = parts.config
     text = tied_text(config, "Gemma3ForCausalLM", default=True)
     if parts.images.boolean("do_pan_and_scan", False):

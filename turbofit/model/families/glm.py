@@ -1,7 +1,7 @@
-"""GLM-4V, GLM-4.1V and the GLM-4 of their authors' own format, whose keys are not Transformers'.
+"""GLM-4V, GLM-4.1V and the first GLM-4, whose config has its authors' keys.
 
 GLM-4.1V resizes as Qwen2-VL does, but counts an image as two frames in its pixel bounds, and first
-enlarges one with a side below a window (Transformers 4 refuses that).
+enlarges an image with a side below a window (Transformers 4 refuses it).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _TOWER: Final = {
     "depth": 24, "hidden_size": 1536, "num_heads": 12, "patch_size": 14, "image_size": 336,
     "in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2,
 }  # fmt: skip
-#: Transformers' bounds on the pixels of an image's frames.
+#: Transformers' bounds for the pixels of all frames of an image.
 _SMALLEST_PIXELS: Final = 112 * 112
 _LARGEST_PIXELS: Final = 28 * 28 * 15000
 
 
 def read_chatglm(parts: CheckpointConfig) -> Dims:
-    """A ChatGLMModel, with EVA-CLIP where it is a GLM-4V; defaults are its remote code's."""
+    """Read a ChatGLMModel, with EVA-CLIP if it is a GLM-4V; defaults are its remote code's."""
     config = parts.config
     text = _text(config)
     section = config.section("vision_config")
@@ -68,9 +68,9 @@ def _text(config: Section) -> TextDims:
 
 
 def read_glm4v(parts: CheckpointConfig) -> Dims:
-    """A Glm4vForConditionalGeneration (GLM-4.1V); absent keys take Transformers' defaults.
+    """Read a Glm4vForConditionalGeneration (GLM-4.1V); missing keys take Transformers' defaults.
 
-    The language model's keys stand beside the others, or in a ``text_config`` of their own.
+    The keys of the language model stand beside the others, or in a ``text_config``.
     """
     config = parts.config
     section = config.section("text_config")
@@ -79,7 +79,7 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
             f"the language model's keys are in text_config: LMDeploy {REFERENCE}'s PyTorch"
             " engine looks for them beside it, and fails at its start"
         )
-    # Checkpoints of before Transformers 5 say it in the inner part alone.
+    # Checkpoints from before Transformers 5 have the key only in the inner part.
     text = read_text(section or config, "Glm4vTextModel")
     if config.boolean("tie_word_embeddings", False):
         text = replace(text, tie_word_embeddings=True)
@@ -104,7 +104,7 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 
 
 def _rule(values: Section, vision: VisionDims) -> PatchRule:
-    """Bounds of one frame; an odd lower one is rounded up, as no whole image is between."""
+    """The rule with bounds for one frame; an odd lower bound is rounded up."""
     check_settings(values, vision)
     edges = values.part("size")
     frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)

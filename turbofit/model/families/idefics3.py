@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: tiles under SigLIP, whose patches a connector joins; Transformers alone."""
+"""Idefics3 and SmolVLM: tiles for SigLIP, merged by a connector; only Transformers runs them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _TOWER: Final = {
     "intermediate_size": 3072, "patch_size": 32, "image_size": 224, "num_channels": 3,
 }  # fmt: skip
 _MERGE: Final = 2
-#: Transformers' own for a processor that says nothing: tiles of a longer side.
+#: Transformers' default number of tiles along the longer side.
 _TILES: Final = 4
 
 
 def read(parts: CheckpointConfig) -> Dims:
     """An Idefics3ForConditionalGeneration or SmolVLMForConditionalGeneration.
 
-    Transformers goes by the language model's ``model_type``; the class that published checkpoints
-    name beside it is their authors' own.
+    Transformers identifies the language model by its ``model_type``; the class that published
+    checkpoints name beside it comes from their authors.
     """
     config = parts.config
     kind = config.part("text_config").string("model_type", "llama")
     if kind != "llama":
         raise inner_refusal(parts.architecture, kind)
-    # The outer class ties embeddings and head; the inner config is not read for it.
+    # The outer config ties embeddings and head; the inner one is not used for it.
     text = tied_text(config, "LlamaForCausalLM")
     vision = _vision(config)
     return Dims(text, vision, _rule(parts.images, vision))
@@ -50,7 +50,7 @@ def _rule(values: Section, vision: VisionDims) -> LongestEdgeRule | TileRule:
     tile = vision.image_size or 1
     tokens = (tile // vision.patch_size // vision.merge) ** 2
     if not values.boolean("do_image_splitting", True):
-        return TileRule.square(tile, tokens + 3)  # what stands around it, too
+        return TileRule.square(tile, tokens + 3)  # the tile and the tokens around it
     tiles = values.part("max_image_size")
     if tiles.integer("longest_edge", tile) != tile:
         raise tiles.error("longest_edge", f"is not the tower's {tile}")

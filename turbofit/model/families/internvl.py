@@ -18,7 +18,7 @@ from turbofit.model.families.dims import (
     whole_windows,
 )
 
-#: Defaults of the remote code, and of Transformers' class.
+#: Defaults of the remote code, and of the class in Transformers.
 _CHAT_TOWER: Final = {
     "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,
     "intermediate_size": 12800, "image_size": 224, "patch_size": 14, "num_channels": 3,
@@ -32,7 +32,7 @@ _HF_TOWER: Final = {
 def _chat_vision(config: Section) -> VisionDims:
     """The tower of an InternVLChatModel.
 
-    LMDeploy's PyTorch engine would load a v1 and shuffle its pixels as a v2's: it is refused.
+    A ``ps_version`` v1 is refused: LMDeploy's PyTorch engine would shuffle its pixels as in v2.
     """
     if config.string("ps_version", "v1") != "v2":
         raise config.error("ps_version", "is not v2, the only one that LMDeploy runs")
@@ -45,7 +45,7 @@ def _chat_vision(config: Section) -> VisionDims:
 
 
 def _hf_vision(config: Section) -> VisionDims:
-    """The tower of an InternVLForConditionalGeneration."""
+    """Read the tower of an InternVLForConditionalGeneration."""
     vision = config.part("vision_config")
     return replace(
         _tower(vision, _HF_TOWER, _merge(config), vision.string("norm_type", "layer_norm")),
@@ -62,7 +62,7 @@ def _tower(section: Section, defaults: dict[str, int], merge: int, norm: str) ->
 
 
 def _merge(config: Section) -> int:
-    """Patches along a side that become one token: 1 / ``downsample_ratio``."""
+    """The patches along a side that become one token: 1 / ``downsample_ratio``."""
     ratio = config.number("downsample_ratio", 0.5, low=0.05, high=1.0)
     if abs(round(1 / ratio) * ratio - 1) > 1e-6:
         raise config.error("downsample_ratio", f"{ratio} is not one over a whole number")
@@ -72,8 +72,7 @@ def _merge(config: Section) -> int:
 def _chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> TileRule:
     """The image rule of an InternVLChatModel.
 
-    LMDeploy tiles images where there is no ``preprocessor`` config, whatever ``dynamic_image_size``
-    says.
+    Without a ``preprocessor`` config, LMDeploy makes tiles even if ``dynamic_image_size`` is false.
     """
     size = vision.image_size or 0
     forced = config.integer("force_image_size", size, high=1 << 14)
@@ -95,7 +94,7 @@ def _chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> Ti
 def _hf_rule(config: Section, values: Section, vision: VisionDims) -> TileRule:
     """The image rule of the Transformers format.
 
-    LMDeploy always crops to patches there, and no field of a request changes the limit.
+    LMDeploy always makes tiles for it, and no field of a request changes the limit.
     """
     size, tokens = vision.image_size or 0, (vision.image_size or 0) // vision.patch_size
     expected = (tokens // vision.merge) ** 2
@@ -114,7 +113,7 @@ def _hf_rule(config: Section, values: Section, vision: VisionDims) -> TileRule:
 
 
 def read_chat(parts: CheckpointConfig) -> Dims:
-    """An InternVLChatModel, the format of OpenGVLab's own repositories."""
+    """Read an InternVLChatModel, the format of OpenGVLab's own repositories."""
     text = inner_text(parts.config.required("llm_config"), parts.architecture)
     vision = _chat_vision(parts.config)
     rule = _chat_rule(parts.config, vision, preprocessor=parts.processor is not None)
@@ -122,7 +121,7 @@ def read_chat(parts: CheckpointConfig) -> Dims:
 
 
 def read_hf(parts: CheckpointConfig) -> Dims:
-    """An InternVLForConditionalGeneration, the Transformers format, or an Intern-S1."""
+    """Read an InternVLForConditionalGeneration (the Transformers format) or an Intern-S1."""
     text = inner_text(parts.config.required("text_config"), parts.architecture)
     vision = _hf_vision(parts.config)
     return Dims(text, vision, _hf_rule(parts.config, parts.images, vision))

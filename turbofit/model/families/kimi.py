@@ -1,7 +1,7 @@
-"""Kimi-K2.5 and K2.6: MoonViT in three dimensions before Kimi-K2, a DeepSeek-V3 by its keys.
+"""Kimi-K2.5 and K2.6: a three-dimensional MoonViT, and Kimi-K2 with DeepSeek-V3's keys.
 
-Published checkpoints pack experts in 4 bits. Videos are planned for by nobody: LMDeploy's front
-end refuses them.
+Published checkpoints have experts in 4 bits. Videos are not planned for: LMDeploy's front end
+refuses them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
 from turbofit.model.families.text import read_text
 
-#: What LMDeploy runs of MoonViT, and refuses otherwise.
-#: Source: lmdeploy kimi_k25_vision.py::MoonViT3dModel.__init__ #0f5b1b
+#: The settings of MoonViT that LMDeploy runs; it refuses others. Source:
+#: lmdeploy kimi_k25_vision.py::MoonViT3dModel.__init__ #0f5b1b
 _KNOWN: Final = {
     "merge_type": "sd2_tpool", "pos_emb_type": "divided_fixed",
     "video_attn_type": "spatial_temporal",
 }  # fmt: skip
 _PATCH, _MERGE = 14, 2
-#: Where there is no preprocessor config: Transformers' defaults, which are the published ones.
+#: Defaults without a preprocessor config: those of Transformers, equal to the published ones.
 _BUDGET, _SIDE = 16384, 512
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A KimiK25ForConditionalGeneration, in the keys of its own config class."""
+    """Read a KimiK25ForConditionalGeneration, with the keys of its own config class."""
     section = parts.config.required("text_config")
     text = read_text(section, "KimiK2ForCausalLM", tied=False)
     vision = _vision(parts.config.required("vision_config"), text.hidden)
@@ -36,7 +36,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _vision(config: Section, text_hidden: int) -> VisionDims:
-    """The tower: each key with ``vt_`` before it, or without."""
+    """Read the tower; a key may begin with ``vt_``."""
 
     def dim(key: str, high: int) -> int:
         return config.integer(key if key in config else f"vt_{key}", high=high)
@@ -67,10 +67,10 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 
 
 def read_rule(images: Section) -> NavitRule:
-    """The image rule of a preprocessor config.
+    """Read the image rule from a preprocessor config.
 
     Raises:
-        UsageError: a setting is not the tower's.
+        UsageError: a setting contradicts the tower.
     """
     media = images.part("media_proc_cfg")
     for key, expected in (("patch_size", _PATCH), ("merge_kernel_size", _MERGE)):

@@ -1,4 +1,4 @@
-"""Llama 4: experts in every layer or every second one, and images on a canvas of tiles."""
+"""Llama 4: experts in all layers or in every second one; images are canvases of tiles."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _MOST_TILES: Final = 4096
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Llama4ForConditionalGeneration; absent keys take Transformers' defaults."""
+    """Read a Llama4ForConditionalGeneration; missing keys take Transformers' defaults."""
     config = parts.config
     text = _text(config)
     vision = _vision(config)
     size = vision.image_size or 0
     images = parts.images
-    # A processor without a size takes 336 pixels.
+    # The default size of the processor is 336 pixels.
     if images.part("size").integer("height", 336 if parts.processor else size) != size:
         raise images.error("size", f"is not the tower's {size}")
     if images.boolean("resize_to_max_canvas", False):

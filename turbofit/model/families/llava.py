@@ -1,7 +1,7 @@
-"""LLaVA in the Transformers format: 1.5 (one tile an image), NeXT and OneVision (grids of tiles).
+"""LLaVA in the Transformers format: 1.5 (one tile an image), NeXT and OneVision (grids).
 
-LLaVA-1.5 crops an image to the middle square of its tower, whatever its size. Checkpoints in their
-authors' own format (`liuhaotian/...`) are another matter: no engine of LMDeploy runs them.
+LLaVA-1.5 crops an image to the middle square of its tower. Checkpoints in their authors' own format
+(`liuhaotian/...`) are not read here: no engine of LMDeploy runs them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text, read_tower
 from turbofit.model.families.support import refusal
 
-#: Transformers' defaults for LLaVA's own tower, and for a tower config that leaves keys out.
+#: Transformers' defaults, for LLaVA's own tower and for a tower config with missing keys.
 _CLIP_LARGE: Final = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
     "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
@@ -39,7 +39,7 @@ _NEXT_GRIDS: Final = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 100
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A LlavaForConditionalGeneration."""
+    """Read a LlavaForConditionalGeneration."""
     text = nested_text(parts, "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=False)
     tokens = _tile_tokens(parts.config, vision)
@@ -48,7 +48,7 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def read_next(parts: CheckpointConfig) -> Dims:
-    """A LlavaNextForConditionalGeneration."""
+    """Read a LlavaNextForConditionalGeneration."""
     text = nested_text(parts, "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=True)
     grids = _read_grids(parts.config, parts.images, vision) or _NEXT_GRIDS
@@ -56,7 +56,7 @@ def read_next(parts: CheckpointConfig) -> Dims:
 
 
 def read_onevision(parts: CheckpointConfig) -> Dims:
-    """A LlavaOnevisionForConditionalGeneration."""
+    """Read a LlavaOnevisionForConditionalGeneration."""
     config = parts.config
     text = nested_text(parts, "qwen2")
     vision = _vision(config, "siglip_vision_model", newline=True)
@@ -71,7 +71,7 @@ def read_onevision(parts: CheckpointConfig) -> Dims:
 
 
 def _read_grids(config: Section, images: Section, vision: VisionDims) -> tuple[Grid, ...]:
-    """``image_grid_pinpoints``, which the model and its processor must agree on."""
+    """Read ``image_grid_pinpoints``; the model's and the processor's must be equal."""
     grids, others = _pinpoints(config, vision), _pinpoints(images, vision)
     if grids and others and others != grids:
         raise images.error("image_grid_pinpoints", "differ from config.json's")
@@ -113,7 +113,7 @@ def _anyres(
 
 
 def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
-    """The tower; the layers after ``vision_feature_layer`` are stored and built, never run."""
+    """Read the tower; layers after ``vision_feature_layer`` are stored and built, but never run."""
     section = config.section("vision_config")
     values = section or Section({}, f"{config.what}: vision_config")
     named = values.string("model_type", default)
@@ -138,7 +138,7 @@ def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
 
 
 def _tile_tokens(config: Section, vision: VisionDims) -> int:
-    """Tokens of a tile: its patches, and CLIP's class token where ``full`` keeps it."""
+    """Tokens of a tile: its patches, and CLIP's class token if the strategy is ``full``."""
     patches = ((vision.image_size or 0) // vision.patch_size) ** 2
     default = "default" if vision.kind == "clip" else "full"
     strategy = config.string("vision_feature_select_strategy", default)

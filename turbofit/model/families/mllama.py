@@ -1,7 +1,7 @@
-"""Llama 3.2 Vision: images are seen by a few cross-attention layers, not by the prompt.
+"""Llama 3.2 Vision: only a few cross-attention layers see images; the prompt does not.
 
-Every image is padded to the most tiles of the model before the tower, whatever its size, and its
-tokens fill the caches of the cross-attention layers alone. LMDeploy no longer supports it.
+Before the tower, every image is padded to the model's largest number of tiles; its tokens fill only
+the caches of the cross-attention layers. LMDeploy no longer supports it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _TOWER: Final = {
     "image_size": 448, "num_channels": 3,
 }  # fmt: skip
 _CROSS: Final = (3, 8, 13, 18, 23, 28, 33, 38)
-#: Of the tower's layers, those whose output is part of an image beside the last one's.
+#: The number of intermediate layers of the tower whose output is added to that of the last one.
 _INTERMEDIATE: Final = 5
 _SHAPES: Final = 8
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A MllamaForConditionalGeneration; absent keys take Transformers' defaults."""
+    """Read a MllamaForConditionalGeneration; missing keys take Transformers' defaults."""
     config = parts.config
     section = config.part("text_config")
     text = read_text(section, "MllamaForCausalLM")

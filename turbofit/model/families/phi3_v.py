@@ -1,4 +1,4 @@
-"""Phi-3-vision and Phi-3.5-vision: a page of tiles, padded to the most there may be."""
+"""Phi-3-vision and Phi-3.5-vision: an image is a page of tiles, padded to a fixed number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_CROPS: Final = 1 << 10
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Phi3VForCausalLM; the tower is the one that LMDeploy and the remote code both spell out."""
+    """Read a Phi3VForCausalLM; its tower is fixed in the code of LMDeploy and of the checkpoint."""
     config = parts.config
     text = read_text(config, "Phi3ForCausalLM")
     if config.required("img_processor").string("model_name", "") != _TOWER:

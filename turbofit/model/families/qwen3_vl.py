@@ -1,13 +1,13 @@
 """Qwen3-VL, Qwen3.5 and Intern-S1-Pro: Qwen2-VL's resizing with larger patches.
 
 ``deepstack`` mergers turn the hidden states of some layers into further features of each image
-token, which are added in the first layers of the language model. Pixel bounds are the checkpoint's
-own: LMDeploy reads none from the images of a request. Those of a video are of all its frames.
+token; the first layers of the language model add them. Pixel bounds are those of the checkpoint:
+LMDeploy reads none from the images of a request. Bounds of a video are for all its frames.
 
-Qwen3.5 has no ``deepstack``: a key of that name is read by no engine. Three of four layers of its
-language model have a gated delta net in place of attention. Checkpoints hold a draft of further
-tokens besides (``mtp``), which neither LMDeploy nor Transformers loads with the model.
-Intern-S1-Pro has experts with Fourier position encoding; its videos are planned for by nobody yet.
+Qwen3.5 has no ``deepstack``: engines ignore a key of that name. Three of four layers of its
+language model have a gated delta net in place of attention. Checkpoints also contain a draft model
+(``mtp``), which neither LMDeploy nor Transformers loads. Intern-S1-Pro has experts with Fourier
+position encoding; its videos are not planned for yet.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _TOWER: Final = {
     "depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304, "patch_size": 16,
     "in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2,
 }  # fmt: skip
-#: Bounds of Transformers' class, where no file has any: pixels of all frames.
+#: The bounds in Transformers' class, for checkpoints without any: pixels of all frames.
 _SMALLEST_VIDEO: Final = 128 * 32 * 32
 _LARGEST_VIDEO: Final = 768 * 32 * 32
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Qwen3-VL, dense or with experts; absent keys take Transformers' defaults."""
+    """Read a Qwen3-VL, dense or with experts; missing keys take Transformers' defaults."""
     config = parts.config
     inner = "Qwen3VLMoeTextModel" if "Moe" in parts.architecture else "Qwen3VLTextModel"
     text = tied_text(config, inner)
@@ -42,9 +42,9 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def _images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
-    """The rules of images and of videos.
+    """Read the rules for images and videos.
 
-    Where a checkpoint has no video processor, Transformers takes the image processor's settings.
+    Without a video processor, Transformers uses the image processor's settings.
     """
     size = (parts.video or parts.images).part("size")
     video = VideoRule(
@@ -56,10 +56,10 @@ def _images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
 
 
 def read_vision(config: Section, text_hidden: int) -> VisionDims:
-    """The tower, with Transformers' defaults.
+    """Read the tower; missing keys take Transformers' defaults.
 
     Raises:
-        UsageError: sizes of the tower contradict each other, or the language model.
+        UsageError: sizes in the tower are contradictory, or do not fit the language model.
     """
     vision = config.part("vision_config")
     if vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden:
@@ -76,9 +76,9 @@ def read_vision(config: Section, text_hidden: int) -> VisionDims:
 
 
 def read_qwen3_5(parts: CheckpointConfig) -> Dims:
-    """A Qwen3.5, dense or with experts; absent keys take Transformers' defaults.
+    """Read a Qwen3.5, dense or with experts; missing keys take Transformers' defaults.
 
-    Intern-S2-Preview is one with experts, and a time series encoder that TurboMind does not load.
+    Intern-S2-Preview is one with experts; TurboMind does not load its time series encoder.
     """
     config = parts.config
     dense = parts.architecture == "Qwen3_5ForConditionalGeneration"
@@ -97,7 +97,7 @@ def read_qwen3_5(parts: CheckpointConfig) -> Dims:
 
 
 def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
-    """An InternS1ProForConditionalGeneration; absent keys take its own class's defaults.
+    """Read an InternS1ProForConditionalGeneration; missing keys take its class's defaults.
 
     A checkpoint with a tower for time series (``ts_config``) is refused.
     """
@@ -115,7 +115,7 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
 
 
 def _frequencies(text: Section, head_dim: int) -> int:
-    """Those whose period lies within the context, unless a number is given; 0 without FoPE."""
+    """The number of frequencies whose period is within the context, or the given number."""
     scaling = text.section("rope_scaling") or text.section("rope_parameters")
     if scaling is None or not scaling.boolean("fope_sep_head", False):
         return 0

@@ -1,7 +1,7 @@
-"""The thinkers of Qwen2.5-Omni and Qwen3-Omni: a Qwen-VL, and an audio tower beside its own.
+"""The thinkers of Qwen2.5-Omni and Qwen3-Omni: a Qwen-VL with an additional audio tower.
 
-Engines load both towers and neither talker nor vocoder. Sound and videos are planned for by nobody
-yet: the gateway takes none.
+Engines load both towers, but neither talker nor vocoder. Sound and videos are not planned for yet:
+the gateway refuses them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from turbofit.model.families import qwen3_vl, qwen_vl
 from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, tied_text
 from turbofit.model.families.text import read_text
 
-#: A checkpoint of the thinker alone: its config.json is what others have as ``thinker_config``.
+#: A checkpoint of only the thinker; its config.json equals ``thinker_config`` of the others.
 _ALONE: Final = "Qwen2_5OmniThinkerForConditionalGeneration"
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Qwen3OmniMoeForConditionalGeneration; absent keys take Transformers' defaults."""
+    """Read a Qwen3OmniMoeForConditionalGeneration; missing keys take Transformers' defaults."""
     thinker = parts.config.part("thinker_config")
     if thinker.boolean("tie_word_embeddings", False):
         raise thinker.error("tie_word_embeddings", "is true, which LMDeploy does not read")
@@ -35,9 +35,9 @@ def read(parts: CheckpointConfig) -> Dims:
 
 
 def read_qwen2_5(parts: CheckpointConfig) -> Dims:
-    """A Qwen2.5-Omni, whole or its thinker alone; absent keys take Transformers' defaults.
+    """Read a Qwen2.5-Omni, whole or only its thinker; missing keys take Transformers' defaults.
 
-    The thinker's class ties; what its language model's config says of it is not asked.
+    The thinker's config decides whether the head is tied; the language model's is ignored.
     """
     alone = parts.architecture == _ALONE
     thinker = parts.config if alone else parts.config.part("thinker_config")

@@ -14,7 +14,7 @@ _TOWER: Final = {
     "depth": 32, "num_heads": 16, "patch_size": 14, "in_channels": 3, "temporal_patch_size": 2,
     "spatial_merge_size": 2,
 }  # fmt: skip
-#: Transformers' bounds where a checkpoint has no preprocessor config, in pixels.
+#: Transformers' bounds in pixels, for checkpoints without a preprocessor config.
 _SMALLEST_PIXELS: Final = 56 * 56
 _LARGEST_PIXELS: Final = 28 * 28 * 1280
 
@@ -22,7 +22,7 @@ _PIXELS_BOUND: Final = 1 << 32
 
 
 def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDims:
-    """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults.
+    """Read the tower of Qwen2-VL, or of Qwen2.5-VL if ``second``; with Transformers' defaults.
 
     Raises:
         UsageError: the tower's output is not as wide as the language model.
@@ -40,10 +40,10 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
 
 
 def check_settings(values: Section, vision: VisionDims) -> None:
-    """Refuse an image processor whose patches and windows are not the tower's.
+    """Refuse an image processor whose patch or window size differs from the tower's.
 
     Raises:
-        UsageError: a setting is not the tower's.
+        UsageError: a setting contradicts the tower.
     """
     for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
         if values.integer(key, expected) != expected:
@@ -51,7 +51,7 @@ def check_settings(values: Section, vision: VisionDims) -> None:
 
 
 def read_rule(values: Section, vision: VisionDims) -> PatchRule:
-    """The image rule; a bare ``min_pixels``/``max_pixels`` wins over ``size``, as upstream."""
+    """Read the image rule; ``min_pixels``/``max_pixels`` win over ``size``, as in Transformers."""
     check_settings(values, vision)
     edges = values.part("size")
     return PatchRule(
@@ -69,7 +69,7 @@ def _pixels(values: Section, key: str, edges: Section, edge: str, default: int) 
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """A Qwen2-VL or Qwen2.5-VL."""
+    """Read a Qwen2-VL or Qwen2.5-VL."""
     config = parts.config
     tied = config.boolean("tie_word_embeddings", False)
     text = read_text(config.section("text_config") or config, "Qwen2VLTextModel", tied=tied)

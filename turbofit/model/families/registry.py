@@ -1,4 +1,4 @@
-"""Architecture -> the reader of its family: the one place where a new family is named."""
+"""Architecture -> the reader of its family; each new family is registered here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from turbofit.model.families.dims import CheckpointConfig, Dims, Reader
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-#: By ``architectures[0]`` of config.json.
+#: The readers by ``architectures[0]`` of config.json.
 VISION_READERS: Final[dict[str, Reader]] = {
     "ChatGLMForConditionalGeneration": glm.read_chatglm,
     "ChatGLMModel": glm.read_chatglm,
@@ -57,14 +57,14 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "SmolVLMForConditionalGeneration": idefics3.read,
 }
 
-#: Those that need no preprocessor_config.json: config.json says their image limits.
+#: Readers that need no preprocessor_config.json, since config.json has the image limits.
 _WITHOUT_PROCESSOR: Final[frozenset[Reader]] = frozenset(
     {
         eva_clip.read_cogvlm, glm.read_chatglm, internvl.read_chat, llava.read, llava.read_next,
         llava.read_onevision, mllama.read,
     }
 )  # fmt: skip
-#: Those whose videos LMDeploy takes: the front ends with a ``video_token`` that turbofit plans for.
+#: Architectures whose videos LMDeploy accepts and turbofit plans for.
 WATCHING: Final = frozenset(
     name
     for name, reader in VISION_READERS.items()
@@ -73,10 +73,10 @@ WATCHING: Final = frozenset(
 
 
 def read_dims(parts: CheckpointConfig) -> Dims:
-    """Dims and image rule of a checkpoint.
+    """Read the dims and the image rule of a checkpoint.
 
     Raises:
-        UsageError: a key is missing or absurd, or turbofit has no account of the architecture.
+        UsageError: a key is missing or invalid, or turbofit has no account of the architecture.
     """
     if parts.architecture in TEXT_ARCHITECTURES:
         return Dims(read_text(parts.config, parts.architecture))

@@ -1,6 +1,6 @@
-"""A plain answer for models that turbofit has no account of: who runs them, and what to do.
+"""Answers for models that turbofit has no account of: which programs run them, what to do.
 
-The models are data, ``presets/families/unplanned.yaml``, which is read for an answer alone.
+The models are data in ``presets/families/unplanned.yaml``, which is read only for an answer.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _BY_HAND: Final = {
 class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     """A family that turbofit has no account of.
 
-    ``engine`` is LMDeploy's that runs it, None where none does; ``names`` are beginnings of names
-    that people type, and ``words`` stand anywhere in them; ``elsewhere`` is what else lists it
-    among the models that it runs.
+    ``engine`` is the engine of LMDeploy that runs it, or None. ``names`` are beginnings of names
+    that people type; ``words`` may stand anywhere in them. ``elsewhere`` are other programs that
+    list it among their models.
     """
 
     name: str
@@ -40,7 +40,7 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     hint: str = ""
 
     def refusal(self) -> UsageError:
-        """Why there is no account, and what to do."""
+        """The error that says why there is no account, and what to do."""
         if self.engine is not None:
             message = f"turbofit does not account for {self.name} yet"
             hint = _BY_HAND[self.engine]
@@ -56,13 +56,13 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
 
 @cache
 def unplanned() -> tuple[UnsupportedFamily, ...]:
-    """All that are known."""
+    """All families without an account that the file lists."""
     path = preset_path("families", "unplanned")
     return converted(load_yaml(path).get("models"), tuple[UnsupportedFamily, ...], path)
 
 
 def refusal(architecture: str) -> UsageError:
-    """Why there is no account for a checkpoint of this architecture."""
+    """The error for a checkpoint of an architecture without an account."""
     known = _of(architecture)
     if known is not None:
         return known.refusal()
@@ -73,7 +73,7 @@ def refusal(architecture: str) -> UsageError:
 
 
 def inner_refusal(outer: str, inner: str) -> UsageError:
-    """Why there is no account for a vision model with this language model inside."""
+    """The error for a vision model that contains this language model."""
     known = _of(inner)
     if known is None or known.engine is None:
         return UsageError(
@@ -87,14 +87,14 @@ def inner_refusal(outer: str, inner: str) -> UsageError:
 
 
 def named_refusal(name: str) -> UsageError | None:
-    """Why a model that a person types, or an architecture, has no account; None: unknown."""
+    """The error for a typed name or an architecture without an account; None if it is unknown."""
     return _longest_match(name, unplanned())
 
 
 def purpose_refusal(name: str) -> UsageError | None:
-    """Why a model that does not chat has no account, where its config.json is a chat model's.
+    """The error for a model that does not chat, though its config.json is a chat model's.
 
-    ``name`` is a hub id or the path of a folder; None: nothing in it says so.
+    ``name`` is a hub id or the path of a folder; None if no word in it says so.
     """
     return _longest_match(name, [family for family in unplanned() if family.words])
 
@@ -115,7 +115,7 @@ def _of(architecture: str) -> UnsupportedFamily | None:
 
 
 def _begins(typed: str, known: str) -> bool:
-    """Whether a name is this one or continues it, as gemma-4-31b does gemma-4, and gemma-4b not."""
+    """Whether a typed name is ``known`` or continues it: gemma-4-31b does so, gemma-4b does not."""
     pieces = re.split(r"[._-]+", known)
     end = r"(?![a-z0-9])" if known[-1].isdigit() else r"(?![a-z])"
     return re.match("-?".join(map(re.escape, pieces)) + end, typed) is not None

@@ -1,4 +1,4 @@
-"""Language models: dimensions from config.json, with the defaults of each config class.
+"""Reads language models: dimensions from config.json, with each config class's defaults.
 
 Engines read the file through Transformers' classes (for InternLM, the published remote code).
 """
@@ -15,8 +15,7 @@ from turbofit.core.model import DeltaDims, MlaDims, MoeDims, TextDims
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.model.config import Section
 
-#: Language models that the account covers; text.yaml has others that exist only inside a vision
-#: model.
+#: Language models with an account; text.yaml also has some that exist only inside vision models.
 TEXT_ARCHITECTURES: Final = frozenset(
     {
         "DeepseekForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM",
@@ -33,8 +32,8 @@ _GPT_OSS: Final = "GptOssForCausalLM"
 _GLM_MOE: Final = "Glm4MoeForCausalLM"
 _PHI_MOE: Final = "PhiMoEForCausalLM"
 _ATTENTION_BIAS: Final = ("attention_bias", False)
-#: Biases of queries, keys and values, of outputs, of MLPs: each family has its own keys with their
-#: defaults, or always the same.
+#: Biases of queries, keys and values; of outputs; of MLPs: a key of the family with its default, or
+#: a fixed value.
 _BIASES: Final[dict[str, tuple[bool | tuple[str, bool], ...]]] = {
     "LlamaForCausalLM": (_ATTENTION_BIAS, _ATTENTION_BIAS, ("mlp_bias", False)),
     "InternLM2ForCausalLM": (("bias", True), ("bias", True), False),
@@ -53,7 +52,7 @@ _BIASES: Final[dict[str, tuple[bool | tuple[str, bool], ...]]] = {
     _GPT_OSS: (("attention_bias", True), ("attention_bias", True), True),
 }  # fmt: skip
 
-#: Of ``TEXT_ARCHITECTURES``, what TurboMind runs.
+#: The models of ``TEXT_ARCHITECTURES`` that TurboMind runs.
 TURBOMIND_TEXT: Final = frozenset(
     {
         "LlamaForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM", "Qwen2ForCausalLM",
@@ -63,15 +62,16 @@ TURBOMIND_TEXT: Final = frozenset(
     }
 )  # fmt: skip
 
-#: Language models that TurboMind runs inside of a vision model only.
+#: Language models that TurboMind runs only inside a vision model.
 TURBOMIND_INNER: Final = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"})
 
 #: ``sliding_window`` of all layers where the key is absent.
 #: Source: transformers 5.17.0 configuration_mistral.py::MistralConfig `sliding_window: int | None`
 _WINDOW_BY_LENGTH: Final = {"MistralForCausalLM": 4096, "MixtralForCausalLM": 0}
-#: Whether a layer has a window where ``use_sliding_window`` is set: ``max_window_layers`` and the
-#: layers there are. Layers behind that number have one; of Qwen2-MoE every other layer before it;
-#: of Qwen3-MoE all layers. configuration_qwen*.py of Transformers 5.17.
+#: Whether some layer has a window if ``use_sliding_window`` is set, from ``max_window_layers`` and
+#: the number of layers. In most families, layers from ``max_window_layers`` on have one; in
+#: Qwen2-MoE every other layer before it; in Qwen3-MoE all. Source: configuration_qwen*.py of
+#: Transformers 5.17.
 _WINDOW_BY_SWITCH: Final[dict[str, Callable[[int, int], bool]]] = {
     "Qwen2MoeForCausalLM": lambda first, _: first > 0,
     "Qwen3MoeForCausalLM": lambda *_: True,
@@ -86,13 +86,14 @@ _WINDOW_BY_SWITCH: Final[dict[str, Callable[[int, int], bool]]] = {
     ),
 }
 
-#: LMDeploy's default ``session_len`` is the smallest of ``max_position_embeddings`` and these.
+#: LMDeploy's default ``session_len`` is the smallest value of ``max_position_embeddings`` and
+#: these.
 _OTHER_LENGTH_KEYS: Final = (
     "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length",
     "max_seq_length", "seq_len",
 )  # fmt: skip
 _LARGEST_LENGTH: Final = 1 << 30
-#: Whose experts no bias helps to choose where ``topk_method`` is absent.
+#: Models whose router has no correction bias if ``topk_method`` is missing.
 _GREEDY: Final = frozenset({"DeepseekForCausalLM", "DeepseekV2ForCausalLM"})
 _LINEAR: Final = "linear_attention"
 _FULL: Final = "full_attention"
@@ -108,12 +109,12 @@ def _defaults() -> dict[str, dict[str, Any]]:
 
 
 def read_text(config: Section, architecture: str, *, tied: bool | None = None) -> TextDims:
-    """Dimensions of the language model.
+    """Read the dimensions of a language model.
 
     Args:
         config: config.json, or the part of it that describes the language model.
         architecture: a key of ``presets/families/text.yaml``.
-        tied: whether head and embeddings are one tensor, where ``config`` does not say.
+        tied: whether head and embeddings are one tensor, if ``config`` does not say.
     """
     defaults = _defaults()[architecture]
     hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
@@ -158,7 +159,7 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
 
 
 def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int, int, int]:
-    """Heads of queries, and of keys and values, and the channels of one: they divide each other."""
+    """Query heads, KV heads and channels of a head; checks that these numbers divide evenly."""
     heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
     kv_default = defaults["num_key_value_heads"] or heads
     kv_heads = config.integer("num_key_value_heads", kv_default, high=1 << 12)
@@ -172,7 +173,7 @@ def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int,
 
 
 def _biases(config: Section, architecture: str) -> list[bool]:
-    """Whether queries, keys and values have biases, outputs, MLPs."""
+    """Whether there are biases in queries, keys and values; in outputs; in MLPs."""
     biases = _BIASES.get(architecture, (_ATTENTION_BIAS, _ATTENTION_BIAS, False))
     return [bias if isinstance(bias, bool) else config.boolean(*bias) for bias in biases]
 
@@ -183,7 +184,7 @@ def _moe(
     if "num_experts" not in defaults:
         return None
     every = architecture in {"MixtralForCausalLM", _PHI_MOE, _GPT_OSS}
-    # Transformers 5 writes num_local_experts for Qwen3-MoE too.
+    # Transformers 5 also writes num_local_experts for Qwen3-MoE.
     key = "num_local_experts" if "num_local_experts" in config else "num_experts"
     per_token = config.integer("num_experts_per_tok", defaults["num_experts_per_tok"], high=1 << 10)
     experts = config.integer(key, defaults["num_experts"], low=per_token, high=1 << 13)
@@ -205,7 +206,7 @@ def _moe(
 
 
 def _sparse_layers(config: Section, layers: int, step: int) -> int:
-    """How many layers have experts: every ``step``-th, but for those of ``mlp_only_layers``."""
+    """The number of layers with experts: every ``step``-th, except those in ``mlp_only_layers``."""
     dense = set(config.integers("mlp_only_layers"))
     sparse = sum(1 for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
     if not sparse:
@@ -214,9 +215,9 @@ def _sparse_layers(config: Section, layers: int, step: int) -> int:
 
 
 def _window(config: Section, architecture: str, layers: int) -> int:
-    """Tokens of the sliding window that Transformers' class gives some layer; 0 without one.
+    """The sliding window, in tokens, of some layer in Transformers' class; 0 without one.
 
-    Mistral has one where the key is absent, and none where it is null.
+    Mistral has a window if the key is missing, and none if it is null.
     """
     if architecture in _WINDOW_BY_LENGTH:
         if "sliding_window" in config.values and "sliding_window" not in config:
@@ -233,7 +234,7 @@ def _window(config: Section, architecture: str, layers: int) -> int:
 
 
 def _length(config: Section, default: int) -> int:
-    """The context that LMDeploy takes by default."""
+    """The context, in tokens, that LMDeploy takes by default."""
     length = config.integer("max_position_embeddings", default, high=_LARGEST_LENGTH)
     for key in _OTHER_LENGTH_KEYS:
         value = config.values.get(key)
@@ -243,7 +244,7 @@ def _length(config: Section, default: int) -> int:
 
 
 def _mla(config: Section) -> MlaDims:
-    """Dims of the latents, which every published config names."""
+    """The dims of the latents; every published config has the keys."""
     return MlaDims(
         kv_rank=config.integer("kv_lora_rank", high=1 << 16),
         nope_dim=config.integer("qk_nope_head_dim", high=1 << 12),
@@ -254,7 +255,7 @@ def _mla(config: Section) -> MlaDims:
 
 
 def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
-    """Latents of which LMDeploy caches what they expand to (MiniCPM3).
+    """The dims of latents that LMDeploy expands before it caches them (MiniCPM3).
 
     Source: lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
     """
@@ -277,10 +278,10 @@ def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
 def _routed_experts(
     config: Section, architecture: str, defaults: Mapping[str, int], layers: int
 ) -> MoeDims | None:
-    """Experts in DeepSeek's keys, of all layers but the first dense ones, or None.
+    """The experts, in DeepSeek's keys, of all layers after the first dense ones; or None.
 
-    Shared ones are one MLP of their widths' sum. Biases that only choose experts are there by
-    ``topk_method``, and in V3's and GLM's classes where that is absent.
+    Shared experts form one MLP with the sum of their widths. Whether there are biases only for the
+    choice of experts depends on ``topk_method``; without it, V3's and GLM's classes have them.
     """
 
     def number(key: str, default: int | None, low: int = 1, high: int = 1 << 10) -> int:
@@ -311,7 +312,7 @@ def _routed_experts(
 
 
 def _delta(config: Section, layers: int) -> DeltaDims | None:
-    """The delta nets of a Qwen3.5, None where every layer has attention."""
+    """The delta nets of a Qwen3.5; None if every layer has attention."""
     keys = config.integer("linear_num_key_heads", 16, high=1 << 12)
     values = config.integer("linear_num_value_heads", 32, high=1 << 12)
     if values % keys:

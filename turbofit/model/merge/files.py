@@ -1,6 +1,6 @@
-"""Files of tensors, one tensor at a time, and the folder that a merge writes: whole or not at all.
+"""Files of tensors, read one tensor at a time, and the atomic output folder of a merge.
 
-Dtypes are safetensors' names (``BF16``); shapes are tuples of elements; sizes are bytes.
+Dtypes are safetensors' names (``BF16``); shapes count elements; sizes are bytes.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from turbofit.model.names import read_name
 from turbofit.model.presets import HUB_ID, find_preset, load_preset
 from turbofit.model.safetensors import BITS, LARGEST_INDEX, PREFIX, Tensor, parse_index
 
-#: safetensors' dtype → torch's.
+#: safetensors' names of dtypes → torch's names.
 DTYPES: Final = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
 }  # fmt: skip
-#: What counts as a weight, and may be merged into or cast.
+#: The dtypes of weights, which a merge may change or cast.
 FLOATS: Final = frozenset({"F16", "BF16", "F32", "F64"})
 
-#: By name.
+#: torch's tensors by their names.
 TorchTensors = dict[str, Any]
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
 _HINT: Final = "download the file again, or check who made it"
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as a file holds it; ``start`` is its place in safetensors, -1 in torch's format."""
+    """A tensor in a file; ``start`` is its offset in safetensors, or -1 in torch's format."""
 
     path: str
     key: str
@@ -54,7 +54,7 @@ class StoredTensor(NamedTuple):
     start: int = -1
 
     def read(self) -> Any:
-        """The tensor (torch, CPU, contiguous), which the caller may change.
+        """Read the tensor (torch, CPU, contiguous); the caller may change it.
 
         Raises:
             UsageError: the file cannot be read, or ends too early.
@@ -78,7 +78,7 @@ class StoredTensor(NamedTuple):
         return torch.frombuffer(buffer, dtype=dtype).reshape(self.shape)
 
     def piece(self, name: str, dtype: str, *edits: Callable[[Any], Any]) -> Piece:
-        """The tensor as it is written, under another name; a floating-point one as ``dtype``."""
+        """The tensor as a piece to write, under another name; floats are cast to ``dtype``."""
         kept = dtype if self.dtype in FLOATS else self.dtype
         return Piece(name, self, kept, self.shape, edits)
 
@@ -86,7 +86,7 @@ class StoredTensor(NamedTuple):
 class Piece(NamedTuple):
     """A tensor to write, and the edits on the way.
 
-    An edit takes the tensor in the dtype of the result and returns the changed one.
+    An edit takes the tensor in the dtype of the result, and returns the changed tensor.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Piece(NamedTuple):
 
 
 def torch_library() -> Any:
-    """Torch, which planning does without.
+    """Import torch, which planning does not need.
 
     Raises:
         PackageError: torch is not installed.
@@ -120,7 +120,7 @@ def _as_torch(dtype: str) -> Any:
 
 
 def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
-    """The tensors of a checkpoint by their names, file by file in the order of the files' names.
+    """The tensors of a checkpoint by name, for each file, in the order of the files' names.
 
     Raises:
         UsageError: the folder holds no weights.
@@ -145,10 +145,10 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
 
 
 def open_tensors(folder: str, name: str) -> dict[str, StoredTensor]:
-    """The tensors of a file, of safetensors or torch's format, by their names.
+    """The tensors in a file of safetensors' or torch's format, by name.
 
     Raises:
-        UsageError: the file is missing, or is no file of tensors.
+        UsageError: the file is missing, or does not contain tensors.
     """
     if name.endswith(".safetensors"):
         header = FolderFiles(folder).header(name)
@@ -182,12 +182,12 @@ def _quantised(path: str, key: str, dtype: object) -> NoReturn:
 
 @lru_cache(maxsize=4)
 def torch_tensors(path: str) -> TorchTensors:
-    """The tensors of a ``.bin``, a pickle, read with ``weights_only`` so that it can run nothing.
+    """The tensors of a ``.bin``, a pickle, read with ``weights_only``, so that no code runs.
 
-    They are mapped from the file: what is resident is page cache that the kernel takes back.
+    They are mapped from the file: resident pages are page cache, which the kernel can reclaim.
 
     Raises:
-        UsageError: it holds something else than tensors by name.
+        UsageError: the file contains something other than named tensors.
     """
     torch, name = torch_library(), os.path.basename(path)
     try:
@@ -207,9 +207,9 @@ def torch_tensors(path: str) -> TorchTensors:
 
 
 def write_tensors(path: str, pieces: Sequence[Piece]) -> Iterator[int]:
-    """Write a safetensors file, and yield how many bytes each tensor had; one at a time is in RAM.
+    """Write a safetensors file one tensor at a time; yields the bytes of each tensor.
 
-    Wide dtypes come first, so that every tensor lies aligned to its dtype.
+    Wide dtypes come first, so that every tensor is aligned to its dtype.
     """
     ordered = sorted(pieces, key=lambda piece: -BITS[piece.dtype])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -254,7 +254,7 @@ _SLACK: Final = 1 << 20
 
 
 class Result(NamedTuple):
-    """What is to be written: weight files, small files as text, and files to copy."""
+    """The content of the output folder: weight files, small text files, and files to copy."""
 
     files: Mapping[str, list[Piece]]
     texts: Mapping[str, str]
@@ -272,7 +272,7 @@ def json_text(value: JsonObject) -> str:
 
 
 def weight_files(base: Iterable[str], files: Sequence[list[Piece]]) -> dict[str, list[Piece]]:
-    """Files by their names: the base's, where these are safetensors and no file joins them."""
+    """Name the output files: as in the base if those are safetensors and equally many."""
     names, count = list(base), len(files)
     if len(names) != count or not all(name.endswith(".safetensors") for name in names):
         names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
@@ -281,9 +281,9 @@ def weight_files(base: Iterable[str], files: Sequence[list[Piece]]) -> dict[str,
 
 
 def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = ()) -> list[str]:
-    """What goes along unchanged: files of the folder itself that are no weights.
+    """The files of a folder that are copied unchanged: all files except weights.
 
-    Not those that are ``written`` anew, and not those whose names have these ``ends``.
+    Files in ``written`` are left out, and files whose names have one of the ``ends``.
     """
     return sorted(
         entry.name
@@ -296,10 +296,10 @@ def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = (
 
 
 def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
-    """The real path of the folder to write; what cannot or should not be replaced is refused.
+    """The real path of the output folder; a folder that must not be replaced is refused.
 
     Raises:
-        UsageError: the folder is a file, not empty, or a part of what is read.
+        UsageError: the folder is a file, is not empty, or contains or is in a source.
     """
     target = os.path.realpath(os.path.expanduser(out))
     parent, is_folder = os.path.dirname(target), os.path.isdir(target)
@@ -321,9 +321,9 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
 
 
 def write(result: Result, folder: str, target: str, say: Callable[[str], None]) -> tuple[str, ...]:
-    """Write everything into a folder beside the target, which takes its place at the end.
+    """Write everything into a temporary folder, which replaces the target at the end.
 
-    Returns the names of the files. Where there is no room, or an error, nothing is left behind.
+    Returns the names of the files. After an error, or if the disk is too small, nothing remains.
 
     Raises:
         UsageError: the disk is too small, or a file cannot be written.
@@ -382,7 +382,7 @@ def _write_files(
 
 
 def _replace(temporary: str, target: str) -> None:
-    """Put the new folder in place; what was there comes back where that fails."""
+    """Move the new folder to its place; if that fails, the old one is restored."""
     old = f"{temporary}.old"
     with suppress(FileNotFoundError):
         os.rename(target, old)
@@ -396,7 +396,7 @@ def _replace(temporary: str, target: str) -> None:
 
 
 def repository_of(name: str, revision: str | None = None) -> tuple[str | None, str | None]:
-    """The hub id that a name means, None where it means none, and its revision."""
+    """The hub id that a name means (None if it means no hub id), and its revision."""
     hub_id, revision, _ = read_name(name, revision)
     if preset := find_preset(hub_id):
         hub_id = load_preset(preset).hub_id
@@ -406,9 +406,9 @@ def repository_of(name: str, revision: str | None = None) -> tuple[str | None, s
 def located(
     name: str, file: str, wanted: str = "", say: Callable[[str], None] = lambda _: None
 ) -> str:
-    """A folder, or a snapshot in the local hub cache that has this file.
+    """The path of a folder, or of a snapshot in the local hub cache that has this file.
 
-    ``wanted`` is what a refusal says can be named instead.
+    ``wanted`` is what an error recommends to name instead.
 
     Raises:
         UsageError: it is neither a folder nor in the local hub cache.

@@ -43,23 +43,23 @@ from turbofit.model.merge.files import (
     weight_files,
 )
 
-#: Files that this module writes where the source has them.
+#: Tokenizer files that this module writes if the source has them.
 _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 
 _IMAGE: Final = "<image>"
 _PAD: Final = "<pad>"
-#: The architecture that is converted.
+#: The architecture that this module converts.
 ORIGINAL: Final = "LlavaLlamaForCausalLM"
 
 #: mm_vision_select_feature → vision_feature_select_strategy.
 _FEATURES: Final = {"patch": "default", "cls_patch": "full"}
 _ROWS: Final = 64
-#: Rows that are added up at once: a whole table in float64 would be four times as large.
+#: Rows that are added at once: the whole table in float64 would need four times its memory.
 _BLOCK: Final = 1024
 _TOWER: Final = "vision_tower.vision_model."
-#: The projector's layers, from the original's names to the hf format's.
+#: The projector's layers: their names in the original → in the hf format.
 PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 _PROJECTOR: Final = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
 _TUNED_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)")
@@ -67,7 +67,7 @@ _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
 
 
 class _Tokens(NamedTuple):
-    """The tokens' ids, and the tokenizer's files with them."""
+    """The ids of both new tokens, and the contents of the tokenizer's files with them."""
 
     image: int
     pad: int
@@ -75,10 +75,10 @@ class _Tokens(NamedTuple):
 
 
 def check_original(config: Section) -> None:
-    """Refuse what the hf format of LLaVA-1.5 cannot say.
+    """Refuse an original model that LLaVA-1.5's hf format cannot express.
 
     Raises:
-        UsageError: the config asks for what the hf format has not.
+        UsageError: the config has a setting that the hf format lacks.
     """
     projector = config.string("mm_projector_type", "linear")
     tiles = config.string("image_aspect_ratio", "").startswith("anyres")
@@ -105,15 +105,15 @@ def converted(
     given: str | None,
     dtype: str,
 ) -> Result:
-    """The hf format: other names, two more tokens, and the vision tower in it.
+    """Convert to the hf format: rename tensors, add two tokens and the vision tower.
 
     Args:
         original: config.json of the original format.
-        folder: the base, whose tokenizer is taken.
-        files: what becomes of the base's tensors.
-        projector: the adapter's, by its names in the original format.
-        given: ``--vision-tower``.
-        dtype: of the result.
+        folder: the base, which has the tokenizer.
+        files: the base's tensors, changed by the merge.
+        projector: the adapter's projector, under its names in the original format.
+        given: the value of ``--vision-tower``.
+        dtype: the dtype of the result.
     """
     tokens = add_tokens(folder, original.integer("vocab_size"))
     renamed = [
@@ -150,7 +150,7 @@ def converted(
 
 
 def hf_name(name: str) -> str | None:
-    """A tensor's name in the hf format; None for buffers that are computed anew.
+    """A tensor's name in the hf format; None for buffers that a program computes again.
 
     Raises:
         UsageError: the original format has no such tensor.
@@ -167,13 +167,13 @@ def hf_name(name: str) -> str | None:
 
 
 def _with_rows(piece: Piece, tokens: _Tokens) -> Piece:
-    """The embeddings with rows for the added tokens, a multiple of 64; other pieces as they are."""
+    """Add rows to embeddings and head for new tokens, up to a multiple of 64 rows."""
     if not piece.name.endswith(("embed_tokens.weight", "lm_head.weight")):
         return piece
     rows = round_up(max(piece.shape[0], tokens.image + 1, tokens.pad + 1), _ROWS)
 
     def grow(weight: Any) -> Any:
-        """Each new row is the mean of those that were there."""
+        """Append rows that are the mean of the existing rows."""
         total = sum(part.double().sum(dim=0) for part in weight.split(_BLOCK))
         grown = torch_library().empty((rows, weight.shape[1]), dtype=weight.dtype)
         grown[: weight.shape[0]] = weight
@@ -245,7 +245,7 @@ def _vision_config(
         "hidden_size": hidden,
         "intermediate_size": inner,
         "num_hidden_layers": sum(key.endswith(".mlp.fc1.weight") for key in shapes),
-        # Every CLIP of OpenAI has heads of 64.
+        # Every CLIP of OpenAI has heads with 64 channels.
         "num_attention_heads": section.integer("num_attention_heads", max(1, hidden // 64)),
         "num_channels": channels,
         "image_size": size,
@@ -259,14 +259,14 @@ def _vision_config(
 def _small_files(
     original: Section, vision: JsonObject, tokens: _Tokens, base: FolderFiles, both: JsonObject
 ) -> dict[str, str]:
-    """Configs of model, processor and generation, chat template and tokenizer, by file name.
+    """The small files by name: configs, chat template and tokenizer.
 
-    ``both`` is what model and language model have in common.
+    ``both`` are keys for the config of the model and for that of the language model.
     """
     fixed = load_yaml(preset_path("conversions", "llava-1.5"))
     side, strategy = vision["image_size"], _FEATURES[_feature(original)]
-    # The original pads a picture to a square in the mean colour before it scales it, where its
-    # config says so; CLIP's processor, which llava-hf ships, would cut the edges off.
+    # If its config says so, the original pads a picture to a square in the mean colour before it
+    # scales it; CLIP's processor, which llava-hf ships, would cut the edges off.
     pad = original.string("image_aspect_ratio", "") == "pad"
     text = {key: original.values[key] for key in fixed["text"] if key in original}
     config = {
@@ -309,7 +309,7 @@ def _feature(original: Section) -> str:
 
 
 def template_warnings(folder: str) -> list[str]:
-    """What to say where LMDeploy, which goes by the path, would not pick LLaVA's chat template."""
+    """A warning if LMDeploy, which chooses by the path, would not choose LLaVA's chat template."""
     path = folder.lower()
     first = "llava" in path and "v1" in path and "v1.6-34b" not in path and "mistral" not in path
     if first or "llava-1.5" in path:
@@ -322,9 +322,9 @@ def template_warnings(folder: str) -> list[str]:
 
 
 def add_tokens(folder: str, rows: int) -> _Tokens:
-    """Append both tokens to the tokenizer of a folder; one that is there already is kept.
+    """Append both tokens to the tokenizer of a folder; an existing token keeps its id.
 
-    ``rows`` are the tokens of the model, for a tokenizer.model alone.
+    ``rows`` is the number of the model's tokens, used if there is only a tokenizer.model.
 
     Raises:
         UsageError: the folder's tokenizer cannot be read.
@@ -350,7 +350,7 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
 
 
 def _stored_tokenizer(folder: str) -> dict[str, JsonObject]:
-    """The files of a tokenizer by their names, empty where one is not there."""
+    """The tokenizer's files by name; a missing file is an empty object."""
     files = FolderFiles(folder)
     sections = {name: read_section(files, name) for name in _TOKENIZER_FILES}
     stored = {name: section.values if section else {} for name, section in sections.items()}
@@ -374,7 +374,7 @@ def _known_ids(stored: Mapping[str, JsonObject]) -> dict[str, int]:
 
 
 def _vocabulary_size(whole: JsonObject, rows: int) -> int:
-    """Tokens of a vocabulary, which Unigram has as a list of pieces and scores."""
+    """The number of tokens in a vocabulary; Unigram has it as a list of pieces and scores."""
     if not whole:
         return rows
     vocabulary = whole["model"]["vocab"]
@@ -388,7 +388,7 @@ def _entry(token: str) -> JsonObject:
 
 
 def _config_with(config: JsonObject, both: Mapping[str, int]) -> JsonObject:
-    """The config with both tokens, and without its template, which would be one for text alone."""
+    """The config with both tokens, without its chat template, which is for text only."""
     decoder = config.get("added_tokens_decoder") or {}
     return {
         **{key: value for key, value in config.items() if key != "chat_template"},
@@ -401,7 +401,7 @@ def _config_with(config: JsonObject, both: Mapping[str, int]) -> JsonObject:
 def _vocabulary_with(
     stored: Mapping[str, JsonObject], both: Mapping[str, int], new: Iterable[str]
 ) -> dict[str, JsonObject]:
-    """The file that lists added tokens, with those that are new."""
+    """The file that lists added tokens, with the new tokens."""
     whole = stored["tokenizer.json"]
     if not whole:
         return {"added_tokens.json": {**stored["added_tokens.json"], **both}}

@@ -1,8 +1,8 @@
-"""One merge: read the adapter and the base, decide what becomes of each tensor, write.
+"""Merges: reads the adapter and the base, decides on each tensor, and writes the result.
 
-An adapter is as peft saves it: `adapter_config.json` says rank and scaling,
-`adapter_model.safetensors` or `.bin` holds the matrices. LLaVA's own trainer puts what it trained
-besides LoRA into `non_lora_trainables.bin`.
+An adapter has peft's format: `adapter_config.json` has rank and scaling, and
+`adapter_model.safetensors` or `.bin` the matrices. LLaVA's own trainer puts other trained tensors
+into `non_lora_trainables.bin`.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ _LORA: Final = re.compile(
     r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
 )
 _WRAPPED: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.(?!(?:weight|bias)$)[^.]+)?)\.")
-#: Settings of peft under which the merged weight is something else than W + s·B·A.
+#: Settings of peft with which the merged weight is not W + s·B·A.
 _REFUSED: Final = (
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
     "alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices",
     "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
-#: Initialisations that change the base as well: W + s·B·A holds for the changed base alone.
+#: Initialisations that also change the base: W + s·B·A only holds for the changed base.
 _RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HINT: Final = "merge it with peft's own merge_and_unload, where the base fits into RAM"
 
 
 class Lora(NamedTuple):
-    """What is added to the weight of one module, (out, in): ``scaling · B @ A``."""
+    """The change of one module's weight of shape (out, in): it adds ``scaling · B @ A``."""
 
     a: StoredTensor
     b: StoredTensor
@@ -72,16 +72,16 @@ class Lora(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight that it changes: (out, in)."""
+        """The shape of the changed weight: (out, in)."""
         return self.b.shape[0], self.a.shape[1]
 
     def merged(self, weight: Any) -> Any:
-        """The merged weight, with the bits that peft gives; ``weight`` is changed.
+        """Return the merged weight, bit for bit as peft computes it; ``weight`` is changed.
 
-        The order of operations and their dtypes are those of ``PeftModel.from_pretrained(base,
-        adapter).merge_and_unload()`` in peft 0.21 on a CPU, which keeps the adapter in float32:
-        the delta is added in float32 and rounded once. DoRA scales each row of W + delta to the
-        learnt magnitude, and is rounded once, too.
+        The order of operations and their dtypes are those of
+        ``PeftModel.from_pretrained(base, adapter).merge_and_unload()`` in peft 0.21 on a CPU, which
+        keeps the adapter in float32: the delta is added in float32 and rounded once. DoRA scales
+        each row of W + delta to the learnt magnitude, and also rounds once.
         """
         delta = self.b.read().float() @ self.a.read().float()
         delta *= self.scaling
@@ -95,17 +95,17 @@ class Lora(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """What an adapter changes: names of tensors, each with what is added or takes its place."""
+    """The changes of an adapter: each tensor's name, with a LoRA to add or a new tensor."""
 
     changes: tuple[tuple[str, Lora | StoredTensor], ...] = ()
     base_name: str = ""
 
 
 def read_adapter(folder: str) -> Adapter:
-    """Read the adapter in a folder; a kind that W + s·B·A does not describe is refused.
+    """Read the adapter in a folder; kinds other than W + s·B·A are refused.
 
     Raises:
-        UsageError: the folder holds no adapter, or one of another kind.
+        UsageError: the folder has no adapter, or one of another kind.
     """
     files = FolderFiles(folder)
     config = read_section(files, ADAPTER_CONFIG)
@@ -153,7 +153,7 @@ def _check(config: Section) -> None:
 
 
 def _lora(config: Section, module: str, kinds: Mapping[str, StoredTensor]) -> Lora:
-    """The pair of matrices of one module, checked against the rank that the config says."""
+    """The pair of matrices of one module, checked against the rank in the config."""
     plain = module.removeprefix("base_model.model.")
     if not kinds.keys() <= {"A", "B", "magnitude_vector"}:
         what = "a bias of B" if "bias" in kinds else "LoRA on embeddings"
@@ -165,7 +165,7 @@ def _lora(config: Section, module: str, kinds: Mapping[str, StoredTensor]) -> Lo
         )
     a, b = kinds["A"], kinds["B"]
     rank, alpha = config.integer("r", 8), config.values.get("lora_alpha", 8)
-    if type(alpha) is not int:  # an integer stays one, so that the quotient has peft's bits
+    if type(alpha) is not int:  # keep an integer, so that the quotient has the same bits as peft's
         alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise UsageError(
@@ -183,7 +183,7 @@ def _lora(config: Section, module: str, kinds: Mapping[str, StoredTensor]) -> Lo
     return Lora(a, b, alpha / divisor, kinds.get("magnitude_vector"))
 
 
-#: Prefixes in which names differ that releases of peft, Transformers and LLaVA gave to one tensor.
+#: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
 WeightFiles = Mapping[str, Mapping[str, StoredTensor]]
 #: Models whose linear layers are Transformers' ``Conv1D``; a square one would be merged transposed.
@@ -191,7 +191,7 @@ _CONV1D: Final = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "image
 
 
 class Merged(Struct):
-    """What was written. Counts are of tensors, ``loras`` of modules; sizes are bytes."""
+    """The result of a merge. Counts are of tensors, ``loras`` of modules; sizes are bytes."""
 
     out: str
     base: str
@@ -220,7 +220,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
 ) -> Merged:
     """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
 
-    Each merged tensor has peft's bits (`Lora.merged`); one tensor at a time is in RAM.
+    Each merged tensor has peft's bits (`Lora.merged`); only one tensor at a time is in RAM.
 
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
@@ -288,7 +288,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
 
 
 def _original(base: Section, lora_folder: str | None) -> Section | None:
-    """An original LLaVA's config: the base's, or the adapter's over a plain language model."""
+    """The config of an original LLaVA: the base's, or the adapter's if the base is plain text."""
     names = base.strings("architectures")
     original = base if llava.ORIGINAL in names else None
     if lora_folder:
@@ -314,7 +314,7 @@ def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None
 
 
 def _refuse_base(config: Section) -> None:
-    """Refuse a base whose weights are no matrices of (out, in)."""
+    """Refuse a base that is quantised, or whose weights are not matrices of (out, in)."""
     for part in (config.values, *config.values.values()):
         if not isinstance(part, dict):
             continue
@@ -333,7 +333,7 @@ def _refuse_base(config: Section) -> None:
 
 
 def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> list[str]:
-    # A hub snapshot's folder is a commit; the hub id stands two levels up, models--ORG--NAME.
+    # The folder of a hub snapshot is a commit; the hub id is two levels up, models--ORG--NAME.
     names = re.split("/|--", "/".join((base, folder, config.string("_name_or_path", ""))).lower())
     if re.split("/|--", lora.base_name.lower().rstrip("/"))[-1] in ("", *names):
         return []
@@ -356,7 +356,7 @@ def _refuse_tied(config: Section, files: WeightFiles, replaced: Iterable[str]) -
 
 
 def _bare(name: str) -> str:
-    """A name without what differs between releases.
+    """A tensor's name without the parts that differ between releases.
 
     Since Transformers 4.52 a checkpoint's ``language_model.model.layers`` are
     ``model.language_model.layers`` in modules, and so in adapters. Transformers 5 dropped
@@ -375,10 +375,10 @@ def _bare(name: str) -> str:
 def _assigned(
     adapter: Adapter, files: WeightFiles, *, projector: bool
 ) -> tuple[dict[str, Lora], dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """What is added to and what takes the place of the base's tensors, by their names.
+    """The tensors to add to, to replace, and to add newly, each by name in the base.
 
-    ``projector``: an adapter may bring one that the base lacks; it is the third, by its names in
-    the original LLaVA.
+    ``projector``: an adapter may bring a projector that the base lacks; its tensors are the third
+    mapping, under their names in the original LLaVA.
     """
     stored = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
     by_bare: dict[str, list[str]] = {}
@@ -412,7 +412,7 @@ def _place(
     replaced: dict[str, StoredTensor],
     other: str,
 ) -> None:
-    """Put a change of a tensor of the base where it belongs; ``other`` is what else to try."""
+    """Assign a change to a tensor of the base; ``other`` is further advice for an error."""
     if change.shape != tensor.shape:
         shapes = change.shape, tensor.shape
         shown = [" × ".join(map(str, shape)) or "one number" for shape in shapes]
@@ -452,7 +452,7 @@ def _main_dtype(files: Mapping[str, list[Piece]]) -> str:
 def _plain(
     config: Section, folder: str, pieces: Mapping[str, list[Piece]], dtype: str | None
 ) -> Result:
-    """The base's layout and files, with other weights; ``dtype`` is torch's name."""
+    """The base's layout and files with other weights; ``dtype`` is torch's name."""
 
     def changed(part: JsonObject) -> JsonObject:
         stated = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}

@@ -1,1 +1,1 @@
-"""What the checks of `planning.checks` look at, a subject a file."""
+"""The code of the checks in `planning.checks`; each file has one subject."""

@@ -1,4 +1,4 @@
-"""The cards: who sees and holds them, in what condition they are, and how they reach others."""
+"""Checks of the cards: visibility, use of memory, condition and links."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Link, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
-#: Less free memory than this serves nothing: a context and the smallest vision model's weights.
+#: With less free memory nothing can be served: a context and the smallest vision model's weights.
 _LEAST: Final = 2 * GIB
 _HELD: Final = GIB // 2
-#: NVML's clock event reasons that mean heat or power trouble: HW slow-down, software thermal,
+#: NVML's clock event reasons that indicate heat or power problems: HW slow-down, software thermal,
 #: hardware thermal, power brake.
 _HOT: Final = 0x08 | 0x20 | 0x40 | 0x80
 _XID: Final = re.compile(r"Xid \(([^)]*)\): (\d+)")
-#: Xids of hardware, link and memory (NVIDIA's Xid catalogue); others come from programs.
+#: Xids of hardware, link and memory (NVIDIA's Xid catalogue); programs cause the others.
 _HARD_XIDS: Final = frozenset((48, 62, 63, 64, 74, 79, 92, 94, 95, 109, 110, 119, 120))
 _CONSUMER: Final = ("GeForce", "RTX")
 
 
 def same_machine(plan: Plan, scene: Scene) -> Answer | None:
-    """The plan's GPUs beside what is there; links and names of the rest do not matter.
+    """Compare the plan's GPUs with the present ones; links and names of others do not matter.
 
-    Less free memory is accepted only as far as the plan leaves more than its margin.
+    Less free memory is accepted only if the plan's margin remains.
     """
     if scene.machine is None:
         return None
@@ -86,12 +86,12 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def open_margin(gpu: GpuLedger) -> int:
-    """The margin that others must leave alone; a budget or a large margin is open to them."""
+    """The part of the margin that must stay free; others may use a budget or a large margin."""
     return min(gpu.margin, max(256 * MIB, gpu.total // 100))
 
 
 def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> str:
-    """Who took it: processes that are new or have grown, largest first; none of ours."""
+    """The processes that took the memory: new or larger ones, largest first, without our own."""
     before = {holder.pid: holder.bytes for holder in then.holders}
     grown: list[tuple[int, str]] = []
     for holder in now.holders:
@@ -108,7 +108,7 @@ def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> s
 
 
 def gpus(machine: Machine, _: Scene) -> Answer:
-    """Whether each can be read."""
+    """Check that each GPU can be read."""
     unread = [gpu.index for gpu in machine.gpus if gpu.total == NA]
     if unread:
         text = "; ".join(line for line in machine.warnings if "cannot be read" in line)
@@ -120,7 +120,7 @@ def gpus(machine: Machine, _: Scene) -> Answer:
 
 
 def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
-    """NVML sees all GPUs, a CUDA program those of CUDA_VISIBLE_DEVICES in its own order."""
+    """Compare NVML's GPUs with those that CUDA_VISIBLE_DEVICES shows, in its own order."""
     value = scene.sources.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = [gpu.index for gpu in machine.gpus if gpu.index not in machine.visible]
     warnings = [line for line in machine.warnings if "CUDA_VISIBLE_DEVICES" in line]
@@ -138,7 +138,7 @@ def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
 
 
 def holders(machine: Machine, _: Scene) -> Answer:
-    """Who holds memory that no plan can have."""
+    """Report the holders of memory, which no plan can use."""
     cards = [machine.gpu(index) for index in machine.visible]
     unread = [gpu.index for gpu in cards if gpu.used == NA]
     if unread or not cards:
@@ -158,7 +158,7 @@ def holders(machine: Machine, _: Scene) -> Answer:
 
 
 def free_memory(machine: Machine, _: Scene) -> Answer:
-    """What is left on each card."""
+    """Report the free memory of each card."""
     cards = [machine.gpu(index) for index in machine.visible]
     sizes = {gpu.index: gpu.free for gpu in cards if gpu.free != NA}
     if not sizes:
@@ -174,7 +174,7 @@ def free_memory(machine: Machine, _: Scene) -> Answer:
 
 
 def mig(machine: Machine, _: Scene) -> Answer:
-    """Instances of a card."""
+    """Report MIG instances."""
     empty = [line for line in machine.warnings if "MIG mode and has no instance" in line]
     if empty:
         why = "CUDA cannot use such a GPU at all"
@@ -187,7 +187,7 @@ def mig(machine: Machine, _: Scene) -> Answer:
 
 
 def slices(machine: Machine, _: Scene) -> Answer | None:
-    """Cards of which HAMi or Volcano allows a part."""
+    """Report slices of cards by HAMi or Volcano; None without slices."""
     cut = [gpu for gpu in map(machine.gpu, machine.visible) if gpu.limit]
     if not cut:
         return None
@@ -200,7 +200,7 @@ def slices(machine: Machine, _: Scene) -> Answer | None:
 
 
 def pcie(healths: Sequence[Health], scene: Scene) -> Answer:
-    """Links narrower than the slot allows; slower ones only where the card is not idle."""
+    """Report links narrower than their slot; slow links only if the card is not idle."""
     narrow, slow, unread = [], [], []
     assert scene.machine is not None
     for health in healths:
@@ -226,7 +226,7 @@ def pcie(healths: Sequence[Health], scene: Scene) -> Answer:
 
 
 def ecc(healths: Sequence[Health], _: Scene) -> Answer:
-    """Memory errors, the gravest first."""
+    """Report memory errors, the gravest first."""
 
     def where(sign: Callable[[Health], bool]) -> list[int]:
         return [health.index for health in healths if sign(health)]
@@ -253,7 +253,7 @@ def ecc(healths: Sequence[Health], _: Scene) -> Answer:
 
 
 def thermal(healths: Sequence[Health], _: Scene) -> Answer:
-    """Cards that lower their clocks."""
+    """Report cards that lower their clocks."""
     hot = [
         f"GPU {health.index}" + ("" if health.temperature == NA else f" at {health.temperature} °C")
         for health in healths
@@ -268,7 +268,7 @@ def thermal(healths: Sequence[Health], _: Scene) -> Answer:
 
 
 def xid(sources: Sources, _: Scene) -> Answer:
-    """Xid errors in the kernel's log."""
+    """Report Xid errors in the kernel's log."""
     text = sources.kernel_log()
     if text is None:
         return unreadable("the kernel's log", "sudo dmesg | grep -i xid (it needs root here)")
@@ -288,7 +288,7 @@ def xid(sources: Sources, _: Scene) -> Answer:
 
 
 def peer_access(machine: Machine, _: Scene) -> Answer:
-    """Peer access by pair."""
+    """Report peer access for each pair."""
     pairs = [machine.link(a, b) for a, b in combinations(sorted(machine.visible), 2)]
     if not pairs:
         return ok("one GPU: nothing to reach")
@@ -304,7 +304,7 @@ def peer_access(machine: Machine, _: Scene) -> Answer:
 
 
 def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> Answer:
-    """What it costs that some pairs do not reach each other, and what helps."""
+    """Report the effect of missing peer access between some pairs, and the remedy."""
     names = "all pairs" if len(none) == len(pairs) else _pairs(none)
     why = (
         "tensor parallelism then goes through host memory: it works and takes no more GPU"
@@ -323,7 +323,7 @@ def _consumer(gpu: Gpu) -> bool:
 
 
 def iommu(machine: Machine, scene: Scene) -> Answer:
-    """An IOMMU that translates peer traffic breaks what the driver promised."""
+    """Report an IOMMU that translates addresses: it breaks peer access that the driver reports."""
     sources = scene.sources
     if not _peers_over_pcie(machine):
         return ok("no peer access over PCIe that it could disturb")

@@ -1,4 +1,4 @@
-"""The condition of one GPU, as NVML tells it beside what planning needs."""
+"""Reads the condition of one GPU from NVML: links, errors, clocks and temperature."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
     from turbofit.core.plan import GpuLedger
 
-#: The GPU says that it has no such thing.
+#: The value if the GPU does not have this feature.
 ABSENT: Final = "absent"
 Absent = Literal["absent"]
 _UNCORRECTED, _VOLATILE = 1, 0
-#: From this power state on the GPU saves power.
+#: The first power state in which the GPU saves power.
 _IDLE_STATE: Final = 5
 
 
 class Health(Struct):
-    """One GPU now. ``idle``: a power state at which links slow down on purpose.
+    """The present condition of one GPU. ``idle``: in its power state, links are slow on purpose.
 
-    ``slow`` are the bits of NVML's clock event reasons; ``rows_*`` tell of memory rows that wait
-    to be, or could not be, remapped.
+    ``slow`` are the bits of NVML's clock event reasons; ``rows_*`` say whether memory rows wait to
+    be remapped, or could not be.
     """
 
     index: int
@@ -41,7 +41,7 @@ class Health(Struct):
 
 
 def read_health(gpus: Sequence[Gpu | GpuLedger]) -> tuple[Health, ...]:
-    """The condition of whole GPUs, in their order.
+    """Read the condition of whole GPUs, in the given order.
 
     Raises:
         MachineError: NVML cannot be opened.

@@ -1,4 +1,4 @@
-"""Host memory, shared memory, disks, ports, limits and the environment."""
+"""Checks of host memory, shared memory, disks, ports, limits and the environment."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.struct import NaType
 
-#: What one server process takes of host memory at least, and with images in flight.
+#: Host memory of one server process: at least, and with images in flight.
 _LEAST_RAM: Final = 4 * GIB
 _GOOD_RAM: Final = 8 * GIB
-#: An engine on pretend GPUs, as rehearsals measured it: 436 to 600 MB with its server.
+#: Host memory of an engine on pretend GPUs, as rehearsals measured: 436 to 600 MB with its server.
 _PRETEND_BYTES: Final = 700 * MIB
-#: NCCL through host memory: its own buffers of a group; below the first it fails at start.
+#: Shared memory for NCCL through host memory: a group's buffers; below the first, the start fails.
 _LEAST_SHM: Final = 256 * MIB
 _GOOD_SHM: Final = GIB
-#: What a container has that nobody gave more.
+#: The default shared memory of a container.
 _CONTAINER_SHM: Final = 64 * MIB
 _DISK: Final = 20 * GIB
-#: Logs rotate at 16 MiB and keep one before; the record and the overlay are small.
+#: Logs rotate at 16 MiB and keep one old file; the record and the overlay are small.
 _RUN_BYTES: Final = 64 * MIB
 _FILES: Final = 1024
 
 
 def host_memory(host: Host, scene: Scene) -> Answer:
-    """The host memory that a plan counts on; else what any server takes."""
+    """Compare the available host memory with the plan's, or else with that of any server."""
     available = host.ram_available
     if available == NA:
         return unreadable("available host memory")
@@ -60,7 +60,7 @@ def host_memory(host: Host, scene: Scene) -> Answer:
 
 
 def shared_memory(host: Host, scene: Scene) -> Answer | None:
-    """NCCL without peer access passes everything through it; containers give it 64 MiB."""
+    """Check the shared memory: NCCL without peer access needs it; a container has 64 MiB."""
     available, machine = host.shm_available, scene.machine
     if scene.plan is not None:
         return _shared_memory_of(scene.plan, available, pretend=scene.pretend)
@@ -81,7 +81,7 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
 
 
 def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> Answer | None:
-    """The same for a plan, of which a pretend machine's engines use none."""
+    """Check the shared memory for a plan; engines on pretend GPUs need none."""
     nccl = plan.parallel.tp > 1 and plan.settings.communicator == "nccl"
     if pretend or not nccl or available == NA or available > _CONTAINER_SHM:
         return None
@@ -93,7 +93,7 @@ def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> 
 
 
 def image_cores(host: Host, scene: Scene) -> Answer | None:
-    """A container's quota, where it and not the cards says how many images a second are served."""
+    """Check a container's quota of cores, if it limits the images a second, and not the cards."""
     whole, plan = known(scene.sources.cores(), 0), scene.plan
     cores = known(host.cpus, 0)
     fix = "give the container more cores (--cpus, limits.cpu)"
@@ -110,7 +110,7 @@ def image_cores(host: Host, scene: Scene) -> Answer | None:
 
 
 def disk(sources: Sources, scene: Scene) -> Answer:
-    """Where the hub's files go."""
+    """Check the disk of the hub's files."""
     from turbofit.model.caches import hub_cache
 
     cache, model = hub_cache(sources.environ), scene.model
@@ -130,7 +130,7 @@ def disk(sources: Sources, scene: Scene) -> Answer:
 
 
 def run_disk(folder: Path, scene: Scene) -> Answer | None:
-    """Where a run's logs and its record go."""
+    """Check the disk of a run's logs and record."""
     space = scene.sources.disk_free(str(folder))
     if space is None or space[0] >= _RUN_BYTES:
         return None
@@ -142,7 +142,7 @@ def run_disk(folder: Path, scene: Scene) -> Answer | None:
 
 
 def port(sources: Sources, scene: Scene) -> Answer | None:
-    """The public port, or those of a run's engines, which are free ones chosen at launch."""
+    """Check the public port, or the ports of a run's engines, which were chosen at launch."""
     if scene.plan is not None:
         problems = (sources.port_problem("127.0.0.1", number) for number in scene.ports)
         problem = next((problem for problem in problems if problem is not None), None)
@@ -158,7 +158,7 @@ def port(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def address_space(sources: Sources, scene: Scene) -> Answer | None:
-    """The limit of virtual memory, which an engine inherits."""
+    """Check the limit of virtual memory, which an engine inherits."""
     limit = sources.address_space()
     if limit is None or scene.pretend:
         return None
@@ -170,7 +170,7 @@ def address_space(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def open_files(plan: Plan, scene: Scene) -> Answer | None:
-    """Raise the limit as far as it may be raised; engines inherit it."""
+    """Raise the limit of open files as far as allowed; engines inherit it. Warn if it is low."""
     need = _FILES + 4 * sum(group_plan.settings.max_batch_size for group_plan in plan.group_plans())
     allowed = scene.sources.open_files(need)
     if allowed >= need:
@@ -183,9 +183,9 @@ def open_files(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def rank_launcher(sources: Sources, scene: Scene) -> Answer:
-    """Torchrun, srun and mpirun start a program once for each rank.
+    """Warn about torchrun, srun and mpirun, which start a program once for each rank.
 
-    TurboMind drives all GPUs of a group from one process: each rank would start a whole engine.
+    TurboMind uses all GPUs of a group from one process, so each rank would start a whole engine.
     """
     tp = 1 if scene.machine is not None and len(scene.machine.visible) < 2 else 2
     tp = tp if scene.plan is None else scene.plan.parallel.tp
@@ -205,7 +205,7 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
 
 
 def environment(sources: Sources, _: Scene) -> Answer:
-    """Variables that change memory or speed behind a plan's back."""
+    """Report variables that change memory or speed without the plan's knowledge."""
     env = sources.environ
     loaded = env.get("LD_PRELOAD", "") + env.get("LD_LIBRARY_PATH", "")
     signs = {

@@ -1,6 +1,6 @@
-"""What is installed: whether driver, CUDA, torch, LMDeploy and what it imports go together.
+"""Checks of packages: whether driver, CUDA, torch, LMDeploy and its imports match.
 
-All is read from files, so that no package is imported; torch alone is asked, in a child process.
+They only read files and import no package, except for torch, which a child process imports.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.kernels.census import Census
 
-#: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
+#: The oldest driver for each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
 _16_BITS: Final = ("float16", "bfloat16")
-#: What stands in on pretend GPUs for a front end that fails, by the architecture.
+#: Replacements, on pretend GPUs, for a front end that fails, by architecture.
 _MENDED: Final = {
     "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
 }
-#: Weights beside those of 16 bits, as people know them.
+#: Formats of quantised weights, with names that people know.
 _PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
 
 
 def lmdeploy(sources: Sources, _: Scene) -> Answer:
-    """Whether it is there, and of a version that the account is for."""
+    """Check that LMDeploy is installed, in a version with an account."""
     version = sources.version("lmdeploy")
     if version is None:
         return stops(
@@ -58,7 +58,7 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
 
 
 def pairing(sources: Sources, _: Scene) -> Answer:
-    """Whether the installed torch and transformers are what LMDeploy's metadata demand."""
+    """Check that the installed torch and transformers meet the demands of LMDeploy's metadata."""
     demands = sources.requires("lmdeploy")
     if demands is None:
         return unreadable("LMDeploy's metadata")
@@ -83,9 +83,9 @@ def pairing(sources: Sources, _: Scene) -> Answer:
 
 
 def _demands_here(demands: Sequence[str]) -> list[tuple[str, str]]:
-    """Packages that must go together, and the versions of each that are demanded on this platform.
+    """Packages that must match, each with the versions that this platform demands.
 
-    LMDeploy's own dependencies bring `packaging`.
+    `packaging` is a dependency of LMDeploy, so it is installed.
     """
     from packaging.requirements import Requirement
 
@@ -99,7 +99,7 @@ def _demands_here(demands: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def turbomind(sources: Sources, _: Scene) -> Answer:
-    """The native engine's library."""
+    """Check that the native engine's library is installed."""
     folder = sources.package_folder("lmdeploy")
     if folder is None:
         return unreadable("LMDeploy's folder")
@@ -113,7 +113,7 @@ def turbomind(sources: Sources, _: Scene) -> Answer:
 
 
 def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
-    """XGrammar, without which LMDeploy has no structured output (``_guided_decoding.py``)."""
+    """Check for XGrammar; LMDeploy has no structured output without (``_guided_decoding.py``)."""
     other = scene.plan is not None and not scene.plan.engine.of_lmdeploy
     if other or sources.version("lmdeploy") is None:
         return None
@@ -127,7 +127,7 @@ def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def driver_cuda(machine: Machine, scene: Scene) -> Answer:
-    """Driver against torch's CUDA: the same major is enough, by minor version compatibility."""
+    """Compare driver and torch's CUDA: an equal major version is enough (minor compatibility)."""
     if NA in (machine.driver, machine.cuda):
         return unreadable("the driver's version")
     cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
@@ -160,7 +160,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
 
 
 def _torch_cuda(sources: Sources) -> str | None:
-    """The CUDA that torch was built for: "" for a CPU build, None where no file tells."""
+    """The CUDA version of the installed torch: "" for a CPU build, None if no file has it."""
     folder = sources.package_folder("torch")
     try:
         text = "" if folder is None else (folder / "version.py").read_text(encoding="utf-8")
@@ -171,7 +171,7 @@ def _torch_cuda(sources: Sources) -> str | None:
 
 
 def torch_architectures(machine: Machine, scene: Scene) -> Answer:
-    """Torch's compiled architectures against the cards; asked in a child, with a deadline."""
+    """Compare torch's architectures with the cards; a child process is asked, with a time limit."""
     sources, cards = scene.sources, _capabilities(machine)
     if not cards:
         return unreadable("the cards' compute capability")
@@ -196,7 +196,7 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
 
 
 def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
-    """Native code of the same major and at most the card's minor, or PTX of anything older."""
+    """Whether a card runs native code of its major version up to its minor, or any older PTX."""
     for name in built:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
         if not match:
@@ -213,13 +213,13 @@ def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
 
 
 def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
-    """Compute capability by the visible card's name, where it is known."""
+    """The compute capability of each visible card by its name, if it is known."""
     gpus = [machine.gpu(index) for index in machine.visible]
     return {gpu.name: gpu.compute_capability for gpu in gpus if gpu.compute_capability != NA}
 
 
 def kernels(machine: Machine, scene: Scene) -> Answer | None:
-    """What TurboMind has no code for."""
+    """Check for cards and weights for which TurboMind has no code."""
     cards = _capabilities(machine)
     if not cards:
         return None
@@ -249,12 +249,12 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
 
 
 def _lacking(census: Census, capability: tuple[int, int]) -> Iterator[str]:
-    """Weights that no kernel multiplies on this card, whatever the activations are."""
+    """Yield quantised formats that no kernel multiplies on this card with any activations."""
     from turbofit.kernels import families
 
     architecture = census.architecture(capability)
     if architecture is None:
-        return  # PTX, whose families are not read
+        return  # families of PTX are not read
     for weights, name in _PACKED.items():
         ways = [families.gemm(weights, dtype) for dtype in _16_BITS]
         ways += [families.experts(weights, dtype) for dtype in _16_BITS]
@@ -265,10 +265,9 @@ def _lacking(census: Census, capability: tuple[int, int]) -> Iterator[str]:
 
 
 def front_ends(sources: Sources, scene: Scene) -> Answer | None:
-    """Transformers beside LMDeploy: which families the installed pair runs.
+    """Check which families the installed LMDeploy and Transformers run together.
 
-    For a plan that may be launched elsewhere, it says what must be installed where newer versions
-    fail.
+    For a plan that may be launched elsewhere, it says which version to install, if newer ones fail.
     """
     plan = scene.plan
     if plan is not None:
@@ -289,7 +288,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _wanted_elsewhere(plan: Plan) -> Answer | None:
-    """Which versions of Transformers a plan needs where it is launched; None where all do."""
+    """A warning about versions of Transformers for a plan launched elsewhere; None if all run."""
     front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
     failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
     if failure is None or not wanted:
@@ -299,7 +298,7 @@ def _wanted_elsewhere(plan: Plan) -> Answer | None:
 
 
 def _runs_here(model: Model, engines: Sequence[str], here: str, transformers: str) -> Answer:
-    """Whether the installed pair runs a model on its engines."""
+    """Whether the installed pair runs a model on its engines, as an answer."""
     fronts = [FrontEnd(here, model.architecture, engine) for engine in engines]
     failures = [(front, failure) for front in fronts if (failure := front.failure(transformers))]
     text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
@@ -315,7 +314,7 @@ def _runs_here(model: Model, engines: Sequence[str], here: str, transformers: st
 
 
 def _families(here: str, transformers: str) -> Answer:
-    """A warning only where the newest version runs more families: none runs every one."""
+    """Warn only if the newest version runs more families, since no version runs all."""
     text = f"LMDeploy {here}, Transformers {transformers}"
     not_run = _families_not_run(here, transformers)
     if not not_run:
@@ -328,7 +327,7 @@ def _families(here: str, transformers: str) -> Answer:
 
 
 def _families_not_run(here: str, transformers: str) -> dict[str, str]:
-    """Families that do not run, and with which versions they do; none that runs with no version."""
+    """Families that do not run, each with versions that run it; without those that never run."""
     not_run = {}
     for engine, architectures in compatibility().families.items():
         for architecture in architectures:
@@ -340,7 +339,7 @@ def _families_not_run(here: str, transformers: str) -> dict[str, str]:
 
 
 def _served(scene: Scene) -> tuple[Model | None, list[str]]:
-    """The model that will be served, and the engine of its plan, or LMDeploy's that run it."""
+    """The model to serve, and the plan's engine or LMDeploy's engines that run the model."""
     from turbofit.memory.engines import LMDEPLOY
     from turbofit.model.families.engines import engine_problem
 
@@ -350,20 +349,21 @@ def _served(scene: Scene) -> tuple[Model | None, list[str]]:
     return model, [name for name in LMDEPLOY if model and engine_problem(model, name) is None]
 
 
-#: No other parser is taken for this architecture: lmdeploy api_server.py::set_parsers #14c093
+#: The only parser for this architecture: lmdeploy api_server.py::set_parsers #14c093
 _HARMONY: Final = ("GptOssForCausalLM", "openai_harmony")
-#: Kernels of gated delta nets: lmdeploy nn/gated_delta.py `from fla.modules import`
+#: The modules with kernels of gated delta nets:
+#: lmdeploy nn/gated_delta.py `from fla.modules import`
 _DELTA: Final = {"pytorch": ("fla", "tilelang")}
-#: Packages that are not called as their module.
+#: Modules whose package has another name.
 _PACKAGES: Final = {"fla": "flash-linear-attention"}
 
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
-    """Modules that LMDeploy imports for one model; a warning where another engine needs none."""
+    """Check the modules that LMDeploy imports for a model; warn if another engine needs none."""
     plan = scene.plan
     model, engines = _served(scene)
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
-        return None  # a pretend machine has stand-ins of them
+        return None  # a pretend machine has replacements
     if sources.version("lmdeploy") is None:
         return unreadable("LMDeploy is not installed here")
     missing = {engine: _missing(sources, model, engine) for engine in engines}
@@ -380,14 +380,14 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
-    """Modules that an engine of LMDeploy imports for a model and does not find."""
+    """The modules that an engine of LMDeploy imports for a model, but that are missing."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     return [module for module in wanted if not sources.has_module(module)]
 
 
 def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version lies within ``<=2.10.0,>=2.0.0``; 2.1rc1 and 2.1+cu128 count as 2.1."""
+    """Whether a version meets bounds such as ``<=2.10.0,>=2.0.0``; 2.1rc1 and 2.1+cu128 are 2.1."""
     from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 

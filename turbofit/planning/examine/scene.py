@@ -1,4 +1,4 @@
-"""What checks look at, each source replaceable so that each failure can be played, and answers."""
+"""The sources of the checks, each replaceable so that a test can play each failure; answers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from turbofit.planning.examine.health import Health
 
 State = Literal["ok", "warning", "stops", "unreadable"]
-#: `doctor`; a plan's warnings; a run before it takes anything; under the lock of the leases, beside
-#: the machine as it is; each start of its engines.
+#: The occasions: `doctor`; a plan's warnings; before a run takes anything; under the lock of the
+#: leases, with the machine as it is; each start of its engines.
 When = Literal["install", "plan", "launch", "lease", "start"]
 
 CHILD_SECONDS: Final = 60.0
-#: Prints nothing but architectures; torch need not see a GPU for that.
+#: Prints only the architectures; torch need not see a GPU for it.
 _ARCHITECTURES: Final = (
     "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
 )
@@ -36,7 +36,7 @@ _LOG_TAIL: Final = 4 << 20
 
 
 class Answer(NamedTuple):
-    """What a check saw. ``why`` and ``error`` stand where they are not the check's own."""
+    """The answer of a check. ``why`` and ``error`` replace those of the check if they are given."""
 
     state: State
     seen: str
@@ -45,23 +45,23 @@ class Answer(NamedTuple):
     error: type[TurbofitError] | None = None
 
 
-#: Nothing wrong.
+#: The answer if nothing is wrong.
 ok: Final = partial(Answer, "ok")
-#: Serving works, but slower, with less memory, or at a risk.
+#: The answer if serving works, but slower, with less memory, or at a risk.
 warning: Final = partial(Answer, "warning")
-#: Serving does not work like this; ``error`` is what a launch raises.
+#: The answer if serving does not work; a launch raises ``error``.
 stops: Final = partial(Answer, "stops")
-#: Nobody knows.
+#: The answer if the value cannot be read.
 unreadable: Final = partial(Answer, "unreadable")
 
 
 class Scene(NamedTuple):
-    """What a check may ask for; a check of something that is None does not apply.
+    """The values that a check may use; a check whose value is None does not apply.
 
-    ``machine`` is as it is now, ``healths`` are its cards' conditions. ``model`` and ``port`` are
-    what will be served. Of a run ``plan`` is what is launched, ``folder`` where its logs go,
-    ``ports`` are its engines'; ``fitted``: its cache is whatever is free, so that others may have
-    what a budget withholds.
+    ``machine`` is the present machine, ``healths`` the condition of its cards. ``model`` and
+    ``port`` are those to serve. For a run, ``plan`` is the plan to launch, ``folder`` the folder of
+    its logs, and ``ports`` those of its engines; ``fitted``: its cache takes the memory that is
+    free, so others may use what a budget withholds.
     """
 
     sources: Sources
@@ -79,11 +79,11 @@ class Scene(NamedTuple):
 
 
 class Sources:
-    """The machine and the process themselves.
+    """Reads the real machine and the real process.
 
     Args:
         environ: the environment, by default the process's own.
-        root: where ``/proc``, ``/sys`` and ``/var/log`` are.
+        root: the folder that contains ``/proc``, ``/sys`` and ``/var/log``.
     """
 
     version = staticmethod(installed)
@@ -95,21 +95,21 @@ class Sources:
         self.root = Path(root)
 
     def text(self, path: str) -> str | None:
-        """A small file below the root; None where it cannot be read."""
+        """The text of a small file below the root; None if it cannot be read."""
         try:
             return (self.root / path).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
 
     def names(self, path: str) -> list[str] | None:
-        """The entries of a folder below the root; None where it cannot be read."""
+        """The entries of a folder below the root; None if it cannot be read."""
         try:
             return sorted(os.listdir(self.root / path))
         except OSError:
             return None
 
     def requires(self, package: str) -> list[str] | None:
-        """What a package's metadata demand; None where they cannot be read."""
+        """The requirements in a package's metadata; None if they cannot be read."""
         from importlib.metadata import PackageNotFoundError, requires
 
         try:
@@ -118,7 +118,7 @@ class Sources:
             return None
 
     def package_folder(self, package: str) -> Path | None:
-        """Where a package's modules are, without importing it."""
+        """The folder of a package's modules, found without an import; None if it is missing."""
         from importlib.util import find_spec
 
         try:
@@ -129,14 +129,14 @@ class Sources:
         return Path(folders[0]) if folders else None
 
     def has_module(self, name: str) -> bool:
-        """Whether a module can be imported, by its name alone."""
+        """Whether a module of this name exists; it is not imported."""
         from importlib.util import find_spec
 
         return find_spec(name) is not None
 
     def torch_architectures(self) -> list[str] | None:
-        """What torch was compiled for, asked in a child process; None where it does not answer."""
-        import subprocess  # no plan loads it
+        """Torch's architectures, from a child process; None if it does not answer."""
+        import subprocess  # no plan needs it
 
         try:
             done = subprocess.run(
@@ -152,7 +152,7 @@ class Sources:
         return done.stdout.split()
 
     def host(self) -> Host:
-        """Memory of the host, as this process may use it."""
+        """The host memory that this process may use, and its cores."""
         from turbofit.machine.host import read_host
 
         root = self.root
@@ -161,19 +161,19 @@ class Sources:
         )
 
     def cores(self) -> int | NaType:
-        """Cores that this process may run on, whatever a quota leaves of their time."""
+        """The cores that this process may run on, without any quota of their time."""
         from turbofit.machine.host import affinity_cores
 
         return affinity_cores()
 
     def kernels(self) -> Census | None:
-        """The kernels of the installed TurboMind; None where they cannot be read."""
+        """The kernels of the installed TurboMind; None if they cannot be read."""
         from turbofit.kernels.installed import installed as installed_kernels
 
         return installed_kernels()
 
     def kernel_log(self) -> str | None:
-        """The end of the kernel's log; None where it may not be read."""
+        """The end of the kernel's log; None if it may not be read."""
         import subprocess
 
         try:
@@ -186,14 +186,14 @@ class Sources:
             return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
 
     def address_space(self) -> int | None:
-        """The limit of virtual memory in bytes, None for no limit."""
-        import resource  # Windows has none
+        """The limit of virtual memory in bytes, None without a limit."""
+        import resource  # Windows has no such module
 
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         return None if soft == resource.RLIM_INFINITY else soft
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
-        """Bytes free where a folder is or would be made, and whether it may be written."""
+        """The free bytes of a (future) folder's disk, and whether it is writable; or None."""
         folder = Path(path)
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent

@@ -1,7 +1,7 @@
-"""Python runs this first in every process of a pretend machine; the folder is on its PYTHONPATH.
+"""Python runs this first in every process of a pretend machine, through its PYTHONPATH.
 
-Once torch is imported, `turbofit_values` computes what programs steer by. It needs nothing of
-turbofit.
+After the import of torch, `turbofit_values` computes the values that control a program. It imports
+nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-#: The files of this folder are no part of a package.
+#: The files of this folder do not belong to a package.
 _AFTER: Any = importlib.import_module("turbofit_imports").After
 _HERE = str(Path(__file__).resolve().parent)
 
 
 def _name_compiler(cache: Any) -> None:
-    """Names Triton's compiler by its file's size and date; Triton would read all 460 MB of it."""
+    """Identify Triton's compiler by its file's size and date; Triton would read all 460 MB."""
     folder = Path(cache.__file__).parents[1] / "_C"
     files = [(file.name, file.stat()) for file in sorted(folder.glob("libtriton.*"))]
     key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
@@ -28,7 +28,7 @@ def _name_compiler(cache: Any) -> None:
 
 
 def _run_hidden() -> None:
-    """The ``sitecustomize`` that would have been found without us."""
+    """Run the ``sitecustomize`` that Python would have found without this one."""
     others = [entry for entry in sys.path if os.path.realpath(entry or ".") != _HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:

@@ -1,4 +1,4 @@
-"""Acts on a module when it has been imported; it needs nothing of turbofit."""
+"""Runs a function after a module's import; it imports nothing of turbofit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class After:
-    """A finder that lets others find a module and acts when it has been loaded."""
+    """An import finder that lets others find a module, and acts after it has been loaded."""
 
     def __init__(self, name: str, act: Callable[[Any], object]) -> None:
         self._name, self._act = name, act

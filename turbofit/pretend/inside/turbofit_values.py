@@ -1,10 +1,11 @@
-"""Computes for real what programs steer by, although no kernel of a pretend GPU runs.
+"""Computes the values that control programs, although pretend GPUs run no kernel.
 
-Each operation runs first as it is: the real allocator, the real errors. Where its tensors are small
-or hold integers, it runs again on the CPU, on the same memory, which the host can read and write.
-So lengths, masks, indices and loops are right; large float tensors are left alone. Integers that
-nobody computed are 0 (up to 4 million of them), so that an index made of them is valid. The account
-is told which line of Python raised the peak or was refused. It needs torch and nothing of turbofit.
+Each operation first runs unchanged, with the real allocator and the real errors. If its tensors are
+small or contain integers, it runs again on the CPU, on the same memory, which the host can read and
+write. So lengths, masks, indices and loops are correct; large float tensors are left as they are.
+Integers that nobody computed are 0 (up to 4 million of them), so that an index made of them is
+valid. The account gets the line of Python that raised the peak or was refused. It needs torch and
+nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-#: Elements of an operation's tensors, inputs and outputs together, up to which it is computed.
+#: An operation is computed if its inputs and outputs together have at most so many elements.
 SMALL = 1 << 16
-#: The same where all of them are integers or booleans.
+#: The same limit if all elements are integers or booleans.
 INTEGERS = 1 << 22
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -47,12 +48,12 @@ _UNSET = {
     _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }
-#: Operations that the CPU does not have, or not for such tensors.
+#: Operations that the CPU lacks, or lacks for such tensors.
 _hopeless: set[Any] = set()
 
 
 def install() -> None:
-    """Watch this thread and all that begin later."""
+    """Watch this thread and all later ones."""
     if torch.version.cuda is None:
         return
     account = _Account()
@@ -68,7 +69,7 @@ def install() -> None:
 
 
 def _map_files() -> None:
-    """Let safetensors map a file, as without us: torch copies it where operations are watched."""
+    """Let safetensors map files, as usual: torch copies a file if operations are watched."""
     real = torch.asarray
 
     def asarray(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +82,7 @@ def _map_files() -> None:
 
 
 class _Account:
-    """The account of this process: its peaks, and whose line raised them."""
+    """The account of this process: its peaks, and the lines that raised them."""
 
     def __init__(self) -> None:
         folder = os.environ["TURBOFIT_PRETEND_LIBRARIES"]
@@ -93,7 +94,7 @@ class _Account:
         self._seen = [0] * len(self._devices)
 
     def look(self, operation: str) -> None:
-        """Note the caller's line if a peak has risen since."""
+        """Record the caller's line if a peak has risen since the last call."""
         for device in self._devices:
             peak = self._peak(device)
             if peak > self._seen[device]:
@@ -101,12 +102,12 @@ class _Account:
                 self.tell(operation)
 
     def tell(self, operation: str) -> None:
-        """Note the caller's line, for a peak or a refusal that has no line yet."""
+        """Record the caller's line for a peak or a refusal without a line."""
         self._site(f"{operation} {_caller()}".encode())
 
 
 class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Runs each operation, and computes it where it matters."""
+    """Runs each operation, and computes its result if a program may depend on it."""
 
     def __init__(self, account: _Account) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
@@ -114,7 +115,7 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # Dynamo skips what runs under a mode; torch would import it to tell it so
+        return False  # Dynamo skips code under a mode; torch would import it only to say so
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -140,7 +141,7 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> None:
-    """Do an operation again on the host; outputs in its inputs' memory are right by that alone."""
+    """Repeat an operation on the host; outputs in its inputs' memory are then correct, too."""
     memories = {_memory(tensor) for tensor in inputs}
     fresh = [tensor for tensor in outputs if _memory(tensor) not in memories]
     if _is_small((*inputs, *fresh)) and func not in _hopeless:
@@ -160,12 +161,12 @@ def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> No
 
 
 def _on_host(func: Any, args: Any, kwargs: Any) -> Any:
-    """What an operation gives on the host, from the very bytes of its inputs."""
+    """The result of an operation on the host, from the original memory of its inputs."""
     return func(*tree_map(_here, args), **tree_map(_here, kwargs))
 
 
 def _is_small(tensors: Sequence[Any]) -> bool:
-    """Whether the host computes them: more elements of whole numbers than of others."""
+    """Whether the host computes them; for integers, more elements are allowed."""
     limit = INTEGERS if all(_is_whole(tensor.dtype) for tensor in tensors) else SMALL
     return bool(sum(tensor.numel() for tensor in tensors) <= limit)
 
@@ -223,7 +224,7 @@ def _uploaded(value: Any, device: Any) -> Any:
 
 
 def _without_masks(indices: Any) -> list[Any]:
-    """Masks become indices, which the real operation would have had to compute."""
+    """Convert masks to indices, which the real operation would have to compute."""
     plain: list[Any] = []
     for index in indices:
         if _on_card(index) and index.dtype in (torch.bool, torch.uint8):
@@ -235,7 +236,7 @@ def _without_masks(indices: Any) -> list[Any]:
 
 
 def _caller() -> str:
-    """The innermost lines that are neither ours nor torch's."""
+    """The innermost lines outside this folder and torch."""
     lines: list[str] = []
     frame: Any = sys._getframe(1)
     while frame is not None and len(lines) < _FRAMES:

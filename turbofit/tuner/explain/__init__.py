@@ -1,1 +1,1 @@
-"""A plan in words: reasons, remedies, why others were rejected."""
+"""Explains a plan in words: reasons, remedies, and why other shapes were rejected."""

@@ -1,4 +1,4 @@
-"""A plan as the contract's document: verdict, limits, ledgers, and how little the plan takes."""
+"""Makes the plan as the contract's document: verdict, limits, ledgers and footprint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.speed import counted_tokens, group_class
 
-#: Encoded bytes that one image and one request body may have.
+#: The most encoded bytes of one image, and of a request's body besides its images.
 _BYTES_PER_IMAGE = 32 * MIB
 _BODY_BESIDE_IMAGES = 4 * MIB
 _BASE64 = 4 / 3
@@ -51,11 +51,12 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     warnings: Iterable[str] = (),
     **rest: Any,
 ) -> Plan:
-    """The plan without command lines; ``rest`` are other fields of it.
+    """Make the plan without command lines; ``rest`` are further fields of it.
 
-    ``settings`` are of the weakest group, ``image_limit`` is of an image, in tiles or pixels.
-    ``held_requests`` are requests at once that all groups hold, None where nobody asked for a
-    number. ``at_once`` are each group's requests where cards are unequal, else it is empty.
+    ``settings`` are those of the weakest group; ``image_limit`` is for one image, in tiles or
+    pixels. ``held_requests`` is the number of requests that all groups hold at once, or None if no
+    number was given. ``at_once`` are the requests of each group if cards are unequal; else it is
+    empty.
     """
     outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
@@ -151,14 +152,14 @@ def found_words(
     tokens: Sequence[int],
     vision_load: VisionLoad,
 ) -> str:
-    """What a plan that fits comes to: where it runs, how many requests at once, what stays free.
+    """Words for a plan that fits: where it runs, requests at once, and memory that stays free.
 
-    ``accounts`` are of all engines, or of one where they are alike; ``tokens`` are what each
-    engine's cache holds, ``vision_load`` is of the request that is counted.
+    ``accounts`` are those of all engines, or of one if all are alike; ``tokens`` are those in each
+    engine's cache; ``vision_load`` belongs to the request that is counted.
     """
     outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
-    alike = len(groups) // len(accounts)  # engines that one account stands for
+    alike = len(groups) // len(accounts)  # engines that share one account
     running = sum(account.settings.max_batch_size for account in accounts) * alike
     count = requests_held(accounts, tokens[: len(accounts)], vision_load) * alike
     running_words = f"{count:,} {plural(count, 'request')} at once"
@@ -174,7 +175,7 @@ def found_words(
 def free_words(
     request: ResolvedRequest, ledgers: Sequence[GpuLedger], groups: Sequence[Sequence[int]]
 ) -> str:
-    """What stays free on the tightest GPU, as a clause of a verdict."""
+    """The memory that stays free on the tightest GPU, as a clause of a verdict."""
     tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.beyond_budget)
     spare, of = tightest.headroom - tightest.beyond_budget, ""
     if request.budget:
@@ -184,14 +185,14 @@ def free_words(
 
 
 def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
-    """The GPUs on which no engine runs; empty where the least is asked for."""
+    """The GPUs without an engine, in words; empty if the least memory was wished."""
     used = {index for group in groups for index in group}
     idle = [f"GPU {gpu.index} ({gpu.name})" for gpu in request.visible if gpu.index not in used]
     return f"not used: {', '.join(idle)}" if idle and not request.least else ""
 
 
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settings) -> str:
-    """What caches of so many tokens hold together; no request lies in two of them."""
+    """Words for what caches of so many tokens hold; each request is in one cache."""
     context = settings.session_len
     size = counted_tokens(vision_load, context)
     requests, longest = (
@@ -207,7 +208,7 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settin
 def requests_held(
     accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
 ) -> int:
-    """Requests that all engines run at once with all their tokens in the caches."""
+    """The requests that all engines run at once, with all their tokens in the caches."""
     sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
         min(account.settings.max_batch_size, account.settings.requests_in(cache, size))
@@ -216,7 +217,7 @@ def requests_held(
 
 
 def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
-    """A group as people say it: ``GPU 0+2 (NVLink)``."""
+    """A group's GPUs in words: ``GPU 0+2 (NVLink)``."""
     gpus = [request.machine.gpu(index) for index in group]
     names = "+".join(str(index) for index in group)
     link = f" ({group_class(request.machine, gpus).words})" if len(gpus) > 1 else ""
@@ -226,7 +227,7 @@ def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
 def _footprint(
     request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
 ) -> Footprint:
-    """What engines take of each GPU, what is left, and how many such engines fit in all."""
+    """The engines' memory on each GPU, the rest, and how many such sets of engines would fit."""
     taken: dict[int, int] = {}
     left: list[int] = []
     servers = 0
@@ -235,10 +236,10 @@ def _footprint(
         cards = zip(account.gpus, account.taken_at(ratio), account.at(ratio).ledgers, strict=True)
         for gpu, size, ledger in cards:
             taken[gpu.index] = size
-            # A budget withholds memory from this turbofit, and from no other.
+            # A budget limits only this turbofit, not others.
             margin = min(ledger.margin, request.margin.of(gpu))
             left.append(ledger.headroom - margin)
-            more.append(left[-1] // (ledger.peak - ledger.used))  # once it has loaded
+            more.append(left[-1] // (ledger.peak - ledger.used))  # after it has loaded
         servers += 1 + min(more)
     need = host.total / len(accounts)
     if host.available is not None and need:

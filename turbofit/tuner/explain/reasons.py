@@ -1,4 +1,4 @@
-"""Why a plan's settings are what they are, why others lost, and what an image limit costs."""
+"""Explains a plan's settings, the rejection of other shapes, and the cost of image limits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from turbofit.tuner.speed import Speed, counted_tokens, group_class, group_rates
 from turbofit.tuner.surety import kind_of, surety_of
 from turbofit.tuner.throughput import host_rate, total
 
-#: Width and height of the picture that most people send: a screen.
+#: Width and height of the usual picture: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
-#: Less than this share of a step on links is not what decides.
+#: Time on links below this share of a step is not named as a cause.
 _MUCH: Final = 0.1
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
-    """A line a setting, of the weakest group; ``account`` is of the group with the most units."""
+    """Yield one line for each setting; ``account`` is that of the group with the most units."""
     request, best, engine = fit.request, fit.best, fit.engine
     if best.fits:
         yield _ratio(fit)
@@ -69,7 +69,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
 
 
 def _cut(fit: EngineFit) -> str:
-    """That an image is encoded again, where forwards hold less than it; empty where none is."""
+    """A clause if forwards cut images, so that they are encoded again; else empty."""
     images = fit.requested_load.images_per_request
     times = max((speed.encodings for speed in fit.best.speeds), default=0)
     if times <= images:
@@ -79,7 +79,7 @@ def _cut(fit: EngineFit) -> str:
 
 
 def slow_images(fit: EngineFit) -> Iterator[str]:
-    """What is known of how fast images are where the PyTorch engine runs."""
+    """Yield what is known about slow images on the PyTorch engine."""
     if not fit.requested_load.units_per_image or fit.engine.name == LMDEPLOY[0]:
         return
     other, rival, model = LMDEPLOY[0], fit.rival, fit.request.model
@@ -94,7 +94,7 @@ def slow_images(fit: EngineFit) -> Iterator[str]:
 
 
 def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = "") -> str:
-    """The reason of a setting; ``by_card`` is of groups with values of their own."""
+    """The reason for a setting; ``by_card`` replaces it if groups have different values."""
     if by_card and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
         return f"{name}: {by_card}"
     why = "as set by you" if name in fit.request.engine_options else why
@@ -102,7 +102,7 @@ def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str 
 
 
 def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
-    """Why less than the usual margin stays free, where no person said how much."""
+    """Yield the reason why a margin that no person gave is less than the usual one."""
     if not request.margin.saved(account.gpus[0]):
         return
     calibration, size = account.calibration, format_bytes(min(account.margins))
@@ -188,7 +188,7 @@ def _context(fit: EngineFit) -> str:
 
 
 def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
-    """Why the context is what it is; ``held``: what bounds it, as in "what fits"."""
+    """The reason for the context; ``held`` names its bound, such as "what fits"."""
     longest = request.model.text.max_position_embeddings
     if "session_len" in request.engine_options:
         return "as set by you"
@@ -226,7 +226,7 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
 
 
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """The goal's figures of both, and why the other's is lower."""
+    """The goal's figures of both shapes, and why the other's is worse."""
     if other.worth < best.worth:
         figures = _figures(request, best, other)
         slower = other.worth[:-1] == best.worth[:-1]
@@ -259,7 +259,7 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """Why the other shape is slower; empty where there is no single cause."""
+    """The reason why the other shape is slower; empty without a single cause."""
     if not other.speeds or not best.speeds or request.workload.goal == "context":
         return ""
     worst = max(range(len(other.speeds)), key=lambda place: _on_links(other.speeds[place]))
@@ -273,12 +273,12 @@ def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 
 def _on_links(speed: Speed) -> float:
-    """The share of a step that waits for links."""
+    """The share of a step that is spent on links."""
     return speed.reduce / speed.step
 
 
 def _by_work(best: Evaluation, other: Evaluation) -> str:
-    """What the cards of the slower shape do less of, or more slowly."""
+    """The reason in the work of the cards: the slower shape does less, or more slowly."""
     again, least = (max(speed.encodings for speed in shape.speeds) for shape in (other, best))
     if again > least:
         return f": a request's images are encoded {again} times, not {least}"
@@ -297,7 +297,7 @@ def _by_work(best: Evaluation, other: Evaluation) -> str:
 
 
 def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:
-    """A given context that the smallest cache, of ``kv_tokens``, does not hold."""
+    """Yield a warning if the smallest cache, of ``kv_tokens``, does not hold a given context."""
     if request.context_given and session_len > kv_tokens:
         yield (
             f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no longer"
@@ -306,7 +306,7 @@ def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterat
 
 
 def pace_words(request: ResolvedRequest, evaluation: Evaluation) -> str:
-    """How the forecast meets the wished pace under a shape; empty where nothing is wished."""
+    """The forecast against the wished pace in words; empty if there is no wish."""
     wish, forecast = request.pace, evaluation.pace
     if wish is None or forecast is None:
         return ""
@@ -337,9 +337,9 @@ def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
 
 
 def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[LimitCost]:
-    """The plan's limit and the common ones beside it, the largest first.
+    """Yield the costs of the plan's limit and of common ones, the largest first.
 
-    Each is what a plan for the limit says on this plan's groups; it may rank other ones higher.
+    Each is computed for this plan's groups; a plan for that limit might choose other groups.
     """
     rule, image_limit = request.model.image_rule, best.shape.image_limit
     sized = request.workload.image_size is not None
@@ -371,7 +371,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
 
 
 def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
-    """What the same settings serve if all images have a usual size, and not the worst one."""
+    """The forecast with the same settings if all images have a usual size, not the worst one."""
     request, best = fit.request, fit.best
     rule, image_limit, worst = request.model.image_rule, best.shape.image_limit, best.vision_load
     if rule is None or image_limit is None or request.workload.image_size is not None:

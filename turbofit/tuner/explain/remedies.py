@@ -1,6 +1,6 @@
-"""What would make a plan fit, or faster, each computed by planning again with the change.
+"""Remedies: changes with which a plan fits, or is faster; each is computed by a new search.
 
-Cheapest first; what keeps the requests at once that were asked for comes before fewer of them.
+The cheapest come first; changes that keep the wished requests at once precede fewer of them.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from turbofit.tuner.search.sizing import (
 from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
 from turbofit.tuner.verdict import fitting
 
-#: The name of a machine that does not exist.
+#: The name of a hypothetical machine.
 MORE_GPUS: Final = "more of these GPUs"
-#: A change that closes less of the gap than one percent helps nobody.
+#: A change that reduces the gap by less than one percent is not shown.
 _CLOSER: Final = 0.99
-#: A gain of speed that is less than this share is within what the forecast knows.
+#: A gain of speed below this factor is within the forecast's error.
 _FASTER: Final = 1.1
-#: Contexts that are tried for speed, the longest first.
+#: Contexts that are tried for speed, longest first.
 _SHORTER: Final = (16384, 8192, 4096)
 
 
 class Remedies(NamedTuple):
-    """What helps, and the person's own options that each alone keep it from fitting."""
+    """The remedies, and the person's options each of which alone prevents the fit."""
 
     remedies: tuple[Remedy, ...] = ()
     causes: tuple[str, ...] = ()
 
 
 class Change(NamedTuple):
-    """One change; ``released`` is the person's own option that it takes back, as it was written."""
+    """One change; ``released`` is the person's own option that it removes, as it was written."""
 
     change: str
     request: ResolvedRequest
@@ -64,12 +64,12 @@ class Change(NamedTuple):
 
 
 def remedies(fit: EngineFit) -> Remedies:
-    """Changes that make it fit, the cheapest first, then those that come closer."""
+    """The changes that make it fit, cheapest first, then those that reduce the gap."""
     request, best = fit.request, fit.best
     helps: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
-    enough = best.fits  # no memory of a GPU is short
+    enough = best.fits  # no GPU memory is missing
     for change, changed, released in _changes(fit):
         more = changed.machine.name == MORE_GPUS
         other = None if more and enough else _planned(changed, fit.engine)
@@ -78,14 +78,14 @@ def remedies(fit: EngineFit) -> Remedies:
         if other.fits:
             helps.append(fitting(change, _found(other)))
             causes += [released] if released else []
-            # What is free of charge comes before cards, unless it holds fewer requests.
+            # Free changes precede new cards, unless they hold fewer requests.
             enough |= more or not best.held_requests
         elif effect := _closer(fit, other):
             closer.append(Remedy(change=change, effect=effect))
     if best.fits:
         helps.append(_more_host_memory(fit))
     elif not enough:
-        for change, changed, _ in larger(request):  # the smallest that do
+        for change, changed, _ in larger(request):  # the smallest cards that are enough
             other = _planned(changed, fit.engine, of_equals=True)
             if other is not None and other.best.fits:
                 alone = Remedy(change=change, effect=_on_gpus_alone(other))
@@ -106,7 +106,7 @@ def _planned(
 
 
 def _closer(fit: EngineFit, other: EngineFit) -> str:
-    """What a change that is not enough alone comes to, in words; empty where it helps nobody."""
+    """Words for a change that is not enough alone; empty if it does not help."""
     best, result = fit.best, other.best
     if result.fits:
         if not best.fits:
@@ -114,7 +114,7 @@ def _closer(fit: EngineFit, other: EngineFit) -> str:
         less = host_short(other.host) < host_short(fit.host) * _CLOSER
         return f"not enough alone: {other.host_problem}" if less else ""
     if excess_tokens(other.request, result.vision_load):
-        return ""  # no memory is short: the images are longer than the context
+        return ""  # no memory is missing: the images are longer than the context
     if excess_tokens(fit.request, best.vision_load):
         short = format_bytes(result.short)
         return f"the images fit the context then, and {short} are short, the margin included"
@@ -130,7 +130,7 @@ def _closer(fit: EngineFit, other: EngineFit) -> str:
 
 
 def _more_host_memory(fit: EngineFit) -> Remedy:
-    """Host memory for one engine, of what the GPUs hold."""
+    """The remedy of more host memory for one engine, if the GPUs hold it."""
     smallest = fit
     if fit.request.replicas is None and fit.best.shape.replicas > 1:
         alone = _planned(replace(fit.request, replicas=1), fit.engine)
@@ -147,7 +147,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     yield from _smaller_images(fit)
     yield from quantised_cache(request)
     yield from _other_checkpoint(request)
-    # As many at once as are held; one where the caches hold all and the host does not.
+    # Fewer requests at once: as many as are held; one if the caches hold all, but not the host.
     count = 1 if fit.best.fits else fit.best.held_requests
     if 0 < count < (request.promised_requests or 1):
         yield fewer_at_once(request, count)
@@ -159,7 +159,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
 
 
 def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
-    """Each option that the user fixed, and the budget, left out."""
+    """Yield changes without each of the user's options, and without the budget."""
     for name in request.engine_options:
         rest = {key: value for key, value in request.engine_options.items() if key != name}
         option, changed = option_of(name), replace(request, engine_options=rest)
@@ -172,9 +172,9 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
-    """The default margin, where a person asks for more than its double.
+    """Yield the default margin, if a person asks for more than twice as much.
 
-    The double is turbofit's own under an LMDeploy that is newer than the account.
+    With an LMDeploy that is newer than the account, the default is itself doubled.
     """
     margin = request.margin
     if margin.bytes is None and margin.share is None:
@@ -189,7 +189,7 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _least_margin(fit: EngineFit) -> Iterator[Change]:
-    """Less than the default margin, where it is short only while the weights are loaded."""
+    """Yield a margin below the default if it is missed only while weights are loaded."""
     request = fit.request
     margin = request.margin
     given = (margin.bytes, margin.share, request.budget) != (None, None, None)
@@ -209,7 +209,7 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
         out = "--no-queue-images"
         yield Change(f"leave {out} out", request.with_workload(queue_images=None), out)
     if request.replicas is not None and (request.replicas > 1 or request.promised_requests):
-        # Copies need whole models on their cards; one model may be split over the same cards.
+        # Copies need whole models on their cards; one model may be split over them.
         copies = f"--replicas {request.replicas}"
         yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
 
@@ -220,7 +220,7 @@ def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
 
 
 def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
-    """No context that a person asks for, where ``held`` says what bounds it, and fewer images."""
+    """Yield changes to a smaller context, whose bound is ``held``, and to fewer images."""
     images, context = request.workload.images, request.workload.context
     if context is not None:
         free, option = request.with_workload(context=None), f"--context {context}"
@@ -237,7 +237,7 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
 
 
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
-    """Half the user's own limit, which no search lowers, or the largest that holds the requests."""
+    """Yield half the user's own limit, or the largest limit that holds the requests."""
     request, best = fit.request, fit.best
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or requested <= 1:
@@ -269,7 +269,7 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
     if variant is not None:
         engine_options = dict(request.engine_options)
         change = f"use {variant.hub_id or variant.name} (4-bit weights)"
-        if engine_options.get("dtype", "float16") != "float16":  # kernels of 4 bits have no other
+        if engine_options.get("dtype", "float16") != "float16":  # 4-bit kernels have no other dtype
             del engine_options["dtype"]
             change += ", and leave --dtype out"
         yield Change(change, replace(request, model=variant, engine_options=engine_options))
@@ -283,7 +283,7 @@ def _written(option: str, value: object) -> str:
 
 
 def _found(fit: EngineFit) -> str:
-    """What a plan that fits comes to, in few words."""
+    """Short words for the result of a plan that fits."""
     best = fit.best
     effect = f"{best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held_requests:
@@ -302,7 +302,7 @@ def _on_gpus_alone(fit: EngineFit) -> str:
 
 
 def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
-    """What a smaller promise would give where it gives clearly more, computed by planning again."""
+    """Yield smaller promises that would be clearly faster, each computed by a new search."""
     request = fit.request
     if not fit.best.fits or request.workload.goal == "context" or request.least:
         return
@@ -312,7 +312,7 @@ def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
 
 
 def _pages(fit: EngineFit) -> Iterator[Remedy]:
-    """Images as the tool of a reader of documents sends them."""
+    """Yield the images that the tool of a document model sends."""
     request, workload = fit.request, fit.request.workload
     limited = workload.image_size is not None or request.image_limit is not None
     images = not limited and fit.best.vision_load.units_per_image
@@ -337,7 +337,7 @@ def _shorter(fit: EngineFit) -> Iterator[Remedy]:
     left_out = any(rival.settings.session_len < best.settings.session_len for rival in rivals)
     requests = best.settings.requests_in(best.kv_tokens, request_tokens(fit.requested_load))
     if not left_out and requests <= best.settings.max_batch_size:
-        return  # the context left out no shape, and no requests
+        return  # the context excluded no shape and no requests
     for context in _SHORTER:
         if not shortest_context(best.vision_load) <= context < best.settings.session_len:
             continue
@@ -358,7 +358,7 @@ def _gain(fit: EngineFit, other: Evaluation) -> str:
 
 
 def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
-    """2, 4 and 8 of the freest GPU with the visible ones' links, since NVLink takes memory."""
+    """Yield 2, 4 and 8 of the freest GPU, linked like the visible ones (NVLink takes memory)."""
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
     for count in (2, 4, 8):
         if count <= len(request.visible):
@@ -375,9 +375,9 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
-    """The visible GPUs' links as often as they go in, and their slowest one between those sets.
+    """The links of ``count`` GPUs: copies of the visible set, with its slowest link between sets.
 
-    A bridge joins no sets. A GPU alone has the links of its preset, none where it has no preset.
+    Bridges do not connect sets. A single GPU has the links of its preset, or none without one.
     """
     from turbofit.machine.presets import match_preset, preset_links
 
@@ -398,7 +398,7 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
 
 
 def larger(request: ResolvedRequest) -> Iterator[Change]:
-    """As many cards of another kind in this host, of each kind with more memory, smallest first."""
+    """Yield the same number of larger cards in this host, smallest first."""
     from turbofit.machine.presets import load_preset, preset_names
     from turbofit.machine.source import machine_from
 
@@ -413,7 +413,7 @@ def larger(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def stopped(request: ResolvedRequest) -> Iterator[Change]:
-    """The process that holds most, gone from all its GPUs; all that is held where none is known."""
+    """Yield the GPUs without the process that holds most; without all holders if none is known."""
     by_process: dict[tuple[int, str], dict[int, int]] = {}
     for gpu in request.visible:
         for holder in gpu.holders:
@@ -434,7 +434,7 @@ def stopped(request: ResolvedRequest) -> Iterator[Change]:
         return
 
     def without(gpu: Gpu) -> Gpu:
-        # Holders are read beside the sizes: one may be said to hold more than all of them do.
+        # Holders are read at another time than sizes, so a holder may have more than all together.
         less = min(freed.get(gpu.index, 0), known(gpu.used, 0))
         return replace(gpu, used=known(gpu.used, 0) - less, free=known(gpu.free, 0) + less)
 

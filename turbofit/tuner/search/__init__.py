@@ -1,1 +1,1 @@
-"""Every shape that could run, evaluated."""
+"""The search: all shapes that could run are evaluated."""

@@ -1,8 +1,8 @@
-"""Evaluates one shape: whether it fits, how many tokens it holds, and its rank.
+"""Evaluates one shape: whether it fits, the tokens that it holds, and its rank.
 
-Engines on unequal cards are sets of like groups behind one gateway: clients are promised one image
-limit and one context, which the weakest set bounds. Cache ratio, prefill, batch and the share of
-the requests are each set's own.
+Engines on unequal cards form sets of equal groups behind one gateway: clients get one image limit
+and one context, which the weakest set determines. Each set has its own cache ratio, prefill, batch
+and share of the requests.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
 
 
 def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
-    """What fits, with the forecasts and the score of the images that ``state`` asks for."""
+    """Add the forecasts and the score for the images in ``state`` to a fitting shape."""
     if not evaluation.parts:
         sizer = Sizer(state, evaluation.shape)
         return _with_speeds(sizer, evaluation, wants_cache=evaluation.wants_cache)
@@ -57,7 +57,7 @@ def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
 
 
 def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
-    """What the caches of all groups hold, beside what is ``wanted`` of each."""
+    """The evaluation of what all groups' caches hold; each should hold ``wanted`` requests."""
     request, sized = sizer.request, sizer.evaluation(session_len)
     units = sizer.state.requested_load.units_per_request
     evaluation = replace(
@@ -68,7 +68,7 @@ def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
     if request.promised_requests is None:
         return evaluation
     held_requests, limit = held_by(sized), sizer.largest_batch(sized.settings)
-    # Where a fault of the engine bounds the batch, no memory is missing for more.
+    # If a fault of the engine limits the batch, no memory is missing for more requests.
     kept = wanted if limit is None else min(wanted, limit)
     return replace(
         evaluation,
@@ -79,11 +79,11 @@ def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
 
 
 def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> Evaluation:
-    """What fits, with the forecast of each group and the score."""
+    """Add the forecast of each group, and the score, to a fitting shape."""
     request, tokens, settings = sizer.request, evaluation.kv_tokens, evaluation.settings
     at_once = sizer.shape.requests(request.workload.concurrency)
     wants_cache |= tokens < at_once * request_tokens(sizer.state.requested_load)
-    at_once = min(at_once, max(1, held_by(evaluation)))  # of a larger batch the others wait
+    at_once = min(at_once, max(1, held_by(evaluation)))  # with a larger batch the others wait
     curves = [partial(sizer.speed, settings, gpus, tokens) for gpus in sizer.groups]
     speeds = tuple(speed(at_once) for speed in curves)
     evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache)
@@ -98,7 +98,7 @@ def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> 
 
 
 def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
-    """The shape with the batch that it holds; its context; whether it wants more cache."""
+    """The shape with the batch that it holds, its context, and whether it needs more cache."""
     request = sizer.request
     wanted = ceil(sizer.shape.requests(request.workload.concurrency))
 
@@ -120,7 +120,7 @@ def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
 
 
 def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
-    """Why a shape does not serve, in words; empty where it does."""
+    """The reason why a shape does not serve, in words; empty if it serves."""
     if evaluation.fits:
         return ""
     if evaluation.serves:
@@ -130,7 +130,7 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
         return explain(request, worst, engine)
     sizer = Sizer(SearchState(request, engine), evaluation.shape)
     outcome = worst_outcome(sizer, evaluation)
-    starts = outcome.kind in ("serves", "request", "margin")  # else no smaller image helps
+    starts = outcome.kind in ("serves", "request", "margin")  # else smaller images do not help
     if starts and excess_tokens(request, evaluation.vision_load):
         return too_long(request, evaluation.vision_load)
     if outcome.kind != "serves":
@@ -141,7 +141,7 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) ->
 
 
 def worst_outcome(sizer: Sizer, evaluation: Evaluation) -> StartOutcome:
-    """How the group that lacks most would start: what the shape of ``sizer`` dies of."""
+    """The outcome of the start of the group that lacks the most memory."""
     groups = evaluation.shape.groups
     settings = [evaluation.settings] * len(groups)
     accounts = accounts_of(sizer.request, settings, groups, sizer.vision_load, sizer.engine)
@@ -184,9 +184,9 @@ def _scored(
     evaluation: Evaluation,
     engines: Sequence[tuple[Callable[[float], Speed], float]],
 ) -> Evaluation:
-    """The same with the goal's value, the pace, and whether images queue for it.
+    """Add the goal's score, the pace, and whether images queue, to an evaluation.
 
-    Of each of the engines: its speed by the requests there, and the most requests that it runs.
+    ``engines`` has for each: its speed by the number of requests, and the most requests it runs.
     """
     goal, speeds = request.workload.goal, evaluation.speeds
     if request.pace is not None:
@@ -206,7 +206,7 @@ def _scored(
 
 
 def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]]) -> Pace:
-    """The sum of the engines' rates, and the slowest's seconds. Over: under even shares."""
+    """The pace of all engines: summed rates, the slowest's seconds. Over with unequal shares."""
     paces = [wish.forecast(speed, 1 / len(engines), most) for speed, most in engines]
     return Pace(
         rate=sum(engine.rate or 0 for engine in paces),
@@ -216,7 +216,7 @@ def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]])
 
 
 def _prepared(request: ResolvedRequest, evaluation: Evaluation, pace: Pace) -> Pace:
-    """No more requests a second than the host prepares images for."""
+    """Limit the pace's rate to the requests for which the host prepares images."""
     load = vision_load_of(request, request.requested_image_limit)
     host = host_rate(request, load, len(evaluation.speeds) or 1)
     if host is None or pace.rate is None:
@@ -225,14 +225,14 @@ def _prepared(request: ResolvedRequest, evaluation: Evaluation, pace: Pace) -> P
 
 
 class _Unequal:
-    """Evaluates a shape of unequal groups: each set of like groups, then all under one context."""
+    """Evaluates a shape of unequal groups: each set of equal groups, then all with one context."""
 
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.shape = state, state.request, shape
         self.sets: tuple[Groups, ...] = like_groups(state.request.machine, shape.groups)
 
     def evaluate(self) -> Evaluation:
-        """The better of even shares and of those that the goal gives."""
+        """The better result of equal shares and of the goal's own shares."""
         requests, goal = self.request.workload.concurrency, self.request.workload.goal
         counts = [len(groups) for groups in self.sets]
         even: Sequence[float | None] = [None] * len(counts)
@@ -243,7 +243,7 @@ class _Unequal:
         if not all(part.fits for part in alone):
             return self._whole(alone)
         promised = min(part.settings.session_len for part in alone)
-        if requests is None:  # each engine has the batch that is best on its card
+        if requests is None:  # each engine has the best batch for its card
             return self._whole(self._agreed(even, promised))
         curves = list(zip(counts, map(self._curve, alone), strict=True))
         weighed = self._held_shares(lambda most: share_out(curves, requests, goal, most))
@@ -251,7 +251,7 @@ class _Unequal:
         return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
-        """Shares of the requests of which each engine holds its own, where that is a promise."""
+        """The shares of the requests; if they are promised, each engine holds its own."""
 
         def capacity(number: int, share: float) -> float:
             part = self._best(self.sets[number], share, None)
@@ -262,7 +262,7 @@ class _Unequal:
         return held_shares(shared, capacity, len(self.sets))
 
     def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
-        """The sets under these shares, with the longest context that all of them hold."""
+        """The sets with these shares, and with the longest context that all of them hold."""
         while True:
             pairs = zip(self.sets, shares, strict=True)
             parts = [self._best(groups, share, promised) for groups, share in pairs]
@@ -272,7 +272,7 @@ class _Unequal:
             promised = least
 
     def _best(self, groups: Groups, share: float | None, promised: int | None) -> Evaluation:
-        """One set with the prefill that ranks best of those that hold the promised context."""
+        """One set with the best prefill among those with which it holds the promised context."""
 
         def worth(part: Evaluation) -> tuple[object, ...]:
             if part.fits:
@@ -288,10 +288,10 @@ class _Unequal:
             shapes = [replace(alike, max_prefill_token_num=size) for size in part.prefills]
             return max((evaluate(self.state, shape) for shape in shapes), key=worth)
 
-        return self.state.once(best, "best", part)  # sets stand in many shapes
+        return self.state.once(best, "best", part)  # many shapes contain the same set
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
-        """One group's speed by the requests there, at the cache that the part holds."""
+        """One group's speed as a function of its requests, with the part's cache."""
         sizer = Sizer(self.state, part.shape)
 
         def speed(in_flight: float) -> Speed:
@@ -303,7 +303,7 @@ class _Unequal:
         return speed
 
     def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
-        """The sets as one shape: the weakest set's settings and tokens, the sum of the rates."""
+        """The sets as one shape: the weakest set's settings and tokens, and summed rates."""
         wanted = self.request.promised_requests or 0
         held_requests = sum(part.held_requests for part in parts)
         weakest = min(parts, key=lambda part: (part.fits, -part.short, part.kv_tokens))
@@ -330,14 +330,14 @@ class _Unequal:
         return self.with_speeds(parts, evaluation)
 
     def _lacking(self, parts: Sequence[Evaluation], whole: Evaluation) -> int:
-        """Bytes that all caches together lack for the requests that must be held."""
+        """Bytes that all caches together lack for the promised requests."""
         tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
         wanted = self.request.promised_requests or 0
         sizer = Sizer(self.state, parts[0].shape)
         return sizer.lacking(tokens, whole.settings.session_len, wanted)
 
     def with_speeds(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
-        """The whole, with each group's forecast in the shape's order, and the score."""
+        """Add each group's forecast, in the shape's order, and the score to the whole."""
         by_group = {
             group: speed
             for part in parts
@@ -355,13 +355,13 @@ class _Unequal:
         return _scored(self.request, whole, engines)
 
 
-#: Shares that the workload is cut into: at least so many, and so many for each engine.
+#: The least number of parts into which the workload is divided, in all and for each engine.
 _SHARES = 32
 _EACH = 4
-#: A rate that grows by less than this share of itself does not grow.
+#: A rate that grows by a smaller share counts as constant.
 _GROWS = 1e-9
 
-#: A set of like engines: how many, and one's speed with so many requests there.
+#: A set of equal engines: their number, and one's speed as a function of its requests.
 Set = tuple[int, Callable[[float], Speed]]
 
 
@@ -370,11 +370,11 @@ def held_shares(
     capacity: Callable[[int, float], float],
     sets: int,
 ) -> list[float]:
-    """Requests at each engine of each set, of which its cache holds all.
+    """The requests for each engine of each set, all of which its cache holds.
 
-    The sum is smaller than what is shared out where all caches together hold no more. ``shared``
-    shares the requests out, given the most for an engine of each set; ``capacity`` is what an
-    engine of a set holds of a share, in whole requests.
+    Their sum is less than the requests to share if all caches together hold no more. ``shared``
+    divides the requests, given the most for an engine of each set; ``capacity`` is the part of a
+    share, in whole requests, that an engine of a set holds.
     """
     most = [inf] * sets
     while True:
@@ -391,9 +391,10 @@ def held_shares(
 def evenly(
     sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
 ) -> list[float]:
-    """Requests at each engine of each set in proportion to its weight, up to its bound.
+    """The requests for each engine of each set: in proportion to its weight, up to its bound.
 
-    ``sets`` are the number of engines and the weight of each; an empty ``most`` bounds none.
+    ``sets`` has the number of engines and the weight for each set; without ``most`` there are no
+    bounds.
     """
     bounds = list(most or [inf] * len(sets))
     open_, left = dict(enumerate(sets)), requests
@@ -410,10 +411,10 @@ def evenly(
 def share_out(
     sets: Sequence[Set], concurrency: int, goal: Goal, most: Sequence[float] = ()
 ) -> list[float]:
-    """Average requests in flight at each engine of each set; every engine gets some.
+    """The average requests in flight for each engine of each set; every engine gets some.
 
-    They are shared by what the goal gains, ``context`` as ``throughput``; of sets that would gain
-    the same, earlier ones go first. ``most`` as for :func:`evenly`.
+    Each part goes to the set for which the goal gains most (``context`` counts as ``throughput``);
+    with equal gains, to the earlier set. ``most`` is as in :func:`evenly`.
     """
     counts = [count for count, _ in sets]
     engines = sum(counts)
@@ -426,7 +427,7 @@ def share_out(
         return shares[place] + steps[place] <= bounds[place]
 
     def worth(place: int) -> tuple[float, float]:
-        """Requests a second that the next share adds, and how soon it is answered."""
+        """The requests a second that the next part adds, and the negative time of an answer."""
         share, speed = shares[place], speeds[place]
         now, more = speed(share), speed(share + steps[place])
         before, after = now.requests_per_second, more.requests_per_second

@@ -1,8 +1,8 @@
-"""The search: every legal shape, the promises first, then the goal.
+"""The search over all legal shapes: promises count first, then the goal.
 
-The image limit that was asked for is tried on every shape: with the engine's own bound paid for,
-and with less where the gateway then queues image requests and the cache gets the rest. Smaller
-limits are tried where no shape serves that one.
+The wished image limit is tried on every shape: with the engine's own bound in the peak, and with a
+lower one, so that the gateway queues image requests and the cache gets the rest. Smaller limits are
+tried if no shape can serve the wished limit.
 """
 
 from __future__ import annotations
@@ -52,17 +52,16 @@ from turbofit.tuner.throughput import host_rate, total
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Asks what is wrong with a launch.
+#: Returns the problem of a launch, or a false value.
 _Ask = Callable[[EngineLaunch], Any]
 
 
 class EngineFit(Struct):
-    """What the search found for one engine: the best shape, with its accounts and its host memory.
+    """The search's result for one engine: the best shape, its accounts and its host memory.
 
-    ``evaluations`` are all shapes that were looked at; the best may not fit. ``reasons`` say why
-    this engine was chosen before another, and why fewer engines run than the GPUs hold. ``rival``
-    is LMDeploy's other engine: the one that serves less, or that would serve where this one does
-    not.
+    ``evaluations`` are all tried shapes; even the best may not fit. ``reasons`` say why this engine
+    was preferred to another, and why fewer engines run than the GPUs could hold. ``rival`` is
+    LMDeploy's other engine, if it serves less, or if it would serve and this one does not.
     """
 
     request: ResolvedRequest
@@ -84,12 +83,12 @@ class EngineFit(Struct):
 
     @property
     def requested_load(self) -> VisionLoad:
-        """The workload's images, before any limit was lowered for them."""
+        """The load of the workload's images, before a limit was lowered."""
         return vision_load_of(self.request, self.request.requested_image_limit)
 
     @property
     def image_limit(self) -> int | None:
-        """The image limit that is promised; None where no images are."""
+        """The promised image limit; None without images."""
         return self.best.shape.image_limit if self.best.vision_load.units_per_image else None
 
     @property
@@ -110,10 +109,10 @@ class EngineFit(Struct):
 
 
 def search(request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> EngineFit:
-    """The best shape for what was asked; ``brief``: its rivals are not all in the result.
+    """The best shape for a request; ``brief``: the result does not contain all other shapes.
 
     Raises:
-        UsageError: an option of the user's cannot be used on this machine or by this model.
+        UsageError: an option of the user cannot be used on this machine or with this model.
     """
     best, evaluations = _Search(request, engine, brief=brief).best()
     _LOG.info(
@@ -139,27 +138,27 @@ def search(request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> 
 
 
 def may_fit(request: ResolvedRequest, engine: Engine) -> bool:
-    """Whether a search may find what fits on equal cards with equal links; if not, it never does.
+    """Whether a search on equal cards with equal links may find a fit; if not, it never does.
 
-    Neither a degree nor copies are given. Raises as :func:`search`.
+    The request must not give a degree or replicas. Raises errors as :func:`search` does.
     """
     if not is_bounded(request):
         return True
     alone = _Search(replace(request, replicas=1), engine)
-    # Of each degree the last, which has the smallest prefill: no cache has more.
+    # Of each degree the last shape, with the smallest prefill, has the largest cache.
     space = {shape.tp: shape for shape in alone.shapes()}
     held = {tp: alone.most_of_one(shape) for tp, shape in space.items()}
-    if not any(held.values()):  # a search lowers the images then
+    if not any(held.values()):  # the search would then lower the images
         held = {tp: alone.most_of_one(shape, small=True) for tp, shape in space.items()}
     cards, wanted = len(request.visible), request.promised_requests or 1
     return any(count * (cards // tp) >= wanted for tp, count in held.items())
 
 
 def fit_on_host(request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> EngineFit:
-    """The result for the engine, with fewer copies where host memory does not suffice for all.
+    """The result for the engine, with fewer replicas if host memory is not enough for all.
 
-    Where no such number of copies fits, the one that holds the most requests at once. ``brief`` and
-    what is raised are as of :func:`search`.
+    If no number of replicas fits, the one that holds the most requests at once. ``brief`` and
+    errors are those of :func:`search`.
     """
     fit = search(request, engine, brief=brief)
     if fit.host_problem is None or request.replicas is not None or request.groups is not None:
@@ -184,13 +183,13 @@ def fit_on_host(request: ResolvedRequest, engine: Engine, *, brief: bool = False
 def at_limit(
     request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
 ) -> Evaluation:
-    """The best on a shape's groups where images of another limit are served, and asked for."""
+    """The best evaluation on a shape's groups if another image limit is wished and served."""
     limited = replace(request, image_limit=image_limit, groups=shape.groups)
     return _Search(limited, engine).best()[0]
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
-    """The largest lower limit of an image under which a shape keeps all else; None for none."""
+    """The largest lower image limit with which a shape keeps all else; None if there is none."""
     whole = replace(shape, at_once=None, units_per_forward=None)
     lowered = _Search(request, engine).lowered(whole, attrgetter("fits"))
     return lowered.shape.image_limit if lowered is not None and lowered.fits else None
@@ -202,7 +201,7 @@ class _Search(SearchState):
         self._brief = brief and is_bounded(request)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
-        """The best shape, and all that were looked at; where none serves the best as asked."""
+        """The best shape, and all tried shapes; if none serves, the best one as wished."""
         whole, others = self._evaluated()
         every = [*whole, *others]
         serving = [evaluation for evaluation in every if evaluation.serves]
@@ -212,7 +211,7 @@ class _Search(SearchState):
         return self._as_taken(chosen), every
 
     def _as_taken(self, evaluation: Evaluation) -> Evaluation:
-        """With the forecast of the images that it takes; all are compared by those asked for."""
+        """Replace the forecast by that for served images; shapes are compared by wished ones."""
         limit = evaluation.shape.image_limit
         if not evaluation.fits or limit == self.request.requested_image_limit:
             return evaluation
@@ -224,7 +223,7 @@ class _Search(SearchState):
         return self.once(lambda: with_speeds(state, evaluation), "taken", evaluation)
 
     def _evaluated(self) -> tuple[list[Evaluation], list[Evaluation]]:
-        """The shapes as asked, and what else is tried; a brief search leaves out what loses."""
+        """The shapes as wished, and other attempts; a brief search skips those that must lose."""
         tried = self._whole(self.shapes())
         whole = [evaluation for _, evaluation in tried]
         if self._brief:
@@ -237,7 +236,7 @@ class _Search(SearchState):
         return whole, others
 
     def _whole(self, space: Sequence[Shape]) -> list[tuple[Shape, Evaluation]]:
-        """Each shape as it was asked for, but in a brief search those that hold fewer requests."""
+        """Evaluate each shape as wished; a brief search skips those that hold fewer requests."""
         wanted = self.request.promised_requests
         if not self._brief or wanted is None:
             return [(shape, self.evaluate(shape)) for shape in space]
@@ -251,17 +250,17 @@ class _Search(SearchState):
         return tried
 
     def _most_requests(self, shape: Shape) -> int:
-        """Requests at once that all groups hold at most, under the asked limit."""
+        """An upper bound of the requests at once that all groups hold with the wished limit."""
         return sum(map(self.most_of_one, _parts(shape)))
 
     def _may_serve(self, shape: Shape) -> bool:
-        """Whether every group serves under some limit."""
+        """Whether every group can serve with some image limit."""
         return all(self.most_of_one(part, small=True) for part in _parts(shape))
 
     def most_of_one(self, part: Shape, *, small: bool = False) -> int:
-        """Requests that one group holds at most; 0 where it does not even serve one alone.
+        """The most requests that one group holds; 0 if it cannot even serve one.
 
-        ``small``: under the least limit of images that a search comes to.
+        ``small``: with the least image limit that a search may use.
         """
         rule, limit, units = self.request.model.image_rule, part.image_limit, None
         if small and rule is not None and limit is not None and not self._limit_given:
@@ -284,7 +283,7 @@ class _Search(SearchState):
         return request.image_limit is not None or request.workload.image_size is not None
 
     def shapes(self) -> list[Shape]:
-        """The shapes that LMDeploy would take with the user's options, or an error: why not."""
+        """The shapes that LMDeploy accepts with the user's options; an error if there are none."""
         running = list(shapes(self.request, self.engine))
         if not running:
             raise self._no_shape()
@@ -348,8 +347,8 @@ class _Search(SearchState):
         return evaluation
 
     def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
-        """The asked limit, paying for one request's units; ``whole`` pays for the engine's."""
-        # With `queue_images` every shape pays for one request's already.
+        """Yield the wished limit with one request's units in the peak, unlike ``whole``."""
+        # With `queue_images` every shape already has one request's units.
         free = self.request.workload.queue_images is None
         units = self.requested_load.units_per_request
         if not units or not free or not self._wants_cache(whole):
@@ -359,7 +358,7 @@ class _Search(SearchState):
             yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
-        """The same, paying for as many units in one forward as cost no promise and no speed."""
+        """The same shape with the most units in one forward that cost no promise and no speed."""
         rule, low = self.request.model.image_rule, queued.shape
         least = low.units_per_forward
         assert rule is not None
@@ -374,7 +373,7 @@ class _Search(SearchState):
         return _largest(queued, least, max(least, *bounds), rule.unit_step, at, attrgetter("fits"))
 
     def _wants_cache(self, whole: Evaluation) -> bool:
-        """Whether more cache would keep or promise more, or less memory is what is asked for."""
+        """Whether more cache would improve a promise, or the least memory is wished."""
         if not whole.fits or self.request.workload.goal == "context" or self.request.least:
             return True
         if whole.settings.session_len < longest_context(self.request):
@@ -384,7 +383,7 @@ class _Search(SearchState):
     def lowered(self, shape: Shape, good: Callable[[Evaluation], bool]) -> Evaluation | None:
         """The shape with the largest lower limit that is good, or the least; None without images.
 
-        It pays for the engine's bound where that fits too.
+        If it also fits with the engine's bound of units, it has this bound.
         """
         request, rule, most = self.request, self.request.model.image_rule, shape.image_limit
         if rule is None or most is None:
@@ -411,13 +410,14 @@ class _Search(SearchState):
         return next((problem for problem in known if problem.fatal), None)
 
     def _problem(self, shape: Shape, ask: _Ask) -> Any:
-        """What is wrong with a shape's first engine that has a problem; None: all run.
+        """The problem of a shape's first engine that has one; None if all can run.
 
-        Each has the longest context that it might be launched with, and one request where no batch
-        is given: none is chosen that ends it.
+        Each is asked with its longest possible context, and with one request if no batch is given,
+        since the search never chooses a batch that ends it.
         """
         request = self.request
-        # A context too short for images says more than one too short to start.
+        # With images, the longest context is used: a context too short for them is the better
+        # message.
         images = self.requested_load.units_per_image
         longest = request.model.text.max_position_embeddings if images else most_context(request)
 
@@ -434,7 +434,7 @@ class _Search(SearchState):
 
 
 def _parts(shape: Shape) -> Iterator[Shape]:
-    """Each group by itself, with the prefill that leaves its cache most."""
+    """Yield each group alone, with the prefill that leaves the largest cache."""
     prefill = min(shape.prefills, default=shape.max_prefill_token_num)
     for group in shape.groups:
         alone = replace(shape, tp=len(group), groups=(group,), prefills=())
@@ -449,7 +449,7 @@ def _largest(
     at: Callable[[int], Evaluation],
     good: Callable[[Evaluation], bool],
 ) -> Evaluation:
-    """Bisect for the largest value that is worth as much as ``low``, which is good."""
+    """Bisect for the largest value whose worth is at least that of ``low``, which is good."""
     tried = {0: best}
 
     def worth_as_much(steps: int) -> bool:
@@ -460,7 +460,7 @@ def _largest(
 
 
 def _order(evaluation: Evaluation) -> tuple[object, ...]:
-    """Fitting shapes by rank; then those that hold the most requests, or miss the fewest bytes."""
+    """The sort key: fitting shapes by rank; others by requests held, then by missing bytes."""
     indices = tuple(-index for group in evaluation.shape.groups for index in group)
     if evaluation.fits:
         return (1, *evaluation.rank, indices)

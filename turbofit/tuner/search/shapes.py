@@ -1,7 +1,7 @@
-"""Every shape that LMDeploy could run on the GPUs that are there: which go together, and how.
+"""The shapes that LMDeploy could run on the visible GPUs: their groups and settings.
 
-Of groupings with equally full cards behind equal links only that with the smallest indices is kept:
-they are the same to every forecast.
+Groupings whose cards are equally full with equal links are equal for every forecast, so only the
+one with the smallest indices is kept.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from turbofit.tuner.tower import whole_image_prefill
 class Shape(Struct):
     """A point of the search space.
 
-    ``units_per_forward`` None pays for the engine's own bound; ``promised`` is the context that
-    engines on other cards hold. ``at_once`` are the requests that are there in each group at any
-    time; None: an even share of the workload's, or the best batch. ``prefills`` are what groups
-    on unequal cards may choose from, each for itself; empty where all run the same settings.
+    With ``units_per_forward`` None, the peak has the engine's own bound. ``promised`` is the
+    context that engines on other cards hold. ``at_once`` are the requests in each group at any
+    time; None: an equal share of the workload's, or the best batch. ``prefills`` are the values
+    from which each group on unequal cards chooses; empty if all groups have the same settings.
     """
 
     tp: int
@@ -50,18 +50,18 @@ class Shape(Struct):
         return len(self.groups)
 
     def requests(self, concurrency: int | None) -> float:
-        """Requests in each group at any time, of so many over all groups; one where nobody says."""
+        """The requests in each group at any time, for ``concurrency`` over all; 1 if None."""
         if self.at_once is not None:
             return self.at_once
         return 1.0 if concurrency is None else concurrency / self.replicas
 
 
-#: Digits of a value that shapes are ranked by.
+#: The digits of a value that ranks shapes.
 _DIGITS: Final = 9
 
 
 def rounded(value: float) -> float:
-    """The value with so few digits that sums of the same speeds in another order are the same."""
+    """Round a value so that sums of the same speeds in another order are equal."""
     return float(f"{value:.{_DIGITS}g}")
 
 
@@ -71,19 +71,20 @@ _CANDIDATE_SETTINGS: Final = (
 
 
 class Evaluation(Struct):
-    """A shape with its settings, and whether it serves.
+    """A shape with its settings, and whether it can serve.
 
-    ``short``: bytes missing on the tightest GPU, 0 where it serves. ``score`` is the goal's value,
-    ``served`` the share of the vision units asked for, ``queues`` whether image requests wait
-    unasked. ``parts`` are the sets of like groups where cards are unequal; ``settings`` and
-    ``kv_tokens`` are then the weakest's. ``speeds`` are in the order of the groups,
-    ``seconds_per_answer`` is the slowest's (goal of latency). ``wants_cache``: more cache would run
-    more requests at once. ``footprint``: bytes on all GPUs, where the least is asked for.
-    ``held_requests``: those that all engines hold at once, where a number is promised; with too
-    few, ``settings`` have the largest batch that is held. ``pace`` is the forecast under the wished
-    rate, ``slow`` the share by which it misses the wish. ``ranked`` is what counts of the score: of
-    requests a second those of a plain tower, with whose attention a worst image would outweigh all
-    that smaller ones and texts gain by cache; it is not rounded, since a whole's is its parts' sum.
+    ``short``: missing bytes on the tightest GPU, 0 if it serves. ``score`` is the goal's value,
+    ``served`` the share of the wished vision units, ``queues`` whether image requests wait although
+    nobody asked for it. ``parts`` are the sets of equal groups if cards are unequal; ``settings``
+    and ``kv_tokens`` are then those of the weakest. ``speeds`` are in the order of the groups;
+    ``seconds_per_answer`` is that of the slowest (latency goal). ``wants_cache``: more cache would
+    run more requests at once. ``footprint``: bytes on all GPUs, if the least is wished.
+    ``held_requests``: requests that all engines hold at once, if a number is promised; with too
+    few, ``settings`` have the largest batch that is held. ``pace`` is the forecast for the wished
+    pace, ``slow`` the share by which it misses the wish. ``ranked`` is the part of the score that
+    ranks shapes: requests a second with a plain tower, since a worst image's attention would
+    outweigh the cache's gain for smaller images and texts; it is not rounded, since a whole's is
+    the sum of its parts'.
     """
 
     engine: str
@@ -111,19 +112,19 @@ class Evaluation(Struct):
 
     @property
     def sets(self) -> tuple[Evaluation, ...]:
-        """The sets of like groups; the shape itself where all run the same settings."""
+        """The sets of equal groups; only the shape itself if all have the same settings."""
         return self.parts or (self,)
 
     @property
     def serves(self) -> bool:
-        """Whether it serves, though perhaps fewer requests at once than were asked for."""
+        """Whether it serves, perhaps with fewer requests at once than wished."""
         return self.fits or self.held_requests > 0
 
     @property
     def worth(self) -> tuple[float, ...]:
-        """What clients get: images as large as was asked, the context, then the goal's value.
+        """The sort key of what clients get: size of images, context, then the goal's value.
 
-        Promises come before speed, so that more memory makes none smaller.
+        Promises precede speed, so that more memory never makes a promise smaller.
         """
         context = self.settings.session_len
         return (self.served, context, -self.footprint, -self.slow, rounded(self.ranked))
@@ -158,10 +159,10 @@ class Evaluation(Struct):
 
 
 def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> Settings:
-    """The engine's options for a shape; what the user fixed stays.
+    """The engine's settings for a shape; options that the user gave are kept.
 
     Raises:
-        UsageError: a fixed option has a value that LMDeploy does not take.
+        UsageError: a given option has a value that LMDeploy does not accept.
     """
     quantization = request.model.quantization
     chosen: dict[str, object] = {
@@ -181,10 +182,11 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
 
 
 def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:
-    """The dtype that ``auto`` becomes on these GPUs, and why.
+    """The dtype that ``auto`` means on these GPUs, and the reason.
 
-    AWQ, GPTQ and packed int4 run in float16; cards before Ampere have no bfloat16, and a card that
-    does not tell has it. On Hopper int4 runs in bfloat16 too, and gated delta nets in nothing else.
+    AWQ, GPTQ and packed int4 need float16. Cards before Ampere have no bfloat16; a card of unknown
+    capability counts as having it. On Hopper, int4 also runs in bfloat16, and gated delta nets need
+    it.
     """
     packed = model.quantization
     cards = [capability_of(gpu, unknown=AMPERE) for gpu in gpus]
@@ -200,10 +202,10 @@ def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bf
 
 
 def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
-    """The user's dtype, or what ``auto`` becomes on these GPUs.
+    """The dtype that the user gave, or that ``auto`` means on these GPUs.
 
     Raises:
-        UsageError: they cannot run the user's, and LMDeploy would change it without a word.
+        UsageError: the GPUs cannot run the given dtype, and LMDeploy would silently change it.
     """
     possible, why = dtype_for(model, gpus)
     if not isinstance(fixed, str) or fixed == "auto":
@@ -218,12 +220,13 @@ def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
 
 PREFILL_SIZES = (8192, 4096, 2048, 1024)
 _LARGEST_TP = 8
-#: Beyond this many equal GPUs every grouping is too many: they are cut in an order of their links.
+#: With more equal GPUs than this, not every grouping is tried: they are split in the order of
+#: links.
 _EXHAUSTIVE = 8
-#: Ways to group one kind by one degree that are tried beside another's; about so many in all.
+#: The most groupings of one kind of card and degree to combine with those of others; and in all.
 _MIXED = 4
 _MOST_MIXED = 48
-#: Cards whose used memory differs by less run one set of settings.
+#: Cards whose used memory differs by less get the same settings.
 _ALIKE = 64 * MIB
 
 Group = tuple[int, ...]
@@ -248,7 +251,7 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
 
 
 def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
-    """The user's own size, or those to try: one of them holds a worst image that is cut else."""
+    """The given prefill size, or the sizes to try; one of them holds the worst image uncut."""
     fixed = request.engine_options.get("max_prefill_token_num")
     if isinstance(fixed, int):
         return (fixed,)
@@ -261,7 +264,7 @@ def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
 
 
 def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group, ...]]:
-    """Ways to cut the visible GPUs into groups; over unequal cards where equal ones do not do."""
+    """The ways to divide the visible GPUs into groups; of unequal cards only if no other works."""
     if request.groups is not None:
         return [request.groups]
     ways = _mixed(request, engine)
@@ -271,14 +274,14 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
             for replicas in _replicas(request, len(gpus) // tp):
                 ways += groupings.ways(tp, replicas)
     ways = ways or list(_requested_shape(request, engine))
-    # Without so many engines a batch that is given does not run the requests that are given.
+    # With fewer engines, the given batch could not run the given number of requests.
     batch, requests = request.engine_options.get("max_batch_size"), request.workload.concurrency
     least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
     return [groups for groups in ways if len(groups) >= least] or ways
 
 
 def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
-    """Engines on unequal cards side by side, each on equal ones, all with one dtype."""
+    """Groupings with engines on different kinds of cards, each on equal ones, with one dtype."""
     parts = [gpus for gpus in kinds(request.visible) if not gpus[0].mig]
     if len(parts) < 2:
         return []
@@ -290,9 +293,9 @@ def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
 
 
 def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[Group, ...]]:
-    """Engines over unequal cards, for a degree that was asked for.
+    """Yield groups of unequal cards, if the degree was given.
 
-    Packed weights take another form on some cards, and an account knows one form in a group.
+    Quantised weights have different formats on some cards, but an account knows one per group.
     """
     gpus, tp = [gpu for gpu in request.visible if not gpu.mig], request.tp
     if tp is None or engine.tp_problem(request.model, tp):
@@ -305,7 +308,7 @@ def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple
 
 
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
-    """Degrees that cards of one kind could run; MIG instances have no peers for NCCL to join."""
+    """The degrees that cards of one kind can run; NCCL cannot connect MIG instances."""
     most = 1 if gpus[0].mig else len(gpus)
     degrees = range(1, min(most, _LARGEST_TP) + 1) if request.tp is None else (request.tp,)
     return [tp for tp in degrees if tp <= most and not engine.tp_problem(request.model, tp)]
@@ -348,7 +351,7 @@ def split_over_slices(tp: int, whole: int) -> str:
 
 
 def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
-    """The GPUs by kind: one tensor-parallel group runs on equal cards only."""
+    """The GPUs by kind; a tensor-parallel group needs equal cards."""
     alike: dict[tuple[object, ...], list[Gpu]] = {}
     for gpu in gpus:
         alike.setdefault((gpu.name, gpu.total, gpu.compute_capability, gpu.limit), []).append(gpu)
@@ -356,9 +359,9 @@ def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
 
 
 class Groupings:
-    """The distinct ways to make groups of some equal GPUs.
+    """The distinct ways to form groups of equal GPUs.
 
-    In each group the card with the most free memory comes first: it stages the load.
+    In each group, the card with the most free memory comes first: it stages the weights.
     """
 
     def __init__(self, machine: Machine, gpus: Sequence[Gpu]) -> None:
@@ -367,7 +370,7 @@ class Groupings:
         self._signatures: dict[Group, GroupSignature] = {}
 
     def ways(self, tp: int, replicas: int) -> list[tuple[Group, ...]]:
-        """All that differ in memory or links, each of ``replicas`` groups of ``tp`` GPUs."""
+        """All ways to form ``replicas`` groups of ``tp`` GPUs that differ in memory or links."""
         if tp * replicas > len(self._gpus):
             return []
         return [
@@ -406,10 +409,10 @@ def mixed_groupings(
     tps: Sequence[Sequence[int]],
     replicas: int | None = None,
 ) -> list[tuple[Group, ...]]:
-    """Groups, each of one kind of card, of two or more kinds side by side: all that each gives.
+    """Groupings of two or more kinds of card; each group has one kind, each kind all its groups.
 
-    ``tps`` are the degrees of each kind, which may differ. All kinds together and small degrees
-    come first, up to a bound. ``replicas``: the number of groups, None for any.
+    ``tps`` are the degrees of each kind, which may differ. Groupings with all kinds and small
+    degrees come first; their number is limited. ``replicas``: the number of groups, None for any.
     """
     kinds_and_degrees = [
         (Groupings(machine, gpus), len(gpus), degrees)
@@ -431,9 +434,9 @@ def mixed_groupings(
 
 
 def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:
-    """The groups by what their cards have free, the freest first; links do not matter.
+    """The groups in sets of equal ones, by free memory, the freest first; links are ignored.
 
-    Cards of a set are equal, place by place, but for a little memory that others hold.
+    The cards of a set's groups are equal at each place, except for a little used memory.
     """
 
     def cards(group: Group) -> list[tuple[int, str, int, int, int]]:
@@ -460,7 +463,7 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
 
 
 def _side_by_side(kinds: Sequence[Sequence[tuple[Group, ...]]]) -> Iterator[tuple[Group, ...]]:
-    """One way of each kind, those first that come early in their own lists."""
+    """Combine one way of each kind; combinations of early ways come first."""
     places = product(*(range(len(ways)) for ways in kinds))
     for chosen in sorted(places, key=sum):
         yield tuple(chain(*(ways[place] for ways, place in zip(kinds, chosen, strict=True))))
@@ -469,7 +472,7 @@ def _side_by_side(kinds: Sequence[Sequence[tuple[Group, ...]]]) -> Iterator[tupl
 def _partitions(
     gpus: tuple[Gpu, ...], tp: int, replicas: int
 ) -> Iterator[tuple[tuple[Gpu, ...], ...]]:
-    """Unordered choices of groups, smallest indices first."""
+    """Yield all unordered choices of groups, those with the smallest indices first."""
     if replicas == 0:
         yield ()
         return
@@ -484,7 +487,7 @@ def _partitions(
 def _in_order(
     machine: Machine, gpus: Sequence[Gpu], tp: int, replicas: int
 ) -> tuple[tuple[Gpu, ...], ...]:
-    """Groups grown one by one from the freest card by the best link."""
+    """Form groups one by one: start with the freest card, and add the card with the best link."""
     left = sorted(gpus, key=lambda gpu: (known(gpu.used, 0), gpu.index))
     groups = []
     for _ in range(replicas):
@@ -498,7 +501,7 @@ def _in_order(
 
 
 def _uniform(machine: Machine, gpus: Sequence[Gpu]) -> bool:
-    """Whether all ways to group these GPUs are the same: equal cards, and equal links or none."""
+    """Whether all ways to group these GPUs are equal: equal cards with equal links."""
     cards = {(gpu.total, gpu.reserved, gpu.used, gpu.limit) for gpu in gpus}
     if len(cards) > 1 or machine.measured is not None:
         return False

@@ -1,4 +1,4 @@
-"""The context, the batch and the cache ratio of one shape: as much as its cache holds."""
+"""Sizes one shape: the context, the batch and the cache ratio that its cache allows."""
 
 from __future__ import annotations
 
@@ -30,36 +30,37 @@ from turbofit.tuner.speed import (
 
 T = TypeVar("T")
 
-#: Contexts that are looked at are multiples of this.
+#: The contexts that are tried are multiples of this.
 CONTEXT_STEP: Final = 64
-#: A round context, as people write them, where it keeps so much of what the cache holds.
+#: A context is rounded down to a multiple of this if it keeps this share of its length.
 ROUND_CONTEXT: Final = 1024
 _ROUND_KEEPS: Final = 0.95
-#: Tokens of text and answer that a context must hold beside the images to be of use.
+#: The tokens of text and answer that a context must hold in addition to the images.
 MIN_TEXT_TOKENS: Final = 1024
-#: Of a context too short for so many, this share.
+#: A context too short for these reserves one of so many parts for text.
 _TEXT_SHARE: Final = 8
-#: A context that few requests miss.
+#: A context, in tokens, that is enough for most requests.
 _ENOUGH_CONTEXT: Final = 32768
-#: Of the best requests a second; a larger batch for the rest is not worth its memory.
+#: The share of the best requests a second that is enough; more need not be worth its memory.
 _NEARLY_ALL: Final = 0.99
-#: With the goal of context a batch may cost this share of the tokens.
+#: With the goal of context, a batch must keep this share of the tokens.
 _TOKENS_KEPT: Final = 0.99
 
 
 class SearchState:
-    """What all shapes of one search share: the question, and accounts and speeds of groups."""
+    """The state that all shapes of one search share: the request, and cached results."""
 
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request, self.engine = request, engine
-        #: The workload's images, before any limit is lowered for it.
+        #: The load of the workload's images, before a limit is lowered.
         self.requested_load = vision_load_of(request, request.requested_image_limit)
-        #: The last shape's cache did not hold the shortest context: the next one's is asked first.
+        #: Whether the last shape's cache could not hold the shortest context; the next is then
+        #: tried first.
         self.too_small = False
         self._answers: dict[tuple[object, ...], Any] = {}
 
     def once(self, answer: Callable[[], T], *key: object) -> T:
-        """An answer that depends on the key alone, kept for all shapes that meet the same key."""
+        """Return ``answer()``, computed only once for each key."""
         if key not in self._answers:
             self._answers[key] = answer()
         return cast("T", self._answers[key])
@@ -70,7 +71,7 @@ class SearchState:
         return self.once(lambda: [tuple(map(gpu, group)) for group in groups], "gpus", groups)
 
     def distinct(self, groups: tuple[tuple[int, ...], ...]) -> list[tuple[Gpu, ...]]:
-        """Groups that differ for an account and a speed: the last of those that are equal."""
+        """The groups that differ in account or speed; of equal groups the last one."""
 
         def distinct() -> list[tuple[Gpu, ...]]:
             return list({self.key_of(gpus): gpus for gpus in self.gpus_of(groups)}.values())
@@ -78,7 +79,7 @@ class SearchState:
         return self.once(distinct, "distinct", groups)
 
     def firsts(self, groups: tuple[tuple[int, ...], ...]) -> list[tuple[Gpu, ...]]:
-        """As `distinct`, the first of those that are equal."""
+        """The same as `distinct`, but of equal groups the first one."""
 
         def firsts() -> list[tuple[Gpu, ...]]:
             first: dict[object, tuple[Gpu, ...]] = {}
@@ -89,7 +90,7 @@ class SearchState:
         return self.once(firsts, "firsts", groups)
 
     def key_of(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """What an account and a speed depend on: no indices, where a group's cards are equal."""
+        """The key of all that accounts and speeds depend on; without indices if cards are equal."""
         machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
 
         def key() -> tuple[object, ...]:
@@ -123,7 +124,7 @@ class Sizer:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What the context and the best batch depend on: like groups count once."""
+        """The key of all that the context and the best batch depend on; equal groups count once."""
         at_once = self.shape.requests(self.request.workload.concurrency)
         shape = replace(self.shape, groups=(), at_once=at_once)
         return (shape, self.vision_load, tuple(map(self.state.key_of, self.distinct)))
@@ -134,7 +135,7 @@ class Sizer:
         return other
 
     def safe(self) -> Sizer:
-        """The same with no larger batch than an engine survives, where nobody gives one."""
+        """The sizer with the largest batch that the engine survives, unless a batch is given."""
         if "max_batch_size" in self.request.engine_options:
             return self
         batch = self.shape.requests(self.request.workload.concurrency)
@@ -144,7 +145,7 @@ class Sizer:
         return self if limit is None or batch <= limit else self.with_batch(limit)
 
     def evaluation(self, session_len: int) -> Evaluation:
-        """The shape with this context: its ratio and what its cache holds, without any speed."""
+        """The shape with this context: its ratio and its cache's tokens, without speeds."""
         accounts = self.accounts(session_len)
         settings = shape_settings(self.request, self.shape, session_len)
         ratio = self.ratio(accounts)
@@ -165,24 +166,24 @@ class Sizer:
         )
 
     def lacking(self, kv_tokens: int, session_len: int, wanted: int) -> int:
-        """Bytes that a cache of so many tokens lacks for so many requests of that size."""
+        """Bytes that a cache of so many tokens lacks for ``wanted`` requests of that context."""
         account, size = self.accounts(session_len)[0], counted_tokens(self.vision_load, session_len)
         tokens = wanted * round_up(size, account.settings.cache_block_seq_len)
         return max(0, tokens - kv_tokens) * account.bytes_per_token
 
     def most_requests(self, session_len: int) -> int:
-        """Requests that the cache has room for: no more of a longer context or a larger batch."""
+        """The requests that fit into the cache; a longer context or larger batch never has more."""
         settings = shape_settings(self.request, self.shape, session_len)
         size = counted_tokens(self.vision_load, session_len)
         return settings.requests_in(self._tokens_held(session_len), size)
 
     def accounts(self, session_len: int) -> list[Account]:
-        """The accounts of the groups that differ; their indices may be another equal group's."""
+        """One account for each distinct group; its indices may be those of an equal group."""
         settings = shape_settings(self.request, self.shape, session_len)
         return [self._account(settings, gpus) for gpus in self.distinct]
 
     def largest_batch(self, settings: Settings) -> int | None:
-        """The largest batch that ends no engine, whichever group has it; None: any."""
+        """The largest batch that ends no group's engine; None if there is no limit."""
         name, version = self.engine.name, self.engine.version
 
         def largest() -> int | None:
@@ -204,7 +205,7 @@ class Sizer:
         *,
         plain: bool = False,
     ) -> Speed:
-        """The forecast of one group; ``at_once`` None: with the shape's own requests.
+        """The forecast of one group; ``at_once`` None means the shape's own requests.
 
         ``plain``: as if the vision tower's attention took no time.
         """
@@ -216,7 +217,7 @@ class Sizer:
             return group_rates(request.model, settings, request.machine, gpus, self.engine)
 
         def forecast() -> Speed:
-            # Of what a search varies the GPUs, `tp` and the type decide on the rates.
+            # Only the GPUs, `tp` and the type, of all that a search varies, determine the rates.
             indices = tuple(gpu.index for gpu in gpus)
             group = state.once(rates, "rates", settings.tp, settings.dtype, indices)
             images = replace(state.requested_load, units_per_forward=units)
@@ -229,7 +230,7 @@ class Sizer:
         return state.once(forecast, "speed", *key, units, plain)
 
     def contexts(self) -> tuple[int, int]:
-        """The shortest and the longest context to look at: the user's, where it is given."""
+        """The shortest and the longest context to try; both are the user's if it is given."""
         longest = longest_context(self.request)
         if self.request.context_given:
             return longest, longest
@@ -238,7 +239,7 @@ class Sizer:
         return min(shortest_context(self.vision_load), longest), longest
 
     def session_len(self) -> int:
-        """The context: the user's, or the model's own lowered to what the cache holds."""
+        """The context: the user's, or the model's own, reduced to what the cache holds."""
         low, longest = self.contexts()
         if low == longest:
             return low
@@ -252,12 +253,12 @@ class Sizer:
             return low
         low = longest_held(self._tokens_held, low, longest)
         rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
-        # A round number where it costs little: 3,072 of 4,032 would be a quarter.
+        # Rounding must cost little: 3,072 of 4,032 would lose a quarter.
         cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
         return rounded if cheap else low
 
     def ratio(self, accounts: Sequence[Account]) -> float | None:
-        """The largest ratio that fits every group and that rehearsals left, or the user's own."""
+        """The largest ratio that fits every group and the rehearsals' caps, or the user's own."""
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
         best = [self.state.once(account.best_ratio, "ratio", account) for account in accounts]
@@ -269,7 +270,7 @@ class Sizer:
         return min(1.0, *ratios, *left)
 
     def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
-        """The smallest ratio that holds a whole context for all of the batch, else the most."""
+        """The smallest ratio with a whole context for each request of a batch, else ``most``."""
         if self._fixed_ratio is not None:
             return most
         settings = accounts[0].settings
@@ -285,12 +286,12 @@ class Sizer:
         return bisect(too_small, 0, round(most * RATIO_STEPS))[1] / RATIO_STEPS
 
     def footprint(self, settings: Settings) -> int:
-        """The most bytes that the engines of all groups hold, on all of their GPUs."""
+        """The most bytes in use by the engines of all groups, on all of their GPUs."""
         accounts = [self._account(settings, gpus) for gpus in self.groups]
         return sum(sum(account.taken_at(account.ratio)) for account in accounts)
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
-        """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
+        """The missing bytes on the tightest GPU; 0 if the shape serves."""
         missing = max(account.missing_at(ratio or 0.0) for account in accounts)
         if missing or ratio is None:
             return max(1, missing)
@@ -303,14 +304,14 @@ class Sizer:
         return tokens * accounts[0].bytes_per_token
 
     def needed_tokens(self) -> int:
-        """What the cache must hold: a context that was promised, or else the workload's request."""
+        """The tokens that the cache must hold: a promised context, or the workload's request."""
         if self.request.workload.context is not None:
             return self.request.workload.context
         longest = self.request.model.text.max_position_embeddings
         return min(shortest_context(self.vision_load), longest, most_context(self.request))
 
     def _tokens_held(self, session_len: int) -> int:
-        """Tokens of the cache with this context; 0 where the engine does not start."""
+        """The tokens of the cache with this context; 0 if the engine does not start."""
         accounts = self.accounts(session_len)
         ratio = self.ratio(accounts)
         if ratio is None or any(account.cache_shortfall_at(ratio) for account in accounts):
@@ -327,7 +328,7 @@ class Sizer:
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
-    """The least ``session_len`` that serves the workload's request."""
+    """The least ``session_len`` with which the workload's request can be served."""
     return round_up(vision_load.tokens_per_request + MIN_TEXT_TOKENS, CONTEXT_STEP)
 
 
@@ -337,10 +338,11 @@ def most_context(request: ResolvedRequest) -> int:
 
 
 def longest_context(request: ResolvedRequest) -> int:
-    """The longest context that is promised: the user's, or the model's own up to 32,768.
+    """The longest context to promise: the user's, or the model's own up to 32,768.
 
-    Few requests are longer, and longer ones let more images meet in TurboMind's forward. Images
-    that need more get it; the goal of context has the model's own, the least footprint one request.
+    Few requests are longer, and longer contexts let more images share TurboMind's forward. Images
+    that need more get it; with the goal of context it is the model's own, and for the least
+    footprint that of one request.
     """
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
@@ -350,7 +352,7 @@ def longest_context(request: ResolvedRequest) -> int:
 
 
 def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
-    """Tokens of images and some text beyond the longest context; LMDeploy refuses such a prompt."""
+    """Tokens of images and some text beyond the longest context; LMDeploy refuses such prompts."""
     if not vision_load.units_per_image:
         return 0
     context = most_context(request)
@@ -359,11 +361,11 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
-    """The longest context that is held, a multiple of 64 or ``low``; ``high`` is not held.
+    """The longest context that the cache holds: a multiple of 64, or ``low``; ``high`` is too long.
 
-    ``tokens_at`` gives the KV tokens that the cache holds with a context, 0 where the engine does
-    not start. A longer context leaves no more of them, so that each look bounds the answer on both
-    sides: two or three suffice, where bisection takes ten.
+    ``tokens_at`` returns the KV tokens in the cache for a context, 0 if the engine does not start.
+    A longer context never leaves more tokens, so each result bounds the answer on both sides: two
+    or three calls suffice, where bisection needs ten.
     """
     guess = tokens_at(high) // CONTEXT_STEP * CONTEXT_STEP
     while high - low > CONTEXT_STEP:
@@ -381,12 +383,12 @@ def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
 
 
 def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
-    """Requests that one engine runs at once, and whether more memory would run more.
+    """The batch of one engine, and whether more memory would allow a larger one.
 
-    The user's own, else the smallest batch with nearly the best forecast, since more rows cost
-    memory, or the largest that memory holds. No batch shortens ``session_len``. The forecast is
-    of images that are small for a tower: where it attends over a worst one for seconds, a batch
-    brings little, and all smaller images and texts would wait for nothing.
+    It is the user's own; else the smallest batch with nearly the best forecast, since more rows
+    cost memory, or the largest that memory allows. No batch shortens ``session_len``. The forecast
+    is for images that are small for the tower: if the tower needs seconds for a worst image, a
+    batch gains little, and smaller images and texts would wait in vain.
     """
     fixed = sizer.request.engine_options.get("max_batch_size")
     if isinstance(fixed, int):
@@ -395,7 +397,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     if not alone.fits:
         return 1, True
     need = request_tokens(sizer.state.requested_load)
-    # LMDeploy's default on these cards; no larger one is chosen.
+    # LMDeploy's default on these cards; a larger batch is never chosen.
     sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
     default = min(size for size in sizes if isinstance(size, int))
     default = min(default, sizer.largest_batch(alone.settings) or default)
@@ -408,14 +410,14 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
 
 class _Batches:
-    """Batches of one shape beside a batch of one, which fits: their rates, and what they hold."""
+    """Batches of one shape compared with a batch of one, which fits: rates and tokens."""
 
     def __init__(self, sizer: Sizer, alone: Evaluation, session_len: int) -> None:
         self.sizer, self.alone, self.session_len = sizer, alone, session_len
         self.need = request_tokens(sizer.state.requested_load)
         by_tokens = sizer.request.workload.goal == "context"
         kept = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
-        #: KV tokens that a batch must leave.
+        #: The KV tokens that must remain with a batch.
         self.least = max(kept, min(session_len, alone.kv_tokens))
 
     def rate(self, batch: int) -> float:
@@ -431,9 +433,9 @@ class _Batches:
         return sized.fits and held >= batch and sized.kv_tokens >= self.least
 
     def fastest(self, most: int) -> int:
-        """The smallest batch with nearly the best rate of those up to ``most``.
+        """The smallest batch, up to ``most``, with nearly the best rate.
 
-        The rate grows up to one maximum, which is looked for among powers of two and the most.
+        The rate grows up to a single maximum; powers of two and ``most`` are tried.
         """
         tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
         rates = [self.rate(batch) for batch in tried]
@@ -444,7 +446,7 @@ class _Batches:
 
 
 def held_by(sized: Evaluation) -> int:
-    """Requests, of the size that verdicts count by, that one engine runs and holds at once."""
+    """The requests of counted size that one engine runs and holds at once."""
     settings = sized.settings
     size = counted_tokens(sized.vision_load, settings.session_len)
     held = settings.requests_in(sized.kv_tokens, size)
@@ -452,12 +454,12 @@ def held_by(sized: Evaluation) -> int:
 
 
 def is_bounded(request: ResolvedRequest) -> bool:
-    """Whether no cache has more than beside one request, which one of a ratio that is given may."""
+    """Whether every cache is at most as large as with one request; a given ratio may break this."""
     return "cache_max_entry_count" not in request.engine_options
 
 
 def most_held(sizer: Sizer, wanted: int) -> int:
-    """The most requests at once that one engine of a shape holds, below ``wanted``."""
+    """The most requests at once, below ``wanted``, that one engine of a shape holds."""
     shortest, _ = sizer.contexts()
     bounded = is_bounded(sizer.request)
     most = sizer.with_batch(1).most_requests(shortest) if bounded else wanted
