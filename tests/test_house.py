@@ -32,7 +32,7 @@ BUDGETS = {
     "planning": 3_845,  # the list of checks came from diagnose and launch; files of one subject
     "observe": 1_625,  # readers of logs that keep forms of lines, stages that two rooms share
     "pretend": 1_940,
-    "rehearse": 4_415,  # rooms of forwards, what pretend GPUs answer, stand-ins of LLaVA and Llama-3.2-Vision
+    "rehearse": 4_415,  # rooms of forwards, stand-ins of LLaVA and Llama-3.2-Vision
     "gateway": 9_335,  # the page and what it asks for, connections after bodies, its options
     "load": 1_520,  # what asks for a person came from cli
     "launch": 11_830,  # kept kernels, images on threads and resized, standby, checks, garbage
@@ -41,7 +41,7 @@ BUDGETS = {
     "report": 5_075,  # views, and looks at servers that run, came from cli; faults that which names
     "cli": 4_425,  # lines of other programs, their cards, those of profiles too
     "turbofit": 430,  # a door of Python with its own words, those of a batch too
-    "tests": 58_560,  # a row an asker of each formula, deaths by three, slices, rows that only judge; a checkpoint by hand; resizing to the bit
+    "tests": 58_560,  # a row an asker of a formula, deaths as three say them; slices
     "tests/support": 3_635,  # leftovers of a run, stand-ins that stand by, a browser
     "bench": 13_975,  # front ends alone, bench.images, bench.gateway.large, a sheet for a judge
 }
