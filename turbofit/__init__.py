@@ -24,7 +24,7 @@ __all__ = [
     "Plan", "PlanRequest", "__version__", "batch", "pipeline", "plan", "predict", "rehearse",
     "which",
 ]  # fmt: skip
-#: Functions whose names are rooms', too.
+#: Functions that share their names with rooms.
 _ROOMS = ("batch", "rehearse")
 
 
@@ -49,7 +49,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps ``turbofit.rehearse`` the function, whichever part of its room has been imported."""
+    """Keeps ``turbofit.rehearse`` the function when modules of its room are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _ROOMS or not isinstance(value, ModuleType):

@@ -1,4 +1,4 @@
-"""``turbofit``, and ``python -m turbofit``: Ctrl-C while it imports ends it without a word."""
+"""``turbofit`` and ``python -m turbofit``: Ctrl-C during its imports ends it silently."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import signal
 import sys
 from typing import Any, Final
 
-#: A shell's code for an end by SIGINT.
+#: A shell's exit code for an end by SIGINT.
 _INTERRUPTED: Final = 128 + signal.SIGINT
 
 
 def entry() -> None:
-    """The console script."""
+    """Run the console script."""
     usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:  # else a shell, or nohup, lets it be ignored
+    if usual is signal.default_int_handler:  # else a shell, or nohup, ignores it
         signal.signal(signal.SIGINT, _end)
     try:
         from turbofit.cli.main import entry as run
@@ -26,7 +26,7 @@ def entry() -> None:
 
 
 def _end(*_: Any) -> None:
-    """Nothing has begun: no import that is under way need hear of it."""
+    """End the process immediately: no work has begun that an import could interrupt."""
     os._exit(_INTERRUPTED)
 
 

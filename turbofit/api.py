@@ -1,4 +1,4 @@
-"""The doors of turbofit for programs: each builds a request, and hands it to the room it is for.
+"""The functions of turbofit for programs: each builds a request and passes it to its room.
 
     >>> import turbofit
     >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
-#: A command line inside of a sentence, which stays one; and an option with its value.
+#: A command line within a sentence, which is not reworded; and an option with its value.
 _COMMAND: Final = re.compile(
     r"(turbofit (?:batch|bench|calibrate|doctor|download|gpus|machine|merge|models|plan|predict"
     r"|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
@@ -52,13 +52,13 @@ _COMMAND: Final = re.compile(
 _OPTION: Final = re.compile(
     r"--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\w.%*-]*|[A-Z][A-Z|%]+\b|[A-Z]\b|https?://[\w.:/-]*\w))?"
 )
-#: Keywords of functions here that no request or specification has.
+#: Keywords of functions here that are fields of no request or specification.
 _MORE_KEYWORDS: Final = {"rehearse": bool, "url": str, "api_key": str}
 
 
 @cache
 def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
-    """The same function for programs: its errors name keywords, and end at the caller's line."""
+    """The function for programs: its errors name keywords, and tracebacks end at the caller."""
 
     @wraps(function)
     def door(*args: _Parameters.args, **keywords: _Parameters.kwargs) -> _Answer:
@@ -76,14 +76,14 @@ def _reword(error: TurbofitError) -> None:
 
 
 def in_python(text: str) -> str:
-    """A sentence with keywords in the place of options: ``tp=3``, where it said ``--tp 3``."""
+    """A sentence with keywords instead of options: ``tp=3`` instead of ``--tp 3``."""
     parts = _COMMAND.split(text)
     return "".join(part if i % 2 else _OPTION.sub(_keyword, part) for i, part in enumerate(parts))
 
 
 @cache
 def _keywords() -> dict[str, Any]:
-    """The types of all functions' keywords."""
+    """The types of all functions' keywords, by name."""
     from turbofit.batch.batch_spec import BatchSpec
 
     kinds: list[type[BaseModel]] = [PredictRequest, WhichRequest, BatchSpec]
@@ -103,7 +103,7 @@ def _keyword(option: re.Match[str]) -> str:
 
 
 def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
-    """The request that a caller's model and keywords make."""
+    """The request made of a caller's model and keywords."""
     if isinstance(model, kind):
         return model.changed(**options)
     return kind.of(model=model, **options)
@@ -134,15 +134,15 @@ def plan(
     Args:
         model: a checkpoint folder, a hub id, a preset's name, or a model already read; or a whole
             request, of which ``options`` are changed.
-        rehearse: run the choice on pretend GPUs and correct its ratio by what was seen.
+        rehearse: run the choice on pretend GPUs, and correct its ratio by the result.
         options: the other fields of `PlanRequest`: ``on``, ``tp``, ``images``, ``context``, …, and
-            LMDeploy's own options by name; what is set of them is never changed.
+            LMDeploy's own options by name; a value that is set is never changed.
 
     Returns:
         The plan, whether it fits or not.
 
     Raises:
-        UsageError: something asked for cannot be meant or used.
+        UsageError: an option is wrong, or contradicts another.
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
@@ -158,7 +158,7 @@ def plan(
 def plan_cluster(
     model: str | Model | PlanRequest, cluster: Cluster, **options: Unpack[PlanOptions]
 ) -> ClusterPlan:
-    """One promise over several machines, and the best plan of each under it.
+    """One promise for several machines, and the best plan of each machine that keeps it.
 
     Args:
         model: as for `plan`.
@@ -167,7 +167,7 @@ def plan_cluster(
             ``concurrency`` is over all nodes.
 
     Raises:
-        TurbofitError: as `plan`, where it is so on every node.
+        TurbofitError: as `plan`, if it holds for every node.
     """
     from turbofit.planning.plan_cluster import plan_cluster as plan_nodes
 
@@ -183,7 +183,7 @@ def which(model: str | Model | None = None, **options: Unpack[WhichOptions]) -> 
             ``all_counts`` (also larger counts of a card of which fewer do).
 
     Raises:
-        TurbofitError: as `plan`, where it is so of every card or model.
+        TurbofitError: as `plan`, if it holds for every card or model.
     """
     from turbofit.planning.which import Which, which_cards, which_models
 
@@ -193,7 +193,7 @@ def which(model: str | Model | None = None, **options: Unpack[WhichOptions]) -> 
 
 
 def predict(model: str | Model | PredictRequest, **options: Unpack[PredictOptions]) -> Plan:
-    """What given settings do, LMDeploy's defaults where none are given. No search.
+    """The memory that given settings take, with LMDeploy's defaults for the others. No search.
 
     Args:
         model: as for `plan`.
@@ -216,14 +216,14 @@ def batch(
     model: str | None = None,
     **options: Any,
 ) -> Iterator[BatchLine]:
-    """Send a file or a folder of requests, and take each line of the output as it is written.
+    """Send a file or a folder of requests, and yield each line of the output as it is written.
 
         >>> for line in turbofit.batch("photos", "captions.jsonl", url="http://127.0.0.1:23333",
         ...                            prompt="Describe the image."):
         ...     print(line.custom_id, line.text if line.error is None else line.error.message)
 
-    Lines of earlier runs come first, so that a loop sees each item once. Nobody who leaves the
-    loop loses anything: the same call goes on.
+    Lines of earlier runs come first, so a loop sees each item once. Leaving the loop loses nothing:
+    the same call continues the batch.
 
     Args:
         source: a JSONL file in the form of OpenAI's batches, a CSV or Parquet file, or a folder of
@@ -245,7 +245,7 @@ def batch(
 
 
 def _reworded(lines: Iterator[BatchLine]) -> Iterator[BatchLine]:
-    """The same lines; an error on the way names keywords, too."""
+    """The same lines; an error that is raised between them names keywords, too."""
     try:
         yield from lines
     except TurbofitError as exc:
@@ -267,7 +267,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
     vision_config: Any = None,
     **options: Unpack[PromiseOptions],
 ) -> PlannedPipeline:
-    """``lmdeploy.pipeline`` with a plan: the same call, the settings that fit, images held to it.
+    """``lmdeploy.pipeline`` with a plan: the same call, with settings and images that fit.
 
     Args:
         model_path: as LMDeploy takes it, or a name that presets know.
@@ -312,7 +312,7 @@ def rehearse(
     keep: str | os.PathLike[str] | None = None,
     **options: Unpack[PredictOptions],
 ) -> Plan:
-    """What the real engine does with a plan's settings and worst cases on pretend GPUs.
+    """Run the real engine with a plan's settings and worst cases on pretend GPUs.
 
     Args:
         model: as for `plan`.
@@ -321,8 +321,8 @@ def rehearse(
         options: those of `plan`, or of `predict` with ``defaults``.
 
     Returns:
-        The plan with ``rehearsal`` filled and ``rehearsed`` beside the bytes of its ledger; it
-        fits only where the engine served.
+        The plan with ``rehearsal`` filled, and ``rehearsed`` beside the bytes of its ledger; it
+        fits only if the engine served.
 
     Raises:
         TurbofitError: as `plan`.

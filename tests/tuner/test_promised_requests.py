@@ -80,6 +80,14 @@ def test_no_batch_is_planned_that_ends_an_engine() -> None:
     assert (plan.held.requests, plan.settings.max_batch_size) == (1, 1)
     assert plan.remedies[0].change == "--concurrency 1"
     assert "max_batch_size 1: with more at once a fault of LMDeploy ends the engine" in plan.reasons
+    # Nor does another hint: the number of engines is turbofit's on more cards, the batch nobody's.
+    asked = {"model": "cogvlm-17b", "on": "4xrtx3090", "concurrency": 3, "replicas": 2}
+    more = turbofit.plan(**asked).remedies[-1].change
+    assert more.endswith("RTX 3090, and leave --replicas out")
+    assert planned_with(more, **asked).fits
+    with pytest.raises(UsageError) as refused:
+        turbofit.plan(**asked, max_batch_size=1)
+    assert refused.value.hint == "give concurrency=2 at most"
 
 
 def test_a_concurrency_that_is_held_takes_no_more_than_the_batch_that_turbofit_chose() -> None:
@@ -94,7 +102,9 @@ def planned_with(change: str, model: str, on: str, **asked: Any) -> Plan:
     if change.startswith("use "):
         return turbofit.plan(change.split()[1], on=on, **asked)
     if " x NVIDIA " in change:
-        count, _, card = change.partition(" x NVIDIA GeForce ")
+        cards, _, left_out = change.partition(", and leave ")
+        count, _, card = cards.partition(" x NVIDIA GeForce ")
+        asked |= {name: None for name in ("tp", "replicas") if name in left_out}
         return turbofit.plan(model, on=f"{count}x{card.replace(' ', '').lower()}", **asked)
     if change.startswith("leave "):
         option = change.split()[1].removeprefix("--").replace("-", "_").removeprefix("no_")

@@ -1,1 +1,1 @@
-"""Files and folders of requests, sent to a server until each has its line in an output file."""
+"""Batches: files and folders of requests, sent to a server until each has an output line."""

@@ -1,6 +1,6 @@
-"""An input and its items: lines of JSONL, rows of a CSV or Parquet file, or images of a folder.
+"""Reads an input as items: lines of JSONL, rows of a CSV or Parquet file, images of a folder.
 
-A row, or an image with its names, is a prompt with its images.
+A row, or an image with its names, becomes a prompt with its images.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec
     from turbofit.core.json_types import JsonObject
 
-#: A row by its columns, or why there is none.
+#: A row by its columns, or the error that took its place.
 Row = Mapping[str, Any] | ItemError
-#: The names of all columns, and all rows with at least the columns that it is given, anew at each
-#: call.
+#: The names of all columns, and a function that reads all rows from the beginning, with at least
+#: the columns that it is given.
 Table = tuple[Sequence[str], Callable[[Sequence[str]], Iterator[Row]]]
 
 _ID: Final = "custom_id"
-#: Cells of a CSV row that have no column.
+#: The key of those cells of a CSV row that have no column.
 _MORE: Final = "\0"
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-#: ``{{word}}`` stands for ``{word}``; other braces stay, so that a prompt may hold JSON.
+#: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.
 _PLACEHOLDER: Final = re.compile(r"\{\{(\w+)\}\}|\{([^{}\n\"':,]{1,128})\}")
-#: Bytes of a cell, which may be an image in base64.
+#: The most bytes of a cell, which may be an image in base64.
 _LARGEST_CELL: Final = 1 << 28
-#: Rows of a Parquet file that are decoded at a time: some megabytes each where they hold images.
+#: Rows of a Parquet file that are decoded at once: some megabytes each if they have images.
 _ROWS: Final = 16
-#: What pyarrow raises for a value that Python has no type for, or that is no UTF-8.
+#: Exceptions of pyarrow for a value that Python has no type for, or that is not UTF-8.
 _NO_VALUE: Final = (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError)
 _NO_LINE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class BatchInput(NamedTuple):
-    """An input: ``items`` reads it anew at each call, in the same order.
+    """An input: each call of ``items`` reads it from the beginning, in the same order.
 
-    Relative paths of images begin in ``base``; ``max_tokens`` bounds answers to items that state no
-    bound, None where the server decides.
+    Relative paths of images begin in ``base``; ``max_tokens`` limits answers to items that state no
+    limit; None leaves that to the server.
     """
 
     base: str
@@ -62,13 +62,13 @@ class BatchInput(NamedTuple):
 
 
 def open_input(path: Path, spec: BatchSpec) -> BatchInput:
-    """The input of this path.
+    """Open the input at this path.
 
     Raises:
-        UsageError: it is not there, cannot be read, or the options are for another kind.
-        PackageError: a Parquet file without pyarrow.
+        UsageError: it is missing or unreadable, or an option is for another kind of input.
+        PackageError: it is a Parquet file, and pyarrow is not installed.
     """
-    # `Path.exists` raises for a folder of others and for a name that is too long, these do not.
+    # `Path.exists` raises for another user's folder and for a name that is too long; these do not.
     is_folder = os.path.isdir(path)
     if os.path.exists(path) and not is_folder and not os.path.isfile(path):
         raise UsageError(
@@ -100,7 +100,7 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
 
 
 class _Named(msgspec.Struct):
-    """What is read of a line that is wrong otherwise."""
+    """The part that is read of a wrong line."""
 
     custom_id: str
 
@@ -114,9 +114,9 @@ class _Line(_Named):
 
 
 def _lines(path: Path, seed: int) -> Iterator[BatchItem]:
-    """Each line that is not empty, as an item of its number.
+    """Each line that is not empty, as an item with the line's number.
 
-    ``seed`` goes into the digests: with another --max-tokens something else is asked.
+    ``seed`` is part of the digests: with another --max-tokens the requests are others.
     """
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):
@@ -154,7 +154,7 @@ def _row_items(
     spec: BatchSpec,
     seed: int,
 ) -> Callable[[], Iterator[BatchItem]]:
-    """Reads a table: a row is an item, its number is the row's, its name in ``custom_id``."""
+    """A function that reads a table's rows as items, numbered from 1 and named by ``custom_id``."""
     if missing := [name for name in spec.image_column if name not in columns]:
         raise UsageError(
             f"there is no column {missing[0]!r}", hint=f"there are {', '.join(columns)}"
@@ -186,7 +186,7 @@ def _row_items(
                 name = _readable(_text(row.get(_ID))) or name
                 urls = [url for column in images if (url := _image(row[column]))]
                 body = {"messages": [user_message(_filled(template, row), urls)]}
-            # Text that is no UTF-8 has a digest, too; its body cannot be sent.
+            # Text that is not UTF-8 has a digest, too, although its body cannot be sent.
             digest = digest_of(repr((name, body, str(fault))).encode(), seed)
             yield BatchItem(number=number, digest=digest, custom_id=name, body=body, fault=fault)
 
@@ -204,12 +204,12 @@ def _readable(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A cell in a prompt; an image's bytes have no place there."""
+    """A cell as text for a prompt; empty for an image's bytes."""
     return "" if value is None or isinstance(value, bytes | dict) else str(value)
 
 
 def _image(value: Any) -> str:
-    """A cell as an address, a path or a ``data:`` URL; datasets keep ``{bytes, path}``."""
+    """A cell as an image's URL or path; datasets keep images as ``{bytes, path}``."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -218,7 +218,7 @@ def _image(value: Any) -> str:
 
 
 def _folder(path: Path) -> Table:
-    """The images of a folder and the folders in it; ``custom_id`` is the path below it."""
+    """The images of a folder and its subfolders; ``custom_id`` is the path within the folder."""
     if next(_images(str(path), ""), None) is None:
         raise UsageError(
             f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
@@ -236,7 +236,7 @@ def _folder(path: Path) -> Table:
 
 
 def _images(folder: str, below: str) -> Iterator[str]:
-    """Paths below the folder, by name, hidden ones left out."""
+    """Paths of images below the folder, sorted by name, without hidden ones."""
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
@@ -254,7 +254,7 @@ def _images(folder: str, below: str) -> Iterator[str]:
 
 def _csv(path: Path) -> Table:
     csv.field_size_limit(_LARGEST_CELL)
-    # Bytes that are no UTF-8 become surrogates, which no JSON takes.
+    # Bytes that are not UTF-8 become surrogates, which JSON does not accept.
     opened = partial(path.open, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
     def rows(_used: Sequence[str]) -> Iterator[Row]:

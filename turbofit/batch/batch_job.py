@@ -1,7 +1,7 @@
-"""A batch from its input to its result: what has no line yet is sent, so many items at once.
+"""Runs a batch from its input to its result: items without a line are sent, many at once.
 
-Only what is under way is held: the next items are read when there is room for them, and a line is
-written when it is there.
+Only the items under way are in memory: the next ones are read when there is room, and each line is
+written as soon as it comes.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ if TYPE_CHECKING:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: After which all lines go to the disk, and the progress is told.
+#: Seconds between two syncs of all lines to the disk, with a report of the progress.
 _SECONDS: Final = 1.0
-#: Of the requests that run at once, one over so many more waits at the gateway, so that a place
-#: that gets free is taken at once.
+#: For each so many requests that run at once, one more waits at the gateway, so that a free place
+#: is taken immediately.
 _WAITING: Final = 8
 _FILES: Final = 65536
-#: Items that are read in one go.
+#: Items that are read at once.
 _READ: Final = 16
 
 BATCH_SCHEMA: Final = "turbofit.batch/1"
 
 
 class _StoppedError(Exception):
-    """`BatchJob.stop` was called."""
+    """`BatchJob.stop` was called while the input was read."""
 
 
 class BatchJob:
     """One run of a batch, from an input to an output.
 
-    ``say`` takes each line that matters; ``written`` is told how many lines more stand in the
+    ``say`` receives each important line; ``written`` receives the number of new lines in the
     output: first those of earlier runs, even if there are none.
 
     Raises:
@@ -88,28 +88,28 @@ class BatchJob:
             raise UsageError("input and output are one file", hint="name another output")
         self._task: asyncio.Task[None] | None = None
         self.interrupted = False
-        #: Items of the input, and those of them that had their line before this run.
+        #: The number of items, and how many of them had a line before this run.
         self._total = self._before = 0
         #: When the first item was sent.
         self._began: float | None = None
         self._sender: Sender | None = None
 
     def stop(self) -> None:
-        """End it soon, from any thread; all lines so far are kept."""
+        """End the run soon, from any thread; all lines so far are kept."""
         self.interrupted = True
         if self._task is not None:
             with suppress(RuntimeError):  # the loop is closed: the run is over
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     def _until_stopped(self, items: Iterator[BatchItem]) -> Iterator[BatchItem]:
-        """Threads read the input, and cannot be cancelled."""
+        """Stop reading when `stop` was called: threads read the input, and cannot be cancelled."""
         for item in items:
             if self.interrupted:
                 raise _StoppedError
             yield item
 
     async def run(self) -> BatchResult:
-        """Send what has no line yet; after an error the same batch can be given again."""
+        """Send the items without a line; after an error the same batch can be run again."""
         open_files(_FILES)  # a socket for each request; shells often allow 1,024
         with OutputFile(self._paths[1]) as output:
             self._task = asyncio.create_task(self._work(output))
@@ -138,7 +138,7 @@ class BatchJob:
         return 0.0 if self._began is None else time.monotonic() - self._began
 
     def _rate(self, output: OutputFile) -> float:
-        """Items a second of this run; before it sends any, lines are of earlier ones."""
+        """Items a second of this run; 0 before it sends any: earlier lines are of other runs."""
         seconds = self._seconds()
         return (output.lines - self._before) / seconds if seconds else 0.0
 
@@ -190,7 +190,7 @@ class BatchJob:
         await run_together([send()], beside)
 
     async def _launched(self, stack: AsyncExitStack) -> tuple[ServerProcess, int]:
-        """A server for this batch, ready, and the items that it runs at once."""
+        """Start a server for this batch; returns it, ready, and how many items it runs at once."""
         assert self._target.request is not None
         workload, options = await in_thread(
             server_plan, self._source, self._spec, self._target.request
@@ -205,7 +205,7 @@ class BatchJob:
         return server, await in_thread(server.places)
 
     async def _ticks(self, output: OutputFile, sender: Sender) -> None:
-        """Each second have all lines on the disk, and tell how far it is."""
+        """Sync all lines to the disk each second, and report the progress."""
         while True:
             await asyncio.sleep(_SECONDS)
             await in_thread(output.sync)
@@ -240,7 +240,7 @@ async def send_all(
     *,
     at_once: int,
 ) -> None:
-    """Send so many items at once and write their lines, until all have one or ``ask`` raises."""
+    """Send ``at_once`` items at a time and write lines, until all are sent or ``ask`` raises."""
     reading = asyncio.Lock()
     ready: deque[BatchItem] = deque()
 
@@ -281,7 +281,7 @@ async def run_together(
 def iterate(
     source: Path, output: Path, *, url: str | None, model: str | None, options: Options
 ) -> Iterator[BatchLine]:
-    """A batch's lines; taking the first starts it in a thread. `UsageError`: a wrong option."""
+    """A batch's lines; taking the first one starts a thread. `UsageError`: a wrong option."""
     known = {name: options[name] for name in BatchSpec.model_fields if name in options}
     planned = {k: v for k, v in options.items() if k not in known and k != "api_key"}
     spec = BatchSpec.of(**known)
@@ -293,7 +293,7 @@ def iterate(
 
 
 def _lines(paths: tuple[Path, Path], spec: BatchSpec, target: BatchTarget) -> Iterator[BatchLine]:
-    #: How many lines more stand in the output; None at the end.
+    #: The numbers of new lines in the output; None at the end.
     news: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     job = BatchJob(paths, spec, target, say=lambda text: _LOG.info("%s", text), written=news.put)
     errors: list[BaseException] = []
@@ -301,7 +301,7 @@ def _lines(paths: tuple[Path, Path], spec: BatchSpec, target: BatchTarget) -> It
     def run() -> None:
         try:
             asyncio.run(job.run())
-        except BaseException as exc:  # noqa: BLE001 - it is the iterating thread's
+        except BaseException as exc:  # noqa: BLE001 - raised in the iterating thread
             errors.append(exc)
         finally:
             news.put(None)

@@ -1,4 +1,4 @@
-"""What a person says of a batch beside its input and its output: options, and who answers."""
+"""The options of a batch beside its input and output, and the server that answers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from turbofit.planning.request import PlanRequest, Tokens
 
 Seconds = Annotated[float, Field(gt=0, lt=1e7), SECONDS, Metavar("SECONDS")]
 
-#: Tokens of an answer to images and rows, which state none.
+#: Tokens of an answer to an image or a row, which state no limit.
 ANSWER_TOKENS: Final = 512
 IMAGE_COLUMN: Final = "image"
-#: Options of the batch that are the server's.
+#: Options of a batch that are passed to the server which it starts.
 LAUNCH_OPTIONS: Final = (
     "allowed_media_domains", "default_chat_template_kwargs", "default_sampling", "pretend",
     "no_rehearse",
 )  # fmt: skip
-#: Requests at once to a server of which nothing is known.
+#: Requests at once to a server whose capacity is unknown.
 _AT_ONCE: Final = 64
 
 
@@ -71,11 +71,11 @@ class BatchSpec(Validated):
 
     @property
     def most_tokens(self) -> int | None:
-        """The bound of answers to items that state none; None where the input's kind decides."""
+        """The limit of answers to items that state none; None leaves it to the kind of input."""
         return self.max_tokens or (self.default_sampling or {}).get("max_tokens")
 
     def check(self, *, url: str | None) -> None:
-        """Refuse options that do not go together.
+        """Refuse options that contradict each other.
 
         Raises:
             UsageError: an option is for the other kind of server.
@@ -97,9 +97,9 @@ class BatchSpec(Validated):
 
 
 class BatchTarget(NamedTuple):
-    """A server that runs, by its ``url``, or one that is planned by ``request``.
+    """A running server at ``url``, or a server that is planned for ``request``.
 
-    ``at_once``: requests at once; 0 are as many as the planned server runs, and a few that wait.
+    ``at_once``: requests at once; 0 means as many as the planned server runs, and a few that wait.
     """
 
     url: str | None = None
@@ -110,10 +110,10 @@ class BatchTarget(NamedTuple):
 
 
 def target_of(url: str | None, key: str | None, request: PlanRequest | None) -> BatchTarget:
-    """Who answers: a server that runs, with the environment's key if none is given, or a plan's.
+    """The server that answers: a running one, by default with the environment's key, or a new one.
 
     Raises:
-        UsageError: neither is given, or options of a plan for a server that runs.
+        UsageError: neither is given, or options of a plan are given for a running server.
     """
     if url is None:
         if request is None or not request.model:

@@ -1,8 +1,8 @@
-"""Items, their lines, and the output: what is answered already, and nothing twice.
+"""Items, their lines, and the output file, which shows what is answered already.
 
-The output file is the only state. Each line goes to the kernel in one piece before its item counts,
-and outlives the process; once a second all lines go to the disk: a power cut costs the last second,
-whose items are sent again. The lock is the kernel's, on the output, and ends with the process.
+The output file is the only state. The kernel gets each line in one piece before its item counts, so
+a line outlives the process; once a second all lines are synced to the disk: a power cut loses the
+last second, whose items are sent again. A kernel lock on the output ends with the process.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 CHAT: Final = "/v1/chat/completions"
-#: What every line of an output begins with.
+#: The beginning of every line of an output.
 LINE_START: Final = b'{"id":"batch_req_'
 _ID: Final = re.compile(r"batch_req_(\d{1,12})-([0-9a-f]{8})")
 
 
 class ItemError(Exception):
-    """One item cannot be sent, or got no answer: its line says so, and the others go on.
+    """An item cannot be sent, or got no answer: its line says so, and the other items go on.
 
     ``code`` is a short stable word for programs, e.g. ``image_missing``.
     """
@@ -44,15 +44,15 @@ class ItemError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-        #: Names of files may hold bytes that no JSON takes.
+        #: Names of files may contain bytes that JSON does not accept.
         self.message = message.encode(errors="backslashreplace").decode()
 
 
 class BatchItem(Struct):
-    """One item: ``number`` is its line or its place in the input, from 1 on.
+    """One item: ``number`` is its line or its place in the input, from 1.
 
-    ``digest`` is of what it asks, so that a changed input is noticed. ``body`` is JSON as it stood
-    in the input, or an object whose images may be files. ``fault``: it cannot be sent.
+    ``digest`` is of its content, so that a changed input is noticed. ``body`` is the input's JSON,
+    or an object whose images may be files. ``fault``: why it cannot be sent.
     """
 
     number: int
@@ -92,7 +92,7 @@ class BatchLine(Struct):
 
     @property
     def text(self) -> str | None:
-        """The answer's text; None where there is none."""
+        """The answer's text; None without an answer or without text."""
         try:
             assert self.response is not None
             choice = self.response.body["choices"][0]
@@ -103,12 +103,12 @@ class BatchLine(Struct):
 
 
 def digest_of(data: bytes, seed: int = 0) -> int:
-    """32 bits that are never 0: two contents have the same once in four thousand million."""
+    """A 32-bit digest that is never 0; two contents share one in 4,000 million cases."""
     return zlib.crc32(data, seed & 0xFFFFFFFF) or 1
 
 
 def place_of(identity: str) -> tuple[int, int] | None:
-    """Number and digest in a line's ``id``; None where it is none of ours."""
+    """The number and the digest in a line's ``id``; None if it is not an id of this batch form."""
     match = _ID.fullmatch(identity)
     return (int(match[1]), int(match[2], 16)) if match else None
 
@@ -117,17 +117,17 @@ _NUL: Final = b"\0"
 
 
 class Survey:
-    """How many items there are, and which of them have their line: 5 bytes an item.
+    """The number of items, and which of them have a line, in 5 bytes an item.
 
-    Names are held while it is read, by a hash of 64 bits each, which takes some 90 bytes: in a
-    million names, two that differ are taken for one with a probability of 3e-8.
+    While it is read it also holds a hash of 64 bits of each name, some 90 bytes: among a million
+    names, two different ones count as equal with a probability of 3e-8.
     """
 
     def __init__(self, items: Iterable[BatchItem]) -> None:
-        #: By the item's number; 0 where there is none, as for an empty line.
+        #: Digests by the item's number; 0 if there is no item, as for an empty line.
         self._digests = array("I", [0])
         self.total = 0
-        #: Numbers of items whose name an item before has.
+        #: Numbers of items with the name of an earlier item.
         self._doubled: set[int] = set()
         names: set[int] = set()
         for item in items:
@@ -138,14 +138,14 @@ class Survey:
                 if hash(name) in names:
                     self._doubled.add(item.number)
                 names.add(hash(name))
-        #: By the item's number, whether it has its line.
+        #: For each item's number, whether it has a line.
         self.done = bytearray(len(self._digests))
 
     def holds(self, number: int, digest: int) -> bool:
         return 0 < number < len(self._digests) and self._digests[number] == digest
 
     def pending(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
-        """The items, read anew, that have no line yet; a `UsageError`: the input has changed."""
+        """The items without a line, read from the input again; a `UsageError` if it has changed."""
         count = 0
         for item in items:
             count += 1
@@ -169,23 +169,23 @@ def _changed(how: str) -> UsageError:
 
 
 class _Kept(msgspec.Struct):
-    """What is read of a line that stands in the output."""
+    """The parts that are read of a line in the output."""
 
     id: str
     error: Any = None
 
 
 class OutputFile:
-    """An output, opened and locked; a context manager.
+    """An output file, opened and locked; a context manager.
 
     Raises:
-        UsageError: it cannot be written, or another batch writes it.
+        UsageError: it cannot be written, or another batch is writing it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = _open_locked(path)
-        #: Bytes that are whole lines; None as long as nobody knows whether they are a batch's.
+        #: Bytes of whole lines; None until `resume` has checked that they are a batch's.
         self._size: int | None = None
         self._unsynced = False
         self.answered = self.failed = 0
@@ -198,13 +198,13 @@ class OutputFile:
 
     @property
     def lines(self) -> int:
-        """Items that have their line."""
+        """The number of items that have a line."""
         return self.answered + self.failed
 
     def resume(self, survey: Survey, *, retry_failed: bool) -> None:
-        """Mark in the survey what is done, cut off what is no whole line.
+        """Mark in the survey the items that have a line, and cut off an incomplete last line.
 
-        ``retry_failed`` takes the lines of failed items out, so that they are sent again.
+        ``retry_failed`` removes the lines of failed items, so that these are sent again.
 
         Raises:
             UsageError: a line is of another input, or of no batch.
@@ -233,7 +233,7 @@ class OutputFile:
         self._size = size
 
     def append(self, line: bytes, *, failed: bool) -> None:
-        """Append a line, whole or not at all; `resume` came before."""
+        """Append a line, whole or not at all; call `resume` first."""
         assert self._size is not None
         with _disk_errors(self.path):
             self._size = _written(self._fd, line, self._size)
@@ -250,12 +250,12 @@ class OutputFile:
         self.answered, self.failed = self.answered + (not failed), self.failed + failed
 
     def _whole_lines(self) -> Iterator[bytes]:
-        """Up to the first that has no end, or that a power cut left without its bytes."""
+        """The lines up to the first one without an end, or with bytes that a power cut lost."""
         with open(self._fd, "rb", buffering=1 << 20, closefd=False) as file:
             file.seek(0)
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n") or _NUL in line:
-                    # It may have left NULs at the line's end, or only NULs.
+                    # A power cut may have left NULs at the line's end, or only NULs.
                     begun = line.rstrip(_NUL)
                     if number == 1 and not (
                         begun.startswith(LINE_START) or LINE_START.startswith(begun)
@@ -265,7 +265,7 @@ class OutputFile:
                 yield line
 
     def _checked(self, number: int, line: bytes, survey: Survey) -> tuple[int, bool]:
-        """The item's number, and whether it failed."""
+        """The number of a line's item, and whether the item failed."""
         try:
             kept = msgspec.json.decode(line, type=_Kept)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -289,7 +289,7 @@ class OutputFile:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[int]:
-    """A file that is locked before it gets this path, at the end; none where anything fails."""
+    """A new file, locked, that gets this path at the end; after any error it is removed."""
     descriptor, name = open_beside(path)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
@@ -317,7 +317,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _written(descriptor: int, line: bytes, size: int) -> int:
-    """The size with the line; where the disk does not take all of it, none of it stays."""
+    """Write a line; returns the new size. If the disk is full, no part of the line stays."""
     left = memoryview(line)
     try:
         while left:
@@ -345,7 +345,7 @@ def _open_locked(path: Path) -> int:
                     f"another turbofit batch writes {path}",
                     hint="wait for its end, or name another output",
                 ) from None
-            with suppress(FileNotFoundError):  # another batch has replaced it meanwhile
+            with suppress(FileNotFoundError):  # another batch may have replaced it
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     stack.pop_all()
                     return descriptor

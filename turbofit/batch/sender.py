@@ -1,9 +1,10 @@
-"""Sends one item until there is an answer to it, or a failure that is the item's alone.
+"""Sends one item until it is answered, or fails for a reason of its own.
 
-Its body is whole, with its model, without a stream, its images inline. A server that is away, busy
-or starting fails no item: the item waits and is sent again. The batch's own server is waited for as
-long as it comes back; another one for ``patience``, after which the batch ends and can go on later.
-An item whose connection to another one breaks `_MOST_BREAKS` times may be the cause, and fails.
+Its body is complete, with its model, without a stream, and with its images inline. A server that is
+away, busy or starting fails no item: the item waits and is sent again. The batch's own server is
+waited for as long as it restarts; another server for ``patience`` seconds, after which the batch
+ends and can be continued later. An item whose connection to another server breaks `_MOST_BREAKS`
+times may be the cause, and fails.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ if TYPE_CHECKING:
     from turbofit.batch.output_file import BatchItem
     from turbofit.core.json_types import JsonObject
 
-#: Bytes of an image's file. A plan allows as many (`tuner/explain/plan_document.py`).
+#: The most bytes of an image's file, as many as a plan allows (`tuner/explain/plan_document.py`).
 LARGEST_IMAGE: Final = 32 * MIB
 
 
 def request_body(
     item: BatchItem, model: str, *, replace: bool, base: str, max_tokens: int | None
 ) -> bytes:
-    """The body that is sent for an item, whose files are read.
+    """The body to send for an item; reads the item's files.
 
-    ``model`` is for items that name none, with ``replace`` for all; paths of images begin in
-    ``base``; ``max_tokens`` bounds answers to items that state no bound.
+    ``model`` is for items that name none, or with ``replace`` for all; paths of images begin in
+    ``base``; ``max_tokens`` limits answers to items that state no limit.
 
     Raises:
         ItemError: the item cannot be sent.
@@ -61,10 +62,10 @@ def request_body(
 
 
 def decoded_body(item: BatchItem) -> JsonObject:
-    """The body of an item, which may be changed.
+    """The body of an item, decoded as a new object that may be changed.
 
     Raises:
-        MsgspecError: it is no JSON; `RecursionError` and `UnicodeError` say so too.
+        MsgspecError: it is not JSON; `RecursionError` and `UnicodeError` mean that, too.
     """
     raw = item.body
     text = raw if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
@@ -73,13 +74,13 @@ def decoded_body(item: BatchItem) -> JsonObject:
 
 
 def bound_answer(body: JsonObject, tokens: int | None) -> None:
-    """Have the answer bounded by so many tokens, where the body states no bound."""
+    """Limit the answer to ``tokens`` tokens, if the body states no limit."""
     if tokens and body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
         body["max_tokens"] = tokens
 
 
 def image_sources(body: JsonObject) -> Iterator[JsonObject]:
-    """Each object of a chat request whose ``url`` is an image."""
+    """Each object in a chat request whose ``url`` is an image."""
     messages = body.get("messages")
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
@@ -94,12 +95,12 @@ def image_sources(body: JsonObject) -> Iterator[JsonObject]:
 
 
 def is_remote(url: str) -> bool:
-    """Whether the server is to fetch it."""
+    """Whether the server fetches this URL."""
     return url[:8].lower().startswith(("http://", "https://"))
 
 
 def local_path(url: str, base: str) -> str | None:
-    """The file that an item's URL means; None for what the item holds; an `ItemError`: no URL."""
+    """The file that an item's URL names; None for a ``data:`` URL; `ItemError` for a bad one."""
     if url[:5].lower() == "data:":
         return None
     if url[:5].lower() == "file:":
@@ -111,7 +112,7 @@ def local_path(url: str, base: str) -> str | None:
 
 
 def inlined(body: JsonObject, base: str) -> None:
-    """Replace images of a body by what is sent, not remote ones; an `ItemError` of a bad one."""
+    """Replace the local images of a body by inline ones; an `ItemError` for a bad image."""
     for number, source in enumerate(image_sources(body), 1):
         url: str = source["url"]
         if is_remote(url):
@@ -129,7 +130,7 @@ def inlined(body: JsonObject, base: str) -> None:
 
 
 def _file_bytes(path: str) -> bytes:
-    if not os.path.isfile(path):  # a pipe would be waited for
+    if not os.path.isfile(path):  # a pipe would block
         raise ItemError("image_missing", f"{path} is no file that is there")
     try:
         with open(path, "rb") as file:
@@ -150,13 +151,13 @@ _LARGEST_ANSWER: Final = 64 << 20
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_RETRY_AFTER: Final = 60.0
-#: Longer than any pause: a server that fails so seldom took requests meanwhile, and is not away.
+#: Seconds, longer than any pause: a server whose failures are this far apart is not away.
 _SILENCE: Final = 90.0
-#: Broken connections of one item, at a server that is not ours: each may have been its death.
+#: Broken connections of one item, to a server that is not ours, after which it fails.
 _MOST_BREAKS: Final = 8
-#: Answers of 500 and the like, and answers that took too long: the item's failure then.
+#: Answers like 500, and answers that took too long, after which the item fails.
 _MOST_ERRORS: Final = 3
-#: Why a request has no answer, where it counts against its item.
+#: Why a request has no answer, if the reason counts against its item.
 _NO_ANSWER: Final = "no answer in time"
 _BROKE: Final = "the connection broke"
 _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
@@ -165,8 +166,8 @@ _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 class Sender(ServerClient):
     """Asks one server for the lines of items.
 
-    An answer may take ``timeout`` seconds; the server may be away for ``patience``, None is for
-    ever, as of a server that is ours.
+    An answer may take ``timeout`` seconds; the server may be away for ``patience`` seconds; None
+    waits for ever, for a server that is our own.
     """
 
     def __init__(
@@ -174,15 +175,15 @@ class Sender(ServerClient):
     ) -> None:
         super().__init__(url, key, timeout=timeout)
         self._patience = patience
-        #: Why nothing goes on at this moment.
+        #: Why no item makes progress now; empty if items do.
         self.waits = ""
         self._away_since: float | None = None
         self._failed_at = 0.0
-        #: Answers whose request the server says it lowered.
+        #: The number of answers whose requests the server has lowered, by its header.
         self.lowered = 0
 
     async def model(self) -> str:
-        """The first model of the server; raises as a load's client does.
+        """The first model of the server.
 
         Raises:
             UnservedError: the server does not answer, or lists no model.
@@ -202,7 +203,7 @@ class Sender(ServerClient):
         """The line of an item; ``make_body`` makes its body, and may read files.
 
         Raises:
-            UnservedError: the server is away for longer than it is waited for.
+            UnservedError: the server is away for more than ``patience`` seconds.
             UsageError: the server does not know the key.
         """
         response = error = None
@@ -221,7 +222,7 @@ class Sender(ServerClient):
         return BatchLine(id=item.line_id, custom_id=item.custom_id, response=response, error=error)
 
     async def _answer(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
-        """Status, headers and body of an answer, after as many tries as that takes."""
+        """The status, headers and body of an answer, after as many tries as it takes."""
         tries = breaks = errors = 0
         while True:
             headers: Any = {}
@@ -244,7 +245,7 @@ class Sender(ServerClient):
                     raise ItemError("connection_lost", f"{times} times: {why}") from None
             if why:
                 self._away(why)
-            # From try to try longer, with a random part, so that items spread out.
+            # The pause grows with each try, and has a random part, so that items spread out.
             pause = doubled(_PAUSE, tries, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
             tries += 1
             await asyncio.sleep(max(pause, stated_pause(headers, _LONGEST_RETRY_AFTER)))
@@ -254,7 +255,7 @@ class Sender(ServerClient):
         async with self._session.request(
             method, self._url + path, data=body, headers=headers, allow_redirects=False
         ) as response:
-            if response.status == 401:  # which is no item's failure
+            if response.status == 401:  # not the item's failure
                 raise self._unknown_key(401)
             raw = await body_of(response, _LARGEST_ANSWER + 1)
             if len(raw) > _LARGEST_ANSWER:
@@ -262,7 +263,7 @@ class Sender(ServerClient):
             return response.status, response.headers, raw
 
     def _away(self, why: str) -> None:
-        """The server does not answer, or is busy: an `UnservedError` after ``patience``."""
+        """Note that the server is away or busy; an `UnservedError` after ``patience`` seconds."""
         now = time.monotonic()
         if self._away_since is None or now > self._failed_at + _SILENCE:
             self._away_since = now
@@ -277,7 +278,7 @@ class Sender(ServerClient):
 
 
 def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchError | None]:
-    """What an item's line says of an answer."""
+    """The response and the error of an item's line, from a server's answer."""
     try:
         answer = msgspec.json.decode(raw)  # `format` is more lenient
         body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
@@ -290,7 +291,7 @@ def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchEr
 
 
 def _error(status: int, body: Any) -> BatchError:
-    """The server's words, where it has any."""
+    """The error with the server's own code and message, if it has any."""
     words = body.get("error", body) if isinstance(body, dict) else None
     words = words if isinstance(words, dict) else {}
     code, message = words.get("code"), words.get("message")
@@ -301,7 +302,7 @@ def _error(status: int, body: Any) -> BatchError:
 
 
 def _why_not(exc: Exception) -> str:
-    """Why a request has no answer: nobody took it, nobody answered in time, or all broke off."""
+    """Why a request has no answer: no connection, no answer in time, or a broken connection."""
     if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return "no connection"
     return _NO_ANSWER if isinstance(exc, asyncio.TimeoutError) else _BROKE

@@ -1,4 +1,4 @@
-"""``turbofit serve`` for one batch, planned for its items, in a process that ends with this one."""
+"""``turbofit serve`` for one batch, planned for its items; the process ends with this one."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
-#: After its signal it drains, checks that the memory is back, and is killed then.
+#: Seconds after its signal in which it drains and checks that its memory is free; then a kill.
 _END_SECONDS: Final = 90.0
 _KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
-#: The server's step that is under way, to whose time so far ours is beside it.
+#: The step that is shown while the server starts; its own clock is cut off, ours is shown.
 STARTING: Final = "starting the server"
 _CLOCK: Final = re.compile(r"(?:, (?:\d+ min )?\d+ s){1,2}(?: left)?$| …$")
 _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
@@ -57,9 +57,9 @@ _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 def server_plan(
     source: BatchInput, spec: BatchSpec, request: PlanRequest
 ) -> tuple[BatchWorkload, tuple[str, ...]]:
-    """Read all items: what they need, and the options of a server that promises it.
+    """Read all items; returns what they need, and the options of a server that promises it.
 
-    What a person has given of the plan stays.
+    Options of the plan that a person gave are kept.
 
     Raises:
         UsageError: there is no such model, or it cannot be handed to another process.
@@ -68,14 +68,14 @@ def server_plan(
         raise UsageError("a batch starts a model by its name", hint="give a name or a folder")
     workload = workload_of(source, model_of(request))
     promised = request.changed(**workload.keywords(request.given()))
-    # How many are sent at once is a load, and no promise that the plan must keep.
+    # The number of items that are sent at once is a load, not a promise of the plan.
     arguments = [request.model, *promised.option_arguments(("model", "concurrency"))]
     arguments += spec.option_arguments(spec.model_fields_set - set(LAUNCH_OPTIONS))
     return workload, tuple(arguments)
 
 
 class ServerProcess:
-    """One server; ``options`` are of ``turbofit serve``, ``say`` takes its lines of progress."""
+    """One server; ``options`` are those of ``turbofit serve``, ``say`` receives its progress."""
 
     def __init__(self, options: Sequence[str], say: Callable[[str], None]) -> None:
         self._options, self._say = tuple(options), say
@@ -93,23 +93,23 @@ class ServerProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**without_options(os.environ), "TURBOFIT_API_KEY": self.key},
-            start_new_session=True,  # Ctrl-C reaches us alone, and we end it
+            start_new_session=True,  # Ctrl-C reaches only us, and we end it
             limit=1 << 20,
         )  # fmt: skip
         assert self._process.stdout is not None
         self._following = asyncio.ensure_future(self._follow(self._process))
-        # Its one line on stdout is the address, once it serves.
+        # Its only line on stdout is the address, once it serves.
         self.url = (await self._process.stdout.readline()).decode(errors="replace").strip()
         if not self.url:
             await self.ended()
 
     async def ended(self) -> None:
-        """Wait for an end that nobody asked for; a `TurbofitError` says why."""
+        """Wait for the server to end by itself; a `TurbofitError` says why it did."""
         assert self._following is not None
         await asyncio.shield(self._following)
 
     async def end(self) -> None:
-        """End it in order, by force in the end."""
+        """End the server normally, and by force if that takes too long."""
         self._ending = True
         if self._process is None or self._following is None:
             return
@@ -120,7 +120,7 @@ class ServerProcess:
         await asyncio.gather(self._following, return_exceptions=True)
 
     def places(self) -> int:
-        """How many items run at once, by the record of its run.
+        """The number of items that it runs at once, from the record of its run.
 
         Raises:
             LaunchError: the server has no record in the state folder.
@@ -136,7 +136,7 @@ class ServerProcess:
         return record.attempts[-1].requests_at_once
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        """Pass on what it says; at its end raise its error."""
+        """Pass on its lines; when it ends, raise its error."""
         assert process.stderr is not None
         last, error = "it said nothing", {"error": "", "hint": ""}
         while line := await process.stderr.readline():
@@ -147,7 +147,7 @@ class ServerProcess:
             elif clock := _CLOCK.search(last):
                 if not self.url:
                     tell(Step(STARTING, detail=last[: clock.start()]))
-            elif not self._ending and word not in ("to ask", "to chat"):  # the batch alone does
+            elif not self._ending and word not in ("to ask", "to chat"):  # only the batch asks
                 self._say(last)
         code = await process.wait()
         if error["error"]:
@@ -158,18 +158,19 @@ class ServerProcess:
         )
 
 
-# What a plan must promise so that every item of an input is served: read from the items.
+# The needs of an input: what a plan must promise so that every item is served.
 #
-# Over: text is counted in bytes, of which a token has about four, and the longest prompt, the most
-# images and the worst image are promised together, though different items have them.
+# Over: text is counted in bytes, about four to a token, and the longest prompt, the most images and
+# the worst image are promised together, although different items have them.
 
 
 @dataclass
 class BatchWorkload:
-    """The worst of an input.
+    """The largest needs of an input's items.
 
-    ``image_size`` is None where the server fetches an image: it may be the worst that there is.
-    ``context`` is None where an item does not bound its answer; ``unbounded`` counts those.
+    ``image_size`` is None if the server fetches an image, which may then be the worst possible.
+    ``context``, in tokens, is None if an item does not limit its answer; ``unbounded`` counts such
+    items.
     """
 
     images: int = 0
@@ -179,14 +180,14 @@ class BatchWorkload:
 
     @property
     def text(self) -> str:
-        """The most of each in one line."""
+        """The largest needs in one line."""
         size = "" if self.image_size is None else f", {self.image_size[0]}x{self.image_size[1]}"
         images = f"{self.images} image{'s' * (self.images != 1)}{size}"
         tokens = "no bound of tokens" if self.context is None else f"{self.context:,} tokens"
         return f"{images}, {tokens}"
 
     def keywords(self, request: Options) -> Options:
-        """Fields of a plan's request; what a person has given stays."""
+        """Fields of a plan's request for these needs; fields that a person gave are left out."""
         fields: Options = {"images": self.images}
         if self.image_size is not None:
             fields["image_size"] = self.image_size
@@ -196,7 +197,7 @@ class BatchWorkload:
 
 
 def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
-    """Read all items and look at their images; the model's rule says which is the worst."""
+    """Read all items and their images' sizes; the model's rule says which image is the worst."""
     worst, rule = BatchWorkload(), model.image_rule
     longest, most_units, elsewhere = 0, 0, False
     for item in source.items():
@@ -204,7 +205,7 @@ def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
             body = {} if item.fault else decoded_body(item)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             body = {}
-        if not body:  # it will fail alone, and counts for nothing here
+        if not body:  # it fails by itself, and needs nothing here
             continue
         urls = [image["url"] for image in image_sources(body)]
         worst.images = max(worst.images, len(urls))
@@ -226,7 +227,7 @@ def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
             worst.unbounded += 1
         else:
             longest = max(longest, whole)
-    if elsewhere:  # nobody here knows its size
+    if elsewhere:  # its size is unknown here
         worst.image_size = None
     if longest and not worst.unbounded:
         worst.context = min(longest, model.text.max_position_embeddings)
@@ -234,7 +235,7 @@ def workload_of(source: BatchInput, model: Model) -> BatchWorkload:
 
 
 def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
-    """Width and height of an image that is here, as it will be sent; None where its item fails."""
+    """Width and height of a local image, as it will be sent; None if its item will fail."""
     from PIL import Image
 
     try:
@@ -246,6 +247,6 @@ def _size(url: str, base: str, rule: AnyImageRule) -> tuple[int, int] | None:
             with Image.open(path) as image:
                 size = int(image.width), int(image.height)
         rule.units(*size)
-    except Exception:  # noqa: BLE001 - Pillow's plugins raise whatever they meet
+    except Exception:  # noqa: BLE001 - Pillow's plugins raise any exception
         return None
     return size if size[0] * size[1] <= LARGEST_PIXELS else None

@@ -1,4 +1,4 @@
-"""click's commands in turbofit's form: help in groups, errors with a hint, what follows ``--``."""
+"""click's commands in turbofit's form: help in groups, errors with a hint, words after ``--``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _WINDOWS: Final = os.name == "nt"
-#: Under which name a context keeps what is said of a line of LMDeploy's, and of its options.
+#: The key of a context's notes about LMDeploy's words and options on the line.
 _OF_LMDEPLOY: Final = "turbofit.lmdeploy"
 
 
 class _Path(click.Path):
-    """A path, whose ~ no shell has expanded in quotes; the command says what is wrong with it."""
+    """A path; a ~ is expanded, which no shell does in quotes; the command reports its faults."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(os.path.expanduser(value), param, ctx)
@@ -37,11 +37,11 @@ PATH: Final = _Path(readable=False)
 
 
 class Option(click.Option):
-    """click's, in a named group of the help page; the first group has no name.
+    """A click option in a named group of the help page; the first group has no name.
 
-    ``several``: it takes all words up to the next option, as LMDeploy's options do. ``form``: a
-    form of the answer, of which a command takes one; no variable asks for it.
-    ``usual`` is the default as the help page says it. ``help`` may stand in presets/options.yaml.
+    ``several``: it takes all words up to the next option, like LMDeploy's options. ``form``: a form
+    of the answer, of which a command takes only one; it has no environment variable. ``usual`` is
+    the default, as the help page shows it. ``help`` may be in presets/options.yaml instead.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Option(click.Option):
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """The text of the option's variable; None where it is empty, or Kubernetes has set it."""
+        """The text of the option's variable; None if it is empty, or set by Kubernetes."""
         if ctx.auto_envvar_prefix is None or not self.allow_from_autoenv:
             return None
         name = variable(ctx.auto_envvar_prefix, self)
@@ -75,7 +75,7 @@ class Option(click.Option):
 
 
 class Argument(click.Argument):
-    """click's, with a line in the help page, which presets/options.yaml may have."""
+    """A click argument with a line on the help page, which may be in presets/options.yaml."""
 
     def __init__(self, name: str, *, explained: str = "", **attributes: Any) -> None:
         super().__init__([name], **attributes)
@@ -91,9 +91,9 @@ def _print_help(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 class CliCommand(click.Command):
     """One command of the command line; ``callback`` takes every option by its name.
 
-    ``takes_rest``: what follows ``--`` is somebody else's, and handed on as ``rest``.
-    ``only_linux``: it runs programs under watch, or reads /proc, but with ``--dry-run``; it goes on
-    though nobody reads its standard error. ``usage`` replaces click's first line of the help.
+    ``takes_rest``: words after ``--`` are another program's, and passed on as ``rest``.
+    ``only_linux``: it supervises programs or reads /proc, except with ``--dry-run``; it continues
+    if nobody reads its standard error. ``usage`` replaces click's first line of the help.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class CliCommand(click.Command):
         self.takes_rest = takes_rest
         self.only_linux = only_linux
         self.usage = usage
-        #: Whether a line of LMDeploy's server may stand behind it.
+        #: Whether a command line of LMDeploy's server may follow it.
         self.plans = any("--session-len" in param.opts for param in params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse what stands before ``--``, of LMDeploy's server too where the command plans."""
+        """Parse the words before ``--``; if the command plans, also those of LMDeploy's server."""
         ctx.meta.setdefault(usage_errors.WORDS, tuple(args))
         line = None
         if self.plans and not ctx.resilient_parsing:
@@ -160,13 +160,13 @@ class CliCommand(click.Command):
         return {name: param for param in options for name in (*param.opts, *param.secondary_opts)}
 
     def _of_lmdeploy(self, words: list[str], ctx: click.Context) -> tuple[list[str], list[str]]:
-        """The words that are turbofit's, and those for the engine; what was taken is said later."""
+        """Split words into turbofit's and the engine's; what was taken over is reported later."""
         if not self.plans:
             return words, []
         read = read_words(words, self._by_name(), serves=self.takes_rest)
         ctx.meta[_OF_LMDEPLOY] = [read.line] if read.line else []
         if not self.takes_rest:
-            sort_options(read.engine)  # which refuses what no plan counts
+            sort_options(read.engine)  # refuses options that no plan counts
         return read.ours, read.engine
 
     def _check_forms(self, ctx: click.Context) -> None:
@@ -210,10 +210,10 @@ class CliCommand(click.Command):
             formatter.write_usage(ctx.command_path, self.usage)
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """`format_options` writes them."""
+        """Write nothing: `format_options` writes the arguments."""
 
     def explain(self, name: str) -> None:
-        """Give each option and argument without a text of its own that of its command."""
+        """Give each option and argument without a text the one of its command."""
         from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)
@@ -249,7 +249,7 @@ class CliCommand(click.Command):
 
 
 def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[..., int]], CliCommand]:
-    """Make a function a `CliCommand`.
+    """Make a decorator that turns a function into a `CliCommand`.
 
     >>> @command(Option("--json", is_flag=True, help="one JSON document on stdout"))
     ... def gpus(json: bool) -> int: ...
@@ -258,7 +258,7 @@ def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[...,
 
 
 def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before ``--``, and what stands behind it."""
+    """The words before ``--``, and the words after it."""
     before = list(arguments)
     if "--" not in before:
         return before, []

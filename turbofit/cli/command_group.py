@@ -1,4 +1,4 @@
-"""All commands by name."""
+"""All commands by name, and the click group that loads them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ COMMANDS: Final[dict[str, str]] = {
     "help": "this list, or the page of one command",
     "version": "turbofit's version",
 }
-#: The module of a command that is in none of its own name.
+#: Modules of commands that are not in a module of their own name.
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
     "stop": "watch", "gpus": "models", "machine": "models", "version": "help",
@@ -59,7 +59,7 @@ _FILES: Final = {
 
 
 class Turbofit(click.Group):
-    """All commands; none is imported before it is named."""
+    """The group of all commands; a command is imported when it is named."""
 
     def list_commands(self, _: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -86,7 +86,7 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """The error for a first word that is no command."""
+    """The error for a first word that is not a command."""
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.process.hidden import without_secrets
     from turbofit.core.synonyms import command_synonym, guess

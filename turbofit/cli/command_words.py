@@ -1,4 +1,4 @@
-"""A command's words before click reads them: a machine of several words, lists, others' options."""
+"""Changes a command's words before click reads them: machines, lists, others' options."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from turbofit.core.shell_line import SERVER, ShellLine, read_line
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: Two dashes, as editors and web pages make them.
+#: Two dashes as editors and web pages write them.
 _DASHES: Final = re.compile(r"^-?[\u2010-\u2015\u2212]-?(?=[a-z])")
 _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
 class _Option(Protocol):
-    """An option: whether it may stand without a value, and whether it takes several words."""
+    """An option: whether it may have no value, and whether it takes several words."""
 
     bare: bool
     several: bool
 
 
 def without_program(words: Sequence[str], ctx: click.Context) -> tuple[list[str], ShellLine | None]:
-    """The words behind ``lmdeploy serve api_server``, and the line that they are from.
+    """Return the words after ``lmdeploy serve api_server``, and the line that contains them.
 
-    Variables before it are set, as a shell would, but for GPUs, which `take_rest` sets.
+    Sets the variables before the words, as a shell would do, except for GPUs (see `take_rest`).
 
     Raises:
-        UsageError: the line is one of another program.
+        UsageError: the line is another program's.
     """
     line = read_line(words)
     if line is None:
@@ -46,7 +46,7 @@ def without_program(words: Sequence[str], ctx: click.Context) -> tuple[list[str]
 
 
 def take_rest(line: ShellLine, ctx: click.Context) -> list[str]:
-    """Take a line's GPUs once its options are read; what is said of what stands around them."""
+    """Take a line's GPUs after its options are read; return messages on the words around it."""
     said = _take_gpus(line, ctx)
     if unknown := re.findall(r"\$\{?\w+\}?", " ".join(line.words)):
         said.append(f"{', '.join(unknown)} of the line has no value here: write its value")
@@ -57,10 +57,10 @@ def take_rest(line: ShellLine, ctx: click.Context) -> list[str]:
 
 
 def _take_gpus(line: ShellLine, ctx: click.Context) -> list[str]:
-    """Let a line's CUDA_VISIBLE_DEVICES be ``--gpus`` of a described machine, and say so.
+    """Turn a line's CUDA_VISIBLE_DEVICES into ``--gpus`` of a described machine; say so.
 
-    A profile and the environment describe one too. Of a measured machine it stays a variable, whose
-    numbers are CUDA's; ``--gpus`` itself wins.
+    A profile or a variable may also describe the machine. For a measured machine it stays a
+    variable, because its numbers are CUDA's. A given ``--gpus`` wins.
     """
     value, on = line.variables.get(_GPUS), ctx.params.get("on") or ""
     if value is None:
@@ -82,17 +82,17 @@ def _take_gpus(line: ShellLine, ctx: click.Context) -> list[str]:
 
 
 def _is_one_card(on: str) -> bool:
-    """Whether ``--on`` is a machine of one card; what it is else is said when it is read."""
+    """Whether ``--on`` is a machine with one card; errors in it are reported when it is read."""
     from turbofit.machine.spec import is_spec, parse_spec
 
     return is_spec(on) and len(parse_spec(on).gpus) == 1
 
 
 def one_machine(words: Sequence[str]) -> list[str]:
-    """The words with what stands behind ``--on`` as one, where that is a machine, or cards.
+    """The words, with those after ``--on`` joined if together they are a machine, or cards.
 
     Raises:
-        UsageError: two machines are named.
+        UsageError: two machines are given.
     """
     left = [_DASHES.sub("--", word) for word in words]
     if "--on" not in left:
@@ -113,11 +113,11 @@ def one_machine(words: Sequence[str]) -> list[str]:
 def for_click(
     words: Sequence[str], options: Mapping[str, _Option], ctx: click.Context
 ) -> list[str]:
-    """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
+    """``--option a b`` written as ``--option a --option b``; only the last such option counts.
 
     Raises:
-        UsageError: options that the command does not have, all at once.
-        click.BadOptionUsage: an option stands where another one's value should.
+        UsageError: all options that the command does not have, together.
+        click.BadOptionUsage: an option stands where another one's value should be.
     """
     left, kept, unknown = list(words), list[str](), list[UsageError]()
     lists: dict[str, list[str]] = {}
@@ -146,14 +146,14 @@ def _is_option(word: str) -> bool:
 
 
 def _values(left: list[str]) -> list[str]:
-    """Take all words up to the next option."""
+    """Take all words up to the next option from the list."""
     end = next((at for at, word in enumerate(left) if _is_option(word)), len(left))
     values, left[:end] = left[:end], []
     return values
 
 
 def _value(name: str, left: list[str]) -> list[str]:
-    """Take an option's value; of one that stands last click says that it is missing."""
+    """Take an option's value; if it is missing at the end, click reports that."""
     if left and _is_option(left[0]):
         raise click.BadOptionUsage(name, f"{name} needs a value before {left[0]}")
     return [left.pop(0)] if left else []

@@ -1,4 +1,4 @@
-"""``turbofit``: finds the command, runs it, and turns what goes wrong into one line and a hint."""
+"""``turbofit``: finds the command, runs it, and turns errors into one line and a hint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from turbofit.core.process.collector import collect_after
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: Packages that only an extra brings, by the name under which they are imported.
+#: Packages that only an extra installs, by the names under which they are imported.
 _EXTRAS: Final = {
     **dict.fromkeys(("aiohttp", "httptools", "PIL", "pybase64", "uvicorn", "uvloop"), "gateway"),
     "ray": "ray", "lmdeploy": "lmdeploy", "accelerate": "fallback", "transformers": "fallback",
@@ -33,17 +33,17 @@ _EXTRAS: Final = {
 #: Commands that run LMDeploy behind a gateway.
 _ON_LMDEPLOY: Final = frozenset({"serve", "calibrate", "tune"})
 
-#: Until the first collection; a plan makes about 60,000.
+#: New objects before the first garbage collection; a plan makes about 60,000.
 _OBJECTS_BEFORE_COLLECTION: Final = 100_000
 
 _FAILED: Final = 1
 
 
 def entry() -> None:
-    """The command line of this process, to its exit.
+    """Run this process's command line and exit.
 
-    The garbage collector would take a sixth of a plan's time and find nothing: what start-up makes
-    stays until the process ends.
+    The garbage collector would take a sixth of a plan's time and find nothing: objects made at
+    start-up stay until the process ends.
     """
     collect_after(_OBJECTS_BEFORE_COLLECTION)
     code = main(sys.argv[1:])
@@ -54,7 +54,7 @@ def entry() -> None:
 
 
 def tell_of_manual(environ: Mapping[str, str]) -> None:
-    """Say once, to people whose language is Chinese, where the manual in Chinese is."""
+    """Tell people whose language is Chinese, once, where the Chinese manual is."""
     named = (environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environ.get(name))
     if not next(named, "").startswith("zh"):
         return
@@ -72,7 +72,7 @@ def tell_of_manual(environ: Mapping[str, str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code; only ``SystemExit`` gets out."""
+    """Run one command line and return its exit code; only ``SystemExit`` is raised."""
     prepare_streams()
     as_json = "--json" in split_rest(argv)[0]
     try:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         return exc.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, reported as one
+    except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours is reported as one
         missing = _missing(exc, argv)
         complain(_bug(exc, argv) if missing is None else missing.to_dict(), as_json=as_json)
         return _FAILED if missing is None else missing.exit_code
@@ -105,7 +105,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
-    """What to install where a package of an extra is missing."""
+    """The error that says what to install if a package of an extra is missing, else None."""
     package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
     extra = _EXTRAS.get(package)
     if extra is None:
@@ -113,7 +113,7 @@ def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
     from turbofit.core.installation import install_command, installed
 
     if extra == "gateway" and {*argv[:1]} & _ON_LMDEPLOY and installed("lmdeploy") is None:
-        extra = "lmdeploy"  # which brings the gateway's packages
+        extra = "lmdeploy"  # it installs the gateway's packages, too
     return PackageError(
         f"this needs {package}, which is not installed",
         hint=f"install it with {install_command(extra)}",
@@ -134,7 +134,7 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
         path.write_text(f"turbofit {turbofit.__version__} {words}\n{text}", encoding="utf-8")
         hint = f"please report it with {path}"
     except OSError:
-        print(text, file=sys.stderr)  # noqa: T201 - no state folder: only stderr is left
+        print(text, file=sys.stderr)  # noqa: T201 - without a state folder only stderr is left
         hint = "please report it with the traceback above"
     first = hide_secrets(" ".join(str(exc).split()), argv, os.environ)
     message = f"a bug in turbofit: {type(exc).__name__}: {first}"

@@ -1,4 +1,4 @@
-"""What `--help` says below a command's options: examples, exit codes, what the command touches."""
+"""The text of `--help` below the options: examples, exit codes, what the command touches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from turbofit.cli.terminal.output import PAGE_WIDTH
 from turbofit.core.presets import load_yaml, presets_dir
 
-#: What each exit code means.
+#: The meaning of each exit code.
 EXIT_CODES: Final[dict[int, str]] = {
     0: "done",
     1: "a bug in turbofit",
@@ -38,13 +38,13 @@ MANUAL: Final[dict[str, Manual]] = {
 
 @cache
 def option_texts(command: str) -> dict[str, str]:
-    """What options and arguments of a command are for, where they do not say it themselves."""
+    """Texts for a command's options and arguments that have none of their own."""
     texts = load_yaml(presets_dir() / "options.yaml")
     return {**texts["shared"], **texts.get(command, {})}
 
 
 def manual_text(name: str) -> str:
-    """The lines below the options of a command; empty for one that has none."""
+    """The lines below the options of a command; empty if it has no manual."""
     if name not in MANUAL:
         return ""
     manual = MANUAL[name]

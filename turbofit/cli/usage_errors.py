@@ -1,4 +1,4 @@
-"""Wrong use of a command, in a line of cause and a hint."""
+"""Turns wrong use of a command into a line of cause and a hint."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from turbofit.core.shell_line import ShellLine
 
-#: Options of every command.
+#: Options that every command has.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
-#: A command with no more options names them all.
+#: A command with at most so many options lists them all.
 _LISTED: Final = 12
-#: What answers more than a list of presets: with which words, and what they find.
+#: Commands that only list presets: the arguments with which ``which`` answers more, and what.
 _LISTS: Final = {
     "models": "--on SPEC finds the models that a machine serves",
     "gpus": "MODEL finds the cards that serve a model",
 }
-#: Under which name a context keeps the words that it was made of.
+#: The key of the words from which a context was made.
 WORDS: Final = "turbofit.words"
 
 
 def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
-    """What click found wrong with a command line, as a line of cause and a hint."""
+    """Turn click's error in a command line into a line of cause and a hint."""
     if isinstance(exc, click.NoSuchOption):
         return _unknown_option(exc.option_name, ctx)
     if isinstance(exc, click.BadParameter) and exc.param is not None:
@@ -48,7 +48,7 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 
 def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Context) -> UsageError:
-    """A value that an option or an argument does not take, or that is missing."""
+    """The error for a value that is missing, or that an option or argument does not take."""
     from turbofit.cli.manual import MANUAL
 
     problem, hint = f": {exc.message.rstrip('.')}", f"see {ctx.command_path} --help"
@@ -75,12 +75,12 @@ def _option_text(name: str, ctx: click.Context) -> str:
 
 
 def as_ours(word: str, behind: str, ctx: click.Context) -> str:
-    """An option of other programs as the command's own, where value and meaning are equal.
+    """Turn another program's option into the command's own, if value and meaning are equal.
 
-    Letters that several options share, as -vq, are click's to read.
+    Several letters in one word, as in -vq, are left to click.
 
     Raises:
-        UsageError: the command has nothing that is equal.
+        UsageError: the command has no equal option.
     """
     from turbofit.core.synonyms import synonym
 
@@ -107,7 +107,7 @@ def _has(option: str, ctx: click.Context) -> bool:
 
 
 def _unknown_option(name: str, ctx: click.Context, value: str = "") -> UsageError:
-    """What an option is here that other programs have; else a near one, or the command's own."""
+    """The error for an unknown option: its meaning in other programs, or near options here."""
     from turbofit.core.synonyms import synonym
 
     meaning = synonym(name)
@@ -126,7 +126,7 @@ def _unknown_option(name: str, ctx: click.Context, value: str = "") -> UsageErro
 
 
 def _near_options(name: str, ctx: click.Context) -> str:
-    """Who else has an option, the command's nearest one, or all of a short list."""
+    """A hint: who else has an option, the command's nearest option, or its short list."""
     from turbofit.core.synonyms import guess
 
     if known := _elsewhere(name, ctx):
@@ -141,7 +141,7 @@ def _near_options(name: str, ctx: click.Context) -> str:
 
 
 def _elsewhere(name: str, ctx: click.Context) -> str:
-    """Where a name stands that is no option here: an argument, another command, LMDeploy."""
+    """A hint on where a name exists that is no option here: an argument, a command, LMDeploy."""
     from turbofit.launch.serve.passthrough import engine_options
 
     word = rf"\b{re.escape(name.strip('-'))}\b"
@@ -161,7 +161,7 @@ def _elsewhere(name: str, ctx: click.Context) -> str:
 
 
 def line_of_others(line: ShellLine, ctx: click.Context) -> UsageError:
-    """Refuse a line of another program, and show the same command in turbofit's words."""
+    """The error for a line of another program; shows the same command in turbofit's words."""
     from turbofit.core.synonyms import command_synonym
 
     *program, command = line.of.split()
@@ -172,7 +172,7 @@ def line_of_others(line: ShellLine, ctx: click.Context) -> UsageError:
 
 
 def _in_turbofits_words(words: Sequence[str], ctx: click.Context) -> str:
-    """A command of turbofit with those of another program's words that have a meaning here."""
+    """A command of turbofit, with those words of another program that have a meaning here."""
     from turbofit.core.synonyms import synonym
 
     model, options, left = "", list[str](), without_secrets(words)
@@ -197,7 +197,7 @@ def _in_turbofits_words(words: Sequence[str], ctx: click.Context) -> str:
 
 
 def _is_value(word: str, name: str, has_model: bool, ctx: click.Context) -> bool:
-    """Whether a word is an option's value, and not the model, which may be yet to come."""
+    """Whether a word is an option's value, and not the model, which may still follow."""
     from turbofit.core.synonyms import synonym
 
     meaning, to = synonym(name), name
@@ -209,7 +209,7 @@ def _is_value(word: str, name: str, has_model: bool, ctx: click.Context) -> bool
 
 
 def all_unknown(errors: Sequence[UsageError]) -> UsageError:
-    """One error of all options that a command does not have, each hint once."""
+    """One error for all options that a command does not have, with each hint once."""
     if len(errors) == 1:
         return errors[0]
     options = [error.message.removeprefix("unknown option ") for error in errors]
@@ -234,7 +234,7 @@ def _command_with(option: str, ctx: click.Context) -> str:
 
 
 def unknown_word(word: str) -> str:
-    """What to do with a word that stands where no such word can; empty where nothing is known."""
+    """A hint for a word in a wrong place, by what it names; empty if nothing is known of it."""
     from turbofit.machine.spec import is_spec
     from turbofit.model.names import names_a_model
 
@@ -250,10 +250,10 @@ def unknown_word(word: str) -> str:
 
 
 def without_gpu(hint: str, ctx: click.Context) -> str:
-    """What to do where no GPU can be read."""
+    """A hint on what to do if no GPU can be read."""
     if not any("--pretend" in param.opts for param in ctx.command.params):
         return hint
-    # A profile that names a machine means it for such runs.
+    # A profile that names a machine names it for runs like these.
     on = "" if "on" in (ctx.default_map or {}) else " --on 1xrtx3090"
     return (
         f"check nvidia-smi (in a container: --gpus all); without a GPU, --pretend{on} tries it on "
@@ -268,7 +268,7 @@ def _spelled(param: click.Parameter, ctx: click.Context) -> str:
 
 
 def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Parameter]]:
-    """Each option of each command, all of which are imported: for the answer to a wrong name."""
+    """Each option of each command, all of which are imported to answer a wrong name."""
     group = ctx.find_root().command
     if not isinstance(group, click.Group):
         return

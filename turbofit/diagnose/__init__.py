@@ -1,1 +1,1 @@
-"""Why an engine died (`read_log`, `explain`)."""
+"""Explains why an engine died (`read_log`, `explain`)."""

@@ -1,4 +1,4 @@
-"""What would have worked: turbofit's plan for the model and machine of a log."""
+"""The settings that would have worked: turbofit's plan for the model and machine of a log."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _SHOWN: Final = ("tp", _RATIO, "max_prefill_token_num", "max_batch_size",
 
 
 def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
-    """The plan; None where model or machine is not known.
+    """Return the plan as advice; None if the log tells no model or no machine.
 
-    A checkpoint that is quantised is to be served in 4 bits: a variant that is published.
+    If the log's program quantises a checkpoint, the advice is a published 4-bit variant.
     """
     if case.machine is None or case.on is None or case.model is None:
         return None
@@ -55,7 +55,7 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
 
 
 def _published(case: LogCase, on: str) -> Advice | None:
-    """The variant of the model that somebody has quantised already, in place of a plan."""
+    """Advice to use a published variant that is already quantised, instead of a plan."""
     assert case.model is not None
     if not (ways := _smaller(case)):
         return None
@@ -64,7 +64,7 @@ def _published(case: LogCase, on: str) -> Advice | None:
 
 
 def _doubted(case: LogCase, draft: RuleAnswer, plan: Plan, planned: Advice) -> Advice:
-    """The advice, in doubt where loading failed on no fewer GPUs a model than the plan takes."""
+    """The advice, as doubtful if loading failed on at least as many GPUs per model as planned."""
     loading = (draft.kind, draft.phase) == ("out_of_memory", "weights")
     alone = case.facts.subject.of_lmdeploy and not draft.others
     if not (plan.fits and loading and alone) or plan.parallel.tp > (case.tp or 1):
@@ -102,7 +102,7 @@ def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
 
 
 def _note(case: LogCase, plan: Plan) -> str:
-    """What the plan's ratio and that of an older LMDeploy are shares of, where both stand here."""
+    """A note that the plan's ratio and an older LMDeploy's cannot be compared, if both occur."""
     facts, version = case.facts, case.facts.subject.version
     older = is_legacy(version) if version else _RATIO in facts.subject.options
     older = older or bool(
@@ -119,13 +119,13 @@ def _note(case: LogCase, plan: Plan) -> str:
 
 
 def _value(plan: Plan, name: str) -> object:
-    """A setting; where engines on unequal cards differ, each one's in the order of the groups."""
+    """The value of a setting; if the groups of engines differ, all their values in order."""
     values = [getattr(group.settings, name) for group in plan.group_plans()]
     return values[0] if len(set(values)) == 1 else " | ".join(map(str, values))
 
 
 def _smaller(case: LogCase) -> tuple[Remedy, ...]:
-    """The variant in 4 bits by name, where one is published."""
+    """A remedy that names the model's published 4-bit variant; empty if there is none."""
     assert case.model is not None
     try:
         variant = four_bit_variant(case.model)

@@ -1,4 +1,4 @@
-"""What `turbofit diagnose` answers: one struct, from which text and JSON are made."""
+"""The answer of `turbofit diagnose`: one struct, from which text and JSON are made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
 
 
 class Evidence(Struct):
-    """A line of the log, counted from 1, and what it tells."""
+    """A line of the log, counted from 1, and its meaning."""
 
     line: int
     text: str
@@ -22,7 +22,7 @@ class Evidence(Struct):
 
 
 class Holding(Struct):
-    """Somebody who held memory on a GPU, in bytes; None where the log does not say."""
+    """A holder of memory on a GPU, with its bytes; a field is None if the log does not say it."""
 
     who: str
     bytes: int | None
@@ -31,10 +31,11 @@ class Holding(Struct):
 
 
 class Missing(Struct):
-    """Bytes that were missing, and how that is known.
+    """The bytes that were missing, and the source of that number.
 
-    ``basis``: ``log`` (its own figures, rounded as it rounds them), ``formula`` (the log's figures
-    and turbofit's account of the engine), ``unknown``. ``doubt`` is how much more it may have been.
+    ``basis``: ``log`` (the log's own rounded figures), ``formula`` (the log's figures and
+    turbofit's
+    account of the engine) or ``unknown``. The number may be too low by up to ``doubt`` bytes.
     """
 
     bytes: int | None
@@ -44,10 +45,11 @@ class Missing(Struct):
 
 
 class Others(Struct):
-    """Causes that others had of a message that does not tell its cause: nothing about this log.
+    """Causes that others had with the same message, which alone does not prove its cause.
 
-    ``message`` names it, for scripts; ``had`` are causes, the likeliest first, and never all of
-    them; ``tried`` is what told them apart or helped.
+    ``message`` identifies the message, for scripts. ``had`` are causes, the likeliest first, and
+    never
+    all of them; ``tried`` are steps that told them apart or helped. This log proves no cause.
     """
 
     message: str
@@ -56,11 +58,12 @@ class Others(Struct):
 
 
 class Advice(Struct):
-    """What would have worked: a plan for the model and machine, or what stands in its way.
+    """A plan that would have worked for the model and machine, or the reason why there is none.
 
-    ``fits`` is None where no plan could be made, or where the log itself speaks against it.
-    ``settings`` are LMDeploy's options that matter; ``command`` starts it, without the environment;
-    ``note`` says what is to be known before they are used.
+    ``fits`` is None if no plan could be made, or if the log itself contradicts the plan.
+    ``settings``
+    are LMDeploy's important options; ``command`` starts it, without the environment; ``note`` says
+    what to know before they are used.
     """
 
     model: str
@@ -74,7 +77,7 @@ class Advice(Struct):
 
 
 class Read(Struct):
-    """What the log says about the run; None or empty where it does not."""
+    """The log's facts about the run; a field is None or empty if the log does not say it."""
 
     lines: int
     engine: str | None = None
@@ -86,11 +89,12 @@ class Read(Struct):
 
 
 class Diagnosis(Struct):
-    """The answer. ``kind`` is the cause, stable for scripts, where the log itself proves it.
+    """The answer; ``kind`` is the cause, stable for scripts, if the log itself proves it.
 
-    Else it is ``unknown``: ``what`` quotes the error, ``send`` says what would tell more, and
-    ``others`` what others had who met the same message. ``send`` stands beside a lack of memory
-    too, where nothing says what ran out.
+    Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
+    more,
+    and ``others`` has the causes that others had with the same message. ``send`` also comes with a
+    lack of memory if no line says what ran out.
     """
 
     schema: str = DIAGNOSIS_SCHEMA

@@ -1,7 +1,7 @@
-"""The event that a log tells of, found as its lines pass: causes are asked of it alone.
+"""The event that a log describes, found line by line; the causes are searched only for it.
 
-An engine outlives what stands before it is ready, and a program what stands before lines of
-progress; so a line that tells of trouble is a candidate until a later one says otherwise.
+If an engine becomes ready, errors before that did not end it; nor did errors before a program's
+progress lines. A line about trouble is therefore a candidate until a later line rules it out.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 #: The last line of a traceback.
 _RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
-#: What a program goes on after, by the level that it prints.
+#: Messages after which a program continues, by the level that it prints.
 _WARNED: Final = re.compile(
     r"\W*(?:INFO|DEBUG|WARN(?:ING)?)\b|.{0,240}?(?:\bWARNING\b|[a-z]Warning: "
     r"|\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
 )
-#: What Python's warnings module prints, whatever it quotes.
+#: The form of Python's warnings module, for any message.
 _PYTHON_WARNING: Final = re.compile(r"\S*\.py:\d+: \w*Warning: ")
-#: Kinds of the machine: a warning about it is an answer by itself, whichever program printed it.
+#: Kinds that concern the machine: a warning of one is an answer in itself, from any program.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
     "gpu_lost", "shared_memory", "disk_full", "ray_waits",
 )  # fmt: skip
-#: Words of faults after which a process has no CUDA context, or no communicator: none is outlived.
+#: Words of faults after which a process has no CUDA context or no communicator, so that it ends.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
-#: Calls in which a program takes itself down: what fails there is not why it ended.
+#: Functions that a program runs while it ends; an error in one is not the reason for its end.
 CLEANS_UP: Final = (
     "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
     "__exit__", "_cleanup", "cleanup",
@@ -47,10 +47,11 @@ CLEANS_UP: Final = (
 
 
 class LogEvent(NamedTuple):
-    """An event and the line that told it.
+    """An event and the line that contains it.
 
-    ``stack`` are frames of Python before it, innermost last; ``time`` is TurboMind's, or empty.
-    ``hits`` are the rows of `presets/causes.yaml` that have the line.
+    ``stack`` has the Python frames before it, the innermost last; ``time`` is TurboMind's, or
+    empty.
+    ``hits`` are the rows of `presets/causes.yaml` that match the line.
     """
 
     line: int
@@ -70,22 +71,22 @@ class LogEvent(NamedTuple):
 
     @property
     def of_title(self) -> bool:
-        """Whether it stands in the title of a page or an issue, which says a line again."""
+        """Whether the line is the title of a page or an issue, which repeats a line of the log."""
         return self.text.startswith("# ")
 
     @property
     def cleans_up(self) -> bool:
-        """Whether it was raised while the program took itself down."""
+        """Whether the program raised it while it ended itself."""
         return any(frame.function in CLEANS_UP for frame in self.stack)
 
 
 class Event(Struct):
-    """What happened.
+    """The event of a run.
 
     ``outcome``: ``fatal`` (an exception, abort, signal or kill ended the run), ``complaint`` (the
-    program itself says that it refuses, cuts or waits), ``nothing``. ``marks`` tell of it, in the
-    log's order: workers print their error before their parent does. ``last`` is the last exception
-    that no row knows.
+    program itself says that it refuses, cuts or waits) or ``nothing``. ``marks`` are its lines in
+    the
+    log's order: workers print an error before their parent. ``last``: the last unknown exception.
     """
 
     outcome: Literal["fatal", "complaint", "nothing"]
@@ -94,7 +95,7 @@ class Event(Struct):
 
 
 def _without_title(marks: list[LogEvent]) -> list[LogEvent]:
-    """A title says a line of the log again, unless the log has what follows it alone."""
+    """Drop the titles, which repeat a line; keep one if the log has only consequences of it."""
     below = [mark for mark in marks if not mark.of_title]
     if all(mark.row is not None and mark.row.rank == "consequence" for mark in below):
         return [mark for mark in marks if not mark.of_title or type(mark.event) is KnownMessage]
@@ -102,21 +103,22 @@ def _without_title(marks: list[LogEvent]) -> list[LogEvent]:
 
 
 class EventFinder:
-    """Candidates for the event of one run."""
+    """Collects candidates for the event of one run."""
 
     def __init__(self) -> None:
         self._fatal: list[LogEvent] = []
         self._warned: list[LogEvent] = []
         self._complaints: list[LogEvent] = []
         self._last: LogEvent | None = None
-        #: The last two lines of progress: what stands before the first of them was outlived.
+        #: The last two lines of progress; the run survived the errors before the first of them.
         self._progress = (0, 0)
 
     @property
     def event(self) -> Event:
         fatal = list(self._fatal)
-        # Torch warns of the driver and says later that it has no GPU: the warning says why. Alone,
-        # a warning is the event where it tells of the machine; what else is warned of is outlived.
+        # Torch warns about the driver and later says that it has no GPU: the warning is the reason.
+        # A
+        # warning alone is the event only if it concerns the machine; others are survived.
         if all(mark.row is not None and mark.row.kind == "no_gpu" for mark in fatal):
             fatal += [mark for mark in self._warned if fatal or mark.of_machine]
         if not fatal:
@@ -131,7 +133,7 @@ class EventFinder:
         self._progress = (self._progress[1], line)
 
     def take(self, mark: LogEvent) -> None:
-        """Take an event in, and drop what it shows to be outlived, or mere words."""
+        """Take an event, and drop earlier ones that the run survived, or that are only words."""
         if isinstance(mark.event, ServerUp | WarmupFinished):
             self._fatal, self._warned = [], []
         elif isinstance(mark.event, KnownMessage):
@@ -140,7 +142,7 @@ class EventFinder:
             self._take_fatal(mark)
 
     def replace(self, old: LogEvent, new: LogEvent) -> None:
-        """Put a message that was joined of several lines in the place of its first one."""
+        """Replace the first line of a message by the whole message, joined from several lines."""
         for found in (self._fatal, self._warned, self._complaints):
             if old in found:
                 found.remove(old)
@@ -165,7 +167,7 @@ class EventFinder:
         (self._warned if _PYTHON_WARNING.match(mark.text) else self._fatal).append(mark)
 
     def _drop_words(self, *, machine_too: bool) -> None:
-        """Drop what has only the words of a message, once an exception ends the run."""
+        """Drop the lines that only contain known words, after an exception that ends the run."""
         self._fatal = [
             mark
             for mark in self._fatal

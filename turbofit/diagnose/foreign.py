@@ -1,4 +1,4 @@
-"""Programs that turbofit does not explain: which one a log is of, its version, its last error."""
+"""Finds out whether another program wrote a log: which one, and its version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Final, NamedTuple
 
-#: LMDeploy's own lines, commands and frames: whatever else a log names, it is of LMDeploy.
+#: Lines, commands and frames of LMDeploy itself: a log with one of these is LMDeploy's.
 _LMDEPLOY: Final = re.compile(
     r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\]"
     r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
@@ -21,7 +21,7 @@ class _Program(NamedTuple):
     version: str = r"(?!)"
 
 
-#: Engines: a log of one is theirs, whatever its error.
+#: Engines: a log that names one belongs to it, with any error.
 _ENGINES: Final = (
     _Program("vLLM", r"\bvllm\b|EngineCore|VllmWorker|\bvLLM\b|gpu_memory_utilization|max_model_len"
              r"|desired GPU memory utilization",
@@ -38,11 +38,11 @@ _ENGINES: Final = (
              r"\bbuild(?: =|:) (\d+)"),
     _Program("Ollama", r"\b[Oo]llama\b|llama runner process", rf"\bollama{_VERSION}"),
 )  # fmt: skip
-#: What stands in one engine's own lines alone, whichever others it has inside.
+#: Text that only one engine's own lines contain, even if it includes other engines.
 _SURE: Final = re.compile(
     r"(?P<SGLang>[/\\]sglang[/\\]srt\b)|(?P<Ollama>\bollama\[|llama runner process)"
 )
-#: Programs that install and carry others: a log is theirs where no row knows its error.
+#: Programs that install or run others: a log belongs to one only if no row knows its error.
 _TOOLS: Final = (
     _Program("Kubernetes", r"\bkubelet\b|\bkubectl\b|FailedScheduling|BackOff\b|nvidia\.com/gpu"),
     _Program("Docker", r"\b[Dd]ocker: |Error response from daemon|OCI runtime|nvidia-container-cli"
@@ -61,7 +61,7 @@ _ANY: Final = re.compile(
 
 
 class ForeignPrograms:
-    """Which programs the lines of a log are of."""
+    """Counts the lines of a log by the program that wrote them."""
 
     def __init__(self) -> None:
         self.of_lmdeploy = False
@@ -70,7 +70,7 @@ class ForeignPrograms:
         self._versions: dict[str, str] = {}
 
     def notice(self, text: str) -> None:
-        """Take in any line of a log."""
+        """Read one line of the log, of any kind."""
         if not self.of_lmdeploy and _LMDEPLOY.search(text):
             self.of_lmdeploy = True
         sure = _SURE.search(text)
@@ -81,7 +81,7 @@ class ForeignPrograms:
             self.found(list(_ALL)[int(str(match.lastgroup)[1:])], text)
 
     def found(self, name: str, text: str = "") -> None:
-        """Take in that a line is of a program, by its prefix too."""
+        """Count a line of a program, recognised by its text or its prefix."""
         self._lines[name] += 1
         match = re.search(_ALL[name].version, text) if name not in self._versions else None
         if match:
@@ -89,7 +89,7 @@ class ForeignPrograms:
 
     @property
     def engine(self) -> str:
-        """The engine whose log it is; empty where it is LMDeploy's, or nobody's."""
+        """The engine that wrote the log; empty if that is LMDeploy, or if no line names one."""
         return self._sure if self._sure and not self.of_lmdeploy else self._of(_ENGINES)
 
     @property

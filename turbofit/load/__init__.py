@@ -1,1 +1,1 @@
-"""A load of requests on an OpenAI-compatible server, and what it measures."""
+"""A load of requests on an OpenAI-compatible server, and its measurements."""

@@ -1,4 +1,4 @@
-"""A load on one server, from the first question to the figures."""
+"""A load on one server, from the first request to the figures."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def bench(
     model: str | None = None,
     tick: Callable[[LoadRun], None] = lambda _: None,
 ) -> LoadResult:
-    """Drive the load and measure; the first signal ends it with what was measured so far.
+    """Drive the load and measure; the first signal ends it with the measurements so far.
 
-    ``model`` None is the server's first; ``tick`` is called each second.
+    ``model`` None is the server's first model; ``tick`` is called each second.
 
     Raises:
         UsageError: the options contradict each other, or the server refuses this client.
@@ -42,7 +42,7 @@ def bench(
     """
     spec.check()
     trace = read_trace(spec.trace) if spec.trace is not None else ()
-    open_files(_FILES)  # a socket for each request; shells often allow 1,024
+    open_files(_FILES)  # each request needs a socket; shells often allow 1,024
 
     async def drive() -> LoadResult:
         async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:

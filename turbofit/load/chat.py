@@ -1,4 +1,4 @@
-"""Asks a server one question after another, by the standard library alone, pictures by paths."""
+"""Asks a server one question after another, with only the standard library; sends pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-#: A word of a message; in quotes where a path has spaces.
+#: A word of a message; a path with spaces is in quotes.
 _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
 _PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 #: Seconds without a byte: a request may wait for a place, and then for its first token.
@@ -35,12 +35,12 @@ class Piece(NamedTuple):
 
 
 class Server:
-    """One model of an OpenAI-compatible server, asked without a proxy; by default its first.
+    """One model of an OpenAI-compatible server, by default its first, asked without a proxy.
 
-    ``say`` is told once where the server's GPUs are pretend ones.
+    ``say`` is called once if the server's GPUs are pretend ones.
 
     Raises:
-        UnservedError: the server does not answer, or lists no models; so does each question.
+        UnservedError: the server does not answer, or lists no models; each question may raise it.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Server:
     ) -> None:
         self._say = say
         self.url = url.rstrip("/").removesuffix("/v1")
-        #: Whether an answer said that its GPUs are pretend ones.
+        #: Whether an answer's header told of pretend GPUs.
         self.pretend = False
         self._headers = {"Content-Type": "application/json"}
         if key:
@@ -63,7 +63,7 @@ class Server:
         return name
 
     def ask(self, messages: list[JsonObject], most: int | None) -> Iterator[Piece]:
-        """The pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
+        """Yield the pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
 
         Raises:
             UnservedError: the server refuses, or the answer breaks off.
@@ -128,7 +128,7 @@ def _pieces(event: JsonObject) -> Iterator[Piece]:
 
 
 def _said(document: Any) -> str:
-    """What an error says, in any server's form."""
+    """An error's message, in any server's form."""
     if isinstance(document, bytes):
         try:
             document = json.loads(document)
@@ -141,7 +141,7 @@ def _said(document: Any) -> str:
 
 
 def question_of(text: str) -> JsonObject:
-    """A message of the user: words that are paths of pictures become these pictures.
+    """A user's message in which words that are paths of pictures become these pictures.
 
     Raises:
         UsageError: a picture cannot be read.

@@ -1,4 +1,4 @@
-"""Asks a server: one request, its answer as it streams in, and a name for each kind of error."""
+"""Sends a request to a server, reads its streamed answer, and names each kind of error."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-#: What decoding raises of bytes that are no JSON.
+#: Exceptions of decoding bytes that are not JSON.
 NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-#: No server of text sends a longer line in a stream.
+#: The most bytes of a line in a stream: no server of text sends a longer one.
 _LONGEST_LINE: Final = 1 << 20
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
 _SHOWN: Final = 200
 
 
 class StreamError(Exception):
-    """What a server sent is no answer; ``kind`` is the error's name, its text what was sent."""
+    """A server's bytes are no answer; ``kind`` is the error's name, its text those bytes."""
 
     def __init__(self, kind: str, example: bytes = b"") -> None:
         super().__init__(example[:_LARGEST_ERROR].decode(errors="replace"))
@@ -39,10 +39,10 @@ class StreamError(Exception):
 
 @dataclass(slots=True)
 class Answer:
-    """The answer to one request; times by the load's clock.
+    """The answer to one request; times are by the load's clock.
 
-    ``counts``: it began in the window. ``kind``: why it is no answer; empty where it is one.
-    ``pieces``: when each piece of text came. ``pretend``: its server has pretend GPUs.
+    ``counts``: the request began in the window. ``kind``: why it is no answer, else empty.
+    ``pieces``: the times at which pieces of text came. ``pretend``: its server has pretend GPUs.
     """
 
     begun: float
@@ -62,24 +62,24 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Tokens as the server counts them; else pieces, which is under: one may hold several."""
+        """Tokens by the server's count, else pieces (under: one may hold several tokens)."""
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
 
     @property
     def ttft(self) -> float | None:
-        """Seconds to the first piece."""
+        """Seconds to the first piece; None if there is none."""
         return self.pieces[0] - self.begun if self.pieces else None
 
     @property
     def tpot(self) -> float | None:
-        """Seconds a token after the first one."""
+        """Seconds a token after the first one; None if there is only one."""
         if not self.pieces or self.tokens <= 1:
             return None
         return (self.pieces[-1] - self.pieces[0]) / (self.tokens - 1)
 
     @property
     def e2e(self) -> float | None:
-        """Seconds to the end."""
+        """Seconds to the end; None before it."""
         return None if self.ended is None else self.ended - self.begun
 
 
@@ -88,12 +88,12 @@ class StreamReader:
 
     def __init__(self, answer: Answer) -> None:
         self._answer, self._rest = answer, b""
-        #: When events came, with text or without: an answer without any text is timed by them.
+        #: When events came, with or without text: an answer without any text is timed by them.
         self._events: array[float] = array("d")
         self._done = self._finished = False
 
     def feed(self, data: bytes, at: float) -> None:
-        """Take bytes of the body; a `StreamError` says that they are no events of an answer."""
+        """Take bytes of the body; a `StreamError` if they are no events of an answer."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             raise StreamError("garbage", self._rest)
@@ -101,7 +101,7 @@ class StreamReader:
             self._line(line.strip(), at)
 
     def end(self) -> None:
-        """End the stream; a `StreamError` says that it was cut short, or had nothing in it."""
+        """End the stream; a `StreamError` if it was cut short, or had no content."""
         if not self._events:
             raise StreamError("empty answer")
         if not (self._done or self._finished):
@@ -123,7 +123,7 @@ class StreamReader:
         self._event(_event_of(body), at)
 
     def _event(self, event: JsonObject, at: float) -> None:
-        """Take the pieces of text of an event, and its usage."""
+        """Take the text, the end and the usage of an event."""
         choices = event["choices"] if isinstance(event["choices"], list) else []
         choices = [choice for choice in choices if isinstance(choice, dict)]
         if choices:
@@ -139,7 +139,7 @@ class StreamReader:
 
 
 def _event_of(body: bytes) -> JsonObject:
-    """An event with choices; a `StreamError` says that the bytes are none, or an error's."""
+    """An event with choices; a `StreamError` for other bytes, and for an error's event."""
     try:
         event = msgspec.json.decode(body)
     except NO_JSON:
@@ -163,7 +163,7 @@ def _count(value: Any) -> int | None:
 
 
 _CONNECT_SECONDS: Final = 10.0
-#: Below uvicorn's 5 s, so that no request meets a connection which the server is closing.
+#: Below uvicorn's 5 s, so that no request uses a connection which the server is closing.
 _KEEP_ALIVE: Final = 3.0
 _LARGEST_ERROR: Final = 1 << 16
 _LONGEST_PAUSE: Final = 30.0
@@ -174,8 +174,8 @@ _CHAT: Final = "/v1/chat/completions"
 class ServerClient:
     """Connections to one OpenAI-compatible server; a context manager.
 
-    ``url`` is its address, with or without ``/v1``; an answer may take ``timeout`` seconds at most,
-    and ``silence`` of them without a byte.
+    ``url`` is its address, with or without ``/v1``; an answer may take ``timeout`` seconds, and
+    ``silence`` seconds without a byte.
     """
 
     def __init__(
@@ -211,13 +211,13 @@ class ServerClient:
 
 
 def stated_pause(headers: Mapping[str, str], most: float) -> float:
-    """Seconds of ``Retry-After``, at most so many; 0 without one, or of another form."""
+    """Seconds of ``Retry-After``, at most ``most``; 0 without one, or in another form."""
     stated = headers.get("Retry-After", "")
     return min(float(stated), most) if stated.isdecimal() else 0.0
 
 
 async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """A body's first bytes, at most so many, however many packets bring them."""
+    """A body's first bytes, at most ``most``, in however many packets they come."""
     pieces = []
     while data := await response.content.read(most):
         pieces.append(data)
@@ -232,8 +232,8 @@ class LoadClient(ServerClient):
         """The first model of the server.
 
         Raises:
-            UnservedError: it does not answer, or not as such a server does.
-            UsageError: it does not let this client in.
+            UnservedError: the server does not answer, or not like an OpenAI-compatible one.
+            UsageError: it refuses this client.
         """
         try:
             async with self._session.request("GET", f"{self._url}/v1/models") as response:
@@ -254,7 +254,7 @@ class LoadClient(ServerClient):
         )
 
     async def ask(self, body: JsonObject) -> Answer:
-        """Send one request and read its answer; what goes wrong is in the answer."""
+        """Send one request and read its answer, in which any error is noted."""
         data = msgspec.json.encode(body)
         answer = Answer(time.perf_counter())
         try:
@@ -281,7 +281,7 @@ class LoadClient(ServerClient):
         answer.ended = time.perf_counter()
 
 
-#: What a failed exchange is called; the first that fits.
+#: The name of a failed exchange: that of the first type that fits.
 _KINDS: Final = (
     (aiohttp.ClientConnectorError, "no connection"),
     (aiohttp.SocketTimeoutError, "stalled"),

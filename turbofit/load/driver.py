@@ -1,7 +1,8 @@
 """Drives a load: warm-up, the window that is measured, and the end.
 
-The load stays on until all that began in the window is answered, so that none of it meets a server
-that is less busy. Requests that begin after the window do not count and are broken off at the end.
+The load continues until all requests that began in the window are answered, so that none of them
+meets a server that is less busy. Requests that begin after the window do not count and are broken
+off at the end.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from turbofit.load.client import Answer
     from turbofit.load.spec import LoadSpec
 
-#: Between a failure and the next request in its place: doubled by each one that follows.
+#: Seconds from a failure to the next request in its place: doubled by each further failure.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
-#: So many failures without an answer, of a closed loop in each place, end a load.
+#: So many failures in a row, in a closed loop for each place, end a load.
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
 
@@ -46,13 +47,13 @@ class LoadRun:
     ) -> None:
         self.spec, self._ask, self._tick = spec, ask, tick
         self._requests = requests_of(spec, trace)
-        #: All requests that came to an end, in the order of their ends.
+        #: All requests that have ended, in the order of their ends.
         self.answers: list[Answer] = []
         self.began = self.opened = time.perf_counter()
         self.closed: float | None = None
-        #: Why it ended before its time; empty where it did not.
+        #: Why the load ended early; empty if it did not.
         self.stopped = ""
-        #: Seconds by which an arrival was late at most.
+        #: The largest delay of an arrival, in seconds.
         self.late = 0.0
         self._open, self._left = False, 0
         self._begun = self._failures = 0
@@ -60,7 +61,7 @@ class LoadRun:
         self._tasks: set[asyncio.Future[object]] = set()
 
     def stop(self, why: str = "interrupted") -> None:
-        """End at once; what was measured so far counts."""
+        """End the load immediately; the measurements so far count."""
         self._close()
         self.stopped = self.stopped or why
         self._end.set()
@@ -99,7 +100,7 @@ class LoadRun:
         return Step("measuring", time.perf_counter() - self.opened, seconds or 0.0, "s", counts)
 
     async def _place(self) -> None:
-        """Run one place of a closed loop."""
+        """Run one place of a closed loop: one request after another."""
         failures = 0
         for request in self._requests:
             answer = await self._request(request)
@@ -109,7 +110,7 @@ class LoadRun:
                 await asyncio.sleep(max(pause, answer.retry_after))
 
     async def _arrivals(self) -> None:
-        """Requests at their times, whatever became of those before; a late one is not left out."""
+        """Send requests at their times, whatever happened to earlier ones; late ones, too."""
         begun = time.perf_counter()
         for request in self._requests:
             wait = begun + request.at - time.perf_counter()
@@ -119,7 +120,7 @@ class LoadRun:
                 self.late = max(self.late, -wait)
                 await asyncio.sleep(0)
             self._spawn(self._request(request))
-        await asyncio.sleep(0)  # the last one begins
+        await asyncio.sleep(0)  # lets the last one begin
         self._close()
 
     async def _request(self, request: TracedRequest) -> Answer:
@@ -145,7 +146,7 @@ class LoadRun:
             self._open, self.opened = True, time.perf_counter()
 
     def _close(self) -> None:
-        """End the window, which is empty where the load never got warm, and with it the load."""
+        """End the window, which is empty if the load never got warm, and then the load."""
         if self.closed is None:
             self.closed = time.perf_counter()
             self.opened = self.opened if self._open else self.closed
@@ -153,7 +154,7 @@ class LoadRun:
             self._end.set()
 
     async def _heartbeat(self) -> None:
-        """Close the window in time, and tell of the progress."""
+        """Close the window in time, and call ``tick`` each second."""
         seconds, ticked = self.spec.measured_seconds, 0.0
         while True:
             now, ends = time.perf_counter(), 1.0
@@ -173,10 +174,10 @@ class LoadRun:
 
 
 def requests_of(spec: LoadSpec, trace: Sequence[TracedRequest] = ()) -> Iterator[TracedRequest]:
-    """The requests of a trace, once, or drawn without end; of an open loop at their times."""
+    """The requests of a trace, once, or random ones without end; in an open loop with times."""
     for line in trace:
         yield replace(line, at=line.at / spec.trace_speed)
-    # Not the draws of the sizes: another rate shall meet the same requests.
+    # Separate from the draws of the sizes: another rate shall have the same requests.
     draw, pauses, at = random.Random(spec.seed), random.Random(f"{spec.seed} arrivals"), 0.0
     while not trace:
         yield TracedRequest(
@@ -190,6 +191,6 @@ def requests_of(spec: LoadSpec, trace: Sequence[TracedRequest] = ()) -> Iterator
 
 
 def _about(draw: random.Random, mean: int, spread: float) -> int:
-    """A whole number evenly within the spread around its mean."""
+    """A random whole number, evenly distributed within the spread around the mean."""
     half = int(mean * spread)
     return max(1, mean + draw.randint(-half, half))

@@ -1,7 +1,7 @@
-"""The bodies of requests: text of about a given number of tokens, and images of a given size.
+"""Makes the bodies of requests: text of about a given number of tokens, and images.
 
-No tokenizer is needed: a prompt has as many words as it shall have tokens. Requests are alike in
-what they are to share alone, so that a cache of prompts finds nothing else.
+No tokenizer is needed: a prompt has as many words as it should have tokens. Requests share only the
+part that they must share, so that a cache of prompts finds nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
     from turbofit.load.trace import TracedRequest
 
-#: English words that most tokenizers know as one token with the space before them.
+#: English words that are one token, with the space before them, in most tokenizers.
 _WORDS: Final = [
     "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by",
     "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an",
@@ -31,9 +31,9 @@ _WORDS: Final = [
 
 
 class PromptWriter:
-    """Makes bodies for chat completions, whose first ``shared`` words are alike.
+    """Makes bodies for chat completions, whose first ``shared`` words are equal.
 
-    ``seed`` is of the words and the colours. What says nothing of its length gets a token.
+    ``seed`` determines the words and the colours. A request without a length gets one token.
     """
 
     def __init__(self, model: str, seed: int, *, shared: int = 0, stop_early: bool = False) -> None:
@@ -42,7 +42,7 @@ class PromptWriter:
         self._common = _text(random.Random(f"{seed} common"), 1 << 12).split()
 
     def body(self, request: TracedRequest) -> JsonObject:
-        """One request's, streamed, with the usage at the end."""
+        """The body of one request, streamed, with the usage at the end."""
         images = [_image(width, height, self._draw) for width, height in request.images]
         tokens = max(1, request.text_tokens)
         alike = min(tokens - 1, self._shared)
@@ -60,13 +60,13 @@ class PromptWriter:
 
 
 def user_message(text: str, images: Iterable[str]) -> JsonObject:
-    """A user's message; its images come first, so that no shared beginning reaches into them."""
+    """A user's message; its images come first, so that no shared prefix reaches into them."""
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
 
 def png(width: int, height: int, colour: int = 0) -> bytes:
-    """An image of one colour as a PNG with a palette: a few kilobytes, however large it is.
+    """An image of one colour as a PNG with a palette: a few kilobytes, whatever its size.
 
     Under: a server decodes it faster than a photograph.
     """

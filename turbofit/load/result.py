@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BENCH_SCHEMA: Final = "turbofit.bench/1"
 
-#: A client that is busier than this may limit the server.
+#: Above this share of a CPU the client may limit the server.
 _BUSY: Final = 0.8
 _LATE: Final = 0.1
 
@@ -104,7 +104,7 @@ class Window(NamedTuple):
         return self.overlap(answer) / max(answer.ended - answer.begun, 1e-9)
 
     def tokens(self, answer: Answer) -> float:
-        """Tokens that came in it: by the pieces, which are taken to be of equal size."""
+        """Tokens of an answer that came within the window; all its pieces count as equally long."""
         if not answer.pieces:
             return 0.0
         came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)
@@ -115,7 +115,7 @@ class Window(NamedTuple):
 
 
 def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
-    """The figures of a load that has ended; ``busy`` are CPU seconds a second of this process."""
+    """The figures of a load that has ended; ``busy`` is CPU seconds a second of this process."""
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
     good = [answer for answer in counted if answer.answered]
@@ -148,7 +148,7 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
 
 
 def _without_key(url: str) -> str:
-    """An address without a name and a password."""
+    """A URL without a user name and a password."""
     split = urlsplit(url)
     return split._replace(netloc=split.netloc.rpartition("@")[2]).geturl()
 
@@ -159,15 +159,15 @@ def _failed_before(window: Window, answer: Answer) -> bool:
 
 
 def _mean(values: Iterable[int | None]) -> float | None:
-    """The mean of the values that are known; None where none is."""
+    """The mean of the known values; None if no value is known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def spread(values: Iterable[float | None]) -> Spread:
-    """Mean and percentiles; a percentile is the least value that so many are not above.
+    """Mean and percentiles; a percentile is the least value that this share does not exceed.
 
-    A value that is None does not count.
+    Values that are None do not count.
     """
     rising = sorted(value for value in values if value is not None)
     if not rising:

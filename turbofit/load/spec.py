@@ -1,4 +1,4 @@
-"""What a person asks of a load: its requests, how they arrive, and when it ends."""
+"""The specification of a load: its requests, how they arrive, and when it ends."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class LoadSpec(Validated):
     seed: Count = Field(default=0, description="of all that is drawn")
 
     def check(self) -> None:
-        """Refuse options that do not go together.
+        """Refuse options that contradict each other.
 
         Raises:
-            UsageError: the first that does not go with the others.
+            UsageError: the first such option.
         """
         arrivals = {"--concurrency": self.concurrency, "--rate": self.rate, "--trace": self.trace}
         named = [name for name, value in arrivals.items() if value is not None]
@@ -96,21 +96,21 @@ class LoadSpec(Validated):
 
     @property
     def at_once(self) -> int | None:
-        """Requests at once of a closed loop; None for other loads."""
+        """Requests at once in a closed loop; None for other loads."""
         if self.rate is not None or self.trace is not None:
             return None
         return self.concurrency or _CONCURRENCY
 
     @property
     def measured_seconds(self) -> float | None:
-        """Seconds of the window; None where requests are counted, or the trace ends it."""
+        """Seconds of the window; None if requests are counted, or the trace ends it."""
         if self.seconds is None and self.requests is None and self.trace is None:
             return _SECONDS
         return self.seconds
 
     @property
     def warm_up_requests(self) -> int:
-        """Requests before the window."""
+        """The number of requests before the window."""
         if self.warm_up is not None:
             return self.warm_up
         if self.trace is not None:

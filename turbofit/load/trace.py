@@ -1,4 +1,4 @@
-"""A trace: a JSON line, or a row of a CSV, for each request; arrival and sizes, and no text."""
+"""Reads a trace: for each request a JSON line or a CSV row with its arrival and its sizes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from turbofit.core.struct import Struct, decode, doc, to_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Bytes of English text that are about one token of the models that are served.
+#: Bytes of English text in about one token of the served models.
 BYTES_A_TOKEN: Final = 4.0
 _LARGEST: Final = 1 << 30
 _LONGEST_TEXT: Final = 1 << 24
 _MOST_IMAGES: Final = 1024
 _LARGEST_SIDE: Final = 1 << 16
-#: What stands for an image of which a CSV says no size.
+#: The size of an image for which a CSV gives no size.
 _USUAL_IMAGE: Final = [1920, 1080]
 _CSV: Final = (
     "write arrival, text tokens, images and answer tokens: 0.5,200,1,128 or 0.5,200,640x480,128"
@@ -41,17 +41,17 @@ class TracedRequest(Struct):
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of text; from bytes about, as English has them."""
+        """Tokens of text; estimated from bytes by English text."""
         if self.prompt_tokens is not None:
             return self.prompt_tokens
         return round((self.prompt_bytes or 0) / BYTES_A_TOKEN)
 
 
 def read_trace(path: str) -> tuple[TracedRequest, ...]:
-    """The requests of a file in the order of their arrival, the first of them at 0.
+    """The requests of a file in the order of their arrival, the first one at 0 seconds.
 
     Raises:
-        UsageError: the file cannot be read, is no table of requests, or holds none.
+        UsageError: the file cannot be read, is no table of requests, or has none.
     """
     try:
         with Path(path).open("rb") as file:
@@ -83,9 +83,10 @@ def read_trace(path: str) -> tuple[TracedRequest, ...]:
 
 
 def _of_table(data: bytes, path: str) -> Iterator[TracedRequest]:
-    """The rows of a CSV: arrival, text tokens, images, answer tokens; a first row of names is none.
+    """The requests of a CSV's rows: arrival, text tokens, images, answer tokens.
 
-    Images are their number, or ``640x480`` of each with spaces between.
+    A first row with names is skipped. Images are a number, or sizes like ``640x480``, with spaces
+    between.
     """
     for number, row in enumerate(csv.reader(data.decode("utf-8-sig", "replace").splitlines()), 1):
         cells = [cell.strip() for cell in row]

@@ -1,6 +1,6 @@
-"""A trace under plans, by the forecast of speed: the document of `turbofit predict --trace`.
+"""The forecast of a trace under plans: the document of `turbofit predict --trace`.
 
-What the gateway refuses or lowers is told by its own rules; the rest by `tuner.trace`.
+The gateway's own rules say what it refuses or lowers; `tuner.trace` simulates the rest.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from turbofit.load.trace import TracedRequest
 
 TRACE_SCHEMA: Final = "turbofit.trace/1"
-#: The simulation beside published figures: errors of requests a second (the median, and nine of
-#: ten are within), and the least and the most of first tokens, as tests/bench/test_speed.py finds.
+#: The simulation compared with published figures: errors of requests a second (median and 90th
+#: percentile), and the smallest and largest ratio of first tokens; tests/bench/test_speed.py.
 RATE_ERRORS: Final = (0.064, 0.161)
 RATE_FIGURES: Final = 50
 FIRST_TOKENS: Final = (0.22, 2.0)
@@ -94,11 +94,11 @@ class TraceForecast(Struct):
 def trace_forecast(
     plans: Sequence[Plan], trace: Sequence[TracedRequest], file: str
 ) -> TraceForecast:
-    """What a trace, as `read_trace` gives it, would meet under each of some plans that fit.
+    """The forecast of a trace, as `read_trace` returns it, under each of some plans that fit.
 
     Raises:
         UsageError: a plan is of another model than the first, or its engine answers one request
-            after the other, which is not simulated.
+          after another, which is not simulated.
     """
     model, count = plans[0].model, len(trace)
     for plan in plans[1:]:
@@ -166,7 +166,7 @@ def _under(plan: Plan, trace: Sequence[TracedRequest]) -> TracedPlan:
 
 
 class _Replayed:
-    """Requests as simulated engines answered them, behind a gateway with its usual queue."""
+    """Requests as simulated engines answered them, behind a gateway with its default queue."""
 
     def __init__(
         self, engines: Sequence[SimulatedEngine], requests: Sequence[TraceRequest]
@@ -178,10 +178,10 @@ class _Replayed:
         )
         ended = self.times.ended
         self.answered = [n for n, moment in enumerate(ended) if not isnan(moment)]
-        #: Seconds until the last answer's end.
+        #: Seconds until the end of the last answer.
         self.span = max((ended[n] for n in self.answered), default=0.0) or 1.0
         self.tokens = sum(requests[n].output for n in self.answered)
-        #: Seconds in which engines computed, of all together.
+        #: Seconds in which engines computed, the sum of all.
         self.busy = sum(load.busy for load in self.loads)
 
     def until(self, moments: Sequence[float]) -> Spread:
@@ -189,7 +189,7 @@ class _Replayed:
         return spread([moments[n] - self.requests[n].at for n in self.answered])
 
     def tpot(self) -> Spread:
-        """Seconds a token after the first; an answer of one token has none."""
+        """Seconds a token after the first; answers of one token are left out."""
         first, ended = self.times.first, self.times.ended
         return spread(
             (ended[n] - first[n]) / (output - 1)
@@ -199,7 +199,7 @@ class _Replayed:
 
     @property
     def cache_used(self) -> float:
-        """The share of the caches in use, on average while engines compute."""
+        """The share of the caches in use, averaged over the time in which engines compute."""
         used = sum(load.cached_seconds / load.engine.kv_tokens for load in self.loads)
         return used / (self.busy or 1.0)
 
@@ -231,7 +231,7 @@ def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
 def admitted_requests(
     plan: Plan, trace: Sequence[TracedRequest]
 ) -> tuple[list[TraceRequest], Counter[str], int]:
-    """The requests as the gateway passes them on, what it refuses, and how many it lowers."""
+    """The requests that the gateway passes on, its refusals by reason, and how many it lowers."""
     bounds, refused, lowered = bounds_of(plan), Counter[str](), 0
     most, together = bounds.longest_request_tokens, by_request(bounds)
 

@@ -7,6 +7,7 @@ from functools import cache
 
 from msgspec.structs import replace
 
+from turbofit.core.model import Model
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import NA, Struct
 from turbofit.memory.account import EngineLaunch
@@ -147,6 +148,13 @@ def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None
 
     rows = [row for row in _rows_of(engine, version) if row.fatal and row.when.min_batch > 1]
     return min((row.when.min_batch - 1 for row in rows if ends(row)), default=None)
+
+
+def survived_batch(model: Model) -> int | None:
+    """The largest batch that a model survives with any version of the engines; None: no bound."""
+    rows = (row for row in all_problems() if row.fatal and row.when.min_batch > 1)
+    ends = [row for row in rows if model.architecture in (row.when.architectures or ())]
+    return min((row.when.min_batch - 1 for row in ends), default=None)
 
 
 @cache

@@ -1,1 +1,1 @@
-"""What engines print, read by pure parsers; forecast against actual."""
+"""Parsers for the output of engines; compares forecasts with measured values."""

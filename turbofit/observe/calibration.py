@@ -1,17 +1,17 @@
-"""What a launch took of each GPU beside its plan, and what the next plan learns of it.
+"""Compares what a launch took of each GPU with its plan, and corrects the next plan by it.
 
-Two corrections come of it, in bytes a GPU (`turbofit.memory.calibrated` puts them into ledgers):
+There are two corrections, in bytes per GPU (`turbofit.memory.calibrated` adds them to ledgers):
 
-- ``context``: what was in use when the engine sized its cache, by its own log, less the forecast.
-- ``buffers``: the most that was ever over the forecast after that, with the first correction made:
+- ``context``: the bytes that were in use when the engine sized its cache, by its own log, minus
+  the forecast.
+- ``buffers``: the largest excess over the forecast after that, with the first correction added:
   after the warm-up, after one small request of each kind (which loads the kernels that only images
   or sampling need), and under each worst case.
 
-Their sign: too much is counted rather than too little. No correction takes away more than the
-estimates that it corrects, so that formulas and worst cases stay whole; and none brings the
-forecast of the measured launch under anything that was measured in it. The margin is on top.
-
-The plan's figures stand beside the engine's own as soon as its log tells them.
+The corrections count too much rather than too little. A correction never removes more than the
+estimates that it corrects, so formulas and worst cases keep their size. A corrected forecast of the
+measured launch is never below a value measured in it. The margin is added to that.
+The engine's own figures are shown beside the plan's as soon as its log contains them.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from turbofit.memory.kv_cache import CacheShape
     from turbofit.observe.log_events import CacheBudget, Slab
 
-#: Names of what is read before the worst cases.
+#: Names of the two readings before the worst cases.
 STEADY: Final = "steady"
 KERNELS: Final = "kernels"
-#: The file of a run's folder with what `calibrate` read.
+#: The file in a run's folder that holds the readings of `calibrate`.
 SEEN_FILE: Final = "seen.json"
-#: Phases whose terms are there when the cache is sized.
+#: The phases whose terms are already in memory when the cache is sized.
 BEFORE_CACHE: Final = ("before", "context", "weights")
 
 
@@ -57,7 +57,7 @@ class CalibratedGpu(Struct):
 class Observation(Struct):
     """What one group showed. ``free`` and ``region`` are the engine's own figures for its cache.
 
-    ``free`` is of its fullest GPU, in bytes; both are None where an engine does not tell them.
+    ``free`` is the free memory of its fullest GPU, in bytes. They are None if not logged.
     """
 
     group: int
@@ -69,14 +69,14 @@ class Observation(Struct):
 def learn(
     plan: Plan, observations: Sequence[Observation], *, lmdeploy: str, when: str, pretend: bool
 ) -> tuple[Calibration, ...]:
-    """The corrections for later plans, one for each kind of group: the larger of equal ones.
+    """Return the corrections for later plans: one per kind of group, the larger of equal groups.
 
     Args:
-        plan: what was launched.
-        observations: what each group showed.
-        lmdeploy: the version that ran.
+        plan: the plan that was launched.
+        observations: the readings of each group.
+        lmdeploy: the version of LMDeploy that ran.
         when: now, as ISO 8601.
-        pretend: whether the GPUs were.
+        pretend: whether the GPUs were pretend GPUs.
     """
     calibrations: dict[tuple[str, ...], Calibration] = {}
     for observation in observations:
@@ -85,7 +85,7 @@ def learn(
         context = _context(observation, ledgers)
         buffers = _buffers(plan.of_group(observation.group), observation, ledgers, context)
         if plan.model.image_rule is not None and plan.limits.vision_unit is None:
-            # Without images the tower's kernels were not loaded: more is learned, less is not.
+            # Without images the tower's kernels were not loaded: no correction may remove bytes.
             context, buffers = max(0, context), max(0, buffers)
         calibration = Calibration(
             model=identity(plan.model),
@@ -109,7 +109,7 @@ def learn(
 
 
 def _larger(calibration: Calibration, other: Calibration) -> Calibration:
-    """What is enough for two groups of equal cards, and by how much they differ."""
+    """The calibration that suffices for two groups of equal cards; ``spread``: their difference."""
     return replace(
         calibration,
         context=max(calibration.context, other.context),
@@ -120,9 +120,11 @@ def _larger(calibration: Calibration, other: Calibration) -> Calibration:
 
 
 def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document]:
-    """Forecast beside measured, a row a phase and GPU: ``{group, gpu, phase, forecast, measured}``.
+    """Forecast and measured bytes, one row per phase and GPU.
 
-    Bytes in use of the card. A plus of ``over`` is memory that was paid for and not taken.
+    A row is ``{group, gpu, phase, forecast, measured, over}``, in bytes in use on the card. A
+    positive
+    ``over`` is memory that the plan counted and the launch did not take.
     """
     rows: list[dict[str, Any]] = []
     for observation in observations:
@@ -146,8 +148,9 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
         for card, ledger in zip(observation.cards, ledgers, strict=True):
             forecast = most = 0
             for name, used in card.used.items():
-                # Pools keep their most, so that a case stands on those before it. After a restart
-                # they begin anew: what a run before it has shown still counts.
+                # Memory pools keep their largest size, so a case includes those before it. A
+                # restart
+                # empties the pools, but the largest size of an earlier run still counts.
                 forecast = max(forecast, _forecast(ledger, name))
                 most = max(most, _ours(card, ledger, used))
                 rows.append(_row(observation, card.index, name, forecast, most))
@@ -175,12 +178,12 @@ def _row(
 
 
 def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
-    """Bytes that were in use before the cache beyond the forecast, of the fullest GPU."""
+    """Bytes in use beyond the forecast before the cache was allocated, on the fullest GPU."""
     if observation.free is None:
         return 0
     tightest = _tightest(observation, ledgers)
     more = free_for_cache(tightest) - (observation.free + _drift(observation, tightest))
-    # The log's figures are rounded; a whole MiB is over by less than the next ratio costs.
+    # The log rounds its figures; rounding up to a whole MiB costs less than the next ratio would.
     return max(
         round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - _sum(tightest, TEMPORARIES)
     )
@@ -189,7 +192,7 @@ def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
 def _buffers(
     plan: Plan, observation: Observation, ledgers: Sequence[GpuLedger], context: int
 ) -> int:
-    """The most that was over the forecast later, the first correction being made."""
+    """The largest excess over the forecast after the cache, in bytes, with ``context`` added."""
     more, least, shape = [], [], _shape(plan)
     for card, ledger in zip(observation.cards, ledgers, strict=True):
         grown = 0 if observation.region is None else shape.held(observation.region) - _cache(ledger)
@@ -198,34 +201,34 @@ def _buffers(
             more.append(_ours(card, ledger, used) - (whole + context + grown))
         least.append(-_estimated(ledger, ("cache", "buffers")))
         if observation.free is None:
-            # Nobody saw what came before the cache: of its estimates, what the ratio left shows.
+            # Without a reading before the cache, only the share that the cache left is measured.
             left = 1 - plan.settings.cache_max_entry_count
             least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
     if not more:
         return 0
-    # The next cache may be a step of its pool more than this one at the same ratio.
+    # At the same ratio the next cache may be one step of its pool larger than this one.
     step = 0 if observation.region is None else shape.step
     return max(round_up(max(more) + step, MIB), *least)
 
 
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
-    """What was in use, less what other processes have grown by since the plan."""
+    """Bytes in use, minus the growth of other processes since the plan."""
     return used - card.before + ledger.used
 
 
 def _tightest(observation: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
-    """The GPU that was fullest at the launch, which the log is about: others may have changed."""
+    """The GPU that was fullest at the launch: the log describes it, even if another one is now."""
     return min(ledgers, key=lambda ledger: free_for_cache(ledger) - _drift(observation, ledger))
 
 
 def _drift(observation: Observation, ledger: GpuLedger) -> int:
-    """Bytes that others held before the launch beyond what the plan counted."""
+    """Bytes that other processes held before the launch beyond those that the plan counted."""
     card = next(card for card in observation.cards if card.index == ledger.index)
     return card.before - ledger.used
 
 
 def _forecast(ledger: GpuLedger, name: str) -> int:
-    """Bytes in use after the warm-up, or under one worst case, by the name of its term."""
+    """Forecast bytes in use after the warm-up, or under the worst case with that term's name."""
     if name in (STEADY, KERNELS):
         return ledger.steady
     pool = _sum(ledger, POOL_WARMUP)
@@ -238,12 +241,12 @@ def _cache(ledger: GpuLedger) -> int:
 
 
 def _shape(plan: Plan) -> CacheShape:
-    """How the plan's engine cuts its cache."""
+    """How the plan's engine divides its cache."""
     return engine_of(plan).cache(plan.model, plan.settings)
 
 
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
-    """Bytes of what is only estimated, in some phases: no correction takes away more."""
+    """Bytes of the estimated terms in these phases; a correction never removes more."""
     return sum(
         term.bytes
         for term in ledger.ledger
@@ -260,13 +263,13 @@ def _ledger(plan: Plan, index: int) -> GpuLedger:
 
 
 def free_for_cache(ledger: GpuLedger) -> int:
-    """Bytes of a GPU that are free when the cache is sized, by the account."""
+    """Bytes of a GPU that are free when the cache is sized, by the ledger."""
     used = sum(term.bytes for term in ledger.ledger if term.phase in BEFORE_CACHE)
     return ledger.total - ledger.reserved - used
 
 
 def in_words(figure: RunFigure) -> str:
-    """A figure for people: how far off the forecast was."""
+    """A figure as text for people, with the relative error of the forecast."""
     forecast, actual = figure.forecast, figure.actual
     off = f", {(actual - forecast) / forecast:+.1%}" if forecast else ""
     what = figure.what if figure.gpu is None else f"GPU {figure.gpu}: {figure.what}"
@@ -276,9 +279,9 @@ def in_words(figure: RunFigure) -> str:
 
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
-    """Free memory when the cache was sized, and the cache (bytes a GPU)."""
+    """The free memory when the cache was sized, and the cache size, both in bytes per GPU."""
     planned = plan.settings.cache_max_entry_count
-    # Beside other engines a start has a ratio of its own. The log shows three decimals.
+    # With other engines on the GPU, a start may change the ratio. The log shows three decimals.
     ratio = planned if abs(planned - budget.ratio) < 0.001 else budget.ratio
     cache = plan.kv.region_bytes
     free = round(cache / ratio) if ratio else 0
@@ -289,9 +292,9 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
 
 
 def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
-    """Tokens of the cache as the log says that it is cut.
+    """The number of tokens that fit in the cache, by the block sizes in the log.
 
-    The lines of a hybrid model are about its sequences' states, too: its cache is cut as planned.
+    A hybrid model's log lines also cover its sequences' states: its planned blocks are used.
     """
     logged, shape = LoggedSlab(slab.slab_size, slab.object_size), None
     if plan.model.text.delta is None:

@@ -1,6 +1,6 @@
-"""Calibrations on disk, in the user's state folder: one file a model, engine and kind of cards.
+"""Calibrations on disk, in the user's state folder: one file per model, engine and kind of cards.
 
-Those of pretend GPUs are kept apart: a real plan never reads them.
+Those of pretend GPUs have their own folder, which a real plan never reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 
 _SCHEMA: Final = "turbofit.calibration/1"
-#: CUDA's runtime as torch requires it: since 13 its name has no version.
+#: Packages of CUDA's runtime that torch requires; since CUDA 13 the name has no version.
 _CUDA: Final = (
     "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11",
 )  # fmt: skip
@@ -39,7 +39,9 @@ def pretends() -> bool:
 
 
 def keep(calibration: Calibration, beside: Document) -> Path:
-    """Store one for later plans, with what it rests on; an older one of the same kind is replaced.
+    """Store a calibration and its evidence for later plans; returns the path of its file.
+
+    The file replaces an older one of the same kind.
 
     Raises:
         OSError: the state folder cannot be made.
@@ -54,7 +56,7 @@ def keep(calibration: Calibration, beside: Document) -> Path:
 
 
 def completed(calibration: Calibration) -> Calibration:
-    """The same with what it ran beside, and the bytes by which it differs from what it replaces."""
+    """Add the versions of torch and CUDA, and the difference in bytes from the one it replaces."""
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")
     before = _kept(path_of(calibration))
@@ -65,7 +67,7 @@ def completed(calibration: Calibration) -> Calibration:
 
 
 def recall(*, pretend: bool) -> tuple[Calibration, ...]:
-    """All that are kept, of real GPUs or of pretend ones; what cannot be read is left out."""
+    """All stored calibrations of real GPUs or of pretend ones; unreadable files are left out."""
     entries = map(_kept, sorted(_folder(pretend=pretend, make=False).glob("*.json")))
     return tuple(entry for entry in entries if entry is not None and entry.pretend == pretend)
 
@@ -79,7 +81,7 @@ def _kept(path: Path) -> Calibration | None:
 
 
 def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
-    """The machine with those that were made on such cards with the LMDeploy that is installed."""
+    """Return the machine with the calibrations of its cards and of the installed packages."""
     kept = recall(pretend=pretend)
     if not kept:
         return machine
@@ -106,10 +108,10 @@ def path_of(calibration: Calibration) -> Path:
 
 
 def read(calibration: Calibration) -> Document:
-    """What was kept beside a calibration.
+    """The document stored beside a calibration.
 
     Raises:
-        UsageError: it cannot be read any more.
+        UsageError: the file can no longer be read.
     """
     try:
         document: Document = msgspec.json.decode(path_of(calibration).read_bytes())
@@ -121,7 +123,7 @@ def read(calibration: Calibration) -> Document:
 
 
 def forget(model: str, *, pretend: bool) -> int:
-    """Drop all of a model (`turbofit.memory.calibrated.identity`); how many there were."""
+    """Delete the calibrations of a model (`memory.calibrated.identity`); returns their number."""
     gone = 0
     for calibration in recall(pretend=pretend):
         if calibration.model == model:

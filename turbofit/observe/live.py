@@ -1,6 +1,6 @@
-"""The state of a running server, read from its gateway's ``/metrics``, and that page's parser.
+"""The state of a running server, read from its gateway's ``/metrics``, and the page's parser.
 
-The page is in Prometheus' text format, as the gateway and LMDeploy write it.
+The page has Prometheus' text format, as the gateway and LMDeploy write it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from turbofit.core.struct import Struct
 _SECONDS: Final = 5.0
 _LARGEST: Final = 8 << 20
 _OURS: Final = "turbofit_gateway_"
-#: Digits of an engine's number; a longer label is a name.
+#: The most digits of an engine's number; a longer label is a name.
 _LONGEST_NUMBER: Final = 9
 _QUOTED: Final = r'"((?:[^"\\]|\\.)*)"'
-#: A name, its labels, a number; a time and an exemplar may follow.
+#: A name, its labels, a number; a timestamp and an exemplar may follow.
 _LINE: Final = re.compile(
     rf'([A-Za-z_:][\w:]*)(?:\s*\{{((?:[^"}}]|{_QUOTED})*)\}}\s*|\s+)(\S+)'
     r"(?:\s+-?[\d.]+)?(?:\s+#.*)?$"
@@ -34,9 +34,10 @@ _ESCAPES: Final = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 
 class LiveEngine(Struct):
-    """One engine; a figure that its page does not tell is None. ``index`` names it in a cluster.
+    """The state of one engine; a figure is None if the page does not contain it.
 
-    ``cache_used`` is a share of 1; tokens are totals since its start.
+    ``index`` is the engine's name in a cluster. ``cache_used`` is a share of 1; tokens are totals
+    since its start.
     """
 
     index: int | str
@@ -51,10 +52,11 @@ class LiveEngine(Struct):
 
 
 class LiveServer(Struct):
-    """The server at one moment; ``limited`` and ``refused`` are totals by what and why.
+    """The server at one moment; ``limited`` and ``refused`` are totals by kind and reason.
 
-    ``suspects``: requests and clients that an engine may have died of; ``convicted`` and
-    ``clients_refused``: requests and clients that are refused for it.
+    ``suspects`` counts the requests and clients after which an engine may have died; ``convicted``
+    and
+    ``clients_refused`` count the requests and clients that are refused for that.
     """
 
     waiting: int
@@ -69,16 +71,16 @@ class LiveServer(Struct):
 
 
 def fetch_page(url: str, key: str | None = None) -> str:
-    """The text of a gateway's ``/metrics``.
+    """Return the text of a gateway's ``/metrics``.
 
     Raises:
-        UsageError: nobody answers there, or not with numbers.
+        UsageError: no server answers there, or its answer is an error.
     """
     request = urllib.request.Request(f"{url.rstrip('/')}/metrics")
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        # Not through a proxy: the gateway is here.
+        # Without a proxy: the gateway is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=_SECONDS) as answer:
             text: bytes = answer.read(_LARGEST)
@@ -96,10 +98,10 @@ def fetch_page(url: str, key: str | None = None) -> str:
 
 
 def now_of(text: str, model: str = "") -> LiveServer:
-    """What a page says; of several models behind one address, of this one.
+    """The state that a page describes; if it covers several models, only that of this one.
 
     Raises:
-        UsageError: it is not the gateway's.
+        UsageError: it is not a page of turbofit's gateway.
     """
     page = parse_page(text).of_model(model)
     if not page.of(f"{_OURS}waiting"):
@@ -154,7 +156,7 @@ class Sample(NamedTuple):
 
 
 class MetricsPage:
-    """Samples by name."""
+    """The samples of a page, by name."""
 
     def __init__(self, samples: dict[str, list[Sample]]) -> None:
         self._samples = samples
@@ -163,18 +165,18 @@ class MetricsPage:
         return self._samples.get(name, [])
 
     def total(self, name: str, **labels: str) -> float | None:
-        """The sum over samples that have these labels; None where there is none."""
+        """The sum of all samples that have these labels; None if there are none."""
         values = [
             sample.value for sample in self.of(name) if labels.items() <= sample.labels.items()
         ]
         return sum(values) if values else None
 
     def count(self, name: str, **labels: str) -> int:
-        """The gateway's own count; 0 where it does not tell it."""
+        """The sum of the gateway's own samples; 0 if there are none."""
         return int(self.total(f"{_OURS}{name}", **labels) or 0)
 
     def of_model(self, model: str) -> MetricsPage:
-        """The page without other models' samples, where it has several models and this one."""
+        """The page without other models' samples; the whole page if it does not name this model."""
         every = [sample for samples in self._samples.values() for sample in samples]
         if not any(sample.labels.get("model") == model for sample in every):
             return self
@@ -187,9 +189,9 @@ class MetricsPage:
 
 
 def parse_page(text: str) -> MetricsPage:
-    """The page's samples; without comments, other lines, and values that are no number.
+    """Return the samples of a page, without comments, other lines and values that are not finite.
 
-    Prometheus writes NaN and infinities for what it does not know.
+    Prometheus writes NaN and infinities for unknown values.
     """
     samples: dict[str, list[Sample]] = {}
     for line in text.splitlines():

@@ -1,7 +1,7 @@
-"""What logs tell, as types: events of engines, torch, Python, the host and nvidia-smi; ends.
+"""Types of the events that logs contain: of engines, torch, Python, the host, nvidia-smi.
 
-`observe.log_reader` makes the events, one of a line. Sizes are bytes. Which kind of end a process
-had is told by its exit code, the kernel's counts and its log, which must agree.
+`observe.log_reader` makes at most one event from a line. Sizes are bytes. The kind of a process's
+end follows from its exit code, the kernel's counts and its log, which must agree.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from turbofit.core.rehearsal import EndKind
 from turbofit.core.struct import Struct
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, SmiProcess
 
-#: A CUDA context and libraries of one process take less than so many bytes.
+#: The CUDA context and the libraries of one process take fewer bytes than this.
 CONTEXT: Final = 3 << 29
 
 
 class Starting(Struct):
-    """The engine object was made; contexts and weights come next. ``session``: its length."""
+    """The engine object was made; contexts and weights come next. ``session``: its token limit."""
 
     session: int | None = None
 
@@ -30,15 +30,15 @@ class EngineFallback(Struct):
 
 
 class ImagesPrepared(Struct):
-    """How this engine's process prepares images; turbofit's own line."""
+    """How this engine's process prepares images; turbofit itself prints the line."""
 
     how: str
 
 
 class CacheBudget(Struct):
-    """The KV region, printed just before it is allocated; ``free`` is the minimum of the tp group.
+    """The KV region, printed just before its allocation; ``free`` is the minimum of the tp group.
 
-    Both are rounded to hundredths of a MiB by the log.
+    The log rounds both to hundredths of a MiB.
     """
 
     budget: int
@@ -47,27 +47,27 @@ class CacheBudget(Struct):
 
 
 class Slab(Struct):
-    """How the region is cut; the first one of a rank is the KV block of all layers."""
+    """How the region is divided; a rank's first line describes the KV block of all layers."""
 
     slab_size: int
     object_size: int
 
 
 class KvBlocks(Struct):
-    """A line of the BlockManager (0.2.2 to 0.14): ``block_size`` in bytes, counts as they are."""
+    """A BlockManager line (LMDeploy 0.2.2 to 0.14): ``block_size`` in bytes, others are counts."""
 
     field: str
     value: int
 
 
 class WarmupLengths(Struct):
-    """The warm-up begins; requests of these many tokens will follow."""
+    """The warm-up begins; requests with these numbers of tokens will follow."""
 
     lengths: tuple[int, ...]
 
 
 class WarmupLength(Struct):
-    """The warm-up request of this many tokens begins."""
+    """The warm-up request with this number of tokens begins."""
 
     tokens: int
 
@@ -77,11 +77,11 @@ class WarmupFinished(Struct):
 
 
 class LoadingWeights(Struct):
-    """The PyTorch engine's bar of its weight loader."""
+    """The progress bar of the PyTorch engine's weight loader."""
 
 
 class WarmingUp(Struct):
-    """The PyTorch engine's bar of its warm-up: the cache is there."""
+    """The progress bar of the PyTorch engine's warm-up; its cache is already allocated."""
 
 
 class ServerUp(Struct):
@@ -89,7 +89,7 @@ class ServerUp(Struct):
 
 
 class Backpressure(Struct):
-    """A request waits: normal under load; in the warm-up a hang, where this line never stops."""
+    """A request waits: normal in service; if it repeats in the warm-up, the engine hangs."""
 
     cause: str
 
@@ -103,7 +103,7 @@ class Computed(Struct):
 
 
 class VisionSetup(Struct):
-    """Images were batched into a forward pass; ``units`` are tiles or patches."""
+    """Images were put into one forward pass; ``units`` is the number of tiles or patches."""
 
     sequences: int
     images: int
@@ -115,14 +115,14 @@ class _CudaFault(Struct):
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether memory, on the device or pinned, was what was missing."""
+        """Whether memory was missing, on the device or pinned in the host."""
         return "out of memory" in self.message
 
 
 class CudaError(_CudaFault):
-    """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
+    """A CUDA call failed and the process aborts; ``driver``: it was a call of the driver's API.
 
-    ``call`` is the line of the engine's source that made it, where the log has it.
+    ``call`` is the line in the engine's source that made the call, if the log has it.
     """
 
     driver: bool = False
@@ -130,7 +130,7 @@ class CudaError(_CudaFault):
 
 
 class LegacyCuda(_CudaFault):
-    """TurboMind before 0.14: ``CUDA runtime error: … FILE:LINE``."""
+    """A CUDA error as TurboMind before 0.14 prints it: ``CUDA runtime error: … FILE:LINE``."""
 
     where: str
 
@@ -151,19 +151,19 @@ class PeerMissing(Struct):
 
 
 class Frame(Struct):
-    """One frame of an aborting thread's stack, innermost first."""
+    """One frame of an aborting thread's stack; the log prints the innermost frame first."""
 
     name: str
 
 
 class NoCache(Struct):
-    """The PyTorch engine found too little free for ``what``: ``kv cache`` or ``runtime``."""
+    """The PyTorch engine found too little free memory for ``what``: ``kv cache`` or ``runtime``."""
 
     what: str
 
 
 class LoopFailed(Struct):
-    """The PyTorch engine's loop ended; what ended it follows. Its server answers 503 for ever."""
+    """The PyTorch engine's loop ended; its error follows. Its server then always answers 503."""
 
 
 class LostLock(Struct):
@@ -171,15 +171,15 @@ class LostLock(Struct):
 
 
 class VisionFrame(Struct):
-    """A traceback passes through the vision tower."""
+    """A line of a traceback lies in the vision tower."""
 
 
 class CacheFrame(Struct):
-    """A traceback passes through the allocation of the cache."""
+    """A line of a traceback lies in the allocation of the cache."""
 
 
 class PythonFrame(Struct):
-    """A frame of a Python traceback; ``code`` is its line of source, where the log has it."""
+    """A frame of a Python traceback; ``code`` is its source line, if the log has it."""
 
     path: str
     function: str
@@ -189,7 +189,7 @@ class PythonFrame(Struct):
 class PythonError(Struct):
     """The last line of a Python traceback.
 
-    ``out_of_memory``: CUDA, not torch's allocator, found none, on the device or pinned.
+    ``out_of_memory``: CUDA itself, not torch's allocator, lacked memory, on the device or pinned.
     """
 
     name: str
@@ -198,13 +198,14 @@ class PythonError(Struct):
 
 
 class TorchMemory(Struct):
-    """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
+    """Torch's out-of-memory text; all figures are bytes, rounded as torch prints them.
 
-    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is what
-    torch's own process holds on the GPU, ``others`` the rest by pid; ``cached`` is reserved by
-    torch's allocator but not allocated. ``pid``: the text calls this
-    process by it. ``named`` False: this process may be one of the ``others``. ``context`` False:
-    ``process`` leaves out the process's CUDA context.
+    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is the
+    memory that torch's own process holds on the GPU; ``others`` has that of other processes by pid.
+    ``cached`` is reserved by torch's allocator but not allocated. ``pid`` is this process's number
+    in
+    the text. ``named`` False: this process may be one of the ``others``. ``context`` False:
+    ``process`` does not include the CUDA context.
     """
 
     message: str = ""
@@ -223,14 +224,14 @@ class TorchMemory(Struct):
 
     @property
     def missing(self) -> int | None:
-        """Bytes that were missing at least; None where torch does not say."""
+        """The fewest bytes that were missing; None if torch does not say."""
         if self.requested is None or self.free is None or self.free >= self.requested:
             return None
         return self.requested - self.free
 
     @property
     def outside_torch(self) -> int:
-        """Bytes of this process that neither torch's allocator nor a CUDA context explains."""
+        """Bytes of this process that are neither torch's allocator nor a CUDA context."""
         if self.process is None or self.allocated is None or not self.context:
             return 0
         rest = self.process - self.allocated - (self.cached or 0)
@@ -243,11 +244,11 @@ class TorchMemory(Struct):
 
 
 class ModelLoaded(Struct):
-    """A progress bar over checkpoint shards came to its end."""
+    """A progress bar of checkpoint shards reached its end."""
 
 
 class HostKill(Struct):
-    """The kernel killed a process for memory; ``rss`` in bytes, ``group``: a cgroup's limit."""
+    """The kernel killed a process for memory; ``rss`` is in bytes, ``group``: a cgroup's limit."""
 
     pid: int | None = None
     name: str = ""
@@ -256,13 +257,13 @@ class HostKill(Struct):
 
 
 class KnownMessage(Struct):
-    """A line that a row of `presets/causes.yaml` has."""
+    """A line that matches a row of `presets/causes.yaml`."""
 
 
 class ServerFigures(Struct):
-    """What LMDeploy's server counts every ten seconds: requests since its start, and those now.
+    """The counts that LMDeploy's server logs every ten seconds: requests since its start, and now.
 
-    ``made`` are tokens a second; the engine's two are None where the line does not name them.
+    ``made`` is tokens per second; ``running`` and ``waiting`` are None if not in the line.
     """
 
     succeeded: int
@@ -272,28 +273,28 @@ class ServerFigures(Struct):
     waiting: int | None = None
 
 
-#: What only a launch follows, and frames whose code a stack has anyway.
+#: Events that only a launch needs, and frames whose code a stack contains anyway.
 OF_LAUNCH: Final = (
     CacheFrame, EngineFallback, ImagesPrepared, LoadingWeights, LoopFailed, LostLock, NoCache,
     VisionFrame, WarmingUp,
 )  # fmt: skip
-#: What is true of the machine for each run of a log.
+#: Events about the machine, which hold for every run in a log.
 OF_MACHINE: Final = (MigSlice, PeerMissing, SmiGpu, SmiProcess)
-#: Events that are an end by themselves.
+#: Events each of which ends a process.
 FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
 
 
 def end_kind(code: int | None, *, out_of_memory: bool, host_kills: int | None = None) -> EndKind:
-    """The kind of an end, by all that tells of it.
+    """Return the kind of a process's end, from its exit code, the kernel's counts and its log.
 
     Args:
         code: the exit code; negative for a signal, or 128 + the signal. None: the process lives,
-            its engine's loop has ended by its own record, and it answers no request.
+            but its engine's loop has ended by its own record, and it answers no request.
         out_of_memory: whether the log's fatal event is a lack of memory.
         host_kills: processes that the kernel killed for memory meanwhile; None: not readable.
 
     Returns:
-        ``unknown`` where they disagree: an engine that memory ends aborts or exits with an error.
+        ``unknown`` if they disagree: an engine without memory aborts or exits with an error.
     """
     number = _signal(code)
     if out_of_memory:

@@ -1,11 +1,11 @@
-"""The one reader of logs: a table of (words, pattern, event), for each line once.
+"""The only reader of logs: a table of (words, pattern, event), applied once to each line.
 
-A launch follows its engine by it, and `diagnose` reads what people paste. Formats: LMDeploy from
-0.2 on (``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]`` before TurboMind's messages since 0.15),
-torch, Transformers, Accelerate, the kernel, nvidia-smi, check_env of LMDeploy and collect_env of
-torch. A line that is not known, and a figure that a torn line damaged, give None. Each pattern is
-linear in its line. Torch's out-of-memory text is read in all its forms: it names processes, and
-the reader finds which of them wrote it.
+`launch` follows its engine with it, and `diagnose` reads the logs that people paste. It knows the
+lines of LMDeploy from 0.2 on (since 0.15, ``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]``
+stands before TurboMind's messages), torch, Transformers, Accelerate, the kernel, nvidia-smi,
+LMDeploy's check_env and torch's collect_env. An unknown line gives None, and so does a line with
+a damaged figure. Each pattern takes time linear in its line. Torch's out-of-memory text is read in
+all its forms: it lists processes, and the reader finds the one that wrote the text.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from turbofit.observe.log_events import CONTEXT, TorchMemory
 
 _T = TypeVar("_T")
 _ZEROS: Final = str.maketrans("123456789", "0" * 9)
-#: Forms of lines that are remembered, and characters of the longest: a server prints some hundreds.
+#: The forms of lines that are kept, and the longest form: a server prints some hundred forms.
 _FORMS, _LONGEST_FORM = 4096, 400
-#: Several questions are asked of a line before the next one.
+#: Several functions ask about a line before the next line comes.
 _LINES: Final = 4
 
 _SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
 _REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
-#: Torch up to 2.0: all in one pair of brackets, free after allocated.
+#: Torch up to 2.0: all figures in one pair of brackets, free memory after allocated memory.
 _BRACKET: Final = re.compile(
     rf"\(GPU (\d+); {_SIZE} total capacity; {_SIZE} already allocated; {_SIZE} free; "
     rf"{_SIZE} (?:reserved in total by PyTorch|cached)"
 )
-#: Torch from 2.1, which first wrote "capacty".
+#: Torch from 2.1 on, whose first version wrote "capacty".
 _CAPACITY: Final = re.compile(
     rf"GPU (\d+) has a total capaci?ty of {_SIZE} of which {_SIZE} is free"
 )
@@ -45,7 +45,7 @@ _THIS: Final = re.compile(rf"this process has {_SIZE} memory in use")
 _OTHER_PROCESS: Final = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
 _ALLOCATED: Final = re.compile(rf"allocated memory {_SIZE} is allocated by PyTorch")
 _CACHED: Final = re.compile(rf"and {_SIZE} is reserved by PyTorch but unallocated")
-#: The text itself, behind the exception's name.
+#: The text itself, after the exception's name.
 _TEXT: Final = re.compile(
     r"(?:CUDA|HIP) out of memory.*|Tried to allocate.*|Allocation on device.*"
 )
@@ -54,7 +54,7 @@ _ROUNDED: Final = GIB // 100
 
 
 class _Row(NamedTuple):
-    """Lines that have one of the words and match from their start make an event."""
+    """A row of the table: a line with one of the words, matching from its start, gives an event."""
 
     words: tuple[str, ...]
     pattern: re.Pattern[str]
@@ -67,7 +67,7 @@ def _row(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
-#: What torch, its cuBLAS and Triton say where CUDA itself has no memory.
+#: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
 _CUDA_MEMORY: Final = re.compile(
     r"CUDA (?:driver )?error: (?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
     r"|Triton Error \[CUDA\]: out of memory"
@@ -120,7 +120,7 @@ def _kill(match: re.Match[str]) -> events.HostKill:
     )
 
 
-#: The parts of a server's count around its requests.
+#: The parts before and after the request counts in a server's line.
 _MADE: Final = r".{0,120}?(?:/ ([\d.]+) tokens/s, )?"
 _RUNNING: Final = r" / -?\d+ / -?\d+,?(?: Engine \(running/waiting\): (-?\d+) / (-?\d+))?"
 
@@ -133,7 +133,7 @@ def _counted(match: re.Match[str]) -> events.ServerFigures:
     )
 
 
-#: Messages of TurboMind since 0.15, behind its prefix; "MB" are MiB.
+#: Messages of TurboMind since 0.15, after their prefix; "MB" means MiB.
 #: Source: lmdeploy _turbomind.*.so `slab_size {}, object_size {}, object_count {}, ratio {}`
 #: lmdeploy _turbomind.*.so `Object cache budget: {`, lmdeploy _turbomind.*.so `Warm-up finished in`
 #: lmdeploy _turbomind.*.so `hit resource limit at {}`, lmdeploy _turbomind.*.so `setup: mm_seqs=`
@@ -152,12 +152,12 @@ _TURBOMIND: Final = (
     _row("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=(\d+) images_batched=(\d+)"
          r" images_skipped=\d+ patches=(\d+)",
          lambda m: events.VisionSetup(sequences=int(m[1]), images=int(m[2]), units=int(m[3]))),
-    # How its checks print a CUDA call that they guard.
+    # The line of a guarded CUDA call that failed.
     _row("cudaSuccess out of memory", r"Check failed: .*cudaSuccess out of memory$",
          lambda _: events.CudaError(message="out of memory")),
     _row("Check failed: ", r"Check failed: (.*)", lambda m: events.CheckFailed(message=m[1])),
 )  # fmt: skip
-#: All other lines: of older engines, of Python, of the server, of an aborting thread, of the host.
+#: All other lines: of older engines, Python, the server, an aborting thread, the host.
 _OTHER: Final = (
     _row("max_context_token_num", r".*?`max_context_token_num` is not set, default to (\d+)",
          lambda m: events.Starting(session=int(m[1]))),
@@ -184,7 +184,7 @@ _OTHER: Final = (
          r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),
     _row('File "', r'\s*File "([^"]+)", line \d+, in (\S+)',
          lambda m: events.PythonFrame(path=m[1], function=m[2])),
-    # IPython's form, which links the path in a notebook, and rich's.
+    # IPython's form, which has a link to the path in a notebook, and rich's form.
     _row(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
          r" in ([\w.<>]+)", lambda m: events.PythonFrame(path=m[1], function=m[2])),
     _row("checkpoint shards", r".*?Loading checkpoint shards:\s+100%.*?(\d+)/\1\b",
@@ -196,19 +196,20 @@ _OTHER: Final = (
     _row("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
     _row("Loading weights from", "", lambda _: events.LoadingWeights()),
     _row("Warming up ", "", lambda _: events.WarmingUp()),
-    # The engine's own record, whole: an engine is killed for it, and a message of some request's
-    # error may quote what a client wrote. lmdeploy engine/engine.py `'Engine main loop failed.'`
+    # The whole line of the engine's own record, because turbofit kills an engine for it, and an
+    # error
+    # message may quote a client's text. lmdeploy engine/engine.py `'Engine main loop failed.'`
     _row(" failed.", r"[^']* - ERROR - (?:\[pid=[^\]]*\] - )?engine(?:_loop)?\.py:\d+"
          r" - (?:Engine main loop|EngineLoop wait_tasks) failed\.\s*$",
          lambda _: events.LoopFailed()),
     _row("No enough gpu memory", r".*No enough gpu memory for (kv cache|runtime)\.",
          lambda m: events.NoCache(what=m[1])),
     _row("EOFError", r"\s*EOFError\s*$", lambda _: events.LostLock()),
-    # A line of a traceback, whatever runs the ranks.
+    # A traceback line that every executor of the ranks prints.
     # lmdeploy executor/base.py::ExecutorBase.init `self.build_cache_engine()`
     _row("self.build_cache_engine()", r"\s*self\.build_cache_engine\(\)\s*$",
          lambda _: events.CacheFrame()),
-    # A line of a traceback inside a vision tower, as the models' own code reads.
+    # A traceback line inside a vision tower, as the source of the models reads.
     _row("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
          r"\s.*(?:self\.(?:visual|vision\w*|extract_feature\w*|get_image_features"
          r"|multi_modal_projector)\(|pixel_values)", lambda _: events.VisionFrame()),
@@ -229,15 +230,16 @@ _OTHER: Final = (
 
 @lru_cache(_LINES)
 def zeros(text: str) -> str:
-    """The text with zeros in the place of its digits."""
+    """The text with each digit replaced by 0."""
     return text.translate(_ZEROS)
 
 
 def by_form(of_form: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Ask a question about a line once for all lines that differ in figures alone.
+    """Ask a question about a line once for all lines that differ only in their digits.
 
-    The question gets the line with zeros in the place of its digits: where no digit stands in a
-    pattern it has the line's own answer; a word with digits is to be asked with zeros, too.
+    The question gets the line with each digit replaced by 0. A pattern without digits then gives
+    the
+    same answer as on the line itself; a word with digits must be asked with zeros, too.
     """
     kept = lru_cache(_FORMS)(of_form)
 
@@ -265,14 +267,14 @@ def read_line(line: str) -> Struct | None:
     return event
 
 
-#: Each word with its row.
+#: Pairs of a word and its row.
 _TURBOMIND_WORDS: Final = tuple((word, row) for row in _TURBOMIND for word in row.words)
 _OTHER_WORDS: Final = tuple((word, row) for row in _OTHER for word in row.words)
 
 
 @by_form
 def _turbomind_rows(form: str) -> list[_Row]:
-    """The rows of which a message has a word: most have none."""
+    """The rows that share a word with the message; for most messages an empty list."""
     return [row for word, row in _TURBOMIND_WORDS if word in form]
 
 
@@ -291,10 +293,10 @@ def _first(rows: list[_Row], text: str) -> Struct | None:
 
 
 def torch_memory(text: str) -> TorchMemory:
-    """All figures of an out-of-memory text, which a terminal may have wrapped over lines.
+    """Read all figures of an out-of-memory text, whose lines a terminal may have wrapped.
 
-    In the form up to 2.0 the process's use is what torch reserved; its context and libraries are
-    not in it. A figure that cannot be, as under Windows, is None.
+    In the form up to torch 2.0, ``process`` is the memory that torch reserved, without the context
+    and libraries. An impossible figure, as under Windows, is None.
     """
     text_match = _TEXT.search(text)
     message = text_match[0] if text_match else text
@@ -344,21 +346,22 @@ def _listed_memory(message: str, text: str) -> TorchMemory:
 
 
 def _possible(process: int | None, whole: int | None) -> int | None:
-    """What a process holds; None where the driver did not tell it.
+    """The bytes that a process holds; None if the driver did not tell them.
 
-    Torch prints 0 then, and 2^64 under WDDM.
+    Torch then prints 0, or 2^64 under WDDM.
     """
     told = process is not None and (whole is None or process <= whole)
     return process or None if told else None
 
 
 def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:
-    """The pid under which torch lists this process, where the figures allow one answer.
+    """The pid under which torch lists this process; None if the figures do not determine it.
 
-    Torch lists every process of the card, and calls itself "this process" where the pid is its own:
-    not in 2.1, and not in a container, whose pids differ from the driver's. So this process is one
-    of them: the only one; the one that holds what torch allocated and a context on top; the only
-    one that holds as much, if an engine allocates outside torch.
+    Torch lists every process on the card and writes "this process" for the one with its own pid.
+    Torch 2.1 does not, nor does torch in a container, where pids differ from the driver's. Then
+    this
+    process is the only listed one; or the one that holds the memory torch allocated plus a context;
+    or the only one that holds at least as much, if an engine allocates outside torch.
     """
     least = (allocated or 0) + (cached or 0) - _ROUNDED
     if allocated is None and len(processes) > 1:

@@ -1,4 +1,4 @@
-"""NVML's view of GPUs while something runs on them: used bytes, at every moment and at most."""
+"""Used memory of GPUs by NVML while a program runs on them: over time, and at most."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SECONDS: Final = 0.01
-#: Seconds for a look that is under way: a driver that has lost a card may never answer.
+#: Seconds to wait for a running query: a driver that lost a card may never answer.
 _LAST_SECONDS: Final = 10.0
 
 
 class Memory(NamedTuple):
-    """Bytes of one GPU as NVML counts them; ``used`` without what the driver keeps for itself."""
+    """Memory of one GPU in bytes, by NVML; ``used`` excludes the driver's own reserve."""
 
     total: int
     used: int
@@ -29,20 +29,20 @@ class Memory(NamedTuple):
 
 
 class SampledRange(NamedTuple):
-    """Used bytes of one GPU over some time: the most, and the last."""
+    """Used bytes of one GPU over some time: the largest and the last value."""
 
     peak: int
     last: int
 
 
 def memory_now(gpu: int | str) -> Memory:
-    """One look at a GPU.
+    """Read the memory of a GPU once.
 
     Args:
         gpu: NVML's index, or a UUID.
 
     Raises:
-        MachineError: it cannot be read.
+        MachineError: the memory cannot be read.
         PackageError: nvidia-ml-py is not installed.
     """
     with Nvml() as nvml:
@@ -50,14 +50,14 @@ def memory_now(gpu: int | str) -> Memory:
 
 
 class Sampler:
-    """Samples GPUs every few milliseconds until it is closed. A context manager.
+    """Samples the used memory of GPUs every few milliseconds until closed; a context manager.
 
-    A peak that is shorter than a step may be missed; allocators that keep what they took (the
-    pools of TurboMind, torch's segments) show theirs for long.
+    It may miss a peak shorter than its interval. Allocators that keep their memory (TurboMind's
+    pools, torch's segments) show their peak for long.
 
     Args:
         gpus: NVML's indices, or UUIDs.
-        seconds: between samples.
+        seconds: the interval between samples.
     """
 
     def __init__(self, gpus: Sequence[int | str], seconds: float = _SECONDS) -> None:
@@ -75,7 +75,7 @@ class Sampler:
         self._thread.join(_LAST_SECONDS)
 
     def between(self, gpu: int | str, begin: float, end: float) -> SampledRange | None:
-        """The most and the last between two times of `time.monotonic`; None without a sample."""
+        """The largest and last bytes between two `time.monotonic` times; None without a sample."""
         inside = [used for at, used in self._samples[gpu] if begin <= at <= end]
         return SampledRange(peak=max(inside), last=inside[-1]) if inside else None
 

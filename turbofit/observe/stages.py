@@ -1,6 +1,6 @@
-"""How far an engine has come, and in which phase it died: one table and its words.
+"""The stages that an engine passes, and the phase in which it died: one table and its words.
 
-`serve` follows a living engine by it, and `diagnose` a log of one.
+`serve` follows a living engine with it, and `diagnose` reads an engine's log with it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
     from turbofit.core.struct import Struct
 
-#: ``starting`` is before any engine; ``check`` and ``ready`` are a server's own stages.
+#: ``starting`` is before any engine exists; ``check`` and ``ready`` are a server's own stages.
 Stage = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready", "dying"]
-#: What an engine did, or what the memory was for, when it died.
+#: What an engine was doing when it died, or what it needed the memory for.
 Phase = Literal[
     "starting", "start", "weights", "cache", "warm-up", "vision", "text", "quantising", "serving",
     "check", "ready", "host", "host RAM", "start-up hang", "configuration", "peer access",
     "communication", "none", "unknown",
 ]  # fmt: skip
 
-#: The transitions: the stage that each event begins. A later rank prints it again, and an event of
-#: an earlier stage changes nothing; after ``dying`` only a new start does.
+#: The transitions: the stage that each event begins. A later rank prints an event again; an event
+#: of an earlier stage changes nothing. After ``dying`` only a new start changes the stage.
 BEGINS: Final[dict[type[Struct], Stage]] = {
     events.Starting: "weights",
     events.LoadingWeights: "weights",
@@ -58,7 +58,7 @@ _VISION: Final = ("Vit", "vit", "Vision", "vision", "visual")
 
 
 def begins(stage: Stage, event: Struct) -> Stage | None:
-    """The stage that an event begins; None where it is that stage's or an earlier one's."""
+    """The stage that an event begins; None if that is the current stage or an earlier one."""
     new = BEGINS.get(type(event))
     if new is None or stage not in _ORDER or _ORDER.index(new) <= _ORDER.index(stage):
         return None
@@ -66,21 +66,21 @@ def begins(stage: Stage, event: Struct) -> Stage | None:
 
 
 class Course:
-    """The stages of one run in a log, and where the first fault found it."""
+    """The stages of one run in a log, and the stage of the first fault."""
 
     def __init__(self) -> None:
         self.stage: Stage = "starting"
-        #: The stage at the first fault; the last one where there is none.
+        #: The stage at the first fault; without a fault, the last stage.
         self.reached: Stage = "starting"
         self._died_at = ""
 
     def start(self) -> None:
-        """A command or a bar of loading: an engine begins."""
+        """Begin an engine: its command, or the progress bar of its loading, was read."""
         if self.stage == "starting":
             self.stage = self.reached = "weights"
 
     def take(self, event: Struct, time: str) -> None:
-        """Follow an event; ``time`` is TurboMind's, whose fatal lines overtake its logger's."""
+        """Follow an event; ``time`` is TurboMind's, whose fatal lines may precede older ones."""
         if self.stage == "dying":
             earlier = begins(self.reached, event) if time and time <= self._died_at else None
             self.reached = earlier if earlier not in (None, "dying") else self.reached
@@ -98,29 +98,29 @@ def is_vision(name: str) -> bool:
 
 
 def phase_of_death(stage: Stage, frames: Sequence[str], *, images: bool = False) -> Phase:
-    """The phase in which an engine died: by its stack, else by how far it had come.
+    """The phase in which an engine died: by its stack, else by the stage that it had reached.
 
     Args:
-        stage: where the fault found it.
+        stage: the stage at the fault.
         frames: the calls of the aborting thread, innermost first.
-        images: whether a forward with images was under way.
+        images: whether a forward pass with images was running.
     """
     if stage in ("serving", "check", "ready"):
         seen = any(map(is_vision, frames)) or (images and not frames)
         return "vision" if seen else "text"
     if stage == "warm-up" and any(map(is_vision, frames)):
         return "vision"
-    # The first request may be announced while another thread still makes its workspaces.
+    # The log may announce the first request while another thread still allocates its workspaces.
     if stage == "warm-up" and frames and all("InternalThreadEntry" in name for name in frames):
         return "cache"
-    # At LMDeploy's own log level the warm-up is not announced; a forward on the stack is.
+    # LMDeploy's own log level hides the warm-up's line, but a forward pass is on the stack.
     if stage == "cache" and any("orward" in name for name in frames):
         return "warm-up"
     return "unknown" if stage == "dying" else stage
 
 
 def when(phase: str, frame: str = "") -> str:
-    """A phase or stage in words, with the call that it was in."""
+    """A phase or stage in words, with the name of the call that failed."""
     return _WHEN[phase] + (f" (in {frame})" if frame else "")
 
 
@@ -130,7 +130,7 @@ def out_of_memory(engine: str, phase: str, frame: str = "") -> str:
 
 
 def last_words(fault: Struct | None, most: int = 300) -> str:
-    """What a fault says of itself; somebody else's message is cut, as some list all they know."""
+    """A fault's own message; other programs' messages are cut, as some list many things."""
     match fault:
         case events.CudaError():
             return f"CUDA {'driver ' if fault.driver else ''}error: {fault.message}"

@@ -10,6 +10,7 @@ from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
+from turbofit.memory.known_bad import survived_batch
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PACE, PlanRequest
@@ -127,9 +128,11 @@ def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
         return
     most = request.replicas or max(1, visible // (request.tp or 1))
     if requests > batch * most:
-        engines = plural(most, "engine")
+        engines, hint = plural(most, "engine"), f"give --concurrency {batch * most} at most"
+        if survived_batch(resolved.model) is None:
+            hint += ", or leave --max-batch-size out"
         raise UsageError(
             f"--max-batch-size {batch} runs {batch * most} requests at once on {most} {engines},"
             f" not --concurrency {requests}",
-            hint=f"leave --max-batch-size out, or give --concurrency {batch * most} at most",
+            hint=hint,
         )

@@ -1,4 +1,4 @@
-"""The child, which `run_child` starts: an engine on pretend GPUs, through its cases."""
+"""The child process that `run_child` starts: it drives an engine on pretend GPUs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from turbofit.rehearse.spec import Spec
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Runs a rehearsal in the folder that holds its ``spec.json``."""
-    collect_after(600_000)  # importing LMDeploy makes 520,000, which stay
+    """Runs a rehearsal in the folder that has its ``spec.json``; ends the process."""
+    collect_after(600_000)  # importing LMDeploy makes 520,000 objects, which stay
     folder = Path(arguments[0])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> NoReturn:
     try:
         close = import_module(ADAPTERS[spec.engine].driver).drive(spec, notes)
         notes.write(done=True)  # all cases were driven
-    except BaseException as error:  # noqa: BLE001 - told to the parent, which decides what it means
+    except BaseException as error:  # noqa: BLE001 - the parent decides what it means
         traceback.print_exc()
         notes.error(error)
         code = 1

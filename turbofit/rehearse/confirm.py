@@ -1,4 +1,4 @@
-"""Rehearses a plan with the real engine on pretend GPUs, and corrects it by what was seen."""
+"""Rehearses a plan with the real engine on pretend GPUs, and corrects it by the result."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from turbofit.tuner.choose import make_plan
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Rehearsals of one plan at most: the first, and two after a correction.
+#: The most rehearsals of one plan: the first, and two after a correction.
 _REHEARSALS: Final = 3
 _UNSETTLED: Final = (
     f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is below"
     " the last one's"
 )
-#: Outcomes, the one that a plan goes by first.
+#: Outcomes from the gravest, which decides for a plan, to the best.
 _GRAVE = ("out_of_memory", "hang", "failed", "served")
 
 
 def refuse_untwinned(request: PlanRequest) -> None:
-    """Refuse a model without a stand-in, before anything is planned.
+    """Refuse a model without a stand-in, before it is planned.
 
     Raises:
         UsageError: no stand-in of the model can be made.
@@ -47,11 +47,11 @@ def refuse_untwinned(request: PlanRequest) -> None:
 
 
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
-    """The plan after its rehearsal, at lower ratios where the engine left less than the margin.
+    """The plan after its rehearsal, with lower ratios if the engine left less than the margin.
 
-    Where nobody asked for a margin, a smaller one counts: a rehearsal removes doubts. Where even
-    the last rehearsal leaves less, the plan below it has the whole margin, and says that it was not
-    rehearsed. A plan that does not fit is given back as it is.
+    If nobody asked for a margin a smaller one is used, since a rehearsal removes doubts. If even
+    the last rehearsal leaves less, the result is a plan with the whole margin, which warns that it
+    was not rehearsed. A plan that does not fit is returned unchanged.
 
     Raises:
         UsageError: the plan is for Transformers.
@@ -74,7 +74,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     for _ in range(_REHEARSALS):
         result = rehearse_plan(plan)
         if not ratios and result.rehearsal is not None and result.rehearsal.outcome == "failed":
-            # It could not be held, and so settles nothing.
+            # The rehearsal itself failed, and so decides nothing.
             why = result.rehearsal
             return finished(
                 replace(cautious, fits=False, verdict=result.verdict, rehearsal=why), given
@@ -89,7 +89,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
             return finished(plan, given)
     if not result.fits:
         return finished(result, given)
-    last = _again(request, plan, ratios, rehearsed=False)  # which no rehearsal has seen
+    last = _again(request, plan, ratios, rehearsed=False)  # no rehearsal has seen this plan
     if last.fits:
         last = replace(last, warnings=(*last.warnings, _UNSETTLED))
     return finished(last, given)
@@ -98,7 +98,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
 def _again(
     request: PlanRequest, plan: Plan, ratios: dict[int, float], *, rehearsed: bool = True
 ) -> Plan:
-    """The same shape under largest ratios; with the smaller margin of one that was rehearsed."""
+    """The plan's shape again under ratio limits; ``rehearsed`` uses a rehearsed plan's margin."""
     resolved = resolve(pinned(request, plan))
     shape = replace(
         resolved,
@@ -112,15 +112,15 @@ def _again(
 
 
 def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
-    """The plan with what the engine did in its worst cases.
+    """The plan with the results of the engine in its worst cases.
 
-    The first group of GPUs is rehearsed; where groups differ in settings, the first of each kind.
-    ``fits`` and ``verdict`` are the rehearsal's where it contradicts the forecast. ``keep``: a
-    folder for timelines, notes and log, with one for each group where they differ.
+    Only the first group of GPUs is rehearsed; if groups have different settings, the first of each
+    kind. If the rehearsal contradicts the forecast, ``fits`` and ``verdict`` are the rehearsal's.
+    ``keep``: a folder for timelines, notes and log, with a subfolder for each group if they differ.
 
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
-        UsageError: only the model's own checkpoint would do, and it is not on disk.
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
     rehearsed = {}
     for numbers in plan.unlike_groups():
@@ -140,7 +140,7 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
 
 
 def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
-    """The plan with the ledgers and ends of the groups that were rehearsed, and the gravest end."""
+    """The plan with the rehearsed groups' ledgers and outcomes, and the gravest outcome for all."""
     ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
     ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
     rehearsals = [rehearsal for rehearsal in ends.values() if rehearsal is not None]
@@ -154,7 +154,7 @@ def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
 
 
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
-    """The ratios that must be lowered, by their GPUs' indices: of groups that are alike, too."""
+    """The ratios that must be lowered, by GPU index, also for groups equal to a rehearsed one."""
     ratios: dict[int, float] = {}
     for numbers in rehearsed.unlike_groups():
         ratio = corrected_ratio(rehearsed.of_group(numbers[0]))
@@ -166,10 +166,10 @@ def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
 
 
 def corrected_ratio(rehearsed: Plan) -> float | None:
-    """The largest ratio that the rehearsal's figures leave the margin for; None: as it is.
+    """The largest ratio at which the rehearsal's figures leave the margin; None for no change.
 
-    The engine's own figures count where they are known; for the worst cases, of which it may not
-    have reached the worst, the larger of forecast and rehearsal.
+    The engine's own figures count if they are known; for the worst cases, whose worst the engine
+    may not have reached, the larger of forecast and rehearsal.
     """
     rehearsal = rehearsed.rehearsal
     if rehearsal is None or rehearsal.outcome not in ("served", "out_of_memory"):
@@ -186,7 +186,7 @@ def corrected_ratio(rehearsed: Plan) -> float | None:
 
 
 def _shortfall(ledger: GpuLedger) -> int:
-    """Bytes by which a rehearsed GPU misses its margin; 0 or less where it keeps it."""
+    """Bytes by which a rehearsed GPU misses its margin; 0 or negative if it keeps the margin."""
     steady, pool, worst = 0, 0, 0
     for term in ledger.ledger:
         size = term.bytes if term.rehearsed is None else term.rehearsed
@@ -200,7 +200,7 @@ def _shortfall(ledger: GpuLedger) -> int:
 
 
 def confirmed(plan: Plan) -> Plan:
-    """The terms, marked as rehearsed where the rehearsal agrees with them."""
+    """The plan with those terms marked as rehearsed with which the rehearsal agrees."""
 
     def based(term: Term) -> Term:
         if term.rehearsed is None or term.phase == "transient":

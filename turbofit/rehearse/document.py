@@ -1,4 +1,4 @@
-"""One rehearsal, from its specification to its document ``turbofit.rehearsal/1``, in bytes."""
+"""One rehearsal, from its specification to its document ``turbofit.rehearsal/1``; in bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from turbofit.rehearse.run import KEPT, EndedRun, Readings, run_child
 from turbofit.rehearse.spec import Spec
 
 SCHEMA: Final = "turbofit.rehearsal/1"
-#: Worst cases that carry images: the names of their terms begin so.
+#: The beginning of names of phases whose worst cases have images.
 _IMAGES: Final = "case vision"
 #: The phase that begins when an engine reads free memory.
 _SIZED: Final = "cache"
@@ -34,7 +34,7 @@ _KEPT_LINES: Final = 12
 
 
 def rehearse(spec: Spec, keep: Path | None = None) -> Document:
-    """Runs a rehearsal; ``keep`` is where to leave timelines, notes and log.
+    """Run a rehearsal and return its document; ``keep``: a folder for timelines, notes and log.
 
     Raises:
         PackageError: the engine, a package that it runs, or a C compiler is missing.
@@ -84,7 +84,7 @@ def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> 
 
 
 def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
-    """With what each card held at most, and what the engine's counters say of the case."""
+    """A case with the most that each card held, and the engine's counters of it."""
     phase = f"case {case['name']}"
     return {
         **case,
@@ -95,9 +95,9 @@ def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
 
 
 def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | None]:
-    """What a child's end means: served, out_of_memory, hang or failed; and the end, if not served.
+    """The outcome (served, out_of_memory, hang or failed), and the end unless it is served.
 
-    ``served``: every request came to an end, of a prompt that the engine refuses too.
+    ``served``: every request came to an end, even if the engine refused its prompt.
     """
     cases = ended.notes.get("cases", [])
     unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)
@@ -117,13 +117,13 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
 
 
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
-    """The phases in order, from each card's ``peak`` and ``held``, with what was charged to it."""
-    order, lanes = max(phases, key=len, default={}), []  # all cards pass through the same ones
+    """The phases in order, from each card's ``peak`` and ``held``, plus the bytes charged to it."""
+    order, lanes = max(phases, key=len, default={}), []  # all cards have the same phases
     for spans, gpu in zip(phases, gpus, strict=True):
         base, in_use, lane = gpu.used, 0, []
         for phase in order:
             base += gpu.late if phase == _SIZED else 0
-            span = spans.get(phase, {"peak": in_use, "held": in_use})  # without it: as it was
+            span = spans.get(phase, {"peak": in_use, "held": in_use})  # without it: no change
             in_use = span["held"]
             lane.append((base + span["peak"], base + in_use))
         lanes.append(lane)

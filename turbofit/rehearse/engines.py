@@ -1,4 +1,4 @@
-"""The engines that can be rehearsed: how each is driven, read, and brought to its worst."""
+"""The engines that can be rehearsed: how each is driven, read, and given its worst cases."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from turbofit.rehearse.turbomind import readings as turbomind_readings
 
 @dataclass(frozen=True)
 class Adapter:
-    """One engine.
+    """How one engine is rehearsed.
 
     Attributes:
         driver: the module whose ``drive(spec, notes)`` starts it in the child and drives the cases;
-            it returns what closes the engine, or None.
+          it returns a function that closes the engine, or None.
         read: reads the engine's own counters of an ended run, by term of the ledger.
-        not_known: what a rehearsal of it cannot see.
-        before, after: terms of the ledger that only a real card has: charged to the pretend one
-            before free memory is read, and after.
+        not_known: memory that its rehearsal cannot see.
+        before, after: terms of the ledger that only a real card has: they are charged to the
+          pretend card before free memory is read, and after.
         process_context: the pretend machine charges each process for its CUDA context.
         environ: variables of its processes, which find modules first in ``path``.
     """
@@ -55,7 +55,7 @@ def _on_torch(driver: str) -> Adapter:
         process_context=True,
         environ={
             "LMDEPLOY_ENABLE_CHECK_ENV": "0",  # it computes on the card, and compares values
-            "RAY_ADDRESS": "local",  # never a cluster that runs here: its workers have real GPUs
+            "RAY_ADDRESS": "local",  # never a cluster of this host: its workers have real GPUs
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
         },

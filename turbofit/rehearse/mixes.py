@@ -1,4 +1,4 @@
-"""The worst cases of a plan, and the mixes of images, as prompts, that may be among them."""
+"""The worst cases of a plan, and mixes of images, as prompts, that may be among them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Image(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """``lead`` tokens of text, images, and ``rest`` tokens of text; ``length`` is all of it."""
+    """``lead`` tokens of text, images, and ``rest`` tokens of text; ``length`` is their sum."""
 
     lead: int
     images: tuple[Image, ...]
@@ -48,14 +48,14 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptMaker:
-    """Makes prompts of what clients may send.
+    """Makes prompts that clients may send.
 
     Attributes:
-        image: that with the most units within so many units and tokens; None: none is so small.
-        units: of an image at most.
-        images, request_units: of a request at most.
-        step: units in which images differ.
-        lead, rest: tokens of text before and after the images, at least.
+        image: returns the image with the most units within some units and tokens, or None.
+        units: the most units of an image.
+        images, request_units: the most images and units of a request.
+        step: units by which images differ.
+        lead, rest: the fewest tokens of text before and after the images.
     """
 
     image: Callable[[int, int], Image | None]
@@ -67,21 +67,21 @@ class PromptMaker:
     rest: int = 1
 
     def prompt(self, units: int, rest: int | None = None) -> Prompt:
-        """A prompt with one image of about so many units; ValueError: no image has so few."""
+        """A prompt with one image of about so many units; ValueError if no image has so few."""
         image = self.image(units, _ANY)
         if image is None:
             raise ValueError(f"no image of {units} units")
         return Prompt(self.lead, (image,), self.rest if rest is None else rest)
 
     def alone(self, tokens: int, units: int | None = None) -> Prompt | None:
-        """A prompt of at most so many tokens with one image, as large as may be."""
+        """A prompt of at most ``tokens`` tokens with one image, the largest possible, or None."""
         room = tokens - self.lead - self.rest
         most = self.units if units is None else min(units, self.units)
         image = self.image(most, room) if room > 0 and most > 0 else None
         return None if image is None else Prompt(self.lead, (image,), self.rest)
 
     def filled(self, tokens: int, most: int) -> list[Prompt]:
-        """Prompts with one image each, in all of at most so many tokens, the largest first."""
+        """Prompts with one image each, of at most ``tokens`` tokens in all, the largest first."""
         prompts: list[Prompt] = []
         while len(prompts) < most and (prompt := self.alone(tokens)):
             prompts.append(prompt)
@@ -89,9 +89,9 @@ class PromptMaker:
         return prompts
 
     def request(self, units: int, context: int, room: int) -> Prompt | None:
-        """A request of at most so many units and ``context`` tokens, met whole in one forward.
+        """A request of at most ``units`` units and ``context`` tokens, for one forward, or None.
 
-        ``room``: tokens that the forward has left, of which the last image needs one.
+        ``room``: tokens that are left in the forward, of which the last image needs only one.
         """
         images: list[Image] = []
         context -= self.lead + self.rest
@@ -105,7 +105,7 @@ class PromptMaker:
         return Prompt(self.lead, tuple(images), self.rest) if images else None
 
     def under(self, prompts: Sequence[Prompt], gate: int, most: int) -> list[Prompt]:
-        """The prompts that a gateway lets through at once; the last one is made smaller to fit."""
+        """The prompts that a gateway lets through together; the last one is made smaller to fit."""
         admitted: list[Prompt] = []
         left, unit = gate, prompts[0].units
         for prompt in prompts:
@@ -122,7 +122,7 @@ class PromptMaker:
         return admitted
 
     def together(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The same images, in requests of as many as one may have."""
+        """The same images, in requests with as many images as one may have."""
         requests = list(prompts[:1])
         for prompt in prompts[1:]:
             last = requests[-1]
@@ -134,7 +134,7 @@ class PromptMaker:
 
 
 def units_of_request(units: int, images: int, request_units: int) -> list[int]:
-    """Units of the images of the worst request: whole ones, and what is left of its units."""
+    """Units of the images of the worst request: full-size images, and one with the rest."""
     left, shares = request_units, list[int]()
     while left > 0 and len(shares) < images:
         shares.append(min(left, units))
@@ -143,7 +143,7 @@ def units_of_request(units: int, images: int, request_units: int) -> list[int]:
 
 
 def let_through(limits: Limits, bound: int) -> int | None:
-    """The units that the gateway lets through at once; None: all that can meet are paid for."""
+    """The units that the gateway lets through together; None if all that can meet are paid for."""
     paid = limits.units_per_forward
     return paid if paid < bound else None
 
@@ -151,13 +151,13 @@ def let_through(limits: Limits, bound: int) -> int | None:
 def cases_of(
     plan: Plan, images: Mapping[str, Sequence[RehearsalRequest]], longest: int, new: int
 ) -> tuple[RehearsalCase, ...]:
-    """The worst cases of a plan, named as the ledger's transient terms.
+    """The worst cases of a plan, named like the ledger's transient terms.
 
     ``vision_request``: one request with as many images as it may have. ``vision_forward``: the
-    images, equal or not, that bring most units into one forward, of what the gateway lets through
-    at once. ``images`` has the requests of both. ``text_prefill``: one prompt of ``longest``
-    tokens. ``sampling``: a full batch with ``top_k=0``. An engine that serves one request at a time
-    has the first and the third. Each request generates ``new`` tokens.
+    images, equal or not, that bring the most units into one forward among those that the gateway
+    lets through together. ``images`` has the requests of both. ``text_prefill``: one prompt of
+    ``longest`` tokens. ``sampling``: a full batch with ``top_k=0``. An engine that serves one
+    request at a time has the first and the third case. Each request generates ``new`` tokens.
     """
     cases = {**images, "text_prefill": [RehearsalRequest(longest, max_new_tokens=new)]}
     if plan.engine.of_lmdeploy:

@@ -1,4 +1,4 @@
-"""What a rehearsal's child tells its parent besides memory: one JSON file, rewritten."""
+"""A rehearsal child's report to its parent, except memory: one JSON file, rewritten each time."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from turbofit.core.errors import UsageError
 from turbofit.core.json_types import Document, Options
 
 _NAME: Final = "report.json"
-#: How a request ended that did not end in time.
+#: The status of a request that did not end in time.
 NOT_FINISHED: Final = "not finished"
-#: Ends of a request that say that the engine answers nobody any more.
+#: Statuses of a request which show that the engine answers no request any more.
 DEAD: Final = frozenset({"unavailable", "internal_error"})
 
 
 class Notes:
-    """The child's side: values in a file of the rehearsal's folder, whole at every moment."""
+    """The child's side: writes values to a file of the rehearsal's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._start = time.monotonic()
-        #: What begins a phase in the processes of the engine.
+        #: Called to begin a phase in the processes of the engine.
         self.begin: Callable[[str], None] = lambda _: None
         self.phase = "import"
-        #: What must not be freed before the process ends: its memory belongs to the last phase.
+        #: Objects that must live until the process ends: their memory belongs to the last phase.
         self.alive: list[object] = []
         self.data: dict[str, Any] = {"pid": os.getpid(), "seconds": {}, "cases": []}
         self.write()
@@ -61,9 +61,9 @@ class Notes:
         words: str = "",
         **more: Any,
     ) -> bool:
-        """Notes how a case ended; returns whether the engine takes another one.
+        """Notes how a case ended; returns whether the engine can take another one.
 
-        ``tokens`` are of each request's prompt, ``words`` an error's; ``begun`` is monotonic time.
+        ``tokens`` are those of each prompt, ``words`` is an error's text; ``begun`` is monotonic.
         """
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         seconds = round(time.monotonic() - begun, 3)
@@ -73,7 +73,7 @@ class Notes:
         return not counts.keys() & {NOT_FINISHED, *DEAD}
 
     def error(self, error: BaseException) -> None:
-        """Notes the error that ended the engine, its phase, and its lines, outermost first."""
+        """Notes the error that ended the engine, its phase, and its frames, the outermost first."""
         frames = traceback.extract_tb(error.__traceback__)
         self.write(
             error={
@@ -86,7 +86,7 @@ class Notes:
 
 
 def engine_config(kind: Any, settings: Options) -> Any:
-    """LMDeploy's engine configuration; UsageError: a field that LMDeploy would silently ignore."""
+    """LMDeploy's engine configuration; UsageError for a field that LMDeploy would ignore."""
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise UsageError(
@@ -97,14 +97,14 @@ def engine_config(kind: Any, settings: Options) -> Any:
 
 
 def replaced(path: Path, text: str) -> None:
-    """Writes a file that is whole at every moment; unlike `write_atomic` not to outlive a crash."""
+    """Replaces a file that readers never see half; a crash may lose it, unlike `write_atomic`."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def read_notes(folder: Path) -> Document:
-    """What a child told in its folder's ``report.json``; empty where it told nothing."""
+    """The content of a child's ``report.json`` in its folder; empty if there is none."""
     try:
         data: dict[str, Any] = json.loads((folder / _NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

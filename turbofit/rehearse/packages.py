@@ -1,4 +1,4 @@
-"""What engines need beside turbofit, and where their processes find stand-ins."""
+"""The packages that engines need, and the folders where their processes find stand-ins."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from turbofit.pretend.libraries import check_surface
 from turbofit.rehearse.spec import Spec
 
 _HERE: Final = Path(__file__).parent / "torch"
-#: For each process of a rehearsal.
+#: The folder for each process of a rehearsal.
 INSIDE: Final = _HERE / "torch_inside"
-#: For each process of a server.
+#: The folder for each process of a server.
 SERVED: Final = _HERE / "served_inside"
 _LMDEPLOY: Final = f"lmdeploy=={REFERENCE}.0"
 _PACKAGES: Final = {
@@ -30,11 +30,11 @@ _PACKAGES: Final = {
 
 
 def needs(spec: Spec) -> dict[str, str]:
-    """The versions of what a rehearsal runs.
+    """The versions of the packages that a rehearsal runs.
 
     Raises:
-        PackageError: a package or a C compiler is missing, or TurboMind's library calls what
-            nothing stands in for.
+        PackageError: a package or a C compiler is missing, or TurboMind's library calls a function
+        that has no stand-in.
     """
     on_torch = "torch" in _PACKAGES[spec.engine]
     if not on_torch:
@@ -45,7 +45,7 @@ def needs(spec: Spec) -> dict[str, str]:
 
 
 def engine_library() -> Path:
-    """TurboMind's shared library in the installed wheel; PackageError: there is none."""
+    """TurboMind's shared library in the installed wheel; PackageError if there is none."""
     library = turbomind_library()
     if library is None:
         raise PackageError(
@@ -56,7 +56,7 @@ def engine_library() -> Path:
 
 
 def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
-    """The versions of what an engine runs; PackageError: one is missing, or torch has no CUDA."""
+    """Versions of an engine's packages; PackageError if one or torch's CUDA build is missing."""
     names = (*_PACKAGES[engine], *(["ray"] if ray else []))
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -73,7 +73,7 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
 
 
 def need_kernels(text: TextDims) -> None:
-    """Raises PackageError where kernels are missing that LMDeploy imports for gated delta nets."""
+    """Raises PackageError if kernels are missing that LMDeploy imports for gated delta nets."""
     if text.delta is not None and importlib.util.find_spec("fla") is None:
         raise PackageError(
             f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"

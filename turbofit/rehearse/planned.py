@@ -1,4 +1,4 @@
-"""From a plan to its rehearsal's specification, and from what was seen back to its ledger."""
+"""Makes a rehearsal's specification from a plan, and puts its results into the plan's ledger."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from turbofit.rehearse.packages import need_kernels
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.torch.torch_image_overlap import limited
 
-#: Tokens that a worst case generates at least.
+#: The fewest tokens that a worst case generates.
 _NEW = 2
-#: Terms that are made in one call of the engine, under the name of their common line.
+#: Terms that one call of the engine allocates together, with the name of their common line.
 _TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
 def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
-    """The plan with what the engine did in its worst cases, on one group of GPUs."""
+    """The plan with the engine's results in its worst cases, on one group of GPUs."""
     document = plan_document(plan, group, keep)
     versions = document["versions"]
     version = versions.get("lmdeploy") or versions.get(plan.engine.name, "")
@@ -45,16 +45,16 @@ def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Pla
 
 
 def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Document:
-    """All that was seen of one of a plan's groups in its worst cases.
+    """The document of a rehearsal of one of a plan's groups in its worst cases.
 
     Raises:
         PackageError: LMDeploy, a C compiler or another package is missing.
-        UsageError: only the model's own checkpoint would do, and it is not on disk.
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
     if plan.engine.on_torch:
         need_kernels(plan.model.text)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
-        # Chat templates are chosen by the folder's name, so the twin keeps the model's.
+        # LMDeploy chooses chat templates by the folder's name, so the twin has the model's name.
         folder = Path(scratch) / plan.model.name
         folder = checkpoint_for(limited(plan), folder, torch=not plan.engine.of_lmdeploy)
         return rehearse(plan_spec(plan, folder, group), keep)
@@ -77,14 +77,14 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
 
 
 def charged(plan: Plan, group: int = 0) -> Scenario:
-    """The pretend machine of one group, charged by its ledger for what a rehearsal cannot see."""
+    """The pretend machine of one group, charged with the terms that a rehearsal cannot see."""
     adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
     twin = pretend_twin(plan.machine, indices)
     before = adapter.before
     if adapter.process_context or plan.settings.communicator == "nccl":
         before = (*before, "communicator")
     ledgers = [ledger.ledger for ledger in plan.ledgers_of(indices)]
-    # A calibration's correction may take back more than these: then of what the engine takes.
+    # A calibration's correction may subtract more than these terms: then the rest is ignored.
     gpus = tuple(
         dataclasses.replace(
             gpu,
@@ -104,9 +104,9 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 
 
 def unanswered(plan: Plan, document: Document) -> End | None:
-    """What the plan promises and the engine that served did not take; None: it took all.
+    """A promise of the plan that the engine, which served, did not keep; None if it kept all.
 
-    A prompt that is longer than the plan's longest request is not promised.
+    The plan does not promise prompts that are longer than its longest request.
     """
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = document["cache"].get("session_len")
@@ -124,7 +124,7 @@ def unanswered(plan: Plan, document: Document) -> End | None:
 
 
 def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
-    """The plan's ledgers with ``rehearsed`` beside ``bytes`` where the engine's counters tell.
+    """The plan's ledgers, with ``rehearsed`` beside ``bytes`` for terms that a counter shows.
 
     Terms that share a counter (``Rehearsal.together``), or that only a real card has, stay without.
     """
@@ -139,7 +139,7 @@ def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, .
 
 
 def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
-    """The terms of a ledger by the line that the counters tell."""
+    """The terms of a ledger by the line of the counters that shows them."""
     lines: dict[str, list[Term]] = {}
     for term in ledger:
         line = _TOGETHER.get(term.term, term.term)
@@ -149,13 +149,13 @@ def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, lis
             lines.setdefault(line, []).append(term)
         stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
         if stays and "buffers" in counters:
-            # All beside the cache, those with a line of their own too.
+            # All buffers beside the cache, also those with a line of their own.
             lines.setdefault("buffers", []).append(term)
     return lines
 
 
 def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
-    """The lines that stand for several terms, over the group's GPUs, which have the same ones."""
+    """The lines that stand for several terms; all GPUs of the group have the same lines."""
     ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
     by_gpu = list(zip(plan.parallel.groups[group], document["terms"], strict=True))
     lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]

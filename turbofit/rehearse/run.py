@@ -1,4 +1,4 @@
-"""Runs a rehearsal's child on pretend GPUs to its end, and gathers what it left behind."""
+"""Runs a rehearsal's child on pretend GPUs to its end, and gathers its results."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from turbofit.pretend.usage import SharedRecord
 from turbofit.rehearse.notes import read_notes
 from turbofit.rehearse.spec import Spec
 
-#: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
+#: Variables, also Ray's, that change what an engine allocates: only the settings may decide that.
 _DROPPED: Final = (*CHANGING, "RAY_")
-#: But for the one that people serve with; the document says its value.
+#: Exceptions, with which people also serve; the document states their values.
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _LOOK: Final = 0.5  # seconds
-#: How many times its limit a case may take as long as the engine works on it.
+#: A case may take this many times its limit while the engine works on it.
 LIMITS_WHILE_ACTIVE: Final = 5
-# TurboMind's line where nothing can be admitted; in a warm-up that lacks cache it is printed for
-# ever, by one rank 36,000 times a second, by many ranks on few cores slowly.
+# TurboMind's line when it can admit nothing; in a warm-up without enough cache it repeats for ever:
+# 36,000 times a second from one rank, slowly from many ranks on few cores.
 _STUCK: Final = "out of memory at 0/"
 _STUCK_LINES: Final = 60
 _STUCK_LOOKS: Final = 2
 _FIRST_LINES: Final = 2000
 _LAST_LINES: Final = 4000
 _LONGEST_LINE: Final = 4000
-#: Signals that a person or a service sends, and which the child was given.
+#: Signals from a person or a service that also end the child.
 _STOPPED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,10 +48,10 @@ class EndedRun:
     """A rehearsal that has ended.
 
     Attributes:
-        log: lines of its output and of the engine's log, the first and the last.
-        stopped: why the parent ended it: ``stuck`` (TurboMind's silent start-up hang), ``idle``
-            (nothing happened any more), or empty.
-        folder: where timelines and records are.
+        log: the first and the last lines of its output and of the engine's log.
+        stopped: why the parent ended it: ``stuck`` (TurboMind's silent hang at start-up), ``idle``
+          (nothing happened any more), or empty.
+        folder: the folder of timelines and records.
     """
 
     spec: Spec
@@ -64,17 +64,17 @@ class EndedRun:
 
 @dataclass
 class Readings:
-    """What an engine's adapter reads of an ended run; lists go by card, sizes are bytes.
+    """An engine adapter's readings of an ended run; lists are by card, sizes in bytes.
 
     Attributes:
-        phases: in order, what each held: ``peak`` and ``held`` (at its end), and what the engine's
-            own counters say.
-        terms: by line of the ledger, what the engine's own counters tell; a case is such a line.
-        cache: the cache as the engine cut it: ``free``, ``region``, ``object_size``, ``slab_size``,
-            ``tokens``.
-        end: fields of an `End`, for where not all was served: ``out_of_memory`` where an allocation
-            was refused.
-        pinned: page-locked host memory at most, by phase; nothing where no counter tells.
+        phases: in order, the memory in each phase: ``peak``, ``held`` (at its end), and the
+          engine's own counters.
+        terms: the engine's own counters by line of the ledger; each case is a line.
+        cache: the cache as the engine divided it: ``free``, ``region``, ``object_size``,
+          ``slab_size``, ``tokens``.
+        end: fields of an `End`, used if not all was served: ``out_of_memory`` if an allocation was
+          refused.
+        pinned: the most page-locked host memory, by phase; empty without a counter.
     """
 
     phases: list[dict[str, dict[str, Any]]]
@@ -91,7 +91,7 @@ def run_child(
     """Runs a rehearsal's child, and all that it starts, to the end, in a new folder.
 
     Raises:
-        KeyboardInterrupt: the child was told to end, as this process was.
+        KeyboardInterrupt: the child was told to end, and so was this process.
         PretendError: the pretend libraries cannot be built.
     """
     (folder / "spec.json").write_text(to_json(spec), encoding="utf-8")
@@ -123,9 +123,9 @@ def _environment(
 
 
 class InactivityTimer:
-    """Seconds since a value, such as a count of calls, last changed.
+    """Measures the seconds since a value, such as a count of calls, last changed.
 
-    A slow engine on a busy machine is not taken for one that hangs.
+    So a slow engine on a busy machine does not count as hanging.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class InactivityTimer:
 
 
 class _Watch:
-    """Ends the machine's processes, and says why: none allocates or notes anything, or `_STUCK`."""
+    """Ends the machine's processes, and says why: nothing is allocated or noted, or `_STUCK`."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.stopped = ""
@@ -175,7 +175,7 @@ class _Watch:
 
 
 def _progress(folder: Path) -> tuple[int, ...]:
-    """What changes while a child works: the length of timelines on disk, and its notes."""
+    """Values that change while a child works: the timelines' sizes on disk, and its notes."""
     figures = []
     for path in (folder / "report.json", *(folder / "pretend" / "timelines").glob("*")):
         with contextlib.suppress(OSError):
@@ -185,7 +185,7 @@ def _progress(folder: Path) -> tuple[int, ...]:
 
 
 def _is_stuck(log: Path) -> bool:
-    """Whether the last lines are all the scheduler's."""
+    """Whether the log's last lines are all the scheduler's line `_STUCK`."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - (1 << 15)))
@@ -206,7 +206,7 @@ def _tell(spec: Spec, notes: Document) -> None:
 
 
 def read_log(path: Path) -> list[str]:
-    """The first and last lines of a log, without progress bars and what a hang repeats."""
+    """The first and last lines of a log, without progress bars and the repeats of a hang."""
     first: list[str] = []
     last = deque[str](maxlen=_LAST_LINES)
     stuck = 0

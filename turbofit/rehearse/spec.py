@@ -1,4 +1,4 @@
-"""What to rehearse: engine, pretend machine, model folder, settings and cases."""
+"""The specification of a rehearsal: engine, pretend machine, model, settings and cases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from turbofit.pretend.scenario import Scenario
 
 Unit = int | tuple[int, int, int]
-#: ``text_tokens`` of a prompt as long as the engine takes one.
+#: A value of ``text_tokens``: the prompt is as long as the engine allows.
 LONGEST: Final = -1
 
 
@@ -18,14 +18,14 @@ class RehearsalRequest:
     """One request.
 
     Attributes:
-        text_tokens: prompt tokens that are not an image's (with ``sizes``: letters, which a twin's
-            tokenizer takes for a token each); ``LONGEST`` for as many as the engine takes.
-        units: for TurboMind, of each image: tiles, or the grid t, h, w in patches.
-        sizes: for an engine on torch, (width, height) of each image, pixels.
+        text_tokens: prompt tokens that are not an image's (with ``sizes``: letters, each of which
+          is a token of a twin's tokenizer); ``LONGEST`` for as many as the engine takes.
+        units: for TurboMind, the units of each image: tiles, or the grid t, h, w in patches.
+        sizes: for an engine on torch, (width, height) of each image in pixels.
         top_k: 0 samples over the whole vocabulary.
-        lead: of ``text_tokens`` those before the images; None is half of them (TurboMind).
-        images: requests of one number have the same images (a prefix cache finds them again);
-            None: like no other's.
+        lead: how many of ``text_tokens`` come before the images; None is half of them (TurboMind).
+        images: requests with the same number have the same images (a prefix cache finds them
+          again); None: the images are like no other's.
     """
 
     text_tokens: int = 20
@@ -50,12 +50,12 @@ class Spec:
     """A rehearsal.
 
     Attributes:
-        machine: the pretend machine, with what is charged to it beforehand.
+        machine: the pretend machine, with the bytes that are charged to it beforehand.
         engine: a key of `turbofit.rehearse.engines.ADAPTERS`.
         settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
-            ``device_map``.
+          ``device_map``.
         cases: run in this order, each after the last has come to rest.
-        start_seconds, case_seconds: how long the engine may do nothing before it counts as a hang.
+        start_seconds, case_seconds: how long the engine may do nothing before it counts as hanging.
     """
 
     machine: Scenario

@@ -1,4 +1,4 @@
-"""Two plans side by side: every figure of either, and which of them differ."""
+"""Two plans side by side: every figure of both, and which figures differ."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _SCHEMA: Final = "turbofit.compare/1"
 
 _GPU: Final = "GPU "
-#: Rows of the short answer; of them those of GPUs for which others give way.
+#: Rows of the short answer at most; up to `_GPU_ROWS` rows of GPUs keep their place.
 _ROWS: Final = 14
 _GPU_ROWS: Final = 6
-#: Sections of the short answer in their order; each GPU's peak and headroom follow.
+#: Sections of the short answer in order; the peak and headroom of each GPU follow.
 _SECTIONS: Final = ("What it holds", "Shape", "Limits", "Settings")
 _OF_GPU: Final = {"= peak": "in use at most", "= headroom": "left then"}
-#: Words for figures whose names alone say nothing.
+#: Labels for the figures whose names do not explain themselves.
 _LABELS: Final = {
     "n": "answers to one request (n), at most",
     "concurrency": "requests at once",
@@ -79,7 +79,7 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
     by_group = bool(a.plan.by_group or b.plan.by_group)
     left, right = (_facts(saved.plan, by_group=by_group) for saved in (a, b))
     rows = []
-    # GPUs of the same index face each other, behind all else.
+    # Sections of GPUs come last; GPUs of the same index share a section.
     for section in sorted(
         {**left, **right},
         key=lambda name: name.startswith(_GPU) and 1 + int(name.removeprefix(_GPU)),
@@ -97,7 +97,7 @@ def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
 
 
 def compare_view(comparison: Comparison) -> list[Block]:
-    """Both verdicts, and what differs as a table a section; in short the promise first."""
+    """Both verdicts, then a table of differences per section; a short answer has only one table."""
     blocks: list[Block] = [Heading("A and B", short=True)]
     for name, side in (("A", comparison.a), ("B", comparison.b)):
         what = f"{name}: {side.model} on {side.machine} ({side.where})"
@@ -121,7 +121,7 @@ def compare_view(comparison: Comparison) -> list[Block]:
 
 
 def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
-    """What differs most; of bytes what each GPU needs at most."""
+    """The most important differences; of sizes in bytes only the peak and headroom of each GPU."""
     facts = {row.what: (row.a, row.b) for row in sections["What it holds"]}
     one_cache = facts.get("KV tokens") == facts.get("KV tokens a group")
     plain = [
@@ -147,14 +147,14 @@ def _in_short(sections: Mapping[str, Sequence[ComparedRow]]) -> list[Block]:
 
 
 def _table(title: str, rows: Iterable[tuple[str, ComparedRow]], **places: Any) -> Table:
-    """Rows by their names, with how much more B has."""
+    """A table of the rows under their names; the last column is B minus A."""
     cells = ((name, _text(row.a, row), _text(row.b, row), _over(row)) for name, row in rows)
     numbers = ("A", "B", "B - A")
     return table((title, *numbers), cells, right=numbers, wrap=(title, "A", "B"), **places)
 
 
 def folded(rows: Iterable[ComparedRow]) -> dict[str, list[ComparedRow]]:
-    """The sections in order; GPUs that differ in the same way share one."""
+    """The rows by section, in order; GPUs with the same differences share a section."""
     sections: dict[str, list[ComparedRow]] = {}
     for row in rows:
         sections.setdefault(row.section, []).append(row)
@@ -181,7 +181,7 @@ def _side(saved: StoredPlan) -> ComparedSide:
 
 
 def _facts(plan: Plan, *, by_group: bool) -> dict[str, dict[str, Any]]:
-    """Facts by their sections; ``by_group``: settings of each engine."""
+    """Return the figures by section; ``by_group`` lists the settings of each engine apart."""
     users, speed = users_of(plan), plan.throughput
     groups = range(max(1, len(plan.parallel.groups)) if by_group else 1)
     facts: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""``turbofit share``: what a run on real cards showed beside its forecast, for others to read."""
+"""``turbofit share``: the forecast and the measurements of a run on real cards, for publication."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ LEFT_OUT: Final = (
 )
 _TITLES: Final = ("GPU", "what", "forecast", "measured")
 _PACKAGES: Final = ("torch", "transformers", "triton")
-#: Lists of a plan that only its maker needs.
+#: Lists of a plan that are useful only to its owner.
 _EMPTIED: Final = (
     "considered", "reasons", "warnings", "remedies", "commands", "limit_costs"
 )  # fmt: skip
-#: The fields of an end that hold turbofit's own words.
+#: The fields of a run's end that contain only turbofit's own words.
 _ENDING: Final = ("kind", "phase", "exit_code", "asked", "left", "missing")
 
 
@@ -64,7 +64,7 @@ class SharedRun(Struct):
 
 
 def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
-    """The document of a run on real cards, with loads that ``bench --json`` wrote.
+    """The document of a run on real cards, with the loads that ``bench --json`` wrote.
 
     Raises:
         UsageError: the run was on pretend GPUs.

@@ -1,6 +1,6 @@
-"""Reads what a report is about: a saved plan, a run's folder, or the newest of either.
+"""Readers of the subject of a report: a saved plan, a run's folder, or the newest of these.
 
-Of each command the state folder keeps the last plan, prediction or rehearsal, and each run.
+The state folder keeps the last plan, prediction or rehearsal of each command, and every run.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 _RUN_WITH_PLAN: Final = "turbofit.report/1"
 
 LATEST: Final = "latest"
-#: Far above any plan: guards against reading a device or a checkpoint by mistake.
+#: Larger than any plan: a guard against reading a device or a checkpoint by mistake.
 _LARGEST: Final = 64 << 20
 _ROOM: Final = "plans"
 _RUNS: Final = "runs"
 
 
 class StoredPlan(NamedTuple):
-    """A plan, the run that launched it, and where both were read."""
+    """A plan, the run that launched it, and the place where both were read."""
 
     plan: Plan
     run: RunReport | None
@@ -50,7 +50,7 @@ class _Cause(Struct):
 
 
 class _Head(Struct):
-    """What any document says that it is; ``error`` where a command that failed wrote it."""
+    """The schema name that a document states; ``error`` if a failed command wrote it."""
 
     schema: str = ""
     error: _Cause | None = None
@@ -65,10 +65,10 @@ class RunDocument(Struct):
 
 
 def keep(plan: Plan, command: str) -> None:
-    """Keep a plan as the command's newest, where the state folder can be written."""
+    """Keep a plan as the newest of its command, if the state folder can be written."""
     with suppress(OSError):
         folder = state_dir(_ROOM)
-        # Not `tempfile`: importing it would slow every plan.
+        # `tempfile` is avoided: its import would slow every plan.
         half = folder / f".{command}.{os.getpid()}"
         try:
             descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -80,12 +80,12 @@ def keep(plan: Plan, command: str) -> None:
 
 
 def saved_document(saved: StoredPlan) -> Plan | RunDocument:
-    """What `--json` prints of it."""
+    """The document that `--json` prints."""
     return saved.plan if saved.run is None else RunDocument(plan=saved.plan, run=saved.run)
 
 
 def read_saved(path: str) -> StoredPlan:
-    """What a word names: a plan's file, ``-`` for stdin, a run's folder or its name, ``latest``.
+    """Read the plan of a file, ``-`` (stdin), a run's folder, a run's name, or ``latest``.
 
     Raises:
         UsageError: nothing is there, or it cannot be read.
@@ -103,9 +103,9 @@ def read_saved(path: str) -> StoredPlan:
 
 
 def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
-    """The same, and what ``bench --json`` or ``tune --json`` wrote.
+    """Like `read_saved`; reads also the documents of ``bench --json`` and ``tune --json``.
 
-    It is read once: stdin and a shell's ``<(turbofit bench …)`` cannot be read twice.
+    The data are read once: stdin and a shell's ``<(turbofit bench …)`` cannot be read twice.
     """
     from turbofit.core.tuning import TUNE_SCHEMA, Tuning
     from turbofit.load.result import BENCH_SCHEMA, LoadResult
@@ -127,7 +127,7 @@ def _stored(data: bytes, path: str) -> StoredPlan:
 
 
 def read_plan(path: str) -> Plan:
-    """A plan from a file, or from stdin for ``-``."""
+    """Read a plan from a file, or from stdin if the path is ``-``."""
     return _plan(_bytes(path), path)
 
 
@@ -172,17 +172,17 @@ def _bytes(path: str) -> bytes:
 
 
 def _run_folder(path: str) -> Path | None:
-    """The folder of a run by its path, its record's path or its name."""
+    """Find the folder of a run by its path, the path of its record, or its name."""
     given = Path(path)
     places = [given, given.parent] if given.name == "run.json" else [given]
     if given.name == path and not os.path.exists(given):
         places.append(state_dir(_RUNS, make=False) / path)
-    # `Path.is_file` raises for a folder of others and for a name that is too long, these do not.
+    # `Path.is_file` raises for an unreadable folder and a name that is too long; these do not.
     return next((place for place in places if os.path.isfile(place / "run.json")), None)
 
 
 def _read_run(folder: Path) -> StoredPlan:
-    """A run with the plan of its last start; with a warning where that was not written."""
+    """Read a run with the plan of its last start; a missing plan is a warning."""
     path = folder / "run.json"
     run = decode(_bytes(str(path)), RunReport, what=f"run {path}")
     if run.schema != RUN_SCHEMA:
@@ -202,7 +202,7 @@ def _read_run(folder: Path) -> StoredPlan:
 
 
 def newest_run() -> str:
-    """The record of this user's newest run.
+    """The path of the newest run's record of this user.
 
     Raises:
         UsageError: nothing was served yet.
@@ -213,10 +213,10 @@ def newest_run() -> str:
 
 
 def read_run(run: str | None) -> StoredPlan:
-    """A run by its folder, its name or its model; None is the newest of this user.
+    """Read a run by its folder, its name or its model; None means the newest run of this user.
 
     Raises:
-        UsageError: no run is called so, or it is a plan.
+        UsageError: no run has this name, or it names a plan.
     """
     from turbofit.launch.serve.runs import newest_run_of
 
@@ -231,13 +231,13 @@ def read_run(run: str | None) -> StoredPlan:
 
 
 def reportable() -> list[str]:
-    """The kept plans and runs of this user, the newest first."""
+    """The paths of the kept plans and runs of this user, the newest first."""
     plans, runs = (state_dir(room, make=False) for room in (_ROOM, _RUNS))
     return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
 
 
 def summaries(most: int) -> list[tuple[str, str, str]]:
-    """What can be reported, the newest first: its path, what it is of, and when it was made."""
+    """The path, the subject and the time of at most ``most`` documents, the newest first."""
     return [_summary(path) for path in reportable()[:most]]
 
 
@@ -261,7 +261,7 @@ def check_consistent(plan: Plan, what: str) -> None:
     """Refuse a plan whose parts contradict each other; ``what`` is its name in the message.
 
     Raises:
-        UsageError: its GPUs, groups and sizes are of no plan.
+        UsageError: its GPUs, groups and sizes do not agree.
     """
     groups = plan.parallel.groups
     used = {index for group in groups for index in group}
@@ -274,7 +274,7 @@ def check_consistent(plan: Plan, what: str) -> None:
         all(gpu.total > 0 for gpu in plan.gpus),
         plan.settings.cache_block_seq_len >= 1,
         min(plan.kv.tokens, plan.kv.longest_request_tokens) >= 0,
-        # A rehearsal is of the first group; where groups differ, each has one.
+        # A rehearsal covers the first group; if groups differ, each has its own rehearsal.
         *map(_tells_of, plan.by_group or [plan], groups),
     )
     if not all(consistent):
@@ -285,7 +285,7 @@ def check_consistent(plan: Plan, what: str) -> None:
 
 
 def _tells_of(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
-    """Whether its rehearsal tells of as many GPUs as the group has."""
+    """Return whether the rehearsal covers as many GPUs as the group has."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return True

@@ -1,4 +1,4 @@
-"""Servers that run, at one look after another: their records, what they say, and the document."""
+"""Servers that run, at repeated looks: their records, their live figures, and the document."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OVER: Final = ("ended", "failed")
 
 
 class Seen(NamedTuple):
-    """One run at one look; ``before`` is what it said at the look before, and how long ago."""
+    """One run at one look; ``before`` is the figures of the look before, and its age in seconds."""
 
     saved: StoredPlan
     now: LiveServer | None
@@ -37,16 +37,16 @@ class Seen(NamedTuple):
 
 
 class Looks:
-    """Looks at runs, again and again; ``places`` tells at each look which they are.
+    """Repeated looks at runs; ``places`` returns the runs at each look.
 
-    ``patient``: also where a gateway is closed for a moment, between two starts.
+    ``patient`` accepts that a gateway is closed for a moment, between two starts.
     """
 
     def __init__(
         self, places: Callable[[], list[str]], url: str | None, key: str | None, *, patient: bool
     ) -> None:
         self._places, self._url, self._key, self._patient = places, url, key, patient
-        #: What answered at the last look, and when that began.
+        #: The figures of the last look, and the time when that look began.
         self._last: dict[str, LiveServer] = {}
         self._at = 0.0
 
@@ -74,8 +74,8 @@ def watch_blocks(seen: Sequence[Seen]) -> list[Block]:
 
 
 def newest_server() -> Callable[[], list[str]]:
-    """Tells at each look the runs of the newest server: a model of several gets new ones."""
-    # One that runs goes before one that ended later.
+    """Return a function that lists the newest server's runs; a model of several gets new runs."""
+    # A server that runs takes precedence over one that ended later.
     running = [run for run in live_runs() if run.record.state not in _OVER]
     if not running:
         newest = newest_run()
@@ -87,9 +87,9 @@ def newest_server() -> Callable[[], list[str]]:
 def _look(
     saved: StoredPlan, url: str | None, api_key: str | None, *, patient: bool = False
 ) -> LiveServer | None:
-    """What the gateway says; None while it is not open.
+    """The live figures of the gateway; None while it is not open.
 
-    ``patient``: also where it is closed for a moment, between two starts.
+    ``patient`` returns None, not an error, for a gateway closed between two starts.
     """
     assert saved.run is not None
     urls = [url] if url else list(saved.run.urls)
@@ -117,7 +117,7 @@ def watch_document(seen: Sequence[Seen]) -> Document:
 
 
 def _document(saved: StoredPlan, now: LiveServer | None) -> Document:
-    """``denied`` is what the run's gateway refuses, since engines died of it."""
+    """The document of one run; ``denied`` lists the requests that its gateway now refuses."""
     assert saved.run is not None
     denied = deny_path(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)
     return {
@@ -137,7 +137,7 @@ def _document(saved: StoredPlan, now: LiveServer | None) -> Document:
 
 
 def servers_document() -> Document:
-    """The servers that run here, of this user."""
+    """The running servers of this user on this machine."""
     rows = [
         {
             "run": run.name,

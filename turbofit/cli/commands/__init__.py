@@ -1,1 +1,1 @@
-"""The commands: one file each, imported when it is named."""
+"""The commands, each imported when it is named; one file has one or several."""

@@ -43,7 +43,7 @@ LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))
 def bench(
     *, url: str | None, model: str | None, api_key: str | None, form: Form, **given: Any
 ) -> int:
-    """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
+    """Drive a load and show it; exit 3 if nothing was answered, 130 if a signal ended it."""
     from turbofit.launch.serve.runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
     from turbofit.report.views.measured_view import load_footer, load_view
@@ -65,7 +65,7 @@ def bench(
 
 
 def _unserved(message: str, hint: str) -> int:
-    """The exit code; why is said on stderr alone, since stdout has the document already."""
+    """Return the exit code; the reason goes only to stderr, since stdout has the document."""
     error = UnservedError(message, hint=hint)
     complain(error.to_dict(), as_json=False)
     return error.exit_code
@@ -104,7 +104,7 @@ def batch(
     form: Form,
     **given: Any,
 ) -> int:
-    """Send and show; 3 where nothing was answered, 130 where a signal ended it."""
+    """Send a batch and show the result; exit 3 if nothing was answered, 130 after a signal."""
     from turbofit.batch.batch_job import BatchJob
 
     if (kind := Path(output).suffix.lower()) in _TABLES:

@@ -1,4 +1,4 @@
-"""``turbofit chat [URL]``: questions to a server from the terminal, pictures by their paths."""
+"""``turbofit chat [URL]``: questions to a server from the terminal; pictures by their paths."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def chat(
     system: str | None,
     max_tokens: int | None,
 ) -> int:
-    """Ask and print; what is piped in is one question."""
+    """Send questions and print answers; piped input is one question."""
     server = Server(*server_of(url, api_key), model, note)
     first: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
         _tell(server.ask([*first, question_of(sys.stdin.read())], max_tokens))
         return 0
-    with suppress(ImportError):  # Windows has none
-        import readline  # noqa: F401 - `input` edits its line by it
+    with suppress(ImportError):  # Windows has no readline
+        import readline  # noqa: F401 - `input` edits its line with it
 
     note(f"{server.model} at {server.url}; a picture's path in a message sends it; {_WORDS}")
     messages = list(first)
@@ -69,7 +69,7 @@ def _line() -> str | None:
 
 
 def _tell(pieces: Iterator[Piece]) -> str:
-    """Print pieces as they come, until the end or Ctrl-C; the answer without its reasoning."""
+    """Print pieces as they come, until the end or Ctrl-C; returns the answer without reasoning."""
     from turbofit.report.painters.terminal import clean_lines
 
     came, thought = [], False

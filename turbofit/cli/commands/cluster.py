@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster: ``turbofit cluster``, and ``serve MODEL --cluster ray``."""
+"""``turbofit cluster`` and ``serve MODEL --cluster ray``: the machines of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from turbofit.core.struct import to_json
 from turbofit.launch.serve import options as launch
 
 _ACTIONS: Final = ("status", "change", "drain")
-#: What serves looks once a second; a plan for a thousand nodes takes seconds.
+#: Seconds to wait for an answer: the server looks each second, a plan for 1,000 nodes takes longer.
 _SECONDS: Final = {"drain": 15.0, "change": 300.0}
 
 
@@ -75,7 +75,7 @@ def _status(address: str | None, name: str | None, form: output.Form) -> int:
     return 0
 
 
-#: Options of one machine, of the plan and of the launch.
+#: Options that belong to one machine.
 _ONE_MACHINE: Final = (
     "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
     "record_trace", "max_concurrent_requests",
@@ -84,7 +84,7 @@ _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanne
 
 
 def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
-    """Serve until a signal; 0 once one ended it in order."""
+    """Serve on a cluster until a signal; returns 0 if one ended it normally."""
     from turbofit.launch.cluster.controller import serve_cluster
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.planning.resolve import model_of
@@ -98,7 +98,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
     assert options.cluster is not None
     planned = arguments.planned()
-    model = model_of(planned)  # read here, so that no node has to
+    model = model_of(planned)  # read here, so that no node needs to
     config = ClusterServeConfig.of(
         request=planned.changed(model=model),
         gateway=gateway,
@@ -124,7 +124,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
 
 
 def _node_words(arguments: Arguments) -> tuple[str, ...]:
-    """What each node's `turbofit serve` is told beside its plan: what a front does not do."""
+    """Options for each node's `turbofit serve` beside its plan: those that a front does not use."""
     words, public = arguments.options.option_arguments(_NOT_OF_NODES), arguments.public
     of_nodes = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
     names = (name for name in type(public).model_fields if name not in of_nodes)

@@ -1,4 +1,4 @@
-"""``turbofit doctor`` and ``diagnose``: what here would stop an engine, and what stopped one."""
+"""``turbofit doctor`` and ``diagnose``: what would stop an engine here, and what stopped one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     only_linux=True,
 )
 def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -> int:
-    """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
+    """Examine and show; exit 3 if something prevents serving, 4 without a readable machine."""
     from turbofit.planning.checks import examine
     from turbofit.report.views.findings_view import doctor_view
 
@@ -43,7 +43,7 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
 
 _NOT_KNOWN: Final = 3
 _NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
-#: A word that is a message by itself, and no file's name: Killed, OutOfMemoryError.
+#: A word that is a message by itself and not a file's name: Killed, OutOfMemoryError.
 _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
 
@@ -54,7 +54,7 @@ _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
     *FORMS,
 )
 def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
-    """Read, explain, show; exit 3 where the log proves no cause."""
+    """Read, explain and show a log; exit 3 if the log proves no cause."""
     from turbofit.diagnose.explain import diagnose as explain
     from turbofit.report.views.findings_view import diagnosis_view
 

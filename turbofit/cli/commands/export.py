@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
-#: What else people call a kind.
+#: Other names of each kind.
 _OTHER_NAMES: Final = {
     "docker-compose": "compose", "docker": "compose", "kubernetes": "k8s", "kube": "k8s",
     "service": "systemd",
@@ -30,7 +30,7 @@ _OTHER_NAMES: Final = {
 
 
 class _Kind(click.Choice[str]):
-    """A kind of manifest, by any of its names, all of which are ``words``."""
+    """A kind of manifest, by any of its names; ``words`` are all of them."""
 
     words = ("systemd", "compose", "k8s", *_OTHER_NAMES)
 
@@ -89,13 +89,13 @@ def export(
         answer(to_json(service))
     else:
         path = executable or installed_program()
-        user = exporter() if of_systemd else SYSTEM_USER  # no other manifest names one
+        user = exporter() if of_systemd else SYSTEM_USER  # no other manifest has a user
         answer(manifest(service, kind, image=image, claim=claim, executable=path, user=user))
     return 0
 
 
 def _given(given: str, on: str | None) -> Plan:
-    """What `plan --json` wrote, or the plan of a model."""
+    """The plan in a file of `plan --json`, or the plan of a model."""
     from turbofit import api
     from turbofit.report.stored_documents import read_plan
 
@@ -127,7 +127,7 @@ _HEAD: Final = """\
     *common.planning_options(),
 )
 def init(*, out: str, force: bool, **given: Any) -> int:
-    """Plan, and write what was asked and what was promised."""
+    """Plan, and write the options and the promise as a profile."""
     from turbofit import api
     from turbofit.core.process.files import write_output
     from turbofit.planning.plan import refusal
@@ -150,7 +150,7 @@ def init(*, out: str, force: bool, **given: Any) -> int:
 
 
 def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
-    """A profile of what was asked, with the plan's images and context; ``file`` is its name."""
+    """A profile of the request, with the plan's images and context; ``file`` is its name."""
     kept = request.given()
     kept["images"] = request.images
     kept.setdefault("context", None if "session_len" in kept else plan.settings.session_len)
@@ -174,7 +174,7 @@ def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
 
 
 def _scalar(value: object) -> str:
-    """As YAML has it, on one line."""
+    """A value in YAML, on one line."""
     import yaml
 
     return yaml.safe_dump(value, width=10**6, default_flow_style=True).partition("\n")[0]

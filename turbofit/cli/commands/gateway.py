@@ -1,4 +1,4 @@
-"""``turbofit gateway``: a plan held before any LMDeploy, or requests dealt to nodes."""
+"""``turbofit gateway``: holds any LMDeploy to a plan, or distributes requests to nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.asgi_app import AsgiApp
 
 _BOARD_SECONDS: Final = 5.0
-#: What a front leaves to its nodes; a front's own clients show other keys.
+#: Options that a front leaves to its nodes; a front's own clients have other keys.
 _OF_NODES: Final = (
     "front_key_file", "allowed_media_domains", "record_trace", "default_chat_template_kwargs",
     "default_sampling",
@@ -56,7 +56,7 @@ def gateway(
     form: Form,
     **given: Any,
 ) -> int:
-    """Serve until a signal ends it; 0 after a drain."""
+    """Serve until a signal; returns 0 after a drain."""
     from turbofit.core.process.variables import variables
     from turbofit.report.stored_documents import read_plan
 
@@ -91,7 +91,7 @@ def gateway(
 def _planned(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
-    """The gateway of one plan, with what it cannot keep said first."""
+    """The gateway of one plan; says first what it cannot keep."""
     from msgspec.structs import replace
 
     from turbofit.gateway.http.accesslog import access_log
@@ -108,7 +108,7 @@ def _planned(
 
 
 def _serve(app: AsgiApp, form: Form) -> int:
-    """Until a signal; 0 after a drain."""
+    """Serve until a signal; returns 0 after a drain."""
     from turbofit.gateway.server import run_gateway
 
     run_gateway(app, on_ready=lambda url: None if form.as_json else answer(f"{url}\n"))
@@ -127,18 +127,18 @@ def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -
 
 
 def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
-    """Before all nodes of what a Ray cluster serves; 0 after a drain."""
+    """Serve in front of all nodes of a run on a Ray cluster; returns 0 after a drain."""
     from turbofit.launch.cluster.ray_adapter import client_context, connected, one_board, read
 
     with connected(ray_address(cluster)):
         board = one_board(name)
 
         def nodes() -> Sequence[NodeAddress]:
-            nonlocal board  # the front stays with its run when other models are served later, too
+            nonlocal board  # the front stays with its run, also when other models are served later
             try:
                 return read(board, _BOARD_SECONDS)[1]
             except LaunchError:
-                board = one_board(name)  # of the `serve` that was started after a killed one
+                board = one_board(name)  # the board of a `serve` that replaced a killed one
                 raise
 
         return _serve(_front(options, (), source=nodes, tls=client_context(os.environ)), form)

@@ -1,4 +1,4 @@
-"""``turbofit help``, ``version`` and ``completion``: its commands, for people and for shells."""
+"""``turbofit help``, ``version`` and ``completion``: lists of commands for people and shells."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ def version() -> int:
 
 
 SHELLS: Final = ("bash", "zsh", "fish")
-#: The environment variable in which a shell asks `turbofit` for completions.
+#: The environment variable by which a shell asks `turbofit` for completions.
 COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 
 
 @command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
 def completion(shell: str) -> int:
-    """Print the script, which asks turbofit itself at each TAB."""
+    """Print the shell's script, which asks turbofit itself at each TAB."""
     return complete(f"{shell}_source")
 
 
 def complete(instruction: str) -> int:
-    """Answer a shell's request for its script or for completions, as the environment has it.
+    """Answer a shell's request, which is in its environment, for a script or for completions.
 
     Raises:
-        UsageError: no shell asks so.
+        UsageError: no shell makes such a request.
     """
     from click.shell_completion import get_completion_class
 

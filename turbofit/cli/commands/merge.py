@@ -1,4 +1,4 @@
-"""``turbofit download`` and ``merge``: a checkpoint on disk, and a LoRA or LLaVA's format in it."""
+"""``turbofit download`` and ``merge``: a checkpoint on disk, merged with a LoRA or converted."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def download(*, model: str, revision: str | None) -> int:
 
 
 def _fetched_for_merge(name: str, revision: str | None, refused: UsageError) -> str:
-    """The folder of a repository that is no model here, as a LoRA or LLaVA's own format.
+    """The folder of a repository that is no model here, such as a LoRA or LLaVA's own format.
 
     Raises:
-        UsageError: the refusal of the model, where the name is no hub id or the hub has it not.
+        UsageError: the model's refusal, if the name is no hub id or the hub does not have it.
     """
     from turbofit.launch.serve.weights import fetched_files
     from turbofit.model.merge.files import repository_of

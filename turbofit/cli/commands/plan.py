@@ -1,4 +1,4 @@
-"""``turbofit plan``, ``predict``, ``rehearse`` and ``which``: forecasts, and the engine's word."""
+"""``turbofit plan``, ``predict``, ``rehearse`` and ``which``: forecasts and rehearsals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def plan(
     *, model: tuple[str, ...], rehearse: bool, cluster: str | None, form: Form, **given: Any
 ) -> int:
-    """Plan and show; exit 3 where nothing fits."""
+    """Plan and show; exit 3 if nothing fits."""
     request = fields.filled(PlanRequest, {**given, "model": model[0]})
     if len(model) > 1:
         alone = {"cluster": cluster, "rehearse": rehearse}
@@ -53,7 +53,7 @@ def plan(
 
 
 def _plan_together(request: PlanRequest, of_models: list[Options], form: Form) -> int:
-    """Plan several models on the same cards and show; exit 3 where they do not fit together."""
+    """Plan several models on the same cards and show; exit 3 if they do not fit together."""
     from turbofit.planning.joint_plan import joint_plan, options_of_each
     from turbofit.report.views.joint_view import joint_view
 
@@ -65,7 +65,7 @@ def _plan_together(request: PlanRequest, of_models: list[Options], form: Form) -
 
 
 def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
-    """Plan for a cluster and show; exit 3 where no node serves."""
+    """Plan for a cluster and show; exit 3 if no node serves."""
     from turbofit.launch.cluster.nodes import cluster_from
     from turbofit.report.views.cluster_view import cluster_view
 
@@ -76,7 +76,7 @@ def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
 
 
 def show_plan(plan: Plan, command: str, form: Form) -> int:
-    """Show a plan in the form asked for, keep it as the newest of its command; its exit code."""
+    """Show a plan in the chosen form, store it as its command's newest; returns the exit code."""
     from turbofit.report.stored_documents import keep
 
     keep(plan, command)
@@ -100,7 +100,7 @@ def show_plan(plan: Plan, command: str, form: Form) -> int:
     *common.planning_options(),
 )
 def predict(*, trace: str | None, vs: str | None, form: Form, **given: Any) -> int:
-    """Predict and show; exit 3 where the settings would not serve."""
+    """Predict and show; exit 3 if the settings would not serve."""
     if trace is not None:
         return _predict_trace(trace, vs, given, form)
     if vs is not None:
@@ -112,7 +112,7 @@ def predict(*, trace: str | None, vs: str | None, form: Form, **given: Any) -> i
 
 
 def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int:
-    """Forecast a trace under one plan or two, and show; exit 3 where a plan does not fit."""
+    """Forecast a trace under one plan or two, and show; exit 3 if a plan does not fit."""
     from turbofit.load.trace import read_trace
     from turbofit.load.trace_forecast import trace_forecast
     from turbofit.report.stored_documents import read_plan
@@ -145,7 +145,7 @@ def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int
     only_linux=True,
 )
 def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **given: Any) -> int:
-    """Rehearse and show; exit 3 where the engine did not serve."""
+    """Rehearse and show; exit 3 if the engine did not serve."""
     say("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
     with under_way("planning"):
         plan = api.rehearse(model, defaults=defaults, keep=keep, **common.planning_keywords(given))
@@ -164,7 +164,7 @@ def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **give
     *common.planning_options(),
 )
 def which(*, model: str | None, form: Form, **given: Any) -> int:
-    """Look and show; exit 3 where nothing keeps the promise."""
+    """Search and show; exit 3 if nothing keeps the promise."""
     from turbofit.machine.source import machine_from
     from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of

@@ -1,4 +1,4 @@
-"""``turbofit pretend --on SPEC -- COMMAND…``: any command on pretend GPUs, and what it held."""
+"""``turbofit pretend --on SPEC -- COMMAND…``: any command on pretend GPUs, with its memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pretend(
     form: Form,
     rest: list[str],
 ) -> int:
-    """Run the command, report, and end as it did."""
+    """Run the command, report, and exit with its code."""
     import json
     from pathlib import Path
     from tempfile import TemporaryDirectory

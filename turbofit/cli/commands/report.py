@@ -32,7 +32,7 @@ _MOST_LISTED: Final = 20
     ),
 )
 def report(*, what: str | None, schema: str | None, form: Form) -> int:
-    """Read and show; exit 3 where the plan does not fit."""
+    """Read a document and show it; exit 3 if the plan does not fit."""
     if schema:
         from turbofit.report.schema import schema_text
 
@@ -91,7 +91,7 @@ def compare(a: str, b: str, form: Form) -> int:
     *common.FORMS,
 )
 def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
-    """Show what is in the document and what is left out, then write it."""
+    """Show the document's content and what is left out, then write it."""
     import msgspec
 
     from turbofit.core.process.files import write_output
@@ -101,13 +101,13 @@ def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: For
     try:
         saved = read_run(run)
     except UsageError as exc:
-        if run is None:  # and one on pretend GPUs would be refused
+        if run is None:  # a run on pretend GPUs would be refused, too
             exc.hint = "turbofit serve MODEL, or calibrate MODEL, on real cards makes a run"
         raise
     document = shared(saved, loads)
     form.show(document, share_view)
     if out is not None:
-        # An issue takes 65,536 characters: indented, eight cards are more.
+        # An issue takes 65,536 characters: eight cards, indented, are more.
         write_output(out, msgspec.json.encode(document).decode() + "\n")
         note(f"{out} is written: look through it, then paste it into an issue, My card")
     return 0

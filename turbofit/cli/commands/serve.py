@@ -1,4 +1,4 @@
-"""``turbofit serve MODEL``: measure, plan, launch, open the gateway, watch."""
+"""``turbofit serve MODEL``: measures, plans, launches, opens the gateway, watches."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
 def serve(
     *, model: tuple[str, ...], detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
-    """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
+    """Plan or read the plan, check, launch; returns 0 if a signal ended it normally."""
     from turbofit.launch.serve.detached import DETACHED, end_without_lease
     from turbofit.launch.serve.passthrough import sort_options
 
@@ -104,7 +104,7 @@ def _no_model(cluster: str | None) -> UsageError:
 
 
 def _detached(form: output.Form, cluster: str | None) -> int:
-    """The same command in the background; its exit code where it does not open."""
+    """Run the same command in the background; returns its exit code if it does not open."""
     from turbofit.launch.serve.detached import serve_detached
 
     words = click.get_current_context().meta[WORDS]
@@ -117,7 +117,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
         for line in server.last_lines():
             output.note(line)
         return server.exit_code
-    # Engines on other machines are no runs of this one.
+    # Engines on other machines are not runs of this machine.
     how = "turbofit ps, logs and stop"
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
@@ -130,7 +130,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
 def _models(
     config: ServeConfig, options: launch.ModelsOptions, names: Sequence[str], form: output.Form
 ) -> int:
-    """Several models, or one whose engines end while nobody asks for it."""
+    """Serve several models, or one whose engines end while nobody uses it."""
     from turbofit.launch import serve_models as several
     from turbofit.launch.serve.planner import preview
 
@@ -219,8 +219,8 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
 
 def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
-    """What SIGHUP does where the options are a profile's; without one it ends the run."""
-    ctx = click.get_current_context(silent=True)  # None where a program calls it
+    """What SIGHUP does if the options are in a profile; without one SIGHUP ends the run."""
+    ctx = click.get_current_context(silent=True)  # None if a program calls it
     if ctx is None or profiles.profile_of(ctx) is None:
         return None
 
@@ -233,7 +233,7 @@ def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
 
 
 def _show_commands(arguments: Arguments, form: output.Form) -> int:
-    """Print instead of launching: the commands as somebody would run them without a gateway."""
+    """Print commands instead of launching: those that a person would run without a gateway."""
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan

@@ -1,4 +1,4 @@
-"""What all ways to serve share: the command line, read once; what is said of an open server."""
+"""The common part of all ways to serve: the command line, and messages of an open server."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
 )
-#: The model of a request that names none: a saved plan has its own.
+#: The model of a request without one: a saved plan has its own.
 NO_MODEL: Final = "-"
 
 
 class Arguments(NamedTuple):
-    """The command line of `serve`, read once; ``passed`` is what follows ``--``."""
+    """The command line of `serve`, read once; ``passed`` are the options after ``--``."""
 
     request: PlanRequest
     options: launch.ServeOptions
@@ -39,10 +39,10 @@ class Arguments(NamedTuple):
     passed: PassedOptions
 
     def gateway(self) -> GatewayConfig:
-        """The settings of the gateway before the engines.
+        """The settings of the gateway in front of the engines.
 
         Raises:
-            UsageError: options of the public side follow ``--``, or contradict each other.
+            UsageError: options of the gateway follow ``--``, or contradict each other.
         """
         if self.passed.public:
             raise UsageError(
@@ -52,7 +52,7 @@ class Arguments(NamedTuple):
         return public_side(self.public)
 
     def planned(self) -> PlanRequest:
-        """The request with the options after ``--`` that are planned with.
+        """The request with those options after ``--`` that are planned.
 
         Raises:
             UsageError: an option is given twice, before and after ``--``.
@@ -68,10 +68,10 @@ class Arguments(NamedTuple):
         return request.changed(**more) if more else request
 
     def saved_plan(self) -> Plan:
-        """The plan of ``--plan``, beside which no option of planning may stand.
+        """The plan of ``--plan``, which allows no option of planning.
 
         Raises:
-            UsageError: the plan cannot be read, or an option of planning stands beside it.
+            UsageError: the plan cannot be read, or an option of planning is given, too.
         """
         from turbofit.report.stored_documents import read_plan
 
@@ -94,7 +94,7 @@ class Arguments(NamedTuple):
 
 
 def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
-    """The settings of a gateway, and a warning where keys cross the network in clear."""
+    """The settings of a gateway; prints a warning if keys cross the network unencrypted."""
     from turbofit.gateway.http.connections import is_loopback
 
     config = options.config(upstream_key=upstream_key)
@@ -104,14 +104,14 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
 
 
 def _modelled(passed: PassedOptions) -> dict[str, Any]:
-    """Options after ``--`` that are planned with, read as turbofit's own are."""
+    """Options after ``--`` that are planned, read like turbofit's own."""
     reader = CliCommand(lambda: 0, common.setting_options())
     with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
         return common.planning_keywords(ctx.params)
 
 
 def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Say that a server is open: its addresses, and lines for a shell, for Python, for a chat."""
+    """Print that a server is open: its addresses, and lines for a shell, for Python, for a chat."""
     from turbofit.gateway.http.welcome import client_lines
 
     if form.as_json:
@@ -119,7 +119,7 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
     output.answer("".join(f"{url}\n" for url in urls))
     gateway = config.gateway
     if gateway is not None and gateway.front_keys and not gateway.api_keys:
-        return  # a node, which takes no client's key: its front says how to ask
+        return  # a node, which accepts no client's key: its front prints the lines
     key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
     for line in client_lines(urls[0], model, key=key):
         output.say(f"to ask: {line}")

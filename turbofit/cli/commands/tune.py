@@ -37,7 +37,7 @@ _PRETEND: Final = (
     only_linux=True,
 )
 def calibrate(*, model: str, form: Form, **given: Any) -> int:
-    """Calibrate and show; 130 where Ctrl-C ended it."""
+    """Calibrate and show; exit 130 if Ctrl-C ended it."""
     from turbofit.launch.calibrate import calibrate as measure
     from turbofit.launch.calibrate import drop
     from turbofit.launch.engine.engine_client import Timing
@@ -56,7 +56,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     def body(stop: StopSignal) -> Document | signal.Signals:
         if options.pretend:
             note(_PRETEND)
-            if options.again:  # a pretend card has what its plan says: it would learn that twice
+            if options.again:  # a pretend card has what its plan says: that would be learned twice
                 drop(request, apart=apart)
         config = ServeConfig.of(
             request=launch_request(request, pretend=options.pretend),
@@ -78,9 +78,9 @@ _PRETEND_SPEED: Final = (
     "PRETEND GPUs: this tries the tuning itself; speed is not real, and what is found is kept for "
     "pretend GPUs only"
 )
-#: Options that a plan has, too, and means otherwise: here they are the load's.
+#: Options that a plan also has, with another meaning: here they belong to the load.
 _BOTH: Final = ("images", "image_size", "concurrency")
-#: Options of a plan that want no tuning: what it found ignored, and memory before speed.
+#: Options of a plan that make no sense here: ignoring tunings, and memory before speed.
 _OTHER_GOALS: Final = ("no_tuned", "least")
 
 
@@ -104,7 +104,7 @@ _PLANNING: Final = tuple(
     only_linux=True,
 )
 def tune(*, model: str, form: Form, **given: Any) -> int:
-    """Tune and show; 3 where nothing meets the SLO, 130 where a signal ended it."""
+    """Tune and show; exit 3 if nothing meets the SLO, 130 if a signal ended it."""
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import launch_request
@@ -153,7 +153,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
-    """What is planned: the promise has room for the load's images."""
+    """The request that is planned: its promise has room for the load's images."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
     request = fields.filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
     if "images" in load.model_fields_set:

@@ -1,4 +1,4 @@
-"""``turbofit watch``, ``ps``, ``logs``, ``stop``: servers that run, live, their logs, their end."""
+"""``turbofit watch``, ``ps``, ``logs``, ``stop``: running servers, their logs, their end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from turbofit.report.painters.document import Block
 
-#: To the terminal's first cell, and nothing below what is painted.
+#: Terminal codes: go to the first cell, clear below, clear the rest of a line.
 _HOME: Final = "\x1b[H"
 _BELOW: Final = "\x1b[J"
 _LINE_END: Final = "\x1b[K\n"
 
 
 class RunsOptions(Validated):
-    """How often `watch` looks, and how long `stop` waits."""
+    """How often `watch` looks, and how long `stop` waits, in seconds."""
 
     interval: Annotated[float, Field(ge=0.2, lt=1e6), SECONDS, Metavar("SECONDS")] = 2.0
     wait: Annotated[float, Field(gt=0, le=86400), SECONDS, Metavar("SECONDS")] = 120
@@ -56,7 +56,7 @@ def watch(
     form: Form,
     **given: object,
 ) -> int:
-    """Look until Ctrl-C or the run's end; one look where stdout is no terminal."""
+    """Look until Ctrl-C or the run's end; look once if stdout is no terminal."""
     if forget is not None:
         return _forget(forget, form)
     from turbofit.report.watched import Looks, newest_server, watch_blocks, watch_document

@@ -1,1 +1,1 @@
-"""Options: made of the fields that they fill, shared by commands, from variables and profiles."""
+"""Options: made from the fields that they fill; from commands, variables and profiles."""

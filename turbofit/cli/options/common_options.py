@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _KEEP: Final = "LMDeploy settings to keep"
-#: Bytes of a SPEC; nvidia-smi's table of eight GPUs has 6,000.
+#: The most bytes of a SPEC; nvidia-smi's table of eight GPUs has 6,000.
 _LONGEST_SPEC: Final = 1 << 20
 
 PORT: Final = click.IntRange(1, LAST_PORT)
@@ -28,11 +28,11 @@ JSON: Final = Option(
     "--json", "as_json", is_flag=True, form=True, help="one JSON document on stdout"
 )
 FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the terminal")
-#: The forms of the answer; no command takes both.
+#: The forms of the answer; a command takes only one of them.
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 HTML: Final = Option("--html", metavar="FILE", form=True, type=PATH, help="one page; - for stdout")
 
-#: A run of `serve`, by `read_run`.
+#: A run of `serve`, read by `read_run`.
 RUN: Final = Argument(
     "run", metavar="RUN", required=False, type=PATH,
     explained="a run's folder or name, or its model (default: the newest run)",
@@ -42,7 +42,7 @@ API_KEY: Final = Option(
 )
 
 _SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
-#: A server that runs, by `server_of`, and its model.
+#: A running server, read by `server_of`, and its model.
 SERVER_OPTIONS: Final = (
     Argument(
         "url", metavar="URL", required=False, explained=f"the server's address (default {_SERVER})"
@@ -74,7 +74,7 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 def model_argument(
     *, required: bool = True, profile: bool = False, several: bool = False
 ) -> list[click.Parameter]:
-    """The model, or several, and its revision; ``profile``: with ``-f FILE``."""
+    """The model, or several, with its revision; ``profile``: also ``-f FILE``."""
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
@@ -94,12 +94,12 @@ def _each_once(_ctx: click.Context, _param: click.Parameter, names: tuple[str, .
 
 
 def spec_option() -> Option:
-    """``--on`` of a command that plans nothing."""
+    """``--on`` for a command that plans nothing."""
     return Option("--on", metavar="SPEC", shell_complete=fields.complete_spec, callback=_spec)
 
 
 def _spec(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """A SPEC; of ``-`` what comes by stdin (``nvidia-smi | turbofit plan MODEL --on -``)."""
+    """A SPEC; ``-`` reads it from stdin (``nvidia-smi | turbofit plan MODEL --on -``)."""
     if value != "-" or ctx.resilient_parsing:
         return value
     return sys.stdin.buffer.read(_LONGEST_SPEC).decode("utf-8", "replace")
@@ -117,21 +117,21 @@ def machine_options() -> list[click.Parameter]:
 
 
 def planning_options() -> list[click.Parameter]:
-    """Shape, workload, limits and budgets, and the settings of LMDeploy that are fixed."""
+    """Options of shape, workload, limits and budgets, and LMDeploy's settings to keep."""
     from turbofit.planning.request import GROUPS, PlanRequest
 
     return [*fields.grouped_options(PlanRequest, GROUPS), *setting_options()]
 
 
 def setting_options() -> list[click.Parameter]:
-    """LMDeploy's own options; what is set of them is never changed."""
+    """LMDeploy's own options; a value that is set is never changed."""
     from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 
     return [*fields.options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)]
 
 
 def planning_keywords(given: Options) -> Options:
-    """Those of the options given that a plan is asked for with, checked and typed."""
+    """Those of the given options that belong to a plan's request, checked and typed."""
     from turbofit.planning.request import PlanRequest
 
     request = fields.filled(PlanRequest, {**given, "model": "-"})

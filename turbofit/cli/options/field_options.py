@@ -1,4 +1,4 @@
-"""Options made from the fields of what they fill, and what a TAB offers for their values."""
+"""Makes options from the fields that they fill, and completes their values at a TAB."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T", bound="Validated")
-#: How many cards of a kind a TAB offers for `--on`.
+#: Numbers of cards that a TAB offers for `--on`.
 _COUNTS: Final = (1, 2, 4, 8)
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
-    """A text that the field's own type reads; ``choices``, or files, are offered at a TAB."""
+    """A text that the field's type reads; at a TAB ``choices`` or files are offered."""
 
     name = "text"
 
@@ -52,7 +52,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer click
 
 
 class _Syntax(NamedTuple):
-    """What an annotation says of the words that an option takes."""
+    """The words that an option takes, by its field's annotation."""
 
     metavar: str = "TEXT"
     choices: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class _Syntax(NamedTuple):
 def options_of(
     kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
 ) -> Iterator[Option]:
-    """Options of these fields, or of all, in a help group; what is not given keeps its default."""
+    """Options of these fields, or of all, in a help group; without a value they keep defaults."""
     for name in fields or kind.model_fields:
         yield _option(name, kind.model_fields[name], group, attributes)
 
@@ -76,7 +76,7 @@ def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) 
 
 
 def filled(kind: type[T], given: Options) -> T:
-    """The class filled with those of the options that are its fields; errors name the option."""
+    """The class filled with the options that are its fields; errors name the option."""
     values = {
         name: value
         for name in kind.model_fields
@@ -87,11 +87,11 @@ def filled(kind: type[T], given: Options) -> T:
     except UsageError:
         ctx = click.get_current_context(silent=True)
         explain_fields(kind, (ctx and ctx.info_name) or "serve")
-        return kind.of_options(values, option_of)  # says now what the option is for
+        return kind.of_options(values, option_of)  # raises again, now with what the option is for
 
 
 def explain_fields(kind: type[Validated], command: str) -> None:
-    """Describe the fields that have no description, as the command's options."""
+    """Give fields without a description that of the command's options."""
     from turbofit.cli.manual import option_texts
 
     texts = option_texts(command)
@@ -141,7 +141,7 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
 
 
 def _typed(default: Any) -> str:
-    """A default as a person types it: ``1024x768`` of a size, or of several."""
+    """A default as a person types it: ``1024x768`` for a size, or several of them."""
     if not isinstance(default, tuple):
         return str(default)
     nested = default and isinstance(default[0], tuple)

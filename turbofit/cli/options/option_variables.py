@@ -1,4 +1,4 @@
-"""``TURBOFIT_COMMAND_OPTION``: every option's environment variable, and names that are none."""
+"""``TURBOFIT_COMMAND_OPTION``: each option's environment variable; wrong names are refused."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ROOT: Final = PREFIX.rstrip("_")
-#: Commands for somebody who looks for an error; they have no options of their own.
+#: Commands for people who look for an error; they have no options of their own.
 _ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
 
 
 def variable(prefix: str, option: click.Parameter) -> str:
-    """``TURBOFIT_SERVE_TP`` of ``--tp`` and its command's prefix."""
+    """The variable of an option, such as ``TURBOFIT_SERVE_TP`` for ``--tp``, by its prefix."""
     name = max(option.opts, key=len).lstrip("-")
     return f"{prefix}_{name.replace('-', '_').upper()}"
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
-    """The error, which says where options are from that the environment has."""
+    """Add to an error which of its options come from the environment."""
     if ctx.auto_envvar_prefix is None:
         return exc
     words = {word.strip("`'\",.:;()") for word in exc.message.split()}
@@ -44,12 +44,13 @@ def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
 
 
 def check_names(ctx: click.Context) -> None:
-    """Refuse names of ours that are neither a variable nor an option of the command.
+    """Refuse variables with turbofit's prefix that are neither known nor the command's options.
 
-    Options of other commands are theirs to check. A command that is read again was checked before.
+    Variables of other commands are checked by those. A command that is read again was checked
+    before.
 
     Raises:
-        UsageError: a variable has a name of ours that nothing reads.
+        UsageError: a variable has turbofit's prefix, and nothing reads it.
     """
     group, here = ctx.find_root().command, f"{ctx.auto_envvar_prefix}_"
     if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):
@@ -71,7 +72,7 @@ def check_names(ctx: click.Context) -> None:
 
 
 def _say_of_ollama() -> None:
-    """Tell what Ollama's variables are called here, of which none is read."""
+    """Say what Ollama's variables are called here, since none of them is read."""
     from turbofit.core.synonyms import synonym
 
     for name, text in os.environ.items():
@@ -88,7 +89,7 @@ def _has_variable(param: click.Parameter) -> bool:
 
 
 def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
-    """What a name is here that is known elsewhere, or the nearest right one."""
+    """A hint for a wrong variable: its meaning here if other programs have it, or a near name."""
     from turbofit.core.synonyms import guess, synonym
 
     here = f"{ctx.auto_envvar_prefix}_"
@@ -99,7 +100,7 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
         (command, param) for command, param in options_by_command(ctx) if _has_variable(param)
     )
     every = (variable(f"{PREFIX}{command.upper()}", param) for command, param in options)
-    # Without the prefix, by which all names are alike.
+    # Without the prefix, which all names share.
     right = sorted(other.removeprefix(PREFIX) for other in {*known, *VARIABLES, *every})
     meant = guess(name.removeprefix(PREFIX), right, of=PREFIX)
     return f"{meant}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

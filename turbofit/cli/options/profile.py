@@ -1,4 +1,4 @@
-"""A profile: a YAML file of sections, whose keys are fields of what the command line fills."""
+"""A profile: a YAML file with sections, whose keys are fields of the command line's options."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from turbofit.core.json_types import Options
 from turbofit.core.synonyms import meant, near, synonym
 from turbofit.core.validation import Validated
 
-#: The list of models, and the name of the only one.
+#: The key of the list of models, and the key of a single model.
 _MODELS: Final = "models"
 _MODEL: Final = "model"
-#: What a secret may refer to.
+#: The beginnings of a secret's reference.
 _REFERENCES: Final = ("env:", "file:")
 _LARGEST: Final = 1 << 20
-#: What to look at where a file is none.
+#: The hint if a file is not a profile.
 _HINT: Final = "turbofit init writes one; docs/environment.md has its form"
 
 
 class ProfileSection(NamedTuple):
-    """What stands below one heading: fields of a class.
+    """The content below one heading: fields of a class.
 
-    ``of_model``: each model of a list may have its own. ``secret`` are fields that only refer to
-    a variable or to a file, ``lists`` those that take several values.
+    ``of_model``: each model of a list may have its own. ``secret`` are fields that may only refer
+    to a variable or a file, ``lists`` are fields that take several values.
     """
 
     kind: type[Validated]
@@ -40,7 +40,7 @@ class ProfileSection(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """Its models, and what holds for all of them, by field."""
+    """Its models, and the values for all of them, by field."""
 
     path: Path
     models: tuple[Options, ...]
@@ -51,7 +51,7 @@ class Profile(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """Scalars are texts, as on a command line, or nothing; a key stands once."""
+    """Reads scalars as texts, like on a command line, or as None; a key may stand only once."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if isinstance(node, yaml.ScalarNode):
@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_profile(path: Path, sections: Mapping[str, ProfileSection]) -> Profile:
-    """Read a profile, and hold its values to the fields of its sections, by heading.
+    """Read a profile, and check its values against the fields of its sections, by heading.
 
     Raises:
         UsageError: the file cannot be read, or has a key or a value that no section takes.
@@ -111,7 +111,7 @@ def _read(root: dict[str, Any], path: Path, sections: Mapping[str, ProfileSectio
 
 
 def _model(entry: Any, sections: Mapping[str, ProfileSection]) -> Options:
-    """A name alone, or a mapping with the model's own sections."""
+    """The values of a model, given by its name or by a mapping with its own sections."""
     entry = entry if isinstance(entry, dict) else {_MODEL: entry}
     beside = sections[_MODEL].fields
     named = {key: value for key, value in entry.items() if _field(key) in beside}
@@ -127,7 +127,7 @@ def _model(entry: Any, sections: Mapping[str, ProfileSection]) -> Options:
 
 
 def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -> Options:
-    """The values below a heading, held to their fields; null gives nothing."""
+    """The values below a heading, checked by their fields; null gives no value."""
     section, given = sections[heading], dict[str, Any]()
     if not isinstance(below, (dict, type(None))):
         raise UsageError(f"{heading} should be keys with values", hint="write key: value")
@@ -149,7 +149,7 @@ def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -
 
 
 def _field_below(heading: str, key: object, sections: Mapping[str, ProfileSection]) -> str:
-    """The field of a key below this heading; a `UsageError` that says where it belongs."""
+    """The field of a key below this heading; a `UsageError` that says where the key belongs."""
     name, fields = _field(key), sections[heading].fields
     if name in fields:
         return name
@@ -160,7 +160,7 @@ def _field_below(heading: str, key: object, sections: Mapping[str, ProfileSectio
 
 
 def _check_value(place: str, name: str, value: Any, texts: list[Any]) -> None:
-    """Refuse what is neither a text nor a list of texts, such as a mapping."""
+    """Refuse a value that is neither a text nor a list of texts, such as a mapping."""
     if all(isinstance(text, (str, type(None))) for text in texts):
         return
     hint = f"write {name}: VALUE"
@@ -170,7 +170,7 @@ def _check_value(place: str, name: str, value: Any, texts: list[Any]) -> None:
 
 
 def _check_references(place: str, name: str, texts: list[Any]) -> None:
-    """Refuse a secret that stands in the file itself."""
+    """Refuse a secret that is in the file itself."""
     for text in texts:
         if not str(text).startswith(_REFERENCES) or text in _REFERENCES:
             raise UsageError(
@@ -196,26 +196,26 @@ def _unknown(
 
 
 def _field(key: object) -> str:
-    """A key as a field is called: ``max-batch-size`` is ``max_batch_size``."""
+    """A key as a field's name: ``max-batch-size`` becomes ``max_batch_size``."""
     name = str(key).replace("-", "_")
     return "async_" if name == "async" else name
 
 
 def secret_of(reference: str, folder: Path, where: str) -> str:
-    """The key that a profile refers to by ``env:NAME`` or ``file:PATH``, a path below its folder.
+    """The key to which ``env:NAME`` or ``file:PATH`` refers; paths begin in the profile's folder.
 
     ``where`` is the place in the profile, for messages.
 
     Raises:
-        UsageError: nothing stands there, or several lines.
+        UsageError: there is no text, or several lines.
     """
     kind, _, name = reference.partition(":")
     if kind == "env":
-        environment = os.environ  # of which the profile's author names one
+        environment = os.environ  # the profile's author names a variable of it
         secret, lacking = environment.get(name, "").strip(), f"the environment has no {name}"
     else:
         file, secret = folder / name, ""
-        with suppress(OSError, ValueError, RuntimeError):  # the last: ~ of nobody
+        with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: ~ of an unknown user
             file = folder / Path(name).expanduser()
             secret = file.read_text(encoding="utf-8").strip()
         lacking = f"{file} cannot be read, or holds nothing"

@@ -1,4 +1,4 @@
-"""``-f FILE``: a profile's values, where neither the command line nor the environment has one."""
+"""``-f FILE``: a profile's values, for options in neither the command line nor the environment."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
 
-#: What a profile is called.
+#: The usual name of a profile.
 PROFILE: Final = "turbofit.yaml"
 _META: Final = "turbofit.profile"
-#: Where a value stands that a profile does not change.
+#: Sources of values that a profile does not override.
 _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
 def sections() -> dict[str, ProfileSection]:
-    """What may stand in a profile, by its heading: the fields that the command line is made of."""
+    """The sections of a profile by heading: the fields from which the command line is made."""
     from turbofit.cli.options.profile import ProfileSection
     from turbofit.gateway.options import GatewayOptions
     from turbofit.launch.serve.options import ModelsOptions, ServeOptions
@@ -58,7 +58,7 @@ def sections() -> dict[str, ProfileSection]:
 
 
 def profile_option() -> Option:
-    """The option; what is read stands behind the command line and the environment."""
+    """The option ``-f``; the command line and the environment override the profile's values."""
 
     def read(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
         if value is not None and not ctx.resilient_parsing:
@@ -76,16 +76,16 @@ def profile_of(ctx: click.Context) -> Profile | None:
 
 
 def read_again(ctx: click.Context) -> Options:
-    """The options of a command: its words, and the profile as it is now."""
+    """The options of a command from its words and the profile as it is now."""
     words = list(ctx.meta[WORDS])
     prefix = ctx.auto_envvar_prefix
     with ctx.command.make_context(ctx.info_name, words, auto_envvar_prefix=prefix) as again:
-        left_out = ("quiet", "verbose")  # no options of the run
+        left_out = ("quiet", "verbose")  # these are not options of the run
         return {name: value for name, value in again.params.items() if name not in left_out}
 
 
 def _use(ctx: click.Context, path: Path) -> None:
-    """Read a profile, and let its values stand where the command line has none."""
+    """Read a profile, and make its values the defaults of the command line."""
     from turbofit.cli.options.profile import read_profile
 
     profile = read_profile(path, sections())
@@ -95,14 +95,15 @@ def _use(ctx: click.Context, path: Path) -> None:
         values["model"] = [entry["model"] for entry in profile.models]
     if ctx.info_name == "serve" and "on" in values:
         on, pretend = values["on"], values.get("pretend")
-        # `serve` measures the GPUs here whatever the profile names, unless it is not for them.
+        # `serve` measures the GPUs here whatever machine the profile names, unless it only
+        # pretends.
         elsewhere = ("pretend", "dry_run")
         values["on"] = lambda: on if pretend or any(map(ctx.params.get, elsewhere)) else None
     ctx.default_map = values
 
 
 def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
-    """What is asked of each model alone: its name, and what the profile says of it.
+    """The options of each model: its name, and its values in the profile.
 
     Raises:
         UsageError: one of several models has a budget of its own.
@@ -129,9 +130,9 @@ def each_model(ctx: click.Context, names: Sequence[str]) -> list[Options]:
 
 
 def defaults(profile: Profile) -> Options:
-    """The values of a profile, as click takes defaults; a secret is looked for when needed.
+    """The values of a profile as click's defaults; a secret is read when it is needed.
 
-    The environment's keys come before the profile's.
+    The environment's keys override the profile's.
     """
     from turbofit.cli.options.profile import secret_of
     from turbofit.core.process.variables import variables

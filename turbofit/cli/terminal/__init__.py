@@ -1,1 +1,1 @@
-"""What a person at a terminal sees and presses: output, progress, Ctrl-C."""
+"""The terminal of a person: output, progress, Ctrl-C."""

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP around a command that holds GPUs or nodes, and the exit code then."""
+"""Handles Ctrl-C, SIGTERM and SIGHUP for commands that hold GPUs or nodes; gives exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERRUPTED: Final = 130
 
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
-    """What a body returns, which gets the stop that a signal sets; or the signal that ended it."""
+    """Call a body with the stop that signals set; returns its result, or the signal that came."""
     from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 
     with StopSignal() as stop:
@@ -27,5 +27,5 @@ def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
 
 
 def exit_code(ended: signal.Signals | None) -> int:
-    """130 after Ctrl-C, else 0: other signals stop a server in order."""
+    """130 after Ctrl-C, else 0, since other signals stop a server normally."""
     return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0

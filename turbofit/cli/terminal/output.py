@@ -1,4 +1,4 @@
-"""Standard output and error: the answer on one, everything else on the other."""
+"""Standard output and error: the answer goes to one, everything else to the other."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ PAGE_WIDTH: Final = 96
 
 
 def prepare_streams() -> None:
-    """What a terminal cannot encode is escaped instead of being an error.
+    """Escape characters that a terminal cannot encode, which would be errors.
 
-    On Windows a file or a pipe gets UTF-8 too: in its code page a plan's JSON cannot be read again.
+    On Windows files and pipes get UTF-8, too: JSON in its code page could not be read again.
     """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -38,11 +38,11 @@ def prepare_streams() -> None:
 
 
 class UnwrittenError(UsageError):
-    """Standard output takes no more: what is left to say goes to stderr."""
+    """Standard output takes no more: the remaining messages go to stderr."""
 
 
 def answer(text: str) -> None:
-    """Write the answer to stdout; a reader that has gone away is no error, a full disk is.
+    """Write the answer to stdout; a reader that has left is no error, but a full disk is.
 
     Raises:
         UnwrittenError: standard output takes no more.
@@ -60,7 +60,7 @@ def answer(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to stderr, where that takes one."""
+    """Write a line to stderr; errors are ignored."""
     with suppress(OSError):
         _write(sys.stderr, f"{text}\n")
 
@@ -72,7 +72,7 @@ def say(text: str) -> None:
 
 
 class _Progress:
-    """Whether this process shows progress, and what draws it."""
+    """Whether this process shows progress, and the display that draws it."""
 
     quiet = False
     display: ProgressDisplay | None = None
@@ -80,9 +80,9 @@ class _Progress:
 
 @contextmanager
 def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
-    """Show on stderr what is under way meanwhile.
+    """Show the steps under way on stderr.
 
-    ``as_json``: no lines, which would stand among the JSON of people who read both streams.
+    ``as_json`` shows no lines, which would mix with the JSON for people who read both streams.
     """
     before = _Progress.quiet, _Progress.display
     display = None
@@ -101,7 +101,7 @@ def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
 
 @contextmanager
 def verbose_log(level: int) -> Iterator[None]:
-    """Write turbofit's log to stderr meanwhile: from INFO on, with level 2 from DEBUG on."""
+    """Write turbofit's log to stderr: level 1 from INFO on, level 2 from DEBUG on."""
     if not level:
         yield
         return
@@ -127,7 +127,7 @@ def verbose_log(level: int) -> Iterator[None]:
 
 
 def complain(document: Document, *, as_json: bool) -> None:
-    """Print an error: a line of cause and a hint on stderr, or JSON on stdout where it takes it."""
+    """Print an error: a line of cause and a hint on stderr, or JSON on stdout if that works."""
     if as_json:
         import json
 
@@ -142,7 +142,7 @@ def complain(document: Document, *, as_json: bool) -> None:
 
 
 def show(blocks: Iterable[Block], *, markdown: bool = False, short: bool = False) -> None:
-    """Paint a document on stdout; Markdown is always the whole text."""
+    """Paint a document on stdout; Markdown is always complete."""
     if markdown:
         from turbofit.report.painters import markdown as painter
 
@@ -160,11 +160,11 @@ class Form(NamedTuple):
     html: str | None = None
 
     def tell(self, document: object, text: str) -> None:
-        """Answer with the document where JSON is asked for, else with the text alone."""
+        """Answer with the document if JSON is chosen, else with the text."""
         answer(to_json(document) if self.as_json else text)
 
     def show(self, document: T, view: Callable[[T], Iterable[Block]], footer: str = "") -> None:
-        """Answer in it; the footer of a page says who made it, and when."""
+        """Answer in this form; a page's footer says what made it, and when."""
         if self.html:
             from turbofit.core.process.files import write_output
             from turbofit.report.page.html import page
@@ -181,7 +181,7 @@ class Form(NamedTuple):
 
 
 def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
-    """A document for stdout, as wide as the terminal between 80 and 120 columns."""
+    """A document for stdout, as wide as the terminal, but between 80 and 120 columns."""
     from turbofit.report.painters.terminal import paint
 
     if not screen.is_terminal(stdout()):
@@ -191,7 +191,7 @@ def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    if stream is None:  # closed before Python began
+    if stream is None:  # it was closed before Python began
         return
     try:
         with TERMINAL:
@@ -209,6 +209,6 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 
 def say_cut(cut: int) -> None:
-    """The last line of a server: how many requests its end has cut off."""
+    """Print the last line of a server: how many requests its end has cut off."""
     requests = "1 open request was" if cut == 1 else f"{cut:,} open requests were"
     say(f"ended: {requests} cut off")

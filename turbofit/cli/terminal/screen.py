@@ -1,7 +1,7 @@
-"""The terminal as a screen: what it can show, and progress in a line that is drawn anew.
+"""The terminal as a screen: its abilities, and progress in a line that is redrawn.
 
-Progress is silent for the first second. On a terminal its line is gone before anything else is
-written; elsewhere it is a line now and then.
+Progress is silent for the first second. On a terminal its line is erased before anything else is
+written; elsewhere a line is written now and then.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from turbofit.core.process.progress import Step
 
 WINDOWS: Final = os.name == "nt"
-#: Seconds after which a person wonders.
+#: Seconds before progress is shown.
 _PATIENCE: Final = 1.0
-#: Seconds between two looks.
+#: Seconds between two updates.
 _TICK: Final = 0.2
-#: Seconds between two lines of one step where nothing can be drawn anew.
+#: Seconds between two lines of one step if lines cannot be redrawn.
 _SELDOM: Final = 10.0
 _SPINNER: Final = "|/-\\"
-#: Columns of the longest line.
+#: The most columns of a line.
 _WIDEST: Final = 100
-#: Columns of the shortest bar.
+#: The fewest columns of a bar.
 _SHORTEST_BAR: Final = 6
 _CLEAR: Final = "\r\x1b[K"
-#: Seconds that the thread has to end: what blocks it does not block the end of the process.
+#: Seconds for the thread to end: a thread that blocks must not block the process's end.
 _LAST_SECONDS: Final = 1.0
 
-#: Whoever writes to the terminal has it. Take it with `with` alone, which is C code: an exception
-#: of a signal handler comes before the lock is taken or after it is given back. What is written in
-#: Python (`Condition`, `Event`, `Thread.start`, a context manager of ours) can be left in between,
-#: and then a lock stays taken for ever.
+#: The lock for writing to the terminal. Take it only by `with`, which is C code: an exception of a
+#: signal handler then comes before the lock is taken or after it is released. Python code
+#: (`Condition`, `Event`, `Thread.start`, a context manager of ours) can be left in between, and the
+#: lock would stay taken for ever.
 TERMINAL: Final = threading.RLock()
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether people look at it; a stream that was closed before Python began is None."""
+    """Whether the stream is a terminal; a stream that was closed before Python began is None."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -52,7 +52,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def redraws(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a line can be written anew in its place."""
+    """Whether a line can be redrawn in its place."""
     return is_terminal(stream) and _is_smart(environ)
 
 
@@ -62,7 +62,7 @@ def takes_colour(environ: Mapping[str, str]) -> bool:
 
 
 def width(stream: TextIO | None = None) -> int:
-    """Columns of a terminal, by default standard output's; COLUMNS comes first, 80 last."""
+    """Columns of a terminal, by default standard output's; COLUMNS first, 80 if unknown."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -73,22 +73,22 @@ def width(stream: TextIO | None = None) -> int:
 
 
 def _is_smart(environ: Mapping[str, str]) -> bool:
-    if environ.get("TERM") == "dumb":  # as for a screen reader, which wants lines that stay
+    if environ.get("TERM") == "dumb":  # as for a screen reader, which needs lines that stay
         return False
     return not WINDOWS or "WT_SESSION" in environ or "TERM" in environ
 
 
 class ProgressDisplay:
-    """Shows the step that is under way, from its own thread, so that its time goes on.
+    """Shows the current step from a thread of its own, so that its time keeps running.
 
-    ``in_place``: on a line that is drawn anew; else in lines.
+    ``in_place``: on a line that is redrawn; otherwise in lines.
     """
 
     def __init__(
         self, stream: TextIO, *, in_place: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stream, self._in_place, self._clock = stream, in_place, clock
-        #: What wakes the thread, and what says that it has ended; C code, too.
+        #: Queues that wake the thread, and that say when it has ended; they are C code, too.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._gone: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._step: Step | None = None
@@ -108,7 +108,7 @@ class ProgressDisplay:
             if before is None or before.doing != step.doing:
                 self._since, self._told, self._initial = now, float("-inf"), step.done
             elif not before.total:
-                self._initial = step.done  # what was done before anybody knew the total
+                self._initial = step.done  # the amount done before the total was known
             if not self._runs and not self._ended:
                 self._runs = True
                 _thread.start_new_thread(self._run, ())
@@ -116,7 +116,7 @@ class ProgressDisplay:
                 self._woken.put(None)
 
     def hide(self) -> None:
-        """Make room for what is written next. Call it with `TERMINAL`."""
+        """Make room for the next text. Call it while you hold `TERMINAL`."""
         if self._drawn:
             self._drawn = False
             self._write(_CLEAR)
@@ -131,7 +131,7 @@ class ProgressDisplay:
                 self._gone.get(timeout=_LAST_SECONDS)
 
     def look(self) -> None:
-        """Show the step where it is time. Call it with `TERMINAL`."""
+        """Show the step if it is time. Call it while you hold `TERMINAL`."""
         now, step = self._clock(), self._step
         if step is None or now - self._working < _PATIENCE:
             return
@@ -155,9 +155,9 @@ class ProgressDisplay:
             self._gone.put(None)
 
     def _line(self, step: Step, seconds: float) -> str:
-        """One line of at most the terminal's width, its last column free: it may wrap there.
+        """One line of at most the terminal's width; the last column is free, since it may wrap.
 
-        On a narrow terminal the bar goes first, then the end of the step's name.
+        On a narrow terminal the bar is left out first, then the end of the step's name.
         """
         columns = min(width(self._stream), _WIDEST) - 1
         if not step.total:
@@ -173,7 +173,7 @@ class ProgressDisplay:
         return f"{step._replace(doing=name).text}{times}" if name else step.text[:columns]
 
     def _times(self, step: Step, seconds: float) -> str:
-        """Seconds gone, and those left by the speed so far."""
+        """The seconds gone, and the seconds left at the speed so far."""
         if seconds < 1:
             return " …"
         new = step.done - self._initial
@@ -182,7 +182,7 @@ class ProgressDisplay:
         return f", {_seconds(seconds)}, {_seconds(seconds / new * (step.total - step.done))} left"
 
     def _write(self, text: str) -> None:
-        """A terminal that is gone costs the line, never the work."""
+        """Write; if the terminal is gone the line is lost, never the work."""
         try:
             self._stream.write(text)
             self._stream.flush()

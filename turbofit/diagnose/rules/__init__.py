@@ -1,1 +1,1 @@
-"""What each kind of log means, and the arithmetic of what was missing."""
+"""Rules for each kind of log, and the arithmetic of missing memory."""

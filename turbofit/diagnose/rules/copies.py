@@ -1,7 +1,7 @@
-"""Models that one program held more than once, and models that no card of the log holds whole.
+"""Finds models that one program holds more than once, and models too large for any card of a log.
 
-A log shows it by its loads, by the source lines of its traceback, or by figures: what one copy of a
-model and its longest request take at most is known, and what torch held beyond that is another's.
+The signs are the loads in a log, the source lines of its traceback, and its figures: turbofit knows
+the most that one copy of a model and its longest request take; the rest is another copy's.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from turbofit.diagnose.event import LogEvent
     from turbofit.observe.stages import Phase
 
-#: A card on which any such model fits, for what one copy takes: it is asked for no speed.
+#: A card that is large enough for any such model; it serves only to compute one copy's bytes.
 _LARGE_CARD: Final = "1xh200:total=1000GiB"
-#: A source line that makes a whole model, and no tower or adapter of one.
+#: A source line that loads a whole model, not a tower or an adapter of it.
 _WHOLE: Final = re.compile(r"\b(?:AutoModel\w*|\w+For(?:CausalLM|ConditionalGeneration))\.from_pre")
 _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
-#: What computes gradients holds more than an answer needs.
+#: Words of training, which holds more memory than an answer needs.
 _TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
-#: Bytes beyond one copy that rounding and torch's own cache do not explain.
+#: Bytes beyond one copy that are more than rounding and torch's own cache.
 _BEYOND: Final = GIB
 
 
 class Copy(NamedTuple):
-    """A sign of a copy too many: what it means, what to change, and its line."""
+    """A sign of one copy too many: its meaning, the change that helps, and its line."""
 
     why: str
     change: str
@@ -47,7 +47,7 @@ class Copy(NamedTuple):
 
 
 def copies(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> tuple[Copy, ...]:
-    """The signs of a log that ran out of memory in torch, the surest first."""
+    """The signs in a log that ran out of memory in torch; the most certain sign comes first."""
     small = _larger_than_card(case, memory, phase)
     once = (
         "load the model once; over several cards choose one: a whole model on each card, or one"
@@ -66,7 +66,7 @@ def copies(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> 
 
 
 def _moved(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]]:
-    """Yields a model that was placed over the cards, and then moved onto one."""
+    """Yields a model that was distributed over the cards, and then moved onto one card."""
     placed = case.facts.subject.auto_map
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
     if placed and moves and any(_MODULE.search(frame.path) for frame in mark.stack):
@@ -79,9 +79,9 @@ def _moved(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]]:
 
 
 def _loaded_twice(case: LogCase) -> Iterator[tuple[str, Evidence]]:
-    """Yields whole models loaded by one program, more often than a launcher started the program.
+    """Yields a program's loads of whole models, if it has more than its launcher started processes.
 
-    A bar that is drawn again at its end, in the next line, is the same load.
+    A progress bar that is drawn again in the next line belongs to the same load.
     """
     marks = [mark for mark, _ in case.facts.every(ModelLoaded)]
     loads = [now for before, now in pairwise(marks) if now.line - before.line > 1]
@@ -99,7 +99,7 @@ def _loaded_twice(case: LogCase) -> Iterator[tuple[str, Evidence]]:
 
 
 def _second_load(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]]:
-    """Yields a whole model that was being loaded when one was there already."""
+    """Yields the load of a whole model while another one was already loaded."""
     first = case.facts.first(ModelLoaded)
     again = [frame.code for frame in mark.stack if _WHOLE.search(frame.code)]
     if again and first and first.line < mark.line and not case.facts.subject.ranks:
@@ -111,7 +111,7 @@ def _second_load(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]
 
 
 def _larger_than_card(case: LogCase, memory: TorchMemory, phase: Phase) -> str:
-    """Why no card of the log holds a copy; empty where one does, or nobody knows."""
+    """The reason why no card of the log holds one copy; empty if one does, or if it is unknown."""
     engines = case.facts.subject.of_lmdeploy or (case.tp or 1) > 1
     if case.model is None or memory.total is None or phase not in ("weights", "unknown") or engines:
         return ""
@@ -126,7 +126,7 @@ def _larger_than_card(case: LogCase, memory: TorchMemory, phase: Phase) -> str:
 
 
 def _beyond_one_copy(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[Copy]:
-    """Yields what this process held beyond one copy of the model and its longest request."""
+    """Yields this process's bytes beyond one copy of the model and its longest request."""
     held = memory.allocated or memory.process
     trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
     if case.model is None or held is None or case.facts.subject.of_lmdeploy or trains:
@@ -156,9 +156,9 @@ def _beyond_one_copy(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iter
 
 
 def _most(model: Model) -> int:
-    """Bytes of one copy under Transformers with its longest request: over, by its context.
+    """Return an upper bound in bytes of one copy under Transformers with its longest request.
 
-    Where turbofit has no account of it there, its weights as published, a half more, and a context.
+    Without a plan for it, that is 1.5 times the published weights, and a CUDA context.
     """
     try:
         told = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))

@@ -1,4 +1,4 @@
-"""What a rule makes of a case, before advice and the log's own facts are added."""
+"""The answer of a rule to a case, before advice and the log's own facts are added."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from turbofit.diagnose.rules.causes import Rank
 from turbofit.observe.stages import Phase
 
 _SHOWN = 240
-#: Keys that a line may hold, by their beginnings, and what follows the words for one.
+#: Keys in a line: those with a known beginning, and the text after words such as ``token=``.
 _SECRET: Final = re.compile(
     r"(?<=://)[^\s/@]+(?=@)|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
     r"|\b(?:sk-|github_pat_|glpat-|xox[bp]-)[\w-]{12,}"
@@ -20,17 +20,18 @@ _SECRET: Final = re.compile(
     r"|(?i:(?<=token=)|(?<=password=)|(?<=secret=))[\w.~+/-]{8,}"
     r"|(?i:(?<=api_key)|(?<=api-key)|(?<=apikey)|(?<=password))['\"]?[:=] ?['\"]?[\w.~+/-]{6,}"
 )
-#: Innermost frames that are named of an exception.
+#: The number of innermost frames that an exception's place names.
 _FRAMES = 3
 
 
 class RuleAnswer(Struct):
-    """A rule's answer. ``line`` is where the trouble stands; the earliest cause is the answer.
+    """A rule's answer. ``line`` is the line of the trouble; the earliest cause becomes the answer.
 
-    Without ``what`` the log proves no cause: ``possible`` and ``changes`` are then what others had
-    and tried. ``said`` is what a row quotes of its line.
-    ``planned``: a plan belongs to it; ``others``: bytes that others held on each card, which the
-    plan must do without.
+    If ``what`` is empty, the log proves no cause: ``possible`` and ``changes`` are then causes that
+    other people had and changes that they tried. ``said`` is a row's quotation of its line.
+    ``planned``: the answer needs a plan. ``others``: bytes per card that other processes held,
+    which
+    the plan must leave to them.
     """
 
     kind: str
@@ -57,7 +58,7 @@ class RuleAnswer(Struct):
 
 
 def raised_in(mark: LogEvent) -> tuple[str, ...]:
-    """Where an exception was raised, by the innermost frames of its traceback."""
+    """Where an exception was raised: the innermost frames of its traceback."""
     frames = [f"{frame.path}, in {frame.function}" for frame in mark.stack[-_FRAMES:]]
     return (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
 

@@ -1,4 +1,4 @@
-"""TurboMind's cache as a log tells it: its size, what was free, and who held the card then."""
+"""TurboMind's cache as a log describes it: its size, the free memory, and the card's holders."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 START_ONCE: Final = (
     "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
 )
-#: Cache ratios to try, one after the other.
+#: Cache ratios to try, in this order.
 _RATIOS: Final = (0.5, 0.4, 0.3, 0.2)
 #: LMDeploy's own default since 0.2.2.
 _DEFAULT_RATIO: Final = 0.8
-#: More than contexts and communicators of one engine take on a card.
+#: Bytes on a card that exceed the contexts and communicators of one engine.
 _ENGINE_OVERHEAD: Final = 2 * GIB
 
 
 class LoggedCache(Struct):
-    """A cache in bytes a card, what was free for it, and what the weights took before it.
+    """A cache in bytes per card, the memory that was free for it, and the weights before it.
 
-    ``ratio`` is the log's, or the default where it is ``assumed``. ``weights`` are the account's
-    of one rank, ``total`` is what CUDA can hand out; None where model or card is not known.
-    ``blocks`` says how an engine of 0.2 to 0.14 cut it; a newer one is "".
+    ``ratio`` is the log's; if ``assumed``, it is the default. ``weights`` are one rank's by the
+    account, ``total`` is the memory that CUDA can allocate; each is None without model or card.
+    ``blocks`` describes the blocks of an engine of 0.2 to 0.14; it is empty for a newer engine.
     """
 
     size: int
@@ -46,19 +46,19 @@ class LoggedCache(Struct):
 
     @property
     def rest(self) -> int:
-        """Bytes of the card that neither weights nor what was free explains."""
+        """Bytes of the card that are neither weights nor free; 0 if they cannot be computed."""
         if self.weights is None or self.total is None:
             return 0
         return self.total - self.free - self.weights
 
     @property
     def others(self) -> int:
-        """Bytes that this engine does not explain; a newer one holds what loading took, too."""
+        """Bytes of other processes; 0 for a newer engine: its rest includes memory of loading."""
         return self.rest if self.blocks and self.rest > _ENGINE_OVERHEAD else 0
 
     def story(self, tp: int) -> Iterator[str]:
-        """The cache in numbers, and whether the cards were empty before this engine came."""
-        # Of an older engine all figures but the cache's own rest on the ratio.
+        """Yields the cache's figures, and whether the cards were empty before this engine."""
+        # Of an older engine's figures only the cache size does not depend on the ratio.
         ratio = f"ratio {self.ratio:g}" + (", if nobody set another" if self.assumed else "")
         yield (
             f"the cache took {self.blocks}{format_bytes(self.size)} of {format_bytes(self.free)}"
@@ -74,7 +74,7 @@ class LoggedCache(Struct):
             )
 
     def holders(self) -> Iterator[Holding]:
-        """Who held a card when the cache was sized, as far as model and card are known."""
+        """Yields the known holders of a card's memory at the time when the cache was sized."""
         lines = tuple(row.line for row in self.lines)
         yield Holding(who="the KV cache", bytes=self.size, lines=lines)
         if self.weights is not None and self.total is not None:
@@ -113,7 +113,7 @@ def _of_blocks(case: LogCase) -> LoggedCache | None:
     defaults = case.turbomind.defaults("")
     tokens = defaults.get("cache_block_seq_len", Settings().cache_block_seq_len)
     told = case.ratio if case.ratio is not None and 0 < case.ratio < 1 else None
-    # What the ratio was of before 0.2.2 has no meaning for free memory.
+    # Before 0.2.2 the ratio was not a share of the free memory, so its default says nothing here.
     default = default_ratio(case) if case.turbomind.ratio_of_free else None
     default = default or _DEFAULT_RATIO
     bytes_of_it = size.value * count.value
@@ -133,7 +133,7 @@ def _of_blocks(case: LogCase) -> LoggedCache | None:
 
 
 def _language_weights(case: LogCase) -> int | None:
-    """Bytes of the language model's weights on one rank, by the account (the tower apart)."""
+    """Bytes of the language model's weights on one rank, without the vision tower, as planned."""
     if case.model is None:
         return None
     weights = case.turbomind.weights(case.model, case.tp or 1)
@@ -143,7 +143,7 @@ def _language_weights(case: LogCase) -> int | None:
 def cache_facts(
     case: LogCase, cache: LoggedCache | None
 ) -> tuple[list[str], list[Holding], list[Evidence]]:
-    """Reasons, holders and lines of a cache, and of an engine that was started once a rank."""
+    """Reasons, holders and lines of a cache, and of an engine that was started once per rank."""
     why = [*cache.story(case.tp or 1)] if cache else []
     held = [*cache.holders()] if cache else []
     lines = [*cache.lines] if cache else []
@@ -154,7 +154,7 @@ def cache_facts(
 
 
 def double_start(case: LogCase) -> tuple[str, Evidence] | None:
-    """A rank launcher around an engine that drives all its GPUs itself."""
+    """A sentence and line on a rank launcher that started an engine once per GPU; else None."""
     ranks = case.facts.subject.ranks
     if ranks is None or (case.tp or 1) < 2:
         return None
@@ -168,13 +168,13 @@ def double_start(case: LogCase) -> tuple[str, Evidence] | None:
 
 
 def default_ratio(case: LogCase) -> float | None:
-    """The ratio of the log's LMDeploy where nobody set one; None where its version is not known."""
+    """The default ratio of the log's LMDeploy version; None if the version is not known."""
     default = case.turbomind.defaults("").get("cache_max_entry_count")
     return float(str(default)) if default and case.facts.subject.version else None
 
 
 def lower_ratio(case: LogCase) -> tuple[str, ...]:
-    """What leaves more of a card for what comes after the cache."""
+    """Changes that leave more of a card's memory for the buffers and requests after the cache."""
     runs = case.ratio or default_ratio(case) or math.inf
     lower = [f"{ratio:g}" for ratio in _RATIOS if ratio < runs][:2]
     if not lower:

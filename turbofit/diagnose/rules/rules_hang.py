@@ -1,4 +1,4 @@
-"""Hangs: a warm-up whose cache is smaller than its request, a server that makes no token."""
+"""Rules for hangs: a cache smaller than its warm-up request, a server that makes no token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold o
 
 
 def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """A warm-up that waits, with or without the lines that say so; a server that stands still."""
+    """Yields hangs: a warm-up that waits, with or without lines about it, and a halted server."""
     facts = case.facts
     yield from _stands_still(case)
     over = (WarmupFinished, ServerUp, CudaError, CheckFailed)
@@ -57,7 +57,7 @@ def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
-    """LMDeploy's last count of a log: requests run, and no token came in ten seconds."""
+    """Yields a halted server: by LMDeploy's last count, requests run but made no token in 10 s."""
     counted = case.facts.every(ServerFigures)
     if not counted or case.event.outcome == "fatal":
         return
@@ -103,7 +103,7 @@ def _hang(case: LogCase, waiting: LogEvent) -> RuleAnswer:
 def _lack(case: LogCase) -> tuple[Missing, str] | None:
     """What the cache lacks, and the smallest ratio that would start.
 
-    None where the log has no figures of it (TM_LOG_LEVEL=INFO), or they show no lack.
+    None if the cache lacks nothing, or if the log has no figures of it (needs TM_LOG_LEVEL=INFO).
     """
     facts = case.facts
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)

@@ -1,4 +1,4 @@
-"""The kernel's and the shell's words, known messages, and logs in which nothing failed."""
+"""Rules for messages of the kernel and the shell, known messages, and logs without a failure."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.case import LogCase
 
-#: Events that the rows of `presets/causes.yaml` are asked of.
+#: Events that are compared with the rows of `presets/causes.yaml`.
 _ASKED = (KnownMessage, CudaError, CheckFailed, NcclError, LegacyCuda)
 
 
 def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """The kernel's OOM killer, and all that the rows of `presets/causes.yaml` answer."""
+    """Yields kills by the kernel's OOM killer, and the answers of rows of `presets/causes.yaml`."""
     facts = case.facts
     for mark, kill in facts.every(HostKill)[:1]:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
@@ -56,7 +56,7 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
-    """What remains to be said where no fault was found."""
+    """Yields the answers for a log in which no fault was found."""
     yield from _healthy(case)
     peers = case.facts.first(PeerMissing)
     if peers:
@@ -73,11 +73,11 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _healthy(case: LogCase) -> Iterator[RuleAnswer]:
-    """That an engine started, or a server answers, and nothing complains after it."""
+    """Yields that an engine started or a server answers, if no later line complains."""
     facts, mood = case.facts, case.facts.mood
     counted = facts.every(ServerFigures)
     up = facts.first(ServerUp) or facts.first(WarmupFinished)
-    # The log of a server may begin later: then what may be a refusal counts, too.
+    # A server's log may start after its start: then a possible refusal counts as trouble, too.
     troubles = (*case.event.marks, mood.last_complaint, None if up else mood.last_refusal)
     answers = next((mark for mark, figures in counted if figures.succeeded), None)
     up = up or mood.answered or answers
@@ -96,7 +96,7 @@ def _healthy(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _not_ended(requests: int) -> tuple[str, ...]:
-    """What LMDeploy's count of failed requests means, where it is not 0."""
+    """The meaning of LMDeploy's count of failed requests; empty if the count is 0."""
     if not requests:
         return ()
     return (

@@ -1,4 +1,4 @@
-"""Torch, Accelerate and Transformers: memory texts, offloading, tensors on two devices."""
+"""The rule for torch's out-of-memory text: its figures, the card's holders, and advice."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.subject import FactCollector
 
-#: Others that hold less are not worth a word.
+#: Fewer bytes of other processes are not reported.
 _SMALL: Final = GIB // 4
-#: A tensor of a forward is rarely as large.
+#: A tensor of a forward pass rarely has more bytes.
 _ONE_TENSOR: Final = 4 * GIB
-#: Of Transformers alone, which takes the option; torch's own call is sdpa already.
+#: A hint for Transformers only, which has the option; torch's own call already uses sdpa.
 _WITHOUT: Final = ": attn_implementation sdpa or flash_attention_2 does without"
 
-#: Where torch is the subject, which neither loads nor encodes.
+#: The words if torch is the subject, which itself neither loads nor encodes.
 _WHEN: Final[dict[Phase, str]] = {
     "vision": "when images were encoded",
     "cache": "when the cache was made",
@@ -45,8 +45,8 @@ _WHEN: Final[dict[Phase, str]] = {
     "quantising": "while a checkpoint was quantised",
     "unknown": "(the log has no stack that says where)",
 }
-#: Words in a frame's file name, function or source, in the order in which a phase is looked for:
-#: nothing is computed while loading, and a vision tower calls nothing of the language model.
+#: Words in a frame's file name, function or source. Phases are searched in this order, because a
+#: load computes nothing, and a vision tower does not call the language model.
 _PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
     ("quantising", ("lmdeploy/lite/",)),
     # LMDeploy's PyTorch engine makes its cache and warms up inside its own from_pretrained.
@@ -64,24 +64,24 @@ _PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
-#: Advice that is followed already, by the fact of the log that shows it.
+#: Advice by the fact of a log that shows that the user already follows it.
 _IN_USE: Final = {"expandable": "PYTORCH_CUDA_ALLOC_CONF"}
-#: Phases in which a tensor larger than the card needs a smaller input: no share is enough.
+#: Phases whose tensor, if larger than the card, needs a smaller input: no memory share suffices.
 _FORWARDS: Final = ("vision", "text", "warm-up")
-#: Calls that hold the whole matrix of attention, torch's own as well where it has no fused kernel.
+#: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
     "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/lite/": "lmdeploy-lite",
     "lmdeploy/": "lmdeploy",
 }  # fmt: skip
-#: Where torch lists each process by its pid on the host, and calls none "this process".
+#: A question if torch lists all processes by their pid on the host, without "this process".
 _WHICH: Final = (
     "which process is this server ({pids}): torch lists every process of the card by its pid on"
     " the host. The plan is for the card without others. To tell: start the server, and compare the"
     " pids of `docker top NAME` (or of `pgrep -af lmdeploy`) with those of `nvidia-smi"
     " --query-compute-apps=pid,used_memory --format=csv` on the host"
 )
-#: What tells more of a text that stands alone.
+#: What to send if the log is only an error text.
 _SEND: Final = (
     "name the model with --model (what it takes is known then), and paste the lines before this one"
     ' from "Traceback (most recent call last)" on: they say where it ran out'
@@ -90,10 +90,10 @@ _SEND_LINE: Final = (
     'paste the line "CUDA out of memory. Tried to allocate …" as a whole, with the traceback before'
     " it: its figures say who held the card"
 )
-#: Folders of LMDeploy that tell a phase by themselves.
+#: Folders of LMDeploy whose name alone determines a phase.
 _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
 _SEPARATORS: Final = re.compile(r"[/\\]")
-#: Its layers are everybody's: a forward of theirs says of no model which part it is.
+#: Torch's layers, which all models use: a forward in one does not tell the part of a model.
 _TORCH: Final = re.compile(r"[/\\]torch[/\\]")
 
 
@@ -140,7 +140,7 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
 
 
 def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: str) -> Iterator[str]:
-    """Yields that attention held its whole matrix, by its frame or by what it asked for."""
+    """Yields that attention stored its whole matrix, by its frame or by its request's size."""
     if phase == "quantising":
         return
     fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
@@ -160,10 +160,11 @@ def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: st
 
 
 class _Neighbours(NamedTuple):
-    """Others on the card: bytes that the text lists, and bytes that no process of it explains.
+    """Bytes of other processes on the card, by the text's list and without any known owner.
 
-    ``unclear``: this process may be one of those that are listed. What is unclear counts as this
-    process's: the plan is for the card without it, and says so.
+    ``unclear``: this process may be one of the listed ones. Unclear bytes count as this process's
+    own:
+    the plan is then for the card without other processes, and the answer says so.
     """
 
     listed: int
@@ -177,9 +178,9 @@ class _Neighbours(NamedTuple):
 
 
 def _neighbours(case: LogCase, memory: TorchMemory) -> _Neighbours:
-    """Who else is on the card.
+    """Return the bytes of other processes on the card.
 
-    LMDeploy allocates outside torch, so that torch's figures do not tell which of two it is.
+    LMDeploy also allocates outside torch, so torch's figures cannot identify its process.
     """
     larger = any(size > (memory.process or 0) for _, size in memory.others)
     guessed = memory.pid is not None and case.facts.subject.of_lmdeploy and larger
@@ -193,7 +194,7 @@ def _neighbours(case: LogCase, memory: TorchMemory) -> _Neighbours:
 def _unknown(
     mark: LogEvent, memory: TorchMemory, phase: Phase, neighbours: _Neighbours
 ) -> Iterator[str]:
-    """Yields what the text leaves open."""
+    """Yields the questions that the text does not answer."""
     if not mark.stack and phase == "unknown":
         yield "where: the log has no traceback before the error"
     if neighbours.unclear or (memory.pid is not None and memory.outside_torch):
@@ -206,7 +207,7 @@ def _unknown(
 
 
 def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
-    """Yields what would tell where a text that stands alone ran out."""
+    """Yields what to send to find where memory ran out, if the log is only an error text."""
     if mark.stack or phase != "unknown":
         return
     if case.model is None:
@@ -216,7 +217,7 @@ def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> I
 
 
 def missing_of(memory: TorchMemory) -> Missing:
-    """Asked less free, both rounded by torch to hundredths of their unit."""
+    """Requested minus free bytes; torch rounds both to hundredths of their unit."""
     if memory.requested is None or memory.free is None:
         allocation = (
             f"; it asked {format_bytes(memory.requested)}" if memory.requested is not None else ""
@@ -243,7 +244,7 @@ def missing_of(memory: TorchMemory) -> Missing:
 
 
 def _rounding(size: int) -> int:
-    """Half a hundredth of the unit in which torch printed a size."""
+    """The largest rounding error in bytes: half a hundredth of the unit that torch printed."""
     for unit in (GIB, MIB, 1024):
         if size >= unit:
             return unit // 200
@@ -289,7 +290,7 @@ def _figures(memory: TorchMemory, program: str, neighbours: _Neighbours) -> Iter
 
 
 def _end_others(memory: TorchMemory, neighbours: _Neighbours) -> Iterator[str]:
-    """Others that hold the card: always with the condition that they are others."""
+    """Yields advice on processes that hold the card, always on condition that they are others'."""
     if neighbours.listed <= _SMALL:
         return
     if neighbours.unclear:
@@ -306,7 +307,7 @@ def _end_others(memory: TorchMemory, neighbours: _Neighbours) -> Iterator[str]:
 
 
 def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> Iterator[str]:
-    """What leaves more of the card free for this run, surest first."""
+    """Yields changes that leave more of the card free for this run, the surest first."""
     if program == "other" and case.facts.subject.of_lmdeploy:
         program = "lmdeploy"
     if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
@@ -327,7 +328,7 @@ def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> 
 
 
 def _holders(mark: LogEvent, memory: TorchMemory, neighbours: _Neighbours) -> Iterator[Holding]:
-    """Each process with its bytes, as sure as the text is."""
+    """Yields each process with its bytes, as certain as the text is."""
     named = "process {}: this one or another" if neighbours.unclear else "process {}"
     held = {named.format(pid): size for pid, size in memory.others}
     if memory.process is not None and memory.pid is None:
@@ -342,10 +343,11 @@ def _holders(mark: LogEvent, memory: TorchMemory, neighbours: _Neighbours) -> It
 
 
 def _unexplained(case: LogCase, memory: TorchMemory) -> int:
-    """Bytes of the card that no process of the text explains, a CUDA context of this one aside.
+    """Bytes of the card that no process in the text explains, without one context of this process.
 
-    Up to torch 2.0 the process's figure leaves its context out. So much of the rest as a context
-    can take counts as one: a card shared with something that small is planned as an empty one.
+    Up to torch 2.0 the process's figure does not include its context. A rest no larger than a
+    context
+    counts as one: if another process holds that little, the card is planned as empty.
     """
     if memory.total is None or memory.process is None or memory.free is None:
         return 0
@@ -358,7 +360,7 @@ def _unexplained(case: LogCase, memory: TorchMemory) -> int:
 
 
 def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
-    """The phase; the name of the program itself says nothing."""
+    """The phase in which the stack's frames are; the program's own file name is ignored."""
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:
@@ -375,10 +377,10 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
 
 
 def program_of(stack: tuple[PythonFrame, ...], subject: FactCollector) -> str:
-    """The program that ran out, as the table of what takes less memory names it."""
+    """The program that ran out of memory, by its name in the table of less memory."""
     paths = [frame.path.replace("\\", "/") for frame in stack]
     for folder, name in _FOLDERS.items():
         if any(folder in path for path in paths):
             return name
-    # TurboMind computes without torch: what torch allocates beside it is its front end's.
+    # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
     return "lmdeploy-lite" if subject.quantises else "other"

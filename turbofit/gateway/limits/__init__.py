@@ -1,1 +1,1 @@
-"""What a request may hold: fields, images, videos, grammars. No input or output."""
+"""Limits of a request: fields, images, videos, grammars. Pure functions without input, output."""

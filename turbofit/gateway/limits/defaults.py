@@ -1,4 +1,4 @@
-"""A server's defaults for requests: parameters of sampling, arguments of the chat template."""
+"""A server's defaults for requests: sampling parameters, and arguments of the chat template."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import JsonObject
 
 _TEMPLATE: Final = "chat_template_kwargs"
-#: Fields of the chat route that give an argument of the template; a client's goes before a default.
+#: Fields of the chat route that set a template argument; a client's field overrides a default.
 _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
-#: Bytes of the template's arguments, which stand in every request; fewer than any request may have.
+#: The most bytes of the template's arguments, which are in every request; a request may have more.
 _LARGEST_ARGUMENTS: Final = 16 << 10
 _NO_RANGE: Final = Scope()
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
@@ -59,7 +59,7 @@ def _hold_arguments(values: JsonObject, name: str) -> None:
 
 
 def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
-    """The JSON object of an option, which ``hold`` may refuse."""
+    """The JSON object in an option's text; ``hold`` may refuse it."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -76,13 +76,13 @@ def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> Json
     return values
 
 
-#: Fields of options, which read the text of a command line.
+#: Types of options that read the text of a command line.
 JsonSampling = Annotated[dict[str, Any], parsed(partial(_read, _hold_sampling)), Metavar("JSON")]
 JsonArguments = Annotated[dict[str, Any], parsed(partial(_read, _hold_arguments)), Metavar("JSON")]
 
 
 class Defaults(Struct):
-    """Arguments of the chat ``template``, and parameters of ``sampling``."""
+    """Default arguments of the chat ``template``, and default ``sampling`` parameters."""
 
     template: dict[str, Any] = msgspec.field(default_factory=dict)
     sampling: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -95,7 +95,7 @@ class Defaults(Struct):
         return [f"where a request does not say otherwise: {', '.join(parts)}"] if parts else []
 
     def complete(self, kind: str, body: JsonObject) -> None:
-        """Add each default that a body does not give, and its route takes; null gives nothing."""
+        """Add each default that a body lacks and its route takes; null counts as lacking."""
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():
             names = ANSWER_LENGTHS.get(kind, ()) if name == "max_tokens" else (name,)

@@ -1,8 +1,8 @@
-"""What a grammar costs: LMDeploy compiles schemas and patterns on its event loop, for everybody.
+"""Bounds the cost of grammars: LMDeploy compiles schemas and patterns on its event loop.
 
-The prices are seconds of one core, of XGrammar 0.2.8 over 151,643 tokens (the table is in
+The costs are seconds of one core, for XGrammar 0.2.8 and 151,643 tokens (the table is in
 `bench/gateway/GRAMMARS.md`), each at its upper end: over. XGrammar compiles with up to eight
-threads, so that a second of the loop buys as many seconds of one core as there are cores, up to
+threads, so a second of the loop is worth as many seconds of one core as there are cores, up to
 eight.
 """
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
 
-#: Bytes of all schemas of a request; how deep they are nested (100: 0.7 s, 400: over 40 s).
+#: Bytes of all schemas of a request, and the depth of their nesting (100: 0.7 s, 400: over 40 s).
 _BYTES: Final = 64 << 10
 _DEPTH: Final = 64
-#: Characters of one pattern.
+#: The most characters of one pattern.
 _PATTERN: Final = 4096
-#: Tools of a request; a model's template writes each of them into the prompt, which takes 0.04 s
-#: for 64 KiB of them and 1 s for a MiB (`bench/gateway/STALLS.md`).
+#: The most tools of a request; a model's template writes each of them into the prompt, which takes
+#: 0.04 s for 64 KiB of them and 1 s for a MiB (`bench/gateway/STALLS.md`).
 _TOOLS: Final = 128
 
 _BASE: Final = 0.05
 _PROPERTY: Final = 0.001
-#: Optional properties of an object cost their square: 50 of them 0.39 s, 100 of them 1.2 s.
+#: Seconds by the square of an object's optional properties: 50 take 0.39 s, 100 take 1.2 s.
 _OPTIONAL_SQUARED: Final = 1.6e-4
-#: A counted length of a string: 50 cost 2.3 s, ``.{1,100}`` 7.3 s, and more costs no more.
+#: Seconds by a string's counted length: 50 take 2.3 s, ``.{1,100}`` 7.3 s, and more no longer.
 _LENGTH: Final = 0.08
 _MOST_LENGTH: Final = 95
-#: Of a pattern's weight: ``[a-z]{1,100}`` 0.8 s.
+#: Seconds by a pattern's weight: ``[a-z]{1,100}`` takes 0.8 s.
 _WEIGHT: Final = 5e-4
 _LOOPS_SQUARED: Final = 1e-3
 _MOST_WEIGHT: Final = 1 << 20
@@ -50,14 +50,14 @@ _BYTE: Final = 1.3e-6
 _LENGTHS: Final = ("minLength", "maxLength")
 _MOST_THREADS: Final = 8
 _COUNTED: Final = re.compile(r"\{\s*(\d*)\s*(,?)\s*(\d*)\s*\}")
-#: Of an atom that nearly all tokens match, and of one that many match: the figures are above.
+#: Weights of an atom that nearly all tokens match, and of one that many match: see above.
 _WIDE: Final = 160
 _CLASS_WEIGHT: Final = 16
 _CLASS: Final = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]")
 
 
 def check_format(body: JsonObject) -> list[str]:
-    """Bound ``response_format`` or ``text`` in place; what was dropped: ``maxLength=200->none``.
+    """Bound ``response_format`` or ``text`` in place; returns changes like ``maxLength=200->none``.
 
     Raises:
         Refusal: it is no object, or compiling it would take too long.
@@ -76,12 +76,12 @@ def check_format(body: JsonObject) -> list[str]:
 
 @cache
 def lacks_xgrammar() -> bool:
-    """Whether LMDeploy, which has this process's packages, can compile no form of an answer."""
+    """Whether LMDeploy, which has this process's packages, cannot compile the form of an answer."""
     return find_spec("xgrammar") is None
 
 
 def forces_form(body: JsonObject) -> bool:
-    """Whether an answer must be of a schema, or the call of a tool."""
+    """Whether an answer must follow a schema, or be the call of a tool."""
     text, choice = body.get("text"), body.get("tool_choice")
     form = text.get("format") if isinstance(text, dict) else body.get("response_format")
     if isinstance(form, dict) and form.get("type") != "text":
@@ -91,10 +91,10 @@ def forces_form(body: JsonObject) -> bool:
 
 
 def check_tools(tools: Any) -> list[str]:
-    """Bound the schemas of tools, in place; as `check_format`.
+    """Bound the schemas of tools, in place; returns changes as `check_format` does.
 
     Raises:
-        Refusal: they are no list, too many, or their schemas would take too long.
+        Refusal: the tools are no list, too many, or compiling them would take too long.
     """
     if tools is None:
         return []
@@ -106,7 +106,7 @@ def check_tools(tools: Any) -> list[str]:
 
 
 def grammar_seconds(name: str, value: Any) -> float:
-    """What compiling all schemas and patterns inside would cost, in seconds of one core.
+    """The cost of compiling all schemas and patterns in a value, in seconds of one core.
 
     Raises:
         Refusal: a pattern is too long.
@@ -132,7 +132,7 @@ def grammar_seconds(name: str, value: Any) -> float:
 
 
 def _bound(name: str, value: Any) -> list[str]:
-    """Leave counted lengths of strings out where they make it cost too much."""
+    """Leave out counted lengths of strings if they make compiling too slow; returns changes."""
     size = len(msgspec.json.encode(value))
     if size > _BYTES:
         raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
@@ -152,7 +152,7 @@ def _bound(name: str, value: Any) -> list[str]:
 
 @cache
 def threads_here() -> int:
-    """Threads that XGrammar gets the time of: it may start more where a cgroup has a quota."""
+    """The threads for which XGrammar has cores: it may start more than a cgroup's quota allows."""
     cores = usable_cores()
     return 1 if cores == NA else min(int(cores), _MOST_THREADS)
 
@@ -162,7 +162,7 @@ def _lengths(schema: dict[str, Any]) -> list[str]:
 
 
 def _check_schema_type(name: str, value: dict[str, Any]) -> None:
-    """LMDeploy answers 500 for a schema of another type in the Responses API."""
+    """Refuse a schema of another type, for which LMDeploy's Responses API answers 500."""
     inner = value.get("format") if name == "text" else value.get("json_schema")
     if inner is not None and not isinstance(inner, dict):
         raise refused(name, "holds a format that is no object")
@@ -172,7 +172,7 @@ def _check_schema_type(name: str, value: dict[str, Any]) -> None:
 
 
 def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
-    """All objects inside, each taken for a schema."""
+    """All objects in a value; each is treated as a schema."""
     level: list[Any] = [value]
     for _ in range(_DEPTH):
         deeper: list[Any] = []
@@ -187,11 +187,11 @@ def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
 
 
 def pattern_weight(pattern: str, most: int) -> tuple[int, int]:
-    """Weight of a pattern once ``x{2,5}`` is five of ``x``, nested ones multiplied; and its loops.
+    """The weight of a pattern with repeats written out (``x{2,5}`` is five ``x``), and its loops.
 
-    A letter weighs 1; a class, which many tokens match, 16; ``.`` and other classes that nearly all
-    tokens match, 160. Loops are ``?``, ``*`` and ``+``. Over for alternatives, of which only one is
-    matched.
+    Nested repeats multiply. A letter weighs 1; a class, which many tokens match, 16; ``.`` and
+    other classes that nearly all tokens match, 160. Loops are ``?``, ``*`` and ``+``. Over for
+    alternatives, of which only one is matched.
     """
     outer: list[tuple[int, int]] = []
     size = last = loops = last_loops = index = 0
@@ -223,7 +223,7 @@ def pattern_weight(pattern: str, most: int) -> tuple[int, int]:
 
 
 def _atom(pattern: str, index: int) -> tuple[int, int]:
-    """Weight of what stands here, and where the next begins."""
+    """The weight of the atom at ``index``, and the index of the next one."""
     letter = pattern[index]
     if letter == "[":
         whole = _CLASS.match(pattern, index)

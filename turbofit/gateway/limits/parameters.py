@@ -1,7 +1,7 @@
-"""Every field of LMDeploy's request models, and the range in which an engine survives it.
+"""Every field of LMDeploy's request models, with the range in which an engine survives it.
 
-Data only; `rules` says what each kind of rule means. A test reads the models of the installed
-LMDeploy and fails for a field that is not here.
+Data only; `rules` explains each kind of rule. A test reads the models of the installed LMDeploy and
+fails for a field that is missing here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
-#: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f):
-#: 10 ms each over 151,643 tokens, 0.3 s for one that stands in tens of thousands of them ("e"),
-#: 2.8 s for one of 1 MB; the empty one stands in all.
+#: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f): 10 ms
+#: each for 151,643 tokens, 0.3 s for one that is part of tens of thousands of them ("e"), 2.8 s for
+#: one of 1 MB; the empty string is part of all.
 _STOP: Final = Texts(most=16, characters=1024, short=4)
-#: The answer's length: what is left of the session is the limit, as in the engines themselves:
+#: The answer's length: its limit is what the prompt leaves of the session, as in the engines:
 #: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #a7a408
 _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
@@ -41,24 +41,25 @@ _MEDIA: Final = ElsewhereRule(by="request_body: keywords of processors are the p
 _CONVERSATION: Final = ElsewhereRule(by="request_body and ranges: shape, number of messages, bytes")
 _SESSION: Final = DroppedRule(why="a client could occupy the numbers of others")
 _GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
-#: Pydantic takes 7 us an item that it refuses, and as long to say so.
+#: Pydantic takes 7 us for an item that it refuses, and as long again for the message.
 _UNREAD: Final = ShortRule(most=256)
 
 _SAMPLING: Final[Mapping[str, Rule]] = {
     # lmdeploy lmdeploy/messages.py::GenerationConfig.__post_init__ #4a7ab0
-    # asserts 0 to 2; less than 0.01 divides logits to infinity.
+    # It asserts 0 to 2; less than 0.01 divides logits to infinity.
     "temperature": Number(least=0, most=2, floor=0.01),
     "top_p": Number(least=0, most=1, above=True),
-    # Only the chat route checks it: elsewhere GenerationConfig's assertion is an answer 500.
+    # Only the chat route checks it: elsewhere GenerationConfig's assertion causes an answer 500.
     "min_p": Number(least=0, most=1),
     # lmdeploy _turbomind.*.so `top-k kernel supports 1<=k<=1024`: std::domain_error, its end.
     # Above the vocabulary torch.topk raises, which ends the PyTorch engine's loop.
     "top_k": IntegerRule(most=1024, over="lower"),
-    # TurboMind divides by it: 0 and NaN make logits that sampling finds no token in; 100 keeps
+    # TurboMind divides by it: 0 and NaN make logits in which sampling finds no token; 100 keeps
     # float16 logits below infinity.
     # lmdeploy 0.16.0 src/turbomind/kernels/sampling_penalty_kernels.cu::RepetitionPenaltyKernel
     "repetition_penalty": Number(least=0, above=True, floor=0.01, most=100),
-    # Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`): a longer n-gram raises
+    # A Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`): a longer n-gram
+    # raises
     # there, which ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c63173
     "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
     "repetition_ngram_threshold": IntegerRule(over="lower"),
@@ -74,10 +75,10 @@ _OPENAI: Final[Mapping[str, Rule]] = {
     "n": IntegerRule(least=1),  # `check_request` holds the copies to the plan
     "max_tokens": _LENGTH,
     "max_completion_tokens": _LENGTH,
-    # Others than uint64 are an answer 500; OpenAI's may be negative:
+    # Other numbers than uint64 cause an answer 500; OpenAI's may be negative:
     # lmdeploy 0.16.0 src/turbomind/engine/request.h `uint64_t random_seed`
     "seed": IntegerRule(most=(1 << 64) - 1, over="wrap"),
-    # Ignored, OpenAI's range: lmdeploy openai/protocol.py::ChatCompletionRequest `presence_penalty`
+    # Ignored; OpenAI's range: lmdeploy openai/protocol.py::ChatCompletionRequest `presence_penalty`
     "presence_penalty": Number(least=-2, most=2, clamp=True),
     "frequency_penalty": Number(least=-2, most=2, clamp=True),
     "stream_options": _UNREAD,
@@ -88,7 +89,7 @@ _RETURNS: Final[Mapping[str, Rule]] = {
     "return_logprob": Flag(),
     "return_routed_experts": Flag(),
 }
-#: A negative id is cast into the embedding's index; one beyond it reads other memory.
+#: A negative id is cast into the embedding's index; an id beyond it reads other memory.
 _INPUT: Final = Ids(most="session")
 
 _CHAT: Final[Mapping[str, Rule]] = {
@@ -106,7 +107,7 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "parallel_tool_calls": Flag(),
     "logprobs": Flag(),
     "top_logprobs": IntegerRule(most=20),
-    # The PyTorch engine adds each on its own, for each token of each answer: 5 ms for 1,024 of
+    # The PyTorch engine adds each separately, for each token of each answer: 5 ms for 1,024 of
     # them, 0.5 s for 100,000 (`bench/gateway/STALLS.md`).
     "logit_bias": Biases(most=1024, bias=100),
     "reasoning_effort": TextRule(most=64),
@@ -119,11 +120,11 @@ _CHAT: Final[Mapping[str, Rule]] = {
 _COMPLETIONS: Final[Mapping[str, Rule]] = {
     **_SAMPLING,
     **_OPENAI,
-    # An empty one has no tokens, which is an answer 500.
+    # An empty prompt has no tokens, which causes an answer 500.
     "prompt": Texts(),
     "suffix": _UNREAD,
     "echo": Flag(),
-    # Any is an answer 500: lmdeploy openai/endpoints/completions.py `logprobs is removed`
+    # Any value causes an answer 500: lmdeploy openai/endpoints/completions.py `logprobs is removed`
     "logprobs": IntegerRule(
         most=0, instead=" on this route: /v1/chat/completions and /generate give log probabilities"
     ),
@@ -185,7 +186,7 @@ _RESPONSES: Final[Mapping[str, Rule]] = {
     **{name: _OPENAI[name] for name in (
         "model", "seed", "presence_penalty", "frequency_penalty", "user",
     )},
-    # 0 is in: lmdeploy openai/responses/request.py::_validate_sampling_request #611ea7
+    # 0 is allowed: lmdeploy openai/responses/request.py::_validate_sampling_request #611ea7
     "top_p": Number(least=0, most=1),
     "input": _CONVERSATION,
     "instructions": _CONVERSATION,
@@ -196,7 +197,7 @@ _RESPONSES: Final[Mapping[str, Rule]] = {
     "tools": _CHAT["tools"],
 }  # fmt: skip
 
-#: By `routes.Kind`, then by field.
+#: Rules by `routes.Kind`, then by field.
 RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
     "chat": _CHAT,
     "completions": _COMPLETIONS,
@@ -206,12 +207,12 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
     "responses": _RESPONSES,
 }
 
-#: Where an engine differs: its rule is held beside the one above, on every route.
+#: Rules of one engine: they hold in addition to the rules above, on every route.
 DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "turbomind": {},
     "pytorch": {
-        # Its server makes a local function of it, which cannot be pickled on the way to its engine:
-        # 500 with "Can't pickle local object":
+        # Its server makes a local function of it, which cannot be pickled for its engine: 500 with
+        # "Can't pickle local object":
         # lmdeploy chat_completions/logits_processors.py::logit_bias_logits_processor #798a3e
         "logit_bias": RefusedRule(
             why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
@@ -224,14 +225,14 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
         # transformers 5.17.0 serving/chat_completion.py `repetition_penalty`
         "frequency_penalty": Number(least=-0.99, most=2, clamp=True),
         # transformers 5.17.0 generation/stopping_criteria.py::StopStringCriteria #80ebf4
-        # lays each string beside each token in Python: 0.4 s and 22 ms a character over 150,000
+        # compares each string with each token in Python: 0.4 s and 22 ms a character for 150,000
         # tokens; 16 strings of 1,024 took a minute and 10 GB of host memory with a tokenizer of
-        # bytes alone. Of an empty list it says that it cannot be found, in an answer 500.
+        # bytes alone. For an empty list it says that it cannot be found, in an answer 500.
         "stop": Texts(most=4, together=64),
     },
 }
 
-#: By field of LMDeploy's GenerationConfig, for `turbofit.pipeline`.
+#: Rules by field of LMDeploy's GenerationConfig, for `turbofit.pipeline`.
 GENERATION: Final[Mapping[str, Rule]] = {
     **{
         name: _SAMPLING[name]
@@ -260,7 +261,7 @@ GENERATION: Final[Mapping[str, Rule]] = {
     "logprob_start_len": _GENERATE["logprob_start_len"],
 }  # fmt: skip
 
-#: Limits of the answer's length, by kind; the first one given is the one that LMDeploy reads.
+#: Fields that limit the answer's length, by kind; LMDeploy reads the first one that is given.
 ANSWER_LENGTHS: Final[Mapping[str, tuple[str, ...]]] = {
     "chat": ("max_completion_tokens", "max_tokens"),
     "completions": ("max_completion_tokens", "max_tokens"),
@@ -270,8 +271,8 @@ ANSWER_LENGTHS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 MOST_TEMPLATE_ARGUMENTS: Final = 64
-#: Arguments of Transformers' apply_chat_template, which LMDeploy passes ``chat_template_kwargs``
-#: to: a template of the client's own runs on the event loop for as long as it likes.
+#: Arguments of Transformers' apply_chat_template, to which LMDeploy passes
+#: ``chat_template_kwargs``: a client's own template would run on the event loop for any time.
 TEMPLATE_ARGUMENTS: Final = frozenset(
     {
         "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
@@ -284,9 +285,9 @@ TEMPLATE_ARGUMENTS: Final = frozenset(
 
 @cache
 def passed(kind: str) -> frozenset[str]:
-    """Fields of a route that are passed on; all others are left out.
+    """The fields of a route that are passed on; all others are left out.
 
-    What LMDeploy does not declare it ignores; a later version may begin to read an image or a limit
-    there, which is why it does not pass unseen.
+    LMDeploy ignores fields that it does not declare; but a later version may read an image or a
+    limit from one, so no unknown field passes.
     """
     return frozenset(name for name, rule in RULES.get(kind, {}).items() if rule.passed)

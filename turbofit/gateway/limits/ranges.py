@@ -1,4 +1,4 @@
-"""Holds the fields of a request to `parameters.RULES`, before anything of an engine sees them."""
+"""Holds the fields of a request to `parameters.RULES`, before an engine sees them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.limits.rules import Rule
 
-#: Messages and their parts. LMDeploy takes 43 us each on its event loop, so that these take 0.4 s.
-#: Over: a chat of more of them is refused, whether or not it would fit the session.
+#: The most messages and parts of them. LMDeploy takes 43 us for each on its event loop, 0.4 s for
+#: all of these. Over: a chat with more is refused, even if it would fit the session.
 _MOST_MESSAGES: Final = 8192
 _CONVERSATIONS: Final = ("messages", "input", "system")
 _TEMPLATE: Final = "chat_template_kwargs"
 _ASCII: Final = bytes(range(128))
-#: Bytes that NFC makes of one byte at most (Unicode Standard Annex 15, table of expansion factors).
+#: The most bytes that NFC makes of one byte (Unicode Standard Annex 15, expansion factors).
 _NFC: Final = 3
 
 
@@ -45,9 +45,9 @@ def scope_of(bounds: Bounds) -> Scope:
 
 
 def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
-    """Hold each field to its range, in place; what was changed, as ``top_k=4096->1024``.
+    """Hold each field to its range, in place; returns changes like ``top_k=4096->1024``.
 
-    ``body`` has known fields only, none of them null; ``kind`` is a `routes.Kind`.
+    ``body`` has only known fields, none of which is null; ``kind`` is a `routes.Kind`.
     """
     changes = hold_fields(RULES[kind], body, scope)
     _check_conversation(body, scope.session)
@@ -56,7 +56,7 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
 
 
 def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> list[str]:
-    """Hold values to their rules, in place; what was changed."""
+    """Hold values to their rules, in place; returns the changes."""
     changes = []
     for name, value in fields.items():
         in_range = _in_range(name, value, rules[name], scope)
@@ -68,10 +68,10 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
 
 
 def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
-    """Lower the answer's length to the tokens that are ``left``, in place; what was changed.
+    """Lower the answer's length to ``left`` tokens, in place; returns the changes.
 
-    Over by the tokens of the text, which nobody has counted yet: the engines lower it by those
-    themselves, without a word.
+    Over by the tokens of the text, which are not counted yet: the engines themselves lower the
+    length by those, silently.
     """
     changes = []
     for name in ANSWER_LENGTHS.get(kind, ()):
@@ -91,7 +91,7 @@ def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
 
 
 def _differs(value: Any, in_range: float) -> bool:
-    """Whether it is not the same number, spelled otherwise."""
+    """Whether the value is another number, and not only another spelling of it."""
     if isinstance(in_range, bool):
         return False
     try:
@@ -101,7 +101,7 @@ def _differs(value: Any, in_range: float) -> bool:
 
 
 def _check_conversation(body: Mapping[str, Any], session: int) -> None:
-    """Refuse too many messages; each is a token at least in every chat template."""
+    """Refuse too many messages; in every chat template each takes at least a token."""
     most = min(_MOST_MESSAGES, session or _MOST_MESSAGES)
     parts = 0
     for name in _CONVERSATIONS:
@@ -112,7 +112,7 @@ def _check_conversation(body: Mapping[str, Any], session: int) -> None:
             raise refused(name, f"has {len(listed)} messages, the limit is {most}")
         for message in listed:
             if not isinstance(message, dict):
-                # The Responses API tries it as sixty types of items, and says of each why not.
+                # The Responses API tries it as sixty types of items, and reports every failure.
                 raise refused(name, "holds something that is no object")
             parts += _parts(message.get("content"))
         if parts > _MOST_MESSAGES:
@@ -120,7 +120,7 @@ def _check_conversation(body: Mapping[str, Any], session: int) -> None:
 
 
 def _parts(content: Any) -> int:
-    """Parts of a message, and of the tool results among them."""
+    """The number of parts of a message, and of the tool results among them."""
     if not isinstance(content, list):
         return 0
     inner = (part.get("content") for part in content if isinstance(part, dict))
@@ -128,7 +128,7 @@ def _parts(content: Any) -> int:
 
 
 def check_template(arguments: Any) -> None:
-    """Refuse arguments of a chat template that are too many, or the server's own.
+    """Refuse arguments of a chat template that are too many, or that the server sets itself.
 
     Raises:
         Refusal: it is no object, has too many names, or one that the server sets.
@@ -147,11 +147,11 @@ def check_template(arguments: Any) -> None:
 
 
 def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: int) -> int:
-    """Tokens of the prompt and of the longest answer of one copy; `UNSTATED`: no length is stated.
+    """Tokens of the prompt and the longest answer of one copy; `UNSTATED` if no length is stated.
 
-    A token of a text has one byte at least. Under for a tokenizer that normalises by NFKC, and for
+    A token of a text has at least one byte. Under for a tokenizer that normalises by NFKC, and for
     a template that writes tools more than twice as long as they came. ``raw`` is the JSON of
-    ``body``, ``beside`` the bytes of it that are no images, ``images`` the images' tokens.
+    ``body``, ``beside`` the number of its bytes that are no images, ``images`` the images' tokens.
     """
     stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
     answer = max((length for length in stated if isinstance(length, int)), default=None)
@@ -163,7 +163,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
 
 
 def _normalised(raw: bytes) -> int:
-    """Bytes that a tokenizer's NFC may add to a text: it adds none to nearly all of them."""
+    """Bytes that a tokenizer's NFC may add to a text: 0 for nearly all texts."""
     if raw.isascii():
         return 0
     high = raw.translate(None, _ASCII)

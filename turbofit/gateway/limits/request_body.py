@@ -1,8 +1,8 @@
-"""Where each API hides images and numbers: a body is read, and rewritten in one canonical shape.
+"""Finds images and numbers where each API hides them, and rewrites a body in one form.
 
 Pure: nothing is decoded or fetched here. `read_body` finds the images as slots; once they are
 known, `MediaSlot.fill` writes each back inline. LMDeploy then sees one spelling of everything, and
-never a URL, a path or a knob that a client wrote.
+never a URL, a path or a parameter that a client wrote.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
 
 _Shape = Literal["part", "data", "block", "count", "clip"]
 
-#: Types of a message part that is text; the longer names are those of the Responses API.
+#: Types of message parts that are text; the longer names are those of the Responses API.
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
-#: Types of a message part that LMDeploy's multimodal processor takes for an image.
+#: Types of message parts that LMDeploy's multimodal processor reads as an image.
 _IMAGE_PARTS: Final = ("image_url", "image", "image_data")
-#: Those that it takes for a video.
+#: Types that it reads as a video.
 _CLIP_PARTS: Final = ("video_url", "video")
-#: What it takes for something else, and no plan counts.
+#: Types that it reads as other media, which no plan counts.
 _OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
-#: Blocks of the Messages API that LMDeploy makes a prompt of; of others it writes their JSON there.
+#: Blocks of the Messages API that LMDeploy turns into a prompt; of others it writes the JSON there.
 #: lmdeploy lmdeploy/serve/anthropic/adapter.py::to_openai_messages #aeac4d
 _BLOCKS: Final = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 #: Types of the items of a Responses request.
 _ITEMS: Final = ("message", "function_call", "function_call_output")
-#: What a refusal says is taken, of a chat, of messages, and where only text is.
+#: What a refusal says is accepted: in a chat, in messages, and where only text is.
 _PARTS_TAKEN: Final = "text, image_url and video_url are taken"
 _BLOCKS_TAKEN: Final = "text, image and tool_result are taken"
 _TEXT_TAKEN: Final = "text is taken"
-#: LMDeploy's own intermediate messages travel under these roles.
+#: Roles of LMDeploy's own internal messages.
 _INNER_ROLES: Final = ("preprocess", "forward")
 
 
 @dataclass(eq=False)
 class MediaSlot:
-    """A place in a body where an image stands, or a video (shape ``clip``).
+    """A place in a body that holds an image, or a video (shape ``clip``).
 
-    ``source`` is what the client wrote: a URL, or base64 where ``inline``; ``options`` are the
-    parameters beside it, ``shape`` is how it is written back, at ``index`` of the list ``place``.
+    ``source`` is the client's URL, or base64 if ``inline``; ``options`` are the parameters beside
+    it; ``shape`` is the form in which it is written back, at ``index`` of the list ``place``.
     """
 
     source: str
@@ -63,12 +63,12 @@ class MediaSlot:
 
     @property
     def remote(self) -> bool:
-        """Whether it lies elsewhere."""
+        """Whether it must be fetched."""
         return not self.inline and self.source[:8].lower().startswith(("http://", "https://"))
 
     @property
     def carries(self) -> bool:
-        """Whether parameters can be written here."""
+        """Whether parameters can be written at this place."""
         return self.shape in ("part", "data")
 
     def show(self, url: str) -> None:
@@ -76,7 +76,7 @@ class MediaSlot:
         self.place[self.index] = {"type": "video_url", "video_url": {"url": url}}
 
     def fill(self, picture: Picture, knobs: dict[str, int]) -> None:
-        """Write the image back inline, with the parameters it is held to."""
+        """Write the image back inline, with the parameters that limit it."""
         if self.shape == "count":
             self.place[self.index] = {"type": "text", "text": ""}
         elif self.shape == "block":
@@ -92,9 +92,9 @@ class MediaSlot:
 class Parsed:
     """A body as it will be passed on, once its slots are filled.
 
-    ``prompts`` are how many it has, ``lowered`` says what was changed so far. ``watching`` is what
-    the client asked of the loader and the processor of its video, ``of_images`` of the processor of
-    its images.
+    ``prompts`` is the number of its prompts, ``lowered`` lists the changes so far. ``watching`` are
+    the client's options for the loader and the processor of its video, ``of_images`` those for the
+    processor of its images.
     """
 
     body: JsonObject
@@ -106,23 +106,24 @@ class Parsed:
 
     @property
     def copies(self) -> int:
-        """The requests that the engine makes of it, once its numbers are in their ranges."""
+        """The number of requests that the engine makes of it; call it when `n` is in its range."""
         number: int = self.body.get("n") or 1
         return self.prompts * number
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:
-    """Find the images and numbers of a decoded body, in place, and drop what is not passed on.
+    """Find the images and numbers of a decoded body, in place, and drop unknown fields.
 
-    Refuses a shape that LMDeploy does not take, or that could carry an image past the gateway.
+    It refuses a form that LMDeploy does not take, or that could carry an image past the gateway.
 
     Raises:
+        Refusal: the body does not have the form of its API.
         Refusal: the body has not the form of its API.
     """
     if not isinstance(body, dict):
         raise Refusal("bad_body")
     fields = passed(kind)
-    # A null stands for the default, which LMDeploy takes only from a field's absence.
+    # A null means the default, which LMDeploy uses only if the field is missing.
     parsed = Parsed({k: v for k, v in body.items() if k in fields and v is not None})
     _READERS[kind](parsed)
     _processor_fields(parsed)
@@ -166,7 +167,7 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
 
 
 def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
-    """The image or video at a place of a message's content."""
+    """The slot of the image or video at a place of a message's content."""
     kind = content[index]["type"]
     image = kind in _IMAGE_PARTS
     if role not in ("user", "tool"):
@@ -178,19 +179,18 @@ def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
 
 
 def _not_taken(field: str, kind: str, taken: str) -> Refusal:
-    """The refusal of a part whose type is not among those that are ``taken``."""
+    """The refusal of a part whose type is not among the accepted ones."""
     media = kind in (*_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS)
     what = "type" if media else "unknown type"
     return refused(field, f"holds a part of {what} {kind[:20]!r}: {taken} here")
 
 
 def _forget_unknown(parsed: Parsed, field: str, content: list[Any], taken: Sequence[str]) -> None:
-    """Leave out of an earlier answer what is no input: ``thinking`` and the like.
+    """Leave parts out of an earlier answer that are no input, such as ``thinking``.
 
-    Clients send answers back with everything that another server put there. LMDeploy ignores it
-    where no image is in the request, and leaves it to the chat template where one is. A user's own
-    part of unknown type is refused instead: an answer that never saw it would pass for one that
-    did.
+    Clients send answers back with everything that another server put there. LMDeploy ignores these
+    parts without an image in the request, and leaves them to the chat template with one. A user's
+    own part of unknown type is refused instead: the answer would look as if it had read that part.
     """
     known = (*taken, *_CLIP_PARTS, *_OTHER_PARTS)
     kinds = [_part_type(part, field) for part in content]
@@ -208,7 +208,7 @@ def _part_type(part: Any, field: str = "messages") -> str:
 
 
 def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
-    """URL and parameters of an image part: a value beside its parameters, or an object of both."""
+    """An image part's URL and parameters, which are beside the URL or in one object with it."""
     value = part.get(kind)
     options = {name: option for name, option in part.items() if name not in ("type", kind)}
     if not isinstance(value, dict):
@@ -223,7 +223,7 @@ def _url(value: Any) -> str:
 
 
 def _image_data(parsed: Parsed) -> None:
-    """``image_data`` beside ``input_ids`` or a prompt: a URL, an object, or a list of these."""
+    """Find the images of ``image_data``: a URL, an object, or a list of these."""
     if "image_data" not in parsed.body:
         return
     value = parsed.body["image_data"]
@@ -235,7 +235,7 @@ def _image_data(parsed: Parsed) -> None:
 
 
 def _completions(parsed: Parsed) -> None:
-    """Text only: LMDeploy takes a list of anything, messages with images included."""
+    """Accept only text: LMDeploy takes a list of anything, also messages with images."""
     value = parsed.body.get("prompt")
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
@@ -267,7 +267,7 @@ def _anthropic(parsed: Parsed, shape: _Shape) -> None:
 
 
 def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: int = 0) -> None:
-    """Image blocks of a message, and of the tool results inside it."""
+    """Find the image blocks of a message, and of the tool results inside it."""
     for index, block in enumerate(blocks):
         kind = _part_type(block)
         if kind == "image":
@@ -283,7 +283,7 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
 
 
 def _check_texts(field: str, parts: list[Any]) -> None:
-    """Refuse a part that is no text, which nobody would read there."""
+    """Refuse a part that is no text, which LMDeploy would not read there."""
     for part in parts:
         if (kind := _part_type(part, field)) not in _TEXT_PARTS:
             raise _not_taken(field, kind, _TEXT_TAKEN)
@@ -301,7 +301,7 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
 
 
 def _responses(parsed: Parsed) -> None:
-    """Text only, as LMDeploy itself says; looked through in case a later one thinks better."""
+    """Accept only text, like LMDeploy now; refuses images in case a later one takes them."""
     given = parsed.body.get("input")
     for item in given if isinstance(given, list) else []:
         if isinstance(item, dict):
@@ -321,7 +321,7 @@ def _responses(parsed: Parsed) -> None:
 
 
 def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
-    """Refuse an item of a Responses request, or a part of one, that nobody would read."""
+    """Refuse an item of a Responses request, or a part of one, that LMDeploy would not read."""
     kind = item.get("type", "message")
     if kind not in _ITEMS:
         raise _not_taken("input", str(kind), f"{', '.join(_ITEMS)} are taken")
@@ -333,7 +333,7 @@ def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
 
 
 def _processor_fields(parsed: Parsed) -> None:
-    """Keep the keywords of a video and of the image processor aside, and drop all others."""
+    """Keep the keywords of a video and of the image processor, and drop all others."""
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):
         value = parsed.body.pop(name, None)
@@ -346,7 +346,7 @@ def _processor_fields(parsed: Parsed) -> None:
 
 
 def _taken_out(value: Any, key: str) -> dict[str, Any]:
-    """The object below a key, which is taken out of its own; empty where there is none."""
+    """Remove the object below a key and return it; empty if there is none."""
     if not isinstance(value, dict) or not isinstance(value.get(key), dict):
         return {}
     inner: dict[str, Any] = value.pop(key)
@@ -354,7 +354,7 @@ def _taken_out(value: Any, key: str) -> dict[str, Any]:
 
 
 def _names_in(value: Any) -> str:
-    """The names in an object, as far as a header carries them."""
+    """The names in an object, shortened for a header."""
     names = "+".join(sorted(value)) if isinstance(value, dict) else ""
     return "".join(c for c in names[:40] if c.isascii() and (c.isalnum() or c in "_+"))
 

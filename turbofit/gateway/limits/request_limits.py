@@ -1,9 +1,9 @@
-"""What one request may hold: pure functions from a plan and image sizes to LMDeploy's parameters.
+"""The limits of one request: pure functions from a plan and image sizes to LMDeploy's parameters.
 
-Every image that can carry parameters is given explicit ones, whatever the model's default, so that
-the limit holds with and without the overlay. Where it cannot (blocks of the Messages API, InternVL
-in the Transformers format), it is counted at the default. What is past the plan all the same raises
-a `Refusal`.
+Every image that can carry parameters gets explicit ones, whatever the model's default is, so the
+limit holds with and without the overlay. An image that cannot (in blocks of the Messages API, or
+for InternVL in the Transformers format) is counted at the default. A request that still exceeds the
+plan raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -32,37 +32,36 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
-#: What LMDeploy reads beside an image.
+#: Parameters that LMDeploy reads beside an image.
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 
 _SHOWN: Final = 24
-#: Bytes of a value of an image while it is preprocessed: at 32 bits, and at 16 of the result.
+#: Bytes of an image's value during preprocessing: at 32 bits, and at 16 bits for the result.
 _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
-#: Bytes of text that LMDeploy may always be given: 0.5 s of its event loop (2 s a MB).
+#: Bytes of text that LMDeploy may always get: 0.5 s of its event loop (2 s a MB).
 _LEAST_TEXT: Final = 256 << 10
-#: Bytes of a token of the session, beyond that. No language's text has so many on average; a text
-#: of long runs of one character may. Over: such a one is refused where it would just fit.
+#: Bytes for each token of the session, beyond that. No language's text has so many on average; a
+#: text with long runs of one character may. Over: such a text is refused if it would just fit.
 _BYTES_PER_TOKEN: Final = 8
-#: Bytes of the longest token, twice the 128 spaces of common vocabularies: text of more cannot fit.
-#: Under: most of what is shorter does not fit either. Tools and names have room in any case.
+#: Bytes of the longest token, twice the 128 spaces of common vocabularies: a longer text cannot
+#: fit. Under: most texts somewhat shorter do not fit either. Tools and names always have room.
 _LONGEST_TOKEN: Final = 256
 _LEAST_BODY: Final = 1 << 16
-#: Bytes of host memory for images, at least; and where nobody knows how much there is.
+#: Bytes of host memory for images: at least, and if the host's memory is unknown.
 _LEAST_HOST, _UNKNOWN_HOST = 2 * GIB, 4 * GIB
 
 
 class Bounds(Struct):
-    """What requests are held to.
+    """Limits for requests.
 
     ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
-    ``gate`` are the units that one engine's forward may have, None where the plan paid for the
-    engine's own bound; ``kv`` is its cache then, see `gate.Gate`. ``bytes_per_unit`` are bytes of
-    host memory while one unit is preprocessed. ``watches``: the engine and its model take videos,
-    each in the place of an image. ``serial``: engines answer one request after the other, and read
-    no parameters of images. ``vocabulary`` are rows of the embedding, 0 where that is not known.
-    ``host_bytes`` of images may be in flight to one engine. ``shares`` are the requests that the
-    plan counts on at each of its unequal engines. ``keeps_prefixes``: engines keep the beginnings
-    of requests in their caches.
+    ``gate``: units that one engine's forward may have, None if the plan pays for the engine's own
+    bound; ``kv`` is then its cache, see `gate.Gate`. ``bytes_per_unit``: bytes of host memory while
+    one unit is preprocessed. ``watches``: the engine and its model take videos, each instead of an
+    image. ``serial``: engines answer one request after another, and read no parameters of images.
+    ``vocabulary``: rows of the embedding, 0 if unknown. ``host_bytes``: host memory for the images
+    that are in flight to one engine. ``shares``: the requests that the plan expects at each of its
+    unequal engines. ``keeps_prefixes``: engines keep the prefixes of requests in their caches.
     """
 
     rule: AnyImageRule | None
@@ -82,25 +81,25 @@ class Bounds(Struct):
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of a text; one past any context need not be tokenised."""
+        """The most bytes of a text; a text beyond any context need not be tokenised."""
         tokens = self.longest_request_tokens
         cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
         return min(cheap, max(_LEAST_BODY, _LONGEST_TOKEN * tokens))
 
     @property
     def beside_images(self) -> int:
-        """Bytes of a body that are not images: a text's, where images at their largest leave so."""
+        """The most bytes of a body without its images, also when these are at their largest."""
         images = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
         return min(self.text_bytes, max(_LEAST_BODY, self.limits.bytes_per_body - images))
 
 
 class LimitedImage(Struct):
-    """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
+    """One image or video within the plan: LMDeploy's parameters for it, and its cost.
 
-    ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``, or what the
-    model would have made of it without one.
-    ``text_tokens`` stand between the frames of a video, beside its ``tokens``. ``resize``: the
-    sides that the picture itself must be given, since no parameter can hold it.
+    ``lowered`` lists options beyond the plan, as ``max_dynamic_patch=24->12``, or the size that the
+    model would have chosen without one. ``text_tokens`` are those between the frames of a video, in
+    addition to its ``tokens``. ``resize``: the sides, in pixels, to which the picture itself must
+    be resized because no parameter can limit it.
     """
 
     knobs: dict[str, int]
@@ -113,7 +112,7 @@ class LimitedImage(Struct):
 
 
 class RequestedImage(Struct):
-    """An image of a request: its size in pixels, and what the client asks beside it.
+    """An image of a request: its size in pixels, and the client's options for it.
 
     ``carries``: whether its place in the request can carry parameters. ``by_request``: whether the
     request itself can carry pixel bounds, for all its images together.
@@ -149,22 +148,22 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
 
 
 def model_default(bounds: Bounds) -> int:
-    """The limit of an image without parameters: the plan's on an overlay, else the checkpoint's."""
+    """The limit of an image without parameters: on an overlay the plan's, else the checkpoint's."""
     assert bounds.rule is not None
     return planned_limit(bounds) if bounds.overlay else bounds.rule.checkpoint_limit
 
 
 def planned_limit(bounds: Bounds) -> int:
-    """The planned limit of an image in tiles or pixels, the checkpoint's own where none was."""
+    """The planned limit of an image in tiles or pixels, or the checkpoint's own without one."""
     assert bounds.rule is not None
     return bounds.limits.image_limit or bounds.rule.checkpoint_limit
 
 
 def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) -> LimitedImage:
-    """One image, lowered to the planned limit, and to the units that the plan paid for an image.
+    """One image, lowered to the planned limit, and to the units for which the plan pays.
 
     ``cap`` is a limit in tiles or pixels below the planned one, for images that share a request; an
-    image that it does not make smaller stays as it is without.
+    image that it does not make smaller is not changed.
 
     Raises:
         Refusal: the plan has no images, or the image fits it at no size.
@@ -189,10 +188,10 @@ def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) ->
 
 
 def check_images(bounds: Bounds, count: int) -> None:
-    """Refuse more images than can share what was planned, before any of them is decoded.
+    """Refuse too many images before any of them is decoded.
 
     Raises:
-        Refusal: there are too many, or the plan has no images.
+        Refusal: there are too many images for the plan, or it has none.
     """
     most = bounds.limits.most_images(bounds.rule)
     if count > most:
@@ -202,10 +201,10 @@ def check_images(bounds: Bounds, count: int) -> None:
 
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
-    """Refuse what no lowering can bring within the plan; ``n`` are copies of the request.
+    """Refuse a request that cannot be lowered to the plan; ``n`` is its number of copies.
 
     Raises:
-        Refusal: tokens or copies are beyond the plan.
+        Refusal: its images, tokens or copies are beyond the plan.
     """
     check_images(bounds, len(images))
     copies = bounds.limits.copies(images=bool(images))
@@ -231,7 +230,7 @@ def _demands(
     yield tokens, limits.image_tokens_per_request, "image tokens in a request", key
     if bounds.gate is not None:
         yield n * units, bounds.gate, f"vision {unit} in {n} copies", "n_over_limit"
-    # One token of an answer, at least; `ranges.lower_answer` lowers longer ones.
+    # At least one token of an answer; `ranges.lower_answer` lowers longer ones.
     least = tokens + sum(image.text_tokens for image in images) + 1
     yield least, bounds.longest_request_tokens, "tokens of images and an answer", key
 
@@ -239,7 +238,7 @@ def _demands(
 def _uncarried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """No parameters can be given: the model's own default decides, or the picture is resized."""
+    """An image without parameters: the model's own default limits it, or it is resized."""
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
     dropped = [f"{name}={shown(options[name])}->default" for name in KNOBS if name in options]
@@ -261,7 +260,7 @@ def _uncarried(
 def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """One image, lowered by parameters of its own, so that the model's default does not count."""
+    """An image limited by parameters of its own, so that the model's default does not matter."""
     default = max(rule.checkpoint_limit, model_default(bounds))
     to = Allowed(planned_limit(bounds), default, bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, options, to)
@@ -274,7 +273,7 @@ def _carried(
 
 
 def shown(value: Any) -> str:
-    """A client's value, safe in a header."""
+    """A client's value in a form that is safe in a header."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return "huge"
     text = str(value)[:_SHOWN] if isinstance(value, str | int | float) else type(value).__name__
@@ -282,7 +281,7 @@ def shown(value: Any) -> str:
 
 
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
-    """Units in flight where the plan paid for fewer than an engine could bring together."""
+    """The most units in flight if the plan pays for less than an engine's own bound, else None."""
     if rule is None:
         return None
     vision_load = vision_load_within(plan.limits)
@@ -295,9 +294,9 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
 
 
 def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
-    """Bytes of images at one engine at most, waiting, being decoded and prepared, on all threads.
+    """The most bytes of images at one engine that wait, are decoded or prepared, on all threads.
 
-    Its share of a quarter of what the plan's host figures leave, one request's at least.
+    Its share of a quarter of the host memory that the plan leaves, but at least one request's.
     """
     limits, available = plan.limits, plan.host.available
     decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
@@ -309,10 +308,10 @@ def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
 
 
 def _kv(plan: Plan) -> KvCache:
-    """The cache of any of its engines: the smallest, and the longest requests.
+    """The KV cache of any of its engines: the smallest, with the longest requests.
 
-    Where each holds a whole batch of those, it never runs out: what an engine has beyond its batch
-    waits there, and holds nothing.
+    If each cache holds a whole batch of those it never runs out: requests beyond an engine's batch
+    wait there, and hold nothing.
     """
     plans = plan.group_plans()
     return KvCache(

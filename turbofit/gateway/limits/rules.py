@@ -1,6 +1,6 @@
-"""What a rule of `parameters.RULES` can say of a field, and how a value is held to it.
+"""Rules for a field of `parameters.RULES`, each of which holds a value to its range.
 
-Pure. Values are read as LMDeploy's own request models read them (``"3"`` and ``3.0`` are 3), and
+Pure. Values are read like LMDeploy's own request models read them (``"3"`` and ``3.0`` are 3), and
 written back as plain numbers, so that an engine never sees another spelling.
 """
 
@@ -13,19 +13,19 @@ from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import shown
 
-#: A number, or what the plan says of it.
+#: A number, or the name of a number of the plan.
 Most: TypeAlias = int | Literal["vocabulary", "session"]
 
 _TRUE: Final = ("true", "1", "yes", "y", "t", "on")
 _FALSE: Final = ("false", "0", "no", "n", "f", "off")
-#: Characters of a number written as a string; pydantic takes such strings too.
+#: The most characters of a number written as a string, which pydantic accepts, too.
 _NUMBER_TEXT: Final = 40
-#: Shorter stop strings stand in so many tokens that LMDeploy decodes thousands of them.
+#: Shorter stop strings are part of so many tokens that LMDeploy decodes thousands of them.
 _SHORT: Final = 3
 
 
 class Scope(Struct):
-    """What ranges are counted against; 0 is "not known", and then nothing is refused for it.
+    """The plan's numbers that ranges refer to; 0 is unknown, and then nothing is refused for it.
 
     ``vocabulary``: rows of the embedding. ``session``: tokens of the longest request.
     """
@@ -41,18 +41,18 @@ class Scope(Struct):
 
 
 class Rule(Struct):
-    """A field that nothing else says anything of: it passes as it is."""
+    """A field that no other rule describes: it passes unchanged."""
 
     #: Whether the field is passed on at all.
     passed: ClassVar[bool] = True
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - others need them
-        """The value as it is passed on: the same, or one inside the range; else a `Refusal`."""
+        """Return the value to pass on, unchanged or moved into the range; or raise a `Refusal`."""
         return value
 
 
 class ShortRule(Rule):
-    """Anything, but lists and objects of up to ``most``: each wrong item is an error to write."""
+    """Any value; lists and objects have at most ``most`` items: each wrong one is an error text."""
 
     most: int
 
@@ -63,20 +63,20 @@ class ShortRule(Rule):
 
 
 class ElsewhereRule(Rule):
-    """Held by other code of the gateway: ``by`` says which."""
+    """Another part of the gateway holds the field: ``by`` names it."""
 
     by: str
 
 
 class DroppedRule(Rule):
-    """Never passed on: ``why``."""
+    """The field is never passed on; ``why`` is the reason."""
 
     passed: ClassVar[bool] = False
     why: str
 
 
 class RefusedRule(Rule):
-    """Never taken: ``why`` ends the sentence that begins with the field's name."""
+    """The field is always refused: ``why`` ends the sentence that begins with its name."""
 
     why: str
 
@@ -101,8 +101,8 @@ class Flag(Rule):
 class IntegerRule(Rule):
     """A whole number from ``least`` to ``most``.
 
-    ``over``: what becomes of more; ``wrap`` takes any number modulo ``most`` + 1, for a seed.
-    ``instead`` ends a refusal: where the client gets what it asks for.
+    ``over`` says what happens to a larger one; ``wrap`` takes any number modulo ``most`` + 1, for a
+    seed. ``instead`` ends a refusal, and says which route does what the client wants.
     """
 
     least: int = 0
@@ -125,8 +125,8 @@ class IntegerRule(Rule):
 class Number(Rule):
     """A number from ``least`` to ``most``.
 
-    ``above``: ``least`` itself is out. ``floor``: positive numbers below are raised to it.
-    ``clamp``: what is outside goes to the nearer end.
+    ``above``: ``least`` itself is excluded. ``floor``: smaller positive numbers are raised to it.
+    ``clamp``: a number outside moves to the nearer end.
     """
 
     least: float
@@ -149,7 +149,7 @@ class Number(Rule):
 
 
 class TextRule(Rule):
-    """A string of up to ``most`` characters; None where the limit of all text is enough."""
+    """A string of at most ``most`` characters; None if the limit of all text is enough."""
 
     most: int | None = None
     empty: bool = True
@@ -165,10 +165,10 @@ class TextRule(Rule):
 
 
 class Texts(Rule):
-    """A string or a list of them: ``most`` of up to ``characters``, none of them empty.
+    """A string or a list of strings: at most ``most``, each of up to ``characters``, none empty.
 
     ``short``: how many may have one or two characters; ``together``: characters of all. An empty
-    list is none.
+    list becomes None.
     """
 
     most: int | None = None
@@ -194,7 +194,7 @@ class Texts(Rule):
 
 
 class Ids(Rule):
-    """A list of up to ``most`` token ids, each of the vocabulary."""
+    """A list of at most ``most`` token ids, all in the vocabulary."""
 
     most: Most
 
@@ -213,7 +213,7 @@ class Ids(Rule):
 
 
 class Biases(Rule):
-    """Numbers by token id: up to ``most`` of them, clamped to ``bias`` and its negative."""
+    """Numbers by token id: at most ``most``, each clamped to between -``bias`` and ``bias``."""
 
     most: int
     bias: float

@@ -1,9 +1,9 @@
-"""Images of one request, and its video: they share its units, each lowered as little as is needed.
+"""Shares a request's units among its images and its video, each lowered as little as needed.
 
-One common limit is found for all of them, the largest under which they fit: what is smaller keeps
-its size, and the largest are lowered first. What tiles leave over goes to the newest images. Pure,
-and the same for the gateway and for `turbofit.pipeline`. A video takes the place of one image, in
-the tower and in host memory.
+One common limit is found for all of them, the largest under which they fit: smaller images keep
+their size, and the largest are lowered first. Units that tiles leave over go to the newest images.
+Pure, and the same for the gateway and for `turbofit.pipeline`. A video takes the place of one
+image, in the tower and in host memory.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.media.clips import Clip
 
-#: What LMDeploy samples where a client says nothing.
+#: The number of frames that LMDeploy samples by default.
 _FRAMES: Final = 32
-#: LMDeploy's rate of frames that the client sampled itself.
+#: LMDeploy's frames a second for frames that the client sampled itself.
 _RATE: Final = 2.0
 
 
@@ -53,14 +53,14 @@ class SharedImages(Struct):
 
 
 def by_request(bounds: Bounds) -> bool:
-    """Whether LMDeploy takes pixel bounds for all images of a request, and for none alone."""
+    """Whether LMDeploy takes pixel bounds only for all images of a request together."""
     return not bounds.serial and bounds.rule is not None and bounds.rule.by_request
 
 
 def request_bounds(bounds: Bounds, options: object) -> Options:
-    """What ``image`` of ``mm_processor_kwargs`` asks of all images, in pixels of one image.
+    """The client's ``image`` options of ``mm_processor_kwargs``, in pixels of one image.
 
-    LMDeploy counts some models' images as two frames.
+    LMDeploy counts an image of some models as two frames.
     """
     if bounds.rule is None or not isinstance(options, dict):
         return {}
@@ -72,8 +72,8 @@ def hold_images(
 ) -> SharedImages:
     """All images of a request, the oldest first, lowered so that they fit the plan together.
 
-    They are as small as can be where even that is too much, which `check_request` refuses.
-    ``beside`` is what else takes units of the request: its video.
+    They are as small as possible if even that is too much, which `check_request` refuses.
+    ``beside`` uses units of the request, too: its video.
     """
 
     @cache
@@ -85,7 +85,7 @@ def hold_images(
 
     limited, rule = limited_at(None), bounds.rule
     if rule is not None and not fits(limited):
-        # Below the planned limit, the smallest first: each tile count, or whole windows. A
+        # Limits below the planned one, the smallest first: each tile count, or whole windows. A
         # checkpoint's own ``min_pixels`` is never undercut.
         caps = rule.limits_below(max(planned_limit(bounds), model_default(bounds)))
         if caps:
@@ -101,7 +101,7 @@ def hold_media(
     wanted: Sequence[RequestedImage],
     hold_video: Callable[[Bounds], LimitedImage] | None,
 ) -> tuple[SharedImages, tuple[LimitedImage, ...]]:
-    """Images of a request as `hold_images`, and its video, which ``hold_video`` holds to bounds."""
+    """The images of a request as `hold_images` has them, and its video, held by ``hold_video``."""
     shared = hold_images(bounds, wanted)
     if hold_video is None:
         return shared, ()
@@ -124,7 +124,7 @@ def check_clips(bounds: Bounds, count: int) -> None:
     """Refuse more than one video, since LMDeploy takes one set of parameters for all of them.
 
     Raises:
-        Refusal: the plan pays for no videos, or there are two.
+        Refusal: the plan does not pay for videos, or there are several.
     """
     if count and not bounds.watches:
         raise Refusal("no_videos", param="messages")
@@ -137,7 +137,7 @@ def hold_clip(
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
     """One video, lowered to the plan, and LMDeploy's keywords for its loader and processor.
 
-    Of the client's options ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` for the
+    The client's options ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` is for the
     processor; others are not passed on.
 
     Raises:
@@ -169,9 +169,10 @@ def hold_clip(
 def hold_frames(
     bounds: Bounds, frames: int, size: tuple[int, int], max_pixels: int = 0
 ) -> tuple[LimitedImage, int, int]:
-    """Frames within one image's units, and the ``min_pixels`` and ``max_pixels`` that hold them.
+    """Frames within one image's units, and the ``min_pixels`` and ``max_pixels`` that limit them.
 
-    ``size`` is in pixels of one frame, ``max_pixels`` in pixels of all frames; 0: the model's own.
+    ``size`` is in pixels of one frame, ``max_pixels`` in pixels of all frames; 0 is the model's
+    own.
 
     Raises:
         Refusal: the frames fit at no size, or are too few for the model.
@@ -226,7 +227,7 @@ def _spend_rest(
 def _together(
     bounds: Bounds, wanted: Sequence[RequestedImage], single: Sequence[LimitedImage]
 ) -> SharedImages:
-    """Bounds of single images as bounds of the request, where only the request can carry them."""
+    """Bounds of single images as bounds of the request, if only the request can carry them."""
     rule, carried = bounds.rule, [image.knobs for image in single if image.knobs]
     if rule is None or not rule.by_request or not carried:
         return SharedImages(images=tuple(single))
@@ -240,7 +241,7 @@ def _together(
 
 
 def _wanted(clip: Clip, options: Options) -> int:
-    """Frames that LMDeploy would sample: the fewer of a number and a rate, all of a sequence."""
+    """Frames that LMDeploy would sample: the fewer by number or rate; all frames of a sequence."""
     if clip.rate is None:
         return clip.frames
     count = number(options.get("num_frames")) or _FRAMES

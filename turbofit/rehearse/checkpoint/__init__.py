@@ -1,1 +1,1 @@
-"""Header-only checkpoints: what an engine needs to allocate, and no weights."""
+"""Header-only checkpoints: they let an engine allocate memory, and have no weights."""

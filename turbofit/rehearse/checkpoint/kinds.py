@@ -1,4 +1,4 @@
-"""A model's configs from `presets/checkpoints`; see `docs/adding.md`."""
+"""Builds a model's configs from `presets/checkpoints`; see `docs/adding.md`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ROOM: Final = "checkpoints"
 
 
 class Decoder(Struct, forbid_unknown_fields=True):
-    """Where a model has its decoder: prefixes of its tensors and of its head; keys in the config.
+    """The decoder's place in a model: prefixes of its tensors and of its head, keys in the config.
 
-    ``quantized``: in which part of the config the packing is told.
+    ``quantized``: the part of the config that states the packing.
     """
 
     model: str = "model."
@@ -33,7 +33,7 @@ class Decoder(Struct, forbid_unknown_fields=True):
 
 
 class Kind(Struct, forbid_unknown_fields=True):
-    """One file, its base filled in; docs/adding.md says what each key is."""
+    """One file of `presets/checkpoints`, with its base merged; docs/adding.md explains each key."""
 
     source: str
     architectures: tuple[str, ...] = field(name="for", default=())
@@ -52,7 +52,7 @@ class Kind(Struct, forbid_unknown_fields=True):
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """All kinds, by the architectures that they stand for; UsageError: a file is damaged."""
+    """All kinds, by the architectures that they stand for; UsageError if a file is damaged."""
     by_architecture: dict[str, Kind] = {}
     for name in sorted(presets_of(_ROOM)):
         kind = converted(_whole(name), Kind, preset_path(_ROOM, name))
@@ -62,14 +62,14 @@ def kinds() -> dict[str, Kind]:
 
 @cache
 def _whole(name: str) -> JsonObject:
-    """A file with its base's fields."""
+    """A file's fields with those of its base."""
     data = load_yaml(preset_path(_ROOM, name))
     data |= {key: _apart(data[key]) for key in ("tensors", "tower") if key in data}
     return merged({**_whole(data["base"]), "for": []}, data) if "base" in data else data
 
 
 def _apart(names: JsonObject) -> JsonObject:
-    """Names by single roles: ``q, k, v: attn.qkv`` is three."""
+    """Names by single roles: ``q, k, v: attn.qkv`` becomes three entries."""
     return {
         role: _apart(name) if isinstance(name, dict) else name
         for roles, name in names.items()
@@ -78,7 +78,7 @@ def _apart(names: JsonObject) -> JsonObject:
 
 
 def values_of(model: Model, ids: Mapping[str, int]) -> Values:
-    """What expressions may name of a model.
+    """The values of a model that expressions may name.
 
     Names of the tower's values begin with ``v_``, of the audio tower's with ``a_``, of the image
     rule's with ``r_``.
@@ -94,7 +94,7 @@ def values_of(model: Model, ids: Mapping[str, int]) -> Values:
             ("sliding", "full")[i % 2] + "_attention" for i in range(text.layers)
         ],
         "ones_of_a_head": [1.0] * (text.head_dim // 2),
-        # Time, height and width each turn a part of half a head's channels.
+        # Time, height and width each rotate a part of half a head's channels.
         "mrope": [text.head_dim // 8, text.head_dim * 3 // 16, text.head_dim * 3 // 16],
     }
     values |= {f"r_{name}": value for name, value in to_builtins(rule).items()} if rule else {}
@@ -104,7 +104,7 @@ def values_of(model: Model, ids: Mapping[str, int]) -> Values:
 
 
 def _of_attention(text: TextDims) -> dict[str, Any]:
-    """Dims of latents and of gated delta nets."""
+    """Dimensions of latent attention and of gated delta nets."""
     values: dict[str, Any] = {}
     if text.mla is not None:
         values |= to_builtins(text.mla)
@@ -166,7 +166,7 @@ def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
 
 
 def size(expression: str, values: Values) -> int:
-    """A sum of products of named values and figures, such as ``heads*head_dim+2``."""
+    """The value of a sum of products of names and numbers, such as ``heads*head_dim+2``."""
     total = 0
     for term in expression.split("+"):
         factors = (
@@ -187,10 +187,9 @@ def _named(name: str, values: Values) -> Any:
 
 
 def config_from(template: Any, values: Values) -> Any:
-    """A config of its template: ``=NAME`` is a value, ``=NAME|null`` null where that is 0.
+    """A config from its template: ``=NAME`` is replaced by a value, ``=NAME|null`` by null for 0.
 
-    A sum of products may stand in the place of a name.
-    ``=NAME|drop`` leaves the key out where it is 0, and ``=|drop`` always.
+    A sum of products may replace a name. ``=NAME|drop`` omits the key for 0, ``=|drop`` always.
     """
     if isinstance(template, dict):
         config = {key: config_from(value, values) for key, value in template.items()}
@@ -210,5 +209,5 @@ _DROP: Final = object()
 
 
 def _value(name: str, values: Values) -> Any:
-    """A named value, or the sum of products that an expression means."""
+    """The value of a name or of a sum of products."""
     return values[name] if name in values else size(name, values)

@@ -1,4 +1,4 @@
-"""What a checkpoint calls a model's tensors, and how it stores them."""
+"""Names a model's tensors as a checkpoint does, and says how it stores them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from turbofit.core.model import Quantization
 from turbofit.model.parameters import is_packed
 from turbofit.model.tensors import Tensor
 
-#: Name, safetensors type and shape of a tensor.
+#: The name, safetensors type and shape of a tensor.
 Entry = tuple[str, str, tuple[int, ...]]
 _GROUP: Final = 128
-#: Weights that share an exponent in mxfp4, and a scale in compressed-tensors.
+#: The number of weights that share an exponent in mxfp4, or a scale in compressed-tensors.
 _MX_GROUP: Final = 32
 
 
 class Writer(NamedTuple):
-    """Names a model's tensors, which are given by their roles, and says how they are stored."""
+    """Names a model's tensors, given by their roles, and says how they are stored."""
 
     tensors: Mapping[str, Tensor]
     dtype: str
     quantization: Quantization | None
 
     def entries(self, names: JsonObject, at: str = "", layer: int | None = None) -> Iterator[Entry]:
-        """The tensors that a block of names has; with ``layer`` those of that layer."""
+        """The tensors of a block of names; with ``layer`` only those of that layer."""
         for name, joined in self._joined(names, layer).items():
             if isinstance(joined, list):
                 yield from self._stored(at, name, joined)
@@ -37,9 +37,9 @@ class Writer(NamedTuple):
                 yield from self._layers(joined, at + joined["at"])
 
     def _joined(self, names: JsonObject, layer: int | None) -> dict[str, Any]:
-        """Tensors by their names, and the blocks inside by their roles.
+        """Tensors by their names, and inner blocks by their roles.
 
-        Several tensors have one name where a checkpoint joins them.
+        Several tensors share a name if a checkpoint joins them.
         """
         found: dict[str, Any] = {}
         for role, name in names.items():
@@ -51,7 +51,7 @@ class Writer(NamedTuple):
         return found
 
     def _layers(self, names: JsonObject, at: str) -> Iterator[Entry]:
-        """The tensors of a block for each layer in turn, or once where no layer has them."""
+        """The tensors of a block for each layer in turn, or once if they belong to no layer."""
         groups = [one for one in self._joined(names, None).values() if isinstance(one, list)]
         last = [tensor.layers[-1] for group in groups for tensor in group if tensor.layers]
         if not last:
@@ -85,7 +85,7 @@ class Writer(NamedTuple):
             yield f"{name}_bias", self.dtype, (experts, outs)
 
     def _stored(self, at: str, name: str, joined: list[Tensor]) -> Iterator[Entry]:
-        """What stands under one name: a module's weight and bias, or the tensor alone."""
+        """The tensors under one name: a module's weight and bias, or a tensor by itself."""
         how, _, alone = name.rpartition(" ")
         shape, full = _shape(joined), at + alone
         if how:
@@ -99,7 +99,7 @@ class Writer(NamedTuple):
 
 
 def need_names(names: JsonObject, tensors: Iterable[str]) -> None:
-    """Refuses a kind that has no name for one of these roles: UsageError."""
+    """Raises a UsageError if the names lack one of these tensors' roles."""
     unnamed = [role for role in tensors if role not in set(_roles(names))]
     if unnamed:
         raise UsageError(
@@ -115,7 +115,7 @@ def _roles(names: JsonObject) -> Iterator[str]:
         yield names.get("of", "") + role
 
 
-#: Words before the name of a tensor that is no module's weight, and its type.
+#: Words before the name of a tensor that is not a module's weight, with its type.
 _ALONE: Final = {"bare": "", "float32": "F32"}
 
 
@@ -132,7 +132,7 @@ def _exempt(name: str, quantization: Quantization | None) -> bool:
 
 
 def _plain(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
-    """A norm, or a linear layer as it is computed."""
+    """A norm, or a linear layer that is not packed."""
     yield f"{name}.weight", dtype, shape
 
 
@@ -156,5 +156,5 @@ def _int4(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
     yield f"{name}.weight_shape", "I32", (2,)
 
 
-#: How a linear layer is stored, by the method that packs it.
+#: Functions that yield a linear layer's tensors, by the method that packs it.
 _LINEARS: Final = {"": _plain, "awq": _awq, "fp8": _fp8, "compressed-tensors": _int4}

@@ -1,4 +1,4 @@
-"""A stand-in tokenizer: exact image tokens, one text token a byte: about four times as many."""
+"""A stand-in tokenizer: image tokens are exact; each byte is a token, some four times too many."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from turbofit.core.struct import Struct
 
 
 class Tokenizer(Struct, forbid_unknown_fields=True):
-    """What kinds differ in: class, what stands for an image, ids of more special tokens."""
+    """Differences between kinds: the class, the image token, ids of more special tokens."""
 
     class_: str = field(name="class", default="PreTrainedTokenizerFast")
     image: str = "<IMG_CONTEXT>"
-    #: What a processor puts before each prompt; empty: nothing.
+    #: The text that a processor puts before each prompt; empty for none.
     begin: str = ""
     extra_special_tokens: dict[str, str] = field(default_factory=dict)
     special: dict[str, int] = field(default_factory=dict)
@@ -32,7 +32,7 @@ def common() -> JsonObject:
 
 
 def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
-    """Special tokens' ids, the published ones where they fit; ``kind`` is None for text alone."""
+    """Ids of special tokens, the published ones if they fit; ``kind`` is None for text only."""
     text: dict[str, int] = common()["text_tokens"]
     known: dict[str, int] = {**text, **common()["image_tokens"]}
     known |= kind.special if kind is not None else {}
@@ -45,14 +45,14 @@ def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
 
 
 def byte_alphabet() -> list[str]:
-    """One printable character for each byte, as byte-level BPE tokenizers use them."""
+    """One printable character for each byte, like in byte-level BPE tokenizers."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(b) if b in plain else chr(next(spare)) for b in range(256)]
 
 
 def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObject:
-    """A ``tokenizer.json``: byte-level BPE without merges, so that a token is a byte or special."""
+    """A ``tokenizer.json``: byte-level BPE without merges, so each token is a byte or special."""
     data = common()
     added = [
         {"id": number, "content": token, **data["special_token"]}
@@ -65,7 +65,7 @@ def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObje
 def write_tokenizer(
     folder: Path, special: Mapping[str, int], positions: int, kind: Tokenizer | None = None
 ) -> None:
-    """Writes a tokenizer's two files; ``positions``: tokens of a prompt at most."""
+    """Writes a tokenizer's two files; ``positions``: the most tokens of a prompt."""
     kind = kind or Tokenizer()
     vocab = {character: i for i, character in enumerate(byte_alphabet())} | dict(special)
     data = byte_level(vocab, special)

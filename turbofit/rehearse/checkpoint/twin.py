@@ -39,20 +39,21 @@ from turbofit.rehearse.checkpoint.tokenizer import (
     write_tokenizer,
 )
 
-#: Why there is none, where LMDeploy runs the family. Of Llama 4 even Scout is 202 GiB of weights;
-#: each rank loads a layer's experts as one tensor, 16 x 5120 x 16384 values of 16 bits.
+#: Why some families have no twin, although LMDeploy runs them. Even the smallest Llama 4, Scout,
+#: has 202 GiB of weights; each rank loads a layer's experts as one tensor of 16 x 5120 x 16384
+#: values of 16 bits.
 _WHY_NONE: Final = {
     "Llama4ForCausalLM": (
         "each of at least four processes would load 2.5 GiB of experts at once, more host memory"
         " than a rehearsal may take"
     ),
 }
-#: Ways of packing for which tensors are written: method, and size of a group. awq has 4 bits, fp8
-#: blocks of 128 x 128; mxfp4 packs the experts of gpt-oss alone, compressed-tensors experts alone.
+#: Packings that can be written: method, and size of a group. awq has 4 bits, fp8 blocks of 128 x
+#: 128; mxfp4 packs only the experts of gpt-oss, compressed-tensors only experts.
 _PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 _SHARD = 8 << 30
-#: What a packed tensor's shape was: LMDeploy compares its two numbers with the model's own.
+#: The tensor with a packed tensor's shape: LMDeploy compares its two numbers with the model's.
 _WEIGHT_SHAPE, _PACKED_WEIGHT = ".weight_shape", ".weight_packed"
 _IN_A_WORD = 8
 _NONE: Mapping[str, tuple[int, int]] = MappingProxyType({})
@@ -60,11 +61,11 @@ _NONE: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 @dataclasses.dataclass(frozen=True)
 class Twin:
-    """What a header-only checkpoint is written from.
+    """The model and the kinds from which a header-only checkpoint is written.
 
     Attributes:
         decoder: the kind of its decoder.
-        whole: the kind of the model around the decoder; None: the decoder is all.
+        whole: the kind of the model around the decoder; None if there is only the decoder.
     """
 
     model: Model
@@ -73,7 +74,7 @@ class Twin:
 
     @property
     def packing(self) -> str:
-        """The method by which its tensors are packed; empty: they are not."""
+        """The method by which its tensors are packed; empty if they are not packed."""
         return "" if self.model.quantization is None else self.model.quantization.method
 
     @property
@@ -94,7 +95,7 @@ def twin_of(model: Model) -> Twin:
     """The twin of a model.
 
     Raises:
-        UsageError: none can stand for it: its own checkpoint is needed.
+        UsageError: no twin can stand for it, and its own checkpoint is needed.
     """
     _refuse_packing(model)
     decoder = kinds().get(model.text.architecture)
@@ -112,10 +113,10 @@ def twin_of(model: Model) -> Twin:
 
 
 def _refuse_packing(model: Model) -> None:
-    """Stop where tensors are not written as this model's are packed.
+    """Refuse a model with a packing in which tensors cannot be written.
 
     Raises:
-        UsageError: they are not.
+        UsageError: the packing cannot be written.
     """
     packed = model.quantization
     if packed is None:
@@ -154,7 +155,7 @@ def config_of(twin: Twin) -> JsonObject:
 
 
 def _nested(path: str, data: JsonObject) -> JsonObject:
-    """A mapping under keys that are joined by dots."""
+    """A mapping nested under the keys of a dotted path."""
     for key in reversed(path.split(".") if path else []):
         data = {key: data}
     return data
@@ -164,7 +165,7 @@ def tensors(twin: Twin) -> Iterator[Entry]:
     """All tensors of a twin, in the order in which its kinds name them.
 
     Raises:
-        UsageError: its kinds have no name for one.
+        UsageError: its kinds have no name for a tensor.
     """
     whole, names = twin.whole, twin.decoder.tensors
     names = names if whole is None else merged(names, whole.tensors)
@@ -185,7 +186,7 @@ def _named(
 
 
 def _placed(name: str, whole: Kind | None) -> str:
-    """The name that a decoder's tensor has in the model around it."""
+    """The name of a decoder's tensor in the model around it."""
     place = (whole and whole.decoder) or Decoder()
     inside = name.removeprefix("model.")
     return f"{place.model}{inside}" if inside != name else f"{place.head}{name}"
@@ -194,9 +195,9 @@ def _placed(name: str, whole: Kind | None) -> str:
 def write_header(
     path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]] = _NONE
 ) -> int:
-    """Writes a safetensors file whose data is a hole; returns the data's bytes.
+    """Writes a safetensors file whose data is a hole; returns the bytes of the data.
 
-    ``stored`` are the numbers of tensors that hold a shape.
+    ``stored``: the two numbers of each tensor that holds a shape.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
     at, shapes = 0, b""
@@ -219,7 +220,7 @@ def write_header(
 
 
 def write_weights(entries: Iterable[Entry], folder: Path) -> None:
-    """Writes one file, or several and an index: Linux maps none that is larger than its memory."""
+    """Writes one file, or several and an index: Linux cannot map a file larger than its memory."""
     shards: list[list[Entry]] = []
     room = 0
     shapes: dict[str, tuple[int, int]] = {}
@@ -265,7 +266,7 @@ def write_model(twin: Twin, folder: Path) -> Path:
 
 
 def need_stand_in(model: Model) -> None:
-    """Refuses a model before it is planned: UsageError, it has no twin nor weights on disk."""
+    """Raises UsageError for a model that has neither a twin nor weights on disk."""
     if _on_disk(model) is None:
         twin_of(model)
 
@@ -277,12 +278,12 @@ def _on_disk(model: Model) -> Path | None:
 
 
 def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
-    """The model's own folder where its weights are on disk, else a twin made in ``folder``.
+    """The model's own folder if its weights are on disk, else a twin made in ``folder``.
 
-    ``torch``: the engine runs under torch, and nothing stands in for the kernels of delta nets.
+    ``torch``: the engine runs on torch, for which the kernels of delta nets have no stand-in.
 
     Raises:
-        UsageError: there is no twin, or that engine cannot be followed with one.
+        UsageError: there is no twin, or none for that engine.
     """
     checkpoint = _on_disk(model)
     if checkpoint is not None:
@@ -300,10 +301,10 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
-    """Writes the twin of the preset that ``name`` means; returns the folder.
+    """Writes the twin of the preset named ``name``; returns the folder.
 
     Raises:
-        UsageError: no preset is called so, or it has no stand-in.
+        UsageError: no preset has this name, or it has no stand-in.
     """
     preset = find_preset(name)
     if preset is None:

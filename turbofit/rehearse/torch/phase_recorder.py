@@ -1,10 +1,10 @@
-"""Records each process of a rehearsal: its phases, and what torch's allocator says.
+"""Records the phases of each process of a rehearsal, and the figures of torch's allocator.
 
-The child names a phase in a file. In each process (workers of Ray or ``mp`` too) that has a CUDA
-context, a thread reads it, marks the phase in the account, and notes torch's figures of the phase
+The child names a phase in a file. In each process with a CUDA context (also workers of Ray or
+``mp``) a thread reads it, marks the phase in the account, and notes torch's figures of the phase
 that ended; the child waits for that. Torch may not choose cuDNN's attention, which it prefers on
-Hopper: that finds no plan on a pretend GPU, so what cuDNN takes for itself is not seen. Sizes are
-bytes, devices the machine's own.
+Hopper: it finds no plan on a pretend GPU, so memory that cuDNN takes for itself is not seen. Sizes
+are in bytes, devices are the machine's own numbers.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Phases:
 
 
 def read_records(folder: Path) -> list[Document]:
-    """The records so far: ``pid``, ``number`` of the open phase, ``rows``: one a phase and card.
+    """The records so far: ``pid``, ``number`` of the open phase, ``rows``, one by phase and card.
 
-    A row has ``phase``, ``gpu``, and at the phase's end ``requested`` (the tensors alone),
+    A row has ``phase``, ``gpu``, and at the phase's end ``requested`` (only the tensors),
     ``allocated`` (whole blocks) and ``reserved``, and the peaks of the latter two.
     """
     records = []
@@ -75,7 +75,7 @@ def _keep(folder: Path) -> None:
             return
     sys.modules["torch"].backends.cuda.enable_cudnn_sdp(False)
     record = _ProcessRecord(folder)
-    with contextlib.suppress(OSError):  # the folder goes when the rehearsal has ended
+    with contextlib.suppress(OSError):  # the folder is removed when the rehearsal ends
         while True:
             record.follow()
             time.sleep(_LOOK)
@@ -86,7 +86,7 @@ def _has_context() -> bool:
     is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
     try:
         return bool(is_initialized and is_initialized())
-    except Exception:  # noqa: BLE001 - torch is being imported by another thread
+    except Exception:  # noqa: BLE001 - another thread is importing torch
         return False
 
 

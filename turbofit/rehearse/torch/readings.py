@@ -1,6 +1,6 @@
-"""What torch's records and the account tell of an ended rehearsal. Sizes are bytes.
+"""Reads torch's records and the account of an ended rehearsal. Sizes are in bytes.
 
-A card's peak in a phase is the sum of its processes' peaks: exact where one of them allocates.
+A card's peak in a phase is the sum of its processes' peaks: exact if only one of them allocates.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _MOST_FRAMES: Final = 4
 
 
 def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int, int]:
-    """What a process held on a card in a phase, at most and at its end, its context included.
+    """Bytes that a process held on a card in a phase, with its context: at most, and at its end.
 
-    What it did before it was marked counts with its first phase; in a phase that was not marked it
-    held what it held before.
+    Allocations before its first mark count in its first phase; in a phase without a mark it held
+    what it held before.
     """
     context, ends = usage.contexts.get(gpu, 0), usage.ends.get(gpu, {})
     peaks = usage.phases.get(gpu, {})
@@ -54,7 +54,7 @@ def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int,
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """What the allocator's figures and the account say, and the death in torch's own words."""
+    """The readings from the allocator's figures and the account, and the end in torch's words."""
     notes, cards = ended.notes, range(len(ended.spec.machine.gpus))
     usages, records = ended.ran.usages, read_records(ended.folder)
     order = [name for name in notes.get("seconds", {}) if name not in ("import", "end")]
@@ -79,7 +79,7 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
-    """The allocator's own figures over all processes; empty where none were read."""
+    """The allocator's own figures, summed over all processes; empty if none were read."""
     rows = [
         row
         for record in records
@@ -90,7 +90,7 @@ def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
 
 
 def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
-    """LMDeploy's own CacheConfig; without figures where there is none."""
+    """LMDeploy's own CacheConfig; without figures if there is none."""
     cache, sizes = notes.get("cache") or {}, notes.get("block_bytes") or []
     blocks = cache.get("num_gpu_blocks") or 0
     return {
@@ -107,7 +107,7 @@ def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
 def _terms(
     notes: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]], region: int | None
 ) -> dict[str, int]:
-    """By line of the ledger: what the allocator tells apart."""
+    """The bytes by line of the ledger, for the lines that the allocator's figures show."""
     terms = {} if region is None else {"kv_cache": region}
     loaded = phases.get("sizing") or phases.get("load") or {}
     if "requested" in loaded:
@@ -115,7 +115,7 @@ def _terms(
         terms["load_fragmentation"] = loaded["reserved"] - loaded["requested"]
     before, ready = phases.get("cache", {}), phases.get("ready", {})
     if "reserved" in before and "reserved" in ready:
-        # Idle only: what the warm-up left allocated is cuBLAS's and the graphs'.
+        # Only idle memory: memory that the warm-up left allocated is cuBLAS's and the graphs'.
         terms[POOL_WARMUP] = (ready["reserved"] - ready["allocated"]) - (
             before["reserved"] - before["allocated"]
         )
@@ -125,10 +125,10 @@ def _terms(
 def _case_terms(
     cases: Sequence[Mapping[str, Any]], phases: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
-    """What each case took at most above what stays.
+    """The most that each case took above what stays, in bytes.
 
-    What stays: the first request adds a cuBLAS workspace, which the ledger names by itself. It is
-    the least that a served case left, so that a leak in one case does not count.
+    What stays includes a cuBLAS workspace from the first request, which has its own term. It is the
+    least that a served case left, so that a leak in one case does not count.
     """
     ready = phases.get("ready", {})
     if "allocated" not in ready:
@@ -145,7 +145,7 @@ def _case_terms(
 
 
 def _end(ended: EndedRun) -> dict[str, Any]:
-    """What ended it; where all was served nobody asks."""
+    """The end's fields; they are not used if all was served."""
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
@@ -162,7 +162,7 @@ def _end(ended: EndedRun) -> dict[str, Any]:
 
 
 def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
-    """The engine's own message: torch's, where there is one."""
+    """The engine's own message, torch's if there is one."""
     if error and _OOM_TEXT in error["message"]:
         return str(error["message"])
     for line in reversed(lines):
@@ -175,7 +175,7 @@ def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
 
 
 def _where(error: dict[str, Any] | None, message: str, lines: Sequence[str]) -> list[str]:
-    """The innermost lines of Python that are neither torch's nor ours, innermost first."""
+    """The innermost Python frames that are neither torch's nor ours, innermost first."""
     frames = list(reversed(error["frames"])) if error and message in error["message"] else []
     frames = frames or _frames_before(message, lines)
     theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]

@@ -1,4 +1,4 @@
-"""LMDeploy's PyTorch engine in a rehearsal's child: marks its start, then drives the cases."""
+"""Drives LMDeploy's PyTorch engine in a rehearsal's child: marks its start, runs the cases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from turbofit.rehearse.notes import NOT_FINISHED, Notes, engine_config
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 from turbofit.rehearse.torch.phase_recorder import Phases
 
-#: Steps of ExecutorBase.init, and the phase each begins.
+#: Steps of ExecutorBase.init, and the phase that each begins.
 _STEPS: Final = {
     "build_model": "build",
     "update_configs": "sizing",
@@ -27,7 +27,7 @@ _TOKEN: Final = 5  # an ordinary token of every vocabulary
 
 
 def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
-    """Starts the engine, drives all cases, and returns what closes it."""
+    """Starts the engine, drives all cases, and returns a function that closes it."""
     notes.begin = Phases(notes.folder).enter
     from lmdeploy import PytorchEngineConfig, pipeline
 
@@ -51,7 +51,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
 
 
 def _mark_start(notes: Notes) -> None:
-    """Marks where each step of the executor's start begins, and notes its figures."""
+    """Marks the beginning of each step of the executor's start, and notes its figures."""
     from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
     base: Any = ExecutorBase
@@ -76,7 +76,8 @@ def _mark_start(notes: Notes) -> None:
         for name, phase in _STEPS.items():
             setattr(self, name, marked(getattr(self, name), phase))
         self.gather_free_mem = noted(self.gather_free_mem, "free_at_sizing", list)
-        # Of all ranks: lmdeploy engine/executor/base.py `self._get_rank_cache_block_sizes(`
+        # The sizes of all ranks: lmdeploy engine/executor/base.py
+        # `self._get_rank_cache_block_sizes(`
         sizes = self._get_rank_cache_block_sizes
         self._get_rank_cache_block_sizes = noted(sizes, "block_bytes", list)
         try:
@@ -90,7 +91,7 @@ def _mark_start(notes: Notes) -> None:
 
 
 def _longest(engine: Any) -> int:
-    """Tokens of prompt and answer within the server's limit and the cache."""
+    """The most tokens of prompt and answer that the server's limit and the cache allow."""
     return int(min(engine.session_len, engine.engine.max_session_len))
 
 
@@ -112,7 +113,7 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
             )
             prepared.setdefault(request, ready[-1])
     except refused as error:
-        # Nothing reached the engine.
+        # No request reached the engine.
         notes.enter(f"case {case.name}")
         refusals = ["refused"] * len(case.requests)
         return notes.case(case.name, [], time.monotonic(), refusals, str(error))
@@ -130,7 +131,7 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
 
 
 async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
-    """What LMDeploy's own front end makes of a request."""
+    """A request as LMDeploy's own front end prepares it."""
     from lmdeploy import GenerationConfig
 
     config_class: Any = GenerationConfig
@@ -157,7 +158,7 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
 
 
 async def _again(engine: Any, first: Any) -> Any:
-    """The same request once more; nobody writes to the pixels that they share."""
+    """The same prepared request once more; the shared pixels are never written."""
     from lmdeploy.serve.core.async_engine import PreprocessedRequest
     from torch.utils._pytree import tree_map
 
@@ -172,7 +173,7 @@ async def _again(engine: Any, first: Any) -> Any:
 
 
 async def _answer(engine: Any, request: Any) -> tuple[str, str]:
-    """How a request ended, and the words of an error."""
+    """The status of a request at its end, and an error's message."""
     from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
 
     refused: Any = RequestError

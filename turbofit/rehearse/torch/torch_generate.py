@@ -1,4 +1,4 @@
-"""Transformers in a rehearsal's child: loads the model as the fallback does, then generates."""
+"""Drives Transformers in a rehearsal's child: loads as the fallback does, then generates."""
 
 from __future__ import annotations
 

@@ -18,16 +18,16 @@ from turbofit.rehearse import mixes
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import LONGEST, RehearsalCase, RehearsalRequest
 
-_FRAME: Final = 32  # at most what a chat template adds to a prompt
-_WRAP: Final = 8  # and to each further picture
+_FRAME: Final = 32  # the most that a chat template adds to a prompt
+_WRAP: Final = 8  # the most that it adds to each further picture
 _TEXT: Final = 1  # letters of a prompt
 _ONE: Final = 32  # letters of a request by itself
 _NEW: Final = 4  # tokens to generate: one forward of prefill, three of decoding
-_CUT: Final = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
+_CUT: Final = 4  # prompts that meet, nearly always: each fills one block of the cache in part
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases, see `mixes.cases_of`; UsageError: see `rehearsed_size`."""
+    """The worst cases, see `mixes.cases_of`; UsageError: see `rehearsed_size`."""
     limits, settings, rule = plan.limits, plan.settings, limited(plan).image_rule
     several = plan.engine.of_lmdeploy
     cases: dict[str, Sequence[RehearsalRequest]] = {}
@@ -45,7 +45,7 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
                 cached=plan.kv.tokens - _CUT * settings.cache_block_seq_len,
                 gate=mixes.let_through(limits, bound),
             )
-            # What a prefix cache has seen is not encoded again.
+            # A prefix cache would save the encoding of images that it has seen.
             caching = settings.enable_prefix_caching
             cases["vision_forward"] = [
                 _request(_TEXT, pictures, prompt, number if caching else None)
@@ -55,7 +55,7 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
 
 
 def limited(plan: Plan) -> Model:
-    """The model with the planned limit as its own, where its stand-in is written with it."""
+    """The model with the planned limit as its own, if its stand-in is written with the limit."""
     model, limit = plan.model, plan.limits.image_limit
     carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
     if model.image_rule is None or limit is None or not carries:
@@ -64,7 +64,7 @@ def limited(plan: Plan) -> Model:
 
 
 def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
-    """A picture (width, height) that gives the most units under the limit, as square as may be.
+    """The (width, height) of a picture with the most units under the limit, as square as possible.
 
     Raises:
         UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
@@ -85,13 +85,13 @@ def _request(
 
 
 class ServerRoom(NamedTuple):
-    """What an engine that serves several requests at once has room for.
+    """The room of an engine that serves several requests at once.
 
     Attributes:
         batch: requests that run at once.
         prefill: tokens of a forward.
-        cached: tokens of prompts whose blocks the cache has at once; None: as many as there are.
-        gate: vision units that the gateway lets through at once; None: all.
+        cached: tokens of prompts whose blocks fit into the cache together; None for no limit.
+        gate: vision units that the gateway lets through together; None for no limit.
     """
 
     batch: int
@@ -101,9 +101,9 @@ class ServerRoom(NamedTuple):
 
 
 class Pictures:
-    """Pictures of a rule, by their units: the largest that a client sends, and smaller ones.
+    """Pictures of a rule by their units: the largest that a client sends, and smaller ones.
 
-    A request has so many images and units at most; None: as many units as its images have.
+    A request has at most ``images`` images and ``request_units`` units, by default its images'.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Pictures:
         return Prompt(maker.lead, tuple(image for image in images if image is not None), maker.rest)
 
     def _within(self, units: int, tokens: int) -> Image | None:
-        """The picture with the most units within so many units and tokens."""
+        """The picture with the most units within ``units`` units and ``tokens`` tokens, or None."""
         rule, sizes = self.rule, [self.largest]
         if self._limits:
             sizes += [rule.worst_size(limit) for limit in self._limits]
@@ -145,11 +145,11 @@ class Pictures:
 
 
 def most_met(prompts: Sequence[Prompt], prefill: int) -> int:
-    """The most units that one forward encodes of prompts that are all there before the first step.
+    """The most units that one forward encodes, if all prompts are there before the first step.
 
-    Whole prompts join while their tokens stay within ``prefill``. A longer one is cut into chunks,
-    never inside a picture, and no other prompt joins it.
-    Source: lmdeploy prefill_scheduler.py::_PrefillScheduler.schedule #6cb39d
+    Whole prompts join while their tokens stay within ``prefill``. A longer prompt is cut into
+    chunks, never inside a picture, and no other prompt joins it. Source: lmdeploy
+    prefill_scheduler.py::_PrefillScheduler.schedule #6cb39d
     """
     most = tokens = met = 0
     for prompt in prompts:
@@ -176,12 +176,12 @@ def _chunks(prompt: Prompt, limit: int) -> Iterator[int]:
 
 
 def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
-    """The mix of which one forward encodes the most units, among those that clients may send.
+    """The mix whose fullest forward encodes the most units, among mixes that clients may send.
 
-    Where no gateway counts units, the mix is sent twice, so that it meets whole although the
-    engine's first step takes its first request alone. A prefix cache brings no further
-    picture into a forward: a match ends before a picture that is not whole in it.
-    Source: lmdeploy block_trie/trie.py::BlockTrie.match #8a20e4
+    If no gateway counts units the mix is sent twice, so that it meets whole although the engine's
+    first step takes only its first request. A prefix cache brings no further picture into a
+    forward: a match ends before a picture that is not completely in it. Source: lmdeploy
+    block_trie/trie.py::BlockTrie.match #8a20e4
     """
     candidates = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
     best = max(candidates, key=lambda mix: most_met(mix, room.prefill))
@@ -193,12 +193,12 @@ def _mixes(pictures: Pictures, room: ServerRoom) -> Iterator[list[Prompt]]:
     gate = room.gate if room.gate is not None else maker.request_units * room.batch
     cached = room.prefill if room.cached is None else min(room.prefill, room.cached)
     whole = pictures.request()
-    yield [whole]  # longer than a forward, it is cut into chunks
+    yield [whole]  # a request longer than a forward is cut into chunks
     first = whole.images[0]
     chunk = maker.request(maker.request_units - first.units, cached + maker.lead, cached)
     if maker.images > 1 and chunk is not None and first.units + chunk.units <= gate:
         yield [Prompt(maker.lead, (first, *chunk.images)[: maker.images], maker.rest)]
-    requests: list[Prompt] = []  # the largest pictures first, several a request
+    requests: list[Prompt] = []  # the largest pictures first, several in a request
     while (
         len(requests) < room.batch and (request := maker.request(gate, cached, cached)) is not None
     ):

@@ -1,4 +1,4 @@
-"""TurboMind in a rehearsal's child: starts the engine, and pushes the cases' requests into it."""
+"""Drives TurboMind in a rehearsal's child: starts the engine, and pushes requests into it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATUS: Final = {
 
 
 def drive(spec: Spec, notes: Notes) -> None:
-    """Starts the engine and drives all cases, until one does not end."""
+    """Starts the engine and drives all cases, until one of them does not end."""
     account = LibraryAccount(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
     account.mark("import")
     engine = _start(spec, account, notes)
@@ -65,7 +65,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
 
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
-    """Waits until no thread calls CUDA; False where one does not stop."""
+    """Waits until no thread calls CUDA; returns False if one does not stop."""
     timer = InactivityTimer(account.calls)
     while timer.inactive() < seconds:
         if timer.elapsed() > limit:
@@ -75,7 +75,7 @@ def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -
 
 
 def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> None:
-    """Waits for all requests, as long as the engine has called something in so many seconds."""
+    """Waits for all requests, as long as the engine calls something within ``seconds``."""
     timer = InactivityTimer(account.calls)
     longest = LIMITS_WHILE_ACTIVE * seconds
     for request in pending:
@@ -87,7 +87,7 @@ def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> No
 def _run_case(
     engine: Any, case: RehearsalCase, account: LibraryAccount, spec: Spec, notes: Notes
 ) -> bool:
-    # With data parallel attention the idle engine polls its queues, under their locks.
+    # With data-parallel attention the idle engine polls its queues, holding their locks.
     whole = engine.engine_config.attn_dp_size == 1
     if not _quiet(account) or (whole and not account.freeze()):
         raise RuntimeError("the engine's threads could not be held")
@@ -110,7 +110,7 @@ def _run_case(
 
 @dataclass
 class Pending:
-    """A request that was pushed: its prompt's tokens, and what must stay alive until it is done."""
+    """A pushed request: its prompt's tokens, and the objects that must live until it is done."""
 
     tokens: int
     done: threading.Event = field(default_factory=threading.Event)
@@ -120,14 +120,14 @@ class Pending:
 
 @lru_cache(maxsize=64)
 def _pixels(shape: tuple[int, ...], dtype: str) -> Any:
-    """Pixels without values, shared by all of a shape; untouched memory costs no RAM."""
+    """Pixels without values, shared by images of a shape; untouched memory takes no RAM."""
     import torch
 
     return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
 def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
-    """An image as LMDeploy's preprocessor would hand it over, without values."""
+    """An image as LMDeploy's preprocessor would pass it on, without values."""
     vision = engine.source_model.vision_model
     dtype = str(engine.engine_config.dtype)
     image: dict[str, Any] = {"offset": offset, "fingerprint": number.to_bytes(32, "big")}
@@ -144,12 +144,12 @@ def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
 
 
 _numbers = iter(range(1, 2**31))
-#: Images that requests share are numbered above all others.
+#: The numbers of shared images begin above those of all others.
 _SHARED = 2**32
 
 
 def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
-    """Pushes one request into the engine's queue; returns at once."""
+    """Pushes one request into the engine's queue; returns without waiting."""
     import torch
     from lmdeploy.messages import GenerationConfig
     from lmdeploy.turbomind.turbomind import _tm
@@ -157,7 +157,7 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     lead = request.text_tokens // 2 if request.lead is None else request.lead
     images, offset = [], lead
     for place, unit in enumerate(request.units):
-        # What tells it from others, as LMDeploy's hash of its pixels does.
+        # The fingerprint's number distinguishes images, as LMDeploy's hash of pixels does.
         shared = request.images is not None
         number = _SHARED * (1 + (request.images or 0)) + place if shared else next(_numbers)
         images.append(_image(engine, unit, offset, number))
@@ -165,7 +165,7 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     total = offset + request.text_tokens - lead
     pending = Pending(tokens=total)
     ids = torch.ones(total, dtype=torch.int32)
-    ids[offset:] = 2 + session % 999  # no two questions about a shared image are alike
+    ids[offset:] = 2 + session % 999  # no two questions about a shared image are equal
     inputs = _tm.TensorMap()
     inputs["input_ids"] = _tm.from_dlpack(ids)
     generation = GenerationConfig(

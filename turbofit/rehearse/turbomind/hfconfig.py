@@ -1,4 +1,4 @@
-"""Stand-ins for families' own config classes and gpt-oss's tokenizer: no model's code is run."""
+"""Stand-ins for config classes and tokenizers that models bring: no model's code is run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from turbofit.model.families import kimi
 
 
 def plain_gpt_oss_tokenizer() -> None:
-    """Gives gpt-oss its folder's tokenizer: LMDeploy's fetches a vocabulary from the network."""
+    """Gives gpt-oss its folder's tokenizer: LMDeploy's downloads a vocabulary."""
     from lmdeploy import tokenizer
 
     module: Any = tokenizer
@@ -20,7 +20,7 @@ def plain_gpt_oss_tokenizer() -> None:
 
 
 def plain_gpt_oss_parser() -> None:
-    """Reads gpt-oss's answers as other models': LMDeploy's parser fetches the same vocabulary."""
+    """Parses gpt-oss's answers like other models': LMDeploy's parser downloads a vocabulary."""
     from lmdeploy.serve.parsers import ResponseParserManager
 
     manager: Any = ResponseParserManager
@@ -39,7 +39,7 @@ def register_for_pytorch() -> None:
 
 
 def register_internvl(*, whole: bool = False) -> None:
-    """Registers the class; ``whole``: its language model's part has all defaults of its type."""
+    """Registers the config class; with ``whole`` its language part has its type's defaults."""
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
     base: Any = PretrainedConfig
@@ -53,10 +53,10 @@ def register_internvl(*, whole: bool = False) -> None:
 
 
 def infer_channels_of_llava() -> None:
-    """Lets LLaVA's processor infer where an image has its channels.
+    """Lets LLaVA's processor infer which dimension of an image has its channels.
 
-    LMDeploy says that they come last, and Transformers 5.0 to 5.20 have put them first by then.
-    Source: lmdeploy vl/model/llava_hf.py `input_data_format='channels_last'`
+    LMDeploy says that it is the last one, but Transformers 5.0 to 5.20 have made it the first by
+    then. Source: lmdeploy vl/model/llava_hf.py `input_data_format='channels_last'`
     """
     from lmdeploy.vl.model import llava_hf
 
@@ -72,7 +72,7 @@ def infer_channels_of_llava() -> None:
 
 
 class _Inferring:
-    """An image processor that is not told where an image has its channels."""
+    """An image processor that is not told which dimension has an image's channels."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
@@ -93,7 +93,7 @@ def register_kimi() -> None:
 
 
 def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
-    """Registers a config class; parts of it are made by classes of their own."""
+    """Registers a config class; the classes in ``parts`` make parts of it."""
     from transformers import AutoConfig
 
     def make(self: Any, **values: Any) -> None:
@@ -110,7 +110,7 @@ def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
 
 
 def stand_in_for_kimi() -> None:
-    """Its config class, and a processor of blank images with the grids of turbofit's image rule."""
+    """Gives Kimi a config class, and a processor of blank images with turbofit's image grids."""
     from lmdeploy.vl.model import kimi_k25
 
     register_kimi()
@@ -119,7 +119,7 @@ def stand_in_for_kimi() -> None:
 
 
 class _KimiProcessor:
-    """In place of ``AutoProcessor``, and of what it makes."""
+    """Replaces ``AutoProcessor``, and the processor that it would make."""
 
     def __init__(self, tokenizer: Any, rule: NavitRule) -> None:
         self.tokenizer, self.rule = tokenizer, rule

@@ -1,9 +1,9 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
-A CUDA build of torch runs as it is, and only marks are added. Beside CPU torch a copy on the GPU is
-a ``meta`` tensor: it has no data, and as the loader itself runs, its lifetime is real. What torch's
-caching allocator would keep is kept until ``torch.cuda.empty_cache``; fragmentation between its
-segments is not in this model.
+A CUDA build of torch runs unchanged; only marks are added. With CPU torch a copy on the GPU is a
+``meta`` tensor: it has no data, and since the loader itself runs, its lifetime is real. Memory that
+torch's caching allocator would keep is kept until ``torch.cuda.empty_cache``; fragmentation between
+its segments is not modelled.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from turbofit.pretend.libraries import LibraryAccount
 from turbofit.pretend.scenario import PretendGpu, Scenario
 
 _ROUND: Final = 512  # bytes; torch's caching allocator rounds each block up to this
-_SEGMENT: Final = 2 << 20  # by which that allocator's segments grow, unlike a pool of the driver
+_SEGMENT: Final = 2 << 20  # the step of that allocator's segments, unlike that of a driver's pool
 _KEPT: Final[list[Any]] = []
 
 
 class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Charges the ``meta`` tensors that are made while it is active to the first card."""
+    """Charges the first card with the ``meta`` tensors that are made while it is active."""
 
     def __init__(self, account: LibraryAccount, device: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
@@ -67,7 +67,7 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def patch_torch(scenario: Scenario, staging: Staging) -> None:
-    """Gives ``torch.cuda`` answers about the pretend machine, and its copies no data."""
+    """Lets ``torch.cuda`` describe the pretend machine, and makes copies to it without data."""
     declare_torchvision()
     gpus, current = scenario.gpus, 0
     cuda: Any = torch.cuda
@@ -102,7 +102,7 @@ def patch_torch(scenario: Scenario, staging: Staging) -> None:
     cuda.get_device_properties = properties
     cuda.get_device_capability = lambda number=0: gpu(number).sm
     cuda.mem_get_info = lambda number=0: (gpu(number).total - gpu(number).used, gpu(number).total)
-    version.cuda = version.cuda or "12.8"  # LMDeploy asks it before it uses bfloat16
+    version.cuda = version.cuda or "12.8"  # LMDeploy reads it before it uses bfloat16
     cuda.is_bf16_supported = lambda *_: gpus[0].sm >= (8, 0)
     cuda.empty_cache = staging.empty_cache
     cuda.synchronize = lambda *_: None
@@ -110,7 +110,7 @@ def patch_torch(scenario: Scenario, staging: Staging) -> None:
 
 
 def declare_torchvision() -> None:
-    """Declares operators that torchvision's CUDA build needs to be imported beside CPU torch."""
+    """Declares operators with which torchvision's CUDA build can be imported with CPU torch."""
     if torch.version.cuda is not None or _KEPT:
         return
     spec = importlib.util.find_spec("torchvision")
@@ -137,9 +137,9 @@ def install(
     tokenizer: bool = False,
     ready: Callable[[Any], None] = lambda _engine: None,
 ) -> None:
-    """Marks the phases of a start, after what CPU torch needs.
+    """Installs the marks of a start's phases, and what CPU torch needs.
 
-    ``first_device``: the card on which loading stages tensors. ``tokenizer``: keep the model's,
+    ``first_device``: the card on which loading stages tensors. ``tokenizer``: keep the model's own,
     which a server needs. ``ready`` is called with the TurboMind object after its start.
     """
     staging: Any = None
@@ -193,7 +193,7 @@ def _marked(function: Any, phase: str, account: LibraryAccount) -> Any:
 
 
 class _NoTokenizer:
-    """In place of the model's tokenizer: a rehearsal gives token ids."""
+    """Replaces the model's tokenizer: a rehearsal passes token ids."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.model = None

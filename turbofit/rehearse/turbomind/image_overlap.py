@@ -1,4 +1,4 @@
-"""The worst cases of a plan for TurboMind: images that meet in one forward, as many as can."""
+"""The worst cases of a plan for TurboMind: the most images that can meet in one forward."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Unit
 
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
-_TEXT = 32  # prompt tokens beside the images, about what a chat template adds
-_LEAST = 2  # tokens of text of the shortest prompt: one on each side of its image
-_CUT = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
-_MANY = 64  # images that are tried at most where a request may have several
+_TEXT = 32  # prompt tokens beside the images, about those of a chat template
+_LEAST = 2  # text tokens of the shortest prompt: one on each side of its image
+_CUT = 4  # prompts that meet, in nearly all cases: each fills a block of the cache only in part
+_MANY = 64  # the most images that are tried if a request may have several
 
 
 class Room(NamedTuple):
@@ -36,7 +36,7 @@ class Room(NamedTuple):
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases, see `mixes.cases_of`; the longest prompt is one that cache and session hold."""
+    """The worst cases, see `mixes.cases_of`; the longest prompt fits the cache and the session."""
     rule, limits = plan.model.image_rule, plan.limits
     images: dict[str, Sequence[RehearsalRequest]] = {}
     whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
@@ -45,7 +45,7 @@ def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
         # With a prefix cache the next case asks again about these images.
         shared = (1, 1) if plan.settings.enable_prefix_caching else (None, None)
         images["vision_request"] = [_request(rule, units, _TEXT, *shared)]
-        # What the cache cannot hold at once needs no gate.
+        # Images that the cache cannot hold together need no gate.
         load = vision_load_within(limits)
         bound = engine_of(plan).units_bound(rule, load, plan.settings)
         gate = mixes.let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
@@ -59,8 +59,8 @@ def queue(
 ) -> list[RehearsalRequest]:
     """Requests whose images meet at their worst, in the order in which a rehearsal queues them.
 
-    An image has ``units`` at most; all requests together have ``gate`` units where a gateway holds
-    clients to that. With a prefix cache another request has filled it before.
+    An image has at most ``units`` units; all requests together have at most ``gate`` units if a
+    gateway limits clients so. With a prefix cache an earlier request has filled it.
     """
     maker = _maker(rule, units, plan.limits)
     cold = _cold(plan, maker, gate)
@@ -100,7 +100,7 @@ def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
     for cut in range(1, _CUT + 1):
         for prompts in _queues(maker, _room(plan, cut), images):
             kept = prompts if gate is None else maker.under(prompts, gate, images)
-            # Where fewer blocks are cut, no more prompts may be in the cache at once.
+            # With only ``cut`` partly filled blocks, a queue may have at most ``cut`` prompts.
             together = maker.together(kept)
             queues += [queue for queue in (kept, together) if cut == _CUT or len(queue) <= cut]
     return max(
@@ -134,7 +134,7 @@ def most_met(prompts: Sequence[Prompt], room: Room) -> int:
             context_left, moved = context_left - prompt.length, True
             done[i] = end
         if not moved:
-            break  # a prompt that is longer than the context is refused
+            break  # the engine refuses a prompt that is longer than the context
         most = max(most, met)
     return most
 
@@ -179,9 +179,9 @@ def _maker(rule: ImageRule, units: int, limits: Limits) -> PromptMaker:
 
 
 def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[tuple[Prompt, bool]]:
-    """Different questions about one image that is in the prefix cache: each has all its units.
+    """Different questions about one image that is in the prefix cache: each counts all its units.
 
-    With each prompt: whether its image is cached. A request with new images joins where it fits.
+    Each prompt comes with whether its image is cached. A request with new images joins if it fits.
     """
     settings, prompt, room = plan.settings, maker.prompt(maker.units, rest=_LEAST), _room(plan)
     length = prompt.length + _NEW

@@ -1,9 +1,9 @@
-"""Reduces a timeline to what each card held, by phase, and for good by call of the engine.
+"""Reduces a timeline to the memory of each card, by phase and by call of the engine.
 
-Phases are the child's marks (import, context, weights, prepare, engine, ready, ``case …``,
-``after …``). Inside ``engine`` each card passes through three of its own: ``cache`` from the
-engine's question how much is free, ``buffers`` after the cache's region, and ``warm-up`` from
-the first allocation of the executor's pool.
+Phases are the child's marks (import, context, weights, prepare, engine, ready, ``case …``, ``after
+…``). Within ``engine`` each card has three phases of its own: ``cache`` begins when the engine
+reads free memory, ``buffers`` after the cache's region is allocated, and ``warm-up`` with the first
+allocation of the executor's pool.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ LOADER = "LMDeploy's weight loader"
 STAGING = "torch staging"
 
 _LINEAR = "LlamaLinear"
-#: Owners of a pool by how a function in its trace begins; the first that fits counts.
+#: Owners of a pool by the prefix of a function in its trace; the first prefix that fits counts.
 _OWNERS = {"ModelExecutor": "executor", "Engine": "engine thread", "TurboMind": "rank context"}
 
 
 class CallSites:
-    """Names traces, innermost call first; ``name`` is the function's at an offset, or ``?``."""
+    """Names traces, innermost call first; ``name`` returns the function at an offset, or ``?``."""
 
     def __init__(self, name: Callable[[int], str]) -> None:
         self._name = cache(name)
         self.site = cache(self._site)
 
     def _site(self, trace: tuple[int, ...]) -> str:
-        """The engine's call: a linear layer's output is named after the layer's owner."""
+        """The engine's call in a trace; a linear layer's output is named after its owner."""
         if not trace:
             return STAGING
         useful = [n for n in map(self._name, trace) if not n.startswith(PLUMBING)]
@@ -43,7 +43,7 @@ class CallSites:
         return f"linear output in {owner}" if useful[0].startswith(_LINEAR) else useful[0]
 
     def owner(self, trace: tuple[int, ...]) -> str:
-        """Whose pool was made at a trace: ``executor``, ``engine thread``, or the call's name."""
+        """The owner of a pool made at a trace: ``executor``, ``engine thread`` or a call's name."""
         names = [self._name(offset) for offset in trace]
         for prefix, owner in _OWNERS.items():
             if any(name.startswith(prefix) for name in names):
@@ -53,7 +53,7 @@ class CallSites:
 
 @dataclass
 class Pool:
-    """A stream-ordered pool: its card and owner, bytes live and held, by phase of its card."""
+    """A stream-ordered pool: its card and owner, its live and held bytes by phase of its card."""
 
     device: int
     owner: str
@@ -66,11 +66,11 @@ class Pool:
 
 @dataclass
 class RehearsedGpu:
-    """One card: bytes held, by phase at its end and at its peak; the cache's sizing.
+    """One card: the bytes held at the end and at the peak of each phase; the cache's sizing.
 
-    ``late``: what was made after the cache and lives, by kind and by call of the engine.
-    ``pinned`` host memory counts with the card that was current when it was made: a process's peak
-    depends on the timing of its ranks' threads, a rank's does not.
+    ``late``: bytes allocated after the cache that live, by kind and by call of the engine.
+    ``pinned`` host memory counts for the card that was current when it was allocated: a process's
+    peak depends on the timing of its ranks' threads, a rank's does not.
     """
 
     in_use: int = 0
@@ -94,7 +94,7 @@ class _Block(NamedTuple):
 
 
 class Ledger:
-    """Built from a timeline's events, in order; sizes, and pools' ``pool_step``, are bytes."""
+    """Built from a timeline's events, in order; sizes and ``pool_step``, of pools, are bytes."""
 
     def __init__(self, cards: int, sites: CallSites, pool_step: int) -> None:
         self.cards = [RehearsedGpu() for _ in range(cards)]
@@ -106,7 +106,7 @@ class Ledger:
         self._blocks: dict[str, _Block] = {}
 
     def read(self, events: Iterable[Event]) -> Ledger:
-        """Takes the next events, and closes the last phase so far."""
+        """Reads the next events, and closes the last phase so far."""
         for event in events:
             self._take(event)
         for index in range(len(self.cards)):
@@ -138,15 +138,15 @@ class Ledger:
                 self.deaths.append(refused(event, phase, self._sites))
 
     def executor_pool(self, index: int) -> Pool | None:
-        """The pool of all activations of a card; None before its engine started."""
+        """The pool of a card's activations; None before its engine has started."""
         return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
 
     def of_card(self, index: int) -> list[Pool]:
-        """A card's pools, in the order in which they were made."""
+        """A card's pools, in the order of their creation."""
         return [pool for pool in self.pools.values() if pool.device == index]
 
     def pinned(self) -> dict[str, int]:
-        """Page-locked host memory by phase: the sum of the ranks' peaks."""
+        """Page-locked host memory in bytes by phase: the sum of the ranks' peaks."""
         total: dict[str, int] = {}
         for card in self.cards:
             for phase, size in card.pinned_peak.items():
@@ -216,7 +216,7 @@ class Ledger:
 
 
 def refused(event: Event, phase: str, sites: CallSites) -> Document:
-    """A refused allocation as fields of an `End`; ``simulated``: the scenario let it fail."""
+    """A refused allocation as fields of an `End`; ``simulated``: the scenario made it fail."""
     device, _, _, size, left, last = (event.number(i) for i in range(6))
     simulated = last if event.tag == "E" else None
     return {

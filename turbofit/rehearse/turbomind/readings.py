@@ -1,4 +1,4 @@
-"""What TurboMind's own calls tell of an ended rehearsal; all sizes are bytes."""
+"""Reads TurboMind's own calls of an ended rehearsal; all sizes are bytes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ NOT_KNOWN: Final = (
     "the driver's rounding of pools",
     "fragmentation of torch's allocator while loading",
 )
-#: A term of the ledger, and the call of the engine (or the kind of memory) that it is made of after
-#: the cache.
+#: Terms of the ledger, and the call of the engine (or the kind of memory) that allocates each one
+#: after the cache.
 _SITES: Final = {
     "attention": "UnifiedAttentionLayer::UnifiedAttentionLayer",
     "token_ids": "Generation::Impl::Impl",
@@ -43,11 +43,11 @@ _SITES: Final = {
     "l2_flush": "gemm::CacheFlushing::CacheFlushing",
     "symmetric_buffer": KINDS[VMM],
 }
-#: What the lines about the cache have: its budget, its slabs, a sequence's state.
+#: Words of the log lines about the cache: its budget, its slabs, a sequence's state.
 _CACHE_WORDS: Final = ("Object cache budget", "slab_size", "[GDN]")
-#: Settings that size the cache, and what they are for an engine that was not told.
+#: Settings that size the cache, and their values for an engine without them.
 _LIMITS: Final = {"cache_block_seq_len": 64, "max_batch_size": 1, "session_len": 1}
-#: How the pretend libraries begin what they say: why they end a process, among others.
+#: The beginning of the pretend libraries' lines, for instance of why they end a process.
 _PRETEND: Final = "turbofit pretend:"
 _SLAB: Final = re.compile(
     r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)"
@@ -56,7 +56,7 @@ _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """What the engine's calls say, from timeline and log; PretendError: the timeline is full."""
+    """The readings from a timeline and a log; PretendError if the timeline is full."""
     ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
@@ -110,7 +110,7 @@ def _ledger(ended: EndedRun) -> Ledger:
 
 
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
-    """By line of the ledger: what a card held for it, or a case's executor pool at most."""
+    """The bytes that a card held by line of the ledger, and each case's executor pool peak."""
     pool, late = ledger.executor_pool(index), ledger.cards[index].late
     terms = card_terms(ledger, index)
     terms |= {name: late[site] for name, site in _SITES.items() if site in late}
@@ -120,11 +120,11 @@ def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
 
 
 def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The cache's sizing; tokens are cut as the engine's page and slab allocators cut them.
+    """The cache's sizing; tokens are computed by the engine's page and slab allocators.
 
-    For a hybrid model the states of a full batch are taken off first, as in a plan.
+    For a hybrid model the states of a full batch are subtracted first, as in a plan.
     """
-    # Each rank says the same.
+    # Each rank prints the same line.
     slabs = [LoggedSlab(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
     slabs = list(dict.fromkeys(slabs))
     first, tokens = ledger.cards[0], None
@@ -133,7 +133,7 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
         engine = engine_named("turbomind", installed("lmdeploy"))
         shape = engine.logged_cache([slabs[0], *_states(slabs, lines)], convert(told, Settings))
         if shape is not None:
-            # One page is charged for a start that is not aligned, and this one's is known.
+            # The formula charges one page for a start that is not aligned; this start is known.
             region = first.cache_region - -first.cache_address % shape.page + shape.page
             tokens = shape.tokens(region)
     return {
@@ -146,7 +146,7 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
 
 
 def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[LoggedSlab]:
-    """A sequence's state as the engine registered it: a part once, another one for each layer."""
+    """A sequence's state as the engine registered it: one part once, another for each layer."""
     match = next((m for line in lines if (m := _STATE.search(line))), None)
     if match is None:
         return
@@ -156,12 +156,12 @@ def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[Logge
 
 
 def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
-    """What a card held when the engine was ready, by line of the ledger, as far as it came."""
+    """Bytes that a card held when the engine was ready, by line of the ledger, if it got there."""
     end = ledger.cards[index].end
-    pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # the first of an owner
+    pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # each owner's first
     terms = {}
     with suppress(KeyError):
-        default = pools["default"]  # of the weights
+        default = pools["default"]  # the pool of the weights
         before = end["context"] - default.held_end.get("context", 0)
         terms["weights"] = round_up(default.live_end["prepare"], ledger.pool_step)
         terms["load_temporaries"] = end["prepare"] - before - terms["weights"]
@@ -173,6 +173,6 @@ def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
 
 
 def load_peak(ledger: Ledger, index: int) -> int:
-    """The most that a card held until its weights were ready, others not counted."""
+    """The most bytes that a card held until its weights were ready, without other processes'."""
     peak = ledger.cards[index].peak
     return max((peak.get(k, 0) for k in ("import", "context", "weights", "prepare")), default=0)

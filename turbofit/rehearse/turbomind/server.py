@@ -22,7 +22,7 @@ from turbofit.rehearse.no_answer import say_no_answer
 from turbofit.rehearse.packages import SERVED, engine_library
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
-#: Names the folder that `turbofit.pipeline` opens in a model's place.
+#: This variable names the folder that `turbofit.pipeline` opens instead of a model.
 MODEL = "TURBOFIT_PRETEND_TWIN"
 NOTICE = (
     "turbofit: PRETEND GPUs: memory, admission, errors and death are real; "
@@ -31,7 +31,7 @@ NOTICE = (
 
 
 def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
-    """Writes a pretend machine's files; returns the environment in which this module runs there."""
+    """Writes a pretend machine's files; returns the environment in which this module runs on it."""
     site = cuda_site()
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
@@ -48,15 +48,15 @@ def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
 
 
 def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[str, str]:
-    """What a program on a pretend machine is told, so that `turbofit.pipeline` opens a model.
+    """The environment of a program on a pretend machine, where `turbofit.pipeline` opens a model.
 
-    A twin stands for weights that are not on disk; the folder is kept as long as the program runs.
+    A twin replaces weights that are not on disk; keep the folder while the program runs.
 
     Raises:
-        UsageError: only the model's own checkpoint would do, and it is not on disk.
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
     (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
-    name = (model.hub_id or model.name).rpartition("/")[2]  # chat templates are chosen by it
+    name = (model.hub_id or model.name).rpartition("/")[2]  # LMDeploy chooses chat templates by it
     env = {
         **os.environ,
         _MACHINE: str(folder / "machine.json"),
@@ -72,7 +72,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
 
 
 def preload() -> None:
-    """What comes before LMDeploy's imports, and asks no pretend machine."""
+    """Do what comes before LMDeploy's imports and needs no pretend machine."""
     from turbofit.rehearse.turbomind import hfconfig  # noqa: F401 - what it imports
     from turbofit.rehearse.turbomind.hooks import declare_torchvision
 
@@ -83,7 +83,7 @@ def pretend_here() -> None:
     """Lets TurboMind run on the pretend machine in whose environment this process began.
 
     Raises:
-        UsageError: the environment is not one that turbofit makes for it.
+        UsageError: the environment is not one that turbofit makes.
     """
     path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
     if not path or not libraries:
@@ -109,7 +109,7 @@ def pretend_here() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Installs the pretend machine in this process and hands over to LMDeploy's command line."""
+    """Installs the pretend machine in this process, and runs LMDeploy's command line."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         pretend_here()

@@ -1,1 +1,1 @@
-"""`turbofit page`: a static site that says what fits, from answers planned when it is written."""
+"""`turbofit page`: a static site that says what fits; all its answers are planned beforehand."""

@@ -1,4 +1,4 @@
-"""What a person may ask of `turbofit page`, and the choices that the site offers."""
+"""The options of `turbofit page`, and the choices that the site offers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from turbofit.planning.request import Bytes, PlanRequest, Positive, Tokens
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-#: The most used models, small to large. Others are left out only to save minutes.
+#: The most used models, from small to large; more models would only cost more minutes.
 _MODELS: Final = (
     "internvl3-2b", "internvl3-8b", "internvl3.5-8b", "internvl3-38b-awq", "qwen2.5-vl-3b",
     "qwen2.5-vl-7b", "qwen2.5-vl-7b-awq", "qwen2.5-vl-72b-awq", "qwen3-vl-8b", "gemma-3-12b",
@@ -35,7 +35,7 @@ _CARDS: Final = (
 
 
 def _load(text: str, name: str) -> tuple[int, tuple[int, int] | None]:
-    """``4@1280x720`` is four images of that size, ``2`` two of the worst size."""
+    """Parse ``4@1280x720`` as four images of that size, ``2`` as two images of the worst size."""
     count, at, size = text.partition("@")
     if not re.fullmatch(r"\d{1,9}", count) or bool(at) != bool(size):
         raise UsageError(f"{name} {text!r} is not N or N@WxH", hint="write it as 4@1280x720")
@@ -55,7 +55,7 @@ Loads = Annotated[tuple[Load, ...], Field(strict=False)]
 
 
 class SiteRequest(Validated):
-    """What the site is planned for, in every combination; empty is the default."""
+    """The values that the site is planned for, in all combinations; empty is the default."""
 
     all: bool = False
 
@@ -72,7 +72,7 @@ class SiteRequest(Validated):
     concurrencies: Counts = ()
 
     def complete(self) -> Self:
-        """The same with the default for all that is empty."""
+        """Return a copy in which every empty field has its default."""
         defaults = {**_DEFAULTS, **(_MORE if self.all else {})}
         return self.model_copy(
             update={name: value for name, value in defaults.items() if not getattr(self, name)}
@@ -114,7 +114,7 @@ class SiteChoice(Struct):
 
 
 class SiteChoices(Struct):
-    """The controls of the site, with all that each of them offers."""
+    """The controls of the site, and the entries of each control."""
 
     turbofit_version: str
     created: str
@@ -128,7 +128,7 @@ class SiteChoices(Struct):
 
     @property
     def answers(self) -> int:
-        """How many plans the site is made of."""
+        """The number of plans in the site."""
         return len(self.models) * len(self.cards) * len(list(points(self)))
 
 
@@ -142,11 +142,11 @@ class SitePoint(NamedTuple):
     concurrency: SiteChoice
 
     def machine(self, card: str) -> str:
-        """The machine as --on takes it."""
+        """The machine in the form that --on accepts."""
         return f"{self.gpus}x{card}{self.used.words}"
 
     def request(self, model: str, card: str) -> PlanRequest:
-        """The request that `turbofit plan` gets for a model on a card with these choices."""
+        """The request that `turbofit plan` gets for this model, this card and these choices."""
         count, *size = self.images.numbers
         given = {
             "images": count if count != 1 else None,
@@ -162,7 +162,7 @@ class SitePoint(NamedTuple):
 
 
 def choices_of(request: SiteRequest, created: str) -> SiteChoices:
-    """The controls of a site; a machine that cannot be meant is refused."""
+    """Return the controls of a site; raise UsageError for an impossible machine."""
     request = request.complete()
     choices = SiteChoices(
         turbofit_version=__version__,
@@ -182,13 +182,13 @@ def choices_of(request: SiteRequest, created: str) -> SiteChoices:
 
 
 def _usual_first(given: Loads) -> Iterable[tuple[int, tuple[int, int] | None]]:
-    """The images of the workloads: the first of a usual size, then one of the worst size."""
+    """The image choices: first the first one with a size, then one image of the worst size."""
     sized = [load for load in given if load[1] is not None]
     return dict.fromkeys((*sized[:1], (1, None), *given))
 
 
 def points(choices: SiteChoices) -> Iterator[SitePoint]:
-    """Every combination that a table has an answer for, in its order."""
+    """Every combination of choices, in the order of a table's answers."""
     dimensions = (
         choices.counts, choices.used, choices.images, choices.contexts, choices.concurrencies
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The answers of the site, each point planned as `turbofit plan` would, and its files."""
+"""The answers of the site, each planned as `turbofit plan` plans it, and the site's files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from turbofit.report.fit_site.choices import SiteChoices, SitePoint, SiteRequest
 
 _SCHEMA: Final = "turbofit.page/1"
-#: What people call the engines.
+#: The usual names of the engines.
 _ENGINES: Final = {
     "turbomind": "LMDeploy, TurboMind",
     "pytorch": "LMDeploy, PyTorch engine",
     "transformers": "Hugging Face Transformers",
 }
-#: Remedies that are shown.
+#: The number of remedies that are shown.
 _REMEDIES: Final = 3
 
 
@@ -93,7 +93,7 @@ class SiteTable(Struct):
     order: Annotated[tuple[int, ...], doc("The answer of each point, since many are equal.")]
 
     def to_script(self) -> str:
-        """A script that hands the table to the page, since `fetch` reads no local file."""
+        """A script that passes the table to the page, because `fetch` cannot read local files."""
         return f"turbofitTable({msgspec.json.encode(self).decode()});\n"
 
 
@@ -119,7 +119,7 @@ class PageDocument(Struct):
 
 
 def answer_of(plan: Plan) -> PageAnswer:
-    """A plan in short."""
+    """The short form of a plan."""
     answer = PageAnswer(
         fits=plan.fits,
         verdict=plan.verdict,
@@ -148,7 +148,7 @@ def answer_of(plan: Plan) -> PageAnswer:
 
 
 def refused(error: TurbofitError) -> PageAnswer:
-    """The answer where no plan can be made at all."""
+    """The answer for a request that cannot be planned at all."""
     text = f"{error.message}; {error.hint}" if error.hint else error.message
     return PageAnswer(fits=False, verdict=text)
 
@@ -169,7 +169,7 @@ def _memory(gpus: tuple[GpuLedger, ...]) -> PageMemory | None:
 
 
 def begin_worker() -> None:
-    """Let a process end at once, without a traceback, at Ctrl-C or its parent's end."""
+    """Make this process end at once and without a traceback at Ctrl-C or when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
     assert parent is not None
@@ -226,16 +226,16 @@ def _answer(model: str, card: str, point: SitePoint) -> PageAnswer:
 
 _FOLDER: Final = Path(__file__).parent
 _DOING: Final = "planning tables"
-#: What the page's own script loads is the page's own; `'self'` means nothing of a local file.
+#: Scripts that the page's own script loads are allowed; `'self'` would allow no local file.
 _LOADS: Final = "'strict-dynamic'"
 
 
 def write_site(
     request: SiteRequest, folder: Path, *, say: Callable[[str], None], jobs: int | None = None
 ) -> PageDocument:
-    """Plan every point and write the site: `index.html`, and the tables beside it.
+    """Plan every combination and write the site: `index.html` and the files of its tables.
 
-    ``jobs`` are processes beside each other, by default one for each CPU.
+    ``jobs`` is the number of parallel processes, by default one per CPU.
 
     Raises:
         UsageError: the folder cannot be made.

@@ -1,1 +1,1 @@
-"""The report as one HTML page that needs no network: `build.page`."""
+"""The report as one HTML page that needs no network; `html.page` writes it."""

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
     from turbofit.report.painters.document import Bar, BarPiece, Topology, TopologyCard
 
-#: What would end a script element, or a line of JavaScript.
+#: Characters that could end a script element or a line of JavaScript, with their escapes.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _MOST_TICKS: Final = 8
-#: A tick is left out where it is nearer to the end than this part of the scale.
+#: A tick is left out if it is nearer to the end than one seventh (1 / `_CLOSE`) of the scale.
 _CLOSE: Final = 7
 
 
 class Markup(str):
-    """Text that is markup: it is not escaped again."""
+    """Text that is HTML already and is not escaped again."""
 
     __slots__ = ()
 
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:
-    """An element; ``data_x`` becomes ``data-x``; None and False are left out, True has no value."""
+    """An element; ``data_x`` becomes ``data-x``, None and False are left out, True has no value."""
     pieces = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -45,7 +45,7 @@ def join(*children: str) -> Markup:
 
 
 def json_text(value: Any) -> Markup:
-    """A value as JSON that can stand in a script element."""
+    """Encode a value as JSON that can stand in a script element."""
     text = json.dumps(to_builtins(value), ensure_ascii=False, separators=(",", ":"))
     return Markup(text.translate(_IN_SCRIPT))
 
@@ -55,7 +55,7 @@ def _escaped(text: str) -> str:
 
 
 def memory_bars(bars: Sequence[Bar]) -> Markup:
-    """A bar a GPU on one scale; equal GPUs share what is said of them."""
+    """One bar per GPU, all on one scale; equal GPUs share their label and legend."""
     scale = max(max(bar.room, bar.need) for bar in bars)
     return join(*(_set(bar, scale) for bar in bars), _legend(bars))
 
@@ -75,7 +75,7 @@ def _set(bar: Bar, scale: int) -> Markup:
 
 
 def _row(bar: Bar, index: int, scale: int) -> Markup:
-    """The bar of one GPU; only the first of a set explains its parts."""
+    """Draw the bar of one GPU; only the first bar of a set of equal GPUs explains its parts."""
     end = ""
     if bar.need > bar.room:
         share = f"left:{100 * bar.room / scale:.3f}%"
@@ -107,7 +107,7 @@ def _phase(part: BarPiece, *, explained: bool) -> Markup:
 
 
 def _end(bar: Bar, scale: int) -> Markup:
-    """Where the card ends, above bars that go beyond it."""
+    """Mark the end of the card above bars that are longer than the card."""
     if bar.need <= bar.room:
         return Markup()
     share = 100 * bar.room / scale
@@ -118,7 +118,7 @@ def _end(bar: Bar, scale: int) -> Markup:
 
 
 def _legend(bars: Sequence[Bar]) -> Markup:
-    """One for all bars: what each kind is, and how much; from the least to the most of them."""
+    """One legend for all bars: each kind of memory and its sizes, the smallest and the largest."""
     sizes: dict[tuple[str, str, str], list[int]] = {}
     for part in (part for bar in bars for part in bar.parts):
         sizes.setdefault((part.kind, part.mark, part.name), []).append(part.bytes)
@@ -135,7 +135,7 @@ def _legend(bars: Sequence[Bar]) -> Markup:
 
 
 def _range(sizes: list[int]) -> str:
-    """A size, or the smallest and the largest of several."""
+    """A size, or the smallest and the largest of several sizes."""
     return " to ".join(dict.fromkeys(format_bytes(size) for size in (min(sizes), max(sizes))))
 
 
@@ -148,7 +148,7 @@ def _ticks(scale: int) -> Markup:
 
 
 def topology(block: Topology) -> Markup:
-    """The groups as frames around their GPUs, and which pairs reach each other in which way."""
+    """Draw each group as a frame around its GPUs, and list how the pairs of GPUs are connected."""
     cards = {card.index: card for card in block.cards}
     idle = cards.keys() - {index for group in block.groups for index in group}
     frames = []

@@ -1,4 +1,4 @@
-"""Paints a document as one HTML page that needs no network and runs nothing but its own script."""
+"""The conversion of a document to one HTML page without network that runs only its own script."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from turbofit.report.painters.document import (
 )
 
 _FOLDER: Final = Path(__file__).parent
-#: What a cell must look like to sort as a number.
+#: The form of a cell that sorts as a number.
 _NUMBER: Final = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]?\d+)?")
-#: A cell of more characters keeps a width that can be read.
+#: A cell with more characters than this keeps a readable minimum width.
 _LONG: Final = 24
 
 
 def page(blocks: list[Block], document: Any, footer: str) -> str:
-    """A whole page: the first heading is its title, each further one of level 2 begins a section.
+    """Return a whole page: the first heading is its title, level-2 headings begin sections.
 
-    The page carries ``document`` as JSON; ``footer`` says who made it, and when.
+    The page carries ``document`` as JSON; ``footer`` says which version made the page, and when.
     """
     parts: list[tuple[str, list[Block]]] = []
     for block in blocks:
@@ -70,7 +70,7 @@ def page(blocks: list[Block], document: Any, footer: str) -> str:
 
 
 def frame(blocks: list[Block], document: Any, footer: str) -> str:
-    """The page in a notebook, which neither its script nor its styles reach."""
+    """Return the page as a frame for a notebook; the page's script and styles do not reach it."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     return tag(
         "iframe",
@@ -82,9 +82,9 @@ def frame(blocks: list[Block], document: Any, footer: str) -> str:
 
 
 def policy(script: str, *more: str) -> str:
-    """The Content-Security-Policy of a page that loads nothing, and runs this script alone.
+    """The Content-Security-Policy of a page that loads nothing and runs only this script.
 
-    ``more`` is what scripts may do beside that.
+    ``more`` lists further script sources to allow.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     may_run = " ".join((f"'sha256-{digest}'", *more))
@@ -95,12 +95,12 @@ def policy(script: str, *more: str) -> str:
 
 
 def page_file(name: str) -> str:
-    """The text of a file beside this one; all pages have page.css, and begin with shared.js."""
+    """The text of a file in this folder; all pages use page.css and shared.js."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def paint(blocks: list[Block] | tuple[Block, ...]) -> Markup:
-    """Blocks as HTML; bars behind each other share a scale and a legend."""
+    """Write blocks as HTML; adjacent bars share a scale and a legend."""
     parts = []
     for kind, run in groupby((block for block in blocks if block.page), key=type):
         if kind is Bar:
@@ -126,7 +126,7 @@ def _one(block: Block) -> Markup:
     if isinstance(block, Fold):
         return tag("details", tag("summary", block.title), paint(block.blocks))
     if isinstance(block, Code):
-        # The script shows the button: without it nothing would happen.
+        # The script shows the button, because it does nothing without the script.
         label = f"Copy {block.name}"
         button = tag("button", "Copy", type="button", class_="copy", aria_label=label, hidden=True)
         code = tag("pre", tag("code", block.text), tabindex="0")
@@ -176,7 +176,7 @@ def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
 
 
 def _drawn(text: str) -> Markup:
-    """``#`` of a bar in letters stays, ``+`` is taken beyond it for a time."""
+    """Draw a bar of letters: ``#`` is memory that stays in use, ``+`` memory in use for a time."""
     parts = [
         tag("i", class_=kind, style=f"width:{100 * text.count(mark) / (len(text) - 2):g}%")
         for mark, kind in (("#", "stays"), ("+", "beyond"))

@@ -1,1 +1,1 @@
-"""Documents as text, Markdown and bars."""
+"""The conversion of documents to text, Markdown and bars."""

@@ -1,4 +1,4 @@
-"""A report before it is painted: blocks of data that terminal, Markdown and HTML share."""
+"""The blocks of a report, which the terminal, Markdown and HTML writers share."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ONLY_ON_PAGE: Final[Places] = {"short": False, "whole": False, "page": True}
 
 
 class Block(Struct):
-    """A piece of a report, and where it stands.
+    """A part of a report, and the outputs that show it.
 
-    ``short`` is the short answer of a terminal, ``whole`` the whole text (a terminal with --full,
-    Markdown).
+    ``short`` means the short answer on a terminal, ``whole`` the whole text (a terminal with
+    --full, Markdown), ``page`` the HTML page.
     """
 
     short: bool = False
@@ -40,7 +40,7 @@ class Block(Struct):
 
 
 class Heading(Block, kw_only=False):
-    """The title of what follows; ``level`` 3 is below a section's, which is 2."""
+    """The title of the blocks that follow; ``level`` is 2 for a section and 3 below it."""
 
     text: str
     level: int = 2
@@ -52,7 +52,7 @@ class Paragraph(Block, kw_only=False):
 
 
 class Verdict(Paragraph, kw_only=False):
-    """The answer in a sentence; on a page a badge has its first words, ``badge``."""
+    """The answer in a sentence; a page shows its first words, ``badge``, as a badge."""
 
     badge: str = ""
 
@@ -63,7 +63,7 @@ class Items(Block, kw_only=False):
 
 
 class FactList(Block, kw_only=False):
-    """Names and what they are."""
+    """Names and their values."""
 
     facts: tuple[tuple[str, str], ...]
 
@@ -75,21 +75,21 @@ def remark(text: str, **places: bool) -> Paragraph:
 def listed(
     title: str, items: Iterable[str], tone: Tone = "plain", *, level: int = 2
 ) -> list[Block]:
-    """A list under its title; nothing where it is empty."""
+    """A list under its title, or no block if the list is empty."""
     entries = tuple(items)
     return [Heading(title, level), Items(entries, tone)] if entries else []
 
 
 def known_facts(facts: Mapping[str, str | None], **places: bool) -> FactList:
-    """Names and what they are, without those that nothing is said of."""
+    """Names and their values, without the names that have no value."""
     return FactList(tuple((name, text) for name, text in facts.items() if text), **places)
 
 
 class Column(Struct):
     """A column of a table.
 
-    ``wrap`` marks one whose text may be broken over lines, ``aside`` one for which a terminal has
-    no room: it is left out there. A page makes a bar of what is ``drawn`` in letters: ``[##+.]``.
+    The text of a ``wrap`` column may be broken over lines; a terminal leaves out an ``aside``
+    column; a page draws a bar for a ``drawn`` cell, which is in letters: ``[##+.]``.
     """
 
     title: str
@@ -100,9 +100,9 @@ class Column(Struct):
 
 
 class Table(Block):
-    """Rows of text; ``sums`` are set apart below the others.
+    """Rows of text; the ``sums`` stand apart below the other rows.
 
-    On a page the titles of a ``sortable`` one are buttons, and the row ``chosen`` is set off.
+    On a page the titles of a ``sortable`` table are buttons, and the ``chosen`` row is marked.
     """
 
     columns: tuple[Column, ...]
@@ -121,7 +121,7 @@ def table(
     aside: Collection[str] = (),
     **more: Any,
 ) -> Table:
-    """A table whose columns are known by their titles; ``right`` are those of numbers."""
+    """Build a table; ``right`` (numbers), ``wrap`` and ``aside`` list columns by their titles."""
     columns = tuple(
         Column(title=title, right=title in right, wrap=title in wrap, aside=title in aside)
         for title in titles
@@ -130,23 +130,23 @@ def table(
 
 
 class Code(Block, kw_only=False):
-    """Text to be copied as it is."""
+    """Text that the reader copies as it is."""
 
     text: str
     name: str = "this command"
 
 
 class Fold(Block):
-    """Blocks that a page shows once they are opened."""
+    """Blocks that a page shows only after a click."""
 
     title: str
     blocks: tuple[Block, ...]
 
 
 class BarPiece(Struct):
-    """A piece of a bar: its letter ``mark``, its style on a page ``kind``.
+    """A part of a bar: ``mark`` is its letter, ``kind`` its style on a page.
 
-    ``parts`` are the bytes and words of what it is made of.
+    ``parts`` are its own parts: the bytes and the words of each.
     """
 
     mark: str
@@ -157,9 +157,9 @@ class BarPiece(Struct):
 
 
 class Bar(Block):
-    """Memory of equal GPUs from empty to full; what is beyond ``room`` bytes is not there.
+    """Memory of equal GPUs from empty to full; a card has only ``room`` bytes.
 
-    ``owner`` names what has the room: the card, or a budget.
+    ``owner`` names the thing that has the room: the card or a budget.
     """
 
     title: str
@@ -184,7 +184,7 @@ class TopologyCard(Struct):
 
 
 class Topology(Block):
-    """A picture on a page: GPUs, a plan's groups of them, and in words the ways between them."""
+    """A picture on a page: GPUs, the groups of a plan, and in words how the GPUs are connected."""
 
     whole: bool = False
     cards: tuple[TopologyCard, ...]
@@ -193,7 +193,7 @@ class Topology(Block):
 
 
 def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
-    """The blocks of the short answer, or those of the whole text."""
+    """The blocks of the short answer or of the whole text."""
     for block in blocks:
         if not (block.short if short else block.whole):
             continue
@@ -204,20 +204,21 @@ def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Blo
 
 
 MORE: Final = remark("more: --full, --md or --json", **ONLY_SHORT)
-#: Beside all that a run on pretend GPUs shows.
+#: The note that stands beside everything that a run on pretend GPUs shows.
 PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed are not real"
 
 
 def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
-    """What happened in a run at last."""
+    """The last events of a run."""
     lines = (f"{event.at} {event.kind}: {event.text}" for event in run.events[-most:])
     return listed("Last events", lines, level=level)
 
 
 def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list[Block]:
-    """The first known fault, how the input was read (``assumed``), else the first; how many more.
+    """The first known fault and the assumptions, or else the first warning; then how many are left.
 
-    A known fault names its thread. What stands beside commands, and what is harmless, is left out.
+    A known fault names its issue thread. Warnings that stand beside commands or are harmless are
+    left out.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
     kept = [text for text in warnings if not any(phrase in text for phrase in hidden)]
@@ -232,7 +233,7 @@ def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list
 
 
 def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: Any) -> list[Block]:
-    """Changes and their effects; nothing where there are none."""
+    """A table of changes and their effects; no block if there are none."""
     if not remedies:
         return []
     titles = ("change", "effect")

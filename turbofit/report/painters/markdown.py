@@ -1,4 +1,4 @@
-"""Paints a document as GitHub-flavoured Markdown."""
+"""The conversion of a document to GitHub-flavoured Markdown."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from turbofit.report.painters.document import Block
 
-#: Letters of a bar: as many as GitHub shows beside its margins.
+#: Letters of a bar; GitHub shows this many between its margins.
 _BAR: Final = 76
 _SPECIAL: Final = {ord(c): f"\\{c}" for c in "\\`*[]<>|#~"}
 
 
 def paint(blocks: Iterable[Block]) -> str:
-    """The document as Markdown; blocks are parted by empty lines."""
+    """Write the blocks as Markdown, separated by empty lines."""
     parts: list[str] = []
     for block in text_blocks(blocks):
         if isinstance(block, Heading):

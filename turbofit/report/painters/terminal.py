@@ -1,4 +1,4 @@
-"""Paints a document as plain text of a given width, with colour where asked."""
+"""The conversion of a document to plain text of a given width, in colour if asked."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 _GAP: Final = 2
 _NARROWEST: Final = 10
-#: Unicode's categories of characters without a width of their own: marks and formats.
+#: Unicode categories of the characters that have no width: combining marks and formats.
 _WITHOUT_WIDTH: Final = ("Mn", "Me", "Cf")
 _ANSI: Final[dict[Tone | Literal["head"], str]] = {
     "plain": "", "good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1",
 }  # fmt: skip
-#: Colours of a bar's letters; the letters say the same without them.
+#: Colours of a bar's letters; the letters alone say the same.
 _LETTERS: Final = {
     "r": "90", "o": "35", "c": "36", "W": "34", "K": "32", "b": "33", "t": "31", "l": "95",
     ".": "2", "m": "37", "!": "1;31", "|": "1",
 }  # fmt: skip
-#: Where a card ends in a bar, and what is beyond.
+#: The letters for the end of a card in a bar, and for memory beyond it.
 END: Final = "|"
 OVER: Final = "!"
-#: Control characters, those that end lines, and those that turn the direction of text.
+#: Control characters, line separators, and characters that change the direction of text.
 _CONTROLS: Final = dict.fromkeys(
     (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), "?"
 )
@@ -48,19 +48,19 @@ _CONTROLS_BUT_NEWLINE: Final = {code: mark for code, mark in _CONTROLS.items() i
 
 
 def clean(text: str) -> str:
-    """The text without control characters: names come from files and processes of others."""
+    """Replace control characters by "?": names come from files and processes of others."""
     return text.translate(_CONTROLS)
 
 
 def clean_lines(text: str) -> str:
-    """As `clean`, for text of several lines."""
+    """Like `clean`, for text of several lines."""
     return text.translate(_CONTROLS_BUT_NEWLINE)
 
 
 def paint(
     blocks: Iterable[Block], *, width: int = 80, colour: bool = False, short: bool = False
 ) -> str:
-    """The document as text whose lines have at most ``width`` columns where words allow it."""
+    """Write the document as text in lines of at most ``width`` columns, except for longer words."""
     parts: list[str] = []
     last: Block | None = None
     for block in text_blocks(blocks, short=short):
@@ -92,14 +92,14 @@ def _tint(text: str, code: str, colour: bool) -> str:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """Break at single spaces; a word longer than a line (a path) stays whole."""
+    """Break text at single spaces; a word longer than a line (a path) stays whole."""
     if _display_width(text) <= width:
         return [text]
     return _filled(re.split(r"(?<=\S) (?=\S)", text), max(width, _NARROWEST))
 
 
 def _filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
-    """Lines of as many words as a width holds."""
+    """Lines that each have as many words as the width holds."""
     lines: list[str] = []
     for word in words:
         if lines and _display_width(f"{lines[-1]}{gap}{word}") <= width:
@@ -110,7 +110,7 @@ def _filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
 
 
 def _display_width(text: str) -> int:
-    """Columns on a terminal: two for a wide character, none for a mark."""
+    """The columns of a text on a terminal: two for a wide character, 0 for a combining mark."""
     if text.isascii():
         return len(text)
     return sum(
@@ -137,7 +137,7 @@ def _facts(block: FactList, width: int) -> list[str]:
 
 
 def _bar(block: Bar, width: int, colour: bool) -> list[str]:
-    """The title, a line of letters, and what each of them is."""
+    """The title, a line of letters, and the meaning of each letter."""
     letters = cells(block, width - 4)
     drawn = "".join(
         _tint(clean("".join(run)), _LETTERS.get(mark, ""), colour) for mark, run in groupby(letters)
@@ -167,7 +167,7 @@ def _table(block: Table, width: int, colour: bool) -> list[str]:
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Natural widths; the columns that may wrap are narrowed to fit the line."""
+    """The widths of the columns; columns that may wrap are narrowed until the line fits."""
     widths = [max(_display_width(row[i]) for row in rows) for i in range(len(columns))]
     over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
     least = {
@@ -204,9 +204,9 @@ def _cells(columns: Sequence[Column], row: Sequence[str], widths: Sequence[int])
 
 
 def cells(bar: Bar, width: int) -> list[str]:
-    """One letter a cell, ``width`` of them; every part that is there has at least one.
+    """The ``width`` letters of a bar, one per cell; every part has at least one letter.
 
-    What exceeds the card is ``!`` behind a ``|``.
+    Memory beyond the card is shown as ``!`` after a ``|``.
     """
     starts = accumulate((part.bytes for part in bar.parts), initial=0)
     parts = [
@@ -221,7 +221,7 @@ def cells(bar: Bar, width: int) -> list[str]:
 
 
 def legend(bar: Bar) -> list[str]:
-    """Every part with its letter and its size."""
+    """The letter, name and size of every part."""
     texts = [f"{part.mark}={part.name} {format_bytes(part.bytes)}" for part in bar.parts]
     if bar.need > bar.room:
         texts.append(f"{OVER}={format_bytes(bar.need - bar.room)} more than the {bar.owner} has")
@@ -229,12 +229,12 @@ def legend(bar: Bar) -> list[str]:
 
 
 def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
-    """The letters of a bar: each part has one cell, and its share of those that are left."""
+    """The letters of a bar: each part gets one cell, and its share of the cells that remain."""
     if not parts:
         return []
     parts = parts[:width]
     spare, total = width - len(parts), sum(size for size, _ in parts)
-    # One cell is given already: only what a part has beyond it is shared out.
+    # Each part has one cell already: only its share beyond that cell is distributed.
     beyond = [max(0.0, size / total * width - 1) for size, _ in parts]
     scale = spare / (sum(beyond) or 1)
     exact = [size * scale for size in beyond]

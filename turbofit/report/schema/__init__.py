@@ -1,11 +1,11 @@
-"""The JSON Schemas of what `--json` prints, as published files."""
+"""The JSON Schemas of the documents that `--json` prints, as published files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
 
-#: The documents; ``plan`` is also a prediction and a rehearsal.
+#: The documents; ``plan`` is also the schema of a prediction and of a rehearsal.
 NAMES: Final = (
     "plan", "report", "compare", "cluster-plan", "cluster-status", "bench", "tune",
     "share", "which", "batch", "trace", "page",
@@ -13,15 +13,15 @@ NAMES: Final = (
 
 
 def schema_text(name: str) -> str:
-    """The schema of one of ``NAMES``, as JSON."""
+    """The text of the schema of one of ``NAMES``, as JSON."""
     return schema_path(name).read_text(encoding="utf-8")
 
 
 def schema_path(name: str) -> Path:
-    """The file of one of ``NAMES``; `generate` writes it."""
+    """The path of the schema of one of ``NAMES``; `generate` writes the file."""
     return Path(__file__).parent / f"turbofit.{name}-{version_of(name)}.json"
 
 
 def version_of(name: str) -> int:
-    """The newest version of one of ``NAMES``, as its documents name it."""
+    """The newest version of the schema of one of ``NAMES``."""
     return 2 if name == "cluster-status" else 1

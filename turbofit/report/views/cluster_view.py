@@ -1,4 +1,4 @@
-"""A cluster as a document: nodes of equal cards and settings are one row."""
+"""A cluster as a document; nodes with equal cards and settings share a row."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from turbofit.report.painters.document import Block
 
 
-#: Names of a row's nodes that are written out.
+#: The number of node names that a row lists.
 _NAMES: Final = 3
-#: Remedies and kinds of nodes of the short text; the whole text has all.
+#: Remedies and kinds of nodes in the short text; the whole text lists all.
 _REMEDIES: Final = 3
 _KINDS: Final = 4
-#: Columns of numbers, and of texts that may be cut into lines.
+#: Columns of numbers, and columns whose text may be broken over lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once", "requests")
 _WRAPPED: Final = ("cards", "which", "why", "node", "state", "why, or said last")
 
@@ -47,7 +47,7 @@ def _table(names: Sequence[str], rows: Iterable[tuple[str, ...]], **places: Any)
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
-    """The verdict, the promise, the nodes by kind, what is left out, the command."""
+    """The verdict, the promise, the kinds of nodes, the nodes that are left out, the command."""
     where = f" ({plan.source})" if plan.source else ""
     title = f"{plan.model.name} on {len(plan.nodes):,} {plural(len(plan.nodes), 'node')}{where}"
     blocks: list[Block] = [
@@ -68,7 +68,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         blocks += [Heading("Nodes that serve, by kind"), _table(_OF_KINDS, kinds)]
     blocks += [*listed("Notes", plan.warnings), *listed("Why", plan.reasons)]
     blocks += remedies_table(plan.remedies[:_REMEDIES], "What would fit", **ONLY_SHORT)
-    # Where it fits, the verdict counts the nodes that are left out, and a warning says why.
+    # If the plan fits, the verdict counts the nodes that are left out, and a warning says why.
     blocks += _left_out(plan, short=not plan.fits)
     if plan.serve is not None:
         blocks.append(remark("on a node of the Ray cluster:", short=True))
@@ -80,7 +80,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
 
 
 def _promise(plan: ClusterPlan) -> list[Block]:
-    """What requests are held to on any node, and what all nodes do together."""
+    """The limits of a request on any node, and the speed of all nodes together."""
     limits, speed = plan.limits, plan.throughput
     assert limits is not None
     facts = {
@@ -103,7 +103,7 @@ _OF_KINDS: Final = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", 
 
 
 def _kinds_that_serve(plan: ClusterPlan) -> list[tuple[str, ...]]:
-    """What each kind of node runs, by cards, groups and settings; the most nodes first."""
+    """One row per kind of node (equal cards, groups and settings); the largest kind comes first."""
     kinds: dict[object, list[tuple[NodePlan, Plan]]] = {}
     for node in plan.nodes:
         if node.plan is not None:
@@ -133,7 +133,7 @@ def _kinds_that_serve(plan: ClusterPlan) -> list[tuple[str, ...]]:
 
 
 def _left_out(plan: ClusterPlan, *, short: bool) -> list[Block]:
-    """Nodes that serve nothing, by their cards and reason."""
+    """The nodes that serve nothing, by cards and reason."""
     groups: dict[tuple[str, str], list[NodePlan]] = {}
     for node in plan.nodes:
         if node.plan is None and node.why_not:
@@ -153,7 +153,7 @@ def _names(members: Sequence[NodePlan]) -> str:
 
 
 def status_view(status: ClusterStatus) -> list[Block]:
-    """What is served, node by node."""
+    """The state of a cluster, node by node."""
     up = [node for node in status.nodes if node.up]
     title = f"{status.name}: {len(up)} of {len(status.nodes)} nodes serve, {status.source}"
     blocks: list[Block] = [Heading(title)]

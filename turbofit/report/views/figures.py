@@ -1,4 +1,4 @@
-"""Figures, settings and commands of a plan, as several views show them."""
+"""Figures, settings and commands of a plan that several views show."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Command, Plan
     from turbofit.report.painters.document import Block
 
-#: Tokens of text, prompt and answer together, of the conversations that are shown.
+#: Sizes of the example conversations: tokens of text, prompt and answer together.
 _TEXT: Final = (512, 2048, 8192, 32768)
 
 
 class Users(Struct):
-    """How many conversations of so many tokens fit in the caches, and run at once."""
+    """How many conversations of this many tokens the caches hold, and how many run at once."""
 
     what: str
     tokens: int
@@ -39,7 +39,7 @@ class Users(Struct):
 
 
 def images_held(plan: Plan) -> int | None:
-    """Images of the worst size that the caches hold without any text; None without images."""
+    """Images of the worst size that the caches hold without text; None if it takes no images."""
     kv, limits, groups = plan.kv, plan.limits, plan.group_plans()
     per_image = -(-_pictures(plan) // max(1, limits.images_per_request))
     if not per_image:
@@ -50,7 +50,7 @@ def images_held(plan: Plan) -> int | None:
 
 
 def users_of(plan: Plan) -> list[Users]:
-    """Conversations of some sizes, the longest request last."""
+    """Conversations of several sizes; the longest request comes last."""
     groups, pictures, longest = plan.group_plans(), _pictures(plan), plan.kv.longest_request_tokens
     images = plan.limits.images_per_request
     beside = f"{images} worst {plural(images, 'image')} and " if pictures else ""
@@ -63,14 +63,14 @@ def users_of(plan: Plan) -> list[Users]:
 
 
 def _pictures(plan: Plan) -> int:
-    """Tokens of a request's images."""
+    """The tokens of a request's images."""
     return largest_images(plan)[1] if plan.limits.vision_unit else 0
 
 
 def largest_images(plan: Plan) -> tuple[int, int]:
-    """Units of the largest image that is served, and tokens of a request with such images.
+    """Return the units of the largest image that is served, and the tokens of a request of them.
 
-    LMDeploy refuses what a session does not hold with a token of text.
+    LMDeploy refuses a request whose tokens and one token of text exceed a session.
     """
     limits, rule, room = plan.limits, plan.model.image_rule, plan.settings.session_len - 1
     whole = limits.units_per_image, limits.image_tokens_per_request
@@ -93,12 +93,12 @@ def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
 
 
 _SAID_WHERE_SET: Final = ("language_model_only", "eager_mode", "num_gpu_blocks")
-#: Engines beside each other; more start a new table, so that 80 columns hold it.
+#: Engines in one table; more engines start a new table, because a line has 80 columns.
 _ABREAST: Final = 3
 
 
 def settings_of(plan: Plan) -> dict[str, str]:
-    """The settings under LMDeploy's names, as text; what LMDeploy is not told is left out."""
+    """The settings under LMDeploy's names, as text, without those that LMDeploy is not given."""
     out = {}
     for name, value in plan.lmdeploy_settings().items():
         if name == "cache_max_entry_count":
@@ -109,7 +109,7 @@ def settings_of(plan: Plan) -> dict[str, str]:
 
 
 def differing(plan: Plan) -> tuple[str, ...]:
-    """The settings in which the plan's engines differ."""
+    """The names of the settings that differ between the plan's engines."""
     all_settings = [settings_of(plan.of_group(numbers[0])) for numbers in plan.unlike_groups()]
     return tuple(
         name
@@ -119,7 +119,7 @@ def differing(plan: Plan) -> tuple[str, ...]:
 
 
 def per_engine_blocks(plan: Plan) -> list[Block]:
-    """The settings that differ between engines, one column for those that are equal; or nothing."""
+    """The settings that differ between engines; engines with equal settings share a column."""
     if not plan.by_group:
         return []
     rows = [*differing(plan), "KV tokens", "requests there", "units in a forward"]
@@ -148,17 +148,17 @@ def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str,
 
 
 _WIDTH: Final = 76
-#: With the indent of a terminal a line of 80.
+#: The longest command on one line: with a terminal's indent it fills 80 columns.
 _ONE_LINE: Final = 78
 _PORT: Final = "--server-port"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 
 def command_blocks(plan: Plan, *, crowded: bool = False) -> list[Block]:
-    """What serves the plan, with which a page begins, and each engine's own command.
+    """The command that serves the plan, first on a page, and the command of each engine.
 
-    Of those the short answer has the first; where that does not keep the plan, or has no room
-    (``crowded``), none.
+    The short answer has only the first engine's command, and none if it does not keep the plan or
+    the answer has no room (``crowded``).
     """
     if not plan.commands:
         return []
@@ -182,7 +182,7 @@ def command_blocks(plan: Plan, *, crowded: bool = False) -> list[Block]:
 
 
 def _engines_commands(plan: Plan, *, shown: bool) -> Iterator[Block]:
-    """The command of each engine, of which a short answer has the first where it is ``shown``."""
+    """The command of each engine; ``shown`` puts the first one in the short answer."""
     for place, command in enumerate(plan.commands):
         if len(plan.commands) > 1:
             heading = f"GPU {groups_of([plan.parallel.groups[command.group]])}"
@@ -193,12 +193,12 @@ def _engines_commands(plan: Plan, *, shown: bool) -> Iterator[Block]:
 
 
 def serve_note(plan: Plan) -> str:
-    """Where to run the command that serves; empty where that is here."""
+    """A note on where to run the command that serves; empty for this machine."""
     return "" if plan.machine.source == "nvml" else "on such a machine:"
 
 
 def unheld(plan: Plan) -> str:
-    """What the engines' own commands do not do."""
+    """What the engines' own commands do not do, in a sentence."""
     if not plan.engine.of_lmdeploy:
         return "turbofit's server for Transformers alone does not limit the size of images"
     if QUEUED in plan.warnings:
@@ -207,7 +207,7 @@ def unheld(plan: Plan) -> str:
 
 
 def _same_elsewhere(plan: Plan) -> str:
-    """How the commands of the other groups differ from the first; empty where there is one."""
+    """How the commands of the other groups differ from the first; empty if there is one group."""
     first, *rest = plan.commands
     if not rest:
         return ""
@@ -230,9 +230,9 @@ def _apart_from_place(command: Command) -> tuple[object, ...]:
 
 
 def shell_words(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """A command as a shell reads it, with its variables; on one line where that is short."""
+    """A command and its variables in the syntax of a shell; short commands stay on one line."""
     env = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
-    # The command, then each option with its values.
+    # The first chunk is the command; each further chunk is an option with its values.
     chunks: list[str] = []
     for word in map(shlex.quote, argv):
         if word.startswith("-") or not chunks:

@@ -1,4 +1,4 @@
-"""What was found: by `doctor` on a machine, by `diagnose` in a log."""
+"""The findings of `doctor` on a machine and of `diagnose` in a log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone
 
-#: A heading, and what is said behind one and behind more; what stops comes first.
+#: A heading, and the words after a count of one and of more; the worst state comes first.
 _STATES: Final[dict[State, tuple[str, str, str]]] = {
     "stops": ("Stops serving", "stops serving", "stop serving"),
     "warning": ("Warnings", "warning", "warnings"),
@@ -37,7 +37,7 @@ _STATES: Final[dict[State, tuple[str, str, str]]] = {
 
 
 def doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
-    """What stops first; what is in order last, in a line where ``full`` is not asked for."""
+    """Yield the worst findings first; those in order share the last line, except with ``full``."""
     counted = {state: report.count(state) for state in _STATES}
     counts = ", ".join(f"{n} {_STATES[state][1 + (n > 1)]}" for state, n in counted.items() if n)
     known = f"{report.machine} ({report.source})"
@@ -72,7 +72,7 @@ def _in_order(findings: Sequence[Finding], *, full: bool) -> Iterator[Block]:
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
-    """The answer first, then what it rests on."""
+    """Yield the answer first, then its evidence."""
     yield Heading("What happened")
     yield Paragraph(diagnosis.what, tone="bad" if diagnosis.phase != "none" else "plain")
     yield known_facts({"do first": _first_step(diagnosis)} | _facts(diagnosis))
@@ -111,7 +111,7 @@ def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
 
 
 def _first_step(diagnosis: Diagnosis) -> str:
-    """What tells where it ran out, else the surest change; else what others tried, or to send."""
+    """The first step: what to send to find the cause, the surest change, or what others tried."""
     tried = diagnosis.others.tried if diagnosis.others else ()
     lacking = diagnosis.send if diagnosis.known else ()
     return next(iter((*lacking, *diagnosis.changes, *tried, *diagnosis.send)), "")

@@ -55,7 +55,7 @@ def joint_view(joint: JointPlan) -> list[Block]:
 
 
 def _serve(joint: JointPlan) -> list[Block]:
-    """What serves them at one address."""
+    """The command that serves all models at one address."""
     if not joint.fits:
         return []
     if joint.serve is None:
@@ -80,7 +80,7 @@ def _promises(joint: JointPlan) -> Table:
     rows = (
         (
             plan.model.name,
-            # As the option takes it; rounded up, the sum would be more than the card has.
+            # Rounded down as the option takes it: rounded up, the sum would exceed the card.
             f"{budget // MIB}MiB",
             f"{plan.parallel.replicas} x tp {plan.parallel.tp}",
             f"{plan.kv.longest_request_tokens:,}",
@@ -110,7 +110,7 @@ def _images(plan: Plan) -> str:
 
 
 def _card(gpu: JointGpu) -> Table:
-    """The table of a card: rows of models, of others and of what is left add up to it."""
+    """The table of a card; the rows of the models, of others and of the rest add up to it."""
     empty = ("",) * len(_PHASES)
     rows = [("others", *empty, mib(gpu.used))]
     for share in gpu.models:

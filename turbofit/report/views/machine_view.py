@@ -1,4 +1,4 @@
-"""A machine as a document: GPUs, who holds what, how they reach each other."""
+"""A machine as a document: GPUs, the processes that hold memory, and the links between GPUs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from turbofit.core.struct import NaType
     from turbofit.report.painters.document import Block
 
-#: Holders of the short answer; the whole text has all.
+#: Holders in the short answer; the whole text lists all.
 _HOLDERS: Final = 3
-#: Pairs of GPUs that are named of each way.
+#: The most pairs of GPUs that are listed by name for one kind of link.
 _PAIRS: Final = 16
-#: What lies between two GPUs, by NVML's names.
+#: The connection between two GPUs, by NVML's names.
 _PATHS: Final = {
     "internal": "on one board", "single": "by one PCIe switch", "multiple": "by PCIe switches",
     "hostbridge": "by a host bridge", "node": "in a NUMA node", "system": "between NUMA nodes",
@@ -41,7 +41,7 @@ _PATHS: Final = {
 
 
 def machine_view(machine: Machine) -> list[Block]:
-    """GPUs, warnings, holders, links, host; of most the short answer has facts, not tables."""
+    """GPUs, warnings, holders, links and host; the short answer has facts in place of tables."""
     blocks: list[Block] = [
         Heading(f"{machine.name} ({machine.source})", short=True),
         _gpu_table(machine),
@@ -68,7 +68,7 @@ def machine_view(machine: Machine) -> list[Block]:
 
 
 def assumed_of(machine: Machine) -> Sequence[str]:
-    """How a machine's name was read, or what is not known of its cards: all figures rest on it."""
+    """The assumptions about a machine's name or its cards, on which all figures depend."""
     gpus = [gpu for gpu in machine.gpus if gpu.index in machine.visible]
     assumed = machine.source == "preset" or None in map(match_preset, gpus)
     return machine.warnings if assumed or any(gpu.ours < gpu.usable for gpu in gpus) else ()
@@ -127,7 +127,7 @@ def _host(machine: Machine) -> dict[str, str]:
 
 
 def _holders(machine: Machine) -> str:
-    """Who holds most; who holds the same on several GPUs, once."""
+    """The largest holders; a holder of equal memory on several GPUs is named once."""
     gpus: dict[Holder, list[int]] = {}
     for gpu in machine.gpus:
         for holder in gpu.holders:
@@ -198,13 +198,13 @@ def _measured(measured: Measured) -> list[Block]:
 
 
 def ways_text(machine: Machine) -> str:
-    """How many pairs of GPUs reach each other in each way, in a sentence."""
+    """A sentence with the number of pairs of GPUs for each kind of link."""
     ways = _ways(machine, _way).items()
     return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in ways)
 
 
 def _ways(machine: Machine, way: Callable[[Link], str]) -> dict[str, list[str]]:
-    """The ways in which two GPUs reach each other, each with the pairs that have it."""
+    """The kinds of links between two GPUs, each with its pairs."""
     pairs: dict[str, list[str]] = {}
     for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
         pairs.setdefault(way(machine.link(a, b)), []).append(f"{a}-{b}")
@@ -232,7 +232,7 @@ def _way_and_path(link: Link) -> str:
 
 
 def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> list[Block]:
-    """The GPUs, a plan's groups, and the ways between them; a plan's text has these elsewhere."""
+    """The GPUs, the groups of a plan and the links; only a page shows them for a plan."""
     ways = []
     for way, pairs in _ways(machine, _way_and_path).items():
         named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""

@@ -1,4 +1,4 @@
-"""What was measured: a load, a tuning, a calibration; and a command on pretend GPUs."""
+"""The documents of a load, a tuning, a calibration, and a command on pretend GPUs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load_view(result: LoadResult) -> list[Block]:
 
 
 def trace_view(result: TraceForecast) -> list[Block]:
-    """What a trace would meet: a column a plan."""
+    """The forecasts for a trace, one column per plan."""
     rate = result.requests / (result.seconds or 1.0)
     facts = {
         "trace": f"{result.trace}: {result.requests:,} requests in {result.seconds:,.0f} s, "
@@ -76,7 +76,7 @@ def trace_view(result: TraceForecast) -> list[Block]:
 
 
 def _traced(plan: TracedPlan) -> dict[str, str]:
-    """One plan's figures by their names."""
+    """The figures of one plan by their names."""
 
     def times(spread: Spread) -> str:
         percentiles = (spread.p50, spread.p90, spread.p99) if spread.count else ()
@@ -112,7 +112,7 @@ def _load_text(result: LoadResult) -> str:
 
 
 def _latency(result: LoadResult) -> Table:
-    """Times of requests that began in the window."""
+    """The times of the requests that began in the window."""
     rows = (
         _row("first token (TTFT)", result.ttft),
         _row("token after it (TPOT)", result.tpot),
@@ -123,7 +123,7 @@ def _latency(result: LoadResult) -> Table:
 
 
 def _unanswered(result: LoadResult) -> list[Block]:
-    """What was not answered, and why; and warnings."""
+    """The requests without an answer, the reasons, and the warnings."""
     blocks: list[Block] = []
     if result.errors:
         rows = ((error.kind, f"{error.count:,}", error.example) for error in result.errors)
@@ -138,7 +138,7 @@ def _unanswered(result: LoadResult) -> list[Block]:
 
 
 def _seconds(value: float, digits: Callable[[float], str] = three_digits) -> str:
-    """A time for people: ``1.23 s``, ``45.6 ms``."""
+    """A time in seconds or milliseconds: ``1.23 s``, ``45.6 ms``."""
     return f"{digits(value)} s" if value >= 1 else f"{digits(1000 * value)} ms"
 
 
@@ -161,12 +161,12 @@ def tune_view(result: Tuning) -> list[Block]:
 
 
 def load_footer(result: LoadResult) -> str:
-    """The foot of a load's page."""
+    """The footer of a load's page."""
     return f"turbofit {result.turbofit_version}, measured {result.created}."
 
 
 def made_by(result: Tuning) -> str:
-    """The foot of a tuning's page."""
+    """The footer of a tuning's page."""
     versions = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
     return f"{versions}, measured {result.created}."
 
@@ -222,7 +222,7 @@ def _trials(result: Tuning) -> Table:
 
 
 def pareto(result: Tuning) -> set[int]:
-    """Numbers of the trials that no other beats in requests a second and in TTFT at once."""
+    """The numbers of the trials that no trial beats in both requests per second and TTFT."""
     goods = {
         trial.number: (trial.measured.requests_per_second, -trial.measured.ttft_p90)
         for trial in result.trials
@@ -255,7 +255,7 @@ def _trial_row(trial: TrialRecord, result: Tuning, front: set[int]) -> tuple[str
 
 
 def calibration_view(result: Document) -> list[Block]:
-    """The document ``turbofit.calibration/1``, whose sizes are bytes."""
+    """The view of a document ``turbofit.calibration/1``, whose sizes are bytes."""
     blocks: list[Block] = [Heading(f"Calibration of {result['model'].partition(' (')[0]}")]
     whose, plans = "your", "later plans"
     if result.get("pretend"):
@@ -290,7 +290,7 @@ def calibration_view(result: Document) -> list[Block]:
 
 
 def pretend_view(document: Document) -> Iterator[Block]:
-    """The document of `pretend.report`."""
+    """The view of a document of `pretend.report`."""
     yield Heading(f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)
     yield Heading("Cards at the peak of all processes together (MiB)")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
-    """The bars, each with a sentence, then every term; the short answer has the fullest's."""
+    """The bars, each with a sentence, then all terms; the short answer has one, of the fullest."""
     blocks: list[Block] = [Heading("Memory from empty to full")]
     sets = fold(plan.gpus)
     least = min((ledger for _, ledger in sets), key=lambda ledger: ledger.headroom, default=None)
@@ -88,7 +88,7 @@ def _say(ledger: GpuLedger, piece: StackPiece) -> str:
     return text
 
 
-#: Sets of GPUs beside each other; more start a new table, so that 80 columns hold it.
+#: Sets of GPUs in one table; more sets start a new table, because a line has 80 columns.
 _ABREAST: Final = 3
 
 

@@ -1,4 +1,4 @@
-"""A plan as a document: the answer, memory, what it holds, what it rests on, the commands."""
+"""A plan as a document: the answer, memory, capacity, reasons and commands."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
-#: Remedies of the short answer, and candidates of the whole text; a page has all.
+#: Remedies in the short answer and candidates in the whole text; a page has all.
 _REMEDIES: Final = 3
 _CANDIDATES: Final = 8
-#: Settings of a candidate that have a column, and those for which a terminal has no room.
+#: Settings of a candidate that have a column; a terminal leaves out the columns of `_ASIDE`.
 _SETTINGS: Final = {
     "prefill": "max_prefill_token_num", "batch": "max_batch_size", "context": "session_len",
     "image limit": "limit", "cache ratio": "cache_max_entry_count",
@@ -57,12 +57,12 @@ _SETTINGS: Final = {
 _ASIDE: Final = ("context", "image limit", "cache ratio")
 
 
-#: Lines of the short answer at most, 80 columns wide.
+#: The most lines of the short answer, at 80 columns.
 _MOST_LINES: Final = 30
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
-    """The whole plan, or a prediction, with what became of it where it was launched."""
+    """The whole plan or prediction; for a plan that was launched, the run too."""
     blocks = _all_blocks(plan, run)
     crowded = len(paint(blocks, short=True).splitlines()) > _MOST_LINES
     return _all_blocks(plan, run, crowded=True) if crowded else blocks
@@ -90,7 +90,7 @@ def _all_blocks(plan: Plan, run: RunReport | None, *, crowded: bool = False) -> 
 
 
 def plan_footer(plan: Plan) -> str:
-    """The foot of a page."""
+    """The footer of a page."""
     source = plan.machine.source
     where = "The machine is a preset." if source == "preset" else f"The machine was read: {source}."
     return f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
@@ -99,7 +99,7 @@ def plan_footer(plan: Plan) -> str:
 def _answer(plan: Plan) -> list[Block]:
     tone: Tone = "good" if plan.fits else "bad"
     badge = "fits" if plan.fits else "does not fit"
-    # Those of this plan first, then those of the machine.
+    # The warnings of the plan come before those of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
         Heading(f"{plan.model.name} on {plan.machine.name} with {plan.engine.name}", short=True),
@@ -134,7 +134,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
         facts["host"] = _host_limit(usual.host if usual else speed.host)
     facts["pace"] = plan.pace.text if plan.pace else ""
     if plan.considered and plan.kv.longest_request_tokens:
-        facts["KV cache"] = _cache(plan)  # the sentence of a prediction says it
+        facts["KV cache"] = _cache(plan)  # a prediction's verdict says it already
     facts |= _promise(plan)
     facts["engine"] = _not_usual(plan)
     if plan.fits and plan.remedies:
@@ -147,14 +147,14 @@ def _in_short(plan: Plan) -> dict[str, str]:
 
 
 def _not_usual(plan: Plan) -> str:
-    """Why another engine than the usual one was taken, without figures; empty where it was not."""
+    """The reason for an unusual engine, without its figures; empty for the usual engine."""
     about = f"engine {plan.engine.name}: "
     why = next((reason for reason in plan.reasons if reason.startswith(about)), "")
     return why.partition(" (")[0].removeprefix("engine ")
 
 
 def _host_limit(host: HostImages | None) -> str:
-    """Which of the two is slower, where it is the host."""
+    """A note if the host is slower than the GPUs; else empty."""
     return host.words if host is not None and host.binds else ""
 
 
@@ -189,7 +189,7 @@ def _promise(plan: Plan) -> dict[str, str]:
 
 
 def _at_once(plan: Plan) -> str:
-    """Requests of the worst size that run at once, and the batch where the cache ends it."""
+    """Requests of the worst size that run at once; the batch too, if the cache limits them."""
     batch = plan.requests_at_once
     running = min((users.running for users in users_of(plan)[:1]), default=batch)
     text = f"{running:,} at once"
@@ -197,20 +197,21 @@ def _at_once(plan: Plan) -> str:
 
 
 def speed_in_short(speed: Throughput, of: Throughput | UsualImage | None = None) -> str:
-    """The forecast, or that of usual images, with how sure it is.
+    """The forecast of the worst size or of usual images (``of``), and how sure it is.
 
-    What is sure to an order alone is told as one.
+    A figure that is known only to its order of magnitude is shown so.
     """
     rate, sure = (of or speed).requests_per_second, speed.surety
-    if sure is None:  # of an older plan
+    if sure is None:  # a plan of an older version
         return f"{two_digits(rate)} requests/s"
     return f"{sure.figure(rate)} requests/s ({sure.in_short})"
 
 
 def _first_token(size: str, speed: Throughput, of: UsualImage | None = None) -> str:
-    """Seconds to the first token of a size alone, and among others.
+    """The seconds to the first token of one size, for a request alone and among others.
 
-    Both are rounded as the less sure one: a busy server never looks faster than an idle one.
+    Both are rounded like the less sure one, so that a busy server never looks faster than an idle
+    one.
     """
     seconds, alone, among = of or speed, speed.first_token_alone, speed.first_token
     if alone is None or among is None:
@@ -286,7 +287,7 @@ def _figure(sure: Surety | None, value: float) -> str:
 
 
 def _became(plan: Plan, run: RunReport | None) -> list[Block]:
-    """Rehearsed and measured; on a page what to do where there is neither."""
+    """The rehearsal and the run; without both, a page says how to get them."""
     if plan.rehearsal is None and run is None:
         text = (
             "A forecast alone. With turbofit rehearse the engine itself runs on pretend GPUs, and "
@@ -294,7 +295,7 @@ def _became(plan: Plan, run: RunReport | None) -> list[Block]:
         )
         title = Heading("Forecast, rehearsed, measured", **ONLY_ON_PAGE)
         return [title, remark(text, **ONLY_ON_PAGE)]
-    # Most plans have neither, and reading the module takes time.
+    # Most plans have neither, and importing the module takes time.
     from turbofit.report.views.run_view import became_blocks
 
     return became_blocks(plan, run)
@@ -376,7 +377,7 @@ def _images(plan: Plan, size: str) -> str:
 
 
 def _settings(plan: Plan) -> list[Block]:
-    """Each setting with the reason that begins with its name; the other reasons below."""
+    """Each setting with the reasons that begin with its name; the other reasons follow."""
     rest = list(plan.reasons)
     rows = []
     differ = differing(plan)
@@ -392,7 +393,7 @@ def _settings(plan: Plan) -> list[Block]:
 
 
 def _considered(plan: Plan) -> list[Block]:
-    """What was considered: all of it as a table that sorts on a page, the first of it as text."""
+    """The candidates: a page has all in a sortable table, the text has the first ones."""
     if not plan.considered:
         return []
     known = {
@@ -434,7 +435,7 @@ def _considered(plan: Plan) -> list[Block]:
 
 
 def _value(candidate: Candidate, name: str) -> str:
-    """A candidate's setting, ``-`` for none; where its engines differ, the least and the most."""
+    """A candidate's setting: ``-`` if absent, the least and the most if its engines differ."""
     settings: dict[str, Any] = candidate.settings
     values = sorted({group[name] for group in settings.get("by_group", []) if name in group})
     if not values:

@@ -1,4 +1,4 @@
-"""Models and cards: presets, which of them keep a promise, and a checkpoint that was merged."""
+"""The views of presets of models and cards, of `which`, and of a merged checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def models_view(
     *,
     hub_ids: bool = True,
 ) -> list[Block]:
-    """Models by name, and the reasons why others are not planned for."""
+    """The models by name, and the reasons why other models are not supported."""
     rows = (
         (
             name,
@@ -77,7 +77,7 @@ def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
     return [Heading("GPUs"), table(titles, rows, right=numbers, wrap=("as NVML names it",))]
 
 
-#: Rows of a summary, and the others that it says something of; the whole text has all.
+#: Rows of a summary, and the number of others that it names; the whole text lists all.
 _ROWS: Final = 12
 _OTHERS: Final = 3
 _BY_TRANSFORMERS: Final = (
@@ -86,7 +86,7 @@ _BY_TRANSFORMERS: Final = (
 )
 #: Columns that a summary leaves out.
 _WIDE: Final = ("engine", "shape", "KV tokens")
-#: A limit above it is of pixels: no model of a preset cuts an image into so many tiles.
+#: A larger limit counts pixels: no preset cuts an image into more tiles.
 _MOST_TILES: Final = 1000
 _NUMBERS: Final = (
     "memory", "context", "images", "KV tokens", "at once", "requests/s", "first token",
@@ -94,12 +94,12 @@ _NUMBERS: Final = (
 
 
 def which_footer(which: Which) -> str:
-    """The foot of a page."""
+    """The footer of a page."""
     return f"turbofit {which.turbofit_version}, planned {which.created}."
 
 
 def which_view(which: Which) -> list[Block]:
-    """The answer first, then those that keep the promise, then what the others lack."""
+    """The answer, then the rows that keep the promise, then the shortcomings of the others."""
     title = f"Cards for {which.model}" if which.model else f"Models on {which.machine}"
     others = tuple(
         f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
@@ -116,7 +116,7 @@ def which_view(which: Which) -> list[Block]:
 
 
 def _kept_tables(which: Which) -> list[Block]:
-    """Those that keep the promise: the first of them in few columns, and all in all columns."""
+    """The rows that keep the promise: the summary has few columns, the whole text has all."""
     fast = [_row(which, serving) for serving in which.keep if serving.of_lmdeploy]
     slow = [_row(which, serving) for serving in which.keep if not serving.of_lmdeploy]
     blocks: list[Block] = [Heading("What keeps the promise", whole=False)]
@@ -128,7 +128,7 @@ def _kept_tables(which: Which) -> list[Block]:
 
 
 def _warned(which: Which) -> list[Block]:
-    """Which of those that keep the promise are known to go wrong; the whole text says how."""
+    """The rows that keep the promise but have a known fault; the whole text describes the fault."""
     warned = dict[str, list[str]]()
     for row in which.keep:
         for text in row.warnings:
@@ -153,7 +153,7 @@ def _kept_table(rows: list[dict[str, str]], most: int) -> list[Block]:
 
 
 def _not_said(which: Which) -> str:
-    """How many more there are than a summary says."""
+    """The number of rows that a summary leaves out."""
     keep, others = len(which.keep), len(which.others)
     fast = sum(serving.of_lmdeploy for serving in which.keep)
     shown = min(fast, _ROWS) + min(keep - fast, _OTHERS if fast else _ROWS)
@@ -188,7 +188,7 @@ def _answer(which: Which) -> str:
 
 
 def _row(which: Which, serving: Serving) -> dict[str, str]:
-    """One that keeps the promise, by the titles of the columns."""
+    """One row that keeps the promise, by the titles of the columns."""
     rate, first = serving.requests_per_second, serving.seconds_to_first_token
     name = {"machine": serving.on, "memory": format_bytes(serving.bytes)}
     return {
@@ -196,7 +196,7 @@ def _row(which: Which, serving: Serving) -> dict[str, str]:
         "engine": serving.engine or "",
         "shape": f"tp {serving.tp} x {serving.replicas}",
         "context": f"{serving.context:,}",
-        # A context that is given may hold no images as large as the model's own limit.
+        # A given context may be too short for images of the model's own limit.
         **({"images": _image_limit(serving.image_limit)} if "context" in which.request else {}),
         "KV tokens": f"{serving.kv_tokens:,}",
         "at once": f"{serving.requests_at_once:,}",

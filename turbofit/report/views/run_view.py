@@ -1,4 +1,4 @@
-"""What became of a plan: rehearsed, served, beside the forecast; and a server that runs."""
+"""The views of a plan's rehearsal and run beside its forecast, and of a running server."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ if TYPE_CHECKING:
     from turbofit.observe.live import LiveEngine, LiveServer
     from turbofit.report.painters.document import Block, Tone
 
-#: Events of a run that are shown.
+#: The number of events that are shown.
 _EVENTS: Final = 10
-#: Characters of a bar beside a phase.
+#: The width of a bar beside a phase, in characters.
 _CELLS: Final = 20
-#: Phases of a rehearsal that belong to loading: what comes before the cache is allocated.
+#: The phases of a rehearsal that belong to loading, before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
-#: A document may claim any ratio: nobody sets a smaller one.
+#: The least ratio to divide by: a document may state any ratio, but nobody sets a smaller one.
 _LEAST: Final = 1e-6
-#: How figures begin of which more is worse; of the others less is.
+#: The prefix of figures of which the largest is the worst; of other figures the least is.
 _IN_USE: Final = "in use"
-#: The only figure that is no bytes.
+#: The only figure that is not in bytes.
 _TOKENS: Final = "KV tokens"
 _FREE: Final = "free when the cache was sized, least of the group"
 
 
 def became_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
-    """The rehearsal and the run, beside the forecast, and phase by phase."""
+    """The rehearsal and the run beside the forecast, then the phases."""
     blocks = [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
     lines = _timelines(plan, run)
     return [*blocks, Heading("From the start to the last image"), *lines] if lines else blocks
 
 
 def _rehearsal(plan: Plan) -> list[Block]:
-    """How the engine ended on pretend GPUs, for each group that differs."""
+    """The end of the rehearsal on pretend GPUs, for each group that differs."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
@@ -104,12 +104,12 @@ def _run(run: RunReport) -> list[Block]:
     return [*blocks, *last_events(run, _EVENTS, level=3)]
 
 
-#: What was in use: at most, and at the end of a phase; None where nobody knows.
+#: Bytes in use: the peak, and at the end of a phase; None if unknown.
 _Spans = tuple[tuple[int, int] | None, ...]
 
 
 class _Phase(NamedTuple):
-    """A phase, and what was in use on each GPU."""
+    """A phase, and the bytes in use on each GPU."""
 
     name: str
     spans: _Spans
@@ -117,7 +117,7 @@ class _Phase(NamedTuple):
 
 
 def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
-    """What was in use in each phase: of the run where it was measured, else rehearsed."""
+    """The memory in use in each phase, measured in the run or else rehearsed."""
     measured = _measured(plan, run)
     if measured:
         text = "Measured by NVML when each phase began, with what others hold."
@@ -161,14 +161,14 @@ def _measured(plan: Plan, run: RunReport | None) -> list[_Phase]:
 
 
 def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -> Table:
-    """Equal GPUs share columns; a terminal has room for the fullest ones, and for a bar of them."""
+    """Equal GPUs share columns; a terminal shows only the fullest GPUs, with a bar."""
     lanes: dict[_Spans, list[int]] = {}
     for place, index in enumerate(members):
         lanes.setdefault(tuple(phase.spans[place] for phase in phases), []).append(index)
     fullest = max(lanes, key=_most_in_use)
     room = min(gpu.total - gpu.reserved for gpu in plan.gpus if gpu.index in lanes[fullest])
     timed = any(phase.seconds is not None for phase in phases)
-    # Measured is one moment of each phase.
+    # A measurement is of one moment of each phase.
     titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
     card = "the card" if len(lanes) == 1 else f"GPU {indices(lanes[fullest])}"
     columns = (
@@ -202,7 +202,7 @@ def _seconds(phase: _Phase) -> str:
 
 
 def _sizes(span: tuple[int, int] | None, count: int) -> list[str]:
-    """The last figures of a span, as many as have columns."""
+    """The last ``count`` figures of a span, one per column."""
     return ["-"] * count if span is None else list(map(mib, span[-count:]))
 
 
@@ -244,7 +244,7 @@ def _figure(row: _Side, value: int | None) -> str:
 
 
 def _over(row: _Side) -> str:
-    """What was seen above the forecast; below it with a minus."""
+    """The difference between the measured (or rehearsed) figure and the forecast, with its sign."""
     actual = row.measured if row.measured is not None else row.rehearsed
     if actual is None or row.forecast is None:
         return "-"
@@ -253,7 +253,7 @@ def _over(row: _Side) -> str:
 
 
 class _Side(Struct):
-    """One figure, in bytes or tokens; None where it is not known."""
+    """One figure, in bytes or tokens; None if unknown."""
 
     what: str
     forecast: int | None = None
@@ -262,9 +262,9 @@ class _Side(Struct):
 
 
 def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Side, ...]]]:
-    """The figures of each set of equal GPUs, under its title; sets without any are left out.
+    """The figures of each set of equal GPUs under its title, without the sets that have none.
 
-    The worst that was rehearsed or measured on any GPU of a set stands for it.
+    The worst figure of any GPU of a set, rehearsed or measured, is the figure of the set.
     """
     sets = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
@@ -320,11 +320,11 @@ def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
 
 
 def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
-    """What a rehearsal showed of a GPU; empty where its group was not rehearsed."""
+    """The rehearsed figures of a GPU; empty if its group was not rehearsed."""
     group = _group(plan, index)
     members = plan.parallel.groups[group] if plan.parallel.groups else ()
     rehearsal = plan.of_group(group).rehearsal
-    # Of groups with equal settings the first alone was rehearsed.
+    # Of groups with equal settings only the first was rehearsed.
     if rehearsal is None or index not in members or (group and not plan.by_group):
         return {}
     place = members.index(index)
@@ -332,7 +332,7 @@ def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
 
 
 def _in_phases(rehearsal: Rehearsal, place: int) -> dict[str, int | None]:
-    """What was in use on the GPU at a place of its group: while it loads, at rest, at worst."""
+    """The bytes in use on the GPU at ``place`` in its group: while loading, at rest, at worst."""
     timeline, served = rehearsal.timeline, rehearsal.outcome == "served"
     loading = [moment.peak[place] for moment in timeline if moment.phase in _LOADING]
     cases = [
@@ -358,14 +358,14 @@ def _in_cache(cache: RehearsedCache | None, place: int) -> dict[str, int | None]
 
 
 def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, int | None]:
-    """What a run showed of a GPU, or of the group that it belongs to."""
+    """The measured figures of a GPU or of its group in a run."""
     groups = plan.parallel.groups
     figures: dict[str, int] = {}
     for group, row in run.rows if run is not None else ():
         of_group = 0 <= group < len(groups) and ledger.index in groups[group]
         if of_group and row.gpu in (None, ledger.index):
             figures.setdefault(row.what, row.actual)
-    # A pretend run knows the most of its whole life alone, which may be while it loads.
+    # A run on pretend GPUs knows only the peak of its whole life, which may be while loading.
     highest = figures.get("in use at most")
     worst = highest if ledger.most == ledger.peak else None
     return {
@@ -378,12 +378,12 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, i
 
 
 def _group(plan: Plan, index: int) -> int:
-    """The number of the group that a GPU belongs to; 0 where it is in none."""
+    """The number of a GPU's group; 0 if it is in no group."""
     members = enumerate(plan.parallel.groups)
     return next((number for number, group in members if index in group), 0)
 
 
-#: Events, and kinds of what was held back, beside a server that runs.
+#: The number of events, and of lowered or refused requests by kind, that a watch shows.
 _FEW: Final = 5
 _NONE: Final = "-"
 
@@ -395,14 +395,14 @@ def watch_view(
     before: tuple[LiveServer, float] | None,
     used: Mapping[int, int],
 ) -> list[Block]:
-    """One screen.
+    """One screen of `turbofit watch`.
 
     Args:
-        plan: what it runs.
-        run: its record.
-        now: what the gateway says, None where it is not open (yet).
-        before: an earlier look, and how many seconds lie between.
-        used: bytes in use on each GPU, everybody's; empty where NVML was not asked.
+        plan: the plan that the run launched.
+        run: the record of the run.
+        now: the figures of the gateway, None if it is not open (yet).
+        before: the figures of an earlier look, and the seconds since then.
+        used: bytes in use on each GPU by all processes; empty if NVML was not asked.
     """
     blocks: list[Block] = [Heading(plan.model.name), known_facts(_facts(run, now))]
     if run.pretend:
@@ -455,14 +455,14 @@ def _row(engine: LiveEngine, before: LiveEngine | None, seconds: float) -> tuple
 
 
 def _rate(now: float | None, before: float | None, seconds: float) -> str:
-    """Tokens a second between two looks; an engine that was started again begins from 0."""
+    """Tokens per second between two looks; the counter of a restarted engine begins at 0."""
     if now is None or before is None or seconds <= 0:
         return _NONE
     return f"{(now - before if now >= before else now) / seconds:,.0f}"
 
 
 def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
-    """The forecast as a bar; what is in use now beside it, where NVML tells."""
+    """The forecast as a bar, and the memory in use now, if NVML reports it."""
     blocks: list[Block] = [Heading("Memory against the forecast")]
     ledgers = [([ledger.index], ledger) for ledger in plan.gpus] if used else fold(plan.gpus)
     for members, ledger in ledgers:
@@ -485,7 +485,7 @@ def _held_back(now: LiveServer) -> list[Block]:
 
 
 def servers_view(document: Document) -> list[Block]:
-    """The servers of `turbofit ps`, one a line."""
+    """The servers of `turbofit ps`, one per line."""
     if not document["servers"]:
         return [Paragraph("no server of this user runs here")]
     rows = (
@@ -499,5 +499,5 @@ def servers_view(document: Document) -> list[Block]:
         for server in document["servers"]
     )
     titles = ("run", "model", "state", "pid", "address")
-    # Most of a model's name stands in the run's.
+    # The name of the run contains most of the model's name.
     return [table(titles, rows, right=("pid",), wrap=("state", "address"), aside=("model",))]

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
-from turbofit.core.machine import Gpu, Link
+from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.messages import indices, option_of, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
@@ -370,8 +370,14 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
             links=_links(request, gpu, count),
             visible=tuple(range(count)),
         )
-        changed = replace(request, machine=machine, tp=None, replicas=None)
-        yield Change(f"{count} x {gpu.name}", changed)
+        yield _on_other_gpus(f"{count} x {gpu.name}", request, machine)
+
+
+def _on_other_gpus(cards: str, request: ResolvedRequest, machine: Machine) -> Change:
+    """The same on other cards, whose shape is turbofit's to choose: the change says so."""
+    given = [name for name in ("tp", "replicas") if getattr(request, name) is not None]
+    left_out = f", and leave {' and '.join(map(option_of, given))} out" if given else ""
+    return Change(cards + left_out, replace(request, machine=machine, tp=None, replicas=None))
 
 
 def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
@@ -409,7 +415,7 @@ def larger(request: ResolvedRequest) -> Iterator[Change]:
             machine = machine_from(f"{count}x{name}")
             machine = replace(machine, name=MORE_GPUS, host=request.machine.host)
             change = f"{count} x {machine.gpus[0].name} ({format_bytes(totals[name])})"
-            yield Change(change, replace(request, machine=machine, tp=None, replicas=None))
+            yield _on_other_gpus(change, request, machine)
 
 
 def stopped(request: ResolvedRequest) -> Iterator[Change]:

@@ -1,4 +1,4 @@
-"""Runs in each process of a PyTorch engine's server: each reads the stand-in checkpoint anew."""
+"""Runs in each process of a PyTorch engine's server, since each reads the stand-in checkpoint."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-#: Of the pretend machine, whose folder is on every process's path.
+#: A module of the pretend machine, whose folder is on every process's path.
 _AFTER: Any = importlib.import_module("turbofit_imports").After
 
 

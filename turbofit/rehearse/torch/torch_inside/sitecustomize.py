@@ -1,4 +1,4 @@
-"""Python finds this in every process of a rehearsal of a torch engine; see ``phase_recorder``."""
+"""Python imports this in every process of a torch engine's rehearsal; see ``phase_recorder``."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""In TileLang's place: its kernels are compiled on the card; LMDeploy allocates what they write."""
+"""Replaces TileLang, which compiles kernels on the card; LMDeploy allocates their output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def jit(*_: object, **__: object) -> Callable[..., Any]:
 
 
 def set_log_level(_: str) -> None:
-    """Nothing is logged."""
+    """Log nothing."""
 
 
 follow()

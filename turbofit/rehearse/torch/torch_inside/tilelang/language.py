@@ -10,4 +10,4 @@ def macro(function: Any) -> Any:
 
 
 def shfl_sync(value: Any, src_lane: Any, mask: Any = 0) -> None:
-    """LMDeploy looks at the order of its parameters."""
+    """Do nothing; LMDeploy inspects the order of its parameters."""
