@@ -28,7 +28,7 @@ BUDGETS = {
     "kernels": 625,
     "model": 6_575,  # loading of Transformers came from memory; each tower's list of tensors
     "memory": 6_725,  # engines answer for their formulas; ranks by their tensors; fatal batches
-    "tuner": 6_590,  # towers, how sure each kind is, the host, a brief search, lowered images
+    "tuner": 6_635,  # towers, how sure each kind is, the host, a brief search, lowered images
     "planning": 3_845,  # the list of checks came from diagnose and launch; files of one subject
     "observe": 1_625,  # readers of logs that keep forms of lines, stages that two rooms share
     "pretend": 1_940,
