@@ -1,8 +1,9 @@
-"""What a planner finds, in one form and in the same words for all of them.
+"""What a planner finds, in one form for all of them.
 
 The search of an engine's shapes, the fallback engine, a cluster, several models on one host and the
-search for cards each decide in a way of their own. All of them say what fits and why not by a
-`Verdict`, and hand a plan on as `Planned`.
+search for cards each decide in a way of their own, and have reasons of their own. All of them say
+what fits and why not by a `Verdict`, and hand a plan on as `Planned`. Why another candidate of a
+plan lost is said in `explain.reasons`, why a node has no part in `cluster_plan`.
 """
 
 from __future__ import annotations
