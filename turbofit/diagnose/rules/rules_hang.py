@@ -14,6 +14,7 @@ from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.kv_cache import LoggedSlab
+from turbofit.observe.engine_end import diagnosed
 from turbofit.observe.log_events import (
     CacheBudget,
     CheckFailed,
@@ -67,7 +68,7 @@ def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
     counts = (figures for _, figures in reversed(counted))
     still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
     yield RuleAnswer(
-        kind="stands_still",
+        kind=diagnosed("stalled"),
         line=mark.line,
         rank="consequence",
         what=f"no line of this log tells of an error, and where it ends {figures.running}"
@@ -87,7 +88,7 @@ def _hang(case: LogCase, waiting: LogEvent) -> RuleAnswer:
     tells[WarmupLengths] = "the lengths of the warm-up"
     lines += [evidence(mark, tells[kind]) for kind in tells if (mark := facts.first(kind))]
     return RuleAnswer(
-        kind="start_hang",
+        kind=diagnosed("hang"),
         phase="start-up hang",
         what=_HANGS if lack else "",
         line=waiting.line,
@@ -138,7 +139,7 @@ def _lack(case: LogCase) -> tuple[Missing, str] | None:
 
 def _silence(mark: LogEvent) -> RuleAnswer:
     return RuleAnswer(
-        kind="start_hang",
+        kind=diagnosed("hang"),
         line=mark.line,
         possible=(
             "LMDeploy hangs there, silently: its cache is smaller than one warm-up request",

@@ -19,6 +19,7 @@ from turbofit.diagnose.rules.logged_cache import (
     lower_ratio,
 )
 from turbofit.machine.presets import context_bytes
+from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import CONTEXT, PythonFrame, TorchMemory
 from turbofit.observe.stages import Phase, when
 
@@ -122,7 +123,7 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     changes = [*once, *_end_others(memory, neighbours), *_changes(case, phase, memory, program)]
     in_use = tuple(_IN_USE[fact] for fact in _IN_USE if fact in case.facts.subject.facts)
     return RuleAnswer(
-        kind="out_of_memory",
+        kind=diagnosed(told_kind(memory)),
         phase=phase,
         what=f"torch ran out of GPU memory {_WHEN.get(phase) or when(phase)}"
         + (f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""),
