@@ -12,7 +12,7 @@ from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct, doc, to_builtins
 
 #: ``stalled``: it lives, and a probe had no answer. ``refused``: it does not do what the plan
-#: promises, so that nobody starts it again. ``unknown``: the evidence disagrees, or nobody looked.
+#: promises, and is not started again. ``unknown``: the evidence is contradictory, or nobody looked.
 EndKind = Literal[
     "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused",
     "unknown",
@@ -36,22 +36,22 @@ class End(Struct):
 
     @property
     def retryable(self) -> bool:
-        """Whether starting the same again may well work."""
+        """Whether a new start with the same settings may well succeed."""
         return self.kind in ("killed", "raced", "crash", "stalled", "unknown")
 
     @property
     def is_oom(self) -> bool:
-        """Whether other settings may help."""
+        """Whether a start with other settings may succeed."""
         return self.kind in ("out_of_memory", "host_memory", "hang")
 
     def record(self) -> Document:
-        """For a run's record: what is known, without what to do."""
+        """The known facts for a run's record, without the hint."""
         facts = {**to_builtins(self), "hint": None}
         return {name: value for name, value in facts.items() if value not in (None, "")}
 
     @property
     def error(self) -> TurbofitError:
-        """The error that stands for this end, with its exit code."""
+        """The error, with its exit code, for this end."""
         kinds: dict[EndKind, type[TurbofitError]] = {
             "out_of_memory": OutOfMemoryError, "host_memory": OutOfMemoryError,
             "hang": DoesNotFitError,

@@ -1,7 +1,7 @@
-"""Of which kind the death of an engine is: decided here for a launch, a rehearsal and `diagnose`.
+"""The kind of an engine's death: decided here for a launch, a rehearsal and `diagnose`.
 
-The log's event, the exit code and the kernel's counts tell it, and must agree. What no log tells
-(`core.engine_end.EndKind`: a stall, a refusal) is decided where it is seen, by a probe or a plan.
+It follows from the log's event, the exit code and the kernel's counts, which must agree. A probe or
+a plan decides what no log contains: a stall, a refusal (`core.engine_end.EndKind`).
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ def told_kind(event: Struct | None, pinned_call: str = "") -> EndKind:
 
 
 def end_kind(code: int | None, told: EndKind, *, host_kills: int | None = None) -> EndKind:
-    """The kind of an end, by all that tells of it.
+    """Return the kind of a process's end, from its exit code, the kernel's counts and its log.
 
     Args:
         code: the exit code; negative for a signal, or 128 + the signal. None: the process lives,
-            its engine's loop has ended by its own record, and it answers no request.
+            but its engine's loop has ended by its own record, and it answers no request.
         told: the kind by its log alone.
         host_kills: processes that the kernel killed for memory meanwhile; None: not readable.
 
     Returns:
-        ``unknown`` where they disagree: an engine that memory ends aborts or exits with an error.
+        ``unknown`` if they disagree: an engine without memory aborts or exits with an error.
     """
     number = _signal(code)
     if told in ("out_of_memory", "host_memory"):
