@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from _pytest.runner import runtestprotocol
 from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 
@@ -34,18 +36,16 @@ providers.is_local_module_file = lambda path: False
 settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 mend_torchvision()
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # `safe_load` takes it, in a tenth
 gc.disable()  # what is made while tests are collected stays
 
-pytest_plugins = ["tests.support.nvml", "tests.support.leftovers"]
+pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.support.browser"]
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
-    "launch/cluster/test_serve_cluster.py", "launch/test_run.py",
-    "launch/test_serve_pretend_pytorch.py", "launch/test_serve_pretend.py",
-    "rehearse/test_torch_engines.py", "launch/test_calibrate_pretend.py",
-    "launch/test_stories_pretend.py", "launch/pipeline/test_pretend_pipeline.py",
-    "launch/test_serve_lmdeploy.py", "launch/serve/test_supervised_processes.py",
-    "rehearse/test_rehearsal.py", "rehearse/test_planned.py",
+    "launch/cluster/test_serve_cluster.py", "launch/test_run.py", "launch/test_serve_pretend.py",
+    "rehearse/test_torch_engines.py", "launch/test_serve_lmdeploy.py",
+    "launch/serve/test_supervised_processes.py", "rehearse/test_planned.py",
     "pretend/test_torch.py", "gateway/test_gateway_ends.py", "test_adding.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
@@ -54,7 +54,7 @@ TOGETHER = (
     "|launch/pipeline/test_pipeline|launch/fallback/|memory/transformers/test_oracle_"
     "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
     "|core/images/test_video|launch/images/test_oracle_preparation",
-    "report/.*_chromium",
+    "(report|gateway)/.*_chromium",
 )
 
 
@@ -106,6 +106,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             not first.search(item.nodeid), order.get(item.path, len(order)), item.path not in slow
         )
     )  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """A worker reports no set-up and no end that went well: each costs both sides half a ms."""
+    if not hasattr(item.config, "workerinput"):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed:
+            item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 @pytest.hookimpl(tryfirst=True)

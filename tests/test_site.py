@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from scripts.reference import SCHEMAS, reference_pages
-from tests.support.browser import Browser, browser  # noqa: F401 - pytest's fixture
+from tests.support.browser import Browser
 from tests.support.waiting import until
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.usage_errors import options_by_command

@@ -109,7 +109,8 @@ BUGS = (
         "                self._run.public.stop(drain=not urgent)\n", "                pass\n"),
     Bug("an error of the driver ends the watch", "launch/serve/gpu_monitor.py",
         "    except TurbofitError as exc:\n        return None, exc.message\n"
-        "    except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve\n",
+        "    except Exception as exc:  # noqa: BLE001 - whatever the error is, "
+        "the engines still serve\n",
         "    except ZeroDivisionError as exc:\n"),
 )  # fmt: skip
 

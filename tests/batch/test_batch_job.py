@@ -307,23 +307,25 @@ def command(output: Path, server: StandIn, texts: dict[str, str], *words: str) -
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path) -> None:
     output, killed = tmp_path / "out.jsonl", 0
     with StandIn() as server:
-        batch = command(output, server, items(400), "--concurrency", "8", "--quiet")
-        for at in (1, 60, 200, 330):
+        batch = command(output, server, items(200), "--concurrency", "8", "--quiet")
+        for at in (1, 60, 130):
             with subprocess.Popen(batch, stderr=subprocess.PIPE) as child:
                 server.wait_for(at)
                 child.send_signal(signal.SIGKILL)
                 killed += child.wait(HANG) == -signal.SIGKILL
             with output.open("ab") as file:
                 file.write(b'{"id":"batch_req_torn')
-        assert killed >= 3
+        assert killed >= 2
         subprocess.run(batch, check=True, timeout=HANG)
         # Only what was under way at a kill was sent twice.
-        assert len(server.bodies) <= 400 + 4 * 8
-    assert sorted(names(output)) == sorted(items(400))
+        assert len(server.bodies) <= 200 + 3 * 8
+    assert sorted(names(output)) == sorted(items(200))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)]
+)
 def test_a_signal_ends_the_command_in_order(number, tmp_path) -> None:
     output = tmp_path / "out.jsonl"
     with StandIn() as server:

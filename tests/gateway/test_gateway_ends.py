@@ -75,7 +75,10 @@ def ended(served: tuple[Child, str], *numbers: signal.Signals) -> list[str]:
 
 @pytest.mark.parametrize(
     "numbers",
-    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)],
+    [
+        (signal.SIGTERM, signal.SIGINT),
+        pytest.param((signal.SIGINT, signal.SIGINT), marks=pytest.mark.exhaustive),
+    ],
 )
 def test_whoever_is_cut_off_is_told_in_the_form_of_its_api(
     numbers: tuple[signal.Signals, ...], served: tuple[Child, str], engine: EndlessEngine
@@ -217,7 +220,7 @@ def test_nobody_reads_its_standard_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["-vv"],
+        pytest.param(["-vv"], marks=pytest.mark.exhaustive),  # as the test above
         ["--access-log", "FIFO"],
         pytest.param(["--access-log", "/dev/full"], marks=pytest.mark.exhaustive),
         pytest.param(

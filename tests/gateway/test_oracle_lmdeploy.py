@@ -7,15 +7,13 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.gateway.edge_values import BASE, COSTLY, PATHS, edges
+from bench.gateway.edge_values import edges
 from tests.gateway.lmdeploy_front import as_lmdeploy_reads, drive, make, plan_of
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
 from tests.support.gateway import (
@@ -32,8 +30,6 @@ from tests.support.gateway import (
 from tests.support.oracles import front_end, glm, qwen3
 from tests.support.oracles import picture as drawn
 from tests.support.plans import plausible_plan
-from tests.support.processes import Child, pids
-from tests.support.serving import Served, needs, serve_pretend
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import RULES, passed
 from turbofit.gateway.limits.request_limits import Bounds, RequestedImage
@@ -100,7 +96,7 @@ def test_nothing_past_the_limits_reaches_the_preprocessor(
     plan = plan_of(folder, limit)
     with overlay(plan, tmp_path / "overlays") as over:
         model = front_end(over if overlaid else folder)
-        reached, passed = asyncio.run(drive(plan, model, count=60, seed=3, overlaid=overlaid))
+        reached, passed = asyncio.run(drive(plan, model, count=30, seed=3, overlaid=overlaid))
     assert passed > 5
     assert reached
 
@@ -208,7 +204,7 @@ def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit,
 
     async def run(model) -> None:
         for path in ("/v1/chat/completions", "/v1/messages", "/generate"):
-            for count in (1, 2, 3, 5, 7):
+            for count in (1, 3, 7):
                 reply = await call(app, path, body=body_of(path, sizes_of(rng, count)))
                 assert reply.status == 200, reply.body
                 messages = await as_lmdeploy_reads(path, recorder.seen[-1][3])
@@ -260,110 +256,10 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
             )
 
 
-if __name__ == "__main__":
-    SURFACE.write_text(json.dumps(surface(), indent=1) + "\n")
-
-
-needs("fastapi", "torchvision")
-
-
-VERSION = {"anthropic-version": "2023-06-01"}
-PARSER = ("--tool-call-parser", "qwen2d5")
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    children: list[Child] = []
-    words = ("qwen2.5-0.5b", "--on", "1xrtx3090", "--context", "256", "--", *PARSER)
-    server = serve_pretend(children, tmp_path_factory.mktemp("edges"), *words)
-    try:
-        server.wait()
-        yield server
-    finally:
-        for child in children:
-            child.kill()
-
-
-def posted(served: Served, kind: str, **fields: Any) -> tuple[int, dict[str, str], Any]:
-    name = served.ask("/v1/models")[2]["data"][0]["id"]
-    base = {key: name if key == "model" else value for key, value in BASE[kind].items()}
-    return served.ask(PATHS[kind], {**base, **fields}, timeout=240, **VERSION)
-
-
-@pytest.mark.parametrize("kind", ["chat", "completions", "generate", "responses"])
-def test_no_top_k_ends_the_engine(served: Served, kind: str) -> None:
-    before = pids(served.child)
-    for top_k in (1025, 2**31, 2**40, 2**63):
-        status, headers, _ = posted(served, kind, top_k=top_k)
-        assert status == 200
-        assert headers["x-turbofit-limited"] == f"top_k={top_k}->1024"
-    assert posted(served, kind)[0] == 200
-    assert pids(served.child) == before
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields", "status"),
-    [
-        ("chat", {"seed": -1}, 200),
-        ("chat", {"seed": 2**64}, 200),
-        ("chat", {"min_new_tokens": 2**31}, 200),
-        ("generate", {"stop_token_ids": [-1]}, 400),
-        ("generate", {"prompt": None, "input_ids": [-1]}, 400),
-        ("completions", {"prompt": ""}, 400),
-        ("completions", {"logprobs": 1}, 400),
-        ("responses", {"text": {"format": {"type": "json_schema", "schema": 5}}}, 400),
-    ],
-)
-def test_what_was_an_answer_500(served: Served, kind: str, fields: Any, status: int) -> None:
-    given, _, answer = posted(served, kind, **fields)
-    assert given == status, answer
-
-
-TOOL = {"name": "f", "parameters": {"type": "object", "properties": {}}}
-
-
-@pytest.mark.skipif(find_spec("xgrammar") is not None, reason="XGrammar is here")
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("chat", {"response_format": {"type": "json_object"}}),
-        ("chat", {"response_format": {"type": "json_object"}, "stream": True}),
-        ("chat", {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"}),
-        ("messages", {"tools": [{"name": "f", "input_schema": TOOL["parameters"]}],
-                      "tool_choice": {"type": "any"}}),
-        ("responses", {"text": {"format": {"type": "json_object"}}}),
-        ("responses", {"tools": [{"type": "function", **TOOL}], "tool_choice": "required"}),
-    ],
-)  # fmt: skip
-def test_without_xgrammar_it_is_named(served: Served, kind: str, fields: Any) -> None:
-    assert "warning: xgrammar is not installed" in served.child.stderr
-    status, _, answer = posted(served, kind, **fields)
-    assert (status, "pip install xgrammar" in answer["error"]["message"]) == (400, True)
-    assert posted(served, kind)[0] == 200
-
-
-@pytest.mark.parametrize("kind", ["chat", "completions", "messages", "responses"])
-def test_lmdeploys_own_errors_have_the_form_of_the_api(served: Served, kind: str) -> None:
-    texts = {"messages": [], "prompt": "", "input": []}
-    for wrong in (
-        {"model": None},
-        {name: text for name, text in texts.items() if name in BASE[kind]},
-    ):
-        if kind == "responses" and "model" in wrong:
-            continue  # which needs none
-        body = {**BASE[kind], "model": served.ask("/v1/models")[2]["data"][0]["id"], **wrong}
-        status, headers, answer = served.ask(PATHS[kind], body, timeout=240, **VERSION)
-        assert (status, headers["content-type"]) == (400, "application/json")
-        assert {"message", "type"} <= set(answer["error"])
-        assert answer.get("type") == ("error" if kind == "messages" else None)
-
-
-@pytest.mark.parametrize("name", COSTLY)
-def test_what_costs_much_is_answered_or_refused(served: Served, name: str) -> None:
-    assert posted(served, "chat", **COSTLY[name])[0] in (200, 400, 413)
-    assert posted(served, "chat")[0] == 200
-
-
 def test_the_bench_tries_both_sides_of_a_range() -> None:
     tried = dict(edges(IntegerRule(least=1, most="session"), Scope(session=256)))
     assert [tried[name] for name in ("least", "least-1", "most", "most+1")] == [1, 0, 256, 257]
+
+
+if __name__ == "__main__":
+    SURFACE.write_text(json.dumps(surface(), indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit import api
+from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.machine import Calibration
 from turbofit.core.units import MIB
@@ -240,6 +242,18 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     pretended = str(calibration_view({**again, "pretend": True}))
     assert "pretend cards (NVIDIA" in pretended
     assert "later plans on pretend GPUs know it" in pretended
+
+
+def test_what_was_calibrated_before_is_told_until_it_is_forgotten(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
+    result = calibrate.learned(PLAN, driven().observations, {}, lmdeploy="0.18.0", pretend=True)
+    words = ["calibrate", "internvl2-8b", "--on", "1xrtx3090", "--pretend"]
+    assert main([*words, "--json"]) == 0
+    told = capsys.readouterr()
+    assert "calibrated before" in told.err
+    assert json.loads(told.out)["phases"] == result["phases"]
+    assert main([*words, "--forget"]) == 0
+    assert "forgot 1 calibrations" in capsys.readouterr().err
 
 
 def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from bench.gpu.check import impossible
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.serving import needs, start_turbofit
-from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import decode
 from turbofit.model.source import resolve_model
@@ -24,7 +23,9 @@ from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.report.share import shared
 from turbofit.report.stored_documents import StoredPlan, read_saved
 
-pytestmark = [pytest.mark.lmdeploy]
+#: What each step reads, what plans learn of it, and how it is forgotten: `test_calibrate`,
+#: `observe/test_calibration`; that the engine takes what is forecast: `test_serve_pretend`.
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 needs("lmdeploy", "fastapi", "torchvision")
 
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090", "--pretend")
@@ -51,8 +52,8 @@ def only_a_card_shows(state: Path) -> None:
     assert any(reason.startswith("cache was measured as it was forecast") for reason in reasons)
 
 
-@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_it_measures_and_the_next_plan_knows(cut, children, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("cut", [False, True])
+def test_it_measures_and_the_next_plan_knows(cut, children, tmp_path) -> None:
     """Also after a calibration that was cut short."""
     if cut:
         first = start_turbofit(children, tmp_path, "calibrate", *EIGHT)
@@ -74,17 +75,8 @@ def test_it_measures_and_the_next_plan_knows(cut, children, tmp_path, monkeypatc
     over = {row["phase"]: row["over"] / (1 << 20) for row in result["phases"]}
     assert {"context and weights", "cache", "steady", "kernels", "sampling"} <= set(over)
     assert all(0 <= size <= 4 for size in over.values()), over
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
-    assert main(["calibrate", *EIGHT, "--json"]) == 0
-    told = capsys.readouterr()
-    assert "calibrated before" in told.err
-    assert json.loads(told.out)["phases"] == result["phases"]
-    assert main(["calibrate", *EIGHT, "--forget"]) == 0
-    assert "forgot 1 calibrations" in capsys.readouterr().err
 
 
-@pytest.mark.exhaustive
 @pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 def test_under_a_pretend_driver_it_runs_as_on_a_real_one_and_is_kept_apart(tmp_path: Path) -> None:
     """NVML, fetch, leases and the memory that comes back, as on a real card."""

@@ -13,11 +13,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
+from bench.gateway.edge_values import BASE, COSTLY, PATHS
 from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
@@ -41,31 +44,127 @@ SIZES = [(4480, 2688), (448, 448), (5376, 448), (28, 28), (1344, 896), (800, 300
 CLIENTS, REQUESTS = 8, 24
 
 
-def test_internvl2_from_its_planned_peak_to_the_drain(
-    children: list[Child], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for the tests that kill nothing; the last of them ends it."""
+    children: list[Child] = []
+    words = ("--drain", "1", "--image-threads", "8", "--", "--tool-call-parser", "qwen2d5")
+    served = serve_pretend(children, tmp_path_factory.mktemp("eight"), *EIGHT, *words)
+    served.wait()
+    yield served
+    for child in children:
+        child.kill()
+
+
+def test_internvl2_at_its_planned_peak(eight: Served) -> None:
     """Said everywhere, brought to its planned peak before it opens, and not past it by a client.
 
-    Nor by the images of many clients at once. The drain ends with a word to all.
+    Nor by the images of many clients at once.
     """
-    served = serve_pretend(children, tmp_path, *EIGHT, "--drain", "1", "--image-threads", "8")
-    is_brought_to_its_planned_peak(served, engines=1)
-    status, headers, answer = served.chat(image(4480, 4480, max_dynamic_patch=120))
+    is_brought_to_its_planned_peak(eight, engines=1)
+    status, headers, answer = eight.chat(image(4480, 4480, max_dynamic_patch=120))
     assert status == 200
     assert headers["x-turbofit-limited"].startswith("max_dynamic_patch=")
     assert headers["x-turbofit-pretend"] == "1"
     assert answer["usage"]["prompt_tokens"] < 13 * 256 + 300
-    status, headers, answer = served.chat(*[image(1792, 1344)] * 5)
+    status, headers, answer = eight.chat(*[image(1792, 1344)] * 5)
     assert (status, headers["x-turbofit-limited"][:21]) == (200, "max_dynamic_patch=12-")
     assert 5 * 256 < answer["usage"]["prompt_tokens"] < 13 * 256 + 300
-    log_probabilities_are_those_of_token_0(served)
-    what_meets_is_within_the_plan(served)
-    for pid in pids(served.child):
+    log_probabilities_are_those_of_token_0(eight)
+    what_meets_is_within_the_plan(eight)
+    for pid in pids(eight.child):
         assert b"--api-keys" not in Path(f"/proc/{pid}/cmdline").read_bytes()
-    the_drain_ends_with_a_word_to_everybody(served)
-    assert all(gone(pid) for pid in pids(served.child))
-    assert served.record["state"] == "ended"
-    assert not (served.run / "model").exists()
+    eight.clean()
+
+
+VERSION = {"anthropic-version": "2023-06-01"}
+
+
+def posted(served: Served, kind: str, **fields: Any) -> tuple[int, dict[str, str], Any]:
+    name = served.ask("/v1/models")[2]["data"][0]["id"]
+    base = {key: name if key == "model" else value for key, value in BASE[kind].items()}
+    return served.ask(PATHS[kind], {**base, **fields}, timeout=240, **VERSION)
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions", "generate", "responses"])
+def test_no_top_k_ends_the_engine(eight: Served, kind: str) -> None:
+    before = pids(eight.child)
+    for top_k in (1025, 2**31, 2**40, 2**63):
+        status, headers, _ = posted(eight, kind, top_k=top_k)
+        assert status == 200
+        assert headers["x-turbofit-limited"] == f"top_k={top_k}->1024"
+    assert posted(eight, kind)[0] == 200
+    assert pids(eight.child) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "status"),
+    [
+        ("chat", {"seed": -1}, 200),
+        ("chat", {"seed": 2**64}, 200),
+        ("chat", {"min_new_tokens": 2**31}, 200),
+        ("generate", {"stop_token_ids": [-1]}, 400),
+        ("generate", {"prompt": None, "input_ids": [-1]}, 400),
+        ("completions", {"prompt": ""}, 400),
+        ("completions", {"logprobs": 1}, 400),
+        ("responses", {"text": {"format": {"type": "json_schema", "schema": 5}}}, 400),
+    ],
+)
+def test_what_was_an_answer_500(eight: Served, kind: str, fields: Any, status: int) -> None:
+    given, _, answer = posted(eight, kind, **fields)
+    assert given == status, answer
+
+
+TOOL = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.skipif(find_spec("xgrammar") is not None, reason="XGrammar is here")
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("chat", {"response_format": {"type": "json_object"}}),
+        ("chat", {"response_format": {"type": "json_object"}, "stream": True}),
+        ("chat", {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"}),
+        ("messages", {"tools": [{"name": "f", "input_schema": TOOL["parameters"]}],
+                      "tool_choice": {"type": "any"}}),
+        ("responses", {"text": {"format": {"type": "json_object"}}}),
+        ("responses", {"tools": [{"type": "function", **TOOL}], "tool_choice": "required"}),
+    ],
+)  # fmt: skip
+def test_without_xgrammar_it_is_named(eight: Served, kind: str, fields: Any) -> None:
+    assert "warning: xgrammar is not installed" in eight.child.stderr
+    status, _, answer = posted(eight, kind, **fields)
+    assert (status, "pip install xgrammar" in answer["error"]["message"]) == (400, True)
+    assert posted(eight, kind)[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions", "messages", "responses"])
+def test_lmdeploys_own_errors_have_the_form_of_the_api(eight: Served, kind: str) -> None:
+    texts = {"messages": [], "prompt": "", "input": []}
+    for wrong in (
+        {"model": None},
+        {name: text for name, text in texts.items() if name in BASE[kind]},
+    ):
+        if kind == "responses" and "model" in wrong:
+            continue  # which needs none
+        body = {**BASE[kind], "model": eight.ask("/v1/models")[2]["data"][0]["id"], **wrong}
+        status, headers, answer = eight.ask(PATHS[kind], body, timeout=240, **VERSION)
+        assert (status, headers["content-type"]) == (400, "application/json")
+        assert {"message", "type"} <= set(answer["error"])
+        assert answer.get("type") == ("error" if kind == "messages" else None)
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_costs_much_is_answered_or_refused(eight: Served, name: str) -> None:
+    assert posted(eight, "chat", **COSTLY[name])[0] in (200, 400, 413)
+    assert posted(eight, "chat")[0] == 200
+
+
+def test_the_drain_ends_with_a_word_to_all(eight: Served) -> None:
+    the_drain_ends_with_a_word_to_everybody(eight)
+    assert all(gone(pid) for pid in pids(eight.child))
+    assert eight.record["state"] == "ended"
+    assert not (eight.run / "model").exists()
 
 
 @pytest.mark.exhaustive
@@ -86,6 +185,7 @@ def test_of_two_replicas_one_answers_while_the_other_starts_again(
 ) -> None:
     words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2", "--drain", "1")
     served = serve_pretend(children, tmp_path, *words, standby=True)
+    served.wait()
     is_brought_to_its_planned_peak(served, engines=2)
     os.kill(pids(served.child)[1], signal.SIGKILL)
     for _ in range(5):
@@ -98,7 +198,6 @@ def test_of_two_replicas_one_answers_while_the_other_starts_again(
 
 
 def is_brought_to_its_planned_peak(served: Served, engines: int) -> None:
-    served.wait()
     served.child.wait_for("phase: ready", engines)
     served.child.wait_for("images: prepared on ", engines)
     assert "PRETEND GPUs" in served.child.lines[0]
@@ -151,6 +250,7 @@ def what_meets_is_within_the_plan(served: Served) -> None:
 
 
 def the_drain_ends_with_a_word_to_everybody(served: Served) -> None:
+    before = {log: log.stat().st_size for log in served.run.glob("*.log*")}
     model = served.ask("/v1/models")[2]["data"][0]["id"]
     opened = served.streams(model)
     body = {"model": model, "messages": MESSAGES, "max_tokens": LONG, "ignore_eos": True}
@@ -165,7 +265,7 @@ def the_drain_ends_with_a_word_to_everybody(served: Served) -> None:
     assert half.answer()[0] == 503
     cut = int(served.child.lines[-1].removeprefix("ended: ").partition(" ")[0])
     assert 4 <= cut <= 5
-    served.clean()
+    served.clean(before)
     records = [json.loads(line) for line in (served.run / "access.log").read_text().splitlines()]
     assert sum(record["refused"] == "ending" for record in records) == cut
 

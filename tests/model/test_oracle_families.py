@@ -30,6 +30,7 @@ from tests.support.oracles import (
     tokens_of,
     written,
 )
+from tests.sweep import part
 from turbofit.core.errors import UsageError
 from turbofit.core.images import CanvasRule, CrossRule, HdRule
 from turbofit.core.model import Model
@@ -123,7 +124,7 @@ def checkpoint_of(transformers, family, seed, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(part(5, 3)))
 def test_every_element_is_explained(transformers, tmp_path, family, seed):
     config = checkpoint_of(transformers, family, seed, tmp_path / "m")
     model = resolve_model(str(tmp_path / "m"))

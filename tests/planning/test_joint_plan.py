@@ -27,6 +27,7 @@ def together(*models: str, on: str | Machine = "1xrtx3090", **given) -> JointPla
 def test_the_account_of_a_card_adds_up_and_caches_hold_as_many_requests_of_each_model() -> None:
     three = together("internvl2-2b", "qwen2-vl-2b", "internvl2-1b")
     assert three.fits
+    assert three.serve is not None
     (gpu,) = three.gpus
     assert [one.model for one in gpu.models] == [plan.model.name for plan in three.plans]
     assert gpu.used + sum(one.bytes for one in gpu.models) + gpu.left == gpu.total - gpu.reserved
@@ -54,13 +55,12 @@ def test_images_are_asked_of_models_that_take_them() -> None:
 
 def test_what_was_given_is_kept_by_each_and_a_budget_holds_for_all_together() -> None:
     pair = ("internvl2-2b", "internvl2-1b")
-    for plan in together(*pair, context=8192, concurrency=6).plans:
+    for plan in together(*pair, context=8192, concurrency=6, images=0).plans:
         assert plan.kv.longest_request_tokens == 8192
         assert plan.settings.max_batch_size >= 6
         assert plan.kv.tokens >= 6 * 8192
-    assert sum(together(*pair, budget="14GiB").budgets) <= 14 * GIB
-    assert 10 * GIB < sum(together(*pair, budget="50%").budgets) <= 12 * GIB
-    (gpu,) = together(*pair, on="1xa100", margin="4GiB").gpus
+    assert 10 * GIB < sum(together(*pair, budget="50%", images=0).budgets) <= 12 * GIB
+    (gpu,) = together(*pair, on="1xa100", margin="4GiB", images=0).gpus
     assert [one.margin for one in gpu.models] == [4 * GIB, 4 * GIB]
     assert 0 <= gpu.left < GIB
     with pytest.raises(UsageError, match="two models"):
@@ -76,9 +76,9 @@ def test_what_a_calibration_saves_of_a_margin_is_not_counted_as_taken() -> None:
             lmdeploy="0.18.0", gpus=(plan.gpus[0].name,), driver=str(machine.driver),
             communicator="nccl", when="2026-11-27", context=-30 * MIB, buffers=-40 * MIB,
         )
-        for plan in (turbofit.plan(name, on=machine) for name in pair)
+        for plan in (turbofit.plan(name, on=machine, images=0) for name in pair)
     ]  # fmt: skip
-    found = together(*pair, on=replace(machine, calibrations=tuple(made)))
+    found = together(*pair, on=replace(machine, calibrations=tuple(made)), images=0)
     (gpu,) = found.gpus
     assert [one.margin for one in gpu.models] == [64 * MIB, 64 * MIB]
     assert 0 <= gpu.left < GIB
@@ -118,7 +118,7 @@ def test_cards_of_too_little_room_are_not_planned_for(monkeypatch) -> None:
 
     monkeypatch.setattr(joint_plan_module, "_on", counted)
     cards = "+".join(f"rtx3060:free={free}GiB" for free in (6.2, 6.0))
-    assert not together("internvl2-2b", "qwen2-vl-2b", on=cards).fits
+    assert not together("internvl2-2b", "qwen2-vl-2b", on=cards, images=0).fits
     assert looked == [(0, 1)]
 
 
@@ -142,7 +142,9 @@ def test_models_beside_each_other_share_the_cores_and_the_memory_of_their_host()
 
     def with_ram(size: int) -> JointPlan:
         host = replace(machine.host, cpus=8, ram_total=size, ram_available=size)
-        return together("internvl2-2b", "internvl2-1b", on=replace(machine, host=host))
+        return together(
+            "internvl2-2b", "internvl2-1b", on=replace(machine, host=host), context=8192
+        )
 
     enough, short = with_ram(12 * GIB), with_ram(8 * GIB)
     assert enough.fits

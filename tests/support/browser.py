@@ -21,7 +21,8 @@ ADD_A_SCRIPT = (
 FLAGS = (
     "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--window-size=1100,900",
+    "--in-process-gpu", "--renderer-process-limit=1", "--window-size=1100,900",
+    "--disable-features=SpareRendererForSitePerProcess,IsolateOrigins,site-per-process",
 )  # fmt: skip
 
 

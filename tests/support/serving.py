@@ -101,11 +101,12 @@ class Served:
             client.wait_for(b"delta")
         return opened
 
-    def clean(self) -> None:
-        """Assert that there is no traceback anywhere."""
+    def clean(self, before: dict[Path, int] | None = None) -> None:
+        """Assert that there is no traceback anywhere; in logs, behind what there was before."""
         logs = list((self.state / "turbofit" / "runs").glob("*/*.log*"))
         assert logs
-        for text in (self.child.stderr, *(log.read_text(errors="replace") for log in logs)):
+        new = [log.read_bytes()[(before or {}).get(log, 0) :] for log in logs]
+        for text in (self.child.stderr, *(part.decode(errors="replace") for part in new)):
             assert "Traceback" not in text, text
             assert "Exception" not in text, text
 

@@ -15,7 +15,8 @@ from tests.support.processes import HANG
 
 T = TypeVar("T")
 
-_PAUSE = 0.01
+#: Seconds between two looks, the first and at most: to ask of all processes takes a processor.
+_PAUSE, _LONGEST = 0.01, 0.1
 #: Of processor time: a hundred times what the slowest read in a test takes.
 _ENDLESS = 60.0
 
@@ -26,10 +27,11 @@ def until(predicate: Callable[[], T], what: str, limit: float = HANG) -> T:
     Raises:
         AssertionError: Not within ``limit`` seconds; the message says ``what`` was waited for.
     """
-    end = time.monotonic() + limit
+    end, pause = time.monotonic() + limit, _PAUSE
     while not (found := predicate()):
-        _check(end, what, limit)
-        time.sleep(_PAUSE)
+        assert time.monotonic() < end, f"waited {limit:g} s for {what}"
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST)
     return found
 
 
@@ -41,14 +43,9 @@ async def auntil(predicate: Callable[[], T], what: str, limit: float = HANG) -> 
     """
     end = time.monotonic() + limit
     while not (found := predicate()):
-        _check(end, what, limit)
+        assert time.monotonic() < end, f"waited {limit:g} s for {what}"
         await asyncio.sleep(_PAUSE)
     return found
-
-
-def _check(end: float, what: str, limit: float) -> None:
-    if time.monotonic() > end:
-        raise AssertionError(f"waited {limit:g} s for {what}")
 
 
 @contextlib.contextmanager

@@ -7,12 +7,15 @@ import random
 import pytest
 
 from tests.fixtures.clusters import filled
+from tests.support.plans import no_other_limits
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Workload
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
 from turbofit.tuner.resolved_request import ResolvedRequest
+
+__all__ = ["no_other_limits"]  # a fixture of all tests here
 
 CARDS = ["rtx3090", "rtx4090", "t4", "l4", "a100-40g", "v100-32g", "rtx3060", "l40s", "rtx2080ti"]
 MODELS = [

@@ -13,6 +13,7 @@ from turbofit.planning.resolve import resolve
 from turbofit.tuner.resolved_request import vision_load_of
 from turbofit.tuner.throughput import HostRate, host_rate
 
+LIMITS_COMPARED = True
 #: Processor milliseconds of an image on two cores of a virtual machine: tiles of InternVL2 by a
 #: table (27 November 2026), and Transformers' image processor of Qwen2-VL with Pillow's decoding
 #: before it (28 November 2026).

@@ -10,6 +10,7 @@ import pytest
 from msgspec import UNSET
 
 import turbofit
+from tests.support.plans import few_presets
 from tests.sweep import sweep
 from turbofit import api
 from turbofit.cli.main import main
@@ -118,11 +119,14 @@ def planned_with(change: str, model: str, on: str, **asked: Any) -> Plan:
     ("model", "on", "asked"),
     [
         ("internvl3-8b", "1xrtx3090", {"concurrency": 60}),
-        ("internvl2-8b", "rtx3090+rtx4090", {"concurrency": 64, "max_dynamic_patch": 10}),
+        pytest.param(
+            "internvl2-8b", "rtx3090+rtx4090", {"concurrency": 64, "max_dynamic_patch": 10},
+            marks=pytest.mark.exhaustive,
+        ),
         ("qwen2-vl-7b", "1xrtx3090", {"concurrency": 12, "replicas": 1}),
         ("internvl2-8b", "1xrtx3090", {"concurrency": 20, "queue_images": False}),
     ],
-)
+)  # fmt: skip
 def test_what_is_offered_holds_all_of_them(model: str, on: str, asked: dict[str, Any]) -> None:
     plan = turbofit.plan(model, on=on, **asked)
     assert not plan.fits
@@ -272,7 +276,11 @@ def test_a_higher_rate_never_has_a_sooner_first_token() -> None:
     assert found[0] < found[-1]
 
 
-def test_which_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_which_takes_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ("internvl2-1b", "internvl2-8b", "qwen2.5-7b", "llava-onevision-7b")
+    few_presets(monkeypatch, models=models)
     assert main(["which", "--on", "1xl4", "--rate", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     slow = [one for one in document["others"] if "missed by" in one["why_not"]]

@@ -46,8 +46,7 @@ _LOG: Final = LazyLogger(__name__)
 
 #: Seconds between two syncs of all lines to the disk, with a report of the progress.
 _SECONDS: Final = 1.0
-#: For each so many requests that run at once, one more waits at the gateway, so that a free place
-#: is taken immediately.
+#: Per this many running requests one more waits at the gateway, to take a free place immediately.
 _WAITING: Final = 8
 _FILES: Final = 65536
 #: Items that are read at once.

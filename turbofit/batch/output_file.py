@@ -207,7 +207,7 @@ class OutputFile:
         ``retry_failed`` removes the lines of failed items, so that these are sent again.
 
         Raises:
-            UsageError: a line is of another input, or of no batch.
+            UsageError: a line belongs to another input, or to no batch.
         """
         size = 0
         with _disk_errors(self.path):

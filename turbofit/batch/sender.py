@@ -151,7 +151,7 @@ _LARGEST_ANSWER: Final = 64 << 20
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_RETRY_AFTER: Final = 60.0
-#: Seconds, longer than any pause: a server whose failures are this far apart is not away.
+#: Failures more seconds apart than this, which is longer than any pause, are not one outage.
 _SILENCE: Final = 90.0
 #: Broken connections of one item, to a server that is not ours, after which it fails.
 _MOST_BREAKS: Final = 8

@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
-#: Seconds after its signal in which it drains and checks that its memory is free; then a kill.
+#: Seconds that a stopped server has to drain and to check that its memory is free; then a kill.
 _END_SECONDS: Final = 90.0
 _KINDS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
-#: The step that is shown while the server starts; its own clock is cut off, ours is shown.
+#: The step that is shown while the server starts; its own clock is replaced by ours.
 STARTING: Final = "starting the server"
 _CLOCK: Final = re.compile(r"(?:, (?:\d+ min )?\d+ s){1,2}(?: left)?$| …$")
 _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
@@ -85,7 +85,7 @@ class ServerProcess:
         self._ending = False
 
     async def start(self) -> None:
-        """Start it and wait until it serves; a `TurbofitError` says why it does not."""
+        """Start the server and wait until it serves; a `TurbofitError` says why it does not."""
         command = [*SERVE, *self._options, "--port", str(free_ports(1)[0]), "--access-log", "none"]
         self._process = await asyncio.create_subprocess_exec(
             *guarded(command),
@@ -160,8 +160,8 @@ class ServerProcess:
 
 # The needs of an input: what a plan must promise so that every item is served.
 #
-# Over: text is counted in bytes, about four to a token, and the longest prompt, the most images and
-# the worst image are promised together, although different items have them.
+# It is an upper bound: text is counted in bytes, about four to a token; and the longest prompt, the
+# most images and the worst image are promised together, although different items have them.
 
 
 @dataclass

@@ -213,7 +213,7 @@ class CliCommand(click.Command):
         """Write nothing: `format_options` writes the arguments."""
 
     def explain(self, name: str) -> None:
-        """Give each option and argument without a text the one of its command."""
+        """Give each option and argument without a help text its text in the command's manual."""
         from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)

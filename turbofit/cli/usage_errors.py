@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 #: Options that every command has.
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
-#: A command with at most so many options lists them all.
+#: The largest number of options that a hint lists completely.
 _LISTED: Final = 12
-#: Commands that only list presets: the arguments with which ``which`` answers more, and what.
+#: Commands that only list presets: the arguments of ``which`` that find more, and the result.
 _LISTS: Final = {
     "models": "--on SPEC finds the models that a machine serves",
     "gpus": "MODEL finds the cards that serve a model",

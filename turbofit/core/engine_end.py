@@ -36,7 +36,7 @@ class End(Struct):
 
     @property
     def retryable(self) -> bool:
-        """Whether a new start with the same settings may well succeed."""
+        """Whether a new start with the same settings may succeed."""
         return self.kind in ("killed", "raced", "crash", "stalled", "unknown")
 
     @property

@@ -125,7 +125,7 @@ def memory_label(ledger: GpuLedger) -> str:
         used, whole = ledger.most - ledger.used, f"a budget of {format_bytes(ledger.budget)}"
     card = f"{format_bytes(used)} of {whole} in use {when}"
     left = ledger.headroom - ledger.beyond_budget
-    if left < 0:  # name the case: an earlier one may lack less, and a verdict may be about that one
+    if left < 0:  # name the case: the verdict may be about an earlier case that lacks less
         worst = next((term.term for term in ledger.ledger if term.worst), "")
         case = f" ({TERMS[worst]})" if worst in TERMS and ledger.most == ledger.peak else ""
         return f"{card}{case}, {format_bytes(-left)} too many"

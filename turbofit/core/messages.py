@@ -56,7 +56,7 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
     """Refuse options that exclude ``beside``; ``hint`` is added to the advice to leave them out.
 
     Raises:
-        UsageError: one of them has a value.
+        UsageError: one of these options is given.
     """
     for name, value in options.items():
         if value or value == "":

@@ -282,7 +282,7 @@ def _expression(text: str) -> list[re.Pattern[str]]:
     """Compile an expression from a checkpoint; an empty list if it is not an expression.
 
     Raises:
-        UsageError: it repeats a group, or too often: it could take for ever.
+        UsageError: it repeats a group, or repeats too often: a search could take for ever.
     """
     if re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > _MOST_REPEATS:
         raise UsageError(

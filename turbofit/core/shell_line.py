@@ -88,8 +88,8 @@ class _Token(NamedTuple):
 def read_line(words: Sequence[str]) -> ShellLine | None:
     """Read the shell line in a command's words; None if no program is named.
 
-    Words around a quoted line belong to the command. A line typed without quotes begins with the
-    first word: variables, or programs that start others.
+    Words around a quoted line belong to the command. A line without quotes must begin with the
+    first word: a variable, the program, or a program that starts it.
     """
     if not any(part in word for word in words for part, *_ in _PROGRAMS):
         return None

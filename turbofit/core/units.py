@@ -84,7 +84,7 @@ def parse_seconds(text: str, what: str) -> float:
     """Parse ``50ms``, ``2s``, ``1.5h``, ``1h30m`` or a plain number, as seconds.
 
     Raises:
-        UsageError: it is none, or nothing.
+        UsageError: it is not a time, or not above 0.
     """
     number, unit = r"(\d{1,9}(?:\.\d{1,9})?)\s*", r"(ms|min|s|m|h)\s*"
     if re.fullmatch(rf"\s*{number}", text):

@@ -128,7 +128,7 @@ class Validated(BaseModel):
         """The given fields, ``without`` some, as words of a command line.
 
         Raises:
-            UsageError: a value has no words, as a machine that was measured.
+            UsageError: a value, such as a measured machine, cannot be written as words.
         """
         return [
             word

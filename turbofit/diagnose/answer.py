@@ -48,8 +48,7 @@ class Others(Struct):
     """Causes that others had with the same message, which alone does not prove its cause.
 
     ``message`` identifies the message, for scripts. ``had`` are causes, the likeliest first, and
-    never
-    all of them; ``tried`` are steps that told them apart or helped. This log proves no cause.
+    never all of them; ``tried`` are steps that told them apart or helped. This log proves no cause.
     """
 
     message: str
@@ -61,9 +60,8 @@ class Advice(Struct):
     """A plan that would have worked for the model and machine, or the reason why there is none.
 
     ``fits`` is None if no plan could be made, or if the log itself contradicts the plan.
-    ``settings``
-    are LMDeploy's important options; ``command`` starts it, without the environment; ``note`` says
-    what to know before they are used.
+    ``settings`` are LMDeploy's important options; ``command`` starts it, without the environment;
+    ``note`` says what to know before they are used.
     """
 
     model: str
@@ -92,9 +90,8 @@ class Diagnosis(Struct):
     """The answer; ``kind`` is the cause, stable for scripts, if the log itself proves it.
 
     Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
-    more,
-    and ``others`` has the causes that others had with the same message. ``send`` also comes with a
-    lack of memory if no line says what ran out.
+    more, and ``others`` has the causes that others had with the same message. ``send`` also comes
+    with a lack of memory if no line says what ran out.
     """
 
     schema: str = DIAGNOSIS_SCHEMA

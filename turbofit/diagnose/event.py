@@ -50,8 +50,7 @@ class LogEvent(NamedTuple):
     """An event and the line that contains it.
 
     ``stack`` has the Python frames before it, the innermost last; ``time`` is TurboMind's, or
-    empty.
-    ``hits`` are the rows of `presets/causes.yaml` that match the line.
+    empty. ``hits`` are the rows of `presets/causes.yaml` that match the line.
     """
 
     line: int
@@ -117,8 +116,7 @@ class EventFinder:
     def event(self) -> Event:
         fatal = list(self._fatal)
         # Torch warns about the driver and later says that it has no GPU: the warning is the reason.
-        # A
-        # warning alone is the event only if it concerns the machine; others are survived.
+        # A warning alone is the event only if it concerns the machine; others are survived.
         if all(mark.row is not None and mark.row.kind == "no_gpu" for mark in fatal):
             fatal += [mark for mark in self._warned if fatal or mark.of_machine]
         if not fatal:

@@ -45,7 +45,7 @@ _PASSED: Final = frozenset(
     {"content-type", "retry-after", "cache-control", "x-accel-buffering", "x-turbofit-limited"}
 )
 _DIED: Final = b'"engine_died"'
-#: A node's error codes for a request that killed an engine: when it did, while it waits, refused.
+#: Error codes of a node if a request killed an engine: at its end, while it waits, once refused.
 _SUSPECTED: Final = (_DIED, b'"suspect_waits"', b'"convicted"')
 _MOST_SUSPECTS: Final = 4096
 #: Fields of a node's health page that state its promise.
@@ -91,7 +91,7 @@ class Node:
         return (self.outstanding + 1) / self.capacity
 
     def doubt(self, why: str) -> None:
-        """Send it nothing until its health page says that it serves; read the page immediately."""
+        """Send the node nothing until its health page says that it serves; read that page now."""
         self.up, self.why = False, why
         self.doubted.set()
 
@@ -123,8 +123,7 @@ class Front(AsgiApp):
         super().__init__(config, _LARGEST, log)
         self._upstream = Upstream(tls=tls)
         self._first_nodes, self._source = nodes, source
-        #: Watching tasks by the names of their nodes; the task that calls ``source`` has the name
-        #: "".
+        #: Watching tasks by their nodes' names; the task that calls ``source`` has the name "".
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.nodes: dict[str, Node] = {}
         #: Names of nodes by the SHA-256 of a suspected request's body, the oldest first.

@@ -74,7 +74,7 @@ class ServedModel:
         #: The number of starts that became ready, and the seconds of the last one.
         self.starts = 0
         self.start_seconds: float | None = None
-        #: When the model was first wanted while not ready: by a client that waits, or by one that
+        #: When a client first wanted the model while it was not ready: one that waits, or one that
         #: was refused because none may wait. None if no client wants it.
         self.wanted_since: float | None = None
         #: Why it does not start, and the time before which it is not started again.
@@ -89,7 +89,7 @@ class ServedModel:
 
     @property
     def rested(self) -> bool:
-        """Whether it may be started, also after a failed start."""
+        """Whether the model may be started, also after a failed start."""
         return self.state == "asleep" or (
             self.state == "failed" and time.monotonic() >= self.again_at
         )
@@ -134,7 +134,7 @@ class ServedModel:
             self.state = "ending"
 
     def close_idle(self, seconds: float) -> bool:
-        """Close it if it had no request for so many seconds; returns whether it is closed."""
+        """Close the model if it had no request for ``seconds``; returns whether it is closing."""
         if self.state == "ready" and self.idle >= seconds:
             self.close()
         return self.state == "ending"
@@ -177,7 +177,7 @@ class ServedModel:
         return Refusal(reason, why=self.status, retry_after=self.retry_after)
 
     async def wait(self, seconds: float, gone: asyncio.Future[Any], longest: int) -> Gateway:
-        """Return its gateway once it is ready, within ``seconds``; with 0, refuse immediately.
+        """Return the model's gateway once it is ready, within ``seconds``; 0 refuses immediately.
 
         ``gone`` is done when the client has left, which cancels the wait; at most ``longest``
         requests may wait.
@@ -440,7 +440,7 @@ class AttachedGateway:
         self._address.cut_off()
 
     def stop(self, *, drain: bool = True) -> None:
-        """Give it no more requests, and close it; ``drain`` waits for its running requests."""
+        """Send the model no more requests and close it; ``drain`` waits for running requests."""
 
         def detach(_: object) -> None:
             if self._model.gateway is self._gateway:

@@ -47,11 +47,11 @@ _BACKLOG: Final = 2048
 #: Seconds that a thread which reads or writes a large body keeps Python's lock while the event loop
 #: waits for it, at each step of each other request; by Python's default 5 ms.
 SWITCH_SECONDS: Final = 0.0005
-#: Open files beside those of connections, each of which may need another one to an engine; and open
-#: files for connections that are only told that there are too many.
+#: Open files in addition to those of connections, each of which may need one more to an engine; and
+#: open files for connections that are only told that there are too many.
 _OTHER_FILES: Final = 128
 _REFUSED_FILES: Final = 128
-#: Seconds for clients to read a last message, and for requests to end without one.
+#: Seconds for clients to read a last message, and for requests to end if there is none.
 _AT_ONCE: Final = 2.0
 #: Seconds until a gateway's thread must listen, and seconds beyond its drain until it has ended.
 _START_SECONDS, _BEYOND = 30.0, 5.0
@@ -115,7 +115,7 @@ def make_gateway(
 
 
 def about_plan(plan: Plan) -> Document:
-    """What `/health` tells a front of a plan: its capacity, its promise, and its digest."""
+    """The part of `/health` that tells a front about a plan: its capacity, promise, and digest."""
     limits = plan.limits
     return {
         "at_once": plan.requests_at_once,
@@ -162,7 +162,7 @@ class _Serving:
         """Take no new request, and if urgent cut off open connections; call it in the loop."""
         self.ending.set()
         if urgent:
-            # Immediately: engines are killed meanwhile, and the loop may see their end next.
+            # Immediately, because engines are killed meanwhile, and the loop may see that first.
             self._cut()
             self._urgent.set()
 
@@ -265,7 +265,7 @@ class GatewayThread(Generic[_App]):
 
     @property
     def cut(self) -> int:
-        """The number of requests that its end has cut off."""
+        """The number of requests that the gateway's end has cut off."""
         return self._gateway.connections.cut
 
     def stop(self, *, drain: bool = True) -> None:
@@ -284,7 +284,7 @@ class GatewayThread(Generic[_App]):
                 self._loop.call_soon_threadsafe(partial(self._serving.end, urgent=urgent))
 
     def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
-        """Return or raise what ``ask(gateway)`` does in the gateway's loop.
+        """Run ``ask(gateway)`` in the gateway's loop; returns its result or raises its error.
 
         Raises:
             LaunchError: the gateway does not serve, or is busy for ``seconds``.
@@ -365,7 +365,7 @@ def bind(config: GatewayConfig) -> socket.socket:
 def tcp_socket(family: int) -> socket.socket:
     """A TCP socket; `LaunchError` if none can be made."""
     try:
-        # asyncio turns off Nagle's algorithm (40 ms an answer) only if the protocol is named.
+        # asyncio turns off Nagle's algorithm (40 ms per answer) only if the protocol is named.
         return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as exc:
         raise LaunchError(

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import RoutedEngine
 
 _CONNECT_SECONDS: Final = 5.0
-#: Below uvicorn's 5 s, so that no request uses a connection which the engine is closing.
+#: Less than uvicorn's 5 s, so that no request uses a connection that the engine is closing.
 _KEEP_ALIVE: Final = 3.0
 #: Seconds of silence after which an answer is given up, even if its engine answers others.
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
-#: Seconds that an engine has for a page about itself.
+#: Seconds within which an engine must answer a request for its own state.
 HEALTH_SECONDS: Final = 10.0
-#: Keep-alive of TCP: an idle connection is tested after 2 s, each second, three times.
+#: TCP keep-alive: an idle connection is tested after 2 s, then once a second, three times.
 _TCP_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
 _UNHEARD_MS: Final = 5000
 
@@ -77,7 +77,7 @@ class Upstream:
         if engine.key:
             headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
-            # In one piece, although aiohttp prefers a file for megabytes, which is slower.
+            # The body goes in one piece; aiohttp prefers a file for megabytes, which is slower.
             response = await self._opened().request(
                 method, engine.url + path, data=body, headers=headers, allow_redirects=False
             )

@@ -337,7 +337,7 @@ class Calibrator:
         def take(name: str) -> None:
             sizes: dict[int, int] = {}
             for index, span in usage.read(engine).items():
-                # Memory in use after a worst case belongs to it, too: pools keep their largest
+                # Memory in use after a worst case also belongs to it: pools keep their largest
                 # size.
                 sizes[index] = span.last if name in (STEADY, KERNELS) else max(span)
                 used.setdefault(index, {})[name] = sizes[index]

@@ -129,7 +129,7 @@ def _request(plan: Plan) -> PlanRequest:
     if not request.given().keys() & {"context", "session_len"}:
         more["context"] = _promised_context(plan)
     rule, limit = model.image_rule, plan.limits.image_limit
-    # A prediction's limit is what clients may ask of a server that limits nothing.
+    # A forecast's limit is the largest that clients may request from a server without limits.
     said = request.given().keys() & {"image_size", "max_pixels", "max_dynamic_patch"}
     if rule and limit and limit != rule.checkpoint_limit and not is_prediction(plan) and not said:
         more[rule.limit_name] = limit

@@ -39,7 +39,7 @@ def follow(run: Run, stop: StopSignal) -> signal.Signals:
         raise
     finally:
         if run.config.pretend:
-            # The twin can be made again; a timeline's length is not its size, but looks so.
+            # The twin can be made again; a timeline looks larger than the disk space that it takes.
             for room in (run.folder / "model", *run.folder.glob("pretend-*")):
                 shutil.rmtree(room, ignore_errors=True)
     run.record.change(state="ended", ended=ended.name)

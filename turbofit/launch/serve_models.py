@@ -205,7 +205,7 @@ class ModelRun:
             publish=partial(AttachedGateway, front, model), shared=shared, standby=standby,
         )  # fmt: skip
         self.folders: deque[Path] = deque()
-        #: Is done when the current start has ended; None if no engine holds memory or may take it.
+        #: Done when the current start has ended; None if no engine holds memory or may take it.
         self.under_way: Future[None] | None = None
 
     @property
@@ -216,11 +216,11 @@ class ModelRun:
 
     @property
     def ending(self) -> bool:
-        """Whether its engines were told to end."""
+        """Whether the model's engines were told to end."""
         return self.under_way is not None and self._stop.signal is not None
 
     def start(self) -> None:
-        """Start its engines; `ended` tells when they have ended."""
+        """Start the model's engines; `ended` tells when they have ended."""
         self._stop, self.under_way = StopSignal(), Future()
         body = partial(self._follow, self._stop, self.under_way)
         Thread(target=body, name=f"model {self.model.name}", daemon=True).start()
@@ -233,7 +233,7 @@ class ModelRun:
             ended.set_exception(exc)
 
     def serve(self, stop: StopSignal) -> None:
-        """One run: plan from what is free now, launch, and follow until the signal."""
+        """Run the model once: plan with the free memory, launch, and follow until the signal."""
         with self._leases:
             self._run.prepare()
             if len(self.folders) == _KEPT_RUNS:
@@ -245,7 +245,7 @@ class ModelRun:
         self._stop.end(number)
 
     def strike(self) -> None:
-        """End its engines immediately; takes no lock."""
+        """End the model's engines immediately; takes no lock."""
         if self.under_way is not None:
             self._stop.strike()
 
@@ -259,7 +259,7 @@ class ModelRun:
         return True
 
 
-#: Seconds without a request after which a model gives way before its turn is over.
+#: Seconds without a request after which a model yields its cards before its turn is over.
 LULL_SECONDS: Final = 2.0
 
 #: Seconds beyond their deadlines for which the engines' end is awaited.
@@ -358,7 +358,7 @@ class SeveralModels:
         model, seconds = run.model, inf if self.policy.idle is None else self.policy.idle
         if run.ending or run.under_way is None:
             return
-        # Not while another model starts: its cache would take a part of the memory given back.
+        # Not while another model starts: its cache would take a part of the returned memory.
         idle = model.state == "ready" and model.idle >= seconds
         if idle and not self._starting and insist(self.front, lambda _: model.close_idle(seconds)):
             self.say(
@@ -400,7 +400,7 @@ class SeveralModels:
 
     def _longest_waiting(self) -> ModelRun | None:
         """The stopped model that was wanted first; None if none is wanted."""
-        # Models that always run start again after a failure without being wanted.
+        # Models that always run start again after a failure, without a request for them.
         always = self.policy.idle is None and self.policy.at_once >= len(self.runs)
         waiting = []
         for run in self.runs:

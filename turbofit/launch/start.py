@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
 
 
-#: How many phases of a start are kept, the last ones; a restart adds its own.
+#: The number of a start's last phases that are kept; a restart adds its own.
 _MOMENTS: Final = 100
 
 
@@ -123,7 +123,7 @@ class Start:
             self._plan, launches, run.folder, run.say,
             exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
             on_rest=self._rest,
-            # How many ends of an engine came from requests that the gateway now refuses.
+            # The number of an engine's ends that requests caused which the gateway now refuses.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
             clients=self._routed.get, doubt=self._doubt, before_start=self._furnish,
         )  # fmt: skip
@@ -289,7 +289,7 @@ class Start:
 
         run, serve_config = self._run, self._run.config
         assert serve_config.gateway is not None
-        # The supervisor ends an engine that hangs, if it looks for signs of life.
+        # The supervisor ends a hanging engine if it watches for signs of life.
         hung = math.inf if serve_config.timing.liveness else serve_config.gateway.hung_seconds
         config = replace(
             serve_config.gateway,
@@ -363,7 +363,7 @@ class Start:
             with under_way("draining"):
                 self._run.public.stop(drain=not urgent)
         if self._run.shared:
-            # Others have come and gone since the launch: ours must go from what is there now.
+            # Others came and went since the launch: the end is compared with today's use.
             used = self._used() if self._supervisor.ready else {}
             self._before = without(self._plan, used)
 

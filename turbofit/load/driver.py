@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Seconds from a failure to the next request in its place: doubled by each further failure.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
-#: So many failures in a row, in a closed loop for each place, end a load.
+#: The number of failures in a row (per place, in a closed loop) that ends a load.
 _HOPELESS: Final = 4
 _LEAST_HOPELESS: Final = 8
 
@@ -177,7 +177,7 @@ def requests_of(spec: LoadSpec, trace: Sequence[TracedRequest] = ()) -> Iterator
     """The requests of a trace, once, or random ones without end; in an open loop with times."""
     for line in trace:
         yield replace(line, at=line.at / spec.trace_speed)
-    # Separate from the draws of the sizes: another rate shall have the same requests.
+    # Pauses have their own random numbers, so that another rate sends the same requests.
     draw, pauses, at = random.Random(spec.seed), random.Random(f"{spec.seed} arrivals"), 0.0
     while not trace:
         yield TracedRequest(

@@ -68,7 +68,7 @@ def user_message(text: str, images: Iterable[str]) -> JsonObject:
 def png(width: int, height: int, colour: int = 0) -> bytes:
     """An image of one colour as a PNG with a palette: a few kilobytes, whatever its size.
 
-    Under: a server decodes it faster than a photograph.
+    A server decodes it faster than a photograph.
     """
     palette = _chunk(b"PLTE", struct.pack(">I", colour)[1:] * 2)
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0))

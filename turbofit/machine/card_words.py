@@ -121,7 +121,7 @@ def _card(name: str, written: str, count: int) -> tuple[int, str | None]:
         return 0, name if other_card(name) else None
     size, nominal = _gigabytes(written), nominal_gigabytes(known)
     sized = f"{name} {size}GB" if size else name
-    # After a comma it may be the size of the machine; else it may be the sum of all cards.
+    # A size after a comma may be the machine's; another may be the sum of all cards.
     if find_preset(sized) is None and ("," in written or size == count * nominal):
         size, sized = 0, name
     same = size and abs(size - nominal) <= nominal * _ROUNDED

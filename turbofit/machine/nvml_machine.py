@@ -91,7 +91,7 @@ def measure(environ: Mapping[str, str]) -> Machine:
 
 
 def measure_in_time(environ: Mapping[str, str]) -> Machine:
-    """Call `measure`; a driver without an answer for two minutes is a `NoGpuError`, too."""
+    """Call `measure`; raise NoGpuError if the driver does not answer within two minutes."""
     machine = ask_driver(partial(measure, environ), None, seconds=_LONGEST)
     if machine is None:
         raise NoGpuError(
@@ -106,7 +106,7 @@ def read_devices(nvml: Nvml) -> list[Device]:
     """Read all devices, in PCI order.
 
     Raises:
-        NoGpuError: NVML sees none.
+        NoGpuError: NVML sees no GPU.
     """
     count = nvml.query("nvmlDeviceGetCount")
     if not answered(count) or count < 1:

@@ -103,7 +103,7 @@ class GpuPreset(Struct, forbid_unknown_fields=True):
 
 
 class Assumed(Struct, forbid_unknown_fields=True):
-    """An assumption for an ambiguous name; ``several``: it only matters for several GPUs."""
+    """An assumption for an ambiguous name, which matters always or only for ``several`` GPUs."""
 
     when: Literal["always", "several"]
     note: str
@@ -250,10 +250,10 @@ def preset_links(
     """The links of a described machine, where GPU ``i`` has the preset ``presets[i]``.
 
     Args:
-        presets: the card of each GPU, in index order; None where nothing is known to join it.
+        presets: the card of each GPU, in index order; None if its links are unknown.
         nvlink: the pairs that NVLink joins; None for what such a machine has by default.
         p2p: peer access between all or no pairs; None for what the driver allows: over NVLink, and
-            between some equal cards over PCIe. Unequal cards have none, which errs to replicas.
+            between some equal cards over PCIe. Unequal cards have none, so plans prefer replicas.
     """
     links = []
     for a, b in combinations(range(len(presets)), 2):

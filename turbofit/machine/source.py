@@ -1,4 +1,4 @@
-"""Reads a machine: measured here, from a SPEC, or from ``turbofit machine --save FILE``."""
+"""The machine to plan for: measured here, from a SPEC, or from ``turbofit machine --save FILE``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def machine_from(
         A machine whose ``visible`` GPUs all have readable memory.
 
     Raises:
-        UsageError: a SPEC, snapshot or ``--gpus`` that cannot be meant.
+        UsageError: the SPEC, the snapshot or ``--gpus`` is not valid.
         MachineError: no NVML, no GPU, or a needed GPU's memory cannot be read.
     """
     env = os.environ if environ is None else environ
@@ -164,7 +164,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
     """Read a machine from a snapshot; its ``source`` names the file.
 
     Raises:
-        UsageError: it is no snapshot, of another schema, or of an impossible machine.
+        UsageError: it is not a snapshot, has another schema, or an impossible machine.
     """
     name = os.path.expanduser(path)
     data = _bytes(name)

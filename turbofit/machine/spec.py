@@ -70,14 +70,14 @@ _INDEX: Final = re.compile(r"(?:cuda:|gpu ?)(\d{1,2})|\d", re.IGNORECASE)
 _SLURM_COUNT: Final = re.compile(r"^([^:]+):\s*(\d{1,3})\s*(?=:|$)")
 _COUNT_WORDS: Final = {"one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "quad": 4, "eight": 8}
 _CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
-#: A separator between cards; the + of a MIG profile (1g.10gb+me) is none.
+#: A separator between cards; the + of a MIG profile (1g.10gb+me) is not one.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
 #: Any card of a size, in its maker's gigabytes; and a size that follows its card's name.
 _ANY: Final = re.compile(
     r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
 )
 _SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
-#: Commas that separate no cards: in 23,034 MiB, and after the first column of nvidia-smi's CSV.
+#: Commas that do not separate cards: in 23,034 MiB, and after the first column of nvidia-smi's CSV.
 _NO_PARTS: Final = re.compile(
     r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^\s*\d+\s*,(?=.*MiB)", re.IGNORECASE | re.MULTILINE
 )
@@ -101,7 +101,7 @@ _OPTIONS: Final = {"nvlink": "0-1+2-3", "p2p": "all", "ram": "64GiB", "cores": "
 
 
 class _Card(Struct):
-    """A card in no use; ``note`` says what was assumed about it.
+    """An idle card; ``note`` says what was assumed about it.
 
     ``preset`` is None if the links between such cards are unknown.
     """
@@ -263,7 +263,7 @@ def _known(name: str) -> str | None:
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     """The card of this name; ``given`` has the keys, some of which only certain cards accept."""
-    if "mig" in given:  # nvidia-smi names a slice so
+    if "mig" in given:  # nvidia-smi writes slices this way
         name += f" MIG {given['mig']}"
     if profile := MIG_NAME.fullmatch(name):
         return _slice(profile, name, given)

@@ -87,14 +87,14 @@ def measure_speed(
     """Measure the machine's visible GPUs in a separate process.
 
     Args:
-        machine: as NVML shows it.
-        seconds: after which no further task begins.
-        say: is told of each result at the end.
+        machine: the machine as NVML shows it.
+        seconds: the time after which no further task begins.
+        say: a function that gets the words of each result at the end.
         command: the program, for tests.
         environ: the environment, by default the process's own.
 
     Raises:
-        PackageError: torch with CUDA is not there.
+        PackageError: torch with CUDA is missing.
         MachineError: nothing could be measured.
     """
     gpus = [machine.gpu(index) for index in machine.visible]
@@ -147,7 +147,7 @@ def _as_far_as_it_came(measured: Measured, code: int | None) -> Measured:
     """The results of a program that ended with this exit code; None: it hangs in the driver.
 
     Raises:
-        MachineError: it measured nothing.
+        MachineError: the program measured nothing.
     """
     if not (measured.cards or measured.pairs or measured.reduces):
         died = f"the measurement {_ended(code)} before its first result"

@@ -52,7 +52,7 @@ def cuda_visible(
 def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tuple[int, ...]:
     """The GPUs that ``--gpus`` names, in its order: PCI indices or UUIDs (unique prefixes too).
 
-    ``all``, as for Docker, are those that are visible.
+    ``all`` means all visible GPUs, as for Docker.
 
     Raises:
         UsageError: an entry names no GPU of this machine, a hidden one, or one twice.

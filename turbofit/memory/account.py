@@ -144,7 +144,7 @@ def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> t
 
 
 def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int]:
-    """The compute capability; if it cannot be read Hopper's, which takes the most memory. Over."""
+    """The compute capability; if unknown, Hopper's, which takes the most memory."""
     return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
 
 
@@ -243,7 +243,7 @@ class Account(ABC):
             size - memory.temporaries + max(memory.staged, memory.temporaries)
             for size, memory in zip(before, static, strict=True)
         ]
-        #: Bytes for the cache on each GPU, next to its largest transient or the pool.
+        #: Bytes that remain for the cache on each GPU, beside its largest transient or the pool.
         self._rooms = [
             usable - margin - (size - memory.temporaries + total_bytes(memory.buffers))
             - _largest((*self._pool, *transients, *memory.transients))
@@ -256,7 +256,7 @@ class Account(ABC):
 
     @property
     def ratio(self) -> float:
-        """The ratio in the settings; LMDeploy calls it ``cache_max_entry_count``."""
+        """The ratio of the settings; LMDeploy calls it ``cache_max_entry_count``."""
         return self.settings.cache_max_entry_count
 
     @property
@@ -331,11 +331,11 @@ class Account(ABC):
         )
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
-        """The cache in the driver's count, without temporaries, which are returned by then."""
+        """The cache's bytes in the driver's count, without the temporaries that are returned."""
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
     def _missing_while_loading(self) -> int:
-        """Bytes that the tightest GPU lacks for its margin while loading; negative: some left."""
+        """Bytes the tightest GPU lacks for its margin while loading; below 0 if it lacks none."""
         peaks = zip(self._load_peaks, self.margins, self._usable, strict=True)
         return max(peak + margin - usable for peak, margin, usable in peaks)
 
@@ -425,9 +425,10 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again for every chunk.
     encodes_again: ClassVar[bool] = False
-    #: Blocks of a request beyond its longest. Over. It allocates for a token (TurboMind,
-    #: ``inflight_new_tokens``) to 16 (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`)
-    #: before it knows that the answer has ended; and TurboMind keeps a cached block that it copies.
+    #: Blocks of a request beyond its longest text, an upper bound. Before an engine knows that the
+    #: answer has ended, it allocates for one token (TurboMind, ``inflight_new_tokens``) to 16
+    #: (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`); TurboMind keeps a cached block
+    #: that it copies.
     blocks_ahead: ClassVar[int] = 2
     #: Whether it measures its kernels in a warm-up, and can load an earlier choice.
     tunes_kernels: ClassVar[bool] = False
@@ -449,7 +450,7 @@ class Engine(ABC):
         """Refuse options that LMDeploy's engines have, but this engine has not.
 
         Raises:
-            UsageError: one is given.
+            UsageError: such an option is given.
         """
 
     def defaults(self, gpu_name: str) -> dict[str, object]:

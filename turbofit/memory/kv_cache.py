@@ -1,4 +1,4 @@
-"""The layout of an engine's KV cache, as planned or as in a log."""
+"""The layout of an engine's KV cache, as a plan or a log describes it."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class LayeredCopy(ABC):
 
     @abstractmethod
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """Alternatives in addition to a full cache; ``block``: an offloaded layer's weights."""
+        """Alternatives besides a full cache; ``block``: bytes of an offloaded layer's weights."""
 
     @abstractmethod
     def staging(self) -> int:
@@ -183,7 +183,7 @@ def fewest_offloaded(copy: LayeredCopy, load: Load) -> Placement | None:
 
 
 def _filled(copy: LayeredCopy, load: Load, offloaded: int, spare: int) -> Placement | None:
-    """Fill the devices with layers in order and leave ``spare`` bytes on each; None: too many.
+    """Fill the devices with layers in order, leaving ``spare`` bytes on each; None if too many.
 
     Offloaded layers come after those of the first device, which runs them; on a single device they
     are in the middle.

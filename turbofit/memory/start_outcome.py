@@ -162,7 +162,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
 
 
 def _kept(ledger: GpuLedger) -> str:
-    """The memory to keep free or within: a margin, or a budget that includes the margin."""
+    """The memory to keep free (a margin) or to stay within (a budget with the margin), in words."""
     if ledger.budget is None:
         return f"the margin of {format_bytes(ledger.margin)}"
     return f"the budget of {format_bytes(ledger.budget)}"

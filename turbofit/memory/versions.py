@@ -87,7 +87,7 @@ def figures(engine: str, version: str, type_: type[T]) -> T:
 
 
 def formulas(engine: str, version: str) -> str | None:
-    """The module with the formulas for a version, or for the nearest older one; None: the base."""
+    """The module with the formulas for a version or the nearest older one; None means the base."""
     known = _nearest(_formulas(engine), version)
     return known and f"v{known.replace('.', '_')}"
 
@@ -187,7 +187,7 @@ def _covers(span: _Span, wanted: tuple[int, ...]) -> bool:
 
 
 def _when(spans: tuple[_Span, ...], wanted: tuple[int, ...]) -> str:
-    """Words for when the architecture left before a version and came after it."""
+    """A clause that says when the architecture left the list or came (back) to it."""
     left = [
         span.left for span in spans if span.left and written(span.left)[: len(wanted)] <= wanted
     ]

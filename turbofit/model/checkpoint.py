@@ -216,7 +216,8 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     """Whether LMDeploy needs ``--trust-remote-code``: for a tokenizer, a processor or a config.
 
     LMDeploy cannot read ``llm_config`` without InternVLChatModel's config class: it stays a plain
-    dict and fails at its first attribute. Without those of the others it lacks defaults.
+    dict and fails at its first attribute. Without the config classes of the others, LMDeploy lacks
+    defaults.
     """
     mapped, name = config.part("auto_map"), "tokenizer_config.json"
     if architecture in _REMOTE_CONFIG and "AutoConfig" in mapped:

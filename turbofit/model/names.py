@@ -1,8 +1,8 @@
-"""Reads the names that people type for a model, other than a folder, a hub id and a preset.
+"""Readers of the names that people type for a model, except folders, hub ids and presets.
 
-They are hub addresses, ``ORG/NAME@REVISION``, Ollama's ``NAME:TAG`` and paths of Windows. A hub id
-without a preset is compared with presets and with known ends of names, which are in
-``presets/families/names.yaml``, as are the hosts.
+These are hub addresses, ``ORG/NAME@REVISION``, Ollama's ``NAME:TAG`` and Windows paths. A hub id
+without a preset is compared with presets and with known suffixes; ``presets/families/names.yaml``
+lists the suffixes and the hosts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
 class Name(NamedTuple):
-    """A folder, hub id or preset, its revision, and notes on how the typed name was read."""
+    """A folder, hub id or preset, its revision, and notes on how turbofit read the typed name."""
 
     text: str
     revision: str | None = None
@@ -133,7 +133,7 @@ def _refuse_elsewhere(scheme: str, host: str, path: str) -> None:
 
 
 def _of_windows(text: str, last: str) -> Name:
-    """The preset at the end of a path of Windows."""
+    """The preset at the end of a Windows path."""
     if find_preset(last):
         note = f"{text} is a path of Windows, which is not here: {last} was taken"
         return Name(last, None, (note,))
@@ -155,7 +155,7 @@ def _address(path: str, kind: str, host: str) -> Name:
             hint="name the model's page, or its hub id (ORG/NAME)",
         )
     hub_id, tag = match["id"], match["tag"]
-    if tag:  # llama.cpp and Ollama name files of GGUF so
+    if tag:  # llama.cpp and Ollama name GGUF files this way
         raise unrunnable(f"{hub_id}-{tag}") or UsageError(
             f"{hub_id}:{tag[:60]} has a tag, and a hub has revisions",
             hint=f"name {hub_id}, or {hub_id}@REVISION",

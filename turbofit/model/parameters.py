@@ -75,7 +75,7 @@ def stored_bytes(
 
 @lru_cache
 def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
-    """Additional bytes of the linear layers that the config exempts, by their role."""
+    """The bytes, by role, that exempt linear layers need beyond their packed size."""
     if not quantization.unconverted:
         return {}
     extra = {}

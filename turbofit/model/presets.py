@@ -104,7 +104,7 @@ def sizes_of(name: str) -> set[str]:
 
 
 def family_sizes(name: str) -> list[str]:
-    """The 16-bit presets named by this name and a size, else those with a version between them."""
+    """The 16-bit presets named by this name and a size, or else with a version between the two."""
     begin = re.escape(_plain(name))
     sizes = [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
     return [key for key in sizes if _plain(key.rpartition("-")[0]) == _plain(name)] or sizes

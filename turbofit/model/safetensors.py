@@ -48,7 +48,7 @@ class Tensor(NamedTuple):
 
 
 class _Entry(msgspec.Struct):
-    """A header entry; ``__metadata__`` is decoded into it, too, with all fields None."""
+    """A header entry; ``__metadata__`` is decoded into it as well, with all fields None."""
 
     dtype: str | None = None
     shape: tuple[int, ...] | None = None

@@ -123,8 +123,7 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
     """Forecast and measured bytes, one row per phase and GPU.
 
     A row is ``{group, gpu, phase, forecast, measured, over}``, in bytes in use on the card. A
-    positive
-    ``over`` is memory that the plan counted and the launch did not take.
+    positive ``over`` is memory that the plan counted and the launch did not take.
     """
     rows: list[dict[str, Any]] = []
     for observation in observations:
@@ -149,8 +148,7 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
             forecast = most = 0
             for name, used in card.used.items():
                 # Memory pools keep their largest size, so a case includes those before it. A
-                # restart
-                # empties the pools, but the largest size of an earlier run still counts.
+                # restart empties the pools, but the largest size of an earlier run still counts.
                 forecast = max(forecast, _forecast(ledger, name))
                 most = max(most, _ours(card, ledger, used))
                 rows.append(_row(observation, card.index, name, forecast, most))

@@ -55,8 +55,7 @@ class LiveServer(Struct):
     """The server at one moment; ``limited`` and ``refused`` are totals by kind and reason.
 
     ``suspects`` counts the requests and clients after which an engine may have died; ``convicted``
-    and
-    ``clients_refused`` count the requests and clients that are refused for that.
+    and ``clients_refused`` count the requests and clients that are refused for that.
     """
 
     waiting: int

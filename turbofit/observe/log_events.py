@@ -201,8 +201,7 @@ class TorchMemory(Struct):
     ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is the
     memory that torch's own process holds on the GPU; ``others`` has that of other processes by pid.
     ``cached`` is reserved by torch's allocator but not allocated. ``pid`` is this process's number
-    in
-    the text. ``named`` False: this process may be one of the ``others``. ``context`` False:
+    in the text. ``named`` False: this process may be one of the ``others``. ``context`` False:
     ``process`` does not include the CUDA context.
     """
 

@@ -197,8 +197,8 @@ _OTHER: Final = (
     _row("Loading weights from", "", lambda _: events.LoadingWeights()),
     _row("Warming up ", "", lambda _: events.WarmingUp()),
     # The whole line of the engine's own record, because turbofit kills an engine for it, and an
-    # error
-    # message may quote a client's text. lmdeploy engine/engine.py `'Engine main loop failed.'`
+    # error message may quote a client's text. lmdeploy engine/engine.py `'Engine main loop
+    # failed.'`
     _row(" failed.", r"[^']* - ERROR - (?:\[pid=[^\]]*\] - )?engine(?:_loop)?\.py:\d+"
          r" - (?:Engine main loop|EngineLoop wait_tasks) failed\.\s*$",
          lambda _: events.LoopFailed()),
@@ -238,8 +238,7 @@ def by_form(of_form: Callable[[str], _T]) -> Callable[[str], _T]:
     """Ask a question about a line once for all lines that differ only in their digits.
 
     The question gets the line with each digit replaced by 0. A pattern without digits then gives
-    the
-    same answer as on the line itself; a word with digits must be asked with zeros, too.
+    the same answer as on the line itself; a word with digits must be asked with zeros, too.
     """
     kept = lru_cache(_FORMS)(of_form)
 
@@ -359,9 +358,8 @@ def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | N
 
     Torch lists every process on the card and writes "this process" for the one with its own pid.
     Torch 2.1 does not, nor does torch in a container, where pids differ from the driver's. Then
-    this
-    process is the only listed one; or the one that holds the memory torch allocated plus a context;
-    or the only one that holds at least as much, if an engine allocates outside torch.
+    this process is the only listed one; or the one that holds the memory torch allocated plus a
+    context; or the only one that holds at least as much, if an engine allocates outside torch.
     """
     least = (allocated or 0) + (cached or 0) - _ROUNDED
     if allocated is None and len(processes) > 1:

@@ -1,4 +1,4 @@
-"""The checks before a launch: one list, with the name, the occasions and the reason of each.
+"""The checks before a launch: one list with the name, the occasions and the effect of each check.
 
 The code of a check is a function of the same name in a module of `planning.examine`.
 """
@@ -175,7 +175,7 @@ def refuse(scene: Scene) -> list[str]:
     """Raise the error of the first check that stops a launch; else return the warnings.
 
     Raises:
-        TurbofitError: of the check's kind; its hint is the fix.
+        TurbofitError: the error of the check; its hint is the fix.
     """
     warnings = []
     for check, answer in answers(scene):

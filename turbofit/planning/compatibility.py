@@ -1,7 +1,7 @@
 """The versions of Transformers with which LMDeploy's front ends run, by `bench.compatibility`.
 
-`presets/engines/compatibility.yaml` has the tried versions and the failures; all others ran. Under:
-a version between a tried one that runs and a tried one that fails counts as running.
+`presets/engines/compatibility.yaml` has the tried versions and the failures; all others ran. A
+version between a tried one that runs and a tried one that fails counts as running.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class FrontEnd(NamedTuple):
 
 
 def install_line(wanted: tuple[str, ...]) -> str:
-    """The command that installs a version that runs; the newest may need a newer Python."""
+    """The command that installs a version that runs; its newest one may need a newer Python."""
     return " or ".join(f"pip install '{requirement}'" for requirement in wanted[:2])
 
 

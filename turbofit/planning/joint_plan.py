@@ -117,15 +117,16 @@ class _Candidate:
 
     @property
     def request_bytes(self) -> int:
-        """The bytes of that request in the cache of one GPU."""
+        """The bytes of the model's longest request in the cache of one GPU."""
         return max(1, self.longest * self.best.kv.bytes_per_token)
 
-    def within(self, budget: int) -> Plan:
-        """The model's plan within so many bytes of each GPU."""
-        return best_plan(self.request.changed(budget=budget), pretend=self.pretend)
+    def within(self, budget: int, *, whole: bool = False) -> Plan:
+        """The model's plan within so many bytes of each GPU; ``whole``: with other image limits."""
+        request = self.request.changed(budget=budget)
+        return best_plan(request, pretend=self.pretend, compares_limits=whole)
 
     def least(self, room: int) -> _Part:
-        """The smallest part that keeps the model's given options, to 1/128 of the room. Over."""
+        """The smallest part for the model's given options, rounded up to 1/128 of the room."""
 
         def too_small(budget: int) -> bool:
             return not fits(self.request.changed(budget=budget))
@@ -141,8 +142,9 @@ def joint_plan(requests: Sequence[PlanRequest], *, pretend: bool | None = None) 
     or its concurrency); the rest is divided so that all caches hold equal numbers of the longest
     requests.
 
-    Under: a model's part is equal on all GPUs, as large as the GPU with the least room allows. If
-    they fit on the roomier cards only, the remedy names these. ``pretend`` is as for `plan`.
+    All parts of a model are equal, limited by the GPU with the least room, so they may be too
+    small. If the models fit only on the roomier cards, the remedy names these. ``pretend`` is as
+    for `plan`.
 
     Raises:
         UsageError: fewer than two models.
@@ -187,7 +189,8 @@ def _on(machine: Machine, requests: Sequence[PlanRequest], pretend: bool | None)
     short = sum(part.budget for part in parts) - room
     if short <= 0:
         parts = _divided(models, parts, room)
-    plans = [part.plan for part in parts]
+    pairs = zip(models, parts, strict=True)
+    plans = [model.within(part.budget, whole=True) for model, part in pairs]
     gpus = [machine.gpu(index) for index in sorted(machine.visible)]
     accounts = tuple(_gpu(gpu, plans) for gpu in gpus)
     if short > 0:
@@ -208,7 +211,7 @@ def _candidates(
     part = _part_of_host(machine, len(requests))
     for request in requests:
         here = request.changed(on=part, gpus=None)
-        best = best_plan(here, pretend=pretend)
+        best = best_plan(here, pretend=pretend, compares_limits=False)
         # Another engine would promise other things, and torch does not return memory to others.
         yield _Candidate(here.changed(engine=best.engine.name), best, pretend)
 
@@ -233,7 +236,7 @@ def _misfit(best: Plan) -> JointPlan:
 def _part_of_host(machine: Machine, models: int) -> Machine:
     """The machine with one model's share of the host's cores: all models prepare images.
 
-    Under: while another model has no images, its cores are free.
+    The share is too small while another model has no images.
     """
     cores = machine.host.cpus
     if cores == NA:

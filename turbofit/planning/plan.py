@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest, PredictRequest
 
 
-def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
+def plan(
+    request: PlanRequest, *, pretend: bool | None = None, compares_limits: bool = True
+) -> Plan:
     """The best plan, which may not fit; with the settings that `turbofit tune` found for it.
 
     ``pretend``: True uses tunings made on pretend GPUs; None uses those of this machine if the plan
-    is for it.
+    is for it. Without ``compares_limits`` the plan says nothing of other image limits, and takes
+    half the time.
 
     Raises:
         UsageError: two options contradict each other, or one cannot be used.
@@ -37,6 +40,7 @@ def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
     except UsageError as exc:
         _say_of_merged(exc, request)
         raise
+    resolved = replace(resolved, compares_limits=compares_limits)
     best = best_plan(resolved, request.engine)
     if pretend is None and resolved.machine.source != "nvml":
         return finished(best, request)
@@ -51,7 +55,7 @@ def fits(request: PlanRequest) -> bool:
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
-    """Add to a format's refusal the plan of the checkpoint that `turbofit merge` would make.
+    """Add to a refusal of a format the plan of the checkpoint that `turbofit merge` would make.
 
     Merging a LoRA does not change sizes.
     """

@@ -310,7 +310,7 @@ class PlanRequest(Validated):
 
     @property
     def paced(self) -> bool:
-        """Whether a pace is wished, for the forecast of speed to keep."""
+        """Whether the request wishes a pace for the forecast."""
         return any(getattr(self, name) for name in PACE)
 
     @property
@@ -369,7 +369,7 @@ ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
 
 
 class PredictRequest(PlanRequest, defer_build=True):  # plans do not need it
-    """The request of a prediction: open settings are LMDeploy's defaults; a log may add figures."""
+    """The request of a prediction: open settings have LMDeploy's defaults; a log adds figures."""
 
     free_at_cache: Bytes | None = Field(
         default=None,

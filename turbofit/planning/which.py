@@ -86,7 +86,7 @@ def which_models(request: WhichRequest) -> Which:
 
 
 def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
-    """Yield the items one by one, and report how many are done."""
+    """Yield the items one by one and report how many are done."""
     for done, item in enumerate(items):
         tell(Step(doing, done, len(items)))
         yield item
@@ -152,8 +152,7 @@ def _answer(
 class Which(JsonDocument):
     """The machines that keep a promise, the smallest first; or the models, the largest first.
 
-    A machine is smaller that has fewer bytes of GPU memory, then fewer GPUs. A model is larger that
-    has more bytes of weights.
+    Machines are ordered by bytes of GPU memory, then by number of GPUs; models by bytes of weights.
     """
 
     what: ClassVar[str] = "answer of which"

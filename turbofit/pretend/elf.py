@@ -1,4 +1,4 @@
-"""Dynamic symbols of 64-bit little-endian ELF libraries; other or truncated files: ValueError."""
+"""Dynamic symbols of 64-bit little-endian ELF libraries; other files raise a ValueError."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class LibraryInterface(NamedTuple):
 
 
 def wanted_from(site: Path) -> dict[str, LibraryInterface]:
-    """The imports of packages in ``site-packages``, by soname; empty if none calls CUDA."""
+    """The imports of packages in ``site-packages``, by soname; empty if no package calls CUDA."""
     interfaces: dict[str, LibraryInterface] = {}
     for library in _libraries(site):
         with suppress(OSError, ValueError):
@@ -157,7 +157,7 @@ _BY_HAND = {
     "libnccl": ("nccl.c",),
     "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),
 }
-#: The C files by library; the account has all those of no other library.
+#: The C files by library; the account has those that belong to no other library.
 _SOURCES = {
     **_BY_HAND,
     ACCOUNT: tuple(
@@ -268,7 +268,7 @@ class LibraryAccount:
         return pool
 
     def allocate(self, pool: ctypes.c_void_p, size: int) -> int | None:
-        """Allocate from the pool; returns the address, 0 for no bytes, None if the card is full."""
+        """Allocate from the pool; returns the address, 0 for 0 bytes, None if the card is full."""
         pointer, length = ctypes.c_void_p(), ctypes.c_size_t(size)
         if self._lib.pretend_pool_malloc(pool, length, ctypes.byref(pointer)) == _NO_MEMORY:
             return None

@@ -41,7 +41,7 @@ def _signal(number: int) -> str:
 
 
 def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
-    """Processes with their timelines; both are in the order in which processes of one pid came."""
+    """Pairs of a process and its timeline, in the order in which the processes of a pid ran."""
     usages: dict[int, list[Usage]] = {}
     for usage in ran.usages:
         usages.setdefault(usage.pid, []).append(usage)
@@ -94,7 +94,7 @@ def _process(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
 
 
 def newest_refusal(ran: FinishedRun) -> Document | None:
-    """The newest allocation of any process that did not fit; None if all fitted."""
+    """The newest refused allocation of any process; None if no allocation was refused."""
     refusing = [(p, u) for p, u in _pairs(ran) if p.refused_at and u.refused]
     if not refusing:
         return None

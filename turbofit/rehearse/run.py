@@ -26,7 +26,7 @@ from turbofit.rehearse.spec import Spec
 
 #: Variables, also Ray's, that change what an engine allocates: only the settings may decide that.
 _DROPPED: Final = (*CHANGING, "RAY_")
-#: Exceptions, with which people also serve; the document states their values.
+#: Exceptions: people also serve with these variables; the document states their values.
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _LOOK: Final = 0.5  # seconds
 #: A case may take this many times its limit while the engine works on it.

@@ -128,7 +128,7 @@ def why_not(fit: EngineFit) -> str:
 
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
-    """The reason to reject LMDeploy's other engine: for its row, and for the plan's reasons."""
+    """The reason to reject LMDeploy's other engine, for its row and for the plan's reasons."""
     given = " and ".join(
         f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
     )
@@ -380,7 +380,7 @@ def _compiles(request: ResolvedRequest) -> bool:
 
 
 def _keeps_all(request: ResolvedRequest, fit: EngineFit) -> bool:
-    """Whether it fits, with images of the wished size and the longest context."""
+    """Whether the plan fits, with images of the wished size and the longest context."""
     whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
     return fit.fits and whole and fit.best.settings.session_len >= longest_context(request)
 

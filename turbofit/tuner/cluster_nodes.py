@@ -1,4 +1,4 @@
-"""Groups a cluster's nodes by kind: nodes of a kind have equal cards, equally full."""
+"""The nodes of a cluster by kind; nodes of a kind have equal cards, equally full."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _MOST_CAUSES: Final = 3
 
 
 class Promise(Struct):
-    """The promise to clients: image limit (tiles or pixels), context; None: each node's own."""
+    """The promise to clients: image limit (tiles or pixels) and context; None: each node's own."""
 
     image_limit: int | None = None
     context: int | None = None
@@ -62,7 +62,7 @@ _ALONE: Final = Promise()
 
 
 class _Choice(Struct):
-    """A promise and the kinds of nodes that keep it: the requests of one node, and its plan."""
+    """A promise, the kinds of nodes that keep it, and a node's plan and requests for each kind."""
 
     promise: Promise
     shares: dict[Kind, float]
@@ -76,7 +76,7 @@ class _Choice(Struct):
 
 class _Planner:
     def __init__(self, base: ResolvedRequest, engine: str) -> None:
-        self.base, self.engine = base, engine
+        self.base, self.engine = replace(base, compares_limits=False), engine
         self.requests = base.workload.concurrency
         self.errors: list[TurbofitError] = []
         self._made: dict[tuple[Kind, int | None, Promise], Planned] = {}
@@ -120,7 +120,7 @@ class _Planner:
         return planned
 
     def shares(self, members: Sequence[Kind], promise: Promise = _ALONE) -> dict[Kind, float]:
-        """The requests of one node of each kind: its share if it holds it, or its own batch."""
+        """The requests of one node of each kind: its share, or its own batch if that is smaller."""
         if (requests := self.requests) is None:
             plans = {kind: self.plan(kind, 1.0, promise).plan for kind in members}
             return {k: float(plan.requests_at_once) if plan else 1.0 for k, plan in plans.items()}
@@ -253,7 +253,7 @@ class _Found(Struct):
             return _unserved(node, self._left_out(kind))
         plan = kind.on(node, _held_to(kept.plans[kind], limits, kept.promise))
         first = node is kind.nodes[0]
-        plan = replace(plan, limit_costs=(), considered=plan.considered if first else ())
+        plan = replace(plan, considered=plan.considered if first else ())
         return replace(_unserved(node), plan=plan, at_once=kept.shares[kind])
 
     def _left_out(self, kind: Kind) -> str:

@@ -77,7 +77,7 @@ _HALVES = 4
 
 
 class Chosen(NamedTuple):
-    """Copies, the placement of each, and their promise; ``fits`` False: it is only the closest."""
+    """The copies, their placements and their promise; ``fits`` is False for the closest misfit."""
 
     copies: Sequence[LayeredCopy]
     placement: Placement
@@ -192,7 +192,7 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
 def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list[LayeredCopy]]:
     """Yield copies on groups of equal size, the fewest GPUs first, with the freest cards first.
 
-    Several copies are split over several GPUs each only if both are given.
+    Each of several copies spans several GPUs only if both numbers are given.
     """
 
     def taken(gpu: Gpu) -> int:
@@ -479,7 +479,7 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
 
 
 def _remedies(request: ResolvedRequest, engine: LayeredEngine, closest: Chosen) -> Remedies:
-    """Single changes that make it fit, cheapest first; ``closest`` is the result without one."""
+    """Single changes with which it fits, cheapest first; ``closest`` is the result without any."""
     helps, causes = list[Remedy](), list[str]()
     for change, changed, released in _changes(request, closest):
         if helps and changed.machine.name == MORE_GPUS:

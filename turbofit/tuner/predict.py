@@ -120,7 +120,7 @@ class _Start:
         return min(account.tokens_at(self.ratio) for account in self.accounts)
 
     def _end(self, smallest: int | None) -> str | None:
-        """The cause that ends it, in words; None if it serves."""
+        """The cause that ends the start, in words; None if it serves."""
         never = _never_runs(self.request, self.accounts, self.load, self.engine)
         never = never or _no_room(self.request, self.settings, smallest)
         return never or (host_problem(self.host) if self.outcome.serves else self.outcome.text)
@@ -148,7 +148,7 @@ class _Start:
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
     """The largest images that fit into a session with a token of text; LMDeploy refuses larger.
 
-    The tower still processes those before their tokens are counted, so memory counts them.
+    The tower processes larger ones before their tokens are counted, so the memory counts them.
     """
     rule, room = request.model.image_rule, settings.session_len - 1
     if rule is None or load.tokens_per_request <= room:

@@ -69,7 +69,8 @@ class ResolvedRequest(Struct):
     ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``load_only``: the
     concurrency is a load to plan for, not a promise. ``options`` are the person's own options, for
     the plan. ``pace`` is the wished speed. ``image_threads`` and ``image_cache`` are for each
-    engine of LMDeploy; None: turbofit chooses.
+    engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan says what other image
+    limits would give, which takes more than half of its time.
     """
 
     model: Model
@@ -89,6 +90,7 @@ class ResolvedRequest(Struct):
     pace: Pace | None = None
     image_threads: int | None = None
     image_cache: int | None = None
+    compares_limits: bool = True
 
     @property
     def visible(self) -> tuple[Gpu, ...]:

@@ -275,7 +275,7 @@ def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
 
 
 def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
-    """The group's measured all-reduce, else its slowest pair's over one host bridge (low)."""
+    """The group's measured all-reduce, or one from its slowest pair over a host bridge (low)."""
     if machine.measured is None:
         return None
     indices = frozenset(gpu.index for gpu in gpus)
@@ -356,12 +356,12 @@ def request_tokens(vision_load: VisionLoad) -> int:
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
-    """The tokens of the request that verdicts count: the workload's, or at most a session."""
+    """The tokens of the request that verdicts count: the workload's, limited to a session."""
     return min(request_tokens(vision_load), session_len)
 
 
 class Pace(Struct):
-    """Requests a second, seconds of the first token and of a later one; None: no wish."""
+    """A wish: requests a second, seconds to the first token and to a later one; None: no wish."""
 
     rate: float | None = None
     first_token: float | None = None
@@ -494,8 +494,8 @@ def speed_of(
     mean, repeated = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
     running = max(1.0, mean)
 
-    # All is counted as one pass: more passes have more launches, a percent at most, which must not
-    # outweigh the cache that a smaller prefill leaves. The forecast is high by that much.
+    # All is counted as one pass, so the forecast is slightly high: the launches of more passes, a
+    # percent at most, must not outweigh the cache that a smaller prefill leaves.
     text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     step = group.seconds(figures, running, cached=running * context)
     encoding = group.tower_seconds(load.images.units_per_image)

@@ -33,7 +33,7 @@ UNSEEN: Final = "other cards"
 
 
 class Errors(Struct):
-    """The errors of one kind: shares, and the factors that nine of ten and the worst are off by."""
+    """The errors of one kind: all shares, and the factors of nine in ten and of the worst."""
 
     figures: int
     median: float

@@ -47,7 +47,7 @@ class HostRate(Struct):
         return f"an image takes {three_digits(self.seconds)} s of one core of the host, {how}"
 
     def beside(self, of_cards: float) -> HostImages:
-        """The host's rate together with the images a second that the cards take."""
+        """The rates of the host and of the cards (``of_cards``, images a second), for the plan."""
         return HostImages(
             cores=self.cores,
             seconds_per_image=round(self.seconds, 4),
@@ -63,8 +63,8 @@ def host_rate(
     """The host's rate for a load's images, for so many engines of LMDeploy.
 
     Pictures have the ``size``, or that of the workload; without either, as many pixels as their
-    units (over for larger pictures). None without images, or if the host's cores are unknown. Over:
-    other processes use none of the cores. Under: no image comes twice.
+    units (too high for larger pictures). None without images, or if the host's cores are unknown.
+    The rate is too high if other processes use the cores, too low if images come twice.
     """
     rule, size = request.model.image_rule, size or request.workload.image_size
     if rule is None or not load.units_per_image:
@@ -146,7 +146,7 @@ def total(
 ) -> Throughput:
     """The forecast over all replicas; ``measured`` is a basis in addition to the constants.
 
-    A request has ``images``, which the ``host`` prepares; None: the host is unknown and not
+    A request has ``images``, which the ``host`` prepares; a host of None is unknown and not
     counted.
     """
     figures = rates()

@@ -56,8 +56,8 @@ class Tower(Struct):
         """How often all images of a prompt, of so many tokens together, are encoded.
 
         The first image begins at token ``place`` of a prompt. Each is encoded once, and again for
-        each edge of a forward that cuts it. Over: the text around them counts with the length of a
-        chat's template.
+        each edge of a forward that cuts it. The number may be too high: the text around them counts
+        with the length of a chat's template.
         """
         if not self.encodes_again or not images:
             return images

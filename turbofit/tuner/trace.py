@@ -49,7 +49,8 @@ class SimulatedEngine(NamedTuple):
     """One engine of a plan.
 
     Prompts are read together up to ``context`` tokens. ``gate`` limits the vision units of requests
-    without a first token, None if none queue; ``share`` is the engine's part of all requests.
+    without a first token, and is None if none queue; ``share`` is the engine's part of all
+    requests.
     """
 
     rates: GroupRates

@@ -24,7 +24,7 @@ class Verdict(Struct):
     Attributes:
         subject: the model, and the conditions of the plan.
         found: the result, if it fits.
-        why_not: the lack; empty if it fits.
+        why_not: what is missing; empty if it fits.
         causes: a person's own options; without any one of them it would fit.
     """
 

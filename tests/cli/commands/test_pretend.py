@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.processes import gone
 from tests.support.waiting import HANG
+from turbofit.cli.main import main
 from turbofit.core.units import GIB, MIB
 
 COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
@@ -186,15 +187,16 @@ def test_signals_reach_the_command(program: Any, number: signal.Signals) -> None
     assert "ended with exit code 5" in err
 
 
-def test_wrong_use_is_said_in_two_lines(tmp_path: Path) -> None:
+def test_wrong_use_is_said_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, cause in (
         (["--on", "1xl4"], "no command"),
         (["--", "true"], "--on SPEC is missing"),
         (["--on", "1xl4", "--", str(tmp_path / "missing")], "cannot be run"),
     ):
-        done = pretend(*words)
-        assert (done.returncode, done.stdout) == (2, "")
-        error, hint = done.stderr.splitlines()[-2:]
+        assert main(["pretend", *words]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        error, hint = said.err.splitlines()[-2:]
         assert error.startswith("error: ")
         assert cause in error
         assert hint.startswith("hint: ")
@@ -245,6 +247,17 @@ def test_a_shell_with_job_control_stops_and_ends_it(program: Any) -> None:
     until(b"code 130")
     assert os.waitpid(pid, 0)[1] == 0
     os.close(terminal)
+
+
+def test_a_command_finds_a_model_without_its_weights() -> None:
+    """A folder of its name; that `turbofit.pipeline` opens it: `launch/pipeline`, in --all."""
+    code = (
+        "import os, pathlib; folder = pathlib.Path(os.environ['TURBOFIT_PRETEND_TWIN']);"
+        "print(folder.name, 'InternVLChatModel' in (folder / 'config.json').read_text(),"
+        " any(folder.glob('*.safetensors')))"
+    )
+    done = pretend("--on", "4xrtx3090", "--model", "InternVL2-2B", "--", sys.executable, "-c", code)
+    assert (done.returncode, done.stdout) == (0, "InternVL2-2B True True\n"), done.stderr
 
 
 def test_the_example_of_the_map_runs(tmp_path: Path) -> None:

@@ -187,15 +187,16 @@ def test_several_models_of_a_profile_are_planned_together(file, capsys):
         file.write_text(entries % second)
         return planned(capsys, "plan", "-f", str(file), *words)["plans"]
 
-    entries = "models:\n  - internvl2-1b\n  - {model: internvl2-2b%s}\nmachine: {on: 1xrtx3090}\n"
-    assert [one["model"]["name"] for one in plans("")] == ["InternVL2-1B", "InternVL2-2B"]
-    own = ", workload: {context: 4096}"
-    assert [one["workload"]["context"] for one in plans(own)] == [32768, 4096]
-    given = plans(own, "--context", "8192")
-    assert [one["workload"]["context"] for one in given] == [8192, 8192]
-    first, second = plans(", workload: {concurrency: 40, images: 0}")
+    entries = "models:\n  - internvl2-1b\n  - {model: qwen2.5-0.5b%s}\nmachine: {on: 1xrtx3090}\n"
+    first, second = plans(", workload: {concurrency: 40, context: 4096}")
+    assert [one["model"]["name"] for one in (first, second)] == [
+        "InternVL2-1B", "Qwen2.5-0.5B-Instruct",
+    ]  # fmt: skip
+    assert [one["workload"]["context"] for one in (first, second)] == [32768, 4096]
     assert second["settings"]["max_batch_size"] >= 40
     assert first["workload"]["concurrency"] is None
+    given = plans(", workload: {context: 4096}", "--context", "8192")
+    assert [one["workload"]["context"] for one in given] == [8192, 8192]
     file.write_text(entries % ", limits: {budget: 9GiB}")
     assert main(["plan", "-f", str(file)]) == 2
     assert "mine.yaml: budget is for all models together" in capsys.readouterr().err

@@ -195,12 +195,12 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_no_value_of_any_type_fails_in_another_way_than_a_refusal(kind, value) -> None:
-    for name in RULES[kind]:
-        with suppress(Refusal):
-            in_range(kind, **{name: copy.deepcopy(value)})
+def test_no_value_of_any_type_fails_in_another_way_than_a_refusal(value) -> None:
+    for kind, rules in RULES.items():
+        for name in rules:
+            with suppress(Refusal):
+                in_range(kind, **{name: copy.deepcopy(value)})
 
 
 @pytest.mark.parametrize("kind", ["messages", "count_tokens"])

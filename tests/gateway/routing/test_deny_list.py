@@ -508,7 +508,7 @@ def test_each_death_renews_the_hour_of_a_suspect() -> None:
 
 
 #: Seconds that it goes on for: an hour in `--all`.
-_LONG = part(3600, 3)
+_LONG = part(3600, 6)
 
 
 @pytest.mark.parametrize(

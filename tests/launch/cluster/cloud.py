@@ -45,10 +45,11 @@ class Cloud:
     """Nodes of one Ray cluster, each with pretend GPUs.
 
     Args:
+        head: the name, the machine and the GPUs of its first node, as `add` takes them.
         environ: of everything on its nodes.
     """
 
-    def __init__(self, **environ: str) -> None:
+    def __init__(self, head: tuple[str, str, int], **environ: str) -> None:
         from ray.cluster_utils import Cluster  # it takes a second, of each worker that collects
 
         self.environ = environ
@@ -59,10 +60,13 @@ class Cloud:
         self.mark = f"turbofit-test-{uuid4().hex}"
         #: Ray puts its own in its place and leaves it there.
         self._sigterm = signal.getsignal(signal.SIGTERM)
-        args = {**_NO_CPUS, "num_gpus": 0, "include_dashboard": False, "wait": False}
+        name, spec, gpus = head
+        # `turbofit` takes no logs from Ray and asks it for no more nodes.
+        without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        args = {**self._node(name, spec, gpus), **without}
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
         self._cluster.wait_for_nodes(HANG)
-        self.nodes: dict[str, Any] = {}
+        self.nodes: dict[str, Any] = {name: self.head}
 
     @property
     def head(self) -> Any:
@@ -74,19 +78,16 @@ class Cloud:
         return f"ray:{self._cluster.address}"
 
     def add(self, name: str, spec: str, gpus: int) -> None:
-        self.nodes[name] = self._cluster.add_node(
-            **_NO_CPUS,
-            num_gpus=gpus,
-            wait=False,
-            env_vars={
-                "TURBOFIT_NODE_SPEC": spec,
-                "CLOUD": f"{self.mark}/{name}",
-                **ENVIRONMENT,
-                **PATIENT,
-                **self.environ,
-            },
-        )
+        self.nodes[name] = self._cluster.add_node(**self._node(name, spec, gpus))
         self._cluster.wait_for_nodes(HANG)
+
+    def _node(self, name: str, spec: str, gpus: int) -> dict[str, Any]:
+        """What Ray is told of a node."""
+        environ = {
+            "TURBOFIT_NODE_SPEC": spec, "CLOUD": f"{self.mark}/{name}", **ENVIRONMENT, **PATIENT,
+            **self.environ,
+        }  # fmt: skip
+        return {**_NO_CPUS, "num_gpus": gpus, "wait": False, "env_vars": environ}
 
     def identity(self, name: str) -> str:
         return str(self.nodes[name].node_id)
@@ -334,8 +335,10 @@ def until(
 
 
 @contextmanager
-def cloud_of(*nodes: tuple[str, str, int], **environ: str) -> Iterator[Cloud]:
-    cloud = Cloud(**environ)
+def cloud_of(
+    head: tuple[str, str, int], *nodes: tuple[str, str, int], **environ: str
+) -> Iterator[Cloud]:
+    cloud = Cloud(head, **environ)
     try:
         for node in nodes:
             cloud.add(*node)

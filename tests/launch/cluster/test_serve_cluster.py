@@ -34,10 +34,10 @@ REQUESTS, MOST_LOST = part(300, 10), 4
 def cloud(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Cloud]:
-    """Three unlike nodes, with stand-ins for engines; the last is too small for the promise."""
+    """Three unlike nodes, with stand-ins for engines; the head is too small for the promise."""
     state = str(tmp_path_factory.mktemp("state"))
     with cloud_of(
-        ("large", "1xa100", 1), ("one", "1xl4", 1), ("small", "2xl4:free=3GiB", 2),
+        ("small", "2xl4:free=3GiB", 2), ("large", "1xa100", 1), ("one", "1xl4", 1),
         XDG_STATE_HOME=state, TURBOFIT_LEASES=f"{state}/leases", **request.param,
     ) as made:  # fmt: skip
         yield made
@@ -72,8 +72,13 @@ def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> Non
     assert serving.key("large") not in logs
 
 
-@pytest.mark.parametrize(
-    "who", [pytest.param("engine", marks=pytest.mark.exhaustive), "serve", "actor"]
+@pytest.mark.parametrize(  # another actor that adopts it: `test_node`
+    "who",
+    [
+        pytest.param("engine", marks=pytest.mark.exhaustive),
+        "serve",
+        pytest.param("actor", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_2_kills_cost_what_was_in_flight_and_the_node_serves_again(
     cloud: Cloud, serving: Serving, who: str
@@ -140,6 +145,7 @@ def test_5_another_front_serves_the_same_nodes_whose_board_starts_again(serving:
     assert not clients.lost, clients.outcomes
 
 
+@pytest.mark.exhaustive  # without Ray: `test_controller`
 def test_6_a_controller_that_is_killed_is_started_again(serving: Serving) -> None:
     servers = serving.server("large"), serving.server("one")
     serving.child.process.kill()
@@ -171,10 +177,12 @@ def test_8_the_end_leaves_nothing(cloud: Cloud, serving: Serving) -> None:
     assert (code, told["error"]["kind"]) == (2, "usage")
 
 
+@pytest.mark.exhaustive  # what nodes say of themselves, as `serve` asks them above: `test_node`
 def test_9_nodes_are_planned_for_and_nothing_is_taken(cloud: Cloud, tmp_path: Path) -> None:
+    cloud.add("none", "1xl4", 0)
     code, plan = cli(tmp_path, "plan", MODEL, "--cluster", cloud.address)
     assert code == 0, plan
     nodes = {node["node"]: node for node in plan["nodes"]}
     assert nodes[cloud.identity("large")]["plan"]["machine"]["gpus"]
     assert "GPU 0 is" in nodes[cloud.identity("small")]["why_not"]
-    assert "no GPU" in nodes[cloud.head.node_id]["why_not"]
+    assert "no GPU" in nodes[cloud.identity("none")]["why_not"]

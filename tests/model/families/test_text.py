@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -19,6 +18,7 @@ from tests.support.checkpoints import make_internvl2
 from tests.support.tiny_checkpoints import LLAMA, read
 from tests.sweep import part
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.presets import load_yaml
 from turbofit.core.struct import to_builtins
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig
@@ -263,7 +263,7 @@ def bases():
         with suppress(UsageError):
             model = preset_model(name)
             found[model.architecture] = config_of(twin_of(model))
-    for files in yaml.safe_load(GOLDEN.read_text()).values():
+    for files in load_yaml(GOLDEN).values():
         match files.get("config"):
             case {"architectures": [str(name)]} as config:
                 found.setdefault(name, config)
@@ -272,6 +272,11 @@ def bases():
         name: found.get(name) or readers.get(VISION_READERS.get(name), LLAMA)
         for name in ARCHITECTURES
     }
+
+
+@cache
+def keys():
+    return sorted({str(key) for base in bases().values() for key in keys_of(base)})
 
 
 def keys_of(value):
@@ -294,10 +299,9 @@ VALUES = st.recursive(
 @settings(max_examples=part(300, 5))
 @given(st.data(), st.sampled_from(ARCHITECTURES), VALUES, VALUES)
 def test_fuzzed_configs_raise_nothing_else(data, architecture, processor, tokenizer):
-    keys = sorted({str(key) for base in bases().values() for key in keys_of(base)})
     config = copy.deepcopy(bases()[architecture]) | {"architectures": [architecture]}
     sections = [config, *(part for part in config.values() if isinstance(part, dict))]
-    changes = st.dictionaries(st.sampled_from(keys), VALUES, max_size=5)
+    changes = st.dictionaries(st.sampled_from(keys()), VALUES, max_size=5)
     data.draw(st.sampled_from(sections)).update(data.draw(changes))
     files = {"preprocessor_config": processor, "tokenizer_config": tokenizer}
     try:

@@ -84,8 +84,8 @@ class Chosen(NamedTuple):
 
 
 def drawn(choices: SiteChoices, number: int) -> Iterator[Chosen]:
-    """So many choices, the same ones in every run."""
-    chance = random.Random(number)
+    """So many choices, the same ones in every run; fewer are the first of more."""
+    chance = random.Random(7)
     for _ in range(number):
         yield Chosen(
             chance.choice(choices.models).name,
@@ -114,7 +114,7 @@ _PLANNED: dict[tuple[str, ...], dict[str, Any]] = {}
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site's page, with its tables beside it."""
     folder = tmp_path_factory.mktemp("site")
-    write_site(REQUEST, folder, say=str)
+    write_site(REQUEST, folder, say=str, jobs=1)
     return folder / "index.html"
 
 
@@ -204,7 +204,7 @@ def compare(said: dict[str, Any], plan: dict[str, Any]) -> None:
 def test_tables_are_what_plan_says(
     site: Path, choices: SiteChoices, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for chosen in drawn(choices, part(200, 8)):
+    for chosen in drawn(choices, part(200, 20)):
         script = (site.parent / "data" / chosen.model / f"{chosen.card}.js").read_text()
         document = script.removeprefix("turbofitTable(").removesuffix(");\n")
         table = msgspec.json.decode(document, type=SiteTable)

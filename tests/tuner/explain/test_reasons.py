@@ -14,6 +14,8 @@ from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.calibrated import identity
 
+LIMITS_COMPARED = True
+
 
 def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:
     plan, told, own = (
@@ -73,6 +75,7 @@ def test_a_plan_for_a_limit_serves_at_least_what_its_row_says() -> None:
     assert not turbofit.plan("llava-1.5-7b", on=on).limit_costs
     for asked in ({"images": 0}, {"image_size": (800, 600)}):
         assert not turbofit.plan("internvl2-8b", on=on, **asked).limit_costs
+    assert not turbofit.plan("internvl2-8b", on="4xa100-80g,ram=2GiB").limit_costs  # nor a fit
 
 
 def why_not(model: str, on: str, **asked: object) -> dict[tuple[int, int], str]:

@@ -131,7 +131,7 @@ def setting_options() -> list[click.Parameter]:
 
 
 def planning_keywords(given: Options) -> Options:
-    """Those of the given options that belong to a plan's request, checked and typed."""
+    """The given options that belong to a plan's request, checked and typed."""
     from turbofit.planning.request import PlanRequest
 
     request = fields.filled(PlanRequest, {**given, "model": "-"})

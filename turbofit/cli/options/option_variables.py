@@ -100,7 +100,7 @@ def _hint(name: str, known: Iterable[str], ctx: click.Context) -> str:
         (command, param) for command, param in options_by_command(ctx) if _has_variable(param)
     )
     every = (variable(f"{PREFIX}{command.upper()}", param) for command, param in options)
-    # Without the prefix, which all names share.
+    # Names are compared without the prefix, which all of them share.
     right = sorted(other.removeprefix(PREFIX) for other in {*known, *VARIABLES, *every})
     meant = guess(name.removeprefix(PREFIX), right, of=PREFIX)
     return f"{meant}See docs/environment.md; options are {PREFIX}COMMAND_OPTION"

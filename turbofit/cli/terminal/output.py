@@ -209,6 +209,6 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 
 def say_cut(cut: int) -> None:
-    """Print the last line of a server: how many requests its end has cut off."""
+    """Print the last line of a server: the number of requests that its end has cut off."""
     requests = "1 open request was" if cut == 1 else f"{cut:,} open requests were"
     say(f"ended: {requests} cut off")

@@ -80,7 +80,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + most
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """An upper bound: each image has at least the tokens of the tile of the whole image."""
+        """An upper bound of the units: each image has at least its thumbnail's tokens."""
         return tokens // self.tokens_per_tile * self.worst_units()
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:

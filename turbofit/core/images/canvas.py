@@ -40,7 +40,7 @@ class CanvasRule(TileRule, tag="canvas"):
         return FolderEdits({}, {"max_patches": limit})
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """None: the image keeps its shape on the canvas."""
+        """Return None, since the image keeps its shape on the canvas."""
         return None
 
 

@@ -42,7 +42,7 @@ class HdRule(BaseTileRule, tag="hd"):
         return self._page(max(1, units - 1), 1)
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """An upper bound: no image has fewer tokens than a page of one tile."""
+        """An upper bound of the units: no image has fewer tokens than a page of one tile."""
         return tokens // self._page(1, 1) * (padded or self.max_dynamic_patch + 1)
 
     def folder_edits(self, limit: int) -> FolderEdits:

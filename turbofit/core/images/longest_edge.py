@@ -52,7 +52,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return self._prompt_tokens(units, rows)
 
     def unit_tokens(self, units: int) -> int:
-        """An upper bound: it counts line feeds of more rows than the image may have."""
+        """An upper bound of the tokens: it counts line feeds for too many rows of tiles."""
         most, _ = self._grid(1, 1, self.max_dynamic_patch)
         return self._prompt_tokens(units, min(most, max(1, units - 1)))
 

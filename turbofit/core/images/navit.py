@@ -68,10 +68,10 @@ class NavitRule(PatchRule, tag="navit"):
         return _worst_size(self, self.max_pixels if limit is None else limit)
 
     def candidates(self, limit: int) -> Iterator[Size]:
-        """A strip, and for each number of windows across, the tallest image that reaches the last.
+        """The sizes to compare: a strip, and the tallest image of each width in windows.
 
-        The budget counts whole patches, so an image whose sides are both almost a patch longer has
-        the most. The fewest patches that reach into the last window leave room for the most rows.
+        The budget counts whole patches, so an image is largest if both sides are almost one patch
+        longer. The fewest patches that reach into the last window leave room for the most rows.
         """
         patch, last = self.patch_size, self.side - 1
         budget = max(1, limit // patch**2)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 _REFUSED: Final = 1 << 62
-#: A squarer image is as bad if it has this share of the most units.
+#: A squarer image counts as a worst one if it has this share of the most units.
 _NEARLY: Final = 0.97
 
 
@@ -234,7 +234,7 @@ class ImageRule(Struct):
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """The most units of images that have at most so many tokens in all.
 
-        It is an upper bound, far above for grids and pages: an image that covers little has many
+        It is an upper bound, too high for grids and pages: an image that covers little has many
         tiles and few tokens. A page is padded to ``padded`` units; None is the checkpoint's number.
         """
 
@@ -282,7 +282,7 @@ class ImageRule(Struct):
         return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """LMDeploy's fields that hold an image to the limit, whatever its default is."""
+        """LMDeploy's fields that hold an image to the limit, even if the default is another one."""
         return {self.limit_name: limit}
 
     @abstractmethod
@@ -332,8 +332,8 @@ class ImageRule(Struct):
     def worst_size(self, limit: int | None = None) -> Size:
         """The size of an image that has the most units under the limit, as square as possible.
 
-        Except for grids, the size alone holds it to the limit: an engine that only knows the
-        checkpoint's own limit makes as many units of it.
+        Except for grids, the size alone keeps an image within the limit: an engine that only knows
+        the checkpoint's own limit makes as many units of it.
         """
         limit = self.checkpoint_limit if limit is None else limit
         served = self if limit <= self.checkpoint_limit else self.with_limit(limit)

@@ -68,7 +68,7 @@ class Videos(NamedTuple):
         rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
         smallest = rule.min_pixels if min_pixels is None else min_pixels
-        # The grids are rounded up, this is not: five frames are checked as four, and become six.
+        # The grids are rounded up, this number is not: five frames are checked as four, become six.
         counted_frames = round(frames / rule.merged_frames) * rule.merged_frames
         rows, columns = windows(
             width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,
@@ -124,7 +124,7 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
     window is enlarged before anything else. ``what`` is ``image`` or ``video``, for messages.
 
     Raises:
-        UsageError: longer than 200 : 1, as the preprocessor itself refuses it.
+        UsageError: the image is longer than 200 : 1; the preprocessor refuses it, too.
     """
     if enlarge and min(width, height) < window:
         scale = max(window / height, window / width)

@@ -28,8 +28,8 @@ def write_atomic(
 ) -> None:
     """Write a file so that a reader, or a power cut, finds its old or its new content, never half.
 
-    A symbolic link stays, and its target is replaced. ``mode`` None keeps permissions:
-    `open_beside`.
+    A symbolic link stays, and its target is replaced. With ``mode`` None the new file gets the old
+    file's permissions (`open_beside`).
 
     Raises:
         UsageError: the file cannot be written.
@@ -138,7 +138,7 @@ def lock_soon(descriptor: int) -> None:
     """Lock an open file against other processes until it is closed; does nothing on Windows.
 
     Raises:
-        TimeoutError: somebody else keeps it for two seconds.
+        TimeoutError: another process holds the lock for two seconds.
         OSError: the file system has no locks.
     """
     try:

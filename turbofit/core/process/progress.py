@@ -72,7 +72,7 @@ def now() -> Step | None:
 
 @contextmanager
 def under_way(doing: str) -> Iterator[None]:
-    """Report a step in the block, if no code inside reports a finer one; then the one before it."""
+    """Report a step in the block until code inside reports a finer one; restore the earlier one."""
     before = _TOLD.step
     tell(Step(doing))
     try:

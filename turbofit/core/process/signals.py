@@ -1,4 +1,4 @@
-"""Signals that stop a server or a command in order, whatever the parent process has set."""
+"""Signals that stop a server or a command in order; the parent process may have blocked some."""
 
 from __future__ import annotations
 

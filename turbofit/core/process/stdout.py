@@ -1,4 +1,4 @@
-"""Standard output, kept for the answer while a library that prints to it runs."""
+"""Standard output, kept free for the answer while a library prints to it."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
     """Turbofit's variables in an environment; None means this process's environment.
 
     Raises:
-        UsageError: a value cannot be meant, or a name is a misspelling of one of them.
+        UsageError: a value is not valid, or a name is a misspelt one.
     """
     environ = os.environ if environ is None else environ
     known = [name.removeprefix(PREFIX) for name in NAMES]

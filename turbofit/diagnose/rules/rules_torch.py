@@ -347,8 +347,7 @@ def _unexplained(case: LogCase, memory: TorchMemory) -> int:
     """Bytes of the card that no process in the text explains, without one context of this process.
 
     Up to torch 2.0 the process's figure does not include its context. A rest no larger than a
-    context
-    counts as one: if another process holds that little, the card is planned as empty.
+    context counts as one: if another process holds that little, the card is planned as empty.
     """
     if memory.total is None or memory.process is None or memory.free is None:
         return 0

@@ -44,8 +44,8 @@ _LOG: Final = LazyLogger(__name__)
 _PAGE_SECONDS: Final = 3.0
 #: The number of requests whose film headers are read at once.
 _LOOKED_AT: Final = 2
-#: The number of large requests that are read, held to the plan and written in a thread at once:
-#: nearly all of that work holds Python's lock, so a second one would only delay the loop.
+#: The number of large requests that threads read, check against the plan and write at once. Nearly
+#: all of that work holds Python's lock, so a second one would only delay the loop.
 _WORKED_ON: Final = 1
 #: The largest number of pictures that are resized at once, whatever the number of cores.
 _MOST_RESIZED: Final = 16

@@ -34,8 +34,8 @@ class _Arrival:
         #: The time by which it must be complete.
         self.ends = ends
         self.size = 0
-        #: Blocks grow up to `LARGE`, however small the parts are: one block for the whole body
-        #: would be copied again and again. Under: they take up to an eighth more than is counted.
+        #: Blocks grow up to `LARGE`, even if the parts are small: one block for the whole body
+        #: would be copied again and again. They take up to an eighth more than is counted.
         self._blocks: list[bytearray] = []
         self.refusal: Refusal | None = None
 
@@ -85,7 +85,7 @@ class Bodies:
         """
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
-            # LMDeploy has this rule, too, and it makes a browser ask before it sends.
+            # LMDeploy has this rule, too; it makes a browser ask before it sends.
             raise Refusal("content_type")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             raise Refusal("content_encoding")

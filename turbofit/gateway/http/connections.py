@@ -32,8 +32,7 @@ _IPV6_PREFIX: Final = 64
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_SHOWN: Final = 8
 _ORIGIN_SHOWN: Final = 80
-#: Connections that are accepted before other work runs, and seconds between looks for a free
-#: descriptor.
+#: Connections that are accepted in a row, and seconds between attempts if no descriptor is free.
 _ACCEPTED_AT_ONCE: Final = 64
 _ACCEPT_AGAIN: Final = 0.02
 #: Seconds that a new connection may take to send its request.
@@ -117,7 +116,7 @@ class Connections:
         self._number_of: Counter[str] = Counter()
         #: Waiting connections, the longest first, and the time since when each waits.
         self._waiting: OrderedDict[ClientConnection, float] = OrderedDict()
-        #: Whether open requests are cut off because the server ends; and how many were.
+        #: Whether the server ends and cuts off open requests, and the number of requests cut off.
         self.ending, self.cut = False, 0
         #: Whether new requests are refused, while running ones may finish.
         self.draining = False
@@ -345,7 +344,7 @@ class Keys:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         key = given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         mine = sha256(key).digest()
-        # All are compared, so that the time does not show which one is close.
+        # All keys are compared, so that the time does not reveal a similar key.
         equal = [hmac.compare_digest(mine, known) for known in self._hashes]
         if not any(equal):
             raise Refusal("unauthorized")

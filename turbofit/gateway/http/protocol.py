@@ -113,7 +113,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._headers_size + len(self.url) > limits.all_headers_bytes:
             raise _headers_too_big(self._headers_size + len(self.url), limits)
         if not self._in_body:
-            # Trailers count and are dropped: after the body they would replace headers.
+            # Trailers are counted and dropped: after the body they would replace headers.
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -140,7 +140,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unclaimed = 0
         super().on_message_complete()
         if self.cycle.response_complete:
-            # The rest of a refused body has come: now the connection is idle.
+            # The rest of a refused body has arrived, so the connection is now idle.
             self._no_deadline()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler

@@ -46,7 +46,7 @@ class ForwardOutcome:
     started: bool = False
     #: Whether the exchange ended before the answer was complete.
     broken: bool = False
-    #: At a front: whether an engine or the node ended with it, or the node suspects it.
+    #: At a front: whether an engine or the node died during it, or the node suspects the request.
     suspected: bool = False
     #: The number of a stream's events, and the last bytes of an answer, which hold its usage.
     events: int = 0

@@ -72,7 +72,7 @@ MANAGEMENT: Final = frozenset(
     }
 )  # fmt: skip
 _MANAGES: Final = "it manages the engine"
-#: Why routes are closed that do not manage anything.
+#: Reasons why some routes are closed that do not manage anything.
 _CLOSED: Final = {
     "/get_ppl": "it takes GPU memory for the logits of a whole prompt, which no plan counts",
     "/pooling": "it takes GPU memory for reward scores, which no plan counts",

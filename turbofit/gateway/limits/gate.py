@@ -10,9 +10,9 @@ from turbofit.core.struct import Struct
 #: Tokens of a request without a stated length, which grows as long as the engine lets it.
 UNSTATED: Final = 1 << 62
 
-#: What a chat template adds by itself: the longest system prompt of LMDeploy's templates has 509
-#: bytes. Over; under for a checkpoint's own template that adds more. What it adds to a message is
-#: less than the JSON around it. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
+#: An upper bound of the tokens that a chat template adds: LMDeploy's longest system prompt has 509
+#: bytes, and a message's JSON has more than the template adds to it. A checkpoint's own template
+#: may add more. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
 TEMPLATE_TOKENS: Final = 640
 
 
@@ -30,7 +30,7 @@ class Cost(Struct):
 
     @property
     def light(self) -> bool:
-        """Whether it has no images."""
+        """Whether the request has no images."""
         return not self.units and not self.host_bytes
 
 
@@ -51,7 +51,7 @@ class KvCache(Struct):
         return max(0, self.tokens - TEMPLATE_TOKENS)
 
     def reservation(self, cost: Cost) -> int:
-        """The most tokens that all copies of a request can hold, in whole blocks. Over."""
+        """An upper bound of the tokens that all copies of a request hold, in whole blocks."""
         if not cost.tokens:
             return 0
         blocks = -(-min(cost.tokens, self.longest) // self.block) + self.ahead
@@ -75,7 +75,7 @@ class Gate:
         self.units, self.kv = units, kv or KvCache()
         #: Tokens that the running requests reserve.
         self.reserved = 0
-        #: Units that one forward may bring together, and units of all running requests.
+        #: Units that one forward may contain together, and units of all running requests.
         self.counted = self._all = 0
         #: The last request's number, and the last number that may have been evicted.
         self._number = self._doubtful = 0
@@ -109,8 +109,9 @@ class Gate:
 
         Copies (``n``) are separate requests to the engine: the caller counts the units of each and
         does not call `begin`, since the first byte belongs to only one of them. The requests of an
-        engine's last process count until their connections are closed. Over. A request whose client
-        leaves ends when the engine has dropped it; the caller waits for that (`Exchange`).
+        engine's last process count until their connections are closed, which may be too long. A
+        request whose client leaves ends when the engine has dropped it; the caller waits for that
+        (`Exchange`).
         """
         if self.units is None or not (cost.units or cost.tokens):
             return True

@@ -58,9 +58,8 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
     # float16 logits below infinity.
     # lmdeploy 0.16.0 src/turbomind/kernels/sampling_penalty_kernels.cu::RepetitionPenaltyKernel
     "repetition_penalty": Number(least=0, above=True, floor=0.01, most=100),
-    # A Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`): a longer n-gram
-    # raises
-    # there, which ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c63173
+    # A Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`): it raises for a
+    # longer n-gram, which ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c63173
     "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
     "repetition_ngram_threshold": IntegerRule(over="lower"),
     "ignore_eos": Flag(),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.rules import Rule
 
 #: The most messages and parts of them. LMDeploy takes 43 us for each on its event loop, 0.4 s for
-#: all of these. Over: a chat with more is refused, even if it would fit the session.
+#: all of these. A chat with more is refused, even if it would fit the session.
 _MOST_MESSAGES: Final = 8192
 _CONVERSATIONS: Final = ("messages", "input", "system")
 _TEMPLATE: Final = "chat_template_kwargs"

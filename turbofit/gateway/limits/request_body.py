@@ -38,7 +38,7 @@ _OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
 _BLOCKS: Final = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 #: Types of the items of a Responses request.
 _ITEMS: Final = ("message", "function_call", "function_call_output")
-#: What a refusal says is accepted: in a chat, in messages, and where only text is.
+#: The part of a refusal that names the accepted types: in a chat, in messages, and for text only.
 _PARTS_TAKEN: Final = "text, image_url and video_url are taken"
 _BLOCKS_TAKEN: Final = "text, image and tool_result are taken"
 _TEXT_TAKEN: Final = "text is taken"
@@ -63,7 +63,7 @@ class MediaSlot:
 
     @property
     def remote(self) -> bool:
-        """Whether it must be fetched."""
+        """Whether the file must be fetched."""
         return not self.inline and self.source[:8].lower().startswith(("http://", "https://"))
 
     @property

@@ -41,10 +41,10 @@ _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
 #: Bytes of text that LMDeploy may always get: 0.5 s of its event loop (2 s a MB).
 _LEAST_TEXT: Final = 256 << 10
 #: Bytes for each token of the session, beyond that. No language's text has so many on average; a
-#: text with long runs of one character may. Over: such a text is refused if it would just fit.
+#: text with long runs of one character may, and is refused even if it would just fit.
 _BYTES_PER_TOKEN: Final = 8
 #: Bytes of the longest token, twice the 128 spaces of common vocabularies: a longer text cannot
-#: fit. Under: most texts somewhat shorter do not fit either. Tools and names always have room.
+#: fit. Most texts that are somewhat shorter do not fit either. Tools and names always have room.
 _LONGEST_TOKEN: Final = 256
 _LEAST_BODY: Final = 1 << 16
 #: Bytes of host memory for images: at least, and if the host's memory is unknown.

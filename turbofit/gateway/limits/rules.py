@@ -63,7 +63,7 @@ class ShortRule(Rule):
 
 
 class ElsewhereRule(Rule):
-    """Another part of the gateway holds the field: ``by`` names it."""
+    """A rule that another part of the gateway applies; ``by`` names that part."""
 
     by: str
 

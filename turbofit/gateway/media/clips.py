@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: LMDeploy's media type for frames that the client has sampled: JPEGs, separated by commas.
 _SEQUENCE: Final = "video/jpeg"
 _TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"
-#: Frames a second: below these no clock of a film runs, and above these none is needed.
+#: Frames per second: no film has a slower clock than the first, and none needs the second.
 RATES: Final = (0.01, 1000.0)
 #: The number of frames at which Qwen's own sampler stops.
 MOST_FRAMES: Final = 768
@@ -184,7 +184,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
             "bad_video_size", width=width, height=height, longest=LONGEST_SIDE, most=LARGEST_PIXELS
         )
     if frames * _LEAST_FRAME > len(data):
-        # LMDeploy asks for each frame in turn, whether or not it exists.
+        # LMDeploy reads each announced frame in turn, even if it does not exist.
         raise Refusal("broken_video:count", frames=frames, size=len(data))
     url = f"data:{_mime(data)};base64,{encoded(data)}"
     return Clip(url=url, frames=frames, size=size, rate=rate)

@@ -162,7 +162,7 @@ class MediaFetcher:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # No cookies, no proxies of the environment, no decompression, which bombs would need.
+            # It uses no cookies, no proxies of the environment, no decompression (a bomb needs it).
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     resolver=self._resolver, use_dns_cache=False, limit=_AT_ONCE, force_close=True

@@ -41,11 +41,11 @@ _BEGINS: Final = (
 )  # fmt: skip
 _TAKEN: Final = "PNG, JPEG, WebP, GIF (not animated) and BMP are taken"
 #: Measured: 8 for JPEG and PNG while Pillow decodes and converts, 10 for a progressive JPEG, and
-#: two more if it has four colours. Later four stay, and copies of three on their way to a tensor.
+#: two more with four colours. Afterwards 4 stay, and copies of 3 bytes on their way to a tensor.
 BYTES_OF_PIXEL: Final = 12
-#: Measured: libwebp's two canvases and its copy come on top. A WebP may have fewer pixels.
+#: Measured: libwebp adds two canvases and a copy. So a WebP may have fewer pixels.
 _WEBP_BYTES_OF_PIXEL: Final = 16
-#: Reads of a header, beside one for each 64 bytes of the file: a GIF needs one for 128.
+#: Reads of a header, in addition to one per 64 bytes of the file: a GIF needs one per 128 bytes.
 _PARTS: Final = 1 << 14
 #: Segments before the pixels of a JPEG, and bytes of Exif in them: as many as one segment holds.
 _SEGMENTS, _EXIF = 1 << 14, 1 << 16
@@ -166,7 +166,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     try:
         with Image.open(_File(data)) as image:
             kind, size = str(image.format), (int(image.width), int(image.height))
-            # For a GIF 1 or 2: counting all frames would read the whole file.
+            # A GIF counts as 1 frame or as 2: counting all frames would read the whole file.
             gif = kind == "GIF"
             frames = 1 + image.is_animated if gif else int(getattr(image, "n_frames", 1))
     except Image.DecompressionBombError:
@@ -237,8 +237,8 @@ def _whole(kind: str, data: bytes) -> bool:
     if kind == "PNG":
         return data.rfind(b"IEND") > 0
     if kind in ("JPEG", "MPO"):
-        # After the header, whose thumbnail has an end, too. Searched from the back, where it should
-        # be: from the front it takes 4 ms for 3 MB.
+        # The search starts after the header, whose thumbnail also has an end. It runs backwards
+        # from the file's end: forwards it takes 4 ms for 3 MB.
         return data.rfind(b"\xff\xd9", _scan(data)) > 0
     if kind == "GIF":
         return data.rfind(b"\x3b") > 0

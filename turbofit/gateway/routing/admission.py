@@ -204,7 +204,7 @@ class Admission:
             self.pump()
 
     def _settles(self, queue: _Queue, place: Place) -> bool:
-        """Whether it need not wait any longer: it has its place, or a refusal."""
+        """Whether the request need not wait any longer: it has its place, or a refusal."""
         if not place.given.done():
             refusal = self._hopeless(place.cost)
             if refusal is not None:
@@ -217,7 +217,7 @@ class Admission:
         return True
 
     def _passes(self, cost: Cost) -> bool:
-        """Whether it need not wait behind the queue."""
+        """Whether a request of this cost need not wait behind the queue."""
         if not cost.light:
             return False
         line = (place for waiting in self._queue.lines.values() for place in waiting)
@@ -226,10 +226,10 @@ class Admission:
     async def _wait(self, queue: _Queue, place: Place) -> None:
         place.given = asyncio.get_running_loop().create_future()
         queue.lines.setdefault(place.client, deque()).append(place)
-        # Those before it may wait for something that it does not need.
+        # The requests before it may wait for resources that it does not need.
         self.pump()
         try:
-            # Not wait_for, which may swallow a cancellation that meets the result.
+            # `wait_for` may swallow a cancellation that comes together with the result.
             done, _ = await asyncio.wait((place.given,), timeout=self._seconds)
         except asyncio.CancelledError:
             self._stop_waiting(queue, place)
@@ -260,7 +260,7 @@ class Admission:
         return best is not None
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
-        """Why waiting is useless: no engine is up, or none could hold it even if empty, or None."""
+        """Why waiting is useless: no engine is up, or even an empty one is too small; else None."""
         engines = self._fleet.engines
         if not self._fleet.open:
             return self._fleet.dead()

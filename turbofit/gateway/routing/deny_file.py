@@ -64,11 +64,11 @@ class _Page(Struct):
 
 
 def fingerprint(key: bytes, path: str, body: bytes) -> asyncio.Future[str]:
-    """24 hexadecimal digits that identify a request to an engine; shield the future, it is shared.
+    """24 hexadecimal digits that identify an engine's request; shield the future, it is shared.
 
     They reveal nothing, and nobody without this machine's key can test guesses against them.
-    SHA-256, for which processors have instructions (1 ms a megabyte), hashes the body, and keyed
-    BLAKE2b only the digest.
+    SHA-256, for which processors have instructions (1 ms per megabyte), hashes the body; keyed
+    BLAKE2b hashes only the digest.
     """
     loop = asyncio.get_running_loop()
     if len(body) > _INLINE:
@@ -89,9 +89,9 @@ class DenyFile:
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.key = secrets.token_bytes(_KEY_BYTES) if path is None else _installation_key()
-        #: All that are refused: the file's, and those that it does not have yet.
+        #: All refused requests and clients: those in the file, and those not yet in it.
         self.denied: dict[str, Denied] = {}
-        #: Changes that the file does not have yet: new entries, and None for removed ones.
+        #: Changes that are not yet in the file: new entries, and None for removed ones.
         self.unwritten: dict[str, Denied | None] = {}
         self._stamp = _NOTHING
         self.look_again()

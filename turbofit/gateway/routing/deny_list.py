@@ -18,9 +18,9 @@ they do not count towards the engine's rest.
 A death with another cause (the process was killed, a card is lost, others took its memory) accuses
 nobody: `DenyList.engine_ended` takes back what was concluded from it.
 
-Under: copies that are sent at once may end one engine each, and are refused from then on. A request
-that ends engines later than ten seconds after its answer began has no turn then; its client is
-refused after four deaths. Over: an engine that dies by itself in the second turn of a request.
+Copies that are sent at once may end one engine each before they are refused. A request that ends
+engines later than ten seconds after its answer began has no turn then; its client is refused after
+four deaths. If an engine dies by itself in a request's second turn, the request is refused wrongly.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _LOG: Final = LazyLogger(__name__)
 
 #: Seconds that a suspicion lasts without a new request, and that a client is refused.
 _HOUR: Final = 3600.0
-#: Deaths at which a client must be; fewer than the six after which a supervisor rests an engine.
+#: Deaths after which a client is refused; fewer than the six that make a supervisor rest an engine.
 CLIENT_DEATHS: Final = 4
-#: Stands for no engine: one that is stuck in a single request has not ended.
+#: Stands for no engine: an engine that is stuck in a single request has not ended.
 _NO_ENGINE: Final = -1
 _MOST_DEATHS: Final = 256
 _MOST_CLIENTS: Final = 1024
-#: Seconds after which a write is tried again that a full disk refused.
+#: Seconds until a write is tried again if the disk was full.
 _AGAIN_SECONDS: Final = 15.0
 
 
@@ -186,7 +186,7 @@ class DenyList:
             death.concluding.add_done_callback(lambda _: self._take_back(death))
 
     def explained(self, engine: int, seconds: float) -> int:
-        """How many deaths of an engine within ``seconds`` are explained; any thread may ask."""
+        """The number of an engine's explained deaths within ``seconds``; any thread may ask."""
         since = time.monotonic() - seconds
         mine = [death for death in self._deaths if death.engine == engine and death.at >= since]
         return sum(death.explained for death in mine)

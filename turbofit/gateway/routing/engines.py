@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.gate import Cost
 
 #: Seconds for which an engine is assumed to have a request whose client left: with an answer in one
-#: piece LMDeploy notices that only at the next token. A stream that has begun ends at once. Under:
-#: a first token that takes longer. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
+#: piece LMDeploy notices that only at the next token, which may take longer if it is the first. A
+#: stream that has begun ends at once. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
 LEFT_SECONDS: Final = 10.0
 
 #: Bytes of JSON of the shortest prefix that is worth a detour, and the number of prefixes kept.
 _SHORTEST_PREFIX, _REMEMBERED = 2048, 8192
-#: The engine that has a prefix may have so many requests more than the least busy one.
+#: The engine that caches a prefix may have up to this many requests more than the least busy one.
 _DETOUR: Final = 4
 #: A process that died is not running and taking requests again within so many seconds.
 _PAUSE: Final = 1.0
@@ -140,7 +140,7 @@ class RoutedEngine:
         #: Failed probes in a row, and when the first of them failed.
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
-        #: When a completion last brought a byte, and when any answer did.
+        #: When a completion last received a byte, and when any answer last did.
         self.last_success, self.heard_at = float("-inf"), time.monotonic()
         #: When it was last asked for a token.
         self.last_check = float("-inf")
@@ -152,14 +152,14 @@ class RoutedEngine:
         self.ends_at = _NEVER
         #: Its requests, in the order in which they came.
         self.in_flight: dict[InFlight, None] = {}
-        #: Requests in which it seemed to be stuck at the last look, and the time of that look.
+        #: Requests in which the engine seemed stuck at the last look, and the time of that look.
         self.doubtful: set[InFlight] = set()
         self.last_examined = float("-inf")
         #: The tokens that it had counted when a probe last failed.
         self.tokens: float | None = None
-        #: The turn that it has, see `deny_list`.
+        #: The request's turn that the engine now serves, see `deny_list`.
         self.turn_of: Turn | None = None
-        #: Its last death, and the time of it: answers before do not count.
+        #: Its last death, and the time of it: earlier answers do not count.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
         #: Seconds from its last death to its next answer, or of its start; 0 if unknown.
@@ -180,9 +180,9 @@ class RoutedEngine:
 
     @property
     def back_at(self) -> float:
-        """When it will answer again, estimated by its last start; infinity if unknown.
+        """The time when it will answer again, by its last start; infinity if unknown.
 
-        Under: a start that takes longer than the last one.
+        It is too early if this start takes longer than the last one.
         """
         if not self.start_seconds:
             return _NEVER
@@ -192,12 +192,12 @@ class RoutedEngine:
 
     @property
     def serves(self) -> bool:
-        """Whether it takes requests, and has answered one since it last died."""
+        """Whether the engine takes requests, and has answered one since it last died."""
         return self.up and self.answered
 
     @property
     def answered(self) -> bool:
-        """Whether it has answered a request since it last died."""
+        """Whether the engine has answered a request since it last died."""
         return self.last_success > self.died_at
 
     def dead_since(self, moment: float) -> bool:
@@ -212,7 +212,7 @@ class RoutedEngine:
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
     def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
-        """Whether it takes requests, and has room for one more of this cost."""
+        """Whether the engine takes requests, and has room for one more of this cost."""
         if not self.up or not self.gate.fits(cost):
             return False
         if self.turn_of is not None and (turn is not None or self.turn_of.alone):
@@ -261,7 +261,7 @@ class RoutedEngine:
         return death
 
     def left_lately(self) -> list[Present]:
-        """Requests it may still have though their clients left, now or when it first failed."""
+        """Requests that the engine may still have, although their clients left a short time ago."""
         at = min(time.monotonic(), self.failed_at)
         return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
@@ -295,7 +295,7 @@ class Fleet:
 
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
-        #: Whether any has a gate: then texts reserve tokens, too.
+        #: Whether any engine has a gate: then requests without images reserve tokens, too.
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None

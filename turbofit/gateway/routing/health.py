@@ -12,9 +12,8 @@ images are prepared, which takes seconds.
   Source: lmdeploy core/async_engine.py::AsyncEngine `handle.async_stream_infer(`
 
 A request is ended if either holds at two looks. A request that waits in the engine's queue, or is
-evicted from its cache for others, is slow and not stuck, however long it takes. Under: an answer in
-one piece shows no token, so one that is stuck beside running requests is found only when those have
-ended.
+evicted from its cache for others, is slow and not stuck, however long it takes. An answer in one
+piece shows no token, so a stuck one beside running requests is found only when those have ended.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ class Monitor:
         self._tasks = [asyncio.ensure_future(self._watch(engine)) for engine in self._looks]
 
     async def stop(self) -> None:
-        # Not only by cancelling, which `wait_for` may swallow before Python 3.12.
+        # Cancelling alone does not suffice: `wait_for` may swallow it before Python 3.12.
         self._stopped = True
         self.look()
         for task in self._tasks:
@@ -97,7 +96,7 @@ class Monitor:
         self._looks[engine].set()
 
     def ask_now(self, engine: RoutedEngine) -> None:
-        """Probe it now, without the pause after failures: it is said to answer again."""
+        """Probe the engine now, without the pause after failures: it is said to answer again."""
         engine.last_check = float("-inf")
         self.suspect(engine)
 
@@ -117,8 +116,8 @@ class Monitor:
         look, loop = self._looks[engine], asyncio.get_running_loop()
         while not self._stopped:
             look.clear()
-            # By `gather`, so that the watch is ended neither by a bug of ours, nor by the
-            # cancellation of something that a probe waits for.
+            # `gather` protects the watch from our own bugs, and from the cancellation of something
+            # that a probe waits for.
             (exc,) = await asyncio.gather(self._check(engine), return_exceptions=True)
             if exc is not None:
                 loop.call_exception_handler({"message": "a bug in the watch", "exception": exc})
@@ -182,7 +181,7 @@ class Monitor:
             self._take_out(engine)
 
     async def _moves(self, engine: RoutedEngine) -> bool:
-        """Whether it has counted more tokens than when a probe last failed."""
+        """Whether the engine has counted more tokens than when a probe last failed."""
         load = await self._load(engine)
         before, engine.tokens = engine.tokens, None if load is None else load.tokens
         return before is not None and engine.tokens is not None and engine.tokens > before

@@ -82,7 +82,7 @@ class Exchange(ForwardOutcome):
         self._task = asyncio.current_task()
         self.heard_at = time.monotonic()
         self._death: EngineDeath | None = None
-        #: The engine lives but sent nothing of this answer; or it answered that it cannot serve.
+        #: Whether the engine lives but sent nothing; whether it answered that it cannot serve.
         self._stuck = self._failed = False
 
     async def run(self) -> None:
@@ -122,8 +122,8 @@ class Exchange(ForwardOutcome):
         self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
         if self.broken or self._failed:
             by.monitor.suspect(engine)
-            # One that broke off before a byte came is starting again, or about to: while others are
-            # up it would be chosen first, being empty, and break off every request.
+            # An engine that broke off before a byte came is starting again, or soon will. It is
+            # empty and would be chosen before the others, and would break off every request.
             unbegun = self.broken and not self.started and not self._stuck
             if unbegun and by.fleet.open > engine.up:
                 by.monitor.doubt(engine)
@@ -334,7 +334,7 @@ class RequestForwarder:
     metrics: Metrics
 
     async def forward(self, request: RequestContext, send: Send) -> None:
-        """Wait for room, send the request to an engine, and pass the answer on; or a `Refusal`."""
+        """Wait for room, send the request to an engine, pass the answer on; may raise `Refusal`."""
         assert request.route is not None
         present = Present(request.who)
         if request.body:
@@ -347,7 +347,7 @@ class RequestForwarder:
             try:
                 return await exchange.run()
             except Unreachable as exc:
-                # It was not sent: the next requests get another engine.
+                # The request was not sent: the next requests get another engine.
                 self.monitor.doubt(engine)
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
                 # The engine may have died of an equal request.
@@ -361,7 +361,7 @@ class RequestForwarder:
             turn = await self.deny_list.turn(present)
             place = await self.admission.admit(request.who, cost, turn, prefixes)
             try:
-                # More may be known than before the wait.
+                # The deny list may have changed during the wait.
                 now = await self.deny_list.turn(present)
                 same = (now and now.name) == (turn and turn.name)
                 if same and turn is not None and now is not None:

@@ -275,7 +275,7 @@ class Controller:
         calls = [(n, n.actor.end.remote()) for n in self.nodes.values() if n.actor is not None]
         now = time.monotonic()
         heard, end = now + _HEAR_SECONDS, now + self.config.timing.drain + _LAST_SECONDS
-        # Even an urgent end waits until actors know, or their servers would continue.
+        # Even an urgent end waits until the actors know; otherwise their servers would continue.
         left = []
         for node, call in calls:
             answer = ray_adapter.outcome(call, max(0.0, heard - time.monotonic()))
@@ -491,7 +491,7 @@ class Controller:
 
     def _change(self, changes: Document) -> str:
         if self.before or self._outdated() or self._returning():
-            # A node that is being measured would count as if it had left.
+            # A node that is being measured would count as absent.
             hint = "see turbofit cluster status, and wait"
             raise LaunchError("a change is under way already, or a node comes back", hint=hint)
         target = self._plan_all(self.config.request.changed(**changes), self.plan.source)

@@ -105,7 +105,7 @@ def raylet_environment() -> Mapping[str, str]:
         return os.environ
 
 
-#: More simulated nodes than this are treated as a typing error.
+#: The largest number of simulated nodes; a larger one is taken for a typing error.
 _MOST_NODES: Final = 10_000
 
 

@@ -134,7 +134,7 @@ def connected(address: str | None) -> Iterator[RayConnection]:
         UsageError: the address is one of Ray Client.
     """
     # Ray reads these when it is imported. `ray start` asks for a token if there is one, a client
-    # sends it only if it is told to. A cluster without tokens ignores it.
+    # sends it only if it is configured to. A cluster without tokens ignores it.
     named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     if named or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -132,10 +132,10 @@ class Probe(threading.Thread):
         self.healthy = threading.Event()
         self.ready = threading.Event()
         self.error: LaunchError | None = None
-        #: When a ready engine was last sent a test that it answered.
+        #: The time at which a ready engine was last sent a test that it answered.
         self.lived = float("-inf")
         self.unanswered = False
-        #: Whether it owes an answer; and since when, or when it gave the last one.
+        #: Whether the engine owes an answer; and the time since when, or that of its last answer.
         self.owes, self.heard_at = False, float("-inf")
 
     def stop(self) -> None:

@@ -28,7 +28,7 @@ _IMAGES = "TURBOFIT_IMAGE_THREADS"
 #: A process that has opened a file with this prefix has begun to use a card.
 _CARD = "/dev/nvidia"
 #: First words of processes that import LMDeploy. Transformers' own engine is not among them: it
-#: counts on freed tensors, which would stay until the first collection.
+#: relies on freed tensors, which would stay until the first collection.
 _WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearse.turbomind.server", "--standby")
 
 

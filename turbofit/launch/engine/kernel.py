@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
-    """How many processes were killed for lack of memory in our control group, else the machine."""
+    """Number of processes killed for lack of memory in our control group, else on the machine."""
     for path in (
         Path(cgroup) / _group(Path(proc)) / "memory.events",
         Path(cgroup) / "memory.events",
@@ -32,7 +32,7 @@ def _group(proc: Path) -> str:
 
 
 def start_time(pid: int) -> int:
-    """When a process began, in the kernel's ticks since boot; 0 if there is none."""
+    """A process's start time, in the kernel's ticks since boot; 0 if there is no such process."""
     fields = _stat(pid)
     return int(fields[19]) if len(fields) > 19 and fields[0] != "Z" else 0
 

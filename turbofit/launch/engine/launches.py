@@ -201,8 +201,8 @@ _STEPS: Final = 10**6
 def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     """The ratio that gives the cache of a group's engine its planned bytes, else the plan's ratio.
 
-    LMDeploy applies the ratio to the free memory of the fullest card in the group. Over: by less
-    than a step, so that no page is lost. ``free``: free bytes by GPU UUID before the engine starts.
+    LMDeploy applies the ratio, which is rounded up so that no page is lost, to the free memory of
+    the group's fullest card. ``free``: free bytes by GPU UUID before the engine starts.
     """
     group_plan, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes
@@ -227,8 +227,8 @@ def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
 def ratio_now(plan: Plan, group: int) -> float:
     """The ratio of a start on real GPUs; it gives the planned bytes if more is free than planned.
 
-    If less is free it is the plan's ratio, so that the cache shrinks with the free memory. Over: by
-    what others give back between this look and LMDeploy's, while the engine loads.
+    If less is free it is the plan's ratio, so that the cache shrinks with the free memory. Memory
+    that others give back during loading, before LMDeploy's own look, makes the cache too large.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
     return min(planned, shared_ratio(plan, group))
@@ -237,8 +237,8 @@ def ratio_now(plan: Plan, group: int) -> float:
 def shared_ratio(plan: Plan, group: int) -> float:
     """The ratio of a start beside other models of ours; it always gives the planned bytes.
 
-    Under: by a share of what others grow within their parts of the cards while the engine loads;
-    and two engines that start again at the same time do not know of each other.
+    It is too low if others grow within their parts of the cards during loading. Two engines that
+    start again at the same time do not know of each other.
     """
     from turbofit.launch.serve.gpu_monitor import used_now
 

@@ -7,8 +7,8 @@ nothing works on an answer. With signs it may be slow, and has `Timing.longest_s
 four times the forecast of the plan's longest request if that is more: a kernel that never ends, and
 NCCL that waits for a GPU which does not answer, keep a GPU busy.
 
-Under: an engine that waits for a disk, as when swapping, gives no sign. Over: a GPU that another
-process keeps busy, or that does not report (MIG, a driver that hangs), counts as a sign.
+An engine that waits for a disk, as when swapping, gives no sign and is judged wrongly. A GPU that
+another process keeps busy, or that does not report (MIG, a hanging driver), counts as a sign.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Silence:
     def __init__(self, plan: Plan, timing: Timing, group: int, *, pretend: bool) -> None:
         self._plan, self._timing, self._group = plan, timing, group
         self._uuids = () if pretend else tuple(gpu.uuid for gpu in plan.gpus)
-        #: When it last gave a sign and was last observed; the processor seconds that it had used
+        #: When the engine last gave a sign and was last observed; the processor seconds used until
         #: then.
         self._worked_at = self._looked_at = float("-inf")
         self._used = 0.0
-        #: The time at which it counts as hung if no sign comes.
+        #: The time at which the engine counts as hung if no sign comes.
         self.ends_at = float("inf")
 
     def look(
@@ -82,7 +82,7 @@ class Silence:
         return "doubtful" if now - idle_since >= _DOUBT * most else "works"
 
     def _works(self, now: float) -> bool:
-        """Whether it has used a processor since the last look, or its GPUs work now."""
+        """Whether the engine used a processor since the last look, or its GPUs work now."""
         before, used = (self._looked_at, self._used), processor_seconds(self._group)
         self._looked_at, self._used = now, used
         if used - before[1] > _SHARE * (now - before[0]):

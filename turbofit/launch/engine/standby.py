@@ -56,7 +56,7 @@ _LATE: Final = (
 )  # fmt: skip
 #: Libraries of this variable read a pretend machine while torch is imported.
 _PRELOADED: Final = "LD_PRELOAD"
-#: Bytes of host memory that must be available for a standby, and about what it takes of them.
+#: Bytes of host memory that must be available for a standby process; it takes about as many.
 LEAST_AVAILABLE: Final = 8 * GIB
 STANDBY_BYTES: Final = 1 * GIB
 _LOOK_SECONDS: Final = 1.0
@@ -95,7 +95,7 @@ def _lmdeploy() -> tuple[object, ...]:
 
 
 class Standby:
-    """One standby process; start it in the main thread, since it ends with its thread."""
+    """A standby process; start it in the main thread, because it ends with its thread."""
 
     def __init__(self, kind: Kind) -> None:
         argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
@@ -108,7 +108,7 @@ class Standby:
         return self._process.poll() is None
 
     def fits(self, kind: Kind | None) -> bool:
-        """Whether it can become an engine of this kind."""
+        """Whether the standby can become an engine of this kind."""
         return self.kind == kind and self.alive
 
     @property
@@ -116,7 +116,7 @@ class Standby:
         return self._process.pid
 
     def become(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Tell it which engine it is; an `OSError` if it has ended."""
+        """Tell the standby which engine it becomes; raises `OSError` if it has ended."""
         environment = {name: env.get(name) for name in _LATE}
         told = json.dumps({"environment": environment, "words": list(words)})
         process: Any = self._process
@@ -137,7 +137,7 @@ class Standby:
 
 
 class StandbyStarter:
-    """Keeps a standby for the engines of one server, of the kind of the last engine that began.
+    """Keeps a standby process for the engines of one server, for the kind of engine begun last.
 
     ``available`` returns bytes of host memory. Any thread may call `begin`; only the main thread
     may call the rest.
@@ -165,7 +165,7 @@ class StandbyStarter:
         """Start an engine: the standby becomes it, or a new process if the standby does not fit."""
         kind = kind_of(argv, env)
         with self._lock:
-            # A standby that has ended, or is of another kind, is dropped: `look` starts the next.
+            # A standby that has ended or is of another kind is dropped; `look` starts the next.
             self._kind, standby, self._standby = kind, self._standby, None
         if standby is not None:
             if standby.fits(kind):

@@ -90,19 +90,19 @@ class SupervisedEngine:
         self.again_at = 0.0
         self.was_ready = False
         self.process: EngineProcess | None = None
-        #: Reads what its start does on pretend GPUs; None on real ones.
+        #: Reads from the log what the start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
         self.tracker = StartupTracker(plan, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
-        #: For this start: its silence, and the time when it got ready.
+        #: This start's watch for silence, and the time when the engine became ready.
         self.silence: Silence | None = None
         self._ready_at = 0.0
-        #: The time of the end that clients were told to expect.
+        #: The time at which clients were told that the engine will end.
         self._doubted = float("inf")
         self._ends: list[float] = []
         self._began = self._counted = self._heard = 0.0
-        #: How many processes the kernel had killed, at the last reading but one and at the last.
+        #: The number of processes that the kernel had killed, at the last two readings.
         self._kills: tuple[int | None, int | None] = (None, None)
         self._silence_told = False
 
@@ -111,7 +111,7 @@ class SupervisedEngine:
         return self.launch.group
 
     def start(self) -> None:
-        """Start it, in the main thread; a `LaunchError` if it cannot be started."""
+        """Start the engine, in the main thread; raises `LaunchError` if that fails."""
         start_command = self.launch.start_command(self.starts)
         self.starts += 1
         if start_command.timeline is not None:
@@ -121,7 +121,7 @@ class SupervisedEngine:
         self._began = self._counted = self._heard = self._clock()
         self._kills = (kernel.host_kills(),) * 2
         self.tracker = StartupTracker(self.plan, self.log, self._began)
-        # If the disk is no longer writable, a restart has no log, but the engine still starts.
+        # If the disk is not writable, a restart has no log, but the engine still starts.
         self.process = EngineProcess(
             start_command.argv, start_command.env, self.log, self.launch.begin,
             log_required=self.starts == 1,
@@ -139,7 +139,7 @@ class SupervisedEngine:
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
-        """Read its log on; returns its end if it has ended, or must be ended, else None.
+        """Read the engine's log on; returns its end if it has ended or must be ended, else None.
 
         ``last``: there is no later look that could wait for the words of a loop that has ended.
         """
@@ -148,7 +148,7 @@ class SupervisedEngine:
             return None
         code = process.poll()
         self._read(process, code, now)
-        # If its loop has ended, the signal that then kills the rest is not the cause of the end.
+        # If the engine's loop has ended, the signal that kills the rest is not the cause.
         if code is not None and not self.tracker.failing:
             return self._ended(code)
         if self.tracker.fallback:
@@ -209,7 +209,10 @@ class SupervisedEngine:
         return None
 
     def end(self, seconds: float) -> bool:
-        """Kill the rest; returns whether it ended in time. Else its memory and `process` stay."""
+        """Kill the engine's remaining processes; returns whether they ended within ``seconds``.
+
+        If they did not, `process` and its memory stay.
+        """
         self.quiet()
         if self.process is not None and self.process.kill(seconds):
             self.process.finish(0.5)
@@ -221,7 +224,7 @@ class SupervisedEngine:
             self._probe.stop()
 
     def wait(self, now: float, explained: int = 0) -> float | None:
-        """Schedule its next start; returns the pause in seconds, or None if the circuit breaks.
+        """Schedule the next start; returns the pause in seconds, or None if the circuit breaks.
 
         ``explained``: ends within the window that came from requests which are now refused.
         """
@@ -236,7 +239,7 @@ class SupervisedEngine:
         return pause
 
     def excuse(self, now: float, explained: int) -> None:
-        """Start it again immediately if the ends that broke the circuit are explained."""
+        """Start the engine again immediately if the ends that broke the circuit are explained."""
         if len(self._ends) - explained <= self._timing.restarts:
             self.state, self.again_at = "waiting", now
 
@@ -269,7 +272,7 @@ class SupervisedEngine:
 
     def _forget_earlier(self, now: float) -> None:
         """Forget evidence that the engine has survived: it cannot explain a later end."""
-        # The last reading of kills is too new: a killed process may take seconds to end.
+        # The last reading of kills is too recent: the kernel may report a kill seconds later.
         if self._probe is not None:
             self.tracker.survived(self._probe.lived)
         if now - self._counted >= _COUNT_SECONDS:

@@ -43,8 +43,8 @@ _AFTER: Final = 8
 _AROUND: Final = 2
 #: Tokens by which the estimates above may be wrong.
 _SLACK: Final = 15
-#: Tokens of a row of a full batch, at least a block of the cache. A row's answer outlasts the
-#: arrival of the other rows, each of which takes at most a step of decoding.
+#: Tokens of a row of a full batch, at least a block of the cache. A row's answer lasts longer than
+#: the arrival of the other rows, each of which takes at most a step of decoding.
 _LEAST_ROW: Final = 64
 _ROW_ANSWER: Final = 256
 _STEPS_A_ROW: Final = 4
@@ -54,9 +54,9 @@ _SMALL_ANSWER: Final = 8
 _TOKEN: Final = 100
 _WORD: Final = " a"
 _PROBE_TOKENS: Final = 64
-#: A word is at most two tokens, where each byte is one: so many times two short prompts fit.
+#: A short prompt has at most this part of a session in words, of at most two tokens each.
 _SHORT: Final = 8
-#: The used share of the room, since a tokenizer may join words of a long prompt otherwise.
+#: The used share of the room, since a tokenizer may split the words of a long prompt differently.
 _SHARE: Final = 0.99
 
 
@@ -207,10 +207,10 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
     In `fullest_forward` one image, larger than clients can send, is encoded whole in each forward
     that holds it, by a tower whose attention grows with the square of an image. Here as many
-    patches meet in the second forward as three images: the first ends in it, the last begins.
-    Under: by half a percent of the pool, for edges that lie `_SLACK` tokens off, and whole rows of
-    patches. None if the tower sees one tile at a time, an image is encoded once, or three have no
-    room.
+    patches meet in the second forward as three images: the first ends in it, the last begins. It
+    fills half a percent of the pool less, for edges that are `_SLACK` tokens off, and whole rows of
+    patches. None if the tower sees one tile at a time, an image is encoded once, or three images
+    have no room.
     """
     rule, most, engine = plan.model.image_rule, plan.limits.units_per_forward, engine_of(plan)
     if rule is None or not rule.client_knobs or not rule.whole_image or not engine.encodes_again:

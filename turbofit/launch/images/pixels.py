@@ -17,7 +17,7 @@ from typing import Any, Final
 from turbofit.core.process.compiler import cache_folder, compile_c, find_compiler, make_folder
 
 _SOURCE: Final = Path(__file__).with_suffix(".c")
-#: Without fused multiplications, which round differently: Pillow's wheels have none.
+#: Flags without fused multiplications, which round differently: Pillow's wheels have none.
 _FLAGS: Final = (
     "-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"
 )  # fmt: skip

@@ -29,8 +29,9 @@ CACHE: Final = "TURBOFIT_IMAGE_CACHE"
 SAYS: Final = "turbofit: images: "
 
 _MODULE: Final = "lmdeploy.vl.engine"
-#: LMDeploy's functions that run on these threads, and how the SHA-256 of their sources begins: the
-#: same in 0.16.0, 0.17.0 and 0.18.0. Read, and found to change nothing that another call reads.
+#: LMDeploy's functions that run on these threads, and the first digits of their sources' SHA-256:
+#: the same in 0.16.0, 0.17.0 and 0.18.0. They were read: they change nothing that another call
+#: reads.
 _KNOWN: Final = {
     "ImageEncoder.__init__": "40144cf72212",
     "ImageEncoder.preprocess": "8fe21f773a29",
@@ -161,7 +162,7 @@ def _unknown(function: Any) -> str | None:
 
 
 def _foreign(model: Any) -> str | None:
-    """Why a model's processor may not: a checkpoint's own code may keep any state."""
+    """Why a model's processor may not run on several threads: its own code may keep any state."""
     processor = getattr(model, "processor", None)
     parts = [processor, *(getattr(processor, part, None) for part in _PARTS)]
     if any(type(part).__module__.startswith("transformers_modules") for part in parts):

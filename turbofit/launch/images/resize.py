@@ -25,7 +25,7 @@ _OURS: Final = "turbofit_resizes"
 #: picture along its columns first if it loses much height; and the first whose code was not read.
 #: Source: Pillow 13.0.0 libImaging/Resample.c::ImagingResampleInner `int horizontal_first =`
 _FIRST, _COLUMNS_FIRST, _UNREAD = (11, 3), (13, 0), (13, 1)
-#: Trial images become larger and smaller, also in one side only; some are resized columns first.
+#: Trial images are enlarged and reduced, also in one side only; some are resized columns first.
 _TRIED: Final = (
     ((61, 47), (448, 96)), ((131, 53), (61, 97)), ((97, 61), (97, 40)), ((40, 90), (33, 90)),
     ((64, 300), (56, 284)), ((64, 300), (56, 283)), ((37, 211), (90, 16)), ((300, 41), (16, 33)),

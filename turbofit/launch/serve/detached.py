@@ -50,7 +50,7 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     """
     log = state_folder("detached", "serve") / "serve.log"
     interrupted: list[int] = []
-    # A KeyboardInterrupt between the start and the wait would leave a server that nobody ends.
+    # A KeyboardInterrupt between the start and the wait would leave an unattended server.
     usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     try:
         with log.open("wb") as file:

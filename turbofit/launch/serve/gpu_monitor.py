@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _EVERY: Final = 10.0
 #: Growth below this many bytes is noise of drivers and displays.
 _NOISE: Final = 64 * MIB
-#: The level at which others leave no room for the worst request; at 1 they use the margin.
+#: The level at which others leave no room for the worst request; at level 1 they use the margin.
 _DEADLY: Final = 2
 _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
@@ -127,7 +127,8 @@ def used_now(plan: Plan) -> dict[int, int]:
 def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
     """Bytes that the GPUs have in use once a plan's engines have given back their memory.
 
-    Under: the engines are counted with what they held before the first image, and others may grow.
+    It is too low: engines count with the bytes that they held before the first image; others may
+    grow.
     """
     held_bytes = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
     return {index: max(0, size - held_bytes[index]) for index, size in used.items()}

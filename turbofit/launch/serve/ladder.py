@@ -90,7 +90,7 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
     missing = _UNKNOWN if ended.missing is None else max(1, ended.missing)
     measured = "as it was" if ended.missing is not None else "assumed"
     if plan.engine.is_pytorch and missing < _UNKNOWN:
-        # Torch allocates in pieces: after the refused piece others were to come.
+        # Torch allocates in pieces: after the refused piece it would have asked for more.
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
     why = f"{format_bytes(missing)} were missing ({measured}): planned with"

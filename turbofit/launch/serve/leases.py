@@ -83,7 +83,7 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
     @property
     def here(self) -> bool:
-        """Whether its engines' pids belong to the namespace of this process."""
+        """Whether the pids of the lease's engines belong to this process's namespace."""
         return self.pid_namespace == _pid_namespace()
 
     @property
@@ -282,7 +282,7 @@ def _open_lock(path: Path) -> int:
 
 
 def _locked(path: Path) -> int:
-    """A new, locked file. Over: on a file system without locks its lease counts for ever."""
+    """Return a new, locked file; on a file system without locks its lease counts for ever."""
     descriptor = _create(path)
     try:
         lock_soon(descriptor)

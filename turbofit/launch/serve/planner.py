@@ -1,6 +1,6 @@
 """Plans for a launch: under the machine's lock it measures, plans and reserves.
 
-What others have reserved counts as used. Pretend GPUs are neither measured nor reserved.
+Memory that others have reserved counts as used. Pretend GPUs are neither measured nor reserved.
 """
 
 from __future__ import annotations

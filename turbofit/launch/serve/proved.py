@@ -1,9 +1,9 @@
-"""What was shown on these cards before, and need not be shown again.
+"""Remembers plans that were tested on these cards and need no second test.
 
 A plan is proved once its engines have answered its worst cases. Its memory depends on the model's
-shape, the settings, the cards, the driver, LMDeploy and torch. A rehearsal holds as long as its
-plan would be made again and the memory is free. If any of these differs, it is another plan, which
-is shown again.
+shape, the settings, the cards, the driver, LMDeploy and torch. If any of these differs, it is
+another plan, which is tested again. A rehearsal holds as long as its plan would be made again and
+the memory is free.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Variables that change what torch allocates.
 _ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-#: Others may hold more by this share of a card than at the rehearsal: the step of a ratio.
+#: The share of a card by which others may hold more than at the rehearsal: the step of a ratio.
 _STEP: Final = 0.001
 #: Phases of a ledger that change with the free memory.
 _MOVING: Final = ("before", "cache")

@@ -69,9 +69,9 @@ class Record:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is on disk; a record that a full disk refused does not count as lost.
+        """Whether the record is on disk; one that a full disk refused does not count as lost.
 
-        The plan must be there, too: a cleaner that still works removes it again soon.
+        The plan must be there, too: a cleaner that still works soon removes the record again.
         """
         if self.unwritten:
             return self.folder.exists()

@@ -100,7 +100,7 @@ class StartProgress:
             self._looked, used = moment, self._used(engines)
             self._loaded = 0
             for card in self._plan.gpus:
-                # The card's use with an engine on it that has loaded nothing.
+                # The card's use with an engine that has loaded nothing yet.
                 empty = self._before.get(card.index, card.used) + _bytes(card, "context")
                 loaded = max(used.get(card.index, 0) - empty, 0)
                 self._loaded += min(loaded, _bytes(card, "weights"))
@@ -134,8 +134,8 @@ def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> l
 def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
     """The plan with the KV tokens that its engines really have, if they have fewer than planned.
 
-    Requests may not reserve more. Over: an engine that restarts may have fewer. ``cached``: tokens
-    by group, None if an engine does not tell.
+    Requests may not reserve more; an engine that restarts may have fewer tokens than that.
+    ``cached``: tokens by group, None if an engine does not tell.
     """
 
     def of(kv: Kv, groups: Iterable[int]) -> Kv:

@@ -49,16 +49,16 @@ class StopSignal:
         #: The last signal that came; `end` and `strike` do not set it.
         self.heard: signal.Signals | None = None
         self.urgent = False
-        #: If True, nothing runs that must be stopped in order, and a signal raises `StoppedError`.
+        #: If True, nothing must be stopped in order, so a signal raises `StoppedError`.
         self.abrupt = True
         self._handlers: dict[signal.Signals, Any] = {}
         self._before: dict[signal.Signals, Any] = {}
         self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
-        #: A signal's exception was lost in a library: the next signal is the same one, sent again.
+        #: Whether a library swallowed a signal's exception; the next signal repeats that one.
         self._swallowed = False
         self._raised_again = raised_again(StoppedError, self._again)
-        #: What SIGHUP does instead of ending the run, unless a terminal closed; it takes no lock.
+        #: SIGHUP calls it instead of ending the run, unless a terminal closed; it takes no lock.
         self.on_hangup: Callable[[], None] | None = None
 
     def __enter__(self) -> StopSignal:
@@ -221,7 +221,7 @@ class Supervisor:
                 before, ended = engine.state, engine.look(now)
                 if self._opened and before != engine.state == "ready":
                     self._on_back(engine)
-                # A second signal may kill them meanwhile, with several models from another thread.
+                # A second signal may kill the engines meanwhile, for several models in a thread.
                 if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
             self._rest()

@@ -96,7 +96,7 @@ def _cache() -> Path:
 
 
 def _check_disk(name: str, size: int) -> None:
-    """Refuse a full disk. Under: other revisions in the cache count as already downloaded."""
+    """Refuse a full disk; other revisions in the cache are taken for downloaded files."""
     disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
     if disk is not None and disk[0] < need + _SPARE:
         raise LaunchError(
@@ -108,9 +108,9 @@ def _check_disk(name: str, size: int) -> None:
 
 
 def _here(name: str) -> int:
-    """Bytes of a model in its hub's cache.
+    """Bytes of a model in its hub's cache, with other revisions and formats.
 
-    Under: files that a hub keeps elsewhere until complete. Over: other revisions and formats.
+    Files that a hub keeps elsewhere until they are complete do not count.
     """
     folder, hub = _cache(), f"models--{name.replace('/', '--')}"
     within = folder / "models" / name if uses_modelscope() else folder / hub / "blobs"

@@ -170,8 +170,8 @@ class TrialSearch:
         return math.log(max(times[name], 1e-6))
 
 
-#: Standard deviations of logarithms: of a forecast's error that all settings share, of an error
-#: that changes with the settings, and of a measurement.
+#: Standard deviations of logarithms: of the forecast's error that is common to all settings, of the
+#: error that changes with the settings, and of a measurement.
 _COMMON: Final = 1.0
 _LOCAL: Final = 0.3
 _NOISE: Final = 0.03

@@ -71,7 +71,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
         speed = speed_of(here, rates(), load, settings, group_plan.kv.tokens)
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
-        # Between its steps a row waits for the prefills of others.
+        # Between its steps a row waits for the prefills of other rows.
         taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
         tpot = max(tpot, taken / request.output_tokens, speed.step)
     if (host := _host(plan, request, images)) is not None:
@@ -108,7 +108,7 @@ def _mean(values: Sequence[int]) -> int:
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
-#: Queueing images is tried differently only if its forecast is higher by this factor.
+#: Images are queued in another way only if its forecast is higher by this factor.
 _QUEUE_GAIN: Final = 1.01
 #: Settings whose forecast is below this share of the best are not tried.
 _HOPELESS: Final = 0.3

@@ -244,7 +244,7 @@ class Tuner:
         """The reason to try nothing more; empty while the search goes on."""
         if len(self._trials) >= self.starts:
             return f"{len(self._trials)} settings were tried"
-        # Another trial as long as the longest so far would end after the time is up.
+        # A further trial, as long as the longest so far, would end after the allowed time.
         longest = max((trial.seconds for trial in self._trials), default=0.0)
         return "the time is up" if self._trials and self.left < longest else ""
 

@@ -82,7 +82,7 @@ class LegacyTorchAccount(GroupAccount):
 
     @property
     def ratio_base(self) -> int:
-        """The free memory without the reserve for one forward."""
+        """Bytes of free memory minus the reserve for one forward."""
         return self.free - self.runtime
 
     def region_at(self, ratio: float) -> int:
@@ -98,7 +98,7 @@ class LegacyTorchAccount(GroupAccount):
         linked = launch.machine.nvlinked(launch.gpus)
         yield from before_terms(gpu, launch.settings, linked, self.constants)
         if tp > 1 and (i == 0 or (spread and model.vision is not None)):
-            # Ranks are separate processes. Over for ranks whose GPU the server does not touch.
+            # Ranks are separate processes. Too high for ranks whose GPU the server does not touch.
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
             yield term("server_context", "context", size, "estimate", note)
@@ -107,7 +107,7 @@ class LegacyTorchAccount(GroupAccount):
         body = stored_bytes(text, None, "float16", model.quantization) - heads
         for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
             yield term(f"weights.{name}", "weights", round_up(size, PAGE), "formula")
-        # The engine's model has it whole; over for families whose attention and MLP are divided.
+        # The engine has the whole tower; too high for families whose attention and MLP are divided.
         size = tower_bytes(model, tp, spread=spread)[i if spread else 0]
         if size:
             note = f"part of the {self.generation.tower.replace('_', ' ')}"
@@ -156,7 +156,8 @@ class LegacyTorchAccount(GroupAccount):
         cases = [("text_prefill", text, "longest prompts fill a forward")]
         if units:
             prompt = vision_load.tokens_per_request + _PROMPT
-            # In the front end the checkpoint's code decides on flash: an upper end without it.
+            # In the front end the checkpoint's code decides on flash attention; without it is the
+            # upper end.
             flash = self.generation.tower == "engine"
             request = self._forward(prompt, 1) + self._tower(units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))

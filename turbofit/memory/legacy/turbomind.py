@@ -161,7 +161,7 @@ class _Forward:
         return round_up(size + _SAMPLING * lm_head_rows(text, tp), PAGE)
 
     def batch(self, rows: int) -> int:
-        """Bytes that a batch of so many rows needs beyond one row to sample and decode.
+        """Bytes that a batch of so many rows needs to sample and decode, beyond those of one row.
 
         It is an upper bound. The split workspace of decoding grows with the batch in some versions.
         """
@@ -327,7 +327,7 @@ class LegacyAccount(GroupAccount):
         lines = [*classes.items(), ("rounding", round_up(size, PAGE) - size)]
         weights = [term(f"weights.{name}", "weights", size, "formula") for name, size in lines]
         if i == 0 and rules.staging.kept:
-            # Torch keeps this memory. Under if freed blocks do not fit later tensors.
+            # Torch keeps this memory. Too low if freed blocks do not fit later tensors.
             note = "torch's allocator keeps what moving tensors took"
             weights.append(term(_KEPT, "weights", self._staged(), "formula", note))
         layers = [

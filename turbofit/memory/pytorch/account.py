@@ -96,8 +96,8 @@ def before_terms(
     """The memory on one GPU before the weights: others, contexts, communicator.
 
     ``linked``: NVLink joins every pair of the group. The front end only asks torch for the card's
-    properties, which makes no context on pretend GPUs. Under if it makes one on a real card, by the
-    context's share of the ratio: free memory is read later.
+    properties, which makes no context on pretend GPUs. If it makes a context on a real card, the
+    account is too low by the context's share of the ratio: free memory is read later.
     """
     context, note = context_bytes(gpu)
     terms = [
@@ -185,8 +185,9 @@ def buffer_terms(
 def pool_term(work: Activations, settings: Settings, constants: PytorchConstants) -> Term:
     """Memory that torch keeps after the warm-up, a prefill of one token a row."""
     size, note = _step_pool(work, settings, constants), "an eager pass"
-    if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # Over: it contains the MLP's block
-        # The choice of the experts' kernels leaves one more. Seen on pretend GPUs: 143 MiB of 152.
+    if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # high: it contains the MLP's block
+        # The choice of the experts' kernels leaves one more segment; seen on pretend GPUs: 143 of
+        # 152 MiB.
         size += constants.segment * (2 if work.text.moe else 1)
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     size += work.further_pool()
@@ -472,8 +473,8 @@ class PytorchAccount(Account):
         # With fewer blocks the engine lowers max_prefill_token_num, or stops.
         self.least_blocks = constants.least_blocks
         state = self.state_bytes(model.text, settings)
-        #: States of delta nets, allocated beside the cache, and the runtime's reserve, which is
-        #: not.
+        #: Bytes of the delta nets' states, which are allocated, and of the runtime's reserve, which
+        #: is not.
         self._kept = state + self.runtime_bytes(model.text, settings)
         work = self.activations_of(model, settings, constants)
         met = UnitsMet(0, 0)
@@ -489,7 +490,8 @@ class PytorchAccount(Account):
         calibration = calibration_for(launch, "pytorch", constants.version)
         static = []
         for gpu, terms in zip(gpus, before, strict=True):
-            # At most as many blocks as an empty card could hold; their tables are small. Over.
+            # At most as many blocks as an empty card could hold: too many, but their tables are
+            # small.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self.block_bytes
             buffers = self.buffer_terms(model, work, settings, gpu, most, constants)
             memory = StaticMemory(before=terms, buffers=(*states, *buffers), staged=staged)

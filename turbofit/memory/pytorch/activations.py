@@ -79,7 +79,7 @@ _HEAD_COPIES = 2
 
 
 def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
-    """The elements of a token in a layer's experts, of which a rank has ``expert`` channels each.
+    """The elements of a token in a layer's experts; each expert has ``expert`` channels on a rank.
 
     Gate and up, their product, and the output of each chosen expert are alive together; so are
     logits of all experts and their softmax in 32 bits.
@@ -348,7 +348,8 @@ class MiniCPM3Activations(Activations):
     def prefill(self, forward: Prefill) -> int:
         """The bytes of the largest stage, plus the logits of the previous forward.
 
-        Those of a prompt in chunks stay alive through a view of their last row. Over for the first.
+        The logits of a prompt in chunks stay alive through a view of their last row. For the first
+        chunk the figure is too high.
         """
         logits = forward.tokens * self._head_elements() * HALF + self.constants.prefill_base
         before = forward.tokens * self.text.vocab * HALF
@@ -358,7 +359,7 @@ class MiniCPM3Activations(Activations):
         return max(super().decode(rows), rows * self._head_elements() * HALF)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
-        """The logits at each CUDA graph's end; those of the largest are in the graphs' pool."""
+        """Bytes of the logits of all CUDA graphs but the largest; its logits are in the pool."""
         return (sum(captured) - max(captured)) * self.text.vocab * HALF
 
     def _head_elements(self) -> int:

@@ -30,7 +30,7 @@ RESERVED_BLOCKS = 2
 
 
 class KvType(NamedTuple):
-    """Bits of one key and one value, and the number of 16-bit scales of a head and token."""
+    """The bits of one key and one value, and the 16-bit scales per head and token."""
 
     key_bits: int
     value_bits: int
@@ -50,7 +50,7 @@ KV_TYPES: Final = {
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:
-    """The tokens in one KV block; fewer than the option says if heads are wide."""
+    """The tokens in one KV block; fewer than the option says if the heads are wide."""
     tokens = settings.cache_block_seq_len
     return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
 
@@ -88,8 +88,8 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes per rank of the state cache; 0 if every layer has attention.
 
     A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
-    multiple of 256 bytes on. Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
-    Source: lmdeploy executor/base.py `cache_config.max_batches + 2`
+    multiple of 256 bytes on. Both have 16 bits, even if ``mamba_ssm_dtype`` in the config says
+    otherwise. Source: lmdeploy executor/base.py `cache_config.max_batches + 2`
     lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #818bd6
     """
     delta, tp = text.delta, settings.tp
@@ -134,10 +134,10 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
     """The units that a forward's peak must allow for, if ``bound`` units can meet; never under.
 
-    The engine sends a forward's pixels to the card while the previous forward runs. A gateway that
-    limits clients to fewer units than can meet leaves none for the next forward. An image longer
-    than ``max_prefill_token_num`` never follows another request's: a chunk of text precedes it.
-    Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
+    The engine sends a forward's pixels to the card while the previous forward runs. If a gateway
+    limits clients to fewer units than can meet, the next forward has none. An image longer than
+    ``max_prefill_token_num`` never follows another request's: a chunk of text precedes it. Source:
+    lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     now = vision_load.budgeted_units(bound)
     if now < bound:

@@ -340,7 +340,7 @@ def _fused_experts(text: TextDims) -> int:
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:
-    """Whether TurboMind's kernels multiply AWQ's packed weights from their own copy."""
+    """Whether TurboMind's kernels multiply AWQ's packed weights from a copy of their own."""
     quantization = model.quantization
     return (
         capability == _COPIED_ON
@@ -365,7 +365,7 @@ def packed_copy(
 def staged_copy(
     model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
 ) -> int:
-    """Bytes needed for a moment to copy the widest layer, with gate and up joined."""
+    """Bytes that copying the widest layer needs for a moment, with gate and up joined."""
     if not is_copied(model, capability):
         return 0
     widest = 2 * model.text.hidden * model.text.intermediate // tp

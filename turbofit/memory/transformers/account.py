@@ -42,7 +42,7 @@ _NOTES = {
 #: The release that the account was compared with; other 5.x are accepted if they have the same
 #: private classes.
 _RELEASE: Final = "5.17"
-#: Host bytes of one server: torch, its CUDA libraries, Transformers. An estimate, over: 1 GB was
+#: Host bytes of one server: torch, its CUDA libraries, Transformers. The estimate is high: 1 GB was
 #: measured on a CPU (without CUDA's libraries).
 _HOST_PROCESS: Final = 4 * GIB
 #: Options of LMDeploy that Transformers also has.
@@ -50,7 +50,7 @@ _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class TransformersAccount(Account):
-    """One copy of a model for a request of ``session_len``; without ``placement``, the best.
+    """One copy of a model for a request of ``session_len``; ``placement`` is by default the best.
 
     No ratio sizes the cache: it grows with the request, so it is the same at every ratio.
     """

@@ -119,8 +119,8 @@ def _tower(model: Model, units: int) -> tuple[int, int]:
 def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) -> int:
     """Bytes of one decoder layer, and of tensors kept around it, for a prompt.
 
-    If the tower is on this device, too, the units' pixels, the tower's output and the features stay
-    until the end of the prefill.
+    If the tower is on this device as well, the units' pixels, the tower's output and the features
+    stay until the end of the prefill.
     """
     text, tokens, images = model.text, load.tokens, load.images
     size = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
@@ -217,7 +217,7 @@ class ModelCopy(LayeredCopy):
         return self._rounded(vision_bytes(self.model, self.layout, load.units, self._width))
 
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """Alternatives in addition to a full cache; ``block``: an offloaded layer's weights."""
+        """Alternatives besides a full cache; ``block``: bytes of an offloaded layer's weights."""
         model, width, matrix = self.model, self._width, self.writes_matrix(place)
         here = load if place == 0 else replace(load, units=0)
         prefill = prefill_bytes(model, here, width, writes_matrix=matrix)

@@ -19,7 +19,7 @@ def components(model: Model, dtype: str) -> Components:
     """The parts of a model; exact for all that its dims explain.
 
     If a checkpoint has more elements than its dims explain (see `Model.warnings`), all of them are
-    counted on the first device: over.
+    counted on the first device, so the figure there may be too high.
     """
     text, width = model.text, DTYPE_BYTES[dtype]
     embeddings = text.vocab * text.hidden * width

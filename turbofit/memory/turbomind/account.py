@@ -118,7 +118,8 @@ def before_terms(
             links = term("communicator", "context", size, "formula", note)
         terms.append(links)
     if constants.gemm_in_context:
-        # On a card the weights' pool has them; whole steps are over if they fit beside the weights.
+        # On a real card the weights' pool has them; whole steps are too much if they fit beside the
+        # weights.
         size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
@@ -134,7 +135,8 @@ def weight_terms(
     total = sum(classes.values())
     rounded = round_up(total, constants.pool_granularity)
     terms.append(term("weights.rounding", "weights", rounded - total, "formula", _STEPS))
-    # They share the weights' pool. One step too many would make the cache larger than planned.
+    # Temporaries share the weights' pool. One step too many would make the cache larger than
+    # planned.
     waiting = round_up(total + temporaries, constants.pool_granularity) - rounded
     if waiting:
         note = "freed, but not returned yet when free memory is read"
@@ -183,7 +185,7 @@ def buffer_terms(
     alone = {name: round_up(size, PAGE) for name, size, _ in lines if name in _ALONE}
     gemm = sum(constants.gemm_workspace)
     steps = round_up(weights + gemm, step) - round_up(weights, step)
-    # Over by one or two pages if the weights' last step contains a part of it.
+    # Too high by one or two pages if the weights' last step contains a part of it.
     alone["gemm_workspace"] = max(round_up(gemm, PAGE), steps)
     alone["delta_workspace"] = round_up(workspace, step)
     pooled = sum(size for name, size, _ in lines if name not in alone)

@@ -31,9 +31,9 @@ from turbofit.memory.turbomind.weights import (
 
 #: Bytes of a 32-bit logit: TurboMind casts logits from 16 bits, and makes a router's in 32.
 _FLOAT = 4
-#: Bytes of ids, offsets and masks of a pass, and of a stage's small allocations; over.
+#: Bytes of ids, offsets and masks of a pass, and of a stage's small allocations: an upper bound.
 _BOOKKEEPING = 64 << 10
-#: Bytes of one row's offsets, positions, masks and top-k scratch; over by most of it.
+#: Bytes of one row's offsets, positions, masks and top-k scratch: far above what most rows need.
 _ROW = 4096
 #: Models whose experts' activation no kernel fuses into the products (``kSiluGptOss``).
 _UNFUSED = frozenset({"GptOssForCausalLM"})
@@ -286,7 +286,7 @@ def workspace(
 def meeting_workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """The most workspace bytes for a forward of so many tokens, with any set of prompts; over."""
+    """An upper bound of the workspace bytes for a forward of so many tokens, with any prompts."""
     if not kernel.chunk:
         return 0
     heads, batch = delta.value_heads // settings.tp, settings.max_batch_size
@@ -302,7 +302,7 @@ def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, seg
 
 
 def _maps(heads: int, sequences: int) -> int:
-    """Bytes of descriptors for the kernels' copies; over."""
+    """An upper bound of the bytes of descriptors for the kernels' copies."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
 
 

@@ -67,10 +67,10 @@ class ExpertFormat(Struct):
 class DeltaKernel(Struct):
     """The kernel of gated delta nets on one kind of card.
 
-    ``chunk`` tokens of a prompt are processed together, with a workspace; 0: without one.
+    ``chunk`` tokens of a prompt are processed together, with a workspace; without one it is 0.
     ``segment`` scales the number of chunks in a segment. Sequences are cut into segments if all
-    together have at most ``cut_heads`` heads, or ``cut_long_heads`` with a sequence of
-    ``cut_long_chunks`` chunks among them.
+    together have at most ``cut_heads`` heads, or at most ``cut_long_heads`` if one of them has at
+    least ``cut_long_chunks`` chunks.
     """
 
     dtypes: tuple[str, ...]
@@ -81,7 +81,7 @@ class DeltaKernel(Struct):
     cut_long_chunks: int = 0
 
     def most_heads(self, longest: int) -> int:
-        """The most heads of all sequences with which they are cut; ``longest`` is in chunks."""
+        """The most heads with which sequences are cut; ``longest`` is the longest one's chunks."""
         if longest < self.cut_long_chunks:
             return self.cut_heads
         return max(self.cut_heads, self.cut_long_heads)
@@ -259,7 +259,7 @@ def packed_elements(
 class _Joined(NamedTuple):
     """Tensors that form one matrix in memory, joined along their outputs.
 
-    ``packing``: its quantisation; None: it has 16 bits, even if the checkpoint stores fewer.
+    ``packing`` is their quantisation; None means 16 bits, even if the checkpoint stores fewer.
     """
 
     tensors: tuple[Tensor, ...]
@@ -510,7 +510,7 @@ def temporary_bytes(
 def _widest_dense(
     model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int]
 ) -> int:
-    """Elements of one rank's widest quantised matrix outside experts, as the engine joins it.
+    """Elements of one rank's widest quantised matrix outside the experts, as the engine joins it.
 
     Queries, keys, values and the outputs' gates form one matrix. Source:
     lmdeploy builders/attention.py::fuse_qkv #92dc38

@@ -43,7 +43,7 @@ _NOT_PYTORCH: Final = {
             "SmolVLMForConditionalGeneration",
         )
     },
-    # It passes trust_remote_code to a class of Transformers that does not take it:
+    # The engine passes trust_remote_code to a class of Transformers that does not accept it:
     # lmdeploy vl/model/llava_next.py::LlavaNextVisionModel.build_preprocessor #c9d7c9
     "LlavaNextForConditionalGeneration":
         f"LMDeploy {REFERENCE}'s own front end for LLaVA-NeXT fails at its start",
@@ -52,7 +52,7 @@ _NOT_PYTORCH: Final = {
         "turbofit has no account of the time series encoder that LMDeploy's PyTorch engine builds"
         " for Intern-S2",
 }  # fmt: skip
-#: Models that it runs only without quantisation, each with the reason.
+#: Models that the PyTorch engine runs only without quantisation, each with the reason.
 _SIXTEEN_BITS: Final = {
     # lmdeploy models/llama4.py::Llama4ForConditionalGeneration._update_quant_config #25e372
     "Llama4ForConditionalGeneration":
@@ -62,8 +62,8 @@ _SIXTEEN_BITS: Final = {
     _QWEN3_OMNI: "turbofit has no account of Qwen3-Omni in {method}: take 16 bits",
     # lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
     "Qwen3NextForCausalLM": f"{_PYTORCH} reads Qwen3-Next's delta nets in 16 bits only",
-    # Their classes build attention or experts in 16 bits, whatever the config says of others.
-    # Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #c64855
+    # The classes of these models build attention or experts in 16 bits, even if the config has
+    # fewer. Source: lmdeploy models/phi3_moe.py::PhiMoESparseMoeBlock.__init__ #c64855
     # lmdeploy models/deepseek.py::DeepseekMoE.__init__ #1cc57b
     **{
         name: f"{_PYTORCH} reads {name} in 16 bits only"
@@ -159,9 +159,10 @@ def _turbomind_shape(model: Model) -> str | None:
 
 
 def _turbomind_packed(text: TextDims, packed: Quantization) -> str | None:
-    """The reason if TurboMind cannot read the quantised weights, or no account exists; or None."""
+    """The reason if TurboMind (or the account) does not know the quantised weights, or None."""
     if text.mla:
-        # Its weights are multiplied as stored: lmdeploy builders/mla.py::fold_kv_b #5bb339
+        # TurboMind multiplies weights of latent attention as stored:
+        # lmdeploy builders/mla.py::fold_kv_b #5bb339
         return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
     if packed.method == "gptq" and _packs_delta(text, packed):
         # TurboMind joins packed and unpacked projections, which gptq does not allow:
@@ -278,7 +279,7 @@ def _kimi_problem(quantization: Quantization) -> str | None:
 
 def _transformers(model: Model) -> str | None:
     if model.text.mla is not None:
-        # It caches keys and values of every head, while LMDeploy caches the latent.
+        # Transformers caches keys and values of every head, while LMDeploy caches the latent.
         return "turbofit has no account of Transformers' multi-head latent attention"
     for name in (model.architecture, model.text.architecture):
         if name in _REMOTE_CODE:

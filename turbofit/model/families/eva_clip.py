@@ -45,7 +45,7 @@ def read_eva_clip(
 
 
 def square_rule(vision: VisionDims) -> TileRule:
-    """One tile for images of every shape: its windows, and the two tokens around them."""
+    """The rule of one tile for every image; its tokens are the windows and two special tokens."""
     size = vision.image_size or 0
     return TileRule.square(size, (size // vision.patch_size // vision.merge) ** 2 + 2)
 

@@ -1,4 +1,4 @@
-"""Llama 4: experts in all layers or in every second one; images are canvases of tiles."""
+"""Llama 4: experts in all layers or in every second one; images become grids of tiles."""
 
 from __future__ import annotations
 

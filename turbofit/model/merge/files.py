@@ -84,7 +84,7 @@ class StoredTensor(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A tensor to write, and the edits on the way.
+    """A tensor to write, and the edits that change it before.
 
     An edit takes the tensor in the dtype of the result, and returns the changed tensor.
     """

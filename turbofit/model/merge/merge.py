@@ -232,7 +232,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         say: hears of progress, a line at a time.
 
     Raises:
-        UsageError: nothing is left behind.
+        UsageError: the merge is not possible; no output is left behind.
         PackageError: torch is missing.
     """
     folder = located(base, "config.json", say=say)

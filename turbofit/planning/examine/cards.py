@@ -86,7 +86,7 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def open_margin(gpu: GpuLedger) -> int:
-    """The part of the margin that must stay free; others may use a budget or a large margin."""
+    """The part of the margin, up to the default, that must stay free; others may use the rest."""
     return min(gpu.margin, max(256 * MIB, gpu.total // 100))
 
 

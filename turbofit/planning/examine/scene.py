@@ -1,4 +1,4 @@
-"""The sources of the checks, each replaceable so that a test can play each failure; answers."""
+"""The answers of the checks and their sources, which tests replace to simulate failures."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from turbofit.planning.examine.health import Health
 
 State = Literal["ok", "warning", "stops", "unreadable"]
-#: The occasions: `doctor`; a plan's warnings; before a run takes anything; under the lock of the
-#: leases, with the machine as it is; each start of its engines.
+#: The occasions: `doctor`; a plan's warnings; before a run takes resources; under the lock of the
+#: leases, with the machine as it then is; before each start of its engines.
 When = Literal["install", "plan", "launch", "lease", "start"]
 
 CHILD_SECONDS: Final = 60.0

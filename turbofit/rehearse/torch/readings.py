@@ -146,7 +146,7 @@ def _case_terms(
 
 
 def end_of(ended: EndedRun) -> dict[str, Any]:
-    """What ended it; where all was served nobody asks."""
+    """The end's fields; they are not used if all was served."""
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")

@@ -53,7 +53,7 @@ class CallSites:
 
 @dataclass
 class Pool:
-    """A stream-ordered pool: its card and owner, its live and held bytes by phase of its card."""
+    """A stream-ordered memory pool: its card and owner, its live and held bytes by card phase."""
 
     device: int
     owner: str

@@ -85,7 +85,7 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def end_of(ended: EndedRun, ledger: Ledger) -> dict[str, Any]:
-    """What ended it; where all was served nobody asks."""
+    """The end's fields; they are not used if all was served."""
     fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
     words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
     if error and not fatal:

@@ -122,7 +122,7 @@ def found_words(
     tokens: Sequence[int],
     vision_load: VisionLoad,
 ) -> str:
-    """Words for a plan that fits: where it runs, requests at once, and memory that stays free.
+    """Words for a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
     ``accounts`` are those of all engines, or of one if all are alike; ``tokens`` are those in each
     engine's cache; ``vision_load`` belongs to the request that is counted.
@@ -162,7 +162,7 @@ def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str
 
 
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settings) -> str:
-    """Words for what caches of so many tokens hold; each request is in one cache."""
+    """Words for the requests that caches of so many tokens hold; each request is in one cache."""
     context = settings.session_len
     size = counted_tokens(vision_load, context)
     requests, longest = (

@@ -32,7 +32,7 @@ _MUCH: Final = 0.1
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
-    """Yield one line for each setting; ``account`` is that of the group with the most units."""
+    """Yield one line per setting; ``account`` belongs to the group with the most units."""
     request, best, engine = fit.request, fit.best, fit.engine
     if best.fits:
         yield _ratio(fit)
@@ -259,7 +259,7 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """The reason why the other shape is slower; empty without a single cause."""
+    """The reason why the other shape is slower; empty if there is no single cause."""
     if not other.speeds or not best.speeds or request.workload.goal == "context":
         return ""
     worst = max(range(len(other.speeds)), key=lambda place: _on_links(other.speeds[place]))
@@ -278,7 +278,7 @@ def _on_links(speed: Speed) -> float:
 
 
 def _by_work(best: Evaluation, other: Evaluation) -> str:
-    """The reason in the work of the cards: the slower shape does less, or more slowly."""
+    """The difference in the cards' work as a reason: one shape computes more, or more slowly."""
     again, least = (max(speed.encodings for speed in shape.speeds) for shape in (other, best))
     if again > least:
         return f": a request's images are encoded {again} times, not {least}"
@@ -344,6 +344,8 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
     rule, image_limit = request.model.image_rule, best.shape.image_limit
     sized = request.workload.image_size is not None
     if rule is None or image_limit is None or sized or not best.vision_load.units_per_image:
+        return
+    if not request.compares_limits:
         return
     if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return

@@ -49,7 +49,7 @@ _SHORTER: Final = (16384, 8192, 4096)
 
 
 class Remedies(NamedTuple):
-    """The remedies, and the person's options each of which alone prevents the fit."""
+    """The remedies, and the person's own options that each prevent the fit alone."""
 
     remedies: tuple[Remedy, ...] = ()
     causes: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ def _closer(fit: EngineFit, other: EngineFit) -> str:
 
 
 def _more_host_memory(fit: EngineFit) -> Remedy:
-    """The remedy of more host memory for one engine, if the GPUs hold it."""
+    """The remedy of more host memory for one engine, if the engine fits on the GPUs."""
     smallest = fit
     if fit.request.replicas is None and fit.best.shape.replicas > 1:
         alone = _planned(replace(fit.request, replicas=1), fit.engine)
@@ -220,7 +220,7 @@ def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
 
 
 def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
-    """Yield changes to a smaller context, whose bound is ``held``, and to fewer images."""
+    """Yield changes to fewer images and to a smaller context; ``held`` is the context's bound."""
     images, context = request.workload.images, request.workload.context
     if context is not None:
         free, option = request.with_workload(context=None), f"--context {context}"
@@ -358,7 +358,7 @@ def _gain(fit: EngineFit, other: Evaluation) -> str:
 
 
 def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield 2, 4 and 8 of the freest GPU, linked like the visible ones (NVLink takes memory)."""
+    """Yield 2, 4 and 8 of the freest GPU, linked like the visible GPUs (NVLink takes memory)."""
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
     for count in (2, 4, 8):
         if count <= len(request.visible):
@@ -419,7 +419,7 @@ def larger(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def stopped(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield the GPUs without the process that holds most; without all holders if none is known."""
+    """Yield the GPUs without their largest process; without all holders if none is known."""
     by_process: dict[tuple[int, str], dict[int, int]] = {}
     for gpu in request.visible:
         for holder in gpu.holders:

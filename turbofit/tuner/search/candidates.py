@@ -206,7 +206,7 @@ def _scored(
 
 
 def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]]) -> Pace:
-    """The pace of all engines: summed rates, the slowest's seconds. Over with unequal shares."""
+    """The pace of all engines: summed rates, the slowest's seconds; too high if shares differ."""
     paces = [wish.forecast(speed, 1 / len(engines), most) for speed, most in engines]
     return Pace(
         rate=sum(engine.rate or 0 for engine in paces),
@@ -251,7 +251,7 @@ class _Unequal:
         return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
-        """The shares of the requests; if they are promised, each engine holds its own."""
+        """The shares of the requests; promised requests are divided as the caches allow."""
 
         def capacity(number: int, share: float) -> float:
             part = self._best(self.sets[number], share, None)

@@ -211,7 +211,7 @@ class _Search(SearchState):
         return self._as_taken(chosen), every
 
     def _as_taken(self, evaluation: Evaluation) -> Evaluation:
-        """Replace the forecast by that for served images; shapes are compared by wished ones."""
+        """Replace the forecast by that for served images; shapes are compared by wished images."""
         limit = evaluation.shape.image_limit
         if not evaluation.fits or limit == self.request.requested_image_limit:
             return evaluation
@@ -358,7 +358,7 @@ class _Search(SearchState):
             yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
-        """The same shape with the most units in one forward that cost no promise and no speed."""
+        """The same shape with the most units per forward that cost no promise and no speed."""
         rule, low = self.request.model.image_rule, queued.shape
         least = low.units_per_forward
         assert rule is not None

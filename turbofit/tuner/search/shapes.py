@@ -122,7 +122,7 @@ class Evaluation(Struct):
 
     @property
     def worth(self) -> tuple[float, ...]:
-        """The sort key of what clients get: size of images, context, then the goal's value.
+        """The sort key of what clients get: image size, context, then the goal's value.
 
         Promises precede speed, so that more memory never makes a promise smaller.
         """

@@ -340,9 +340,9 @@ def most_context(request: ResolvedRequest) -> int:
 def longest_context(request: ResolvedRequest) -> int:
     """The longest context to promise: the user's, or the model's own up to 32,768.
 
-    Few requests are longer, and longer contexts let more images share TurboMind's forward. Images
-    that need more get it; with the goal of context it is the model's own, and for the least
-    footprint that of one request.
+    Few requests are longer, and longer contexts let more images share TurboMind's forward. If
+    images need a longer context, they get it. With the goal of context it is the model's own; for
+    the least footprint it is that of one request.
     """
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
@@ -361,7 +361,7 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
-    """The longest context that the cache holds: a multiple of 64, or ``low``; ``high`` is too long.
+    """The longest context that the cache holds: a multiple of 64, or ``low``; below ``high``.
 
     ``tokens_at`` returns the KV tokens in the cache for a context, 0 if the engine does not start.
     A longer context never leaves more tokens, so each result bounds the answer on both sides: two
@@ -410,7 +410,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
 
 class _Batches:
-    """Batches of one shape compared with a batch of one, which fits: rates and tokens."""
+    """Batches of a shape beside a batch of one, which fits: their rates and tokens."""
 
     def __init__(self, sizer: Sizer, alone: Evaluation, session_len: int) -> None:
         self.sizer, self.alone, self.session_len = sizer, alone, session_len
