@@ -7,21 +7,29 @@ import random
 import pytest
 
 from tests.fixtures.clusters import filled
-from tests.support.plans import no_other_limits
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Workload
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
+from turbofit.tuner import choose
 from turbofit.tuner.resolved_request import ResolvedRequest
-
-__all__ = ["no_other_limits"]  # a fixture of all tests here
 
 CARDS = ["rtx3090", "rtx4090", "t4", "l4", "a100-40g", "v100-32g", "rtx3060", "l40s", "rtx2080ti"]
 MODELS = [
     "internvl2-1b", "internvl2-2b", "internvl2-8b", "internvl2-8b-awq", "internvl2-26b-awq",
     "qwen2-vl-2b", "qwen2-vl-7b", "qwen2-vl-7b-awq", "qwen2.5-7b",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_other_limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans say nothing of other image limits, which takes more than half of their time.
+
+    A file with ``LIMITS_COMPARED`` has them.
+    """
+    if not hasattr(request.module, "LIMITS_COMPARED"):
+        monkeypatch.setattr(choose, "limit_costs", lambda *_: ())
 
 
 def with_used(machine: Machine, used: list[int]) -> Machine:
