@@ -139,6 +139,13 @@ class StartupTracker:
         return self._loop_failed is not None
 
     @property
+    def server_fault(self) -> NoCache | LostLock | None:
+        """What ends the PyTorch engine's server without a fault; None if nothing did."""
+        if self.no_cache:
+            return NoCache(what=self.no_cache)
+        return LostLock() if self.raced else None
+
+    @property
     def cache_is_larger(self) -> bool:
         """Whether the cache may exceed the plan; the PyTorch engine does not report its size."""
         if self.budget is None:
@@ -153,8 +160,8 @@ class StartupTracker:
         self.fault: Fault | None = None
         self.error: PythonError | None = None
         self.frames: list[str] = []
-        #: What the PyTorch engine's server ends of, without a fault.
-        self.server_fault: NoCache | LostLock | None = None
+        self.no_cache = ""
+        self.raced = False
         self.in_vision = False
         self._evidence_at = float("-inf")
         self._loop_failed: float | None = None
@@ -173,10 +180,9 @@ class StartupTracker:
             case VisionFrame():
                 self.in_vision = self.in_vision or self.fault is None
             case NoCache():
-                self.server_fault = event
+                self.no_cache = event.what
             case LostLock():
-                if self.phase == "starting":
-                    self.server_fault = self.server_fault or event
+                self.raced = self.phase == "starting"
             case LoopFailed():
                 self._loop_failed = now if self._loop_failed is None else self._loop_failed
             case _:
@@ -339,8 +345,7 @@ def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
 
 
 def _without_cache(tracker: StartupTracker) -> End:
-    wanted = tracker.server_fault.what if isinstance(tracker.server_fault, NoCache) else "cache"
-    text = f"the engine found no memory for its {wanted} when it had loaded the weights"
+    text = f"the engine found no memory for its {tracker.no_cache} when it had loaded the weights"
     return End(kind="out_of_memory", phase="cache", message=text, hint=_advice(tracker))
 
 

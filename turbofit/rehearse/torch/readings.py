@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from turbofit.core.json_types import Document
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.observe.engine_end import rehearsed_kind, told_kind
 from turbofit.observe.log_events import NoCache, TorchMemory
@@ -145,7 +146,7 @@ def _case_terms(
     }
 
 
-def end_of(ended: EndedRun) -> dict[str, Any]:
+def end_of(ended: EndedRun) -> Document:
     """The end's fields; they are not used if all was served."""
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]

@@ -11,6 +11,7 @@ from typing import Any, Final
 from msgspec import convert
 
 from turbofit.core.installation import installed
+from turbofit.core.json_types import Document
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.account import POOL_WARMUP
@@ -84,7 +85,7 @@ def read_run(ended: EndedRun) -> Readings:
     )
 
 
-def end_of(ended: EndedRun, ledger: Ledger) -> dict[str, Any]:
+def end_of(ended: EndedRun, ledger: Ledger) -> Document:
     """The end's fields; they are not used if all was served."""
     fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
     words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
