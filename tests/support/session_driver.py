@@ -29,6 +29,7 @@ from turbofit.launch.serve.leases import Leases, end_orphans
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
+from turbofit.tuner import choose
 
 #: In the folder ``standin``, which is on the path.
 SERVER = "fake_server"
@@ -52,6 +53,7 @@ def run(stop: StopSignal, leases: Leases, stack: ExitStack) -> str:
     def replan(changes: dict[str, Any]) -> Plan:
         return best_plan(request.changed(**changes))
 
+    vars(choose)["limit_costs"] = lambda *_: ()  # half of a plan's time, which nobody reads here
     plan = replan({})
     changes = recall(plan, "0.18.0", pretend=False)
     if changes:

@@ -1,4 +1,4 @@
-"""The options of a batch beside its input and output, and the server that answers."""
+"""The options of a batch except its input and output, and the server that answers."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ _DATA: Final = re.compile(rb'"data:[^"]{0,80};base64,[^"]*"')
 def server_plan(
     source: BatchInput, spec: BatchSpec, request: PlanRequest
 ) -> tuple[BatchWorkload, tuple[str, ...]]:
-    """Read all items; returns what they need, and the options of a server that promises it.
+    """Read all items; returns their needs, and options with which a server meets them.
 
     Options of the plan that a person gave are kept.
 

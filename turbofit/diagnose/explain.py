@@ -16,14 +16,15 @@ from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import rows
+from turbofit.diagnose.rules import rules_told
 from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
-from turbofit.diagnose.rules.rules_told import said, told_by
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
 from turbofit.diagnose.rules.rules_turbomind import turbomind_rules
+from turbofit.diagnose.told import KNOWN, TITLE, TROUBLE, message_in, said
 from turbofit.observe.log_events import (
     CacheBudget,
     CudaError,
@@ -88,7 +89,8 @@ def diagnose(
     if not drafts:
         return _unknown(cases[-1], _told(cases[-1]) or _last_error(cases[-1]), ())
     best, of_run = drafts[0]
-    told = _told(of_run) if best.rank == "notice" and best.kind not in _DECIDES else None
+    notice = best.rank == "notice" and best.kind not in _DECIDES
+    told = _told(of_run, TROUBLE) if notice else None
     if told and told.line == best.line:
         told = None
     if told or _tells_less(best, of_run):
@@ -118,11 +120,17 @@ def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
     return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
 
 
-def _told(case: LogCase) -> RuleAnswer | None:
+def _told(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
     """What people tell, where no line of a program decides: a warning alone does not."""
-    logged = case.facts.mood.logged
-    decides = case.facts.every(PythonError) or (logged and not case.facts.told.has(logged.line))
-    return None if decides else told_by(case)
+    facts = case.facts
+    if _raised(case) or facts.mood.logged or facts.subject.foreign.tool:
+        return None
+    known = any(
+        mark.row and mark.row.rank != "notice" and not facts.told.has(mark.line)
+        for mark, _ in facts.every(KnownMessage)
+    )
+    weak = known or facts.mood.last_complaint or facts.cut_at
+    return rules_told.told_by(case, min(least, KNOWN) if weak else least)
 
 
 def _tells_less(best: RuleAnswer, case: LogCase) -> bool:
@@ -205,6 +213,7 @@ def _assumed(case: LogCase) -> tuple[str, ...]:
 
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     """No cause is proven: a message that a rule knows, or the last error."""
+    draft = rules_told.with_general(case, draft, message_in(draft.quoted) if draft.evidence else "")
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
     if case.facts.told.has(draft.line) and not draft.what:
         what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
@@ -216,7 +225,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         phase="unknown",
         what=what,
         others=others if draft.possible else None,
-        why=draft.why,
+        why=(*draft.why, *rules_told.also_told(case, what)),
         missing=missing_of(memory) if memory and draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,
@@ -232,12 +241,12 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
     facts = case.facts
     errors = facts.every(PythonError)
     words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
-    if facts.cut_at is not None:
-        return "(cut)"
-    if not draft.evidence and facts.mood.pictures:
+    still = ["(still)"] if draft.kind in ("stands_still", "said_to_hang") else []
+    if facts.cut_at or (rules_told.ends(facts) and rules_told.ends(facts) in what):
+        return ",".join(("(cut)", *still))
+    words += still
+    if facts.mood.pictures and (not draft.evidence or facts.told.has(draft.line)):
         words.append("(a picture)")
-    if draft.kind in ("stands_still", "said_to_hang"):
-        words.append("(stands still)")
     if errors and not errors[-1][0].stack:
         words.append("(no traceback)")
     if facts.lines <= _SHORT and not facts.commanded:
@@ -257,21 +266,25 @@ def _in_a_line(draft: RuleAnswer) -> str:
 
 def _last_error(case: LogCase) -> RuleAnswer:
     """What the last exception says, and whether that is a check's sentence; else a line."""
-    messages = case.facts.every(KnownMessage)
-    errors = case.facts.every(PythonError) or [
-        (mark, error)
-        for mark, _ in messages
-        if isinstance(error := read_line(mark.text), PythonError)
-    ]
+    errors = _raised(case)
     if errors:
         return _last_exception(case, errors)
     if tool := case.facts.subject.foreign.tool:
         return _foreign_answer(case, tool)
     if case.facts.cut_at is not None:
-        return _cut_off(case.facts.cut_at)
+        return _cut_off(case, case.facts.cut_at)
     if case.facts.clean_up is not None:
         return _of_clean_up(case.facts.clean_up)
-    return _last_line(case, messages)
+    return _last_line(case)
+
+
+def _raised(case: LogCase) -> list[tuple[LogEvent, PythonError]]:
+    """The exceptions that no row has; else those of which a row's condition does not hold."""
+    return case.facts.every(PythonError) or [
+        (mark, error)
+        for mark, _ in case.facts.every(KnownMessage)
+        if isinstance(error := read_line(mark.text), PythonError)
+    ]
 
 
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
@@ -281,15 +294,15 @@ def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -
     passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
     if checked and " " in text.strip() and not passed_on:
         what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
-        return replace(_quote(last, what), possible=_CHECKED, changes=_CHECK_AGAIN)
+        return rules_told.with_general(case, _quote(last, what), "check: ")
     what = f"turbofit does not know this error: {error.name}: {text}"
-    return _quote(last, what.rstrip(": "))
+    return rules_told.with_general(case, _quote(last, what.rstrip(": ")), f"{error.name}: ")
 
 
-def _cut_off(mark: LogEvent) -> RuleAnswer:
+def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
     """A traceback without its end."""
-    what = "this log ends within a traceback, before the error itself; its last call is"
-    return _quote(mark, f"{what}: {evidence(mark, '').text}", "the last call that it shows")
+    what = "; ".join(filter(None, (rules_told.ends(case.facts), rules_told.last_call(mark))))
+    return _quote(mark, what, "the last call that it shows")
 
 
 def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
@@ -344,10 +357,10 @@ def _of_clean_up(mark: LogEvent) -> RuleAnswer:
     return replace(draft, why=why)
 
 
-def _last_line(case: LogCase, messages: list[tuple[LogEvent, KnownMessage]]) -> RuleAnswer:
-    mood = case.facts.mood
+def _last_line(case: LogCase) -> RuleAnswer:
+    mood, messages = case.facts.mood, case.facts.every(KnownMessage)
     known = messages[-1][0] if messages else None
-    line = mood.logged or mood.title or mood.last_complaint or known or mood.last_refusal
+    line = mood.logged or mood.last_complaint or known or mood.last_refusal
     if line is None:
         planned = case.model is not None and case.machine is not None
         what = _QUIET + (_PICTURES if mood.pictures else "")
@@ -370,16 +383,6 @@ def _quote(mark: LogEvent, what: str, tells: str = "the last error") -> RuleAnsw
 
 #: Not NCCL's, whose errors have that level.
 _WARNING: Final = re.compile(r"(?!.*NCCL WARN).{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
-#: Why a program's own check fails.
-_CHECKED: Final = (
-    "what it was given or found here (an option, the model, a file, the card, a version) is not"
-    " what this release takes: its sentence says which",
-    "a fault of this release",
-)
-_CHECK_AGAIN: Final = (
-    "what the sentence names, compared with the page of the model and --help of the program; a"
-    " newer release of it",
-)
 #: The beginning of an answer about a message whose cause it does not tell.
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
 #: A log without a line that is known to be of an error; what its program did is not known.

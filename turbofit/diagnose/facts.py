@@ -61,7 +61,7 @@ _COMMAND: Final = re.compile(
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 #: The same where a page has lost what stood before it; a program's next line has a date or a level.
-_UNINDENTED: Final = re.compile(r"(?![\[\d]|.{0,60}?\b(?:ERROR|FATAL|CRITICAL)\b)(\S.+)")
+_UNINDENTED: Final = re.compile(r"(?![\[\d]|.{0,60}?\b(?:ERROR|FATAL|CRITICAL)\b)(\S.{4,})")
 #: An exception in a destructor while the program ends: Python goes on. Of a stream that could not
 #: be written it may be all that is said.
 _IN_DESTRUCTOR: Final = re.compile(
@@ -69,7 +69,8 @@ _IN_DESTRUCTOR: Final = re.compile(
 )
 #: A warning of Python with nothing behind its name, or with a colon at its end.
 _WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
-_TRACEBACK: Final = "Traceback (most recent call last)"
+#: A traceback begins, though the text may end within the words.
+_TRACEBACK: Final = "Traceback (m"
 #: A rule that a notebook draws, and what stands between two exceptions of one chain.
 _RULE: Final = "-" * 20
 _PASSES_ON: Final = "The above exception was the direct cause"
@@ -251,7 +252,7 @@ class LogFacts:
             self._keep(line, text, event, hits)
         elif call:
             self._code(line, call)
-        elif self.mood.goes_on(line, text, tuple(self._stack)):
+        elif not self.told.has(line) and self.mood.goes_on(line, text, tuple(self._stack)):
             self.deaths.progressed(line)
         if _TRACEBACK in text:
             self._open_traceback()
@@ -333,8 +334,6 @@ class LogFacts:
         if isinstance(event, KnownMessage | PythonError) and mark.cleans_up:
             self.clean_up = self.clean_up or mark
             return
-        if mark.of_title:
-            self.mood.title = self.mood.title or mark
         if isinstance(event, _MESSAGES):
             self._message = (len(self.marks), [text])
         if not isinstance(event, ServerFigures):
@@ -358,7 +357,7 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
     for row in rows:
         if runs[-1].ended_by(row.text):
             again = LogFacts()
-            again.subject = runs[-1].subject
+            again.subject, again.told = runs[-1].subject, runs[-1].told
             runs.append(again)
         runs[-1].take(row.line, row.text)
         if row.program:

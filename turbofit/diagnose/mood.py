@@ -72,8 +72,6 @@ class Mood:
         #: The last line that tells of an error and is no event, and the last that may.
         self.last_complaint: LogEvent | None = None
         self.last_refusal: LogEvent | None = None
-        #: The title of a page or an issue, where it sounds like an error.
-        self.title: LogEvent | None = None
         #: Whether a page shows pictures, whose text nobody can read here.
         self.pictures = False
         #: The first line that says that a server answered.
@@ -108,10 +106,6 @@ class Mood:
         """Take in a row that no event has: whether it shows that the program goes on."""
         complains, refuses, progresses = _sound_of(text)
         if _SOURCE.match(text):
-            return False
-        names_alone = text.endswith(("Error", "Exception"))
-        if text.startswith("# ") and (complains or refuses) and not names_alone:
-            self.title = self.title or LogEvent(line, text, KnownMessage())
             return False
         # A count of none is no failure.
         told = _NONE_OF_THEM.sub("", text) if complains or refuses else ""

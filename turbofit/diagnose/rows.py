@@ -67,7 +67,7 @@ _FORM: Final = re.compile(
 )
 #: How a program's or a shell's line begins, or code ends: what has none of it a person may say.
 _BY_PROGRAM: Final = re.compile(
-    r"[\s$>│|{}<(]|#!|\[(?![A-Z][a-z]+\])|[\w:]*\d[-:/.]\d|(?:\w+\.)*\w*(?:[Ee]rror|Exception)\b:?"
+    r"[\s$>│|{}<(]|#!|\[(?![A-Z][a-z]+\])|[\w:]*\d[-:/.]\d|[A-Za-z_.]*(?:[Ee]rror|Exception)\b:?"
     r"|.{0,40}?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|FATAL|CRITICAL|[Ww]arning:)|Traceback|Process "
     r"|\w+ ?[=(]|(?:import|from|export|pip|python\d?|lmdeploy(?= [a-z])|docker|sudo) [\w./-]+\b"
     r"|(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)|.*[{};\\]$"
@@ -171,6 +171,8 @@ def _of_docker(text: str) -> str:
 def _bare(text: str) -> str:
     """A row without the prefixes that are known, and without what a client or a form wrote."""
     text = text[:_LONGEST].rstrip()
+    if text.startswith("`") != text.endswith("`") and "```" not in text:
+        text = text.strip("`")
     if text.startswith(("- [", "##")) and _FORM.match(text):
         return ""
     match = _PREFIX.match(text)

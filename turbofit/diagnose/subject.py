@@ -63,7 +63,7 @@ _ASYNC: Final = re.compile(r"(?:--async[ =]|\basync_=)([01])\b")
 _VERSION: Final = re.compile(
     r"lmdeploy(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
     r"|lmdeploy[-_](\d+\.\d+\.\d+)\S*\.whl",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")

@@ -6,24 +6,70 @@ import re
 from typing import Final
 
 from turbofit.diagnose.event import LogEvent
+from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import by_program
 from turbofit.diagnose.rules.causes import hits_of
 from turbofit.observe.log_events import KnownMessage
 
-#: An exception by its name, within a sentence.
-NAMED: Final = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception): .+")
+#: A program's message within a sentence: an exception by its name, or what stands behind "error:".
+_NAMED: Final = re.compile(
+    r"((?a:(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Warning)): .+)"
+    r"|(?:报错|错误|信息|\b[Ee]rror|[Mm]essage)(?:为|是)?\s?[:：]\s*([^\s\"'`].{12,})"
+)
+#: Messages that people quote without the name of their exception.
+_NAMELESS: Final = (
+    ("AttributeError", re.compile(r"'[\w.]+' object has no attribute '\w+'.*")),
+    ("TypeError", re.compile(r"\S+ got an unexpected keyword argument '\w+'.*")),
+    ("ImportError", re.compile(r"cannot import name '\w+'.*")),
+    ("ModuleNotFoundError", re.compile(r"No module named '[\w.]+'.*")),
+)
+#: Ends of sentences.
+_SENTENCES: Final = re.compile(r"(?<=[。！？；])|(?<=[a-z)\]'\"`][.!?;]) +(?=[A-Z])")
+#: The marks of a forum around a title.
+_MARKS: Final = re.compile(
+    r"^(?:# +)?(?:[\[【](?:Bug|Feature|Issue|Docs?|Help|Question)[^\]】]{0,16}[\]】]\s*[:：]?\s*)*"
+    r"|\s*\[(?:Bug|Feature|Issue)\]$",
+    re.IGNORECASE,
+)
+#: A title that asks, or tells of trouble, in whatever words.
+_TROUBLE: Final = re.compile(
+    r"(?i:\[(?:bug|issue|help)|[?？]\s*$|\bnot\b|n't\b|\bun(?:able|expected)|\bproblem|\bissue"
+    r"|\bbug\b|\bwrong|\bbroken|(?<!\d)[45]\d\d(?![\dkb])|不|无法|没|异常|问题|错|失败|求助|吗)"
+)
+#: Where somebody tells a cause, or what works and what does not: it decides more than a guess.
+_DECIDES: Final = re.compile(
+    r"(?i:\b(?:because|due to|caused by|root cause|turn(?:s|ed) out|downgrad\w+|roll(?:ing|ed) back"
+    r"|after (?:up|down)grad\w+|works?(?:ed)? (?:fine|well|correctly|on|with|when|if|after)"
+    r"|only (?:with|when|on|fails|happens)|but (?:with|on|not)|exceeds)\b)"
+    r"|因为|由于|原因|导致|验证|解决了|可以解决|降级|降到|换成|升级后|正常|没问题|没有问题|只有|(?:而|但).{0,12}(?:不|可以)"
+)
 _FENCE: Final = "```"
+#: Symptoms of which words alone tell little.
+_WEAK: Final = ("asks_support", "http_status", "not_released", "said_to_be_slow")
+#: Rows among which the title stands.
+_FIRST: Final = 3
 #: Sentences that are kept: more are no report.
 _MOST: Final = 200
+#: Characters of a line that are asked for sentences.
+_LONGEST: Final = 1024
+
+#: What a sentence tells, the most first: a message or symptom that a row knows or an exception; the
+#: words of an error, or a question; a title alone.
+KNOWN, TROUBLE, TITLE = range(3)
 
 
 class ToldLines:
-    """The title, and sentences that a row knows or that name an exception, in their order."""
+    """The title, and sentences that tell of trouble or decide between causes."""
 
     def __init__(self) -> None:
-        self.marks: list[LogEvent] = []
-        self._titled = self._fenced = False
-        self._first = True
+        self.marks: list[tuple[int, LogEvent]] = []
+        #: Sentences that tell a cause, or what works beside it.
+        self.decides: list[LogEvent] = []
+        self.title: LogEvent | None = None
+        #: Whether the last row stands in a block that was pasted.
+        self.pasted = False
+        self._lines: set[int] = set()
+        self._rows = 0
 
     def notice(self, line: int, text: str) -> None:
         """Take in any row: within a fence, and below no title, it is the log's.
@@ -31,19 +77,67 @@ class ToldLines:
         The first line may be all that somebody wrote: without a title it is asked of people's own
         words alone.
         """
-        title = text.startswith("# ")
-        first, self._first = self._first, False
-        self._titled = self._titled or title
+        self._rows += 1
+        if self.title is None and self._rows <= _FIRST and text.startswith("# "):
+            self.title = LogEvent(line, text, KnownMessage())
         if text.startswith(_FENCE):
-            self._fenced = not self._fenced
-        elif not self._fenced and (title or ((self._titled or first) and not by_program(text))):
-            self._take(LogEvent(line, text, KnownMessage(), (), "", hits_of(text, told=True)))
-
-    def _take(self, mark: LogEvent) -> None:
-        of_people = mark.row is not None and mark.row.rank == "told"
-        known = of_people or (self._titled and (mark.hits or NAMED.search(mark.text)))
-        if known and len(self.marks) < _MOST:
-            self.marks.append(mark)
+            self.pasted ^= text.count(_FENCE) % 2 == 1
+        elif not self.pasted and (self.title or self._rows == 1) and len(self._lines) < _MOST:
+            self._read(line, text)
 
     def has(self, line: int) -> bool:
-        return any(mark.line == line for mark in self.marks)
+        """Whether a person wrote the line, and no program."""
+        return line in self._lines
+
+    def _read(self, line: int, text: str) -> None:
+        title = self.title is not None and self.title.line == line
+        if not plain(text) if title else by_program(text):
+            return
+        if self.title:
+            self._lines.add(line)
+        text = text[:_LONGEST]
+        for sentence in [text] if title else _SENTENCES.split(text):
+            self._take(line, sentence, title=title)
+
+    def _take(self, line: int, text: str, *, title: bool) -> None:
+        message = message_in(text)
+        if "Warning: " in message and not title:
+            return
+        hits = (message and hits_of(message)) or hits_of(text, told=True)
+        mark = LogEvent(line, text, KnownMessage(), (), "", hits)
+        order = self._order(mark, message, title=title)
+        if order is not None:
+            self._lines.add(line)
+            self.marks.append((order, mark))
+        if self.title and not title and _DECIDES.search(text):
+            self.decides.append(mark)
+
+    def _order(self, mark: LogEvent, message: str, *, title: bool) -> int | None:
+        """How much a sentence tells; None: nothing."""
+        row = mark.row
+        if self.title is None:
+            return KNOWN if row and row.rank == "told" else None
+        if message or (row and row.kind not in _WEAK):
+            return KNOWN
+        if row or tells_of_error(mark.text) or (title and _TROUBLE.search(mark.text)):
+            return TROUBLE
+        return TITLE if title else None
+
+
+def message_in(text: str) -> str:
+    """The message of a program that a sentence quotes, with its exception's name; else empty."""
+    if match := _NAMED.search(text):
+        return (match[1] or match[2]).strip().rstrip("`")
+    found = ((name, pattern.search(text)) for name, pattern in _NAMELESS)
+    return next((f"{name}: {match[0]}" for name, match in found if match), "")
+
+
+def said(text: str) -> str:
+    """What a person wrote, with where it stands, and without a forum's marks."""
+    where = "report's title" if text.startswith("# ") else "text"
+    return f"the {where} says: {plain(text)}"
+
+
+def plain(text: str) -> str:
+    """A person's line without a forum's marks."""
+    return _MARKS.sub("", text).strip()

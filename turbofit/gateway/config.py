@@ -1,4 +1,4 @@
-"""A gateway's settings beside the plan."""
+"""A gateway's settings in addition to the plan."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class ServedModel:
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds after which a request is expected to find it ready."""
+        """Whole seconds after which a request is expected to find the model ready."""
         if self.state == "failed":
             return max(1, ceil(self.again_at - time.monotonic()))
         if self.start_seconds is None:

@@ -1,6 +1,6 @@
 """Makes the gateway of a plan, and serves it.
 
-`run_gateway` is the whole life of a process, which signals end; a `GatewayThread` leaves the main
+`run_gateway` serves in the main thread until a signal comes; a `GatewayThread` leaves the main
 thread to the engines' supervisor.
 """
 

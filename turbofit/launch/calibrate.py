@@ -1,7 +1,7 @@
 """A calibration: a run that drives its engines through every load that their plan pays for.
 
 Its examiner, the `Calibrator`, reads the GPUs' memory after the warm-up, after one small request of
-each kind (for kernels) and after each worst case. Later plans use what was read.
+each kind (for kernels) and after each worst case. Later plans use these readings.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
     """Return the service of a plan, by default named after the model.
 
     The command plans again at every start, with the plan's shape and options, because free memory
-    and the GPUs themselves (of the same kind) may be others then.
+    and the GPUs themselves (of the same kind) may have changed by then.
 
     Raises:
         DoesNotFitError: the plan would not serve.

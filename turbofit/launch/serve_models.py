@@ -56,7 +56,7 @@ class PlannedModel(NamedTuple):
 
 
 class ServedModels(NamedTuple):
-    """How serving ended: the signal, the folders of the last runs, how many requests were cut."""
+    """The end of serving: the signal, the last runs' folders, the number of requests cut off."""
 
     ended: signal.Signals
     folders: list[Path]

@@ -156,7 +156,7 @@ class Start:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
 
     def doubt(self, end: End) -> None:
-        """Forget the proof of a plan that ran out of memory: an earlier check counts no more."""
+        """Forget the proof of a plan that ran out of memory: its earlier check no longer counts."""
         if end.is_oom:
             self._proof.forget()
 
@@ -206,7 +206,7 @@ class Start:
         ]
 
     def _furnish(self) -> None:
-        """Make the files again that engines read in the run's folder, if somebody has removed them.
+        """Restore files in the run's folder that engines read, if somebody has removed them.
 
         Raises:
             LaunchError: it cannot be made.
@@ -314,7 +314,7 @@ class Start:
         return run.public
 
     def _tick(self) -> None:
-        """Update the lease and the record, and write what a full disk did not take before."""
+        """Update the lease and the record; write again what a full disk refused before."""
         run, engines = self._run, self._supervisor.engines
         if not run.config.pretend:  # others need not know of pretend GPUs
             run.leases.note(

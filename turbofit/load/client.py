@@ -62,7 +62,7 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Tokens by the server's count, else pieces (under: one may hold several tokens)."""
+        """Tokens by the server's count, else pieces (too few: one may hold several tokens)."""
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
 
     @property

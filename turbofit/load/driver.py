@@ -110,7 +110,7 @@ class LoadRun:
                 await asyncio.sleep(max(pause, answer.retry_after))
 
     async def _arrivals(self) -> None:
-        """Send requests at their times, whatever happened to earlier ones; late ones, too."""
+        """Send requests at their times, even if earlier ones failed; late ones are sent, too."""
         begun = time.perf_counter()
         for request in self._requests:
             wait = begun + request.at - time.perf_counter()

@@ -31,7 +31,7 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=_LARGEST_SIDE)]
 
 
 class TracedRequest(Struct):
-    """One request, and a line. Of ``prompt_tokens`` and ``prompt_bytes`` one is enough."""
+    """A request of a trace, and its line; ``prompt_tokens`` or ``prompt_bytes`` is enough."""
 
     at: Annotated[float, msgspec.Meta(ge=0), doc("Seconds after the first request.")]
     output_tokens: Annotated[Tokens, doc("Tokens of the answer.")]

@@ -277,5 +277,5 @@ OF_LAUNCH: Final = (
 )  # fmt: skip
 #: Events about the machine, which hold for every run in a log.
 OF_MACHINE: Final = (MigSlice, PeerMissing, SmiGpu, SmiProcess)
-#: Events each of which ends a process.
+#: Events that end a process, each by itself.
 FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)

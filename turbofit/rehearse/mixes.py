@@ -1,4 +1,4 @@
-"""The worst cases of a plan, and mixes of images, as prompts, that may be among them."""
+"""Builds the worst cases of a plan from prompts whose mixes of images may be the worst."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Spec:
         engine: a key of `turbofit.rehearse.engines.ADAPTERS`.
         settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
           ``device_map``.
-        cases: run in this order, each after the last has come to rest.
+        cases: run in this order, each after the requests of the previous one have ended.
         start_seconds, case_seconds: how long the engine may do nothing before it counts as hanging.
     """
 

@@ -35,6 +35,8 @@ import json, sys
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.planning.request import PlanRequest
+from turbofit.tuner import choose
+choose.limit_costs = lambda *_: ()  # half of a plan's time, which nobody reads here
 with Leases() as leases:
     request = PlanRequest(model=sys.argv[1], **json.loads(sys.argv[2]))
     plan = Planner(request, leases, lambda _: None, rehearse=False).make({})

@@ -1,4 +1,4 @@
-"""``turbofit doctor`` and ``diagnose``: what would stop an engine here, and what stopped one."""
+"""``turbofit doctor`` and ``diagnose``: obstacles for an engine here, and causes of its end."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def gateway(
 def _planned(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
-    """The gateway of one plan; says first what it cannot keep."""
+    """The gateway of one plan; prints a note on images that it cannot limit."""
     from msgspec.structs import replace
 
     from turbofit.gateway.http.accesslog import access_log

@@ -219,7 +219,7 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
 
 def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
-    """What SIGHUP does if the options are in a profile; without one SIGHUP ends the run."""
+    """The function for SIGHUP if the options are in a profile; else None: SIGHUP ends the run."""
     ctx = click.get_current_context(silent=True)  # None if a program calls it
     if ctx is None or profiles.profile_of(ctx) is None:
         return None

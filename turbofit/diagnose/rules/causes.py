@@ -82,6 +82,13 @@ class _Fact(Struct):
     pattern: str
 
 
+class General(Struct):
+    """What others had of an exception, by its name alone, and what they tried."""
+
+    possible: tuple[str, ...]
+    change: tuple[str, ...]
+
+
 class _Table(Struct):
     kinds: dict[str, Kind]
     #: Names of Transformers by the release that brought or dropped them.
@@ -90,6 +97,7 @@ class _Table(Struct):
     facts: tuple[_Fact, ...]
     #: What would tell more of an error that no row knows, and words of its line.
     send: dict[str, tuple[str, ...]]
+    general: dict[str, General]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
     rows: tuple[Row, ...]
 
@@ -113,7 +121,7 @@ def causes() -> tuple[Row, ...]:
 
 
 def kind_of(row: Row) -> Kind:
-    return _table().kinds.get(row.kind, Kind())
+    return _table().kinds.get(row.kind, Kind(common=row.rank == "told"))
 
 
 def release_of(name: str, *, dropped: bool) -> str | None:
@@ -128,6 +136,11 @@ def less_memory(program: str, phase: str) -> tuple[str, ...]:
     return rows.get(phase, rows["any"])
 
 
+def general(name: str) -> General | None:
+    """What others had of an exception that no row knows; of ``lite`` while LMDeploy quantises."""
+    return _table().general.get(name)
+
+
 def what_to_send(error: str) -> tuple[str, ...]:
     """What would tell more of an error that no row knows, by its line and the log's programs."""
     send = _table().send.items()
@@ -137,7 +150,16 @@ def what_to_send(error: str) -> tuple[str, ...]:
 @by_form
 def _rows_of(form: str) -> tuple[Row, ...]:
     """The rows of which a line has a word, in their order."""
-    pattern, rows = _words()
+    return _rows_in(form, told=False)
+
+
+@by_form
+def _told_rows_of(form: str) -> tuple[Row, ...]:
+    return _rows_in(form, told=True)
+
+
+def _rows_in(form: str, *, told: bool) -> tuple[Row, ...]:
+    pattern, rows = _words(told)
     places: set[int] = set()
     match = pattern.search(form)
     while match is not None:
@@ -149,12 +171,13 @@ def _rows_of(form: str) -> tuple[Row, ...]:
 
 
 @cache
-def _words() -> tuple[re.Pattern[str], dict[str, list[tuple[str, int]]]]:
-    """A pattern of all rows' words with zeros for digits, and what it may have found of which row.
+def _words(told: bool) -> tuple[re.Pattern[str], dict[str, list[tuple[str, int]]]]:
+    """A pattern of rows' words with zeros for digits, and what it may have found of which row.
 
     It finds the shortest word that begins at a place, under which all stand that begin with it.
     """
-    words = [(zeros(word), place) for place, row in enumerate(causes()) for word in row.says]
+    rows = [(row, place) for place, row in enumerate(causes()) if (row.rank == "told") == told]
+    words = [(zeros(word), place) for row, place in rows for word in row.says]
     pattern = re.compile(_any_of({word for word, _ in words}))
     found: dict[str, list[tuple[str, int]]] = {}
     for word, place in words:
@@ -191,11 +214,10 @@ def hits_of(text: str, *, told: bool = False) -> tuple[Hit, ...]:
 
     Those of people's words only where a person ``told`` it, and then first.
     """
-    rows = _rows_of(text)
+    rows = (*_told_rows_of(text), *_rows_of(text)) if told else _rows_of(text)
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
-    hits = (hit for hit in _hits(rows, text) if told or hit.row.rank != "told")
-    return tuple(sorted(hits, key=lambda hit: hit.row.rank != "told"))
+    return tuple(_hits(rows, text))
 
 
 def _hits(rows: tuple[Row, ...], text: str) -> Iterator[Hit]:

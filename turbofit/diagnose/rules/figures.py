@@ -36,8 +36,6 @@ _PART: Final = re.compile(
 )
 #: Where TurboMind's weights are read.
 _CONVERTS: Final = re.compile(r"(lmdeploy[/\\]turbomind[/\\])")
-#: One look-up alone in a line: of several nobody knows which failed.
-_LOOKED_UP: Final = re.compile(r"[^\[]*?\b([A-Za-z_]\w{2,60})\[[^\[]*")
 #: An exception that is made there, and passes on none that came before.
 _RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\((?!.*\bfrom \w+$)")
 #: Errors of what was waited for, or of what a client asked: no check of the program.
@@ -166,12 +164,6 @@ def _type_looked_up(figures: Figures) -> str | None:
     return figures.of_line("type") if _released(figures, dropped=False) else None
 
 
-def _table(figures: Figures) -> str | None:
-    """That in which a package's code looked up a key; none where it is a process's environment."""
-    match = _LOOKED_UP.fullmatch(figures.stack[-1].code) if package_of(figures.stack[-1:]) else None
-    return match[1] if match and match[1] != "environ" else None
-
-
 def _place(figures: Figures) -> str | None:
     """The innermost package with the innermost function, as PACKAGE.FUNCTION."""
     package = package_of(figures.stack)
@@ -264,17 +256,12 @@ def _mended(figures: Figures, front: FrontEnd, step: Step) -> str:
     )
 
 
-def _lmdeploy_class(figures: Figures) -> str | None:
-    return figures.of_line("owner") if package_of(figures.stack) == "lmdeploy" else None
-
-
 #: By name; a row uses them in its sentences and conditions.
 FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "brought": lambda figures: _released(figures, dropped=False),
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
-    "class_of_lmdeploy": _lmdeploy_class,
     "function": lambda figures: _function(figures) or None,
     "dropped": lambda figures: _released(figures, dropped=True),
     "listed_since": _listed_since,
@@ -287,7 +274,6 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "ratio": lambda figures: figures.case.ratio,
     "read_as_16_bits": _read_as_16_bits,
     "said": lambda figures: figures.hit.said,
-    "table": _table,
     "too_new": _too_new,
     "too_old": _too_old,
     "too_old_for": _too_old_for,

@@ -1,58 +1,134 @@
 """A report whose log decides nothing: what its title tells, then what its sentences tell.
 
-No line of the log tells of an error, or it is cut before it. The steps: look a person's line up in
-the rows that a log's lines are looked up in; say what is told as told, with what others had who met
-it; say beside it where the log is cut.
+No line of the log tells of an error, or it is cut before it. The steps: look a person's sentence up
+in the rows that a log's lines are looked up in; say what is told as told, with what others had who
+met it; say beside it where the text ends.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from turbofit.diagnose.rules.causes import less_memory
+from turbofit.core.process.hidden import without_keys
+from turbofit.diagnose.rules.causes import general, less_memory
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.diagnose.rules.rules_torch import phase_of, program_of
-from turbofit.diagnose.told import NAMED
+from turbofit.diagnose.told import TITLE, message_in, plain, said
 
 if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.event import LogEvent
+    from turbofit.diagnose.facts import LogFacts
+    from turbofit.observe.stages import Phase
 
 _NO_LINE: Final = "no line of this log tells what failed"
-_CUT: Final = "this log ends within a traceback, before the error itself"
+#: The name of an exception before its message.
+_NAME: Final = re.compile(r"(?:\w+\.)*(\w+): ")
+#: Words of the phase in which memory ran out, as people tell it.
+_PHASES: Final[dict[Phase, re.Pattern[str]]] = {
+    "weights": re.compile(r"(?i:\b(?:re)?load|start|\binit|加载|启动|部署)"),
+    "serving": re.compile(r"(?i:infer|image|request|prompt|图片|圖片|推理|请求|长)"),
+}
+#: Kinds of rows that speak of serving, where LMDeploy quantised.
+_OF_SERVING: Final = (
+    "wrong_quantization", "unsupported_feature", "unsupported_model", "asks_support",
+)  # fmt: skip
 
 
-def told_by(case: LogCase) -> RuleAnswer | None:
-    """What the title says, else the text, where a row knows it or it names an exception."""
-    answers = (_stated(case, mark) for mark in case.facts.told.marks)
-    return next((answer for answer in answers if answer), None)
+def told_by(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
+    """What the title says, else the text: what tells most, and at least so much."""
+    marks = sorted(case.facts.told.marks, key=lambda told: told[0])
+    answers = (_stated(case, mark) for order, mark in marks if order <= least)
+    return next(answers, None)
 
 
-def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer | None:
-    draft, named = explanation_of(mark, case), NAMED.search(mark.text)
-    if draft is None and named is None:
-        return None
-    draft = draft or RuleAnswer(kind="check_failed", line=mark.line)
-    cut, changes = case.facts.cut_at, draft.changes
-    phase = phase_of(cut.stack) if cut else "unknown"
-    if cut and draft.kind == "out_of_memory" and phase != "unknown":
-        changes = less_memory(program_of(cut.stack, case.facts.subject), phase)
-    return replace(
+def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
+    facts, cut = case.facts, case.facts.cut_at
+    draft = explanation_of(mark, case) or RuleAnswer(kind="check_failed", line=mark.line)
+    changes = draft.changes
+    if draft.kind == "out_of_memory":
+        changes = _less_memory(mark.text, case)
+    draft = replace(
         draft,
         phase="unknown",
-        what=f"{_CUT if cut else _NO_LINE}; {said(evidence(mark, '').text)}",
-        why=(f"its last call is: {evidence(cut, '').text}", *raised_in(cut)) if cut else (),
+        what=f"{ends(facts) or _NO_LINE}; {said(evidence(mark, '').text)}",
+        why=(last_call(cut), *raised_in(cut)) if cut and cut.stack else (),
         possible=draft.possible or tuple(filter(None, (draft.what,))),
         changes=changes,
-        evidence=(evidence(mark, "what the report tells"),)
-        + ((evidence(cut, "the last call that it shows"),) if cut else ()),
+        evidence=(evidence(mark._replace(text=plain(mark.text)), "what the report tells"),)
+        + ((evidence(cut, "the last call that it shows"),) if cut and cut.stack else ()),
     )
+    return with_general(case, draft, message_in(mark.text))
 
 
-def said(text: str) -> str:
-    """A person's line, with where it stands."""
-    title = text.removeprefix("# ")
-    return f"the {'text' if title == text else 'title'} says: {title}"
+def ends(facts: LogFacts) -> str:
+    """Where a text ends that was cut before its error; empty: it was not."""
+    where = "a traceback and before the error itself"
+    if facts.cut_at is None:
+        where = "its log and before a line that tells what failed" if facts.told.pasted else ""
+    return where and f"this text ends at line {facts.lines}, within {where}"
+
+
+def last_call(cut: LogEvent) -> str:
+    """The last call of a torn traceback; of a line that is torn itself its function."""
+    text = evidence(cut, "").text
+    if len(text) < _TORN and cut.stack:
+        text = cut.stack[-1].function
+    return f"its last call is: {text}" if cut.stack else ""
+
+
+def _less_memory(text: str, case: LogCase) -> tuple[str, ...]:
+    """What takes less memory in the phase that a traceback or the words show."""
+    cut = case.facts.cut_at
+    stack = cut.stack if cut else ()
+    phase = phase_of(stack)
+    if phase == "unknown":
+        told = (name for name, words in _PHASES.items() if words.search(text))
+        phase = next(told, "unknown")
+    program = program_of(stack, case.facts.subject)
+    return less_memory("lmdeploy" if program == "other" else program, phase)
+
+
+def with_general(case: LogCase, draft: RuleAnswer, message: str) -> RuleAnswer:
+    """An answer with the general causes of such an exception, where no row has listed any.
+
+    While LMDeploy quantises, its own list stands in the place of what is said of serving.
+    """
+    if draft.possible and draft.kind not in _OF_SERVING:
+        return draft
+    lite = case.facts.subject.quantises and not _serves(case)
+    name = _NAME.match(message)
+    key = "lite" if lite else "" if draft.possible or name is None else name[1]
+    listed = general(key) if case.facts.subject.of_inference else None
+    if listed is None:
+        return draft
+    kind = "check_failed" if key == "check" else "unknown"
+    return replace(draft, kind=kind, possible=listed.possible, changes=listed.change)
+
+
+def _serves(case: LogCase) -> bool:
+    """Whether the torn traceback of a log that has `lmdeploy lite` is another part's."""
+    stack = case.facts.cut_at.stack if case.facts.cut_at else ()
+    of_lmdeploy = [frame.path for frame in stack if "lmdeploy" in frame.path]
+    return bool(of_lmdeploy) and not any("lite" in path for path in of_lmdeploy)
+
+
+def also_told(case: LogCase, what: str) -> tuple[str, ...]:
+    """The report's title, and a sentence that decides, beside the line that is quoted."""
+    told = case.facts.told
+    marks = [told.title] if told.title and plain(told.title.text) else []
+    texts = [said(mark.text) for mark in (*marks, *told.decides[:_DECIDING])]
+    return tuple(without_keys(text)[:_SHOWN] for text in texts if text[:_SAME] not in what)
+
+
+#: Sentences that are quoted beside the line that tells most, characters of one, and those by which
+#: it is found again in what is quoted already.
+_DECIDING: Final = 2
+_SHOWN: Final = 240
+_SAME: Final = 60
+#: A source line of fewer characters has lost its end.
+_TORN: Final = 6

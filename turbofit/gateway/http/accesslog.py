@@ -108,7 +108,7 @@ def request_size(prepared: Preparation) -> Document:
 
 
 def answer_tokens(tail: bytes, events: int) -> int:
-    """Tokens of an answer, from its usage, else its events (under: an event may hold several)."""
+    """Tokens of an answer, from its usage, else its events (too few: an event may hold several)."""
     counts: Sequence[bytes] = _USAGE.findall(tail)
     return int(counts[-1]) if counts else events
 

@@ -1,4 +1,4 @@
-"""The common part of a gateway's ASGI apps: how they treat requests, whatever the content."""
+"""The common part of a gateway's ASGI apps: how they treat requests of any content."""
 
 from __future__ import annotations
 

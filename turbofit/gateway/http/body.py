@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive, RequestContext
 
-#: The memory for all bodies: at least so many of the largest, and at least so many bytes.
+#: The memory for all bodies: at least this many of the largest bodies, and at least these bytes.
 _LARGEST_AT_ONCE: Final = 16
 _LEAST_AT_ONCE: Final = 512 << 20
 #: Bytes from which a body is large: it lets others run between its parts, and a thread reads its

@@ -47,7 +47,7 @@ _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropi
 
 class ClientConnection(Protocol):
     def make_room(self) -> None:
-        """Close: it has no running request, and another client needs its place."""
+        """Close the connection: it has no running request, and another client needs its place."""
 
     def has_unread(self) -> bool:
         """Whether bytes wait to be read, probably a request, or a refusal waits to be sent."""
@@ -178,7 +178,7 @@ class Connections:
                 del self._number_of[address]
 
     def make_room(self, address: str | None = None, *, waited: float = 0.0) -> bool:
-        """Close the connection that waited longest, but at least ``waited`` seconds; if any."""
+        """Close the connection that waited longest, if it waited at least ``waited`` seconds."""
         mine = (c for c in self._waiting if address is None or self._of[c] == address)
         for connection in islice(mine, _CANDIDATES):
             if time.monotonic() - self._waiting[connection] < waited:
@@ -264,7 +264,7 @@ class Acceptor:
 
 
 class Hosts:
-    """Names by which a server without a key may be asked, beside every address.
+    """The names under which a server without a key answers, in addition to every address.
 
     A web page can let its own name lead to its visitor's loopback (DNS rebinding). For the browser
     the server then belongs to that page, whose requests have no ``Origin``, but the page's name as

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class PreparedBody(Struct):
-    """A request's cost, and what was ``lowered``; ``tokens`` are those of one copy's images.
+    """A request's cost, and the ``lowered`` values; ``tokens`` are those of one copy's images.
 
     ``lacks_grammar``: the answer must have a certain form, and XGrammar is not installed.
     """

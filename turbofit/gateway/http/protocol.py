@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.connections import Connections
     from turbofit.gateway.http.refusals import Api
 
-#: Bytes of a header beside its name and value: a colon, a space and the end of the line.
+#: Bytes of a header in addition to its name and value: a colon, a space and the end of the line.
 _AROUND: Final = 4
 
 
@@ -117,7 +117,7 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start a request, whose deadlines are the app's from now on.
+        """Start a request; from now on the app sets its deadlines.
 
         httptools ends a message that asks for another protocol with its headers, and would read its
         body as the next request: another client's, behind a proxy that shares connections.

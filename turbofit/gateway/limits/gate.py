@@ -47,7 +47,7 @@ class KvCache(Struct):
 
     @property
     def room(self) -> int:
-        """Tokens that requests may reserve without an eviction; `Upstream.probe` has some, too."""
+        """Tokens that requests may reserve without an eviction; `Upstream.probe` has the rest."""
         return max(0, self.tokens - TEMPLATE_TOKENS)
 
     def reservation(self, cost: Cost) -> int:

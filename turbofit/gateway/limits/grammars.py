@@ -1,7 +1,7 @@
 """Bounds the cost of grammars: LMDeploy compiles schemas and patterns on its event loop.
 
 The costs are seconds of one core, for XGrammar 0.2.8 and 151,643 tokens (the table is in
-`bench/gateway/GRAMMARS.md`), each at its upper end: over. XGrammar compiles with up to eight
+`bench/gateway/GRAMMARS.md`), each at its upper end. XGrammar compiles with up to eight
 threads, so a second of the loop is worth as many seconds of one core as there are cores, up to
 eight.
 """
@@ -152,7 +152,7 @@ def _bound(name: str, value: Any) -> list[str]:
 
 @cache
 def threads_here() -> int:
-    """The threads for which XGrammar has cores: it may start more than a cgroup's quota allows."""
+    """The number of XGrammar's threads that have cores; it may start more than a cgroup's quota."""
     cores = usable_cores()
     return 1 if cores == NA else min(int(cores), _MOST_THREADS)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
-#: Seconds for which an engine gets no new request after a client has left its turn alone there.
+#: Seconds without new requests at an engine after the client of a turn alone there has left.
 _ALONE_AFTER: Final = 1.0
 
 
@@ -61,7 +61,7 @@ class Place:
             engine.turn_of = self.turn
 
     def begin(self) -> None:
-        """Give back what the request needs no longer as its answer begins, and let the next in."""
+        """Give back what the request no longer needs once its answer begins; let the next in."""
         self._give_back_host()
         self.engine.gate.begin(self._share)
         self._admission.given_back()
@@ -125,7 +125,7 @@ class _Queue:
                 del self.lines[place.client]
 
     def room(self, client: str, busy: Refusal) -> bool:
-        """Whether one more of a client's may wait; the newest of another may be refused for it."""
+        """Whether one more request of a client may wait; another client's newest may be refused."""
         if self.waiting < self.longest:
             return True
         most = max(self.lines.values(), key=len, default=deque())

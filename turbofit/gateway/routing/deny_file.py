@@ -1,4 +1,4 @@
-"""The deny list's file on this machine: what is refused, and the key of all fingerprints.
+"""The deny list's file on this machine: the refused names, and the key of all fingerprints.
 
 A file belongs to one model with one version of the engine: another version may well survive what
 killed this one. So may another engine or other cards (over), but a run whose next plan has others

@@ -158,7 +158,7 @@ class DenyList:
         return death
 
     def nothing_listens(self, engine: RoutedEngine) -> EngineDeath | None:
-        """Note that nothing listens there: the engine has ended, maybe by a request that was left.
+        """Note that an engine's address is dead: a request that was left may have ended the engine.
 
         The requests that it still has notice the end themselves.
         """

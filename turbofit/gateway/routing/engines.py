@@ -30,7 +30,7 @@ LEFT_SECONDS: Final = 10.0
 _SHORTEST_PREFIX, _REMEMBERED = 2048, 8192
 #: The engine that caches a prefix may have up to this many requests more than the least busy one.
 _DETOUR: Final = 4
-#: A process that died is not running and taking requests again within so many seconds.
+#: Seconds within which a process that died cannot yet run again and take requests.
 _PAUSE: Final = 1.0
 #: How many requests whose clients left an engine remembers.
 _LEFT: Final = 64
@@ -107,7 +107,7 @@ class EngineDeath:
     concluding: asyncio.Task[None] | None = None
 
     def accuse(self, who: str, *, in_turn: bool, begun: bool) -> None:
-        """Note a request or client that was there, in addition to what was noted of it before."""
+        """Note a request or client that was there; adds to an earlier note of it."""
         before = self.accused.get(who, Accusation(in_turn=False, begun=False))
         self.accused[who] = Accusation(
             in_turn=in_turn or before.in_turn, begun=begun or before.begun

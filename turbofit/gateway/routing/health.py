@@ -91,7 +91,7 @@ class Monitor:
             event.set()
 
     def suspect(self, engine: RoutedEngine) -> None:
-        """Note that a request failed there."""
+        """Note that a request failed at the engine."""
         engine.suspect = True
         self._looks[engine].set()
 
@@ -101,7 +101,7 @@ class Monitor:
         self.suspect(engine)
 
     def doubt(self, engine: RoutedEngine) -> None:
-        """Note that it broke off, was not reached, or its loop has ended.
+        """Note that an engine broke off, was not reached, or that its loop has ended.
 
         It gets no new request until it answers. Its requests are not ended: each connection finds
         out for itself, and some may live.

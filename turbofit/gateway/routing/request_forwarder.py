@@ -46,7 +46,7 @@ _TAIL: Final = 4096
 #: The beginnings of a stream from an engine that is out of order.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 #: The message of LMDeploy's server, with 503 or in an event, after its engine's loop has ended: the
-#: server lives on. Over: LMDeploy also says this of a lost session or queue; an engine that lives
+#: server lives on. LMDeploy also says this of a lost session or queue; then the engine lives and
 #: is back once it answers a probe. lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
 _UNAVAILABLE: Final = b"The inference engine is unavailable."
 #: An event whose error has exactly this message. Quotes that a model or a client wrote are escaped

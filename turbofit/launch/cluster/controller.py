@@ -63,7 +63,7 @@ _KILLED_SECONDS: Final = 5.0
 #: Seconds that the first plan waits for measurements of all nodes; late nodes join afterwards.
 _MEASURE_SECONDS: Final = 180.0
 _MOST_EVENTS: Final = 100
-#: Seconds beside the drain in which servers must end, and seconds for actors to hear of it.
+#: Seconds after the drain in which servers must end, and seconds for actors to hear of it.
 _LAST_SECONDS: Final = 20.0
 _HEAR_SECONDS: Final = 5.0
 #: States of a node with a plan and a server for it, and states of a node without GPUs.

@@ -42,7 +42,7 @@ def measure_nodes(address: str | None) -> Cluster:
 
 
 def measure_here(*, pretend: bool = True) -> Node:
-    """The node that this runs on, without its place in the cluster.
+    """The node on which this process runs, without its place in the cluster.
 
     ``pretend``: it is the machine that ``TURBOFIT_NODE_SPEC`` names, if that is set.
     """

@@ -30,7 +30,7 @@ FAILURES = (OSError, http.client.HTTPException)
 
 @dataclass
 class EngineClient:
-    """Asks one engine, with its API key if it has one; ``model`` is its name of its model."""
+    """Asks one engine, with its API key if any; ``model`` is the engine's name for its model."""
 
     port: int
     key: str | None
@@ -61,7 +61,7 @@ class EngineClient:
         return self._answers("GET", "/health", None, timeout)
 
     def find_model(self, timeout: float) -> tuple[int, str | None]:
-        """The status of its list of models, and the first of them, which is kept in ``model``."""
+        """Return the status of the engine's list of models, and its first, also in ``model``."""
         status, body = self.call("GET", "/v1/models", timeout=timeout)
         self.model = first_model(body) if status == http.client.OK else None
         return status, self.model

@@ -294,7 +294,7 @@ def stalled(what: str, log: Path) -> End:
 
 
 def silence_words(plan: Plan, phase: str, seconds: float) -> str:
-    """Words on what it may mean that a starting engine prints nothing for ``seconds``."""
+    """A message on why a starting engine may print nothing for ``seconds``."""
     text = f"silent for {seconds:.0f} s in phase {phase}"
     text += "; weights may come from a slow disk" if phase == "weights" else ""
     if plan.settings.tp > 1 and plan.engine.is_pytorch:
@@ -373,7 +373,7 @@ def _phase(tracker: StartupTracker, torch: TorchMemory | None, refused: End) -> 
 
 
 def _staged(plan: Plan, torch: TorchMemory | None) -> bool:
-    """Whether torch ran out of memory beside TurboMind, for which it holds only loading weights."""
+    """Whether torch ran out of memory in TurboMind's process, which uses torch to load weights."""
     return torch is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
 
 

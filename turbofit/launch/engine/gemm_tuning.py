@@ -118,7 +118,7 @@ def give_tuning(
 
 
 def kept_words(spent: Mapping[str, float]) -> str:
-    """Words on what the next start saves, by the seconds that this start's phases took."""
+    """A message on the time that the next start saves; ``spent``: seconds by phase."""
     return (
         f"its kernels are kept: the next start saves a warm-up of {spent.get('warm-up', 0):.0f} s"
     )

@@ -62,7 +62,7 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
 
 @dataclass(kw_only=True)
 class PretendLaunch(Launch):
-    """An engine on pretend GPUs: LMDeploy's own server and engine, of which only memory is real.
+    """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
 
     Each start has a machine of its own, whose scenario and timeline go into ``folder``. ``taken``:
     bytes that another process takes of each card after the cache is sized. In the first start, the

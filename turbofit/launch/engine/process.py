@@ -42,7 +42,7 @@ _CHUNK: Final = 1 << 20
 def begin_process(
     argv: Sequence[str], env: Mapping[str, str], stdin: int = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
-    """Start a guarded command in its own process group, with its output in a pipe; `OSError`."""
+    """Start a guarded command in its own process group, output in a pipe; may raise `OSError`."""
     return subprocess.Popen(
         guarded(argv), env=dict(env), stdin=stdin, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
@@ -235,6 +235,6 @@ class LogFile:
 
 
 def repeats(line: str) -> int | None:
-    """How many more lines, equal to the one before, this line stands for; None for other lines."""
+    """The number of repeats that this line replaces; None for other lines."""
     match = _REPEATED_LINE.fullmatch(line)
     return None if match is None else int(match[1])

@@ -67,7 +67,7 @@ class Silence:
     def look(
         self, now: float, ready_at: float, owing: Sequence[Owing]
     ) -> Literal["heard", "works", "doubtful", "hung"]:
-        """The engine's state; an answer owed before the engine was ready is late only from then."""
+        """The engine's state; one that was owed earlier counts as late only from ``ready_at``."""
         since = max(ready_at, *(each.heard_at for each in owing))
         most = self._timing.silence
         if not any(each.owes for each in owing) or now - since < _FIRST * most:

@@ -48,7 +48,7 @@ class Examiner(Protocol):
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """Examine an engine, in its own thread, before it is ready; `LaunchError`: a bad answer."""
+        """Examine an engine in its own thread before it is ready; may raise `LaunchError`."""
 
 
 _LOG: Final = LazyLogger(__name__)
@@ -130,7 +130,7 @@ class SupervisedEngine:
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
-        # After it has served, a worst case beside clients' requests would exceed the plan.
+        # If it has served, a worst case together with clients' requests would exceed the plan.
         exam = None if self._exam is None or self.was_ready else partial(self._exam, self)
         serial = self.plan.engine.serial
         pretend = self.pretended is not None
@@ -158,7 +158,7 @@ class SupervisedEngine:
         return self._given_up(probe, now)
 
     def _read(self, process: EngineProcess, code: int | None, now: float) -> None:
-        """Read what it has printed, and update how far it has come."""
+        """Read the engine's new output, and update its phase."""
         lines = process.take() if code is None else process.finish()
         if code is None:
             self._forget_earlier(now)
@@ -175,7 +175,7 @@ class SupervisedEngine:
         return self._ended(None)
 
     def _given_up(self, probe: Probe, now: float) -> End | None:
-        """The reason to end it although its process and its loop live; None if there is none."""
+        """The reason to end the engine although its process and its loop live; None without one."""
         if self.tracker.hangs(now):
             return hang(self.tracker)
         # The loop fails its requests as it ends; the reason comes later, in the log.

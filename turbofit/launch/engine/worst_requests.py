@@ -64,7 +64,7 @@ class ProbeRequest(NamedTuple):
     """A POST to an engine, its purpose, and its work.
 
     ``units`` are those of each image; ``rows`` prompts of ``tokens`` text tokens are sent, and each
-    gets an ``answer`` of so many tokens.
+    gets an answer of ``answer`` tokens.
     """
 
     name: str
@@ -252,7 +252,7 @@ def _met(sizes: list[int], place: int, unit_tokens: int, forward: int) -> int:
 
 
 def _split(total: int, most: int, rule: ImageRule) -> list[int]:
-    """Sizes of images with so many units in all, or one unit less if that is impossible."""
+    """Sizes of images with ``total`` units in all, or one unit less if that is impossible."""
     sizes = [most] * (total // most) + ([total % most] if total % most else [])
     if sizes and sizes[-1] == rule.unmade_units:
         if len(sizes) == 1 or most < 5:

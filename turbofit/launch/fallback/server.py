@@ -91,7 +91,7 @@ class GenerationOptions(NamedTuple):
     """The model that is served, and its options.
 
     ``session_len``: tokens of prompt and answer; ``max_images``: images of a request; ``offload``:
-    a folder for what the map sends to the disk and no safetensors file holds.
+    a folder for weights that the map sends to the disk and that no safetensors file contains.
     """
 
     model: str
@@ -132,7 +132,7 @@ class ServedModel:
         self._moved = time.monotonic()
 
     def start(self) -> None:
-        """Note that the thread generates, or is about to."""
+        """Note that the thread generates, or will generate soon."""
         self.begun = True
         self.idle.clear()
 
@@ -144,7 +144,7 @@ class ServedModel:
         return "stalled"
 
     def generate(self, **keywords: Any) -> Any:
-        """Generate within the context; a `Refusal` has no cause, which would hold tensors."""
+        """Generate within the context; a `Refusal` has no ``__cause__``: it would keep tensors."""
         torch, tokens = import_module("torch"), keywords["input_ids"].shape[-1]
         config, left = keywords["generation_config"], self._session_len - tokens
         config.max_new_tokens = min(config.max_new_tokens, left)
@@ -317,7 +317,7 @@ class FallbackApp(AsgiApp):
         return {"status": health}, None if health == "ok" else _RETRY_SECONDS
 
     async def metrics_text(self) -> str:
-        """Refuse to give metrics, of which this engine has none.
+        """Refuse to give metrics: this engine has none.
 
         Raises:
             Refusal: Transformers has no metrics.

@@ -99,7 +99,7 @@ class Resizer:
                 raise NotUsableError("it makes other bytes than Pillow")
 
     def instead_of(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """A replacement of Pillow's method, which it calls for what the library cannot resize."""
+        """A replacement for Pillow's method, which it calls if the library cannot resize."""
         from PIL import Image
 
         bicubic = (None, Image.Resampling.BICUBIC)

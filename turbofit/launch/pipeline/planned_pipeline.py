@@ -142,8 +142,8 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
 
     Its memory is reserved in ``leases`` until it is closed or collected; ``leases`` is None on GPUs
-    that are not here. Other turbofits overestimate it: while it loads, they count what it holds
-    plus all that it needs, and later always what it may still grow by. ``keywords`` are LMDeploy's.
+    that are not here. Other turbofits overestimate it: while it loads, they count the memory
+    that it holds plus all it needs, later also its possible growth. ``keywords`` are LMDeploy's.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A server in the background: it is started, waited for until it is open, and left alone."""
+"""Starts a server in the background, waits until it is open, and leaves it running."""
 
 from __future__ import annotations
 

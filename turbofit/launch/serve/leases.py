@@ -360,7 +360,7 @@ def _pending(gpu: Gpu, lease: Lease) -> int:
 
 
 def end_orphans(leases: Leases) -> list[str]:
-    """End the engines that our user's dead turbofits left, and drop their leases; says which."""
+    """End the engines that our user's dead turbofits left, drop their leases; returns messages."""
     done = []
     for lease in leases.stale():
         for pid, started in lease.engines:

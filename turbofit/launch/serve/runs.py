@@ -146,7 +146,7 @@ class LiveRun(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Its state; a run that ended while its process lives on is a sleeping model."""
+        """The server's state; a run that ended while its process lives is a sleeping model."""
         return "asleep" if self.record.state == "ended" else self.record.state
 
 

@@ -127,7 +127,7 @@ class _Load:
             self._stop.end()
 
     def end(self) -> None:
-        """Stop the load if it runs, and read what it has measured."""
+        """Stop the load if it runs, and read its measurements."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGINT)

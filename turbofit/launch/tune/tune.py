@@ -52,8 +52,8 @@ class TuneRequest(NamedTuple):
     """A tuning that a person asks for: a promise, under a load.
 
     All trials together may take ``seconds`` from ``began``, which is a time of the monotonic clock.
-    With ``apart`` the result holds for pretend GPUs only; ``again`` tries again what was tuned
-    before.
+    With ``apart`` the result holds for pretend GPUs only; ``again`` tunes again, even if
+    there is an earlier result.
     """
 
     request: PlanRequest

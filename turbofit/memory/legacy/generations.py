@@ -253,7 +253,7 @@ def _file() -> JsonObject:
 def older_layouts(constants: EngineConstants, generation: Generation) -> EngineConstants:
     """The constants with a generation's padding of MLPs and experts, equal on all cards.
 
-    Over at tp 1 since 0.14, which pads nothing: by less than 32 channels. Hopper's own 4-bit layout
+    Too high at tp 1 since 0.14, which pads nothing: by up to 31 channels. Hopper's own 4-bit layout
     exists only since 0.18: the binary of 0.17.0 has no plan for it.
     """
     align, int4 = generation.ffn_align or 1, constants.packed["int4"]

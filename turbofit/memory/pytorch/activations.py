@@ -29,7 +29,7 @@ _DEEPSTACK_COPIES = 9
 #: them, and the output of both. lmdeploy models/cogvlm.py::VisionExpertMLP.forward #feb7fa
 _EXPERT_COPIES = 2
 #: Memory of an output gate, in channels of the queries: the gate as projected, in its new layout
-#: and after its sigmoid, the normed queries, and the product. Over. Source:
+#: and after its sigmoid, the normed queries, and the product; an upper bound. Source:
 #: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #2f2417
 _GATED = 5
 #: Pixels are sent with 32 bits: seen for a next forward on pretend GPUs, exact for Qwen2-VL.
@@ -40,16 +40,16 @@ _PHI_MOE = "PhiMoEForCausalLM"
 #: lmdeploy pytorch/models/qwen3_next.py::Qwen3NextGatedDeltaNet.__init__ #50eb1f
 _NEXT = "Qwen3NextForCausalLM"
 #: gpt-oss's activation if torch does not compile it: products of the experts' width in addition to
-#: those of a fused one. Over if torch compiles it. Source:
+#: those of a fused one. Too high if torch compiles it. Source:
 #: lmdeploy pytorch/models/gpt_oss.py::GateupAct._impl #3cf648
 _GPT_OSS = "GptOssForCausalLM"
 _UNFUSED = 3
-#: Copies of queries and keys in Llama 4's rotation. Over. Source:
+#: Copies of queries and keys in Llama 4's rotation, an upper bound. Source:
 #: lmdeploy models/llama4.py::Llama4TextAttention.forward #f6045e
 _TURNED = 3
 #: Memory that TurboQuant adds to attention, in channels of the queries: rotated queries, and for
 #: the output's rotation its 32-bit copy, the 32-bit product and the result. Counted without the
-#: package fast_hadamard_transform; over with it. lmdeploy turbo_quant.py::hadamard_rotate #5d1844
+#: package fast_hadamard_transform; high with it. lmdeploy turbo_quant.py::hadamard_rotate #5d1844
 _ROTATED = 6
 #: Torch sorts fewer rows at once, with more memory for each. Source: torch 2.12's Sort.cu.
 _SEGMENTED_SORT = 128
@@ -62,7 +62,7 @@ _SPLITS = 4
 #: lmdeploy kimi_k25_vision.py::Rope2DPosEmbRepeated._precompute_freqs_cis #534474
 _MOONVIT = "moonvit"
 _TABLE_SIDE, _COMPLEX = 512, 8
-#: Tables alive while they are computed: frequencies, numbers and their stack. Over.
+#: Tables alive while they are computed: frequencies, numbers and their stack; an upper bound.
 _TABLES_MADE = 3
 #: Hidden states of a patch in MoonViT's attention, which rotates queries and keys at 32 bits.
 _TURNED_WIDE = 15
@@ -276,7 +276,7 @@ class Activations:
         They were counted in the sources of LMDeploy and fla, as if all tensors of a forward lived
         at once, chunk matrices had 32 bits as in older fla, and every sequence ended in its own
         chunk. On pretend GPUs (fla 0.6.0, Qwen3-Next), 8,192 tokens of one sequence held 1,161 MiB
-        of 1,230, and 6,000 of 375 sequences 2,341 of 2,444. Over.
+        of 1,230, and 6,000 of 375 sequences 2,341 of 2,444.
         """
         delta = self.text.delta
         if delta is None:

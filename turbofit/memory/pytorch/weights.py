@@ -99,7 +99,7 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     only when the card is full, and nothing is left for a library. With the peak as limit, two of
     two plans died on pretend GPUs, since a block is refused by its whole size; with half of the
     margin they served, with at most 16 MiB more in use than the peak. The part that a budget
-    withholds is not available. All GPUs of a group have one share: over on its emptier cards.
+    withholds is not available. All GPUs of a group have one share: too high on its emptier cards.
     """
     shares = []
     for ledger in ledgers:
@@ -229,7 +229,7 @@ def _forgotten(model: Model, tp: int) -> int:
     """Bytes of a dense language model that Qwen3-VL's class with experts first makes and replaces.
 
     On several ranks its layers refer to themselves (``weight_loader``), so Python keeps it: it
-    remained to the end in two rehearsals. Over if Python's collector frees it. Source:
+    remained to the end in two rehearsals. Too high if Python's collector frees it. Source:
     lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #bf8fff
     """
     if model.architecture != "Qwen3VLMoeForConditionalGeneration" or tp == 1:
@@ -354,7 +354,7 @@ def packed_copy(
 ) -> int:
     """Bytes on one rank of the second copy of AWQ's packed weights, for TurboMind's kernels.
 
-    Over: layers of odd shapes have no copy, since those kernels do not accept them.
+    It is an upper bound: layers of odd shapes have no copy, since those kernels refuse them.
     """
     if not is_copied(model, capability):
         return 0

@@ -101,7 +101,7 @@ def _mask_bytes(model: Model, units: int, width: int) -> int:
     """The bytes of a tower's masks.
 
     Idefics3 has masks of pixels with a copy, both with 32 bits, and masks of all pairs of a tile's
-    patches, as booleans and numbers. Over: no patch is masked, so real cards make none of these.
+    patches, as booleans and numbers. Too high: no patch is masked, so real cards make none.
     """
     if cross_tokens(model):
         return _TOWER_MASKS * width * _tower(model, units)[0] ** 2
@@ -139,7 +139,7 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
     """Bytes inside one layer, with the mask of all pairs that a sliding window needs.
 
     Transformers makes the mask once for all layers if there are at least as many tokens as the
-    window has; torch converts it to numbers in each attention. Over: later devices do not make it.
+    window has; torch converts it to numbers in each attention. Later devices do not make it.
     """
     attention = tokens * _ROTATED * (text.heads + text.kv_heads) * text.head_dim * width
     mlp = tokens * _mlp_channels(text) * width
@@ -192,7 +192,7 @@ class ModelCopy(LayeredCopy):
         """Whether attention on this card stores the matrix of all pairs.
 
         Torch's memory-efficient kernel does not accept grouped heads, and the flash kernel needs
-        Ampere. A card of unknown capability counts as older. Over if it is not older.
+        Ampere. A card of unknown capability counts as older; the result is then too high.
         """
         grouped = self.model.text.heads != self.model.text.kv_heads
         return grouped and capability_of(self.gpus[place], unknown=(0, 0)) < AMPERE
@@ -281,7 +281,7 @@ class ModelCopy(LayeredCopy):
 class TightestCopy(ModelCopy):
     """One copy for all groups: the least room at each place; the matrix if one group stores it.
 
-    Over: a group with more room at the first places could hold more layers there.
+    It may hold too few layers: a group with more room at its first places could hold more there.
     """
 
     def __init__(self, copies: Sequence[LayeredCopy]) -> None:

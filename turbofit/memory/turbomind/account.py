@@ -349,8 +349,8 @@ def missing_kernels(
     Gated delta nets have a separate table; without a kernel in it the engine stops. Source:
     lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule. Attention sinks keep
     the checkpoint's type: with another dtype the first request stops the engine ("f16 vs. bf16",
-    seen on pretend GPUs). A family of kernels counts as present if one of them has code. Under: the
-    engine may choose another one.
+    seen on pretend GPUs). A family of kernels counts as present if one of them has code. The
+    engine may still choose another one.
     """
     model, dtype = launch.model, launch.settings.dtype
     cards = [(gpu, capability) for gpu in launch.gpus for capability in _capabilities(gpu)]

@@ -67,7 +67,7 @@ class SlabShape(CacheShape):
         """The least number of tokens in a region, beside the states of so many sequences.
 
         The first page starts at the next page boundary of the driver's address, so at most one page
-        is lost, and all of it is charged: under by at most one slab's tokens.
+        is lost, and all of it is charged: too low by at most one slab's tokens.
         """
         pages = max(0, region - self.page) // self.page
         for part in self.states:

@@ -23,7 +23,7 @@ def most_chunks(tokens: int, sequences: int, chunk: int = _CHUNK) -> int:
 
 
 def follow() -> None:
-    """Answer instead of the card in this process, from the first forward on."""
+    """Replace functions that read from the card, in this process, from the first forward on."""
     from lmdeploy.pytorch.backends.cuda import gated_delta_rule as rule
 
     module: Any = rule

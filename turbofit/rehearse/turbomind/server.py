@@ -72,7 +72,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
 
 
 def preload() -> None:
-    """Do what comes before LMDeploy's imports and needs no pretend machine."""
+    """Prepare for LMDeploy's imports, as far as that needs no pretend machine."""
     from turbofit.rehearse.turbomind import hfconfig  # noqa: F401 - what it imports
     from turbofit.rehearse.turbomind.hooks import declare_torchvision
 

@@ -19,7 +19,7 @@ PassConfigKey = _Keys()
 
 
 def jit(*_: object, **__: object) -> Callable[..., Any]:
-    """A kernel of any arguments that does nothing."""
+    """Return a kernel that takes any arguments and does nothing."""
     return lambda _: lambda *_, **__: lambda *_, **__: None
 
 
