@@ -1,4 +1,4 @@
-"""From a log to its answer: the earliest cause, its advice, and what stays unknown."""
+"""Turns a log into its answer: the earliest cause, advice, and the remaining questions."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ _RULES: Final = (
     host_rules,
     quiet_rules,
 )
-#: What a parent says of a child that ended: the child's own error goes before it.
+#: Kinds that a parent reports of an ended child: the child's own error goes before them.
 _PARENTS: Final = ("aborted", "crashed", "engine_gone", "killed", "request_failed")
-#: Notices that say why something ended: they go before that it did.
+#: Notices that give the reason of an end, by the kind of end; they go before it.
 _REASONS: Final = {
     "request_failed": ("request_rejected", "bad_image", "wrong_model_name"),
     "aborted": ("interrupted",),
     "engine_gone": ("interrupted",),
 }
-#: Notices that say what ended something: what people tell goes before all others.
+#: Notices that say what ended something: people's statements on it go before all others.
 _DECIDES: Final = ("interrupted", *_REASONS["request_failed"])
-#: Kinds that say what is seen, and no cause.
+#: Kinds that describe a symptom and no cause.
 _NO_CAUSES: Final = ("stands_still", "foreign")
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 
@@ -70,15 +70,15 @@ _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 def diagnose(
     chunks: Iterable[bytes], *, model: str | None = None, on: str | None = None
 ) -> Diagnosis:
-    """Explain a log.
+    """Explain a log; returns the diagnosis.
 
     Args:
-        chunks: its bytes, in pieces.
-        model: the model, where the log does not name it or names it wrongly.
-        on: the machine, likewise.
+        chunks: the log's bytes, in pieces.
+        model: the model, if the log does not name it or names it wrongly.
+        on: the machine, if the log does not describe it or describes it wrongly.
 
     Raises:
-        UsageError: ``model`` or ``on`` cannot be meant.
+        UsageError: ``model`` or ``on`` has no possible meaning.
     """
     runs = read_runs(rows(chunks))
     cases = [LogCase(facts, model=model, on=on) for facts in runs]
@@ -101,7 +101,7 @@ def diagnose(
 
 
 def _others(best: RuleAnswer, drafts: Sequence[tuple[RuleAnswer, LogCase]]) -> tuple[str, ...]:
-    """The other causes in short, each kind once, as its first answer says it."""
+    """The other causes in short, each kind once, in the words of its first answer."""
     also = {
         draft.kind: _in_short(draft)
         for draft, _ in reversed(drafts)
@@ -121,7 +121,7 @@ def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
 
 
 def _told(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
-    """What people tell, where no line of a program decides: a warning alone does not."""
+    """An answer from people's sentences, if no line of a program decides; a warning does not."""
     facts = case.facts
     if _raised(case) or facts.mood.logged or facts.subject.foreign.tool:
         return None
@@ -134,7 +134,7 @@ def _told(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
 
 
 def _tells_less(best: RuleAnswer, case: LogCase) -> bool:
-    """Whether what no row knows tells more than the best answer: an exception, or its beginning."""
+    """Whether an unknown exception, or the beginning of one, tells more than the best answer."""
     last, facts = case.event.last, case.facts
     told_less = best.rank in ("refusal", "notice") and best.kind != "interrupted"
     if last is None and best.kind in ("request_failed", "engine_gone"):
@@ -175,10 +175,9 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
 
 
 def _changes(case: LogCase, draft: RuleAnswer, planned: Advice | None) -> tuple[str, ...]:
-    """What to change; a model in few bits has no variant in fewer.
+    """The changes to try; for a model in few bits, no variant in fewer bits.
 
-    Where the plan fits, the cards are enough: nothing asks for more, and what would help a load
-    comes last.
+    If the plan fits, the cards suffice: no change asks for more, and help for a load comes last.
     """
     changes = draft.changes
     if case.model is not None and case.model.quantization is not None:
@@ -212,7 +211,7 @@ def _assumed(case: LogCase) -> tuple[str, ...]:
 
 
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
-    """No cause is proven: a message that a rule knows, or the last error."""
+    """A diagnosis without a proven cause: a message that a rule knows, or the last error."""
     draft = rules_told.with_general(case, draft, message_in(draft.quoted) if draft.evidence else "")
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
     if case.facts.told.has(draft.line) and not draft.what:
@@ -237,7 +236,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
 
 
 def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
-    """The words by which the table chooses what to send."""
+    """The words by which the table chooses the lines to ask for."""
     facts = case.facts
     errors = facts.every(PythonError)
     words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
@@ -255,7 +254,7 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
 
 
 def _in_a_line(draft: RuleAnswer) -> str:
-    """The line, or what its row quotes of one that is longer than a message."""
+    """The line, or the row's quotation from a line that is longer than a message."""
     line = draft.quoted
     if len(line) < _LONG_LINE:
         return line
@@ -265,7 +264,7 @@ def _in_a_line(draft: RuleAnswer) -> str:
 
 
 def _last_error(case: LogCase) -> RuleAnswer:
-    """What the last exception says, and whether that is a check's sentence; else a line."""
+    """An answer that quotes the last exception and whether it is a check's, else a line."""
     errors = _raised(case)
     if errors:
         return _last_exception(case, errors)
@@ -279,7 +278,7 @@ def _last_error(case: LogCase) -> RuleAnswer:
 
 
 def _raised(case: LogCase) -> list[tuple[LogEvent, PythonError]]:
-    """The exceptions that no row has; else those of which a row's condition does not hold."""
+    """The exceptions that no row matches; else those whose row's condition is not met."""
     return case.facts.every(PythonError) or [
         (mark, error)
         for mark, _ in case.facts.every(KnownMessage)
@@ -300,13 +299,13 @@ def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -
 
 
 def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
-    """A traceback without its end."""
+    """An answer for a traceback without its end."""
     what = "; ".join(filter(None, (rules_told.ends(case.facts), rules_told.last_call(mark))))
     return _quote(mark, what, "the last call that it shows")
 
 
 def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
-    """One line on a log of another program: its version and its last error, and no cause."""
+    """One line on a log of another program: its version and its last error, without a cause."""
     version = case.facts.subject.foreign.version(name)
     program = f"{name} {version}" if version else name
     last = _last_of_foreign(case)
@@ -327,7 +326,7 @@ def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
 
 
 def _with_end(text: str) -> str:
-    """A line to quote; of one that is too long its end, too, where that tells of the error."""
+    """A line to quote; if it is too long, also its end, provided that the end tells of an error."""
     text = without_keys(text)
     if len(text) <= _SHOWN or not tells_of_error(text[-_SHOWN // 2 :]):
         return text[:_SHOWN]
@@ -335,7 +334,7 @@ def _with_end(text: str) -> str:
 
 
 def _last_of_foreign(case: LogCase) -> LogEvent | None:
-    """The line to quote: that which has sizes of memory, else the last exception, else a line."""
+    """The line to quote: one with sizes of memory, else the last exception, else any line."""
     facts, event = case.facts, case.event
     short = [mark for mark, _ in facts.every(TorchMemory)]
     raised = [mark for mark in event.marks if isinstance(mark.event, PythonError)]
@@ -346,7 +345,7 @@ def _last_of_foreign(case: LogCase) -> LogEvent | None:
 
 
 def _of_clean_up(mark: LogEvent) -> RuleAnswer:
-    """An error of a program that took itself down: what ended it came before."""
+    """An answer for an error of a program that was ending: the reason for its end came before."""
     where = next(frame.function for frame in reversed(mark.stack) if frame.function in CLEANS_UP)
     text = evidence(mark, "").text
     draft = _quote(mark, f"{_NO_CAUSE}: it had ended before this error of its clean-up: {text}")
@@ -383,18 +382,18 @@ def _quote(mark: LogEvent, what: str, tells: str = "the last error") -> RuleAnsw
 
 #: Not NCCL's, whose errors have that level.
 _WARNING: Final = re.compile(r"(?!.*NCCL WARN).{0,60}?\bWARN(?:ING)?\b|.{0,240}?[a-z]Warning: ")
-#: The beginning of an answer about a message whose cause it does not tell.
+#: The beginning of an answer about a message that does not tell its cause.
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
-#: A log without a line that is known to be of an error; what its program did is not known.
+#: The answer for a log without any line that is known to report an error.
 _QUIET: Final = "turbofit recognises no error in this log"
 _PICTURES: Final = "; where its error stands in a picture, its text is needed"
-#: A line of so many characters is cut where it is quoted first; its evidence has more of it.
+#: A longer line is cut when it is first quoted; its evidence has more of it.
 _LONG_LINE: Final = 200
-#: Characters by which what a row quotes is found again in the beginning of its line.
+#: The number of characters by which a row's quotation is found in the beginning of its line.
 _SHOWN_OF_IT: Final = 20
 #: Characters of a quoted line.
 _SHOWN: Final = 240
-#: Lines up to which a log does not tell which program it is of.
+#: A log with at most this many lines does not tell which program wrote it.
 _SHORT: Final = 3
 
 
@@ -422,7 +421,7 @@ def _engine(facts: LogFacts) -> str | None:
 
 
 def _generation(facts: LogFacts) -> str | None:
-    """LMDeploy's generation by its lines, where no version is printed."""
+    """LMDeploy's generation by the form of its lines, if no version is printed; else None."""
     if facts.first(CacheBudget) or facts.first(Slab):
         return f"0.15 to {REFERENCE}"
     if facts.first(PeerMissing):

@@ -1,4 +1,4 @@
-"""One pass over a log: what each run of an engine tells, with the lines it stands on."""
+"""Reads a log once, and collects the facts of each run of an engine, with their lines."""
 
 from __future__ import annotations
 
@@ -40,63 +40,63 @@ if TYPE_CHECKING:
 
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 _T = TypeVar("_T", bound="Struct")
-#: An engine's beginning: its command, its bars, and what it says before its weights.
+#: The beginning of an engine: its command, its progress bars, and its lines before the weights.
 _BEGUN: Final = re.compile(
     r"\blmdeploy (?:serve|chat)\b|\bapi_server\b|\bturbofit \w+ |\bpipeline\(|\bLoading\b"
     r"|max_context_token_num"
 )
-#: What an engine says again when it is started again, and nothing else does.
+#: Lines that only an engine which is started again prints again.
 _BEGINS: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 )
-#: Words of both: most lines have none.
+#: Words of both patterns: most lines have none of them.
 _BEGINNINGS: Final = (
     "lmdeploy serve", "lmdeploy chat", "api_server", "turbofit ", "pipeline(", "Loading",
     "max_context_token_num",
 )  # fmt: skip
-#: A command that somebody ran, with or without the prompt of a shell.
+#: A command that somebody ran, with or without a shell's prompt.
 _COMMAND: Final = re.compile(
     r"[$#>] \w|(?:lmdeploy|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
 )
-#: The source line of a frame, indented or, in a notebook, behind an arrow.
+#: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
-#: The same where a page has lost what stood before it; a program's next line has a date or a level.
+#: The same if a page has lost the indent; a program's next line has a date or a level instead.
 _UNINDENTED: Final = re.compile(r"(?![\[\d]|.{0,60}?\b(?:ERROR|FATAL|CRITICAL)\b)(\S.{4,})")
-#: An exception in a destructor while the program ends: Python goes on. Of a stream that could not
-#: be written it may be all that is said.
+#: An exception in a destructor while the program ends: Python continues. For a stream that could
+#: not be written it may be the only message.
 _IN_DESTRUCTOR: Final = re.compile(
     r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callback|finalize)"
 )
-#: A warning of Python with nothing behind its name, or with a colon at its end.
+#: A Python warning whose text is missing, or ends with a colon.
 _WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
-#: A traceback begins, though the text may end within the words.
+#: The beginning of a traceback, of which the text may show only a part.
 _TRACEBACK: Final = "Traceback (m"
-#: A rule that a notebook draws, and what stands between two exceptions of one chain.
+#: A line that a notebook draws, also between two exceptions of one chain.
 _RULE: Final = "-" * 20
 _PASSES_ON: Final = "The above exception was the direct cause"
 _CHAIN: Final = ("During handling of the above exception", _PASSES_ON)
-#: NCCL's own reason stands in the line after these words.
+#: After these words, NCCL's own reason is in the next line.
 _NCCL_REASON: Final = "Last error:"
 _LONGEST_STACK: Final = 60
-#: The name of an error, whatever its form: a traceback ends with it.
+#: The name of an error in any form: it ends a traceback.
 _NAMED: Final = re.compile(r"[\w.]*[A-Z.][\w.]*:?$|[A-Za-z_][\w.]*: ")
-#: Lines of a frame, or of a part of one, that may follow the last whole frame of a torn traceback.
+#: Lines of one frame, or a part of it, after the last whole frame of a torn traceback.
 _FRAGMENT: Final = 3
-#: Runs at each end of a log whose facts are kept.
+#: The number of runs at each end of a log whose facts are kept.
 _RUNS: Final = 16
-#: Events whose lines rows are asked of, beside lines that have none.
+#: Events whose lines are compared with the rows, as are lines without an event.
 _ASKED: Final = (*OF_LAUNCH, CheckFailed, CudaError, LegacyCuda, NcclError, PythonError)
-#: What a terminal may break into several lines, and into how many more.
+#: Events whose message a terminal may break into several lines, and the most further lines.
 _MESSAGES: Final = (KnownMessage, PythonError, TorchMemory)
 _WRAPPED: Final = 6
-#: More events of one kind than this add nothing: a living engine prints some for each request.
+#: More events of one kind add nothing: a living engine prints some for each request.
 _ENOUGH: Final = 50_000
 
 
 class LogFacts:
-    """What a log tells of one run. ``waits`` counts the scheduler's "out of memory at" since news.
+    """The facts of one run; ``waits`` counts the "out of memory at" lines since the last progress.
 
-    ``lines`` and ``subject`` are the whole log's.
+    ``lines`` and ``subject`` are those of the whole log.
     """
 
     def __init__(self) -> None:
@@ -107,9 +107,9 @@ class LogFacts:
         self.deaths = EventFinder()
         self.mood = Mood()
         self.told = ToldLines()
-        #: The line of an engine's beginning.
+        #: The line in which an engine begins.
         self.begun_at: int | None = None
-        #: Whether the command that was run stands in the log.
+        #: Whether the log contains the command that was run.
         self.commanded = False
         #: The last line of a traceback whose error has not come yet.
         self.unfinished: LogEvent | None = None
@@ -117,24 +117,24 @@ class LogFacts:
         self.clean_up: LogEvent | None = None
         self.waits = 0
         self.waiting: LogEvent | None = None
-        #: Rows that belong to no traceback, and events that are none of its source lines: a chain
-        #: of exceptions counts once.
+        #: The number of rows outside tracebacks, and of events that are no source lines of one: a
+        #: chain of exceptions counts once.
         self.rows_beside = 0
         self.errors = 0
-        #: The last line that says that the next exception passes on the one before.
+        #: The last line which says that the next exception results from the previous one.
         self.passed_on = 0
         self._stack: list[PythonFrame] = []
-        #: Whether the row before is a frame, whose source line comes next.
+        #: Whether the previous row is a frame, whose source line comes next.
         self._at_frame = False
-        #: Whether frames follow the message that they belong to.
+        #: Whether frames follow the message to which they belong.
         self._followed = False
-        #: The last line at which the exception of a destructor is waited for.
+        #: The last line in which the exception of a destructor may come.
         self._ignored_until = 0
         self._table = SmiTable()
-        #: The place in `marks` of a message that may go on, and the ways to join its lines.
+        #: The place in `marks` of a message that may continue, and the ways to join its lines.
         self._message: tuple[int, list[str]] | None = None
         self._counts: dict[type, int] = {}
-        #: Words of the row before, to which this row's message belongs: of a warning, of NCCL.
+        #: Words of the previous row, of a warning or of NCCL, to which this row's message belongs.
         self._before = ""
 
     def take(self, line: int, text: str) -> None:
@@ -168,7 +168,7 @@ class LogFacts:
 
     @property
     def cut_at(self) -> LogEvent | None:
-        """The last line of a traceback at the end of the log, which was cut before its error."""
+        """The last line of a traceback that ends the log before its error; None otherwise."""
         mark = self.unfinished
         return mark if mark and self.lines - mark.line <= _FRAGMENT else None
 
@@ -183,12 +183,12 @@ class LogFacts:
 
     @property
     def session_limit(self) -> int | None:
-        """Tokens of the longest request that the engine accepts, where the log says it."""
+        """Tokens of the longest request that the engine accepts; None if the log does not say."""
         return next((event.session for _, event in self.every(Starting) if event.session), None)
 
     @property
     def longest_warmup(self) -> int:
-        """Tokens of the longest announced warm-up request that the engine accepts; 0: none is."""
+        """Tokens of the longest announced warm-up request that the engine accepts, else 0."""
         warmup, limit = self.first_event(WarmupLengths), self.session_limit
         lengths = warmup.lengths if warmup else ()
         return max((length for length in lengths if limit is None or length <= limit), default=0)
@@ -202,7 +202,7 @@ class LogFacts:
         self.commanded = self.commanded or _COMMAND.match(text) is not None
 
     def _read(self, text: str) -> tuple[str, Struct | None, tuple[Hit, ...]]:
-        """A row with its event and rows, behind the words of the row before that it belongs to."""
+        """A row's text, event and hits; the text begins with the previous row's related words."""
         if self._before == _NCCL_REASON:
             text = f"{_NCCL_REASON} {text}"
         event = read_line(text)
@@ -215,7 +215,7 @@ class LogFacts:
         return text, event, hits
 
     def _event(self, text: str, event: Struct | None, hits: tuple[Hit, ...]) -> Struct | None:
-        """The event of a row: its own, that of nvidia-smi's table, or a message that is known."""
+        """The event of a row: its own, an entry of nvidia-smi's table, or a known message."""
         if event is not None and not isinstance(event, (*OF_LAUNCH, PythonError)):
             return event
         known = KnownMessage() if hits else None
@@ -233,7 +233,7 @@ class LogFacts:
             self._exchange(len(self.marks) - 1, mark._replace(stack=(*mark.stack, frame)))
 
     def _call(self, text: str, event: Struct | None, *, at_frame: bool) -> str:
-        """The source line of the frame above; empty where the row is none."""
+        """The source line of the frame above; empty if the row is no source line."""
         call = _CALL.match(text) if self._stack else None
         if at_frame and event is None and not call:
             call = _UNINDENTED.match(text)
@@ -262,7 +262,7 @@ class LogFacts:
         self.subject.read(line, text)
 
     def _ends(self, line: int, text: str, event: Struct | None) -> bool:
-        """Whether a row is the error of a traceback, or what a program said after it."""
+        """Whether a row is the error of a traceback, or a program's line after it."""
         return event is not None or bool(_NAMED.match(text)) or self.mood.told_at(line)
 
     def _is_code(self, event: Struct) -> bool:
@@ -283,9 +283,9 @@ class LogFacts:
         self._followed = last is not None and isinstance(last.event, TorchMemory) and not last.stack
 
     def _continues(self, line: int, text: str, event: Struct | None) -> bool:
-        """Join a message that a terminal broke: whether this line may be a part of it.
+        """Join a message that a terminal broke; returns whether this line may be a part of it.
 
-        Nobody knows whether a break stood in a word or in place of a space: both are tried.
+        A break may have been inside a word or in place of a space, so both are tried.
         """
         assert self._message is not None
         index, so_far = self._message
@@ -349,9 +349,9 @@ def _may_begin(form: str) -> bool:
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
-    """Read a whole log: the facts of each run of an engine that it has, in order.
+    """Return the facts of each run of an engine in a whole log, in order.
 
-    Of an engine that is started again for ever the first and the last runs.
+    If an engine restarts again and again, only the first and the last runs are kept.
     """
     runs = [LogFacts()]
     for row in rows:
@@ -367,7 +367,7 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
 
 
 def _share_machine(runs: list[LogFacts]) -> None:
-    """Give each run what all of them say of the machine."""
+    """Give each run the facts of all runs about the machine."""
     if len(runs) == 1:
         return
     machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, OF_MACHINE)]

@@ -1,4 +1,4 @@
-"""A pasted or written log as numbered lines without colours, carriage returns and prefixes."""
+"""Reads a log as numbered lines without colours, carriage returns and prefixes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Docker(msgspec.Struct):
 
 
 class Row(NamedTuple):
-    """A line's number from 1, its text, and the program whose prefix was left out."""
+    """A line's number from 1, its text, and the program whose prefix was removed."""
 
     line: int
     text: str
@@ -26,10 +26,10 @@ class Row(NamedTuple):
 
 
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
-#: What journald writes between the time and the line: the host, the unit, the pid.
+#: The words of journald between the time and the line: the host, the unit, the pid.
 _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
-#: pytest, Ray, torchrun, srun, docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's
-#: worker and LMDeploy's checks put something before each line, and `grep -n` its number.
+#: Prefixes before each line: of pytest, Ray, torchrun, srun, docker compose, kubectl, containerd,
+#: `journalctl`, vLLM, LLaVA's worker, LMDeploy's checks, and the line numbers of `grep -n`.
 _PREFIX: Final = re.compile(
     r"(?:E {7}|\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
     r"|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
@@ -47,25 +47,25 @@ _PREFIX: Final = re.compile(
 _VLLM: Final = re.compile(
     r"\((?:EngineCore|VllmWorker|APIServer|NPURayWorker)\w* (?:rank=\d+ )?pid=\d+\)"
 )
-#: What a logger puts before an error's own line, whatever its form.
+#: The prefix of a logger before an error's own line, in any form.
 _LOGGED: Final = re.compile(
     r"[^'\"=]{0,120}?\b(?:ERROR|CRITICAL|FATAL|error|fatal)\b[^'\"=A-Za-z]{0,12}"
     r"(?:[\w.]+:[\w<>]+:\d+ - )?(?=(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): )"
 )
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _LONGEST_PREFIX: Final = 120
-#: A line as Docker keeps it in a container's ``*-json.log``.
+#: The beginning of a line as Docker stores it in a container's ``*-json.log``.
 _DOCKER: Final = '{"log":"'
-#: What quotes a line of TurboMind as an error's text.
+#: Words before a TurboMind line that an error's text quotes.
 _QUOTES: Final = ("Error:", "Error: b'", "what():")
-#: What follows in LMDeploy's or vLLM's record of a request was written by a client or the model.
+#: The text after these words of LMDeploy's or vLLM's request log is a client's or the model's.
 _REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, |.*\bReceived request \S+: ")
-#: What the form of an issue prints around what somebody pasted into it.
+#: The headings of an issue form around the pasted text.
 _FORM: Final = re.compile(
     r"- \[[ xX]\] |#{2,6} (?:Checklist|Describe the bug|Reproduction|Environment|Error traceback"
     r"|\S*\s*(?:检查清单|问题描述|复现|环境|报错))"
 )
-#: How a program's or a shell's line begins, or code ends: what has none of it a person may say.
+#: Beginnings of lines of programs and shells, and ends of code: a person may write all other lines.
 _BY_PROGRAM: Final = re.compile(
     r"[\s$>│|{}<(]|#!|\[(?![A-Z][a-z]+\])|[\w:]*\d[-:/.]\d|[A-Za-z_.]*(?:[Ee]rror|Exception)\b:?"
     r"|.{0,40}?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|FATAL|CRITICAL|[Ww]arning:)|Traceback|Process "
@@ -77,12 +77,12 @@ _CHUNK: Final = 1 << 20
 
 
 def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
-    """Lines of a log that comes in pieces, cut to a length at which nothing of use is lost.
+    """Yield the lines of a log that comes in pieces, cut to a length that loses nothing useful.
 
-    A progress bar rewrites its line by carriage returns, and engines write into the middle of it:
-    such a line becomes several rows of the same number; a Python error that quotes one stays whole.
-    UTF-16 (PowerShell's redirection) is read. The first line is a title, and gets its mark, where
-    a person wrote it and nothing follows in the next.
+    A progress bar rewrites its line with carriage returns, and engines print in the middle of it:
+    such a line becomes several rows with the same number. A Python error that quotes one stays
+    whole. UTF-16 (PowerShell's redirection) is read. The first line is marked as a title if a
+    person wrote it and the next line is empty.
     """
     every = _every(chunks)
     first, second = next(every, None), next(every, None)
@@ -95,7 +95,7 @@ def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
 
 @by_form
 def by_program(form: str) -> bool:
-    """Whether a line has the form of what programs write, and of no person's sentence."""
+    """Whether a line has a form that programs write, not a person's sentence."""
     return _BY_PROGRAM.match(form) is not None
 
 
@@ -123,14 +123,14 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, str]]:
 
 
 def _said_before(text: str) -> Iterator[str]:
-    """Yields the sentence behind which somebody pasted a traceback without a new line."""
+    """Yields the sentence after which somebody pasted a traceback without a new line."""
     said = text.partition(_TRACEBACK)[0]
     if said != text and " " in said.strip() and not by_program(said) and said[0].isalpha():
         yield said
 
 
 class _SharedPrefix:
-    """What stands before each row of a traceback: learned from its first row, then taken away."""
+    """The prefix of each row of a traceback: learned from its first row, then removed."""
 
     def __init__(self) -> None:
         self._learned: re.Pattern[str] | None = None
@@ -161,7 +161,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _of_docker(text: str) -> str:
-    """The line that Docker put into JSON; the text itself where it is torn."""
+    """The line that Docker stored as JSON; the text itself if the JSON is torn."""
     try:
         return msgspec.json.decode(text, type=_Docker).log.rstrip("\n")
     except msgspec.DecodeError:
@@ -169,7 +169,7 @@ def _of_docker(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """A row without the prefixes that are known, and without what a client or a form wrote."""
+    """A row without known prefixes, and without the text of a client or an issue form."""
     text = text[:_LONGEST].rstrip()
     if text.startswith("`") != text.endswith("`") and "```" not in text:
         text = text.strip("`")

@@ -1,4 +1,4 @@
-"""What a log says about the run itself: model, cards, options, version, launcher."""
+"""Finds the facts about the run itself: model, cards, options, version, launcher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
-#: Where commands and code name a model, surest first.
+#: Places where commands and code name a model; the surest place is first.
 _MODEL: Final = tuple(
     re.compile(pattern)
     for pattern in (
@@ -31,8 +31,8 @@ _MODEL: Final = tuple(
         rf"\bvllm serve {_NAME}|['\"]model(?:_tag)?['\"]: {_NAME}",
     )
 )
-#: Names of models that presets know by another. The original LLaVA and its LoRA count as the
-#: checkpoint that they become: `turbofit merge` makes it.
+#: Names of models that have another name in the presets. The original LLaVA and its LoRA stand for
+#: the checkpoint that `turbofit merge` makes of them.
 _SPELLINGS: Final = (
     (r"llava-?v?1[.-]5-7b|llava-7b", "llava-1.5-7b"),
     (r"llava-?v?1[.-]5-13b", "llava-1.5-13b"),
@@ -41,7 +41,7 @@ _SPELLINGS: Final = (
     (r"cogvlm", "cogvlm-17b"),
     (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
 )
-#: Words that logs of inference on GPUs have, and other programs' logs have not.
+#: Words in logs of inference on GPUs that other programs' logs do not have.
 _INFERENCE: Final = re.compile(
     r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
     r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
@@ -52,7 +52,7 @@ _INFERENCE: Final = re.compile(
 )
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
 _QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]")
-#: A name with a number in it, or the one family that people name without.
+#: A name with a number in it, or CogVLM, the one family that people name without a number.
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*|\b[Cc][Oo][Gg]VLM\b")
 _OPTION: Final = re.compile(
     r"(?:--|\b)(cache[-_]max[-_]entry[-_]count|max[-_]prefill[-_]token[-_]num|max[-_]batch[-_]size"
@@ -76,7 +76,7 @@ Place = tuple[int, str]
 
 
 class FactCollector:
-    """Collects, row by row; each fact keeps the line it was read from."""
+    """Collects facts row by row; each fact keeps the line from which it was read."""
 
     def __init__(self) -> None:
         self.cards = CardWords()
@@ -85,16 +85,16 @@ class FactCollector:
         self.ranks: tuple[int, Place] | None = None
         self.auto_map: Place | None = None
         self.foreign = ForeignPrograms()
-        #: Whether a line names LMDeploy, by whatever word.
+        #: Whether a line names LMDeploy in any form.
         self.names_lmdeploy = False
-        #: Whether a checkpoint was quantised, and nothing served.
+        #: Whether a checkpoint was quantised and no model was served.
         self.quantises = False
-        #: Whether the log is about inference at all: what other programs say is nobody's cause.
+        #: Whether the log is about inference at all: otherwise its lines prove no cause.
         self.of_inference = False
-        #: A model that a command or a dump of settings names, and that no preset is for.
+        #: A model that a command or a dump of settings names, and that has no preset.
         self.unknown_model: str | None = None
         self.names: dict[str, tuple[int, Place]] = {}
-        #: What the rows of `facts` in `presets/causes.yaml` caught, the last line of each.
+        #: The text that each row of `facts` in `presets/causes.yaml` matched last.
         self.facts: dict[str, str] = {}
 
     @property
@@ -102,7 +102,7 @@ class FactCollector:
         return self.foreign.of_lmdeploy or self.names_lmdeploy
 
     def notice(self, text: str) -> None:
-        """Notice of any text of the log, a frame's path too, what it is about and what ran."""
+        """Read any text of the log, also a frame's path, for its topic and its program."""
         self.of_inference = self.of_inference or _INFERENCE.search(text.lower()) is not None
         self.foreign.notice(text)
         if "lite" in text and _QUANTISES.search(text):
@@ -116,7 +116,7 @@ class FactCollector:
 
     @property
     def model(self) -> tuple[str, Place] | None:
-        """The model's name as turbofit knows it, and where; the surest kind of place wins."""
+        """The model's name in turbofit and its place; the surest kind of place wins."""
         if not self.names:
             return None
         name = min(self.names, key=lambda name: self.names[name][0])
@@ -169,7 +169,7 @@ class FactCollector:
 
 @by_form
 def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
-    """What may read something of a line: most lines have none of the words."""
+    """The functions that may read a line, by its words; for most lines an empty list."""
     lower = form.lower()
     options = ("=" in form or "--" in form) and any(
         pattern.search(form) for pattern in (_OPTION, _ASYNC, _AUTO_MAP)
@@ -189,7 +189,7 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
 
 @cache
 def _families() -> tuple[str, ...]:
-    """What the names of models begin with: most lines are passed over by it."""
+    """The beginnings of model names; a line without any of them is skipped."""
     words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
     return tuple(sorted(words | {"cogvlm", "llava", "llama"}))
 
@@ -205,13 +205,13 @@ def preset_of(name: str) -> str | None:
 
 
 def _known_model(name: str) -> str | None:
-    """The same for a name that may be a folder's."""
+    """The preset of a name that may be a folder's, or None."""
     last = name.rstrip("/").rpartition("/")[2]
     return preset_of(name) or preset_of(last)
 
 
 def _value(name: str, text: str) -> object:
-    """An option's value; None for what cannot be one."""
+    """An option's value; None for a text that is no possible value."""
     text = text.rstrip(".")
     try:
         if name in _WHOLE:

@@ -1,4 +1,4 @@
-"""What people tell beside a log: a report's title, and the sentences around what was pasted."""
+"""Reads people's words around a log: a report's title, and sentences around pasted text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from turbofit.diagnose.rows import by_program
 from turbofit.diagnose.rules.causes import hits_of
 from turbofit.observe.log_events import KnownMessage
 
-#: A program's message within a sentence: an exception by its name, or what stands behind "error:".
+#: A program's message in a sentence: an exception with its name, or the text after "error:".
 _NAMED: Final = re.compile(
     r"((?a:(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Warning)): .+)"
     r"|(?:报错|错误|信息|\b[Ee]rror|[Mm]essage)(?:为|是)?\s?[:：]\s*([^\s\"'`].{12,})"
@@ -25,18 +25,18 @@ _NAMELESS: Final = (
 )
 #: Ends of sentences.
 _SENTENCES: Final = re.compile(r"(?<=[。！？；])|(?<=[a-z)\]'\"`][.!?;]) +(?=[A-Z])")
-#: The marks of a forum around a title.
+#: The marks that a forum puts around a title.
 _MARKS: Final = re.compile(
     r"^(?:# +)?(?:[\[【](?:Bug|Feature|Issue|Docs?|Help|Question)[^\]】]{0,16}[\]】]\s*[:：]?\s*)*"
     r"|\s*\[(?:Bug|Feature|Issue)\]$",
     re.IGNORECASE,
 )
-#: A title that asks, or tells of trouble, in whatever words.
+#: A title that asks, or reports trouble, in any words.
 _TROUBLE: Final = re.compile(
     r"(?i:\[(?:bug|issue|help)|[?？]\s*$|\bnot\b|n't\b|\bun(?:able|expected)|\bproblem|\bissue"
     r"|\bbug\b|\bwrong|\bbroken|(?<!\d)[45]\d\d(?![\dkb])|不|无法|没|异常|问题|错|失败|求助|吗)"
 )
-#: Where somebody tells a cause, or what works and what does not: it decides more than a guess.
+#: Words with which a person states a cause, or which case works and which does not.
 _DECIDES: Final = re.compile(
     r"(?i:\b(?:because|due to|caused by|root cause|turn(?:s|ed) out|downgrad\w+|roll(?:ing|ed) back"
     r"|after (?:up|down)grad\w+|works?(?:ed)? (?:fine|well|correctly|on|with|when|if|after)"
@@ -44,38 +44,38 @@ _DECIDES: Final = re.compile(
     r"|因为|由于|原因|导致|验证|解决了|可以解决|降级|降到|换成|升级后|正常|没问题|没有问题|只有|(?:而|但).{0,12}(?:不|可以)"
 )
 _FENCE: Final = "```"
-#: Symptoms of which words alone tell little.
+#: Symptoms that words alone describe only weakly.
 _WEAK: Final = ("asks_support", "http_status", "not_released", "said_to_be_slow")
-#: Rows among which the title stands.
+#: The title is among this many first rows.
 _FIRST: Final = 3
-#: Sentences that are kept: more are no report.
+#: The most sentences that are kept: a report has fewer.
 _MOST: Final = 200
-#: Characters of a line that are asked for sentences.
+#: The characters of a line that are searched for sentences.
 _LONGEST: Final = 1024
 
-#: What a sentence tells, the most first: a message or symptom that a row knows or an exception; the
-#: words of an error, or a question; a title alone.
+#: How much a sentence tells, the most first: a known message, symptom or exception; words of an
+#: error, or a question; a title alone.
 KNOWN, TROUBLE, TITLE = range(3)
 
 
 class ToldLines:
-    """The title, and sentences that tell of trouble or decide between causes."""
+    """The title, and sentences that report trouble or decide between causes."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[int, LogEvent]] = []
-        #: Sentences that tell a cause, or what works beside it.
+        #: Sentences that state a cause, or another case that works.
         self.decides: list[LogEvent] = []
         self.title: LogEvent | None = None
-        #: Whether the last row stands in a block that was pasted.
+        #: Whether the last row is in a pasted block.
         self.pasted = False
         self._lines: set[int] = set()
         self._rows = 0
 
     def notice(self, line: int, text: str) -> None:
-        """Take in any row: within a fence, and below no title, it is the log's.
+        """Read any row: inside a fence, and without a title, it belongs to the log.
 
-        The first line may be all that somebody wrote: without a title it is asked of people's own
-        words alone.
+        The first line may be the whole report: without a title it is only compared with people's
+        words.
         """
         self._rows += 1
         if self.title is None and self._rows <= _FIRST and text.startswith("# "):
@@ -86,7 +86,7 @@ class ToldLines:
             self._read(line, text)
 
     def has(self, line: int) -> bool:
-        """Whether a person wrote the line, and no program."""
+        """Whether a person wrote the line, not a program."""
         return line in self._lines
 
     def _read(self, line: int, text: str) -> None:
@@ -113,7 +113,7 @@ class ToldLines:
             self.decides.append(mark)
 
     def _order(self, mark: LogEvent, message: str, *, title: bool) -> int | None:
-        """How much a sentence tells; None: nothing."""
+        """The rank of a sentence by how much it tells; None if it tells nothing."""
         row = mark.row
         if self.title is None:
             return KNOWN if row and row.rank == "told" else None
@@ -125,7 +125,7 @@ class ToldLines:
 
 
 def message_in(text: str) -> str:
-    """The message of a program that a sentence quotes, with its exception's name; else empty."""
+    """The program's message that a sentence quotes, with the exception's name; else empty."""
     if match := _NAMED.search(text):
         return (match[1] or match[2]).strip().rstrip("`")
     found = ((name, pattern.search(text)) for name, pattern in _NAMELESS)
@@ -133,7 +133,7 @@ def message_in(text: str) -> str:
 
 
 def said(text: str) -> str:
-    """What a person wrote, with where it stands, and without a forum's marks."""
+    """A person's words, with their place in the report, and without a forum's marks."""
     where = "report's title" if text.startswith("# ") else "text"
     return f"the {where} says: {plain(text)}"
 

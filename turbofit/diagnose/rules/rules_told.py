@@ -1,8 +1,8 @@
-"""A report whose log decides nothing: what its title tells, then what its sentences tell.
+"""Answers a report whose log decides nothing, by its title, then by its sentences.
 
-No line of the log tells of an error, or it is cut before it. The steps: look a person's sentence up
-in the rows that a log's lines are looked up in; say what is told as told, with what others had who
-met it; say beside it where the text ends.
+No line of the log reports an error, or the log ends before it. The steps are: look a person's
+sentence up in the rows for log lines; report it as a person's statement, with the causes of others
+who met the same; say where the text ends.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 _NO_LINE: Final = "no line of this log tells what failed"
 #: The name of an exception before its message.
 _NAME: Final = re.compile(r"(?:\w+\.)*(\w+): ")
-#: Words of the phase in which memory ran out, as people tell it.
+#: Words by which people name the phase in which memory ran out.
 _PHASES: Final[dict[Phase, re.Pattern[str]]] = {
     "weights": re.compile(r"(?i:\b(?:re)?load|start|\binit|加载|启动|部署)"),
     "serving": re.compile(r"(?i:infer|image|request|prompt|图片|圖片|推理|请求|长)"),
 }
-#: Kinds of rows that speak of serving, where LMDeploy quantised.
+#: Kinds of rows about serving, for logs in which LMDeploy quantised.
 _OF_SERVING: Final = (
     "wrong_quantization", "unsupported_feature", "unsupported_model", "asks_support",
 )  # fmt: skip
 
 
 def told_by(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
-    """What the title says, else the text: what tells most, and at least so much."""
+    """The answer by the sentence that tells most, the title first; it must tell ``least``."""
     marks = sorted(case.facts.told.marks, key=lambda told: told[0])
     answers = (_stated(case, mark) for order, mark in marks if order <= least)
     return next(answers, None)
@@ -66,7 +66,7 @@ def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
 
 
 def ends(facts: LogFacts) -> str:
-    """Where a text ends that was cut before its error; empty: it was not."""
+    """The place where a text was cut before its error; empty if it was not cut."""
     where = "a traceback and before the error itself"
     if facts.cut_at is None:
         where = "its log and before a line that tells what failed" if facts.told.pasted else ""
@@ -74,7 +74,7 @@ def ends(facts: LogFacts) -> str:
 
 
 def last_call(cut: LogEvent) -> str:
-    """The last call of a torn traceback; of a line that is torn itself its function."""
+    """The last call of a torn traceback; if its line is torn itself, only its function."""
     text = evidence(cut, "").text
     if len(text) < _TORN and cut.stack:
         text = cut.stack[-1].function
@@ -82,7 +82,7 @@ def last_call(cut: LogEvent) -> str:
 
 
 def _less_memory(text: str, case: LogCase) -> tuple[str, ...]:
-    """What takes less memory in the phase that a traceback or the words show."""
+    """Ways to take less memory in the phase that a traceback or the words show."""
     cut = case.facts.cut_at
     stack = cut.stack if cut else ()
     phase = phase_of(stack)
@@ -94,9 +94,9 @@ def _less_memory(text: str, case: LogCase) -> tuple[str, ...]:
 
 
 def with_general(case: LogCase, draft: RuleAnswer, message: str) -> RuleAnswer:
-    """An answer with the general causes of such an exception, where no row has listed any.
+    """Add the general causes of such an exception to an answer for which no row lists any.
 
-    While LMDeploy quantises, its own list stands in the place of what is said of serving.
+    If LMDeploy quantises, its own list replaces the causes of serving.
     """
     if draft.possible and draft.kind not in _OF_SERVING:
         return draft
@@ -111,24 +111,24 @@ def with_general(case: LogCase, draft: RuleAnswer, message: str) -> RuleAnswer:
 
 
 def _serves(case: LogCase) -> bool:
-    """Whether the torn traceback of a log that has `lmdeploy lite` is another part's."""
+    """Whether the torn traceback in a log with `lmdeploy lite` is of another part of LMDeploy."""
     stack = case.facts.cut_at.stack if case.facts.cut_at else ()
     of_lmdeploy = [frame.path for frame in stack if "lmdeploy" in frame.path]
     return bool(of_lmdeploy) and not any("lite" in path for path in of_lmdeploy)
 
 
 def also_told(case: LogCase, what: str) -> tuple[str, ...]:
-    """The report's title, and a sentence that decides, beside the line that is quoted."""
+    """The report's title and a deciding sentence, to be shown with the quoted line."""
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
     texts = [said(mark.text) for mark in (*marks, *told.decides[:_DECIDING])]
     return tuple(without_keys(text)[:_SHOWN] for text in texts if text[:_SAME] not in what)
 
 
-#: Sentences that are quoted beside the line that tells most, characters of one, and those by which
-#: it is found again in what is quoted already.
+#: The most sentences that are quoted with the line that tells most, the characters of one, and the
+#: characters by which it is found again in an earlier quotation.
 _DECIDING: Final = 2
 _SHOWN: Final = 240
 _SAME: Final = 60
-#: A source line of fewer characters has lost its end.
+#: A source line with fewer characters is torn.
 _TORN: Final = 6
