@@ -42,9 +42,10 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
     if draft.others:
         machine, spec = with_used(machine, spec, draft.others)
     try:
-        plan = best_plan(PlanRequest.of(model=case.model, on=machine))
+        request = PlanRequest.of(model=case.model, on=machine)
+        plan = best_plan(request, compares_limits=False)
         if not plan.fits and draft.others:
-            alone = best_plan(PlanRequest.of(model=case.model, on=case.machine))
+            alone = best_plan(request.changed(on=case.machine), compares_limits=False)
             if alone.fits:
                 return _planned(case, alone, case.on, f"once the cards are free: {alone.verdict}")
     except TurbofitError as exc:

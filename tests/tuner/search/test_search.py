@@ -16,7 +16,10 @@ from turbofit.memory.engines import engine_for
 from turbofit.model.source import resolve_model
 from turbofit.tuner.explain import remedies
 from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.search import may_fit, search
+from turbofit.tuner.search.shapes import Evaluation, Shape
+from turbofit.tuner.search.sizing import SearchState
 
 
 def asked(model: str, on: str, concurrency: int | None = None) -> ResolvedRequest:
@@ -72,3 +75,30 @@ def test_a_plan_that_does_not_fit_searches_no_cards_that_do_not_hold_it(
     larger = [name for name in searched if name != "NVIDIA GeForce RTX 3060"]
     assert plan.remedies[0].change.startswith(f"2 x {larger[-1]} ")
     assert len(larger) <= 3
+
+
+def test_a_brief_search_lowers_images_where_most_requests_may_be_held() -> None:
+    request = replace(
+        asked("qwen2.5-vl-7b", "2xrtx3090"), workload=Workload(images=20, concurrency=8)
+    )
+    engine = engine_for(request.model, "turbomind")
+    whole, brief = search(request, engine), search(request, engine, brief=True)
+    assert brief.best == whole.best
+    assert whole.best.held_requests == 2
+    assert len(brief.evaluations) < len(whole.evaluations)
+
+
+def test_a_lower_limit_is_looked_for_with_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All requests of each limit were searched: twenty limits, and 28 s of a processor's time."""
+    looked_at = set[int | None]()
+
+    def counted(state: SearchState, shape: Shape) -> Evaluation:
+        looked_at.add(shape.image_limit)
+        return evaluate(state, shape)
+
+    monkeypatch.setattr("turbofit.tuner.search.search.evaluate", counted)
+    request = asked("qwen2-vl-2b", "1xrtx3060:free=7GiB")
+    best = search(request, engine_for(request.model, "turbomind")).best
+    assert best.fits
+    assert best.shape.image_limit == 6_607_552
+    assert looked_at == {12_845_056, best.shape.image_limit}

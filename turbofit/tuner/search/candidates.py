@@ -46,6 +46,13 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     return _with_speeds(sizer, evaluation, wants_cache=wants_cache)
 
 
+def serves_alone(state: SearchState, shape: Shape) -> bool:
+    """Whether each of a shape's equal groups serves one request: with the shortest context."""
+    sizer = Sizer(state, replace(shape, at_once=1.0)).safe()
+    shortest, _ = sizer.contexts()
+    return sizer.evaluation(shortest).fits
+
+
 def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
     """Add the forecasts and the score for the images in ``state`` to a fitting shape."""
     if not evaluation.parts:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
+from turbofit.core.images.rule import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
@@ -32,7 +33,7 @@ from turbofit.tuner.resolved_request import (
     launch_of,
     vision_load_of,
 )
-from turbofit.tuner.search.candidates import evaluate, with_speeds
+from turbofit.tuner.search.candidates import evaluate, serves_alone, with_speeds
 from turbofit.tuner.search.shapes import (
     Evaluation,
     Shape,
@@ -54,6 +55,11 @@ _LOG: Final = LazyLogger(__name__)
 
 #: Returns the problem of a launch, or a false value.
 _Ask = Callable[[EngineLaunch], Any]
+
+
+#: The most requests that a shape may hold.
+_Bound = Callable[[Shape], int]
+_SERVES: Final = attrgetter("serves")
 
 
 class EngineFit(Struct):
@@ -190,9 +196,12 @@ def at_limit(
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
     """The largest lower image limit with which a shape keeps all else; None if there is none."""
+    rule = request.model.image_rule
+    if rule is None or shape.image_limit is None:
+        return None
     whole = replace(shape, at_once=None, units_per_forward=None)
-    lowered = _Search(request, engine).lowered(whole, attrgetter("fits"))
-    return lowered.shape.image_limit if lowered is not None and lowered.fits else None
+    lowered = _Search(request, engine).lowered(whole, rule, attrgetter("fits"))
+    return lowered.shape.image_limit if lowered.fits else None
 
 
 class _Search(SearchState):
@@ -230,9 +239,7 @@ class _Search(SearchState):
             tried = [pair for pair in tried if pair[1].serves or self._may_serve(pair[0])]
         others = [queued for pair in tried for queued in self.queued(*pair)]
         if not self._limit_given and not any(one.serves for one in (*whole, *others)):
-            others += filter(
-                None, [self.lowered(shape, attrgetter("serves")) for shape, _ in tried]
-            )
+            others += self._all_lowered([shape for shape, _ in tried])
         return whole, others
 
     def _whole(self, space: Sequence[Shape]) -> list[tuple[Shape, Evaluation]]:
@@ -240,13 +247,37 @@ class _Search(SearchState):
         wanted = self.request.promised_requests
         if not self._brief or wanted is None:
             return [(shape, self.evaluate(shape)) for shape in space]
-        bounds = {shape: self._most_requests(shape) for shape in space}
+        return self._bounded(space, self._most_requests, self.evaluate)
+
+    def _all_lowered(self, space: Sequence[Shape]) -> list[Evaluation]:
+        """Each shape under its largest limit, but in a brief search those that hold fewer requests.
+
+        Nothing without images.
+        """
+        rule = self.request.model.image_rule
+        if rule is None or any(shape.image_limit is None for shape in space):
+            return []
+        if not self._brief or self.request.promised_requests is None:
+            return [self.lowered(shape, rule, _SERVES) for shape in space]
+
+        def most(shape: Shape) -> int:
+            limit = self._limit_alone(shape, rule)
+            return self._most_requests(replace(shape, image_limit=limit))
+
+        lowered = self._bounded(space, most, lambda shape: self.lowered(shape, rule, _SERVES))
+        return [evaluation for _, evaluation in lowered]
+
+    def _bounded(
+        self, space: Sequence[Shape], bound: _Bound, look: Callable[[Shape], Evaluation]
+    ) -> list[tuple[Shape, Evaluation]]:
+        """Look at the shapes that hold as many requests as any, from the one that may hold most."""
+        bounds, wanted = {shape: bound(shape) for shape in space}, self.request.promised_requests
         tried, most = list[tuple[Shape, Evaluation]](), 0
         for shape in sorted(space, key=bounds.__getitem__, reverse=True):
             if bounds[shape] < most:
                 break
-            tried.append((shape, self.evaluate(shape)))
-            most = max(most, min(wanted, tried[-1][1].held_requests))
+            tried.append((shape, look(shape)))
+            most = max(most, min(wanted or 0, tried[-1][1].held_requests))
         return tried
 
     def _most_requests(self, shape: Shape) -> int:
@@ -380,30 +411,53 @@ class _Search(SearchState):
             return True
         return any(part.wants_cache for part in whole.sets)
 
-    def lowered(self, shape: Shape, good: Callable[[Evaluation], bool]) -> Evaluation | None:
-        """The shape with the largest lower limit that is good, or the least; None without images.
+    def lowered(
+        self, shape: Shape, rule: ImageRule, good: Callable[[Evaluation], bool]
+    ) -> Evaluation:
+        """The shape with the largest lower limit that is good, or the least.
 
         If it also fits with the engine's bound of units, it has this bound.
         """
-        request, rule, most = self.request, self.request.model.image_rule, shape.image_limit
-        if rule is None or most is None:
-            return None
-        step, least = rule.limit_step, rule.least_limit
+        limits = _limits(shape, rule)
 
         def at(image_limit: int) -> Evaluation:
-            lower = replace(shape, image_limit=image_limit)
-            if request.workload.queue_images is not False:
-                units = vision_load_of(request, image_limit).units_per_request
-                lower = replace(lower, units_per_forward=units)
-            return self.evaluate(lower)
+            return self.evaluate(self._limited(shape, image_limit))
 
-        best = at(least)
-        if not good(best):
-            return best
-        best = _largest(best, least, most - step, step, at, good)
-        return max(
-            best, self.evaluate(replace(shape, image_limit=best.shape.image_limit)), key=_order
-        )
+        found = at(self._limit_alone(shape, rule)) if good is _SERVES else None
+        if found is None or not good(found):
+            found = at(limits[0])
+            if not good(found):
+                return found
+            found = _largest(found, limits[0], limits[-1], limits.step, at, good)
+        whole = self.evaluate(replace(shape, image_limit=found.shape.image_limit))
+        return max(found, whole, key=_order)
+
+    def _limited(self, shape: Shape, image_limit: int) -> Shape:
+        """The shape under another limit; images queue for each other unless that is refused."""
+        lower = replace(shape, image_limit=image_limit)
+        if self.request.workload.queue_images is False:
+            return lower
+        units = vision_load_of(self.request, image_limit).units_per_request
+        return replace(lower, units_per_forward=units)
+
+    def _limit_alone(self, shape: Shape, rule: ImageRule) -> int:
+        """The largest limit under which every group serves one request, and so the shape some.
+
+        Groups are in many shapes, and each kind is looked at once.
+        """
+        limits = _limits(shape, rule)
+
+        def largest(part: Shape) -> int:
+            def serves(place: int) -> bool:
+                return serves_alone(self, self._limited(part, limits[place]))
+
+            return limits[bisect(serves, 0, len(limits))[0] if serves(0) else 0]
+
+        def of_kind(part: Shape) -> int:
+            kind = self.key_of(self.gpus_of(part.groups)[0])
+            return self.once(lambda: largest(part), "alone", replace(part, groups=()), kind)
+
+        return min(map(of_kind, _parts(shape)))
 
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
         known = known_problems(launch, self.engine.name, self.engine.version)
@@ -431,6 +485,12 @@ class _Search(SearchState):
             return self.once(answer, ask, settings, self.key_of(gpus))
 
         return next(filter(None, map(problem, self.firsts(shape.groups))), None)
+
+
+def _limits(shape: Shape, rule: ImageRule) -> range:
+    """Limits below a shape's own, the smallest first: at least that one."""
+    step, least = rule.limit_step, rule.least_limit
+    return range(least, max(least, (shape.image_limit or 0) - step) + 1, step)
 
 
 def _parts(shape: Shape) -> Iterator[Shape]:
