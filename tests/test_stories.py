@@ -82,13 +82,13 @@ def test_the_page_quotes_the_answer(typed, number: int) -> None:
 
 
 ONCE = "load the model once, and let it be split over the cards"
-NAMED = "name the model with --model (what it takes is known then), and paste the lines before"
+NAMED = "name the model with --model, and paste the line"
 
 
 @pytest.mark.parametrize(
     ("number", "part", "words"),
     [
-        (INTERNVL, "log", ["when images were encoded", "start the engine once"]),
+        (INTERNVL, "log", ["when it encoded images", "start the engine once"]),
         (INTERNVL, "without_stack", ["out of GPU memory", "start the engine once"]),
         (INTERNVL, "one_line", ["out of GPU memory", NAMED]),
         (INTERNVL, "text", ["out of GPU memory", "a lower --cache-max-entry-count"]),
@@ -104,7 +104,7 @@ NAMED = "name the model with --model (what it takes is known then), and paste th
         (QWEN, "without_stack", ["cuda:0 and cuda:1", "use one card"]),
         (QWEN, "one_line", ["cuda:0 and cuda:1", "use one card"]),
         (QWEN, "text", ["use one card where the model fits on one"]),
-        (COGVLM, "log", ["while weights were loaded", ONCE]),
+        (COGVLM, "log", ["while it loaded weights", ONCE]),
         (COGVLM, "without_stack", ["out of GPU memory", ONCE]),
         (COGVLM, "one_line", ["out of GPU memory", NAMED]),
         (COGVLM, "text", ["runs out of memory", "one whole model for each device"]),

@@ -272,16 +272,14 @@ FATAL = (
 )
 
 
-def test_only_of_the_generation_that_is_known_is_the_shortage_computed() -> None:
+def test_what_lacks_is_forecast_for_the_release_of_the_log() -> None:
     command = "$ lmdeploy serve api_server OpenGVLab/InternVL3-8B  # RTX 3090\n"
     found = explain(command + BUDGET + FATAL)
     assert some(found.missing).bytes is None
-    assert some(found.missing_in_all).bytes is not None
-    assert some(found.missing_in_all).bytes > 0
+    assert (some(found.missing_in_all).bytes or 0) > 0
     assert "assumed LMDeploy 0.18" in found.unknown
     found = explain(f"lmdeploy==0.16.0\n{command}{BUDGET}{FATAL}")
-    assert found.missing_in_all is None
-    assert any("0.16.0" in one for one in found.unknown)
+    assert not any("assumed" in one for one in found.unknown)
     assert any("18.7 GiB of host memory" in one for one in found.why)
 
 
@@ -296,64 +294,42 @@ def warming(longest: int) -> str:
     return f"[turbomind.cc:440] Warm-up lengths: 8, 16, 1024, {longest}"
 
 
-BUFFERS, WARMUP = "for the engine's buffers", "until the warm-up passes"
-
-
 IMAGE = ("[turbomind.cc:492] Warm-up finished in 0.01 seconds.",
          "[qwenvit.cc:230] Qwen3.5 ViT setup: mm_seqs=1 images_batched=1 images_skipped=0 "
          "patches=40000")  # fmt: skip
 
 
 #: Deaths of the 0.18.0 binary on pretend 3090s: model, tp, batch, prefill, session; the cache and
-#: what was free; later lines; the step, and MiB that it lacked, allocation by allocation.
+#: what was free; later lines; where it died by the account, and MiB that the step lacked.
 DEATHS = [
-    ("internvl2-26b-awq", (2, 200, 12288, 32768), (9647.2, 9725), (), BUFFERS, 210),
-    ("internvl2-2b", (1, 128, 1024, 32768), (18411.06, 18485), (), BUFFERS, 38),
-    ("qwen2-vl-7b", (1, 256, 4096, 16384), (6056.42, 6443), (warming(4352),), WARMUP, 157),
-    ("qwen2.5-7b", (2, 256, 8192, 16384), (15985, 16278), (warming(8448),), WARMUP, 318),
-    ("qwen2-vl-7b", (2, 128, 1024, 16384), (14642.2, 15189), (warming(1152), *IMAGE),
-     "for a forward with 40000 vision units", 313),
+    ("internvl2-26b-awq", (2, 200, 12288, 32768), (9647.2, 9725), (), "right after the cache", 210),
+    ("internvl2-2b", (1, 128, 1024, 32768), (18411.06, 18485), (), "right after the cache", 38),
+    ("qwen2-vl-7b", (1, 256, 4096, 16384), (6056.42, 6443), (warming(4352),), "own warm-up", 157),
+    ("qwen2.5-7b", (2, 256, 8192, 16384), (15985, 16278), (warming(8448),), "own warm-up", 318),
+    ("qwen2-vl-7b", (2, 128, 1024, 16384), (14642.2, 15189), (warming(1152), *IMAGE), "aborts on",
+     313),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "options", "cache", "lines", "step", "lacked"), DEATHS)
-def test_what_a_step_lacked(
+@pytest.mark.parametrize(("model", "options", "cache", "lines", "where", "lacked"), DEATHS)
+def test_what_lacks_in_all_is_no_less_than_what_a_step_lacked(
     model: str,
     options: tuple[int, int, int, int],
     cache: tuple[float, float],
     lines: tuple[str, ...],
-    step: str,
+    where: str,
     lacked: int,
 ) -> None:
-    """Within the steps of two pools, with what a real driver may take besides as doubt."""
+    """As `predict` says it of what was free: all that the settings let in, not the step alone."""
     names = ("tp", "max-batch-size", "max-prefill-token-num", "session-len")
     words = " ".join(f"--{name} {value}" for name, value in zip(names, options, strict=True))
     command = f"$ lmdeploy serve api_server {model} {words}\n"
     found = explain(f"{command}{sized(*cache, *lines)}{FATAL}", on=f"{options[0]}xrtx3090")
-    short = some(found.missing_in_all)
-    assert short.bytes is not None
-    assert short.note == step
-    assert short.bytes / MIB == pytest.approx(lacked, abs=64)
-    assert short.doubt > 0
-
-
-@pytest.mark.parametrize(
-    ("lines", "step", "lacked"),
-    [((), BUFFERS, 32), ((warming(1152),), WARMUP, 96), ((warming(1152), IMAGE[0]), None, None)],
-)
-def test_a_step_that_had_passed_is_not_the_one_that_lacked(
-    lines: tuple[str, ...], step: str | None, lacked: int | None
-) -> None:
-    """The further a log goes on, the later the step: then it lacks what those before it do, too."""
-    options = "--tp 1 --max-batch-size 128 --max-prefill-token-num 1024 --session-len 32768"
-    command = f"$ lmdeploy serve api_server internvl2-2b {options}\n"
-    answer = explain(f"{command}{sized(18411.06, 18485, *lines)}{FATAL}", on="1xrtx3090")
-    short = answer.missing_in_all
-    assert (short.note if short else None) == step
-    assert (round((short.bytes or 0) / MIB) if short else None) == lacked
-    assert ("no line tells what ran when it died" in answer.unknown) == (step is None)
-    granted = explain(f"{command}{sized(4000, 8000, *lines)}{FATAL}", on="1xrtx3090")
+    assert where in found.why[-1]
+    assert lacked <= (some(found.missing_in_all).bytes or 0) / MIB < lacked + 2200
+    granted = explain(f"{command}{sized(4000, 9000, *lines)}{FATAL}", on=f"{options[0]}xrtx3090")
     assert granted.missing_in_all is None
+    assert any("what took the rest" in one for one in granted.unknown)
 
 
 STACK = "*** stacktrace of thread 0x1 ***\n  [ 0] TM_CUDA_CHECK @ a.cc:1\n  [ 1] {} @ b.cc:2\n"
@@ -377,7 +353,7 @@ def test_nobody_is_blamed_where_the_load_fits_an_empty_card() -> None:
     found = explain("$ lmdeploy serve api_server internvl2-1b\n" + text, on="1xrtx3090")
     assert found.phase == "weights"
     assert "somebody" not in " ".join((found.what, *found.why))
-    assert any("does not say what took it" in why for why in found.why)
+    assert any("these settings leave room" in one for one in found.unknown)
 
 
 THROWN = "terminate called after throwing an instance of 'std::runtime_error'\n  what():  {}\n"

@@ -18,7 +18,6 @@ from turbofit.diagnose.rules.causes import hits_of
 from turbofit.diagnose.subject import FactCollector
 from turbofit.observe import log_reader
 from turbofit.observe.log_events import (
-    Computed,
     KvBlocks,
     LegacyCuda,
     PeerMissing,
@@ -43,8 +42,6 @@ from turbofit.observe.log_reader import read_line, torch_memory
         ("[TM][WARNING] Devicle 0 peer access Device 3 is not available.", PeerMissing(a=0, b=3)),
         ("[TM][WARNING] Device 1 peer access Device 0 is not available.", PeerMissing(a=1, b=0)),
         ("`max_context_token_num` is not set, default to 32768.", Starting(session=32768)),
-        ("req 1 (uid 22) resume [0,0) 0 blk ro (0%) source=none | computed [64,6688) 6688 tok",
-         Computed(uid=22, start=64, end=6688)),
         ("nothing", None),
         ("torch.cuda.OutOfMemoryError: Allocation on device 0",
          TorchMemory(message="Allocation on device 0")),

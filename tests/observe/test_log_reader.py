@@ -64,7 +64,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         ),
         (
             PREFIX + "Qwen3.5 ViT setup: mm_seqs=1 images_batched=1 images_skipped=0 patches=62208",
-            log.VisionSetup(sequences=1, images=1, units=62208),
+            log.VisionSetup(),
         ),
         (
             "[TM][WARN][1120.08:30:01.123456][turbomind.cc:123] "

@@ -79,13 +79,17 @@ class LogCase:
         except PackageError:
             return engine_named("turbomind")
 
-    def forecast(self) -> Plan | None:
-        """What turbofit says of the settings that the log names, on the machine as it is known."""
+    def forecast(self, **figures: float | None) -> Plan | None:
+        """What turbofit says of the log's settings, release and figures, where all are known."""
         if self.model is None or self.machine is None:
             return None
-        options = self.facts.subject.options
+        subject, session = self.facts.subject, self.facts.session_limit
+        told = {"session_len": session} if session else {}
+        given = subject.options | told | {"lmdeploy": subject.version} | figures
         try:
-            return predict(PredictRequest.of(model=self.model, on=self.machine, **options))
+            return predict(
+                PredictRequest.of(model=self.model, on=self.machine, engine="turbomind", **given)
+            )
         except TurbofitError:
             return None
 

@@ -92,20 +92,8 @@ class Backpressure(Struct):
     cause: str
 
 
-class Computed(Struct):
-    """TurboMind's scheduler put tokens ``start`` to ``end`` of a request into the next forward."""
-
-    uid: int
-    start: int
-    end: int
-
-
 class VisionSetup(Struct):
-    """Images were put into one forward pass; ``units`` is the number of tiles or patches."""
-
-    sequences: int
-    images: int
-    units: int
+    """Images were put into one forward pass."""
 
 
 class _CudaFault(Struct):
@@ -198,11 +186,10 @@ class PythonError(Struct):
 class TorchMemory(Struct):
     """Torch's out-of-memory text; all figures are bytes, rounded as torch prints them.
 
-    ``limit`` is torch's own for one process (set_per_process_memory_fraction). ``process`` is the
-    memory that torch's own process holds on the GPU; ``others`` has that of other processes by pid.
-    ``cached`` is reserved by torch's allocator but not allocated. ``pid`` is this process's number
-    in the text. ``named`` False: this process may be one of the ``others``. ``context`` False:
-    ``process`` does not include the CUDA context.
+    ``process`` is the memory that torch's own process holds on the GPU; ``others`` has that of
+    other processes by pid. ``cached`` is reserved by torch's allocator but not allocated. ``pid``
+    is this process's number in the text. ``named`` False: this process may be one of the
+    ``others``. ``context`` False: ``process`` does not include the CUDA context.
     """
 
     message: str = ""
@@ -210,7 +197,6 @@ class TorchMemory(Struct):
     gpu: int | None = None
     total: int | None = None
     free: int | None = None
-    limit: int | None = None
     process: int | None = None
     allocated: int | None = None
     cached: int | None = None

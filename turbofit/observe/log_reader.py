@@ -40,7 +40,6 @@ _BRACKET: Final = re.compile(
 _CAPACITY: Final = re.compile(
     rf"GPU (\d+) has a total capaci?ty of {_SIZE} of which {_SIZE} is free"
 )
-_LIMIT: Final = re.compile(rf"{_SIZE} allowed;")
 _THIS: Final = re.compile(rf"this process has {_SIZE} memory in use")
 _OTHER_PROCESS: Final = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
 _ALLOCATED: Final = re.compile(rf"allocated memory {_SIZE} is allocated by PyTorch")
@@ -149,9 +148,8 @@ _TURBOMIND: Final = (
          lambda _: events.WarmupFinished()),
     _row("error: ", r"CUDA ([Dd]river )?error: (.+)",
          lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
-    _row("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=(\d+) images_batched=(\d+)"
-         r" images_skipped=\d+ patches=(\d+)",
-         lambda m: events.VisionSetup(sequences=int(m[1]), images=int(m[2]), units=int(m[3]))),
+    _row("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=\d+ images_batched=\d+",
+         lambda _: events.VisionSetup()),
     # The line of a guarded CUDA call that failed.
     _row("cudaSuccess out of memory", r"Check failed: .*cudaSuccess out of memory$",
          lambda _: events.CudaError(message="out of memory")),
@@ -163,8 +161,6 @@ _OTHER: Final = (
          lambda m: events.Starting(session=int(m[1]))),
     _row("turbofit-fallback: loading", r"turbofit-fallback: loading weights",
          lambda _: events.Starting()),
-    _row("computed [", r".*?\(uid (\d+)\) .*computed \[(\d+),(\d+)\)",
-         lambda m: events.Computed(uid=int(m[1]), start=int(m[2]), end=int(m[3]))),
     _row("CUDA runtime error",
          r".*?CUDA runtime error: (\S*(?:\s+\S+)*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$",
          lambda m: events.LegacyCuda(message=m[1], where=m[2] or "")),
@@ -334,7 +330,6 @@ def _listed_memory(message: str, text: str) -> TorchMemory:
         gpu=gpu,
         total=whole,
         free=free,
-        limit=_figure(_LIMIT, text),
         process=_possible(process, whole),
         pid=pid,
         allocated=allocated,

@@ -27,13 +27,7 @@ def test_what_is_beyond_one_copy_is_told_with_the_ways_to_it() -> None:
     assert "LLaVA-1.5-7B has 13.2 GiB of weights" in told
     assert "5.3 GiB of what this process held are beyond that" in told
     assert "a notebook cell that ran twice (a copy is 13.2 GiB)" in told
-    assert "another process" not in told
-    # Where torch does not say what it allocated, the figure may be of several processes.
-    told = why(HELD.format(total="22.17", held="22.15"), model="llava-1.5-7b")
-    assert "another process of the card is counted in" in told
-    # On a card of twice its size the weights may be there in 32 bits.
-    text = ALLOCATED.format(total="44.34", held="44.30", allocated="40.00")
-    assert "loaded in 32 bits" in why(text, model="llava-1.5-7b")
+    assert "or its weights were loaded in 32 bits" in told
 
 
 @pytest.mark.parametrize(
@@ -50,22 +44,6 @@ def test_what_is_beyond_one_copy_is_told_with_the_ways_to_it() -> None:
 def test_nothing_is_beyond_one_copy_of(text: str) -> None:
     assert "beyond that" not in why(text, model="llava-1.5-7b")
     assert "beyond that" not in " ".join(explain_file("case3_llava_l4").why)
-
-
-SHARDS = "Loading checkpoint shards: 100%|##########| 8/8 [00:40<00:00,  5.05s/it]\n"
-SECOND = (
-    "Traceback (most recent call last):\n"
-    '  File "/w/demo.py", line 88, in start\n'
-    "    model = {maker}.from_pretrained(path)\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("maker", "told"), [("AutoModelForCausalLM", True), ("CLIPVisionModel", False)]
-)
-def test_a_second_load_of_a_whole_model_stands_in_the_traceback(maker: str, told: bool) -> None:
-    text = SHARDS + SECOND.format(maker=maker) + HELD.format(total="23.69", held="23.60")
-    assert ("loads another into the same memory" in why(text)) is told
 
 
 def test_a_placed_model_that_is_moved_is_named_by_its_line() -> None:

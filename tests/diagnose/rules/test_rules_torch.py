@@ -32,28 +32,16 @@ def test_a_program_of_its_own_is_told_of_what_it_can_change() -> None:
 WSL = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
     " capacity of 15.92 GiB of which 0 bytes is free. Including non-PyTorch memory, this process"
-    " has 17179869184.00 GiB memory in use. Of the allocated memory {} GiB is allocated by PyTorch,"
-    " and 4.00 GiB is reserved by PyTorch but unallocated.\n"
+    " has 17179869184.00 GiB memory in use. Of the allocated memory 14.10 GiB is allocated by"
+    " PyTorch, and 4.00 GiB is reserved by PyTorch but unallocated.\n"
 )
 
 
 def test_a_figure_that_cannot_be_is_unknown() -> None:
-    found = explain(WSL.format("14.10"))
+    found = explain(WSL)
     assert [one.who for one in found.held] == ["this process's tensors"]
     assert not any("outside torch" in one for one in found.why)
     assert not any("expandable_segments" in one for one in found.changes)
-    spilled = explain(WSL.format("40.25"))
-    assert any("moved memory to the host" in one for one in spilled.why)
-
-
-def test_torchs_own_limit_is_what_was_full() -> None:
-    found = explain(
-        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total"
-        " capacity of 23.69 GiB of which 12.00 GiB is free. 9.50 GiB allowed; Of the allocated"
-        " memory 9.00 GiB is allocated by PyTorch, and 100.00 MiB is reserved by PyTorch but"
-        " unallocated.\n"
-    )
-    assert any("allowed 9.5 GiB" in one for one in found.why)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +209,7 @@ def test_one_of_several_is_not_guessed() -> None:
         "process 11: this one or another", "process 12: this one or another",
     }  # fmt: skip
     assert "which process is this server (11, 12)" in told(found)
-    assert any(one.startswith("tell this server's processes from others") for one in found.changes)
+    assert any(one.startswith("tell first which process is this server") for one in found.changes)
     assert some(found.would_work).on == "1xrtx3090"
 
 

@@ -37,13 +37,11 @@ _SAID: Final = 160
 class When(Struct):
     """A row's only condition, on a fact or figure of the log.
 
-    The fact is known (or not), one of ``values``, or above or below a number.
+    The fact is known, and one of ``values``, or below a number, where these are given.
     """
 
     fact: str
-    known: bool = True
     values: tuple[str | int, ...] = field(default=(), name="is")
-    above: int | None = None
     below: int | None = None
 
 

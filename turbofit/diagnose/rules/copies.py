@@ -14,7 +14,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Evidence
 from turbofit.diagnose.rules.draft import evidence
-from turbofit.observe.log_events import CONTEXT, ModelLoaded, TorchMemory
+from turbofit.observe.log_events import ModelLoaded, TorchMemory
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 #: A card that is large enough for any such model; it serves only to compute one copy's bytes.
 _LARGE_CARD: Final = "1xh200:total=1000GiB"
-#: A source line that loads a whole model, not a tower or an adapter of it.
-_WHOLE: Final = re.compile(r"\b(?:AutoModel\w*|\w+For(?:CausalLM|ConditionalGeneration))\.from_pre")
 _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
 #: Words of training, which holds more memory than an answer needs.
@@ -58,7 +56,7 @@ def copies(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> 
             'load the model once, and let it be split over the cards: device_map="auto" without'
             " .to() or .cuda() behind it; no card holds a copy"
         )
-    signs = (*_moved(case, mark), *_loaded_twice(case), *_second_load(case, mark))
+    signs = (*_moved(case, mark), *_loaded_twice(case))
     found = [Copy(why, once, line) for why, line in signs]
     if small:
         found.append(Copy(small, once, evidence(mark, "the card's size")))
@@ -98,22 +96,10 @@ def _loaded_twice(case: LogCase) -> Iterator[tuple[str, Evidence]]:
     )
 
 
-def _second_load(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]]:
-    """Yields the load of a whole model while another one was already loaded."""
-    first = case.facts.first(ModelLoaded)
-    again = [frame.code for frame in mark.stack if _WHOLE.search(frame.code)]
-    if again and first and first.line < mark.line and not case.facts.subject.ranks:
-        yield (
-            f"one model was loaded whole, and `{again[0].strip()}` loads another into the same"
-            " memory",
-            evidence(first, "a model is loaded"),
-        )
-
-
 def _larger_than_card(case: LogCase, memory: TorchMemory, phase: Phase) -> str:
     """The reason why no card of the log holds one copy; empty if one does, or if it is unknown."""
-    engines = case.facts.subject.of_lmdeploy or (case.tp or 1) > 1
-    if case.model is None or memory.total is None or phase not in ("weights", "unknown") or engines:
+    loads = phase in ("weights", "unknown") and not case.facts.subject.of_lmdeploy
+    if case.model is None or memory.total is None or not loads:
         return ""
     weights = case.model.weight_bytes
     if weights <= memory.total:
@@ -132,36 +118,24 @@ def _beyond_one_copy(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iter
     if case.model is None or held is None or case.facts.subject.of_lmdeploy or trains:
         return
     weights, most = case.model.weight_bytes, _most(case.model)
-    beyond = held - most
-    if beyond < _BEYOND:
-        return
-    ways = [
-        "the model is in this process a second time, whole or in part, as after a notebook cell"
-        f" that ran twice (a copy is {format_bytes(weights)})"
-    ]
-    if (memory.total or 0) > 2 * weights:
-        ways.append("its weights were loaded in 32 bits (no torch_dtype), twice as large")
-    if memory.allocated is None:
-        ways.append("another process of the card is counted in (nvidia-smi lists each)")
-    else:
-        ways.append("requests were computed together")
-    yield Copy(
-        f"{case.model.name} has {format_bytes(weights)} of weights, and with its longest request it"
-        f" takes at most {format_bytes(most)}: {format_bytes(beyond)} of what this process held are"
-        f" beyond that. Either {', or '.join(ways)}",
-        "restart the notebook's kernel (or the program) and load the model once: a first copy, if"
-        " there is one, ends with it; nvidia-smi shows what is left on the card",
-        evidence(mark, "what this process held"),
-    )
+    if most is not None and held - most >= _BEYOND:
+        yield Copy(
+            f"{case.model.name} has {format_bytes(weights)} of weights, and with its longest"
+            f" request it takes at most {format_bytes(most)}: {format_bytes(held - most)} of what"
+            " this process held are beyond that. Either the model is in this process a second"
+            " time, whole or in part, as after a notebook cell that ran twice (a copy is"
+            f" {format_bytes(weights)}), or its weights were loaded in 32 bits (no torch_dtype),"
+            " or requests were computed together",
+            "restart the notebook's kernel (or the program) and load the model once: a first copy,"
+            " if there is one, ends with it; nvidia-smi shows what is left on the card",
+            evidence(mark, "what this process held"),
+        )
 
 
-def _most(model: Model) -> int:
-    """Return an upper bound in bytes of one copy under Transformers with its longest request.
-
-    Without a plan for it, that is 1.5 times the published weights, and a CUDA context.
-    """
+def _most(model: Model) -> int | None:
+    """An upper bound in bytes of one copy under Transformers with its longest request."""
     try:
         told = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))
     except TurbofitError:
-        return model.weight_bytes * 3 // 2 + CONTEXT
+        return None
     return max(gpu.peak for gpu in told.gpus)

@@ -8,48 +8,30 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import NA
-from turbofit.core.version import REFERENCE
-from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.causes import kind_of, release_of
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.memory.versions import listed_since, written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from re import Pattern
+    from collections.abc import Callable, Iterable
 
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.facts import LogFacts
     from turbofit.diagnose.rules.causes import Hit, Sentence, When
     from turbofit.observe.log_events import PythonFrame
-    from turbofit.planning.compatibility import FrontEnd, Step
 
 #: Folders of packages whose versions must go together, and of checkpoints' own code.
 _FOLDERS: Final = re.compile(
     r"[/\\](transformers|lmdeploy|swift|xtuner|vlmeval|opencompass|lagent|xinference)[/\\]"
     r"|(transformers_modules)"
 )
-#: LMDeploy's own parts, and the one front end of which a failure was seen.
-_PART: Final = re.compile(
-    r"lmdeploy[/\\](?:vl[/\\]model[/\\](llava_hf)\.py|(turbomind|pytorch|lite|vl|serve)[/\\])"
-)
-#: Where TurboMind's weights are read.
-_CONVERTS: Final = re.compile(r"(lmdeploy[/\\]turbomind[/\\])")
 #: An exception that is made there, and passes on none that came before.
 _RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\((?!.*\bfrom \w+$)")
 #: Errors of what was waited for, or of what a client asked: no check of the program.
 _NO_CHECK: Final = ("Timeout", "Connection", "HTTP", "Cancel", "Dead", "Exit")
-#: Calls in which a model type is looked up, and in which weights are loaded.
-_LOOKS_UP: Final = ("__getitem__", "from_pretrained", "for_model")
-_LOADS: Final = (
-    "load_weights", "load_weight", "_load_weights", "weight_loader", "load_model_weights",
-    "get_tensor", "get_filename",
-)  # fmt: skip
 #: Builds for CUDA up to 12.6 know no card from here on.
 _FIRST_OF_CUDA_12_8: Final = 100
-#: Kinds that tell of memory: where the message has no sizes, the answer says so.
-_OF_MEMORY: Final = ("no_kv_memory", "out_of_memory", "host_out_of_memory", "card_occupied")
 
 
 class Figures:
@@ -82,13 +64,10 @@ class Figures:
         if when is None:
             return True
         value = self.get(when.fact)
-        if value is None or not when.known:
-            return (value is not None) == when.known
-        return (
-            (not when.values or value in when.values)
-            and (when.above is None or value > when.above)
-            and (when.below is None or value < when.below)
-        )
+        if value is None:
+            return False
+        below = when.below is None or value < when.below
+        return below and (not when.values or value in when.values)
 
     def sentence(self, sentence: Sentence) -> str:
         """A sentence with its figures; its second form where one of them is not known."""
@@ -156,29 +135,16 @@ def _released(figures: Figures, *, dropped: bool) -> str | None:
     return next((release_of(str(name), dropped=dropped) for name in names if name), None)
 
 
-def _type_looked_up(figures: Figures) -> str | None:
-    """A model type that Transformers did not find, where it looks types up."""
-    frame = figures.stack[-1] if figures.stack else None
-    if frame is None or frame.function not in _LOOKS_UP or package_of(figures.stack[-1:]) is None:
-        return None
-    return figures.of_line("type") if _released(figures, dropped=False) else None
-
-
 def _place(figures: Figures) -> str | None:
     """The innermost package with the innermost function, as PACKAGE.FUNCTION."""
     package = package_of(figures.stack)
     return f"{package}.{figures.stack[-1].function}" if package else None
 
 
-def _read_as_16_bits(figures: Figures) -> bool | None:
-    """Whether TurboMind read a checkpoint in 4 bits without being told so."""
-    told = figures.of_line("chosen") or _innermost(_CONVERTS, figures.stack) is None
-    return True if figures.of_line("four_bit") and not told else None
-
-
 def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     """The innermost package of an engine or of a checkpoint's own code on a stack."""
-    return _innermost(_FOLDERS, stack)
+    searches = (_FOLDERS.search(frame.path) for frame in reversed(stack))
+    return next((match[match.lastindex or 0] for match in searches if match), None)
 
 
 def refused_by(stack: tuple[PythonFrame, ...], error: str) -> str | None:
@@ -191,12 +157,6 @@ def refused_by(stack: tuple[PythonFrame, ...], error: str) -> str | None:
     return package_of(stack[-1:]) if error.endswith(by_name) else None
 
 
-def _innermost(pattern: Pattern[str], stack: tuple[PythonFrame, ...]) -> str | None:
-    """What the group of a pattern catches of the innermost path that it matches."""
-    searches = (pattern.search(frame.path) for frame in reversed(stack))
-    return next((match[match.lastindex or 0] for match in searches if match), None)
-
-
 def _raised_by(figures: Figures) -> str | None:
     """The package whose code raised the error; None: another package.
 
@@ -207,83 +167,24 @@ def _raised_by(figures: Figures) -> str | None:
     return "unknown" if figures.case.facts.subject.of_lmdeploy else None
 
 
-def _model_name(figures: Figures) -> str:
-    model = figures.case.model
-    return (model.hub_id if model is not None else None) or "MODEL"
-
-
-def _tried(figures: Figures) -> str | None:
-    """What to install, or that nothing helps, where `bench.compatibility` saw such a failure.
-
-    LMDeploy's version is the log's, else turbofit's reference.
-    """
-    error = str(figures.of_line("error") or figures.hit.said)
-    for front in _fronts(figures):
-        failure = front.failed_with(error)
-        if failure is not None:
-            return _mended(figures, front, failure.step)
-    return None
-
-
-def _fronts(figures: Figures) -> Iterator[FrontEnd]:
-    """The front ends of the model that versions were tried with."""
-    model = figures.case.model
-    in_llava = _innermost(_PART, figures.stack) == "llava_hf"
-    family = "LlavaForConditionalGeneration" if in_llava else model and model.architecture
-    if not family:
-        return
-    from turbofit.planning.compatibility import FrontEnd, compatibility
-
-    lmdeploy = figures.case.facts.subject.version or REFERENCE
-    failed = {arch for failure in compatibility().failures for arch in failure.architectures}
-    for architecture in sorted(arch for arch in failed if arch.partition("+")[0] == family):
-        for engine in compatibility().families:
-            yield FrontEnd(lmdeploy, architecture, engine)
-
-
-def _mended(figures: Figures, front: FrontEnd, step: Step) -> str:
-    """The versions with which a front end was seen to run, or the engine that runs instead."""
-    from turbofit.planning.compatibility import EFFECTS, install_line
-
-    model, oldest = figures.case.model, front.oldest_allowed()
-    name = model.name if model else "this model"
-    every = (f"transformers>={oldest}",) if oldest else ()
-    if wanted := install_line(front.requirements() or every):
-        return f"{wanted}: with these LMDeploy {front.lmdeploy} runs {name}"
-    return (
-        f"turbofit serve --engine transformers: LMDeploy {front.lmdeploy} {EFFECTS[step]} ({name}),"
-        " whichever version of Transformers was tried"
-    )
-
-
 #: By name; a row uses them in its sentences and conditions.
 FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "arch": _arch,
     "brought": lambda figures: _released(figures, dropped=False),
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
-    "function": lambda figures: _function(figures) or None,
+    "function": lambda figures: figures.stack[-1].function if figures.stack else None,
     "dropped": lambda figures: _released(figures, dropped=True),
     "listed_since": _listed_since,
-    "loads": lambda figures: True if _function(figures) in _LOADS else None,
-    "model_name": _model_name,
     "package": lambda figures: package_of(figures.stack),
     "place": _place,
-    "place_in_lmdeploy": lambda figures: _innermost(_PART, figures.stack),
     "raised_by": _raised_by,
     "ratio": lambda figures: figures.case.ratio,
-    "read_as_16_bits": _read_as_16_bits,
     "said": lambda figures: figures.hit.said,
     "too_new": _too_new,
     "too_old": _too_old,
     "too_old_for": _too_old_for,
-    "tried": _tried,
-    "type_looked_up": _type_looked_up,
 }
-
-
-def _function(figures: Figures) -> str:
-    return figures.stack[-1].function if figures.stack else ""
 
 
 #: An exception of Python, and what a shell says of its child: alone in a log it is all there is.
@@ -294,15 +195,11 @@ _ALONE: Final = re.compile(
     r"|.{0,120}?\b[Ee]xited (?:with code |\()13[479]\b"
     r"|No devices were found"
 )
-#: Packages of another language, whose exceptions have the same form.
-_OTHER_LANGUAGE: Final = ("java", "javax", "org", "com", "net", "io", "scala")
 _FEW: Final = 3
 
 
 def _is_alone(mark: LogEvent, facts: LogFacts) -> bool:
     """Whether an error is all that a log has, beside its traceback and a line or two."""
-    if mark.text.strip().partition(".")[0] in _OTHER_LANGUAGE:
-        return False
     few = facts.rows_beside <= _FEW and _ALONE.match(mark.text) is not None
     return few and (not mark.stack or facts.errors == 1)
 
@@ -324,7 +221,6 @@ def explanation_of(mark: LogEvent, case: LogCase) -> RuleAnswer | None:
 def _told(figures: Figures) -> RuleAnswer:
     row, mark = figures.hit.row, figures.mark
     what, kind = figures.sentence(row.what), kind_of(row)
-    memory = Missing(bytes=None, basis="unknown", note="the message has no sizes")
     return RuleAnswer(
         kind=row.kind,
         line=mark.line,
@@ -334,7 +230,6 @@ def _told(figures: Figures) -> RuleAnswer:
         rank=row.rank,
         why=figures.sentences(row.why) if what else raised_in(mark),
         possible=figures.sentences(row.possible),
-        missing=memory if row.kind in _OF_MEMORY else None,
         changes=figures.sentences(row.change),
         unknown=figures.sentences(row.unknown),
         evidence=(evidence(mark, "the message"),),

@@ -18,10 +18,9 @@ from turbofit.diagnose.rules.logged_cache import (
     logged_cache,
     lower_ratio,
 )
-from turbofit.machine.presets import context_bytes
 from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import CONTEXT, PythonFrame, TorchMemory
-from turbofit.observe.stages import Phase, when
+from turbofit.observe.stages import Phase, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,16 +35,6 @@ _SMALL: Final = GIB // 4
 _ONE_TENSOR: Final = 4 * GIB
 #: A hint for Transformers only, which has the option; torch's own call already uses sdpa.
 _WITHOUT: Final = ": attn_implementation sdpa or flash_attention_2 does without"
-
-#: The words if torch is the subject, which itself neither loads nor encodes.
-_WHEN: Final[dict[Phase, str]] = {
-    "vision": "when images were encoded",
-    "cache": "when the cache was made",
-    "warm-up": "in the warm-up",
-    "weights": "while weights were loaded",
-    "quantising": "while a checkpoint was quantised",
-    "unknown": "(the log has no stack that says where)",
-}
 #: Words in a frame's file name, function or source. Phases are searched in this order, because a
 #: load computes nothing, and a vision tower does not call the language model.
 _PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
@@ -65,10 +54,6 @@ _PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
                 "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
     ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
 )  # fmt: skip
-#: Advice by the fact of a log that shows that the user already follows it.
-_IN_USE: Final = {"expandable": "PYTORCH_CUDA_ALLOC_CONF"}
-#: Phases whose tensor, if larger than the card, needs a smaller input: no memory share suffices.
-_FORWARDS: Final = ("vision", "text", "warm-up")
 #: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
 _FOLDERS: Final = {
@@ -84,12 +69,9 @@ _WHICH: Final = (
 )
 #: What to send if the log is only an error text.
 _SEND: Final = (
-    "name the model with --model (what it takes is known then), and paste the lines before this one"
-    ' from "Traceback (most recent call last)" on: they say where it ran out'
-)
-_SEND_LINE: Final = (
-    'paste the line "CUDA out of memory. Tried to allocate …" as a whole, with the traceback before'
-    " it: its figures say who held the card"
+    'paste the line "CUDA out of memory. Tried to allocate …" as a whole: its figures say who held'
+    ' the card; with the lines before it from "Traceback (most recent call last)" on, which say'
+    " where it ran out"
 )
 #: Folders of LMDeploy whose name alone determines a phase.
 _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
@@ -110,31 +92,26 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     phase = "quantising" if program == "lmdeploy-lite" else phase_of(mark.stack)
     why_cache, held_cache, lines = cache_facts(case, logged_cache(case))
     lines.append(evidence(mark, "torch's own figures"))
-    why = [
-        *_figures(memory, program, neighbours),
-        *_whole_matrix(mark, memory, phase, program),
-        *why_cache,
-    ]
+    why = [*_figures(memory, neighbours), *_whole_matrix(mark, memory, phase, program), *why_cache]
     holdings = [*_holders(mark, memory, neighbours), *held_cache]
     too_many = copies(case, mark, memory, phase)
     why += (copy.why for copy in too_many)
     lines += (copy.line for copy in too_many if copy.line.line != mark.line)
     once = ((START_ONCE,) if double_start(case) else ()) + tuple(copy.change for copy in too_many)
     changes = [*once, *_end_others(memory, neighbours), *_changes(case, phase, memory, program)]
-    in_use = tuple(_IN_USE[fact] for fact in _IN_USE if fact in case.facts.subject.facts)
     return RuleAnswer(
         kind=diagnosed(told_kind(memory)),
         phase=phase,
-        what=f"torch ran out of GPU memory {_WHEN.get(phase) or when(phase)}"
+        what=out_of_memory("the program", phase)
         + (f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""),
         line=mark.line,
         why=tuple(why),
         held=tuple(holdings),
         missing=missing_of(memory),
-        send=tuple(_send(case, mark, memory, phase)),
+        send=_send(case, mark, memory, phase),
         unknown=tuple(_unknown(mark, memory, phase, neighbours)),
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=tuple(dict.fromkeys(change for change in changes if not change.startswith(in_use))),
+        changes=tuple(dict.fromkeys(changes)),
         planned=True,
         others=neighbours.to_plan_without,
     )
@@ -142,21 +119,22 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
 
 def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: str) -> Iterator[str]:
     """Yields that attention stored its whole matrix, by its frame or by its request's size."""
-    if phase == "quantising":
-        return
-    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-    without = "" if program != "other" or fused else _WITHOUT
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
+    requested = memory.requested or 0
+    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+    without = _WITHOUT if program == "other" and not fused else ""
     if phase == "vision" and eager:
         yield (
             "attention was computed with its whole matrix, which grows with the square of the"
             f" image's patches{without}"
         )
-    elif phase != "cache" and (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR):
+    elif phase not in ("cache", "quantising") and requested > max(
+        memory.allocated or 0, _ONE_TENSOR
+    ):
         yield (
-            f"it asked {format_bytes(memory.requested or 0)} at once, more than the program had"
-            " allocated in all, as attention with its whole matrix does, which grows with the"
-            f" square of the tokens or patches{without}"
+            f"it asked {format_bytes(requested)} at once, more than the program had allocated in"
+            " all, as attention with its whole matrix does, which grows with the square of the"
+            f" tokens or patches{without}"
         )
 
 
@@ -187,7 +165,7 @@ def _neighbours(case: LogCase, memory: TorchMemory) -> _Neighbours:
     guessed = memory.pid is not None and case.facts.subject.of_lmdeploy and larger
     return _Neighbours(
         listed=sum(size for _, size in memory.others),
-        unexplained=_unexplained(case, memory),
+        unexplained=_unexplained(memory),
         unclear=guessed or not memory.named,
     )
 
@@ -207,41 +185,31 @@ def _unknown(
         yield "the card's size and what was free: this torch does not print them"
 
 
-def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> Iterator[str]:
-    """Yields what to send to find where memory ran out, if the log is only an error text."""
-    if mark.stack or phase != "unknown":
-        return
-    if case.model is None:
-        yield _SEND
-    elif memory.requested is None and not case.facts.subject.of_lmdeploy:
-        yield _SEND_LINE
+def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> tuple[str, ...]:
+    """What would tell where a text that stands alone ran out, and who held the card."""
+    alone = not mark.stack and phase == "unknown"
+    bare = memory.requested is None and not case.facts.subject.of_lmdeploy
+    if not alone or not (case.model is None or bare):
+        return ()
+    return (_SEND if case.model else f"name the model with --model, and {_SEND}",)
 
 
 def missing_of(memory: TorchMemory) -> Missing:
     """Requested minus free bytes; torch rounds both to hundredths of their unit."""
-    if memory.requested is None or memory.free is None:
-        allocation = (
-            f"; it asked {format_bytes(memory.requested)}" if memory.requested is not None else ""
+    requested, free = memory.requested, memory.free
+    if requested is None or free is None:
+        asks = f"; it asked {format_bytes(requested)}" if requested else ""
+        note = f"the text has not both figures{asks}"
+        return Missing(bytes=None, basis="unknown", note=note)
+    if requested <= free:
+        note = (
+            f"{format_bytes(free)} were free, more than the {format_bytes(requested)} asked: a"
+            " limit of the process, or others' memory came back meanwhile"
         )
-        return Missing(
-            bytes=None, basis="unknown", note=f"the text has not both figures{allocation}"
-        )
-    doubt = sum(_rounding(size) for size in (memory.requested, memory.free))
-    short = memory.requested - memory.free
-    if short <= 0:
-        return Missing(
-            bytes=None,
-            basis="unknown",
-            note=f"{format_bytes(memory.free)} were free, more than the"
-            f" {format_bytes(memory.requested)} asked: a limit of the process, or others' memory"
-            " came back meanwhile",
-        )
-    return Missing(
-        bytes=short,
-        basis="log",
-        note=f"asked {format_bytes(memory.requested)}, free {format_bytes(memory.free)}",
-        doubt=doubt,
-    )
+        return Missing(bytes=None, basis="unknown", note=note)
+    note = f"asked {format_bytes(requested)}, free {format_bytes(free)}"
+    doubt = _rounding(requested) + _rounding(free)
+    return Missing(bytes=requested - free, basis="log", note=note, doubt=doubt)
 
 
 def _rounding(size: int) -> int:
@@ -252,58 +220,40 @@ def _rounding(size: int) -> int:
     return 0
 
 
-def _figures(memory: TorchMemory, program: str, neighbours: _Neighbours) -> Iterator[str]:
-    if memory.limit is not None:
+def _figures(memory: TorchMemory, neighbours: _Neighbours) -> Iterator[str]:
+    if _in_pieces(memory):
         yield (
-            f"torch was allowed {format_bytes(memory.limit)} of the card"
-            " (set_per_process_memory_fraction, or a program's own limit): that limit was full"
-        )
-    if memory.total is not None and (memory.allocated or 0) > memory.total:
-        yield (
-            f"torch had {format_bytes(memory.allocated or 0)} allocated on a card of"
-            f" {format_bytes(memory.total)}: the driver of Windows or WSL had moved memory to the"
-            " host, which is many times slower"
-        )
-    if memory.cached and memory.requested and memory.cached >= memory.requested:
-        yield (
-            f"{format_bytes(memory.cached)} lay unused in torch's own cache, in pieces too small or"
-            " of another size: fragmentation"
+            f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
+            " small or of another size: fragmentation"
         )
     if memory.outside_torch:
         yield (
             f"{format_bytes(memory.outside_torch)} of what this process held was allocated outside"
-            " torch: "
-            + (
-                "CUDA's context, kernels and libraries"
-                if program not in ("other", "lmdeploy")
-                else "CUDA's context and libraries, and what an engine such as TurboMind, where"
-                " one ran, allocates itself (its weights and its KV cache)"
-            )
+            " torch: CUDA's context, kernels and libraries, and what an engine that computes"
+            " without torch, where one ran, allocates itself (its weights and its KV cache)"
         )
     if neighbours.listed and not neighbours.unclear:
         yield f"other processes held {format_bytes(neighbours.listed)} of the card"
     if neighbours.unexplained > GIB:
-        least = "" if memory.context else "at least "
         yield (
-            f"{least}{format_bytes(neighbours.unexplained)} of the card are explained by nobody in"
-            " this text: another process or container, or the driver"
+            f"at least {format_bytes(neighbours.unexplained)} of the card are explained by nobody"
+            " in this text: another process or container, or the driver"
         )
+
+
+def _in_pieces(memory: TorchMemory) -> bool:
+    """Whether torch's own cache had the bytes, in pieces that did not do."""
+    return bool(memory.cached and memory.requested and memory.cached >= memory.requested)
 
 
 def _end_others(memory: TorchMemory, neighbours: _Neighbours) -> Iterator[str]:
     """Yields advice on processes that hold the card, always on condition that they are others'."""
-    if neighbours.listed <= _SMALL:
-        return
-    if neighbours.unclear:
-        yield (
-            "tell this server's processes from others first (see what is unknown); end a process"
-            " only if it is another program's, or plan for what is free"
-        )
-    else:
+    if neighbours.listed > _SMALL:
         pids = ", ".join(str(pid) for pid, _ in memory.others)
+        which = "tell first which process is this server (see what is unknown): "
         yield (
-            f"end what else holds the card (process {pids}) if it is no part of this server, or"
-            " plan for what is free"
+            f"{which if neighbours.unclear else ''}end what else holds the card (process {pids}) if"
+            " it is no part of this server, or plan for what is free"
         )
 
 
@@ -311,20 +261,16 @@ def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> 
     """Yields changes that leave more of the card free for this run, the surest first."""
     if program == "other" and case.facts.subject.of_lmdeploy:
         program = "lmdeploy"
-    if phase in _FORWARDS and (memory.requested or 0) > (memory.total or math.inf):
+    if phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
         yield from less_memory(program, "oversized")
         return
     if logged_cache(case) is not None and phase != "weights":
         yield from lower_ratio(case)
     else:
         yield from less_memory(program, phase)
-        if memory.outside_torch and program == "other":
-            yield (
-                "a lower cache_max_entry_count, if LMDeploy ran: it leaves more for what comes"
-                " after the cache"
-            )
-    pieces = memory.cached and memory.requested and memory.cached >= memory.requested
-    if pieces and memory.process is not None:  # not under WSL and Windows, where it is said to fail
+    advised = "expandable" in case.facts.subject.facts
+    # Not under WSL and Windows, which tell no process: there it is said to fail.
+    if _in_pieces(memory) and memory.process is not None and not advised:
         yield "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 
 
@@ -343,20 +289,16 @@ def _holders(mark: LogEvent, memory: TorchMemory, neighbours: _Neighbours) -> It
         yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))
 
 
-def _unexplained(case: LogCase, memory: TorchMemory) -> int:
+def _unexplained(memory: TorchMemory) -> int:
     """Bytes of the card that no process in the text explains, without one context of this process.
 
-    Up to torch 2.0 the process's figure does not include its context. A rest no larger than a
-    context counts as one: if another process holds that little, the card is planned as empty.
+    Up to torch 2.0 the process's figure does not include its context: so much of the rest counts
+    as one.
     """
     if memory.total is None or memory.process is None or memory.free is None:
         return 0
     rest = memory.total - memory.process - memory.free - sum(size for _, size in memory.others)
-    if memory.context:
-        return max(0, rest)
-    if rest <= CONTEXT:
-        return 0
-    return rest - (context_bytes(case.gpu)[0] if case.gpu else CONTEXT)
+    return max(0, rest if memory.context else rest - CONTEXT)
 
 
 def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
