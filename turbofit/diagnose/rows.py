@@ -70,7 +70,8 @@ _BY_PROGRAM: Final = re.compile(
     r"[\s$>│|{}<(]|#!|\[(?![A-Z][a-z]+\])|[\w:]*\d[-:/.]\d|[A-Za-z_.]*(?:[Ee]rror|Exception)\b:?"
     r"|.{0,40}?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|FATAL|CRITICAL|[Ww]arning:)|Traceback|Process "
     r"|\w+ ?[=(]|(?:import|from|export|pip|python\d?|lmdeploy(?= [a-z])|docker|sudo) [\w./-]+\b"
-    r"|(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)|.*[{};\\]$"
+    r"|(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)|.*[{};\\]$",
+    re.ASCII,
 )
 _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.event import LogEvent
 from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import by_program
 from turbofit.diagnose.rules.causes import hits_of
 from turbofit.observe.log_events import KnownMessage
+
+if TYPE_CHECKING:
+    from turbofit.diagnose.rules.causes import Row
 
 #: A program's message in a sentence: an exception with its name, or the text after "error:".
 _NAMED: Final = re.compile(
@@ -41,7 +44,7 @@ _DECIDES: Final = re.compile(
     r"(?i:\b(?:because|due to|caused by|root cause|turn(?:s|ed) out|downgrad\w+|roll(?:ing|ed) back"
     r"|after (?:up|down)grad\w+|works?(?:ed)? (?:fine|well|correctly|on|with|when|if|after)"
     r"|only (?:with|when|on|fails|happens)|but (?:with|on|not)|exceeds)\b)"
-    r"|因为|由于|原因|导致|验证|解决了|可以解决|降级|降到|换成|升级后|正常|没问题|没有问题|只有|(?:而|但).{0,12}(?:不|可以)"
+    r"|因为|由于|原因|导致|验证|解决了|可以解决|降级|降到|换成|升级后|正常|没问题|没有问题|冲突|只有|(?:而|但).{0,12}(?:不|可以)"
 )
 _FENCE: Final = "```"
 #: Symptoms that words alone describe only weakly.
@@ -95,31 +98,32 @@ class ToldLines:
             return
         if self.title:
             self._lines.add(line)
-        text = text[:_LONGEST]
-        for sentence in [text] if title else _SENTENCES.split(text):
-            self._take(line, sentence, title=title)
+        sentences = [text] if title else _SENTENCES.split(text[:_LONGEST])
+        for number, sentence in enumerate(sentences):
+            self._take(LogEvent(line, " ".join(sentences[number:]), KnownMessage()), sentence)
 
-    def _take(self, line: int, text: str, *, title: bool) -> None:
+    def _take(self, mark: LogEvent, text: str) -> None:
+        """Take in a sentence; what is quoted of it goes on to the end of its line."""
+        title = self.title is not None and self.title.line == mark.line
         message = message_in(text)
         if "Warning: " in message and not title:
             return
         hits = (message and hits_of(message)) or hits_of(text, told=True)
-        mark = LogEvent(line, text, KnownMessage(), (), "", hits)
-        order = self._order(mark, message, title=title)
+        mark = mark._replace(hits=hits)
+        order = self._order(mark.row, text, message, title=title)
         if order is not None:
-            self._lines.add(line)
+            self._lines.add(mark.line)
             self.marks.append((order, mark))
         if self.title and not title and _DECIDES.search(text):
             self.decides.append(mark)
 
-    def _order(self, mark: LogEvent, message: str, *, title: bool) -> int | None:
+    def _order(self, row: Row | None, text: str, message: str, *, title: bool) -> int | None:
         """The rank of a sentence by how much it tells; None if it tells nothing."""
-        row = mark.row
         if self.title is None:
             return KNOWN if row and row.rank == "told" else None
         if message or (row and row.kind not in _WEAK):
             return KNOWN
-        if row or tells_of_error(mark.text) or (title and _TROUBLE.search(mark.text)):
+        if row or tells_of_error(text) or (title and _TROUBLE.search(text)):
             return TROUBLE
         return TITLE if title else None
 

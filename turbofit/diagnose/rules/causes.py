@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import field
@@ -145,18 +145,8 @@ def what_to_send(error: str) -> tuple[str, ...]:
     return tuple(text for text, words in send if any(word in error for word in words))
 
 
-@by_form
-def _rows_of(form: str) -> tuple[Row, ...]:
+def _rows_in(form: str, *, told: bool = False) -> tuple[Row, ...]:
     """The rows of which a line has a word, in their order."""
-    return _rows_in(form, told=False)
-
-
-@by_form
-def _told_rows_of(form: str) -> tuple[Row, ...]:
-    return _rows_in(form, told=True)
-
-
-def _rows_in(form: str, *, told: bool) -> tuple[Row, ...]:
     pattern, rows = _words(told)
     places: set[int] = set()
     match = pattern.search(form)
@@ -166,6 +156,10 @@ def _rows_in(form: str, *, told: bool) -> tuple[Row, ...]:
         )
         match = pattern.search(form, match.start() + 1)
     return tuple(causes()[place] for place in sorted(places))
+
+
+_rows_of: Final = by_form(_rows_in)
+_told_rows_of: Final = by_form(partial(_rows_in, told=True))
 
 
 @cache

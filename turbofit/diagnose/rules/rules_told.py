@@ -121,14 +121,15 @@ def also_told(case: LogCase, what: str) -> tuple[str, ...]:
     """The report's title and a deciding sentence, to be shown with the quoted line."""
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
-    texts = [said(mark.text) for mark in (*marks, *told.decides[:_DECIDING])]
-    return tuple(without_keys(text)[:_SHOWN] for text in texts if text[:_SAME] not in what)
+    more = [mark.text for mark in (*marks, *told.decides[:_DECIDING])]
+    texts = [text for text in more if plain(text)[:_SAME] not in what]
+    return tuple(without_keys(said(text))[:_SHOWN] for text in texts)
 
 
 #: The most sentences that are quoted with the line that tells most, the characters of one, and the
 #: characters by which it is found again in an earlier quotation.
 _DECIDING: Final = 2
 _SHOWN: Final = 240
-_SAME: Final = 60
+_SAME: Final = 40
 #: A source line with fewer characters is torn.
 _TORN: Final = 6
