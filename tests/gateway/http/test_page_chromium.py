@@ -227,8 +227,15 @@ def test_an_error_is_said_and_the_message_comes_back(
     assert browser.run("return messages.length") == 0
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (390, True),
+        (1280, False),
+        pytest.param(390, False, marks=pytest.mark.exhaustive),
+        pytest.param(1280, True, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_nothing_is_cut_and_everything_has_a_name(
     served: Callable[..., Page], browser: Browser, width: int, dark: bool
 ) -> None:

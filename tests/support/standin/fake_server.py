@@ -2,7 +2,7 @@
 
 It is for tests of our own process handling, where a second of start-up matters. ``STANDIN_SCRIPT``
 says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, ``family`` starts a
-child of its own that would outlive it, ``stalls`` answers no completion, ``slow_image`` no chat,
+child of its own that would outlive it, ``slow_image`` answers no chat,
 ``floods`` prints for ever, ``slow`` starts after ``STANDIN_SECONDS`` or never, ``dies_later`` runs
 out of memory at SIGUSR1, ``dies_of_poison`` aborts at a request with this word. Of a list by commas
 each start takes the next one, counted in the file ``STANDIN_COUNT``. A token takes
@@ -40,8 +40,6 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(raw)
         if SCRIPT == "dies_of_poison" and b"poison" in raw:
             os.abort()
-        if SCRIPT == "stalls" and self.path.startswith("/v1/completions"):
-            NEVER.wait()
         if SCRIPT == "oom_image":
             abort_out_of_memory(SCRIPT)
         if SCRIPT == "slow_image":

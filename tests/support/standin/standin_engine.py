@@ -5,7 +5,7 @@ dies as it dies. `install_hook()` puts it in LMDeploy's place of the engine as s
 imported; the environment says what it does:
 
 - ``STANDIN_SCRIPT``: ``serve`` (default), ``hang``, ``oom_weights``, ``oom_image``,
-  ``check_failed``, ``python_error``, ``torch_oom``, ``killed``, ``stuck`` (in its warm-up).
+  ``check_failed``, ``killed``, ``stuck`` (in its warm-up).
 - ``STANDIN_DUMP``: a file for the config that the engine was given, as JSON.
 - ``STANDIN_FREE``: MiB that it claims were free when the cache was sized.
 """
@@ -87,13 +87,6 @@ class StandInEngine:
         say(STARTING, level="WARN")
         if self.script == "oom_weights":
             abort_out_of_memory(self.script)
-        if self.script == "torch_oom":
-            sys.exit(
-                "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 724.00 MiB. GPU 0 "
-                "has a total capacity of 23.68 GiB of which 120.00 MiB is free."
-            )
-        if self.script == "python_error":
-            raise RuntimeError("the stand-in was told to fail")
         if self.script == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.script == "check_failed":
