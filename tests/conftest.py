@@ -53,7 +53,8 @@ TOGETHER = (
     "model/test_(oracle_|parameters)|model/families/test_text|gateway/test_oracle_lmdeploy"
     "|launch/pipeline/test_pipeline|launch/fallback/|memory/transformers/test_oracle_"
     "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
-    "|core/images/test_video|launch/images/test_oracle_preparation",
+    "|core/images/test_video|launch/images/test_oracle_preparation|cli/commands/test_merge"
+    "|tests/test_(api|users_cases)",
     "(report|gateway)/.*_chromium",
 )
 
