@@ -29,7 +29,7 @@ BUDGETS = {
     "kernels": 625,
     "model": 6_580,  # loading of Transformers came from memory; each tower's list of tensors
     "memory": 6_735,  # engines answer for their formulas; ranks by their tensors; fatal batches
-    "tuner": 6_675,  # towers, how sure each kind is, the host, bounds of searches, lowered images
+    "tuner": 6_690,  # towers, how sure each kind is, the host, bounds of searches, lowered images
     "planning": 3_845,  # the list of checks came from diagnose and launch; files of one subject
     "observe": 1_700,  # kinds of deaths, readers of logs that keep forms of lines
     "pretend": 1_940,
