@@ -84,12 +84,6 @@ def test_what_servers_put_before_an_error(prefix: str) -> None:
     assert [row[:2] for row in rows([f"{prefix}{error}\n".encode()])] == [(1, error)]
 
 
-def test_a_line_as_docker_keeps_it() -> None:
-    kept = '{"log":"\\u001b[31mValueError: \\"x\\"\\u001b[0m\\n","stream":"stderr","time":"2026"}'
-    assert list(rows([kept.encode()])) == [(1, 'ValueError: "x"', "")]
-    assert list(rows([kept[:29].encode()])) == [(1, kept[:29], "")]
-
-
 def test_memory_text_with_private_pools_and_small_units() -> None:
     memory = torch_memory(
         "CUDA out of memory. Tried to allocate 512.00 KiB. GPU 3 has a total capacity of 79.15 GiB "

@@ -243,7 +243,7 @@ class LogFacts:
         self, line: int, text: str, event: Struct | None, hits: tuple[Hit, ...], call: str
     ) -> None:
         self._count_beside(text, call)
-        if _IN_DESTRUCTOR.match(text):
+        if text.startswith("Exception ignored") and _IN_DESTRUCTOR.match(text):
             self._ignored_until = line + _LONGEST_STACK
         if line <= self._ignored_until and isinstance(event, KnownMessage | PythonError):
             self.mood.complain(LogEvent(line, text, KnownMessage(), tuple(self._stack)))

@@ -71,12 +71,13 @@ class ForeignPrograms:
 
     def notice(self, text: str) -> None:
         """Read one line of the log, of any kind."""
-        if not self.of_lmdeploy and _LMDEPLOY.search(text):
-            self.of_lmdeploy = True
+        self.of_lmdeploy = self.of_lmdeploy or _LMDEPLOY.search(text) is not None
+        if self.of_lmdeploy:
+            return
         sure = _SURE.search(text)
         if sure is not None:
             self._sure = str(sure.lastgroup)
-        match = None if self.of_lmdeploy else _ANY.search(text)
+        match = _ANY.search(text)
         if match is not None:
             self.found(list(_ALL)[int(str(match.lastgroup)[1:])], text)
 

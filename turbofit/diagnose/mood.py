@@ -81,6 +81,8 @@ class Mood:
     def notice(self, line: int, text: str) -> None:
         """Read any row for a server's answer or refusal, and for pictures."""
         self.pictures = self.pictures or "![" in text or "<img " in text
+        if '"POST /' not in text:
+            return
         if _UNANSWERED.match(text):
             self.complain(LogEvent(line, text, KnownMessage()))
         elif self.answered is None and _ANSWERED.match(text):

@@ -5,16 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
-import msgspec
-
 from turbofit.observe.log_reader import by_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-
-class _Docker(msgspec.Struct):
-    log: str
 
 
 class Row(NamedTuple):
@@ -54,8 +48,6 @@ _LOGGED: Final = re.compile(
 )
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _LONGEST_PREFIX: Final = 120
-#: The beginning of a line as Docker stores it in a container's ``*-json.log``.
-_DOCKER: Final = '{"log":"'
 #: Words before a TurboMind line that an error's text quotes.
 _QUOTES: Final = ("Error:", "Error: b'", "what():")
 #: The text after these words of LMDeploy's or vLLM's request log is a client's or the model's.
@@ -148,8 +140,6 @@ class _SharedPrefix:
 
 
 def _parts(text: str) -> Iterator[str]:
-    if text.startswith(_DOCKER):
-        text = _of_docker(text)
     if "\x1b" in text:
         text = _ANSI.sub("", text)
     text = text.strip("\r\ufeff")
@@ -159,14 +149,6 @@ def _parts(text: str) -> Iterator[str]:
             yield piece[:at]
             piece = piece[at:]
         yield piece
-
-
-def _of_docker(text: str) -> str:
-    """The line that Docker stored as JSON; the text itself if the JSON is torn."""
-    try:
-        return msgspec.json.decode(text, type=_Docker).log.rstrip("\n")
-    except msgspec.DecodeError:
-        return text
 
 
 def _bare(text: str) -> str:

@@ -59,7 +59,6 @@ _OPTION: Final = re.compile(
     r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
     r"|model[-_]format|tp)(?:\s*=\s*|\s+)['\"]?([\w.-]+)"
 )
-_ASYNC: Final = re.compile(r"(?:--async[ =]|\basync_=)([01])\b")
 _VERSION: Final = re.compile(
     r"lmdeploy(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
     r"|lmdeploy[-_](\d+\.\d+\.\d+)\S*\.whl",
@@ -67,7 +66,6 @@ _VERSION: Final = re.compile(
 )
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
-_WORLD: Final = re.compile(r"\bWORLD_SIZE[ =:]+(\d+)")
 _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
 _WHOLE: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy", "tp",
                  "cache_block_seq_len")  # fmt: skip
@@ -152,19 +150,15 @@ class FactCollector:
             value = _value(name, option[2])
             if value is not None:
                 self.options[name] = value
-        if match := _ASYNC.search(place[1]):
-            self.options["async_"] = int(match[1])
         if _AUTO_MAP.search(place[1]):
             self.auto_map = self.auto_map or place
 
     def _launcher(self, place: Place) -> None:
         text = place[1]
-        if ("run" in text or "launch" in text) and (match := _TORCHRUN.search(text)):
+        if match := _TORCHRUN.search(text):
             count = _RANKS.search(match[1])
             if count and int(count[1]) > 1:
                 self.ranks = (int(count[1]), place)
-        if "WORLD_SIZE" in text and (match := _WORLD.search(text)) and int(match[1]) > 1:
-            self.ranks = self.ranks or (int(match[1]), place)
 
 
 @by_form
@@ -172,7 +166,7 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
     """The functions that may read a line, by its words; for most lines an empty list."""
     lower = form.lower()
     options = ("=" in form or "--" in form) and any(
-        pattern.search(form) for pattern in (_OPTION, _ASYNC, _AUTO_MAP)
+        pattern.search(form) for pattern in (_OPTION, _AUTO_MAP)
     )
     names = any(map(lower.__contains__, _families())) and any(
         pattern.search(form) for pattern in (*_MODEL, _TOKEN)
@@ -181,7 +175,7 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
         FactCollector._model: names,
         FactCollector._options: options,
         FactCollector._lmdeploy: "lmdeploy" in lower,
-        FactCollector._launcher: "run" in form or "launch" in form or "WORLD_SIZE" in form,
+        FactCollector._launcher: "run" in form or "launch" in form,
         FactCollector._facts: bool(facts_of(form)),
     }
     return tuple(read for read, words in reads.items() if words)

@@ -221,13 +221,7 @@ def _hits(rows: tuple[Row, ...], text: str) -> Iterator[Hit]:
             caught = {name: value for name, value in match.groupdict().items() if value}
             yield Hit(row, caught, caught.get("said", match[0]))
         elif not row.pattern:
-            yield Hit(row, {}, _message(text)[:_SAID])
-
-
-def _message(text: str) -> str:
-    """A line without its exception's name."""
-    name, colon, rest = text.strip().partition(": ")
-    return rest if colon and " " not in name else text.strip()
+            yield Hit(row, {}, text.strip()[:_SAID])
 
 
 def caught(text: str) -> dict[str, str]:
