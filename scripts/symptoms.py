@@ -17,6 +17,7 @@ from turbofit.core.presets import load_yaml
 from turbofit.diagnose.explain import diagnose
 from turbofit.diagnose.rules.causes import causes
 from turbofit.gateway.http.refusals import refusals
+from turbofit.observe.engine_end import IN_DIAGNOSIS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,7 @@ def _table() -> dict[str, Any]:
 
 def rule_kinds() -> set[str]:
     """Each kind of answer that a rule of `diagnose` can give."""
-    found: set[object] = {cause.kind for cause in causes()}
+    found: set[object] = {cause.kind for cause in causes()} | {*IN_DIAGNOSIS.values()}
     for path in (_ROOT / "turbofit" / "diagnose" / "rules").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "kind":

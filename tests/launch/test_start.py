@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
+from turbofit.core.engine_end import End
 from turbofit.core.plan import GroupPlan
 from turbofit.core.process.progress import Step, listened, tell, under_way
-from turbofit.core.rehearsal import End
 from turbofit.launch.engine.launches import ratio_now, shared_ratio
 from turbofit.launch.serve import start_progress
 from turbofit.launch.serve.start_progress import StartProgress, as_launched

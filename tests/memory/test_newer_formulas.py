@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,15 +13,23 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.plan import Plan
+from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import GIB, MIB, round_up
 from turbofit.diagnose.explain import diagnose
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.launch.engine.worst_requests import every_worst
+from turbofit.launch.engine.check import check_seconds
+from turbofit.launch.engine.engine_log import StartupTracker, hang
+from turbofit.launch.engine.worst_requests import cheaper_forward, every_worst
+from turbofit.load.trace_forecast import simulated_engines
 from turbofit.memory import engines, versions
+from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.engines import engine_of
+from turbofit.memory.pytorch.account import Pytorch
+from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.cache import engine_bound as torch_bound
 from turbofit.memory.turbomind import account
-from turbofit.memory.turbomind.pool import PoolModel
+from turbofit.memory.turbomind.account import Turbomind
+from turbofit.memory.turbomind.pool import PoolModel, engine_bound
 from turbofit.observe.calibration import (
     CalibratedGpu,
     Observation,
@@ -30,6 +40,7 @@ from turbofit.observe.calibration import (
 )
 from turbofit.observe.log_events import CacheBudget, Slab
 from turbofit.rehearse.engines import ADAPTERS
+from turbofit.tuner.speed import group_rates, group_speed
 
 NEWER = "0.19"
 MANY = 200
@@ -47,8 +58,19 @@ images_skipped=0 patches=13
 *** stacktrace of thread 0x7fcc614ad6c0 ***
   [ 0] TM_CUDA_CHECK @ gemm.cu:50
 """
+#: Its cache has three blocks in slabs of four, and its warm-up needs 130.
+HANG = """\
+$ lmdeploy serve api_server internvl2-2b --tp 1  # lmdeploy==VERSION
+[TM][INFO][1120.10:13:27.308315][turbomind.cc:338] Object cache budget: 40.00 MB from free \
+60500.00 MB and ratio 0.001
+[TM][INFO][1120.10:13:27.308315][x.cc:1] slab_size 33554432, object_size 8388608, object_count 4, \
+ratio 1
+[TM][INFO][1120.10:13:27.308315][turbomind.cc:440] Warm-up lengths: 8, 16, 8320
+[TM][INFO][1120.10:13:27.308315][x.cc:1] out of memory at 0/1
+"""
 
 Register = Callable[..., None]
+Asker = Callable[[Plan], object]
 
 
 class _Tower(PoolModel):
@@ -56,27 +78,34 @@ class _Tower(PoolModel):
         return MANY * super()._vision(units)
 
 
+class _TorchTower(Activations):
+    def _vision(self, forward: Prefill) -> int:
+        return MANY * super()._vision(forward)
+
+
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Make 0.19 the reference, an engine whose account has these formulas."""
+    """Make 0.19 the reference, an engine that has these formulas, itself or in its account."""
 
-    def newer(**formulas: Any) -> None:
+    def newer(engine: str = "turbomind", **formulas: Any) -> None:
+        base = {"turbomind": Turbomind, "pytorch": Pytorch}[engine]
+        of_account = {name: formulas.pop(name) for name in {*formulas} & {*dir(base.account_class)}}
+        made = type("Account", (base.account_class,), of_account)
         module = ModuleType("v0_19")
-        made = type("TurbomindAccount", (account.TurbomindAccount,), formulas)
-        module.Turbomind = type(  # type: ignore[attr-defined]
-            "Turbomind", (account.Turbomind,), {"account_class": made}
-        )
-        name = "turbofit.memory.turbomind.v0_19"
-        monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr(versions, "_formulas", lambda kind: (NEWER,) * (kind == "turbomind"))
+        setattr(module, base.__name__, type("Engine", (base,), {"account_class": made, **formulas}))
+        monkeypatch.setitem(sys.modules, f"turbofit.memory.{engine}.v0_19", module)
+        monkeypatch.setattr(versions, "_formulas", lambda kind: (NEWER,) * (kind == engine))
         for room in (versions, engines):
             monkeypatch.setattr(room, "REFERENCE", NEWER)
 
     return newer
 
 
-def planned(model: str = MODEL) -> Plan:
-    return turbofit.plan(model, on=ON, engine="turbomind", images=1)
+def planned(model: str = MODEL, engine: str = "turbomind", **options: Any) -> Plan:
+    return turbofit.plan(model, on=ON, engine=engine, images=1, **options)
+
+
+usual = cache(planned)
 
 
 def launched(plan: Plan) -> Observation:
@@ -93,30 +122,37 @@ def missing(version: str) -> int:
     return (found.bytes or 0) if found else 0
 
 
-def test_a_tower_200_times_as_large_moves_everybody(register: Register) -> None:
+TOWERS: dict[str, dict[str, Any]] = {
+    "turbomind": {"pool_model": _Tower},
+    "pytorch": {"activations_of": staticmethod(_TorchTower)},
+}
+
+
+@pytest.mark.parametrize("engine", TOWERS)
+def test_a_tower_200_times_as_large_moves_everybody(register: Register, engine: str) -> None:
     """Whoever asks for a plan, a prediction, a worst mix, a cause, a correction, a comparison."""
     settings = {"tp": 1, "max_batch_size": 8, "session_len": 8192, "max_prefill_token_num": 8192}
 
     def told(plan: Plan) -> dict[str, object]:
-        predicted = turbofit.predict(MODEL, on=ON, engine="turbomind", **settings)
+        predicted = turbofit.predict(MODEL, on=ON, engine=engine, **settings)
         budget = CacheBudget(budget=50_000 * MIB, free=60_000 * MIB, ratio=5 / 6)
         seen = replace(launched(plan), region=50_000 * MIB)
         return {
             "plan": (plan.engine.version, plan.kv.tokens, plan.limits),
             "predict": [term for term in predicted.gpus[0].ledger if term.phase == "transient"],
-            "rehearse": ADAPTERS["turbomind"].worst(plan),
-            "diagnose": missing(plan.engine.version),
+            "rehearse": ADAPTERS[engine].worst(plan),
             "calibrate": [row["forecast"] for row in phase_rows(plan, [seen])],
             "live comparison": cache_beside(plan, budget),
+            "limits": bounds_of(plan),
         }
 
-    before = told(planned())
-    register(pool_model=_Tower)
-    after = told(planned())
+    before, cause = told(planned(engine=engine)), missing("0.18")
+    register(engine, **TOWERS[engine])
+    after = told(planned(engine=engine))
     assert [name for name in before if before[name] == after[name]] == []
-    assert missing(NEWER) > MANY * missing("0.18") // 2
-    # 0.18 is 0.18 whatever the reference is.
-    assert missing("0.18") == before["diagnose"]
+    # No rule asks PyTorch's account. 0.18 is 0.18 whatever the reference is.
+    assert (missing(NEWER) > MANY * cause // 2) == (engine == "turbomind")
+    assert missing("0.18") == cause
 
 
 def _twice(formula: Callable[..., int]) -> Any:
@@ -128,28 +164,132 @@ def _other_cut(*given: Any) -> Any:
     return replace(shape, step=2 * shape.step, page=8 * shape.page)
 
 
-FORMULAS: list[tuple[str, Any, Callable[[Plan], object]]] = [
-    ("units_bound", _twice(account.TurbomindAccount.units_bound), lambda p: bounds_of(p).gate),
-    ("forward_tokens", _twice(account.TurbomindAccount.forward_tokens),
-     lambda p: [case for case in ADAPTERS["turbomind"].worst(p) if case.name == "vision_forward"]),
-    ("cache_shape", staticmethod(_other_cut), lambda p: learn(
-        p, [replace(launched(p), region=round_up(p.kv.region_bytes, GIB))],  # steps of both cuts
-        lmdeploy="0.19.0", when="", pretend=True)[0].buffers),
-    ("cache_shape", staticmethod(_other_cut), lambda p: tokens_beside(
-        p, CacheBudget(budget=50_000 * MIB, free=60_000 * MIB, ratio=5 / 6),
-        Slab(slab_size=512 * MIB, object_size=12 * MIB))),
-    ("weight_classes", staticmethod(lambda *_: {"embedding": 0, "mlp": MIB}),
+def _other_blocks(*given: Any) -> Any:
+    shape = account.TurbomindAccount.shape_of(*given)
+    return replace(shape, block_tokens=shape.block_tokens // 2)
+
+
+def _long_blocks(*given: Any) -> Any:
+    return replace(account.TurbomindAccount.cache_shape(*given), block_tokens=4096)
+
+
+def _other_torch_cut(*given: Any) -> Any:
+    shape = Pytorch.account_class.cache_shape(*given)
+    return replace(shape, step=GIB)
+
+
+def _long_forward(_: Engine, settings: Settings) -> int:
+    return 2 * settings.max_prefill_token_num
+
+
+def worst(name: str) -> Asker:
+    """The requests of a rehearsal's case."""
+    return lambda p: [case for case in ADAPTERS[p.engine.name].worst(p) if case.name == name]
+
+
+def hanging(plan: Plan) -> object:
+    """What `diagnose` says that a cache lacks."""
+    log = HANG.replace("VERSION", plan.engine.version)
+    return diagnose([log.encode()], on=ON).missing
+
+
+def waiting(plan: Plan) -> str:
+    """What `serve` says of a warm-up that waits."""
+    return hang(StartupTracker(plan, Path("engine.log"))).message
+
+
+def simulated(plan: Plan) -> list[int]:
+    """Tokens of prompts in a forward of a trace."""
+    return [engine.chunk for engine in simulated_engines(plan)]
+
+
+def encoded(plan: Plan) -> float:
+    """How often the forecast of speed encodes an image that is longer than a forward."""
+    group = [plan.machine.gpu(0)]
+    rates = group_rates(plan.model, plan.settings, plan.machine, group, engine_of(plan))
+    images = VisionLoad(units_per_image=65536, images_per_request=1, tokens_per_request=16384)
+    return group_speed(rates, plan.settings, images, 10**9, 1.0).encodings
+
+
+def relearned(plan: Plan) -> object:
+    """What a calibration makes of a region that two cuts round otherwise."""
+    seen = replace(launched(plan), region=round_up(plan.kv.region_bytes, GIB) - MIB)
+    return learn(plan, [seen], lmdeploy="0.19.0", when="", pretend=True)[0].buffers
+
+
+def beside(plan: Plan) -> object:
+    """The live comparison of the cache's tokens."""
+    budget = CacheBudget(budget=50_000 * MIB, free=60_000 * MIB, ratio=5 / 6)
+    return tokens_beside(plan, budget, Slab(slab_size=512 * MIB, object_size=12 * MIB))
+
+
+def probes(plan: Plan) -> object:
+    """The check of a start."""
+    return every_worst(plan, "m", 20)
+
+
+def cheaper(plan: Plan) -> object:
+    """The check of a start that would take long."""
+    return cheaper_forward(plan, "m", 20)
+
+
+def let_in(plan: Plan) -> object:
+    """What the gateway holds requests to, whose cache may run out."""
+    more = replace(plan, settings=replace(plan.settings, max_batch_size=1024))
+    return bounds_of(more)
+
+
+_FORWARD = _twice(account.TurbomindAccount.forward_tokens)
+_ONCE = {"encodes_again": False}
+#: An image is as long as two forwards and clients may send it as they like.
+_LARGE = {"model": "qwen2-vl-2b", "max_prefill_token_num": 4096}
+FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
+    ("limits", "turbomind", {}, {"units_bound": _twice(engine_bound)}, lambda p: bounds_of(p).gate),
+    ("limits", "turbomind", {}, {"blocks_ahead": 3}, let_in),
+    ("rehearse", "turbomind", {}, {"forward_tokens": _FORWARD}, worst("vision_forward")),
+    ("rehearse", "turbomind", {}, _ONCE, worst("vision_forward")),
+    ("rehearse", "turbomind", {}, {"cache_shape": staticmethod(_long_blocks)},
+     worst("vision_forward")),
+    ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, cheaper),
+    ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, check_seconds),
+    ("start", "turbomind", _LARGE, _ONCE, cheaper),
+    ("start", "turbomind", {}, _ONCE, probes),
+    ("start", "turbomind", _LARGE, _ONCE, check_seconds),
+    ("launch", "turbomind", {}, {"forward_tokens": _FORWARD}, waiting),
+    ("speed", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, encoded),
+    ("speed", "turbomind", _LARGE, _ONCE, encoded),
+    ("trace", "turbomind", {}, {"forward_tokens": _FORWARD}, simulated),
+    ("calibrate", "turbomind", {"model": "qwen3.5-9b"},
+     {"cache_shape": staticmethod(_other_cut)}, relearned),
+    ("live comparison", "turbomind", {"model": "qwen3.5-9b"},
+     {"cache_shape": staticmethod(_other_cut)}, beside),
+    ("live comparison", "turbomind", {}, {"shape_of": staticmethod(_other_blocks)}, beside),
+    ("diagnose", "turbomind", {}, {"shape_of": staticmethod(_other_blocks)}, hanging),
+    ("weights", "turbomind", {},
+     {"weight_classes": staticmethod(lambda *_: {"embedding": 0, "mlp": MIB})},
+     lambda p: engine_of(p).weights(p.model, 1)),
+    ("limits", "pytorch", {}, {"units_bound": _twice(torch_bound)}, lambda p: bounds_of(p).gate),
+    ("rehearse", "pytorch", {}, {"forward_tokens": _long_forward}, worst("vision_forward")),
+    ("trace", "pytorch", {}, {"forward_tokens": _long_forward}, simulated),
+    ("start", "pytorch", _LARGE, {"encodes_again": True}, check_seconds),
+    ("speed", "pytorch", _LARGE, {"encodes_again": True}, encoded),
+    ("calibrate", "pytorch", {}, {"cache_shape": staticmethod(_other_torch_cut)}, relearned),
+    ("weights", "pytorch", {}, {"weight_classes": staticmethod(lambda *_: {"embedding": MIB})},
      lambda p: engine_of(p).weights(p.model, 1)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "formula", "asked"), FORMULAS)
+@pytest.mark.parametrize(("asker", "engine", "of", "formulas", "asked"), FORMULAS)
 def test_a_plan_is_read_by_the_engine_of_its_version(
-    register: Register, name: str, formula: Any, asked: Callable[[Plan], object]
+    register: Register,
+    asker: str,
+    engine: str,
+    of: dict[str, Any],
+    formulas: dict[str, Any],
+    asked: Asker,
 ) -> None:
     """The same document, of another version."""
-    plan = planned("qwen3.5-9b") if name == "cache_shape" else planned()
-    register(**{name: formula})
+    plan = usual(engine=engine, **of)
+    register(engine, **formulas)
     newer = replace(plan, engine=replace(plan.engine, version=NEWER))
-    assert asked(newer) != asked(plan)
-    assert every_worst(plan, "m", 20)
+    assert asked(newer) != asked(plan), asker

@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from turbofit.core.engine_end import End
 from turbofit.core.plan import Plan, Rehearsal
-from turbofit.core.rehearsal import End, RehearsedCache
+from turbofit.core.rehearsal import RehearsedCache
 from turbofit.core.units import GIB, MIB
 from turbofit.rehearse import confirm
 

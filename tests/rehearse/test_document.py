@@ -148,7 +148,7 @@ def test_turbominds_silent_hang_refuses_nothing_that_matters() -> None:
     for stopped, outcome in (("stuck", "hang"), ("idle", "out_of_memory")):
         run = ended(-9, stopped)
         run.log = ["out of memory at 0/1"]
-        assert outcome_and_end(run, seen(**readings._end(run, ledger)))[0] == outcome
+        assert outcome_and_end(run, seen(**readings.end_of(run, ledger)))[0] == outcome
 
 
 def test_a_server_that_is_started_alone_says_how_it_is_started(

@@ -7,8 +7,9 @@ from functools import cache
 from msgspec.structs import replace
 
 from turbofit import api
+from turbofit.core.engine_end import End
 from turbofit.core.plan import Plan, Rehearsal
-from turbofit.core.rehearsal import End, Moment, RehearsedCache, RehearsedCase
+from turbofit.core.rehearsal import Moment, RehearsedCache, RehearsedCase
 from turbofit.core.run_report import (
     EngineRecord,
     RunAttempt,

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
-from turbofit.core.json_types import Document
-from turbofit.core.struct import Struct, doc, to_builtins
-
-#: ``unknown``: the evidence is contradictory, or nobody looked at it.
-EndKind = Literal[
-    "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused",
-    "unknown",
-]  # fmt: skip
+from turbofit.core.engine_end import End
+from turbofit.core.struct import Struct, doc
 
 
 class RehearsedCase(Struct):
@@ -32,46 +25,6 @@ class RehearsedCache(Struct):
     object_size: int | None
     slab_size: int | None
     tokens: int | None
-
-
-class End(Struct):
-    """How a run of an engine ended: a launch, a rehearsal, an allocation on pretend GPUs."""
-
-    kind: EndKind = "unknown"
-    phase: Annotated[str, doc("What the engine did or the memory was for, or case NAME.")] = ""
-    where: Annotated[str, doc("The engine's call, or its reason.")] = ""
-    asked: Annotated[int | None, doc("Bytes of the allocation that was refused.")] = None
-    left: Annotated[int | None, doc("Bytes that were left.")] = None
-    missing: Annotated[int | None, doc("Bytes by which the card would have to be larger.")] = None
-    gpu: Annotated[int | None, doc("The machine's index of the GPU.")] = None
-    group: Annotated[int | None, doc("The plan's group of GPUs.")] = None
-    simulated: Annotated[int | None, doc("Which allocation a scenario let fail.")] = None
-    message: Annotated[str, doc("The same for people.")] = ""
-    hint: Annotated[str, doc("What people can do.")] = ""
-
-    @property
-    def retryable(self) -> bool:
-        """Whether a new start with the same settings may succeed."""
-        return self.kind in ("killed", "raced", "crash", "stalled", "unknown")
-
-    @property
-    def is_oom(self) -> bool:
-        """Whether a start with other settings may succeed."""
-        return self.kind in ("out_of_memory", "host_memory", "hang")
-
-    def record(self) -> Document:
-        """The known facts for a run's record, without the hint."""
-        facts = {**to_builtins(self), "hint": None}
-        return {name: value for name, value in facts.items() if value not in (None, "")}
-
-    @property
-    def error(self) -> TurbofitError:
-        """The error, with its exit code, for this end."""
-        kinds: dict[EndKind, type[TurbofitError]] = {
-            "out_of_memory": OutOfMemoryError, "host_memory": OutOfMemoryError,
-            "hang": DoesNotFitError,
-        }  # fmt: skip
-        return kinds.get(self.kind, LaunchError)(self.message, hint=self.hint)
 
 
 class RehearsedTogether(Struct):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.process.hidden import without_keys
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Others, Read
@@ -17,7 +18,7 @@ from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules import rules_told
 from turbofit.diagnose.rules.causes import what_to_send
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
@@ -287,7 +288,7 @@ def _raised(case: LogCase) -> list[tuple[LogEvent, PythonError]]:
 
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
     last, error = errors[-1]
-    text = without_secrets(error.message or (last.stack[-1].code if last.stack else ""))
+    text = without_keys(error.message or (last.stack[-1].code if last.stack else ""))
     checked = refused_by(last.stack, error.name)
     passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
     if checked and " " in text.strip() and not passed_on:
@@ -326,7 +327,7 @@ def _foreign_answer(case: LogCase, name: str) -> RuleAnswer:
 
 def _with_end(text: str) -> str:
     """A line to quote; if it is too long, also its end, provided that the end tells of an error."""
-    text = without_secrets(text)
+    text = without_keys(text)
     if len(text) <= _SHOWN or not tells_of_error(text[-_SHOWN // 2 :]):
         return text[:_SHOWN]
     return f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"

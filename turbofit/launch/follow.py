@@ -17,8 +17,8 @@ from turbofit.launch.start import Start
 if TYPE_CHECKING:
     import signal
 
+    from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
-    from turbofit.core.rehearsal import End
     from turbofit.launch.run import Run
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.supervisor import StopSignal

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
 
+    from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
-    from turbofit.core.rehearsal import End
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.launch.engine.supervised_engine import EngineExam, SupervisedEngine

@@ -221,7 +221,7 @@ def simulated_engines(plan: Plan) -> Iterator[SimulatedEngine]:
             rates=group_rates(plan.model, settings, plan.machine, gpus, engine),
             batch=settings.max_batch_size,
             kv_tokens=group.kv.tokens,
-            chunk=settings.max_prefill_token_num,
+            chunk=engine.prompt_tokens(settings),
             gate=gate,
             share=plan.by_group[number].at_once if plan.by_group else 1.0,
             context=settings.session_len,

@@ -425,6 +425,11 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again for every chunk.
     encodes_again: ClassVar[bool] = False
+    #: Blocks of a request beyond its longest text, an upper bound. Before an engine knows that the
+    #: answer has ended, it allocates for one token (TurboMind, ``inflight_new_tokens``) to 16
+    #: (lmdeploy lmdeploy/messages.py `prefill_interval: int = 16`); TurboMind keeps a cached block
+    #: that it copies.
+    blocks_ahead: ClassVar[int] = 2
     #: Whether it measures its kernels in a warm-up, and can load an earlier choice.
     tunes_kernels: ClassVar[bool] = False
     #: Why its account may be wrong for the wished version; None if it is made for it.
@@ -479,6 +484,10 @@ class Engine(ABC):
     def forward_tokens(self, settings: Settings) -> int:
         """The most tokens in one forward."""
         return settings.max_prefill_token_num
+
+    def prompt_tokens(self, settings: Settings) -> int:
+        """Tokens of prompts that one forward reads at least, while a whole batch decodes."""
+        return self.forward_tokens(settings)
 
     @abstractmethod
     def cache(self, model: Model, settings: Settings) -> CacheShape:

@@ -1,15 +1,13 @@
-"""Types of the events that logs contain: of engines, torch, Python, the host, nvidia-smi.
+"""What logs tell, as types: events of engines, torch, Python, the host and nvidia-smi.
 
-`observe.log_reader` makes at most one event from a line. Sizes are bytes. The kind of a process's
-end follows from its exit code, the kernel's counts and its log, which must agree.
+`observe.log_reader` makes them, one of a line; `observe.engine_end` says which kind of death one
+tells of. Sizes are bytes.
 """
 
 from __future__ import annotations
 
-import signal
 from typing import Final
 
-from turbofit.core.rehearsal import EndKind
 from turbofit.core.struct import Struct
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, SmiProcess
 
@@ -267,42 +265,3 @@ OF_LAUNCH: Final = (
 OF_MACHINE: Final = (MigSlice, PeerMissing, SmiGpu, SmiProcess)
 #: Events that end a process, each by itself.
 FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)
-
-
-def end_kind(code: int | None, *, out_of_memory: bool, host_kills: int | None = None) -> EndKind:
-    """Return the kind of a process's end, from its exit code, the kernel's counts and its log.
-
-    Args:
-        code: the exit code; negative for a signal, or 128 + the signal. None: the process lives,
-            but its engine's loop has ended by its own record, and it answers no request.
-        out_of_memory: whether the log's fatal event is a lack of memory.
-        host_kills: processes that the kernel killed for memory meanwhile; None: not readable.
-
-    Returns:
-        ``unknown`` if they disagree: an engine without memory aborts or exits with an error.
-    """
-    number = _signal(code)
-    if out_of_memory:
-        agrees = code is None or number == signal.SIGABRT or (code != 0 and not number)
-        return "out_of_memory" if agrees else "unknown"
-    if number == signal.SIGKILL:
-        return "killed" if host_kills == 0 else "host_memory"
-    return "crash"
-
-
-def exit_words(code: int | None) -> str:
-    if code is None:
-        return "no exit: its server lives and answers no request"
-    number = _signal(code)
-    if not number:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(number).name}"
-    except ValueError:
-        return f"signal {number}"
-
-
-def _signal(code: int | None) -> int:
-    if code is None:
-        return 0
-    return -code if code < 0 else code - 128 if 128 < code <= 192 else 0  # 64 signals; 255 is -1

@@ -12,11 +12,12 @@ from typing import Any, Final
 from msgspec import convert
 from msgspec.structs import replace
 
+from turbofit.core.engine_end import End
 from turbofit.core.json_types import Document
-from turbofit.core.rehearsal import End, Moment
+from turbofit.core.rehearsal import Moment
 from turbofit.core.struct import to_builtins
 from turbofit.core.version import __version__
-from turbofit.observe.log_events import exit_words
+from turbofit.observe.engine_end import exit_words, rehearsed_kind
 from turbofit.pretend.run import NOTICE
 from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.engines import ADAPTERS
@@ -108,12 +109,13 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
     end = convert(readings.end, End)
     if end.kind == "out_of_memory":
         return "out_of_memory", end
+    kind = rehearsed_kind(end.kind, waits=ended.stopped == "idle" or unfinished is not None)
+    end = replace(end, kind=kind)
     if ended.stopped == "idle":
-        end = replace(end, kind="hang", where="nothing happened any more")
+        end = replace(end, where="nothing happened any more")
     elif unfinished is not None:
-        phase, where = f"case {unfinished}", "not finished in time"
-        end = replace(end, kind="hang", phase=phase, where=where)
-    return "hang" if end.kind == "hang" else "failed", end
+        end = replace(end, phase=f"case {unfinished}", where="not finished in time")
+    return "hang" if kind == "hang" else "failed", end
 
 
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:

@@ -36,11 +36,11 @@ class Prompt(NamedTuple):
     def length(self) -> int:
         return self.lead + self.tokens + self.rest
 
-    def met(self, start: int, end: int) -> int:
-        """Units of the images that have a token between two positions."""
+    def met(self, start: int, end: int, *, again: bool) -> int:
+        """Units of the images that have a token between two places; else the first of theirs."""
         total, at = 0, self.lead
         for units, tokens in self.images:
-            if start < at + tokens and end > at:
+            if start < at + (tokens if again else 1) and end > at:
                 total += units
             at += tokens
         return total

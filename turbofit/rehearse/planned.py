@@ -10,9 +10,10 @@ from pathlib import Path
 from msgspec import convert
 from msgspec.structs import replace
 
+from turbofit.core.engine_end import End
 from turbofit.core.json_types import Document
 from turbofit.core.plan import GpuLedger, Plan, Term
-from turbofit.core.rehearsal import End, Rehearsal, RehearsedTogether
+from turbofit.core.rehearsal import Rehearsal, RehearsedTogether
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_of
 from turbofit.pretend.scenario import Scenario, pretend_twin

@@ -116,7 +116,8 @@ class StepWork(Struct):
 
     ``weights`` are bytes that every decode step reads; ``experts`` are those of routed experts, of
     which one token needs the share ``routed``. ``token_flops`` are for one token through all
-    layers, ``pair_flops`` for the attention of one token to another.
+    layers, ``pair_flops`` for the attention of one token to another. ``prompt_tokens`` are those
+    that one forward reads under given settings.
     """
 
     layers: int
@@ -127,6 +128,7 @@ class StepWork(Struct):
     token_flops: float
     pair_flops: float
     kv_bytes: float
+    prompt_tokens: Callable[[Settings], int]
     tower: Tower = Tower()
 
     def read_bytes(self, batch: float) -> float:
@@ -153,6 +155,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
         token_flops=2 * _dense_parameters(model) / tp,
         pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
         kv_bytes=cache.block_bytes / cache.block_tokens,
+        prompt_tokens=engine.prompt_tokens,
         tower=tower_of(model, held.vision, shards, encodes_again=engine.encodes_again),
     )
 
@@ -496,7 +499,7 @@ def speed_of(
     text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
     step = group.seconds(figures, running, cached=running * context)
     encoding = group.tower_seconds(load.images.units_per_image)
-    encodings, cut = _encodings(work.tower, load, settings)
+    encodings, cut = _encodings(work, load, settings)
     alone = text + encodings * encoding
     # Answers that end in the same step admit prompts that are then read back to back.
     together = (running - 1) / load.output
@@ -525,14 +528,14 @@ def speed_of(
     )
 
 
-def _encodings(tower: Tower, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
+def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
     """How often a single request's images are encoded, and how many more times in a queue.
 
     Waiting prompts are read back to back, so the edge of a forward cuts an image more often. Two
     prompts are not read together if they are longer than a context, or if their images queue. A
     plain tower has no additional encodings.
     """
-    sent, forward = load.images, settings.max_prefill_token_num
+    sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
     images, tokens = sent.images_per_request, sent.tokens_per_request
     alone, context = tower.encodings(BEFORE, tokens, forward, images), settings.session_len
     together = forward < context and 2 * load.prompt <= context and sent.units_per_forward is None

@@ -1,8 +1,9 @@
-"""The verdict of a planner, in one form and with the same words for all planners.
+"""What a planner finds, in one form for all of them.
 
-There are planners for an engine's shapes, the fallback engine, a cluster, several models on one
-host and the search for cards. Each decides in its own way; all state the result as a `Verdict`, and
-return plans as `Planned`.
+The search of an engine's shapes, the fallback engine, a cluster, several models on one host and the
+search for cards each decide in a way of their own, and have reasons of their own. All of them say
+what fits and why not by a `Verdict`, and hand a plan on as `Planned`. Why another candidate of a
+plan lost is said in `explain.reasons`, why a node has no part in `cluster_plan`.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def test_gate_and_cache_count_only_where_the_plan_paid_less_and_it_may_run_out()
     assert (bounds_of(plan).gate, bounds_of(plan).kv.tokens) == (20, UNSTATED)
     settings = msgspec.structs.replace(plan.settings, max_batch_size=1024)
     more = bounds_of(msgspec.structs.replace(plan, settings=settings))
-    assert more.kv == KvCache(tokens=plan.kv.tokens, longest=32768, block=64)
+    assert more.kv == KvCache(tokens=plan.kv.tokens, longest=32768, block=64, ahead=2)
 
 
 URL = data_url(picture(8, 8))

@@ -165,7 +165,7 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
 
 async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
     """The tokens that texts reserve hold up an image at the head of the line, and not for good."""
-    kv = KvCache(tokens=640 + 20 * 64, longest=16 * 64, block=64)
+    kv = KvCache(tokens=640 + 20 * 64, longest=16 * 64, block=64, ahead=2)
     engine = RoutedEngine(0, "http://e", gate=Gate(13, kv))
     door, order, places = Admission(Fleet([engine])), [], {}
 
@@ -317,7 +317,7 @@ async def test_clients_that_wait_in_line_may_leave_and_a_long_wait_ends_with_429
     assert (app.admission.waiting, len(recorder.seen)) == (0, 1)
 
 
-KV = KvCache(tokens=2000 + 640, longest=1024, block=64)
+KV = KvCache(tokens=2000 + 640, longest=1024, block=64, ahead=2)
 
 
 def gate(units: int = 13, kv: KvCache = KV) -> Gate:
@@ -407,7 +407,7 @@ def history(dice: Random, *, steps: int = 300) -> tuple[int, int]:
     The question of the gateway is not simulated, and no room is left for it.
     """
     units, blocks = dice.randrange(13, 20), dice.randrange(4, 90)
-    kv = KvCache(tokens=640 + 64 * blocks, longest=1024, block=64)
+    kv = KvCache(tokens=640 + 64 * blocks, longest=1024, block=64, ahead=2)
     engine, door = Engine(blocks, dice), Gate(units, kv)
     came = 0
     for _ in range(steps):

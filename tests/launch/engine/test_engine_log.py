@@ -8,9 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
+from turbofit.core.engine_end import End
 from turbofit.core.errors import LaunchError, OutOfMemoryError
-from turbofit.core.rehearsal import End
 from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, ran_out, silence_words
+from turbofit.observe.log_events import LostLock, NoCache
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -205,19 +206,19 @@ def test_a_cache_that_finds_no_memory_is_none_of_the_weights() -> None:
         assert "--margin" in end.error.hint
     assert end_of(1, torch(loading, said)).phase == "weights"
     none = torch("RuntimeError: No enough gpu memory for kv cache.")
-    assert none.no_cache == "kv cache"
+    assert none.server_fault == NoCache(what="kv cache")
     assert end_of(1, none).phase == "cache"
 
 
 def test_processes_that_missed_each_other_are_started_again() -> None:
     early = torch("EOFError")
-    assert early.raced
-    assert not torch(UVICORN, "EOFError").raced
+    assert early.server_fault == LostLock()
+    assert torch(UVICORN, "EOFError").server_fault is None
     end = end_of(1, early)
     assert (end.kind, end.retryable) == ("raced", True)
     assert isinstance(end.error, LaunchError)
     turbomind = tracker(FAILED, "EOFError")
-    assert not turbomind.raced
+    assert turbomind.server_fault is None
     assert not turbomind.loop_failed(10.0)
 
 

@@ -108,7 +108,7 @@ def image(answer: int | None = None, prompt: int = 64) -> Any:
 
 
 def gate(units: int, tokens: int = UNSTATED) -> Gate:
-    return Gate(units, KvCache(tokens=tokens, longest=4096, block=64))
+    return Gate(units, KvCache(tokens=tokens, longest=4096, block=64, ahead=2))
 
 
 async def most_there(door: Gate, answer: int | None) -> CountingEngine:

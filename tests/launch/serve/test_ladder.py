@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.cli.main import main
+from turbofit.core.engine_end import End
 from turbofit.core.plan import Plan
-from turbofit.core.rehearsal import End
 from turbofit.core.units import MIB
 from turbofit.gateway.server import digest_of
 from turbofit.launch.engine.launches import Launch

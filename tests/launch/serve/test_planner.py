@@ -17,9 +17,10 @@ from tests.support.gateway import plan_for
 from tests.support.plans import plausible_plan
 from tests.support.serving import ask_at
 from tests.support.waiting import until
+from turbofit.core.engine_end import End
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
-from turbofit.core.rehearsal import End, RehearsedCache
+from turbofit.core.rehearsal import RehearsedCache
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.serve.config import ServeConfig

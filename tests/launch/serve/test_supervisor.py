@@ -19,7 +19,7 @@ from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, STANDIN
 from tests.support.serving import ask_at
 from tests.support.waiting import HANG
-from turbofit.core.rehearsal import End
+from turbofit.core.engine_end import End
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
 from turbofit.gateway.server import GatewayThread, make_gateway

@@ -31,7 +31,7 @@ from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.torch import delta_nets
 from turbofit.rehearse.torch.delta_nets import most_chunks
 from turbofit.rehearse.torch.phase_recorder import Phases, read_records
-from turbofit.rehearse.torch.readings import _end, read_run, span
+from turbofit.rehearse.torch.readings import end_of, read_run, span
 
 Patch = pytest.MonkeyPatch
 INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
@@ -273,7 +273,7 @@ OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capac
 def death(log: str, **told: Any) -> dict[str, Any]:
     ran = SimpleNamespace(usages=(), shared=SimpleNamespace(processes=()))
     ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
-    return _end(ended)
+    return end_of(ended)
 
 
 def test_a_death_in_a_request_is_told_in_torchs_words() -> None:

@@ -12,7 +12,14 @@ from turbofit.core.plan import Plan
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.turbomind.image_overlap import Image, Prompt, most_met, queue, worst_cases
+from turbofit.rehearse.turbomind.image_overlap import (
+    Image,
+    Prompt,
+    Room,
+    most_met,
+    queue,
+    worst_cases,
+)
 
 #: A batch and no queue, so that the images of whole requests fill what is paid for.
 EIGHT: dict[str, Any] = {"max_batch_size": 8, "queue_images": False}
@@ -26,19 +33,21 @@ def prompt(lead: int, units: int, tokens: int, rest: int) -> Prompt:
 def test_prompts_that_meet_in_a_forward() -> None:
     # 8320 tokens: two prompts of 3330, and of the third what is left, which has its image's head.
     four = [prompt(1, 13, 3328, 1)] * 4
-    assert most_met(four, 8320, 32768) == 39
+    assert most_met(four, Room(8320, 32768)) == 39
     # As long as the context at most.
-    assert most_met(four, 8320, 6660) == 26
-    assert most_met(four, 8320, 6659) == 13
-    assert most_met([prompt(0, 13, 3328, 0)], 8192, 100) == 0
+    assert most_met(four, Room(8320, 6660)) == 26
+    assert most_met(four, Room(8320, 6659)) == 13
+    assert most_met([prompt(0, 13, 3328, 0)], Room(8192, 100)) == 0
     # The second prompt's image begins at its 64th token: 63 tokens of room do not reach it.
     long = prompt(8192 - 3328 - 63, 13, 3328, 0)
-    assert most_met([long, prompt(63, 1, 256, 1)], 8192, 32768) == 13
-    assert most_met([long, prompt(0, 1, 256, 1)], 8192 + 1, 32768) == 14
+    assert most_met([long, prompt(63, 1, 256, 1)], Room(8192, 32768)) == 13
+    assert most_met([long, prompt(0, 1, 256, 1)], Room(8192 + 1, 32768)) == 14
     # An image is encoded in every chunk that it lies in.
     cut = prompt(4096 + 1 - 3328, 13, 3328, 8)
-    assert most_met([cut], 4104, 32768) == 13
-    assert most_met([cut, prompt(1, 13, 3328, 1)], 4104, 32768) == 26
+    assert most_met([cut], Room(4104, 32768)) == 13
+    assert most_met([cut, prompt(1, 13, 3328, 1)], Room(4104, 32768)) == 26
+    # Of an engine that encodes it once it counts where it begins.
+    assert most_met([cut, prompt(1, 13, 3328, 1)], Room(4104, 32768, again=False)) == 13
 
 
 def aimed(plan: Plan) -> tuple[int, int]:
@@ -57,7 +66,7 @@ def aimed(plan: Plan) -> tuple[int, int]:
         rest = request.text_tokens - request.lead
         found.append(prompt(request.lead, units, tokens, rest))
     forward = settings.max_prefill_token_num + settings.max_batch_size
-    return most_met(found, forward, settings.session_len), plan.limits.units_per_forward
+    return most_met(found, Room(forward, settings.session_len)), plan.limits.units_per_forward
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,15 @@ _PASSWORD: Final = "-p"
 #: The shortest secret, in characters, that is searched for in a text.
 _SHORTEST: Final = 4
 
+#: Keys that a line may hold, by their beginnings, and what follows the words for one.
+_KEY: Final = re.compile(
+    r"(?<=://)[^\s/@]+(?=@)|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
+    r"|\b(?:sk-|github_pat_|glpat-|xox[bp]-)[\w-]{12,}"
+    r"|(?<=Bearer )[^\s'\"]+|(?<=Basic )[\w+/=]{8,}"
+    r"|(?i:(?<=token=)|(?<=password=)|(?<=secret=))[\w.~+/-]{8,}"
+    r"|(?i:(?<=api_key)|(?<=api-key)|(?<=apikey)|(?<=password))['\"]?[:=] ?['\"]?[\w.~+/-]{6,}"
+)
+
 
 def without_secrets(words: Sequence[str]) -> list[str]:
     """The words of a command line, with ``***`` in place of each secret."""
@@ -46,6 +55,11 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)
     return _USER.sub(HIDDEN, text)
+
+
+def without_keys(text: str) -> str:
+    """A line of a log, with ``***`` in the place of each key."""
+    return _KEY.sub("***", text)
 
 
 def _split(words: Sequence[str]) -> Iterator[Shown]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final
-
+from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import Struct
 from turbofit.diagnose.answer import Evidence, Holding, Missing
 from turbofit.diagnose.event import LogEvent
@@ -12,15 +10,7 @@ from turbofit.diagnose.rules.causes import Rank
 from turbofit.observe.stages import Phase
 
 _SHOWN = 240
-#: Keys in a line: those with a known beginning, and the text after words such as ``token=``.
-_SECRET: Final = re.compile(
-    r"(?<=://)[^\s/@]+(?=@)|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
-    r"|\b(?:sk-|github_pat_|glpat-|xox[bp]-)[\w-]{12,}"
-    r"|(?<=Bearer )[^\s'\"]+|(?<=Basic )[\w+/=]{8,}"
-    r"|(?i:(?<=token=)|(?<=password=)|(?<=secret=))[\w.~+/-]{8,}"
-    r"|(?i:(?<=api_key)|(?<=api-key)|(?<=apikey)|(?<=password))['\"]?[:=] ?['\"]?[\w.~+/-]{6,}"
-)
-#: The number of innermost frames that an exception's place names.
+#: Innermost frames that are named of an exception.
 _FRAMES = 3
 
 
@@ -63,9 +53,5 @@ def raised_in(mark: LogEvent) -> tuple[str, ...]:
     return (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
 
 
-def without_secrets(text: str) -> str:
-    return _SECRET.sub("***", text)
-
-
 def evidence(mark: LogEvent, tells: str) -> Evidence:
-    return Evidence(line=mark.line, text=without_secrets(mark.text.strip())[:_SHOWN], tells=tells)
+    return Evidence(line=mark.line, text=without_keys(mark.text.strip())[:_SHOWN], tells=tells)

@@ -6,9 +6,10 @@ import re
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import NA
 from turbofit.diagnose.rules.causes import kind_of, release_of
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.memory.versions import listed_since, written
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Figures:
         if None in values.values():
             first, values = second, {name: self.get(name) for name in names_of(second)}
         known = {name: "?" if value is None else value for name, value in values.items()}
-        return without_secrets(first.format(**known)) if first else ""
+        return without_keys(first.format(**known)) if first else ""
 
     def sentences(self, texts: Iterable[Sentence]) -> tuple[str, ...]:
         return tuple(map(self.sentence, texts))
@@ -225,7 +226,7 @@ def _told(figures: Figures) -> RuleAnswer:
         line=mark.line,
         phase=(row.phase or kind.phase) if what else "unknown",
         what=what,
-        said=without_secrets(figures.hit.said),
+        said=without_keys(figures.hit.said),
         rank=row.rank,
         why=figures.sentences(row.why) if what else raised_in(mark),
         possible=figures.sentences(row.possible),

@@ -5,11 +5,16 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
+from msgspec import convert
+
 from turbofit.core.messages import plural
+from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
+from turbofit.memory.kv_cache import LoggedSlab
+from turbofit.observe.engine_end import diagnosed
 from turbofit.observe.log_events import (
     CacheBudget,
     CheckFailed,
@@ -27,9 +32,9 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.event import LogEvent
-    from turbofit.diagnose.facts import LogFacts
 
-_DEFAULT_BLOCK: Final = 64
+#: Settings that size the cache.
+_SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len")
 _WAITS: Final = (
     "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
     " needs, the scheduler tries again for ever, without an error"
@@ -47,7 +52,7 @@ def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
         return
     slab = facts.first(Slab)
     if facts.waiting:
-        yield _hang(facts, facts.waiting)
+        yield _hang(case, facts.waiting)
     elif slab and isinstance(facts.marks[-1].event, Slab | CacheBudget):
         yield _silence(slab)
 
@@ -63,7 +68,7 @@ def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
     counts = (figures for _, figures in reversed(counted))
     still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
     yield RuleAnswer(
-        kind="stands_still",
+        kind=diagnosed("stalled"),
         line=mark.line,
         rank="consequence",
         what=f"no line of this log tells of an error, and where it ends {figures.running}"
@@ -73,17 +78,17 @@ def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
     )
 
 
-def _hang(facts: LogFacts, waiting: LogEvent) -> RuleAnswer:
+def _hang(case: LogCase, waiting: LogEvent) -> RuleAnswer:
+    facts, lack = case.facts, _lack(case)
     waits = f"nothing can be admitted; {facts.waits:,} such lines to the log's end"
     lines = [evidence(waiting, waits)]
-    lack = _lack(facts)
     tells: dict[type[Struct], str] = {}
     if lack:
         tells = {CacheBudget: "the cache's size", Slab: "the size of a block"}
     tells[WarmupLengths] = "the lengths of the warm-up"
     lines += [evidence(mark, tells[kind]) for kind in tells if (mark := facts.first(kind))]
     return RuleAnswer(
-        kind="start_hang",
+        kind=diagnosed("hang"),
         phase="start-up hang",
         what=_HANGS if lack else "",
         line=waiting.line,
@@ -96,41 +101,45 @@ def _hang(facts: LogFacts, waiting: LogEvent) -> RuleAnswer:
     )
 
 
-def _lack(facts: LogFacts) -> tuple[Missing, str] | None:
-    """The bytes that the cache lacks, and the change that would start it.
+def _lack(case: LogCase) -> tuple[Missing, str] | None:
+    """What the cache lacks, and the smallest ratio that would start.
 
     None if the cache lacks nothing, or if the log has no figures of it (needs TM_LOG_LEVEL=INFO).
     """
+    facts = case.facts
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
         return None
-    size, per_slab = slab.object_size, slab.slab_size // slab.object_size
-    holds = budget.budget // slab.slab_size * per_slab
+    options = case.turbomind.defaults("") | facts.subject.options
+    told = {name: options[name] for name in _SIZING if name in options}
+    size = slab.object_size
+    shape = case.turbomind.logged_cache([LoggedSlab(slab.slab_size, size)], convert(told, Settings))
+    if shape is None or not shape.block_tokens:
+        return None
+    holds = shape.tokens(budget.budget) // shape.block_tokens
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
-    block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
-    assert isinstance(block, int)
     longest = facts.longest_warmup or max(warmups, default=0)
-    needed = -(-longest // max(1, block))
+    needed = -(-longest // shape.block_tokens)
     if needed <= holds:
         return None
     missing = Missing(
         bytes=(needed - holds) * size,
         basis="formula",
-        note=f"of cache: it holds {holds} blocks of {format_bytes(size)}, one warm-up request needs"
-        f" {needed}",
-        doubt=per_slab * size,
+        note=f"of cache: it holds {holds} blocks of {format_bytes(size)} at least, one warm-up"
+        f" request needs {needed}",
+        doubt=slab.slab_size,
     )
-    # Whole slabs, and one more because the start of the region is rarely aligned.
-    slabs = -(-needed // per_slab) + 1
-    ratio = -(-1000 * slabs * per_slab * size // budget.free)
-    if ratio >= 1000:
+    enough = needed * shape.block_tokens
+    ratios = (n / 1000 for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= enough)
+    ratio = next(ratios, None)
+    if ratio is None:
         return missing, f"free GPU memory: no ratio of {format_bytes(budget.free)} would do"
-    return missing, f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least"
+    return missing, f"raise --cache-max-entry-count to {ratio:.3f} at least"
 
 
 def _silence(mark: LogEvent) -> RuleAnswer:
     return RuleAnswer(
-        kind="start_hang",
+        kind=diagnosed("hang"),
         line=mark.line,
         possible=(
             "LMDeploy hangs there, silently: its cache is smaller than one warm-up request",

@@ -9,6 +9,7 @@ from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.figures import explanation_of
+from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import (
     CheckFailed,
     CudaError,
@@ -39,7 +40,7 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
         of_group = "its container's or service's memory limit was reached"
         limit = of_group if kill.group else "the machine's RAM ran out"
         yield RuleAnswer(
-            kind="host_out_of_memory",
+            kind=diagnosed(told_kind(kill)),
             phase="host RAM",
             what=f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}",
             line=mark.line,

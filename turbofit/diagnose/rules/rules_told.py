@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.process.hidden import without_keys
 from turbofit.diagnose.rules.causes import general, less_memory
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in, without_secrets
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.diagnose.rules.rules_torch import phase_of, program_of
 from turbofit.diagnose.told import TITLE, message_in, plain, said
@@ -122,7 +123,7 @@ def also_told(case: LogCase, what: str) -> tuple[str, ...]:
     marks = [told.title] if told.title and plain(told.title.text) else []
     more = [mark.text for mark in (*marks, *told.decides[:_DECIDING])]
     texts = [text for text in more if plain(text)[:_SAME] not in what]
-    return tuple(without_secrets(said(text))[:_SHOWN] for text in texts)
+    return tuple(without_keys(said(text))[:_SHOWN] for text in texts)
 
 
 #: The most sentences that are quoted with the line that tells most, the characters of one, and the

@@ -18,6 +18,7 @@ from turbofit.diagnose.rules.logged_cache import (
     logged_cache,
     lower_ratio,
 )
+from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import CONTEXT, PythonFrame, TorchMemory
 from turbofit.observe.stages import Phase, out_of_memory
 
@@ -99,7 +100,7 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
     once = ((START_ONCE,) if double_start(case) else ()) + tuple(copy.change for copy in too_many)
     changes = [*once, *_end_others(memory, neighbours), *_changes(case, phase, memory, program)]
     return RuleAnswer(
-        kind="out_of_memory",
+        kind=diagnosed(told_kind(memory)),
         phase=phase,
         what=out_of_memory("the program", phase)
         + (f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""),

@@ -15,6 +15,7 @@ from turbofit.diagnose.rules.logged_cache import (
     logged_cache,
     lower_ratio,
 )
+from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import (
     CudaError,
     Frame,
@@ -70,7 +71,7 @@ def _of_newer(case: LogCase, mark: LogEvent, event: CudaError) -> RuleAnswer:
     """TurboMind since 0.14, which prints the calls of the thread that aborts."""
     frames = stack_names(case.facts, mark)
     phase, engine = phase_of_fault(case.facts, frames), case.turbomind
-    if event.call and event.call == engine.log.pinned_call:
+    if told_kind(event, engine.log.pinned_call) == "host_memory":
         certain = case.facts.subject.version is not None and engine.doubt is None
         return _page_locked(mark, phase, frames, certain=certain)
     what = f"{out_of_memory('LMDeploy', phase, *frames[:1])} and aborted"
@@ -153,7 +154,7 @@ def _page_locked(mark: LogEvent, phase: Phase, frames: list[str], *, certain: bo
         " GPU, but no GPU was full"
     )
     return RuleAnswer(
-        kind="host_out_of_memory",
+        kind=diagnosed("host_memory"),
         phase="host RAM",
         what=what if certain else "",
         line=mark.line,

@@ -10,11 +10,6 @@ from turbofit.core.struct import Struct
 #: Tokens of a request without a stated length, which grows as long as the engine lets it.
 UNSTATED: Final = 1 << 62
 
-#: Blocks of each copy beyond its longest text, an upper bound. Before an engine knows that the
-#: answer has ended, it allocates for one token (TurboMind, ``inflight_new_tokens``) to 16 (lmdeploy
-#: lmdeploy/messages.py `prefill_interval: int = 16`); TurboMind keeps a cached block that it
-#: copies.
-_AHEAD: Final = 2
 #: An upper bound of the tokens that a chat template adds: LMDeploy's longest system prompt has 509
 #: bytes, and a message's JSON has more than the template adds to it. A checkpoint's own template
 #: may add more. lmdeploy lmdeploy/model.py::InternVLZH.__init__ #f65e84
@@ -40,11 +35,15 @@ class Cost(Struct):
 
 
 class KvCache(Struct):
-    """An engine's KV cache, all in tokens: its size, the longest request, and a block."""
+    """An engine's KV cache, in tokens: its size, the longest request, a block.
+
+    ``ahead``: blocks of each copy beyond its longest.
+    """
 
     tokens: int = 0
     longest: int = 0
     block: int = 1
+    ahead: int = 0
 
     @property
     def room(self) -> int:
@@ -55,7 +54,7 @@ class KvCache(Struct):
         """An upper bound of the tokens that all copies of a request hold, in whole blocks."""
         if not cost.tokens:
             return 0
-        blocks = -(-min(cost.tokens, self.longest) // self.block) + _AHEAD
+        blocks = -(-min(cost.tokens, self.longest) // self.block) + self.ahead
         return cost.copies * blocks * self.block
 
 

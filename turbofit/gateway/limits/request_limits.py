@@ -318,4 +318,5 @@ def _kv(plan: Plan) -> KvCache:
         tokens=min(group.kv.tokens for group in plans) if plan.may_evict() else UNSTATED,
         longest=max(group.settings.session_len for group in plans),
         block=max(group.settings.cache_block_seq_len for group in plans),
+        ahead=engine_of(plan).blocks_ahead,
     )

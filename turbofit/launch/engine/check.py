@@ -110,14 +110,15 @@ def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
     gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
     group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)
     questions = list(questions)
-    seconds = sum(_request_seconds(plan, group, question) for question in questions)
+    forward = engine.forward_tokens(plan.settings)
+    seconds = sum(_request_seconds(plan, group, forward, question) for question in questions)
     compiled = plan.engine.on_torch and any(question.units for question in questions)
     return seconds + (rates().kernel_seconds if compiled else 0.0)
 
 
-def _request_seconds(plan: Plan, group: GroupRates, question: ProbeRequest) -> float:
+def _request_seconds(plan: Plan, group: GroupRates, forward: int, question: ProbeRequest) -> float:
     figures, rule, tower = rates(), plan.model.image_rule, group.work.tower
-    place, seconds, forward = BEFORE, 0.0, plan.settings.max_prefill_token_num
+    place, seconds = BEFORE, 0.0
     for units in question.units:
         assert rule is not None
         tokens = rule.unit_tokens(units)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.rehearsal import End
+from turbofit.core.engine_end import End
 from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.engines import engine_of
 from turbofit.observe.calibration import cache_beside, in_words, tokens_beside
+from turbofit.observe.engine_end import end_kind, exit_words, told_kind
 from turbofit.observe.log_events import (
     Backpressure,
     CacheBudget,
@@ -33,8 +34,6 @@ from turbofit.observe.log_events import (
     VisionFrame,
     WarmingUp,
     WarmupLength,
-    end_kind,
-    exit_words,
 )
 from turbofit.observe.log_reader import read_line
 from turbofit.observe.stages import (
@@ -66,6 +65,10 @@ _OF_PYTORCH: Final = (
 )  # fmt: skip
 #: Torch's exception itself, raised in Python or through C++.
 _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\(\): ")
+
+
+#: What may end an engine by itself.
+Fault = CudaError | CheckFailed | NcclError | TorchMemory
 
 
 class StartupTracker:
@@ -136,6 +139,13 @@ class StartupTracker:
         return self._loop_failed is not None
 
     @property
+    def server_fault(self) -> NoCache | LostLock | None:
+        """What ends the PyTorch engine's server without a fault; None if nothing did."""
+        if self.no_cache:
+            return NoCache(what=self.no_cache)
+        return LostLock() if self.raced else None
+
+    @property
     def cache_is_larger(self) -> bool:
         """Whether the cache may exceed the plan; the PyTorch engine does not report its size."""
         if self.budget is None:
@@ -147,7 +157,7 @@ class StartupTracker:
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
     def _begin_evidence(self) -> None:
-        self.fault: CudaError | CheckFailed | NcclError | TorchMemory | None = None
+        self.fault: Fault | None = None
         self.error: PythonError | None = None
         self.frames: list[str] = []
         self.no_cache = ""
@@ -238,23 +248,20 @@ def end_of(
     ended, while the server in front of it lives and would answer 503 for ever. ``host_kills``: how
     many processes the kernel killed for memory meanwhile; None if that cannot be read.
     """
-    fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
-    short = (
-        isinstance(fault, TorchMemory)
-        or (isinstance(fault, CudaError) and fault.out_of_memory)
-        or (pytorch and code is not None and fault is None and bool(tracker.no_cache))
-    )
-    kind = end_kind(code, out_of_memory=short, host_kills=host_kills)
-    if kind == "out_of_memory":
+    # Its server alone ends for want of a cache, or of the engine; one whose loop ended lives.
+    fatal = tracker.fault or (None if code is None else tracker.server_fault)
+    told = told_kind(fatal, engine_of(tracker.plan).log.pinned_call)
+    kind = end_kind(code, told, host_kills=host_kills)
+    if kind == told and told in ("out_of_memory", "host_memory"):
         return ran_out(tracker)
     if kind in ("killed", "host_memory"):
         return _killed(tracker, host_kills)
     see = f"its log is {tracker.log}; turbofit doctor reads the kernel's log for errors of a card"
-    if pytorch and tracker.raced and code is not None and not short:
+    if kind == "raced":
         # The server closes the lock under which the engine has told its port, sometimes before the
         # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
         message = "LMDeploy's server and its engine lost each other while they started (EOFError)"
-        return End(kind="raced", message=message, hint=see)
+        return End(kind=kind, message=message, hint=see)
     words = _last_words(tracker)
     if code is None:
         message = f"the engine's loop ended {_where(tracker)}{words}"
@@ -270,8 +277,8 @@ def hang(tracker: StartupTracker) -> End:
     """The end of a warm-up that waits for ever: the cache cannot hold one of its requests."""
     cached = tracker.cached_tokens()
     holds = f"{cached:,} tokens" if cached is not None else "too few tokens"
-    settings = tracker.plan.settings
-    tokens = tracker.warming or settings.max_prefill_token_num + settings.max_batch_size
+    plan = tracker.plan
+    tokens = tracker.warming or engine_of(plan).forward_tokens(plan.settings)
     return End(
         kind="hang",
         phase="warm-up",
@@ -317,8 +324,7 @@ def ran_out(tracker: StartupTracker, death: End | None = None) -> End:
     fault, pytorch = tracker.fault, tracker.plan.engine.is_pytorch
     if fault is None:
         return _without_cache(tracker)
-    pinned_call = engine_of(tracker.plan).log.pinned_call
-    if isinstance(fault, CudaError) and pinned_call and fault.call == pinned_call:
+    if told_kind(fault, engine_of(tracker.plan).log.pinned_call) == "host_memory":
         return _page_locked(tracker, fault)
     torch = fault if isinstance(fault, TorchMemory) else None
     if torch is not None and not pytorch:
@@ -343,7 +349,7 @@ def _without_cache(tracker: StartupTracker) -> End:
     return End(kind="out_of_memory", phase="cache", message=text, hint=_advice(tracker))
 
 
-def _page_locked(tracker: StartupTracker, fault: CudaError) -> End:
+def _page_locked(tracker: StartupTracker, fault: Fault) -> End:
     return End(
         kind="host_memory",
         phase="host",

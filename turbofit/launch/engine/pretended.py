@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.rehearsal import End
+from turbofit.core.engine_end import End
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 from turbofit.launch.engine.launches import Launch, StartCommand, module_runner

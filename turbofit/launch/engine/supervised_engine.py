@@ -7,8 +7,8 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from turbofit.core.engine_end import End, EndKind
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.rehearsal import End, EndKind
 from turbofit.core.units import doubled
 from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient, Probe, Timing

@@ -151,7 +151,7 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
         return None
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
     image = rule.image_of(min(most, rule.units_within(room)))
-    if plan.engine.on_torch or image is None:
+    if image is None or not engine_of(plan).encodes_again:
         images = _largest_that_meet(plan, room)
         if len(images) <= plan.limits.images_per_request:
             return None
@@ -212,10 +212,10 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     patches. None if the tower sees one tile at a time, an image is encoded once, or three images
     have no room.
     """
-    rule, most = plan.model.image_rule, plan.limits.units_per_forward
-    if rule is None or not rule.client_knobs or not rule.whole_image or plan.engine.on_torch:
+    rule, most, engine = plan.model.image_rule, plan.limits.units_per_forward, engine_of(plan)
+    if rule is None or not rule.client_knobs or not rule.whole_image or not engine.encodes_again:
         return None
-    forward, before = engine_of(plan).forward_tokens(plan.settings), max(0, text - _AFTER)
+    forward, before = engine.forward_tokens(plan.settings), max(0, text - _AFTER)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER - 3 * _AROUND
     left = min(rule.unit_tokens(most), room)
     first = _at_least(rule, forward - before + _SLACK)

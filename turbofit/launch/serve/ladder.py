@@ -17,9 +17,9 @@ from turbofit.memory.account import POOL_WARMUP
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from turbofit.core.engine_end import End
     from turbofit.core.json_types import Options
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.core.rehearsal import End
 
 #: The most further starts after failures by a lack of memory.
 MOST_RUNGS: Final = 3

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
-    from turbofit.core.rehearsal import End
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.silence import Owing
     from turbofit.launch.engine.supervised_engine import EngineExam

@@ -219,7 +219,7 @@ def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
     They are a whole forward if ``session_len`` allows it, else the longest tuning length that it
     allows. Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
     """
-    tokens = round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
+    tokens = forward_tokens(settings)
     if tokens <= settings.session_len:
         return tokens
     lengths = (n for n in constants.warmup_lengths if n <= min(tokens, settings.session_len))
@@ -427,6 +427,7 @@ class TurbomindAccount(Account):
     #: The formulas; the class of a newer version may replace each of them (docs/adding.md).
     pool_model: ClassVar[type[PoolModel]] = PoolModel
     cache_shape = staticmethod(cache_shape)
+    shape_of = staticmethod(shape_of)
     forward_tokens = staticmethod(forward_tokens)
     units_bound = staticmethod(engine_bound)
     warmup_tokens = staticmethod(warmup_tokens)
@@ -570,6 +571,11 @@ class Turbomind(Engine):
     def forward_tokens(self, settings: Settings) -> int:
         return self.account_class.forward_tokens(settings)
 
+    def prompt_tokens(self, settings: Settings) -> int:
+        """A row that decodes takes a token of the same forward. Under: by less than ``tp``."""
+        left = self.forward_tokens(settings) - settings.max_batch_size
+        return left // settings.tp * settings.tp
+
     def cache(self, model: Model, settings: Settings) -> CacheShape:
         return self.account_class.cache_shape(model.text, settings, self.constants)
 
@@ -579,7 +585,7 @@ class Turbomind(Engine):
             StatePart(count=slab.each, object_bytes=slab.object_bytes, slab_bytes=slab.slab_bytes)
             for slab in others
         )
-        return shape_of(blocks, states, settings, self.constants)
+        return self.account_class.shape_of(blocks, states, settings, self.constants)
 
     def weights(self, model: Model, tp: int) -> RankWeights:
         return rank_weights(self.account_class.weight_classes(model, tp, self.constants))

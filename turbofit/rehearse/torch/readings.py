@@ -9,7 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from turbofit.core.json_types import Document
 from turbofit.memory.account import POOL_WARMUP
+from turbofit.observe.engine_end import rehearsed_kind, told_kind
+from turbofit.observe.log_events import NoCache, TorchMemory
+from turbofit.observe.log_reader import read_line
 from turbofit.pretend.report import card_at_peak, newest_refusal
 from turbofit.pretend.usage import BEFORE, Usage
 from turbofit.rehearse.notes import DEAD
@@ -26,8 +30,6 @@ _COUNTERS: Final = (
     "requested", "allocated", "reserved", "allocated_peak", "reserved_peak", "retries",
 )  # fmt: skip
 _OOM: Final = re.compile(r"OutOfMemoryError: (CUDA out of memory\..*)")
-_OOM_TEXT: Final = "CUDA out of memory."
-_SIZING: Final = re.compile(r"No enough gpu memory for (kv cache|runtime)\.")
 _FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _NOT_THEIRS: Final = ("/torch/", "/turbofit/pretend/", "/turbofit/rehearse/", "turbofit_values")
 _MOST_FRAMES: Final = 4
@@ -74,7 +76,7 @@ def read_run(ended: EndedRun) -> Readings:
             | {"contexts": sum(usage.contexts.get(gpu, 0) for usage in usages)}
             for gpu in cards
         ],
-        end=_end(ended),
+        end=end_of(ended),
     )
 
 
@@ -144,31 +146,32 @@ def _case_terms(
     }
 
 
-def _end(ended: EndedRun) -> dict[str, Any]:
+def end_of(ended: EndedRun) -> Document:
     """The end's fields; they are not used if all was served."""
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
     message = _words(error, lines)
     where = " < ".join(_where(error, message, lines)) or message[:200]
-    end = {"kind": "crash", "phase": phase, "where": where, "message": message}
-    if _OOM_TEXT in message:
+    event = read_line(message)
+    kind = rehearsed_kind(told_kind(event))
+    end = {"kind": kind, "phase": phase, "where": where, "message": message}
+    if isinstance(event, TorchMemory):
         refusal = newest_refusal(ended.ran) or {}
         sizes = {name: refusal.get(name) for name in ("gpu", "asked", "left", "simulated")}
-        end |= {"kind": "out_of_memory", "missing": refusal.get("short"), **sizes}
-    elif _SIZING.search(message):
-        end["kind"] = "out_of_memory"
+        end |= {"missing": refusal.get("short"), **sizes}
     return end
 
 
 def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
-    """The engine's own message, torch's if there is one."""
-    if error and _OOM_TEXT in error["message"]:
+    """The engine's own message: torch's, where there is one."""
+    if error and isinstance(read_line(error["message"]), TorchMemory):
         return str(error["message"])
     for line in reversed(lines):
-        match = _OOM.search(line) or _SIZING.search(line)
-        if match:
-            return match[1] if match.re is _OOM else match[0]
+        if match := _OOM.search(line):
+            return match[1]
+        if isinstance(event := read_line(line), NoCache):
+            return f"No enough gpu memory for {event.what}."
     if error:
         return f"{error['type']}: {error['message']}"
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

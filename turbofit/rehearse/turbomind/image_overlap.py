@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from msgspec import convert
 
@@ -14,13 +15,24 @@ from turbofit.rehearse import mixes
 from turbofit.rehearse.mixes import Image, Prompt, PromptMaker
 from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Unit
 
-#: A chunk within a prompt ends at a block's edge (LMDeploy, Scheduler::ClampForwardEnd).
-_BLOCK = 64
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
 _TEXT = 32  # prompt tokens beside the images, about those of a chat template
 _LEAST = 2  # text tokens of the shortest prompt: one on each side of its image
 _CUT = 4  # prompts that meet, in nearly all cases: each fills a block of the cache only in part
 _MANY = 64  # the most images that are tried if a request may have several
+
+
+class Room(NamedTuple):
+    """Tokens of a forward, of all prompts in it together, and of a block of the cache.
+
+    A chunk that does not end a prompt ends at a block's edge (LMDeploy, Scheduler::ClampForwardEnd)
+    and encodes ``again`` an image that was cut.
+    """
+
+    forward: int
+    context: int
+    block: int = 64
+    again: bool = True
 
 
 def worst_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
@@ -55,7 +67,7 @@ def queue(
     mix = [(prompt, False) for prompt in cold]
     if plan.settings.enable_prefix_caching:
         again = _repeated_images(plan, maker, gate)
-        if sum(prompt.units for prompt, _ in again) >= most_met(cold, *_room(plan)):
+        if sum(prompt.units for prompt, _ in again) >= most_met(cold, _room(plan)):
             mix = again
     return [
         _request(
@@ -69,56 +81,57 @@ def queue(
     ]
 
 
-def _room(plan: Plan, prompts: int = _CUT) -> tuple[int, int]:
-    """Tokens of a forward, and of all prompts in it whose blocks the cache holds together."""
-    context = plan.kv.tokens - min(prompts, _CUT) * _BLOCK  # the last block of each is part empty
-    return engine_of(plan).forward_tokens(plan.settings), min(plan.settings.session_len, context)
+def _room(plan: Plan, prompts: int = _CUT) -> Room:
+    """The room of prompts whose blocks the cache has at once."""
+    engine, settings = engine_of(plan), plan.settings
+    block = engine.cache(plan.model, settings).block_tokens
+    context = plan.kv.tokens - min(prompts, _CUT) * block  # of each the last is in part filled
+    forward = engine.forward_tokens(settings)
+    return Room(forward, min(settings.session_len, context), block, engine.encodes_again)
 
 
 def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
-    """The queue of pictures that are not in the prefix cache."""
-    forward, context = _room(plan)
+    """The queue of pictures that no cache has seen."""
     batch = plan.settings.max_batch_size
-    if maker.alone(context) is None:
-        return [maker.prompt(maker.units)]  # the engine refuses it
+    if maker.alone(_room(plan).context) is None:
+        return [maker.prompt(maker.units)]  # which the engine refuses
     images = batch if maker.images == 1 else max(batch, min(batch * maker.images, _MANY))
     queues: list[list[Prompt]] = []
     for cut in range(1, _CUT + 1):
-        cut_context = _room(plan, cut)[1]
-        for prompts in _queues(maker, forward, cut_context, images):
+        for prompts in _queues(maker, _room(plan, cut), images):
             kept = prompts if gate is None else maker.under(prompts, gate, images)
             # With only ``cut`` partly filled blocks, a queue may have at most ``cut`` prompts.
             together = maker.together(kept)
             queues += [queue for queue in (kept, together) if cut == _CUT or len(queue) <= cut]
     return max(
         (prompts for prompts in queues if prompts and len(prompts) <= batch),
-        key=lambda prompts: most_met(prompts, forward, _room(plan, len(prompts))[1]),
+        key=lambda prompts: most_met(prompts, _room(plan, len(prompts))),
     )
 
 
-def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
+def most_met(prompts: Sequence[Prompt], room: Room) -> int:
     """The most units that one forward encodes; rows that generate are left out.
 
-    Prompts come in this order, all before the first step; a forward has at most ``forward`` tokens,
-    and all prompts in it at most ``context``. Source: lmdeploy 0.16.0
-    src/turbomind/engine/scheduler.cc::RunRequiredAdmission
+    Prompts come in this order, all before the first step.
+    Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::RunRequiredAdmission
     """
     done, most = [0] * len(prompts), 0
     while any(at < prompt.length for at, prompt in zip(done, prompts, strict=True)):
-        room, context_left, met, moved = forward, context, 0, False
+        forward_left, context_left, met, moved = room.forward, room.context, 0, False
         for i, prompt in enumerate(prompts):
             left = prompt.length - done[i]
             if not left:
                 continue
-            if room <= 0 or prompt.length > context_left:
+            if forward_left <= 0 or prompt.length > context_left:
                 break
-            end = done[i] + min(left, room)
+            end = done[i] + min(left, forward_left)
             if end < prompt.length:
-                end = end // _BLOCK * _BLOCK
+                end = end // room.block * room.block
             if end <= done[i]:
                 continue
-            met += prompt.met(done[i], end)
-            room, context_left, moved = room - (end - done[i]), context_left - prompt.length, True
+            met += prompt.met(done[i], end, again=room.again)
+            forward_left -= end - done[i]
+            context_left, moved = context_left - prompt.length, True
             done[i] = end
         if not moved:
             break  # the engine refuses a prompt that is longer than the context
@@ -126,33 +139,31 @@ def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
     return most
 
 
-def _queues(maker: PromptMaker, forward: int, context: int, batch: int) -> Iterator[list[Prompt]]:
-    """Queues to try: equal images, and images that lie across a forward's edges."""
-    largest = maker.alone(context)
+def _queues(maker: PromptMaker, room: Room, batch: int) -> Iterator[list[Prompt]]:
+    """What is worth trying: equal images, and images that lie across a forward's edges."""
+    largest = maker.alone(room.context)
     if largest is None:
         return
     for kept in range(1, batch + 1):
-        part = maker.alone(context // kept)
+        part = maker.alone(room.context // kept)
         if part:
             yield [part] * kept
-    yield _filled(maker, [], forward, context, batch)
-    step = max(_BLOCK, forward // _BLOCK * _BLOCK)
-    # An image that is one token longer than whole chunks, in a prompt that is cut there.
-    first = largest._replace(lead=1 + (-largest.tokens) % step, rest=max(1, forward - step))
-    yield _filled(maker, [first], forward, context, batch)
+    yield _filled(maker, [], room, batch)
+    step = max(room.block, room.forward // room.block * room.block)
+    # An image that is one token longer than whole chunks, and a prompt that is cut there.
+    first = largest._replace(lead=1 + (-largest.tokens) % step, rest=max(1, room.forward - step))
+    yield _filled(maker, [first], room, batch)
 
 
-def _filled(
-    maker: PromptMaker, first: list[Prompt], forward: int, context: int, batch: int
-) -> list[Prompt]:
-    """Whole images after the last token of a first image, and one more that is cut at the end."""
-    room = forward - _BLOCK - sum(1 + prompt.rest for prompt in first)
-    left = context - sum(prompt.length for prompt in first)
-    # The last image, of which one token is enough, needs its place in the context, too.
+def _filled(maker: PromptMaker, first: list[Prompt], room: Room, batch: int) -> list[Prompt]:
+    """Whole images beside the last token of a first one, and one that is cut at the end."""
+    inside = room.forward - room.block - sum(1 + prompt.rest for prompt in first)
+    left = room.context - sum(prompt.length for prompt in first)
+    # The last, of which one token is enough, must have its place in the context, too.
     cut = maker.alone(left)
     last = cut.length if cut else _LEAST
-    prompts = [*first, *maker.filled(min(room, left - last), batch - 1 - len(first))]
-    cut = maker.alone(context - sum(prompt.length for prompt in prompts))
+    prompts = [*first, *maker.filled(min(inside, left - last), batch - 1 - len(first))]
+    cut = maker.alone(room.context - sum(prompt.length for prompt in prompts))
     return [*prompts, cut] if cut else prompts
 
 
@@ -172,7 +183,7 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
 
     Each prompt comes with whether its image is cached. A request with new images joins if it fits.
     """
-    settings, prompt = plan.settings, maker.prompt(maker.units, rest=_LEAST)
+    settings, prompt, room = plan.settings, maker.prompt(maker.units, rest=_LEAST), _room(plan)
     length = prompt.length + _NEW
     most = settings.session_len // length  # they share the picture's blocks
     if gate is not None:
@@ -181,10 +192,10 @@ def _repeated_images(plan: Plan, maker: PromptMaker, gate: int | None) -> list[t
     for kept in (settings.max_batch_size, settings.max_batch_size - 1):
         count = max(1, min(most, kept))
         mix = [(prompt, True)] * count
-        room = engine_of(plan).forward_tokens(settings) - count * _BLOCK
+        inside = room.forward - count * room.block
         context = settings.session_len - count * length - _NEW
         left = maker.request_units if gate is None else gate - count * prompt.units
-        new = maker.request(left, context, room)
+        new = maker.request(left, context, inside)
         if new is not None and count < settings.max_batch_size:
             mix.append((new, False))
         tried.append(mix)

@@ -11,11 +11,14 @@ from typing import Any, Final
 from msgspec import convert
 
 from turbofit.core.installation import installed
+from turbofit.core.json_types import Document
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_named
 from turbofit.memory.kv_cache import LoggedSlab
+from turbofit.observe.engine_end import rehearsed_kind, told_kind
+from turbofit.observe.log_reader import read_line
 from turbofit.pretend.elf import Symbols
 from turbofit.pretend.libraries import PretendError
 from turbofit.pretend.usage import KINDS, VMM, read_timeline
@@ -77,24 +80,27 @@ def read_run(ended: EndedRun) -> Readings:
             }
             for i in cards
         ],
-        end=_end(ended, ledger),
+        end=end_of(ended, ledger),
         pinned=ledger.pinned(),
     )
 
 
-def _end(ended: EndedRun, ledger: Ledger) -> dict[str, Any]:
+def end_of(ended: EndedRun, ledger: Ledger) -> Document:
+    """The end's fields; they are not used if all was served."""
     fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
     words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
     if error and not fatal:
         at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
         words = f"{error['type']}: {error['message']} ({at})"
-    message = words if fatal else ""
-    if ended.stopped == "stuck":
+    message, waits = words if fatal else "", ended.stopped == "stuck"
+    pinned_call = engine_named("turbomind", installed("lmdeploy")).log.pinned_call
+    told = told_kind(read_line(words), pinned_call)
+    kind = rehearsed_kind(told, refused=bool(ledger.deaths), waits=waits)
+    end = {"kind": kind, "phase": ledger.phases[-1], "where": words, "message": message}
+    if waits:
         where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
-        return {"kind": "hang", "phase": "warm-up", "where": where, "message": message}
-    if ledger.deaths:
-        return {"kind": "out_of_memory", "message": message, **ledger.deaths[-1]}
-    return {"kind": "crash", "phase": ledger.phases[-1], "where": words, "message": message}
+        return {**end, "phase": "warm-up", "where": where}
+    return {**end, **ledger.deaths[-1]} if ledger.deaths else end
 
 
 def _ledger(ended: EndedRun) -> Ledger:
