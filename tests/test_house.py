@@ -28,7 +28,7 @@ BUDGETS = {
     "machine": 3_120,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
     "model": 6_580,  # loading of Transformers came from memory; each tower's list of tensors
-    "memory": 6_735,  # engines answer for their formulas; ranks by their tensors; fatal batches
+    "memory": 6_740,  # engines answer for their formulas; ranks by their tensors; fatal batches
     "tuner": 6_690,  # towers, how sure each kind is, the host, bounds of searches, lowered images
     "planning": 3_845,  # the list of checks came from diagnose and launch; files of one subject
     "observe": 1_700,  # kinds of deaths, readers of logs that keep forms of lines

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
     from turbofit.observe.stages import Phase
 
-#: The generations that pin much host memory.
-_PINNING: Final = ("0.16", "0.17")
 _PINS: Final = (
     "LMDeploy {} pins 18.7 GiB of host memory a rank for InternVL, and dies of the same words when"
     " that is what it lacks"
@@ -94,7 +92,7 @@ def _out_of_memory(
     if phase == "unknown":
         unknown.insert(0, "how far it had come: no line before the error says it")
     version = case.facts.subject.version or ""
-    if version.startswith(_PINNING):
+    if case.turbomind.log.pins_images:
         why.append(_PINS.format(version))
     lines.append(evidence(mark, "TurboMind's own out-of-memory error"))
     return RuleAnswer(
