@@ -8,6 +8,7 @@ import pytest
 
 import turbofit
 from tests.support.plans import few_presets
+from tests.sweep import sweep
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_cards_are_told_as_plan_tells_them_the_smallest_first(monkeypatch: pytest.MonkeyPatch):
-    cards = sorted(preset_names())[::4]  # of each kind some
+    cards = sweep(sorted(preset_names()), every=4)
     few_presets(monkeypatch, cards)
     asked = {"model": "internvl2-8b", "context": 8192, "concurrency": 4}
     found = turbofit.which(**asked)
@@ -40,7 +41,7 @@ def test_cards_are_told_as_plan_tells_them_the_smallest_first(monkeypatch: pytes
 
 
 def test_models_are_told_as_plan_tells_them(monkeypatch: pytest.MonkeyPatch):
-    names = sorted(known_presets())[::8]
+    names = sweep(sorted(known_presets()))
     few_presets(monkeypatch, models=names)
     models = turbofit.which(on="1xrtx3060")
     assert {row.model for row in (*models.keep, *models.others)} == set(names)
