@@ -256,7 +256,6 @@ def test_a_killed_standby_is_replaced_while_its_server_runs(session, tmp_path: P
     assert not processes_of(tmp_path)
 
 
-@pytest.mark.exhaustive  # the list and its file: `gateway/routing`
 def test_a_convicted_request_stays_refused_after_a_restart_on_pretend_gpus(
     tmp_path: Path, port: int, children: list[Child]
 ) -> None:

@@ -15,11 +15,8 @@ from tests.support.processes import Child, gone, pids
 from tests.support.serving import Served, image, needs, serve_pretend
 from tests.support.waiting import until
 
-#: What it allocates: `rehearse/test_torch_engines`; that what an engine had started ends with it,
-#: and the 503 meanwhile: `test_run`; that it is started again: `serve/test_supervised_processes`.
 pytestmark = [
     pytest.mark.lmdeploy,
-    pytest.mark.exhaustive,
     pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
 ]
 needs("lmdeploy", "fastapi", "torchvision")
@@ -69,6 +66,7 @@ def test_qwen2_vl_is_served_as_planned_and_started_again_when_killed(children, t
     assert gone(engine_pid)
 
 
+@pytest.mark.exhaustive
 def test_a_dead_loop_behind_a_healthy_page_is_an_ending(children, tmp_path) -> None:
     """Past the gateway an image kills the engine's loop; LMDeploy's page would stay healthy."""
     # So few rows that what sampling takes leaves no room for the picture either.

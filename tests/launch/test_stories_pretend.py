@@ -13,9 +13,7 @@ from tests.support.serving import Served, image, needs, serve_pretend
 from turbofit.model.presets import preset_model
 from turbofit.rehearse.checkpoint.twin import twin_of, write_model
 
-#: What their cards hold: `test_users_cases`, `memory/transformers/test_account`; that a picture is
-#: answered: `test_serve_pretend`, `fallback/test_supervised_server`, `fallback/test_server`.
-pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.lmdeploy]
 needs("lmdeploy", "fastapi", "torchvision")
 with_cuda = pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 
@@ -42,12 +40,14 @@ def answers_a_picture(children: list[Child], state: Path, tokens: int, *words: s
     return served
 
 
+@pytest.mark.exhaustive  # the engine itself: `pipeline/test_pretend_pipeline`
 def test_1_internvl2_over_four_cards_without_peer_access(children, tmp_path) -> None:
     words = ("internvl2-2b", "--on", "4xrtx3090", "--tp", "4")
     answers_a_picture(children, tmp_path, 256, *words)
 
 
 @with_cuda
+@pytest.mark.exhaustive  # 40 s of a processor: LMDeploy's server and its PyTorch engine
 def test_2_and_3_llava_whose_images_transformers_5_breaks(children, tmp_path) -> None:
     """A merged LoRA has these tensors; of the L4 others hold 3 GiB."""
     folder = few_layers("llava-1.5-7b", tmp_path, 2)
@@ -60,6 +60,7 @@ def test_2_and_3_llava_whose_images_transformers_5_breaks(children, tmp_path) ->
 
 
 @with_cuda
+@pytest.mark.exhaustive  # its memory: `memory/transformers/test_account`; its server: `fallback`
 def test_4_llava_onevision_on_transformers(children, tmp_path) -> None:
     words = ("llava-onevision-0.5b", "--on", "2xrtx4090")
     answers_a_picture(children, tmp_path, 2 * 729, *words)
@@ -78,6 +79,7 @@ def test_4_llama_3_2_vision_on_transformers(children, tmp_path) -> None:
 
 
 @with_cuda
+@pytest.mark.exhaustive
 def test_5_cogvlm_over_two_cards(children, tmp_path) -> None:
     folder = few_layers("cogvlm-17b", tmp_path, 2)
     words = (folder, "--on", "2xrtx3090", "--replicas", "1", "--engine", "pytorch")

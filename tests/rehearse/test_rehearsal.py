@@ -13,15 +13,14 @@ from turbofit.diagnose.explain import diagnose
 from turbofit.pretend.scenario import MIB
 from turbofit.pretend.usage import read_timeline
 
-#: What a plan's engine allocates: `test_planned`, recorded `bench/test_rehearsal`; how a log and a
-#: timeline of a death are read: `test_document`; a death itself: `test_torch_engines`.
-pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
+pytestmark = pytest.mark.lmdeploy
 
 
 def pool(document: dict[str, Any], phase: str) -> float | None:
     return mib(document["gpus"][0]["pools"]["executor"]["live_peak"][phase])
 
 
+@pytest.mark.exhaustive  # of a plan: `test_planned`; recorded: `bench/test_rehearsal`
 def test_one_card_from_start_to_the_last_case(run: Rehearse, tmp_path: Path) -> None:
     cases = tiles(1, 6, 13, 26, 40)
     full = {"text_tokens": 20, "max_new_tokens": 2}
@@ -81,6 +80,7 @@ def test_one_card_from_start_to_the_last_case(run: Rehearse, tmp_path: Path) -> 
     assert sum(e.tag == "A" for e in events) > 3000
 
 
+@pytest.mark.exhaustive
 def test_cuda_ipc_without_peer_access_dies_as_the_driver_fails_it(run: Rehearse) -> None:
     document = run("internvl2-8b", tp=2, communicator="cuda-ipc", machine={"peers": []})
     assert document["outcome"] == "failed"
@@ -88,6 +88,7 @@ def test_cuda_ipc_without_peer_access_dies_as_the_driver_fails_it(run: Rehearse)
     assert document["death"]["phase"] == "context"
 
 
+@pytest.mark.exhaustive
 def test_sinks_of_another_type_end_the_first_request(run: Rehearse) -> None:
     """gpt-oss on a card without bfloat16: it starts, and aborts in its attention."""
     card = {"sm": [7, 0], "name": "Tesla V100-SXM2-32GB", "total": 32491 * MIB}
@@ -137,6 +138,7 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     assert "of the executor's pool" in found.why[-1]
 
 
+@pytest.mark.exhaustive  # its log and its timeline are read in `test_document`
 def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
     document = run("internvl2-8b", cache_max_entry_count=0.1)
     assert document["outcome"] == "hang"
@@ -146,6 +148,7 @@ def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
     assert len(document["log"]) < 60
 
 
+@pytest.mark.exhaustive
 def test_a_death_in_the_warm_up_lacks_in_all_what_the_timeline_says(
     run: Rehearse, tmp_path: Path
 ) -> None:
@@ -158,6 +161,7 @@ def test_a_death_in_the_warm_up_lacks_in_all_what_the_timeline_says(
     assert found.would_work.fits
 
 
+@pytest.mark.exhaustive
 def test_a_death_while_loading_has_no_sizes_in_its_log(run: Rehearse, tmp_path: Path) -> None:
     document = run("internvl2-1b", card={"total": 1700 * MIB}, keep=tmp_path)
     assert document["outcome"] == "out_of_memory"

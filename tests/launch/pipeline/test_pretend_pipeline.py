@@ -10,14 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.pretend.cuda_torch import CUDA_PATH, run
-from tests.support.serving import needs
 from tests.support.waiting import HANG
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 
-#: That it is called as LMDeploy's and held to the plan: `test_pipeline`; that a command finds the
-#: model: `cli/commands/test_pretend`; TurboMind on pretend GPUs: `test_serve_pretend`.
-pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
-needs("lmdeploy")
+pytestmark = pytest.mark.lmdeploy
 
 SCRIPT = """
 from lmdeploy import GenerationConfig
@@ -34,6 +30,7 @@ with turbofit.pipeline("internvl2-2b", context=8192, images=1, tp=4) as pipe:
 
 def test_a_pipeline_opens_a_model_without_its_weights(tmp_path: Path) -> None:
     """Over four cards without peer access: its engine answers a picture."""
+    pytest.importorskip("lmdeploy")
     (tmp_path / "script.py").write_text(SCRIPT)
     words = ["--on", "4xrtx3090", "--model", "InternVL2-2B", "--", sys.executable, "script.py"]
     leases = tmp_path / "leases"
@@ -86,6 +83,7 @@ pipe.close()
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 def test_the_card_is_measured_and_the_worst_image_and_video_live(tmp_path: Path) -> None:
     folder = write_checkpoint("qwen3-vl-2b", tmp_path / "Qwen3-VL-2B-Instruct")
