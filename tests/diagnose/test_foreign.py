@@ -35,6 +35,10 @@ FOREIGN = [
      "Warning  FailedScheduling  2m  default-scheduler  0/3 nodes: 3 Insufficient nvidia.com/gpu."
      " Error"),
     ("pip", "No matching distribution", "ERROR: No matching distribution found for lmdeploy"),
+    ("FastLLM", "Unsupport graph", "# deploy\n\nftllm server /mnt/vllm/m\nFastLLM Error: Unsupport"
+     " graph model type a"),
+    ("ComfyUI", "Cannot find", "# torch\n\n> RuntimeError: Cannot find a part\n"
+     '>   File "D:\\\\ComfyUI\\\\execution.py", line 1, in f'),
     ("systemd", "Failed to start", "host1 systemd[1]: Failed to start Baz daemon."),
 ]  # fmt: skip
 
@@ -60,7 +64,12 @@ def test_its_memory_and_what_turbofit_would_run_are_told() -> None:
 
 @pytest.mark.parametrize(
     "mention",
-    ["$ lmdeploy serve api_server m  # vLLM runs it", '  File "/v/lmdeploy/x.py", line 1, in f'],
+    [
+        "$ lmdeploy serve api_server m  # vLLM runs it",
+        "I run the docker image of LMDeploy",
+        '  File "/usr/bin/lmdeploy", line 3, in main',
+        '  File "/v/lmdeploy/x.py", line 1, in f',
+    ],
 )
 def test_a_log_of_lmdeploy_may_name_others(mention: str) -> None:
     found = explain(f"compared with vLLM 0.6.1 and vllm serve\n{mention}\n{TORCH}\n")

@@ -212,7 +212,9 @@ def _assumed(case: LogCase) -> tuple[str, ...]:
 
 def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     """A diagnosis without a proven cause: a message that a rule knows, or the last error."""
-    draft = rules_told.with_general(case, draft, message_in(draft.quoted) if draft.evidence else "")
+    if draft.kind != "foreign":
+        quoted = message_in(draft.quoted) if draft.evidence else ""
+        draft = rules_told.with_general(case, draft, quoted)
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
     if case.facts.told.has(draft.line) and not draft.what:
         what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
@@ -243,9 +245,12 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
     still = ["(still)"] if draft.kind in ("stands_still", "said_to_hang") else []
     if facts.cut_at or (rules_told.ends(facts) and rules_told.ends(facts) in what):
         return ",".join(("(cut)", *still))
-    words += still
-    if facts.mood.pictures and (not draft.evidence or facts.told.has(draft.line)):
-        words.append("(a picture)")
+    told = facts.told.has(draft.line)
+    pictures = facts.mood.pictures and (told or not draft.evidence)
+    more = [*still, *(["(picture)"] if pictures else [])]
+    if told and facts.told.title and not (facts.told.logs or message_in(draft.quoted)):
+        return ",".join(("(unlogged)", *more))
+    words += more
     if errors and not errors[-1][0].stack:
         words.append("(no traceback)")
     if facts.lines <= _SHORT and not facts.commanded:
@@ -341,7 +346,10 @@ def _last_of_foreign(case: LogCase) -> LogEvent | None:
     below = [mark for mark in event.marks if not mark.of_title]
     lines = [*below[-1:], *raised[-1:]] if event.outcome == "fatal" else []
     known = short or sorted(lines, key=lambda mark: mark.line)[-1:]
-    return known[-1] if known else facts.mood.last_complaint or facts.mood.last_refusal
+    texts = [mark for _, mark in facts.told.marks if not mark.text.startswith("# ")]
+    told = [mark for mark in texts if tells_of_error(mark.text)]
+    more = [facts.mood.last_complaint, facts.mood.last_refusal, *reversed(told)]
+    return known[-1] if known else next((mark for mark in more if mark is not None), None)
 
 
 def _of_clean_up(mark: LogEvent) -> RuleAnswer:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 #: Lines, commands and frames of LMDeploy itself: a log with one of these is LMDeploy's.
 _LMDEPLOY: Final = re.compile(
-    r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\]"
+    r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\\"]"
     r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
     r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
 )
@@ -23,7 +23,8 @@ class _Program(NamedTuple):
 
 #: Engines: a log that names one belongs to it, with any error.
 _ENGINES: Final = (
-    _Program("vLLM", r"\bvllm\b|EngineCore|VllmWorker|\bvLLM\b|gpu_memory_utilization|max_model_len"
+    _Program("vLLM", r"(?<![/\\])\bvllm\b|[/\\]vllm[/\\][\w/\\]+\.py\b|bin[/\\]vllm\b"
+             r"|EngineCore|VllmWorker|\bvLLM\b|gpu_memory_utilization|max_model_len"
              r"|desired GPU memory utilization",
              rf"vLLM API server version (\d\S*)|LLM engine \(v([\d.]+\w*)\)|\bvllm{_VERSION}"),
     _Program("SGLang", r"\bsglang\b|\bSGLang\b|server_args=ServerArgs|--mem-fraction-static",
@@ -37,6 +38,7 @@ _ENGINES: Final = (
              r"llama_(?:model_load|context|init)|llama-(?:server|cli)\b|\bggml_|llama\.cpp",
              r"\bbuild(?: =|:) (\d+)"),
     _Program("Ollama", r"\b[Oo]llama\b|llama runner process", rf"\bollama{_VERSION}"),
+    _Program("FastLLM", r"\bFastLLM\b|\bftllm\b|libfastllm"),
 )  # fmt: skip
 #: Text that only one engine's own lines contain, even if it includes other engines.
 _SURE: Final = re.compile(
@@ -49,9 +51,11 @@ _TOOLS: Final = (
              r"|\b[Dd]ocker daemon|manifest (?:for|unknown)|pull rate limit|exec format error"),
     _Program("pip", r"(?:ERROR|error): (?:Could not (?:find a version|build wheels)|No matching"
              r"|pip's|ResolutionImpossible|Cannot install|Failed building|metadata-generation"
-             r"|subprocess-exited|externally-managed|Package '|\S+\.whl is not)|requires \S+, but"
-             r" you have|Failed to build [`\w]|Building wheel for|looks like a filename"
-             r"|Invalid requirement|conflicting dependencies|<pip-setuptools-caller>"),
+             r"|subprocess-exited|Command errored out|externally-managed|Package '"
+             r"|\S+\.whl is not)|requires \S+, but you have|Failed to build [`\w]"
+             r"|Building wheel for|looks like a filename|Invalid requirement"
+             r"|conflicting dependencies|<pip-setuptools-caller>"),
+    _Program("ComfyUI", r"\bComfyUI\b"),
     _Program("systemd", r"\bsystemd\[\d+\]: "),
 )  # fmt: skip
 _ALL: Final = {program.name: program for program in (*_ENGINES, *_TOOLS)}
@@ -65,6 +69,7 @@ class ForeignPrograms:
 
     def __init__(self) -> None:
         self.of_lmdeploy = False
+        self._named = False
         self._sure = ""
         self._lines = Counter[str]()
         self._versions: dict[str, str] = {}
@@ -74,6 +79,7 @@ class ForeignPrograms:
         self.of_lmdeploy = self.of_lmdeploy or _LMDEPLOY.search(text) is not None
         if self.of_lmdeploy:
             return
+        self._named = self._named or "lmdeploy" in text.lower()
         sure = _SURE.search(text)
         if sure is not None:
             self._sure = str(sure.lastgroup)
@@ -90,8 +96,14 @@ class ForeignPrograms:
 
     @property
     def engine(self) -> str:
-        """The engine that wrote the log; empty if that is LMDeploy, or if no line names one."""
-        return self._sure if self._sure and not self.of_lmdeploy else self._of(_ENGINES)
+        """The engine that wrote the log; empty if that is LMDeploy, or if no line names one.
+
+        A text that names LMDeploy in any way belongs to another engine only by that engine's own
+        lines: people compare engines.
+        """
+        if self._sure and not self.of_lmdeploy:
+            return self._sure
+        return "" if self._named else self._of(_ENGINES)
 
     @property
     def tool(self) -> str:

@@ -47,6 +47,11 @@ _DECIDES: Final = re.compile(
     r"|因为|由于|原因|导致|验证|解决了|可以解决|降级|降到|换成|升级后|正常|没问题|没有问题|冲突|只有|(?:而|但).{0,12}(?:不|可以)"
 )
 _FENCE: Final = "```"
+#: Lines that only a running program prints: a date, a level, a traceback, a bar.
+_LOG: Final = re.compile(
+    r"\[?\d{4}-\d\d-\d\d|.{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
+    r"|\s+File \"|.{0,200}?\d%\||.{0,240}?\wWarning: "
+)
 #: Symptoms that words alone describe only weakly.
 _WEAK: Final = ("asks_support", "http_status", "not_released", "said_to_be_slow")
 #: The title is among this many first rows.
@@ -69,8 +74,11 @@ class ToldLines:
         #: Sentences that state a cause, or another case that works.
         self.decides: list[LogEvent] = []
         self.title: LogEvent | None = None
-        #: Whether the last row is in a pasted block.
-        self.pasted = False
+        #: Whether the report has lines of a program's log, and whether it ends among them, in a
+        #: pasted block that is still open.
+        self.logs = False
+        self.ends_in_log = False
+        self._pasted = False
         self._lines: set[int] = set()
         self._rows = 0
 
@@ -83,9 +91,12 @@ class ToldLines:
         self._rows += 1
         if self.title is None and self._rows <= _FIRST and text.startswith("# "):
             self.title = LogEvent(line, text, KnownMessage())
+        logs = self.title is not None and _LOG.match(text) is not None
+        self.logs = self.logs or logs
+        self.ends_in_log = self._pasted and (logs or self.ends_in_log)
         if text.startswith(_FENCE):
-            self.pasted ^= text.count(_FENCE) % 2 == 1
-        elif not self.pasted and (self.title or self._rows == 1) and len(self._lines) < _MOST:
+            self._pasted ^= text.count(_FENCE) % 2 == 1
+        elif not self._pasted and (self.title or self._rows == 1) and len(self._lines) < _MOST:
             self._read(line, text)
 
     def has(self, line: int) -> bool:

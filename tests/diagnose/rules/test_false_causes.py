@@ -324,10 +324,16 @@ def test_a_title_that_tells_of_trouble_is_no_healthy_log() -> None:
 def test_a_pasted_block_without_its_end_was_cut() -> None:
     """What was pasted goes on; a sentence that tells what works is quoted beside the title."""
     said = "Release 2.0.1 works well, but not 2.1."
-    found = explain(f"[Bug] lmdeploy 报错\n\n{said}\n```\n$ lmdeploy chat m\nloading\n")
+    begins = "2026-03-02 10:00:00,100 - lmdeploy - INFO - builder.py:1 - loading"
+    report = f"[Bug] lmdeploy 报错\n\n{said}\n```\n"
+    found = explain(f"{report}$ lmdeploy chat m\n{begins}\n")
     assert found.what.startswith("this text ends at line 6, within its log")
     assert found.why == (f"the text says: {said}",)
     assert found.send[0].startswith("the lines after the last one here")
+    # A list of packages is no log that goes on.
+    found = explain(f"{report}sys.platform: linux\nGCC: gcc 11.4.0\n")
+    assert found.what == "this text has no log; the report's title says: lmdeploy 报错"
+    assert "the log itself, from the command" in found.send[0]
 
 
 def test_a_version_ends_where_another_script_begins() -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from turbofit.observe.stages import Phase
 
 _NO_LINE: Final = "no line of this log tells what failed"
+_NO_LOG: Final = "this text has no log"
+_IN_LOG: Final = "its log and before a line that tells what failed"
 #: The name of an exception before its message.
 _NAME: Final = re.compile(r"(?:\w+\.)*(\w+): ")
 #: Words by which people name the phase in which memory ran out.
@@ -52,10 +54,11 @@ def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
     changes = draft.changes
     if draft.kind == "out_of_memory":
         changes = _less_memory(mark.text, case)
+    nothing = _NO_LINE if facts.told.logs else _NO_LOG
     draft = replace(
         draft,
         phase="unknown",
-        what=f"{ends(facts) or _NO_LINE}; {said(evidence(mark, '').text)}",
+        what=f"{ends(facts) or nothing}; {said(evidence(mark, '').text)}",
         why=(last_call(cut), *raised_in(cut)) if cut and cut.stack else (),
         possible=draft.possible or tuple(filter(None, (draft.what,))),
         changes=changes,
@@ -69,7 +72,7 @@ def ends(facts: LogFacts) -> str:
     """The place where a text was cut before its error; empty if it was not cut."""
     where = "a traceback and before the error itself"
     if facts.cut_at is None:
-        where = "its log and before a line that tells what failed" if facts.told.pasted else ""
+        where = _IN_LOG if facts.told.ends_in_log else ""
     return where and f"this text ends at line {facts.lines}, within {where}"
 
 
